@@ -1,0 +1,77 @@
+"""The command line that all jobs share: manifest, overrides, exit codes, the last line."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+from dfkd.errors import DfkdError, Exit, InfrastructureError
+from dfkd.manifest import Manifest
+
+Work = Callable[[Manifest, argparse.Namespace], str]
+"""Does the job and returns the path of what it wrote; raises `DfkdError` for what a person can mend."""
+
+Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
+"""What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every job takes."""
+    arguments = argparse.ArgumentParser(
+        description=description,
+        epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, "
+        "3 partial (something quarantined), 4 worth retrying (infrastructure)",
+    )
+    arguments.add_argument("manifest", help="YAML file that fully describes the run")
+    arguments.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a manifest key, e.g. --set synthesis.steps=50 (repeatable)",
+    )
+    arguments.add_argument(
+        "--print-manifest", action="store_true", help="print the resolved manifest and stop"
+    )
+    arguments.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    return arguments
+
+
+def run(
+    arguments: argparse.ArgumentParser,
+    work: Work,
+    plan: Plan,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, read the manifest, work, and report; returns the exit code.
+
+    The last line on stdout of a job that wrote something is `wrote PATH`. A failure that a person can
+    mend is one line on stderr; anything else is a defect and keeps its traceback.
+    """
+    options = arguments.parse_args(argv)
+    try:
+        manifest = Manifest.read(options.manifest, tuple(options.overrides))
+        if options.print_manifest:
+            print(yaml.safe_dump(manifest.as_dict(), sort_keys=False, allow_unicode=True), end="")
+            return Exit.DONE
+        if options.dry_run:
+            print(json.dumps(plan(manifest, options), indent=2))
+            return Exit.DONE
+        written = work(manifest, options)
+    except DfkdError as error:
+        return fail(error)
+    except OSError as error:
+        return fail(InfrastructureError(f"operating system: {error}"))
+    print(f"wrote {written}", flush=True)
+    return Exit.DONE
+
+
+def fail(error: DfkdError) -> int:
+    """Print an error as its one line and return its exit code."""
+    sys.stdout.flush()
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.exit_code

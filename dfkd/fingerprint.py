@@ -1,0 +1,77 @@
+"""The fingerprint: the hash of everything that can change a pixel or a label."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dfkd.errors import FingerprintError
+from dfkd.manifest import Manifest
+
+SCHEMA = 1
+"""Raised whenever a change of code changes a pixel or a label that the same manifest gives."""
+
+SECTIONS = ("seed", "classes", "teacher", "generator", "prompts", "synthesis")
+
+
+def identity(manifest: Manifest, weights: Mapping[str, str]) -> dict[str, Any]:
+    """All that can change a pixel or a label: the flat `key.sub -> value` view that is hashed.
+
+    Args:
+        manifest: of one prompt method (`Manifest.with_method`).
+        weights: sha256 of each weight or configuration file, by role (`teacher.weights`, ...); a
+            hash stands in for the path it was read from, so that moving a file changes nothing.
+    """
+    if len(manifest.prompts.method) != 1:
+        raise ValueError("a fingerprint belongs to one prompt method; use Manifest.with_method")
+    plain = manifest.as_dict()
+    chosen = {
+        key: plain[key]
+        for key in ("seed", "classes", "teacher", "generator", "prompts", "synthesis")
+    }
+    method = manifest.prompts.method[0]
+    if method != "contrastive":
+        del chosen["prompts"]["contrastive"]
+    flat = {"schema": SCHEMA, **_flatten(chosen)}
+    flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
+    for role in weights:
+        flat.pop(role, None)
+    return dict(sorted(flat.items()))
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """The sha256 of an identity as 64 hexadecimal digits."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def refuse_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Raise `FingerprintError` naming every key in which two identities differ, if any does."""
+    keys = sorted(found.keys() | wanted.keys())
+    changes = [
+        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} here"
+        for key in keys
+        if found.get(key) != wanted.get(key)
+    ]
+    if changes:
+        raise FingerprintError(
+            f"{where} holds unfinished work of another manifest ({'; '.join(changes)}); "
+            "finish it with its own manifest, give another storage.root, or add --abandon to leave it"
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def sha256_file(path: str | Path) -> str:
+    """The sha256 of a file's bytes as 64 hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

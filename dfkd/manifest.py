@@ -1,0 +1,324 @@
+"""The manifest: the YAML file that fully describes a run, as checked dataclasses.
+
+Defaults are the paper's numbers (or, where the paper is silent, what the key's docstring says).
+No torch and no ray here, so that a bad manifest is refused in milliseconds.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from dfkd.errors import ManifestError
+from dfkd.yaml import load
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
+Method = Literal["vanilla", "mix", "random", "contrastive"]
+
+CHECKED = ConfigDict(extra="forbid", strict=True)
+
+
+def _several(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _require_unique(field: str, values: tuple[object, ...]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ManifestError(field, "every entry once", value, "remove the repetition")
+
+
+def _require_slots(field: str, template: str, *slots: str) -> None:
+    for slot in slots:
+        if template.count(slot) != 1:
+            raise ManifestError(
+                field, f"must contain {slot} exactly once", template, "mend the template"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Storage:
+    """Where a run keeps what it makes."""
+
+    root: Name
+    """A directory or `s3://bucket/prefix`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Teacher:
+    """The frozen vision-language model (open_clip)."""
+
+    model: Name = "ViT-B-32-quickgelu"
+    """An open_clip architecture, the path of a model configuration, or `miniature`."""
+    weights: Name = "openai"
+    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a directory, `miniature`."""
+    template: Name = "A {class}"
+    """The vanilla class prompt, which is also the one that labels and zero-shot rows use."""
+
+    def __post_init__(self) -> None:
+        _require_slots("teacher.template", self.template, "{class}")
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Generator:
+    """The frozen VQGAN decoder (taming-transformers)."""
+
+    config: Name = "miniature"
+    """The official `model.yaml`, or `miniature`."""
+    weights: Name = "miniature"
+    """The official `.ckpt`, a safetensors file with the same keys, or `miniature`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Guard:
+    """Class consistency of random and contrastive prompts; all off is the paper's exact form."""
+
+    weight: NonNegative = 0.0
+    """Weight of the cross-entropy of a contrastive prompt against the class texts."""
+    temperature: Positive = 0.1
+    """Temperature of that cross-entropy over cosine similarities."""
+    attempts: Natural = 0
+    """New draws of a prompt that is nearest to a foreign class, before it falls back to vanilla."""
+    margin: NonNegative = 0.0
+    """How much nearer (in cosine) its own class must be than any other for a prompt to pass."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Contrastive:
+    """Equation 12 and the variants that the paper ablates."""
+
+    updates: Count = 100
+    learning_rate: Positive = 0.1
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    bank: Natural = 2048
+    """Negatives drawn from the memory bank of earlier prompts; 0 uses the batch alone."""
+    temperature: Positive = 0.1
+    """The paper names no value."""
+    positive: Literal["shuffle", "substitute"] = "shuffle"
+    """How the letters of the template's frozen words are disturbed in the positive view."""
+    negatives: Literal["instance", "intra-class"] = "instance"
+    initialisation: Literal["random", "mix"] = "random"
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Prompts:
+    """How each image gets its own target text embedding."""
+
+    method: Annotated[tuple[Method, ...], BeforeValidator(_several)] = ("contrastive",)
+    """One method, or a list that `jobs/pipeline.py` compares."""
+    template: Name = "{class} in the style of {style}"
+    styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"
+    """The style dictionary of mix: a named one or a list."""
+    alpha: Positive = 1.0
+    """Beta(alpha, alpha) of mix."""
+    scale: NonNegative = 10.0
+    """e of random: pseudo-word spread in standard deviations of the token table."""
+    guard: Guard = Guard()
+    contrastive: Contrastive = Contrastive()
+
+    def __post_init__(self) -> None:
+        _require_slots("prompts.template", self.template, "{class}", "{style}")
+        _require_unique("prompts.method", self.method)
+        if not isinstance(self.styles, str):
+            _require_unique("prompts.styles", self.styles)
+        few = not isinstance(self.styles, str) and len(self.styles) < 2
+        if few and ("mix" in self.method or self.contrastive.initialisation == "mix"):
+            raise ManifestError(
+                "prompts.styles", "mix needs two styles or more", self.styles, "add styles"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Synthesis:
+    """Latent optimisation (equations 1-3)."""
+
+    images_per_class: Count = 3000
+    shard_size: Count = 100
+    """Images a shard, and so the work one task does and can lose."""
+    image_size: Count = 224
+    """Pixels a side; a multiple of the generator's down-sampling factor."""
+    steps: Count = 500
+    batch_size: Count = 8
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: Positive = 0.15
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: NonNegative = 0.0
+    views: Natural = 0
+    """Augmented views that the teacher sees at each step; 0 shows it the plain image."""
+    view_noise: NonNegative = 0.0
+    """Standard deviation of the pixel noise that is added to a view."""
+    quantise: bool = True
+    """Decode the nearest codes, straight-through, instead of the continuous latent."""
+    initialisation: Literal["codes", "normal"] = "codes"
+    keep: Literal["best", "last"] = "best"
+    patience: Natural = 0
+    """Steps without a better loss after which an image stops; 0 never stops early."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks on a GPU; distances are always float32."""
+    format: Literal["png", "jpg"] = "png"
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ManifestError(
+                "synthesis.weight_decay",
+                "must be 0 with optimizer adam",
+                self.weight_decay,
+                "set synthesis.optimizer=adamw or the decay to 0",
+            )
+
+
+Augmentation = Literal[
+    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase"
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Distillation:
+    """L1 on teacher distances in two phases (equations 4-5)."""
+
+    student: Name = "resnet18"
+    """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
+    weights: Name = "none"
+    """Initial: `none`, a safetensors file, or the library's name (`IMAGENET1K_V1`, `pretrained`)."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
+    """One student is trained for each."""
+    warmup_epochs: Natural = 150
+    """Epochs with the backbone frozen."""
+    epochs: Count = 150
+    """Epochs with everything trained, at `finetune_factor` times the rate."""
+    learning_rate: Positive = 0.1
+    finetune_factor: Positive = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images of one step over all ranks together."""
+    labels: Literal["live", "stored"] = "live"
+    """Teacher on the augmented view, or the distances stored in the shard."""
+    standardise: bool = False
+    """Train on (distance - mean) / std of the labels; the student still outputs distances."""
+    augmentation: tuple[Augmentation, ...] = ("flip", "crop")
+    workers: Count = 1
+    """DDP ranks."""
+    loader_workers: Natural = 0
+    """Processes a rank that decode shards; 0 decodes in the rank itself."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_epochs: Count = 1
+    """Epochs between checkpoints."""
+
+    def __post_init__(self) -> None:
+        _require_unique("distillation.seeds", self.seeds)
+        _require_unique("distillation.augmentation", self.augmentation)
+        if self.labels == "stored" and self.augmentation:
+            raise ManifestError(
+                "distillation.labels",
+                "stored labels belong to the plain image and allow no augmentation",
+                self.labels,
+                "set distillation.labels=live or distillation.augmentation=[]",
+            )
+        if self.batch_size % self.workers:
+            raise ManifestError(
+                "distillation.batch_size",
+                f"must be a multiple of distillation.workers ({self.workers})",
+                self.batch_size,
+                "change one of the two",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Evaluation:
+    """Accuracy per domain and class on data that no stage has seen."""
+
+    data: Name = "bundled"
+    """A folder `root/domain/class/*`, a list file, or `bundled`."""
+    models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(_several)] = (
+        "teacher",
+        "student",
+    )
+    batch_size: Count = 64
+
+    def __post_init__(self) -> None:
+        _require_unique("evaluation.models", self.models)
+        if not self.models:
+            raise ManifestError(
+                "evaluation.models",
+                "must name a model",
+                self.models,
+                "use teacher, student or both",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Cluster:
+    """How many workers synthesise, and how stubbornly."""
+
+    workers: Natural = 0
+    """Synthesis actors at the most; 0 is one for each GPU or, without any, each CPU share."""
+    cpus_per_worker: Positive = 1.0
+    attempts: Count = 3
+    """Tries of a task before it is quarantined."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Manifest:
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    storage: Storage
+    seed: Natural = 0
+    teacher: Teacher = Teacher()
+    generator: Generator = Generator()
+    prompts: Prompts = Prompts()
+    synthesis: Synthesis = Synthesis()
+    distillation: Distillation = Distillation()
+    evaluation: Evaluation = Evaluation()
+    cluster: Cluster = Cluster()
+
+    def __post_init__(self) -> None:
+        for name in self.classes:
+            if not name.strip():
+                raise ManifestError(
+                    "classes", "a class name must not be empty", name, "name or remove it"
+                )
+            if "/" in name or name != name.strip() or not name.isprintable():
+                raise ManifestError(
+                    "classes",
+                    "a class name is printable, without '/' and without outer spaces",
+                    name,
+                    "rename it",
+                )
+        _require_unique("classes", self.classes)
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":
+        """The manifest in file `path` with `key.sub=value` overrides applied.
+
+        Raises:
+            ManifestError: the file or an override breaks a rule; the text names field, rule and value.
+        """
+        return load(cls, path, overrides)
+
+    def with_method(self, method: Method) -> "Manifest":
+        """The same run with one prompt method: what the fingerprint of a version is taken of."""
+        return dataclasses.replace(
+            self, prompts=dataclasses.replace(self.prompts, method=(method,))
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts and scalars, as a YAML or JSON file would hold them."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain

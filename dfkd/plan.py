@@ -1,0 +1,66 @@
+"""Manifest to tasks: pure functions, so that any worker can derive its own work and seeds."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dfkd.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard's worth of work: images `start .. start + count - 1` of one class."""
+
+    class_index: int
+    shard_index: int
+    start: int
+    count: int
+
+    @property
+    def id(self) -> str:
+        """The shard's name without its suffix, e.g. `0003-00012`."""
+        return f"{self.class_index:04d}-{self.shard_index:05d}"
+
+    @property
+    def indices(self) -> range:
+        """The image indices within the class."""
+        return range(self.start, self.start + self.count)
+
+
+def tasks(manifest: Manifest) -> Iterator[Task]:
+    """Every task of a run, in the order of class and shard."""
+    total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
+    for class_index in range(len(manifest.classes)):
+        for shard_index, start in enumerate(range(0, total, size)):
+            yield Task(class_index, shard_index, start, min(size, total - start))
+
+
+def task_count(manifest: Manifest) -> int:
+    """How many tasks `tasks` yields."""
+    total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
+    return len(manifest.classes) * -(-total // size)
+
+
+def image_count(manifest: Manifest) -> int:
+    """Images of the whole run."""
+    return len(manifest.classes) * manifest.synthesis.images_per_class
+
+
+def sample_key(class_index: int, index: int) -> str:
+    """The WebDataset key of one image; holds no dot, which would split it."""
+    return f"{class_index:04d}-{index:07d}"
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part and on nothing else (sha256).
+
+    Seeds are derived from class names, not positions, and not from the prompt method: adding a
+    class changes no other class's latents, and methods are compared from the same ones.
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def image_seed(manifest: Manifest, class_index: int, index: int, attempt: int = 0) -> int:
+    """The seed of one image's latent and views; `attempt` counts retries after a divergence."""
+    return derive_seed("image", manifest.seed, manifest.classes[class_index], index, attempt)

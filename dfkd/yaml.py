@@ -1,0 +1,121 @@
+"""YAML into checked dataclasses: the one reader of manifest files and `--set` overrides."""
+
+import difflib
+import json
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dfkd.errors import ManifestError
+
+T = TypeVar("T")
+
+MAX_BYTES = 1 << 20
+"""A manifest is written by a person; a larger file is a mistake or an attack."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that refuses a key given twice, which PyYAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ManifestError(str(key), f"given twice (line {line})", key, "keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(schema: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:
+    """The dataclass `schema` filled from a YAML file and `key.sub=value` overrides.
+
+    Raises:
+        ManifestError: no such file, no YAML, an unknown key, a wrong type or a broken rule.
+    """
+    tree = _parse(_read(Path(path)), str(path))
+    if not isinstance(tree, dict):
+        raise ManifestError(
+            str(path), "must be a mapping of keys to values", tree, "see manifests/"
+        )
+    for override in overrides:
+        _apply(tree, override)
+    return check(schema, tree)
+
+
+def check(schema: type[T], tree: dict[str, Any]) -> T:
+    """`tree` as a `schema`; strict: no text becomes a number, no number a flag."""
+    try:
+        encoded = json.dumps(tree, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            "manifest", "holds plain text, numbers and lists", str(error), "quote it"
+        ) from None
+    try:
+        return TypeAdapter(schema).validate_json(encoded, strict=True)
+    except ValidationError as error:
+        raise _first_problem(schema, error) from None
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise ManifestError("manifest", "must be an existing file", str(path), "check the path")
+    if path.stat().st_size > MAX_BYTES:
+        raise ManifestError(
+            "manifest", f"at most {MAX_BYTES} bytes", path.stat().st_size, "check the path"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ManifestError("manifest", "must be UTF-8 text", str(path), "check the path") from None
+
+
+def _parse(text: str, field: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ManifestError(field, "must be valid YAML", reason, "mend that line") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ManifestError(
+            "--set", "takes key.sub=value", override, "write for example --set seed=1"
+        )
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ManifestError(
+                f"--set {key}", f"{parent} holds a value, not keys", tree, "shorten the key"
+            )
+    tree[leaf] = _parse(text, f"--set {key}")
+
+
+def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
+    problem = error.errors(include_url=False)[0]
+    place = [part for part in problem["loc"] if not str(part).startswith(("tuple[", "literal["))]
+    field = ".".join(str(part) for part in place) or "manifest"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = difflib.get_close_matches(str(place[-1]), _names(schema, place[:-1]), n=1)
+        remedy = (
+            f"did you mean {near[0]!r}?" if near else "remove it, or see manifests/ for all keys"
+        )
+        return ManifestError(field, "is not a key of the manifest", problem["input"], remedy)
+    if problem["type"] in ("missing_argument", "missing"):
+        return ManifestError(field, "is required", None, f"add {field} to the manifest")
+    rule = problem["msg"].removeprefix("Input ")
+    return ManifestError(field, rule, problem["input"], "change the value")
+
+
+def _names(schema: Any, place: list[Any]) -> list[str]:
+    for part in place:
+        fields = getattr(schema, "__dataclass_fields__", {})
+        schema = fields[part].type if part in fields else None
+    return list(getattr(schema, "__dataclass_fields__", {}))
