@@ -1,0 +1,215 @@
+"""Accuracy per domain and class: a model's distances on data that no stage has seen.
+
+A model is anything that maps pixels to distances; the smallest distance is its answer.
+"""
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from dfkd.domains import Domains, Item
+from dfkd.errors import DfkdError
+from dfkd.results import Row, row
+
+AHEAD = 2
+"""Batches that are decoded while a model works on one: bounds memory."""
+
+Model = Callable[[Tensor], Tensor]
+"""Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to score, and what its rows call it."""
+
+    model: str
+    """teacher or student."""
+    method: str
+    seed: int
+    image_size: int
+    """Pixels a side that the model takes."""
+    distances: Model
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rows of one or more models, and the images that could not be scored."""
+
+    rows: tuple[Row, ...]
+    unreadable: tuple[str, ...]
+    """`name: reason` of each image that no decoder could read, sorted."""
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cpus() -> int:
+    """Processors that this process may use: the number of decoding threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+    """An encoded image as CLIP sees it: [H, W, 3] uint8 with H = W = `image_size`.
+
+    Turned upright as its EXIF says, transparency on white, shorter side resized bicubically, centre
+    cut out.
+
+    Raises:
+        ValueError: no image, or a truncated or oversized one; the text says why.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            upright = _on_white(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+    return np.asarray(_fit(upright, image_size))
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size` and centre crop, with CLIP's (torchvision's) rounding."""
+    short = min(image.size)
+    width, height = (size if side == short else int(size * side / short) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+    return scaled.crop((left, top, left + size, top + size))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; PIL would clip them to white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def score(
+    candidates: Iterable[Candidate], data: Domains, batch_size: int, threads: int | None = None
+) -> Scores:
+    """Every candidate on every domain; each is taken from the iterable when its turn comes.
+
+    Args:
+        candidates: models; a lazy iterable keeps one of them in memory at a time.
+        data: what to score, with the classes in the order of the models' outputs.
+        batch_size: images a batch.
+        threads: that decode images; None is one for each processor.
+
+    Raises:
+        DfkdError: a model whose output is no finite [N, M], or data without a readable image.
+    """
+    rows: list[Row] = []
+    unreadable: dict[str, str] = {}
+    for candidate in candidates:
+        counts = _confusions(candidate, data, batch_size, threads or cpus(), unreadable)
+        for domain, confusion in counts.items():
+            if confusion.any():
+                rows.append(
+                    row(
+                        candidate.model,
+                        candidate.method,
+                        candidate.seed,
+                        domain,
+                        data.classes,
+                        confusion,
+                    )
+                )
+    if not rows and unreadable:
+        name, reason = min(unreadable.items())
+        raise DfkdError(
+            f"evaluation.data: none of {len(data.items)} images can be read, the first being "
+            f"{name} ({reason}); check {data.source}"
+        )
+    return Scores(
+        tuple(rows), tuple(f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
+    )
+
+
+def _confusions(
+    candidate: Candidate,
+    data: Domains,
+    batch_size: int,
+    threads: int,
+    unreadable: dict[str, str],
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Counts true x predicted of each domain; adds what cannot be read to `unreadable`."""
+    M = len(data.classes)
+    counts = {domain: np.zeros((M, M), dtype=np.int64) for domain in data.names}
+    title = f"{candidate.model} {candidate.method} seed {candidate.seed}"
+    with tqdm(total=len(data.items), desc=title, unit="img", disable=None, leave=False) as bar:
+        for chunk, images in _batches(data.items, candidate.image_size, batch_size, threads):
+            bar.update(len(chunk))
+            readable = []
+            for item, image in zip(chunk, images, strict=True):
+                if isinstance(image, str):
+                    unreadable[item.name] = image
+                else:
+                    readable.append((item, image))
+            if readable:
+                items, arrays = zip(*readable, strict=True)
+                for item, answer in zip(items, _predict(candidate, arrays, M), strict=True):
+                    counts[item.domain][item.class_index, answer] += 1
+    return counts
+
+
+def _predict(
+    candidate: Candidate, images: Sequence[npt.NDArray[np.uint8]], classes: int
+) -> list[int]:
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(candidate.device)
+    with torch.inference_mode():
+        distances = candidate.distances(batch.float().div(255).contiguous())
+    wanted = (len(images), classes)
+    if distances.shape != wanted or not torch.isfinite(distances).all():
+        raise DfkdError(
+            f"{candidate.model} {candidate.method} seed {candidate.seed}: must give finite "
+            f"distances {wanted}, got {tuple(distances.shape)} or NaN; train it again"
+        )
+    answers: list[int] = distances.argmin(dim=1).tolist()
+    return answers
+
+
+Decoded = npt.NDArray[np.uint8] | str
+"""An image, or why there is none."""
+
+
+def _batches(
+    items: Sequence[Item], image_size: int, batch_size: int, threads: int
+) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
+    """Items with their pixels in order, decoded by threads `AHEAD` batches in advance."""
+    starts = range(0, len(items), batch_size)
+    waiting: deque[tuple[Sequence[Item], list[Future[Decoded]]]] = deque()
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        for start in starts:
+            chunk = items[start : start + batch_size]
+            waiting.append((chunk, [pool.submit(_decode, item, image_size) for item in chunk]))
+            if len(waiting) > AHEAD:
+                yield _collect(waiting.popleft())
+        while waiting:
+            yield _collect(waiting.popleft())
+
+
+def _collect(
+    batch: tuple[Sequence[Item], list[Future[Decoded]]],
+) -> tuple[Sequence[Item], list[Decoded]]:
+    chunk, futures = batch
+    return chunk, [future.result() for future in futures]
+
+
+def _decode(item: Item, image_size: int) -> Decoded:
+    try:
+        return pixels(item.read(), image_size)
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
