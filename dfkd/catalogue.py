@@ -1,0 +1,194 @@
+"""What publishing writes: index, data card and manifest, all byte-deterministic."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfkd.shards import Receipt, Sample, read_shard
+from dfkd.storage import Storage
+
+SCHEMA = 1
+"""Of manifest.json and index.parquet; raised when a reader must know about a change."""
+
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("class", pa.string(), nullable=False),
+        pa.field("class_index", pa.int32(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("confidence", pa.float64(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("extension", pa.string(), nullable=False),
+    ]
+)
+"""One row per sample: enough to choose or count samples without opening a shard."""
+
+GROUP_ROWS = 8192
+"""Rows of the index in memory at once."""
+
+
+def index_row(sample: Sample, shard: str) -> dict[str, Any]:
+    """The index's row about one sample."""
+    row = {name: sample.metadata.get(name) for name in INDEX.names}
+    return row | {"key": sample.key, "shard": shard, "extension": sample.extension}
+
+
+@dataclass
+class LabelMoments:
+    """Mean and standard deviation of all distances, summed in float64 in the order of shards."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, distances: np.ndarray[Any, Any]) -> None:
+        """Take the M distances of one image into account."""
+        values = distances.astype(np.float64)
+        self.count += values.size
+        self.total += float(values.sum())
+        self.squares += float((values**2).sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean distance; 0 without any."""
+        return self.total / self.count if self.count else 0.0
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 0 without any."""
+        spread = self.squares / self.count - self.mean**2 if self.count else 0.0
+        return math.sqrt(max(spread, 0.0))
+
+
+def write_index(storage: Storage, receipts: Sequence[Receipt], path: Path) -> LabelMoments:
+    """Write index.parquet at `path` from verified shards, one by one; returns label statistics."""
+    moments = LabelMoments()
+    rows: list[dict[str, Any]] = []
+    with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
+        for receipt in receipts:
+            for sample in read_shard(storage.get(receipt.shard), receipt):
+                moments.add(sample.arrays["distances"])
+                rows.append(index_row(sample, receipt.shard))
+            if len(rows) >= GROUP_ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, INDEX))
+                rows.clear()
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, INDEX))
+    return moments
+
+
+def read_index(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of index.parquet, in its order, a row group at a time."""
+    with pq.ParquetFile(path) as file:
+        if not file.schema_arrow.equals(INDEX):
+            raise ValueError(f"columns {file.schema_arrow.names}, not those of dfkd")
+        for batch in file.iter_batches(GROUP_ROWS):
+            yield from batch.to_pylist()
+
+
+def describe(
+    identity: Mapping[str, Any],
+    fingerprint: str,
+    environment: Mapping[str, Any],
+    receipts: Sequence[Receipt],
+    quarantined: Iterable[str],
+    moments: LabelMoments,
+    index: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of manifest.json: all that a reader needs, and where every pixel came from."""
+    suffix = ".sha256"
+    return {
+        "schema": SCHEMA,
+        "fingerprint": fingerprint,
+        "identity": dict(identity),
+        "environment": dict(environment),
+        "weights": {
+            key.removesuffix(suffix): digest
+            for key, digest in identity.items()
+            if key.endswith(suffix)
+        },
+        "classes": list(identity["classes"]),
+        "samples": sum(receipt.samples for receipt in receipts),
+        "bytes": sum(receipt.bytes for receipt in receipts),
+        "failed": sum(len(receipt.failed) for receipt in receipts),
+        "quarantined": sorted(quarantined),
+        "label_mean": moments.mean,
+        "label_std": moments.std,
+        "index": dict(index),
+        "shards": [asdict(receipt) for receipt in receipts],
+    }
+
+
+INTRODUCTION = """\
+{samples} images in {shards} WebDataset shards ({bytes} bytes), synthesised by dfkd from class names
+alone: no photograph or drawing was read. Each image was optimised until a vision-language teacher
+took it for its prompt, and carries the teacher's distances (`distances.npy`, smaller is closer) and
+its embedding (`embedding.npy`).
+"""
+
+TERMS = """\
+The images derive from these weights and fall under whatever terms the weights carry. They are
+training material for a student, not pictures of real things: they inherit the teacher's biases, and
+how a class looks is the teacher's idea of its name.
+
+`manifest.json` holds the full configuration, library versions and the sha256 of each shard;
+`index.parquet` one row per image with its prompt, seed, loss and confidence.
+"""
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """The data card (README.md of a version) as Markdown, from its manifest alone."""
+    identity, shards = manifest["identity"], len(manifest["shards"])
+    counts = {"samples": manifest["samples"], "shards": shards, "bytes": manifest["bytes"]}
+    lines = [
+        f"# Synthetic images of {len(manifest['classes'])} classes",
+        "",
+        INTRODUCTION.format(**counts),
+        f"- version: `{manifest['fingerprint'][:16]}` (fingerprint `{manifest['fingerprint']}`)",
+        f"- method: {', '.join(identity.get('prompts.method', ['unknown']))}",
+        f"- teacher: {identity.get('teacher.model')}",
+        f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
+        f"{manifest['label_std']:.6f} over all distances",
+        f"- images that diverged and were left out: {manifest['failed']}",
+        f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
+        "",
+        "## Images per class",
+        "",
+        "| class | images | failed |",
+        "|---|---|---|",
+        *_class_rows(manifest),
+        "",
+        "## Provenance and licence",
+        "",
+        "| weights | sha256 |",
+        "|---|---|",
+        *(f"| {role} | `{digest}` |" for role, digest in sorted(manifest["weights"].items())),
+        "",
+        TERMS,
+    ]
+    return "\n".join(lines)
+
+
+def _class_rows(manifest: Mapping[str, Any]) -> list[str]:
+    made = [0] * len(manifest["classes"])
+    failed = [0] * len(manifest["classes"])
+    for shard in manifest["shards"]:
+        class_index = int(shard["task"].partition("-")[0])
+        made[class_index] += shard["samples"]
+        failed[class_index] += len(shard["failed"])
+    return [
+        f"| {name.replace('|', chr(92) + '|')} | {made[row]} | {failed[row]} |"
+        for row, name in enumerate(manifest["classes"])
+    ]

@@ -1,0 +1,251 @@
+"""Samples to tar and back: byte-deterministic WebDataset shards that hold no pickles.
+
+A shard with a flipped bit, or cut at the boundary of two members, reads without any error. So a
+reader checks bytes, sha256 and count against the shard's receipt before it yields anything.
+"""
+
+import hashlib
+import io
+import json
+import math
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
+from webdataset import TarWriter
+
+from dfkd.errors import CorruptionError
+
+Array = npt.NDArray[Any]
+
+METADATA: dict[str, type] = {
+    "class": str,
+    "class_index": int,
+    "index": int,
+    "seed": int,
+    "method": str,
+    "prompt": str,
+    "loss": float,
+    "confidence": float,
+    "steps": int,
+    "attempt": int,
+}
+"""What every sample says about itself; more keys are allowed, fewer are not."""
+
+ARRAYS = {"distances": np.dtype("<f4"), "embedding": np.dtype("<f2")}
+"""Arrays with a fixed type: M distances of the teacher, and its image embedding (E)."""
+
+MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>png|jpg|json|[a-z_]+\.npy)")
+MAX_MEMBER = 64 << 20
+"""Bytes; an image or array of one sample is far smaller."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One synthesised image and all that is known about it."""
+
+    key: str
+    image: bytes
+    """Encoded, as `extension` says."""
+    extension: str
+    """`png` or `jpg`."""
+    metadata: dict[str, Any]
+    """JSON values; the keys of `METADATA` at least."""
+    arrays: dict[str, Array]
+    """`distances` float32 [M], `embedding` float16 [E]."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The small object that says a shard is complete. No times: the same work, the same receipt."""
+
+    task: str
+    shard: str
+    """The shard's key within its version."""
+    sha256: str
+    bytes: int
+    samples: int
+    failed: tuple[int, ...]
+    """Image indices of the task that diverged and are not in the shard."""
+    fingerprint: str
+    """Of the version."""
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """The receipt as JSON bytes, the same for the same receipt."""
+    return canonical(asdict(receipt))
+
+
+def decode_receipt(data: bytes, where: str) -> Receipt:
+    """The receipt in `data`; `CorruptionError` naming `where` if it is none."""
+    try:
+        return TypeAdapter(Receipt).validate_json(data, strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise CorruptionError(
+            f"{where}: not a receipt ({problem}); delete it and synthesise its task again"
+        ) from None
+
+
+def canonical(tree: Any) -> bytes:
+    """`tree` as JSON bytes: sorted keys, UTF-8, one trailing newline; refuses NaN."""
+    return (
+        json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
+
+
+def write_shard(samples: Iterable[Sample], path: Path) -> int:
+    """Write the samples, sorted by key, as a tar at `path`; returns how many there are.
+
+    The bytes depend on the samples alone.
+
+    Raises:
+        ValueError: a sample breaks the format (the caller's defect, so no `DfkdError`).
+    """
+    ordered = sorted(samples, key=lambda sample: sample.key)
+    if len({sample.key for sample in ordered}) < len(ordered):
+        raise ValueError("two samples of a shard have the same key")
+    with (
+        path.open("wb") as stream,
+        TarWriter(stream, user="dfkd", group="dfkd", mode=0o444, mtime=0, encoder=False) as tar,
+    ):
+        for sample in ordered:
+            tar.write({"__key__": sample.key, **_encode(sample)})
+    return len(ordered)
+
+
+def _encode(sample: Sample) -> dict[str, bytes]:
+    problem = _problem(sample.metadata, sample.arrays)
+    if problem:
+        raise ValueError(f"sample {sample.key!r}: {problem}")
+    members = {sample.extension: sample.image, "json": canonical(sample.metadata)}
+    for name, array in sample.arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        members[f"{name}.npy"] = buffer.getvalue()
+    for suffix, data in members.items():
+        if not MEMBER.fullmatch(f"{sample.key}.{suffix}") or len(data) > MAX_MEMBER:
+            raise ValueError(
+                f"sample {sample.key!r}: no such member {suffix!r} ({len(data)} bytes)"
+            )
+    return members
+
+
+def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | None:
+    for key, kind in METADATA.items():
+        if type(metadata.get(key)) is not kind:
+            return f"metadata {key!r} must be {kind.__name__}, is {metadata.get(key)!r}"
+        if kind is float and not math.isfinite(metadata[key]):
+            return f"metadata {key!r} must be finite, is {metadata[key]!r}"
+    for name, dtype in ARRAYS.items():
+        if name not in arrays:
+            return f"array {name!r} is missing"
+        if arrays[name].dtype != dtype or arrays[name].ndim != 1:
+            found = f"{arrays[name].dtype} with {arrays[name].ndim} axes"
+            return f"array {name!r} must be {dtype} with 1 axis, is {found}"
+    return None
+
+
+def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
+    """The samples of a shard, after its bytes, sha256 and sample count agree with the receipt.
+
+    Raises:
+        CorruptionError: they do not, or a member is none that `write_shard` writes.
+    """
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    verify_bytes(data, receipt)
+    yield from parse_shard(data, receipt.shard, receipt.samples)
+
+
+def verify_bytes(data: bytes, receipt: Receipt) -> None:
+    """Raise `CorruptionError` unless `data` has the receipt's size and sha256."""
+    if len(data) != receipt.bytes:
+        _refuse(receipt.shard, f"{len(data)} bytes, its receipt says {receipt.bytes}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != receipt.sha256:
+        _refuse(receipt.shard, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
+
+
+def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
+    """The samples in a tar's bytes; `name` is for messages, `count` is checked before the first."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            groups = _groups(tar, name)
+            if count is not None and len(groups) != count:
+                _refuse(name, f"{len(groups)} samples, its receipt says {count}")
+            for key, members in groups.items():
+                yield _decode(tar, name, key, members)
+    except tarfile.TarError as error:
+        _refuse(name, f"no readable tar ({error})")
+
+
+def _groups(tar: tarfile.TarFile, name: str) -> dict[str, dict[str, tarfile.TarInfo]]:
+    groups: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in tar:
+        match = MEMBER.fullmatch(member.name)
+        if not match or not member.isreg() or member.issparse():
+            _refuse(name, f"member {member.name[:80]!r} is not a plain file of a sample")
+        if member.size > MAX_MEMBER:
+            _refuse(name, f"member {member.name!r} has {member.size} bytes, at most {MAX_MEMBER}")
+        group = groups.setdefault(match["key"], {})
+        if match["suffix"] in group:
+            _refuse(name, f"member {member.name!r} is there twice")
+        group[match["suffix"]] = member
+    return groups
+
+
+def _decode(
+    tar: tarfile.TarFile, name: str, key: str, members: Mapping[str, tarfile.TarInfo]
+) -> Sample:
+    files = {suffix: _content(tar, member, name) for suffix, member in members.items()}
+    extensions = [suffix for suffix in files if suffix in ("png", "jpg")]
+    if len(extensions) != 1 or "json" not in files:
+        _refuse(name, f"sample {key!r} has members {sorted(files)}, not one image and one json")
+    try:
+        metadata = json.loads(files["json"])
+        arrays = {
+            suffix.removesuffix(".npy"): _array(content)
+            for suffix, content in files.items()
+            if suffix.endswith(".npy")
+        }
+    except ValueError as error:
+        _refuse(name, f"sample {key!r}: {error}")
+    problem = (
+        _problem(metadata, arrays) if isinstance(metadata, dict) else "metadata is not a mapping"
+    )
+    if problem:
+        _refuse(name, f"sample {key!r}: {problem}")
+    return Sample(key, files[extensions[0]], extensions[0], metadata, arrays)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
+    stream = tar.extractfile(member)
+    content = stream.read() if stream else b""
+    if len(content) != member.size:
+        _refuse(name, f"member {member.name!r} is cut at {len(content)} of {member.size} bytes")
+    return content
+
+
+def _array(content: bytes) -> Array:
+    """The array in an .npy file; ValueError for a pickle, or for a header that lies about size."""
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("array is not in the .npy format 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    body = content[stream.tell() :]
+    if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize != len(body):
+        raise ValueError(f"array of {dtype} with shape {shape} in {len(body)} bytes is refused")
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def _refuse(name: str, difference: str) -> NoReturn:
+    raise CorruptionError(
+        f"shard {name}: {difference}; restore the file, "
+        "or delete the version and synthesise it again"
+    )

@@ -1,0 +1,65 @@
+"""Check every shard of each method's current version against its receipt, and the index against both."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dfkd import command, dataset
+from dfkd.errors import CorruptionError
+from dfkd.manifest import Manifest
+from dfkd.shards import canonical
+from dfkd.storage import Storage, open_storage
+
+REPORT = "verify.json"
+
+
+def verify(manifest: Manifest, options: argparse.Namespace) -> str:
+    """Verify, print each problem, write verify.json under the root; returns its location."""
+    root = open_storage(manifest.storage.root)
+    reports = [_report(root, method) for method in manifest.prompts.method]
+    root.put(REPORT, canonical({"schema": 1, "versions": reports}))
+    problems = [problem for report in reports for problem in report["problems"]]
+    for problem in problems:
+        print(f"problem: {problem}", flush=True)
+    if problems:
+        raise CorruptionError(
+            f"{root.location()}: {len(problems)} problems (listed above, and in "
+            f"{root.location(REPORT)}); follow the remedy of each"
+        )
+    return root.location(REPORT)
+
+
+def _report(root: Storage, method: str) -> dict[str, Any]:
+    home = root.child(f"data/{method}")
+    report: dict[str, Any] = {"method": method, "version": None, "shards": 0, "samples": 0}
+    try:
+        version = dataset.current(home)
+        if version is None:
+            place = home.location()
+            return report | {"problems": [f"{place}: nothing published; run jobs/synthesize.py"]}
+        problems = dataset.verify(version)
+    except CorruptionError as error:
+        return report | {"problems": [str(error)]}
+    report |= {"version": version.id, "shards": len(version.shards)}
+    report |= {"samples": version.manifest["samples"], "problems": problems}
+    print(
+        f"{method}: version {version.id}, {report['shards']} shards, {report['samples']} samples, "
+        f"{len(problems)} problems",
+        flush=True,
+    )
+    return report
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """What would be read."""
+    return {"methods": ", ".join(manifest.prompts.method), "root": manifest.storage.root}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    return command.run(command.parser(__doc__ or ""), verify, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
