@@ -57,7 +57,7 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
         abandon: leave unfinished versions of other identities behind instead of refusing.
 
     Raises:
-        FingerprintError: there is unfinished work of another identity; the text shows the difference.
+        FingerprintError: another identity's work is unfinished; the text shows the difference.
     """
     wanted = json.loads(canonical(dict(identity)))
     version = Version(storage, fingerprints.fingerprint(wanted))
@@ -164,9 +164,10 @@ class Version:
         return Receipt(task.id, shard, digest, len(data), len(found), failed, self.fingerprint)
 
     def put_prompts(self, name: str, table: pa.Table) -> bool:
-        """Store prompts once as prompts/{name}.parquet; `name` is `{shard_index:05d}`: all classes'.
+        """Store prompts once as prompts/{name}.parquet; False if they were there already.
 
-        Rows have `class_index` and `index` at least. Returns False if they were there already.
+        `name` is `{shard_index:05d}`: the rows of that shard of every class, with `class_index`
+        and `index` at least.
         """
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -180,7 +181,7 @@ class Version:
             table = pq.read_table(io.BytesIO(data))
         except (pa.ArrowException, OSError) as error:
             raise CorruptionError(
-                f"{self.storage.location(key)}: no readable Parquet ({error}); delete it and run again"
+                f"{self.storage.location(key)}: no readable Parquet ({error}); delete it, run again"
             ) from None
         mine = pc.and_(
             pc.equal(table["class_index"], task.class_index),

@@ -117,7 +117,7 @@ def check_key(key: str) -> str:
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """A directory. Every write goes to a locked file in `.partial` and is then linked or renamed."""
+    """A directory. A write goes to a locked file in `.partial`, then is linked or renamed."""
 
     root: Path
     prefix: str = ""

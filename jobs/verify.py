@@ -1,4 +1,4 @@
-"""Check every shard of each method's current version against its receipt, and the index against both."""
+"""Check every shard, receipt and index row of each method's current version."""
 
 import argparse
 import sys
