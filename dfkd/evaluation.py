@@ -24,6 +24,9 @@ from dfkd.results import Row, row
 AHEAD = 2
 """Batches that are decoded while a model works on one: bounds memory."""
 
+LONG = 8
+"""Sides in a ratio beyond this are cut before they are scaled: a thin strip would fill the memory."""
+
 Model = Callable[[Tensor], Tensor]
 """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
 
@@ -79,12 +82,17 @@ def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size` and centre crop, with CLIP's (torchvision's) rounding."""
+    """Shorter side to `size`, then the centre; pixel for pixel what torchvision gives CLIP."""
     short = min(image.size)
-    width, height = (size if side == short else int(size * side / short) for side in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
-    return scaled.crop((left, top, left + size, top + size))
+    if max(image.size) > LONG * short:
+        image = _centre(image, [min(side, LONG * short) for side in image.size])
+    scaled = [size if side == short else int(size * side / short) for side in image.size]
+    return _centre(image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC), [size, size])
+
+
+def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
+    left, top = (round((side - kept) / 2) for side, kept in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

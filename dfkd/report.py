@@ -1,0 +1,220 @@
+"""What people look at: the table of accuracies and the contact sheet of synthesised images.
+
+Every view is a function from rows or images to text or bytes; a page that joins them is one more.
+"""
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from PIL import Image, ImageDraw, ImageFont
+
+from dfkd.dataset import PublishedVersion
+from dfkd.errors import CorruptionError
+from dfkd.results import Row, Summary, summarise
+from dfkd.shards import Sample
+
+WIDTH = 80
+"""Columns of a table."""
+CELL = 9
+"""Columns of one domain at the most, the blank before it not counted."""
+NARROW = 6
+"""Columns of one domain at the least: `100.0` and a digit's room for a head."""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Accuracies in percent as a fixed-width text of at most 80 columns, without a final newline.
+
+    One line for each model and method, one column for each domain, and the mean over domains with
+    its standard deviation over seeds if there are several. What does not fit continues below.
+    """
+    summaries = summarise(rows)
+    images = {row["domain"]: row["images"] for row in rows}
+    names = sorted(images)
+    labels = ["accuracy, %", *(f"{line['model']} {line['method']}" for line in summaries), "images"]
+    left = min(max(map(len, labels)), WIDTH // 2)
+    means = ["mean", *map(_mean, summaries), str(sum(images.values()))]
+    right = max(map(len, means)) + 2
+    per_block = max(1, (WIDTH - left - right) // (NARROW + 1))
+    blocks = [names[start : start + per_block] for start in range(0, len(names), per_block)]
+    parts = []
+    for block in blocks:
+        last = block is blocks[-1]
+        space = (WIDTH - left - (right if last else 0)) // len(block) - 1
+        columns = [_column(name, summaries, images[name], min(space, CELL)) for name in block]
+        parts.append(_block(labels, columns, means if last else None, left))
+    return "\n\n".join(parts)
+
+
+def _mean(line: Summary) -> str:
+    spread = "" if line["std"] is None else f" ±{100 * line['std']:.1f}"
+    return f"{100 * line['mean']:.1f}{spread}"
+
+
+Column = tuple[list[str], list[str]]
+"""Head lines and body cells, all of one width."""
+
+
+def _column(name: str, summaries: Sequence[Summary], images: int, space: int) -> Column:
+    head = [_short(word, space) for word in name.replace("_", " ").replace("-", " ").split()]
+    body = [
+        f"{100 * line['domains'][name]['mean']:.1f}" if name in line["domains"] else "-"
+        for line in summaries
+    ]
+    body.append(str(images))
+    width = max(map(len, head + body))
+    return [word.rjust(width) for word in head], [cell.rjust(width) for cell in body]
+
+
+def _short(word: str, space: int) -> str:
+    return word if len(word) <= space else word[: space - 1] + "."
+
+
+def _block(
+    labels: Sequence[str], columns: Sequence[Column], means: Sequence[str] | None, left: int
+) -> str:
+    height = max(len(head) for head, _ in columns)
+    grid = [[_short(labels[0], left).ljust(left)] for _ in range(height)]
+    for line in grid[:-1]:
+        line[0] = " " * left
+    grid += [[_short(label, left).ljust(left)] for label in labels[1:]]
+    for head, body in columns:
+        blank = [" " * len(head[0])] * (height - len(head))
+        for line, cell in zip(grid, blank + head + body, strict=True):
+            line.append(cell)
+    if means:
+        width = max(map(len, means)) + 1
+        for line, cell in zip(grid, [""] * (height - 1) + list(means), strict=True):
+            line.append(cell.rjust(width))
+    lines = [" ".join(line).rstrip() for line in grid]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([*lines[:height], rule, *lines[height:]])
+
+
+Examples = list[list[Image.Image]]
+"""For each class a few images."""
+
+
+def examples(version: PublishedVersion, count: int = 8) -> Examples:
+    """The first `count` images of each class of a published version, as RGB.
+
+    Reads no more shards than it needs, each verified against its receipt.
+
+    Raises:
+        CorruptionError: a shard is not what was published.
+    """
+    found: Examples = [[] for _ in version.classes]
+    for receipt in sorted(version.shards, key=lambda receipt: receipt.task):
+        images = found[int(receipt.task.split("-")[0])]
+        if len(images) < count:
+            samples = islice(version.samples(receipt), count - len(images))
+            images += [_decode(sample, receipt.shard) for sample in samples]
+    return found
+
+
+def _decode(sample: Sample, shard: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(sample.image)) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise CorruptionError(
+            f"shard {shard}: image {sample.key} cannot be read ({error}); synthesise it again"
+        ) from None
+
+
+MARGIN = 28
+GAP = 4
+BLOCK_GAP = 24
+MAX_CLASSES = 48
+"""Rows of a sheet; a picture much taller opens nowhere."""
+INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
+
+
+def contact_sheet(
+    title: str, classes: Sequence[str], blocks: Mapping[str, Examples], footer: str = ""
+) -> bytes:
+    """A PNG with one row for each class and one block of images for each method.
+
+    Args:
+        title: first line.
+        classes: row labels; after 48 rows the sheet says how many are left out.
+        blocks: `examples` of each method, in the order in which they are shown.
+        footer: small last line, e.g. which versions these are.
+
+    Returns:
+        The file's bytes; the same images and texts give the same ones.
+    """
+    shown = list(classes[:MAX_CLASSES])
+    if len(shown) < len(classes):
+        footer = f"first {len(shown)} of {len(classes)} classes. {footer}".strip()
+    sheet = _Sheet(shown, blocks)
+    canvas = Image.new("RGB", sheet.size(title, footer), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, MARGIN), title, INK, _font(22))
+    for method, x in sheet.places():
+        draw.text((x, sheet.top - 10), method, INK, _font(16), anchor="ls")
+        for row, images in enumerate(blocks[method][: len(shown)]):
+            for column, image in enumerate(images):
+                place = (x + column * sheet.step, sheet.top + row * sheet.step)
+                _paste(canvas, draw, image, place, sheet.cell)
+    for row, name in enumerate(shown):
+        middle = sheet.top + row * sheet.step + sheet.cell // 2
+        draw.text((MARGIN + sheet.label, middle), name, INK, _font(15), anchor="rm")
+    draw.text((MARGIN, sheet.bottom + 14), footer, GREY, _font(12))
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+class _Sheet:
+    """Where things are on a contact sheet, in pixels."""
+
+    def __init__(self, classes: Sequence[str], blocks: Mapping[str, Examples]) -> None:
+        sizes = [image.width for block in blocks.values() for row in block for image in row]
+        self.cell = 64 if max(sizes, default=64) <= 64 else 96
+        self.step = self.cell + GAP
+        self.label = max(math.ceil(_font(15).getlength(name)) for name in classes)
+        self.top = MARGIN + 74
+        self.bottom = self.top + len(classes) * self.step - GAP
+        self.columns = {
+            method: max((len(row) for row in block), default=0) for method, block in blocks.items()
+        }
+
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Each method and the left edge of its block."""
+        x = MARGIN + self.label + 14
+        for method, columns in self.columns.items():
+            yield method, x
+            x += self.width(method, columns) + BLOCK_GAP
+
+    def width(self, method: str, columns: int) -> int:
+        """Of a block, which is at least as wide as its head."""
+        return max(columns * self.step - GAP, math.ceil(_font(16).getlength(method)))
+
+    def size(self, title: str, footer: str) -> tuple[int, int]:
+        """Of the whole sheet."""
+        blocks = sum(self.width(*item) for item in self.columns.items())
+        gaps = BLOCK_GAP * (len(self.columns) - 1)
+        body = self.label + 14 + blocks + gaps
+        texts = (_font(22).getlength(title), _font(12).getlength(footer))
+        width = max(body, *map(math.ceil, texts)) + 2 * MARGIN
+        return width, self.bottom + (14 + 12 if footer else 0) + MARGIN
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _paste(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    image: Image.Image,
+    place: tuple[int, int],
+    cell: int,
+) -> None:
+    if image.size != (cell, cell):
+        image = image.resize((cell, cell), Image.Resampling.LANCZOS)
+    canvas.paste(image, place)
+    x, y = place
+    draw.rectangle((x - 1, y - 1, x + cell, y + cell), outline=LINE)
