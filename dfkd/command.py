@@ -12,7 +12,7 @@ from dfkd.errors import DfkdError, Exit, InfrastructureError
 from dfkd.manifest import Manifest
 
 Work = Callable[[Manifest, argparse.Namespace], str]
-"""Does the job and returns the path of what it wrote; raises `DfkdError` for what a person can mend."""
+"""Does the job and returns the path of what it wrote; raises `DfkdError` for what one can mend."""
 
 Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
@@ -49,8 +49,8 @@ def run(
 ) -> int:
     """Parse, read the manifest, work, and report; returns the exit code.
 
-    The last line on stdout of a job that wrote something is `wrote PATH`. A failure that a person can
-    mend is one line on stderr; anything else is a defect and keeps its traceback.
+    The last line on stdout of a job that wrote something is `wrote PATH`. A failure that a person
+    can mend is one line on stderr; anything else is a defect and keeps its traceback.
     """
     options = arguments.parse_args(argv)
     try:

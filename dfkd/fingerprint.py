@@ -57,7 +57,7 @@ def refuse_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], where
     if changes:
         raise FingerprintError(
             f"{where} holds unfinished work of another manifest ({'; '.join(changes)}); "
-            "finish it with its own manifest, give another storage.root, or add --abandon to leave it"
+            "finish it with its own manifest, give another storage.root, or add --abandon"
         )
 
 

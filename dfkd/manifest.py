@@ -61,7 +61,7 @@ class Teacher:
     model: Name = "ViT-B-32-quickgelu"
     """An open_clip architecture, the path of a model configuration, or `miniature`."""
     weights: Name = "openai"
-    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a directory, `miniature`."""
+    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, `miniature`."""
     template: Name = "A {class}"
     """The vanilla class prompt, which is also the one that labels and zero-shot rows use."""
 
@@ -189,7 +189,7 @@ class Distillation:
     student: Name = "resnet18"
     """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
     weights: Name = "none"
-    """Initial: `none`, a safetensors file, or the library's name (`IMAGENET1K_V1`, `pretrained`)."""
+    """Initial: `none`, a safetensors file, the library's name (`IMAGENET1K_V1`, `pretrained`)."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
@@ -308,7 +308,7 @@ class Manifest:
         """The manifest in file `path` with `key.sub=value` overrides applied.
 
         Raises:
-            ManifestError: the file or an override breaks a rule; the text names field, rule and value.
+            ManifestError: the file or an override breaks a rule, which the text names.
         """
         return load(cls, path, overrides)
 

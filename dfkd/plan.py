@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from dfkd.manifest import Manifest
 
+WIDEST_EMBEDDING = 1024
+"""Dimensions of the teacher's embedding that an estimate of bytes allows for."""
+
+SAMPLE_OVERHEAD = 8192
+"""Bytes of one sample's JSON, prompts, index row and tar headers, rounded up."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -44,6 +50,13 @@ def task_count(manifest: Manifest) -> int:
 def image_count(manifest: Manifest) -> int:
     """Images of the whole run."""
     return len(manifest.classes) * manifest.synthesis.images_per_class
+
+
+def estimated_bytes(manifest: Manifest) -> int:
+    """Storage that the run's shards take at the most: raw pixels, labels, and tar padding."""
+    pixels = 3 * manifest.synthesis.image_size**2
+    labels = 4 * len(manifest.classes) + 2 * WIDEST_EMBEDDING
+    return image_count(manifest) * (pixels + labels + SAMPLE_OVERHEAD)
 
 
 def sample_key(class_index: int, index: int) -> str:

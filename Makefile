@@ -1,0 +1,44 @@
+# Every target works on a fresh machine with Python 3.11+ and make: the environment builds itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+MANIFEST ?= manifests/miniature.yaml
+
+# Threads that spin while they wait can make two workers on two cores many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(VENV)/.installed ## Build the environment in .venv
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: PYTHON: must be 3.11 or newer, got $$($(PYTHON) -V); try make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,pretrain,timm]'
+	@touch $@
+
+demo: setup ## Class names to student on this machine, in minutes (MANIFEST=... for another run)
+	$(BIN)/python jobs/pipeline.py $(MANIFEST)
+
+test: setup ## All tests
+	$(BIN)/python -m pytest
+
+lint: setup ## Format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## Apply the formatter and the safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment, caches and runs
+	rm -rf $(VENV) runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,188 @@
+"""Building a version on a cluster: prompts first, then every task's shard, then one publication."""
+
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from dfkd import generator, teacher
+from dfkd.cluster.connect import worker_resources
+from dfkd.cluster.pool import Pool
+from dfkd.dataset import PublishedVersion, Receipt, Version, begin
+from dfkd.device import pick_device, use_threads
+from dfkd.errors import DfkdError, InfrastructureError, PartialError
+from dfkd.fingerprint import identity
+from dfkd.manifest import Manifest
+from dfkd.plan import Task, estimated_bytes, image_count, task_count, tasks
+from dfkd.progress import bar
+from dfkd.prompts import PromptMaker, part_count, part_name, statistics
+from dfkd.shards import canonical
+from dfkd.storage import open_storage, require_space
+from dfkd.surrogate import SurrogateMaker
+
+LIBRARIES = ("dfkd", "torch", "open_clip_torch", "taming-transformers", "pillow", "numpy")
+"""Those whose version can change a pixel; recorded in the published manifest."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A published version and what was counted in the making."""
+
+    version: PublishedVersion
+    images: int
+    failed: int
+    prompts: dict[str, Any]
+
+
+def build(manifest: Manifest, abandon: bool = False, accept_partial: bool = False) -> Built:
+    """Make and publish the version of a manifest with one prompt method; resumes what is there.
+
+    Args:
+        abandon: leave unfinished work of another manifest behind instead of refusing.
+        accept_partial: publish although tasks are quarantined.
+
+    Raises:
+        PartialError: tasks are quarantined; all others are kept, and the same command tries again.
+    """
+    method = manifest.prompts.method[0]
+    weights = (
+        teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
+    )
+    require_space(manifest.storage.root, estimated_bytes(manifest))
+    home = open_storage(manifest.storage.root).child(f"data/{method}")
+    version = begin(home, identity(manifest, weights), abandon)
+    quarantined: dict[str, str] = {}
+    if not version.published:
+        _write_prompts(manifest, version)
+        quarantined = _write_shards(manifest, version)
+    if quarantined and not accept_partial:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
+        raise PartialError(
+            f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
+            f"({reasons}); run the same command again, or add --accept-partial to publish without"
+        )
+    published = version.publish(tasks(manifest), environment(), quarantined.keys())
+    images = sum(receipt.samples for receipt in published.shards)
+    failed = sum(len(receipt.failed) for receipt in published.shards)
+    return Built(published, images, failed, json.loads(version.storage.get("prompts.json")))
+
+
+def environment() -> dict[str, Any]:
+    """Library versions that the published manifest records."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
+
+    number: int
+
+    @property
+    def id(self) -> str:
+        """Its name in messages."""
+        return f"prompts {part_name(self.number)}"
+
+
+@dataclass
+class Worker:
+    """What both actors share: the run, and models that are loaded by the first unit of work.
+
+    Loading in the constructor would turn a clear error into an actor that dies again and again.
+    """
+
+    manifest: Manifest
+    version: Version
+    cpus: float
+    _maker: Any = field(default=None, init=False)
+
+    def load_teacher(self) -> teacher.Teacher:
+        """The teacher on this worker's device, with this worker's threads."""
+        use_threads(self.cpus)
+        precision = self.manifest.synthesis.precision
+        return teacher.Teacher.load(self.manifest.teacher, pick_device(), precision)
+
+
+class PromptWorker(Worker):
+    """Makes prompts part after part; a new one takes up where a dead one left."""
+
+    def run(self, part: Part) -> int:
+        """Write one part, and after the last one prompts.json; returns the number of prompts."""
+        if self._maker is None:
+            self._maker = PromptMaker(self.manifest, self.load_teacher())
+            self._maker.resume(self.version.prompt_part(part_name(i)) for i in range(part.number))
+        table: pa.Table = self._maker.part(part.number)
+        self.version.put_prompts(part_name(part.number), table)
+        if part.number == part_count(self.manifest) - 1:
+            parts = (self.version.prompt_part(part_name(i)) for i in range(part.number + 1))
+            facts = statistics(parts, self._maker.class_texts.cpu().numpy())
+            self.version.storage.put("prompts.json", canonical(facts))
+        return int(table.num_rows)
+
+
+class SynthesisWorker(Worker):
+    """Makes shards."""
+
+    def run(self, task: Task) -> Receipt:
+        """Synthesise, write and commit one task; returns the receipt that counts."""
+        if self._maker is None:
+            config, precision = self.manifest.generator, self.manifest.synthesis.precision
+            decoder = generator.VQGAN.load(config, pick_device(), precision)
+            self._maker = SurrogateMaker(self.manifest, self.load_teacher(), decoder)
+        with tempfile.TemporaryDirectory() as folder:
+            tar = Path(folder, f"{task.id}.tar")
+            try:
+                failed = self._maker.shard(task, self.version.prompts(task), tar)
+                return self.version.commit(task, tar, failed)
+            except OSError as error:
+                raise InfrastructureError(
+                    f"task {task.id}: {error}; free space, run again"
+                ) from None
+
+
+def _pool(manifest: Manifest, kind: type[Worker], version: Version, size: int) -> Pool[Any]:
+    fitting, resources = worker_resources(manifest.cluster.cpus_per_worker)
+    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources)
+    size = min(size, fitting, manifest.cluster.workers or fitting)
+    return Pool(
+        lambda: actor.remote(manifest, version, manifest.cluster.cpus_per_worker),
+        size,
+        manifest.cluster.attempts,
+    )
+
+
+def _write_prompts(manifest: Manifest, version: Version) -> None:
+    """Every part in order, on one actor, since contrastive prompts depend on the ones before."""
+    total = part_count(manifest)
+    if version.storage.exists("prompts.json"):
+        return
+    # The last part also writes the summary, so that it is made again where only that is missing.
+    missing = [i for i in range(total) if not version.has_prompts(part_name(i))] or [total - 1]
+    pool = _pool(manifest, PromptWorker, version, size=1)
+    done = total - len(missing)
+    with bar(f"{manifest.prompts.method[0]} prompts", total, "part", done) as progress:
+        for _ in pool.run(Part(i) for i in missing):
+            progress.update()
+    if pool.quarantine:
+        raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
+
+
+def _write_shards(manifest: Manifest, version: Version) -> dict[str, str]:
+    """Every task without a receipt; returns the reason of each that is quarantined."""
+    done = version.receipts()
+    remaining: Iterator[Task] = (task for task in tasks(manifest) if task.id not in done)
+    pool = _pool(manifest, SynthesisWorker, version, task_count(manifest) - len(done))
+    finished = sum(receipt.samples for receipt in done.values())
+    name = f"{manifest.prompts.method[0]} images"
+    with bar(name, image_count(manifest), "img", finished) as progress:
+        for receipt in pool.run(remaining):
+            progress.update(receipt.samples)
+    return {item.task.id: item.reason for item in pool.quarantine}

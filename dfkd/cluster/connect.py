@@ -1,0 +1,70 @@
+"""Joining a cluster: the one that is there, or a local one that ends with the job."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from dfkd.errors import InfrastructureError, ManifestError
+
+LOCAL_OBJECT_STORE = 128 << 20
+"""Bytes. Shards travel through storage, so that Ray's object store carries only small messages."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A Ray connection for the duration of a job.
+
+    Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), else starts a local one,
+    which is shut down at the end.
+
+    Raises:
+        InfrastructureError: the cluster does not answer.
+    """
+    # Threads that spin while they wait can make two workers on two cores many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    if not address:
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": LOCAL_OBJECT_STORE,
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise InfrastructureError(
+            f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
+            "start one, or unset RAY_ADDRESS to run locally"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_resources(cpus_per_worker: float) -> tuple[int, dict[str, float]]:
+    """How many workers the cluster holds at once, and what each of them reserves.
+
+    One GPU each where the cluster has any, else a share of the CPUs.
+
+    Raises:
+        ManifestError: not even one worker fits, which Ray itself would wait for in silence.
+    """
+    total = ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), total.get("CPU", 0.0)
+    each = {"num_cpus": cpus_per_worker, "num_gpus": 1.0 if gpus else 0.0}
+    fitting = int(cpus // cpus_per_worker)
+    fitting = min(fitting, gpus) if gpus else fitting
+    if fitting < 1:
+        raise ManifestError(
+            "cluster.cpus_per_worker",
+            f"must fit the cluster's {cpus:g} CPUs",
+            cpus_per_worker,
+            "lower it or add nodes",
+        )
+    return fitting, each

@@ -1,0 +1,346 @@
+"""Prompts: the target text embedding of each image, under four methods (section 3.2 of the paper).
+
+Prompts are made part by part. Part p holds the rows of shard p of every class, so that a batch
+mixes classes, a synthesis task reads one file, and memory holds one part however many images.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfkd import contrastive
+from dfkd.contrastive import Bank
+from dfkd.manifest import Manifest
+from dfkd.plan import derive_seed
+from dfkd.pseudo import PseudoWords
+from dfkd.styles import dictionary
+from dfkd.teacher import Teacher
+
+SCHEMA = pa.schema(
+    [
+        ("class", pa.string()),
+        ("class_index", pa.int32()),
+        ("index", pa.int32()),
+        ("order", pa.int32()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("text", pa.string()),
+        ("pseudo", pa.list_(pa.float32())),
+        ("embedding", pa.list_(pa.float32())),
+        ("initial", pa.list_(pa.float32())),
+        ("loss_first", pa.float32()),
+        ("loss_last", pa.float32()),
+        ("attempts", pa.int32()),
+    ]
+)
+"""One row an image. `order` is the place in its part in which a prompt was made; `initial` and the
+losses belong to contrastive prompts only, and `pseudo` to those that hold a pseudo-word."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The image that a prompt is for."""
+
+    class_index: int
+    index: int
+    name: str
+    seed: int
+
+
+@dataclass
+class Drawn:
+    """Prompts of some rows: texts and unit embeddings [N, E], and what a method has beside."""
+
+    texts: list[str]
+    embeddings: Tensor
+    pseudo: Tensor | None = None
+    attempts: Tensor | None = None
+    initial: Tensor | None = None
+    losses: Tensor | None = None
+
+
+def part_name(part: int) -> str:
+    """The file name, without suffix, of the prompts of shard `part` of every class."""
+    return f"{part:05d}"
+
+
+def part_count(manifest: Manifest) -> int:
+    """How many parts the prompts of a run have: the shards of one class."""
+    return -(-manifest.synthesis.images_per_class // manifest.synthesis.shard_size)
+
+
+def part_rows(manifest: Manifest, part: int) -> list[Row]:
+    """The images of shard `part` of every class, in the order of class and index."""
+    start = part * manifest.synthesis.shard_size
+    stop = min(start + manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
+    return [
+        Row(c, i, name, derive_seed("prompt", manifest.seed, name, i))
+        for c, name in enumerate(manifest.classes)
+        for i in range(start, stop)
+    ]
+
+
+class PromptMaker:
+    """Makes the prompts of a run with one method; carries the memory bank from part to part."""
+
+    def __init__(self, manifest: Manifest, teacher: Teacher) -> None:
+        self.manifest = manifest
+        self.teacher = teacher
+        self.method = manifest.prompts.method[0]
+        self.words = PseudoWords(teacher, manifest.prompts.template)
+        self.class_texts = class_texts(manifest, teacher)
+        self.bank = Bank()
+        self._styles: dict[str, Tensor] = {}
+
+    def resume(self, tables: Iterable[pa.Table]) -> None:
+        """Refill the memory bank from the parts made before, as an undisturbed run has it."""
+        if self.method != "contrastive":
+            return
+        for table in tables:
+            ordered = table.sort_by("order")
+            embeddings = np.stack(ordered["embedding"].to_numpy())
+            labels = torch.from_numpy(ordered["class_index"].to_numpy().astype(np.int64))
+            self.bank.add(torch.from_numpy(embeddings).to(self.class_texts.device), labels)
+
+    def part(self, part: int) -> pa.Table:
+        """The prompts of one part, a table of `SCHEMA` in the order of class and index."""
+        rows = part_rows(self.manifest, part)
+        order = list(range(len(rows)))
+        size = len(rows)
+        if self.method == "contrastive":
+            shuffle = np.random.default_rng(derive_seed("order", self.manifest.seed, part))
+            order = shuffle.permutation(len(rows)).tolist()
+            size = self.manifest.prompts.contrastive.batch_size
+        tables = []
+        for start in range(0, len(rows), size):
+            chosen = order[start : start + size]
+            seed = derive_seed("batch", self.manifest.seed, part, start)
+            drawn = self.draw([rows[i] for i in chosen], seed)
+            places = range(start, start + len(chosen))
+            tables.append(_table(self.method, [rows[i] for i in chosen], drawn, places))
+        return pa.concat_tables(tables).sort_by(
+            [("class_index", "ascending"), ("index", "ascending")]
+        )
+
+    def draw(self, rows: Sequence[Row], batch_seed: int) -> Drawn:
+        """The prompts of some rows; `batch_seed` drives what contrastive rows share."""
+        if self.method == "vanilla":
+            texts = [self.manifest.teacher.template.replace("{class}", r.name) for r in rows]
+            labels = torch.tensor([r.class_index for r in rows])
+            return Drawn(texts, self.class_texts[labels.to(self.class_texts.device)])
+        if self.method == "mix":
+            return self._mix(rows)
+        words, drawn = self._random(rows)
+        return drawn if self.method == "random" else self._contrast(rows, words, drawn, batch_seed)
+
+    def _mix(self, rows: Sequence[Row]) -> Drawn:
+        """Equation 6: lambda * T_1 + (1 - lambda) * T_2, two styles of one class, lambda ~ Beta."""
+        styles, texts, mixed = dictionary(self.manifest.prompts), [], []
+        for row in rows:
+            first, second, weight = self._mixture(row)
+            pair = self._styled(row.name)[[first, second]]
+            mixed.append(F.normalize(weight * pair[0] + (1 - weight) * pair[1], dim=0))
+            one, two = (self._filled(row.name, styles[i]) for i in (first, second))
+            texts.append(f"{weight:.3f} {one} + {1 - weight:.3f} {two}")
+        return Drawn(texts, torch.stack(mixed))
+
+    def _random(self, rows: Sequence[Row]) -> tuple[Tensor, Drawn]:
+        """Eq 8-11: V = mu + e * eps * sigma, redrawn nearer to mu where the guard refuses it."""
+        labels = torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
+        names = [r.name for r in rows]
+        pseudo = self._start(rows, attempt=0)
+        embeddings = self._encode(names, pseudo)
+        attempts = torch.zeros(len(rows), dtype=torch.int64)
+        guard = self.manifest.prompts.guard
+        for attempt in range(1, guard.attempts + 1):
+            bad = (~self.consistent(embeddings, labels)).nonzero().flatten().tolist()
+            if not bad:
+                break
+            pseudo[bad] = self._start([rows[i] for i in bad], attempt)
+            embeddings[bad] = self._encode([names[i] for i in bad], pseudo[bad])
+            attempts[bad] = attempt
+        texts = [self.words.text(n) for n in names]
+        if guard.attempts:
+            for i in (~self.consistent(embeddings, labels)).nonzero().flatten().tolist():
+                embeddings[i] = self.class_texts[labels[i]]
+                texts[i] = self.manifest.teacher.template.replace("{class}", names[i])
+        return pseudo, Drawn(texts, embeddings, pseudo, attempts)
+
+    def _contrast(self, rows: Sequence[Row], words: Tensor, start: Drawn, batch_seed: int) -> Drawn:
+        """Equation 12 from a guarded start, to which a prompt returns that leaves its class."""
+        labels = torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
+        found = contrastive.optimise(
+            contrastive.Problem(
+                self.words, [r.name for r in rows], labels, self.class_texts, self.bank
+            ),
+            words,
+            self.manifest.prompts,
+            np.random.default_rng(batch_seed),
+        )
+        pseudo, embeddings = found.pseudo, found.embeddings
+        if self.manifest.prompts.guard.attempts:
+            bad = ~self.consistent(embeddings, labels)
+            pseudo, embeddings = pseudo.clone(), embeddings.clone()
+            pseudo[bad], embeddings[bad] = words[bad], start.embeddings[bad]
+        self.bank.add(embeddings, labels)
+        return dataclasses.replace(
+            start,
+            pseudo=pseudo,
+            embeddings=embeddings,
+            initial=start.embeddings,
+            losses=found.losses,
+        )
+
+    def consistent(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Which prompts are nearer to their own class text than to any other by `guard.margin`."""
+        cosine = embeddings @ self.class_texts.T
+        own = cosine.gather(1, labels[:, None])[:, 0]
+        others = cosine.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+        return own - others > self.manifest.prompts.guard.margin
+
+    def _start(self, rows: Sequence[Row], attempt: int) -> Tensor:
+        """Pseudo-words [N, D] before any optimisation; each later attempt halves the spread."""
+        prompts, table = self.manifest.prompts, self.teacher.token_table
+        if prompts.contrastive.initialisation == "mix" and self.method == "contrastive":
+            return torch.stack([self._mixed_word(row, attempt) for row in rows])
+        mean, deviation = table.mean(dim=0), table.std(dim=0)
+        noise = torch.stack(
+            [
+                torch.randn(
+                    table.shape[1],
+                    generator=torch.Generator().manual_seed(derive_seed(row.seed, attempt)),
+                )
+                for row in rows
+            ]
+        ).to(table.device)
+        return mean + prompts.scale * 0.5**attempt * noise * deviation
+
+    def _mixed_word(self, row: Row, attempt: int) -> Tensor:
+        """A pseudo-word between the mean token embeddings of two styles."""
+        first, second, weight = self._mixture(row, attempt)
+        styles = dictionary(self.manifest.prompts)
+        one, two = (self.words.mean_embedding(styles[i]) for i in (first, second))
+        return weight * one + (1 - weight) * two
+
+    def _mixture(self, row: Row, attempt: int = 0) -> tuple[int, int, float]:
+        """Two different styles and the weight of the first, from the row's own seed."""
+        styles = dictionary(self.manifest.prompts)
+        draw = np.random.default_rng(derive_seed(row.seed, attempt))
+        first, second = draw.choice(len(styles), size=2, replace=False).tolist()
+        return (
+            first,
+            second,
+            float(draw.beta(self.manifest.prompts.alpha, self.manifest.prompts.alpha)),
+        )
+
+    def _styled(self, name: str) -> Tensor:
+        """Text embeddings [S, E] of one class in every style, encoded once a class."""
+        if name not in self._styles:
+            texts = [self._filled(name, style) for style in dictionary(self.manifest.prompts)]
+            self._styles = {name: self.teacher.encode_text(texts)}
+        return self._styles[name]
+
+    def _filled(self, name: str, style: str) -> str:
+        return self.manifest.prompts.template.replace("{class}", name).replace("{style}", style)
+
+    @torch.no_grad()
+    def _encode(self, names: Sequence[str], pseudo: Tensor) -> Tensor:
+        return self.words.encode(names, pseudo)
+
+
+def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
+    """Unit embeddings [M, E] of the vanilla class prompts, which labels and zero-shot rows use."""
+    template = manifest.teacher.template
+    return teacher.encode_text([template.replace("{class}", name) for name in manifest.classes])
+
+
+def _table(method: str, rows: Sequence[Row], drawn: Drawn, places: range) -> pa.Table:
+    def vectors(values: Tensor | None) -> pa.Array:
+        if values is None:
+            return pa.nulls(len(rows), pa.list_(pa.float32()))
+        flat = values.detach().float().cpu().numpy()
+        offsets = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
+        return pa.ListArray.from_arrays(offsets, flat.ravel())
+
+    def numbers(values: Tensor | None, kind: pa.DataType) -> pa.Array:
+        return pa.nulls(len(rows), kind) if values is None else pa.array(values.tolist(), kind)
+
+    losses = (None, None) if drawn.losses is None else (drawn.losses[0], drawn.losses[-1])
+    columns = [
+        pa.array([r.name for r in rows], pa.string()),
+        pa.array([r.class_index for r in rows], pa.int32()),
+        pa.array([r.index for r in rows], pa.int32()),
+        pa.array(places, pa.int32()),
+        pa.array([method] * len(rows), pa.string()),
+        pa.array([r.seed for r in rows], pa.int64()),
+        pa.array(drawn.texts, pa.string()),
+        vectors(drawn.pseudo),
+        vectors(drawn.embeddings),
+        vectors(drawn.initial),
+        numbers(losses[0], pa.float32()),
+        numbers(losses[1], pa.float32()),
+        numbers(drawn.attempts, pa.int32()),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
+    """How diverse and how faithful the prompts of a version are.
+
+    Args:
+        tables: the parts, in order; read one at a time.
+        texts: unit embeddings [M, E] of the class prompts.
+
+    Returns:
+        `prompts`, `similarity` (mean cosine over all pairs), `similarity_in_class` (over pairs of
+        one class), `own_class` (share nearest to its own class text); for contrastive prompts also
+        `initial_*` of the starting points and `loss_first`, `loss_last` (means of equation 12).
+    """
+    now, initial = _Spread(texts), _Spread(texts)
+    first: list[float] = []
+    last: list[float] = []
+    for table in tables:
+        labels = table["class_index"].to_numpy()
+        now.add(np.stack(table["embedding"].to_numpy()), labels)
+        if table["initial"].null_count == 0:
+            initial.add(np.stack(table["initial"].to_numpy()), labels)
+            first += table["loss_first"].to_pylist()
+            last += table["loss_last"].to_pylist()
+    result = now.summary()
+    if first:
+        result |= {f"initial_{key}": value for key, value in initial.summary().items()}
+        result |= {"loss_first": float(np.mean(first)), "loss_last": float(np.mean(last))}
+    return result
+
+
+class _Spread:
+    """Mean pairwise cosine from running sums: |sum x|^2 = N + 2 * (sum over pairs of x . y)."""
+
+    def __init__(self, texts: np.ndarray) -> None:
+        self.texts = texts.astype(np.float64)
+        self.sums = np.zeros_like(self.texts)
+        self.counts = np.zeros(len(texts))
+        self.own = 0
+
+    def add(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
+        np.add.at(self.sums, labels, embeddings)
+        np.add.at(self.counts, labels, 1)
+        self.own += int(((embeddings @ self.texts.T).argmax(axis=1) == labels).sum())
+
+    def summary(self) -> dict[str, Any]:
+        total, pairs = self.counts.sum(), (self.counts * (self.counts - 1)).sum()
+        everywhere = (np.square(self.sums.sum(axis=0)).sum() - total) / max(total * (total - 1), 1)
+        inside = (np.square(self.sums).sum() - total) / max(pairs, 1)
+        return {
+            "prompts": int(total),
+            "similarity": float(everywhere),
+            "similarity_in_class": float(inside),
+            "own_class": self.own / max(total, 1),
+        }

@@ -1,0 +1,123 @@
+"""Pseudo-words: a free vector in the place of a style word, between the two halves of Eq 7."""
+
+import functools
+import string
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfkd.errors import ManifestError
+from dfkd.teacher import Teacher
+
+REDRAWS = 8
+"""Disturbed templates that may not fit the context length before the plain one is taken."""
+
+SUBSTITUTED = 0.3
+"""Share of the frozen letters that substitution replaces; the paper names none."""
+
+
+class PseudoWords:
+    """Sentences of one template in which the style word is a vector."""
+
+    def __init__(self, teacher: Teacher, template: str) -> None:
+        self.teacher = teacher
+        self.template = template
+        # The empty text is exactly [start, end, padding ...] for every CLIP tokenizer.
+        self._frame = teacher.tokenize([""])[0]
+        self._content = functools.lru_cache(maxsize=65536)(self._tokens_of)
+
+    def text(self, name: str) -> str:
+        """The prompt of class `name` as a person reads it, with `*` for the pseudo-word."""
+        return self.template.replace("{class}", name).replace("{style}", "*")
+
+    def encode(
+        self, names: Sequence[str], pseudo: Tensor, templates: Sequence[str] | None = None
+    ) -> Tensor:
+        """E_sentence of each class name with its pseudo-word in the template (Eq 7-9).
+
+        Args:
+            names: N class names.
+            pseudo: [N, D] vectors in the token-embedding space; gradients flow to them.
+            templates: one for each name, instead of the manifest's.
+
+        Returns:
+            Unit embeddings [N, E], float32.
+
+        Raises:
+            ManifestError: a sentence does not fit the teacher's context length.
+        """
+        tokens, places = self.tokens(names, templates or [self.template] * len(names))
+        embedded = self.teacher.embed_tokens(tokens)
+        slot = F.one_hot(places, tokens.shape[1]).bool()[..., None].to(embedded.device)
+        embedded = torch.where(slot, pseudo[:, None, :].to(embedded.dtype), embedded)
+        return F.normalize(self.teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
+
+    def tokens(self, names: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids [N, L] and the place [N] of the pseudo-word in each."""
+        rows, places = [], []
+        for name, template in zip(names, templates, strict=True):
+            row = self._sentence(name, template)
+            if row is None:
+                raise ManifestError(
+                    "prompts.template",
+                    f"must fit {self.teacher.context_length} tokens with every class name",
+                    template.replace("{class}", name),
+                    "shorten the template or the name",
+                )
+            rows.append(row[0])
+            places.append(row[1])
+        device = self.teacher.token_table.device
+        return torch.stack(rows).to(device), torch.tensor(places, device=device)
+
+    def disturbed(self, name: str, kind: str, draw: np.random.Generator) -> str:
+        """The template with the letters of its frozen words shuffled or substituted.
+
+        A disturbed template that no longer fits the context is drawn anew, a few times.
+        """
+        for _ in range(REDRAWS):
+            template = _disturb(self.template, kind, draw)
+            if self._sentence(name, template) is not None:
+                return template
+        return self.template
+
+    def mean_embedding(self, words: str) -> Tensor:
+        """The mean token embedding [D] of some words."""
+        return self.teacher.token_table[list(self._content(words))].mean(dim=0)
+
+    def _sentence(self, name: str, template: str) -> tuple[Tensor, int] | None:
+        before, after = template.replace("{class}", name).split("{style}")
+        prefix, suffix = self._content(before), self._content(after)
+        length = len(prefix) + len(suffix) + 3
+        if length > self.teacher.context_length:
+            return None
+        start, end = int(self._frame[0]), int(self._frame[1])
+        # Any word's id will do for the pseudo-word, whose embedding is replaced: it must only stay
+        # below the end token's, by which CLIP finds the place to pool.
+        row = self._frame.clone()
+        row[:length] = torch.tensor([start, *prefix, 0, *suffix, end])
+        return row, 1 + len(prefix)
+
+    def _tokens_of(self, text: str) -> tuple[int, ...]:
+        return tuple(self.teacher.content_tokens(text))
+
+
+def _disturb(template: str, kind: str, draw: np.random.Generator) -> str:
+    """Permute or replace the letters of a template outside its slots; spaces stay in place."""
+    letters = list(template)
+    inside = 0
+    places = []
+    for place, letter in enumerate(template):
+        inside += (letter == "{") - (letter == "}")
+        if not inside and letter.isalpha():
+            places.append(place)
+    if kind == "shuffle":
+        for place, source in zip(places, draw.permutation(places).tolist(), strict=True):
+            letters[place] = template[source]
+    else:
+        for place in places:
+            if draw.random() < SUBSTITUTED:
+                letters[place] = string.ascii_lowercase[draw.integers(26)]
+    return "".join(letters)
