@@ -1,0 +1,197 @@
+"""What each rank of a distillation runs, under Ray Train."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.collective
+import torch
+from ray.experimental import tqdm_ray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dfkd import progress
+from dfkd.checkpoints import Checkpoints
+from dfkd.dataset import PublishedVersion, open_version
+from dfkd.device import pick_device, use_threads
+from dfkd.distillation import Course, Distiller, Distribute, Label, Outcome, Scale
+from dfkd.manifest import Distillation, Manifest, Method
+from dfkd.prompts import class_texts
+from dfkd.storage import Storage, open_storage
+from dfkd.streaming import Share, Stream
+from dfkd.student import build, card, fold, save_student
+from dfkd.teacher import Teacher, distances
+from dfkd.tracking import Bar, LineBar, Tracker
+
+LOG_STEPS = 50
+"""Steps between two points of a TensorBoard curve, where an epoch is not shorter."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a rank is told; the rest it reads from storage."""
+
+    manifest: Manifest
+    method: Method
+    seed: int
+    version: str
+    """Id of the published version, so that all ranks and restarts read the same."""
+    name: str
+    """The student's folder."""
+    cpus: float
+    gpu: bool
+    local: bool
+    """Whether the one rank runs inside the driver."""
+    watched: bool
+    """Whether somebody looks at the driver's terminal."""
+
+
+def train(config: dict[str, Any]) -> None:
+    """Train one student with all ranks together; rank 0 writes what is kept."""
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    use_threads(job.cpus)
+    root = open_storage(job.manifest.storage.root)
+    version = open_version(root.child(f"data/{job.method}"), job.version)
+    stream = open_stream(job.manifest, version, job.seed, rank, world)
+    distiller = _distiller(job, version, stream, rank, world)
+    folder = root.child(f"students/{job.name}")
+    checkpoints = Checkpoints(folder.child("checkpoints"))
+    # Rank 0 chooses: a rank of an earlier attempt may still be writing while the others list.
+    newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
+    if newest:
+        distiller.restore(checkpoints.read(newest))
+    if rank == 0:
+        _lead(job, version, folder, stream, distiller, checkpoints)
+    else:
+        _run(stream, distiller, lambda outcome: None, lambda: None)
+    ray.train.report({"step": distiller.step})
+
+
+def open_stream(
+    manifest: Manifest, version: PublishedVersion, seed: int, rank: int, world: int
+) -> Stream:
+    """The batches of a version for one rank; raises `ManifestError` where they cannot be formed."""
+    config = manifest.distillation
+    share = Share(rank, world, config.loader_workers)
+    return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
+
+
+def _run(
+    stream: Stream,
+    distiller: Distiller,
+    on_step: Callable[[Outcome], None],
+    on_epoch: Callable[[], None],
+) -> None:
+    """Train from the distiller's step to the end."""
+    steps = distiller.course.steps_per_epoch
+    while not distiller.done:
+        for batch in stream.batches(distiller.epoch, distiller.step % steps):
+            on_step(distiller.advance(batch))
+        on_epoch()
+
+
+def _lead(
+    job: Job,
+    version: PublishedVersion,
+    folder: Storage,
+    stream: Stream,
+    distiller: Distiller,
+    checkpoints: Checkpoints,
+) -> None:
+    """Rank 0: train, show progress, write checkpoints, and at the end the student."""
+    config, course = job.manifest.distillation, distiller.course
+    done, total = distiller.step * config.batch_size, course.total * config.batch_size
+    bar = _bar(job, f"{job.method} student", total, done)
+    with Tracker(bar, folder.child("tensorboard"), config.batch_size) as tracker:
+        means: dict[str, float] = {}
+
+        def on_step(outcome: Outcome) -> None:
+            tracker.record(outcome)
+            place = distiller.step % course.steps_per_epoch
+            if place == 0 or place % LOG_STEPS == 0:
+                rate = course.rate(config, distiller.step - 1)
+                means.update(tracker.log(distiller.step, rate))
+
+        def on_epoch() -> None:
+            if distiller.epoch % config.checkpoint_epochs == 0 and not distiller.done:
+                checkpoints.write(distiller.step, distiller.state())
+                tracker.upload()
+
+        _run(stream, distiller, on_step, on_epoch)
+        tracker.upload()
+    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
+    save_student(folder, student, _card(job, version, course) | {"training": means})
+    checkpoints.clear()
+
+
+def _card(job: Job, version: PublishedVersion, course: Course) -> dict[str, Any]:
+    manifest = job.manifest
+    return {
+        **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
+        "method": job.method,
+        "seed": job.seed,
+        "version": version.fingerprint,
+        "steps": course.total,
+        "distillation": manifest.as_dict()["distillation"],
+    }
+
+
+def _bar(job: Job, description: str, total: int, done: int) -> Bar:
+    """Where the driver's user sees it: tqdm here, Ray's relay from elsewhere, lines in a log."""
+    if not job.watched:
+        return LineBar(description, total, done)
+    if job.local:
+        here: Bar = progress.bar(description, total, "img", done)
+        return here
+    relayed: Bar = tqdm_ray.tqdm(desc=description, total=total, unit="img")
+    relayed.update(done)
+    return relayed
+
+
+def _distiller(
+    job: Job, version: PublishedVersion, stream: Stream, rank: int, world: int
+) -> Distiller:
+    manifest, config = job.manifest, job.manifest.distillation
+    device = pick_device() if job.gpu else torch.device("cpu")
+    return Distiller(
+        build(config, len(manifest.classes), manifest.synthesis.image_size, job.seed),
+        config,
+        Course.of(config, stream.steps),
+        job.seed,
+        _label(manifest, device) if config.labels == "live" else None,
+        _scale(config, version),
+        device,
+        rank,
+        _distribute(device) if world > 1 else lambda module: module,
+    )
+
+
+def _label(manifest: Manifest, device: torch.device) -> Label:
+    """The teacher's distances to the vanilla class prompts (equation 4)."""
+    teacher = Teacher.load(manifest.teacher, device, manifest.distillation.precision)
+    texts = class_texts(manifest, teacher)
+
+    def label(pixels: Tensor) -> Tensor:
+        return distances(teacher.encode_image(pixels), texts)
+
+    return label
+
+
+def _scale(config: Distillation, version: PublishedVersion) -> Scale:
+    if not config.standardise:
+        return Scale()
+    mean, std = version.manifest["label_mean"], version.manifest["label_std"]
+    return Scale(mean, max(std, 1e-6))
+
+
+def _distribute(device: torch.device) -> Distribute:
+    """DDP without broadcasting buffers: batch-norm statistics are used only when rank 0 exports."""
+    ids = [device] if device.type == "cuda" else None
+
+    def distribute(module: nn.Module) -> nn.Module:
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    return distribute

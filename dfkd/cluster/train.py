@@ -1,0 +1,158 @@
+"""Distillation through Ray Train: from a published version to a finished student in storage.
+
+One worker on one machine runs in Ray Train's local mode, inside the driver: no actor to start, no
+process group. More workers, or a cluster, get an actor each and DDP over nccl or gloo.
+
+Checkpoints go through the project's own storage and not through `ray.train.report`: each is one
+atomic object, so there is no moment at which one is written but not yet known. The restart of a
+dead worker, the same command after a kill, and another world size all resume in that one way.
+"""
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from dfkd.cluster.rank import Job, open_stream, train
+from dfkd.distilled import Place, place
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.manifest import Manifest, Method
+
+FAILURES = 2
+"""Failures of a worker that one run outlives by restarting all ranks from the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A student that is in storage."""
+
+    place: Place
+    reused: bool
+    """Whether an earlier run had finished it."""
+
+
+def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
+    """Train the student of a method and seed on the current version, or find it finished.
+
+    The same call after a kill resumes from the newest checkpoint. With one worker on one machine
+    Ray need not be running; otherwise the caller has connected.
+
+    Raises:
+        ManifestError: nothing published, too few shards or images, or resources that are not there.
+        CorruptionError: a shard is not what its receipt says.
+        InfrastructureError: workers died too often; the same command resumes.
+    """
+    target = place(manifest, method, seed)
+    if target.finished:
+        return Finished(target, reused=True)
+    config = manifest.distillation
+    open_stream(manifest, target.version, seed, 0, config.workers)  # refuses before anything starts
+    workers = find_workers(config.workers)
+    _fit(
+        Job(
+            manifest,
+            method,
+            seed,
+            target.version.id,
+            target.name,
+            workers.cpus,
+            workers.gpu,
+            local=workers.count == 0,
+            watched=sys.stderr.isatty(),
+        ),
+        workers,
+    )
+    if not target.finished:
+        raise InfrastructureError(f"{target.location}: was not written; run the same command again")
+    return Finished(target, reused=False)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many ranks, and what each has; 0 ranks is Ray Train's local mode."""
+
+    count: int
+    cpus: float
+    gpu: bool
+
+
+def find_workers(wanted: int) -> Workers:
+    """Ranks that fit; refuses (`ManifestError`) what Ray would wait for in silence."""
+    alone = not ray.is_initialized() or sum(node["Alive"] for node in ray.nodes()) == 1
+    if wanted == 1 and alone:
+        return Workers(0, float(len(os.sched_getaffinity(0))), torch.cuda.is_available())
+    total = ray.cluster_resources()
+    cpus = total.get("CPU", 0.0)
+    if cpus < wanted:
+        raise ManifestError(
+            "distillation.workers",
+            f"must not exceed the cluster's {cpus:g} CPUs",
+            wanted,
+            "lower it or add nodes",
+        )
+    gpu = total.get("GPU", 0.0) >= wanted and _gpus_work()
+    return Workers(wanted, float(cpus // wanted), gpu)
+
+
+def _gpus_work() -> bool:
+    """Whether a worker with a GPU sees a real one: Ray believes whatever number it is told."""
+    probe = ray.remote(num_gpus=1, max_retries=0)(torch.cuda.is_available)
+    return bool(ray.get(probe.remote()))
+
+
+def _fit(job: Job, workers: Workers) -> None:
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
+        trainer = TorchTrainer(
+            train,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
+            scaling_config=_scaling(workers),
+            run_config=RunConfig(
+                name=job.name,
+                storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
+                failure_config=FailureConfig(max_failures=FAILURES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _explained(error) from None
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _scaling(workers: Workers) -> ScalingConfig:
+    if not workers.count:
+        return ScalingConfig(num_workers=0)
+    resources = {"CPU": workers.cpus}
+    if workers.gpu:
+        resources["GPU"] = 1.0
+    return ScalingConfig(
+        num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources
+    )
+
+
+def _explained(error: TrainingFailedError) -> Exception:
+    """The project's own error inside one of Ray Train's, else what happened in one line."""
+    causes: list[Any] = [error]
+    if isinstance(error, WorkerGroupError):
+        causes += error.worker_failures.values()
+    if isinstance(error, ControllerError):
+        causes.append(error.controller_failure)
+    for cause in causes:
+        inner = getattr(cause, "_base_exc", getattr(cause, "cause", cause))
+        if isinstance(inner, DfkdError):
+            return inner
+    words = str(causes[-1]).strip().splitlines() or [type(error).__name__]
+    return InfrastructureError(
+        f"distillation: workers failed more than {FAILURES} times ({words[-1][:300]}); "
+        "run the same command again, it resumes"
+    )

@@ -1,0 +1,199 @@
+"""Distillation: L1 on the teacher's distances, in two phases (equations 4-5). Torch only."""
+
+import gc
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd.augmentation import augment
+from dfkd.manifest import Distillation
+from dfkd.plan import derive_seed
+from dfkd.streaming import Batch
+from dfkd.student import Student
+
+Label = Callable[[Tensor], Tensor]
+"""The teacher: pixels [B, 3, H, W] in [0, 1] to distances [B, M] float32."""
+
+Distribute = Callable[[nn.Module], nn.Module]
+"""Wraps a module so that its gradients are the mean over all ranks; with one rank, the identity."""
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Course:
+    """How many steps each phase takes."""
+
+    steps_per_epoch: int
+    warmup: int
+    """Steps with the backbone frozen."""
+    total: int
+
+    @classmethod
+    def of(cls, config: Distillation, steps_per_epoch: int) -> "Course":
+        """The course of `warmup_epochs` and then `epochs`."""
+        warmup = config.warmup_epochs * steps_per_epoch
+        return cls(steps_per_epoch, warmup, warmup + config.epochs * steps_per_epoch)
+
+    def rate(self, config: Distillation, step: int) -> float:
+        """The learning rate of 0-based `step`; a cosine runs to zero within each phase."""
+        warming = step < self.warmup
+        start, end = (0, self.warmup) if warming else (self.warmup, self.total)
+        peak = config.learning_rate * (1.0 if warming else config.finetune_factor)
+        if config.schedule == "constant":
+            return peak
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Labels are (distance - mean) / std while training; the head is folded back at export."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step measured on this rank; tensors, so that a GPU need not wait for them."""
+
+    loss: Tensor
+    """L1 on (standardised) distances."""
+    agreement: Tensor
+    """Share of the images that student and teacher put into the same class."""
+
+
+class Distiller:
+    """A student in training. `state()` and `restore()` carry everything that `advance` depends on.
+
+    Both phases run batch norm on batch statistics: freezing the backbone freezes its weights, while
+    its running statistics follow the synthetic images, so that the head is trained on the features
+    that the second phase starts from (and a random backbone gives normalised features at all).
+
+    Randomness of a step (augmentation, and drop-path of some students) is derived from (seed, step,
+    rank), so a resumed run repeats it without any generator's state.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        config: Distillation,
+        course: Course,
+        seed: int,
+        label: Label | None = None,
+        scale: Scale = Scale(),
+        device: torch.device = CPU,
+        rank: int = 0,
+        distribute: Distribute = lambda module: module,
+    ) -> None:
+        """`label` None trains on the distances stored with the images."""
+        self.config, self.course, self.seed, self.label = config, course, seed, label
+        self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
+        self.student = student.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.step = 0
+        self._enter_phase()
+
+    def _enter_phase(self) -> None:
+        """Freeze or free the backbone, with a fresh optimizer: the phases share no momentum."""
+        self.model: nn.Module | None = None
+        gc.collect()  # a wrapper that lingers would go on reducing the head's gradients
+        self.student.backbone.requires_grad_(self.step >= self.course.warmup)
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.config, trained)
+        self.model = self.distribute(self.student)
+
+    @property
+    def epoch(self) -> int:
+        """Of the next step, counted from 0 over both phases."""
+        return self.step // self.course.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.step >= self.course.total
+
+    def advance(self, batch: Batch) -> Outcome:
+        """One optimizer step on this rank's share of a batch."""
+        assert self.model is not None  # noqa: S101 - for the type checker
+        pixels = self._view(batch)
+        distances = self._distances(pixels, batch)
+        with torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.config.precision == "bfloat16" and self.device.type == "cuda",
+        ):
+            outputs = self.model(pixels)
+        loss = F.l1_loss(outputs.float(), (distances - self.scale.mean) / self.scale.std)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.course.rate(self.config, self.step)
+        self.optimizer.step()
+        self.step += 1
+        if self.step == self.course.warmup:
+            self._enter_phase()
+        agreement = (outputs.detach().argmin(1) == distances.argmin(1)).float().mean()
+        return Outcome(loss.detach(), agreement)
+
+    def _view(self, batch: Batch) -> Tensor:
+        """The augmented images of this step, float32 in [0, 1]."""
+        seed = derive_seed("step", self.seed, self.step, self.rank)
+        torch.manual_seed(seed)
+        pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
+        if self.config.augmentation:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            pixels = augment(pixels, self.config.augmentation, generator)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _distances(self, pixels: Tensor, batch: Batch) -> Tensor:
+        if self.label is not None:
+            return self.label(pixels)
+        return batch.distances.to(self.device, non_blocking=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Flat named tensors: student.*, optimizer.INDEX.NAME and step."""
+        tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                if value is not None:
+                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        tensors["step"] = torch.tensor(self.step)
+        return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from a `state()`, possibly of another world size."""
+        self.step = int(tensors["step"])
+        self.student.load_state_dict(_below(tensors, "student."))
+        self._enter_phase()
+        moments: dict[int, dict[str, Any]] = {}
+        for key, value in _below(tensors, "optimizer.").items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = value
+        stored = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**stored, "state": moments})
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _optimizer(config: Distillation, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The rate is set at every step; `fused` is one kernel for all parameters."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )

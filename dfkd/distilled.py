@@ -1,0 +1,83 @@
+"""Where a run's students lie, and which data set and settings each belongs to."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+from dfkd.dataset import PublishedVersion, current
+from dfkd.errors import ManifestError
+from dfkd.fingerprint import sha256_file
+from dfkd.manifest import Distillation, Manifest, Method
+from dfkd.shards import canonical
+from dfkd.storage import Storage, open_storage
+from dfkd.student import CARD, names_file
+from dfkd.weights import existing_file
+
+HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
+"""Settings that say how a student is trained, not which one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of one student, trained or to be trained."""
+
+    method: Method
+    seed: int
+    version: PublishedVersion
+    """The data set it learns from."""
+    name: str
+    storage: Storage
+    """The folder: `student.safetensors`, `student.json`, `tensorboard/`, `checkpoints/`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the student is there."""
+        return self.storage.exists(CARD)
+
+    @property
+    def location(self) -> str:
+        """Of its card, for people."""
+        return self.storage.location(CARD)
+
+
+def place(manifest: Manifest, method: Method, seed: int) -> Place:
+    """Where the student of a method and seed on the current version belongs.
+
+    Raises:
+        ManifestError: nothing published for this method, or for other classes.
+        WeightsError: the initial weights are a file that is not there.
+    """
+    root = open_storage(manifest.storage.root)
+    version = _published(manifest, root.child(f"data/{method}"), method)
+    name = student_name(manifest.distillation, version.fingerprint, method, seed)
+    return Place(method, seed, version, name, root.child(f"students/{name}"))
+
+
+def _published(manifest: Manifest, home: Storage, method: Method) -> PublishedVersion:
+    version = current(home)
+    if version is None:
+        raise ManifestError(
+            "storage.root",
+            f"must hold a published version of method {method}",
+            manifest.storage.root,
+            "run jobs/synthesize.py first",
+        )
+    if version.classes != manifest.classes:
+        raise ManifestError(
+            "classes",
+            f"must be those of the current version of method {method}, {list(version.classes)}",
+            list(manifest.classes),
+            "run jobs/synthesize.py with this manifest first",
+        )
+    return version
+
+
+def student_name(config: Distillation, fingerprint: str, method: Method, seed: int) -> str:
+    """`{method}-s{seed}-{hash12}`: the hash covers all that can change a weight of the student."""
+    settings = dataclasses.asdict(config)
+    for key in HARMLESS:
+        del settings[key]
+    if names_file(config.weights):
+        settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))
+    identity = {"distillation": settings, "version": fingerprint, "seed": seed}
+    return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"

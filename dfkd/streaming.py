@@ -1,0 +1,288 @@
+"""A published version as a stream of training batches: verified, mixed, of a length known before.
+
+The order of an epoch is a pure function of (seed, epoch, rank, world) and the version's receipts;
+how it is read (cached, streamed, with how many threads) changes the speed and nothing else.
+"""
+
+import contextlib
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from dfkd.dataset import PublishedVersion
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.plan import derive_seed
+from dfkd.shards import Receipt, Sample, read_shard
+
+T = TypeVar("T")
+Order = npt.NDArray[np.int64]
+"""Rows of (shard, sample within it)."""
+
+BUFFER_BYTES = 128 << 20
+"""Encoded images that a streaming rank holds to mix the class-pure shards."""
+CACHE_BYTES = 256 << 20
+"""A version whose decoded images fit is decoded once and kept."""
+AHEAD = 2
+"""Shards fetched, and batches decoded, before they are needed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and what the teacher said about them when they were made."""
+
+    pixels: Tensor
+    """uint8 [B, 3, H, W]."""
+    distances: Tensor
+    """float32 [B, M], of the plain image."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every global batch is this rank's, and how many threads read for it."""
+
+    rank: int = 0
+    world: int = 1
+    readers: int = 0
+    """Threads that decode; 0 decodes in the one thread that reads ahead."""
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """floor(images / batch_size): every rank makes exactly as many, so that none waits for another.
+
+    Raises:
+        ManifestError: there is not one whole batch.
+    """
+    if images < batch_size:
+        raise ManifestError(
+            "distillation.batch_size",
+            f"must not exceed the {images} images of the published version",
+            batch_size,
+            "make it smaller or synthesise more",
+        )
+    return images // batch_size
+
+
+def mixed_order(counts: Sequence[int], buffer: int, generator: np.random.Generator) -> Order:
+    """One pass over class-pure shards through a shuffle buffer of `buffer` samples.
+
+    Shards come in random order; as many samples leave the buffer, at random, as a shard brings.
+    With a buffer as large as the data set this is a uniform permutation.
+    """
+    pool = np.empty((0, 2), dtype=np.int64)
+    parts = []
+    for shard in generator.permutation(len(counts)):
+        fresh = np.stack([np.full(counts[shard], shard), np.arange(counts[shard])], 1)
+        pool = generator.permutation(np.concatenate([pool, fresh]))
+        surplus = max(0, len(pool) - buffer)
+        parts.append(pool[:surplus])
+        pool = pool[surplus:]
+    return np.concatenate([*parts, pool])
+
+
+class Stream:
+    """Batches of a published version for one rank; its state is (epoch, step), kept by the caller.
+
+    To resume is to ask for `batches(epoch, step)`, at any world size. An epoch shows each sample
+    once, but for the last incomplete batch; with several ranks, each reads its own shards of that
+    epoch, and one with fewer samples than its share begins a second pass over them.
+    """
+
+    def __init__(
+        self,
+        version: PublishedVersion,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        share: Share = Share(),
+        cache_bytes: int = CACHE_BYTES,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        """`batch_size` counts the images of one step over all ranks.
+
+        Raises:
+            ManifestError: fewer shards than ranks x readers, or fewer images than a batch.
+        """
+        self.version, self.image_size, self.seed, self.share = version, image_size, seed, share
+        self.shards: tuple[Receipt, ...] = tuple(r for r in version.shards if r.samples)
+        readers = share.world * max(1, share.readers)
+        if len(self.shards) < readers:
+            raise ManifestError(
+                "distillation.workers",
+                f"workers x loader_workers must not exceed the {len(self.shards)} shards",
+                readers,
+                "use fewer, or a smaller synthesis.shard_size",
+            )
+        images = sum(receipt.samples for receipt in self.shards)
+        self.steps = steps_per_epoch(images, batch_size)
+        self.rows = batch_size // share.world
+        mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
+        self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
+        self.cached = images * 3 * image_size**2 <= cache_bytes
+
+    @cached_property
+    def _cache(self) -> "_Cache":
+        return _Cache([receipt.samples for receipt in self.shards], self.image_size)
+
+    def order(self, epoch: int) -> Order:
+        """Rows (shard, sample) [steps * share, 2] that this rank sees in `epoch`."""
+        rank, world = self.share.rank, self.share.world
+        shuffle = np.random.default_rng(derive_seed("shards", self.seed, epoch))
+        own = np.sort(shuffle.permutation(len(self.shards))[rank::world])
+        counts = [self.shards[shard].samples for shard in own]
+        mix = np.random.default_rng(derive_seed("samples", self.seed, epoch, rank, world))
+        wanted = self.steps * self.rows
+        passes = -(-wanted // sum(counts))
+        rows = np.concatenate([mixed_order(counts, self.buffer, mix) for _ in range(passes)])
+        rows[:, 0] = own[rows[:, 0]]
+        return rows[:wanted]
+
+    def batches(self, epoch: int, step: int = 0) -> Generator[Batch]:
+        """The batches of `epoch` from `step` on.
+
+        Raises:
+            CorruptionError: a shard is not what its receipt says; nothing of it has been used.
+        """
+        rows = self.order(epoch)[step * self.rows :]
+        if self.cached:
+            yield from self._cache.batches(rows, self.rows, self._open)
+        else:
+            with contextlib.closing(_ahead(lambda: self._read(rows), AHEAD)) as batches:
+                yield from batches
+
+    def _open(self, shard: int) -> list[Sample]:
+        receipt = self.shards[shard]
+        return list(read_shard(self.version.fetch(receipt), receipt))
+
+    def _read(self, rows: Order) -> Generator[Batch]:
+        """Decode in order; a shard is fetched once and a sample is dropped after its last use."""
+        uses = Counter(map(tuple, rows.tolist()))
+        arrivals = iter(dict.fromkeys(rows[:, 0].tolist()))
+        held: dict[tuple[int, int], Sample] = {}
+        opened: set[int] = set()
+        with ThreadPoolExecutor(max(1, self.share.readers), "dfkd-read") as pool:
+            coming: deque[Future[list[Sample]]] = deque()
+            for shard in _first(arrivals, AHEAD):
+                coming.append(pool.submit(self._open, shard))
+            for start in range(0, len(rows), self.rows):
+                batch = []
+                for row in map(tuple, rows[start : start + self.rows].tolist()):
+                    if row[0] not in opened:
+                        opened.add(row[0])
+                        samples = coming.popleft().result()
+                        held.update({(row[0], i): s for i, s in enumerate(samples)})
+                        coming.extend(pool.submit(self._open, s) for s in _first(arrivals, 1))
+                    batch.append(held[row])
+                    uses[row] -= 1
+                    if not uses[row]:
+                        del held[row]
+                yield self._decoded(batch, pool)
+
+    def _decoded(self, samples: list[Sample], pool: ThreadPoolExecutor) -> Batch:
+        if self.share.readers:
+            images = list(pool.map(lambda sample: decode(sample, self.image_size), samples))
+        else:
+            images = [decode(sample, self.image_size) for sample in samples]
+        distances = np.stack([sample.arrays["distances"] for sample in samples])
+        return Batch(torch.stack(images), torch.from_numpy(distances))
+
+
+class _Cache:
+    """All decoded images of a small version in one tensor, filled as shards are first needed."""
+
+    def __init__(self, counts: Sequence[int], image_size: int) -> None:
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.image_size = image_size
+        self.pixels = torch.empty(sum(counts), 3, image_size, image_size, dtype=torch.uint8)
+        self.distances: Tensor | None = None
+        self.filled: set[int] = set()
+
+    def batches(
+        self, rows: Order, size: int, read: Callable[[int], list[Sample]]
+    ) -> Iterator[Batch]:
+        for shard in dict.fromkeys(rows[:, 0].tolist()):
+            if shard not in self.filled:
+                self._fill(shard, read(shard))
+        indices = torch.from_numpy(self.starts[rows[:, 0]] + rows[:, 1])
+        for chosen in indices.split(size):
+            assert self.distances is not None  # noqa: S101 - filled above
+            yield Batch(self.pixels[chosen], self.distances[chosen])
+
+    def _fill(self, shard: int, samples: list[Sample]) -> None:
+        distances = np.stack([sample.arrays["distances"] for sample in samples])
+        if self.distances is None:
+            self.distances = torch.empty(len(self.pixels), distances.shape[1])
+        place = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
+        self.distances[place] = torch.from_numpy(distances)
+        for offset, sample in enumerate(samples):
+            self.pixels[place.start + offset] = decode(sample, self.image_size)
+        self.filled.add(shard)
+
+
+def decode(sample: Sample, image_size: int) -> Tensor:
+    """uint8 [3, image_size, image_size]; `CorruptionError` if the image is not that."""
+    encoded = torch.frombuffer(bytearray(sample.image), dtype=torch.uint8)
+    try:
+        image: Tensor = decode_image(encoded, ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise _not_an_image(sample, str(error).partition("\n")[0]) from None
+    if image.shape != (3, image_size, image_size):
+        raise _not_an_image(sample, f"shape {tuple(image.shape)}, not {image_size} px a side")
+    return image
+
+
+def _not_an_image(sample: Sample, problem: str) -> CorruptionError:
+    return CorruptionError(
+        f"sample {sample.key}.{sample.extension}: {problem}; "
+        "delete the version and synthesise again"
+    )
+
+
+def _first(items: Iterator[int], count: int) -> Iterator[int]:
+    for _, item in zip(range(count), items, strict=False):
+        yield item
+
+
+def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
+    """The items of `make()`, made in a thread up to `depth` ahead; its exceptions come through."""
+    done = object()
+    ready: queue.Queue[object] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return True
+        return False
+
+    def produce() -> None:
+        try:
+            with contextlib.closing(make()) as items:
+                for item in items:
+                    if not put(item):
+                        return
+            put(done)
+        except BaseException as error:  # raised again where it is awaited
+            put(error)
+
+    thread = threading.Thread(target=produce, name="dfkd-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not done:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,279 @@
+"""Students: a library's backbone and one linear layer; pixels go in, distances come out."""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.manifest import Distillation
+from dfkd.plan import derive_seed
+from dfkd.shards import canonical
+from dfkd.storage import Storage, open_storage
+from dfkd.weights import load_into, match, read_state_dict
+
+WEIGHTS, CARD = "student.safetensors", "student.json"
+"""The two objects of a finished student; the card is written last and says that it is complete."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Student(nn.Module):
+    """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M] float32; SMALLER is closer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Linear,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Distances [N, M] (standardised ones while training with `standardise`)."""
+        distances: Tensor = self.head(self.backbone((pixels - self.mean) / self.std))
+        return distances
+
+
+def build(config: Distillation, classes: int, image_size: int, seed: int) -> Student:
+    """A student that nobody has trained; what is random in it comes from `seed` alone.
+
+    Raises:
+        ManifestError: no such architecture, or a stem that does not fit it.
+        WeightsError: initial weights that are missing or belong to another architecture.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("student", seed))
+        return _assemble(config, classes, image_size, config.weights)
+
+
+def _assemble(config: Distillation, classes: int, image_size: int, weights: str) -> Student:
+    library = weights != "none" and not names_file(weights)
+    if config.student.startswith("timm:"):
+        backbone, mean, std = _timm(config, image_size, library)
+    else:
+        backbone, mean, std = _resnet(config, image_size, library)
+    if names_file(weights):
+        _load_backbone(backbone, Path(weights))
+    head = nn.Linear(_width(backbone, image_size, config.student), classes)
+    return Student(backbone, head, mean, std)
+
+
+def names_file(weights: str) -> bool:
+    """Whether the manifest names a file rather than one of the library's weights."""
+    return "/" in weights or "." in weights
+
+
+def _resnet(
+    config: Distillation, image_size: int, library: bool
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    names = torchvision.models.list_models(module=torchvision.models)
+    resnets = [name for name in names if "resne" in name]
+    if config.student not in resnets:
+        raise ManifestError(
+            "distillation.student",
+            "must be a torchvision ResNet or timm:NAME",
+            config.student,
+            f"use one of {', '.join(resnets)}",
+        )
+    model = torchvision.models.get_model(config.student, weights=None)
+    if library:
+        if config.stem == "small":
+            raise ManifestError(
+                "distillation.stem",
+                "the library's weights have the imagenet stem",
+                config.stem,
+                "set distillation.stem=imagenet or distillation.weights=none",
+            )
+        model.load_state_dict(_torchvision_weights(config))
+    if config.stem == "small":
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, _stride(image_size), 1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    model.fc = nn.Identity()
+    return model, IMAGENET_MEAN, IMAGENET_STD
+
+
+def _stride(image_size: int) -> int:
+    """Of the small stem: images up to 48 px stay whole, larger ones are halved once.
+
+    Either way the last feature map is about 4 x 4; at 64 px a stride of 1 would cost four times as
+    much as this and fifteen times as much as the imagenet stem.
+    """
+    return 1 if image_size <= 48 else 2
+
+
+def _torchvision_weights(config: Distillation) -> dict[str, Tensor]:
+    known = torchvision.models.get_model_weights(config.student)
+    if config.weights not in known.__members__:
+        raise WeightsError(
+            "distillation.weights",
+            f"must be none, a safetensors file, or {', '.join(known.__members__)}",
+            config.weights,
+            "name one of these",
+        )
+    try:
+        state: dict[str, Tensor] = known[config.weights].get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise _not_downloaded(config, error) from None
+    return state
+
+
+def _not_downloaded(config: Distillation, error: Exception) -> WeightsError:
+    return WeightsError(
+        "distillation.weights",
+        f"the library could not download them ({_first_line(error)})",
+        config.weights,
+        "download them elsewhere and give the path of a safetensors file, or use none",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
+
+
+def _timm(
+    config: Distillation, image_size: int, library: bool
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    name = config.student.removeprefix("timm:")
+    try:
+        import timm
+    except ImportError:
+        raise ManifestError(
+            "distillation.student", "timm: needs timm", name, "pip install 'dfkd[timm]'"
+        ) from None
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"{name[:6]}*")[:5])
+        raise ManifestError(
+            "distillation.student", "must be a model of timm", name, f"near it: {near or 'none'}"
+        )
+    if config.stem == "small":
+        raise ManifestError(
+            "distillation.stem",
+            "small is for torchvision's ResNets",
+            config.student,
+            "set distillation.stem=imagenet",
+        )
+    settings = timm.models.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"num_classes": 0}
+    if settings and settings.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        model = timm.create_model(name, pretrained=library, **options)
+    except (OSError, RuntimeError) as error:
+        if library:
+            raise _not_downloaded(config, error) from None
+        raise ManifestError(
+            "distillation.student",
+            f"cannot be built for {image_size} px ({_first_line(error)})",
+            config.student,
+            "choose another model or synthesis.image_size",
+        ) from None
+    mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+    return model, tuple(mean), tuple(std)
+
+
+def _load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Fill a backbone from a library's state dict or from a student of this project."""
+    state = read_state_dict("distillation.weights", path)
+    if any(key.startswith("backbone.") for key in state):
+        state = {
+            key.removeprefix("backbone."): tensor
+            for key, tensor in state.items()
+            if key.startswith("backbone.")
+        }
+    wanted = backbone.state_dict()
+    fitting = {key: tensor for key, tensor in state.items() if key in wanted}  # without its head
+    remedy = "give weights of distillation.student with distillation.stem"
+    match("distillation.weights", path, fitting, wanted, remedy)
+    load_into("distillation.weights", path, backbone, fitting)
+
+
+@torch.no_grad()
+def _width(backbone: nn.Module, image_size: int, name: str) -> int:
+    """Features that the backbone gives; asked of the network, as libraries name it differently."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        shape = backbone(torch.zeros(1, 3, image_size, image_size)).shape
+    except (RuntimeError, AssertionError) as error:
+        raise ManifestError(
+            "distillation.student",
+            f"does not take images of {image_size} px ({_first_line(error)})",
+            name,
+            "choose another model or synthesis.image_size",
+        ) from None
+    backbone.train(training)
+    return int(shape[1])
+
+
+def fold(student: Student, mean: float, std: float) -> Student:
+    """A copy whose outputs are `std * output + mean`: from standardised labels to distances."""
+    folded = copy.deepcopy(student)
+    with torch.no_grad():
+        folded.head.weight.mul_(std)
+        folded.head.bias.mul_(std).add_(mean)
+    return folded
+
+
+def card(config: Distillation, classes: tuple[str, ...], image_size: int) -> dict[str, Any]:
+    """What `load_student` needs beside the tensors, and what a reader of the file wants to know."""
+    return {
+        "schema": 1,
+        "architecture": config.student,
+        "stem": config.stem,
+        "classes": list(classes),
+        "image_size": image_size,
+        "input": "float32 RGB [N, 3, image_size, image_size] in [0, 1]; the model normalises",
+        "output": "squared spherical distances [N, classes]; smaller is closer, predict by argmin",
+    }
+
+
+def save_student(storage: Storage, student: Student, meta: dict[str, Any]) -> bool:
+    """Put weights, then the card `meta`, under `storage`; False if a student was there already."""
+    tensors = {
+        key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()
+    }
+    data = safetensors.torch.save(tensors)
+    if not storage.put_if_absent(WEIGHTS, data):
+        data = storage.get(WEIGHTS)  # of an attempt that died before its card, or of a rival
+    stored = {**meta, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    return storage.put_if_absent(CARD, canonical(stored))
+
+
+def load_student(
+    source: Storage | str | Path, device: torch.device | str = "cpu"
+) -> tuple[Student, dict[str, Any]]:
+    """A finished student in eval mode and its card, from its folder (a storage child or a path).
+
+    Raises:
+        CorruptionError: an object is missing, or is not what was written.
+    """
+    storage = open_storage(str(source)) if isinstance(source, str | Path) else source
+    meta = json.loads(storage.get(CARD))
+    data = storage.get(WEIGHTS)
+    if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+        raise CorruptionError(
+            f"{storage.location(WEIGHTS)}: sha256 differs from {CARD}; delete the student's folder "
+            "and distil again"
+        )
+    config = Distillation(student=meta["architecture"], stem=meta["stem"])
+    student = build(config, len(meta["classes"]), meta["image_size"], seed=0)
+    student.load_state_dict(safetensors.torch.load(data))
+    return student.eval().requires_grad_(False).to(device), meta
