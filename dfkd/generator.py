@@ -1,0 +1,249 @@
+"""The frozen generator: a taming-transformers VQGAN decoder and its codebook."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from taming.modules.diffusionmodules.model import Decoder
+from torch import Tensor, nn
+
+from dfkd import manifest
+from dfkd.errors import ManifestError
+from dfkd.fingerprint import sha256_file
+from dfkd.vqgan_config import Model, read_model
+from dfkd.weights import ASSETS, MINIATURE, existing_file, load_into, match, read_state_dict
+
+Precision = Literal["float32", "bfloat16"]
+Initialisation = Literal["codes", "normal"]
+
+SEARCH = 1 << 24
+"""Distances between latents and codes that are held at once on a GPU: 64 MB."""
+
+
+class Generator(Protocol):
+    """What synthesis needs of a generator; another one (a diffusion model, say) is one file."""
+
+    downsampling: int
+    """Pixels a side of one latent cell; an image size must be a multiple of it."""
+
+    def fresh(
+        self, seeds: Sequence[int], image_size: int, initialisation: Initialisation
+    ) -> Tensor:
+        """Starting latents [B, C, h, w] float32, each from its own seed alone."""
+
+    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
+        """Pixels [B, 3, H, W] float32 in [0, 1], differentiable in the latent."""
+
+    def constrain(self, latent: Tensor) -> Tensor:
+        """Bring a latent, in place, back to where the generator can decode it."""
+
+
+@dataclass(frozen=True)
+class ResolvedGenerator:
+    """A generator whose files exist and fit each other."""
+
+    model: Model
+    weights: Path
+    digests: dict[str, str]
+    """sha256 by the role that `fingerprint.identity` expects, e.g. `generator.weights`."""
+
+
+def resolve(config: manifest.Generator) -> ResolvedGenerator:
+    """Find, check and hash the generator's files.
+
+    Raises:
+        WeightsError: missing, corrupt, hostile, or of different architectures.
+    """
+    yaml, weights = _files(config)
+    model = read_model(yaml)
+    with torch.device("meta"):
+        network = _Network(model)
+    _read(weights, network)
+    digests = {"generator.config": sha256_file(yaml), "generator.weights": sha256_file(weights)}
+    return ResolvedGenerator(model, weights, digests)
+
+
+class VQGAN:
+    """Decoder and codebook of a taming-transformers VQModel; use `VQGAN.load`.
+
+    Attributes:
+        downsampling: pixels a side of one code (16 for f16).
+        codebook: [K, C] float32.
+    """
+
+    def __init__(self, network: "_Network", precision: Precision = "float32") -> None:
+        self._network = network.eval().requires_grad_(False)
+        self.codebook: Tensor = network.get_parameter("quantize.embedding.weight")
+        self.downsampling = network.downsampling
+        self._norms = self.codebook.square().sum(dim=1)
+        self._transposed = self.codebook.t().contiguous()
+        channels = (1, -1, 1, 1)
+        self._low = self.codebook.amin(dim=0).view(channels)
+        self._high = self.codebook.amax(dim=0).view(channels)
+        self._cuda = self.codebook.device.type == "cuda"
+        self._precision = precision
+        if self._cuda:
+            # On a CPU this layout is 3 times slower.
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(
+        cls, config: manifest.Generator, device: torch.device, precision: Precision = "float32"
+    ) -> "VQGAN":
+        """The generator that a manifest names.
+
+        Args:
+            precision: `bfloat16` autocasts the decoder, on CUDA only; codes are chosen in float32.
+
+        Raises:
+            WeightsError: as `resolve`.
+        """
+        yaml, weights = _files(config)
+        with torch.device("meta"):
+            network = _Network(read_model(yaml))
+        state = _read(weights, network)
+        network.to_empty(device=device)
+        load_into("generator.weights", weights, network, state)
+        return cls(network, precision)
+
+    def fresh(
+        self, seeds: Sequence[int], image_size: int, initialisation: Initialisation
+    ) -> Tensor:
+        """Starting latents [B, C, h, w] float32; each image's come from its own seed alone.
+
+        Args:
+            image_size: a multiple of `downsampling`.
+            initialisation: `codes` draws codes uniformly, as VQGAN-CLIP does; `normal` draws every
+                channel with the codebook's mean and standard deviation in that channel.
+        """
+        side, rest = divmod(image_size, self.downsampling)
+        if rest or not side:
+            raise ManifestError(
+                "synthesis.image_size",
+                f"must be a multiple of {self.downsampling}",
+                image_size,
+                f"use {max(1, side) * self.downsampling}",
+            )
+        codebook = self.codebook.cpu()  # a generator on the CPU draws alike whatever the device
+        latents = []
+        for seed in seeds:
+            random = torch.Generator().manual_seed(seed)
+            if initialisation == "codes":
+                drawn = codebook[torch.randint(len(codebook), (side * side,), generator=random)]
+            else:
+                noise = torch.randn(side * side, codebook.shape[1], generator=random)
+                drawn = codebook.mean(dim=0) + noise * codebook.std(dim=0)
+            latents.append(drawn.view(side, side, -1).permute(2, 0, 1))
+        return torch.stack(latents).contiguous().to(self.codebook.device)
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """Indices [B, h, w] of the codes nearest to each cell of a latent [B, C, h, w].
+
+        By |z|^2 - 2 z.e + |e|^2 without the first term, which decides nothing. On a CPU one image
+        is searched at a time: the same matrix product whatever the batch, and it fits the cache.
+        """
+        batch, channels, height, width = latent.shape
+        cells = latent.detach().float().permute(0, 2, 3, 1).reshape(-1, channels)
+        rows = max(1, SEARCH // len(self.codebook)) if self._cuda else height * width
+        found = [
+            torch.addmm(self._norms, part, self._transposed, alpha=-2).argmin(dim=1)
+            for part in cells.split(rows)
+        ]
+        return torch.cat(found).view(batch, height, width)
+
+    def quantise(self, latent: Tensor) -> Tensor:
+        """The nearest codes [B, C, h, w]; gradients pass straight through to the latent."""
+        codes = self.codebook[self.nearest(latent)].permute(0, 3, 1, 2).contiguous()
+        straight: Tensor = _StraightThrough.apply(latent, codes)  # type: ignore[no-untyped-call]
+        return straight
+
+    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
+        """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w].
+
+        Args:
+            quantise: decode the nearest codes, straight-through, instead of the latent itself.
+
+        The pixel clamp passes the gradient on, except where a step would push a pixel that is out
+        of range further out (VQGAN-CLIP's clamp).
+        """
+        codes = self.quantise(latent) if quantise else latent
+        with self._autocast():
+            image = self._network(codes)
+        pixels: Tensor = _Clamp.apply(image.float().add(1).div(2))  # type: ignore[no-untyped-call]
+        return pixels
+
+    @torch.no_grad()
+    def constrain(self, latent: Tensor) -> Tensor:
+        """Clamp a latent, in place, to the codebook's range in each channel; returns it."""
+        return latent.clamp_(self._low, self._high)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision == "bfloat16" and self._cuda:
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+
+class _Network(nn.Module):
+    """The parts of a VQModel that make an image from codes, under the checkpoint's names."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        params = model.params
+        with contextlib.redirect_stdout(io.StringIO()):  # taming prints the shape it works with
+            self.decoder = Decoder(**params.ddconfig.arguments())
+        codebook = nn.Embedding(params.n_embed, params.embed_dim)
+        self.quantize = nn.ModuleDict({"embedding": codebook})
+        self.post_quant_conv = nn.Conv2d(params.embed_dim, params.ddconfig.z_channels, 1)
+        self.downsampling = params.ddconfig.downsampling
+
+    def forward(self, codes: Tensor) -> Tensor:
+        image: Tensor = self.decoder(self.post_quant_conv(codes))
+        return image
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, codes: Tensor) -> Tensor:
+        return codes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor) -> Tensor:
+        clamped = pixels.clamp(0, 1)
+        ctx.save_for_backward(pixels - clamped)
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (excess,) = ctx.saved_tensors
+        (gradient,) = gradients
+        kept: Tensor = gradient * (gradient * excess >= 0)
+        return kept
+
+
+_PARTS = ("decoder.", "quantize.", "post_quant_conv.")
+
+
+def _files(config: manifest.Generator) -> tuple[Path, Path]:
+    yaml = ASSETS / "generator.yaml" if config.config == MINIATURE else config.config
+    weights = ASSETS / "generator.safetensors" if config.weights == MINIATURE else config.weights
+    return existing_file("generator.config", yaml), existing_file("generator.weights", weights)
+
+
+def _read(weights: Path, network: _Network) -> dict[str, Tensor]:
+    """The network's tensors; encoder, loss and what else a checkpoint has are left out."""
+    state = read_state_dict("generator.weights", weights)
+    state = {key: value for key, value in state.items() if key.startswith(_PARTS)}
+    remedy = "give the checkpoint that belongs to generator.config"
+    match("generator.weights", weights, state, network.state_dict(), remedy)
+    return state

@@ -1,0 +1,279 @@
+"""The frozen vision-language teacher: towers, the token-level text path of Eq 7, distances."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from dfkd import architecture, manifest
+from dfkd.architecture import Architecture, Source
+from dfkd.errors import ManifestError
+from dfkd.fingerprint import sha256_file
+from dfkd.weights import load_into
+
+Precision = Literal["float32", "bfloat16"]
+
+STYLE = "{style}"
+"""Marks the place of the pseudo-word in a text."""
+PLACEHOLDER = "x"
+"""Holds the pseudo-word's place: one token in every byte-level vocabulary, smaller than EOT's."""
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ResolvedTeacher:
+    """A teacher whose files exist and fit each other."""
+
+    architecture: Architecture
+    source: Source
+    digests: dict[str, str]
+    """sha256 by the role that `fingerprint.identity` expects, e.g. `teacher.weights`."""
+
+
+def resolve(config: manifest.Teacher) -> ResolvedTeacher:
+    """Find, check and hash the teacher's files, downloading weights that a tag names.
+
+    Raises:
+        ManifestError: the architecture is unknown or unsupported.
+        WeightsError: weights missing, corrupt, or of another architecture or activation.
+    """
+    shape = architecture.read_architecture(config.model)
+    source = architecture.find_weights(config.weights, shape)
+    with torch.device("meta"):
+        model = architecture.build(shape)
+    architecture.read_weights(source, model, shape)
+    files = architecture.digest_roles(config, shape, source)
+    return ResolvedTeacher(shape, source, {role: sha256_file(p) for role, p in files.items()})
+
+
+class Teacher:
+    """An open_clip model that never trains; use `Teacher.load`.
+
+    Embeddings are float32 and, unless said otherwise, L2-normalised, of dimension `embedding_dim`.
+
+    Attributes:
+        name: as the manifest gives it.
+        model: the open_clip module, in eval mode, without gradients of its own.
+        image_size: pixels a side of the images that the image tower sees.
+        embedding_dim: E.
+        logit_scale: what cosines are multiplied with before a softmax over texts.
+        context_length: L, tokens of a text with start, end and padding.
+        token_table: [K, D], the token embeddings whose mean and spread Eq 8-11 use.
+        has_batch_norm: whether the image tower has batch-norm statistics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str,
+        preprocess: dict[str, Any],
+        precision: Precision = "float32",
+    ) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._text: Any = getattr(model, "text", model)
+        visual: Any = model.visual
+        self._visual = visual
+        self.image_size = _square(name, visual.image_size)
+        self.token_table: Tensor = self._text.token_embedding.weight
+        self.device = self.token_table.device
+        self.context_length = int(self._text.context_length)
+        self.embedding_dim = _embedding_dim(self._text)
+        self.logit_scale = float(model.get_parameter("logit_scale").exp())
+        self.has_batch_norm = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in visual.modules()
+        )
+        mean = torch.tensor(preprocess.get("mean", OPENAI_DATASET_MEAN), device=self.device)
+        std = torch.tensor(preprocess.get("std", OPENAI_DATASET_STD), device=self.device)
+        self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        self._scale, self._shift = 1 / self.std, -self.mean / self.std
+        self._interpolation = preprocess.get("interpolation", "bicubic")
+        self._precision = precision
+
+    @classmethod
+    def load(
+        cls, config: manifest.Teacher, device: torch.device, precision: Precision = "float32"
+    ) -> "Teacher":
+        """The teacher that a manifest names.
+
+        Args:
+            precision: `bfloat16` autocasts the image tower, on CUDA only.
+
+        Raises:
+            ManifestError, WeightsError: as `resolve`.
+        """
+        shape = architecture.read_architecture(config.model)
+        source = architecture.find_weights(config.weights, shape)
+        model = architecture.build(shape)
+        state = architecture.read_weights(source, model, shape)
+        load_into("teacher.weights", source.path, model, state)
+        tokenizer = architecture.build_tokenizer(shape)
+        preprocess = source.preprocess or shape.preprocess
+        return cls(model.to(device), tokenizer, config.model, preprocess, precision)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of the texts, LongTensor [N, L] on the teacher's device."""
+        ids: Tensor = self.tokenizer(list(texts))
+        return ids.to(self.device)
+
+    def content_tokens(self, text: str) -> list[int]:
+        """The ids of a text without start, end and padding; empty if nothing is left of it."""
+        if hasattr(self.tokenizer, "encode"):
+            return list(self.tokenizer.encode(text))
+        inner = self.tokenizer.tokenizer
+        return list(inner.encode(self.tokenizer.clean_fn(text), add_special_tokens=False))
+
+    def tokenize_with_placeholder(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens of texts that each hold `{style}` once, and where the pseudo-word stands.
+
+        Returns:
+            tokens [N, L] and positions [N], both long: `embed_tokens(tokens)` is to be overwritten
+            at `[arange(N), positions]` with the pseudo-words.
+
+        Raises:
+            ManifestError: the placeholder is not a token of its own, or falls off the end.
+        """
+        tokens = self.tokenize([text.replace(STYLE, PLACEHOLDER) for text in texts])
+        (placeholder,) = self.content_tokens(PLACEHOLDER)
+        starts = 1 if int(tokens[0, 0]) not in self.content_tokens(texts[0][:64]) else 0
+        before = [len(self.content_tokens(text.partition(STYLE)[0])) for text in texts]
+        positions = torch.tensor(before, device=self.device) + starts
+        for text, row, position in zip(texts, tokens.tolist(), positions.tolist(), strict=True):
+            if position >= self.context_length - 1 or row[position] != placeholder:
+                raise ManifestError(
+                    "prompts.template",
+                    f"must leave {STYLE} a place of its own within {self.context_length} tokens",
+                    text,
+                    "shorten the class name, or put spaces around {style}",
+                )
+        return tokens, positions
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """E_token of Eq 7: tokens [N, L] to embeddings [N, L, D]."""
+        dtype = self._text.transformer.get_cast_dtype()
+        embeddings: Tensor = self._text.token_embedding(tokens).to(dtype)
+        return embeddings
+
+    def encode_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """E_sentence of Eq 7: embeddings [N, L, D] to text embeddings [N, E], differentiable.
+
+        Not normalised. `encode_embeddings(embed_tokens(t), t)` is bit-equal to open_clip's
+        `encode_text(t)`.
+
+        Args:
+            tokens: [N, L]; where they end is where the sentence is read off.
+        """
+        text = self._text
+        x = embeddings + text.positional_embedding.to(embeddings.dtype)
+        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask))
+        kind = getattr(text, "text_pool_type", None) or text.pool_type
+        end = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", None)
+        pooled: Tensor = text_global_pool(x, tokens, kind, eos_token_id=end)
+        projection = text.text_projection
+        if isinstance(projection, nn.Linear):
+            projected: Tensor = projection(pooled)
+            return projected
+        return pooled if projection is None else pooled @ projection
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Normalised embeddings of texts, [N, E] float32."""
+        chunks = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
+        encoded = []
+        for chunk in chunks:
+            tokens = self.tokenize(chunk)
+            encoded.append(self.encode_embeddings(self.embed_tokens(tokens), tokens))
+        return F.normalize(torch.cat(encoded).float(), dim=-1)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Normalised embeddings [N, E] of pixels [N, 3, H, W] in [0, 1], differentiable.
+
+        Images of another size are squashed to `image_size` (bicubic, antialiased), so crop first
+        what is not square.
+        """
+        side = self.image_size
+        if pixels.shape[-2:] != (side, side):
+            pixels = F.interpolate(
+                pixels, (side, side), mode=self._interpolation, antialias=True, align_corners=False
+            )
+        with self._autocast():
+            features: Tensor = self._visual(torch.addcmul(self._shift, pixels, self._scale))
+        return F.normalize(features.float(), dim=-1)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision == "bfloat16" and self.device.type == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+
+def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{class}") -> None:
+    """Refuse class names that the teacher cannot read.
+
+    Raises:
+        ManifestError: a name tokenises to nothing, or its prompt does not fit the context.
+    """
+    room = teacher.context_length - 2
+    for name in classes:
+        if not teacher.content_tokens(name):
+            raise ManifestError("classes", "a class name must have a token", name, "give it a word")
+        length = len(teacher.content_tokens(template.replace("{class}", name)))
+        if length > room:
+            rule = f"a class prompt must fit {room} tokens, this one takes {length}"
+            raise ManifestError("classes", rule, name, "shorten the name")
+
+
+def require_batch_norm(teacher: Teacher, what: str) -> None:
+    """Refuse a teacher without batch-norm statistics for a method (`what`) that matches them.
+
+    On such a teacher the loss of these methods would be silently zero.
+    """
+    if not teacher.has_batch_norm:
+        raise ManifestError(
+            "teacher.model",
+            f"{what} needs an image tower with batch norm",
+            teacher.name,
+            "choose a ResNet teacher such as RN50-quickgelu",
+        )
+
+
+def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
+    """D = 2 * arcsin(||x - y|| / 2) ** 2 of unit vectors over the last dimension, float32.
+
+    In [0, pi^2 / 2]; smaller is closer. The arcsin is computed as atan2(||x - y||, ||x + y||): the
+    same on unit vectors, and finite in value and gradient from identical to opposite ones.
+    """
+    x, y = x.float(), y.float()
+    apart = torch.linalg.vector_norm(x - y, dim=-1)
+    return 2 * torch.atan2(apart, torch.linalg.vector_norm(x + y, dim=-1)).square()
+
+
+def distances(images: Tensor, texts: Tensor) -> Tensor:
+    """`spherical_distance` of every image [N, E] to every text [M, E]: [N, M] float32."""
+    images, texts = images.float(), texts.float()
+    exact = "donot_use_mm_for_euclid_dist"  # so that a pair's value does not depend on its batch
+    apart = torch.cdist(images, texts, compute_mode=exact)
+    return 2 * torch.atan2(apart, torch.cdist(images, -texts, compute_mode=exact)).square()
+
+
+def _square(name: str, size: int | tuple[int, int]) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ManifestError("teacher.model", "must see square images", name, "choose another")
+    return height
+
+
+def _embedding_dim(text: Any) -> int:
+    projection = text.text_projection
+    if projection is None:
+        return int(text.ln_final.weight.shape[0])
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    return int(projection.shape[1])

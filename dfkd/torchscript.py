@@ -1,0 +1,120 @@
+"""The tensors of a TorchScript archive, without running any of it.
+
+Such an archive is a zip with the module's code (`code/`), its attributes as a pickle (`data.pkl`)
+and the raw storages (`data/0`, `data/1`, ...). `torch.jit.load` compiles the code and calls the
+`__setstate__` it may hold. Here a restricted unpickler walks `data.pkl` alone: the archive's own
+classes become inert nodes, the only functions allowed are the ones below, and everything else is
+refused.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The parameters, buffers and tensor attributes of a TorchScript file by dotted name.
+
+    Raises:
+        ValueError, pickle.UnpicklingError, zipfile.BadZipFile: not such a file, or a damaged one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        root = _root(archive)
+        module = _Unpickler(archive, root).load()
+    tensors: dict[str, Tensor] = {}
+    _collect(module, "", tensors)
+    return tensors
+
+
+class _Node:
+    """What stands in for an object of one of the archive's own classes."""
+
+    def __setstate__(self, state: object) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+
+def _rebuild(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> Tensor:
+    return torch.as_strided(storage, size, stride, offset).clone()
+
+
+def _same(value: object, *_: object) -> object:
+    return value
+
+
+_ALLOWED: dict[str, Callable[..., object]] = {
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "collections.OrderedDict": OrderedDict,
+    **{
+        f"torch.jit._pickle.{name}": _same
+        for name in (
+            "build_intlist",
+            "build_tensorlist",
+            "build_doublelist",
+            "build_boollist",
+            "restore_type_tag",
+        )
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(BytesIO(archive.read(f"{root}/data.pkl")), encoding="utf-8")
+        self._archive, self._root = archive, root
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _Node
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if f"{module}.{name}" in _ALLOWED:
+            return _ALLOWED[f"{module}.{name}"]
+        raise pickle.UnpicklingError(f"{module}.{name} has no place among weights")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError("a storage reference is malformed")
+        if key not in self._storages:
+            raw = bytearray(self._archive.read(f"{self._root}/data/{key}"))
+            self._storages[key] = torch.frombuffer(raw, dtype=dtype, count=count)
+        return self._storages[key]
+
+
+def _root(archive: zipfile.ZipFile) -> str:
+    for name in archive.namelist():
+        root, slash, rest = name.partition("/")
+        if slash and rest == "data.pkl":
+            return root
+    raise ValueError("the archive has no data.pkl")
+
+
+def _collect(node: object, prefix: str, tensors: dict[str, Tensor]) -> None:
+    if isinstance(node, Tensor):
+        tensors[prefix] = node
+    elif isinstance(node, _Node):
+        for name, value in node.attributes.items():
+            _collect(value, f"{prefix}.{name}" if prefix else str(name), tensors)
