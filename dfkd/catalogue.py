@@ -1,7 +1,9 @@
 """What publishing writes: index, data card and manifest, all byte-deterministic."""
 
+import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfkd.shards import Receipt, Sample, read_shard
+from dfkd.fingerprint import sha256_file
+from dfkd.shards import Receipt, Sample, canonical, read_shard
 from dfkd.storage import Storage
 
 SCHEMA = 1
 """Of manifest.json and index.parquet; raised when a reader must know about a change."""
+
+INDEX_KEY, CARD_KEY = "index.parquet", "README.md"
 
 INDEX = pa.schema(
     [
@@ -98,42 +103,67 @@ def read_index(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def describe(
+def publish(
+    storage: Storage,
     identity: Mapping[str, Any],
     fingerprint: str,
     environment: Mapping[str, Any],
     receipts: Sequence[Receipt],
-    quarantined: Iterable[str],
-    moments: LabelMoments,
-    index: Mapping[str, Any],
+    quarantined: Sequence[str],
+) -> None:
+    """Write index, data card and, last and once, manifest.json with the sha256 of the two."""
+    manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder, INDEX_KEY)
+        moments = write_index(storage, receipts, index)
+        manifest |= {"label_mean": moments.mean, "label_std": moments.std}
+        manifest["files"] = {
+            CARD_KEY: hashlib.sha256(card(manifest).encode()).hexdigest(),
+            INDEX_KEY: sha256_file(index),
+        }
+        storage.put(INDEX_KEY, index)
+        storage.put(CARD_KEY, card(manifest).encode())
+        storage.put_if_absent("manifest.json", canonical(manifest))
+
+
+def restore(storage: Storage, manifest: Mapping[str, Any], receipts: Sequence[Receipt]) -> None:
+    """Write index and data card anew from a version's manifest and shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder, INDEX_KEY)
+        write_index(storage, receipts, index)
+        storage.put(INDEX_KEY, index)
+        storage.put(CARD_KEY, card(manifest).encode())
+
+
+def _describe(
+    identity: Mapping[str, Any],
+    fingerprint: str,
+    environment: Mapping[str, Any],
+    receipts: Sequence[Receipt],
+    quarantined: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of manifest.json: all that a reader needs, and where every pixel came from."""
     suffix = ".sha256"
+    weights = {
+        key.removesuffix(suffix): digest for key, digest in identity.items() if key.endswith(suffix)
+    }
     return {
         "schema": SCHEMA,
         "fingerprint": fingerprint,
         "identity": dict(identity),
         "environment": dict(environment),
-        "weights": {
-            key.removesuffix(suffix): digest
-            for key, digest in identity.items()
-            if key.endswith(suffix)
-        },
+        "weights": weights,
         "classes": list(identity["classes"]),
         "samples": sum(receipt.samples for receipt in receipts),
         "bytes": sum(receipt.bytes for receipt in receipts),
         "failed": sum(len(receipt.failed) for receipt in receipts),
         "quarantined": sorted(quarantined),
-        "label_mean": moments.mean,
-        "label_std": moments.std,
-        "index": dict(index),
         "shards": [asdict(receipt) for receipt in receipts],
     }
 
 
 INTRODUCTION = """\
 {samples} images in {shards} WebDataset shards ({bytes} bytes), synthesised by dfkd from class names
-alone: no photograph or drawing was read. Each image was optimised until a vision-language teacher
+alone: no image was read to make them. Each image was optimised until a vision-language teacher
 took it for its prompt, and carries the teacher's distances (`distances.npy`, smaller is closer) and
 its embedding (`embedding.npy`).
 """

@@ -14,7 +14,6 @@ Keys under a method's storage (`data/{method}` of a run):
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,29 +138,31 @@ class Version:
         data = tar.read_bytes()
         receipt = self._receipt(task, data)
         if set(receipt.failed) != set(failed):
-            raise ValueError(
-                f"task {task.id}: {sorted(failed)} failed, {receipt.failed} are missing"
+            raise CorruptionError(
+                f"task {task.id}: images {receipt.failed} are not in the shard, but "
+                f"{tuple(sorted(failed))} failed; run the same command again"
             )
         if not storage.put_if_absent(receipt.shard, tar):
-            stored = storage.get(receipt.shard)  # an attempt that died before its receipt
-            receipt = receipt if stored == data else self._receipt(task, stored)
+            stored = storage.get(receipt.shard)  # of an attempt that died before its receipt
+            receipt = self._receipt(task, stored)
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
         return receipt
 
     def _receipt(self, task: Task, data: bytes) -> Receipt:
         shard = f"shards/{task.id}.tar"
-        expected = {sample_key(task.class_index, index): index for index in task.indices}
-        found = [sample.key for sample in parse_shard(data, shard)]
-        foreign = sorted(set(found) - expected.keys())
-        if foreign:
-            raise CorruptionError(
-                f"shard {shard}: sample {foreign[0]!r} is not of this task; "
-                f"delete {self.storage.location(shard)} and run again"
-            )
-        failed = tuple(sorted(index for key, index in expected.items() if key not in set(found)))
+        missing = {sample_key(task.class_index, index): index for index in task.indices}
+        count = 0
+        for sample in parse_shard(data, shard):
+            if missing.pop(sample.key, None) is None:
+                raise CorruptionError(
+                    f"{self.storage.location(shard)}: sample {sample.key!r} is not of this task; "
+                    "delete it, run again"
+                )
+            count += 1
         digest = hashlib.sha256(data).hexdigest()
-        return Receipt(task.id, shard, digest, len(data), len(found), failed, self.fingerprint)
+        failed = tuple(missing.values())
+        return Receipt(task.id, shard, digest, len(data), count, failed, self.fingerprint)
 
     def put_prompts(self, name: str, table: pa.Table) -> bool:
         """Store prompts once as prompts/{name}.parquet; False if they were there already.
@@ -173,21 +174,37 @@ class Version:
         pq.write_table(table, buffer, compression="zstd")
         return self.storage.put_if_absent(f"prompts/{name}.parquet", buffer.getvalue())
 
-    def prompts(self, task: Task) -> pa.Table:
-        """The rows of a task's images in the order of `index`; `MissingObject` if never written."""
-        key = f"prompts/{task.shard_index:05d}.parquet"
+    def has_prompts(self, name: str) -> bool:
+        """Whether prompts/{name}.parquet is there."""
+        return self.storage.exists(f"prompts/{name}.parquet")
+
+    def prompt_part(self, name: str) -> pa.Table:
+        """All rows of prompts/{name}.parquet; `MissingObject` if they were never written."""
+        key = f"prompts/{name}.parquet"
         data = self.storage.get(key)
         try:
-            table = pq.read_table(io.BytesIO(data))
+            return pq.read_table(io.BytesIO(data))
         except (pa.ArrowException, OSError) as error:
             raise CorruptionError(
                 f"{self.storage.location(key)}: no readable Parquet ({error}); delete it, run again"
             ) from None
-        mine = pc.and_(
-            pc.equal(table["class_index"], task.class_index),
-            pc.is_in(table["index"], pa.array(task.indices, table["index"].type)),
-        )
-        return table.filter(mine).sort_by("index")
+
+    def prompts(self, task: Task) -> pa.Table:
+        """The rows of a task's images in the order of `index`, one for each.
+
+        Raises:
+            CorruptionError: they are not all there, or were never written (`MissingObject`).
+        """
+        name = f"{task.shard_index:05d}"
+        table = self.prompt_part(name)
+        table = table.filter(pc.equal(table["class_index"], task.class_index)).sort_by("index")
+        if table["index"].to_pylist() != list(task.indices):
+            place = self.storage.location(f"prompts/{name}.parquet")
+            raise CorruptionError(
+                f"{place}: holds {table.num_rows} prompts of class {task.class_index}, not "
+                f"those of images {task.start} to {task.indices[-1]}; delete it, run again"
+            )
+        return table
 
     def publish(
         self,
@@ -206,30 +223,18 @@ class Version:
             PartialError: another task has no receipt.
         """
         if not self.published:
-            planned = [task.id for task in tasks]
             receipts = self.receipts()
+            planned = [task.id for task in tasks]
             missing = [name for name in planned if name not in receipts]
             self._refuse_missing(missing, quarantined, len(planned))
             chosen = [receipts[name] for name in planned if name in receipts]
-            with tempfile.TemporaryDirectory() as folder:
-                index = Path(folder, "index.parquet")
-                moments = catalogue.write_index(self.storage, chosen, index)
-                manifest = catalogue.describe(
-                    self.identity,
-                    self.fingerprint,
-                    environment,
-                    chosen,
-                    missing,
-                    moments,
-                    {"sha256": fingerprints.sha256_file(index), "bytes": index.stat().st_size},
-                )
-                self.storage.put("index.parquet", index)
-                self.storage.put("README.md", catalogue.card(manifest).encode())
-                self.storage.put_if_absent("manifest.json", canonical(manifest))
-        published = open_version(self.home, self.id)
-        published.settle()
-        advance(self.home, self.fingerprint)
-        return published
+            catalogue.publish(
+                self.storage, self.identity, self.fingerprint, environment, chosen, missing
+            )
+        version = open_version(self.home, self.id)
+        version.settle()
+        advance(self.home, self.id)
+        return version
 
     def _refuse_missing(self, missing: list[str], quarantined: Collection[str], total: int) -> None:
         unknown = [name for name in missing if name not in quarantined]

@@ -1,7 +1,7 @@
 """Published versions: what readers open, from `current` down, verifying what they read."""
 
-import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from dfkd import fingerprint as fingerprints
 from dfkd.errors import CorruptionError
 from dfkd.shards import Receipt, Sample, canonical, decode_receipt, read_shard, verify_bytes
 from dfkd.storage import MissingObject, Storage
+
+POINTER = re.compile(r"current/[0-9]{8}\.json")
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,21 @@ class PublishedVersion:
         return read_shard(self.storage.get(receipt.shard), receipt)
 
     def settle(self) -> None:
-        """Make index and data card those of the manifest, if a racing publisher replaced them."""
-        try:
-            data = self.storage.get("index.parquet")
-        except MissingObject:
-            data = b""
-        if hashlib.sha256(data).hexdigest() == self.manifest["index"]["sha256"]:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            index = Path(folder, "index.parquet")
-            catalogue.write_index(self.storage, self.shards, index)
-            self.storage.put("index.parquet", index)
-        self.storage.put("README.md", catalogue.card(self.manifest).encode())
+        """Mend index and data card where a racing publisher wrote others than the manifest's."""
+        if any(sha256_object(self.storage, key) != digest for key, digest in self.files.items()):
+            catalogue.restore(self.storage, self.manifest, self.shards)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The sha256 of index and data card, by key."""
+        return dict(self.manifest["files"])
 
 
-def open_version(storage: Storage, name: str) -> PublishedVersion:
+def open_version(storage: Storage, name: str, sha256: str | None = None) -> PublishedVersion:
     """The published version `name` (16 digits) of a method's storage.
+
+    Args:
+        sha256: what manifest.json must hash to, if known (`current` knows it).
 
     Raises:
         CorruptionError: it is not published (`MissingObject`), or its manifest is damaged.
@@ -83,13 +84,13 @@ def open_version(storage: Storage, name: str) -> PublishedVersion:
             decode_receipt(json.dumps(shard).encode(), storage.location(key))
             for shard in manifest["shards"]
         )
-        whole = manifest["fingerprint"] == fingerprints.fingerprint(manifest["identity"])
-        whole = whole and manifest["fingerprint"][:16] == name
+        found = fingerprints.fingerprint(manifest["identity"])
+        whole = manifest["fingerprint"] == found and found[:16] == name
     except (KeyError, TypeError):
         whole = False
-    if not whole:
+    if not whole or (sha256 and sha256_object(storage, key) != sha256):
         raise CorruptionError(
-            f"{storage.location(key)}: does not hold the manifest of version {name}; "
+            f"{storage.location(key)}: is not the manifest that was published; "
             "restore it, or give another storage.root and synthesise again"
         )
     return PublishedVersion(storage, manifest, shards)
@@ -98,26 +99,46 @@ def open_version(storage: Storage, name: str) -> PublishedVersion:
 def current(storage: Storage) -> PublishedVersion | None:
     """The version that readers use, or None before the first is published."""
     pointer = _pointer(storage)
-    return open_version(storage, pointer[1][:16]) if pointer else None
+    return open_version(storage, pointer["version"], pointer["manifest"]) if pointer else None
 
 
-def _pointer(storage: Storage) -> tuple[int, str] | None:
-    keys = list(storage.list("current/"))
+def _pointer(storage: Storage) -> dict[str, Any] | None:
+    keys = [key for key in storage.list("current/") if POINTER.fullmatch(key)]
     if not keys:
         return None
-    number = int(Path(keys[-1]).stem)
-    return number, str(read_json(storage, keys[-1])["fingerprint"])
+    pointer = read_json(storage, keys[-1])
+    if not {"number", "version", "manifest"} <= pointer.keys():
+        raise CorruptionError(
+            f"{storage.location(keys[-1])}: names no version; restore or delete it"
+        )
+    return pointer
 
 
-def advance(storage: Storage, fingerprint: str) -> None:
-    """Make a published version current, unless it is: a new number, written once."""
-    while True:
-        number, held = _pointer(storage) or (0, "")
-        if held == fingerprint:
+def advance(storage: Storage, name: str) -> None:
+    """Make the published version `name` current, unless it is: a new number, written once."""
+    pointer = {
+        "version": name,
+        "manifest": sha256_object(storage, f"versions/{name}/manifest.json"),
+    }
+    written = False
+    while not written:
+        held = _pointer(storage) or {"number": 0}
+        if held == held | pointer:
             return
-        pointer = canonical({"version": fingerprint[:16], "fingerprint": fingerprint})
-        if storage.put_if_absent(f"current/{number + 1:08d}.json", pointer):
-            return
+        number = held["number"] + 1
+        data = canonical(pointer | {"number": number})
+        written = storage.put_if_absent(f"current/{number:08d}.json", data)
+
+
+def sha256_object(storage: Storage, key: str) -> str | None:
+    """The sha256 of an object's bytes, None without such an object; bounded memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "object")
+        try:
+            storage.get_file(key, path)
+        except MissingObject:
+            return None
+        return fingerprints.sha256_file(path)
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:

@@ -46,6 +46,10 @@ MAX_MEMBER = 64 << 20
 """Bytes; an image or array of one sample is far smaller."""
 
 
+END = 2 * tarfile.BLOCKSIZE
+"""Bytes of zeros that end a tar; without them it was cut, perhaps where no reader notices."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One synthesised image and all that is known about it."""
@@ -174,6 +178,8 @@ def verify_bytes(data: bytes, receipt: Receipt) -> None:
 
 def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
     """The samples in a tar's bytes; `name` is for messages, `count` is checked before the first."""
+    if len(data) % tarfile.RECORDSIZE or data[-END:].strip(b"\0") or len(data) < END:
+        _refuse(name, f"{len(data)} bytes without the end mark of a tar")
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             groups = _groups(tar, name)

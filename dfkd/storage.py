@@ -1,73 +1,25 @@
-"""Objects on a local directory or in an S3 bucket: whole values under keys, each write atomic.
-
-The commit protocol needs only `put_if_absent`: not every store has a right compare-and-swap.
-"""
+"""The storage at a root: a local directory (here) or an S3 bucket (`dfkd.s3`)."""
 
 import contextlib
 import errno
 import fcntl
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
-import boto3
-import botocore.config
-import botocore.exceptions
+from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.objects import KEY, MissingObject, Storage, check_key, missing_object
 
-from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
-
-KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}")
-"""No '..', no absolute path, no hidden name, nothing that a shell, a URL or a file system reads."""
+__all__ = ["LocalStorage", "MissingObject", "Storage", "open_storage", "require_space"]
 
 PARTIAL = ".partial"
 """Directory of files being written; no key can name it."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ATTEMPTS = 5
-
-
-class MissingObject(CorruptionError):  # noqa: N818 - reads as what it is
-    """There is no object under this key."""
-
-
-class Storage(Protocol):
-    """Objects under keys like `versions/0a/manifest.json`. Safe for threads and for processes."""
-
-    def put(self, key: str, data: bytes | Path) -> None:
-        """Write or replace an object; readers see the old one or the new one, never a mixture."""
-
-    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """Write an object unless there is one: True for exactly one of any number of writers."""
-
-    def get(self, key: str) -> bytes:
-        """The object's bytes; `MissingObject` if there is none."""
-
-    def get_file(self, key: str, path: Path) -> None:
-        """Copy the object into the local file `path`; `MissingObject` if there is none."""
-
-    def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """All keys that begin with `prefix`, in the order of their characters."""
-
-    def folders(self, prefix: str = "") -> tuple[str, ...]:
-        """The names directly under `prefix` (empty, or ending in '/') that have keys below them."""
-
-    def delete(self, key: str) -> None:
-        """Remove an object; none is no error."""
-
-    def location(self, key: str = "") -> str:
-        """The key's full path or URL, for people."""
-
-    def child(self, prefix: str) -> "Storage":
-        """The same storage with all keys under `prefix/`."""
 
 
 def open_storage(root: str) -> Storage:
@@ -77,10 +29,9 @@ def open_storage(root: str) -> Storage:
         ManifestError: it cannot be written, or the store does not honour put-if-absent.
     """
     if root.startswith("s3://"):
-        bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
-        store = S3Storage(bucket, prefix)
-        store.probe()
-        return store
+        from dfkd.s3 import open_s3  # boto3 takes long to import, and a directory needs none
+
+        return open_s3(root)
     if "://" in root:
         raise ManifestError("storage.root", "a directory or s3://", root, "give one of the two")
     local = LocalStorage(Path(root).absolute())
@@ -105,16 +56,6 @@ def require_space(root: str, size: int) -> None:
         )
 
 
-def check_key(key: str) -> str:
-    """`key` itself; `CorruptionError` if it could name anything but an object in the storage."""
-    if not KEY.fullmatch(key):
-        raise CorruptionError(
-            f"object key {key!r}: must be names of letters, digits and ._=- joined by '/'; "
-            "the object that names it was not written by dfkd, remove it"
-        )
-    return key
-
-
 @dataclass(frozen=True)
 class LocalStorage:
     """A directory. A write goes to a locked file in `.partial`, then is linked or renamed."""
@@ -123,22 +64,21 @@ class LocalStorage:
     prefix: str = ""
 
     def prepare(self) -> None:
-        """Make the directory and remove what killed writers left behind."""
+        """Make the directory, try it, and remove what killed writers left behind."""
+        folder = self.root / PARTIAL
         try:
-            (self.root / PARTIAL).mkdir(parents=True, exist_ok=True)
-            writable = os.access(self.root / PARTIAL, os.W_OK | os.X_OK)
+            folder.mkdir(parents=True, exist_ok=True)
+            _try_link(folder)
         except OSError as error:
+            if error.errno in FULL:
+                raise _full(self.root, 1, error) from None
             raise ManifestError(
                 "storage.root",
-                "must be a directory",
+                "must be a writable directory on a file system with hard links",
                 f"{self.root} ({error.strerror})",
-                "change it",
+                "change it, or its owner or mode",
             ) from None
-        if not writable:
-            raise ManifestError(
-                "storage.root", "must be writable", str(self.root), "change its owner or mode"
-            )
-        for leftover in (self.root / PARTIAL).iterdir():
+        for leftover in folder.iterdir():
             _remove_unless_locked(leftover)
 
     def _path(self, key: str) -> Path:
@@ -180,24 +120,21 @@ class LocalStorage:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise InfrastructureError(
-                f"storage: no room for {target} ({size} bytes, {error.strerror}); "
-                "free disk space and run the same command again, it resumes"
-            ) from None
+            raise _full(target, size, error) from None
 
     def get(self, key: str) -> bytes:
         """See `Storage.get`."""
         try:
             return self._path(key).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise _missing(self.location(key)) from None
+            raise missing_object(self.location(key)) from None
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
         try:
             shutil.copyfile(self._path(key), path)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise _missing(self.location(key)) from None
+            raise missing_object(self.location(key)) from None
 
     def exists(self, key: str) -> bool:
         """See `Storage.exists`."""
@@ -229,10 +166,6 @@ class LocalStorage:
         return LocalStorage(self.root, str(Path(self.prefix, check_key(prefix))))
 
 
-def _missing(location: str) -> MissingObject:
-    return MissingObject(f"{location}: no such object; restore it or run the job that writes it")
-
-
 def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
     if not folder.is_dir():
         return
@@ -259,6 +192,24 @@ def _copy(data: bytes | Path, stream: BinaryIO) -> None:
     os.fsync(stream.fileno())
 
 
+def _full(target: Path, size: int, error: OSError) -> InfrastructureError:
+    return InfrastructureError(
+        f"storage: no room for {target} ({size} bytes, {error.strerror}); "
+        "free disk space and run the same command again, it resumes"
+    )
+
+
+def _try_link(folder: Path) -> None:
+    partial, stream = _open_partial(folder)
+    link = partial.with_suffix(".link")
+    with stream:
+        try:
+            os.link(partial, link)
+        finally:
+            partial.unlink(missing_ok=True)
+            link.unlink(missing_ok=True)
+
+
 def _open_partial(folder: Path) -> tuple[Path, BinaryIO]:
     while True:
         path = folder / uuid.uuid4().hex
@@ -281,159 +232,3 @@ def _sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class S3Storage:
-    """A prefix of an S3 bucket. Credentials, region and endpoint come from boto3's own sources."""
-
-    bucket: str
-    prefix: str = ""
-
-    @cached_property
-    def _client(self) -> Any:
-        config = botocore.config.Config(
-            retries={"mode": "standard", "max_attempts": ATTEMPTS}, s3={"addressing_style": "path"}
-        )
-        return boto3.client("s3", config=config)
-
-    def __reduce__(self) -> tuple[type["S3Storage"], tuple[str, str]]:
-        return S3Storage, (self.bucket, self.prefix)  # a client cannot travel to another process
-
-    def _name(self, key: str) -> str:
-        return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
-
-    def probe(self) -> None:
-        """Refuse (`ManifestError`) a store in which a second put-if-absent wins too."""
-        key = f"probe-{uuid.uuid4().hex}"
-        try:
-            if not self.put_if_absent(key, b"1") or self.put_if_absent(key, b"2"):
-                raise ManifestError(
-                    "storage.root",
-                    "a store that honours PUT with If-None-Match",
-                    self.location(),
-                    "use AWS S3, Ceph or a directory: in this store two writers would both win",
-                )
-        finally:
-            self.delete(key)
-
-    def put(self, key: str, data: bytes | Path) -> None:
-        """See `Storage.put`."""
-        self._put(key, data)
-
-    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """See `Storage.put_if_absent`."""
-        for _ in range(ATTEMPTS):
-            try:
-                self._put(key, data, IfNoneMatch="*")
-            except _Conflict as conflict:
-                if conflict.settled:
-                    return False
-            else:
-                return True
-        raise InfrastructureError(
-            f"storage: {self.location(key)} stays contended; run the same command again"
-        )
-
-    def _put(self, key: str, data: bytes | Path, **conditions: str) -> None:
-        with contextlib.ExitStack() as stack:
-            body = data if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
-            with self._explained(key):
-                self._client.put_object(
-                    Bucket=self.bucket, Key=self._name(key), Body=body, **conditions
-                )
-
-    def get(self, key: str) -> bytes:
-        """See `Storage.get`."""
-        with self._explained(key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key))
-            data: bytes = answer["Body"].read()
-            return data
-
-    def get_file(self, key: str, path: Path) -> None:
-        """See `Storage.get_file`."""
-        with self._explained(key), path.open("wb") as stream:
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key))
-            shutil.copyfileobj(answer["Body"], stream, 1 << 20)
-
-    def exists(self, key: str) -> bool:
-        """See `Storage.exists`."""
-        try:
-            with self._explained(key):
-                self._client.head_object(Bucket=self.bucket, Key=self._name(key))
-        except MissingObject:
-            return False
-        return True
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Storage.list`."""
-        for page in self._pages(prefix):
-            for item in page.get("Contents", ()):
-                yield item["Key"].removeprefix(self._head)
-
-    def folders(self, prefix: str = "") -> tuple[str, ...]:
-        """See `Storage.folders`."""
-        pages = self._pages(prefix, Delimiter="/")
-        below = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ()))
-        return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in below))
-
-    @property
-    def _head(self) -> str:
-        return self.prefix and f"{self.prefix}/"
-
-    def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
-        with self._explained(prefix):
-            pages = self._client.get_paginator("list_objects_v2")
-            yield from pages.paginate(Bucket=self.bucket, Prefix=self._head + prefix, **options)
-
-    def delete(self, key: str) -> None:
-        """See `Storage.delete`."""
-        with self._explained(key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
-
-    def location(self, key: str = "") -> str:
-        """See `Storage.location`."""
-        return f"s3://{self.bucket}/{self._head}{key}"
-
-    def child(self, prefix: str) -> "S3Storage":
-        """See `Storage.child`."""
-        return S3Storage(self.bucket, self._name(prefix))
-
-    @contextlib.contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except botocore.exceptions.ClientError as error:
-            raise _explain(error, self.location(key)) from None
-        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.NoRegionError) as error:
-            raise ManifestError(
-                "storage.root", "needs S3 credentials", str(error), "set AWS_* or a profile"
-            ) from None
-        except botocore.exceptions.BotoCoreError as error:
-            raise InfrastructureError(
-                f"storage: {self.location(key)}: {error}; run the same command again, it resumes"
-            ) from None
-
-
-class _Conflict(Exception):  # noqa: N818 - never leaves this module
-    def __init__(self, settled: bool) -> None:
-        super().__init__("precondition")
-        self.settled = settled
-
-
-def _explain(error: botocore.exceptions.ClientError, location: str) -> Exception:
-    code = error.response.get("Error", {}).get("Code", "")
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if status == 412:
-        return _Conflict(settled=True)
-    if status == 409:  # a concurrent writer is at work and may still fail: ask again
-        return _Conflict(settled=False)
-    if code in ("NoSuchKey", "404", "NotFound"):
-        return _missing(location)
-    if code in ("NoSuchBucket", "AccessDenied", "403", "InvalidAccessKeyId", "PermanentRedirect"):
-        return ManifestError(
-            "storage.root", "must be reachable", f"{location} ({code})", "check it"
-        )
-    return InfrastructureError(
-        f"storage: {location}: {code or status}; run the same command again, it resumes"
-    )

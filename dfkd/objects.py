@@ -1,0 +1,67 @@
+"""Objects on a local directory or in an S3 bucket: whole values under keys, each write atomic.
+
+The commit protocol needs only `put_if_absent`: not every store has a right compare-and-swap.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from dfkd.errors import CorruptionError
+
+KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}")
+"""No '..', no absolute path, no hidden name, nothing that a shell, a URL or a file system reads."""
+
+
+class MissingObject(CorruptionError):  # noqa: N818 - reads as what it is
+    """There is no object under this key."""
+
+
+class Storage(Protocol):
+    """Objects under keys like `versions/0a/manifest.json`. Safe for threads and for processes."""
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write or replace an object; readers see the old one or the new one, never a mixture."""
+
+    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
+        """Write an object unless there is one: True for exactly one of any number of writers."""
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; `MissingObject` if there is none."""
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Copy the object into the local file `path`; `MissingObject` if there is none."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """All keys that begin with `prefix`, in the order of their characters."""
+
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """The names directly under `prefix` (empty, or ending in '/') that have keys below them."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; none is no error."""
+
+    def location(self, key: str = "") -> str:
+        """The key's full path or URL, for people."""
+
+    def child(self, prefix: str) -> "Storage":
+        """The same storage with all keys under `prefix/`."""
+
+
+def check_key(key: str) -> str:
+    """`key` itself; `CorruptionError` if it could name anything but an object in the storage."""
+    if not KEY.fullmatch(key):
+        raise CorruptionError(
+            f"object key {key!r}: must be names of letters, digits and ._=- joined by '/'; "
+            "the object that names it was not written by dfkd, remove it"
+        )
+    return key
+
+
+def missing_object(location: str) -> MissingObject:
+    """The error for an object that is not at `location`."""
+    return MissingObject(f"{location}: no such object; restore it or run the job that writes it")
