@@ -18,7 +18,19 @@ MAX_BYTES = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, which PyYAML would let the last one win."""
+    """Plain YAML without aliases, or a key given twice, which PyYAML would let the last one win.
+
+    A few nested aliases in a file of a kilobyte expand to more than any memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            line = event.start_mark.line + 1
+            raise ManifestError(
+                f"*{event.anchor}", "no aliases", f"one in line {line}", "write the value out"
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -51,7 +63,7 @@ def check(schema: type[T], tree: dict[str, Any]) -> T:
     """`tree` as a `schema`; strict: no text becomes a number, no number a flag."""
     try:
         encoded = json.dumps(tree, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(
             "manifest", "holds plain text, numbers and lists", str(error), "quote it"
         ) from None
@@ -77,7 +89,8 @@ def _read(path: Path) -> str:
 def _parse(text: str, field: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        # PyYAML lets a thousand nested brackets, a list as a key and a 13th month through as these.
         reason = " ".join(str(error).split())
         raise ManifestError(field, "must be valid YAML", reason, "mend that line") from None
 
