@@ -214,10 +214,11 @@ class Distillation:
     workers: Count = 1
     """DDP ranks."""
     loader_workers: Natural = 0
-    """Processes a rank that decode shards; 0 decodes in the rank itself."""
+    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the student's layers in training, on GPUs and on CPUs with bfloat16 instructions."""
     checkpoint_epochs: Count = 1
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
 
     def __post_init__(self) -> None:
         _require_unique("distillation.seeds", self.seeds)
