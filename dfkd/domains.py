@@ -109,7 +109,8 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
                 FIELD,
                 f"every class needs an image in at least one domain, none has {name!r}",
                 config.data,
-                f"add images or rename the class; the data also has {_words(found.foreign)}",
+                "add images as domain/class/image or rename the class; the data also has "
+                f"{_words(found.foreign)}",
             )
     return _finish(config.data, classes, found)
 

@@ -9,23 +9,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
-from dfkd.domains import Domains, Item
-from dfkd.errors import DfkdError
-from dfkd.results import Row, row
+from dfkd.dataset import PublishedVersion
+from dfkd.device import pick_device
+from dfkd.distilled import Place, place
+from dfkd.domains import Domains, Item, open_data
+from dfkd.errors import CorruptionError, DfkdError, ManifestError
+from dfkd.manifest import Manifest, Method
+from dfkd.progress import bar
+from dfkd.results import ZERO_SHOT, Row, results, row, write_results
+from dfkd.storage import open_storage
+from dfkd.student import load_student
+from dfkd.teacher import Teacher, check_classes, distances
 
 AHEAD = 2
 """Batches that are decoded while a model works on one: bounds memory."""
 
 LONG = 8
-"""Sides in a ratio beyond this are cut before they are scaled: a thin strip would fill the memory."""
+"""A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
 
 Model = Callable[[Tensor], Tensor]
 """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
@@ -54,14 +62,88 @@ class Scores:
     """`name: reason` of each image that no decoder could read, sorted."""
 
 
-def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def cpus() -> int:
     """Processors that this process may use: the number of decoding threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The scores of a whole manifest, written."""
+
+    results: dict[str, Any]
+    """The content of `results.json`, as `dfkd.results` describes it."""
+    location: str
+    """Of `results.json`."""
+    versions: dict[Method, PublishedVersion]
+    """The data set that the students of each method learned from; empty without students."""
+
+
+def evaluate(manifest: Manifest, threads: int | None = None) -> Evaluated:
+    """Score the models that a manifest names and write `results.json` and `results.parquet`.
+
+    The teacher answers zero-shot, by `teacher.template`; the students are those of every method and
+    seed on the current versions. Always in float32, and again each time: it costs little.
+
+    Args:
+        manifest: of the run; all its students are to be finished.
+        threads: that decode images; None is one for each processor.
+
+    Raises:
+        ManifestError: unusable data, or a student that is missing; nothing has been scored.
+        CorruptionError: a student is not what was written.
+    """
+    data = open_data(manifest.evaluation, manifest.classes)
+    wanted = manifest.evaluation.models
+    places = list(_students(manifest)) if "student" in wanted else []
+    models = _load(manifest, "teacher" in wanted, places)
+    scores = score(models, data, manifest.evaluation.batch_size, threads)
+    content = results(data, scores.rows, scores.unreadable)
+    location = write_results(open_storage(manifest.storage.root), content)
+    return Evaluated(content, location, {place.method: place.version for place in places})
+
+
+def _students(manifest: Manifest) -> Iterator[Place]:
+    for method in manifest.prompts.method:
+        for seed in manifest.distillation.seeds:
+            found = place(manifest, method, seed)
+            if not found.finished:
+                raise ManifestError(
+                    "evaluation.models",
+                    f"needs the student of method {method} seed {seed} at {found.location}",
+                    list(manifest.evaluation.models),
+                    "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
+                )
+            yield found
+
+
+def _load(manifest: Manifest, teacher: bool, places: Sequence[Place]) -> Iterator[Candidate]:
+    device = pick_device()
+    if teacher:
+        yield _load_teacher(manifest, device)
+    for found in places:
+        student, card = load_student(found.storage, device)
+        if card["classes"] != list(manifest.classes):
+            raise CorruptionError(
+                f"{found.location}: is a student of {card['classes']}, not of the manifest's "
+                "classes; delete its folder and distil again"
+            )
+        yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
+
+
+def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
+    teacher = Teacher.load(manifest.teacher, device)
+    template, classes = manifest.teacher.template, manifest.classes
+    check_classes(teacher, classes, template)
+    texts = teacher.encode_text([template.replace("{class}", name) for name in classes])
+    return Candidate(
+        "teacher",
+        ZERO_SHOT,
+        0,
+        teacher.image_size,
+        lambda pixels: distances(teacher.encode_image(pixels), texts),
+        device,
+    )
 
 
 def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
@@ -157,9 +239,9 @@ def _confusions(
     M = len(data.classes)
     counts = {domain: np.zeros((M, M), dtype=np.int64) for domain in data.names}
     title = f"{candidate.model} {candidate.method} seed {candidate.seed}"
-    with tqdm(total=len(data.items), desc=title, unit="img", disable=None, leave=False) as bar:
+    with bar(title, len(data.items), "img") as progress:
         for chunk, images in _batches(data.items, candidate.image_size, batch_size, threads):
-            bar.update(len(chunk))
+            progress.update(len(chunk))
             readable = []
             for item, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):

@@ -12,15 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError
+from dfkd.manifest import Method
 from dfkd.results import Row, Summary, summarise
 from dfkd.shards import Sample
+from dfkd.storage import Storage
 
 WIDTH = 80
 """Columns of a table."""
 CELL = 9
-"""Columns of one domain at the most, the blank before it not counted."""
+"""Letters of a domain's head line at the most, where there is room."""
 NARROW = 6
-"""Columns of one domain at the least: `100.0` and a digit's room for a head."""
+"""Letters of a domain's head line at the least; no cell is wider, but for millions of images."""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -34,30 +36,45 @@ def table(rows: Sequence[Row]) -> str:
     names = sorted(images)
     labels = ["accuracy, %", *(f"{line['model']} {line['method']}" for line in summaries), "images"]
     left = min(max(map(len, labels)), WIDTH // 2)
-    means = ["mean", *map(_mean, summaries), str(sum(images.values()))]
-    right = max(map(len, means)) + 2
-    per_block = max(1, (WIDTH - left - right) // (NARROW + 1))
-    blocks = [names[start : start + per_block] for start in range(0, len(names), per_block)]
+    means = _means(summaries, sum(images.values()))
+    space = WIDTH - left - len(means[0])
+    size = max(1, space // (NARROW + 1))
     parts = []
-    for block in blocks:
-        last = block is blocks[-1]
-        space = (WIDTH - left - (right if last else 0)) // len(block) - 1
-        columns = [_column(name, summaries, images[name], min(space, CELL)) for name in block]
-        parts.append(_block(labels, columns, means if last else None, left))
+    for start in range(0, len(names), size):
+        block = {name: images[name] for name in names[start : start + size]}
+        last = start + size >= len(names)
+        parts.append(_block(labels, _columns(block, summaries, space), means if last else [], left))
     return "\n\n".join(parts)
 
 
-def _mean(line: Summary) -> str:
-    spread = "" if line["std"] is None else f" ±{100 * line['std']:.1f}"
-    return f"{100 * line['mean']:.1f}{spread}"
+def _means(summaries: Sequence[Summary], images: int) -> list[str]:
+    figures = ["mean", *(f"{100 * line['mean']:.1f}" for line in summaries), str(images)]
+    stds = (line["std"] for line in summaries)
+    spreads = ["", *("" if std is None else f" ±{100 * std:.1f}" for std in stds), ""]
+    width, more = max(map(len, figures)), max(map(len, spreads))
+    cells = zip(figures, spreads, strict=True)
+    return [f"  {figure:>{width}}{spread:{more}}" for figure, spread in cells]
 
 
 Column = tuple[list[str], list[str]]
 """Head lines and body cells, all of one width."""
 
 
-def _column(name: str, summaries: Sequence[Summary], images: int, space: int) -> Column:
-    head = [_short(word, space) for word in name.replace("_", " ").replace("-", " ").split()]
+def _columns(
+    images: Mapping[str, int], summaries: Sequence[Summary], space: int
+) -> Sequence[Column]:
+    """Columns of the named domains with heads as long as `space` allows."""
+    columns: list[Column] = []
+    for limit in range(CELL, NARROW - 1, -1):
+        columns = [_column(name, images[name], summaries, limit) for name in images]
+        if sum(len(head[0]) + 1 for head, _ in columns) <= space:
+            break
+    return columns
+
+
+def _column(name: str, images: int, summaries: Sequence[Summary], limit: int) -> Column:
+    words = name.replace("_", " ").replace("-", " ").split() or [name]
+    head = [_short(word, limit) for word in words]
     body = [
         f"{100 * line['domains'][name]['mean']:.1f}" if name in line["domains"] else "-"
         for line in summaries
@@ -67,27 +84,24 @@ def _column(name: str, summaries: Sequence[Summary], images: int, space: int) ->
     return [word.rjust(width) for word in head], [cell.rjust(width) for cell in body]
 
 
-def _short(word: str, space: int) -> str:
-    return word if len(word) <= space else word[: space - 1] + "."
+def _short(word: str, limit: int) -> str:
+    return word if len(word) <= limit else word[: limit - 1] + "."
 
 
 def _block(
-    labels: Sequence[str], columns: Sequence[Column], means: Sequence[str] | None, left: int
+    labels: Sequence[str], columns: Sequence[Column], means: Sequence[str], left: int
 ) -> str:
     height = max(len(head) for head, _ in columns)
-    grid = [[_short(labels[0], left).ljust(left)] for _ in range(height)]
-    for line in grid[:-1]:
-        line[0] = " " * left
-    grid += [[_short(label, left).ljust(left)] for label in labels[1:]]
+    first = [" " * left] * (height - 1) + [_short(label, left).ljust(left) for label in labels]
+    grid = [first]
     for head, body in columns:
-        blank = [" " * len(head[0])] * (height - len(head))
-        for line, cell in zip(grid, blank + head + body, strict=True):
-            line.append(cell)
+        grid.append([" " * len(head[0])] * (height - len(head)) + head + body)
+    lines = [" ".join(cells) for cells in zip(*grid, strict=True)]
     if means:
-        width = max(map(len, means)) + 1
-        for line, cell in zip(grid, [""] * (height - 1) + list(means), strict=True):
-            line.append(cell.rjust(width))
-    lines = [" ".join(line).rstrip() for line in grid]
+        lines = [
+            line + mean for line, mean in zip(lines, [""] * (height - 1) + list(means), strict=True)
+        ]
+    lines = [line.rstrip() for line in lines]
     rule = "-" * max(map(len, lines))
     return "\n".join([*lines[:height], rule, *lines[height:]])
 
@@ -121,6 +135,18 @@ def _decode(sample: Sample, shard: str) -> Image.Image:
         raise CorruptionError(
             f"shard {shard}: image {sample.key} cannot be read ({error}); synthesise it again"
         ) from None
+
+
+def write_contact_sheet(
+    storage: Storage, name: str, versions: Mapping[Method, PublishedVersion]
+) -> str:
+    """Write `contact-sheet.png` of each method's version; returns its place, for display."""
+    classes = next(iter(versions.values())).classes
+    blocks = {str(method): examples(version) for method, version in versions.items()}
+    title = f"{name}: images made from class names alone"
+    footer = ", ".join(f"{method} version {version.id}" for method, version in versions.items())
+    storage.put("contact-sheet.png", contact_sheet(title, classes, blocks, footer))
+    return storage.location("contact-sheet.png")
 
 
 MARGIN = 28

@@ -257,7 +257,8 @@ def _validate_row(place: str, found: Any, classes: list[str]) -> None:
     counts = np.array(confusion, dtype=np.int64)
     if not counts.any():
         _refuse(f"{place}.confusion", "must count at least one image", 0)
-    expected = row(*(found[key] for key in ("model", "method", "seed", "domain")), classes, counts)
+    model, method, seed, domain = (found[key] for key in ("model", "method", "seed", "domain"))
+    expected = row(model, method, seed, domain, classes, counts)
     for key in types:
         if found[key] != expected[key]:  # type: ignore[literal-required]
             _refuse(f"{place}.{key}", "must follow from the confusion counts", found[key])

@@ -1,0 +1,70 @@
+"""Score the teacher zero-shot and every finished student, per domain and class."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dfkd import command
+from dfkd.device import use_threads
+from dfkd.domains import open_data
+from dfkd.errors import PartialError
+from dfkd.evaluation import cpus, evaluate
+from dfkd.manifest import Manifest
+from dfkd.report import table, write_contact_sheet
+from dfkd.storage import open_storage
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """What a run would score."""
+    data = open_data(manifest.evaluation, manifest.classes)
+    students = len(manifest.prompts.method) * len(manifest.distillation.seeds)
+    return {
+        "domains": list(data.names),
+        "images": len(data.items),
+        "unscored_classes": list(data.unscored),
+        "notes": list(data.notes),
+        "teacher": int("teacher" in manifest.evaluation.models),
+        "students": students if "student" in manifest.evaluation.models else 0,
+    }
+
+
+def work(manifest: Manifest, options: argparse.Namespace) -> str:
+    """Score, write results and contact sheet, print the table; returns the place of results.json.
+
+    Raises:
+        PartialError: some images could not be read; everything else was scored and written.
+    """
+    threads = options.threads or min(cpus(), torch.get_num_threads())
+    use_threads(threads)
+    evaluated = evaluate(manifest, threads)
+    if evaluated.versions:
+        storage = open_storage(manifest.storage.root)
+        sheet = write_contact_sheet(storage, manifest.name, evaluated.versions)
+        print(f"contact sheet {sheet}")
+    print(table(evaluated.results["rows"]))
+    for note in evaluated.results["data"]["notes"]:
+        print(f"note: {note}")
+    unreadable = evaluated.results["data"]["unreadable"]
+    if unreadable:
+        print(f"wrote {evaluated.location}", flush=True)
+        raise PartialError(
+            f"evaluation.data: {len(unreadable)} images could not be read and were left out, the "
+            f"first is {unreadable[0]}; mend or remove them (all are named in results.json)"
+        )
+    return evaluated.location
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command.parser(__doc__ or "")
+    arguments.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are"
+    )
+    return command.run(arguments, work, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

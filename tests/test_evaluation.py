@@ -1,0 +1,191 @@
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+from dfkd.domains import Domains, open_data
+from dfkd.errors import DfkdError
+from dfkd.evaluation import Candidate, pixels, score
+from dfkd.manifest import Evaluation
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+CLASSES = tuple(COLOURS)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def paint(root: Path, domain: str, name: str, colour: str, count: int, start: int = 0) -> None:
+    folder = root / domain / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(start, start + count):
+        image = Image.new("RGB", (20, 30), COLOURS[colour])
+        (folder / f"{index}.png").write_bytes(encode(image))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Domains:
+    """Flat: all as labelled. Odd: of 4 red images one is blue, the only green one is red."""
+    for name in CLASSES:
+        paint(tmp_path, "flat", name, name, 3)
+    paint(tmp_path, "odd", "red", "red", 3)
+    paint(tmp_path, "odd", "red", "blue", 1, start=3)
+    paint(tmp_path, "odd", "green", "red", 1)
+    return open_data(Evaluation(data=str(tmp_path)), CLASSES)
+
+
+def nearest_colour(pixels: Tensor) -> Tensor:
+    """Distances to the class's colour, so that argmin is right and argmax wrong."""
+    return torch.stack([1 - pixels[:, channel].mean(dim=(1, 2)) for channel in range(3)], dim=1)
+
+
+def candidate(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Candidate:
+    return Candidate("student", "mix", 7, 16, distances, torch.device("cpu"))
+
+
+def test_rows_count_what_the_smallest_distance_says(data: Domains) -> None:
+    flat, odd = score([candidate()], data, batch_size=4, threads=2).rows
+    assert (flat["model"], flat["method"], flat["seed"]) == ("student", "mix", 7)
+    assert (flat["domain"], flat["images"], flat["accuracy"]) == ("flat", 9, 1.0)
+    assert flat["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
+    assert (odd["domain"], odd["images"], odd["accuracy"]) == ("odd", 5, 3 / 5)
+    assert odd["confusion"] == [[3, 0, 1], [1, 0, 0], [0, 0, 0]]
+    assert odd["per_class"] == {"red": 0.75, "green": 0.0}
+    assert odd["class_mean"] == 0.375
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (3, 4), (64, 2)])
+def test_scores_do_not_depend_on_batches_or_threads(
+    data: Domains, batch_size: int, threads: int
+) -> None:
+    assert score([candidate()], data, batch_size, threads) == score([candidate()], data, 5, 1)
+
+
+def test_models_get_their_own_size_in_the_unit_range_and_the_asked_batches(data: Domains) -> None:
+    seen: list[Tensor] = []
+
+    def remember(pixels: Tensor) -> Tensor:
+        seen.append(pixels)
+        return nearest_colour(pixels)
+
+    score([candidate(remember)], data, batch_size=4)
+    assert [tuple(batch.shape) for batch in seen] == [(4, 3, 16, 16)] * 3 + [(2, 3, 16, 16)]
+    assert {batch.dtype for batch in seen} == {torch.float32}
+    assert torch.cat(seen).min() == 0
+    assert torch.cat(seen).max() == 1
+
+
+def test_candidates_are_taken_one_after_the_other(data: Domains) -> None:
+    events: list[str] = []
+
+    def candidates() -> object:
+        for name in ("a", "b"):
+            events.append(f"load {name}")
+            yield candidate(lambda pixels, name=name: events.append(name) or nearest_colour(pixels))
+
+    score(candidates(), data, batch_size=64)
+    assert events == ["load a", "a", "load b", "b"]
+
+
+def test_an_unreadable_image_is_named_and_left_out_of_every_count(
+    data: Domains, tmp_path: Path
+) -> None:
+    broken = tmp_path / "flat" / "red" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    gone = tmp_path / "flat" / "green" / "2.png"
+    gone.unlink()
+    scores = score([candidate(), candidate()], data, batch_size=4)
+    assert [row["images"] for row in scores.rows] == [7, 5, 7, 5]
+    assert scores.rows[0]["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 3]]
+    assert [name.split(": ")[0] for name in scores.unreadable] == [str(gone), str(broken)]
+
+
+def test_data_without_a_readable_image_is_refused(data: Domains, tmp_path: Path) -> None:
+    for item in data.items:
+        Path(item.name).write_bytes(b"no image")
+    with pytest.raises(DfkdError, match=r"evaluation\.data: none of 14 images"):
+        score([candidate()], data, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda pixels: nearest_colour(pixels) * float("nan"),
+        lambda pixels: nearest_colour(pixels)[:, :2],
+        lambda pixels: nearest_colour(pixels)[:1],
+    ],
+    ids=["nan", "classes", "batch"],
+)
+def test_a_model_with_impossible_output_is_refused(
+    data: Domains, wrong: Callable[[Tensor], Tensor]
+) -> None:
+    with pytest.raises(DfkdError, match=r"student mix seed 7: must give finite distances \(4, 3\)"):
+        score([candidate(wrong)], data, batch_size=4)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (227, 227), (64, 64), (101, 333), (50, 70)])
+@pytest.mark.parametrize("image_size", [64, 224])
+def test_pixels_are_those_of_clips_own_preprocessing(
+    size: tuple[int, int], image_size: int
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    clip = Compose([Resize(image_size, InterpolationMode.BICUBIC), CenterCrop(image_size)])
+    np.testing.assert_array_equal(pixels(encode(image), image_size), np.asarray(clip(image)))
+
+
+def test_transparency_is_white() -> None:
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (pixels(encode(clear), 8) == 255).all()
+    half = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
+    assert pixels(encode(half), 8)[0, 0].tolist() == [255, 127, 127]
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([0, 0, 255])
+    assert (pixels(encode(palette, transparency=0), 8) == 255).all()
+    assert pixels(encode(palette), 8)[0, 0].tolist() == [0, 0, 255]
+
+
+def test_other_modes_become_rgb() -> None:
+    assert pixels(encode(Image.new("L", (8, 8), 77)), 8)[0, 0].tolist() == [77, 77, 77]
+    deep = Image.fromarray(np.full((8, 8), 77 * 256, dtype=np.uint16))
+    assert pixels(encode(deep), 8)[0, 0].tolist() == [77, 77, 77]
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert pixels(encode(cmyk, "JPEG"), 8)[0, 0].tolist() == pytest.approx([255, 0, 0], abs=2)
+
+
+def test_a_camera_that_was_turned_is_turned_back() -> None:
+    image = Image.new("RGB", (16, 16), "black")
+    image.paste((255, 255, 255), (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = pixels(encode(image, exif=exif), 16)
+    assert (turned[:, 8:] == 255).all()
+    assert (turned[:, :8] == 0).all()
+
+
+def test_a_thin_strip_does_not_fill_the_memory() -> None:
+    strip = Image.new("RGB", (1, 30_000), "red")
+    assert pixels(encode(strip), 224)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_says_so(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        pixels(content, 16)
+
+
+def test_an_image_cut_short_is_not_half_read() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for kind in ("PNG", "JPEG", "WEBP", "BMP"):
+        whole = encode(Image.fromarray(noise), kind)
+        with pytest.raises(ValueError, match=r"\w"):
+            pixels(whole[: len(whole) // 2], 64)

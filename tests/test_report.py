@@ -1,0 +1,157 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from surrogates import publish, write_manifest
+
+from dfkd.errors import CorruptionError
+from dfkd.manifest import Manifest
+from dfkd.report import contact_sheet, examples, table, write_contact_sheet
+from dfkd.results import Row, row
+from dfkd.storage import open_storage
+
+
+def scored(method: str, domain: str, accuracy: float, seed: int = 0) -> Row:
+    model = "teacher" if method == "zero-shot" else "student"
+    right = round(1000 * accuracy)
+    counts = np.array([[right, 1000 - right], [0, 0]], dtype=np.int64)
+    return row(model, method, seed, domain, ("cat", "dog"), counts)
+
+
+def test_the_table_reads_like_the_papers() -> None:
+    rows = [
+        scored("contrastive", "pixel", 0.4),
+        scored("contrastive", "color_emoji", 0.7),
+        scored("contrastive", "pixel", 0.5, seed=1),
+        scored("contrastive", "color_emoji", 0.8, seed=1),
+        scored("zero-shot", "pixel", 0.451),
+        scored("zero-shot", "color_emoji", 1.0),
+    ]
+    assert table(rows) == "\n".join(
+        [
+            "                    color",
+            "accuracy, %         emoji pixel  mean",
+            "------------------------------------------",
+            "teacher zero-shot   100.0  45.1  72.5",
+            "student contrastive  75.0  45.0  60.0 ±7.1",
+            "images               1000  1000  2000",
+        ]
+    )
+
+
+@pytest.mark.parametrize("domains", [1, 2, 6, 7, 12, 40])
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_no_line_is_wider_than_a_terminal_and_every_figure_is_there(
+    domains: int, seeds: int
+) -> None:
+    names = [f"somewhat_long_domain-name_{index:02}" for index in range(domains)]
+    rows = [
+        scored(method, name, index / 100 + 0.001, seed)
+        for method in ("zero-shot", "vanilla", "mix", "random", "contrastive")
+        for seed in range(seeds)
+        for index, name in enumerate(names)
+    ]
+    text = table(rows)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all("teacher zero-shot" in block for block in text.split("\n\n"))
+    words = text.split()
+    for index in range(domains):
+        assert words.count(f"{index}.1") >= 5
+    assert words.count("mean") == 1
+
+
+def test_a_domain_that_a_model_was_not_scored_on_is_a_dash() -> None:
+    text = table([scored("zero-shot", "ink", 0.5), scored("zero-shot", "oil", 0.5),
+                  scored("mix", "ink", 0.25)])  # fmt: skip
+    (line,) = (line for line in text.splitlines() if line.startswith("student mix"))
+    assert line.split()[2:] == ["25.0", "-", "25.0"]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return Manifest.read(write_manifest(tmp_path, prompts={"method": ["vanilla", "mix"]}))
+
+
+def test_examples_are_the_first_images_of_each_class(manifest: Manifest) -> None:
+    version = publish(manifest)
+    found = examples(version, 6)
+    assert [len(images) for images in found] == [6, 6, 6]
+    for channel, images in enumerate(found):
+        for image in images:
+            assert image.size == (32, 32)
+            assert np.asarray(image).mean(axis=(0, 1)).argmax() == channel
+    shards = [sample for receipt in version.shards[:2] for sample in version.samples(receipt)]
+    for image, sample in zip(found[0], shards, strict=False):
+        with Image.open(io.BytesIO(sample.image)) as stored:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(stored))
+
+
+def test_examples_read_no_more_shards_than_they_need(manifest: Manifest) -> None:
+    version = publish(manifest)
+    for receipt in version.shards:
+        if receipt.task.endswith("00001"):
+            version.storage.delete(receipt.shard)
+    assert [len(images) for images in examples(version, 4)] == [4, 4, 4]
+
+
+def test_examples_of_a_damaged_shard_are_refused(manifest: Manifest) -> None:
+    version = publish(manifest)
+    damaged = bytearray(version.storage.get(version.shards[0].shard))
+    damaged[700] ^= 1
+    version.storage.put(version.shards[0].shard, bytes(damaged))
+    with pytest.raises(CorruptionError, match=version.shards[0].shard):
+        examples(version, 1)
+
+
+def test_the_sheet_shows_every_image_once_and_is_the_same_each_time(manifest: Manifest) -> None:
+    storage = open_storage(manifest.storage.root)
+    versions = {
+        method: publish(manifest, method) for method in manifest.prompts.method
+    }  # fmt: skip
+    place = write_contact_sheet(storage, "tiny", versions)
+    assert place.endswith("contact-sheet.png")
+    first = storage.get("contact-sheet.png")
+    write_contact_sheet(storage, "tiny", versions)
+    assert storage.get("contact-sheet.png") == first
+
+
+def plain(colour: str, size: int = 64) -> Image.Image:
+    return Image.new("RGB", (size, size), colour)
+
+
+def test_rows_are_classes_and_blocks_are_methods() -> None:
+    blocks = {
+        "vanilla": [[plain("#ff0000")] * 2, [plain("#00ff00")] * 2],
+        "mix": [[plain("#0000ff")] * 2, [plain("#ff00ff")] * 2],
+    }
+    encoded = contact_sheet("title", ("cat", "dog"), blocks)
+    with Image.open(io.BytesIO(encoded)) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    assert (sheet[0] == 255).all()
+    assert (sheet[-1] == 255).all()
+    assert (sheet[:, :16] == 255).all()
+    places = {}
+    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255)):
+        where = np.argwhere((sheet == colour).all(axis=2))
+        assert len(where) == 2 * 64 * 64
+        places[colour] = where.min(axis=0)
+    red, green, blue, pink = places.values()
+    assert red[0] == blue[0] < green[0] == pink[0]
+    assert red[1] == green[1] < blue[1] == pink[1]
+
+
+def test_a_sheet_of_many_classes_and_large_images_stays_a_picture() -> None:
+    classes = [f"class {index}" for index in range(1000)]
+    blocks = {"mix": [[plain("red", 224)] * 8 for _ in classes]}
+    with Image.open(io.BytesIO(contact_sheet("title", classes, blocks))) as image:
+        assert image.width < 1100
+        assert image.height < 5100
+
+
+def test_a_class_without_images_keeps_its_row() -> None:
+    encoded = contact_sheet("title", ("cat", "dog"), {"mix": [[], [plain("#ff0000")]]})
+    with Image.open(io.BytesIO(encoded)) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    assert np.argwhere((sheet == (255, 0, 0)).all(axis=2)).min(axis=0)[0] > 64 + 28
