@@ -193,7 +193,7 @@ def score(
     """Every candidate on every domain; each is taken from the iterable when its turn comes.
 
     Args:
-        candidates: models; a lazy iterable keeps one of them in memory at a time.
+        candidates: models; a lazy iterable keeps at most two of them in memory.
         data: what to score, with the classes in the order of the models' outputs.
         batch_size: images a batch.
         threads: that decode images; None is one for each processor.

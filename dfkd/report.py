@@ -142,7 +142,8 @@ def write_contact_sheet(
 ) -> str:
     """Write `contact-sheet.png` of each method's version; returns its place, for display."""
     classes = next(iter(versions.values())).classes
-    blocks = {str(method): examples(version) for method, version in versions.items()}
+    count = 8 if len(versions) < 3 else 5
+    blocks = {str(method): examples(version, count) for method, version in versions.items()}
     title = f"{name}: images made from class names alone"
     footer = ", ".join(f"{method} version {version.id}" for method, version in versions.items())
     storage.put("contact-sheet.png", contact_sheet(title, classes, blocks, footer))

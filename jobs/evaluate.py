@@ -37,7 +37,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was scored and written.
     """
-    threads = options.threads or min(cpus(), torch.get_num_threads())
+    threads = options.threads if options.threads > 0 else min(cpus(), torch.get_num_threads())
     use_threads(threads)
     evaluated = evaluate(manifest, threads)
     if evaluated.versions:
@@ -57,12 +57,17 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     return evaluated.location
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+def add_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The options of this job beside those that every job takes."""
     arguments.add_argument(
         "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are"
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command.parser(__doc__ or "")
+    add_arguments(arguments)
     return command.run(arguments, work, plan, argv)
 
 
