@@ -38,13 +38,17 @@ METADATA: dict[str, type] = {
 }
 """What every sample says about itself; more keys are allowed, fewer are not."""
 
-ARRAYS = {"distances": np.dtype("<f4"), "embedding": np.dtype("<f2")}
-"""Arrays with a fixed type: M distances of the teacher, and its image embedding (E)."""
+ARRAYS: dict[str, np.dtype[Any]] = {"distances": np.dtype("<f4"), "embedding": np.dtype("<f2")}
+"""The arrays of a sample: M distances of the teacher, and its image embedding (E)."""
 
-MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>png|jpg|json|[a-z_]+\.npy)")
+NPY_HEADER = 128
+"""Bytes before the values of an array with one axis."""
+
+EXTENSIONS = {"png", "jpg"}
+REQUIRED = {"json", *(f"{name}.npy" for name in ARRAYS)}
+MEMBER = re.compile(rf"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>{'|'.join(EXTENSIONS | REQUIRED)})")
 MAX_MEMBER = 64 << 20
 """Bytes; an image or array of one sample is far smaller."""
-
 
 END = 2 * tarfile.BLOCKSIZE
 """Bytes of zeros that end a tar; without them it was cut, perhaps where no reader notices."""
@@ -130,9 +134,7 @@ def _encode(sample: Sample) -> dict[str, bytes]:
         raise ValueError(f"sample {sample.key!r}: {problem}")
     members = {sample.extension: sample.image, "json": canonical(sample.metadata)}
     for name, array in sample.arrays.items():
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        members[f"{name}.npy"] = buffer.getvalue()
+        members[f"{name}.npy"] = _npy(np.ascontiguousarray(array))
     for suffix, data in members.items():
         if not MEMBER.fullmatch(f"{sample.key}.{suffix}") or len(data) > MAX_MEMBER:
             raise ValueError(
@@ -147,9 +149,9 @@ def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | 
             return f"metadata {key!r} must be {kind.__name__}, is {metadata.get(key)!r}"
         if kind is float and not math.isfinite(metadata[key]):
             return f"metadata {key!r} must be finite, is {metadata[key]!r}"
+    if arrays.keys() != ARRAYS.keys():
+        return f"arrays must be {sorted(ARRAYS)}, are {sorted(arrays)}"
     for name, dtype in ARRAYS.items():
-        if name not in arrays:
-            return f"array {name!r} is missing"
         if arrays[name].dtype != dtype or arrays[name].ndim != 1:
             found = f"{arrays[name].dtype} with {arrays[name].ndim} axes"
             return f"array {name!r} must be {dtype} with 1 axis, is {found}"
@@ -210,24 +212,22 @@ def _decode(
     tar: tarfile.TarFile, name: str, key: str, members: Mapping[str, tarfile.TarInfo]
 ) -> Sample:
     files = {suffix: _content(tar, member, name) for suffix, member in members.items()}
-    extensions = [suffix for suffix in files if suffix in ("png", "jpg")]
-    if len(extensions) != 1 or "json" not in files:
-        _refuse(name, f"sample {key!r} has members {sorted(files)}, not one image and one json")
+    extensions = files.keys() & EXTENSIONS
+    if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
+        wanted = f"not {sorted(REQUIRED)} and one image"
+        _refuse(name, f"sample {key!r} has members {sorted(files)}, {wanted}")
     try:
         metadata = json.loads(files["json"])
-        arrays = {
-            suffix.removesuffix(".npy"): _array(content)
-            for suffix, content in files.items()
-            if suffix.endswith(".npy")
-        }
-    except ValueError as error:
+        arrays = {kind: _array(kind, files[f"{kind}.npy"]) for kind in ARRAYS}
+    except (ValueError, RecursionError) as error:
         _refuse(name, f"sample {key!r}: {error}")
     problem = (
         _problem(metadata, arrays) if isinstance(metadata, dict) else "metadata is not a mapping"
     )
     if problem:
         _refuse(name, f"sample {key!r}: {problem}")
-    return Sample(key, files[extensions[0]], extensions[0], metadata, arrays)
+    (extension,) = extensions
+    return Sample(key, files[extension], extension, metadata, arrays)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
@@ -238,16 +238,23 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
     return content
 
 
-def _array(content: bytes) -> Array:
-    """The array in an .npy file; ValueError for a pickle, or for a header that lies about size."""
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("array is not in the .npy format 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    body = content[stream.tell() :]
-    if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize != len(body):
-        raise ValueError(f"array of {dtype} with shape {shape} in {len(body)} bytes is refused")
-    return np.frombuffer(body, dtype).reshape(shape)
+def _npy(array: Array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _array(name: str, content: bytes) -> Array:
+    """The array in an .npy file, which must be the very bytes that `_npy` gives for its values.
+
+    NumPy's own reader allocates what a header claims and parses it as Python.
+    """
+    dtype = ARRAYS[name]
+    body = content[NPY_HEADER:]
+    array = np.frombuffer(body[: len(body) // dtype.itemsize * dtype.itemsize], dtype).copy()
+    if _npy(array) != content:
+        raise ValueError(f"{name}.npy is no plain array of {dtype} with 1 axis")
+    return array
 
 
 def _refuse(name: str, difference: str) -> NoReturn:

@@ -1,0 +1,108 @@
+"""Fills a small version step by step, as a run does, so that tests can kill it on the way."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dfkd import dataset
+from dfkd.plan import Task, sample_key
+from dfkd.shards import Sample, write_shard
+from dfkd.storage import Storage, open_storage
+
+IDENTITY: dict[str, Any] = {
+    "schema": 1,
+    "seed": 0,
+    "classes": ["owl", "tree"],
+    "prompts.method": ["vanilla"],
+    "teacher.model": "miniature",
+    "teacher.weights.sha256": "ab" * 32,
+}
+TASKS = tuple(Task(row, shard, shard * 3, 3) for shard in range(2) for row in range(2))
+ENVIRONMENT = {"torch": "2"}
+
+
+def make_sample(class_index: int, index: int, shift: float = 0.0) -> Sample:
+    """The sample that this class and index always give; `shift` makes another one."""
+    noise = np.random.default_rng([class_index, index])
+    metadata = {
+        "class": IDENTITY["classes"][class_index],
+        "class_index": class_index,
+        "index": index,
+        "seed": int(noise.integers(2**62)) * 2 + 1,
+        "method": "vanilla",
+        "prompt": f"A {IDENTITY['classes'][class_index]} in the style of ½ {index}",
+        "loss": 0.5 + shift,
+        "confidence": float(noise.random()),
+        "steps": 20,
+        "attempt": 0,
+    }
+    arrays = {
+        "distances": noise.random(2, np.float32) + 1,
+        "embedding": noise.random(4, np.float32).astype(np.float16),
+    }
+    return Sample(sample_key(class_index, index), noise.bytes(700), "png", metadata, arrays)
+
+
+def write_task(task: Task, path: Path, failed: Collection[int] = (), shift: float = 0.0) -> Path:
+    """The task's shard at `path`, without the failed indices."""
+    wanted = [index for index in task.indices if index not in failed]
+    write_shard([make_sample(task.class_index, index, shift) for index in wanted], path)
+    return path
+
+
+def commit(
+    version: dataset.Version, task: Task, failed: Collection[int] = (), shift: float = 0.0
+) -> dataset.Receipt:
+    """Write a task's shard and commit it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return version.commit(task, write_task(task, Path(folder, "shard"), failed, shift), failed)
+
+
+def home(root: Path) -> Storage:
+    """The vanilla method's storage in a run's root."""
+    return open_storage(str(root)).child("data/vanilla")
+
+
+def fill(root: Path) -> dataset.PublishedVersion:
+    """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
+    version = dataset.begin(home(root), IDENTITY)
+    for shard in {task.shard_index for task in TASKS}:
+        mine = [task for task in TASKS if task.shard_index == shard]
+        rows = [{"class_index": t.class_index, "index": i} for t in mine for i in t.indices]
+        version.put_prompts(f"{shard:05d}", pa.Table.from_pylist(rows))
+    done = version.receipts()
+    for task in TASKS:
+        if task.id not in done:
+            commit(version, task, failed=[4] if task.id == "0001-00001" else [])
+    return version.publish(TASKS, ENVIRONMENT)
+
+
+def fill_and_die(root: Path, calls: int) -> None:
+    """`fill`, but this process kills itself at its `calls`-th step on the file system."""
+    left = calls
+
+    def dying(step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "link", "replace", "unlink", "mkdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    fill(root)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below `root`, hidden ones too, by path."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
