@@ -8,7 +8,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import open_clip
 import torch
@@ -16,9 +16,10 @@ from open_clip import CLIP, CustomTextCLIP
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from dfkd import manifest
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.weights import (
     ASSETS,
@@ -33,6 +34,18 @@ from dfkd.weights import (
 DIRECTORY = "local-dir:"
 CONFIG = "open_clip_config.json"
 MAX_CONFIG_BYTES = 1 << 20
+
+_Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
+_Spread = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+
+
+class _Preprocess(TypedDict, total=False):
+    """The part of open_clip's `preprocess_cfg` that turns pixels into the tower's input."""
+
+    mean: _Channel
+    std: _Spread
+    interpolation: Literal["bicubic", "bilinear"]
+
 
 _TOKENIZER_KEYS = {"bpe_path", "clean", "strip_sep_token"}
 _CHECKPOINTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -85,10 +98,10 @@ def read_architecture(model: str) -> Architecture:
         path = Path(model).expanduser()
     else:
         path = None
-    tree = _builtin(model) if path is None else _read_json(path)
+    tree = _shipped(model) if path is None else _read_json(path)
     config = tree.get("model_cfg", tree)
     preprocess = tree.get("preprocess_cfg", {})
-    if not _is_config(config) or not isinstance(preprocess, dict):
+    if not _is_config(config):
         raise ManifestError(
             "teacher.model",
             "must be an open_clip model configuration (embed_dim, vision_cfg, text_cfg)",
@@ -96,7 +109,7 @@ def read_architecture(model: str) -> Architecture:
             "give another file or the name of an open_clip architecture",
         )
     _refuse_unsupported(model, config)
-    return Architecture(model, config, preprocess, path)
+    return Architecture(model, config, _checked_preprocess(model, preprocess), path)
 
 
 def find_weights(weights: str, architecture: Architecture) -> Source:
@@ -134,8 +147,11 @@ def require_activation(path: Path, quick_gelu: bool | None, architecture: Archit
         return
     trained, built = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
     base = architecture.name.removesuffix("-quickgelu")
-    remedy = f"set teacher.model={base + '-quickgelu' if quick_gelu else base}"
-    if architecture.path is not None:
+    other = f"{base}-quickgelu" if quick_gelu else base
+    remedy = f"set teacher.model={other}"
+    if architecture.path is None and other not in open_clip.list_models():
+        remedy = "choose an architecture with their activation"
+    elif architecture.path is not None:
         remedy = f"set quick_gelu to {str(quick_gelu).lower()} in {architecture.path.name}"
     raise WeightsError(
         "teacher.weights",
@@ -171,8 +187,8 @@ def build(architecture: Architecture) -> nn.Module:
     return model
 
 
-def read_weights(source: Source, model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors for `model`, in its own names; a strict match.
+def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors of the weight file under the names of the architecture's model; a strict match.
 
     Raises:
         WeightsError: corrupt, of another architecture, or OpenAI's in a model without QuickGELU.
@@ -181,14 +197,17 @@ def read_weights(source: Source, model: nn.Module, architecture: Architecture) -
     if any(key in state for key in OPENAI_KEYS):
         require_activation(source.path, True, architecture)
         state = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
+    with torch.device("meta"):  # shapes without memory, so that a misfit costs nothing
+        model = build(architecture)
     state = dict(convert_state_dict(model, state))
     if hasattr(model, "text"):
         state = dict(convert_to_custom_text_state_dict(state))
-    scale = model.state_dict()["logit_scale"]
-    if "logit_scale" in state and state["logit_scale"].numel() == scale.numel():
-        state["logit_scale"] = state["logit_scale"].reshape(scale.shape)
+    wanted = model.state_dict()
+    scale = state.get("logit_scale")
+    if scale is not None and scale.numel() == wanted["logit_scale"].numel():
+        state["logit_scale"] = scale.reshape(wanted["logit_scale"].shape)
     remedy = f"give weights of {architecture.name}, or set teacher.model to theirs"
-    match("teacher.weights", source.path, state, model.state_dict(), remedy)
+    match("teacher.weights", source.path, state, wanted, remedy)
     return state
 
 
@@ -206,8 +225,9 @@ def build_tokenizer(architecture: Architecture) -> Any:
         options["bpe_path"] = str(merges)
     try:
         if text.get("hf_tokenizer_name"):
-            local = architecture.path is not None and architecture.path.name == CONFIG
-            name = str(architecture.path.parent) if local else text["hf_tokenizer_name"]  # type: ignore[union-attr]
+            name = text["hf_tokenizer_name"]
+            if architecture.path is not None and architecture.path.name == CONFIG:
+                name = str(architecture.path.parent)
             mode = text.get("tokenizer_mode")
             return open_clip.tokenizer.HFTokenizer(
                 name, context_length=length, tokenizer_mode=mode, **options
@@ -224,6 +244,17 @@ def build_tokenizer(architecture: Architecture) -> Any:
         ) from None
 
 
+def files(architecture: Architecture, source: Source) -> dict[str, Path]:
+    """The files that decide what the teacher computes, by the manifest key they stand for."""
+    roles = {"teacher.weights": source.path}
+    if architecture.path is not None:
+        roles["teacher.model"] = architecture.path
+    merges = tokenizer_file(architecture)
+    if merges is not None:
+        roles["teacher.tokenizer"] = merges
+    return roles
+
+
 def tokenizer_file(architecture: Architecture) -> Path | None:
     """The merges file that the configuration names, relative to the configuration file."""
     options = architecture.model["text_cfg"].get("tokenizer_kwargs") or {}
@@ -233,7 +264,7 @@ def tokenizer_file(architecture: Architecture) -> Path | None:
     return existing_file("teacher.model (bpe_path)", base / str(options["bpe_path"]))
 
 
-def _builtin(model: str) -> dict[str, Any]:
+def _shipped(model: str) -> dict[str, Any]:
     config = open_clip.get_model_config(model) if ":" not in model else None
     if config is None:
         near = difflib.get_close_matches(model, open_clip.list_models(), n=1, cutoff=0.4)
@@ -241,7 +272,17 @@ def _builtin(model: str) -> dict[str, Any]:
         raise ManifestError(
             "teacher.model", "must be an open_clip architecture or a JSON file", model, remedy
         )
-    return dict(config)
+    return {"model_cfg": config, "preprocess_cfg": _usual_preprocess(model)}
+
+
+def _usual_preprocess(model: str) -> dict[str, Any]:
+    """What all published weights of an architecture agree on; SigLIP's, say, is not CLIP's."""
+    keys = ("mean", "std", "interpolation")
+    tags = [
+        get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)
+    ]
+    usual = [{key: tag[key] for key in keys} for tag in tags]
+    return usual[0] if usual and all(each == usual[0] for each in usual) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -298,6 +339,18 @@ def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
         )
 
 
+def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
+    try:
+        checked = TypeAdapter(_Preprocess).validate_python(preprocess)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(("preprocess_cfg", *map(str, problem["loc"])))
+        raise ManifestError(
+            "teacher.model", f"{field}: {problem['msg']}", model, "mend the configuration"
+        ) from None
+    return dict(checked)
+
+
 def _in_directory(directory: Path) -> Source:
     if not directory.is_dir():
         raise WeightsError(
@@ -330,16 +383,3 @@ def _download(architecture: Architecture, tag: str, config: dict[str, Any]) -> P
             tag,
             "download it elsewhere and give the file's path",
         ) from None
-
-
-def digest_roles(
-    teacher: manifest.Teacher, architecture: Architecture, source: Source
-) -> dict[str, Path]:
-    """The files that decide what the teacher computes, by the manifest key they stand for."""
-    roles = {"teacher.weights": source.path}
-    if architecture.path is not None:
-        roles["teacher.model"] = architecture.path
-    merges = tokenizer_file(architecture)
-    if merges is not None:
-        roles["teacher.tokenizer"] = merges
-    return roles

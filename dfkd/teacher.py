@@ -19,11 +19,8 @@ from dfkd.weights import load_into
 
 Precision = Literal["float32", "bfloat16"]
 
-STYLE = "{style}"
-"""Marks the place of the pseudo-word in a text."""
-PLACEHOLDER = "x"
-"""Holds the pseudo-word's place: one token in every byte-level vocabulary, smaller than EOT's."""
 TEXT_BATCH = 256
+"""Texts that are encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,8 @@ def resolve(config: manifest.Teacher) -> ResolvedTeacher:
     """
     shape = architecture.read_architecture(config.model)
     source = architecture.find_weights(config.weights, shape)
-    with torch.device("meta"):
-        model = architecture.build(shape)
-    architecture.read_weights(source, model, shape)
-    files = architecture.digest_roles(config, shape, source)
+    architecture.read_weights(source, shape)
+    files = architecture.files(shape, source)
     return ResolvedTeacher(shape, source, {role: sha256_file(p) for role, p in files.items()})
 
 
@@ -79,7 +74,10 @@ class Teacher:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self._text: Any = getattr(model, "text", model)
+        self._text: Any = getattr(model, "text", model)  # CustomTextCLIP has it apart, CLIP within
+        apart = self._text is not model
+        self._pool_type = self._text.pool_type if apart else self._text.text_pool_type
+        self._eos_id = self._text.eos_id if apart else self._text.text_eos_id
         visual: Any = model.visual
         self._visual = visual
         self.image_size = _square(name, visual.image_size)
@@ -112,8 +110,8 @@ class Teacher:
         """
         shape = architecture.read_architecture(config.model)
         source = architecture.find_weights(config.weights, shape)
+        state = architecture.read_weights(source, shape)
         model = architecture.build(shape)
-        state = architecture.read_weights(source, model, shape)
         load_into("teacher.weights", source.path, model, state)
         tokenizer = architecture.build_tokenizer(shape)
         preprocess = source.preprocess or shape.preprocess
@@ -130,31 +128,6 @@ class Teacher:
             return list(self.tokenizer.encode(text))
         inner = self.tokenizer.tokenizer
         return list(inner.encode(self.tokenizer.clean_fn(text), add_special_tokens=False))
-
-    def tokenize_with_placeholder(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens of texts that each hold `{style}` once, and where the pseudo-word stands.
-
-        Returns:
-            tokens [N, L] and positions [N], both long: `embed_tokens(tokens)` is to be overwritten
-            at `[arange(N), positions]` with the pseudo-words.
-
-        Raises:
-            ManifestError: the placeholder is not a token of its own, or falls off the end.
-        """
-        tokens = self.tokenize([text.replace(STYLE, PLACEHOLDER) for text in texts])
-        (placeholder,) = self.content_tokens(PLACEHOLDER)
-        starts = 1 if int(tokens[0, 0]) not in self.content_tokens(texts[0][:64]) else 0
-        before = [len(self.content_tokens(text.partition(STYLE)[0])) for text in texts]
-        positions = torch.tensor(before, device=self.device) + starts
-        for text, row, position in zip(texts, tokens.tolist(), positions.tolist(), strict=True):
-            if position >= self.context_length - 1 or row[position] != placeholder:
-                raise ManifestError(
-                    "prompts.template",
-                    f"must leave {STYLE} a place of its own within {self.context_length} tokens",
-                    text,
-                    "shorten the class name, or put spaces around {style}",
-                )
-        return tokens, positions
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """E_token of Eq 7: tokens [N, L] to embeddings [N, L, D]."""
@@ -174,9 +147,7 @@ class Teacher:
         text = self._text
         x = embeddings + text.positional_embedding.to(embeddings.dtype)
         x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask))
-        kind = getattr(text, "text_pool_type", None) or text.pool_type
-        end = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", None)
-        pooled: Tensor = text_global_pool(x, tokens, kind, eos_token_id=end)
+        pooled: Tensor = text_global_pool(x, tokens, self._pool_type, eos_token_id=self._eos_id)
         projection = text.text_projection
         if isinstance(projection, nn.Linear):
             projected: Tensor = projection(pooled)
@@ -218,15 +189,22 @@ def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{cl
     """Refuse class names that the teacher cannot read.
 
     Raises:
-        ManifestError: a name tokenises to nothing, or its prompt does not fit the context.
+        ManifestError: a name tokenises to nothing, reads like another one, or makes a prompt that
+            does not fit the context.
     """
     room = teacher.context_length - 2
+    seen: dict[tuple[int, ...], str] = {}
     for name in classes:
-        if not teacher.content_tokens(name):
-            raise ManifestError("classes", "a class name must have a token", name, "give it a word")
+        tokens = tuple(teacher.content_tokens(name))
+        if not tokens:
+            raise ManifestError("classes", "tokenises to nothing", name, "give the class a word")
+        if tokens in seen:
+            rule = f"reads to the teacher exactly like {seen[tokens]!r}"
+            raise ManifestError("classes", rule, name, "rename one of the two")
+        seen[tokens] = name
         length = len(teacher.content_tokens(template.replace("{class}", name)))
         if length > room:
-            rule = f"a class prompt must fit {room} tokens, this one takes {length}"
+            rule = f"a class prompt has at most {room} tokens, this one {length}"
             raise ManifestError("classes", rule, name, "shorten the name")
 
 
