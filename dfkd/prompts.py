@@ -255,6 +255,12 @@ class PromptMaker:
         return self.words.encode(names, pseudo)
 
 
+def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
+    """Refuse a template that leaves no room for a class name; `ManifestError` naming it."""
+    words = PseudoWords(teacher, manifest.prompts.template)
+    words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
+
+
 def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] of the vanilla class prompts, which labels and zero-shot rows use."""
     template = manifest.teacher.template

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from dfkd import command
@@ -9,10 +10,12 @@ from dfkd.cluster.build import build
 from dfkd.cluster.connect import connected
 from dfkd.manifest import Manifest
 from dfkd.plan import estimated_bytes, image_count, task_count
+from dfkd.preflight import check_synthesis
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make."""
+    """What a run would make, if no image stops early."""
+    check_synthesis(manifest)
     methods = manifest.prompts.method
     images = image_count(manifest) * len(methods)
     return {
@@ -25,29 +28,38 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Build the version of each method; returns the location of the last one."""
+    """Build the version of each method; returns the location of the last one's manifest."""
+    check_synthesis(manifest)
     location = ""
     with connected():
         for method in manifest.prompts.method:
             built = build(manifest.with_method(method), options.abandon, options.accept_partial)
             location = built.version.storage.location("manifest.json")
+            facts = built.prompts
             print(
-                f"{method}: {built.images} images, {built.failed} failed, "
-                f"version {built.version.id} at {location}"
+                f"{method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
+                f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class; "
+                f"version {built.version.id}",
+                flush=True,
             )
     return location
 
 
-def main() -> int:
-    """The command line."""
-    arguments = command.parser(__doc__ or "")
+def add_arguments(arguments: argparse.ArgumentParser) -> None:
+    """What synthesis takes beside a manifest."""
     arguments.add_argument(
         "--abandon", action="store_true", help="leave unfinished work of another manifest behind"
     )
     arguments.add_argument(
         "--accept-partial", action="store_true", help="publish although tasks are quarantined"
     )
-    return command.run(arguments, work, plan)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command.parser(__doc__ or "")
+    add_arguments(arguments)
+    return command.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

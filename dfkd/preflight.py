@@ -1,0 +1,36 @@
+"""All that can be refused before any work starts: files, names and sizes that do not fit."""
+
+import torch
+
+from dfkd.domains import open_data
+from dfkd.errors import ManifestError
+from dfkd.generator import VQGAN
+from dfkd.manifest import Manifest
+from dfkd.prompts import check_prompts
+from dfkd.teacher import Teacher, check_classes
+
+
+def check_synthesis(manifest: Manifest) -> None:
+    """Refuse weights that are missing or foreign, names that say nothing, sizes that clash.
+
+    Both models are really loaded, on the CPU: seconds now instead of a failure on every worker.
+
+    Raises:
+        ManifestError: naming the field.
+    """
+    teacher = Teacher.load(manifest.teacher, torch.device("cpu"))
+    check_classes(teacher, manifest.classes, manifest.teacher.template)
+    check_prompts(manifest, teacher)
+    factor = VQGAN.load(manifest.generator, torch.device("cpu")).downsampling
+    if manifest.synthesis.image_size % factor:
+        raise ManifestError(
+            "synthesis.image_size",
+            f"must be a multiple of the generator's {factor}",
+            manifest.synthesis.image_size,
+            f"use {max(1, manifest.synthesis.image_size // factor) * factor}",
+        )
+
+
+def check_evaluation(manifest: Manifest) -> None:
+    """Refuse evaluation data that is missing or that lacks a class; looks at names only."""
+    open_data(manifest.evaluation, manifest.classes)

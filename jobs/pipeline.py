@@ -1,0 +1,43 @@
+"""Class names in, student out: synthesise, distil and evaluate every prompt method of a manifest."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import distill
+import evaluate
+import synthesize
+
+from dfkd import command
+from dfkd.manifest import Manifest
+from dfkd.preflight import check_evaluation
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """What a run would make, train and score."""
+    return {
+        "synthesize": synthesize.plan(manifest, options),
+        "distill": distill.plan(manifest, options),
+        "evaluate": evaluate.plan(manifest, options),
+    }
+
+
+def work(manifest: Manifest, options: argparse.Namespace) -> str:
+    """The three jobs in a row, each of which resumes; returns the place of results.json."""
+    check_evaluation(manifest)  # before the hours of the other two, not after them
+    synthesize.work(manifest, options)
+    distill.work(manifest, options)
+    return evaluate.work(manifest, options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command.parser(__doc__ or "")
+    synthesize.add_arguments(arguments)
+    evaluate.add_arguments(arguments)
+    return command.run(arguments, work, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

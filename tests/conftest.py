@@ -1,0 +1,21 @@
+"""Shared fixtures: the miniature world's models. Also puts this folder's modules on the path."""
+
+import pytest
+import torch
+
+from dfkd import manifest
+from dfkd.generator import VQGAN
+from dfkd.teacher import Teacher
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Teacher:
+    """The miniature teacher, on the CPU."""
+    config = manifest.Teacher(model="miniature", weights="miniature")
+    return Teacher.load(config, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def generator() -> VQGAN:
+    """The miniature generator, on the CPU."""
+    return VQGAN.load(manifest.Generator(), torch.device("cpu"))

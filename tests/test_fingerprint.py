@@ -1,0 +1,86 @@
+"""The fingerprint changes with whatever can change a pixel or a label, and with nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from dfkd.errors import FingerprintError
+from dfkd.fingerprint import fingerprint, identity, refuse_difference, sha256_file
+from dfkd.manifest import Manifest
+
+WEIGHTS = {"teacher.weights": "aa", "generator.weights": "bb", "generator.config": "cc"}
+
+
+def read(tmp_path: Path, *overrides: str) -> Manifest:
+    file = tmp_path / "manifest.yaml"
+    file.write_text("name: x\nclasses: [dog, cat]\nstorage: {root: a}\nprompts: {method: mix}\n")
+    return Manifest.read(file, overrides)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "classes=[cat, dog]",
+        "teacher.template='One {class}'",
+        "prompts.method=random",
+        "prompts.alpha=0.5",
+        "prompts.guard.attempts=3",
+        "synthesis.steps=3",
+        "synthesis.images_per_class=5",
+        "synthesis.batch_size=4",
+        "synthesis.precision=bfloat16",
+    ],
+)
+def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: str) -> None:
+    plain = fingerprint(identity(read(tmp_path), WEIGHTS))
+    assert fingerprint(identity(read(tmp_path, override), WEIGHTS)) != plain
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "storage.root=elsewhere",
+        "distillation.epochs=3",
+        "evaluation.batch_size=2",
+        "cluster.workers=9",
+        "teacher.weights=/moved/weights.pt",
+        "generator.weights=/moved/model.ckpt",
+    ],
+)
+def test_what_changes_no_pixel_keeps_the_fingerprint(tmp_path: Path, override: str) -> None:
+    plain = fingerprint(identity(read(tmp_path), WEIGHTS))
+    assert fingerprint(identity(read(tmp_path, override), WEIGHTS)) == plain
+
+
+@pytest.mark.parametrize("role", list(WEIGHTS))
+def test_other_weights_are_another_fingerprint(tmp_path: Path, role: str) -> None:
+    manifest = read(tmp_path)
+    other = fingerprint(identity(manifest, WEIGHTS | {role: "dd"}))
+    assert other != fingerprint(identity(manifest, WEIGHTS))
+
+
+def test_a_list_of_methods_has_no_fingerprint(tmp_path: Path) -> None:
+    manifest = read(tmp_path, "prompts.method=[mix, random]")
+    with pytest.raises(ValueError, match="one prompt method"):
+        identity(manifest, WEIGHTS)
+    methods = [fingerprint(identity(manifest.with_method(m), WEIGHTS)) for m in ("mix", "random")]
+    assert methods[0] == fingerprint(identity(read(tmp_path), WEIGHTS))
+    assert methods[0] != methods[1]
+
+
+def test_a_difference_is_refused_key_by_key(tmp_path: Path) -> None:
+    one, two = read(tmp_path), read(tmp_path, "synthesis.steps=7", "seed=4")
+    refuse_difference(identity(one, WEIGHTS), identity(one, WEIGHTS), "there")
+    with pytest.raises(FingerprintError) as caught:
+        refuse_difference(identity(one, WEIGHTS), identity(two, WEIGHTS), "data/mix")
+    assert "seed: 0 there, 4 here" in str(caught.value)
+    assert "synthesis.steps: 500 there, 7 here" in str(caught.value)
+    assert "--abandon" in str(caught.value)
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "abc"
+    file.write_bytes(b"abc")
+    assert sha256_file(file).startswith("ba7816bf8f01cfea")

@@ -1,0 +1,129 @@
+"""The manifest refuses what cannot be run, in one line that names field, rule and value."""
+
+from pathlib import Path
+
+import pytest
+
+from dfkd.errors import ManifestError
+from dfkd.manifest import Manifest
+
+SMALLEST = "name: small\nclasses: [dog, cat]\nstorage: {root: runs/small}\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(SMALLEST)
+    return file
+
+
+def test_defaults_are_the_papers_numbers(path: Path) -> None:
+    manifest = Manifest.read(path)
+    assert manifest.synthesis.images_per_class == 3000
+    assert (manifest.synthesis.steps, manifest.synthesis.learning_rate) == (500, 0.15)
+    assert (manifest.synthesis.batch_size, manifest.synthesis.image_size) == (8, 224)
+    assert (manifest.prompts.scale, manifest.prompts.alpha) == (10.0, 1.0)
+    contrastive = manifest.prompts.contrastive
+    assert (contrastive.updates, contrastive.batch_size, contrastive.bank) == (100, 256, 2048)
+    assert contrastive.learning_rate == 0.1
+    assert manifest.teacher.template == "A {class}"
+    distillation = manifest.distillation
+    assert (distillation.warmup_epochs, distillation.epochs) == (150, 150)
+    assert (distillation.learning_rate, distillation.finetune_factor) == (0.1, 0.1)
+    assert distillation.momentum == 0.9
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "rule"),
+    [
+        ("prompts.methd=mix", "prompts.methd", "not a key"),
+        ("synthesis.steps=0", "synthesis.steps", "greater than or equal to 1"),
+        ("synthesis.steps=1.5", "synthesis.steps", "integer"),
+        ('synthesis.steps="5"', "synthesis.steps", "integer"),
+        ("seed=true", "seed", "integer"),
+        ("seed=-1", "seed", "greater than or equal to 0"),
+        ("classes=[dog, dog]", "classes", "once"),
+        ("classes=[dog]", "classes", "at least 2"),
+        ("classes=[dog, '']", "classes", "empty"),
+        ("classes=[dog, ' cat']", "classes", "outer spaces"),
+        ("classes=[dog, a/b]", "classes", "'/'"),
+        ("classes=[dog, no]", "classes.1", "string"),
+        ("name=two words", "name", "pattern"),
+        ("prompts.method=poetry", "prompts.method.0", "vanilla"),
+        ("prompts.method=[mix, mix]", "prompts.method", "once"),
+        ("prompts={method: mix, styles: [one]}", "prompts.styles", "two styles"),
+        ("prompts.template='in the style of {style}'", "prompts.template", "{class}"),
+        ("teacher.template=a picture", "teacher.template", "{class}"),
+        ("synthesis.weight_decay=0.1", "synthesis.weight_decay", "adam"),
+        ("distillation.labels=stored", "distillation.labels", "augmentation"),
+        ("distillation={workers: 3, batch_size: 64}", "distillation.batch_size", "multiple"),
+        ("distillation.seeds=[1, 1]", "distillation.seeds", "once"),
+        ("evaluation.models=[]", "evaluation.models", "must name a model"),
+        ("evaluation.models=critic", "evaluation.models.0", "teacher"),
+        ("storage=here", "storage", "object"),
+        ("prompts={method: mix, method: random}", "method", "given twice"),
+        ("synthesis.steps", "--set", "key.sub=value"),
+        ("name.first=a", "--set name.first", "holds a value"),
+        ("seed=[", "--set seed", "valid YAML"),
+    ],
+)
+def test_a_broken_rule_is_one_line(path: Path, override: str, field: str, rule: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.read(path, (override,))
+    message = str(caught.value)
+    assert message.startswith(f"{field}: ")
+    assert rule in message
+    assert ", got " in message
+    assert "; " in message
+    assert "\n" not in message
+
+
+def test_a_misspelt_key_is_recognised(path: Path) -> None:
+    with pytest.raises(ManifestError, match="did you mean 'method'"):
+        Manifest.read(path, ("prompts.metod=mix",))
+
+
+def test_overrides_win_over_the_file_and_one_method_may_stand_alone(path: Path) -> None:
+    manifest = Manifest.read(path, ("prompts.method=mix", "seed=3", "prompts.styles=[red, blue]"))
+    assert manifest.prompts.method == ("mix",)
+    assert manifest.prompts.styles == ("red", "blue")
+    assert manifest.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"- a\n- b\n", "mapping"),
+        (b"name: [", "valid YAML"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"name: &a [*a]\n", "plain"),
+        (b"name: 2024-01-01\n", "plain"),
+        (b"a: " + b"x" * (1 << 20), "bytes"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused(tmp_path: Path, content: bytes, rule: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ManifestError, match=rule):
+        Manifest.read(file)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="existing file"):
+        Manifest.read(tmp_path / "none.yaml")
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.yaml"
+    file.write_text("name: small\nclasses: [dog, cat]\n")
+    with pytest.raises(ManifestError, match="storage: is required"):
+        Manifest.read(file)
+
+
+def test_the_printed_manifest_reads_back_as_the_same(path: Path, tmp_path: Path) -> None:
+    import yaml
+
+    manifest = Manifest.read(path, ("prompts.method=[mix, vanilla]",))
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(manifest.as_dict()))
+    assert Manifest.read(copy) == manifest

@@ -1,0 +1,84 @@
+"""Pseudo-words stand where the style word would, and disturbed templates keep class and slots."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from dfkd.errors import ManifestError
+from dfkd.pseudo import PseudoWords, _disturb
+from dfkd.teacher import Teacher
+
+TEMPLATE = "{class} in the style of {style}"
+
+
+def test_a_real_words_embedding_gives_that_words_sentence(teacher: Teacher) -> None:
+    """Eq 7 cut open and closed again: the vector of 'music' must act as the word 'music'."""
+    words = PseudoWords(teacher, TEMPLATE)
+    (token,) = teacher.content_tokens("music")
+    vector = teacher.token_table[token][None]
+    for name in ("dog", "alarm clock"):
+        written = teacher.encode_text([f"{name} in the style of music"])
+        assert torch.allclose(words.encode([name], vector), written, atol=1e-6)
+
+
+def test_the_slot_may_stand_anywhere(teacher: Teacher) -> None:
+    (token,) = teacher.content_tokens("music")
+    vector = teacher.token_table[token][None]
+    for template, text in [
+        ("{style} {class}", "music dog"),
+        ("a {style} picture of a {class}", "a music picture of a dog"),
+    ]:
+        encoded = PseudoWords(teacher, template).encode(["dog"], vector)
+        assert torch.allclose(encoded, teacher.encode_text([text]), atol=1e-6)
+
+
+def test_gradients_reach_each_pseudo_word_from_its_own_sentence_only(teacher: Teacher) -> None:
+    pseudo = torch.randn(2, teacher.token_table.shape[1]).requires_grad_()
+    encoded = PseudoWords(teacher, TEMPLATE).encode(["dog", "car"], pseudo)
+    encoded[0].sum().backward()
+    assert pseudo.grad is not None
+    assert pseudo.grad[0].abs().sum() > 0
+    assert pseudo.grad[1].abs().sum() == 0
+
+
+def test_a_sentence_that_does_not_fit_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(ManifestError, match=r"prompts.template: must fit \d+ tokens"):
+        PseudoWords(teacher, TEMPLATE).encode(["dog " * 40], torch.zeros(1, 1))
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["shuffle", "substitute"]))
+def test_disturbing_moves_letters_of_frozen_words_only(seed: int, kind: str) -> None:
+    template = "a {class}, in the style of {style}!"
+    found = _disturb(template, kind, np.random.default_rng(seed))
+    assert "{class}" in found
+    assert "{style}" in found
+    assert len(found) == len(template)
+    assert [c.isalpha() for c in found] == [c.isalpha() for c in template]
+    if kind == "shuffle":
+        assert sorted(found) == sorted(template)
+
+
+def test_both_disturbances_do_disturb(teacher: Teacher) -> None:
+    words = PseudoWords(teacher, TEMPLATE)
+    for kind in ("shuffle", "substitute"):
+        draw = np.random.default_rng(0)
+        found = {words.disturbed("dog", kind, draw) for _ in range(20)}
+        assert len(found - {TEMPLATE}) > 10
+
+
+def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
+    words = PseudoWords(teacher, TEMPLATE)
+    draw = np.random.default_rng(0)
+    templates = [words.disturbed("alarm clock", "shuffle", draw) for _ in range(50)]
+    tokens, places = words.tokens(["alarm clock"] * 50, templates)
+    assert tokens.shape[1] == teacher.context_length
+    ends = tokens.argmax(dim=1)
+    assert bool((places < ends).all())
+
+
+def test_unit_embeddings(teacher: Teacher) -> None:
+    encoded = PseudoWords(teacher, TEMPLATE).encode(["dog"], teacher.token_table[:1])
+    assert torch.allclose(encoded, F.normalize(encoded, dim=-1))

@@ -1,0 +1,139 @@
+"""An image is optimised towards its own prompt, independently of whatever shares its batch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfkd.generator import VQGAN
+from dfkd.manifest import Synthesis
+from dfkd.synthesis import Synthesised, learning_rate, synthesise
+from dfkd.teacher import Teacher, spherical_distance
+
+PROMPTS = ["A dog", "A house", "A car", "A heart"]
+SMALL = Synthesis(image_size=64, steps=6, views=1, view_noise=0.02)
+
+
+def run(
+    teacher: Teacher,
+    generator: VQGAN,
+    config: Synthesis,
+    prompts: list[str],
+    seeds: list[int],
+    **options: object,
+) -> Synthesised:
+    targets = teacher.encode_text(prompts)
+    return synthesise(teacher, generator, config, targets, seeds, **options)  # type: ignore[arg-type]
+
+
+def test_an_image_does_not_depend_on_its_batch(teacher: Teacher, generator: VQGAN) -> None:
+    """Bit-equal where the kernels allow it, which on a CPU may choose by batch size: so within one
+    grey level for a picture that is made alone, and exactly for one whose companions change."""
+    together = run(teacher, generator, SMALL, PROMPTS, [1, 2, 3, 4])
+    company = run(teacher, generator, SMALL, ["A key", PROMPTS[1], "A bell", "A cat"], [9, 2, 8, 7])
+    assert torch.equal(together.pixels[1], company.pixels[1])
+    assert together.losses[1] == company.losses[1]
+    alone = run(teacher, generator, SMALL, PROMPTS[1:2], [2])
+    difference = (together.pixels[1].int() - alone.pixels[0].int()).abs()
+    assert float((difference > 1).float().mean()) < 0.01
+
+
+def test_the_same_seed_gives_the_same_bits(teacher: Teacher, generator: VQGAN) -> None:
+    one, two = (run(teacher, generator, SMALL, PROMPTS, [1, 2, 3, 4]) for _ in range(2))
+    assert torch.equal(one.pixels, two.pixels)
+    other = run(teacher, generator, SMALL, PROMPTS, [1, 2, 3, 5])
+    assert torch.equal(one.pixels[:3], other.pixels[:3])
+    assert not torch.equal(one.pixels[3], other.pixels[3])
+
+
+def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
+    seen: list[Tensor] = []
+    made = run(
+        teacher,
+        generator,
+        Synthesis(image_size=64, steps=12),
+        PROMPTS,
+        [1, 2, 3, 4],
+        on_step=lambda step, losses: seen.append(losses),
+    )
+    assert bool((made.losses < seen[0]).all())
+    assert not made.diverged.any()
+    assert made.pixels.shape == (4, 64, 64, 3)
+    assert made.pixels.dtype == torch.uint8
+
+
+def test_best_keeps_the_latent_of_the_lowest_loss(teacher: Teacher, generator: VQGAN) -> None:
+    """A rate far too high makes the last step a bad one."""
+    seen: list[Tensor] = []
+    config = Synthesis(image_size=64, steps=8, learning_rate=5.0)
+    made = run(
+        teacher,
+        generator,
+        config,
+        PROMPTS,
+        [1, 2, 3, 4],
+        on_step=lambda step, losses: seen.append(losses),
+    )
+    history = torch.stack(seen)
+    assert torch.equal(made.losses, history.amin(dim=0))
+    pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
+    again = spherical_distance(teacher.encode_image(pixels), teacher.encode_text(PROMPTS))
+    assert torch.allclose(again, made.losses, atol=0.05)
+
+
+def test_last_that_ends_worse_than_it_began_has_diverged(
+    teacher: Teacher, generator: VQGAN
+) -> None:
+    config = Synthesis(image_size=64, steps=4, learning_rate=1e-9, keep="last", views=1)
+    made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
+    seen: list[Tensor] = []
+    run(
+        teacher,
+        generator,
+        config,
+        PROMPTS,
+        [1, 2, 3, 4],
+        on_step=lambda step, losses: seen.append(losses),
+    )
+    assert torch.equal(made.diverged, seen[-1] > seen[0])
+
+
+def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> None:
+    targets = teacher.encode_text(PROMPTS)
+    clean = synthesise(teacher, generator, SMALL, targets, [1, 2, 3, 4])
+    targets[2] = torch.nan
+    made = synthesise(teacher, generator, SMALL, targets, [1, 2, 3, 4])
+    assert made.diverged.tolist() == [False, False, True, False]
+    assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
+
+
+def test_patience_stops_an_image_by_itself(teacher: Teacher, generator: VQGAN) -> None:
+    """With a vanishing rate nothing improves, so that each image stops after `patience` steps."""
+    config = Synthesis(image_size=64, steps=50, patience=3, learning_rate=1e-12)
+    made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
+    assert bool((made.steps < 50).all())
+    assert bool((made.steps >= 4).all())
+
+
+def test_images_that_go_on_are_not_disturbed_by_those_that_stop(
+    teacher: Teacher, generator: VQGAN
+) -> None:
+    """Broken images leave the batch, and the optimizer state of the others must survive that."""
+    targets = teacher.encode_text(PROMPTS)
+    targets[:3] = torch.nan
+    config = Synthesis(image_size=64, steps=6)
+    alone = synthesise(teacher, generator, config, targets[3:], [4])
+    made = synthesise(teacher, generator, config, targets, [1, 2, 3, 4])
+    assert made.diverged.tolist() == [True, True, True, False]
+    assert int(made.steps[3]) == 6
+    assert float(made.losses[3]) == pytest.approx(float(alone.losses[0]), abs=5e-3)
+
+
+def test_learning_rate_schedules() -> None:
+    constant = Synthesis(steps=5, learning_rate=0.2)
+    assert [learning_rate(constant, i) for i in range(5)] == [0.2] * 5
+    cosine = Synthesis(steps=5, learning_rate=0.2, schedule="cosine")
+    rates = [learning_rate(cosine, i) for i in range(5)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[2] == pytest.approx(0.11)
+    assert rates[4] == pytest.approx(0.02)
+    assert learning_rate(Synthesis(steps=1, schedule="cosine"), 0) == 0.15
