@@ -169,9 +169,14 @@ class Distiller:
         self.step = int(tensors["step"])
         self.student.load_state_dict(_below(tensors, "student."))
         self._enter_phase()
+        trained = [p for p in self.student.parameters() if p.requires_grad]
         moments: dict[int, dict[str, Any]] = {}
         for key, value in _below(tensors, "optimizer.").items():
             index, _, name = key.partition(".")
+            parameter = trained[int(index)]
+            if value.shape == parameter.shape:
+                # Fused kernels walk memory: a moment must lie in the order of its parameter.
+                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
             moments.setdefault(int(index), {})[name] = value
         stored = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**stored, "state": moments})

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd.checkpoints import Checkpoints
+from dfkd.errors import CorruptionError
+from dfkd.storage import open_storage
+
+
+def test_the_newest_two_are_kept_in_the_order_of_steps(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(open_storage(str(tmp_path)))
+    assert checkpoints.newest() == 0
+    for step in (5, 40, 300):
+        checkpoints.write(step, {"step": torch.tensor(step)})
+    assert checkpoints.newest() == 300
+    assert int(checkpoints.read(40)["step"]) == 40
+    with pytest.raises(CorruptionError):
+        checkpoints.read(5)
+    checkpoints.clear()
+    assert checkpoints.newest() == 0
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(open_storage(str(tmp_path)))
+    checkpoints.write(7, {"step": torch.tensor(7)})
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(CorruptionError, match=path.name):
+        checkpoints.read(7)
