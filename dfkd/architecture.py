@@ -124,7 +124,9 @@ def find_weights(weights: str, architecture: Architecture) -> Source:
     elif weights.startswith(DIRECTORY) or Path(weights).expanduser().is_dir():
         source = _in_directory(Path(weights.removeprefix(DIRECTORY)).expanduser())
     elif tag := get_pretrained_cfg(architecture.name, weights):
-        source = Source(_download(architecture, weights, tag), tag, bool(tag.get("quick_gelu")))
+        quick_gelu = bool(tag.get("quick_gelu"))
+        require_activation(weights, quick_gelu, architecture)  # before a long download
+        source = Source(_download(architecture, weights, tag), tag, quick_gelu)
     elif Path(weights).expanduser().is_file():
         path = Path(weights).expanduser()
         source = Source(path, {}, True if is_torchscript(path) else None)
@@ -137,11 +139,11 @@ def find_weights(weights: str, architecture: Architecture) -> Source:
             weights,
             "check the path",
         )
-    require_activation(source.path, source.quick_gelu, architecture)
+    require_activation(str(source.path), source.quick_gelu, architecture)
     return source
 
 
-def require_activation(path: Path, quick_gelu: bool | None, architecture: Architecture) -> None:
+def require_activation(weights: str, quick_gelu: bool | None, architecture: Architecture) -> None:
     """Refuse weights whose training activation is known and differs: they load, but score wrong."""
     if quick_gelu is None or quick_gelu == architecture.quick_gelu:
         return
@@ -156,7 +158,7 @@ def require_activation(path: Path, quick_gelu: bool | None, architecture: Archit
     raise WeightsError(
         "teacher.weights",
         f"were trained with {trained}, but {architecture.name} is built with {built}",
-        str(path),
+        weights,
         remedy,
     )
 
@@ -195,8 +197,10 @@ def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor
     """
     state = read_state_dict("teacher.weights", source.path)
     if any(key in state for key in OPENAI_KEYS):
-        require_activation(source.path, True, architecture)
+        require_activation(str(source.path), True, architecture)
         state = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
+    # A traced module saves its causal mask beside its weights; every model makes its own.
+    state = {key: value for key, value in state.items() if key.split(".")[-1] != "attn_mask"}
     with torch.device("meta"):  # shapes without memory, so that a misfit costs nothing
         model = build(architecture)
     state = dict(convert_state_dict(model, state))
