@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from models import RESNET, VIT, load_teacher, model_config, random_model, write_teacher
 from open_clip.tokenizer import default_bpe
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -31,6 +30,7 @@ from dfkd.teacher import (
     resolve,
     spherical_distance,
 )
+from models import RESNET, VIT, load_teacher, model_config, random_model, write_teacher
 
 CPU = torch.device("cpu")
 TEXTS = ["a dog", "a photo of two cats, sleeping", "!", "x " * 40]
