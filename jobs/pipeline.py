@@ -8,7 +8,6 @@ from typing import Any
 import distill
 import evaluate
 import synthesize
-
 from dfkd import command
 from dfkd.manifest import Manifest
 from dfkd.preflight import check_evaluation

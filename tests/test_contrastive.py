@@ -1,4 +1,4 @@
-"""Equation 12 against hand-computed values, the memory bank, and what optimising does to prompts."""
+"""Equation 12 against hand-computed values, the memory bank, and what optimising does."""
 
 import math
 

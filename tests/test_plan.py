@@ -1,4 +1,4 @@
-"""Tasks cover every image once, and a seed depends on what it is derived from and on nothing else."""
+"""Tasks cover every image once, and a seed depends on what it is derived from alone."""
 
 from pathlib import Path
 

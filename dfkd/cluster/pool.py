@@ -37,7 +37,8 @@ class Pool(Generic[T]):
     One task an actor is in flight, whatever the number of tasks: the driver's memory is bounded,
     and a death has exactly one suspect. (A task takes seconds, so the driver's millisecond between
     two is no loss.) Ray itself retries nothing: a task whose actor died or which raised is tried
-    again on any actor, `attempts` times in all, and then quarantined.
+    again on any actor, `attempts` times in all, and then quarantined. When so many tries fail in a
+    row that the fault cannot be a task's, the run ends.
     """
 
     start: Callable[[], Any]
@@ -47,12 +48,15 @@ class Pool(Generic[T]):
     _idle: list[Any] = field(default_factory=list)
     _flying: dict[Any, tuple[T, Any]] = field(default_factory=dict)
     _tries: Counter[str] = field(default_factory=Counter)
+    _failures: int = 0
 
     def run(self, tasks: Iterator[T]) -> Iterator[Any]:
         """Yield each result as it comes, in no order; see `quarantine` afterwards.
 
         Raises:
-            DfkdError: a bad manifest or failing infrastructure, which no retry of a task can mend.
+            ManifestError: raised by an actor; no retry of a task can mend it.
+            InfrastructureError: raised by an actor, or `attempts` for each actor and once more
+                failed without a success between them.
         """
         again: deque[T] = deque()
         self._idle = [self.start() for _ in range(self.size)]
@@ -68,6 +72,7 @@ class Pool(Generic[T]):
                 except RayError as error:
                     self._failed(task, actor, error, again)
                 else:
+                    self._failures = 0
                     self._idle.append(actor)
                     yield result
         finally:
@@ -90,9 +95,16 @@ class Pool(Generic[T]):
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
+        words = str(cause) if isinstance(cause, DfkdError) else repr(cause)
+        reason = " ".join(words.split())[:300]
+        self._failures += 1
+        if self._failures >= self.attempts * (self.size + 1):
+            raise InfrastructureError(
+                f"workers: {self._failures} tries in a row failed, the last with {reason}; "
+                "mend that and run the same command again, it resumes"
+            )
         self._tries[task.id] += 1
         if self._tries[task.id] < self.attempts:
             again.append(task)
-            return
-        words = str(cause) if isinstance(cause, DfkdError) else repr(cause)
-        self.quarantine.append(Quarantined(task, " ".join(words.split())[:300]))
+        else:
+            self.quarantine.append(Quarantined(task, reason))

@@ -1,0 +1,129 @@
+"""The pool on a real Ray: actors really die, tasks really fail, nothing is lost or done twice."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+
+from dfkd.cluster.connect import connected, worker_resources
+from dfkd.cluster.pool import Pool
+from dfkd.errors import InfrastructureError, ManifestError
+
+
+@dataclass(frozen=True)
+class Item:
+    number: int
+
+    @property
+    def id(self) -> str:
+        return f"item {self.number}"
+
+
+class Worker:
+    """Notes every try in a file; `behaviour` says what an item does at its nth try."""
+
+    def __init__(self, notes: Path, behaviour: dict[int, str]) -> None:
+        self.notes, self.behaviour = notes, behaviour
+
+    def run(self, item: Item) -> int:
+        tries = self.notes / str(item.number)
+        with tries.open("a") as stream:
+            stream.write("x")
+        first = len(tries.read_text()) == 1
+        kind = self.behaviour.get(item.number, "fine")
+        if kind == "dies always" or (kind == "dies once" and first):
+            os._exit(1)
+        if kind == "fails always" or (kind == "fails once" and first):
+            raise RuntimeError(f"no luck with {item.number}")
+        if kind == "no disk":
+            raise InfrastructureError("disk: must have room, got 0; free some")
+        return item.number
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    # Ray's workers do not have this folder on their path.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with connected():
+        yield
+
+
+def pool(notes: Path, behaviour: dict[int, str], size: int = 2, attempts: int = 3) -> Pool[Item]:
+    actor = ray.remote(Worker).options(num_cpus=0.5, max_restarts=0, max_task_retries=0)
+    return Pool(lambda: actor.remote(notes, behaviour), size, attempts)
+
+
+def tries(notes: Path) -> dict[int, int]:
+    return {int(file.name): len(file.read_text()) for file in notes.iterdir()}
+
+
+def test_every_item_runs_once_when_nothing_fails(cluster: None, tmp_path: Path) -> None:
+    found = list(pool(tmp_path, {}).run(Item(i) for i in range(20)))
+    assert sorted(found) == list(range(20))
+    assert tries(tmp_path) == dict.fromkeys(range(20), 1)
+
+
+def test_a_dead_actor_costs_only_the_item_it_held(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {3: "dies once", 5: "fails once"})
+    assert sorted(working.run(Item(i) for i in range(10))) == list(range(10))
+    assert tries(tmp_path) == {i: 2 if i in (3, 5) else 1 for i in range(10)}
+    assert working.quarantine == []
+
+
+def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {2: "dies always", 4: "fails always"})
+    assert sorted(working.run(Item(i) for i in range(8))) == [0, 1, 3, 5, 6, 7]
+    assert tries(tmp_path) == {i: 3 if i in (2, 4) else 1 for i in range(8)}
+    reasons = {item.task.number: item.reason for item in working.quarantine}
+    assert set(reasons) == {2, 4}
+    assert "no luck with 4" in reasons[4]
+    assert "\n" not in reasons[2]
+
+
+def test_what_no_retry_mends_ends_the_run(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match="disk: must have room"):
+        list(pool(tmp_path, {0: "no disk"}).run(Item(i) for i in range(50)))
+    assert len(tries(tmp_path)) < 50
+
+
+def test_a_run_in_which_nothing_succeeds_ends_early(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, dict.fromkeys(range(1000), "fails always"), attempts=2)
+    with pytest.raises(InfrastructureError, match="6 tries in a row failed"):
+        list(working.run(Item(i) for i in range(1000)))
+    assert len(tries(tmp_path)) < 10
+
+
+def test_the_driver_holds_no_more_tasks_than_actors(cluster: None, tmp_path: Path) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[Item]:
+        nonlocal drawn
+        while True:
+            yield Item(drawn)
+            drawn += 1
+
+    results = pool(tmp_path, {}).run(endless())
+    for done in range(1, 20):
+        next(results)
+        assert drawn <= done + 2
+    results.close()
+
+
+def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
+    assert worker_resources(0.5)[0] >= 1
+    with pytest.raises(ManifestError, match="must fit the cluster"):
+        worker_resources(1000.0)
+
+
+def test_a_cluster_that_does_not_answer_is_worth_retrying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, since this one is connected."""
+    import subprocess
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.2:1")
+    code = "from dfkd.cluster.connect import connected\nwith connected(): pass"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "InfrastructureError: RAY_ADDRESS: no Ray cluster answered" in found.stderr

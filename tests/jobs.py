@@ -1,0 +1,32 @@
+"""Running the jobs as a user does: a process, its exit code, and what it printed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(job: str, manifest: Path, *arguments: str) -> list[str]:
+    """The command line of a job."""
+    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), str(manifest), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Of a job in a test: small, and without a cluster that happens to be up."""
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return own | {"OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def run(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end."""
+    return subprocess.run(
+        command(job, manifest, *arguments), capture_output=True, text=True, env=environment()
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its relative path."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

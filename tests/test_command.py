@@ -1,0 +1,97 @@
+"""What every job's command line promises: exit codes, one-line errors, the last line."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd import command
+from dfkd.errors import (
+    CorruptionError,
+    DfkdError,
+    Exit,
+    FingerprintError,
+    InfrastructureError,
+    ManifestError,
+    PartialError,
+    WeightsError,
+)
+from dfkd.manifest import Manifest
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    file = tmp_path / "manifest.yaml"
+    file.write_text("name: small\nclasses: [dog, cat]\nstorage: {root: here}\n")
+    return str(file)
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    return {"images": manifest.synthesis.images_per_class}
+
+
+def run(argv: list[str], error: Exception | None = None) -> int:
+    def work(manifest: Manifest, options: argparse.Namespace) -> str:
+        if error is not None:
+            raise error
+        return manifest.storage.root
+
+    return command.run(command.parser("A job."), work, plan, argv)
+
+
+def test_the_last_line_says_what_was_written(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([path, "--set", "storage.root=there"]) == Exit.DONE
+    assert capsys.readouterr().out == "wrote there\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DfkdError("a: b"), 1),
+        (CorruptionError("shard: sha256 differs"), 1),
+        (ManifestError("seed", "a number", "x", "change it"), 2),
+        (WeightsError("teacher.weights", "must exist", "x", "change it"), 2),
+        (FingerprintError("other manifest"), 2),
+        (PartialError("two tasks quarantined"), 3),
+        (InfrastructureError("storage is away"), 4),
+        (OSError(28, "No space left on device"), 4),
+    ],
+)
+def test_each_error_has_its_exit_code_and_one_line(
+    path: str, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    assert run([path], error) == code
+    found = capsys.readouterr()
+    assert found.out == ""
+    (line,) = found.err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_a_defect_keeps_its_traceback(path: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run([path], ZeroDivisionError())
+
+
+def test_a_message_of_several_lines_becomes_one(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([path], DfkdError("first\n  second"))
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_plan_and_manifest_are_printed_without_work(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = AssertionError("worked")
+    assert run([path, "--dry-run", "--set", "synthesis.images_per_class=7"], error) == 0
+    assert '"images": 7' in capsys.readouterr().out
+    assert run([path, "--print-manifest"], error) == 0
+    assert "images_per_class: 3000" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_exit_code_2(path: str) -> None:
+    for argv in ([], [path, "--unknown"], [path, "more"]):
+        with pytest.raises(SystemExit) as caught:
+            run(argv)
+        assert caught.value.code == 2

@@ -1,0 +1,75 @@
+"""Class names in, student out: the whole job as a user runs it, at the smallest size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import contents, run
+
+SMALL = [
+    "synthesis.images_per_class=4",
+    "synthesis.shard_size=2",
+    "synthesis.steps=3",
+    "prompts.contrastive.updates=2",
+    "distillation.epochs=1",
+    "distillation.warmup_epochs=1",
+    "distillation.batch_size=8",
+]
+
+
+def settings(root: Path, *more: str) -> list[str]:
+    chosen = [*SMALL, f"storage.root={root}", *more]
+    return [word for setting in chosen for word in ("--set", setting)]
+
+
+MANIFEST = Path(__file__).parent.parent / "manifests" / "miniature.yaml"
+
+
+@pytest.mark.slow
+def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
+    """With classes that nobody prepared, twice: the second time everything is found finished."""
+    arguments = settings(tmp_path / "run", "classes=[rocket, umbrella, pizza, tree]")
+    found = run("pipeline", MANIFEST, *arguments)
+    assert found.returncode == 0, found.stderr
+    *table, last = found.stdout.splitlines()
+    assert last == f"wrote {tmp_path / 'run' / 'results.json'}"
+    assert any("teacher" in line for line in table)
+    assert any("contrastive" in line for line in table)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["schema"] == 1
+    methods = {(row["model"], row["method"]) for row in results["rows"]}
+    assert {("student", "vanilla"), ("student", "contrastive")} <= methods
+    assert all(0.0 <= row["accuracy"] <= 1.0 for row in results["rows"])
+    assert (tmp_path / "run" / "results.parquet").is_file()
+    assert (tmp_path / "run" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+
+    before = contents(tmp_path / "run")
+    again = run("pipeline", MANIFEST, *arguments)
+    assert again.returncode == 0
+    assert contents(tmp_path / "run") == before
+
+
+def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
+    found = run("pipeline", MANIFEST, *settings(tmp_path / "run"), "--dry-run")
+    planned = json.loads(found.stdout)
+    assert set(planned) == {"synthesize", "distill", "evaluate"}
+    assert planned["synthesize"]["methods"] == planned["distill"]["methods"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "photo" / "dog").mkdir(parents=True)
+    found = run("pipeline", MANIFEST, *settings(tmp_path / "run", f"evaluation.data={data}"))
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: evaluation.data: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_manifest_that_is_shipped_can_be_planned(tmp_path: Path) -> None:
+    for file in MANIFEST.parent.glob("*.yaml"):
+        if "classes" in yaml.safe_load(file.read_text()):
+            found = run("pipeline", file, "--dry-run")
+            assert found.returncode == 0, f"{file.name}: {found.stderr}"

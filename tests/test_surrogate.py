@@ -1,0 +1,135 @@
+"""A task's shard holds each image with the teacher's view of the very bytes that are stored."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from dfkd.generator import VQGAN
+from dfkd.manifest import Manifest
+from dfkd.plan import Task, image_seed, tasks
+from dfkd.prompts import PromptMaker
+from dfkd.shards import Sample, parse_shard
+from dfkd.surrogate import SurrogateMaker
+from dfkd.teacher import Teacher, distances
+
+
+def read(tmp_path: Path, *overrides: str) -> Manifest:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(
+        "name: surrogate\nclasses: [dog, house]\nstorage: {root: unused}\n"
+        "teacher: {model: miniature, weights: miniature}\nprompts: {method: random, scale: 2.0}\n"
+        "synthesis: {images_per_class: 5, shard_size: 3, batch_size: 2, image_size: 64, steps: 2}\n"
+    )
+    return Manifest.read(file, overrides)
+
+
+def make(
+    manifest: Manifest,
+    teacher: Teacher,
+    generator: VQGAN,
+    task: Task,
+    path: Path,
+    broken: tuple[int, ...] = (),
+) -> tuple[tuple[int, ...], list[Sample]]:
+    """Make one task's shard; the prompts of the `broken` rows are no numbers."""
+    table = PromptMaker(manifest, teacher).part(task.shard_index)
+    mine = table.filter(pa.compute.equal(table["class_index"], task.class_index))
+    embeddings = np.stack(mine["embedding"].to_numpy()).copy()
+    embeddings[list(broken)] = np.nan
+    column = pa.array(list(embeddings), pa.list_(pa.float32()))
+    mine = mine.set_column(mine.schema.get_field_index("embedding"), "embedding", column)
+    failed = SurrogateMaker(manifest, teacher, generator).shard(task, mine, path)
+    return failed, list(parse_shard(path.read_bytes(), path.name))
+
+
+def test_samples_tell_all_about_their_image(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path)
+    task = list(tasks(manifest))[3]  # the second shard of the second class
+    failed, samples = make(manifest, teacher, generator, task, tmp_path / "shard.tar")
+    assert failed == ()
+    assert [s.key for s in samples] == ["0001-0000003", "0001-0000004"]
+    texts = teacher.encode_text(["A dog", "A house"])
+    for sample in samples:
+        facts = sample.metadata
+        assert (facts["class"], facts["class_index"], facts["method"]) == ("house", 1, "random")
+        assert facts["seed"] == image_seed(manifest, 1, facts["index"])
+        assert facts["prompt"] == "house in the style of *"
+        assert facts["steps"] == 2
+        picture = np.asarray(Image.open(io.BytesIO(sample.image)))
+        assert picture.shape == (64, 64, 3)
+        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+        seen = teacher.encode_image(pixels)
+        assert np.allclose(sample.arrays["distances"], distances(seen, texts)[0], atol=1e-5)
+        assert np.allclose(sample.arrays["embedding"], seen[0], atol=1e-3)
+        logits = teacher.logit_scale * seen @ texts.T
+        assert facts["confidence"] == pytest.approx(float(logits.softmax(1)[0, 1]), abs=1e-4)
+
+
+def test_an_image_that_fails_twice_is_counted_and_not_written(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path)
+    task = next(tasks(manifest))
+    path = tmp_path / "shard.tar"
+    _, clean = make(manifest, teacher, generator, task, path)
+    failed, samples = make(manifest, teacher, generator, task, path, broken=(1,))
+    assert failed == (1,)
+    assert [s.metadata["index"] for s in samples] == [0, 2]
+    assert samples[1].image == clean[2].image
+
+
+def test_a_retry_has_a_seed_of_its_own(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that gives no number for the first seed of one image, as a real one may."""
+    manifest = read(tmp_path)
+    task = next(tasks(manifest))
+    bad = image_seed(manifest, 0, 1)
+    real = generator.fresh
+
+    def fresh(seeds: list[int], *arguments: object) -> torch.Tensor:
+        latents = real(seeds, *arguments)  # type: ignore[arg-type]
+        for row, seed in enumerate(seeds):
+            if seed == bad:
+                latents[row] = torch.nan
+        return latents
+
+    monkeypatch.setattr(generator, "fresh", fresh)
+    monkeypatch.setattr(generator, "constrain", lambda latent: latent)
+    overrides = ("synthesis.quantise=false",)
+    failed, samples = make(
+        read(tmp_path, *overrides), teacher, generator, task, tmp_path / "shard.tar"
+    )
+    assert failed == ()
+    assert [s.metadata["attempt"] for s in samples] == [0, 1, 0]
+    assert samples[1].metadata["seed"] == image_seed(manifest, 0, 1, attempt=1)
+
+
+def test_jpeg_labels_belong_to_the_stored_bytes(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path, "synthesis.format=jpg")
+    _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path / "s.tar")
+    texts = teacher.encode_text(["A dog", "A house"])
+    picture = np.asarray(Image.open(io.BytesIO(samples[0].image)).convert("RGB")).copy()
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    label = distances(teacher.encode_image(pixels), texts)[0]
+    assert samples[0].extension == "jpg"
+    assert np.allclose(samples[0].arrays["distances"], label, atol=1e-5)
+
+
+def test_prompts_of_another_task_are_refused(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path)
+    maker = SurrogateMaker(manifest, teacher, generator)
+    table = PromptMaker(manifest, teacher).part(0)
+    with pytest.raises(ValueError, match="needs the prompts of images"):
+        maker.shard(next(tasks(manifest)), table, tmp_path / "s.tar")
