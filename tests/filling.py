@@ -1,8 +1,11 @@
 """Fills a small version step by step, as a run does, so that tests can kill it on the way."""
 
 import os
+import random
 import signal
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -69,22 +72,22 @@ def home(root: Path) -> Storage:
     return open_storage(str(root)).child("data/vanilla")
 
 
-def fill(root: Path) -> dataset.PublishedVersion:
+def fill(root: Path, tasks: Collection[Task] = TASKS) -> dataset.PublishedVersion:
     """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
     version = dataset.begin(home(root), IDENTITY)
-    for shard in {task.shard_index for task in TASKS}:
-        mine = [task for task in TASKS if task.shard_index == shard]
+    for shard in {task.shard_index for task in tasks}:
+        mine = [task for task in tasks if task.shard_index == shard]
         rows = [{"class_index": t.class_index, "index": i} for t in mine for i in t.indices]
         version.put_prompts(f"{shard:05d}", pa.Table.from_pylist(rows))
     done = version.receipts()
-    for task in TASKS:
+    for task in tasks:
         if task.id not in done:
             commit(version, task, failed=[4] if task.id == "0001-00001" else [])
-    return version.publish(TASKS, ENVIRONMENT)
+    return version.publish(tasks, ENVIRONMENT)
 
 
-def fill_and_die(root: Path, calls: int) -> None:
-    """`fill`, but this process kills itself at its `calls`-th step on the file system."""
+def fill_and_die(root: Path, tasks: Collection[Task], calls: int) -> None:
+    """`fill`, but this process kills itself before its `calls`-th step on the file system."""
     left = calls
 
     def dying(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,9 +100,70 @@ def fill_and_die(root: Path, calls: int) -> None:
 
         return call
 
-    for name in ("fsync", "link", "replace", "unlink", "mkdir"):
+    for name in ("fsync", "link", "replace"):
         setattr(os, name, dying(getattr(os, name)))
-    fill(root)
+    fill(root, tasks)
+
+
+def fork(target: Callable[..., Any], *arguments: Any, kill_after: float | None = None) -> int:
+    """Run in a child, perhaps with a SIGKILL after some seconds: its exit code, -9 if killed."""
+    child = os.fork()
+    if not child:
+        try:
+            target(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def require_unharmed(root: Path, undisturbed: dict[str, bytes]) -> None:
+    """Whatever is visible is whole: every file but those being written is as it will stay."""
+    for name, data in tree(root).items():
+        if not name.startswith(".partial/") and data != undisturbed[name]:
+            raise AssertionError(f"{name} is half-written")
+
+
+def require_resumed(root: Path, tasks: Collection[Task], undisturbed: dict[str, bytes]) -> None:
+    """The same command again ends in the bytes of an undisturbed run, and leaves nothing else."""
+    if fork(fill, root, tasks) or tree(root) != undisturbed:
+        raise AssertionError(f"{root} differs: {tree(root).keys() ^ undisturbed.keys()}")
+
+
+def kill_at_every_step(root: Path) -> tuple[int, int]:
+    """Kill a run before each of its steps, resume each; the number of steps and of objects."""
+    tasks = TASKS[2:]
+    fork(fill, root / "undisturbed", tasks)
+    undisturbed = tree(root / "undisturbed")
+    step = 1
+    while fork(fill_and_die, place := root / str(step), tasks, step) == -9:
+        require_unharmed(place, undisturbed)
+        require_resumed(place, tasks, undisturbed)
+        step += 1
+    if tree(place) != undisturbed:
+        raise AssertionError("the run that was not killed differs")
+    return step, len(undisturbed)
+
+
+def kill_at_random(root: Path, kills: int) -> int:
+    """Kill runs in one directory again and again, then resume; the number that died."""
+    started = time.monotonic()
+    fork(fill, root / "undisturbed")
+    usual = time.monotonic() - started
+    undisturbed = tree(root / "undisturbed")
+    moments = random.Random(1)
+    died = 0
+    for kill in range(kills):
+        place = root / str(kill // 4)  # each directory suffers four kills
+        died += fork(fill, place, kill_after=moments.uniform(0, usual)) == -9
+        require_unharmed(place, undisturbed)
+        if kill % 4 == 3:
+            require_resumed(place, TASKS, undisturbed)
+    return died
 
 
 def tree(root: Path) -> dict[str, bytes]:
