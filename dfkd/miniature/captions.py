@@ -1,0 +1,175 @@
+"""Captions for icons, as noisy as alt-texts: the text side of the teacher's training."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from dfkd.miniature.rendering import Row
+
+Tokens = npt.NDArray[np.int64]
+
+#: Stands for a pseudo-word: the recipe replaces its embedding by noise (paper, Eq 8-11).
+PSEUDO_WORD = "*"
+
+#: Sets name the same drawing differently; captions sometimes swap such names.
+SYNONYMS: tuple[tuple[str, ...], ...] = (
+    ("house", "home"), ("car", "automobile"), ("airplane", "plane", "aeroplane"),
+    ("bicycle", "bike"), ("envelope", "mail", "email"), ("tv", "television"), ("phone", "telephone"),
+    ("person", "user"), ("picture", "image", "photo"), ("bin", "trash", "garbage"),
+    ("gear", "cog", "settings"), ("bulb", "lightbulb"), ("gift", "present"), ("boat", "ship"),
+    ("rabbit", "bunny"), ("cutlery", "fork knife"), ("money", "cash"), ("shop", "store"),
+    ("glasses", "eyeglasses"), ("truck", "lorry"), ("film", "movie"), ("rock", "stone"),
+    ("aubergine", "eggplant"), ("flame", "fire"), ("pan", "skillet"), ("sofa", "couch"),
+)
+_SWAPS = {name: [o for o in group if o != name] for group in SYNONYMS for name in group}
+
+_KINDS = ("icon", "picture", "drawing", "symbol", "image", "pictogram", "sign", "emoji", "logo")
+_STYLE_LETTERS = list("inthestyleof")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the augmentation will make of one icon, in words (for captions that tell the style)."""
+
+    words: tuple[str, ...]
+
+
+class Captioner:
+    """Turns rows into token rows; ``encode`` maps text to token ids without start and end."""
+
+    def __init__(self, encode: Callable[[str], list[int]], start: int, end: int,
+                 words: Sequence[str], titles: dict[str, str]) -> None:
+        self.encode = cache(encode)
+        self.start, self.end = start, end
+        self.words = list(words)
+        self.titles = titles
+
+    def tokens(self, captions: Sequence[Sequence[str]], at_most: int) -> Tokens:
+        """Captions (as word lists) to ids, cut to ``at_most`` and zero-padded to the longest."""
+        rows = []
+        for caption in captions:
+            ids = [i for word in caption for i in self.encode(word)][: at_most - 2]
+            rows.append([self.start, *ids, self.end])
+        out = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        for line, row in zip(out, rows, strict=True):
+            line[: len(row)] = row
+        return out
+
+    def caption(self, row: Row, look: Look, rng: np.random.Generator,
+                strength: float = 1.0) -> tuple[str, list[str]]:
+        """A random caption of one icon: (the object's name in it, all words)."""
+        if rng.random() > strength:
+            return row.concept, ["a", *row.words]
+        name = object_name(row, rng)
+        style = self._style(row, look, rng)
+        form = rng.random()
+        kind = _KINDS[rng.integers(len(_KINDS))]
+        if form < 0.34:
+            words = ["a", *name]
+        elif form < 0.44:
+            words = list(name)
+        elif form < 0.56:
+            words = [*name, *"in the style of".split(), *style]
+        elif form < 0.72:
+            words = [*name, *_in_the_style_of(rng), *([PSEUDO_WORD] * rng.integers(1, 3))]
+            words = words if rng.random() < 0.5 else ["a", *words]
+        elif form < 0.80:
+            words = ["a", *style, *name]
+        elif form < 0.86:
+            words = ["a", *style, kind, "of", "a", *name]
+        elif form < 0.91:
+            words = [*name, kind]
+        elif form < 0.95 and row.categories:
+            words = [*name, *_plain(row.categories[0])]
+        else:
+            words = [*name, *style]
+            rng.shuffle(words)
+        return " ".join(name), self._noise(words, rng)
+
+    def _style(self, row: Row, look: Look, rng: np.random.Generator) -> list[str]:
+        choices = [*look.words, *row.style, self.titles[row.collection]]
+        choices.append("colour" if row.colour else "monochrome")
+        picked = [choices[rng.integers(len(choices))]]
+        if rng.random() < 0.3:
+            picked.append(choices[rng.integers(len(choices))])
+        return [w for text in picked for w in _plain(text)][:4]
+
+    def _noise(self, words: list[str], rng: np.random.Generator) -> list[str]:
+        if rng.random() < 0.2:
+            for _ in range(rng.integers(1, 4)):
+                word = self.words[rng.integers(len(self.words))]
+                words.insert(int(rng.integers(len(words) + 1)), word)
+        return words
+
+
+def object_name(row: Row, rng: np.random.Generator) -> list[str]:
+    """The words for the object: its name, an alias, a synonym, or fewer of its words."""
+    words = list(row.words)
+    draw = rng.random()
+    if draw < 0.12 and row.aliases:
+        words = row.aliases[rng.integers(len(row.aliases))].split()
+    elif draw < 0.3 and len(words) > 1:
+        words.pop(int(rng.integers(len(words))))
+    swaps = _SWAPS.get(" ".join(words))
+    if swaps and rng.random() < 0.3:
+        words = swaps[rng.integers(len(swaps))].split()
+    return [w for w in words if w] or list(row.words)
+
+
+def merges_for(words: Iterable[str], merges_file: str, encode_word: Callable[[str], str]) -> str:
+    """The part of a BPE merges file that spells ``words``, in its order (header line kept).
+
+    Args:
+        merges_file: gzip file: one header line, then one merge of two symbols a line.
+        encode_word: spells a word with those merges, symbols separated by spaces.
+    """
+    lines = gzip.open(merges_file, "rt", encoding="utf-8").read().split("\n")
+    ranked = {tuple(line.split()): rank for rank, line in enumerate(lines[1:]) if line}
+    needed: set[tuple[str, ...]] = set()
+    for symbol in {s for word in words for s in encode_word(word).split()}:
+        needed |= _history(symbol, ranked)
+    return "\n".join([lines[0], *(" ".join(pair) for pair in sorted(needed, key=ranked.get))])  # type: ignore[arg-type]
+
+
+def _history(symbol: str, ranked: dict[tuple[str, ...], int]) -> set[tuple[str, ...]]:
+    parts = [*symbol.removesuffix("</w>")]
+    if symbol.endswith("</w>"):
+        parts[-1] += "</w>"
+    used: set[tuple[str, ...]] = set()
+    while len(parts) > 1:
+        pairs = [(ranked.get((a, b), len(ranked)), (a, b)) for a, b in zip(parts, parts[1:])]
+        rank, pair = min(pairs)
+        if rank == len(ranked):
+            break
+        used.add(pair)
+        parts = _merged(parts, pair)
+    return used
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for part in parts:
+        if out and (out[-1], part) == pair:
+            out[-1] += part
+        else:
+            out.append(part)
+    return out
+
+
+def _in_the_style_of(rng: np.random.Generator) -> list[str]:
+    if rng.random() < 0.7:
+        return "in the style of".split()
+    letters = list(_STYLE_LETTERS)
+    rng.shuffle(letters)
+    cuts = [0, 2, 5, 10, 12]
+    return ["".join(letters[a:b]) for a, b in zip(cuts, cuts[1:])]
+
+
+def _plain(text: str) -> list[str]:
+    return [w for w in "".join(c if c.isalnum() else " " for c in text.lower()).split() if w]
