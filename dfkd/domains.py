@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.manifest import Evaluation
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -268,7 +268,7 @@ def _bad_line(path: Path, number: int, rule: str, value: str) -> ManifestError:
 def _bundle() -> Path:
     path = Path(str(resources.files("dfkd.miniature").joinpath("assets", "evaluation.tar")))
     if not path.is_file():
-        raise InfrastructureError(f"the bundled evaluation set {path} is missing; reinstall dfkd")
+        raise CorruptionError(f"the bundled evaluation set {path} is missing; reinstall dfkd")
     return path
 
 

@@ -13,13 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from surrogates import CLASSES, publish, write_manifest
 
 from dfkd import architecture
 from dfkd.distilled import place
 from dfkd.manifest import Manifest, Method
 from dfkd.results import validate_results
 from dfkd.student import Student, build, card, save_student
+from surrogates import CLASSES, publish, write_manifest
 
 JOB = Path(__file__).parents[1] / "jobs" / "evaluate.py"
 PURE = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}

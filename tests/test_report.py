@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from surrogates import publish, write_manifest
 
 from dfkd.errors import CorruptionError
 from dfkd.manifest import Manifest
 from dfkd.report import contact_sheet, examples, table, write_contact_sheet
 from dfkd.results import Row, row
 from dfkd.storage import open_storage
+from surrogates import publish, write_manifest
 
 
 def scored(method: str, domain: str, accuracy: float, seed: int = 0) -> Row:
