@@ -5,6 +5,7 @@ mixes classes, a synthesis task reads one file, and memory holds one part howeve
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,6 @@ class PromptMaker:
         self.manifest = manifest
         self.teacher = teacher
         self.method = manifest.prompts.method[0]
-        self.words = PseudoWords(teacher, manifest.prompts.template)
         self.class_texts = class_texts(manifest, teacher)
         self.bank = Bank()
         self._styles: dict[str, Tensor] = {}
@@ -250,6 +250,11 @@ class PromptMaker:
     def _filled(self, name: str, style: str) -> str:
         return self.manifest.prompts.template.replace("{class}", name).replace("{style}", style)
 
+    @functools.cached_property
+    def words(self) -> PseudoWords:
+        """Only random and contrastive prompts need them, and not every tokenizer allows them."""
+        return PseudoWords(self.teacher, self.manifest.prompts.template)
+
     @torch.no_grad()
     def _encode(self, names: Sequence[str], pseudo: Tensor) -> Tensor:
         return self.words.encode(names, pseudo)
@@ -257,6 +262,8 @@ class PromptMaker:
 
 def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
     """Refuse a template that leaves no room for a class name; `ManifestError` naming it."""
+    if not {"random", "contrastive"} & set(manifest.prompts.method):
+        return
     words = PseudoWords(teacher, manifest.prompts.template)
     words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
 

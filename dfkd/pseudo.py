@@ -25,8 +25,14 @@ class PseudoWords:
     def __init__(self, teacher: Teacher, template: str) -> None:
         self.teacher = teacher
         self.template = template
-        # The empty text is exactly [start, end, padding ...] for every CLIP tokenizer.
         self._frame = teacher.tokenize([""])[0]
+        if int(self._frame.count_nonzero()) != 2:
+            raise ManifestError(
+                "teacher.model",
+                "pseudo-words need a tokenizer that frames a text by a start and an end token",
+                teacher.name,
+                "choose a CLIP teacher, or prompts.method vanilla or mix",
+            )
         self._content = functools.lru_cache(maxsize=65536)(self._tokens_of)
 
     def text(self, name: str) -> str:

@@ -27,6 +27,8 @@ def connected() -> Iterator[None]:
     # Threads that spin while they wait can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = os.environ.get("RAY_ADDRESS")
+    # That Ray uses tokens is its default here and no news to the reader of a job's output.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
     if not address:
         options |= {
