@@ -28,6 +28,7 @@ def write_manifest(folder: Path, **sections: dict[str, object]) -> Path:
         "prompts": {"method": "vanilla"},
         "synthesis": {"images_per_class": 8, "shard_size": 4, "image_size": 32},
         "distillation": {
+            "student": "timm:test_resnet",
             "labels": "stored",
             "augmentation": [],
             "batch_size": 6,

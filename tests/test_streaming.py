@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surrogates import publish, write_manifest
 
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.manifest import Manifest
 from dfkd.streaming import Share, Stream, mixed_order, steps_per_epoch
+from surrogates import publish, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def read(source: Stream, epoch: int = 0, step: int = 0) -> list[tuple[torch.Tens
 
 def same(left: list[tuple[torch.Tensor, ...]], right: list[tuple[torch.Tensor, ...]]) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a, b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b)
+        for x, y in zip(left, right, strict=True)
+        for a, b in zip(x, y, strict=True)
     )
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 40), st.integers(0, 99)
-)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 40), st.integers(0, 99))
 def test_a_pass_shows_every_sample_once_and_holds_no_more_than_its_buffer(
     counts: list[int], buffer: int, seed: int
 ) -> None:

@@ -78,7 +78,7 @@ def test_weights_that_cannot_be_downloaded_are_named(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(WeightsError, match="IMAGENET1K_V1.*give the path of a safetensors file"):
+    with pytest.raises(WeightsError, match=r"IMAGENET1K_V1.*give the path of a safetensors file"):
         build(Distillation(weights="IMAGENET1K_V1"), 4, 32, 0)
 
 
@@ -90,7 +90,9 @@ def test_initial_weights_come_from_a_library_s_file_or_from_a_student(tmp_path: 
         safetensors.torch.save_file(state, path)
         assert names_file(str(path))
         built = build(Distillation(stem="small", weights=str(path)), 7, 32, seed=0)
-        assert torch.equal(built.backbone.layer4[1].conv2.weight, source.backbone.layer4[1].conv2.weight)
+        assert torch.equal(
+            built.backbone.layer4[1].conv2.weight, source.backbone.layer4[1].conv2.weight
+        )
         assert built.head.out_features == 7
 
 

@@ -1,0 +1,136 @@
+"""Ranks as real processes: DDP, deaths, and a change of the number of ranks."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import jobs
+from dfkd.checkpoints import Checkpoints
+from dfkd.cluster.train import distill, find_workers
+from dfkd.dataset import PublishedVersion
+from dfkd.distillation import Course
+from dfkd.distilled import place
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.manifest import Manifest
+from dfkd.student import WEIGHTS, load_student
+from surrogates import publish, write_manifest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20
+        )
+        yield
+        ray.shutdown()
+
+
+def prepare(folder: Path, **distillation: object) -> tuple[Manifest, PublishedVersion]:
+    path = write_manifest(folder, distillation={"workers": 2, **distillation})
+    manifest = Manifest.read(path)
+    return manifest, publish(manifest)
+
+
+def ranks() -> list[int]:
+    """Process ids of the ranks below this process: Ray titles them by their actor's class."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(folder.name)
+            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[pid] = (folder / "cmdline").read_text()
+    own = {os.getpid()}
+    for _ in range(4):  # driver, raylet, worker, and whatever lies between
+        own |= {pid for pid, parent in parents.items() if parent in own}
+    return sorted(pid for pid in own if "TrainWorker" in titles.get(pid, ""))
+
+
+def kill_a_rank_after_a_checkpoint(manifest: Manifest, killed: list[int]) -> None:
+    checkpoints = Checkpoints(place(manifest, "vanilla", 0).storage.child("checkpoints"))
+    while not checkpoints.newest():
+        time.sleep(0.02)
+    victim = ranks()[-1]
+    os.kill(victim, signal.SIGKILL)
+    killed.append(victim)
+
+
+def test_a_dead_rank_costs_nothing_and_the_students_are_equal(tmp_path: Path) -> None:
+    students = []
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+        manifest, _ = prepare(tmp_path / name, epochs=20)
+        killed: list[int] = []
+        killer = threading.Thread(target=kill_a_rank_after_a_checkpoint, args=(manifest, killed))
+        if name == "killed":
+            killer.start()
+        finished = distill(manifest, "vanilla", 0)
+        assert not finished.reused
+        students.append(finished.place.storage.get(WEIGHTS))
+    killer.join()
+    assert killed
+    assert students[0] == students[1]
+    assert distill(manifest, "vanilla", 0).reused
+
+
+def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    manifest, _ = prepare(tmp_path, epochs=20, workers=1)
+    target = place(manifest, "vanilla", 0)
+    checkpoints = Checkpoints(target.storage.child("checkpoints"))
+    command = jobs.command("distill", tmp_path / "manifest.yaml")
+    with subprocess.Popen(command, env=jobs.environment()) as process:
+        while not checkpoints.newest():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    step = checkpoints.newest()
+    wider = Manifest.read(tmp_path / "manifest.yaml", ("distillation.workers=2",))
+    course = Course.of(wider.distillation, 4)
+    assert 0 < step < course.total
+    assert place(wider, "vanilla", 0).name == target.name
+    distill(wider, "vanilla", 0)
+    _, meta = load_student(target.storage)
+    assert meta["steps"] == course.total
+    assert checkpoints.newest() == 0
+    # A run that had begun anew would have written its curve from the first steps on.
+    events = EventAccumulator(target.storage.location("tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == course.total
+
+
+def test_a_damaged_shard_is_named_through_all_of_ray(tmp_path: Path) -> None:
+    manifest, version = prepare(tmp_path)
+    shard = Path(version.storage.location(version.shards[3].shard))
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.unlink()
+    shard.write_bytes(data)
+    with pytest.raises(CorruptionError, match=version.shards[3].shard):
+        distill(manifest, "vanilla", 0)
+
+
+def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
+        find_workers(3)
+    manifest, _ = prepare(tmp_path, workers=2, loader_workers=4)
+    with pytest.raises(ManifestError, match=r"distillation\.workers.*6 shards.*got 8"):
+        distill(manifest, "vanilla", 0)
+
+
+def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
+    workers = find_workers(1)
+    assert workers.count == 0
+    assert workers.cpus == len(os.sched_getaffinity(0))
+    assert find_workers(2).count == 2
