@@ -1,4 +1,4 @@
-"""Class names in, student out: synthesise, distil and evaluate every prompt method of a manifest."""
+"""Class names in, student out: synthesise, distil and evaluate each prompt method."""
 
 import argparse
 import sys
