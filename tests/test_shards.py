@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filling
 import numpy as np
 import pytest
 import webdataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import filling
 from dfkd.errors import CorruptionError
 from dfkd.shards import (
     MAX_MEMBER,
