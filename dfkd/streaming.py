@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -23,11 +24,12 @@ from torchvision.io import ImageReadMode, decode_image
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.plan import derive_seed
-from dfkd.shards import Receipt, Sample, read_shard
+from dfkd.shards import Receipt, Sample
 
 T = TypeVar("T")
 Order = npt.NDArray[np.int64]
-"""Rows of (shard, sample within it)."""
+"""Rows of (visit, sample): visit v is reading number v // S of shard v % S, where S is their count.
+No row is there twice."""
 
 BUFFER_BYTES = 128 << 20
 """Encoded images that a streaming rank holds to mix the class-pure shards."""
@@ -74,7 +76,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 def mixed_order(counts: Sequence[int], buffer: int, generator: np.random.Generator) -> Order:
-    """One pass over class-pure shards through a shuffle buffer of `buffer` samples.
+    """One visit to each of some class-pure shards, through a shuffle buffer of `buffer` samples.
 
     Shards come in random order; as many samples leave the buffer, at random, as a shard brings.
     With a buffer as large as the data set this is a uniform permutation.
@@ -135,17 +137,19 @@ class Stream:
         return _Cache([receipt.samples for receipt in self.shards], self.image_size)
 
     def order(self, epoch: int) -> Order:
-        """Rows (shard, sample) [steps * share, 2] that this rank sees in `epoch`."""
+        """What this rank sees in `epoch`: [steps * rows, 2], a second visit only to fill it up."""
         rank, world = self.share.rank, self.share.world
         shuffle = np.random.default_rng(derive_seed("shards", self.seed, epoch))
         own = np.sort(shuffle.permutation(len(self.shards))[rank::world])
         counts = [self.shards[shard].samples for shard in own]
         mix = np.random.default_rng(derive_seed("samples", self.seed, epoch, rank, world))
         wanted = self.steps * self.rows
-        passes = -(-wanted // sum(counts))
-        rows = np.concatenate([mixed_order(counts, self.buffer, mix) for _ in range(passes)])
-        rows[:, 0] = own[rows[:, 0]]
-        return rows[:wanted]
+        passes = []
+        for number in range(-(-wanted // sum(counts))):
+            rows = mixed_order(counts, self.buffer, mix)
+            rows[:, 0] = own[rows[:, 0]] + number * len(self.shards)
+            passes.append(rows)
+        return np.concatenate(passes)[:wanted]
 
     def batches(self, epoch: int, step: int = 0) -> Generator[Batch]:
         """The batches of `epoch` from `step` on.
@@ -155,37 +159,34 @@ class Stream:
         """
         rows = self.order(epoch)[step * self.rows :]
         if self.cached:
+            rows[:, 0] %= len(self.shards)
             yield from self._cache.batches(rows, self.rows, self._open)
         else:
             with contextlib.closing(_ahead(lambda: self._read(rows), AHEAD)) as batches:
                 yield from batches
 
-    def _open(self, shard: int) -> list[Sample]:
-        receipt = self.shards[shard]
-        return list(read_shard(self.version.fetch(receipt), receipt))
+    def _open(self, visit: int) -> list[Sample]:
+        receipt = self.shards[visit % len(self.shards)]
+        return list(self.version.samples(receipt))
 
     def _read(self, rows: Order) -> Generator[Batch]:
-        """Decode in order; a shard is fetched once and a sample is dropped after its last use."""
-        uses = Counter(map(tuple, rows.tolist()))
-        arrivals = iter(dict.fromkeys(rows[:, 0].tolist()))
-        held: dict[tuple[int, int], Sample] = {}
-        opened: set[int] = set()
+        """Decode in order; a shard is fetched at its first row and a sample dropped at its own."""
+        left = Counter(rows[:, 0].tolist())
+        visits = iter(left)  # in the order of their first rows
+        held: dict[int, dict[int, Sample]] = {}
         with ThreadPoolExecutor(max(1, self.share.readers), "dfkd-read") as pool:
             coming: deque[Future[list[Sample]]] = deque()
-            for shard in _first(arrivals, AHEAD):
-                coming.append(pool.submit(self._open, shard))
+            coming.extend(pool.submit(self._open, visit) for visit in islice(visits, AHEAD))
             for start in range(0, len(rows), self.rows):
                 batch = []
-                for row in map(tuple, rows[start : start + self.rows].tolist()):
-                    if row[0] not in opened:
-                        opened.add(row[0])
-                        samples = coming.popleft().result()
-                        held.update({(row[0], i): s for i, s in enumerate(samples)})
-                        coming.extend(pool.submit(self._open, s) for s in _first(arrivals, 1))
-                    batch.append(held[row])
-                    uses[row] -= 1
-                    if not uses[row]:
-                        del held[row]
+                for visit, sample in rows[start : start + self.rows].tolist():
+                    if visit not in held:
+                        held[visit] = dict(enumerate(coming.popleft().result()))
+                        coming.extend(pool.submit(self._open, v) for v in islice(visits, 1))
+                    batch.append(held[visit].pop(sample))
+                    left[visit] -= 1
+                    if not left[visit]:
+                        del held[visit]
                 yield self._decoded(batch, pool)
 
     def _decoded(self, samples: list[Sample], pool: ThreadPoolExecutor) -> Batch:
@@ -246,11 +247,6 @@ def _not_an_image(sample: Sample, problem: str) -> CorruptionError:
         f"sample {sample.key}.{sample.extension}: {problem}; "
         "delete the version and synthesise again"
     )
-
-
-def _first(items: Iterator[int], count: int) -> Iterator[int]:
-    for _, item in zip(range(count), items, strict=False):
-        yield item
 
 
 def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:

@@ -20,7 +20,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
     teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
     settings = {
         "warmup_epochs": 2,
-        "epochs": 20,
+        "epochs": 6,
         "augmentation": ["crop", "noise"],
         "labels": "live",
         "learning_rate": 0.01,

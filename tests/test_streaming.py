@@ -118,7 +118,7 @@ def test_ranks_read_their_own_shards_and_make_equally_many_steps(
     for epoch in range(3):
         orders = [rank.order(epoch) for rank in ranks]
         assert [len(order) for order in orders] == [15, 15]
-        shards = [set(order[:, 0].tolist()) for order in orders]
+        shards = [set((order[:, 0] % 9).tolist()) for order in orders]
         assert not shards[0] & shards[1]
 
 
@@ -127,9 +127,10 @@ def test_a_rank_with_too_few_samples_repeats_its_own(version: PublishedVersion) 
     for rank in ranks:
         order = rank.order(0)
         assert len(order) == 3
-        assert len(set(order[:, 0].tolist())) == 1
+        assert len(set((order[:, 0] % 9).tolist())) == 1
     small = next(r for r in ranks if r.shards[r.order(0)[0, 0]].samples == 2)
-    assert len({tuple(row) for row in small.order(0).tolist()}) == 2
+    pixels = torch.cat([p for p, _ in read(small)])
+    assert len(pixels.flatten(1).unique(dim=0)) == 2
     uncached = stream(version, 9, share=small.share, cache_bytes=0)
     assert same(read(small), read(uncached))
 

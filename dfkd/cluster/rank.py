@@ -1,5 +1,6 @@
 """What each rank of a distillation runs, under Ray Train."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -192,6 +193,8 @@ def _distribute(device: torch.device) -> Distribute:
     ids = [device] if device.type == "cuda" else None
 
     def distribute(module: nn.Module) -> nn.Module:
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        with warnings.catch_warnings():  # its new name is not in every supported torch
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
     return distribute

@@ -8,6 +8,7 @@ atomic object, so there is no moment at which one is written but not yet known. 
 dead worker, the same command after a kill, and another world size all resume in that one way.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -16,8 +17,8 @@ from typing import Any
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from dfkd.cluster.rank import Job, open_stream, train
@@ -108,6 +109,7 @@ def _gpus_work() -> bool:
 
 
 def _fit(job: Job, workers: Workers) -> None:
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
         trainer = TorchTrainer(
@@ -119,12 +121,13 @@ def _fit(job: Job, workers: Workers) -> None:
                 name=job.name,
                 storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
                 failure_config=FailureConfig(max_failures=FAILURES),
+                logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise _explained(error) from None
+            raise explained(error) from None
         finally:
             torch.set_num_threads(threads)
 
@@ -140,7 +143,7 @@ def _scaling(workers: Workers) -> ScalingConfig:
     )
 
 
-def _explained(error: TrainingFailedError) -> Exception:
+def explained(error: TrainingFailedError) -> Exception:
     """The project's own error inside one of Ray Train's, else what happened in one line."""
     causes: list[Any] = [error]
     if isinstance(error, WorkerGroupError):

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jobs
 from dfkd.checkpoints import Checkpoints
-from dfkd.cluster.train import distill, find_workers
-from dfkd.dataset import PublishedVersion
+from dfkd.cluster.train import distill, explained, find_workers
 from dfkd.distillation import Course
 from dfkd.distilled import place
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 from dfkd.manifest import Manifest
 from dfkd.student import WEIGHTS, load_student
 from surrogates import publish, write_manifest
@@ -36,10 +37,10 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def prepare(folder: Path, **distillation: object) -> tuple[Manifest, PublishedVersion]:
-    path = write_manifest(folder, distillation={"workers": 2, **distillation})
-    manifest = Manifest.read(path)
-    return manifest, publish(manifest)
+def prepare(folder: Path, **distillation: object) -> Manifest:
+    manifest = Manifest.read(write_manifest(folder, distillation={"workers": 2, **distillation}))
+    publish(manifest)
+    return manifest
 
 
 def ranks() -> list[int]:
@@ -69,7 +70,7 @@ def test_a_dead_rank_costs_nothing_and_the_students_are_equal(tmp_path: Path) ->
     students = []
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
-        manifest, _ = prepare(tmp_path / name, epochs=20)
+        manifest = prepare(tmp_path / name, epochs=8)
         killed: list[int] = []
         killer = threading.Thread(target=kill_a_rank_after_a_checkpoint, args=(manifest, killed))
         if name == "killed":
@@ -84,7 +85,7 @@ def test_a_dead_rank_costs_nothing_and_the_students_are_equal(tmp_path: Path) ->
 
 
 def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
-    manifest, _ = prepare(tmp_path, epochs=20, workers=1)
+    manifest = prepare(tmp_path, epochs=8, workers=1)
     target = place(manifest, "vanilla", 0)
     checkpoints = Checkpoints(target.storage.child("checkpoints"))
     command = jobs.command("distill", tmp_path / "manifest.yaml")
@@ -110,21 +111,23 @@ def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert steps[-1] == course.total
 
 
-def test_a_damaged_shard_is_named_through_all_of_ray(tmp_path: Path) -> None:
-    manifest, version = prepare(tmp_path)
-    shard = Path(version.storage.location(version.shards[3].shard))
-    data = bytearray(shard.read_bytes())
-    data[700] ^= 1
-    shard.unlink()
-    shard.write_bytes(data)
-    with pytest.raises(CorruptionError, match=version.shards[3].shard):
-        distill(manifest, "vanilla", 0)
+def test_our_own_error_in_a_rank_is_the_one_that_is_shown() -> None:
+    ours = CorruptionError("shard x: cut; restore it")
+    wrapped = UserExceptionWithTraceback(ours, "Traceback ...")
+    assert explained(WorkerGroupError("ranks failed", {1: wrapped})) is ours
+
+
+def test_dead_ranks_are_worth_a_retry() -> None:
+    error = explained(WorkerGroupError("ranks failed", {0: RuntimeError("a line\nthe reason")}))
+    assert isinstance(error, InfrastructureError)
+    assert "the reason" in str(error)
+    assert "\n" not in str(error)
 
 
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
         find_workers(3)
-    manifest, _ = prepare(tmp_path, workers=2, loader_workers=4)
+    manifest = prepare(tmp_path, workers=2, loader_workers=4)
     with pytest.raises(ManifestError, match=r"distillation\.workers.*6 shards.*got 8"):
         distill(manifest, "vanilla", 0)
 
