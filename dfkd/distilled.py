@@ -3,14 +3,16 @@
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from dfkd.dataset import PublishedVersion, current
 from dfkd.errors import ManifestError
-from dfkd.fingerprint import sha256_file
+from dfkd.fingerprint import identity, sha256_file
 from dfkd.manifest import Distillation, Manifest, Method
 from dfkd.shards import canonical
 from dfkd.storage import Storage, open_storage
 from dfkd.student import CARD, names_file
+from dfkd.teacher import resolve
 from dfkd.weights import existing_file
 
 HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
@@ -44,7 +46,7 @@ def place(manifest: Manifest, method: Method, seed: int) -> Place:
     """Where the student of a method and seed on the current version belongs.
 
     Raises:
-        ManifestError: nothing published for this method, or for other classes.
+        ManifestError: nothing published for this method, or for other classes or images.
         WeightsError: the initial weights are a file that is not there.
     """
     root = open_storage(manifest.storage.root)
@@ -62,14 +64,38 @@ def _published(manifest: Manifest, home: Storage, method: Method) -> PublishedVe
             manifest.storage.root,
             "run jobs/synthesize.py first",
         )
-    if version.classes != manifest.classes:
-        raise ManifestError(
-            "classes",
-            f"must be those of the current version of method {method}, {list(version.classes)}",
-            list(manifest.classes),
-            "run jobs/synthesize.py with this manifest first",
-        )
+    wanted = {
+        "classes": list(manifest.classes),
+        "synthesis.image_size": manifest.synthesis.image_size,
+        "teacher.template": manifest.teacher.template,
+    }
+    _refuse_foreign(version, method, wanted)
     return version
+
+
+def _refuse_foreign(version: PublishedVersion, method: Method, wanted: dict[str, Any]) -> None:
+    found = version.manifest["identity"]
+    for field, value in wanted.items():
+        if found.get(field) != value:
+            raise ManifestError(
+                field,
+                f"must be that of the current version of method {method}, {found.get(field)!r}",
+                value,
+                "run jobs/synthesize.py with this manifest first",
+            )
+
+
+def check_teacher(manifest: Manifest, place: Place) -> None:
+    """Refuse live labels from another teacher than the one that made the version.
+
+    Raises:
+        ManifestError: it differs; the text names where.
+        WeightsError: its files are missing or damaged.
+    """
+    digests = resolve(manifest.teacher).digests
+    wanted = identity(manifest.with_method(place.method), digests)
+    teachers = {key: value for key, value in wanted.items() if key.startswith("teacher.")}
+    _refuse_foreign(place.version, place.method, teachers)
 
 
 def student_name(config: Distillation, fingerprint: str, method: Method, seed: int) -> str:

@@ -2,7 +2,9 @@
 
 import io
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import yaml
@@ -46,11 +48,13 @@ def write_manifest(folder: Path, **sections: dict[str, object]) -> Path:
     return path
 
 
-def publish(manifest: Manifest, method: str = "vanilla") -> PublishedVersion:
+def publish(
+    manifest: Manifest, method: str = "vanilla", digests: Mapping[str, str] = MappingProxyType({})
+) -> PublishedVersion:
     """The version of a manifest, made of noisy images in the colour of their class."""
     chosen = manifest.with_method(method)  # type: ignore[arg-type]
     home = open_storage(manifest.storage.root).child(f"data/{method}")
-    version = begin(home, identity(chosen, {}))
+    version = begin(home, identity(chosen, digests))
     with tempfile.TemporaryDirectory() as folder:
         for task in tasks(manifest):
             tar = Path(folder, f"{task.id}.tar")

@@ -7,6 +7,7 @@ from pathlib import Path
 import jobs
 from dfkd.manifest import Manifest
 from dfkd.student import load_student
+from dfkd.teacher import resolve
 from models import RESNET, model_config, write_teacher
 from surrogates import publish, write_manifest
 
@@ -33,7 +34,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
             distillation=settings,
             teacher={"model": teacher.model, "weights": teacher.weights},
         )
-        publish(Manifest.read(manifests[name]))
+        publish(Manifest.read(manifests[name]), digests=resolve(teacher).digests)
     assert jobs.run("distill", manifests["undisturbed"]).returncode == 0
 
     process = subprocess.Popen(jobs.command("distill", manifests["killed"]), env=jobs.environment())

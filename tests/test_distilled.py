@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.distilled import place, student_name
+from dfkd.distilled import check_teacher, place, student_name
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.manifest import Distillation, Manifest
+from dfkd.teacher import resolve
+from models import RESNET, model_config, write_teacher
 from surrogates import publish, write_manifest
 
 CONFIG = Distillation()
@@ -60,6 +62,21 @@ def test_a_student_needs_a_published_version_of_its_classes(tmp_path: Path) -> N
     assert found.version.id == version.id
     assert not found.finished
     assert found.location.endswith(f"{found.name}/student.json")
-    others = Manifest.read(tmp_path / "manifest.yaml", ("classes=[a, b, c]",))
-    with pytest.raises(ManifestError, match=r"classes.*red"):
-        place(others, "vanilla", 0)
+    for change in ("classes=[a, b, c]", "synthesis.image_size=64", "teacher.template=The {class}"):
+        other = Manifest.read(tmp_path / "manifest.yaml", (change,))
+        with pytest.raises(ManifestError, match=rf"{change.partition('=')[0]}.*current version"):
+            place(other, "vanilla", 0)
+
+
+def test_live_labels_must_come_from_the_teacher_of_the_version(tmp_path: Path) -> None:
+    teachers = [write_teacher(tmp_path / name, model_config(RESNET)) for name in ("a", "moved")]
+    path = write_manifest(tmp_path, teacher=dataclasses.asdict(teachers[0]))
+    manifest = Manifest.read(path)
+    publish(manifest, digests=resolve(teachers[0]).digests)
+    check_teacher(manifest, place(manifest, "vanilla", 0))
+    moved = dataclasses.replace(manifest, teacher=teachers[1])
+    check_teacher(moved, place(moved, "vanilla", 0))
+    other = write_teacher(tmp_path / "other", model_config({**RESNET, "width": 16}))
+    foreign = dataclasses.replace(manifest, teacher=other)
+    with pytest.raises(ManifestError, match=r"teacher\..*sha256.*current version"):
+        check_teacher(foreign, place(foreign, "vanilla", 0))

@@ -13,16 +13,17 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from dfkd.cluster.rank import Job, open_stream, train
-from dfkd.distilled import Place, place
+from dfkd.distilled import Place, check_teacher, place
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.manifest import Manifest, Method
 
@@ -55,6 +56,8 @@ def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
         return Finished(target, reused=True)
     config = manifest.distillation
     open_stream(manifest, target.version, seed, 0, config.workers)  # refuses before anything starts
+    if config.labels == "live":
+        check_teacher(manifest, target)
     workers = find_workers(config.workers)
     _fit(
         Job(
@@ -144,18 +147,22 @@ def _scaling(workers: Workers) -> ScalingConfig:
 
 
 def explained(error: TrainingFailedError) -> Exception:
-    """The project's own error inside one of Ray Train's, else what happened in one line."""
-    causes: list[Any] = [error]
-    if isinstance(error, WorkerGroupError):
-        causes += error.worker_failures.values()
-    if isinstance(error, ControllerError):
-        causes.append(error.controller_failure)
-    for cause in causes:
-        inner = getattr(cause, "_base_exc", getattr(cause, "cause", cause))
-        if isinstance(inner, DfkdError):
-            return inner
-    words = str(causes[-1]).strip().splitlines() or [type(error).__name__]
+    """What a failed run comes down to.
+
+    The project's own error if a rank raised one; `InfrastructureError` if a rank died (the others
+    then raise whatever their broken connection gives); else `error` itself, a defect that keeps its
+    traceback.
+    """
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    raised = [f._base_exc for f in failures if isinstance(f, UserExceptionWithTraceback)]
+    for cause in raised:
+        if isinstance(cause, DfkdError):
+            return cause
+    deaths = [f for f in failures if not isinstance(f, UserExceptionWithTraceback)]
+    if raised and not deaths:
+        return error
+    words = str(deaths[0] if deaths else error).strip().splitlines() or ["no reason given"]
     return InfrastructureError(
-        f"distillation: workers failed more than {FAILURES} times ({words[-1][:300]}); "
+        f"distillation: ranks died more than {FAILURES} times ({words[-1][:300]}); "
         "run the same command again, it resumes"
     )

@@ -66,6 +66,7 @@ def kill_a_rank_after_a_checkpoint(manifest: Manifest, killed: list[int]) -> Non
     killed.append(victim)
 
 
+@pytest.mark.slow
 def test_a_dead_rank_costs_nothing_and_the_students_are_equal(tmp_path: Path) -> None:
     students = []
     for name in ("undisturbed", "killed"):
@@ -84,6 +85,7 @@ def test_a_dead_rank_costs_nothing_and_the_students_are_equal(tmp_path: Path) ->
     assert distill(manifest, "vanilla", 0).reused
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     manifest = prepare(tmp_path, epochs=8, workers=1)
     target = place(manifest, "vanilla", 0)
@@ -118,10 +120,18 @@ def test_our_own_error_in_a_rank_is_the_one_that_is_shown() -> None:
 
 
 def test_dead_ranks_are_worth_a_retry() -> None:
-    error = explained(WorkerGroupError("ranks failed", {0: RuntimeError("a line\nthe reason")}))
+    broken = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "Traceback ...")
+    dead = RuntimeError("a line\nthe reason")
+    error = explained(WorkerGroupError("ranks failed", {0: broken, 1: dead}))
     assert isinstance(error, InfrastructureError)
     assert "the reason" in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    defect = UserExceptionWithTraceback(ZeroDivisionError(), "Traceback ...")
+    error = WorkerGroupError("Traceback ...", {0: defect})
+    assert explained(error) is error
 
 
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
