@@ -26,6 +26,7 @@ from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.distilled import Place, check_teacher, place
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.manifest import Manifest, Method
+from dfkd.student import build
 
 FAILURES = 2
 """Failures of a worker that one run outlives by restarting all ranks from the last checkpoint."""
@@ -54,11 +55,8 @@ def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
     target = place(manifest, method, seed)
     if target.finished:
         return Finished(target, reused=True)
-    config = manifest.distillation
-    open_stream(manifest, target.version, seed, 0, config.workers)  # refuses before anything starts
-    if config.labels == "live":
-        check_teacher(manifest, target)
-    workers = find_workers(config.workers)
+    _refuse_early(manifest, target)
+    workers = find_workers(manifest.distillation.workers)
     _fit(
         Job(
             manifest,
@@ -76,6 +74,15 @@ def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
     if not target.finished:
         raise InfrastructureError(f"{target.location}: was not written; run the same command again")
     return Finished(target, reused=False)
+
+
+def _refuse_early(manifest: Manifest, target: Place) -> None:
+    """Raise here, before any rank starts, what each rank would raise."""
+    config = manifest.distillation
+    open_stream(manifest, target.version, target.seed, 0, config.workers)
+    build(config, len(manifest.classes), manifest.synthesis.image_size, target.seed)
+    if config.labels == "live":
+        check_teacher(manifest, target)
 
 
 @dataclass(frozen=True)

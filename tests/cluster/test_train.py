@@ -137,7 +137,10 @@ def test_a_defect_keeps_its_traceback() -> None:
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
         find_workers(3)
-    manifest = prepare(tmp_path, workers=2, loader_workers=4)
+    unknown = prepare(tmp_path, student="resnet19")
+    with pytest.raises(ManifestError, match=r"distillation\.student"):
+        distill(unknown, "vanilla", 0)
+    manifest = prepare(tmp_path, student="timm:test_resnet", workers=2, loader_workers=4)
     with pytest.raises(ManifestError, match=r"distillation\.workers.*6 shards.*got 8"):
         distill(manifest, "vanilla", 0)
 
