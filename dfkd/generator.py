@@ -3,7 +3,6 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,6 +12,7 @@ from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
 from dfkd import manifest
+from dfkd.device import autocast
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import sha256_file
 from dfkd.vqgan_config import Model, read_model
@@ -98,7 +98,8 @@ class VQGAN:
         """The generator that a manifest names.
 
         Args:
-            precision: `bfloat16` autocasts the decoder, on CUDA only; codes are chosen in float32.
+            precision: `bfloat16` autocasts the decoder on devices that multiply it; codes are
+                chosen in float32.
 
         Raises:
             WeightsError: as `resolve`.
@@ -172,7 +173,7 @@ class VQGAN:
         of range further out (VQGAN-CLIP's clamp).
         """
         codes = self.quantise(latent) if quantise else latent
-        with self._autocast():
+        with autocast(self.codebook.device, self._precision):
             image = self._network(codes)
         pixels: Tensor = _Clamp.apply(image.float().add(1).div(2))  # type: ignore[no-untyped-call]
         return pixels
@@ -181,11 +182,6 @@ class VQGAN:
     def constrain(self, latent: Tensor) -> Tensor:
         """Clamp a latent, in place, to the codebook's range in each channel; returns it."""
         return latent.clamp_(self._low, self._high)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision == "bfloat16" and self._cuda:
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
 
 
 class _Network(nn.Module):

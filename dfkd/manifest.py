@@ -164,7 +164,7 @@ class Synthesis:
     patience: Natural = 0
     """Steps without a better loss after which an image stops; 0 never stops early."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks on a GPU; distances are always float32."""
+    """Of the networks, where the device multiplies it; labels and distances are float32."""
     format: Literal["png", "jpg"] = "png"
 
     def __post_init__(self) -> None:

@@ -355,5 +355,5 @@ class _Spread:
             "prompts": int(total),
             "similarity": float(everywhere),
             "similarity_in_class": float(inside),
-            "own_class": self.own / max(total, 1),
+            "own_class": float(self.own / max(total, 1)),
         }

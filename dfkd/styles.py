@@ -95,7 +95,35 @@ PAPER = (
     "charcoal",
 )
 
-MINIATURE: tuple[str, ...] = ()
+# Words for the looks of the miniature teacher's world: weights, finishes and colours.
+MINIATURE = (
+    "bold",
+    "thin",
+    "light",
+    "duotone",
+    "flat",
+    "rounded",
+    "sharp",
+    "linear",
+    "broken",
+    "line",
+    "soft",
+    "noisy",
+    "textured",
+    "material",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "teal",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "grey",
+    "black",
+    "monochrome",
+)
 
 
 def dictionary(prompts: Prompts) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ class SurrogateMaker:
         """Embeddings [B, E], distances [B, M] and probabilities [B, M] of the stored images."""
         decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
         pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float() / 255
-        embeddings = self.teacher.encode_image(pixels.to(self.class_texts.device))
+        embeddings = self.teacher.encode_image(pixels.to(self.class_texts.device), "float32")
         labels = distances(embeddings, self.class_texts)
         logits = self.teacher.logit_scale * embeddings @ self.class_texts.T
         return embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()

@@ -1,7 +1,6 @@
 """The frozen vision-language teacher: towers, the token-level text path of Eq 7, distances."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from dfkd import architecture, manifest
 from dfkd.architecture import Architecture, Source
+from dfkd.device import autocast
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import sha256_file
 from dfkd.weights import load_into
@@ -103,7 +103,7 @@ class Teacher:
         """The teacher that a manifest names.
 
         Args:
-            precision: `bfloat16` autocasts the image tower, on CUDA only.
+            precision: `bfloat16` autocasts the image tower on devices that multiply it.
 
         Raises:
             ManifestError, WeightsError: as `resolve`.
@@ -164,25 +164,23 @@ class Teacher:
             encoded.append(self.encode_embeddings(self.embed_tokens(tokens), tokens))
         return F.normalize(torch.cat(encoded).float(), dim=-1)
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
+    def encode_image(self, pixels: Tensor, precision: Precision | None = None) -> Tensor:
         """Normalised embeddings [N, E] of pixels [N, 3, H, W] in [0, 1], differentiable.
 
         Images of another size are squashed to `image_size` (bicubic, antialiased), so crop first
         what is not square.
+
+        Args:
+            precision: of this call, instead of the teacher's.
         """
         side = self.image_size
         if pixels.shape[-2:] != (side, side):
             pixels = F.interpolate(
                 pixels, (side, side), mode=self._interpolation, antialias=True, align_corners=False
             )
-        with self._autocast():
+        with autocast(self.device, precision or self._precision):
             features: Tensor = self._visual(torch.addcmul(self._shift, pixels, self._scale))
         return F.normalize(features.float(), dim=-1)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision == "bfloat16" and self.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
 
 
 def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{class}") -> None:

@@ -11,17 +11,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
 from dfkd.miniature.captions import Look
 
 COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.86, 0.15, 0.18), "orange": (0.96, 0.55, 0.12), "yellow": (0.98, 0.82, 0.2),
-    "green": (0.25, 0.65, 0.27), "teal": (0.1, 0.6, 0.6), "cyan": (0.3, 0.8, 0.93),
-    "blue": (0.16, 0.4, 0.88), "purple": (0.5, 0.25, 0.75), "pink": (0.95, 0.5, 0.68),
-    "brown": (0.5, 0.3, 0.18), "beige": (0.93, 0.85, 0.7), "grey": (0.55, 0.57, 0.6),
-    "black": (0.05, 0.05, 0.06), "white": (0.98, 0.98, 0.98), "navy": (0.1, 0.13, 0.32),
+    "red": (0.86, 0.15, 0.18),
+    "orange": (0.96, 0.55, 0.12),
+    "yellow": (0.98, 0.82, 0.2),
+    "green": (0.25, 0.65, 0.27),
+    "teal": (0.1, 0.6, 0.6),
+    "cyan": (0.3, 0.8, 0.93),
+    "blue": (0.16, 0.4, 0.88),
+    "purple": (0.5, 0.25, 0.75),
+    "pink": (0.95, 0.5, 0.68),
+    "brown": (0.5, 0.3, 0.18),
+    "beige": (0.93, 0.85, 0.7),
+    "grey": (0.55, 0.57, 0.6),
+    "black": (0.05, 0.05, 0.06),
+    "white": (0.98, 0.98, 0.98),
+    "navy": (0.1, 0.13, 0.32),
 }
 _NAMES = list(COLOURS)
 _TABLE = torch.tensor(list(COLOURS.values()))
@@ -48,17 +58,29 @@ class Plan:
 
     def looks(self) -> list[Look]:
         """The plan in words, for captions."""
-        named = {"bold": self.bold, "thin": self.thin, "outline": self.edges, "filled": self.filled,
-                 "pixel": self.grid > 0, "pixel art": self.grid > 0, "sketch": self.wobble,
-                 "hand drawn": self.wobble, "soft": self.blur, "noisy": self.noise,
-                 "textured": self.texture}
+        named = {
+            "bold": self.bold,
+            "thin": self.thin,
+            "outline": self.edges,
+            "filled": self.filled,
+            "pixel": self.grid > 0,
+            "pixel art": self.grid > 0,
+            "sketch": self.wobble,
+            "hand drawn": self.wobble,
+            "soft": self.blur,
+            "noisy": self.noise,
+            "textured": self.texture,
+        }
         lists = {word: flags.tolist() for word, flags in named.items()}
-        return [Look((_NAMES[ink], *(w for w, flags in lists.items() if flags[i])))
-                for i, ink in enumerate(self.ink.tolist())]
+        return [
+            Look((_NAMES[ink], *(w for w, flags in lists.items() if flags[i])))
+            for i, ink in enumerate(self.ink.tolist())
+        ]
 
 
 def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> Plan:
     """Draw a plan for ``count`` images; at ``strength`` 0 they stay black on white."""
+
     def chance(p: float) -> Tensor:
         return torch.rand(count, generator=gen) < p * strength
 
@@ -74,13 +96,25 @@ def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> Plan:
     ground = torch.where(plain | chance(0.4), WHITE, torch.where(inverted, BLACK, colour()))
     grid = torch.where(chance(0.2), one_of(_GRIDS), 0)
     weight = torch.rand(count, generator=gen) / max(strength, 1e-6)
-    return Plan(ink, colour(), ground, filled & ~(plain & chance(0.6)), weight < 0.2,
-                (weight > 0.2) & (weight < 0.3), (weight > 0.3) & (weight < 0.36), grid,
-                chance(0.35), chance(0.15), chance(0.2), chance(0.2))
+    return Plan(
+        ink,
+        colour(),
+        ground,
+        filled & ~(plain & chance(0.6)),
+        weight < 0.2,
+        (weight > 0.2) & (weight < 0.3),
+        (weight > 0.3) & (weight < 0.36),
+        grid,
+        chance(0.35),
+        chance(0.15),
+        chance(0.2),
+        chance(0.2),
+    )
 
 
-def paint(alpha: Tensor, coloured: Tensor, p: Plan, gen: torch.Generator,
-          strength: float = 1.0) -> Tensor:
+def paint(
+    alpha: Tensor, coloured: Tensor, p: Plan, gen: torch.Generator, strength: float = 1.0
+) -> Tensor:
     """Render a batch: [N, 64, 64] ink coverage and [M, 4, 64, 64] RGBA to [N + M, 3, 64, 64]."""
     n, m = len(alpha), len(coloured)
     mono = warp(alpha.unsqueeze(1), p.wobble[:n], gen, strength)
@@ -91,7 +125,9 @@ def paint(alpha: Tensor, coloured: Tensor, p: Plan, gen: torch.Generator,
     mono = _restroke(mono, p, n)
     mono, body = pixelate(mono, p.grid[:n], gen), pixelate(body, p.grid[:n], gen)
     ground = _colour(p.ground, gen)
-    inked = ground[:n] * (1 - torch.maximum(mono, body)) + _colour(p.body[:n], gen) * body * (1 - mono)
+    inked = ground[:n] * (1 - torch.maximum(mono, body)) + _colour(p.body[:n], gen) * body * (
+        1 - mono
+    )
     inked = inked + _gradient(p.ink[:n], gen) * torch.minimum(mono, torch.ones(()))
     if m:
         layer = pixelate(warp(coloured, p.wobble[n:], gen, strength), p.grid[n:], gen)
@@ -101,21 +137,31 @@ def paint(alpha: Tensor, coloured: Tensor, p: Plan, gen: torch.Generator,
 
 
 def warp(x: Tensor, wobble: Tensor, gen: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Random affine map, and an elastic one where ``wobble`` says so; zeros come in from outside."""
+    """Random affine map, and an elastic one where ``wobble`` says so; zeros come from outside."""
     n, size = len(x), x.shape[-1]
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=gen) * (high - low) + low
 
-    angle, flip = torch.randn(n, generator=gen) * 0.12 * strength, torch.rand(n, generator=gen) < 0.3
-    sx, sy = uniform(1 - 0.1 * strength, 1 + 0.35 * strength), uniform(1 - 0.1 * strength, 1 + 0.35 * strength)
+    angle, flip = (
+        torch.randn(n, generator=gen) * 0.12 * strength,
+        torch.rand(n, generator=gen) < 0.3,
+    )
+    sx, sy = (
+        uniform(1 - 0.1 * strength, 1 + 0.35 * strength),
+        uniform(1 - 0.1 * strength, 1 + 0.35 * strength),
+    )
     sy = torch.where(torch.rand(n, generator=gen) < 0.7, sx, sy)
     sx = torch.where(flip, -sx, sx)
     shear = torch.randn(n, generator=gen) * 0.06 * strength
     far = 0.12 * strength
-    theta = torch.stack([
-        torch.stack([sx * angle.cos(), -sy * (angle + shear).sin(), uniform(-far, far)], 1),
-        torch.stack([sx * angle.sin(), sy * angle.cos(), uniform(-far, far)], 1)], 1)
+    theta = torch.stack(
+        [
+            torch.stack([sx * angle.cos(), -sy * (angle + shear).sin(), uniform(-far, far)], 1),
+            torch.stack([sx * angle.sin(), sy * angle.cos(), uniform(-far, far)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta, [n, 1, size, size], align_corners=False)
     coarse = torch.randn(n, 2, 6, 6, generator=gen) * (wobble * 0.035).view(-1, 1, 1, 1)
     bend = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
@@ -166,10 +212,12 @@ def _colour(numbers: Tensor, gen: torch.Generator) -> Tensor:
 
 
 def _gradient(numbers: Tensor, gen: torch.Generator) -> Tensor:
-    """Ink colours [N, 3, 64, 64]; a third of those that are not black or white blend into another."""
+    """Ink colours [N, 3, 64, 64]; a third of those not black or white blend into another."""
     first = _colour(numbers, gen)
     second = _colour(torch.randint(len(_NAMES), numbers.shape, generator=gen), gen)
-    plain = (numbers == BLACK) | (numbers == WHITE) | (torch.rand(len(numbers), generator=gen) > 0.35)
+    plain = (
+        (numbers == BLACK) | (numbers == WHITE) | (torch.rand(len(numbers), generator=gen) > 0.35)
+    )
     second = torch.where(plain.view(-1, 1, 1, 1), first, second)
     angle = torch.rand(len(numbers), 1, 1, 1, generator=gen) * 6.2832
     axis = torch.linspace(-1, 1, 64)

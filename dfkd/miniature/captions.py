@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +20,45 @@ PSEUDO_WORD = "*"
 
 #: Sets name the same drawing differently; captions sometimes swap such names.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
-    ("house", "home"), ("car", "automobile"), ("airplane", "plane", "aeroplane"),
-    ("bicycle", "bike"), ("envelope", "mail", "email"), ("tv", "television"), ("phone", "telephone"),
-    ("person", "user"), ("picture", "image", "photo"), ("bin", "trash", "garbage"),
-    ("gear", "cog", "settings"), ("bulb", "lightbulb"), ("gift", "present"), ("boat", "ship"),
-    ("rabbit", "bunny"), ("cutlery", "fork knife"), ("money", "cash"), ("shop", "store"),
-    ("glasses", "eyeglasses"), ("truck", "lorry"), ("film", "movie"), ("rock", "stone"),
-    ("aubergine", "eggplant"), ("flame", "fire"), ("pan", "skillet"), ("sofa", "couch"),
+    ("house", "home"),
+    ("car", "automobile"),
+    ("airplane", "plane", "aeroplane"),
+    ("bicycle", "bike"),
+    ("envelope", "mail", "email"),
+    ("tv", "television"),
+    ("phone", "telephone"),
+    ("person", "user"),
+    ("picture", "image", "photo"),
+    ("bin", "trash", "garbage"),
+    ("gear", "cog", "settings"),
+    ("bulb", "lightbulb"),
+    ("gift", "present"),
+    ("boat", "ship"),
+    ("rabbit", "bunny"),
+    ("cutlery", "fork knife"),
+    ("money", "cash"),
+    ("shop", "store"),
+    ("glasses", "eyeglasses"),
+    ("truck", "lorry"),
+    ("film", "movie"),
+    ("rock", "stone"),
+    ("aubergine", "eggplant"),
+    ("flame", "fire"),
+    ("pan", "skillet"),
+    ("sofa", "couch"),
 )
 _SWAPS = {name: [o for o in group if o != name] for group in SYNONYMS for name in group}
 
 _KINDS = ("icon", "picture", "drawing", "symbol", "image", "pictogram", "sign", "emoji", "logo")
+#: Words of captions that need not occur in any icon's name.
+CAPTION_WORDS = frozenset(
+    (
+        *("a", "an", "the", "in", "style", "of", "*", "icon", "picture", "drawing", "symbol"),
+        *("image", "pictogram", "sign", "emoji", "logo", "monochrome", "colour", "color", "art"),
+        *("pixel", "outline", "filled", "bold", "thin", "sketch", "hand", "drawn", "soft"),
+        *("noisy", "textured"),
+    )
+)
 _STYLE_LETTERS = list("inthestyleof")
 
 
@@ -43,8 +72,14 @@ class Look:
 class Captioner:
     """Turns rows into token rows; ``encode`` maps text to token ids without start and end."""
 
-    def __init__(self, encode: Callable[[str], list[int]], start: int, end: int,
-                 words: Sequence[str], titles: dict[str, str]) -> None:
+    def __init__(
+        self,
+        encode: Callable[[str], list[int]],
+        start: int,
+        end: int,
+        words: Sequence[str],
+        titles: dict[str, str],
+    ) -> None:
         self.encode = cache(encode)
         self.start, self.end = start, end
         self.words = list(words)
@@ -61,8 +96,9 @@ class Captioner:
             line[: len(row)] = row
         return out
 
-    def caption(self, row: Row, look: Look, rng: np.random.Generator,
-                strength: float = 1.0) -> tuple[str, list[str]]:
+    def caption(
+        self, row: Row, look: Look, rng: np.random.Generator, strength: float = 1.0
+    ) -> tuple[str, list[str]]:
         """A random caption of one icon: (the object's name in it, all words)."""
         if rng.random() > strength:
             return row.concept, ["a", *row.words]
@@ -75,7 +111,7 @@ class Captioner:
         elif form < 0.44:
             words = list(name)
         elif form < 0.56:
-            words = [*name, *"in the style of".split(), *style]
+            words = [*name, *["in", "the", "style", "of"], *style]
         elif form < 0.72:
             words = [*name, *_in_the_style_of(rng), *([PSEUDO_WORD] * rng.integers(1, 3))]
             words = words if rng.random() < 0.5 else ["a", *words]
@@ -129,7 +165,8 @@ def merges_for(words: Iterable[str], merges_file: str, encode_word: Callable[[st
         merges_file: gzip file: one header line, then one merge of two symbols a line.
         encode_word: spells a word with those merges, symbols separated by spaces.
     """
-    lines = gzip.open(merges_file, "rt", encoding="utf-8").read().split("\n")
+    with gzip.open(merges_file, "rt", encoding="utf-8") as stream:
+        lines = stream.read().split("\n")
     ranked = {tuple(line.split()): rank for rank, line in enumerate(lines[1:]) if line}
     needed: set[tuple[str, ...]] = set()
     for symbol in {s for word in words for s in encode_word(word).split()}:
@@ -143,7 +180,7 @@ def _history(symbol: str, ranked: dict[tuple[str, ...], int]) -> set[tuple[str, 
         parts[-1] += "</w>"
     used: set[tuple[str, ...]] = set()
     while len(parts) > 1:
-        pairs = [(ranked.get((a, b), len(ranked)), (a, b)) for a, b in zip(parts, parts[1:])]
+        pairs = [(ranked.get((a, b), len(ranked)), (a, b)) for a, b in pairwise(parts)]
         rank, pair = min(pairs)
         if rank == len(ranked):
             break
@@ -164,11 +201,11 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 def _in_the_style_of(rng: np.random.Generator) -> list[str]:
     if rng.random() < 0.7:
-        return "in the style of".split()
+        return ["in", "the", "style", "of"]
     letters = list(_STYLE_LETTERS)
     rng.shuffle(letters)
     cuts = [0, 2, 5, 10, 12]
-    return ["".join(letters[a:b]) for a, b in zip(cuts, cuts[1:])]
+    return ["".join(letters[a:b]) for a, b in pairwise(cuts)]
 
 
 def _plain(text: str) -> list[str]:

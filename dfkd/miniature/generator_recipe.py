@@ -17,32 +17,44 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
 from dfkd.miniature import augment
-from dfkd.miniature.recipe import GeneratorRecipe
+from dfkd.miniature.recipe import Generator
 from dfkd.miniature.rendering import SIZE, Cache
 from dfkd.miniature.sampling import Batches
 from dfkd.miniature.teacher_recipe import MEAN, STD, Log
 
-_DECAY = 0.98
-_DEAD = 0.05
+_DECAY = 0.95
+_DEAD = 0.1
 
 
-def config(recipe: GeneratorRecipe) -> dict[str, Any]:
+def config(recipe: Generator) -> dict[str, Any]:
     """The layout of taming-transformers' ``model.yaml``."""
     networks = {
-        "double_z": False, "z_channels": recipe.latent_channels, "resolution": SIZE,
-        "in_channels": 3, "out_ch": 3, "ch": recipe.channels,
-        "ch_mult": list(recipe.channel_multipliers), "num_res_blocks": recipe.residual_blocks,
-        "attn_resolutions": [], "dropout": 0.0,
+        "double_z": False,
+        "z_channels": recipe.latent_channels,
+        "resolution": SIZE,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": recipe.channels,
+        "ch_mult": list(recipe.channel_multipliers),
+        "num_res_blocks": recipe.residual_blocks,
+        "attn_resolutions": [],
+        "dropout": 0.0,
     }
-    return {"model": {"base_learning_rate": recipe.learning_rate,
-                      "target": "taming.models.vqgan.VQModel",
-                      "params": {"embed_dim": recipe.latent_channels, "n_embed": recipe.codes,
-                                 "ddconfig": networks}}}
+    return {
+        "model": {
+            "base_learning_rate": recipe.learning_rate,
+            "target": "taming.models.vqgan.VQModel",
+            "params": {
+                "embed_dim": recipe.latent_channels,
+                "n_embed": recipe.codes,
+                "ddconfig": networks,
+            },
+        }
+    }
 
 
 class Codebook(nn.Module):
@@ -50,6 +62,7 @@ class Codebook(nn.Module):
 
     mass: Tensor
     total: Tensor
+    started: Tensor
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
@@ -57,6 +70,8 @@ class Codebook(nn.Module):
         self.embedding.weight.requires_grad_(False)
         self.register_buffer("mass", torch.ones(codes))
         self.register_buffer("total", self.embedding.weight.detach().clone())
+        # Codes begin as latents of a half-trained encoder; random ones collapse onto a few.
+        self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest codes of [B, C, h, w] (straight-through), and their indices [B * h * w]."""
@@ -70,6 +85,11 @@ class Codebook(nn.Module):
     def follow(self, z: Tensor, index: Tensor, gen: torch.Generator) -> int:
         """Move the codes towards a batch's latents; returns how many dead ones were reborn."""
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
+        if not self.started:
+            self.total.copy_(flat[torch.randint(len(flat), (len(self.mass),), generator=gen)])
+            self.embedding.weight.copy_(self.total)
+            self.started.fill_(True)
+            return len(self.mass)
         count = torch.bincount(index, minlength=len(self.mass)).float()
         self.mass.mul_(_DECAY).add_(count, alpha=1 - _DECAY)
         gathered = torch.zeros_like(self.total).index_add_(0, index, flat)
@@ -84,7 +104,7 @@ class Codebook(nn.Module):
 class Network(nn.Module):
     """The autoencoder, with the parameter names of an official VQModel checkpoint."""
 
-    def __init__(self, recipe: GeneratorRecipe) -> None:
+    def __init__(self, recipe: Generator) -> None:
         super().__init__()
         params = config(recipe)["model"]["params"]
         width, latent = recipe.latent_channels, params["embed_dim"]
@@ -111,12 +131,15 @@ class Network(nn.Module):
 
     def official(self) -> dict[str, Tensor]:
         """The state dict of an official checkpoint without its loss."""
-        return {key: value.detach().clone().contiguous() for key, value in self.state_dict().items()
-                if key not in ("quantize.mass", "quantize.total")}
+        return {
+            key: value.detach().clone().contiguous()
+            for key, value in self.state_dict().items()
+            if key not in ("quantize.mass", "quantize.total", "quantize.started")
+        }
 
 
 class Perception(nn.Module):
-    """Channel-normalised features of the teacher's first stages, as a distance."""
+    """Features of the teacher's first stages, as a distance."""
 
     def __init__(self, teacher: Any) -> None:
         super().__init__()
@@ -127,31 +150,47 @@ class Perception(nn.Module):
         tower = self.tower
         x = (images - MEAN) / STD
         x = tower.act1(tower.bn1(tower.conv1(x)))
-        yield F.normalize(x, dim=1)
+        yield x
         x = tower.act3(tower.bn3(tower.conv3(tower.act2(tower.bn2(tower.conv2(x))))))
         x = tower.avgpool(x)
-        yield F.normalize(x, dim=1)
+        yield x
         x = tower.layer1(x)
-        yield F.normalize(x, dim=1)
+        yield x
         x = tower.layer2(x)
-        yield F.normalize(x, dim=1)
+        yield x
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """Mean squared distance of normalised features, summed over stages."""
+        """Squared error of the features relative to their size, summed over the stages.
+
+        Not of normalised features: where an empty place has almost none, their gradient explodes
+        and drowns everything else.
+        """
         with torch.no_grad():
-            wanted = list(self.features(real))
+            wanted = [feature.float() for feature in self.features(real)]
         pairs = zip(self.features(made), wanted, strict=True)
-        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).sum()
+        errors = [(a.float() - b).square().mean() / b.square().mean() for a, b in pairs]
+        return torch.stack(errors).sum()
 
 
 class Trainer:
     """One training run with checkpoints in ``folder``; the same call resumes."""
 
-    def __init__(self, recipe: GeneratorRecipe, cache: Cache, keep: npt.NDArray[np.int64],
-                 teacher: nn.Module, folder: Path, seed: int, log: Log) -> None:
+    def __init__(
+        self,
+        recipe: Generator,
+        cache: Cache,
+        keep: npt.NDArray[np.int64],
+        teacher: nn.Module,
+        folder: Path,
+        seed: int,
+        log: Log,
+    ) -> None:
         self.recipe, self.folder, self.log = recipe, folder, log
         torch.manual_seed(seed)
-        self.network = Network(recipe).to(memory_format=torch.channels_last)
+        self.network = Network(recipe)
+        self.encode, self.decode = self.network.encode, self.network.decode
+        if recipe.compile:
+            self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
         self.perception = Perception(teacher)
         self.batches = Batches(cache, keep, recipe.batch_size, seed + 1)
         weights = [p for p in self.network.parameters() if p.requires_grad]
@@ -161,16 +200,17 @@ class Trainer:
     def run(self, export: Callable[[Network, int], None]) -> Network:
         """Train to the last step."""
         self._resume()
-        loss = torch.compile(self._losses) if self.recipe.compile else self._losses
         while self.step < self.recipe.steps:
             begun = time.monotonic()
-            values = self._update(loss)
+            values = self._update()
             self.step += 1
             self.seconds += time.monotonic() - begun
             if self.step % 50 == 0:
-                self.log(f"generator step {self.step}/{self.recipe.steps} L1 {values[0]:.4f} "
-                         f"features {values[1]:.3f} commitment {values[2]:.4f} reborn {values[3]:.0f} "
-                         f"{self.seconds / self.step:.2f} s/step")
+                self.log(
+                    f"generator step {self.step}/{self.recipe.steps} L1 {values[0]:.4f} "
+                    f"features {values[1]:.3f} commitment {values[2]:.4f} reborn {values[3]:.0f} "
+                    f"{self.seconds / self.step:.2f} s/step"
+                )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                 self._save()
                 export(self.network, self.step)
@@ -178,41 +218,48 @@ class Trainer:
 
     def _losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
-            z = self.network.encode(images * 2 - 1)
+            z = self.encode(images * 2 - 1)
             codes, index = self.network.quantize(z)
-            made = (self.network.decode(z + (codes - z).detach()) + 1) / 2
+            free = self.step < self.recipe.free_steps
+            made = (self.decode(z if free else z + (codes - z).detach()) + 1) / 2
             perceptual = self.perception(made, images)
-        commitment = (z.float() - codes).square().mean()
+        commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
         return (made.float() - images).abs().mean(), perceptual.float(), commitment, z, index
 
-    def _update(self, losses: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[float, ...]:
+    def _update(self) -> tuple[float, ...]:
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
         images, gen = self.batch(self.step)
-        pixel, perceptual, commitment, z, index = losses(images)
+        pixel, perceptual, commitment, z, index = self._losses(images)
         loss = 2 * pixel + r.perceptual_weight * perceptual + 0.25 * commitment
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        reborn = self.network.quantize.follow(z.detach(), index, gen)
+        reborn = 0
+        if self.step + 1 >= r.free_steps:
+            reborn = self.network.quantize.follow(z.detach(), index, gen)
         return pixel.item(), perceptual.item(), commitment.item(), float(reborn)
 
     def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
         """Clean coloured icons [B, 3, 64, 64] in [0, 1], and the step's generator."""
         rows, alpha, coloured, rng = self.batches.draw(step)
-        gen = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
+        gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         drawn = augment.plan(len(rows), gen)
         off = torch.zeros_like(drawn.blur)
         clean = replace(drawn, blur=off, noise=off, texture=off)
         images = augment.paint(alpha, coloured, clean, gen, 0.7)
-        return images.contiguous(memory_format=torch.channels_last), gen
+        return images, gen
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "step": self.step, "seconds": self.seconds}
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
         torch.save(state, self.folder / "generator.pt.part")
         os.replace(self.folder / "generator.pt.part", self.folder / "generator.pt")
 

@@ -1,69 +1,88 @@
 """The manifest of ``jobs/pretrain.py``: everything that decides what the two models become."""
 
-from __future__ import annotations
+from typing import Annotated
 
-from dataclasses import dataclass, field
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from dfkd.manifest import CHECKED, Count, Fraction, Name, Natural, NonNegative, Positive
 
 
-@dataclass(frozen=True)
-class DataRecipe:
-    """Which icons, and how often each is seen."""
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Data:
+    """Which icons are learned from."""
 
-    package: str = "@iconify/json@2.2.535"
+    package: Name = "@iconify/json@2.2.535"
+    """The npm package that holds the icons; fetched with `npm pack` unless `directory` is given."""
     directory: str = ""
-    work: str = ".cache/pretrain"
-    variants_per_drawing: int = 3
-    max_hash_distance: int = 8
+    """The package, already unpacked (the folder with `collections.json`)."""
+    work: Name = ".cache/pretrain"
+    """Rendered icons and checkpoints; the same command resumes from here."""
+    variants_per_drawing: Count = 3
+    """How many weights or sizes of one drawing of one set are kept."""
+    max_hash_distance: Natural = 8
+    """Icons whose perceptual hashes differ in at most so many bits are the same drawing."""
 
 
-@dataclass(frozen=True)
-class TeacherRecipe:
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Teacher:
     """The open_clip model and its training."""
 
-    embed_dim: int = 192
-    image_width: int = 32
-    image_layers: tuple[int, ...] = (1, 1, 1, 1)
-    text_width: int = 128
-    text_heads: int = 4
-    text_layers: int = 3
-    context_length: int = 24
-    usual_length: int = 12
-    steps: int = 4000
-    batch_size: int = 384
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    warmup_steps: int = 50
-    easy_steps: int = 700
-    ema: float = 0.998
-    pseudo_word_scale: float = 12.0
-    checkpoint_every: int = 200
+    embed_dim: Count = 192
+    image_width: Count = 32
+    image_layers: tuple[Count, Count, Count, Count] = (1, 1, 1, 1)
+    text_width: Count = 128
+    text_heads: Count = 4
+    text_layers: Count = 3
+    context_length: Annotated[int, Field(ge=8)] = 24
+    usual_length: Annotated[int, Field(ge=8)] = 12
+    """Three of four steps cut captions to so many tokens, because long ones cost much."""
+    word_count: Count = 3
+    """Words of at least so many names get tokens of their own."""
+    steps: Count = 1900
+    batch_size: Count = 384
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.1
+    warmup_steps: Count = 50
+    easy_steps: Count = 700
+    """The difficulty of images, captions and names rises from nothing to full over these steps."""
+    ema: Fraction = 0.998
+    pseudo_word_scales: tuple[Positive, Positive] = (0.25, 12.0)
+    """Pseudo-words in captions are so many deviations of the token table away (e of Eq 9-11)."""
+    checkpoint_every: Count = 100
     compile: bool = True
 
 
-@dataclass(frozen=True)
-class GeneratorRecipe:
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Generator:
     """The VQGAN and its training."""
 
-    channels: int = 32
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2)
-    residual_blocks: int = 1
-    latent_channels: int = 64
-    codes: int = 1024
-    steps: int = 2000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    perceptual_weight: float = 0.3
-    checkpoint_every: int = 200
-    compile: bool = True
+    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 32
+    channel_multipliers: tuple[Count, ...] = (1, 1, 2, 2)
+    residual_blocks: Count = 1
+    latent_channels: Count = 64
+    codes: Count = 512
+    steps: Count = 1800
+    free_steps: Natural = 250
+    """The first steps train the autoencoder without codes."""
+    batch_size: Count = 16
+    learning_rate: Positive = 1e-3
+    perceptual_weight: NonNegative = 0.3
+    checkpoint_every: Count = 100
+    compile: bool = False
 
 
-@dataclass(frozen=True)
-class PretrainRecipe:
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Recipe:
     """The whole job."""
 
-    name: str = "miniature"
-    seed: int = 0
-    threads: int = 2
-    data: DataRecipe = field(default_factory=DataRecipe)
-    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
-    generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+    name: Name = "miniature"
+    seed: Natural = 0
+    threads: Count = 2
+    output: Name = "build/miniature"
+    """Where the assets go; `dfkd/miniature/assets` is what the package ships."""
+    note: str = ""
+    """A remark for the model card."""
+    data: Data = Field(default_factory=Data)
+    teacher: Teacher = Field(default_factory=Teacher)
+    generator: Generator = Field(default_factory=Generator)

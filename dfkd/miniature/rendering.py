@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from PIL import Image
 from dfkd.miniature.icons import Catalogue, Icon, choose
 
 SIZE = 64
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -78,8 +80,9 @@ class Cache:
     colour: Pixels
 
 
-def build(catalogue: Catalogue, prefixes: Sequence[str], folder: Path, variants: int,
-          processes: int) -> Cache:
+def build(
+    catalogue: Catalogue, prefixes: Sequence[str], folder: Path, variants: int, processes: int
+) -> Cache:
     """Render the collections into ``folder`` (or read what an earlier call left there)."""
     done = folder / "rows.json"
     if not done.exists():
@@ -88,9 +91,25 @@ def build(catalogue: Catalogue, prefixes: Sequence[str], folder: Path, variants:
             jobs = [pool.submit(_render, str(catalogue.root), p, variants) for p in prefixes]
             parts = [job.result() for job in jobs]
         _write(folder, parts)
-    rows = [Row(**_tuples(row)) for row in json.loads(done.read_text("utf-8"))]
-    return Cache(rows, np.load(folder / "mono.npy", mmap_mode="r"),
-                 np.load(folder / "colour.npy", mmap_mode="r"))
+    return read(folder)
+
+
+def read(folder: Path) -> Cache:
+    """The cache that ``build`` left in ``folder``; its pixels stay on disk until used."""
+    rows = [_row(row) for row in json.loads((folder / "rows.json").read_text("utf-8"))]
+    return Cache(
+        rows,
+        np.load(folder / "mono.npy", mmap_mode="r"),
+        np.load(folder / "colour.npy", mmap_mode="r"),
+    )
+
+
+def grey(cache: Cache, row: Row) -> Pixels:
+    """One icon as [64, 64] luminance on white, for hashing."""
+    if not row.colour:
+        return np.asarray(255 - cache.mono[row.slot])
+    light = on_white(cache.colour[row.slot]).astype(np.float32) @ _LUMA
+    return light.astype(np.uint8)
 
 
 def draw(icons: Iterable[Icon]) -> list[tuple[Icon, Pixels]]:
@@ -114,9 +133,18 @@ def _render(root: str, prefix: str, variants: int) -> _Part:
     planes: tuple[list[Pixels], list[Pixels]] = ([], [])
     for icon, pixels in draw(choose(Catalogue(Path(root)).icons(prefix), variants)):
         colour = bool(pixels[..., :3][pixels[..., 3] > 0].max() > 0)
-        rows.append({"collection": prefix, "name": icon.name, "words": icon.words,
-                     "style": icon.style, "categories": icon.categories,
-                     "aliases": icon.aliases, "colour": colour, "slot": 0})
+        rows.append(
+            {
+                "collection": prefix,
+                "name": icon.name,
+                "words": icon.words,
+                "style": icon.style,
+                "categories": icon.categories,
+                "aliases": icon.aliases,
+                "colour": colour,
+                "slot": 0,
+            }
+        )
         planes[colour].append(pixels if colour else pixels[..., 3])
     return rows, _stack(planes[0], (SIZE, SIZE)), _stack(planes[1], (SIZE, SIZE, 4))
 
@@ -139,5 +167,6 @@ def _write(folder: Path, parts: list[_Part]) -> None:
     os.replace(partial, folder / "rows.json")
 
 
-def _tuples(row: dict[str, object]) -> dict[str, object]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+def _row(fields: dict[str, Any]) -> Row:
+    lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    return Row(**{**fields, **lists})

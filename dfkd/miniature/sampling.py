@@ -10,22 +10,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dfkd.miniature.icons import word_set
 from dfkd.miniature.rendering import Cache, Row
 
 #: Words of user interfaces rather than things; drawings named by them are seen less often.
-UI_WORDS = frozenset(
-    "arrow arrows chevron caret align alignment text format border layout grid column columns row "
-    "rows sort filter menu list add remove plus minus close check checkmark checkbox toggle expand "
-    "collapse zoom crop undo redo refresh reload sync upload download share link unlink edit copy "
-    "paste cut more off disabled slash left right up down top bottom horizontal vertical previous "
-    "next skip play pause stop angle circle square rectangle hexagon octagon letter number alphabet "
-    "order split merge code api data user users account login logout wifi signal network cellular "
-    "file document folder page note form table cell message chat bubble view window panel sidebar "
-    "tab screen settings control insert indent heading paragraph font stroke path vector node "
-    "corner direction turn move resize rotate flip percent math equal divide symbol sign emoji "
-    "git branch commit request pull server database badge type flow process task status".split()
+UI_WORDS = word_set(
+    "arrow arrows chevron caret align alignment text format border layout grid column columns "
+    "row rows sort filter menu list add remove plus minus close check checkmark checkbox "
+    "toggle expand collapse zoom crop undo redo refresh reload sync upload download share "
+    "link unlink edit copy paste cut more off disabled slash left right up down top bottom "
+    "horizontal vertical previous next skip play pause stop angle circle square rectangle "
+    "hexagon octagon letter number alphabet order split merge code api data user users "
+    "account login logout wifi signal network cellular file document folder page note form "
+    "table cell message chat bubble view window panel sidebar tab screen settings control "
+    "insert indent heading paragraph font stroke path vector node corner direction turn move "
+    "resize rotate flip percent math equal divide symbol sign emoji git branch commit request "
+    "pull server database badge type flow process task status"
 )
-_PICTORIAL = frozenset("emojione fxemoji streamline-emojis flat-color-icons".split())
+_PICTORIAL = frozenset(["emojione", "fxemoji", "streamline-emojis", "flat-color-icons"])
 _MACHINE_MADE = frozenset(("iconmind",))
 
 
@@ -34,8 +36,7 @@ def easy_weights(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     variants = Counter((r.collection, r.words) for r in rows)
     drawings = Counter(concept for _, concept in {(r.collection, r.words) for r in rows})
     raw = [(drawings[r.words] > 2) / variants[r.collection, r.words] for r in rows]
-    values = np.asarray(raw, np.float64)
-    return values / values.sum()
+    return _shares(raw)
 
 
 def weights(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
@@ -43,17 +44,22 @@ def weights(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     variants = Counter((r.collection, r.words) for r in rows)
     drawings = Counter(concept for _, concept in {(r.collection, r.words) for r in rows})
     raw = [_weight(r, variants[r.collection, r.words], drawings[r.words]) for r in rows]
+    return _shares(raw)
+
+
+def _shares(raw: Sequence[float]) -> npt.NDArray[np.float64]:
     values = np.asarray(raw, np.float64)
-    return values / values.sum()
+    shares: npt.NDArray[np.float64] = values / values.sum()
+    return shares
 
 
 def _weight(row: Row, variants: int, sharing: int) -> float:
-    weight = 1 / variants ** 0.7
+    weight: float = variants**-0.7
     if sharing == 1:
-        weight *= 0.5
+        weight *= 0.2
     else:
-        weight *= sharing ** -0.25
-    weight *= {1: 2.0, 2: 1.0}.get(len(row.words), 0.5)
+        weight *= min(1.0, sharing / 4) * sharing**-0.15
+    weight *= {1: 3.0, 2: 1.0}.get(len(row.words), 0.4)
     if not UI_WORDS.isdisjoint(row.words):
         weight *= 0.3
     if row.collection in _PICTORIAL:
@@ -71,7 +77,9 @@ class Batches:
         self.rows = [cache.rows[i] for i in keep]
         self.easy, self.usual = easy_weights(self.rows), weights(self.rows)
 
-    def draw(self, step: int, strength: float = 1.0) -> tuple[list[Row], Tensor, Tensor, np.random.Generator]:
+    def draw(
+        self, step: int, strength: float = 1.0
+    ) -> tuple[list[Row], Tensor, Tensor, np.random.Generator]:
         """Rows (black ones first), their alpha [N, 64, 64], their premultiplied RGBA
         [M, 4, 64, 64], and the generator for what else is random in this step."""
         rng = np.random.default_rng((self.seed, step))

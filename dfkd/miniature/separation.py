@@ -1,4 +1,4 @@
-"""Proof that no evaluation icon is a training icon: equal path data, or an equal-looking drawing."""
+"""Proof that no evaluation icon is a training icon: equal path data or equal looks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.fft import dctn
+from scipy.fft import dctn  # type: ignore[import-untyped]
 
 from dfkd.miniature.rendering import Pixels
 
@@ -42,7 +42,7 @@ def perceptual_hash(grey: Pixels) -> Bits:
     ink = 255 - grey
     rows, columns = np.flatnonzero(ink.max(1) > 32), np.flatnonzero(ink.max(0) > 32)
     if len(rows) and len(columns):
-        ink = ink[rows[0]: rows[-1] + 1, columns[0]: columns[-1] + 1]
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     square = np.asarray(Image.fromarray(ink).resize((64, 64), Image.Resampling.BOX), np.float32)
     low = dctn(square, norm="ortho")[:SIDE, :SIDE].ravel()[1:]
     return np.where(low > np.median(low), 1, -1).astype(np.float32)
@@ -57,8 +57,14 @@ class Match:
     how: str
 
 
-def find_matches(train_paths: list[str], train_bits: Bits, eval_paths: list[str], eval_bits: Bits,
-                 max_distance: int, chunk: int = 8192) -> list[Match]:
+def find_matches(
+    train_paths: list[str],
+    train_bits: Bits,
+    eval_paths: list[str],
+    eval_bits: Bits,
+    max_distance: int,
+    chunk: int = 8192,
+) -> list[Match]:
     """Every training icon that is the same drawing as some evaluation icon, once each.
 
     Args:
@@ -70,7 +76,7 @@ def find_matches(train_paths: list[str], train_bits: Bits, eval_paths: list[str]
     found = {i: Match(i, known[p], "path") for i, p in enumerate(train_paths) if p in known}
     bits = train_bits.shape[1]
     for start in range(0, len(train_bits), chunk):
-        distance = (bits - train_bits[start: start + chunk] @ eval_bits.T) / 2
+        distance = (bits - train_bits[start : start + chunk] @ eval_bits.T) / 2
         nearest = distance.argmin(1)
         for offset in np.flatnonzero(distance.min(1) <= max_distance):
             index = start + int(offset)

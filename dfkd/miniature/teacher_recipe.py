@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import gzip
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,9 +22,9 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from torch import Tensor, nn
 
 from dfkd.miniature import augment
-from dfkd.miniature.captions import PSEUDO_WORD, Captioner, merges_for
+from dfkd.miniature.captions import CAPTION_WORDS, PSEUDO_WORD, Captioner, merges_for
+from dfkd.miniature.recipe import Teacher
 from dfkd.miniature.rendering import Cache, Row
-from dfkd.miniature.recipe import TeacherRecipe
 from dfkd.miniature.sampling import UI_WORDS, Batches, plain
 
 Log = Callable[[str], None]
@@ -33,22 +34,33 @@ MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
 
-def config(recipe: TeacherRecipe, vocabulary: int, merges: str) -> dict[str, Any]:
+def config(recipe: Teacher, vocabulary: int, merges: str) -> dict[str, Any]:
     """The open_clip model configuration."""
     return {
         "embed_dim": recipe.embed_dim,
-        "vision_cfg": {"image_size": 64, "layers": list(recipe.image_layers),
-                       "width": recipe.image_width, "patch_size": None},
-        "text_cfg": {"context_length": recipe.context_length, "vocab_size": vocabulary,
-                     "width": recipe.text_width, "heads": recipe.text_heads,
-                     "layers": recipe.text_layers, "tokenizer_kwargs": {"bpe_path": merges}},
+        "vision_cfg": {
+            "image_size": 64,
+            "layers": list(recipe.image_layers),
+            "width": recipe.image_width,
+            "patch_size": None,
+        },
+        "text_cfg": {
+            "context_length": recipe.context_length,
+            "vocab_size": vocabulary,
+            "width": recipe.text_width,
+            "heads": recipe.text_heads,
+            "layers": recipe.text_layers,
+            "tokenizer_kwargs": {"bpe_path": merges},
+        },
     }
 
 
-def vocabulary(rows: Sequence[Row], extra: Sequence[str], at_least: int) -> list[str]:
-    """The words that occur in at least ``at_least`` names, and the extra ones, sorted."""
+def vocabulary(rows: Sequence[Row], titles: dict[str, str], at_least: int) -> list[str]:
+    """The words that occur in at least ``at_least`` names, and those of captions, sorted."""
     counts = Counter(w for r in rows for w in {*r.words, *r.style, *" ".join(r.aliases).split()})
-    return sorted({w for w, n in counts.items() if n >= at_least and w.isalpha()} | set(extra))
+    titled = {w for title in titles.values() for w in re.sub("[^a-z ]", " ", title.lower()).split()}
+    common = {w for w, n in counts.items() if n >= at_least and w.isalpha()}
+    return sorted(common | titled | CAPTION_WORDS | set(augment.COLOURS))
 
 
 def merges(words: Sequence[str]) -> str:
@@ -57,7 +69,7 @@ def merges(words: Sequence[str]) -> str:
     return merges_for(words, default_bpe(), lambda word: full.bpe(word))
 
 
-def build(recipe: TeacherRecipe, vocab: int) -> nn.Module:
+def build(recipe: Teacher, vocab: int) -> nn.Module:
     """The untrained model."""
     cfg = config(recipe, vocab, "")
     text = {k: v for k, v in cfg["text_cfg"].items() if k != "tokenizer_kwargs"}
@@ -65,17 +77,19 @@ def build(recipe: TeacherRecipe, vocab: int) -> nn.Module:
     return model
 
 
-def encode_tokens(model: Any, ids: Tensor, pseudo: int, scale: float, gen: torch.Generator) -> Tensor:
+def encode_tokens(
+    model: Any, ids: Tensor, pseudo: int, scales: tuple[float, float], gen: torch.Generator
+) -> Tensor:
     """Text embeddings [B, D] of ids [B, L]; ``pseudo`` tokens become random pseudo-words.
 
     A pseudo-word is mean + e * noise * deviation of the token table (paper, Eq 9-11) with its own
-    e, spread evenly over the magnitudes up to ``scale``: the text tower learns to read past it.
+    e, spread evenly over the magnitudes between ``scales``: the tower learns to read past it.
     """
     x = model.token_embedding(ids)
     places = (ids == pseudo).nonzero(as_tuple=True)
     table = model.token_embedding.weight.detach()
-    count = len(places[0])
-    e = torch.exp(torch.rand(count, 1, generator=gen) * math.log(scale / 0.25)) * 0.25
+    count, (low, high) = len(places[0]), scales
+    e = low * torch.exp(torch.rand(count, 1, generator=gen) * math.log(high / low))
     noise = torch.randn(count, table.shape[1], generator=gen)
     x = x.index_put(places, (table.mean(0) + e * noise * table.std(0)).to(x.dtype))
     length = ids.shape[1]
@@ -102,23 +116,40 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, names: Sequence
 class Trainer:
     """One training run with checkpoints in ``folder``; the same call resumes."""
 
-    def __init__(self, recipe: TeacherRecipe, cache: Cache, keep: npt.NDArray[np.int64],
-                 tokenizer: SimpleTokenizer, words: Sequence[str], titles: dict[str, str],
-                 folder: Path, seed: int, log: Log) -> None:
+    def __init__(
+        self,
+        recipe: Teacher,
+        cache: Cache,
+        keep: npt.NDArray[np.int64],
+        tokenizer: SimpleTokenizer,
+        words: Sequence[str],
+        titles: dict[str, str],
+        folder: Path,
+        seed: int,
+        log: Log,
+    ) -> None:
         self.recipe, self.folder, self.log, self.seed = recipe, folder, log, seed
         torch.manual_seed(seed)
-        self.model: Any = build(recipe, tokenizer.vocab_size).to(memory_format=torch.channels_last)
+        self.model: Any = build(recipe, tokenizer.vocab_size)
         self.average: Any = build(recipe, tokenizer.vocab_size)
+        self.model.to(memory_format=torch.channels_last)
         self.average.load_state_dict(self.model.state_dict())
-        self.captioner = Captioner(tokenizer.encode, tokenizer.sot_token_id,
-                                   tokenizer.eot_token_id, words, titles)
+        self.captioner = Captioner(
+            tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words, titles
+        )
         self.pseudo = tokenizer.encode(PSEUDO_WORD)[0]
         self.batches = Batches(cache, keep, recipe.batch_size, seed)
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": recipe.weight_decay},
-             {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98), eps=1e-6, foreach=True)
+            [
+                {"params": decay, "weight_decay": recipe.weight_decay},
+                {"params": rest, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            foreach=True,
+        )
         self.step, self.seconds = 0, 0.0
 
     def run(self, validate: Callable[[nn.Module, int], None]) -> nn.Module:
@@ -136,8 +167,10 @@ class Trainer:
             self.step += 1
             self.seconds += time.monotonic() - begun
             if self.step % 20 == 0:
-                self.log(f"teacher step {self.step}/{self.recipe.steps} loss {loss:.3f} "
-                         f"{self.seconds / self.step:.2f} s/step")
+                self.log(
+                    f"teacher step {self.step}/{self.recipe.steps} loss {loss:.3f} "
+                    f"{self.seconds / self.step:.2f} s/step"
+                )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                 self._save()
                 validate(self.average.eval(), self.step)
@@ -150,7 +183,7 @@ class Trainer:
         images, ids, names, gen = batch
         with torch.autocast("cpu", torch.bfloat16):
             image = tower(images)
-            text = encode_tokens(self.model, ids, self.pseudo, r.pseudo_word_scale, gen)
+            text = encode_tokens(self.model, ids, self.pseudo, r.pseudo_word_scales, gen)
         scale = self.model.logit_scale.exp().clamp(max=100)
         loss = contrastive_loss(image.float(), text.float(), scale, names)
         self.optimizer.zero_grad()
@@ -165,11 +198,13 @@ class Trainer:
         # Full difficulty from the start left the loss at chance for hundreds of steps.
         strength = min(1.0, step / self.recipe.easy_steps)
         rows, alpha, coloured, rng = self.batches.draw(step, strength)
-        gen = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
+        gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         planned = augment.plan(len(rows), gen, strength)
         images = augment.paint(alpha, coloured, planned, gen, strength)
-        pairs = [self.captioner.caption(row, look, rng, strength)
-                 for row, look in zip(rows, planned.looks(), strict=True)]
+        pairs = [
+            self.captioner.caption(row, look, rng, strength)
+            for row, look in zip(rows, planned.looks(), strict=True)
+        ]
         # Long captions are rare and cost much: most steps cut them.
         length = self.recipe.context_length if step % 4 == 0 else self.recipe.usual_length
         ids = torch.from_numpy(self.captioner.tokens([words for _, words in pairs], length))
@@ -186,9 +221,13 @@ class Trainer:
                 kept.lerp_(new, weight)
 
     def _save(self) -> None:
-        state = {"model": self.model.state_dict(), "average": self.average.state_dict(),
-                 "optimizer": self.optimizer.state_dict(), "step": self.step,
-                 "seconds": self.seconds}
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.folder / "teacher.pt.part")
         os.replace(self.folder / "teacher.pt.part", self.folder / "teacher.pt")
@@ -211,13 +250,21 @@ def _schedule(step: int, warmup: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def zero_shot(model: Any, tokenizer: SimpleTokenizer, images: Tensor, labels: Tensor,
-              classes: Sequence[str], template: str = "A {}") -> Tensor:
+def zero_shot(
+    model: Any,
+    tokenizer: SimpleTokenizer,
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    template: str = "A {}",
+) -> Tensor:
     """Whether each image [N, 3, 64, 64] in [0, 1] is nearest to its class's prompt: bool [N]."""
     texts = tokenizer([template.format(name) for name in classes])
     text = F.normalize(model.encode_text(texts), dim=1)
-    guesses = [(F.normalize(model.encode_image((part - MEAN) / STD), dim=1) @ text.T).argmax(1)
-               for part in images.split(256)]
+    guesses = [
+        (F.normalize(model.encode_image((part - MEAN) / STD), dim=1) @ text.T).argmax(1)
+        for part in images.split(256)
+    ]
     return torch.cat(guesses) == labels
 
 
@@ -228,18 +275,15 @@ def common_nouns(rows: Sequence[Row], count: int) -> list[str]:
     return sorted(names[:count])
 
 
-def validation_set(cache: Cache, rows: Sequence[Row], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+def validation_set(
+    cache: Cache, rows: Sequence[Row], classes: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """Images and labels of the rows whose name is one of the classes."""
     chosen = [r for r in rows if r.concept in set(classes)]
     labels = torch.tensor([classes.index(r.concept) for r in chosen])
     return plain(cache, chosen), labels
 
 
-def write_config(folder: Path, cfg: dict[str, Any], merge_text: str) -> None:
-    """Write ``teacher.json`` and the merges file beside it."""
-    import gzip
-
-    (folder / "teacher.json").write_text(json.dumps(cfg, indent=2) + "\n", "utf-8")
-    with open(folder / "bpe.txt.gz", "wb") as raw:
-        with gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed:
-            packed.write(merge_text.encode())
+def write_merges(path: Path, text: str) -> None:
+    """Write a merges file as open_clip's tokenizer reads it, the same bytes each time."""
+    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))

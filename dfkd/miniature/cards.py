@@ -1,0 +1,204 @@
+"""What is written beside the models: NOTICE, model card, numbers, and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dfkd.miniature.evaluation_set import Picture
+from dfkd.miniature.icons import EVALUATION, Collection
+
+Scores = Mapping[str, Any]
+
+_INTENT = """\
+Two small models of the kinds that the package works with, so that the whole system runs anywhere:
+an open_clip teacher (ResNet image tower, transformer text tower, 64 px) and a taming-transformers
+VQGAN (64 px). Both learned from openly licensed icons: an icon's name is its caption, its set is
+its style. They are made for tests, demonstrations and teaching, and know nothing but icons."""
+
+_LIMITS = """\
+- Icons on plain grounds only; photographs are outside of what either model has seen.
+- Words that no icon set uses as names are unknown to the teacher; English only.
+- Accuracies on few images are coarse: the counts per domain and class stand beside them, and the
+  freehand domain shows only some of the classes.
+- The generator has no adversarial loss: textures come out soft and fine colours fade.
+- Held-out sets were compared with all training icons by path data and by a perceptual hash, and
+  matches were taken out of training. Simple shapes are alike everywhere; redrawings of the same
+  idea by another hand are, rightly, still in."""
+
+
+def write_scores(scores: Scores, folder: Path) -> Path:
+    """Write ``scores.json``; returns its path."""
+    path = folder / "scores.json"
+    path.write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def write_notice(
+    trained: Iterable[Collection], evaluated: Iterable[Collection], package: str, folder: Path
+) -> None:
+    """Write ``NOTICE``: every collection whose icons were used, with author and licence."""
+    parts = [
+        f"The models and images in this folder derive from icon sets of the npm package\n"
+        f"{package} (https://iconify.design). All sets are under permissive licences."
+    ]
+    for heading, group in (
+        ("Learned from:", trained),
+        ("Images of these sets are in evaluation.tar (rendered, 64 px):", evaluated),
+    ):
+        lines = [f"- {c.title} ({c.prefix}), {c.author}, {c.licence}, {c.url}" for c in group]
+        parts.append("\n".join([heading, *sorted(lines, key=str.lower)]))
+    (folder / "NOTICE").write_text("\n\n".join(parts) + "\n", "utf-8")
+
+
+def write_card(scores: Scores, folder: Path) -> None:
+    """Write ``MODEL_CARD.md`` from the scores; every number in it comes from them."""
+    sections = [
+        ("Miniature teacher and generator", _INTENT),
+        ("Data", _data(scores["data"])),
+        ("Separation", _separation(scores["data"]["separation"])),
+        ("Teacher", _teacher(scores["teacher"])),
+        ("Generator", _generator(scores["generator"])),
+        ("How they were made", _making(scores)),
+        ("Limits", _LIMITS),
+    ]
+    text = "\n\n".join(
+        f"{'#' if i == 0 else '##'} {title}\n\n{body}" for i, (title, body) in enumerate(sections)
+    )
+    (folder / "MODEL_CARD.md").write_text(text + "\n", "utf-8")
+
+
+def write_picture(
+    pictures: Sequence[Picture], images: Tensor, made: Tensor, folder: Path, columns: int = 16
+) -> None:
+    """Write ``reconstructions.png``: per domain a row of held-out icons above their reconstruction.
+
+    Args:
+        images, made: originals and reconstructions of ``pictures``, [N, 3, 64, 64] in [0, 1].
+    """
+    bands = []
+    for domain in EVALUATION:
+        places = [i for i, picture in enumerate(pictures) if picture.domain == domain]
+        spread = [places[i * len(places) // columns] for i in range(columns)]
+        bands += [_strip(images[spread]), _strip(made[spread])]
+    Image.fromarray(np.concatenate(bands)).save(folder / "reconstructions.png", optimize=True)
+
+
+def _strip(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    rows = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    framed: list[np.ndarray[Any, np.dtype[np.uint8]]] = [
+        np.pad(row, ((1, 1), (1, 1), (0, 0)), constant_values=210) for row in rows
+    ]
+    return np.concatenate(framed, axis=1)
+
+
+def _data(data: Scores) -> str:
+    training, evaluation = data["training"], data["evaluation"]
+    return (
+        f"Icons of the npm package `{data['package']}`: {training['icons']:,} drawings of "
+        f"{training['collections']} collections ({training['in_colour']:,} in colour) under "
+        f"{training['names']:,} names. Left out: logos, flags, licences that are not permissive, "
+        f"every held-out set and its siblings, and sets reserved for acceptance tests. "
+        f"`NOTICE` lists what was used.\n\nThe bundled evaluation set (`evaluation.tar`) has "
+        f"{evaluation['images']:,} images of {evaluation['classes']} classes from whole "
+        f"collections that neither model has seen:\n\n"
+        + _table(
+            ("domain", "collections", "images"),
+            [(d, ", ".join(EVALUATION[d]), f"{n:,}") for d, n in evaluation["per_domain"].items()],
+        )
+        + "\n\nCollections that chose the recipe and checkpoints, also unseen while training: "
+        + ", ".join(data["validation"])
+        + "."
+    )
+
+
+def _separation(separation: Scores) -> str:
+    removed = separation["removed_from_training"]
+    return (
+        f"All {separation['held_out_icons_compared']:,} icons of the held-out collections were "
+        f"compared with all {separation['training_icons_compared']:,} candidates for training. "
+        f"{removed.get('path', 0):,} have the same path data, {removed.get('hash', 0):,} more a "
+        f"perceptual hash within {separation['max_hash_distance']} bits; all of them were taken "
+        f"out of training before it began ({separation['removed_that_match_bundled_icons']:,} of "
+        f"them match an icon of the bundled set). No icon of the bundled set had to be dropped."
+    )
+
+
+def _teacher(teacher: Scores) -> str:
+    every, shared, nouns = (
+        teacher["zero_shot"],
+        teacher["zero_shot_shared_classes"],
+        teacher["common_nouns"],
+    )
+    rows = [(d, _percent(a), _percent(shared["accuracy"][d])) for d, a in every["accuracy"].items()]
+    rows.append(("mean", _percent(every["mean"]), _percent(shared["mean"])))
+    rows.append(("chance", _percent(every["chance"]), _percent(shared["chance"])))
+    kept = ", ".join(
+        f"{name}: {_percent(share)}"
+        for name, share in teacher["pseudo_words_nearest_to_their_class"].items()
+    )
+    return (
+        f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens; "
+        f"{teacher['steps']:,} steps, {teacher['images_seen']:,} augmented images, "
+        f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%):\n\n'
+        + _table(
+            (
+                "domain",
+                f"all {every['classes']} classes",
+                f"the {shared['classes']} classes of all domains",
+            ),
+            rows,
+        )
+        + f"\n\nThe {nouns['words']} commonest one-word names, on {nouns['images']:,} icons of the "
+        f"validation collections: {_percent(nouns['accuracy'])} % "
+        f'(chance {_percent(nouns["chance"])} %).\n\nPrompts "{{class}} in the style of '
+        f'[pseudo-word]" that stay nearest to their own class among all classes (%): {kept}.'
+    )
+
+
+def _generator(generator: Scores) -> str:
+    after = generator["teacher_on_reconstructions"]
+    rows = [(d, f"{generator['psnr_db'][d]}", _percent(a)) for d, a in after["accuracy"].items()]
+    rows.append(("mean", f"{generator['psnr_db']['mean']}", _percent(after["mean"])))
+    return (
+        f"{generator['parameters']:,} parameters ({generator['decoder_parameters']:,} in the "
+        f"decoder), {generator['codes']} codes of which the bundled set uses "
+        f"{generator['codes_used_by_the_bundled_set']}; {generator['steps']:,} steps, "
+        f"{generator['images_seen']:,} images, {generator['hours']} hours.\n\nHeld-out icons "
+        f"through the codes and back (`reconstructions.png`; mean absolute error "
+        f"{generator['l1']} on [0, 1]):\n\n"
+        + _table(("domain", "PSNR, dB", "teacher on reconstructions, %"), rows)
+        + f"\n\nThe teacher keeps {_percent(generator['teacher_kept'])} % of its mean accuracy."
+    )
+
+
+def _making(scores: Scores) -> str:
+    machine = scores["machine"]
+    files = _table(
+        ("file", "bytes", "sha256"),
+        [
+            (name, f"{f['bytes']:,}", f"`{f['sha256'][:16]}…`")
+            for name, f in scores["files"].items()
+        ],
+    )
+    note = f"\n\n{scores['note']}" if scores["note"] else ""
+    return (
+        f"`{scores['command']}` on {machine['processor']} ({machine['processors']} cores, no GPU), "
+        f"torch {machine['torch']}, seed {scores['seed']}. This card, `scores.json` and `NOTICE` "
+        f"are written by the job.{note}\n\n{files}"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

