@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,9 @@ from dfkd.errors import InfrastructureError, ManifestError
 LOCAL_OBJECT_STORE = 128 << 20
 """Bytes. Shards travel through storage, so that Ray's object store carries only small messages."""
 
+ANSWER = 5.0
+"""Seconds that a cluster's head has to accept a connection; Ray itself asks for minutes."""
+
 
 @contextmanager
 def connected() -> Iterator[None]:
@@ -23,30 +28,41 @@ def connected() -> Iterator[None]:
 
     Raises:
         InfrastructureError: the cluster does not answer.
+        ManifestError: RAY_ADDRESS is no address.
     """
     # Threads that spin while they wait can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS", "")
     # That Ray uses tokens is its default here and no news to the reader of a job's output.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
-        options |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": LOCAL_OBJECT_STORE,
-        }
+        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
     try:
+        _knock(address)
         ray.init(**options)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except (OSError, RuntimeError) as error:
         raise InfrastructureError(
             f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
             "start one, or unset RAY_ADDRESS to run locally"
+        ) from None
+    except ValueError:
+        raise ManifestError(
+            "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
         ) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` if `address` is a plain host:port at which nothing listens.
+
+    Other kinds of address (auto, local, ray://...) are Ray's to understand.
+    """
+    if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), timeout=ANSWER).close()
 
 
 def worker_resources(cpus_per_worker: float) -> tuple[int, dict[str, float]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dfkd.cluster.connect import connected, worker_resources
+from dfkd.cluster.connect import _knock, connected, worker_resources
 from dfkd.cluster.pool import Pool
 from dfkd.errors import InfrastructureError, ManifestError
 
@@ -119,11 +119,5 @@ def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
         worker_resources(1000.0)
 
 
-def test_a_cluster_that_does_not_answer_is_worth_retrying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own, since this one is connected."""
-    import subprocess
-
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.2:1")
-    code = "from dfkd.cluster.connect import connected\nwith connected(): pass"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "InfrastructureError: RAY_ADDRESS: no Ray cluster answered" in found.stderr
+def test_a_cluster_that_listens_is_joined(cluster: None) -> None:
+    _knock(ray.get_runtime_context().gcs_address)

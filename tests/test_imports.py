@@ -1,0 +1,100 @@
+"""Imports go one way, and what is heavy is imported only where it is used."""
+
+import ast
+from collections.abc import Set
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def name_of(file: Path) -> str:
+    """The dotted name of a module of the package or of a job."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {
+    name_of(file): file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")
+}
+MODULES = {name for name in SOURCES if name.startswith("dfkd")}
+
+
+@cache
+def imported(module: str, *, at_once: bool = False) -> frozenset[str]:
+    """Names that a module imports; `at_once` leaves out what a function imports when it runs."""
+    tree = ast.parse(SOURCES[module].read_text())
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    later = {inner for function in functions for inner in ast.walk(function)} if at_once else set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if node in later:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            source = str(node.module)
+            members = {f"{source}.{alias.name}" for alias in node.names}
+            # `from dfkd import teacher` imports a module, `from dfkd.teacher import X` its name.
+            names |= {member if member in MODULES else source for member in members}
+    return frozenset(names)
+
+
+def reached(module: str) -> set[str]:
+    """All that importing a module imports at once, through the modules of the package."""
+    found: set[str] = set()
+    open_ends = [module]
+    while open_ends:
+        new = imported(open_ends.pop(), at_once=True) - found
+        found |= new
+        open_ends += sorted(new & MODULES)
+    return found
+
+
+def packages(names: Set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def importers(*wanted: str) -> set[str]:
+    return {module for module in SOURCES if packages(imported(module)) & set(wanted)}
+
+
+def test_the_graph_of_imports_has_no_circle() -> None:
+    """Imports within functions count: one that breaks a circle would only hide it."""
+    graph = {module: imported(module) & MODULES for module in MODULES}
+    assert len(graph["dfkd.surrogate"]) > 3
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names it
+    assert order.index("dfkd.errors") < order.index("dfkd.manifest") < order.index("dfkd.teacher")
+
+
+def test_nothing_in_the_package_imports_a_job() -> None:
+    jobs = {file.stem for file in (ROOT / "jobs").glob("*.py")}
+    assert "pipeline" in jobs
+    for module in MODULES:
+        assert not packages(imported(module)) & (jobs | {"jobs"}), module
+
+
+def test_only_the_cluster_and_the_jobs_know_ray() -> None:
+    found = importers("ray")
+    assert "dfkd.cluster.pool" in found
+    assert {name for name in found if not name.startswith(("dfkd.cluster.", "jobs."))} == set()
+    libraries = {name for name in MODULES if not name.startswith("dfkd.cluster")}
+    for module in libraries:
+        assert not {name for name in imported(module) if name.startswith("dfkd.cluster")}, module
+
+
+def test_only_the_s3_storage_knows_boto3() -> None:
+    assert importers("boto3", "botocore") == {"dfkd.s3"}
+
+
+@pytest.mark.parametrize(
+    "module", ["dfkd.manifest", "dfkd.plan", "dfkd.fingerprint", "dfkd.storage"]
+)
+def test_what_plans_a_run_is_light(module: str) -> None:
+    assert packages(reached(module)).isdisjoint(
+        {"torch", "torchvision", "ray", "open_clip", "boto3"}
+    )
+    assert "torch" in packages(reached("dfkd.surrogate"))
