@@ -35,7 +35,8 @@ def easy_weights(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     """Probability of each row in the first steps: names that at least three sets share."""
     variants = Counter((r.collection, r.words) for r in rows)
     drawings = Counter(concept for _, concept in {(r.collection, r.words) for r in rows})
-    raw = [(drawings[r.words] > 2) / variants[r.collection, r.words] for r in rows]
+    shared = 3 if max(drawings.values()) > 2 else 1
+    raw = [(drawings[r.words] >= shared) / variants[r.collection, r.words] for r in rows]
     return _shares(raw)
 
 
