@@ -1,11 +1,17 @@
 """Shared fixtures: the miniature world's models. Also puts this folder's modules on the path."""
 
+import os
+
 import pytest
 import torch
 
 from dfkd import manifest
 from dfkd.generator import VQGAN
 from dfkd.teacher import Teacher
+
+# Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
+# this when it is first imported, by the modules of tests or by the jobs they start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")

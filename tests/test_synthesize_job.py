@@ -22,14 +22,14 @@ TREE = {
     "prompts": {
         "method": "contrastive",
         "scale": 3.0,
-        "contrastive": {"updates": 2, "batch_size": 6, "learning_rate": 0.02},
+        "contrastive": {"updates": 2, "batch_size": 3, "learning_rate": 0.02},
     },
     "synthesis": {
-        "images_per_class": 6,
+        "images_per_class": 4,
         "shard_size": 2,
         "batch_size": 2,
         "image_size": 64,
-        "steps": 3,
+        "steps": 2,
         "views": 1,
     },
 }
@@ -56,10 +56,10 @@ def test_a_run_publishes_a_version_that_verifies(undisturbed: Path) -> None:
     version = current(open_storage(str(undisturbed / "run")).child("data/contrastive"))
     assert version is not None
     assert verify(version) == []
-    assert sum(receipt.samples for receipt in version.shards) == 18
-    assert len(version.shards) == 9
+    assert sum(receipt.samples for receipt in version.shards) == 12
+    assert len(version.shards) == 6
     prompts = json.loads(version.storage.get("prompts.json"))
-    assert prompts["prompts"] == 18
+    assert prompts["prompts"] == 12
     assert prompts["loss_last"] < prompts["loss_first"]
 
 
@@ -120,7 +120,7 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("classes=[dog, '...', cat]", "error: classes: "),
+        ("classes=[dog, '&nbsp;', cat]", "error: classes: "),
         ("synthesis.image_size=60", "error: synthesis.image_size: must be a multiple"),
         ("teacher.weights=/nowhere.pt", "error: teacher.weights: "),
         ("generator.weights=/nowhere.ckpt", "error: generator.weights: "),
@@ -139,8 +139,8 @@ def test_bad_input_is_one_line_before_any_work(tmp_path: Path, override: str, me
 def test_the_plan_and_the_resolved_manifest_are_shown_without_work(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     planned = json.loads(run("synthesize", manifest, "--dry-run").stdout)
-    assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (9, 18, 54)
-    assert planned["bytes_at_most"] > 18 * 64 * 64 * 3
+    assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (6, 12, 24)
+    assert planned["bytes_at_most"] > 12 * 64 * 64 * 3
     printed = run("synthesize", manifest, "--print-manifest", "--set", "seed=5").stdout
     assert yaml.safe_load(printed)["seed"] == 5
     assert not (tmp_path / "run").exists()
