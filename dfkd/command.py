@@ -4,12 +4,22 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
 from dfkd.errors import DfkdError, Exit, InfrastructureError
 from dfkd.manifest import Manifest
+
+
+class Described(Protocol):
+    """A manifest of any kind: it can show itself as plain values."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every key with its value."""
+
+
+D = TypeVar("D", bound=Described)
 
 Work = Callable[[Manifest, argparse.Namespace], str]
 """Does the job and returns the path of what it wrote; raises `DfkdError` for what one can mend."""
@@ -47,6 +57,17 @@ def run(
     plan: Plan,
     argv: Sequence[str] | None = None,
 ) -> int:
+    """`run_with` a `Manifest`, as every job but one does; returns the exit code."""
+    return run_with(Manifest.read, arguments, work, plan, argv)
+
+
+def run_with(
+    read: Callable[[str, tuple[str, ...]], D],
+    arguments: argparse.ArgumentParser,
+    work: Callable[[D, argparse.Namespace], str],
+    plan: Callable[[D, argparse.Namespace], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> int:
     """Parse, read the manifest, work, and report; returns the exit code.
 
     The last line on stdout of a job that wrote something is `wrote PATH`. A failure that a person
@@ -54,7 +75,7 @@ def run(
     """
     options = arguments.parse_args(argv)
     try:
-        manifest = Manifest.read(options.manifest, tuple(options.overrides))
+        manifest = read(options.manifest, tuple(options.overrides))
         if options.print_manifest:
             print(yaml.safe_dump(manifest.as_dict(), sort_keys=False, allow_unicode=True), end="")
             return Exit.DONE

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 from torch import Tensor
 
 from dfkd.miniature.captions import Look
@@ -139,6 +139,8 @@ def paint(
 def warp(x: Tensor, wobble: Tensor, gen: torch.Generator, strength: float = 1.0) -> Tensor:
     """Random affine map, and an elastic one where ``wobble`` says so; zeros come from outside."""
     n, size = len(x), x.shape[-1]
+    if n == 0:
+        return x
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=gen) * (high - low) + low

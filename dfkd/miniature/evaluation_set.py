@@ -196,5 +196,16 @@ def counts(pictures: Sequence[Picture]) -> Mapping[str, dict[str, int]]:
     return table
 
 
+def official(table: Mapping[str, Mapping[str, int]], size: int = 12) -> list[str]:
+    """The official classes: of those that every domain of ``counts`` shows, the most pictured ones.
+
+    At most ``size``, the most images first; equal ones in the order of the alphabet.
+    """
+    domains = list(table.values())
+    everywhere = [name for name in domains[0] if all(domain[name] for domain in domains)]
+    total = {name: sum(domain[name] for domain in domains) for name in everywhere}
+    return sorted(everywhere, key=lambda name: (-total[name], name))[:size]
+
+
 def _shuffled(row: Row) -> bytes:
     return hashlib.sha256(f"{row.collection}:{row.name}".encode()).digest()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,12 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfkd.errors import InfrastructureError
+from dfkd.errors import FingerprintError, InfrastructureError, ManifestError
 from dfkd.miniature import evaluation_set, generator_recipe, rendering, separation, teacher_recipe
 from dfkd.miniature.icons import EVALUATION, VALIDATION, Catalogue
 from dfkd.miniature.recipe import Data, Recipe
 from dfkd.miniature.rendering import Cache, Row
+from dfkd.miniature.sampling import plain
 from dfkd.miniature.separation import Match
 
 _CHUNK = 8000
@@ -64,16 +66,49 @@ def log(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What decides the models, flat: the recipe without places, remarks and the use of threads."""
+    plain = recipe.as_dict()
+    places = ("data.directory", "data.work", "teacher.compile", "generator.compile")
+    parts = ("data", "teacher", "generator")
+    flat = {f"{part}.{key}": value for part in parts for key, value in plain[part].items()}
+    return {"seed": recipe.seed} | {k: v for k, v in flat.items() if k not in places}
+
+
+def claim(recipe: Recipe) -> None:
+    """Mark the work folder as this recipe's, so that no other one resumes from its work.
+
+    Raises:
+        FingerprintError: the folder holds the work of a recipe that makes something else.
+    """
+    record = Path(recipe.data.work) / "recipe.json"
+    wanted = identity(recipe)
+    if not record.exists():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
+    found = json.loads(record.read_text("utf-8"))
+    changed = sorted(key for key in wanted | found if found.get(key) != wanted.get(key))
+    if changed:
+        raise FingerprintError(
+            f"data.work: {record.parent} holds work of a recipe with other {', '.join(changed)}; "
+            "give another data.work or remove that folder"
+        )
+
+
 def package(data: Data) -> Path:
     """The folder of the unpacked icon package, fetched with npm where the recipe names no folder.
 
     Raises:
-        InfrastructureError: npm is missing or failed, or the folder is not the package.
+        ManifestError: the folder is not the package.
+        InfrastructureError: npm is missing or failed.
     """
     folder = Path(data.directory) if data.directory else _fetched(data)
     if not (folder / "collections.json").is_file():
-        raise InfrastructureError(
-            f"data.directory: {folder} holds no collections.json; give the unpacked {data.package}"
+        raise ManifestError(
+            "data.directory",
+            "must hold collections.json",
+            str(folder),
+            f"give the unpacked {data.package}, or nothing to fetch it",
         )
     return folder
 
@@ -104,7 +139,14 @@ def world(recipe: Recipe) -> World:
     held_out = [p for group in EVALUATION.values() for p in group]
     variants = data.variants_per_drawing
     log(f"icons of {len(prefixes)} collections to learn from, {len(held_out)} held out")
-    training = rendering.build(catalogue, prefixes, work / "training", variants, recipe.threads)
+    training = rendering.build(
+        catalogue,
+        prefixes,
+        work / "training",
+        variants,
+        recipe.threads,
+        data.icons_per_collection,
+    )
     aside = rendering.build(catalogue, held_out, work / "held-out", variants, recipe.threads)
     matches = _matches(catalogue, training, aside, recipe)
     log(f"{len(training.rows)} icons rendered, {len(matches)} are drawings of held-out sets")
@@ -207,12 +249,14 @@ def train_generator(
     """Train the VQGAN, exporting it at every checkpoint in the official layout."""
     config = generator_recipe.config(recipe.generator)
     (output / "generator.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
-    pictures = evaluation_images(icons)[1][:256]
+    # Not the bundled set: what is looked at while training must not be what is scored at the end.
+    pictures = plain(icons.training, icons.validation[:: 1 + len(icons.validation) // 256])
 
     def validate(network: generator_recipe.Network, step: int) -> None:
         network.eval()
         made = reconstruct(network, pictures)
-        log(f"generator step {step} held-out icons: {generator_recipe.psnr(made, pictures):.2f} dB")
+        quality = generator_recipe.psnr(made, pictures)
+        log(f"generator step {step} validation icons: {quality:.2f} dB")
         export(network.official(), output / "generator.safetensors")
         network.train()
 

@@ -1,6 +1,8 @@
 """The manifest of ``jobs/pretrain.py``: everything that decides what the two models become."""
 
-from typing import Annotated
+import dataclasses
+import json
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -20,6 +22,8 @@ class Data:
     """Rendered icons and checkpoints; the same command resumes from here."""
     variants_per_drawing: Count = 3
     """How many weights or sizes of one drawing of one set are kept."""
+    icons_per_collection: Natural = 0
+    """At most so many icons of each training collection, to try the job out; 0 is all of them."""
     max_hash_distance: Natural = 8
     """Icons whose perceptual hashes differ in at most so many bits are the same drawing."""
 
@@ -86,3 +90,8 @@ class Recipe:
     data: Data = Field(default_factory=Data)
     teacher: Teacher = Field(default_factory=Teacher)
     generator: Generator = Field(default_factory=Generator)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, every key written out."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain

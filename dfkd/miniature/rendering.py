@@ -81,14 +81,24 @@ class Cache:
 
 
 def build(
-    catalogue: Catalogue, prefixes: Sequence[str], folder: Path, variants: int, processes: int
+    catalogue: Catalogue,
+    prefixes: Sequence[str],
+    folder: Path,
+    variants: int,
+    processes: int,
+    most: int = 0,
 ) -> Cache:
-    """Render the collections into ``folder`` (or read what an earlier call left there)."""
+    """Render the collections into ``folder`` (or read what an earlier call left there).
+
+    Args:
+        variants: how many variants of one drawing of one collection are kept.
+        most: how many icons of one collection are drawn; 0 is all.
+    """
     done = folder / "rows.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(processes) as pool:
-            jobs = [pool.submit(_render, str(catalogue.root), p, variants) for p in prefixes]
+            jobs = [pool.submit(_render, str(catalogue.root), p, variants, most) for p in prefixes]
             parts = [job.result() for job in jobs]
         _write(folder, parts)
     return read(folder)
@@ -128,10 +138,11 @@ def draw(icons: Iterable[Icon]) -> list[tuple[Icon, Pixels]]:
 _Part = tuple[list[dict[str, object]], Pixels, Pixels]
 
 
-def _render(root: str, prefix: str, variants: int) -> _Part:
+def _render(root: str, prefix: str, variants: int, most: int) -> _Part:
     rows: list[dict[str, object]] = []
     planes: tuple[list[Pixels], list[Pixels]] = ([], [])
-    for icon, pixels in draw(choose(Catalogue(Path(root)).icons(prefix), variants)):
+    chosen = choose(Catalogue(Path(root)).icons(prefix), variants)
+    for icon, pixels in draw(chosen[:most] if most else chosen):
         colour = bool(pixels[..., :3][pixels[..., 3] > 0].max() > 0)
         rows.append(
             {

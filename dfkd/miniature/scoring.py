@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfkd.miniature import generator_recipe, teacher_recipe
+from dfkd.miniature import evaluation_set, generator_recipe, teacher_recipe
 from dfkd.miniature.captions import PSEUDO_WORD
 from dfkd.miniature.evaluation_set import Picture
 from dfkd.miniature.icons import EVALUATION
@@ -31,6 +33,7 @@ from dfkd.miniature.recipe import Recipe
 Scores = dict[str, Any]
 _SCALES = (1.0, 3.0, 10.0)
 _PROMPTS_PER_CLASS = 16
+_LIBRARIES = ("torch", "open_clip_torch", "taming-transformers", "numpy", "resvg-py", "scipy")
 
 
 def data_scores(recipe: Recipe, icons: World) -> Scores:
@@ -59,7 +62,7 @@ def data_scores(recipe: Recipe, icons: World) -> Scores:
         "evaluation": {
             "images": len(pictures),
             "classes": len({p.label for p in pictures}),
-            "per_domain": dict(Counter(p.domain for p in pictures)),
+            "per_domain": {domain: len(at) for domain, at in _domains(pictures).items()},
         },
     }
 
@@ -71,7 +74,9 @@ def teacher_scores(
     recipe = trainer.recipe
     pictures, images = evaluation_images(icons)
     names = sorted({p.label for p in pictures})
-    shared = shared_classes(pictures)
+    table = evaluation_set.counts(pictures)
+    official = evaluation_set.official(table)
+    everywhere = evaluation_set.official(table, len(names))
     return {
         "parameters": _size(model),
         "vocabulary": tokenizer.vocab_size,
@@ -79,7 +84,14 @@ def teacher_scores(
         "images_seen": trainer.step * recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),
         "zero_shot": _by_domain(model, tokenizer, pictures, images, names),
-        "zero_shot_shared_classes": _by_domain(model, tokenizer, pictures, images, shared),
+        "zero_shot_everywhere": {
+            **_by_domain(model, tokenizer, pictures, images, everywhere),
+            "names": everywhere,
+        },
+        "zero_shot_official": {
+            **_by_domain(model, tokenizer, pictures, images, official),
+            "names": official,
+        },
         "common_nouns": _nouns(model, tokenizer, icons),
         "pseudo_words_nearest_to_their_class": {
             f"e={scale:g}": _kept(model, tokenizer, names, scale) for scale in _SCALES
@@ -98,8 +110,11 @@ def generator_scores(
     pictures, images = evaluation_images(icons)
     made = reconstruct(network, images)
     names = sorted({p.label for p in pictures})
-    before = _by_domain(teacher, tokenizer, pictures, images, names)
-    after = _by_domain(teacher, tokenizer, pictures, made, names)
+    official = evaluation_set.official(evaluation_set.counts(pictures))
+    sets = {"all": names, "official": official}
+    colour = _domains(pictures)["color_emoji"]
+    before = {k: _by_domain(teacher, tokenizer, pictures, images, c) for k, c in sets.items()}
+    after = {k: _by_domain(teacher, tokenizer, pictures, made, c) for k, c in sets.items()}
     with torch.no_grad():
         used = torch.cat(
             [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
@@ -113,6 +128,7 @@ def generator_scores(
         "images_seen": trainer.step * trainer.recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),
         "l1": round(float((made - images).abs().mean()), 4),
+        "colourfulness_kept": _colourfulness_kept(made[colour], images[colour]),
         "psnr_db": {
             **{
                 domain: round(generator_recipe.psnr(made[at], images[at]), 2)
@@ -120,25 +136,21 @@ def generator_scores(
             },
             "mean": round(generator_recipe.psnr(made, images), 2),
         },
+        "teacher_on_originals": before,
         "teacher_on_reconstructions": after,
-        "teacher_kept": round(after["mean"] / before["mean"], 4),
+        "teacher_kept": {k: round(after[k]["mean"] / before[k]["mean"], 4) for k in sets},
     }
 
 
-def shared_classes(pictures: Sequence[Picture]) -> list[str]:
-    """The classes that every domain has."""
-    have = [{p.label for p in pictures if p.domain == domain} for domain in EVALUATION]
-    return sorted(set.intersection(*have))
-
-
 def machine_scores() -> Scores:
-    """What the job ran on."""
+    """What the job ran on, and when it ended."""
     return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": _processor(),
         "processors": os.cpu_count(),
-        "torch": torch.__version__.split("+")[0],
         "device": "cpu",
         "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _LIBRARIES},
     }
 
 
@@ -212,6 +224,12 @@ def _kept(model: Any, tokenizer: SimpleTokenizer, names: Sequence[str], scale: f
     nearest = (F.normalize(prompts, dim=1) @ classes.T).argmax(1)
     own = torch.arange(len(names)).repeat_interleave(_PROMPTS_PER_CLASS)
     return round(float((nearest == own).float().mean()), 4)
+
+
+def _colourfulness_kept(made: Tensor, real: Tensor) -> float:
+    """Mean spread of the channels in ``made`` [N, 3, 64, 64], as a share of that in ``real``."""
+    spread = [(x.amax(1) - x.amin(1)).mean() for x in (made, real)]
+    return round(float(spread[0] / spread[1]), 4)
 
 
 def _domains(pictures: Sequence[Picture]) -> dict[str, list[int]]:

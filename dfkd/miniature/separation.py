@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.fft import dctn  # type: ignore[import-untyped]
+from scipy.fft import dctn
 
 from dfkd.miniature.rendering import Pixels
 

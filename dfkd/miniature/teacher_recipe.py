@@ -132,7 +132,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.model: Any = build(recipe, tokenizer.vocab_size)
         self.average: Any = build(recipe, tokenizer.vocab_size)
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average.load_state_dict(self.model.state_dict())
         self.captioner = Captioner(
             tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words, titles

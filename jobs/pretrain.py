@@ -1,0 +1,50 @@
+"""Train the miniature world's teacher and generator from an icon package, score and export them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dfkd import command, yaml
+from dfkd.errors import ManifestError
+from dfkd.miniature.recipe import Recipe
+
+
+def read(path: str, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe in file `path` with overrides applied."""
+    return yaml.load(Recipe, path, overrides)
+
+
+def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    """What a run would do."""
+    teacher, generator = recipe.teacher, recipe.generator
+    return {
+        "package": recipe.data.directory or recipe.data.package,
+        "teacher_steps": teacher.steps,
+        "teacher_images": teacher.steps * teacher.batch_size,
+        "generator_steps": generator.steps,
+        "generator_images": generator.steps * generator.batch_size,
+        "work": recipe.data.work,
+        "output": recipe.output,
+    }
+
+
+def work(recipe: Recipe, options: argparse.Namespace) -> str:
+    """Every stage, resuming what an earlier call left; returns the path of the scores."""
+    # Imported here, because all that uses the miniature runs without what only its recipe needs.
+    try:
+        from dfkd.miniature.making import make
+    except ModuleNotFoundError as error:
+        raise ManifestError(
+            "environment", "needs the extra pretrain", error.name, "pip install '.[pretrain]'"
+        ) from None
+    return str(make(recipe, f"python jobs/pretrain.py {options.manifest}"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    return command.run_with(read, command.parser(__doc__ or ""), work, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

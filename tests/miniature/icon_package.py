@@ -1,0 +1,55 @@
+"""A hand-made icon package: every collection that the recipe names, with a few drawings each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfkd.miniature.icons import EVALUATION
+
+HELD_OUT = tuple(prefix for group in EVALUATION.values() for prefix in group)
+TRAINING = ("mdi", "ri", "uil")  # the last one is a validation collection
+NAMES = ("clock", "book", "house", "cat")
+GENERIC = ("simple-icons", "emojione", "game-icons", "healthicons", "gis", "wi")
+
+CROWN = '<path d="M2 20V6l5 6 5-8 5 8 5-6v14z" fill="currentColor"/>'
+
+
+def drawing(seed: int) -> str:
+    """A random polygon and a disc that no other seed draws."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(2, 22, (5, 2)).round(2)
+    path = "M" + "L".join(f"{x} {y}" for x, y in points) + "z"
+    x, y, r = rng.uniform(6, 18, 3).round(2)
+    circle = f'<circle cx="{x}" cy="{y}" r="{r / 4:.2f}" fill="currentColor"/>'
+    return f'<path d="{path}" fill="currentColor"/>{circle}'
+
+
+def described(prefix: str, licence: str = "MIT", **more: Any) -> dict[str, Any]:
+    """A collection as `collections.json` describes it."""
+    author = {"name": f"author of {prefix}", "url": f"https://example.org/{prefix}"}
+    return {
+        "name": prefix.upper(),
+        "author": author,
+        "license": {"title": licence, "spdx": licence},
+    } | more
+
+
+def write(root: Path, more: dict[str, dict[str, str]] | None = None) -> Path:
+    """Write the package into `root`; `more` adds drawings (name -> SVG body) to collections."""
+    (root / "json").mkdir(parents=True)
+    prefixes = (*HELD_OUT, *TRAINING)
+    (root / "collections.json").write_text(json.dumps({p: described(p) for p in prefixes}))
+    for number, prefix in enumerate(prefixes):
+        bodies = {name: drawing(100 * number + i) for i, name in enumerate(NAMES)}
+        _write_icons(root, prefix, bodies | (more or {}).get(prefix, {}))
+    for prefix in GENERIC:
+        _write_icons(root, prefix, {"clock": drawing(0)} if prefix != "simple-icons" else {})
+    return root
+
+
+def _write_icons(root: Path, prefix: str, bodies: dict[str, str]) -> None:
+    icons = {name: {"body": body} for name, body in bodies.items()}
+    record = {"prefix": prefix, "icons": icons, "width": 24, "height": 24}
+    (root / "json" / f"{prefix}.json").write_text(json.dumps(record))

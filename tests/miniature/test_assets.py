@@ -1,0 +1,139 @@
+"""The shipped files: complete, loadable, small, and scored by the job that wrote them."""
+
+import hashlib
+import json
+import tarfile
+from collections import defaultdict
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import yaml
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
+
+from dfkd import miniature
+from dfkd.miniature import evaluation_set, generator_recipe, icons, recipe
+from dfkd.yaml import load
+
+MANIFEST = "manifests/pretrain.yaml"
+OFFICIAL = {"clock", "book", "camera", "house", "cat", "microphone", "hourglass"} | {
+    "bell", "laptop", "key", "bug", "pencil",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((miniature.ASSETS / "scores.json").read_text("utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def members() -> list[tarfile.TarInfo]:
+    with tarfile.open(miniature.EVALUATION) as bundle:
+        return bundle.getmembers()
+
+
+def test_weights_are_small_enough_to_ship() -> None:
+    weights = (miniature.TEACHER_WEIGHTS, miniature.GENERATOR_WEIGHTS)
+    assert sum(path.stat().st_size for path in weights) <= 25e6
+
+
+def test_files_are_the_ones_that_were_scored(scores: dict[str, Any]) -> None:
+    for name, known in scores["files"].items():
+        data = (miniature.ASSETS / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (known["bytes"], known["sha256"])
+
+
+def test_targets_are_met(scores: dict[str, Any]) -> None:
+    assert scores["teacher"]["zero_shot_official"]["classes"] == 12
+    assert scores["teacher"]["zero_shot_official"]["mean"] >= 0.8
+    assert min(scores["generator"]["teacher_kept"].values()) >= 0.9
+
+
+def test_teacher_loads_strictly_into_open_clip() -> None:
+    config = json.loads(miniature.TEACHER_CONFIG.read_text("utf-8"))
+    text = config["text_cfg"]
+    merges = miniature.ASSETS / text.pop("tokenizer_kwargs")["bpe_path"]
+    tokenizer = SimpleTokenizer(str(merges), context_length=text["context_length"])
+    assert tokenizer.vocab_size == text["vocab_size"]
+    model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text)
+    model.load_state_dict(load_file(miniature.TEACHER_WEIGHTS), strict=True)
+    with torch.no_grad():
+        embedding = model.eval().encode_text(tokenizer(["A dog", "A house"]))
+    assert embedding.shape == (2, config["embed_dim"])
+
+
+@pytest.mark.parametrize("text", ["a dog", "umbrella in the style of pixel art", "zeppelin 7"])
+def test_tokenizer_round_trip(text: str) -> None:
+    tokenizer = SimpleTokenizer(str(miniature.TOKENIZER_MERGES), context_length=24)
+    assert tokenizer.decode(tokenizer.encode(text)).strip() == text
+
+
+def test_generator_has_the_official_layout() -> None:
+    config = yaml.safe_load(miniature.GENERATOR_CONFIG.read_text("utf-8"))
+    made = load(recipe.Recipe, MANIFEST).generator
+    assert config == generator_recipe.config(made)
+    network = generator_recipe.Network(made)
+    state = load_file(miniature.GENERATOR_WEIGHTS)
+    assert set(state) == set(network.official())
+    network.load_state_dict(state, strict=False)
+
+
+def test_every_domain_has_enough_classes(members: list[tarfile.TarInfo]) -> None:
+    classes: dict[str, set[str]] = defaultdict(set)
+    for member in members:
+        domain, label, _ = member.name.split("/")
+        classes[domain].add(label)
+    assert set(classes) == set(icons.EVALUATION)
+    assert set.intersection(*classes.values()) >= OFFICIAL
+
+
+def test_the_official_classes_are_the_most_pictured_ones(
+    members: list[tarfile.TarInfo], scores: dict[str, Any]
+) -> None:
+    table = {domain: dict.fromkeys(evaluation_set.NAMES, 0) for domain in icons.EVALUATION}
+    for member in members:
+        domain, label, _ = member.name.split("/")
+        table[domain][label] += 1
+    assert set(evaluation_set.official(table)) == OFFICIAL
+    assert set(scores["teacher"]["zero_shot_official"]["names"]) == OFFICIAL
+
+
+def test_a_class_that_a_domain_lacks_is_not_official() -> None:
+    table = {"a": {"x": 9, "y": 1, "z": 2, "w": 1}, "b": {"x": 0, "y": 2, "z": 2, "w": 2}}
+    assert evaluation_set.official(table, 2) == ["z", "w"]
+    assert evaluation_set.official(table) == ["z", "w", "y"]
+
+
+def test_bundle_is_deterministic_and_of_the_held_out_sets(members: list[tarfile.TarInfo]) -> None:
+    names = [member.name for member in members]
+    assert names == sorted(names)
+    assert {(m.mtime, m.uid, m.gid, m.mode) for m in members} == {(0, 0, 0, 0o644)}
+    allowed = {p for group in icons.EVALUATION.values() for p in group}
+    assert {name.split("/")[2].split("_")[0] for name in names} <= allowed
+    assert {name.split("/")[1] for name in names} <= set(evaluation_set.NAMES)
+
+
+def test_notice_names_every_set_with_its_licence(scores: dict[str, Any]) -> None:
+    lines = (miniature.ASSETS / "NOTICE").read_text("utf-8").splitlines()
+    entries = [line for line in lines if line.startswith("- ")]
+    shown = [p for group in icons.EVALUATION.values() for p in group]
+    used = scores["data"]["training"]["collections"] + len(scores["data"]["validation"])
+    assert len(entries) == used + len(shown)
+    for prefix in shown:
+        assert any(f"({prefix})" in line for line in entries)
+    for line in entries:
+        assert any(licence in line for licence in icons.LICENCES), line
+        assert not any(f"({reserved})" in line for reserved in icons.RESERVED)
+
+
+def test_the_card_is_the_job_s(scores: dict[str, Any]) -> None:
+    card = (miniature.ASSETS / "MODEL_CARD.md").read_text("utf-8")
+    means = [
+        f"{100 * scores['teacher'][key]['mean']:.1f}"
+        for key in ("zero_shot", "zero_shot_everywhere", "zero_shot_official")
+    ]
+    assert f"| mean | {' | '.join(means)} |" in card
+    assert scores["data"]["package"] == load(recipe.Recipe, MANIFEST).data.package

@@ -1,0 +1,97 @@
+"""Which icons may be used: hold-outs, licences, names."""
+
+import itertools
+import json
+from pathlib import Path
+
+import icon_package
+import pytest
+
+from dfkd.miniature.icons import (
+    EVALUATION,
+    LICENCES,
+    RESERVED,
+    SIBLINGS,
+    VALIDATION,
+    Catalogue,
+    Icon,
+    choose,
+    split_name,
+)
+
+
+def icon(body: str, name: str = "clock") -> Icon:
+    return Icon("mdi", name, (name,), (), (), (), body, (0, 0, 24, 24))
+
+
+def catalogue(tmp_path: Path, collections: dict[str, object]) -> Catalogue:
+    (tmp_path / "collections.json").write_text(json.dumps(collections))
+    return Catalogue(tmp_path)
+
+
+def trained(tmp_path: Path, collections: dict[str, object]) -> set[str]:
+    return {c.prefix for c in catalogue(tmp_path, collections).training()}
+
+
+def test_the_sets_of_collections_do_not_overlap() -> None:
+    groups = [set(icon_package.HELD_OUT), RESERVED, SIBLINGS, VALIDATION]
+    for one, other in itertools.combinations(groups, 2):
+        assert not one & other
+
+
+def test_the_issue_s_collections_are_held_out_or_left_out() -> None:
+    assert {"openmoji", "fluent-emoji", "iconoir", "feather", "maki", "ion", "memory"} <= RESERVED
+    assert {"noto-v1", "lucide-lab", "famicons", "boxicons", "fa6-solid", "fa"} <= SIBLINGS
+    assert set(EVALUATION["pixel"]) == {"pixelarticons", "streamline-pixel", "pixel"}
+
+
+def test_held_out_reserved_and_sibling_sets_are_never_trained_on(tmp_path: Path) -> None:
+    forbidden = {*icon_package.HELD_OUT, *RESERVED, *SIBLINGS}
+    offered = {p: icon_package.described(p) for p in (*forbidden, "mdi")}
+    assert trained(tmp_path, offered) == {"mdi"}
+
+
+@pytest.mark.parametrize("licence", sorted(LICENCES))
+def test_permissive_licences_are_used(tmp_path: Path, licence: str) -> None:
+    assert trained(tmp_path, {"mdi": icon_package.described("mdi", licence)}) == {"mdi"}
+
+
+@pytest.mark.parametrize("licence", ["GPL-3.0", "CC-BY-NC-4.0", "CC-BY-SA-4.0", "MPL-2.0", "OFL"])
+def test_other_licences_are_left_out(tmp_path: Path, licence: str) -> None:
+    assert not trained(tmp_path, {"mdi": icon_package.described("mdi", licence)})
+
+
+def test_logos_flags_and_hidden_sets_are_left_out(tmp_path: Path) -> None:
+    offered = {
+        "logos": icon_package.described("logos", category="Logos"),
+        "flagpack": icon_package.described("flagpack"),
+        "old": icon_package.described("old", hidden=True),
+        "fa7-brands": icon_package.described("fa7-brands"),
+    }
+    assert not trained(tmp_path, offered)
+
+
+def test_reserved_collections_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reserved"):
+        next(Catalogue(tmp_path).icons("openmoji"))
+
+
+def test_trademarks_and_brands_are_left_out(tmp_path: Path) -> None:
+    root = icon_package.write(
+        tmp_path / "p", {"mdi": {"acme": icon_package.CROWN, "brand-x": icon_package.CROWN}}
+    )
+    record = {"prefix": "simple-icons", "icons": {"acme": {"body": ""}, "clock": {"body": ""}}}
+    (root / "json" / "simple-icons.json").write_text(json.dumps(record))
+    names = {i.name for i in Catalogue(root).icons("mdi")}
+    assert names == set(icon_package.NAMES)  # `clock` is a word of generic sets, so no trademark
+
+
+def test_names_lose_their_style() -> None:
+    raw = {"prefix": "x", "prefixes": {"outline": "Outline"}, "suffixes": {"bold": "Bold"}}
+    assert split_name("outline-alarm-clock-24", raw) == (("alarm", "clock"), ("outline",))
+    assert split_name("house-bold", raw) == (("house",), ("bold",))
+
+
+def test_variants_of_a_drawing_are_limited() -> None:
+    icons = [icon(icon_package.CROWN, "clock") for _ in range(5)]
+    assert len(choose(icons, 3)) == 3

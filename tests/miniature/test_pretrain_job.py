@@ -1,0 +1,101 @@
+"""The job's command line, and its refusals."""
+
+import json
+from pathlib import Path
+
+import icon_package
+import pytest
+import yaml
+
+import jobs
+from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestError
+from dfkd.miniature import pretraining
+from dfkd.miniature.recipe import Data, Recipe
+from dfkd.yaml import load
+
+MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
+
+
+def small(tmp_path: Path) -> dict[str, object]:
+    """A recipe of seconds over a hand-made package."""
+    tiny = {"steps": 2, "batch_size": 8, "checkpoint_every": 1, "compile": False}
+    return {
+        "threads": 1,
+        "output": str(tmp_path / "out"),
+        "data": {"directory": str(tmp_path / "package"), "work": str(tmp_path / "work")},
+        "teacher": tiny | {"embed_dim": 16, "image_width": 8, "text_width": 16, "text_layers": 1},
+        "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1]},
+    }
+
+
+def test_help_and_bad_keys() -> None:
+    done = jobs.run("pretrain", Path("--help"))
+    assert done.returncode == 0
+    assert "--set" in done.stdout
+    done = jobs.run("pretrain", MANIFEST, "--set", "teacher.stepps=3")
+    assert done.returncode == Exit.USAGE
+    assert done.stderr.count("\n") == 1
+    assert "steps" in done.stderr
+
+
+def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"collections\.json"):
+        pretraining.package(Data(directory=str(tmp_path)))
+
+
+def test_npm_is_needed_only_without_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining.shutil, "which", lambda name: None)
+    with pytest.raises(InfrastructureError, match="npm is not installed"):
+        pretraining.package(Data(work=str(tmp_path)))
+    (tmp_path / "collections.json").write_text("{}")
+    assert pretraining.package(Data(directory=str(tmp_path))) == tmp_path
+
+
+def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("generator: {channels: 40}")
+    with pytest.raises(ManifestError, match=r"generator\.channels"):
+        load(Recipe, path)
+
+
+@pytest.mark.slow
+def test_from_icons_to_assets(tmp_path: Path) -> None:
+    """The whole job, with a copy and a near copy of a held-out drawing planted in training."""
+    crown, moved = icon_package.CROWN, icon_package.CROWN.replace("M2 20", "M2.405 20")
+    more = {"lucide": {"crown": crown}, "mdi": {"crown": crown}, "ri": {"crown": moved}}
+    icon_package.write(tmp_path / "package", more)
+    manifest = tmp_path / "recipe.yaml"
+    manifest.write_text(yaml.safe_dump(small(tmp_path)))
+    done = jobs.run("pretrain", manifest)
+    assert done.returncode == Exit.DONE, done.stderr
+    out = tmp_path / "out"
+    assert done.stdout.splitlines()[-1] == f"wrote {out / 'scores.json'}"
+    scores = json.loads((out / "scores.json").read_text())
+    removed = scores["data"]["separation"]["removed_from_training"]
+    assert removed["path"] >= 1
+    assert removed["hash"] >= 1
+    assert scores["data"]["training"]["icons"] <= 2 * len(icon_package.NAMES)
+    assert scores["teacher"]["steps"] == scores["generator"]["steps"] == 2
+    assert {path.name for path in out.iterdir()} == {
+        *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png"
+    }  # fmt: skip
+    before = jobs.contents(out)
+    again = jobs.run("pretrain", manifest)
+    assert again.returncode == Exit.DONE, again.stderr
+    assert "teacher resumes at step 2" in again.stdout
+    assert jobs.contents(out) == before
+
+
+def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:
+    data = Data(work=str(tmp_path))
+    pretraining.claim(Recipe(data=data))
+    pretraining.claim(Recipe(data=data, output="elsewhere", note="a remark", threads=7))
+    with pytest.raises(FingerprintError, match=r"other seed; give another data\.work"):
+        pretraining.claim(Recipe(data=data, seed=1))
+
+
+def test_dry_run_says_what_would_be_done() -> None:
+    done = jobs.run("pretrain", MANIFEST, "--dry-run", "--set", "teacher.steps=7")
+    assert json.loads(done.stdout)["teacher_steps"] == 7
