@@ -49,6 +49,10 @@ class World:
     validation: list[Row]
     matches: list[Match]
     """Training icons that are the same drawing as a held-out one; none of them is in ``keep``."""
+    bundle: list[evaluation_set.Picture]
+    """The bundled evaluation set."""
+    alike: list[str]
+    """Pictures that are not in it, since a training icon is the same drawing."""
 
     @property
     def rows(self) -> list[Row]:
@@ -67,12 +71,13 @@ def log(text: str) -> None:
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """What decides the models, flat: the recipe without places, remarks and the use of threads."""
+    """What decides the models, flat: not places, remarks, threads, or what only scoring uses."""
     plain = recipe.as_dict()
     places = ("data.directory", "data.work", "teacher.compile", "generator.compile")
+    scoring = ("data.max_likeness",)
     parts = ("data", "teacher", "generator")
     flat = {f"{part}.{key}": value for part in parts for key, value in plain[part].items()}
-    return {"seed": recipe.seed} | {k: v for k, v in flat.items() if k not in places}
+    return {"seed": recipe.seed} | {k: v for k, v in flat.items() if k not in (*places, *scoring)}
 
 
 def claim(recipe: Recipe) -> None:
@@ -159,7 +164,28 @@ def world(recipe: Recipe) -> World:
     validation = [
         row for i, row in enumerate(training.rows) if row.collection in VALIDATION and i not in same
     ]
-    return World(catalogue, training, aside, np.asarray(keep), validation, matches)
+    bundle, alike = _bundle(training, keep, aside, recipe)
+    return World(catalogue, training, aside, np.asarray(keep), validation, matches, bundle, alike)
+
+
+def _bundle(
+    training: Cache, keep: Sequence[int], aside: Cache, recipe: Recipe
+) -> tuple[list[evaluation_set.Picture], list[str]]:
+    """The bundled set without pictures that some training icon equals, and the names of those."""
+    pictures = evaluation_set.select(aside)
+    record = Path(recipe.data.work) / f"alike-{recipe.data.max_likeness}.json"
+    if not record.exists():
+        shown = separation.drawings(rendering.grey(aside, picture.row) for picture in pictures)
+        highest = np.full(len(pictures), -1.0, np.float32)
+        for start in range(0, len(keep), _CHUNK):
+            rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
+            learned = separation.drawings(rendering.grey(training, row) for row in rows)
+            highest = np.maximum(highest, separation.likeness(shown, learned))
+        limit = recipe.data.max_likeness
+        found = [p.member for p, like in zip(pictures, highest, strict=True) if like >= limit]
+        record.write_text(json.dumps(found), "utf-8")
+    alike = json.loads(record.read_text("utf-8"))
+    return [picture for picture in pictures if picture.member not in alike], alike
 
 
 def _matches(catalogue: Catalogue, training: Cache, aside: Cache, recipe: Recipe) -> list[Match]:
@@ -275,7 +301,7 @@ def reconstruct(network: generator_recipe.Network, images: Tensor) -> Tensor:
 
 def evaluation_images(icons: World) -> tuple[list[evaluation_set.Picture], Tensor]:
     """The bundled set: its pictures, and their pixels [N, 3, 64, 64] in [0, 1]."""
-    pictures = evaluation_set.select(icons.held_out)
+    pictures = icons.bundle
     pixels = np.stack([picture.pixels for picture in pictures])
     return pictures, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 

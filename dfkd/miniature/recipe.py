@@ -26,6 +26,8 @@ class Data:
     """At most so many icons of each training collection, to try the job out; 0 is all of them."""
     max_hash_distance: Natural = 8
     """Icons whose perceptual hashes differ in at most so many bits are the same drawing."""
+    max_likeness: Fraction = 0.98
+    """Bundled pictures whose drawing correlates this much with a training icon are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

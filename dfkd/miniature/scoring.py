@@ -55,6 +55,7 @@ def data_scores(recipe: Recipe, icons: World) -> Scores:
             "training_icons_compared": len(icons.training.rows),
             "max_hash_distance": recipe.data.max_hash_distance,
             "removed_from_training": dict(Counter(m.how for m in icons.matches)),
+            "bundled_pictures_dropped": len(icons.alike),
             "removed_that_match_bundled_icons": sum(
                 (row.collection, row.name) in bundled for row in hit
             ),

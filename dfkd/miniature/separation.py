@@ -34,16 +34,36 @@ def _scaled(token: str, side: float) -> str:
     return token if token.isalpha() else str(round(1000 * float(token) / side))
 
 
-def perceptual_hash(grey: Pixels) -> Bits:
-    """Hash of one [64, 64] image of dark ink on white, as +-1 signs [SIDE * SIDE - 1].
-
-    The ink is cropped to its bounding box first, so that margins and scale do not matter.
-    """
+def _cropped(grey: Pixels, side: int) -> npt.NDArray[np.float32]:
+    """The ink [side, side] of a dark drawing on white, cropped: margins and scale do not matter."""
     ink = 255 - grey
     rows, columns = np.flatnonzero(ink.max(1) > 32), np.flatnonzero(ink.max(0) > 32)
     if len(rows) and len(columns):
         ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    square = np.asarray(Image.fromarray(ink).resize((64, 64), Image.Resampling.BOX), np.float32)
+    return np.asarray(Image.fromarray(ink).resize((side, side), Image.Resampling.BOX), np.float32)
+
+
+def drawings(images: Iterable[Pixels]) -> Bits:
+    """Cropped drawings as unit vectors [N, 576], whose products are correlations."""
+    flat = np.stack([_cropped(image, 24).ravel() for image in images])
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6
+    return flat
+
+
+def likeness(evaluation: Bits, training: Bits) -> Bits:
+    """The highest correlation [E] of each evaluation drawing with any training drawing.
+
+    It finds what the hash misses: in a symmetric drawing many frequencies vanish, and the signs of
+    what is left of them are noise.
+    """
+    highest: Bits = (evaluation @ training.T).max(axis=1)
+    return highest
+
+
+def perceptual_hash(grey: Pixels) -> Bits:
+    """Hash of one [64, 64] image of dark ink on white, as +-1 signs [SIDE * SIDE - 1]."""
+    square = _cropped(grey, 64)
     low = dctn(square, norm="ortho")[:SIDE, :SIDE].ravel()[1:]
     return np.where(low > np.median(low), 1, -1).astype(np.float32)
 

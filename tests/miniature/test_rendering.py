@@ -90,3 +90,17 @@ def test_colour_hides_nothing_from_the_hash() -> None:
     cache = rendering.Cache([row], np.zeros((0, 64, 64), np.uint8), pixels[None])
     bits = separation.perceptual_hash(rendering.grey(cache, row))
     assert (bits != separation.perceptual_hash(grey(HOUSE))).sum() <= 8
+
+
+def test_likeness_finds_the_same_symmetric_drawing_at_another_size() -> None:
+    """What a hash of signs misses: a plain square ring, drawn smaller and off its place."""
+    ring = np.full((64, 64), 255, np.uint8)
+    ring[8:56, 8:56], ring[16:48, 16:48] = 0, 255
+    smaller = np.full((64, 64), 255, np.uint8)
+    smaller[2:26, 30:54], smaller[6:22, 34:50] = 0, 255
+    bar = np.full((64, 64), 255, np.uint8)
+    bar[30:34, 4:60], bar[10:34, 30:34] = 0, 255
+    shown = separation.drawings([ring, bar])
+    highest = separation.likeness(shown, separation.drawings([smaller]))
+    assert highest[0] > 0.98
+    assert highest[1] < 0.9
