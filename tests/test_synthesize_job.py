@@ -25,11 +25,11 @@ TREE = {
         "contrastive": {"updates": 2, "batch_size": 3, "learning_rate": 0.02},
     },
     "synthesis": {
-        "images_per_class": 4,
+        "images_per_class": 6,
         "shard_size": 2,
         "batch_size": 2,
         "image_size": 64,
-        "steps": 2,
+        "steps": 8,
         "views": 1,
     },
 }
@@ -56,10 +56,10 @@ def test_a_run_publishes_a_version_that_verifies(undisturbed: Path) -> None:
     version = current(open_storage(str(undisturbed / "run")).child("data/contrastive"))
     assert version is not None
     assert verify(version) == []
-    assert sum(receipt.samples for receipt in version.shards) == 12
-    assert len(version.shards) == 6
+    assert sum(receipt.samples for receipt in version.shards) == 18
+    assert len(version.shards) == 9
     prompts = json.loads(version.storage.get("prompts.json"))
-    assert prompts["prompts"] == 12
+    assert prompts["prompts"] == 18
     assert prompts["loss_last"] < prompts["loss_first"]
 
 
@@ -78,13 +78,13 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        _wait_for_work(tmp_path / "run", process, moments.uniform(0.0, 3.0))
+        _wait_for_work(tmp_path / "run", process, moments.uniform(0.0, 0.5))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL
     found = run("synthesize", manifest)
     assert found.returncode == 0, found.stderr
-    assert killed > 0
+    assert killed > 1  # once among the prompts and once among the shards
     assert contents(tmp_path / "run") == contents(undisturbed / "run")
 
 
@@ -94,7 +94,7 @@ def _wait_for_work(root: Path, process: subprocess.Popen[bytes], extra: float) -
     while process.poll() is None:
         if root.exists() and sum(1 for p in root.rglob("*") if p.is_file()) > before + 1:
             break
-        time.sleep(0.05)
+        time.sleep(0.01)
     time.sleep(extra)
 
 
@@ -113,7 +113,7 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
     found = run("synthesize", manifest)
     assert found.returncode == 2
     (line,) = [text for text in found.stderr.splitlines() if text.startswith("error: ")]
-    assert "synthesis.steps: 99 there, 2 here" in line
+    assert "synthesis.steps: 99 there, 8 here" in line
     assert "--abandon" in line
 
 
@@ -139,8 +139,8 @@ def test_bad_input_is_one_line_before_any_work(tmp_path: Path, override: str, me
 def test_the_plan_and_the_resolved_manifest_are_shown_without_work(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     planned = json.loads(run("synthesize", manifest, "--dry-run").stdout)
-    assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (6, 12, 24)
-    assert planned["bytes_at_most"] > 12 * 64 * 64 * 3
+    assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (9, 18, 144)
+    assert planned["bytes_at_most"] > 18 * 64 * 64 * 3
     printed = run("synthesize", manifest, "--print-manifest", "--set", "seed=5").stdout
     assert yaml.safe_load(printed)["seed"] == 5
     assert not (tmp_path / "run").exists()
