@@ -85,21 +85,13 @@ def synthesise(
     latents = generator.fresh(seeds, config.image_size, config.initialisation)
     kept = _Kept(latents, config.keep)
     rows = torch.arange(len(seeds), device=latents.device)
-    views = Views(
-        [derive_seed(seed, "views") for seed in seeds],
-        config.steps,
-        config.views,
-        config.view_noise,
-        teacher.image_size,
-    )
+    views = _views(config, seeds, teacher.image_size)
     optimizer = _optimizer(config, latents.requires_grad_())
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        pixels = generator.decode(latents, config.quantise)
-        seen = teacher.encode_image(views.show(pixels, step))
-        repeated = targets[rows].repeat_interleave(max(config.views, 1), dim=0)
-        losses = spherical_distance(seen, repeated).view(len(rows), -1).mean(dim=1)
+        seen = teacher.encode_image(views.show(generator.decode(latents, config.quantise), step))
+        losses = _losses(seen, targets[rows])
         kept.update(rows, latents, losses)
         if on_step is not None:
             on_step(step, losses.detach())
@@ -116,6 +108,17 @@ def synthesise(
             views.select(active)
             latents, optimizer = _compact(config, latents, optimizer, active)
     return _result(generator, config, kept)
+
+
+def _views(config: Synthesis, seeds: Sequence[int], size: int) -> Views:
+    own = [derive_seed(seed, "views") for seed in seeds]
+    return Views(own, config.steps, config.views, config.view_noise, size)
+
+
+def _losses(seen: Tensor, targets: Tensor) -> Tensor:
+    """The mean distance [B] of each image's views [B * V, E] to its own target [B, E]."""
+    repeated = targets.repeat_interleave(len(seen) // len(targets), dim=0)
+    return spherical_distance(seen, repeated).view(len(targets), -1).mean(dim=1)
 
 
 @torch.no_grad()
