@@ -13,7 +13,8 @@ from dfkd.domains import open_data
 from dfkd.errors import PartialError
 from dfkd.evaluation import cpus, evaluate
 from dfkd.manifest import Manifest
-from dfkd.report import table, write_contact_sheet
+from dfkd.report.sheet import write_contact_sheet
+from dfkd.report.table import table
 from dfkd.storage import open_storage
 
 
