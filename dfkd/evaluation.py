@@ -3,7 +3,6 @@
 A model is anything that maps pixels to distances; the smallest distance is its answer.
 """
 
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from dfkd.dataset import PublishedVersion
@@ -23,6 +21,7 @@ from dfkd.distilled import Place, place
 from dfkd.domains import Domains, Item, open_data
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.manifest import Manifest, Method
+from dfkd.pictures import pixels
 from dfkd.progress import bar
 from dfkd.results import ZERO_SHOT, Row, results, row, write_results
 from dfkd.storage import open_storage
@@ -31,9 +30,6 @@ from dfkd.teacher import Teacher, check_classes, distances
 
 AHEAD = 2
 """Batches that are decoded while a model works on one: bounds memory."""
-
-LONG = 8
-"""A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
 
 Model = Callable[[Tensor], Tensor]
 """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
@@ -144,47 +140,6 @@ def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
         lambda pixels: distances(teacher.encode_image(pixels), texts),
         device,
     )
-
-
-def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
-    """An encoded image as CLIP sees it: [H, W, 3] uint8 with H = W = `image_size`.
-
-    Turned upright as its EXIF says, transparency on white, shorter side resized bicubically, centre
-    cut out.
-
-    Raises:
-        ValueError: no image, or a truncated or oversized one; the text says why.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            upright = _on_white(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
-    return np.asarray(_fit(upright, image_size))
-
-
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size`, then the centre; pixel for pixel what torchvision gives CLIP."""
-    short = min(image.size)
-    if max(image.size) > LONG * short:
-        image = _centre(image, [min(side, LONG * short) for side in image.size])
-    scaled = [size if side == short else int(size * side / short) for side in image.size]
-    return _centre(image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC), [size, size])
-
-
-def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
-    left, top = (round((side - kept) / 2) for side, kept in zip(image.size, size, strict=True))
-    return image.crop((left, top, left + size[0], top + size[1]))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; PIL would clip them to white
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def score(

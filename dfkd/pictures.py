@@ -1,0 +1,55 @@
+"""Encoded pictures to the pixels that a model takes: the same for scoring and for `dfkd.predict`.
+
+Needs numpy and pillow only, so that who uses a student needs no torch.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+LONG = 8
+"""A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
+
+
+def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+    """An encoded image as CLIP sees it: [H, W, 3] uint8 with H = W = `image_size`.
+
+    Turned upright as its EXIF says, transparency on white, shorter side resized bicubically, centre
+    cut out.
+
+    Raises:
+        ValueError: no image, or a truncated or oversized one; the text says why.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            upright = _on_white(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+    return np.asarray(_fit(upright, image_size))
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size`, then the centre; pixel for pixel what torchvision gives CLIP."""
+    short = min(image.size)
+    if max(image.size) > LONG * short:
+        image = _centre(image, [min(side, LONG * short) for side in image.size])
+    scaled = [size if side == short else int(size * side / short) for side in image.size]
+    return _centre(image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC), [size, size])
+
+
+def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
+    left, top = (round((side - kept) / 2) for side, kept in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; PIL would clip them to white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
