@@ -13,6 +13,11 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """What a reader knows the device by: the GPU's name, or `cpu`."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
+
+
 def use_threads(cpus: float) -> None:
     """Let torch use the CPUs that were reserved, at least one, and no more."""
     torch.set_num_threads(max(1, int(cpus)))

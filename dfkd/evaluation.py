@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from dfkd.dataset import PublishedVersion
-from dfkd.device import pick_device
+from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, place
 from dfkd.domains import Domains, Item, open_data
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.manifest import Manifest, Method
 from dfkd.pictures import pixels
 from dfkd.progress import bar
+from dfkd.record import recorded
 from dfkd.results import ZERO_SHOT, Row, results, row, write_results
-from dfkd.storage import open_storage
+from dfkd.storage import Storage, open_storage
 from dfkd.student import load_student
 from dfkd.teacher import Teacher, check_classes, distances
 
@@ -92,10 +93,11 @@ def evaluate(manifest: Manifest, threads: int | None = None) -> Evaluated:
     data = open_data(manifest.evaluation, manifest.classes)
     wanted = manifest.evaluation.models
     places = list(_students(manifest)) if "student" in wanted else []
-    models = _load(manifest, "teacher" in wanted, places)
+    root = open_storage(manifest.storage.root)
+    models = _recorded(root, _load(manifest, "teacher" in wanted, places), len(data.items))
     scores = score(models, data, manifest.evaluation.batch_size, threads)
     content = results(data, scores.rows, scores.unreadable)
-    location = write_results(open_storage(manifest.storage.root), content)
+    location = write_results(root, content)
     return Evaluated(content, location, {place.method: place.version for place in places})
 
 
@@ -125,6 +127,15 @@ def _load(manifest: Manifest, teacher: bool, places: Sequence[Place]) -> Iterato
                 "classes; delete its folder and distil again"
             )
         yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
+
+
+def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> Iterator[Candidate]:
+    """The candidates, each leaving a record of what passed until the next one was asked for."""
+    for candidate in candidates:
+        seed = None if candidate.method == ZERO_SHOT else candidate.seed
+        with recorded(root, "evaluate", candidate.method, seed) as cost:
+            yield candidate
+            cost.images, cost.device = images, device_name(candidate.device)
 
 
 def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 import jobs
+from dfkd import record
 from dfkd.manifest import Manifest
+from dfkd.storage import open_storage
 from dfkd.student import load_student
 from dfkd.teacher import resolve
 from models import RESNET, model_config, write_teacher
@@ -53,6 +55,15 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
     for name in ("student.safetensors", "student.json"):
         assert (left / name).read_bytes() == (right / name).read_bytes()
     assert not list((right / "checkpoints").iterdir())
+    (whole,), (rest,) = (
+        record.read(open_storage(str(tmp_path / name / "run")))
+        for name in ("undisturbed", "killed")
+    )
+    assert whole.key == "records/distill-vanilla-s0.json"
+    assert (whole.images, whole.workers) == (8 * 4 * 6, 1)  # epochs, steps, images of a step
+    assert whole.bytes == len((left / "student.safetensors").read_bytes())
+    assert whole.worker_seconds == whole.seconds > 0
+    assert 0 < rest.images <= 6 * 4 * 6  # of what the kill had left, after two checkpoints
     assert list((right / "tensorboard").iterdir())
 
 
@@ -67,6 +78,8 @@ def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) 
     assert second.returncode == 0, second.stderr
     assert "vanilla seed 0: reused" in second.stdout
     assert "vanilla seed 1: trained" in second.stdout
+    entries = record.read(open_storage(str(tmp_path / "run")))
+    assert [entry.seed for entry in entries] == [0, 1]
     students = sorted((tmp_path / "run" / "students").iterdir())
     assert [found.name[:11] for found in students] == ["vanilla-s0-", "vanilla-s1-"]
     assert (students[0] / "student.safetensors").stat().st_mtime_ns == written

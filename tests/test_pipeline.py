@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dfkd import record
+from dfkd.storage import open_storage
 from jobs import contents, run
 
 SMALL = [
@@ -45,10 +47,23 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "results.parquet").is_file()
     assert (tmp_path / "run" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
 
+    entries = record.read(open_storage(str(tmp_path / "run")))
+    made = [entry for entry in entries if entry.stage != "evaluate"]
+    assert [(entry.stage, entry.method, entry.seed, entry.images) for entry in made] == [
+        ("distill", "contrastive", 0, 32),
+        ("distill", "vanilla", 0, 32),
+        ("synthesize", "contrastive", None, 16),
+        ("synthesize", "vanilla", None, 16),
+    ]
+    scored = {entry.method: entry.images for entry in entries if entry.stage == "evaluate"}
+    assert set(scored) == {"zero-shot", "vanilla", "contrastive"}
+    assert set(scored.values()) == {sum(row["images"] for row in results["rows"]) // 3}
+
     before = contents(tmp_path / "run")
     again = run("pipeline", MANIFEST, *arguments)
     assert again.returncode == 0
-    assert contents(tmp_path / "run") == before
+    changed = {name for name, data in contents(tmp_path / "run").items() if before[name] != data}
+    assert changed == {name for name in before if name.startswith("records/evaluate-")}
 
 
 def test_the_plan_covers_all_stages(tmp_path: Path) -> None:

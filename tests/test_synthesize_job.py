@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dfkd import record
 from dfkd.dataset import current, verify
 from dfkd.storage import open_storage
 from jobs import command, contents, environment, run
@@ -63,6 +64,18 @@ def test_a_run_publishes_a_version_that_verifies(undisturbed: Path) -> None:
     assert prompts["loss_last"] < prompts["loss_first"]
 
 
+def test_a_run_leaves_what_it_cost(undisturbed: Path) -> None:
+    root = open_storage(str(undisturbed / "run"))
+    version = current(root.child("data/contrastive"))
+    assert version is not None
+    (entry,) = record.read(root)
+    assert entry.key == "records/synthesize-contrastive.json"
+    assert (entry.images, entry.device) == (18, "cpu")
+    assert entry.bytes == sum(receipt.bytes for receipt in version.shards)
+    assert 1 <= entry.workers <= os.cpu_count()
+    assert 0 < entry.worker_seconds < entry.seconds * entry.workers
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     undisturbed: Path, tmp_path: Path
@@ -85,7 +98,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     found = run("synthesize", manifest)
     assert found.returncode == 0, found.stderr
     assert killed > 1  # once among the prompts and once among the shards
-    assert contents(tmp_path / "run") == contents(undisturbed / "run")
+    assert contents(tmp_path / "run/data") == contents(undisturbed / "run/data")
 
 
 def _wait_for_work(root: Path, process: subprocess.Popen[bytes], extra: float) -> None:

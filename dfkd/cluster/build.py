@@ -3,11 +3,13 @@
 import json
 import platform
 import tempfile
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray
@@ -16,13 +18,14 @@ from dfkd import generator, teacher
 from dfkd.cluster.connect import worker_resources
 from dfkd.cluster.pool import Pool
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
-from dfkd.device import pick_device, use_threads
+from dfkd.device import device_name, pick_device, use_threads
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest
 from dfkd.plan import Task, estimated_bytes, image_count, task_count, tasks
 from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
+from dfkd.record import Cost, recorded
 from dfkd.shards import canonical
 from dfkd.storage import open_storage, require_space
 from dfkd.surrogate import SurrogateMaker
@@ -56,12 +59,14 @@ def build(manifest: Manifest, abandon: bool = False, accept_partial: bool = Fals
         teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
     )
     require_space(manifest.storage.root, estimated_bytes(manifest))
-    home = open_storage(manifest.storage.root).child(f"data/{method}")
-    version = begin(home, identity(manifest, weights), abandon)
+    root = open_storage(manifest.storage.root)
+    version = begin(root.child(f"data/{method}"), identity(manifest, weights), abandon)
     quarantined: dict[str, str] = {}
     if not version.published:
-        _write_prompts(manifest, version)
-        quarantined = _write_shards(manifest, version)
+        with recorded(root, "synthesize", method) as cost:
+            cost.worker_seconds = 0.0
+            _write_prompts(manifest, version, cost)
+            quarantined = _write_shards(manifest, version, cost)
     if quarantined and not accept_partial:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
         raise PartialError(
@@ -92,8 +97,25 @@ class Part:
         return f"prompts {part_name(self.number)}"
 
 
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """What a worker gives back for a unit of work."""
+
+    result: R
+    seconds: float
+    device: str
+
+    def count(self, cost: Cost) -> None:
+        """Add this worker's time to a stage's cost."""
+        cost.worker_seconds = (cost.worker_seconds or 0.0) + self.seconds
+        cost.device = self.device
+
+
 @dataclass
-class Worker:
+class Worker(ABC):
     """What both actors share: the run, and models that are loaded by the first unit of work.
 
     Loading in the constructor would turn a clear error into an actor that dies again and again.
@@ -103,6 +125,16 @@ class Worker:
     version: Version
     cpus: float
     _maker: Any = field(default=None, init=False)
+
+    def run(self, unit: Any) -> Done[Any]:
+        """Do a unit of work; returns its result with what it cost."""
+        begun = time.perf_counter()
+        result = self.work(unit)
+        return Done(result, time.perf_counter() - begun, device_name(pick_device()))
+
+    @abstractmethod
+    def work(self, unit: Any) -> Any:
+        """Do a unit of work, which leaves its result in storage."""
 
     def load_teacher(self) -> teacher.Teacher:
         """The teacher on this worker's device, with this worker's threads."""
@@ -114,7 +146,7 @@ class Worker:
 class PromptWorker(Worker):
     """Makes prompts part after part; a new one takes up where a dead one left."""
 
-    def run(self, part: Part) -> int:
+    def work(self, part: Part) -> int:
         """Write one part, and after the last one prompts.json; returns the number of prompts."""
         if self._maker is None:
             self._maker = PromptMaker(self.manifest, self.load_teacher())
@@ -131,7 +163,7 @@ class PromptWorker(Worker):
 class SynthesisWorker(Worker):
     """Makes shards."""
 
-    def run(self, task: Task) -> Receipt:
+    def work(self, task: Task) -> Receipt:
         """Synthesise, write and commit one task; returns the receipt that counts."""
         if self._maker is None:
             config, precision = self.manifest.generator, self.manifest.synthesis.precision
@@ -159,7 +191,7 @@ def _pool(manifest: Manifest, kind: type[Worker], version: Version, size: int) -
     )
 
 
-def _write_prompts(manifest: Manifest, version: Version) -> None:
+def _write_prompts(manifest: Manifest, version: Version, cost: Cost) -> None:
     """Every part in order, on one actor, since contrastive prompts depend on the ones before."""
     total = part_count(manifest)
     if version.storage.exists("prompts.json"):
@@ -169,13 +201,14 @@ def _write_prompts(manifest: Manifest, version: Version) -> None:
     pool = _pool(manifest, PromptWorker, version, size=1)
     done = total - len(missing)
     with bar(f"{manifest.prompts.method[0]} prompts", total, "part", done) as progress:
-        for _ in pool.run(Part(i) for i in missing):
+        for made in pool.run(Part(i) for i in missing):
+            made.count(cost)
             progress.update()
     if pool.quarantine:
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
 
 
-def _write_shards(manifest: Manifest, version: Version) -> dict[str, str]:
+def _write_shards(manifest: Manifest, version: Version, cost: Cost) -> dict[str, str]:
     """Every task without a receipt; returns the reason of each that is quarantined."""
     done = version.receipts()
     remaining: Iterator[Task] = (task for task in tasks(manifest) if task.id not in done)
@@ -183,6 +216,10 @@ def _write_shards(manifest: Manifest, version: Version) -> dict[str, str]:
     finished = sum(receipt.samples for receipt in done.values())
     name = f"{manifest.prompts.method[0]} images"
     with bar(name, image_count(manifest), "img", finished) as progress:
-        for receipt in pool.run(remaining):
-            progress.update(receipt.samples)
+        cost.workers = pool.size
+        for made in pool.run(remaining):
+            made.count(cost)
+            cost.images += made.result.samples
+            cost.bytes += made.result.bytes
+            progress.update(made.result.samples)
     return {item.task.id: item.reason for item in pool.quarantine}

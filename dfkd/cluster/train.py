@@ -8,10 +8,13 @@ atomic object, so there is no moment at which one is written but not yet known. 
 dead worker, the same command after a kill, and another world size all resume in that one way.
 """
 
+import json
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -22,11 +25,15 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.rank import Job, open_stream, train
+from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, check_teacher, place
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.manifest import Manifest, Method
-from dfkd.student import build
+from dfkd.record import Cost, recorded
+from dfkd.storage import open_storage
+from dfkd.student import CARD, build
 
 FAILURES = 2
 """Failures of a worker that one run outlives by restarting all ranks from the last checkpoint."""
@@ -57,20 +64,20 @@ def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
         return Finished(target, reused=True)
     _refuse_early(manifest, target)
     workers = find_workers(manifest.distillation.workers)
-    _fit(
-        Job(
-            manifest,
-            method,
-            seed,
-            target.version.id,
-            target.name,
-            workers.cpus,
-            workers.gpu,
-            local=workers.count == 0,
-            watched=sys.stderr.isatty(),
-        ),
-        workers,
+    job = Job(
+        manifest,
+        method,
+        seed,
+        target.version.id,
+        target.name,
+        workers.cpus,
+        workers.gpu,
+        local=workers.count == 0,
+        watched=sys.stderr.isatty(),
     )
+    root = open_storage(manifest.storage.root)
+    with recorded(root, "distill", method, seed) as cost, _counted(job, target, workers, cost):
+        _fit(job, workers)
     if not target.finished:
         raise InfrastructureError(f"{target.location}: was not written; run the same command again")
     return Finished(target, reused=False)
@@ -91,14 +98,20 @@ class Workers:
 
     count: int
     cpus: float
-    gpu: bool
+    device: str
+    """`cpu`, or the name of each one's GPU."""
+
+    @property
+    def gpu(self) -> bool:
+        """Whether each has one."""
+        return self.device != "cpu"
 
 
 def find_workers(wanted: int) -> Workers:
     """Ranks that fit; refuses (`ManifestError`) what Ray would wait for in silence."""
     alone = not ray.is_initialized() or sum(node["Alive"] for node in ray.nodes()) == 1
     if wanted == 1 and alone:
-        return Workers(0, float(len(os.sched_getaffinity(0))), torch.cuda.is_available())
+        return Workers(0, float(len(os.sched_getaffinity(0))), _own_device())
     total = ray.cluster_resources()
     cpus = total.get("CPU", 0.0)
     if cpus < wanted:
@@ -108,14 +121,35 @@ def find_workers(wanted: int) -> Workers:
             wanted,
             "lower it or add nodes",
         )
-    gpu = total.get("GPU", 0.0) >= wanted and _gpus_work()
-    return Workers(wanted, float(cpus // wanted), gpu)
+    device = _gpu_name() if total.get("GPU", 0.0) >= wanted else "cpu"
+    return Workers(wanted, float(cpus // wanted), device)
 
 
-def _gpus_work() -> bool:
-    """Whether a worker with a GPU sees a real one: Ray believes whatever number it is told."""
-    probe = ray.remote(num_gpus=1, max_retries=0)(torch.cuda.is_available)
-    return bool(ray.get(probe.remote()))
+def _gpu_name() -> str:
+    """Of a worker's GPU; `cpu` if it sees no real one: Ray believes whatever number it is told."""
+    probe = ray.remote(num_gpus=1, max_retries=0)(_own_device)
+    return str(ray.get(probe.remote()))
+
+
+def _own_device() -> str:
+    return device_name(pick_device())
+
+
+@contextmanager
+def _counted(job: Job, target: Place, workers: Workers, cost: Cost) -> Iterator[None]:
+    """Fill in what a training costs, by the steps that its checkpoints and the student tell of."""
+    checkpoints = Checkpoints(target.storage.child("checkpoints"))
+    before = checkpoints.newest()
+    try:
+        yield
+    finally:
+        after = checkpoints.newest()
+        if target.finished:
+            card = json.loads(target.storage.get(CARD))
+            after, cost.bytes = card["steps"], card["bytes"]
+        cost.images = max(0, after - before) * job.manifest.distillation.batch_size
+        cost.workers = max(1, workers.count)
+        cost.device = workers.device
 
 
 def _fit(job: Job, workers: Workers) -> None:
