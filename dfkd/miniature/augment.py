@@ -56,13 +56,15 @@ class Plan:
     noise: Tensor
     texture: Tensor
 
-    def looks(self) -> list[Look]:
-        """The plan in words, for captions."""
-        named = {
+    def looks(self, black: int) -> list[Look]:
+        """The plan in words, for captions; the first ``black`` images are drawn in one ink."""
+        strokes = {
             "bold": self.bold,
             "thin": self.thin,
             "outline": self.edges,
             "filled": self.filled,
+        }
+        finishes = {
             "pixel": self.grid > 0,
             "pixel art": self.grid > 0,
             "sketch": self.wobble,
@@ -71,11 +73,13 @@ class Plan:
             "noisy": self.noise,
             "textured": self.texture,
         }
-        lists = {word: flags.tolist() for word, flags in named.items()}
-        return [
-            Look((_NAMES[ink], *(w for w, flags in lists.items() if flags[i])))
-            for i, ink in enumerate(self.ink.tolist())
-        ]
+        lists = {word: flags.tolist() for word, flags in (strokes | finishes).items()}
+        looks = []
+        for i, ink in enumerate(self.ink.tolist()):
+            known = lists if i < black else finishes
+            words = [word for word in known if lists[word][i]]
+            looks.append(Look((_NAMES[ink], *words) if i < black else tuple(words)))
+        return looks
 
 
 def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> Plan:

@@ -61,12 +61,28 @@ CAPTION_WORDS = frozenset(
 )
 _STYLE_LETTERS = list("inthestyleof")
 
+_FORMS = ("a X", "X", "X in the style of S", "X as *", "a S X", "a S K of a X", "X K", "X C", "X S")
+_TOLD = frozenset(form for form in _FORMS if "S" in form)
+_USUAL = (34, 10, 12, 16, 8, 6, 5, 4, 5)
+_TELLING = (25, 5, 25, 5, 18, 10, 2, 2, 8)
+
 
 @dataclass(frozen=True)
 class Look:
     """What the augmentation will make of one icon, in words (for captions that tell the style)."""
 
     words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is said of one icon."""
+
+    name: str
+    """The object's name in it."""
+    words: list[str]
+    told: tuple[str, ...] = ()
+    """What it tells about how the icon is drawn, of ``Captioner.truths``."""
 
 
 class Captioner:
@@ -97,44 +113,35 @@ class Captioner:
         return out
 
     def caption(
-        self, row: Row, look: Look, rng: np.random.Generator, strength: float = 1.0
-    ) -> tuple[str, list[str]]:
-        """A random caption of one icon: (the object's name in it, all words)."""
+        self,
+        row: Row,
+        look: Look,
+        rng: np.random.Generator,
+        strength: float = 1.0,
+        telling: bool = False,
+    ) -> Caption:
+        """A random caption of one icon; ``telling`` ones say more often how it is drawn."""
         if rng.random() > strength:
-            return row.concept, ["a", *row.words]
+            return Caption(row.concept, ["a", *row.words])
         name = object_name(row, rng)
-        style = self._style(row, look, rng)
-        form = rng.random()
+        told = self._told(row, look, rng)
+        style = [w for text in told for w in _plain(text)][:4]
         kind = _KINDS[rng.integers(len(_KINDS))]
-        if form < 0.34:
-            words = ["a", *name]
-        elif form < 0.44:
-            words = list(name)
-        elif form < 0.56:
-            words = [*name, *["in", "the", "style", "of"], *style]
-        elif form < 0.72:
-            words = [*name, *_in_the_style_of(rng), *([PSEUDO_WORD] * rng.integers(1, 3))]
-            words = words if rng.random() < 0.5 else ["a", *words]
-        elif form < 0.80:
-            words = ["a", *style, *name]
-        elif form < 0.86:
-            words = ["a", *style, kind, "of", "a", *name]
-        elif form < 0.91:
-            words = [*name, kind]
-        elif form < 0.95 and row.categories:
-            words = [*name, *_plain(row.categories[0])]
-        else:
-            words = [*name, *style]
-            rng.shuffle(words)
-        return " ".join(name), self._noise(words, rng)
+        shares = _TELLING if telling else _USUAL
+        form = _FORMS[np.searchsorted(np.cumsum(shares), rng.random() * sum(shares))]
+        words = _worded(form, name, style, kind, row, rng)
+        says = told if form in _TOLD else ()
+        return Caption(" ".join(name), self._noise(words, rng), says)
 
-    def _style(self, row: Row, look: Look, rng: np.random.Generator) -> list[str]:
-        choices = [*look.words, *row.style, self.titles[row.collection]]
-        choices.append("colour" if row.colour else "monochrome")
-        picked = [choices[rng.integers(len(choices))]]
-        if rng.random() < 0.3:
-            picked.append(choices[rng.integers(len(choices))])
-        return [w for text in picked for w in _plain(text)][:4]
+    def truths(self, row: Row, look: Look) -> list[str]:
+        """All that a caption could tell about how an icon is drawn."""
+        colours = "colour" if row.colour else "monochrome"
+        return [*look.words, *row.style, self.titles[row.collection], colours]
+
+    def _told(self, row: Row, look: Look, rng: np.random.Generator) -> tuple[str, ...]:
+        choices = self.truths(row, look)
+        count = 2 if rng.random() < 0.3 else 1
+        return tuple(choices[rng.integers(len(choices))] for _ in range(count))
 
     def _noise(self, words: list[str], rng: np.random.Generator) -> list[str]:
         if rng.random() < 0.2:
@@ -142,6 +149,27 @@ class Captioner:
                 word = self.words[rng.integers(len(self.words))]
                 words.insert(int(rng.integers(len(words) + 1)), word)
         return words
+
+
+def _worded(
+    form: str,
+    name: list[str],
+    style: list[str],
+    kind: str,
+    row: Row,
+    rng: np.random.Generator,
+) -> list[str]:
+    """The words of a form, in which X, S, K and C are name, style, kind and category."""
+    if form == "X as *":
+        words = [*name, *_in_the_style_of(rng), *([PSEUDO_WORD] * rng.integers(1, 3))]
+        return words if rng.random() < 0.5 else ["a", *words]
+    if form == "X S":
+        words = [*name, *style]
+        rng.shuffle(words)
+        return words
+    category = _plain(row.categories[0]) if row.categories else []
+    parts = {"X": name, "S": style, "K": [kind], "C": category}
+    return [word for part in form.split() for word in parts.get(part, [part])]
 
 
 def object_name(row: Row, rng: np.random.Generator) -> list[str]:

@@ -208,7 +208,8 @@ class Trainer:
             if self.step % 50 == 0:
                 self.log(
                     f"generator step {self.step}/{self.recipe.steps} L1 {values[0]:.4f} "
-                    f"features {values[1]:.3f} commitment {values[2]:.4f} reborn {values[3]:.0f} "
+                    f"colour {values[1]:.4f} features {values[2]:.3f} commitment {values[3]:.4f} "
+                    f"reborn {values[4]:.0f} "
                     f"{self.seconds / self.step:.2f} s/step"
                 )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
@@ -216,7 +217,7 @@ class Trainer:
                 export(self.network, self.step)
         return self.network.eval()
 
-    def _losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             z = self.encode(images * 2 - 1)
             codes, index = self.network.quantize(z)
@@ -224,15 +225,19 @@ class Trainer:
             made = (self.decode(z if free else z + (codes - z).detach()) + 1) / 2
             perceptual = self.perception(made, images)
         commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
-        return (made.float() - images).abs().mean(), perceptual.float(), commitment, z, index
+        error = made.float() - images
+        # What all channels share is taken off: pixels and features alone leave a grey world.
+        chroma = (error - error.mean(1, keepdim=True)).abs().mean()
+        return error.abs().mean(), chroma, perceptual.float(), commitment, z, index
 
     def _update(self) -> tuple[float, ...]:
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
         images, gen = self.batch(self.step)
-        pixel, perceptual, commitment, z, index = self._losses(images)
-        loss = 2 * pixel + r.perceptual_weight * perceptual + 0.25 * commitment
+        pixel, chroma, perceptual, commitment, z, index = self._losses(images)
+        loss = 2 * pixel + r.colour_weight * chroma + r.perceptual_weight * perceptual
+        loss = loss + 0.25 * commitment
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -240,7 +245,7 @@ class Trainer:
         reborn = 0
         if self.step + 1 >= r.free_steps:
             reborn = self.network.quantize.follow(z.detach(), index, gen)
-        return pixel.item(), perceptual.item(), commitment.item(), float(reborn)
+        return pixel.item(), chroma.item(), perceptual.item(), commitment.item(), float(reborn)
 
     def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
         """Clean coloured icons [B, 3, 64, 64] in [0, 1], and the step's generator."""

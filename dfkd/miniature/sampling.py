@@ -77,16 +77,27 @@ class Batches:
         self.cache, self.size, self.seed = cache, size, seed
         self.rows = [cache.rows[i] for i in keep]
         self.easy, self.usual = easy_weights(self.rows), weights(self.rows)
+        self.named: dict[tuple[str, ...], list[Row]] = {}
+        for row in self.rows:
+            self.named.setdefault(row.words, []).append(row)
 
     def draw(
-        self, step: int, strength: float = 1.0
+        self, step: int, strength: float = 1.0, mates: bool = False
     ) -> tuple[list[Row], Tensor, Tensor, np.random.Generator]:
         """Rows (black ones first), their alpha [N, 64, 64], their premultiplied RGBA
-        [M, 4, 64, 64], and the generator for what else is random in this step."""
+        [M, 4, 64, 64], and the generator for what else is random in this step.
+
+        With ``mates`` half of the rows have the name of another one, most often of another set.
+        """
         rng = np.random.default_rng((self.seed, step))
         cumulative = np.cumsum((1 - strength) * self.easy + strength * self.usual)
-        picks = np.searchsorted(cumulative, rng.random(self.size) * cumulative[-1])
-        rows = sorted((self.rows[i] for i in picks), key=lambda row: row.colour)
+        count = self.size - self.size // 2 if mates else self.size
+        picks = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+        chosen = [self.rows[i] for i in picks]
+        for row in chosen[: self.size - count]:
+            same = self.named[row.words]
+            chosen.append(same[rng.integers(len(same))])
+        rows = sorted(chosen, key=lambda row: row.colour)
         return rows, *pixels(self.cache, rows), rng
 
 

@@ -22,14 +22,20 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from torch import Tensor, nn
 
 from dfkd.miniature import augment
-from dfkd.miniature.captions import CAPTION_WORDS, PSEUDO_WORD, Captioner, merges_for
+from dfkd.miniature.captions import (
+    CAPTION_WORDS,
+    PSEUDO_WORD,
+    Caption,
+    Captioner,
+    merges_for,
+)
 from dfkd.miniature.recipe import Teacher
 from dfkd.miniature.rendering import Cache, Row
 from dfkd.miniature.sampling import UI_WORDS, Batches, plain
 
 Log = Callable[[str], None]
-#: Normalised images [B, 3, 64, 64], token ids [B, L], object names, generator.
-Batch = tuple[Tensor, Tensor, list[str], torch.Generator]
+#: Normalised images [B, 3, 64, 64], token ids [B, L], positives [B, B], generator.
+Batch = tuple[Tensor, Tensor, Tensor, torch.Generator]
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
@@ -101,15 +107,31 @@ def encode_tokens(
     return out
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, names: Sequence[str]) -> Tensor:
-    """CLIP's symmetric loss where all captions with the same object name are positives."""
+def positives(captions: Sequence[Caption], truths: Sequence[Sequence[str]] | None) -> Tensor:
+    """Which captions are true of which images: float [images, captions] of 0 and 1.
+
+    A caption is true of an image of its object, and with ``truths`` (all that could be told of each
+    image) only if all that it tells about the drawing is true as well: so the towers learn styles.
+    """
+    same: dict[str, list[int]] = {}
+    for i, caption in enumerate(captions):
+        same.setdefault(caption.name, []).append(i)
+    out = torch.zeros(len(captions), len(captions))
+    for group in same.values():
+        for j in group:
+            told = captions[j].told if truths else ()
+            for i in group:
+                out[i, j] = float(all(text in truths[i] for text in told)) if truths else 1.0
+    return out
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
+    """CLIP's symmetric loss where all captions that are true of an image are its positives."""
     logits = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    index = torch.tensor([numbers[name] for name in names])
-    same = (index.unsqueeze(0) == index.unsqueeze(1)).float()
-    target = same / same.sum(1, keepdim=True)
-    by_row = -(target * logits.log_softmax(1)).sum(1).mean()
-    by_column = -(target * logits.log_softmax(0)).sum(0).mean()
+    by_image = positive / positive.sum(1, keepdim=True)
+    by_text = positive / positive.sum(0, keepdim=True)
+    by_row = -(by_image * logits.log_softmax(1)).sum(1).mean()
+    by_column = -(by_text * logits.log_softmax(0)).sum(0).mean()
     return (by_row + by_column) / 2
 
 
@@ -151,6 +173,7 @@ class Trainer:
             foreach=True,
         )
         self.step, self.seconds = 0, 0.0
+        self.last = recipe.steps + recipe.style_steps
 
     def run(self, validate: Callable[[nn.Module, int], None]) -> nn.Module:
         """Train to the last step; returns the averaged model."""
@@ -160,7 +183,7 @@ class Trainer:
             tower = torch.compile(tower)
         ahead = ThreadPoolExecutor(1)
         coming = ahead.submit(self.batch, self.step)
-        while self.step < self.recipe.steps:
+        while self.step < self.last:
             begun = time.monotonic()
             batch, coming = coming.result(), ahead.submit(self.batch, self.step + 1)
             loss = self._update(tower, batch)
@@ -168,10 +191,10 @@ class Trainer:
             self.seconds += time.monotonic() - begun
             if self.step % 20 == 0:
                 self.log(
-                    f"teacher step {self.step}/{self.recipe.steps} loss {loss:.3f} "
+                    f"teacher step {self.step}/{self.last} loss {loss:.3f} "
                     f"{self.seconds / self.step:.2f} s/step"
                 )
-            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.last:
                 self._save()
                 validate(self.average.eval(), self.step)
         return self.average.eval()  # type: ignore[no-any-return]
@@ -179,13 +202,13 @@ class Trainer:
     def _update(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> float:
         r = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = r.learning_rate * _schedule(self.step, r.warmup_steps, r.steps)
-        images, ids, names, gen = batch
+            group["lr"] = self.rate(self.step)
+        images, ids, positive, gen = batch
         with torch.autocast("cpu", torch.bfloat16):
             image = tower(images)
             text = encode_tokens(self.model, ids, self.pseudo, r.pseudo_word_scales, gen)
         scale = self.model.logit_scale.exp().clamp(max=100)
-        loss = contrastive_loss(image.float(), text.float(), scale, names)
+        loss = contrastive_loss(image.float(), text.float(), scale, positive)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -193,23 +216,32 @@ class Trainer:
         self._follow()
         return float(loss.detach())
 
+    def rate(self, step: int) -> float:
+        """The learning rate: a cosine with warm-up for each of the two stages."""
+        r = self.recipe
+        if step < r.steps:
+            return r.learning_rate * _schedule(step, r.warmup_steps, r.steps)
+        return r.style_rate * _schedule(step - r.steps, r.warmup_steps, r.style_steps)
+
     def batch(self, step: int) -> Batch:
-        """Normalised images [B, 3, 64, 64], token ids [B, L], object names, generator."""
+        """Normalised images [B, 3, 64, 64], token ids [B, L], positives [B, B], generator."""
         # Full difficulty from the start left the loss at chance for hundreds of steps.
         strength = min(1.0, step / self.recipe.easy_steps)
-        rows, alpha, coloured, rng = self.batches.draw(step, strength)
+        styled = step >= self.recipe.steps
+        rows, alpha, coloured, rng = self.batches.draw(step, strength, mates=styled)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         planned = augment.plan(len(rows), gen, strength)
         images = augment.paint(alpha, coloured, planned, gen, strength)
-        pairs = [
-            self.captioner.caption(row, look, rng, strength)
-            for row, look in zip(rows, planned.looks(), strict=True)
+        pairs = list(zip(rows, planned.looks(len(alpha)), strict=True))
+        captions = [
+            self.captioner.caption(row, look, rng, strength, telling=styled) for row, look in pairs
         ]
+        truths = [self.captioner.truths(row, look) for row, look in pairs] if styled else None
         # Long captions are rare and cost much: most steps cut them.
         length = self.recipe.context_length if step % 4 == 0 else self.recipe.usual_length
-        ids = torch.from_numpy(self.captioner.tokens([words for _, words in pairs], length))
+        ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
         images = ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-        return images, ids, [name for name, _ in pairs], gen
+        return images, ids, positives(captions, truths), gen
 
     @torch.no_grad()
     def _follow(self) -> None:

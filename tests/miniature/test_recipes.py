@@ -56,9 +56,9 @@ def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
         for _ in range(2)
     ]
     assert made[0] == made[1]
-    assert len({" ".join(words) for _, words in made[0]}) > 10
-    assert any(captions.PSEUDO_WORD in words for _, words in made[0])
-    ids = maker.tokens([words for _, words in made[0]], 12)
+    assert len({" ".join(caption.words) for caption in made[0]}) > 10
+    assert any(captions.PSEUDO_WORD in caption.words for caption in made[0])
+    ids = maker.tokens([caption.words for caption in made[0]], 12)
     assert ids.shape[1] <= 12
     assert (ids.max(1) == tokenizer.eot_token_id).all()
 
@@ -66,7 +66,32 @@ def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
 def test_easy_captions_are_the_plain_name() -> None:
     maker = captions.Captioner(lambda text: [1], 0, 2, WORDS, {"some": "Some"})
     rng = np.random.default_rng(0)
-    assert maker.caption(row("dog"), captions.Look(()), rng, 0.0) == ("dog", ["a", "dog"])
+    assert maker.caption(row("dog"), captions.Look(()), rng, 0.0) == (
+        captions.Caption("dog", ["a", "dog"])
+    )
+
+
+def test_captions_tell_only_what_is_true() -> None:
+    maker = captions.Captioner(lambda text: [1], 0, 2, ["noise"], {"some": "Some set"})
+    one, look = row("dog"), captions.Look(("red", "pixel art"))
+    truths = maker.truths(one, look)
+    assert set(truths) == {"red", "pixel art", "bold", "Some set", "monochrome"}
+    rng = np.random.default_rng(0)
+    made = [maker.caption(one, look, rng, telling=True) for _ in range(200)]
+    assert all(set(caption.told) <= set(truths) for caption in made)
+    telling = [caption for caption in made if caption.told]
+    assert 100 < len(telling) < 150  # 61 of 100 forms
+    for caption in telling:
+        if "pixel art" in caption.told:
+            assert "pixel" in caption.words
+
+
+def test_mates_share_a_name(cache: Cache) -> None:
+    rows, *_ = sampling.Batches(cache, np.arange(8), 8, 0).draw(3, mates=True)
+    names = [one.name for one in rows]
+    assert len(rows) == 8
+    assert len(set(names)) <= 4
+    assert all(names.count(name) >= 2 for name in names)
 
 
 def test_things_that_sets_share_are_seen_more_than_interface_parts() -> None:
@@ -124,18 +149,38 @@ def test_enclosed_places_are_filled() -> None:
     assert filled.sum() == 64 + 2
 
 
-def test_same_names_are_positives_of_each_other() -> None:
+def test_a_caption_is_a_positive_of_every_image_that_it_is_true_of() -> None:
+    told = [
+        captions.Caption("dog", ["a", "dog"]),
+        captions.Caption("dog", ["a", "red", "dog"], ("red",)),
+        captions.Caption("cat", ["a", "red", "cat"], ("red",)),
+    ]
+    by_name = teacher_recipe.positives(told, None)
+    assert by_name.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    truths = [["blue"], ["red", "bold"], ["red"]]
+    assert teacher_recipe.positives(told, truths).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+
+
+def test_loss_rewards_positives() -> None:
     same = torch.eye(4)[[0, 0, 1]]
     scale = torch.tensor(20.0)
-    right = teacher_recipe.contrastive_loss(same, same, scale, ["dog", "dog", "cat"])
-    wrong = teacher_recipe.contrastive_loss(same, same, scale, ["dog", "owl", "owl"])
+    names = [["dog", "dog", "cat"], ["dog", "owl", "owl"]]
+    right, wrong = (
+        teacher_recipe.contrastive_loss(
+            same,
+            same,
+            scale,
+            teacher_recipe.positives([captions.Caption(n, [n]) for n in ns], None),
+        )
+        for ns in names
+    )
     assert right < wrong
 
 
 def small_teacher() -> Teacher:
     return Teacher(
-        embed_dim=16, image_width=8, text_width=16, text_heads=2, text_layers=1, steps=2,
-        batch_size=8, warmup_steps=1, easy_steps=1, checkpoint_every=1, compile=False,
+        embed_dim=16, image_width=8, text_width=16, text_heads=2, text_layers=1, steps=1,
+        style_steps=1, batch_size=8, warmup_steps=1, easy_steps=1, checkpoint_every=1, compile=False,
     )  # fmt: skip
 
 
@@ -178,7 +223,7 @@ def test_generator_trains_with_codes_and_exports_official_names(
 ) -> None:
     recipe = Generator(
         channel_multipliers=(1, 1), latent_channels=32, codes=16, steps=3, free_steps=1,
-        batch_size=4, checkpoint_every=3,
+        batch_size=4, checkpoint_every=3, compile=False,
     )  # fmt: skip
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
     trainer = generator_recipe.Trainer(
