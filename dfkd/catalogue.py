@@ -19,7 +19,7 @@ from dfkd.storage import Storage
 SCHEMA = 1
 """Of manifest.json and index.parquet; raised when a reader must know about a change."""
 
-INDEX_KEY, CARD_KEY = "index.parquet", "README.md"
+INDEX_KEY, CARD_KEY, PROMPTS_KEY = "index.parquet", "README.md", "prompts.json"
 
 INDEX = pa.schema(
     [
@@ -111,8 +111,13 @@ def publish(
     receipts: Sequence[Receipt],
     quarantined: Sequence[str],
 ) -> None:
-    """Write index, data card and, last and once, manifest.json with the sha256 of the two."""
+    """Write index, data card and, last and once, manifest.json with their sha256.
+
+    It also holds that of prompts.json, which in turn holds those of the prompts.
+    """
     manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
+    if storage.exists(PROMPTS_KEY):
+        manifest["prompts"] = hashlib.sha256(storage.get(PROMPTS_KEY)).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, INDEX_KEY)
         moments = write_index(storage, receipts, index)

@@ -4,6 +4,7 @@ Keys under a method's storage (`data/{method}` of a run):
 
     versions/{id}/identity.json    everything that is hashed; written first
                   prompts/         Parquet, before any shard
+                  prompts.json     their summary and sha256, before any shard
                   shards/          {task}.tar
                   receipts/        {task}.json: the shard counts from here on
                   index.parquet, README.md
@@ -26,9 +27,17 @@ import pyarrow.parquet as pq
 
 from dfkd import catalogue
 from dfkd import fingerprint as fingerprints
+from dfkd.catalogue import PROMPTS_KEY
 from dfkd.errors import CorruptionError, PartialError
 from dfkd.plan import Task, sample_key
-from dfkd.published import PublishedVersion, advance, current, open_version, read_json
+from dfkd.published import (
+    PublishedVersion,
+    advance,
+    current,
+    open_version,
+    read_json,
+    sha256_object,
+)
 from dfkd.shards import Receipt, canonical, decode_receipt, encode_receipt, parse_shard
 from dfkd.storage import Storage
 from dfkd.verification import verify
@@ -173,6 +182,11 @@ class Version:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         return self.storage.put_if_absent(f"prompts/{name}.parquet", buffer.getvalue())
+
+    def seal_prompts(self, names: Iterable[str], facts: Mapping[str, Any]) -> None:
+        """Write prompts.json: `facts` about all prompts, and the sha256 of each part in `parts`."""
+        digests = {name: sha256_object(self.storage, f"prompts/{name}.parquet") for name in names}
+        self.storage.put(PROMPTS_KEY, canonical({**facts, "parts": digests}))
 
     def has_prompts(self, name: str) -> bool:
         """Whether prompts/{name}.parquet is there."""

@@ -1,4 +1,4 @@
-"""Verify a published version: every shard, receipt and row of the index against the manifest."""
+"""Verify a published version: every shard, receipt, prompt and row of the index."""
 
 import itertools
 import tempfile
@@ -8,7 +8,7 @@ from typing import Any
 
 from dfkd import catalogue
 from dfkd.errors import CorruptionError
-from dfkd.published import PublishedVersion, sha256_object
+from dfkd.published import PublishedVersion, read_json, sha256_object
 from dfkd.shards import Receipt, decode_receipt
 
 Row = dict[str, Any]
@@ -20,6 +20,7 @@ def verify(version: PublishedVersion) -> list[str]:
     Reads everything once, a shard at a time. A store that cannot be reached still raises.
     """
     problems = [problem for receipt in version.shards for problem in _receipt(version, receipt)]
+    problems += _prompts(version)
     damaged = [
         key
         for key, digest in version.files.items()
@@ -41,6 +42,21 @@ def verify(version: PublishedVersion) -> list[str]:
         if next(rows, None) is not None:
             problems.append("index.parquet: has rows of no shard in manifest.json")
     return problems
+
+
+def _prompts(version: PublishedVersion) -> Iterator[str]:
+    wanted = version.manifest.get("prompts")
+    if wanted is None:
+        return
+    mend = "restore it from a copy, or give another storage.root and synthesise again"
+    storage = version.storage
+    if sha256_object(storage, catalogue.PROMPTS_KEY) != wanted:
+        yield f"{storage.location(catalogue.PROMPTS_KEY)}: is not what was published; {mend}"
+        return
+    for name, digest in read_json(storage, catalogue.PROMPTS_KEY)["parts"].items():
+        if sha256_object(storage, f"prompts/{name}.parquet") != digest:
+            place = storage.location(f"prompts/{name}.parquet")
+            yield f"{place}: is not what was published; {mend}"
 
 
 def _receipt(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:

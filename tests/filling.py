@@ -75,10 +75,12 @@ def home(root: Path) -> Storage:
 def fill(root: Path, tasks: Collection[Task] = TASKS) -> dataset.PublishedVersion:
     """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
     version = dataset.begin(home(root), IDENTITY)
-    for shard in {task.shard_index for task in tasks}:
+    shards = sorted({task.shard_index for task in tasks})
+    for shard in shards:
         mine = [task for task in tasks if task.shard_index == shard]
         rows = [{"class_index": t.class_index, "index": i} for t in mine for i in t.indices]
         version.put_prompts(f"{shard:05d}", pa.Table.from_pylist(rows))
+    version.seal_prompts([f"{shard:05d}" for shard in shards], {})
     done = version.receipts()
     for task in tasks:
         if task.id not in done:

@@ -340,6 +340,19 @@ def test_prompts_of_a_task(version: Version) -> None:
     assert version.prompt_part("00000").equals(prompt_table())
 
 
+def test_changed_prompts_are_found(tmp_path: Path) -> None:
+    published = fill(tmp_path)
+    storage = published.storage
+    part, sealed = storage.get("prompts/00001.parquet"), storage.get("prompts.json")
+    storage.put("prompts/00001.parquet", part[:-1] + b"x")
+    assert ["prompts/00001.parquet: is not" in line for line in verify(published)] == [True]
+    storage.put("prompts/00001.parquet", part)
+    storage.put("prompts.json", sealed.replace(b"parts", b"ports"))
+    assert ["prompts.json: is not" in line for line in verify(published)] == [True]
+    storage.put("prompts.json", sealed)
+    assert verify(published) == []
+
+
 def test_missing_or_damaged_prompts_are_refused(version: Version) -> None:
     version.put_prompts("00000", prompt_table(2))
     with pytest.raises(CorruptionError, match="2 prompts of class 0, not those of images 0 to 2"):

@@ -26,7 +26,6 @@ from dfkd.plan import Task, estimated_bytes, image_count, task_count, tasks
 from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
 from dfkd.record import Cost, recorded
-from dfkd.shards import canonical
 from dfkd.storage import open_storage, require_space
 from dfkd.surrogate import SurrogateMaker
 
@@ -156,7 +155,7 @@ class PromptWorker(Worker):
         if part.number == part_count(self.manifest) - 1:
             parts = (self.version.prompt_part(part_name(i)) for i in range(part.number + 1))
             facts = statistics(parts, self._maker.class_texts.cpu().numpy())
-            self.version.storage.put("prompts.json", canonical(facts))
+            self.version.seal_prompts(map(part_name, range(part.number + 1)), facts)
         return int(table.num_rows)
 
 
