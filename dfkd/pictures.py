@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+Array = npt.NDArray[np.float32]
+
 LONG = 8
 """A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
 
@@ -29,6 +31,12 @@ def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
     return np.asarray(_fit(upright, image_size))
+
+
+def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
+    """Images [S, S, 3] uint8 as a student takes them: float32 [N, 3, S, S] in [0, 1]."""
+    stacked = np.stack(images).astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
