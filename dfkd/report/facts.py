@@ -1,0 +1,314 @@
+"""What a page shows, collected from a run's storage: results, versions, students, origin."""
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+from safetensors import SafetensorError, safe_open
+
+import dfkd
+from dfkd import record
+from dfkd.dataset import PublishedVersion, current
+from dfkd.diversity import vendi_score
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.manifest import Manifest
+from dfkd.published import read_json
+from dfkd.report.curves import Curve, read_curve
+from dfkd.report.gallery import (
+    MAX_PICTURES,
+    PER_CLASS,
+    Gallery,
+    Index,
+    gallery,
+    read_index,
+    shown_classes,
+    thinned,
+)
+from dfkd.report.prompts import Prompts, read_prompts
+from dfkd.results import Row, Summary, ordered, validate_results
+from dfkd.shards import canonical
+from dfkd.storage import Storage
+from dfkd.student import CARD, WEIGHTS
+
+ORIGIN = "report.json"
+"""What a page needs beside the run's own objects, so that a folder is enough to write it again."""
+
+URIS = 3_000_000
+"""Characters of all images on a page."""
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Ends of the names of tensors that are no parameters."""
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Origin:
+    """Where a run came from; kept as report.json."""
+
+    schema: Literal[1]
+    command: str
+    """That makes the run, or finds it made."""
+    commit: str | None
+    """Of the checkout that the package was run from."""
+    manifest: dict[str, Any]
+    students: Annotated[tuple[str, ...], Field(strict=False)]
+    """Names of the folders under students/."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The images of one prompt method."""
+
+    method: str
+    version: PublishedVersion
+    index: Index
+    gallery: Gallery
+    prompts: Prompts | None
+    vendi: float | None
+    """Of the teacher's embeddings of a sample of the images."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One student."""
+
+    name: str
+    """Of its folder."""
+    method: str
+    seed: int
+    architecture: str
+    image_size: int
+    parameters: int
+    bytes: int
+    sha256: str
+    curve: Curve | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model and method over all domains and seeds."""
+
+    summary: Summary
+    confusion: npt.NDArray[Any]
+    """M x M counts, true x predicted, summed over domains and seeds."""
+
+    @property
+    def label(self) -> str:
+        """What charts and tables call it."""
+        return "teacher" if self.summary["model"] == "teacher" else self.summary["method"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A whole run."""
+
+    location: str
+    name: str
+    classes: tuple[str, ...]
+    rows: list[Row]
+    images: dict[str, int]
+    """Evaluation images of each domain."""
+    notes: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    scored: list[Scored]
+    """The teacher first."""
+    made: list[Made]
+    trained: list[Trained]
+    entries: list[record.Entry]
+    takehome: dict[str, Any] | None
+    """The content of student/takehome.json."""
+    origin: Origin | None
+
+    @property
+    def teacher(self) -> Scored | None:
+        """None if it was not scored."""
+        return next((s for s in self.scored if s.summary["model"] == "teacher"), None)
+
+    @property
+    def students(self) -> list[Scored]:
+        """In the order of methods."""
+        return [s for s in self.scored if s.summary["model"] == "student"]
+
+    @property
+    def best(self) -> Scored | None:
+        """The student of the method with the highest mean; the first of equal ones."""
+        return max(self.students, key=lambda s: s.summary["mean"], default=None)
+
+
+def require_finished(storage: Storage) -> None:
+    """Refuse a root without the results of a run (`ManifestError`)."""
+    if not storage.exists("results.json"):
+        raise ManifestError(
+            "storage.root",
+            "must hold a finished run, with results.json",
+            storage.location(),
+            "run jobs/pipeline.py first",
+        )
+
+
+def note_origin(
+    storage: Storage, manifest: Manifest, command: str, students: Sequence[str]
+) -> None:
+    """Write report.json, from which a folder's page can be written without its manifest."""
+    origin = Origin(1, command, commit(), manifest.as_dict(), tuple(students))
+    storage.put(ORIGIN, canonical(asdict(origin)))
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package lies in; None if it lies in none."""
+    folder = Path(dfkd.__file__).parents[1]
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def collect(storage: Storage) -> Facts:
+    """All facts of the finished run under a root.
+
+    Raises:
+        ManifestError: no run has been finished there.
+        CorruptionError: something that it left is damaged.
+    """
+    require_finished(storage)
+    results = read_json(storage, "results.json")
+    validate_results(results)
+    classes = tuple(results["classes"])
+    rows = ordered(results["rows"])
+    origin = _origin(storage)
+    scored = [_scored(summary, rows, len(classes)) for summary in results["summary"]]
+    data = results.get("data")
+    described = data if isinstance(data, dict) else {}
+    name = origin.manifest.get("name") if origin else None
+    methods = [s.summary["method"] for s in scored if s.summary["model"] == "student"]
+    return Facts(
+        location=storage.location(),
+        name=str(name or Path(storage.location()).name),
+        classes=classes,
+        rows=rows,
+        images={row["domain"]: row["images"] for row in rows},
+        notes=_lines(described.get("notes")),
+        unreadable=_lines(described.get("unreadable")),
+        scored=scored,
+        made=_made(storage, methods, classes),
+        trained=_trained(storage, rows, origin),
+        entries=record.read(storage),
+        takehome=_takehome(storage),
+        origin=origin,
+    )
+
+
+def _lines(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _origin(storage: Storage) -> Origin | None:
+    if not storage.exists(ORIGIN):
+        return None
+    try:
+        return TypeAdapter(Origin).validate_json(storage.get(ORIGIN), strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise CorruptionError(
+            f"{storage.location(ORIGIN)}: {problem}; delete it, and run jobs/report.py "
+            "with the run's manifest"
+        ) from None
+
+
+def _scored(summary: Summary, rows: Sequence[Row], classes: int) -> Scored:
+    total = np.zeros((classes, classes), dtype=np.int64)
+    for row in rows:
+        if (row["model"], row["method"]) == (summary["model"], summary["method"]):
+            total += np.array(row["confusion"], dtype=np.int64)
+    return Scored(summary, total)
+
+
+def _made(storage: Storage, methods: Sequence[str], classes: tuple[str, ...]) -> list[Made]:
+    """The current version of each method; of all methods with data where no student was scored."""
+    names = list(methods or storage.folders("data/"))
+    versions = {name: current(storage.child(f"data/{name}")) for name in names}
+    present = {name: v for name, v in versions.items() if v is not None and v.classes == classes}
+    strips = len(shown_classes(classes)) * max(len(present), 1)
+    per_class = min(PER_CLASS, max(MAX_PICTURES // strips, 1))
+    indices = {name: read_index(version) for name, version in present.items()}
+    galleries = thinned(
+        [gallery(version, indices[name], per_class) for name, version in present.items()], URIS
+    )
+    return [
+        Made(name, v, indices[name], shown, read_prompts(v, name), _vendi(shown.embeddings))
+        for (name, v), shown in zip(present.items(), galleries, strict=True)
+    ]
+
+
+def _vendi(embeddings: npt.NDArray[Any]) -> float | None:
+    usable = embeddings[np.abs(embeddings).sum(axis=1) > 0]
+    return vendi_score(usable) if len(usable) else None
+
+
+def _trained(storage: Storage, rows: Sequence[Row], origin: Origin | None) -> list[Trained]:
+    """The students that were scored: those that report.json names, or the only ones there are."""
+    named = set(origin.students) if origin else None
+    folders = storage.folders("students/")
+    keys = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
+    seeds = {method: sum(m == method for m, _ in keys) for method, _ in keys}
+    found = []
+    for method, seed in keys:
+        matching = [
+            name
+            for name in folders
+            if name.startswith(f"{method}-s{seed}-") and (named is None or name in named)
+        ]
+        if len(matching) == 1:
+            label = method if seeds[method] == 1 else f"{method} {seed}"
+            student = _student(storage.child(f"students/{matching[0]}"), matching[0], method, seed)
+            curve = read_curve(storage.child(f"students/{matching[0]}"), method, seed, label)
+            found.append(Trained(**student, curve=curve))
+    return found
+
+
+def _student(storage: Storage, name: str, method: str, seed: int) -> dict[str, Any]:
+    card = read_json(storage, CARD)
+    return {
+        "name": name,
+        "method": method,
+        "seed": seed,
+        "architecture": str(card.get("architecture", "student")),
+        "image_size": int(card.get("image_size", 0)),
+        "parameters": _parameters(storage),
+        "bytes": int(card.get("bytes", 0)),
+        "sha256": str(card.get("sha256", "")),
+    }
+
+
+def _parameters(storage: Storage) -> int:
+    """Numbers that training can change, from the header of the weights."""
+    with tempfile.TemporaryDirectory(prefix="dfkd-weights-") as folder:
+        path = Path(folder, WEIGHTS)
+        storage.get_file(WEIGHTS, path)
+        try:
+            with safe_open(path, "numpy") as tensors:
+                return sum(
+                    int(np.prod(tensors.get_slice(key).get_shape()))
+                    for key in tensors.keys()  # noqa: SIM118 - it is no mapping
+                    if not key.endswith(STATISTICS) and key not in ("mean", "std")
+                )
+        except SafetensorError as error:
+            raise CorruptionError(
+                f"{storage.location(WEIGHTS)}: {error}; delete the student's folder and distil "
+                "again"
+            ) from None
+
+
+def _takehome(storage: Storage) -> dict[str, Any] | None:
+    key = "student/takehome.json"
+    return read_json(storage, key) if storage.exists(key) else None

@@ -1,0 +1,140 @@
+"""The words and figures of a page: its headline, and how numbers read."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from dfkd.report.facts import Facts, Trained
+
+WORDS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+)  # fmt: skip
+MANY = 1_000_000
+
+
+def headline(facts: Facts) -> Markup:
+    """One sentence that says what the run achieved, its figure emphasised."""
+    best, teacher = facts.best, facts.teacher
+    domains = _number(len(facts.images))
+    over = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
+    if best is None:
+        alone = percent(teacher.summary["mean"] if teacher else 0.0)
+        return _sentence("The teacher alone has a mean accuracy of", alone, f"over {over}.")
+    trained = next((t for t in facts.trained if t.method == best.label), None)
+    who = f"{_student(trained)} that {_origin(facts)}"
+    if teacher is None or not teacher.summary["mean"]:
+        mean = percent(best.summary["mean"])
+        return _sentence(f"{who} has a mean accuracy of", mean, f"over {over}.")
+    kept = percent(best.summary["mean"] / teacher.summary["mean"])
+    return _sentence(f"{who} keeps", kept, f"of its teacher's accuracy over {over}.")
+
+
+def _sentence(before: str, figure: str, after: str) -> Markup:
+    return Markup("{} <em>{}</em> {}").format(before, figure, after)
+
+
+def _student(trained: Trained | None) -> str:
+    if trained is None:
+        return "A student"
+    article = "An" if trained.architecture[:1].lower() in "aeiou" else "A"
+    size = f"{trained.parameters / MANY:.1f} M" if trained.parameters >= MANY else None
+    return f"{article} {trained.architecture} of {size or f'{trained.parameters:,}'} parameters"
+
+
+def _origin(facts: Facts) -> str:
+    """What the student saw; a claim about real images only where its initial weights are known."""
+    section = facts.origin.manifest.get("distillation") if facts.origin else None
+    weights = section.get("weights") if isinstance(section, Mapping) else None
+    if weights == "none":
+        return "has never seen a real image"
+    return "was distilled from synthesised images alone"
+
+
+def figures(facts: Facts) -> list[tuple[str, str, str]]:
+    """Name, value and unit of the numbers below the headline."""
+    best, teacher = facts.best, facts.teacher
+    found = []
+    if best:
+        found.append((f"mean accuracy, {best.label}", *_value(best.summary["mean"])))
+    if teacher:
+        found.append(("mean accuracy, teacher", *_value(teacher.summary["mean"])))
+    made = sum(int(m.version.manifest["samples"]) for m in facts.made)
+    found.append(("images synthesised", count(made), ""))
+    found.append(("real images used for it", "0", ""))
+    if facts.entries:
+        hours = sum(entry.seconds for entry in facts.entries) / 3600
+        spent = sum(entry.worker_seconds for entry in facts.entries) / 3600
+        found.append(("time, all stages", f"{hours:.2f}", "h"))
+        found.append(("cost", f"{spent:.2f}", "worker-hours"))
+    return found
+
+
+def _value(mean: float) -> tuple[str, str]:
+    return f"{100 * mean:.1f}", "%"
+
+
+def _number(value: int) -> str:
+    return WORDS[value] if value < len(WORDS) else count(value)
+
+
+def count(value: int) -> str:
+    """12345 as `12,345`."""
+    return f"{value:,}"
+
+
+def percent(value: float) -> str:
+    """0.897 as `89.7 %`, with a space that does not break."""
+    return f"{100 * value:.1f}\u00a0%"
+
+
+def size(value: int) -> str:
+    """Bytes in the largest unit that leaves a figure of 1 or more."""
+    amount = float(value)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.0f}\u00a0{unit}" if unit == "B" else f"{amount:.1f}\u00a0{unit}"
+
+
+def duration(seconds: float) -> str:
+    """3723 as `1 h 02 min`, 62 as `1 min 02 s`, 6.2 as `6.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min {rest:02}\u00a0s"
+    return f"{minutes // 60}\u00a0h {minutes % 60:02}\u00a0min"
+
+
+def short(text: str, letters: int = 240) -> str:
+    """The text, cut where it is very long."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def spread(found: Mapping[str, Any] | None) -> str:
+    """Mean and standard deviation in percent; a dash without any."""
+    if found is None:
+        return "-"
+    text = f"{100 * found['mean']:.1f}"
+    if found["std"] is None:
+        return text
+    return Markup("{} <small>±{}</small>").format(text, f"{100 * found['std']:.1f}")
+
+
+def average(values: Any) -> str:
+    """The mean with two digits; a dash of nothing."""
+    return f"{float(values.mean()):.2f}" if len(values) else "-"
+
+
+def words(name: str) -> str:
+    """A domain's name as it is read."""
+    return name.replace("_", " ")
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "average": average, "bytes": size, "count": count, "duration": duration, "percent": percent,
+    "short": short, "spread": spread, "words": words,
+}  # fmt: skip
