@@ -122,7 +122,7 @@ class Distiller:
     def advance(self, batch: Batch) -> Outcome:
         """One optimizer step on this rank's share of a batch."""
         assert self.model is not None  # noqa: S101 - for the type checker
-        pixels = self._view(batch)
+        pixels = self.view(batch)
         distances = self._distances(pixels, batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             outputs = self.model(pixels)
@@ -138,8 +138,8 @@ class Distiller:
         agreement = (outputs.detach().argmin(1) == distances.argmin(1)).float().mean()
         return Outcome(loss.detach(), agreement)
 
-    def _view(self, batch: Batch) -> Tensor:
-        """The augmented images of this step, float32 in [0, 1]."""
+    def view(self, batch: Batch) -> Tensor:
+        """The augmented images [B, 3, H, W] of this step, float32 in [0, 1]; the same each time."""
         seed = derive_seed("step", self.seed, self.step, self.rank)
         torch.manual_seed(seed)
         pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)

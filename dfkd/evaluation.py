@@ -207,7 +207,6 @@ def _confusions(
     title = f"{candidate.model} {candidate.method} seed {candidate.seed}"
     with bar(title, len(data.items), "img") as progress:
         for chunk, images in _batches(data.items, candidate.image_size, batch_size, threads):
-            progress.update(len(chunk))
             readable = []
             for item, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
@@ -218,6 +217,8 @@ def _confusions(
                 items, arrays = zip(*readable, strict=True)
                 for item, answer in zip(items, _predict(candidate, arrays, M), strict=True):
                     counts[item.domain][item.class_index, answer] += 1
+            progress.note(f"{len(unreadable)} unreadable" if unreadable else "")
+            progress.update(len(chunk))
     return counts
 
 

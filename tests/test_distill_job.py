@@ -4,6 +4,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 import jobs
 from dfkd import record
 from dfkd.manifest import Manifest
@@ -64,6 +66,10 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
     assert whole.bytes == len((left / "student.safetensors").read_bytes())
     assert whole.worker_seconds == whole.seconds > 0
     assert 0 < rest.images <= 6 * 4 * 6  # of what the kill had left, after two checkpoints
+    events = EventAccumulator(str(left / "tensorboard"))
+    events.Reload()
+    (views,) = events.Images("augmented")
+    assert (views.step, views.width, views.height) == (0, 6 * 32, 32)
     assert list((right / "tensorboard").iterdir())
 
 

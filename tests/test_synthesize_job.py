@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfkd import record
 from dfkd.dataset import current, verify
@@ -109,6 +110,17 @@ def _wait_for_work(root: Path, process: subprocess.Popen[bytes], extra: float) -
             break
         time.sleep(0.01)
     time.sleep(extra)
+
+
+def test_a_run_shows_its_shards_on_tensorboard(undisturbed: Path) -> None:
+    events = EventAccumulator(str(undisturbed / "run/tensorboard/synthesis-contrastive"))
+    events.Reload()
+    assert len(events.Scalars("loss")) == 9
+    assert [event.step for event in events.Scalars("confidence")] == list(range(2, 19, 2))
+    steps = events.Scalars("loss_by_step")
+    assert [event.step for event in steps] == list(range(8))
+    assert steps[-1].value < steps[0].value
+    assert set(events.Tags()["images"]) == {"samples/dog", "samples/house", "samples/car"}
 
 
 def test_a_finished_run_is_not_made_again(undisturbed: Path) -> None:

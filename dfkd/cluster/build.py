@@ -26,8 +26,10 @@ from dfkd.plan import Task, estimated_bytes, image_count, task_count, tasks
 from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
 from dfkd.record import Cost, recorded
+from dfkd.shards import parse_shard
 from dfkd.storage import open_storage, require_space
 from dfkd.surrogate import SurrogateMaker
+from dfkd.tracking import Curve, Glimpse, ShardTracker
 
 LIBRARIES = ("dfkd", "torch", "open_clip_torch", "taming-transformers", "pillow", "numpy")
 """Those whose version can change a pixel; recorded in the published manifest."""
@@ -162,21 +164,25 @@ class PromptWorker(Worker):
 class SynthesisWorker(Worker):
     """Makes shards."""
 
-    def work(self, task: Task) -> Receipt:
-        """Synthesise, write and commit one task; returns the receipt that counts."""
+    def work(self, task: Task) -> tuple[Receipt, Glimpse]:
+        """Synthesise, write and commit one task; returns the receipt that counts, and a glimpse."""
         if self._maker is None:
             config, precision = self.manifest.generator, self.manifest.synthesis.precision
             decoder = generator.VQGAN.load(config, pick_device(), precision)
             self._maker = SurrogateMaker(self.manifest, self.load_teacher(), decoder)
+        curve = Curve()
         with tempfile.TemporaryDirectory() as folder:
             tar = Path(folder, f"{task.id}.tar")
             try:
-                failed = self._maker.shard(task, self.version.prompts(task), tar)
-                return self.version.commit(task, tar, failed)
+                failed = self._maker.shard(task, self.version.prompts(task), tar, curve)
+                receipt = self.version.commit(task, tar, failed)
+                samples = list(parse_shard(tar.read_bytes(), receipt.shard))
             except OSError as error:
                 raise InfrastructureError(
                     f"task {task.id}: {error}; free space, run again"
                 ) from None
+        name = self.manifest.classes[task.class_index]
+        return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
 
 
 def _pool(manifest: Manifest, kind: type[Worker], version: Version, size: int) -> Pool[Any]:
@@ -213,12 +219,26 @@ def _write_shards(manifest: Manifest, version: Version, cost: Cost) -> dict[str,
     remaining: Iterator[Task] = (task for task in tasks(manifest) if task.id not in done)
     pool = _pool(manifest, SynthesisWorker, version, task_count(manifest) - len(done))
     finished = sum(receipt.samples for receipt in done.values())
-    name = f"{manifest.prompts.method[0]} images"
-    with bar(name, image_count(manifest), "img", finished) as progress:
-        cost.workers = pool.size
+    method = manifest.prompts.method[0]
+    board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
+    cost.workers = pool.size
+    with (
+        bar(f"{method} images", image_count(manifest), "img", finished) as progress,
+        ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
+    ):
         for made in pool.run(remaining):
             made.count(cost)
-            cost.images += made.result.samples
-            cost.bytes += made.result.bytes
-            progress.update(made.result.samples)
+            receipt, glimpse = made.result
+            cost.images += receipt.samples
+            cost.bytes += receipt.bytes
+            tracker.record(glimpse)
+            progress.note(_failures(tracker.failed, len(pool.quarantine)))
+            progress.update(receipt.samples)
+        progress.note(_failures(tracker.failed, len(pool.quarantine)))
     return {item.task.id: item.reason for item in pool.quarantine}
+
+
+def _failures(images: int, tasks: int) -> str:
+    """For the bar: what went wrong so far, or nothing."""
+    counts = {"failed": images, "quarantined": tasks}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -16,14 +16,15 @@ from dfkd import progress
 from dfkd.checkpoints import Checkpoints
 from dfkd.dataset import PublishedVersion, open_version
 from dfkd.device import pick_device, use_threads
-from dfkd.distillation import Course, Distiller, Distribute, Label, Outcome, Scale
+from dfkd.distillation import Course, Distiller, Distribute, Label, Scale
 from dfkd.manifest import Distillation, Manifest, Method
+from dfkd.progress import Bar, LineBar
 from dfkd.prompts import class_texts
 from dfkd.storage import Storage, open_storage
-from dfkd.streaming import Share, Stream
+from dfkd.streaming import Batch, Share, Stream
 from dfkd.student import build, card, fold, save_student
 from dfkd.teacher import Teacher, distances
-from dfkd.tracking import Bar, LineBar, Tracker
+from dfkd.tracking import SAMPLES, Tracker
 
 LOG_STEPS = 50
 """Steps between two points of a TensorBoard curve, where an epoch is not shorter."""
@@ -67,7 +68,7 @@ def train(config: dict[str, Any]) -> None:
     if rank == 0:
         _lead(job, version, folder, stream, distiller, checkpoints)
     else:
-        _run(stream, distiller, lambda outcome: None, lambda: None)
+        _run(stream, distiller, distiller.advance, lambda: None)
     ray.train.report({"step": distiller.step})
 
 
@@ -83,14 +84,14 @@ def open_stream(
 def _run(
     stream: Stream,
     distiller: Distiller,
-    on_step: Callable[[Outcome], None],
+    advance: Callable[[Batch], object],
     on_epoch: Callable[[], None],
 ) -> None:
     """Train from the distiller's step to the end."""
     steps = distiller.course.steps_per_epoch
     while not distiller.done:
         for batch in stream.batches(distiller.epoch, distiller.step % steps):
-            on_step(distiller.advance(batch))
+            advance(batch)
         on_epoch()
 
 
@@ -109,8 +110,10 @@ def _lead(
     with Tracker(bar, folder.child("tensorboard"), config.batch_size) as tracker:
         means: dict[str, float] = {}
 
-        def on_step(outcome: Outcome) -> None:
-            tracker.record(outcome)
+        def advance(batch: Batch) -> None:
+            if distiller.step == 0:
+                tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
+            tracker.record(distiller.advance(batch))
             place = distiller.step % course.steps_per_epoch
             if place == 0 or place % LOG_STEPS == 0:
                 rate = course.rate(config, distiller.step - 1)
@@ -121,7 +124,7 @@ def _lead(
                 checkpoints.write(distiller.step, distiller.state())
                 tracker.upload()
 
-        _run(stream, distiller, on_step, on_epoch)
+        _run(stream, distiller, advance, on_epoch)
         tracker.upload()
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
     save_student(folder, student, _card(job, version, course) | {"training": means})
@@ -143,10 +146,9 @@ def _card(job: Job, version: PublishedVersion, course: Course) -> dict[str, Any]
 def _bar(job: Job, description: str, total: int, done: int) -> Bar:
     """Where the driver's user sees it: tqdm here, Ray's relay from elsewhere, lines in a log."""
     if not job.watched:
-        return LineBar(description, total, done)
+        return LineBar(description, total, "img", done)
     if job.local:
-        here: Bar = progress.bar(description, total, "img", done)
-        return here
+        return progress.bar(description, total, "img", done)
     relayed: Bar = tqdm_ray.tqdm(desc=description, total=total, unit="img")
     relayed.update(done)
     return relayed
