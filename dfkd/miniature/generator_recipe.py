@@ -226,8 +226,9 @@ class Trainer:
             perceptual = self.perception(made, images)
         commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
         error = made.float() - images
-        # What all channels share is taken off: pixels and features alone leave a grey world.
-        chroma = (error - error.mean(1, keepdim=True)).abs().mean()
+        # Without the mean of the channels, and squared: most pixels have no colour, so that an
+        # absolute error is least in a grey world, and pixels and features alone leave one.
+        chroma = (error - error.mean(1, keepdim=True)).square().mean()
         return error.abs().mean(), chroma, perceptual.float(), commitment, z, index
 
     def _update(self) -> tuple[float, ...]:

@@ -71,13 +71,13 @@ class Generator:
     residual_blocks: Count = 1
     latent_channels: Count = 64
     codes: Count = 1024
-    steps: Count = 3600
-    free_steps: Natural = 250
+    steps: Count = 3200
+    free_steps: Natural = 500
     """The first steps train the autoencoder without codes."""
     batch_size: Count = 16
     learning_rate: Positive = 1e-3
     perceptual_weight: NonNegative = 0.3
-    colour_weight: NonNegative = 6.0
+    colour_weight: NonNegative = 20.0
     checkpoint_every: Count = 100
     compile: bool = False
     """Compiled in bfloat16 it did not learn at all with torch 2.13, and was no faster."""
