@@ -27,8 +27,8 @@ _LIMITS = """\
 - Words that no icon set uses as names are unknown to the teacher; English only.
 - Accuracies on few images are coarse: the counts per domain and class stand beside them, and the
   freehand domain shows only some of the classes.
-- The generator has no adversarial loss: textures come out soft, small details and colours fade
-  (the share of colour that survives is given above).
+- The generator has no adversarial loss: textures come out soft, small details fade. Of
+  hues only warm and cold ones survive: greens and purples turn brown or blue.
 - Held-out sets were compared with all training icons by path data and by a perceptual hash, and
   matches were taken out of training. Simple shapes are alike everywhere; redrawings of the same
   idea by another hand are, rightly, still in."""
