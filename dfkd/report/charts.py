@@ -223,7 +223,7 @@ def histogram(
     labels = [
         {
             "x": x, "y": high_share * (1 - place / height), "text": name, "colour": series(slot),
-            "right": x > middle,
+            "right": bool(x > middle),
         }
         for (name, slot, x, _), place in zip(tops, places, strict=True)
     ]  # fmt: skip

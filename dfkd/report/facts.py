@@ -32,6 +32,7 @@ from dfkd.report.gallery import (
     thinned,
 )
 from dfkd.report.prompts import Prompts, read_prompts
+from dfkd.report.takehome import Takehome, read_takehome
 from dfkd.results import Row, Summary, ordered, validate_results
 from dfkd.shards import canonical
 from dfkd.storage import Storage
@@ -121,8 +122,7 @@ class Facts:
     made: list[Made]
     trained: list[Trained]
     entries: list[record.Entry]
-    takehome: dict[str, Any] | None
-    """The content of student/takehome.json."""
+    takehome: Takehome | None
     origin: Origin | None
 
     @property
@@ -203,7 +203,7 @@ def collect(storage: Storage) -> Facts:
         made=_made(storage, methods, classes),
         trained=_trained(storage, rows, origin),
         entries=record.read(storage),
-        takehome=_takehome(storage),
+        takehome=read_takehome(storage),
         origin=origin,
     )
 
@@ -307,8 +307,3 @@ def _parameters(storage: Storage) -> int:
                 f"{storage.location(WEIGHTS)}: {error}; delete the student's folder and distil "
                 "again"
             ) from None
-
-
-def _takehome(storage: Storage) -> dict[str, Any] | None:
-    key = "student/takehome.json"
-    return read_json(storage, key) if storage.exists(key) else None

@@ -276,17 +276,15 @@ def thinned(galleries: Sequence[Gallery], budget: int) -> list[Gallery]:
     Of a class at least one image is left; if even those do not fit, some classes have none.
     """
     count = max((len(s) for g in galleries for s in g.strips.values()), default=0)
-    while count > 1 and sum(_sizes(galleries)) > budget:
+    fewer = list(galleries)
+    while count > 1 and sum(_sizes(fewer)) > budget:
         count -= 1
-        galleries = [
-            _with(g, {c: evenly(s, count) for c, s in g.strips.items()}) for g in galleries
-        ]
-    while sum(_sizes(galleries)) > budget:
-        galleries = [
-            _with(g, {c: g.strips[c] for c in list(g.strips)[::2]} if len(g.strips) > 1 else {})
-            for g in galleries
-        ]
-    return list(galleries)
+        fewer = [_with(g, {c: evenly(s, count) for c, s in g.strips.items()}) for g in galleries]
+    kept = max((len(g.strips) for g in galleries), default=0)
+    while sum(_sizes(fewer)) > budget:
+        kept //= 2
+        fewer = [_with(g, {c: g.strips[c] for c in evenly(list(g.strips), kept)}) for g in fewer]
+    return fewer
 
 
 def _sizes(galleries: Sequence[Gallery]) -> Iterator[int]:

@@ -16,7 +16,7 @@ from dfkd.distilled import place
 from dfkd.manifest import Manifest
 from dfkd.record import Entry
 from dfkd.report import charts
-from dfkd.report.facts import Facts, Scored, collect, note_origin, require_finished
+from dfkd.report.facts import Facts, collect, note_origin, require_finished
 from dfkd.report.gallery import shown_classes
 from dfkd.report.wording import FILTERS, figures, headline
 from dfkd.storage import Storage, open_storage
@@ -87,7 +87,7 @@ def render(facts: Facts) -> str:
         headline=headline(facts),
         numbers=figures(facts),
         spread=any(model.summary["std"] is not None for model in facts.scored),
-        accuracy=_accuracy(facts, slots),
+        accuracy=accuracy_charts(facts, slots),
         best=_best(facts),
         matrices=_matrices(facts),
         confusions=_confusions(facts),
@@ -96,7 +96,7 @@ def render(facts: Facts) -> str:
         diversity=_diversity(facts, slots),
         training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
-        takehome=_takehome(facts),
+        takehome=facts.takehome,
         **_provenance(facts),
     )
 
@@ -155,25 +155,23 @@ def level(share: float) -> int:
 
 
 def accuracy_charts(
-    facts: Facts, models: Sequence[tuple[str, Scored]], slots: Mapping[str, int]
+    facts: Facts, slots: Mapping[str, int], panels: int = PANELS
 ) -> list[tuple[str, str, Markup]]:
-    """Title, aside and bars of the mean and of each domain for named models."""
-    panels = []
+    """Title, aside and bars of each model: of the mean, and of at most `panels` domains."""
+    found = []
     domains = list(facts.images)
-    for domain in ["", *domains[:PANELS]]:
+    for domain in ["", *domains[:panels]]:
         bars = []
-        for name, model in models:
+        for model in facts.scored:
             spread = model.summary["domains"].get(domain) if domain else model.summary
             if spread:
-                bars.append(charts.Bar(name, slots[model.label], spread["mean"], spread["std"]))
+                bars.append(
+                    charts.Bar(model.label, slots[model.label], spread["mean"], spread["std"])
+                )
         title = domain.replace("_", " ") if domain else f"Mean of {len(domains)} domains"
         aside = f"{facts.images[domain]:,} images" if domain else ""
-        panels.append((title, aside, charts.bars(title, bars)))
-    return panels
-
-
-def _accuracy(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, str, Markup]]:
-    return accuracy_charts(facts, [(model.label, model) for model in facts.scored], slots)
+        found.append((title, aside, charts.bars(title, bars)))
+    return found
 
 
 def _best(facts: Facts) -> dict[str, str]:
@@ -321,10 +319,6 @@ def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]
 def _by_stage(entries: Sequence[Entry]) -> list[Entry]:
     order = ("synthesize", "distill", "evaluate")
     return sorted(entries, key=lambda entry: order.index(entry.stage))
-
-
-def _takehome(facts: Facts) -> list[tuple[str, str]]:
-    return [(str(k), str(v)) for k, v in (facts.takehome or {}).items() if k != "schema"]
 
 
 def _provenance(facts: Facts) -> dict[str, Any]:

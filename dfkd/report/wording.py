@@ -129,6 +129,11 @@ def average(values: Any) -> str:
     return f"{float(values.mean()):.2f}" if len(values) else "-"
 
 
+def share(value: float | None) -> str:
+    """0.897 as `89.7`; a dash of nothing."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 def words(name: str) -> str:
     """A domain's name as it is read."""
     return name.replace("_", " ")
@@ -136,5 +141,5 @@ def words(name: str) -> str:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "average": average, "bytes": size, "count": count, "duration": duration, "percent": percent,
-    "short": short, "spread": spread, "words": words,
+    "share": share, "short": short, "spread": spread, "words": words,
 }  # fmt: skip

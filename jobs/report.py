@@ -1,0 +1,90 @@
+"""Write report.html about a finished run, or comparison.html about two."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfkd import command
+from dfkd.errors import ManifestError
+from dfkd.manifest import Manifest
+from dfkd.report import compare, page
+from dfkd.report.facts import require_finished
+from dfkd.storage import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it lies, and the manifest that named it, if one did."""
+
+    root: str
+    manifest: Manifest | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest, or of a folder its place."""
+        return self.manifest.as_dict() if self.manifest else {"storage": {"root": self.root}}
+
+    def open(self) -> Storage:
+        """The run's storage; `ManifestError` where no run was finished, and nothing made."""
+        if "://" not in self.root and not Path(self.root).is_dir():
+            raise ManifestError(
+                "storage.root", "must be there", self.root, "run jobs/pipeline.py first"
+            )
+        storage = open_storage(self.root)
+        require_finished(storage)
+        return storage
+
+
+def read(place: str, overrides: tuple[str, ...]) -> Run:
+    """The run that a manifest, a folder or `s3://bucket/prefix` names.
+
+    Raises:
+        ManifestError: the manifest breaks a rule, or a folder is given with overrides.
+    """
+    if place.startswith("s3://") or Path(place).is_dir():
+        if overrides:
+            raise ManifestError(
+                "--set", "belongs to a manifest, not to a folder", place, "leave it out"
+            )
+        return Run(place, None)
+    manifest = Manifest.read(place, overrides)
+    return Run(manifest.storage.root, manifest)
+
+
+def work(run: Run, options: argparse.Namespace) -> str:
+    """Write the page; returns its place."""
+    storage = run.open()
+    if options.other is not None:
+        return compare.write(storage, read(options.other, ()).open())
+    if run.manifest is None:
+        return page.write_stored(storage)
+    words = ["python", "jobs/pipeline.py", options.manifest]
+    for setting in options.overrides:
+        words += ["--set", setting]
+    return page.write(run.manifest, shlex.join(words))
+
+
+def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """What would be written."""
+    runs = [run, *([read(options.other, ())] if options.other is not None else [])]
+    name = page.PAGE if options.other is None else compare.PAGE
+    return {"runs": [each.root for each in runs], "page": name}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command.parser(__doc__ or "")
+    arguments.add_argument(
+        "other",
+        nargs="?",
+        metavar="OTHER",
+        help="a second run to compare with; both may be manifests or folders of finished runs",
+    )
+    return command.run_with(read, arguments, work, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

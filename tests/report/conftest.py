@@ -1,0 +1,20 @@
+"""Finished runs that tests of the page share; they only read them."""
+
+import pytest
+from finished import finished
+
+from dfkd.manifest import Manifest
+from dfkd.report.facts import Facts, collect
+from dfkd.storage import open_storage
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A finished run without a page."""
+    return finished(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def facts(run: Manifest) -> Facts:
+    """What its folder says."""
+    return collect(open_storage(run.storage.root))

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from markupsafe import escape
+
+from dfkd.report.charts import Bar, apart, bars, curves, histogram, prompt_map
+from dfkd.report.curves import Curve
+from dfkd.report.facts import Facts
+from dfkd.report.svg import COLOURS
+
+NAME = "<b>&\"'"
+MODELS = [Bar("teacher", 0, 0.8, None), Bar(NAME, 4, 0.6, 0.05)]
+
+
+def test_bars_are_labelled_and_coloured_by_the_page() -> None:
+    svg = bars("photo", MODELS)
+    assert "var(--s0)" in svg
+    assert "var(--s4)" in svg
+    assert not any(colour in svg for colour in COLOURS.values())
+    assert ">80.0</text>" in svg
+    assert "<title>teacher on photo: 80.0 %</title>" in svg
+    assert "60.0 % ± 5.0</title>" in svg
+    assert "<b>" not in svg
+    assert "font-family" not in svg
+
+
+def test_the_same_chart_is_the_same_text() -> None:
+    assert bars("photo", MODELS) == bars("photo", MODELS)
+
+
+def test_a_line_ends_at_its_label_and_seeds_differ_in_dashes() -> None:
+    found = [
+        (Curve("mix", seed, f"mix {seed}", (1, 2, 3), (3.0, 2.0, 1.0), (0.1, 0.2, 0.3)), 2)
+        for seed in (0, 1)
+    ]
+    svg = curves("loss", found)
+    assert ">mix 0</text>" in svg
+    assert ">mix 1</text>" in svg
+    assert 'stroke-dasharray="6,3"' in svg
+
+
+def test_labels_are_kept_apart() -> None:
+    assert apart([5.0, 4.0, 30.0], 12) == [16.0, 4.0, 30.0]
+    assert apart([], 12) == []
+
+
+def test_a_histogram_shows_shares_of_every_value() -> None:
+    values = np.array([0.1] * 3 + [0.9])
+    svg = histogram("cosine", [("within", 1, values), ("across", 0, -values)], -1.0, 1.0)
+    assert "within: 75.0 % from 0.10 to 0.15" in svg
+    assert "across: 25.0 % from -0.90 to -0.85" in svg
+    assert ">within</text>" in svg
+    assert ">across</text>" in svg
+
+
+@pytest.mark.parametrize("values", [np.array([]), np.array([0.5])])
+def test_a_histogram_of_almost_nothing_is_drawn(values: np.ndarray) -> None:
+    assert histogram("loss", [("mix", 2, values)], 0.0, 1.0).startswith("<svg")
+
+
+def test_a_map_names_every_class_once(facts: Facts) -> None:
+    prompts = facts.made[0].prompts
+    assert prompts is not None
+    svg = prompt_map(prompts, facts.classes)
+    for name in facts.classes:
+        assert svg.count(f'stroke="var(--paper)" stroke-width="3">{escape(name)}</text>') <= 1
+    assert svg.count("<title>") == len(prompts.texts)
+    assert "<script>" not in svg

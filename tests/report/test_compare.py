@@ -1,0 +1,60 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from finished import METHODS, finished
+
+from dfkd.manifest import Manifest
+from dfkd.report import compare
+from dfkd.report.facts import Facts, Origin, collect
+from dfkd.storage import open_storage
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    """A run with other images, whose students are right in 10 percent more."""
+    manifest = finished(tmp_path_factory.mktemp("better"), gain=0.1, synthesis={"steps": 7})
+    return collect(open_storage(manifest.storage.root))
+
+
+def test_differences_are_percentage_points(facts: Facts, better: Facts) -> None:
+    found = dict(compare.differences(facts, better, [*facts.images, ""]))
+    assert list(found) == ["teacher", *METHODS]
+    assert [cell.points for cell in found["teacher"]] == [0.0] * 4
+    assert [cell.points for cell in found["vanilla"]] == pytest.approx([10.0] * 4)
+
+
+def test_what_only_one_run_has_scored_has_no_difference(facts: Facts) -> None:
+    less = dataclasses.replace(facts, scored=facts.scored[:2])
+    found = dict(compare.differences(facts, less, ["elsewhere", ""]))
+    assert found["vanilla"][0].points is None
+    assert found["contrastive"][1].points is None
+    assert found["contrastive"][1].first is not None
+
+
+def test_what_differs_in_the_data_sets_is_named(facts: Facts, better: Facts) -> None:
+    assert compare.settings(facts, facts) == []
+    assert compare.settings(facts, better) == [
+        (f"{method}: synthesis.steps", "500", "7") for method in sorted(METHODS)
+    ]
+
+
+def test_manifests_are_compared_where_both_are_kept(facts: Facts, run: Manifest) -> None:
+    def with_epochs(epochs: int) -> Facts:
+        tree = run.as_dict() | {"distillation": {"epochs": epochs}}
+        return dataclasses.replace(facts, origin=Origin(1, "command", None, tree, ()))
+
+    found = compare.settings(with_epochs(2), with_epochs(3))
+    assert found == [("distillation.epochs", "2", "3")]
+
+
+def test_both_runs_are_on_the_page(facts: Facts, better: Facts, run: Manifest) -> None:
+    place = compare.write(open_storage(run.storage.root), open_storage(better.location))
+    html = Path(place).read_text()
+    Path(place).unlink()
+    assert html.count("<h1>") == 2
+    assert "+10.0" in html
+    assert "synthesis.steps" in html
+    assert html.count("<img") == 2 * 2 * 3 * 8
+    assert "onerror=alert" not in html.replace("&lt;img src=x onerror=alert(1)&gt;", "")
+    assert len(html) < 5_000_000

@@ -1,0 +1,108 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import CLASSES, DOMAINS, METHODS, SEEDS
+
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.manifest import Manifest
+from dfkd.report.facts import Facts, collect, note_origin
+from dfkd.storage import Storage, open_storage
+from dfkd.student import load_student
+
+
+@pytest.fixture
+def copy(run: Manifest, tmp_path: Path) -> Storage:
+    """The run's folder, to be changed."""
+    shutil.copytree(run.storage.root, tmp_path / "copy")
+    return open_storage(str(tmp_path / "copy"))
+
+
+def test_a_folder_is_enough(facts: Facts) -> None:
+    assert facts.classes == CLASSES
+    assert list(facts.images) == sorted(DOMAINS)
+    assert [model.label for model in facts.scored] == ["teacher", *METHODS]
+    assert [made.method for made in facts.made] == list(METHODS)
+    assert {(t.method, t.seed) for t in facts.trained} == {(m, s) for m in METHODS for s in SEEDS}
+    assert facts.best is not None
+    assert facts.best.label == "contrastive"
+    assert facts.origin is None
+
+
+def test_confusions_are_summed_over_domains_and_seeds(facts: Facts) -> None:
+    teacher, vanilla, _ = (model.confusion for model in facts.scored)
+    np.testing.assert_array_equal(teacher.diagonal(), [16 * 3] * 3)
+    np.testing.assert_array_equal(vanilla.diagonal(), [(8 + 9) * 3] * 3)
+    assert vanilla.sum() == 20 * 3 * 3 * 2
+
+
+def test_parameters_are_those_that_training_changes(facts: Facts, run: Manifest) -> None:
+    trained = facts.trained[0]
+    folder = Path(run.storage.root, "students", trained.name)
+    student, _ = load_student(folder)
+    assert trained.parameters == sum(p.numel() for p in student.parameters()) > 0
+
+
+def test_curves_are_read_from_the_event_files(facts: Facts) -> None:
+    curve = next(t.curve for t in facts.trained if (t.method, t.seed) == ("vanilla", 1))
+    assert curve is not None
+    assert curve.steps == (1, 2, 3)
+    assert curve.loss == pytest.approx((1.1, 0.6, 1 / 3 + 0.1))
+    assert curve.agreement == pytest.approx((0.25, 0.5, 0.75))
+    assert curve.name == "vanilla 1"
+
+
+def test_a_student_of_other_settings_is_left_out(copy: Storage, run: Manifest) -> None:
+    (name,) = (n for n in copy.folders("students/") if n.startswith("vanilla-s0-"))
+    for key in list(copy.list(f"students/{name}/")):
+        copy.put(key.replace(name, "vanilla-s0-ffffffffffff"), copy.get(key))
+    names = {(t.method, t.seed): t.name for t in collect(copy).trained}
+    assert ("vanilla", 0) not in names
+    note_origin(copy, run, "command", [*names.values(), name])
+    names = {(t.method, t.seed): t.name for t in collect(copy).trained}
+    assert names["vanilla", 0] == name
+
+
+def test_the_origin_is_kept(copy: Storage, run: Manifest) -> None:
+    note_origin(copy, run, "python jobs/pipeline.py x.yaml", [])
+    origin = collect(copy).origin
+    assert origin is not None
+    assert origin.command == "python jobs/pipeline.py x.yaml"
+    assert origin.manifest == run.as_dict()
+
+
+def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None:
+    vanilla, contrastive = (made.prompts for made in facts.made)
+    assert vanilla is not None
+    assert contrastive is not None
+    assert vanilla.within.mean() > 0.8 > 0.2 > abs(vanilla.across.mean())
+    assert vanilla.within.mean() > contrastive.within.mean()
+    assert 1 < vanilla.vendi < contrastive.vendi <= 24
+    assert vanilla.points.shape == (24, 2)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "report.json",
+        "results.json",
+        "data/vanilla/versions/{id}/index.parquet",
+        "data/vanilla/versions/{id}/prompts/00000.parquet",
+        "data/vanilla/versions/{id}/shards/0000-00000.tar",
+        "student/takehome.json",
+        "students/{student}/student.safetensors",
+    ],
+)
+def test_what_is_damaged_is_named(copy: Storage, run: Manifest, key: str) -> None:
+    note_origin(copy, run, "command", copy.folders("students/"))
+    (version,) = copy.folders("data/vanilla/versions/")
+    key = key.replace("{id}", version).replace("{student}", copy.folders("students/")[0])
+    copy.put(key, copy.get(key)[: -1 if key.endswith(".tar") else 60])
+    with pytest.raises(CorruptionError, match=Path(key).name):
+        collect(copy)
+
+
+def test_a_folder_without_results_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"results\.json"):
+        collect(open_storage(str(tmp_path)))

@@ -1,0 +1,128 @@
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from large import CLASSES, EACH, large_version
+from PIL import Image
+
+from dfkd.dataset import PublishedVersion
+from dfkd.errors import CorruptionError
+from dfkd.manifest import Manifest
+from dfkd.report import gallery as module
+from dfkd.report.gallery import Gallery, Picture, data_uri, evenly, gallery, read_index, thinned
+from dfkd.storage import open_storage
+from surrogates import publish, write_manifest
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> PublishedVersion:
+    return publish(Manifest.read(write_manifest(tmp_path)))
+
+
+def encode(image: Image.Image, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def noise(size: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [0]), (2, [0, 9]), (4, [0, 3, 6, 9]), (10, list(range(10)))]
+)
+def test_a_choice_is_evenly_spaced(count: int, expected: list[int]) -> None:
+    assert evenly(range(10), count) == expected
+    assert evenly(range(3), count + 3) == [0, 1, 2]
+
+
+def test_an_index_is_read_whole_or_every_nth_row(
+    version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = read_index(version)
+    assert index.total == index.rows == 24
+    assert index.class_index.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert index.shard.tolist() == [i // 4 for i in range(24)]
+    monkeypatch.setattr(module, "MAX_ROWS", 10)
+    sampled = read_index(version)
+    assert sampled.total == 24
+    assert sampled.index.tolist() == index.index[::3].tolist()
+
+
+def test_a_gallery_shows_each_class_and_its_own_images(version: PublishedVersion) -> None:
+    found = gallery(version, read_index(version), per_class=4)
+    shown = {c: [p.index for p in strip] for c, strip in found.strips.items()}
+    assert shown == {c: [0, 2, 5, 7] for c in range(3)}
+    for c, strip in found.strips.items():
+        for picture in strip:
+            with decoded(picture.uri) as image:
+                assert np.asarray(image.convert("RGB")).mean(axis=(0, 1)).argmax() == c
+            assert picture.predicted == picture.class_index == c
+    assert (found.examined, found.rejections, found.rejected) == (24, 0, [])
+    assert found.embeddings.shape == (24, 8)
+
+
+def test_a_page_shows_small_images_whose_bytes_are_few() -> None:
+    large = encode(noise(224))
+    uri = data_uri(large, "x")
+    with decoded(uri) as image:
+        assert image.size == (128, 128)
+        assert image.format == "WEBP"
+    assert len(uri) < len(large)
+    plain = encode(Image.new("RGB", (8, 8), "red"))
+    flat = data_uri(plain, "x")
+    assert len(flat) <= len(base64.b64encode(plain)) + 30
+
+
+@pytest.mark.parametrize("data", [b"", b"<svg onload='alert(1)'/>", encode(noise(16))[:300],
+                                  encode(noise(16), "GIF")])  # fmt: skip
+def test_what_is_no_png_or_jpeg_is_refused(data: bytes) -> None:
+    with pytest.raises(CorruptionError, match="image 0001-7 cannot be read"):
+        data_uri(data, "0001-7")
+
+
+def some(classes: int, each: int, size: int) -> Gallery:
+    def picture(c: int, i: int) -> Picture:
+        return Picture(c, i, "p", 0.5, 0.1, c, "x" * size)
+
+    strips = {c: [picture(c, i) for i in range(each)] for c in range(classes)}
+    return Gallery(strips, [], [], [], 0, 0, np.empty((0, 1)))
+
+
+def characters(galleries: list[Gallery]) -> int:
+    return sum(len(p.uri) for g in galleries for s in g.strips.values() for p in s)
+
+
+def test_images_are_thinned_evenly_until_they_fit() -> None:
+    galleries = [some(5, 12, 1000), some(5, 12, 1000)]
+    assert thinned(galleries, 120_000) == galleries
+    fewer = thinned(galleries, 60_000)
+    assert characters(fewer) == 60_000
+    assert [p.index for p in fewer[0].strips[0]] == [0, 2, 4, 7, 9, 11]
+    one = thinned(galleries, 10_001)
+    assert [len(strip) for strip in one[1].strips.values()] == [1] * 5
+    assert 0 < characters(thinned(galleries, 5_000)) <= 5_000
+
+
+def test_of_100_000_images_a_page_opens_few_shards_and_stays_small(tmp_path: Path) -> None:
+    version = large_version(open_storage(str(tmp_path)))
+    index = read_index(version)
+    assert index.rows == 100_000
+    assert sum(array.nbytes for array in vars(index).values() if not isinstance(array, int)) < 4e6
+    found = gallery(version, index, module.PER_CLASS)
+    assert all(len(strip) == module.PER_CLASS for strip in found.strips.values())
+    assert found.examined == CLASSES * module.SHARDS_PER_CLASS * EACH
+    assert found.rejections == CLASSES * module.SHARDS_PER_CLASS
+    assert [p.index for p in found.unsure] == [0] * 10
+    assert {p.class_index: p.predicted for p in found.rejected} == {
+        c: (c + 1) % CLASSES for c in range(CLASSES)
+    }
+    assert len(found.embeddings) == module.MAX_EMBEDDINGS

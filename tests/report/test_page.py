@@ -1,0 +1,157 @@
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from finished import CLASSES, TEXT, finished
+from large import large_run
+
+from dfkd.errors import ManifestError
+from dfkd.manifest import Manifest
+from dfkd.report import page
+from dfkd.report.facts import Facts, Origin
+from dfkd.report.wording import headline
+from dfkd.storage import open_storage
+
+COMMAND = "python jobs/pipeline.py 'my <run>.yaml'"
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, and the text outside of styles and scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = [("", {})]
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.tags[-1][0] not in ("style", "script") else ""
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, str]:
+    manifest = finished(tmp_path_factory.mktemp("written"))
+    return manifest, Path(page.write(manifest, COMMAND)).read_text()
+
+
+def test_the_headline_and_its_numbers_follow_from_the_results(
+    written: tuple[Manifest, str],
+) -> None:
+    outline = Outline(written[1])
+    words = " ".join(outline.text.split()).replace("\u00a0", " ")
+    # (60 + 65) / 2 of 80 percent.
+    assert "that has never seen a real image keeps 78.1 % of its teacher's accuracy over" in words
+    assert "over three unseen domains." in words
+    assert "mean accuracy, contrastive 62.5 %" in words
+    assert "images synthesised 48" in words
+    assert "cost 1.94 worker-hours" in words
+    assert "±3.5" in words
+
+
+def test_every_part_is_there(written: tuple[Manifest, str]) -> None:
+    outline = Outline(written[1])
+    sections = [attributes.get("id") for attributes in outline.all("section")]
+    assert sections == list(page.SECTIONS)
+    assert {a["href"] for a in outline.all("a")} >= {f"#{name}" for name in page.SECTIONS}
+    assert "student/" in {a["href"] for a in outline.all("a")}
+    assert COMMAND in outline.text
+    assert "1 h 00 min" in outline.text.replace("\u00a0", " ")
+    assert "model.int8.onnx" in outline.text
+    assert len(outline.all("svg")) == 1 + 3 + 2 + 2 * 2 + 2
+
+
+def test_all_images_are_in_the_page_with_their_captions(written: tuple[Manifest, str]) -> None:
+    images = Outline(written[1]).all("img")
+    assert len(images) >= 2 * 3 * 8
+    assert all(str(image["src"]).startswith("data:image/") for image in images)
+    assert {str(image["alt"]).rpartition(", image")[0] for image in images} == set(CLASSES)
+    assert written[1].count("confidence 90.0\u00a0%") == len(images)
+
+
+def test_what_strangers_name_is_text(written: tuple[Manifest, str]) -> None:
+    html = written[1]
+    outline = Outline(html)
+    assert all("onerror" not in attributes for _, attributes in outline.tags)
+    assert len(outline.all("script")) == 1
+    assert "<i>" not in html
+    assert TEXT not in html
+    assert CLASSES[1] in outline.text
+    assert "<i>a note</i>" in outline.text
+
+
+def test_nothing_is_fetched_from_anywhere(written: tuple[Manifest, str]) -> None:
+    html = written[1]
+    assert "default-src 'none'; img-src data:" in html
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", html)
+    for tag, attributes in Outline(html).tags:
+        for name in ("src", "href", "xlink:href", "action", "srcset"):
+            target = attributes.get(name) or ""
+            assert "//" not in target.partition("base64,")[0], (tag, target)
+    assert all(a.get("src") is None for a in Outline(html).all("script"))
+
+
+def test_the_same_run_gives_the_same_page_from_manifest_and_from_folder(
+    written: tuple[Manifest, str],
+) -> None:
+    manifest, html = written
+    storage = open_storage(manifest.storage.root)
+    assert Path(page.write_stored(storage)).read_text() == html
+    assert Path(page.write(manifest, COMMAND)).read_text() == html
+
+
+def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
+    text = Outline(page.render(facts)).text
+    assert "was distilled from synthesised images alone" in " ".join(text.split())
+    assert "never seen a real image" not in text
+    assert "command that made it was not kept" in text
+
+
+def test_a_student_with_pretrained_weights_has_seen_real_images(facts: Facts) -> None:
+    def claimed(weights: str) -> str:
+        origin = Origin(1, COMMAND, None, {"distillation": {"weights": weights}}, ())
+        return headline(dataclasses.replace(facts, origin=origin))
+
+    assert "never seen a real image" in claimed("none")
+    assert "never seen a real image" not in claimed("IMAGENET1K_V1")
+
+
+def test_a_run_that_is_not_finished_is_refused_and_nothing_written(
+    run: Manifest, tmp_path: Path
+) -> None:
+    storage = dataclasses.replace(run.storage, root=str(tmp_path / "empty"))
+    with pytest.raises(ManifestError, match=r"storage\.root: must hold a finished run"):
+        page.write(dataclasses.replace(run, storage=storage), COMMAND)
+    assert list(open_storage(storage.root).list()) == []
+
+
+def test_a_run_with_no_more_than_its_results_has_a_page(run: Manifest, tmp_path: Path) -> None:
+    source = open_storage(run.storage.root)
+    bare = open_storage(str(tmp_path / "bare"))
+    bare.put("results.json", source.get("results.json"))
+    outline = Outline(Path(page.write_stored(bare)).read_text())
+    present = {attributes.get("id") for attributes in outline.all("section")}
+    assert present == set(page.SECTIONS) - {"images", "doubtful", "prompts", "takehome"}
+    assert "left no records of time" in outline.text
+    assert "left TensorBoard events" in outline.text
+    assert "A student that" in " ".join(outline.text.split())
+
+
+def test_the_page_of_100_000_images_is_small(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    large_run(storage)
+    html = Path(page.write_stored(storage)).read_bytes()
+    assert len(html) < 5_000_000
+    text = Outline(html.decode()).text
+    assert "100,000" in text
+    assert "Of 3,000 images examined, the teacher takes 30 for another class" in " ".join(
+        text.split()
+    )
