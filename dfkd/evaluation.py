@@ -74,6 +74,8 @@ class Evaluated:
     """Of `results.json`."""
     versions: dict[Method, PublishedVersion]
     """The data set that the students of each method learned from; empty without students."""
+    sheet: str = ""
+    """Of the contact sheet of these versions, if one was written."""
 
 
 def evaluate(manifest: Manifest, threads: int | None = None) -> Evaluated:

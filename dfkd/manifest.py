@@ -114,7 +114,9 @@ class Contrastive:
 class Prompts:
     """How each image gets its own target text embedding."""
 
-    method: Annotated[tuple[Method, ...], BeforeValidator(_several)] = ("contrastive",)
+    method: Annotated[tuple[Method, ...], BeforeValidator(_several), Field(min_length=1)] = (
+        "contrastive",
+    )
     """One method, or a list that `jobs/pipeline.py` compares."""
     template: Name = "{class} in the style of {style}"
     styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"

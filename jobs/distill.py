@@ -1,15 +1,12 @@
 """Distil a student from the current version of each prompt method, one for each seed."""
 
 import argparse
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from dfkd import command
-from dfkd.cluster.connect import connected
-from dfkd.cluster.train import distill
+from dfkd.api import Finished, distill
 from dfkd.distillation import Course
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count
@@ -36,17 +33,12 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Train or find every student; returns the location of the last one's card."""
-    location = ""
-    # One worker on this machine needs no Ray runtime, and so does not wait for one to start.
-    alone = manifest.distillation.workers == 1 and not os.environ.get("RAY_ADDRESS")
-    with contextlib.nullcontext() if alone else connected():
-        for method in manifest.prompts.method:
-            for seed in manifest.distillation.seeds:
-                finished = distill(manifest, method, seed)
-                location = finished.place.location
-                did = "reused" if finished.reused else "trained"
-                print(f"{method} seed {seed}: {did} {location}", flush=True)
-    return location
+    return distill(manifest, on_student=_tell)[-1].place.location
+
+
+def _tell(finished: Finished) -> None:
+    place, did = finished.place, "reused" if finished.reused else "trained"
+    print(f"{place.method} seed {place.seed}: {did} {place.location}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

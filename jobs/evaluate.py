@@ -5,17 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from dfkd import command
-from dfkd.device import use_threads
+from dfkd.api import evaluate
 from dfkd.domains import open_data
 from dfkd.errors import PartialError
-from dfkd.evaluation import cpus, evaluate
 from dfkd.manifest import Manifest
-from dfkd.report.sheet import write_contact_sheet
 from dfkd.report.table import table
-from dfkd.storage import open_storage
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -38,13 +33,9 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was scored and written.
     """
-    threads = options.threads if options.threads > 0 else min(cpus(), torch.get_num_threads())
-    use_threads(threads)
-    evaluated = evaluate(manifest, threads)
-    if evaluated.versions:
-        storage = open_storage(manifest.storage.root)
-        sheet = write_contact_sheet(storage, manifest.name, evaluated.versions)
-        print(f"contact sheet {sheet}")
+    evaluated = evaluate(manifest, threads=options.threads)
+    if evaluated.sheet:
+        print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results["rows"]))
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")

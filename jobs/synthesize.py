@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd import command
-from dfkd.cluster.build import build
-from dfkd.cluster.connect import connected
+from dfkd.api import Built, synthesize
 from dfkd.manifest import Manifest
 from dfkd.plan import estimated_bytes, image_count, task_count
 from dfkd.preflight import check_synthesis
@@ -29,20 +28,23 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Build the version of each method; returns the location of the last one's manifest."""
-    check_synthesis(manifest)
-    location = ""
-    with connected():
-        for method in manifest.prompts.method:
-            built = build(manifest.with_method(method), options.abandon, options.accept_partial)
-            location = built.version.storage.location("manifest.json")
-            facts = built.prompts
-            print(
-                f"{method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
-                f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class; "
-                f"version {built.version.id}",
-                flush=True,
-            )
-    return location
+    versions = synthesize(
+        manifest,
+        abandon=options.abandon,
+        accept_partial=options.accept_partial,
+        on_version=_tell,
+    )
+    return versions[-1].version.storage.location("manifest.json")
+
+
+def _tell(built: Built) -> None:
+    facts = built.prompts
+    print(
+        f"{built.method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
+        f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class; "
+        f"version {built.version.id}",
+        flush=True,
+    )
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Imports go one way, and what is heavy is imported only where it is used."""
 
 import ast
+import sys
 from collections.abc import Set
 from functools import cache
 from graphlib import TopologicalSorter
@@ -20,6 +21,13 @@ SOURCES = {
     name_of(file): file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")
 }
 MODULES = {name for name in SOURCES if name.startswith("dfkd")}
+TOP = {"dfkd.api", "dfkd.example"}
+"""The stages as functions, which stand where the jobs stand: above everything else."""
+
+
+def for_types(node: ast.AST) -> bool:
+    """Whether this is a block that only type checkers read."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 @cache
@@ -28,9 +36,10 @@ def imported(module: str, *, at_once: bool = False) -> frozenset[str]:
     tree = ast.parse(SOURCES[module].read_text())
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
     later = {inner for function in functions for inner in ast.walk(function)} if at_once else set()
+    never = {inner for node in ast.walk(tree) if for_types(node) for inner in ast.walk(node)}
     names: set[str] = set()
     for node in ast.walk(tree):
-        if node in later:
+        if node in later | never:
             continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -81,9 +90,15 @@ def test_only_the_cluster_and_the_jobs_know_ray() -> None:
     found = importers("ray")
     assert "dfkd.cluster.pool" in found
     assert {name for name in found if not name.startswith(("dfkd.cluster.", "jobs."))} == set()
-    libraries = {name for name in MODULES if not name.startswith("dfkd.cluster")}
+    libraries = {name for name in MODULES - TOP if not name.startswith("dfkd.cluster")}
     for module in libraries:
         assert not {name for name in imported(module) if name.startswith("dfkd.cluster")}, module
+
+
+def test_nothing_below_the_stages_imports_them() -> None:
+    assert "dfkd.cluster.build" in imported("dfkd.api")
+    for module in MODULES - TOP:
+        assert not imported(module) & TOP, module
 
 
 def test_only_the_s3_storage_knows_boto3() -> None:
@@ -98,3 +113,10 @@ def test_what_plans_a_run_is_light(module: str) -> None:
         {"torch", "torchvision", "ray", "open_clip", "boto3"}
     )
     assert "torch" in packages(reached("dfkd.surrogate"))
+
+
+def test_a_take_home_student_needs_no_more_than_its_runtime() -> None:
+    assert importers("onnxruntime") == {"dfkd.export", "dfkd.predict"}
+    assert importers("onnx") == {"dfkd.export"}
+    needed = packages(reached("dfkd.predict")) - set(sys.stdlib_module_names)
+    assert needed == {"dfkd", "onnxruntime", "numpy", "PIL"}

@@ -51,6 +51,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("name=two words", "name", "pattern"),
         ("prompts.method=poetry", "prompts.method.0", "vanilla"),
         ("prompts.method=[mix, mix]", "prompts.method", "once"),
+        ("prompts.method=[]", "prompts.method", "at least 1"),
         ("prompts={method: mix, styles: [one]}", "prompts.styles", "two styles"),
         ("prompts.template='in the style of {style}'", "prompts.template", "{class}"),
         ("teacher.template=a picture", "teacher.template", "{class}"),

@@ -21,7 +21,7 @@ from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.device import device_name, pick_device, use_threads
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.fingerprint import identity
-from dfkd.manifest import Manifest
+from dfkd.manifest import Manifest, Method
 from dfkd.plan import Task, estimated_bytes, image_count, task_count, tasks
 from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
@@ -39,10 +39,14 @@ LIBRARIES = ("dfkd", "torch", "open_clip_torch", "taming-transformers", "pillow"
 class Built:
     """A published version and what was counted in the making."""
 
+    method: Method
     version: PublishedVersion
     images: int
+    """In the version."""
     failed: int
+    """Images that diverged at every try and are not in it."""
     prompts: dict[str, Any]
+    """Content of `prompts.json`: diversity and faithfulness of the prompts."""
 
 
 def build(manifest: Manifest, abandon: bool = False, accept_partial: bool = False) -> Built:
@@ -77,7 +81,7 @@ def build(manifest: Manifest, abandon: bool = False, accept_partial: bool = Fals
     published = version.publish(tasks(manifest), environment(), quarantined.keys())
     images = sum(receipt.samples for receipt in published.shards)
     failed = sum(len(receipt.failed) for receipt in published.shards)
-    return Built(published, images, failed, json.loads(version.storage.get("prompts.json")))
+    return Built(method, published, images, failed, json.loads(version.storage.get("prompts.json")))
 
 
 def environment() -> dict[str, Any]:

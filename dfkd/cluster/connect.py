@@ -23,13 +23,16 @@ ANSWER = 5.0
 def connected() -> Iterator[None]:
     """A Ray connection for the duration of a job.
 
-    Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), else starts a local one,
-    which is shut down at the end.
+    Uses the connection that the caller has and leaves it open; else joins the cluster that
+    RAY_ADDRESS names (`ray job submit` sets it); else starts a local one, which ends with the job.
 
     Raises:
         InfrastructureError: the cluster does not answer.
         ManifestError: RAY_ADDRESS is no address.
     """
+    if ray.is_initialized():
+        yield
+        return
     # Threads that spin while they wait can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = os.environ.get("RAY_ADDRESS", "")

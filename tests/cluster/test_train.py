@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import jobs
 from dfkd.checkpoints import Checkpoints
+from dfkd.cluster.connect import connected
 from dfkd.cluster.train import distill, explained, find_workers
 from dfkd.distillation import Course
 from dfkd.distilled import place
@@ -143,6 +144,13 @@ def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     manifest = prepare(tmp_path, student="timm:test_resnet", workers=2, loader_workers=4)
     with pytest.raises(ManifestError, match=r"distillation\.workers.*6 shards.*got 8"):
         distill(manifest, "vanilla", 0)
+
+
+def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
+    before = ray.get_runtime_context().gcs_address
+    with connected():
+        assert ray.get_runtime_context().gcs_address == before
+    assert ray.is_initialized()
 
 
 def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:

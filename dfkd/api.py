@@ -1,0 +1,241 @@
+"""The stages as functions: what `import dfkd` offers, and what the jobs call.
+
+    manifest = dfkd.read_manifest("manifests/miniature.yaml", classes=["rocket", "tree"])
+    versions = dfkd.synthesize(manifest)
+    students = dfkd.distill(manifest)
+    evaluated = dfkd.evaluate(manifest)
+    student = dfkd.load_student(students[0])
+    student.predict(["rocket.png"])
+
+Each stage works by itself on what the one before has left in `storage.root`, resumes what a killed
+one began, and finds what is finished. A Ray that the caller has started is used and left running;
+else the cluster that RAY_ADDRESS names is joined, or a local one serves for the length of the call.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from dfkd import evaluation
+from dfkd.cluster import train
+from dfkd.cluster.build import Built, build
+from dfkd.cluster.connect import connected
+from dfkd.cluster.train import Finished
+from dfkd.device import pick_device, use_threads
+from dfkd.evaluation import Evaluated
+from dfkd.manifest import Manifest
+from dfkd.pictures import pixels
+from dfkd.preflight import check_synthesis
+from dfkd.report.sheet import write_contact_sheet
+from dfkd.storage import open_storage
+from dfkd.student import Student
+from dfkd.student import load_student as load
+
+__all__ = [
+    "Built",
+    "Evaluated",
+    "Finished",
+    "NamedStudent",
+    "Picture",
+    "distill",
+    "evaluate",
+    "load_student",
+    "read_manifest",
+    "synthesize",
+]
+
+Picture = str | Path | bytes | Image.Image
+"""A picture file's path, its encoded bytes, or an open PIL image."""
+
+
+def read_manifest(path: str | Path, **values: Any) -> Manifest:
+    """The manifest in a YAML file, with other values for some of its keys.
+
+    Args:
+        path: of the file, e.g. `manifests/miniature.yaml`.
+        **values: by key; a section is a mapping of the keys to change, e.g.
+            `classes=["rocket", "tree"], synthesis={"steps": 50}`. Plain values and paths.
+
+    Returns:
+        The run that all stages take.
+
+    Raises:
+        ManifestError: the file or a value breaks a rule, which the text names.
+    """
+    return Manifest.read(path, tuple(_overrides("", values)))
+
+
+def _overrides(parent: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """`key.sub=value` of every leaf, in YAML."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _overrides(f"{parent}{key}.", value)
+        else:
+            plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+            text = yaml.safe_dump(
+                plain, default_flow_style=True, allow_unicode=True, width=math.inf
+            )
+            yield f"{parent}{key}={text}"
+
+
+def synthesize(
+    manifest: Manifest,
+    *,
+    abandon: bool = False,
+    accept_partial: bool = False,
+    on_version: Callable[[Built], object] = lambda built: None,
+) -> list[Built]:
+    """Make prompts and images, and publish one version of the data set for each prompt method.
+
+    Args:
+        manifest: of the run.
+        abandon: leave unfinished work of another manifest behind instead of refusing.
+        accept_partial: publish although tasks are quarantined.
+        on_version: called with each version as soon as it is published.
+
+    Returns:
+        A version for each of `prompts.method`, in that order, with its counts.
+
+    Raises:
+        ManifestError: weights, names or sizes that do not fit; nothing has been started.
+        FingerprintError: another manifest's work is unfinished here.
+        PartialError: tasks are quarantined; the same call tries them again.
+        InfrastructureError: storage or cluster failed; the same call resumes.
+    """
+    check_synthesis(manifest)
+    versions = []
+    with connected():
+        for method in manifest.prompts.method:
+            versions.append(build(manifest.with_method(method), abandon, accept_partial))
+            on_version(versions[-1])
+    return versions
+
+
+def distill(
+    manifest: Manifest, *, on_student: Callable[[Finished], object] = lambda finished: None
+) -> list[Finished]:
+    """Train a student for each prompt method and seed on the current version, or find it finished.
+
+    Args:
+        manifest: of the run.
+        on_student: called with each student as soon as it is in storage.
+
+    Returns:
+        A student for each of `prompts.method` and, within it, `distillation.seeds`; `place` says
+        where it lies.
+
+    Raises:
+        ManifestError: nothing is published, or settings that do not fit; nothing has been started.
+        CorruptionError: a shard is not what its receipt says.
+        InfrastructureError: workers died too often; the same call resumes.
+    """
+    students = []
+    # One worker on this machine needs no Ray runtime, and so does not wait for one to start.
+    alone = manifest.distillation.workers == 1 and not os.environ.get("RAY_ADDRESS")
+    with contextlib.nullcontext() if alone else connected():
+        for method in manifest.prompts.method:
+            for seed in manifest.distillation.seeds:
+                students.append(train.distill(manifest, method, seed))
+                on_student(students[-1])
+    return students
+
+
+def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
+    """Score the teacher zero-shot and every student, per domain and class.
+
+    Writes `results.json`, `results.parquet` and, where there are students, `contact-sheet.png`
+    under the run's root. Images that cannot be read are left out and named in
+    `results["data"]["unreadable"]`.
+
+    Args:
+        manifest: of the run; all its students are to be finished.
+        threads: CPU threads of the models and of decoding; 0 is all that this process may use.
+
+    Returns:
+        The results, as `dfkd.results` describes them, and where they lie.
+
+    Raises:
+        ManifestError: unusable data, or a student that is missing; nothing has been scored.
+        CorruptionError: a student is not what was written.
+        DfkdError: no image at all can be read.
+    """
+    before = torch.get_num_threads()
+    chosen = threads if threads > 0 else min(evaluation.cpus(), before)
+    use_threads(chosen)
+    try:
+        evaluated = evaluation.evaluate(manifest, chosen)
+    finally:
+        use_threads(before)
+    if not evaluated.versions:
+        return evaluated
+    storage = open_storage(manifest.storage.root)
+    sheet = write_contact_sheet(storage, manifest.name, evaluated.versions)
+    return dataclasses.replace(evaluated, sheet=sheet)
+
+
+@dataclass(frozen=True)
+class NamedStudent:
+    """A finished student that takes pictures and answers with class names."""
+
+    student: Student
+    """The network: pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]."""
+    classes: tuple[str, ...]
+    """M names, in the order of the distances."""
+    image_size: int
+    """Pixels a side that the network takes; pictures of any size are fitted to it."""
+
+    def distances(self, pictures: Sequence[Picture]) -> Tensor:
+        """How far each of N pictures is from each class.
+
+        Returns:
+            float32 [N, M] on the CPU, the teacher's squared spherical distances as the student has
+            learned them; smaller is closer.
+
+        Raises:
+            ValueError: no picture is given, or one of them cannot be decoded.
+            OSError: a file cannot be read.
+        """
+        fitted = np.stack([pixels(_encoded(picture), self.image_size) for picture in pictures])
+        batch = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(self.student.mean.device)
+        with torch.inference_mode():
+            distances: Tensor = self.student(batch.float().div(255).contiguous())
+        return distances.cpu()
+
+    def predict(self, pictures: Sequence[Picture]) -> list[str]:
+        """The name of the nearest class for each picture; raises as `distances` does."""
+        return [self.classes[index] for index in self.distances(pictures).argmin(dim=1).tolist()]
+
+
+def _encoded(picture: Picture) -> bytes:
+    if isinstance(picture, Image.Image):
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        return stream.getvalue()
+    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+
+
+def load_student(source: Finished | str | Path, device: torch.device | None = None) -> NamedStudent:
+    """A student that `distill` gave, or the one in a folder `{storage.root}/students/...`.
+
+    Args:
+        source: of the student.
+        device: that it works on; None is the GPU if there is one.
+
+    Raises:
+        CorruptionError: an object is missing, or is not what was written.
+    """
+    place = source.place.storage if isinstance(source, Finished) else source
+    student, card = load(place, device or pick_device())
+    return NamedStudent(student, tuple(card["classes"]), card["image_size"])

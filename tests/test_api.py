@@ -1,0 +1,167 @@
+"""The stages as functions: `import dfkd` and a few calls, from a version to predictions."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import dfkd
+from surrogates import CLASSES, publish, write_manifest
+
+ROOT = Path(__file__).parent.parent
+MINIATURE = ROOT / "manifests" / "miniature.yaml"
+COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_importing_is_light_and_errors_stay_so() -> None:
+    heavy = "{'torch', 'ray', 'numpy', 'pydantic'}"
+    done = python(
+        f"import sys, dfkd; assert not {heavy} & set(sys.modules), sys.modules\n"
+        "dfkd.ManifestError, dfkd.__version__, dir(dfkd)\n"
+        f"assert not {heavy} & set(sys.modules)\n"
+        "dfkd.synthesize; assert 'torch' in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    for name in dfkd.__all__:
+        assert getattr(dfkd, name).__name__ == name
+        assert name in dir(dfkd)
+    assert issubclass(dfkd.WeightsError, dfkd.ManifestError)
+    with pytest.raises(AttributeError, match="nonsense"):
+        dfkd.nonsense  # noqa: B018
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_names(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text(
+        "import dfkd\nmanifest: dfkd.Manifest = dfkd.read_manifest('x', classes=['a'])\n"
+        "names: list[str] = dfkd.load_student(dfkd.distill(manifest)[0]).predict(['a.png'])\n"
+    )
+    bad.write_text("import dfkd\nmanifest: int = dfkd.read_manifest('x')\ndfkd.nonsense\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache")]
+    done = subprocess.run([*command, good, bad], capture_output=True, text=True, cwd=ROOT)
+    lines = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert len(lines) == 2, done.stdout
+    assert "bad.py:2" in lines[0]
+    assert 'Module has no attribute "nonsense"' in lines[1]
+
+
+def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
+    manifest = dfkd.read_manifest(
+        MINIATURE,
+        classes=["café", "tree: big", "🚀"],
+        storage={"root": tmp_path},
+        prompts={"method": "mix", "guard": {"attempts": 1}},
+        synthesis={"quantise": False, "learning_rate": 1e-05},
+    )
+    assert manifest.classes == ("café", "tree: big", "🚀")
+    assert manifest.storage.root == str(tmp_path)
+    assert (manifest.prompts.method, manifest.prompts.guard.attempts) == (("mix",), 1)
+    assert (manifest.synthesis.quantise, manifest.synthesis.learning_rate) == (False, 1e-05)
+    assert manifest.synthesis.steps == dfkd.read_manifest(MINIATURE).synthesis.steps
+    with pytest.raises(dfkd.ManifestError, match=r"synthesis\.steps.*got '9'"):
+        dfkd.read_manifest(MINIATURE, synthesis={"steps": "9"})
+    with pytest.raises(dfkd.ManifestError, match="plain text, numbers and lists"):
+        dfkd.read_manifest(MINIATURE, classes={"tree", "rocket"})
+
+
+def test_each_stage_is_a_call_and_the_student_answers_with_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, colour in COLOURS.items():
+        (tmp_path / "data" / "flat" / name).mkdir(parents=True)
+        for index in range(2):
+            file = tmp_path / "data" / "flat" / name / f"{index}.png"
+            Image.new("RGB", (40, 32), colour).save(file)
+    manifest = dfkd.read_manifest(
+        write_manifest(tmp_path),
+        distillation={
+            "epochs": 12,
+            "warmup_epochs": 0,
+            "optimizer": "adamw",
+            "learning_rate": 0.01,
+            "finetune_factor": 1.0,
+            "seeds": [0, 1],
+        },
+        evaluation={"data": str(tmp_path / "data"), "models": "student"},
+    )
+    with pytest.raises(dfkd.ManifestError, match="published version"):
+        dfkd.distill(manifest)
+    publish(manifest)
+
+    told: list[dfkd.Finished] = []
+    students = dfkd.distill(manifest, on_student=told.append)
+    assert students == told
+    assert [(found.place.seed, found.reused) for found in students] == [(0, False), (1, False)]
+    assert all(found.reused for found in dfkd.distill(manifest))
+
+    threads = torch.get_num_threads()
+    evaluated = dfkd.evaluate(manifest, threads=threads + 1)
+    assert torch.get_num_threads() == threads
+    assert evaluated.location == str(tmp_path / "run" / "results.json")
+    assert Path(evaluated.sheet).read_bytes().startswith(b"\x89PNG")
+    assert {row["seed"] for row in evaluated.results["rows"]} == {0, 1}
+
+    student = dfkd.load_student(students[0], torch.device("cpu"))
+    assert (student.classes, student.image_size) == (CLASSES, 32)
+    path = tmp_path / "data" / "flat" / "red" / "0.png"
+    pictures = [path, str(path), path.read_bytes(), Image.open(path)]
+    distances = student.distances(pictures)
+    assert (distances.shape, distances.dtype) == ((4, 3), torch.float32)
+    assert torch.equal(distances, distances[:1].expand(4, 3))
+    answers = student.predict([Image.new("RGB", (90, 50), colour) for colour in COLOURS.values()])
+    scored = next(row for row in evaluated.results["rows"] if row["seed"] == 0)
+    assert [CLASSES.index(name) for name in answers] == [
+        counts.index(max(counts)) for counts in scored["confusion"]
+    ]
+    folder = dfkd.load_student(Path(students[0].place.location).parent)
+    assert folder.predict([path]) == student.predict([path])
+    with pytest.raises(ValueError, match="cannot identify"):
+        student.predict([b"no picture"])
+
+
+def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(dfkd.CorruptionError, match="no such object"):
+        dfkd.load_student(tmp_path)
+
+
+def cells() -> list[str]:
+    """The code cells of the example, as an editor runs them."""
+    parts = (ROOT / "dfkd" / "example.py").read_text().split("# %%")[1:]
+    return [f"#{part}" for part in parts if not part.startswith(" [markdown]")]
+
+
+@pytest.mark.slow
+def test_the_example_runs_cell_by_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    values, *others = cells()
+    names: dict[str, object] = {}
+    exec(values, names)
+    assert {"root", "synthesis", "distillation"} <= names.keys()
+    names |= {
+        "root": str(tmp_path / "run"),
+        "synthesis": {"images_per_class": 4, "shard_size": 2, "steps": 2},
+        "distillation": {"epochs": 1, "batch_size": 8},
+    }
+    for cell in others:
+        exec(cell, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "8 images, 0 failed"
+    assert lines[-1].split(": ")[-1] in ("rocket", "tree")
+    assert any(line.startswith("student vanilla: ") for line in lines)
