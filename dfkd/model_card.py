@@ -45,7 +45,7 @@ This leaves out what `preprocess.json` says of 16 bits a channel and of very lon
 
 ## Accuracy
 
-In percent, on `{source}`, which no stage of the training has seen:
+In percent, on `{source}`, which neither synthesis nor distillation has read:
 
 {accuracy}
 
@@ -66,6 +66,7 @@ The mean is over domains. {check}
 - It knows these {classes} classes and answers with one of them whatever the picture shows.
 - Probabilities are softmax(-distances / {temperature:.4g}); the temperature is the teacher's own
   (1 / its logit scale) and was fitted to nothing. {confidence}
+- The int8 figures are those of this machine's processor and onnxruntime; others round differently.
 - It learned from images that a generator made after the teacher's idea of the class names, and
   inherits the teacher's errors and biases. Try it on pictures of your own before you rely on it.
 

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 from dfkd.export import INPUT, OPSET, OUTPUT, export, load, quantise
@@ -98,6 +99,50 @@ def test_int8_is_smaller_close_and_set_by_its_calibration_images(
     assert path.stat().st_size < 0.4 * graph.stat().st_size
     exact, small = (load(file, threads=1)(batch(seen)) for file in (graph, path))
     assert 0 < np.abs(small - exact).max() < 0.3 * exact.std()
+
+
+def test_the_answer_stays_float32(student: Student, graph: Path, tmp_path: Path) -> None:
+    """Calibrated on black, activations clip, but distances beyond its range remain possible."""
+    quantise(graph, tmp_path / "int8.onnx", images(4))
+    model = onnx.load(tmp_path / "int8.onnx")
+    [head] = [node for node in model.graph.node if OUTPUT in node.output]
+    assert head.op_type == "Gemm"
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    np.testing.assert_array_equal(weights[head.input[1]], student.head.weight.numpy())
+    whole = [w for w in weights.values() if w.dtype == np.int8 and w.ndim == 4]
+    assert len(whole) == 2
+    assert all(np.abs(w.astype(int)).max() == 64 for w in whole)
+
+
+def test_sums_of_transformers_stay_float32(tmp_path: Path) -> None:
+    """A graph with a layer norm, a sum around it, a product, and a last product."""
+    noise = np.random.default_rng(0)
+    values = [
+        helper.make_tensor(name, onnx.TensorProto.FLOAT, shape, noise.normal(size=shape).ravel())
+        for name, shape in (("scale", (3,)), ("inner", (3, 3)), ("head", (3, 2)))
+    ]
+    values.append(helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3]))
+    nodes = [
+        helper.make_node("ReduceMean", [INPUT, "axes"], ["mean"], "mean", keepdims=0),
+        helper.make_node("LayerNormalization", ["mean", "scale"], ["normed"], "norm"),
+        helper.make_node("Add", ["mean", "normed"], ["sum"], "sum"),
+        helper.make_node("MatMul", ["sum", "inner"], ["product"], "product"),
+        helper.make_node("MatMul", ["product", "head"], [OUTPUT], "head"),
+    ]
+    ports = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *shape])
+        for name, shape in ((INPUT, (3, SIZE, SIZE)), (OUTPUT, (2,)))
+    ]
+    graph = helper.make_graph(nodes, "residual", ports[:1], ports[1:], values)
+    opset = helper.make_opsetid("", OPSET)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "a.onnx")
+    quantise(tmp_path / "a.onnx", tmp_path / "b.onnx", images(4))
+    found = onnx.load(tmp_path / "b.onnx").graph.node
+    makers = {name: node.op_type for node in found for name in node.output}
+    inputs = [(n.op_type, [makers.get(name) for name in n.input]) for n in found]
+    assert ("Add", ["ReduceMean", "LayerNormalization"]) in inputs
+    products = [sources for kind, sources in inputs if kind == "MatMul"]
+    assert products == [["DequantizeLinear"] * 2, ["DequantizeLinear", None]]
 
 
 def test_quantising_says_nothing(

@@ -2,10 +2,11 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from dfkd.pictures import pixels
+from dfkd.pictures import batch, pixels
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -71,3 +72,13 @@ def test_an_image_cut_short_is_not_half_read() -> None:
         whole = encode(Image.fromarray(noise), kind)
         with pytest.raises(ValueError, match=r"\w"):
             pixels(whole[: len(whole) // 2], 64)
+
+
+def test_a_batch_is_planes_in_the_unit_range_as_torch_divides() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    images = [np.stack([values, values.T, 255 - values], axis=2)] * 2
+    found = batch(images)
+    assert (found.dtype, found.shape) == (np.float32, (2, 3, 16, 16))
+    assert found.flags.c_contiguous
+    expected = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
+    np.testing.assert_array_equal(found, expected.numpy())
