@@ -105,6 +105,11 @@ def test_only_the_s3_storage_knows_boto3() -> None:
     assert importers("boto3", "botocore") == {"dfkd.s3"}
 
 
+def test_only_the_report_draws_charts_and_fills_templates() -> None:
+    assert importers("altair", "vl_convert") == {"dfkd.report.charts", "dfkd.report.svg"}
+    assert importers("jinja2") == {"dfkd.report.page"}
+
+
 @pytest.mark.parametrize(
     "module", ["dfkd.manifest", "dfkd.plan", "dfkd.fingerprint", "dfkd.storage"]
 )

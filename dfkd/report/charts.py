@@ -227,20 +227,29 @@ def histogram(
         }
         for (name, slot, x, _), place in zip(tops, places, strict=True)
     ]  # fmt: skip
-    layers = [bar]
-    for right in (False, True):
-        chosen = [label for label in labels if label["right"] is right]
-        if chosen:
-            mark = alt.Chart(_data(chosen)).mark_text(
-                align="right" if right else "left", dx=-6 if right else 8, fontSize=11, aria=False
-            )
-            layers.append(
-                mark.encode(
-                    x="x:Q", y="y:Q", text="text:N", color=alt.Color("colour:N", scale=None)
-                )
-            )
+    layers = [bar, *_beside(labels)]
     chart = alt.layer(*layers).properties(width=WIDTH, height=height)
     return _finished(chart, f"Histogram of {title}")
+
+
+def _beside(labels: Sequence[dict[str, Any]]) -> list[alt.Chart]:
+    """Texts left or right of their places, in their colours with a halo."""
+    layers = []
+    for right in (False, True):
+        chosen = [label for label in labels if label["right"] is right]
+        if not chosen:
+            continue
+        text = alt.Chart(_data(chosen)).encode(x="x:Q", y="y:Q", text="text:N")
+        style: dict[str, Any] = {
+            "align": "right" if right else "left", "dx": -6 if right else 8, "fontSize": 11,
+            "aria": False,
+        }  # fmt: skip
+        paper = COLOURS["paper"]
+        layers += [
+            text.mark_text(stroke=paper, strokeWidth=4, color=paper, **style),
+            text.mark_text(**style).encode(color=alt.Color("colour:N", scale=None)),
+        ]
+    return layers
 
 
 def prompt_map(prompts: Prompts, classes: Sequence[str]) -> Markup:

@@ -174,16 +174,19 @@ def accuracy_charts(
     return found
 
 
-def _best(facts: Facts) -> dict[str, str]:
-    """The best student of each domain, and of the mean under ''; none where there is one only."""
+def _best(facts: Facts) -> dict[str, set[str]]:
+    """The best students of each domain, and of the mean under ''; none where there is one only."""
     if len(facts.students) < 2:
         return {}
-    found = {}
-    for domain in facts.images:
-        having = [s for s in facts.students if domain in s.summary["domains"]]
-        if having:
-            found[domain] = max(having, key=lambda s: s.summary["domains"][domain]["mean"]).label
-    found[""] = max(facts.students, key=lambda s: s.summary["mean"]).label
+    found: dict[str, set[str]] = {}
+    for domain in ["", *facts.images]:
+        means = {
+            s.label: (s.summary["domains"][domain] if domain else s.summary)["mean"]
+            for s in facts.students
+            if not domain or domain in s.summary["domains"]
+        }
+        highest = max(means.values(), default=0.0)
+        found[domain] = {label for label, mean in means.items() if mean == highest}
     return found
 
 

@@ -44,12 +44,15 @@ def _student(trained: Trained | None) -> str:
 
 
 def _origin(facts: Facts) -> str:
-    """What the student saw; a claim about real images only where its initial weights are known."""
-    section = facts.origin.manifest.get("distillation") if facts.origin else None
-    weights = section.get("weights") if isinstance(section, Mapping) else None
-    if weights == "none":
+    if _unseen(facts):
         return "has never seen a real image"
     return "was distilled from synthesised images alone"
+
+
+def _unseen(facts: Facts) -> bool:
+    """Whether no student saw a real image: known only where its initial weights are."""
+    section = facts.origin.manifest.get("distillation") if facts.origin else None
+    return isinstance(section, Mapping) and section.get("weights") == "none"
 
 
 def figures(facts: Facts) -> list[tuple[str, str, str]]:
@@ -62,7 +65,8 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
         found.append(("mean accuracy, teacher", *_value(teacher.summary["mean"])))
     made = sum(int(m.version.manifest["samples"]) for m in facts.made)
     found.append(("images synthesised", count(made), ""))
-    found.append(("real images used for it", "0", ""))
+    if _unseen(facts):
+        found.append(("real images used", "0", ""))
     if facts.entries:
         hours = sum(entry.seconds for entry in facts.entries) / 3600
         spent = sum(entry.worker_seconds for entry in facts.entries) / 3600

@@ -169,3 +169,19 @@ def test_without_scripts_all_is_shown_and_no_dead_control(
         assert all(figure.is_displayed() for figure in figures[:3])
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_paper_is_white_and_shows_what_is_folded(
+    browser: webdriver.Chrome, pages: dict[str, Path]
+) -> None:
+    show(browser, pages["report"], 1280, "dark")
+    folded = browser.find_element(By.CSS_SELECTOR, "details:not([open]) table")
+    assert not folded.is_displayed()
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}], "media": "print"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert back == "rgb(255, 255, 255)"
+    height = browser.execute_script("return arguments[0].getBoundingClientRect().height", folded)
+    assert height > 50
+    assert not browser.find_element(By.CSS_SELECTOR, "nav.side").is_displayed()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -44,10 +44,10 @@ def test_labels_are_kept_apart() -> None:
 
 
 def test_a_histogram_shows_shares_of_every_value() -> None:
-    values = np.array([0.1] * 3 + [0.9])
+    values = np.array([0.12] * 3 + [0.92])
     svg = histogram("cosine", [("within", 1, values), ("across", 0, -values)], -1.0, 1.0)
     assert "within: 75.0 % from 0.10 to 0.15" in svg
-    assert "across: 25.0 % from -0.90 to -0.85" in svg
+    assert "across: 25.0 % from -0.95 to -0.90" in svg
     assert ">within</text>" in svg
     assert ">across</text>" in svg
 

@@ -3,6 +3,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finished import CLASSES, TEXT, finished
 from large import large_run
@@ -12,6 +13,7 @@ from dfkd.manifest import Manifest
 from dfkd.report import page
 from dfkd.report.facts import Facts, Origin
 from dfkd.report.wording import headline
+from dfkd.results import ordered, row, summarise, write_results
 from dfkd.storage import open_storage
 
 COMMAND = "python jobs/pipeline.py 'my <run>.yaml'"
@@ -52,7 +54,7 @@ def test_the_headline_and_its_numbers_follow_from_the_results(
     assert "that has never seen a real image keeps 78.1 % of its teacher's accuracy over" in words
     assert "over three unseen domains." in words
     assert "mean accuracy, contrastive 62.5 %" in words
-    assert "images synthesised 48" in words
+    assert "images synthesised 48 real images used 0" in words
     assert "cost 1.94 worker-hours" in words
     assert "±3.5" in words
 
@@ -112,6 +114,7 @@ def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
     text = Outline(page.render(facts)).text
     assert "was distilled from synthesised images alone" in " ".join(text.split())
     assert "never seen a real image" not in text
+    assert "real images used" not in text
     assert "command that made it was not kept" in text
 
 
@@ -155,3 +158,32 @@ def test_the_page_of_100_000_images_is_small(tmp_path: Path) -> None:
     assert "Of 3,000 images examined, the teacher takes 30 for another class" in " ".join(
         text.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("classes", "matrices", "lines"), [(70, 5, 70), (101, 0, 101), (300, 0, 200)]
+)
+def test_many_classes_are_still_a_page(
+    tmp_path: Path, classes: int, matrices: int, lines: int
+) -> None:
+    storage = open_storage(str(tmp_path))
+    names = [f"class {c}" for c in range(classes)]
+    noise = np.random.default_rng(0)
+    rows = [
+        row(model, method, 0, "photo", names, noise.integers(0, 20, (classes, classes)))
+        for model, method in [
+            ("teacher", "zero-shot"), ("student", "vanilla"), ("student", "mix"),
+            ("student", "random"), ("student", "another"),
+        ]
+    ]  # fmt: skip
+    summary = summarise(rows)
+    write_results(
+        storage, {"schema": 1, "classes": names, "rows": ordered(rows), "summary": summary}
+    )
+    html = Path(page.write_stored(storage)).read_text()
+    assert len(html) < 5_000_000
+    assert html.count('<table class="grid') == matrices
+    table = html.partition('<table class="classes">')[2].partition("</table>")[0]
+    assert table.count("<tr>") == lines + 1
+    assert ("The 200 classes that the best student knows least, of 300" in html) is (classes == 300)
+    assert '<span class="tag t5">another</span>' in html
