@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint docs format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -36,9 +36,12 @@ lint: setup ## Format check, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: setup ## API reference from the docstrings, in build/docs
+	$(BIN)/python -c 'from dfkd import *; from pdoc.__main__ import cli; cli()' -d google -o build/docs dfkd '!dfkd.example'
+
 format: setup ## Apply the formatter and the safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove the environment, caches and runs
-	rm -rf $(VENV) runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ The stages are functions, described in `dfkd.api`:
     versions = dfkd.synthesize(manifest)
     students = dfkd.distill(manifest)
     evaluated = dfkd.evaluate(manifest)
+    dfkd.take_home(manifest), dfkd.write_report(manifest)
     student = dfkd.load_student(students[0])
     student.predict(["rocket.png"])
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         load_student,
         read_manifest,
         synthesize,
+        take_home,
+        write_report,
     )
     from dfkd.errors import (
         CorruptionError,
@@ -60,6 +63,8 @@ __all__ = [
     "load_student",
     "read_manifest",
     "synthesize",
+    "take_home",
+    "write_report",
 ]
 
 if not TYPE_CHECKING:  # for mypy it would give every unknown name a type

@@ -4,6 +4,7 @@
     versions = dfkd.synthesize(manifest)
     students = dfkd.distill(manifest)
     evaluated = dfkd.evaluate(manifest)
+    dfkd.take_home(manifest), dfkd.write_report(manifest)
     student = dfkd.load_student(students[0])
     student.predict(["rocket.png"])
 
@@ -28,7 +29,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from dfkd import evaluation
+from dfkd import evaluation, takehome
 from dfkd.cluster import train
 from dfkd.cluster.build import Built, build
 from dfkd.cluster.connect import connected
@@ -38,6 +39,9 @@ from dfkd.evaluation import Evaluated
 from dfkd.manifest import Manifest
 from dfkd.pictures import pixels
 from dfkd.preflight import check_synthesis
+from dfkd.published import read_json
+from dfkd.report import page
+from dfkd.report.facts import require_finished
 from dfkd.report.sheet import write_contact_sheet
 from dfkd.storage import open_storage
 from dfkd.student import Student
@@ -54,6 +58,8 @@ __all__ = [
     "load_student",
     "read_manifest",
     "synthesize",
+    "take_home",
+    "write_report",
 ]
 
 Picture = str | Path | bytes | Image.Image
@@ -171,18 +177,64 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
         CorruptionError: a student is not what was written.
         DfkdError: no image at all can be read.
     """
-    before = torch.get_num_threads()
-    chosen = threads if threads > 0 else min(evaluation.cpus(), before)
-    use_threads(chosen)
-    try:
+    with _threads(threads) as chosen:
         evaluated = evaluation.evaluate(manifest, chosen)
-    finally:
-        use_threads(before)
     if not evaluated.versions:
         return evaluated
     storage = open_storage(manifest.storage.root)
     sheet = write_contact_sheet(storage, manifest.name, evaluated.versions)
     return dataclasses.replace(evaluated, sheet=sheet)
+
+
+def take_home(manifest: Manifest, *, threads: int = 0) -> str:
+    """Write the folder `student/`: ONNX in float32 and int8, labels, model card.
+
+    What is in it is told by `dfkd.takehome`.
+
+    Args:
+        manifest: of an evaluated run; its last prompt method and first seed name the student.
+        threads: as for `evaluate`.
+
+    Returns:
+        The place of the folder.
+
+    Raises:
+        ManifestError: the run is not evaluated, or that student was not scored.
+        CorruptionError: something that the run left is not what was written.
+    """
+    storage = open_storage(manifest.storage.root)
+    require_finished(storage)
+    with _threads(threads) as chosen:
+        return takehome.write(manifest, read_json(storage, "results.json"), chosen)
+
+
+def write_report(manifest: Manifest, command: str = "") -> str:
+    """Write `report.html`, the page about a run, from what lies in its storage.
+
+    Args:
+        manifest: of an evaluated run.
+        command: that makes the run again, for the page.
+
+    Returns:
+        The place of the page.
+
+    Raises:
+        ManifestError: the run is not evaluated.
+        CorruptionError: something that the run left is not what was written.
+    """
+    return page.write(manifest, command)
+
+
+@contextlib.contextmanager
+def _threads(wanted: int) -> Iterator[int]:
+    """Use so many threads, or all that this process may, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    chosen = wanted if wanted > 0 else min(evaluation.cpus(), before)
+    use_threads(chosen)
+    try:
+        yield chosen
+    finally:
+        use_threads(before)
 
 
 @dataclass(frozen=True)

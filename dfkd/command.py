@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -86,9 +87,21 @@ def run_with(
     except DfkdError as error:
         return fail(error)
     except OSError as error:
-        return fail(InfrastructureError(f"operating system: {error}"))
+        return fail(
+            InfrastructureError(
+                f"operating system: {error}; mend that and run the same command again, it resumes"
+            )
+        )
     print(f"wrote {written}", flush=True)
     return Exit.DONE
+
+
+def again(job: str, options: argparse.Namespace) -> str:
+    """The command line that runs a job with the same manifest and overrides."""
+    words = ["python", f"jobs/{job}.py", options.manifest]
+    for setting in options.overrides:
+        words += ["--set", setting]
+    return shlex.join(words)
 
 
 def fail(error: DfkdError) -> int:

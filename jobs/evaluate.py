@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd import command
-from dfkd.api import evaluate
+from dfkd.api import Evaluated, evaluate
 from dfkd.domains import open_data
 from dfkd.errors import PartialError
 from dfkd.manifest import Manifest
@@ -34,19 +34,29 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         PartialError: some images could not be read; everything else was scored and written.
     """
     evaluated = evaluate(manifest, threads=options.threads)
+    tell(evaluated)
+    refuse_unreadable(evaluated, evaluated.location)
+    return evaluated.location
+
+
+def tell(evaluated: Evaluated) -> None:
+    """Print the table of accuracies and what goes with it."""
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results["rows"]))
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")
+
+
+def refuse_unreadable(evaluated: Evaluated, written: str) -> None:
+    """End a job that has written `written` as partial, if images could not be read."""
     unreadable = evaluated.results["data"]["unreadable"]
     if unreadable:
-        print(f"wrote {evaluated.location}", flush=True)
+        print(f"wrote {written}", flush=True)
         raise PartialError(
             f"evaluation.data: {len(unreadable)} images could not be read and were left out, the "
             f"first is {unreadable[0]}; mend or remove them (all are named in results.json)"
         )
-    return evaluated.location
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:

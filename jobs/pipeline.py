@@ -1,4 +1,4 @@
-"""Class names in, student out: synthesise, distil and evaluate each prompt method."""
+"""Class names in, student out: synthesise, distil and evaluate each prompt method, and report."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 import distill
 import evaluate
 import synthesize
-from dfkd import command
+from dfkd import api, command
 from dfkd.manifest import Manifest
 from dfkd.preflight import check_evaluation
 
@@ -23,11 +23,21 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """The three jobs in a row, each of which resumes; returns the place of results.json."""
+    """The three jobs in a row, each of which resumes; returns the place of the report.
+
+    Raises:
+        PartialError: some evaluation images could not be read; everything is written.
+    """
     check_evaluation(manifest)  # before the hours of the other two, not after them
     synthesize.work(manifest, options)
     distill.work(manifest, options)
-    return evaluate.work(manifest, options)
+    evaluated = api.evaluate(manifest, threads=options.threads)
+    evaluate.tell(evaluated)
+    if evaluated.versions:
+        print(f"student to take home {api.take_home(manifest, threads=options.threads)}")
+    page = api.write_report(manifest, command.again("pipeline", options))
+    evaluate.refuse_unreadable(evaluated, page)
+    return page
 
 
 def main(argv: Sequence[str] | None = None) -> int:

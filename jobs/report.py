@@ -1,7 +1,6 @@
 """Write report.html about a finished run, or comparison.html about two."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,10 +60,7 @@ def work(run: Run, options: argparse.Namespace) -> str:
         return compare.write(storage, read(options.other, ()).open())
     if run.manifest is None:
         return page.write_stored(storage)
-    words = ["python", "jobs/pipeline.py", options.manifest]
-    for setting in options.overrides:
-        words += ["--set", setting]
-    return page.write(run.manifest, shlex.join(words))
+    return page.write(run.manifest, command.again("pipeline", options))
 
 
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:

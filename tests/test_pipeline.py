@@ -36,7 +36,11 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     found = run("pipeline", MANIFEST, *arguments)
     assert found.returncode == 0, found.stderr
     *table, last = found.stdout.splitlines()
-    assert last == f"wrote {tmp_path / 'run' / 'results.json'}"
+    assert last == f"wrote {tmp_path / 'run' / 'report.html'}"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "rocket" in page
+    assert f"--set storage.root={tmp_path / 'run'}" in page
+    assert max(len(line) for line in table if "student" in line and "/" not in line) <= 80
     assert any("teacher" in line for line in table)
     assert any("contrastive" in line for line in table)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -63,7 +67,9 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     again = run("pipeline", MANIFEST, *arguments)
     assert again.returncode == 0
     changed = {name for name, data in contents(tmp_path / "run").items() if before[name] != data}
-    assert changed == {name for name in before if name.startswith("records/evaluate-")}
+    measured = {"report.html", "student/README.md", "student/takehome.json"}  # seconds
+    assert changed - measured == {name for name in before if name.startswith("records/evaluate-")}
+    assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
 
 
 def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
@@ -84,7 +90,7 @@ def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) ->
 
 
 def test_every_manifest_that_is_shipped_can_be_planned(tmp_path: Path) -> None:
-    for file in MANIFEST.parent.glob("*.yaml"):
+    for file in MANIFEST.parent.rglob("*.yaml"):
         if "classes" in yaml.safe_load(file.read_text()):
             found = run("pipeline", file, "--dry-run")
             assert found.returncode == 0, f"{file.name}: {found.stderr}"

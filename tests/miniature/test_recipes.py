@@ -180,7 +180,8 @@ def test_loss_rewards_positives() -> None:
 def small_teacher() -> Teacher:
     return Teacher(
         embed_dim=16, image_width=8, text_width=16, text_heads=2, text_layers=1, steps=1,
-        style_steps=1, batch_size=8, warmup_steps=1, easy_steps=1, checkpoint_every=1, compile=False,
+        style_steps=1, batch_size=8, warmup_steps=1, easy_steps=1, checkpoint_every=1,
+        compile=False,
     )  # fmt: skip
 
 
