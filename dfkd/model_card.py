@@ -161,7 +161,7 @@ def _confidence(facts: Mapping[str, Any]) -> str:
     check, evaluation = facts["check"], facts["evaluation"]
     images, scores = evaluation["images"], evaluation["accuracy"]["onnx"]["domains"]
     right = sum(count * scores[domain] for domain, count in images.items()) / check["images"]
-    sure = f"{100 * check['confidence']:.0f} %"
+    sure = f"{100 * facts['confidence']:.0f} %"
     return (
         f"On the evaluation data the\n  highest probability is {sure} on average, and "
         f"{100 * right:.0f} % of the answers are right."

@@ -84,7 +84,7 @@ def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
         }
         comparison = Comparison(student, folder, how["temperature"], threads)
         facts["evaluation"] = _evaluate(manifest, comparison, accuracy, about, threads)
-        facts["check"] = comparison.facts()
+        facts["check"], facts["confidence"] = comparison.facts(), comparison.confidence
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
@@ -211,7 +211,7 @@ class Comparison:
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
         self.student, self.temperature = student, temperature
         self.graphs = {name: load(folder / name, threads) for name in (MODEL, INT8)}
-        self.images, self.confidence = 0, 0.0
+        self.images, self.total = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)
 
@@ -225,8 +225,13 @@ class Comparison:
             self.largest[name] = max(self.largest[name], apart)
             self.equal[name] += int((distances.argmin(1) == expected.argmin(1)).sum())
         exact = torch.from_numpy(found[MODEL])
-        self.confidence += float((-exact / self.temperature).softmax(1).amax(1).sum())
+        self.total += float((-exact / self.temperature).softmax(1).amax(1).sum())
         return exact
+
+    @property
+    def confidence(self) -> float:
+        """Mean over the images of the float graph's highest probability."""
+        return self.total / self.images
 
     def int8(self, pixels: Tensor) -> Tensor:
         """The int8 graph as a model to score."""
@@ -241,7 +246,7 @@ class Comparison:
             }
             for name in self.graphs
         }
-        return {"images": self.images, "confidence": self.confidence / self.images, **graphs}
+        return {"images": self.images, **graphs}
 
 
 def _evaluate(

@@ -11,6 +11,7 @@ FACTS: dict[str, Any] = {
     "classes": 3,
     "opset": 18,
     "temperature": 0.0571,
+    "confidence": 0.8,
     "student": {
         "architecture": "resnet18",
         "image_size": 64,
@@ -35,7 +36,6 @@ FACTS: dict[str, Any] = {
     },
     "check": {
         "images": 40,
-        "confidence": 0.8,
         "model.onnx": {"max_difference": 1.5e-6, "equal_predictions": 1.0},
         "model.int8.onnx": {"max_difference": 0.07, "equal_predictions": 0.975},
     },

@@ -24,7 +24,8 @@ from dfkd.manifest import Manifest
 from dfkd.model_card import EXAMPLE, model_card
 from dfkd.pictures import batch, pixels
 from dfkd.predict import Predictor, main
-from dfkd.storage import LocalStorage
+from dfkd.report.takehome import read_takehome
+from dfkd.storage import LocalStorage, open_storage
 from dfkd.student import load_student
 from dfkd.teacher import Teacher, distances
 from surrogates import CLASSES, publish, write_manifest
@@ -150,6 +151,23 @@ def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
         same = (found.argmin(1) == expected.argmin(1)).mean()
         assert check[name]["equal_predictions"] == pytest.approx(same)
     assert check["model.onnx"]["max_difference"] < 1e-5 < check["model.int8.onnx"]["max_difference"]
+
+
+def test_confidence_is_the_mean_of_the_highest_probability(run: Run) -> None:
+    predictor = Predictor(run.folder)
+    data = open_data(run.manifest.evaluation, run.manifest.classes)
+    whole = [item for item in data.items if not item.name.endswith("broken.png")]
+    highest = [predictor.probabilities(item.read()).max() for item in whole]
+    assert run.facts["confidence"] == pytest.approx(np.mean(highest), rel=1e-4)
+
+
+def test_the_report_reads_it(run: Run) -> None:
+    found = read_takehome(open_storage(run.manifest.storage.root))
+    assert found is not None
+    assert (found.method, found.seed) == ("mix", 1)
+    exact = found.lines[2]
+    assert exact.size == run.facts["files"]["model.onnx"]["bytes"]
+    assert exact.accuracy == run.facts["evaluation"]["accuracy"]["onnx"]["mean"]
 
 
 def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: Path) -> None:
