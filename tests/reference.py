@@ -1,0 +1,29 @@
+"""The API reference: `python tests/reference.py FOLDER` renders the docstrings of every module."""
+
+import pkgutil
+import sys
+import warnings
+from pathlib import Path
+
+import pdoc
+import pdoc.render
+
+import dfkd
+
+
+def main(folder: Path) -> None:
+    """Write the pages under a folder."""
+    # pdoc documents the names that a module has; `dfkd` has none before their first use.
+    for name in dfkd.__all__:
+        getattr(dfkd, name)
+    # Where there is an __all__, pdoc leaves submodules out. The example is a script: it would run.
+    below = [f"dfkd.{module.name}" for module in pkgutil.iter_modules(dfkd.__path__)]
+    below.remove("dfkd.example")
+    # An annotation inside pydantic, of which the pages show nothing.
+    warnings.filterwarnings("ignore", ".*PydanticDataclass", UserWarning)
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc("dfkd", *below, output_directory=folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
