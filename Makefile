@@ -37,7 +37,7 @@ lint: setup ## Format check, lint, types
 	$(BIN)/mypy
 
 docs: setup ## API reference from the docstrings, in build/docs
-	$(BIN)/python -c 'from dfkd import *; from pdoc.__main__ import cli; cli()' -d google -o build/docs dfkd '!dfkd.example'
+	$(BIN)/python tests/reference.py build/docs
 
 format: setup ## Apply the formatter and the safe fixes
 	$(BIN)/ruff format .
