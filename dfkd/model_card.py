@@ -8,7 +8,8 @@ import json
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
-labels, rules = (json.load(open(f"{name}.json", encoding="utf-8")) for name in ("labels", "preprocess"))
+labels = json.load(open("labels.json", encoding="utf-8"))
+rules = json.load(open("preprocess.json", encoding="utf-8"))
 picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGBA")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 S, short = rules["size"], min(picture.size)
@@ -19,7 +20,7 @@ distances = onnxruntime.InferenceSession("model.onnx").run(None, {"pixels": pixe
 scores = np.exp((distances.min() - distances) / rules["temperature"])
 for index in distances.argsort()[:3]:
     print(labels[index], round(float(scores[index] / scores.sum()), 3))
-"""  # noqa: E501 - as few lines as can be read
+"""
 """Runs in the folder, beside a `picture.png`, with onnxruntime, numpy and pillow."""
 
 CARD = """\

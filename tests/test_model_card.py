@@ -1,9 +1,10 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfkd.model_card import model_card
+from dfkd.model_card import EXAMPLE, model_card
 
 SCORES = {"domains": {"flat": 0.5, "ink": 0.25}, "mean": 0.375}
 FACTS: dict[str, Any] = {
@@ -83,3 +84,8 @@ def test_a_fact_that_is_missing_is_no_blank() -> None:
     del facts["check"]["model.int8.onnx"]
     with pytest.raises(KeyError):
         model_card(facts)
+
+
+def test_the_readme_shows_the_same_example() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{EXAMPLE}```" in readme
