@@ -1,13 +1,5 @@
 """The stages as functions: what `import dfkd` offers, and what the jobs call.
 
-    manifest = dfkd.read_manifest("manifests/miniature.yaml", classes=["rocket", "tree"])
-    versions = dfkd.synthesize(manifest)
-    students = dfkd.distill(manifest)
-    evaluated = dfkd.evaluate(manifest)
-    dfkd.take_home(manifest), dfkd.write_report(manifest)
-    student = dfkd.load_student(students[0])
-    student.predict(["rocket.png"])
-
 Each stage works by itself on what the one before has left in `storage.root`, resumes what a killed
 one began, and finds what is finished. A Ray that the caller has started is used and left running;
 else the cluster that RAY_ADDRESS names is joined, or a local one serves for the length of the call.

@@ -21,8 +21,11 @@ class Bar(Protocol):
         """Leave the last state on the screen."""
 
 
-class _Closing:
-    def close(self) -> None: ...
+class Closing:
+    """What is closed at the end of a `with` block, however that ends."""
+
+    def close(self) -> None:
+        """Free what is held; says nothing of the block's error."""
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +39,7 @@ class _Closing:
         self.close()
 
 
-class ScreenBar(_Closing):
+class ScreenBar(Closing):
     """A bar that redraws itself, on a terminal."""
 
     def __init__(self, description: str, total: int, unit: str, done: int = 0) -> None:
@@ -64,7 +67,7 @@ class ScreenBar(_Closing):
         self.inner.close()
 
 
-class LineBar(_Closing):
+class LineBar(Closing):
     """A whole line on stderr every ten seconds and at the end, for logs and behind a pipe."""
 
     def __init__(self, description: str, total: int, unit: str, done: int = 0) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.distillation import Outcome
 from dfkd.pictures import pixels
-from dfkd.progress import Bar
+from dfkd.progress import Bar, Closing
 from dfkd.shards import Sample
 from dfkd.storage import Storage
 
@@ -32,7 +31,7 @@ CLASSES = 100
 """Classes that are shown at the most, for the same reason."""
 
 
-class Board:
+class Board(Closing):
     """Event files: written in a local folder, put into storage whenever `upload` is called."""
 
     def __init__(self, storage: Storage) -> None:
@@ -40,15 +39,8 @@ class Board:
         self.folder = tempfile.TemporaryDirectory(prefix="dfkd-tensorboard-")
         self.writer = SummaryWriter(self.folder.name)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave nothing behind but what was uploaded."""
         self.writer.close()
         self.folder.cleanup()
 
@@ -77,14 +69,10 @@ class Tracker(Board):
         self.outcomes: list[Outcome] = []
         self.since = time.monotonic()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """See `Board.close`; the bar is left as it stands."""
         self.bar.close()
-        super().__exit__(kind, error, trace)
+        super().close()
 
     def record(self, outcome: Outcome) -> None:
         """Count one step; its numbers stay on the device until `log`."""
@@ -177,12 +165,8 @@ class ShardTracker(Board):
         self.curve = Curve()
         self.started = self.uploaded = time.monotonic()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """See `Board.close`; the mean loss of each step is written first."""
         try:
             for step, loss in enumerate(self.curve.points()):
                 if math.isfinite(loss):
@@ -190,7 +174,7 @@ class ShardTracker(Board):
             if self.curve.sums:
                 self.upload()
         finally:
-            super().__exit__(kind, error, trace)
+            super().close()
 
     def record(self, glimpse: Glimpse) -> None:
         """Show one more shard; its images too, if its class is one of the first `CLASSES`."""
