@@ -103,6 +103,29 @@ def bars(title: str, models: Sequence[Bar]) -> Markup:
     return _finished(chart, f"Accuracy on {title}, in percent")
 
 
+def _lines(rows: Sequence[dict[str, Any]], high: float) -> alt.Chart:
+    """The lines of `curves`, from 0 to `high`."""
+    chart: alt.Chart = (
+        alt.Chart(_data(rows))
+        .mark_line(strokeWidth=1.8, clip=False)
+        .encode(
+            x=alt.X("x:Q", axis=alt.Axis(title="step", tickCount=4, grid=False)),
+            y=alt.Y(
+                "y:Q", scale=alt.Scale(domain=[0, high]),
+                axis=alt.Axis(title=None, tickCount=5, domain=False, ticks=False),
+            ),
+            color=alt.Color("colour:N", scale=None),
+            strokeDash=alt.StrokeDash(
+                "dash:N", legend=None,
+                scale=alt.Scale(domain=list(range(len(DASHES))), range=list(DASHES)),
+            ),
+            detail="line:N",
+            description="line:N",
+        )
+    )  # fmt: skip
+    return chart
+
+
 def curves(kind: str, found: Sequence[tuple[Curve, int]]) -> Markup:
     """The loss or the agreement of each student over steps, labelled where its line ends.
 
@@ -129,24 +152,7 @@ def curves(kind: str, found: Sequence[tuple[Curve, int]]) -> Markup:
         {"x": x, "y": high * (1 - place / height), "text": name, "colour": series(slot)}
         for (name, slot, x, _), place in zip(ends, places, strict=True)
     ]
-    line = (
-        alt.Chart(_data(rows))
-        .mark_line(strokeWidth=1.8, clip=False)
-        .encode(
-            x=alt.X("x:Q", axis=alt.Axis(title="step", tickCount=4, grid=False)),
-            y=alt.Y(
-                "y:Q", scale=alt.Scale(domain=[0, high]),
-                axis=alt.Axis(title=None, tickCount=5, domain=False, ticks=False),
-            ),
-            color=alt.Color("colour:N", scale=None),
-            strokeDash=alt.StrokeDash(
-                "dash:N", legend=None,
-                scale=alt.Scale(domain=list(range(len(DASHES))), range=list(DASHES)),
-            ),
-            detail="line:N",
-            description="line:N",
-        )
-    )  # fmt: skip
+    line = _lines(rows, high)
     text = (
         alt.Chart(_data(labels))
         .mark_text(align="left", dx=5, fontSize=11, aria=False)
@@ -173,17 +179,10 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def histogram(
-    title: str, groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
-) -> Markup:
-    """The share of values in each of 40 bins, as one outline for each named group.
-
-    Args:
-        title: of the axis.
-        groups: name, slot of the colour, and values.
-        low: where the axis begins.
-        high: where it ends.
-    """
+def _shares(
+    groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
+) -> tuple[list[dict[str, Any]], list[tuple[str, int, float, float]]]:
+    """The bars of a histogram, and each group's name, slot and highest bar (edge, share)."""
     edges = np.linspace(low, high, BINS + 1)
     rows, tops = [], []
     for order, (name, slot, values) in enumerate(groups):
@@ -200,6 +199,21 @@ def histogram(
             for edge, after, share in zip(edges[:-1], edges[1:], shares, strict=True)
             if share
         ]  # fmt: skip
+    return rows, tops
+
+
+def histogram(
+    title: str, groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
+) -> Markup:
+    """The share of values in each of 40 bins, as one outline for each named group.
+
+    Args:
+        title: of the axis.
+        groups: name, slot of the colour, and values.
+        low: where the axis begins.
+        high: where it ends.
+    """
+    rows, tops = _shares(groups, low, high)
     axis = alt.Axis(title="share", format="%", tickCount=4, domain=False, ticks=False)
     bar = (
         alt.Chart(_data(rows))
