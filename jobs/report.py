@@ -10,7 +10,7 @@ from typing import Any
 from dfkd import command
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
-from dfkd.report import compare, page
+from dfkd.report import compare, diversity, page
 from dfkd.report.facts import require_finished
 from dfkd.storage import Storage, open_storage
 
@@ -59,8 +59,11 @@ def work(run: Run, options: argparse.Namespace) -> str:
     if options.other is not None:
         return compare.write(storage, read(options.other, ()).open())
     if run.manifest is None:
-        return page.write_stored(storage)
-    return page.write(run.manifest, command.again("pipeline", options))
+        written = page.write_stored(storage)
+    else:
+        written = page.write(run.manifest, command.again("pipeline", options))
+    print(diversity.table(diversity.read(storage)), flush=True)
+    return written
 
 
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 import dfkd
 from dfkd import record
 from dfkd.dataset import PublishedVersion, current
-from dfkd.diversity import vendi_score
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.manifest import Manifest
 from dfkd.published import read_json
@@ -71,8 +70,6 @@ class Made:
     index: Index
     gallery: Gallery
     prompts: Prompts | None
-    vendi: float | None
-    """Of the teacher's embeddings of a sample of the images."""
 
 
 @dataclass(frozen=True)
@@ -245,14 +242,9 @@ def _made(storage: Storage, methods: Sequence[str], classes: tuple[str, ...]) ->
         [gallery(version, indices[name], per_class) for name, version in present.items()], URIS
     )
     return [
-        Made(name, v, indices[name], shown, read_prompts(v, name), _vendi(shown.embeddings))
+        Made(name, v, indices[name], shown, read_prompts(v, name))
         for (name, v), shown in zip(present.items(), galleries, strict=True)
     ]
-
-
-def _vendi(embeddings: npt.NDArray[Any]) -> float | None:
-    usable = embeddings[np.abs(embeddings).sum(axis=1) > 0]
-    return vendi_score(usable) if len(usable) else None
 
 
 def _trained(storage: Storage, rows: Sequence[Row], origin: Origin | None) -> list[Trained]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from dfkd.catalogue import INDEX, INDEX_KEY
 from dfkd.dataset import PublishedVersion
+from dfkd.diversity import pair_cosines, vendi_score
 from dfkd.errors import CorruptionError
 from dfkd.fingerprint import sha256_file
 from dfkd.plan import sample_key
@@ -93,7 +94,21 @@ class Gallery:
     """How many of `examined` are taken for another class."""
     examined: int
     embeddings: Numbers
-    """The teacher's embeddings [N, E] of images that were looked at."""
+    """The teacher's embeddings [N, E] of images that were looked at, none of them zero."""
+    labels: Numbers
+    """Their class indices [N]."""
+
+    @property
+    def within(self) -> Numbers:
+        """Cosines of the pairs of `embeddings` of one class."""
+        if not len(self.labels):
+            return np.zeros(0)
+        return pair_cosines(self.embeddings, self.labels)[0]
+
+    @property
+    def vendi(self) -> float | None:
+        """The effective number of different `embeddings`; None without any."""
+        return vendi_score(self.embeddings) if len(self.labels) else None
 
 
 def read_index(version: PublishedVersion) -> Index:
@@ -160,7 +175,8 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     look = _Look(version)
     look.read(index, [*(row for rows in picks.values() for row in rows), *by_doubt, *by_loss])
     strips = {c: look.pictures(index, rows) for c, rows in picks.items()}
-    embeddings = evenly(look.embeddings, MAX_EMBEDDINGS)
+    usable = [(own, vector) for own, vector in look.embeddings if np.abs(vector).sum() > 0]
+    chosen = evenly(usable, MAX_EMBEDDINGS)
     return Gallery(
         strips=strips,
         unsure=look.pictures(index, by_doubt),
@@ -168,7 +184,8 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
         rejected=[_picture(sample) for sample in look.doubted()],
         rejections=look.rejections,
         examined=look.examined,
-        embeddings=np.array(embeddings, np.float32).reshape(len(embeddings), -1),
+        embeddings=np.array([v for _, v in chosen] or np.empty((0, 0)), np.float32),
+        labels=np.array([own for own, _ in chosen], np.int64),
     )
 
 
@@ -189,7 +206,8 @@ class _Look:
     wanted: dict[str, Sample] = field(default_factory=dict)
     rejected: dict[int, Sample] = field(default_factory=dict)
     """Of each class the least confident."""
-    embeddings: list[Numbers] = field(default_factory=list)
+    embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
+    """With the class index of each."""
     rejections: int = 0
     examined: int = 0
 
@@ -203,10 +221,10 @@ class _Look:
     def _open(self, receipt: Receipt, keys: set[str]) -> None:
         for sample in self.version.samples(receipt):
             self.examined += 1
-            self.embeddings.append(sample.arrays["embedding"])
+            own = sample.metadata["class_index"]
+            self.embeddings.append((own, sample.arrays["embedding"]))
             if sample.key in keys:
                 self.wanted[sample.key] = sample
-            own = sample.metadata["class_index"]
             if predicted(sample) != own:
                 self.rejections += 1
                 held = self.rejected.setdefault(own, sample)

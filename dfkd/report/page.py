@@ -15,7 +15,8 @@ import dfkd
 from dfkd.distilled import place
 from dfkd.manifest import Manifest
 from dfkd.record import Entry
-from dfkd.report import charts
+from dfkd.report import charts, diversity
+from dfkd.report.diversity import MEASURES, diversities, rank_correlation
 from dfkd.report.facts import Facts, collect, note_origin, require_finished
 from dfkd.report.gallery import shown_classes
 from dfkd.report.wording import FILTERS, figures, headline
@@ -36,7 +37,7 @@ PANELS = 24
 
 SECTIONS = {
     "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
-    "images": "Images", "doubtful": "Worst and rejected", "prompts": "Prompt diversity",
+    "images": "Images", "doubtful": "Worst and rejected", "prompts": "Diversity",
     "training": "Training", "cost": "Time and cost", "takehome": "Take-home student",
     "provenance": "Provenance",
 }  # fmt: skip
@@ -67,8 +68,10 @@ def write(manifest: Manifest, command: str) -> str:
 
 
 def write_stored(storage: Storage) -> str:
-    """Write report.html about the run under `storage` from what lies there; see `write`."""
-    storage.put(PAGE, render(collect(storage)).encode())
+    """Write report.html and diversity.json about the run under `storage`; see `write`."""
+    facts = collect(storage)
+    diversity.write(storage, diversities(facts))
+    storage.put(PAGE, render(facts).encode())
     return storage.location(PAGE)
 
 
@@ -94,6 +97,8 @@ def render(facts: Facts) -> str:
         per_class=_per_class(facts),
         image_charts=_image_charts(facts, slots),
         diversity=_diversity(facts, slots),
+        diversities=diversities(facts),
+        measures=MEASURES,
         training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
         takehome=facts.takehome,
@@ -126,6 +131,7 @@ def _environment() -> jinja2.Environment:
         "version": dfkd.__version__,
         "shown": _shown,
         "own_class": _own_class,
+        "rank_correlation": rank_correlation,
     }
     return environment
 

@@ -143,7 +143,12 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def figure(value: float | None, digits: int) -> str:
+    """A number with so many decimals; `-` for none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
-    "average": average, "bytes": size, "count": count, "duration": duration, "percent": percent,
-    "share": share, "short": short, "spread": spread, "words": words,
+    "average": average, "bytes": size, "count": count, "duration": duration, "figure": figure,
+    "percent": percent, "share": share, "short": short, "spread": spread, "words": words,
 }  # fmt: skip

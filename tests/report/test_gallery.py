@@ -68,6 +68,9 @@ def test_a_gallery_shows_each_class_and_its_own_images(version: PublishedVersion
             assert picture.predicted == picture.class_index == c
     assert (found.examined, found.rejections, found.rejected) == (24, 0, [])
     assert found.embeddings.shape == (24, 8)
+    assert found.labels.tolist() == [c for c in range(3) for _ in range(8)]
+    assert found.vendi == pytest.approx(3)  # a direction for each class
+    assert found.within.tolist() == pytest.approx([1] * 3 * 28)
 
 
 def test_a_page_shows_small_images_whose_bytes_are_few() -> None:
@@ -94,7 +97,7 @@ def some(classes: int, each: int, size: int) -> Gallery:
         return Picture(c, i, "p", 0.5, 0.1, c, "x" * size)
 
     strips = {c: [picture(c, i) for i in range(each)] for c in range(classes)}
-    return Gallery(strips, [], [], [], 0, 0, np.empty((0, 1)))
+    return Gallery(strips, [], [], [], 0, 0, np.empty((0, 0)), np.empty(0))
 
 
 def characters(galleries: list[Gallery]) -> int:

@@ -1,0 +1,153 @@
+"""Does diversity predict accuracy? Both beside each other, for each prompt method of a run."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from dfkd.errors import CorruptionError
+from dfkd.published import read_json
+from dfkd.report.facts import Facts, Made
+from dfkd.shards import canonical
+from dfkd.storage import Storage
+
+FILE = "diversity.json"
+"""{"schema": 1, "rows": [the fields of `Diversity`], "rank_correlation": {measure: -1 to 1}}"""
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """One prompt method: how much its prompts and images differ, and what came of it.
+
+    Cosines and Vendi scores are of a sample, in the teacher's embedding space. None is what the run
+    does not tell.
+    """
+
+    method: str
+    prompt_cosine: float | None
+    """Mean over pairs of prompts of one class."""
+    prompt_vendi: float | None
+    """Effective number of different prompts."""
+    image_cosine: float | None
+    """Mean over pairs of images of one class."""
+    image_vendi: float | None
+    """Effective number of different images."""
+    own_class: float | None
+    """Share of images that the teacher takes for the class they were made for."""
+    accuracy: float | None
+    """Of the students, mean over domains and seeds, 0-1."""
+    std: float | None
+    """Over seeds (n - 1)."""
+
+
+MEASURES = ("prompt_cosine", "prompt_vendi", "image_cosine", "image_vendi", "own_class")
+
+
+def diversities(facts: Facts) -> list[Diversity]:
+    """A row for each method with images, in the run's order."""
+    scores = {scored.label: scored.summary for scored in facts.students}
+    return [_row(made, scores.get(made.method, {})) for made in facts.made]
+
+
+def _row(made: Made, summary: Any) -> Diversity:
+    shown, prompts = made.gallery, made.prompts
+    return Diversity(
+        method=made.method,
+        prompt_cosine=_mean(prompts.within) if prompts else None,
+        prompt_vendi=prompts.vendi if prompts else None,
+        image_cosine=_mean(shown.within),
+        image_vendi=shown.vendi,
+        own_class=1 - shown.rejections / shown.examined if shown.examined else None,
+        accuracy=summary.get("mean"),
+        std=summary.get("std"),
+    )
+
+
+def _mean(values: Any) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def rank_correlation(rows: Sequence[Diversity], measure: str) -> float | None:
+    """Spearman's rho over methods of a measure and accuracy; None for fewer than three methods.
+
+    With as few as the prompt methods are, only a value of 1 or -1 says anything at all.
+    """
+    pairs = [(getattr(row, measure), row.accuracy) for row in rows]
+    known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64)
+    if len(known) < 3:
+        return None
+    ranks = np.stack([_ranks(column) for column in known.T])
+    if not ranks.std(axis=1).all():
+        return None
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Any) -> Any:
+    """Ranks from 0; equal values share the mean of theirs."""
+    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+
+def write(storage: Storage, rows: Sequence[Diversity]) -> None:
+    """Write diversity.json under a run's root."""
+    rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}
+    tree = {"schema": 1, "rows": [asdict(row) for row in rows], "rank_correlation": rho}
+    storage.put(FILE, canonical(tree))
+
+
+def read(storage: Storage) -> list[Diversity]:
+    """The rows of diversity.json under a run's root.
+
+    Raises:
+        CorruptionError: it is not what `write` has written (`MissingObject` without one).
+    """
+    try:
+        return TypeAdapter(list[Diversity]).validate_python(read_json(storage, FILE).get("rows"))
+    except ValidationError as error:
+        raise CorruptionError(
+            f"{storage.location(FILE)}: {error.errors(include_url=False)[0]['msg']}; "
+            "run jobs/report.py again"
+        ) from None
+
+
+HEADS = {
+    "method": ("", "method"),
+    "prompt_cosine": ("cosine of", "prompts"),
+    "prompt_vendi": ("Vendi of", "prompts"),
+    "image_cosine": ("cosine of", "images"),
+    "image_vendi": ("Vendi of", "images"),
+    "own_class": ("own", "class, %"),
+    "accuracy": ("accu-", "racy, %"),
+    "std": ("", "std"),
+}
+
+
+def table(rows: Sequence[Diversity]) -> str:
+    """The rows and, below, each measure's rank correlation with accuracy, within 80 columns."""
+    names = [field.name for field in fields(Diversity)]
+    cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
+    rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}
+    foot = ["rank corr.", *("-" if rho.get(n) is None else f"{rho[n]:+.1f}" for n in names[1:-2])]
+    heads = [[HEADS[name][line] for name in names] for line in (0, 1)]
+    lines = [*heads, *cells, [*foot, "", ""]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    text = io.StringIO()
+    for number, line in enumerate(lines):
+        first, *others = (cell.rjust(w) for cell, w in zip(line, widths, strict=True))
+        text.write(" ".join([first.strip().ljust(widths[0]), *others]).rstrip() + "\n")
+        if number in (1, len(lines) - 2):
+            text.write("-" * (sum(widths) + len(widths) - 1) + "\n")
+    return text.getvalue().rstrip("\n")
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or not math.isfinite(value):
+        return "-"
+    if name in ("own_class", "accuracy", "std"):
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}" if name.endswith("cosine") else f"{value:.1f}"
