@@ -1,10 +1,14 @@
-"""Shared fixtures: the miniature world's models. Also puts this folder's modules on the path."""
+"""Shared fixtures: the miniature models, an S3 server. Puts this folder's modules on the path."""
 
 import os
+import uuid
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+import ceph as servers
+from ceph import Ceph
 from dfkd import manifest
 from dfkd.generator import VQGAN
 from dfkd.teacher import Teacher
@@ -25,3 +29,30 @@ def teacher() -> Teacher:
 def generator() -> VQGAN:
     """The miniature generator, on the CPU."""
     return VQGAN.load(manifest.Generator(), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    """A real S3 server, for all tests together; one that is to be killed is a test's own."""
+    if absent := servers.missing():
+        pytest.skip(absent)
+    with Ceph() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_root(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://bucket/prefix` in an empty bucket of `ceph`, with the environment that reaches it."""
+    for name, value in ceph.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex}"
+    ceph.make_bucket(bucket)
+    return f"s3://{bucket}/runs/one"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in the quiet report too that tests were skipped for want of a server."""
+    reasons = {str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])}
+    absent = servers.missing()
+    if absent and any(absent in reason for reason in reasons):
+        terminalreporter.write_line(f"skipped the tests marked s3: {absent}")
