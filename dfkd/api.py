@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd import evaluation, takehome
+from dfkd.budget import Budget
 from dfkd.cluster import train
-from dfkd.cluster.build import Built, build
+from dfkd.cluster.build import Built, build, finished
 from dfkd.cluster.connect import connected
 from dfkd.cluster.train import Finished
 from dfkd.device import pick_device, use_threads
@@ -40,6 +41,7 @@ from dfkd.student import Student
 from dfkd.student import load_student as load
 
 __all__ = [
+    "Budget",
     "Built",
     "Evaluated",
     "Finished",
@@ -93,6 +95,7 @@ def synthesize(
     *,
     abandon: bool = False,
     accept_partial: bool = False,
+    budget: Budget | None = None,
     on_version: Callable[[Built], object] = lambda built: None,
 ) -> list[Built]:
     """Make prompts and images, and publish one version of the data set for each prompt method.
@@ -101,6 +104,7 @@ def synthesize(
         manifest: of the run.
         abandon: leave unfinished work of another manifest behind instead of refusing.
         accept_partial: publish although tasks are quarantined.
+        budget: what the call may spend on each version that it makes.
         on_version: called with each version as soon as it is published.
 
     Returns:
@@ -110,13 +114,17 @@ def synthesize(
         ManifestError: weights, names or sizes that do not fit; nothing has been started.
         FingerprintError: another manifest's work is unfinished here.
         PartialError: tasks are quarantined; the same call tries them again.
+        BudgetError: the budget is spent; the same call resumes.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
     check_synthesis(manifest)
     versions = []
-    with connected():
+    with contextlib.ExitStack() as ray_runtime:
         for method in manifest.prompts.method:
-            versions.append(build(manifest.with_method(method), abandon, accept_partial))
+            chosen = manifest.with_method(method)
+            if not finished(chosen):  # else no cluster is worth its start
+                ray_runtime.enter_context(connected())
+            versions.append(build(chosen, abandon, accept_partial, budget))
             on_version(versions[-1])
     return versions
 

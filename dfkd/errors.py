@@ -53,6 +53,12 @@ class PartialError(DfkdError):
     exit_code = Exit.PARTIAL
 
 
+class BudgetError(DfkdError):
+    """A cap was reached; what is finished is kept, and the same command resumes."""
+
+    exit_code = Exit.PARTIAL
+
+
 class InfrastructureError(DfkdError):
     """Storage, disk or cluster failed; the same command may succeed later and will resume."""
 

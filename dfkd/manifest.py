@@ -269,10 +269,14 @@ class Cluster:
     """How many workers synthesise, and how stubbornly."""
 
     workers: Natural = 0
-    """Synthesis actors at the most; 0 is one for each GPU or, without any, each CPU share."""
+    """Synthesis actors at the most; 0 is as many as fit, also of nodes that join later."""
     cpus_per_worker: Positive = 1.0
+    gpus_per_worker: NonNegative | None = None
+    """None is one where the cluster has any when the run starts, else none."""
     attempts: Count = 3
     """Tries of a task before it is quarantined."""
+    task_timeout: NonNegative = 3600.0
+    """Seconds after which a worker that has not finished its task counts as hung; 0 is never."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -62,6 +62,10 @@ class ScreenBar(Closing):
         """Show `text` behind the rate from the next line on; an empty one shows nothing."""
         self.inner.set_postfix_str(text, refresh=False)
 
+    def say(self, text: str) -> None:
+        """Print a line of its own, once."""
+        self.inner.write(text, file=sys.stderr)
+
     def close(self) -> None:
         """See `Bar.close`."""
         self.inner.close()
@@ -85,6 +89,10 @@ class LineBar(Closing):
     def note(self, text: str) -> None:
         """See `ScreenBar.note`."""
         self.text = text
+
+    def say(self, text: str) -> None:
+        """See `ScreenBar.say`."""
+        print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """See `Bar.close`."""

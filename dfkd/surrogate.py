@@ -1,7 +1,7 @@
 """One task's surrogate images: synthesised, labelled by the teacher, written as a shard."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,19 @@ class Wanted:
 class SurrogateMaker:
     """Makes the shards of a run with models that are loaded once."""
 
-    def __init__(self, manifest: Manifest, teacher: Teacher, generator: Generator) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        teacher: Teacher,
+        generator: Generator,
+        tell: Callable[[str], object] = lambda note: None,
+    ) -> None:
+        """`tell` is called with a sentence when memory has run out."""
         self.manifest = manifest
         self.teacher = teacher
         self.generator = generator
+        self.tell = tell
+        self.batch_size = manifest.synthesis.batch_size
         self.class_texts = class_texts(manifest, teacher)
 
     def shard(
@@ -56,8 +65,7 @@ class SurrogateMaker:
         samples: list[Sample] = []
         for attempt in range(ATTEMPTS):
             failed = []
-            for batch in _batches(wanted, self.manifest.synthesis.batch_size):
-                made = self._batch(task, batch, attempt, on_step)
+            for batch, made in self._made(task, wanted, attempt, on_step):
                 samples += [sample for sample in made if sample is not None]
                 failed += [w for w, s in zip(batch, made, strict=True) if s is None]
             wanted = failed
@@ -74,6 +82,34 @@ class SurrogateMaker:
             Wanted(index, text, target)
             for index, text, target in zip(task.indices, texts, targets, strict=True)
         ]
+
+    def _made(
+        self, task: Task, wanted: list[Wanted], attempt: int, on_step: OnStep | None
+    ) -> Iterator[tuple[list[Wanted], list[Sample | None]]]:
+        """Batch after batch; one that memory has no room for is halved, and all that follow."""
+        start = 0
+        while start < len(wanted):
+            batch = wanted[start : start + self.batch_size]
+            try:
+                made = self._batch(task, batch, attempt, on_step)
+            except (RuntimeError, MemoryError) as error:
+                if len(batch) == 1 or not out_of_memory(error):
+                    raise
+            else:
+                yield batch, made
+                start += len(batch)
+                continue
+            # Outside of the handler: the error holds the frames, and they the tensors.
+            self._halve(len(batch))
+
+    def _halve(self, tried: int) -> None:
+        self.batch_size = tried // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.tell(
+            f"memory had no room for {tried} images at once; this worker makes at most "
+            f"{self.batch_size} from here on"
+        )
 
     def _batch(
         self, task: Task, batch: list[Wanted], attempt: int, on_step: OnStep | None
@@ -139,6 +175,12 @@ JPEG = {"quality": 95, "subsampling": 0}
 """Close to lossless, as a soft label belongs to the very pixels that are stored."""
 
 
-def _batches(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:
-    for start in range(0, len(wanted), size):
-        yield wanted[start : start + size]
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, of the GPU's memory or of the machine's."""
+    # The allocator of the CPU and the libraries of the GPU raise a bare RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in ALLOCATION_FAILED
+    )
+
+
+ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")

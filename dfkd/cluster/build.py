@@ -6,6 +6,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +16,13 @@ import pyarrow as pa
 import ray
 
 from dfkd import generator, teacher
-from dfkd.cluster.connect import worker_resources
+from dfkd.budget import Budget
+from dfkd.cluster.capacity import room, worker_share
 from dfkd.cluster.pool import Pool
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.device import device_name, pick_device, use_threads
-from dfkd.errors import DfkdError, InfrastructureError, PartialError
-from dfkd.fingerprint import identity
+from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
+from dfkd.fingerprint import fingerprint, identity
 from dfkd.manifest import Manifest, Method
 from dfkd.plan import Task, estimated_bytes, image_count, task_count, tasks
 from dfkd.progress import bar
@@ -49,29 +51,34 @@ class Built:
     """Content of `prompts.json`: diversity and faithfulness of the prompts."""
 
 
-def build(manifest: Manifest, abandon: bool = False, accept_partial: bool = False) -> Built:
+def build(
+    manifest: Manifest,
+    abandon: bool = False,
+    accept_partial: bool = False,
+    budget: Budget | None = None,
+) -> Built:
     """Make and publish the version of a manifest with one prompt method; resumes what is there.
 
     Args:
         abandon: leave unfinished work of another manifest behind instead of refusing.
         accept_partial: publish although tasks are quarantined.
+        budget: what this call may spend on making prompts and shards.
 
     Raises:
+        BudgetError: the budget is spent; what is finished is kept, and the same command resumes.
         PartialError: tasks are quarantined; all others are kept, and the same command tries again.
+        ManifestError: no node of the cluster can hold a worker.
     """
     method = manifest.prompts.method[0]
-    weights = (
-        teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
-    )
     require_space(manifest.storage.root, estimated_bytes(manifest))
     root = open_storage(manifest.storage.root)
-    version = begin(root.child(f"data/{method}"), identity(manifest, weights), abandon)
+    version = begin(root.child(f"data/{method}"), _identity(manifest), abandon)
     quarantined: dict[str, str] = {}
     if not version.published:
         with recorded(root, "synthesize", method) as cost:
-            cost.worker_seconds = 0.0
-            _write_prompts(manifest, version, cost)
-            quarantined = _write_shards(manifest, version, cost)
+            purse = Purse(budget or Budget(), cost)
+            _write_prompts(manifest, version, purse)
+            quarantined = _write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
         raise PartialError(
@@ -82,6 +89,19 @@ def build(manifest: Manifest, abandon: bool = False, accept_partial: bool = Fals
     images = sum(receipt.samples for receipt in published.shards)
     failed = sum(len(receipt.failed) for receipt in published.shards)
     return Built(method, published, images, failed, json.loads(version.storage.get("prompts.json")))
+
+
+def finished(manifest: Manifest) -> bool:
+    """Whether the version of a manifest with one prompt method is published already."""
+    home = open_storage(manifest.storage.root).child(f"data/{manifest.prompts.method[0]}")
+    return Version(home, fingerprint(_identity(manifest))).published
+
+
+def _identity(manifest: Manifest) -> dict[str, Any]:
+    weights = (
+        teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
+    )
+    return identity(manifest, weights)
 
 
 def environment() -> dict[str, Any]:
@@ -112,6 +132,8 @@ class Done(Generic[R]):
     result: R
     seconds: float
     device: str
+    notes: tuple[str, ...] = ()
+    """Sentences for a person, such as that memory ran out."""
 
     def count(self, cost: Cost) -> None:
         """Add this worker's time to a stage's cost."""
@@ -129,13 +151,16 @@ class Worker(ABC):
     manifest: Manifest
     version: Version
     cpus: float
+    notes: list[str] = field(default_factory=list, init=False)
+    """See `Done.notes`; of the unit at work."""
     _maker: Any = field(default=None, init=False)
 
     def run(self, unit: Any) -> Done[Any]:
         """Do a unit of work; returns its result with what it cost."""
         begun = time.perf_counter()
-        result = self.work(unit)
-        return Done(result, time.perf_counter() - begun, device_name(pick_device()))
+        result, notes = self.work(unit), tuple(self.notes)
+        self.notes.clear()
+        return Done(result, time.perf_counter() - begun, device_name(pick_device()), notes)
 
     @abstractmethod
     def work(self, unit: Any) -> Any:
@@ -173,7 +198,9 @@ class SynthesisWorker(Worker):
         if self._maker is None:
             config, precision = self.manifest.generator, self.manifest.synthesis.precision
             decoder = generator.VQGAN.load(config, pick_device(), precision)
-            self._maker = SurrogateMaker(self.manifest, self.load_teacher(), decoder)
+            self._maker = SurrogateMaker(
+                self.manifest, self.load_teacher(), decoder, self.notes.append
+            )
         curve = Curve()
         with tempfile.TemporaryDirectory() as folder:
             tar = Path(folder, f"{task.id}.tar")
@@ -189,56 +216,98 @@ class SynthesisWorker(Worker):
         return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
 
 
-def _pool(manifest: Manifest, kind: type[Worker], version: Version, size: int) -> Pool[Any]:
-    fitting, resources = worker_resources(manifest.cluster.cpus_per_worker)
-    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources)
-    size = min(size, fitting, manifest.cluster.workers or fitting)
-    return Pool(
-        lambda: actor.remote(manifest, version, manifest.cluster.cpus_per_worker),
-        size,
-        manifest.cluster.attempts,
-    )
+@dataclass
+class Purse:
+    """What a run may spend, and what it has spent."""
+
+    budget: Budget
+    cost: Cost
+    spent: float = 0.0
+    """Worker-seconds of the pools that are done, failed tries included."""
+
+    def __post_init__(self) -> None:
+        self.cost.worker_seconds = 0.0
+
+    def covers(self, pool: Pool[Any], images: int = 0) -> bool:
+        """Whether a task of so many images may start beside those in flight."""
+        flying = sum(task.count for task in pool.flying if isinstance(task, Task))
+        seconds = self.spent + pool.busy_seconds
+        return self.budget.covers(self.cost.images + flying + images, seconds)
+
+    def close(self, pool: Pool[Any]) -> None:
+        """Take in what a pool has spent; `BudgetError` if it was stopped for that."""
+        self.spent += pool.busy_seconds
+        if pool.stopped:
+            raise BudgetError(
+                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
+                f"spent, which leaves no room under {self.budget.caps}; run the same command "
+                "again, it resumes"
+            )
 
 
-def _write_prompts(manifest: Manifest, version: Version, cost: Cost) -> None:
+@contextmanager
+def _pool(
+    manifest: Manifest, kind: type[Worker], version: Version, size: int
+) -> Iterator[Pool[Any]]:
+    cluster = manifest.cluster
+    share = worker_share(cluster)
+    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **share.options)
+    with room(share, min(size, cluster.workers or 1)):
+        yield Pool(
+            lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
+            min(size, cluster.workers or size),
+            cluster.attempts,
+            share,
+            cluster.task_timeout,
+        )
+
+
+def _write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
     """Every part in order, on one actor, since contrastive prompts depend on the ones before."""
     total = part_count(manifest)
     if version.storage.exists("prompts.json"):
         return
     # The last part also writes the summary, so that it is made again where only that is missing.
     missing = [i for i in range(total) if not version.has_prompts(part_name(i))] or [total - 1]
-    pool = _pool(manifest, PromptWorker, version, size=1)
     done = total - len(missing)
-    with bar(f"{manifest.prompts.method[0]} prompts", total, "part", done) as progress:
-        for made in pool.run(Part(i) for i in missing):
-            made.count(cost)
+    with (
+        _pool(manifest, PromptWorker, version, size=1) as pool,
+        bar(f"{manifest.prompts.method[0]} prompts", total, "part", done) as progress,
+    ):
+        for made in pool.run(map(Part, missing), lambda part: purse.covers(pool)):
+            made.count(purse.cost)
             progress.update()
+    purse.close(pool)
     if pool.quarantine:
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
 
 
-def _write_shards(manifest: Manifest, version: Version, cost: Cost) -> dict[str, str]:
+def _write_shards(manifest: Manifest, version: Version, purse: Purse) -> dict[str, str]:
     """Every task without a receipt; returns the reason of each that is quarantined."""
     done = version.receipts()
     remaining: Iterator[Task] = (task for task in tasks(manifest) if task.id not in done)
-    pool = _pool(manifest, SynthesisWorker, version, task_count(manifest) - len(done))
     finished = sum(receipt.samples for receipt in done.values())
     method = manifest.prompts.method[0]
     board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
-    cost.workers = pool.size
+    cost = purse.cost
     with (
+        _pool(manifest, SynthesisWorker, version, task_count(manifest) - len(done)) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
-        for made in pool.run(remaining):
+        for made in pool.run(remaining, lambda task: purse.covers(pool, task.count)):
             made.count(cost)
             receipt, glimpse = made.result
             cost.images += receipt.samples
             cost.bytes += receipt.bytes
+            cost.workers = pool.largest
             tracker.record(glimpse)
+            for note in made.notes:
+                progress.say(f"note: task {receipt.task}: {note}")
             progress.note(_failures(tracker.failed, len(pool.quarantine)))
             progress.update(receipt.samples)
         progress.note(_failures(tracker.failed, len(pool.quarantine)))
+    purse.close(pool)
     return {item.task.id: item.reason for item in pool.quarantine}
 
 

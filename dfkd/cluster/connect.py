@@ -66,26 +66,3 @@ def _knock(address: str) -> None:
     """
     if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
         socket.create_connection((found[1], int(found[2])), timeout=ANSWER).close()
-
-
-def worker_resources(cpus_per_worker: float) -> tuple[int, dict[str, float]]:
-    """How many workers the cluster holds at once, and what each of them reserves.
-
-    One GPU each where the cluster has any, else a share of the CPUs.
-
-    Raises:
-        ManifestError: not even one worker fits, which Ray itself would wait for in silence.
-    """
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), total.get("CPU", 0.0)
-    each = {"num_cpus": cpus_per_worker, "num_gpus": 1.0 if gpus else 0.0}
-    fitting = int(cpus // cpus_per_worker)
-    fitting = min(fitting, gpus) if gpus else fitting
-    if fitting < 1:
-        raise ManifestError(
-            "cluster.cpus_per_worker",
-            f"must fit the cluster's {cpus:g} CPUs",
-            cpus_per_worker,
-            "lower it or add nodes",
-        )
-    return fitting, each

@@ -1,6 +1,7 @@
-"""A bounded pool of actors: one task in flight for each, retries with a cap, quarantine."""
+"""An elastic pool of actors: one task in flight for each, retries with a cap, quarantine."""
 
-from collections import Counter, deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -8,7 +9,17 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from dfkd.cluster.capacity import Share, staying
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+
+GLANCE = 1.0
+"""Seconds between two looks at the cluster's nodes and at deadlines."""
+
+PATIENCE = 900.0
+"""Seconds without any actor before a run gives up; an autoscaler's node takes minutes to come."""
+
+LOSSES = 10
+"""Tries of a task that nodes took with them, beyond which it is suspected of killing them."""
 
 
 class Identified(Protocol):
@@ -30,81 +41,238 @@ class Quarantined(Generic[T]):
     reason: str
 
 
+@dataclass(eq=False)
+class Member(Generic[T]):
+    """An actor of the pool."""
+
+    actor: Any
+    awaited: Any
+    """Reference to what it does: at first its own start, then a task; None while it is idle."""
+    since: float
+    """When that was begun (monotonic)."""
+    node: str = ""
+    """Id of its node; empty until the cluster had room for it, and no task is given to it."""
+    task: T | None = None
+
+
 @dataclass
 class Pool(Generic[T]):
-    """Runs tasks on `size` actors that `start` makes; an actor has a method `run(task)`.
+    """Runs tasks on at most `size` actors that `start` makes; an actor has a method `run(task)`.
+
+    The pool follows the cluster: it has as many actors as shares fit the nodes that are there, so
+    that nodes may join and leave while it runs. A node that is being drained gets no new task.
 
     One task an actor is in flight, whatever the number of tasks: the driver's memory is bounded,
     and a death has exactly one suspect. (A task takes seconds, so the driver's millisecond between
-    two is no loss.) Ray itself retries nothing: a task whose actor died or which raised is tried
-    again on any actor, `attempts` times in all, and then quarantined. When so many tries fail in a
-    row that the fault cannot be a task's, the run ends.
+    two is no loss.) Ray itself retries nothing: a task whose actor died, hung or raised is tried
+    again on any actor, `attempts` times in all, and then quarantined. A try that ended with its
+    node is not held against the task. When so many tries fail in a row that the fault cannot be a
+    task's, the run ends.
     """
 
     start: Callable[[], Any]
     size: int
     attempts: int
+    share: Share
+    """What an actor reserves."""
+    timeout: float = 0.0
+    """Seconds that a task may take; 0 is any."""
     quarantine: list[Quarantined[T]] = field(default_factory=list)
-    _idle: list[Any] = field(default_factory=list)
-    _flying: dict[Any, tuple[T, Any]] = field(default_factory=dict)
-    _tries: Counter[str] = field(default_factory=Counter)
-    _failures: int = 0
+    largest: int = 0
+    """Actors that were there at once."""
+    stopped: bool = False
+    """Whether the last run left tasks because it was told to."""
+    _members: list[Member[T]] = field(default_factory=list)
+    _again: deque[T] = field(default_factory=deque)
+    _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _row: list[str] = field(default_factory=list)
+    _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
+    _wanted: int = 0
+    _glanced: float = 0.0
+    _placed: float = 0.0
+    _spent: float = 0.0
 
-    def run(self, tasks: Iterator[T]) -> Iterator[Any]:
+    def run(
+        self, tasks: Iterator[T], may_start: Callable[[T], bool] = lambda task: True
+    ) -> Iterator[Any]:
         """Yield each result as it comes, in no order; see `quarantine` afterwards.
+
+        Args:
+            tasks: as many as there are; drawn one at a time.
+            may_start: asked before each; once it says no, what is in flight is the last.
 
         Raises:
             ManifestError: raised by an actor; no retry of a task can mend it.
             InfrastructureError: raised by an actor, or `attempts` for each actor and once more
-                failed without a success between them.
+                failed without a success between them, or no node had room for an actor.
         """
-        again: deque[T] = deque()
-        self._idle = [self.start() for _ in range(self.size)]
+        self.stopped = False
+        self._placed = time.monotonic()
         try:
-            while True:
-                self._fill(tasks, again)
-                if not self._flying:
-                    return
-                done, _ = ray.wait(list(self._flying), num_returns=1)
-                task, actor = self._flying.pop(done[0])
-                try:
-                    result = ray.get(done[0])
-                except RayError as error:
-                    self._failed(task, actor, error, again)
-                else:
-                    self._failures = 0
-                    self._idle.append(actor)
-                    yield result
+            # Without a task no actor is worth its start.
+            while self.flying or self._peek(tasks, may_start):
+                self._glance()
+                self._fill(tasks, may_start)
+                yield from self._collect()
         finally:
-            for actor in [*self._idle, *(actor for _, actor in self._flying.values())]:
-                ray.kill(actor)
+            while self._members:
+                self._end(self._members[0])
 
-    def _fill(self, tasks: Iterator[T], again: deque[T]) -> None:
-        while self._idle:
-            task = again.popleft() if again else next(tasks, None)
+    @property
+    def flying(self) -> list[T]:
+        """The tasks in flight."""
+        return [member.task for member in self._members if member.task is not None]
+
+    @property
+    def busy_seconds(self) -> float:
+        """Summed over actors: at work on tasks until now, failed tries included."""
+        now = time.monotonic()
+        return self._spent + sum(now - m.since for m in self._members if m.task is not None)
+
+    def _peek(self, tasks: Iterator[T], may_start: Callable[[T], bool]) -> bool:
+        """Whether a task may be begun; it is the first of `_again` then."""
+        if self.stopped:
+            return False
+        if not self._again and (task := next(tasks, None)) is not None:
+            self._again.append(task)
+        if not self._again:
+            return False
+        self.stopped = not may_start(self._again[0])
+        return not self.stopped
+
+    def _fill(self, tasks: Iterator[T], may_start: Callable[[T], bool]) -> None:
+        """Give every idle actor a task while there are any, but none on a node that leaves."""
+        for member in self._members:
+            if member.awaited is None and member.node in self._nodes:
+                if not self._peek(tasks, may_start):
+                    return
+                task = self._again.popleft()
+                member.task, member.since = task, time.monotonic()
+                member.awaited = member.actor.run.remote(task)
+
+    def _collect(self) -> Iterator[Any]:
+        """Wait a little for any actor; yield its result if it has one."""
+        awaited = {m.awaited: m for m in self._members if m.awaited is not None}
+        if not awaited:
+            time.sleep(GLANCE)
+        done, _ = ray.wait(list(awaited), num_returns=1, timeout=GLANCE) if awaited else ([], [])
+        for reference in done:
+            member = awaited[reference]
+            task = self._freed(member)
+            try:
+                result = ray.get(reference)
+            except RayError as error:
+                self._failed(member, task, error)
+                continue
             if task is None:
-                return
-            actor = self._idle.pop()
-            self._flying[actor.run.remote(task)] = (task, actor)
+                member.node = result
+                self._placed = time.monotonic()
+            else:
+                self._row.clear()
+            if member.node not in self._nodes and member.node not in self._look():
+                self._end(member)
+            if task is not None:
+                yield result
 
-    def _failed(self, task: T, actor: Any, error: RayError, again: deque[T]) -> None:
-        if isinstance(error, RayActorError):
-            self._idle.append(self.start())
-        else:
-            self._idle.append(actor)
+    def _freed(self, member: Member[T]) -> T | None:
+        """Make a member idle; returns the task that it had."""
+        task, member.task, member.awaited = member.task, None, None
+        if task is not None:
+            self._spent += time.monotonic() - member.since
+        return task
+
+    def _glance(self) -> None:
+        """Now and then: follow the cluster's size, and replace what hangs."""
+        now = time.monotonic()
+        if now - self._glanced < GLANCE:
+            return
+        self._glanced = now
+        self._look()
+        for member in list(self._members):
+            if member.awaited is None and member.node not in self._nodes:
+                self._end(member)
+            elif member.task is not None and 0 < self.timeout < now - member.since:
+                self._late(member)
+        self._resize()
+        if any(member.node for member in self._members):
+            self._placed = now
+        elif now - self._placed > PATIENCE:
+            raise InfrastructureError(
+                f"cluster: no node had room for a worker for {PATIENCE:g} seconds (each takes "
+                f"{self.share.bundle}); free or add nodes and run the same command again, it "
+                "resumes"
+            )
+
+    def _look(self) -> dict[str, dict[str, float]]:
+        self._nodes = staying()
+        return self._nodes
+
+    def _resize(self) -> None:
+        """As many actors as fit: those on leaving nodes do not count, waiting ones may go."""
+        wanted = self._wanted = min(self.size, self.share.slots(self._nodes))
+        lasting = [m for m in self._members if not m.node or m.node in self._nodes]
+        for _ in range(wanted - len(lasting)):
+            actor = self.start()
+            # Ray keeps it waiting until it has room for it, and only then is it given a task.
+            start = actor.__ray_call__.remote(_node)
+            self._members.append(Member(actor, start, time.monotonic()))
+        waiting = [member for member in lasting if not member.node]
+        for member in waiting[: max(0, len(lasting) - wanted)]:
+            self._end(member)
+        self.largest = max(self.largest, sum(bool(member.node) for member in self._members))
+
+    def _end(self, member: Member[T]) -> None:
+        self._members.remove(member)
+        ray.kill(member.actor)
+
+    def _late(self, member: Member[T]) -> None:
+        task = self._freed(member)
+        self._end(member)
+        if task is not None:
+            self._judge(
+                task,
+                f"no result within {self.timeout:g} seconds (a worker that hangs, or tasks that "
+                "need a larger cluster.task_timeout)",
+                "",
+            )
+
+    def _failed(self, member: Member[T], task: T | None, error: RayError) -> None:
+        died = isinstance(error, RayActorError)
+        if died or task is None:
+            self._end(member)
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
         words = str(cause) if isinstance(cause, DfkdError) else repr(cause)
-        reason = " ".join(words.split())[:300]
-        self._failures += 1
-        if self._failures >= self.attempts * (self.size + 1):
+        self._look()
+        self._judge(task, " ".join(words.split())[:300], member.node if died else "")
+
+    def _judge(self, task: T | None, reason: str, node: str) -> None:
+        """Try a task again or quarantine it; `node` is that of an actor that died."""
+        self._row.append(node)
+        row = self._held(self._row)
+        if row >= self.attempts * (max(1, self._wanted) + 1):
             raise InfrastructureError(
-                f"workers: {self._failures} tries in a row failed, the last with {reason}; "
+                f"workers: {row} tries in a row failed, the last with {reason}; "
                 "mend that and run the same command again, it resumes"
             )
-        self._tries[task.id] += 1
-        if self._tries[task.id] < self.attempts:
-            again.append(task)
+        if task is None:
+            return
+        tries = self._tries[task.id]
+        tries.append(node)
+        if self._held(tries) < self.attempts and len(tries) < self.attempts + LOSSES:
+            self._again.append(task)
         else:
             self.quarantine.append(Quarantined(task, reason))
+
+    def _held(self, tries: list[str]) -> int:
+        """How many are held against a task: not those that ended with their node.
+
+        A node's loss is often known some seconds after its actors': so this is asked each time.
+        """
+        return sum(not node or node in self._nodes for node in tries)
+
+
+def _node(actor: object) -> str:
+    """Runs in an actor once it has started."""
+    return str(ray.get_runtime_context().get_node_id())

@@ -1,6 +1,7 @@
 """The pool on a real Ray: actors really die, tasks really fail, nothing is lost or done twice."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from dfkd.cluster.connect import _knock, connected, worker_resources
+from dfkd.cluster.capacity import Share, autoscaled, room, staying, worker_share
+from dfkd.cluster.connect import _knock, connected
 from dfkd.cluster.pool import Pool
 from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.manifest import Cluster
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Worker:
         kind = self.behaviour.get(item.number, "fine")
         if kind == "dies always" or (kind == "dies once" and first):
             os._exit(1)
+        if kind == "hangs once" and first:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if kind == "fails always" or (kind == "fails once" and first):
             raise RuntimeError(f"no luck with {item.number}")
         if kind == "no disk":
@@ -53,9 +58,11 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def pool(notes: Path, behaviour: dict[int, str], size: int = 2, attempts: int = 3) -> Pool[Item]:
+def pool(
+    notes: Path, behaviour: dict[int, str], size: int = 2, attempts: int = 3, timeout: float = 0
+) -> Pool[Item]:
     actor = ray.remote(Worker).options(num_cpus=0.5, max_restarts=0, max_task_retries=0)
-    return Pool(lambda: actor.remote(notes, behaviour), size, attempts)
+    return Pool(lambda: actor.remote(notes, behaviour), size, attempts, Share(0.5), timeout)
 
 
 def tries(notes: Path) -> dict[int, int]:
@@ -114,10 +121,61 @@ def test_the_driver_holds_no_more_tasks_than_actors(cluster: None, tmp_path: Pat
     results.close()
 
 
+def test_a_worker_that_hangs_is_replaced_and_its_item_tried_again(
+    cluster: None, tmp_path: Path
+) -> None:
+    working = pool(tmp_path, {3: "hangs once"}, timeout=20)
+    assert sorted(working.run(Item(i) for i in range(6))) == list(range(6))
+    assert tries(tmp_path)[3] >= 2
+    assert working.quarantine == []
+
+
+def test_what_always_hangs_is_quarantined_with_the_reason(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {0: "hangs once"}, attempts=1, timeout=2)
+    assert list(working.run(iter([Item(0)]))) == []
+    (item,) = working.quarantine
+    assert item.reason.startswith("no result within 2 seconds")
+    assert "cluster.task_timeout" in item.reason
+
+
+def test_a_pool_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {})
+    assert sorted(working.run((Item(i) for i in count()), lambda item: item.number < 5)) == [
+        *range(5)
+    ]
+    assert working.stopped
+    assert working.flying == []
+    assert working.busy_seconds > 0
+
+
+def test_no_task_starts_no_actor(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {})
+    assert list(working.run(iter(()))) == []
+    assert working.largest == 0
+    assert not working.stopped
+
+
 def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
-    assert worker_resources(0.5)[0] >= 1
-    with pytest.raises(ManifestError, match="must fit the cluster"):
-        worker_resources(1000.0)
+    share = worker_share(Cluster(cpus_per_worker=0.5))
+    assert share.slots(staying()) >= 1
+    assert not autoscaled()
+    with room(share, 1000):  # at the most: what is there serves
+        pass
+    for cpus, gpus, field in ((1000.0, None, "cpus"), (1.0, 1.0, "gpus")):
+        share = worker_share(Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
+        with (
+            pytest.raises(ManifestError, match=f"cluster.{field}_per_worker: must fit a node"),
+            room(share, 1),
+        ):
+            pass
+
+
+def test_a_share_never_spans_two_nodes() -> None:
+    nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0, "GPU": 2.0}}
+    assert Share(2.0).slots(nodes) == 1
+    assert Share(0.1).slots({"a": {"CPU": 1.0}}) == 10
+    assert Share(0.5, 1.0).slots(nodes) == 2
+    assert Share(2.0, 1.0).slots(nodes) == 0
 
 
 def test_a_cluster_that_listens_is_joined(cluster: None) -> None:
