@@ -5,6 +5,7 @@ The commit protocol needs only `put_if_absent`: not every store has a right comp
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,17 @@ KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-
 
 class MissingObject(CorruptionError):  # noqa: N818 - reads as what it is
     """There is no object under this key."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object as a listing tells of it."""
+
+    key: str
+    size: int
+    """Bytes."""
+    age: float
+    """Seconds since it was written, by the store's own clock; at least 0."""
 
 
 class Storage(Protocol):
@@ -39,11 +51,20 @@ class Storage(Protocol):
     def list(self, prefix: str = "") -> Iterator[str]:
         """All keys that begin with `prefix`, in the order of their characters."""
 
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """What `list` gives, with sizes and ages; no more requests than `list`."""
+
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """The names directly under `prefix` (empty, or ending in '/') that have keys below them."""
 
     def delete(self, key: str) -> None:
         """Remove an object; none is no error."""
+
+    def abort_uploads(self, older_than: float) -> int:
+        """Remove uploads begun at least `older_than` seconds ago and not finished; their number.
+
+        Such an upload is no object and in no listing. 0 in a directory: opening one tidies it.
+        """
 
     def location(self, key: str = "") -> str:
         """The key's full path or URL, for people."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.objects import KEY, MissingObject, Storage, check_key, missing_object
+from dfkd.objects import KEY, Entry, MissingObject, Storage, check_key, missing_object
 
-__all__ = ["LocalStorage", "MissingObject", "Storage", "open_storage", "require_space"]
+__all__ = ["Entry", "LocalStorage", "MissingObject", "Storage", "open_storage", "require_space"]
 
 PARTIAL = ".partial"
 """Directory of files being written; no key can name it."""
@@ -145,6 +145,21 @@ class LocalStorage:
         folder, _, _ = prefix.rpartition("/")
         return _walk(self.root / self.prefix / folder, folder and f"{folder}/", prefix)
 
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """See `Storage.entries`."""
+        now = self._now()
+        for key in self.list(prefix):
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                found = self._path(key).stat()
+                yield Entry(key, found.st_size, max(0.0, now - found.st_mtime))
+
+    def _now(self) -> float:
+        """The file system's time, which on a network is not this machine's."""
+        partial, stream = _open_partial(self.root / PARTIAL)
+        with stream:
+            partial.unlink()
+            return os.fstat(stream.fileno()).st_mtime
+
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See `Storage.folders`."""
         place = self.root / self.prefix / prefix
@@ -156,6 +171,10 @@ class LocalStorage:
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
         self._path(key).unlink(missing_ok=True)
+
+    def abort_uploads(self, older_than: float) -> int:
+        """See `Storage.abort_uploads`."""
+        return 0
 
     def location(self, key: str = "") -> str:
         """See `Storage.location`."""

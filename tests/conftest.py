@@ -17,6 +17,8 @@ from dfkd.teacher import Teacher
 # this when it is first imported, by the modules of tests or by the jobs they start.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+pytest.register_assert_rewrite("storing")
+
 
 @pytest.fixture(scope="session")
 def teacher() -> Teacher:

@@ -67,12 +67,12 @@ def commit(
         return version.commit(task, write_task(task, Path(folder, "shard"), failed, shift), failed)
 
 
-def home(root: Path) -> Storage:
+def home(root: Path | str) -> Storage:
     """The vanilla method's storage in a run's root."""
     return open_storage(str(root)).child("data/vanilla")
 
 
-def fill(root: Path, tasks: Collection[Task] = TASKS) -> dataset.PublishedVersion:
+def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> dataset.PublishedVersion:
     """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
     version = dataset.begin(home(root), IDENTITY)
     shards = sorted({task.shard_index for task in tasks})

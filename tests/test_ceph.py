@@ -1,17 +1,35 @@
 """The storage on a real S3 server."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
-from dfkd.storage import open_storage
+from dfkd.s3 import S3Storage
+from dfkd.storage import Storage, open_storage
+from storing import StorageTests
 
 pytestmark = pytest.mark.s3
 
 
-def test_exactly_one_of_sixteen_racing_writers_wins(s3_root: str) -> None:
-    storage = open_storage(s3_root)
-    with ThreadPoolExecutor(16) as pool:
-        won = list(pool.map(lambda n: storage.put_if_absent("prize", bytes([n])), range(16)))
-    assert sum(won) == 1
-    assert storage.get("prize") == bytes([won.index(True)])
+@pytest.fixture
+def root(s3_root: str) -> str:
+    return s3_root
+
+
+@pytest.fixture
+def storage(root: str) -> Storage:
+    return open_storage(root)
+
+
+class TestStorage(StorageTests):
+    pass
+
+
+def test_unfinished_uploads_are_removed(storage: Storage) -> None:
+    assert isinstance(storage, S3Storage)
+    client, place = storage._client, {"Bucket": storage.bucket, "Key": "runs/one/a/big"}
+    client.create_multipart_upload(**place)
+    client.create_multipart_upload(Bucket=storage.bucket, Key="runs/two/big")
+    assert storage.abort_uploads(older_than=1e9) == 0
+    assert storage.abort_uploads(older_than=0) == 1
+    assert storage.abort_uploads(older_than=0) == 0
+    kept = client.list_multipart_uploads(Bucket=storage.bucket)["Uploads"]
+    assert [upload["Key"] for upload in kept] == ["runs/two/big"]

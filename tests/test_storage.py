@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
 from dfkd.objects import KEY
-from dfkd.storage import LocalStorage, MissingObject, open_storage, require_space
+from dfkd.storage import Entry, LocalStorage, MissingObject, open_storage, require_space
+from storing import StorageTests
 
 CONTEXT = multiprocessing.get_context("forkserver")
 BIG = 3 << 20
@@ -25,21 +27,19 @@ def leftovers(root: Path) -> list[Path]:
     return list((root / ".partial").iterdir())
 
 
-def test_put_replaces_and_put_if_absent_does_not(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path / "run"))
+class TestStorage(StorageTests):
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> str:
+        return str(tmp_path / "runs/one")
+
+
+def test_nothing_is_left_of_a_write_that_loses(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
     storage.put("a/b.json", b"1")
-    storage.put("a/b.json", b"2")
     assert not storage.put_if_absent("a/b.json", b"3")
-    assert storage.get("a/b.json") == b"2"
-    assert leftovers(tmp_path / "run") == []
-
-
-def test_objects_from_files_and_into_files(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path / "run"))
-    (tmp_path / "in").write_bytes(b"x" * BIG)
-    assert storage.put_if_absent("big", tmp_path / "in")
-    storage.get_file("big", tmp_path / "out")
-    assert (tmp_path / "out").read_bytes() == b"x" * BIG
+    assert list(storage.entries()) == [Entry("a/b.json", 1, ANY)]
+    assert leftovers(tmp_path) == []
+    assert storage.abort_uploads(0) == 0
 
 
 def test_missing_objects(tmp_path: Path) -> None:
