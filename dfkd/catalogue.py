@@ -3,8 +3,9 @@
 import hashlib
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,16 @@ class LabelMoments:
         return math.sqrt(max(spread, 0.0))
 
 
-def write_index(storage: Storage, receipts: Sequence[Receipt], path: Path) -> LabelMoments:
-    """Write index.parquet at `path` from verified shards, one by one; returns label statistics."""
+def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> LabelMoments:
+    """Write index.parquet at `path` from verified shards, one by one; returns label statistics.
+
+    `home` is the method's storage, as shards may lie in the folders of several versions.
+    """
     moments = LabelMoments()
     rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
         for receipt in receipts:
-            for sample in read_shard(storage.get(receipt.shard), receipt):
+            for sample in read_shard(home.get(receipt.key), receipt):
                 moments.add(sample.arrays["distances"])
                 rows.append(index_row(sample, receipt.shard))
             if len(rows) >= GROUP_ROWS:
@@ -104,7 +108,7 @@ def read_index(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def publish(
-    storage: Storage,
+    home: Storage,
     identity: Mapping[str, Any],
     fingerprint: str,
     environment: Mapping[str, Any],
@@ -113,14 +117,16 @@ def publish(
 ) -> None:
     """Write index, data card and, last and once, manifest.json with their sha256.
 
-    It also holds that of prompts.json, which in turn holds those of the prompts.
+    It also holds that of prompts.json, which in turn holds those of the prompts. `home` is the
+    method's storage.
     """
+    storage = home.child(f"versions/{fingerprint[:16]}")
     manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
     if storage.exists(PROMPTS_KEY):
         manifest["prompts"] = hashlib.sha256(storage.get(PROMPTS_KEY)).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, INDEX_KEY)
-        moments = write_index(storage, receipts, index)
+        moments = write_index(home, receipts, index)
         manifest |= {"label_mean": moments.mean, "label_std": moments.std}
         manifest["files"] = {
             CARD_KEY: hashlib.sha256(card(manifest).encode()).hexdigest(),
@@ -131,11 +137,12 @@ def publish(
         storage.put_if_absent("manifest.json", canonical(manifest))
 
 
-def restore(storage: Storage, manifest: Mapping[str, Any], receipts: Sequence[Receipt]) -> None:
+def restore(home: Storage, manifest: Mapping[str, Any], receipts: Sequence[Receipt]) -> None:
     """Write index and data card anew from a version's manifest and shards."""
+    storage = home.child(f"versions/{manifest['fingerprint'][:16]}")
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, INDEX_KEY)
-        write_index(storage, receipts, index)
+        write_index(home, receipts, index)
         storage.put(INDEX_KEY, index)
         storage.put(CARD_KEY, card(manifest).encode())
 
@@ -162,7 +169,7 @@ def _describe(
         "bytes": sum(receipt.bytes for receipt in receipts),
         "failed": sum(len(receipt.failed) for receipt in receipts),
         "quarantined": sorted(quarantined),
-        "shards": [asdict(receipt) for receipt in receipts],
+        "shards": [receipt.as_dict() for receipt in receipts],
     }
 
 
@@ -198,6 +205,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"{manifest['label_std']:.6f} over all distances",
         f"- images that diverged and were left out: {manifest['failed']}",
         f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
+        *_carried(manifest["shards"]),
         "",
         "## Images per class",
         "",
@@ -214,6 +222,14 @@ def card(manifest: Mapping[str, Any]) -> str:
         TERMS,
     ]
     return "\n".join(lines)
+
+
+def _carried(shards: Sequence[Mapping[str, Any]]) -> list[str]:
+    counts = Counter(shard["version"] for shard in shards if shard.get("version"))
+    return [
+        f"- shards that lie in `versions/{version}`, from which they were carried over: {count}"
+        for version, count in sorted(counts.items())
+    ]
 
 
 def _class_rows(manifest: Mapping[str, Any]) -> list[str]:

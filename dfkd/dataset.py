@@ -9,6 +9,8 @@ Keys under a method's storage (`data/{method}` of a run):
                   receipts/        {task}.json: the shard counts from here on
                   index.parquet, README.md
                   manifest.json    written last, once: the version is published
+                  abandoned        an unfinished version that stands in nobody's way
+                  removing         jobs/gc.py has begun to remove it
     current/{n:08d}.json           names a version; the highest number holds
 """
 
@@ -17,7 +19,7 @@ import io
 import json
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ from dfkd.catalogue import PROMPTS_KEY
 from dfkd.errors import CorruptionError, PartialError
 from dfkd.plan import Task, sample_key
 from dfkd.published import (
+    REMOVING,
     PublishedVersion,
     advance,
     current,
     open_version,
     read_json,
+    refuse_removal,
     sha256_object,
 )
 from dfkd.shards import Receipt, canonical, decode_receipt, encode_receipt, parse_shard
@@ -66,6 +70,7 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
 
     Raises:
         FingerprintError: another identity's work is unfinished; the text shows the difference.
+        InfrastructureError: jobs/gc.py is just removing this version.
     """
     wanted = json.loads(canonical(dict(identity)))
     version = Version(storage, fingerprints.fingerprint(wanted))
@@ -79,14 +84,16 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
     if not version.storage.put_if_absent("identity.json", canonical(wanted)):
         fingerprints.refuse_difference(version.identity, wanted, version.storage.location())
     version.storage.delete("abandoned")
+    refuse_removal(storage, version.id)
     return version
 
 
 def _unfinished(storage: Storage) -> list[str]:
     def unfinished(name: str) -> bool:
         head = f"versions/{name}"
-        return storage.exists(f"{head}/identity.json") and not (
-            storage.exists(f"{head}/manifest.json") or storage.exists(f"{head}/abandoned")
+        ended = ("manifest.json", "abandoned", REMOVING)
+        return storage.exists(f"{head}/identity.json") and not any(
+            storage.exists(f"{head}/{mark}") for mark in ended
         )
 
     return [name for name in storage.folders("versions/") if unfinished(name)]
@@ -114,6 +121,30 @@ class Version:
     def identity(self) -> dict[str, Any]:
         """What was hashed, as it is stored."""
         return read_json(self.storage, "identity.json")
+
+    def base(self) -> PublishedVersion | None:
+        """The version that all but regenerated tasks are carried over from; None without one."""
+        found = self.identity.get("carried.from")
+        return open_version(self.home, str(found)[:16]) if found else None
+
+    def carry(self, fresh: Iterable[Task]) -> None:
+        """Give each of the base's tasks but the fresh ones a receipt that refers to its shard.
+
+        Nothing is copied, and a chain of carried versions ends at the one that holds the bytes.
+        """
+        base = self.base()
+        if base is None:
+            return
+        known = {f"receipts/{task.id}.json" for task in fresh} | set(self.storage.list("receipts/"))
+
+        def refer(receipt: Receipt) -> None:
+            holder = receipt.version or base.id
+            carried = replace(receipt, fingerprint=self.fingerprint, version=holder)
+            self.storage.put_if_absent(f"receipts/{receipt.task}.json", encode_receipt(carried))
+
+        missing = [r for r in base.shards if f"receipts/{r.task}.json" not in known]
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(refer, missing))
 
     @property
     def published(self) -> bool:
@@ -225,6 +256,7 @@ class Version:
         tasks: Iterable[Task],
         environment: Mapping[str, Any],
         quarantined: Collection[str] = (),
+        make_current: bool = True,
     ) -> "PublishedVersion":
         """Write index, data card and manifest, then make the version current. Safe to repeat.
 
@@ -232,6 +264,7 @@ class Version:
             tasks: all of the run.
             environment: library versions and the like; the same on resuming.
             quarantined: ids of tasks that may be missing.
+            make_current: False leaves the version that readers use as it is.
 
         Raises:
             PartialError: another task has no receipt.
@@ -243,11 +276,12 @@ class Version:
             self._refuse_missing(missing, quarantined, len(planned))
             chosen = [receipts[name] for name in planned if name in receipts]
             catalogue.publish(
-                self.storage, self.identity, self.fingerprint, environment, chosen, missing
+                self.home, self.identity, self.fingerprint, environment, chosen, missing
             )
         version = open_version(self.home, self.id)
         version.settle()
-        advance(self.home, self.id)
+        if make_current:
+            advance(self.home, self.id)
         return version
 
     def _refuse_missing(self, missing: list[str], quarantined: Collection[str], total: int) -> None:

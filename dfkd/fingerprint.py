@@ -14,25 +14,31 @@ SCHEMA = 1
 
 SECTIONS = ("seed", "classes", "teacher", "generator", "prompts", "synthesis")
 
+FRESH = ("classes", "share")
+"""Keys of `regeneration` that say which tasks are not carried over."""
 
-def identity(manifest: Manifest, weights: Mapping[str, str]) -> dict[str, Any]:
+
+def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> dict[str, Any]:
     """All that can change a pixel or a label: the flat `key.sub -> value` view that is hashed.
 
     Args:
         manifest: of one prompt method (`Manifest.with_method`).
         weights: sha256 of each weight or configuration file, by role (`teacher.weights`, ...); a
             hash stands in for the path it was read from, so that moving a file changes nothing.
+        base: fingerprint of the version that all but the regenerated tasks are carried over from.
     """
     if len(manifest.prompts.method) != 1:
         raise ValueError("a fingerprint belongs to one prompt method; use Manifest.with_method")
     plain = manifest.as_dict()
-    chosen = {
-        key: plain[key]
-        for key in ("seed", "classes", "teacher", "generator", "prompts", "synthesis")
-    }
+    chosen = {key: plain[key] for key in SECTIONS}
     method = manifest.prompts.method[0]
     if method != "contrastive":
         del chosen["prompts"]["contrastive"]
+    if manifest.salt:
+        chosen["salt"] = manifest.salt
+    if base:
+        regeneration = plain["regeneration"]
+        chosen["carried"] = {"from": base, **{key: regeneration[key] for key in FRESH}}
     flat = {"schema": SCHEMA, **_flatten(chosen)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
     for role in weights:

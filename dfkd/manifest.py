@@ -280,6 +280,38 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Regeneration:
+    """What `jobs/regenerate.py` makes anew, what it accepts, and what `jobs/gc.py` leaves."""
+
+    classes: tuple[Name, ...] = ()
+    """Made anew, the rest is carried over from the current version; empty is all of them."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the tasks of each of those classes, drawn by the salt; at least one task."""
+    tolerance: Fraction = 0.02
+    """Mean accuracy (0-1) that the new student may lose against that of the current version."""
+    minimum_per_class: Natural = 1
+    """Images that the new version must have of every class."""
+    diversity_floor: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Least mean over classes of 1 - the mean cosine between the teacher's embeddings."""
+    keep: Count = 3
+    """Versions that jobs/gc.py keeps, the current one included."""
+    images: Natural = 0
+    """Images that one call may make before it stops, to be resumed; 0 is no limit."""
+    worker_seconds: Natural = 0
+    """Seconds of all synthesis workers together that one call may spend; 0 is no limit."""
+    lease_seconds: Annotated[int, Field(ge=3)] = 600
+    """After which another call may take over from a holder that has died."""
+
+    def __post_init__(self) -> None:
+        _require_unique("regeneration.classes", self.classes)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is carried over."""
+        return not self.classes and self.share == 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Manifest:
     """A whole run."""
 
@@ -287,6 +319,8 @@ class Manifest:
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     storage: Storage
     seed: Natural = 0
+    salt: Natural = 0
+    """Another data set from the same settings; `jobs/regenerate.py` counts it up."""
     teacher: Teacher = Teacher()
     generator: Generator = Generator()
     prompts: Prompts = Prompts()
@@ -294,6 +328,7 @@ class Manifest:
     distillation: Distillation = Distillation()
     evaluation: Evaluation = Evaluation()
     cluster: Cluster = Cluster()
+    regeneration: Regeneration = Regeneration()
 
     def __post_init__(self) -> None:
         for name in self.classes:
@@ -309,6 +344,11 @@ class Manifest:
                     "rename it",
                 )
         _require_unique("classes", self.classes)
+        for name in self.regeneration.classes:
+            if name not in self.classes:
+                raise ManifestError(
+                    "regeneration.classes", "must be among classes", name, "name one of them"
+                )
 
     @classmethod
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":

@@ -1,6 +1,7 @@
 """Manifest to tasks: pure functions, so that any worker can derive its own work and seeds."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,10 +36,32 @@ class Task:
 
 def tasks(manifest: Manifest) -> Iterator[Task]:
     """Every task of a run, in the order of class and shard."""
-    total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
     for class_index in range(len(manifest.classes)):
-        for shard_index, start in enumerate(range(0, total, size)):
-            yield Task(class_index, shard_index, start, min(size, total - start))
+        yield from _of_class(manifest, class_index)
+
+
+def _of_class(manifest: Manifest, class_index: int) -> Iterator[Task]:
+    total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
+    for shard_index, start in enumerate(range(0, total, size)):
+        yield Task(class_index, shard_index, start, min(size, total - start))
+
+
+def fresh_tasks(manifest: Manifest) -> Iterator[Task]:
+    """The tasks that a regeneration makes anew; all others are carried over.
+
+    Of each class that `regeneration.classes` names the same share of tasks: those with the lowest
+    hash under the salt.
+    """
+    config = manifest.regeneration
+    for class_index, name in enumerate(manifest.classes):
+        if config.classes and name not in config.classes:
+            continue
+        lots = {
+            task: derive_seed("fresh", *root_seed(manifest), name, task.shard_index)
+            for task in _of_class(manifest, class_index)
+        }
+        drawn = sorted(lots, key=lots.__getitem__)[: math.ceil(config.share * len(lots))]
+        yield from sorted(drawn, key=lambda task: task.shard_index)
 
 
 def task_count(manifest: Manifest) -> int:
@@ -76,4 +99,10 @@ def derive_seed(*parts: object) -> int:
 
 def image_seed(manifest: Manifest, class_index: int, index: int, attempt: int = 0) -> int:
     """The seed of one image's latent and views; `attempt` counts retries after a divergence."""
-    return derive_seed("image", manifest.seed, manifest.classes[class_index], index, attempt)
+    name = manifest.classes[class_index]
+    return derive_seed("image", *root_seed(manifest), name, index, attempt)
+
+
+def root_seed(manifest: Manifest) -> tuple[object, ...]:
+    """What every seed of synthesis begins with: the manifest's seed and, if there is one, salt."""
+    return (manifest.seed, f"salt {manifest.salt}") if manifest.salt else (manifest.seed,)

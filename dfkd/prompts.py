@@ -6,12 +6,13 @@ mixes classes, a synthesis task reads one file, and memory holds one part howeve
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from dfkd import contrastive
 from dfkd.contrastive import Bank
 from dfkd.manifest import Manifest
-from dfkd.plan import derive_seed
+from dfkd.plan import derive_seed, fresh_tasks, root_seed
 from dfkd.pseudo import PseudoWords
 from dfkd.styles import dictionary
 from dfkd.teacher import Teacher
@@ -82,18 +83,25 @@ def part_rows(manifest: Manifest, part: int) -> list[Row]:
     start = part * manifest.synthesis.shard_size
     stop = min(start + manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
     return [
-        Row(c, i, name, derive_seed("prompt", manifest.seed, name, i))
+        Row(c, i, name, derive_seed("prompt", *root_seed(manifest), name, i))
         for c, name in enumerate(manifest.classes)
         for i in range(start, stop)
     ]
 
 
 class PromptMaker:
-    """Makes the prompts of a run with one method; carries the memory bank from part to part."""
+    """Makes the prompts of a run with one method; carries the memory bank from part to part.
 
-    def __init__(self, manifest: Manifest, teacher: Teacher) -> None:
+    With a base (its parts by name) only the prompts of `fresh_tasks` are made, and all others are
+    the base's.
+    """
+
+    def __init__(
+        self, manifest: Manifest, teacher: Teacher, base: Callable[[str], pa.Table] | None = None
+    ) -> None:
         self.manifest = manifest
         self.teacher = teacher
+        self.base = base
         self.method = manifest.prompts.method[0]
         self.class_texts = class_texts(manifest, teacher)
         self.bank = Bank()
@@ -104,7 +112,9 @@ class PromptMaker:
         if self.method != "contrastive":
             return
         for table in tables:
-            ordered = table.sort_by("order")
+            ordered = self._own(table).sort_by("order")
+            if not ordered.num_rows:
+                continue
             embeddings = np.stack(ordered["embedding"].to_numpy())
             labels = torch.from_numpy(ordered["class_index"].to_numpy().astype(np.int64))
             self.bank.add(torch.from_numpy(embeddings).to(self.class_texts.device), labels)
@@ -112,22 +122,36 @@ class PromptMaker:
     def part(self, part: int) -> pa.Table:
         """The prompts of one part, a table of `SCHEMA` in the order of class and index."""
         rows = part_rows(self.manifest, part)
+        if self.base is None:
+            return self._made(part, rows)
+        carried = self.base(part_name(part))
+        made = self._made(part, [row for row in rows if (row.class_index, part) in self.fresh])
+        return _sorted([made, carried.filter(pc.invert(self._mask(carried)))])
+
+    def _own(self, table: pa.Table) -> pa.Table:
+        """The rows of a part that this run has made."""
+        return table if self.base is None else table.filter(self._mask(table))
+
+    def _mask(self, table: pa.Table) -> pa.Array:
+        size = self.manifest.synthesis.shard_size
+        pairs = zip(table["class_index"].to_pylist(), table["index"].to_pylist(), strict=True)
+        return pa.array([(c, index // size) in self.fresh for c, index in pairs], pa.bool_())
+
+    def _made(self, part: int, rows: Sequence[Row]) -> pa.Table:
         order = list(range(len(rows)))
         size = len(rows)
         if self.method == "contrastive":
-            shuffle = np.random.default_rng(derive_seed("order", self.manifest.seed, part))
+            shuffle = np.random.default_rng(derive_seed("order", *root_seed(self.manifest), part))
             order = shuffle.permutation(len(rows)).tolist()
             size = self.manifest.prompts.contrastive.batch_size
         tables = []
         for start in range(0, len(rows), size):
             chosen = order[start : start + size]
-            seed = derive_seed("batch", self.manifest.seed, part, start)
+            seed = derive_seed("batch", *root_seed(self.manifest), part, start)
             drawn = self.draw([rows[i] for i in chosen], seed)
             places = range(start, start + len(chosen))
             tables.append(_table(self.method, [rows[i] for i in chosen], drawn, places))
-        return pa.concat_tables(tables).sort_by(
-            [("class_index", "ascending"), ("index", "ascending")]
-        )
+        return _sorted(tables)
 
     def draw(self, rows: Sequence[Row], batch_seed: int) -> Drawn:
         """The prompts of some rows; `batch_seed` drives what contrastive rows share."""
@@ -251,6 +275,11 @@ class PromptMaker:
         return self.manifest.prompts.template.replace("{class}", name).replace("{style}", style)
 
     @functools.cached_property
+    def fresh(self) -> set[tuple[int, int]]:
+        """Class and shard index of each task that is not carried over."""
+        return {(task.class_index, task.shard_index) for task in fresh_tasks(self.manifest)}
+
+    @functools.cached_property
     def words(self) -> PseudoWords:
         """Only random and contrastive prompts need them, and not every tokenizer allows them."""
         return PseudoWords(self.teacher, self.manifest.prompts.template)
@@ -272,6 +301,11 @@ def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] of the vanilla class prompts, which labels and zero-shot rows use."""
     template = manifest.teacher.template
     return teacher.encode_text([template.replace("{class}", name) for name in manifest.classes])
+
+
+def _sorted(tables: Sequence[pa.Table]) -> pa.Table:
+    together = pa.concat_tables(tables or [SCHEMA.empty_table()])
+    return together.sort_by([("class_index", "ascending"), ("index", "ascending")])
 
 
 def _table(method: str, rows: Sequence[Row], drawn: Drawn, places: range) -> pa.Table:

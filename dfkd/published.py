@@ -1,20 +1,28 @@
 """Published versions: what readers open, from `current` down, verifying what they read."""
 
+import hashlib
+import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from dfkd import catalogue
 from dfkd import fingerprint as fingerprints
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.shards import Receipt, Sample, canonical, decode_receipt, read_shard, verify_bytes
 from dfkd.storage import MissingObject, Storage
 
 POINTER = re.compile(r"current/[0-9]{8}\.json")
+
+REMOVING = "removing"
+"""The object in a version's folder that says that jobs/gc.py has begun to remove it."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +57,30 @@ class PublishedVersion:
 
     def fetch(self, receipt: Receipt) -> bytes:
         """A shard's bytes, verified against its receipt (`CorruptionError` if they differ)."""
-        data = self.storage.get(receipt.shard)
+        data = self.home.get(receipt.key)
         verify_bytes(data, receipt)
         return data
 
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
         """The samples of a shard, verified before the first."""
-        return read_shard(self.storage.get(receipt.shard), receipt)
+        return read_shard(self.home.get(receipt.key), receipt)
+
+    def prompt_part(self, name: str) -> pa.Table:
+        """All rows of prompts/{name}.parquet; `CorruptionError` unless they are as published."""
+        key = f"prompts/{name}.parquet"
+        sealed, data = self.storage.get(catalogue.PROMPTS_KEY), self.storage.get(key)
+        whole = hashlib.sha256(sealed).hexdigest() == self.manifest.get("prompts")
+        if not whole or json.loads(sealed)["parts"].get(name) != hashlib.sha256(data).hexdigest():
+            raise CorruptionError(
+                f"{self.storage.location(key)}: is not what was published; restore it from a copy, "
+                "or give another storage.root and synthesise again"
+            )
+        return pq.read_table(io.BytesIO(data))
 
     def settle(self) -> None:
         """Mend index and data card where a racing publisher wrote others than the manifest's."""
         if any(sha256_object(self.storage, key) != digest for key, digest in self.files.items()):
-            catalogue.restore(self.storage, self.manifest, self.shards)
+            catalogue.restore(self.home, self.manifest, self.shards)
 
     @property
     def files(self) -> dict[str, str]:
@@ -86,6 +106,7 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
         )
         found = fingerprints.fingerprint(manifest["identity"])
         whole = manifest["fingerprint"] == found and found[:16] == name
+        whole = whole and all(receipt.fingerprint == found for receipt in shards)
     except (KeyError, TypeError):
         whole = False
     if not whole or (sha256 and sha256_object(storage, key) != sha256):
@@ -114,8 +135,16 @@ def _pointer(storage: Storage) -> dict[str, Any] | None:
     return pointer
 
 
-def advance(storage: Storage, name: str) -> None:
-    """Make the published version `name` current, unless it is: a new number, written once."""
+def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: None) -> None:
+    """Make the published version `name` current, unless it is: a new number, written once.
+
+    Args:
+        fence: called between reading the number that holds and writing the next one; raises where
+            somebody else has taken over in the meantime.
+
+    Raises:
+        InfrastructureError: jobs/gc.py is just removing the version.
+    """
     pointer = {
         "version": name,
         "manifest": sha256_object(storage, f"versions/{name}/manifest.json"),
@@ -125,9 +154,24 @@ def advance(storage: Storage, name: str) -> None:
         held = _pointer(storage) or {"number": 0}
         if held == held | pointer:
             return
+        fence()
         number = held["number"] + 1
         data = canonical(pointer | {"number": number})
         written = storage.put_if_absent(f"current/{number:08d}.json", data)
+    refuse_removal(storage, name)
+
+
+def refuse_removal(storage: Storage, name: str) -> None:
+    """Raise `InfrastructureError` if jobs/gc.py has begun to remove the version `name`.
+
+    It marks a version, then looks whether one is named as current or in a lease; who names one
+    looks for the mark afterwards. So one of the two always sees the other.
+    """
+    if storage.exists(f"versions/{name}/{REMOVING}"):
+        raise InfrastructureError(
+            f"{storage.location(f'versions/{name}')}: is being removed; "
+            "run jobs/gc.py once more, then the same command again"
+        )
 
 
 def sha256_object(storage: Storage, key: str) -> str | None:

@@ -13,11 +13,11 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from webdataset import TarWriter
 
 from dfkd.errors import CorruptionError
@@ -83,11 +83,23 @@ class Receipt:
     """Image indices of the task that diverged and are not in the shard."""
     fingerprint: str
     """Of the version."""
+    version: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
+    """Id of another version that holds the shard, which this one has carried over; empty is own."""
+
+    @property
+    def key(self) -> str:
+        """The shard's key under the method's storage."""
+        return f"versions/{self.version or self.fingerprint[:16]}/{self.shard}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, but `version` only where it says something."""
+        fields = asdict(self)
+        return fields if self.version else {k: v for k, v in fields.items() if k != "version"}
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
     """The receipt as JSON bytes, the same for the same receipt."""
-    return canonical(asdict(receipt))
+    return canonical(receipt.as_dict())
 
 
 def decode_receipt(data: bytes, where: str) -> Receipt:

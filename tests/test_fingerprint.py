@@ -21,6 +21,7 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
     "override",
     [
         "seed=1",
+        "salt=1",
         "classes=[cat, dog]",
         "teacher.template='One {class}'",
         "prompts.method=random",
@@ -45,6 +46,7 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
         "distillation.epochs=3",
         "evaluation.batch_size=2",
         "cluster.workers=9",
+        "regeneration={classes: [dog], share: 0.5, keep: 9, images: 5}",
         "teacher.weights=/moved/weights.pt",
         "generator.weights=/moved/model.ckpt",
     ],
@@ -59,6 +61,26 @@ def test_other_weights_are_another_fingerprint(tmp_path: Path, role: str) -> Non
     manifest = read(tmp_path)
     other = fingerprint(identity(manifest, WEIGHTS | {role: "dd"}))
     assert other != fingerprint(identity(manifest, WEIGHTS))
+
+
+def test_what_is_carried_over_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    some = read(tmp_path, "salt=1", "regeneration.share=0.5")
+    prints = {
+        fingerprint(identity(some, WEIGHTS)),
+        fingerprint(identity(some, WEIGHTS, "ab" * 32)),
+        fingerprint(identity(some, WEIGHTS, "cd" * 32)),
+        fingerprint(identity(read(tmp_path, "salt=1"), WEIGHTS, "ab" * 32)),
+        fingerprint(
+            identity(read(tmp_path, "salt=2", "regeneration.share=0.5"), WEIGHTS, "ab" * 32)
+        ),
+    }
+    assert len(prints) == 5
+
+
+def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
+    """Versions that are published under it would be made again, and unfinished ones refused."""
+    whole = fingerprint(identity(read(tmp_path), WEIGHTS))
+    assert whole == "a9267104a8e0a5e36a14786f0ca6885193bf714f43d81f96e17327cbdc684747"
 
 
 def test_a_list_of_methods_has_no_fingerprint(tmp_path: Path) -> None:

@@ -1,12 +1,24 @@
 """Tasks cover every image once, and a seed depends on what it is derived from alone."""
 
+import dataclasses
+import math
+from collections import Counter
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.manifest import Manifest, Storage, Synthesis
-from dfkd.plan import derive_seed, image_count, image_seed, sample_key, task_count, tasks
+from dfkd.manifest import Manifest, Regeneration, Storage, Synthesis
+from dfkd.plan import (
+    derive_seed,
+    fresh_tasks,
+    image_count,
+    image_seed,
+    sample_key,
+    task_count,
+    tasks,
+)
+from dfkd.prompts import part_rows
 
 
 def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
@@ -67,3 +79,49 @@ def test_different_parts_give_different_seeds(one: list[str], two: list[str]) ->
 def test_the_derivation_never_changes() -> None:
     """Published versions depend on it: a new value here breaks every resumed run."""
     assert derive_seed("image", 0, "dog", 0, 0) == 7092162310753564152
+    manifest = plan(3, 10, 5)
+    assert image_seed(manifest, 1, 7) == derive_seed("image", 0, "class 1", 7, 0)
+    assert image_seed(manifest, 2, 3, 1) == derive_seed("image", 0, "class 2", 3, 1)
+    assert part_rows(manifest, 1)[2].seed == derive_seed("prompt", 0, "class 0", 7)
+
+
+def test_a_salt_gives_other_seeds_to_every_image_and_prompt() -> None:
+    plain, salted = plan(3, 10, 5), dataclasses.replace(plan(3, 10, 5), salt=1)
+    for c, i in ((0, 0), (1, 7), (2, 9)):
+        assert image_seed(plain, c, i) != image_seed(salted, c, i)
+    assert not {r.seed for r in part_rows(plain, 0)} & {r.seed for r in part_rows(salted, 0)}
+
+
+@given(
+    st.integers(2, 5),
+    st.integers(1, 40),
+    st.integers(1, 7),
+    st.floats(0.01, 1.0),
+    st.integers(0, 5),
+    st.data(),
+)
+def test_a_regeneration_makes_the_same_share_of_each_named_class_anew(
+    classes: int, images: int, size: int, share: float, salt: int, data: st.DataObject
+) -> None:
+    manifest = plan(classes, images, size)
+    named = data.draw(st.lists(st.sampled_from(manifest.classes), unique=True))
+    regeneration = Regeneration(classes=tuple(named), share=share)
+    manifest = dataclasses.replace(manifest, salt=salt, regeneration=regeneration)
+    fresh = list(fresh_tasks(manifest))
+    everything = list(tasks(manifest))
+    assert fresh == [task for task in everything if task in set(fresh)]
+    shards = -(-images // size)
+    wanted = min(shards, math.ceil(share * shards))
+    counts = Counter(manifest.classes[task.class_index] for task in fresh)
+    assert counts == dict.fromkeys(named or manifest.classes, wanted)
+    if regeneration.whole:
+        assert fresh == everything
+
+
+def test_another_salt_draws_other_tasks() -> None:
+    manifest = dataclasses.replace(plan(4, 40, 2), regeneration=Regeneration(share=0.25))
+    drawn = {
+        tuple(task.id for task in fresh_tasks(dataclasses.replace(manifest, salt=salt)))
+        for salt in range(4)
+    }
+    assert len(drawn) == 4

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.manifest import Manifest
-from dfkd.prompts import PromptMaker, part_count, part_rows, statistics
+from dfkd.prompts import PromptMaker, part_count, part_name, part_rows, statistics
 from dfkd.styles import PAPER, dictionary
 from dfkd.teacher import Teacher
 
@@ -176,3 +176,24 @@ def test_statistics_by_hand() -> None:
 def test_no_dictionary_names_a_test_domain() -> None:
     assert len(PAPER) == 86
     assert not {"photo", "art painting", "cartoon", "sketch"} & set(PAPER)
+
+
+def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher: Teacher) -> None:
+    """Also after a restart, which refills the memory bank with the fresh prompts alone."""
+    small = (
+        "prompts.method=contrastive",
+        "prompts.contrastive={updates: 2, batch_size: 5, learning_rate: 0.02, bank: 8}",
+    )
+    base = PromptMaker(read(tmp_path, *small), teacher)
+    parts = {part_name(i): base.part(i) for i in range(2)}
+    salted = read(tmp_path, *small, "salt=3", "regeneration.classes=[house]")
+    maker = PromptMaker(salted, teacher, parts.__getitem__)
+    made = [maker.part(i) for i in range(2)]
+    for table, old in zip(made, parts.values(), strict=True):
+        assert table["index"].equals(old["index"])
+        assert table["class_index"].equals(old["class_index"])
+        for row, was in zip(table.to_pylist(), old.to_pylist(), strict=True):
+            assert (row == was) == (row["class"] != "house")
+    late = PromptMaker(salted, teacher, parts.__getitem__)
+    late.resume(made[:1])
+    assert late.part(1).equals(made[1])

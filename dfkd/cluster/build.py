@@ -24,7 +24,7 @@ from dfkd.device import device_name, pick_device, use_threads
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
 from dfkd.fingerprint import fingerprint, identity
 from dfkd.manifest import Manifest, Method
-from dfkd.plan import Task, estimated_bytes, image_count, task_count, tasks
+from dfkd.plan import Task, estimated_bytes, fresh_tasks, image_count, task_count, tasks
 from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
 from dfkd.record import Cost, recorded
@@ -56,6 +56,8 @@ def build(
     abandon: bool = False,
     accept_partial: bool = False,
     budget: Budget | None = None,
+    base: str = "",
+    make_current: bool = True,
 ) -> Built:
     """Make and publish the version of a manifest with one prompt method; resumes what is there.
 
@@ -63,6 +65,8 @@ def build(
         abandon: leave unfinished work of another manifest behind instead of refusing.
         accept_partial: publish although tasks are quarantined.
         budget: what this call may spend on making prompts and shards.
+        base: fingerprint of the version that all but the regenerated tasks are carried over from.
+        make_current: False publishes a candidate, which readers do not use yet.
 
     Raises:
         BudgetError: the budget is spent; what is finished is kept, and the same command resumes.
@@ -72,7 +76,7 @@ def build(
     method = manifest.prompts.method[0]
     require_space(manifest.storage.root, estimated_bytes(manifest))
     root = open_storage(manifest.storage.root)
-    version = begin(root.child(f"data/{method}"), _identity(manifest), abandon)
+    version = begin(root.child(f"data/{method}"), _identity(manifest, base), abandon)
     quarantined: dict[str, str] = {}
     if not version.published:
         with recorded(root, "synthesize", method) as cost:
@@ -85,7 +89,7 @@ def build(
             f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
             f"({reasons}); run the same command again, or add --accept-partial to publish without"
         )
-    published = version.publish(tasks(manifest), environment(), quarantined.keys())
+    published = version.publish(tasks(manifest), environment(), quarantined.keys(), make_current)
     images = sum(receipt.samples for receipt in published.shards)
     failed = sum(len(receipt.failed) for receipt in published.shards)
     return Built(method, published, images, failed, json.loads(version.storage.get("prompts.json")))
@@ -97,11 +101,11 @@ def finished(manifest: Manifest) -> bool:
     return Version(home, fingerprint(_identity(manifest))).published
 
 
-def _identity(manifest: Manifest) -> dict[str, Any]:
+def _identity(manifest: Manifest, base: str = "") -> dict[str, Any]:
     weights = (
         teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
     )
-    return identity(manifest, weights)
+    return identity(manifest, weights, base)
 
 
 def environment() -> dict[str, Any]:
@@ -179,7 +183,9 @@ class PromptWorker(Worker):
     def work(self, part: Part) -> int:
         """Write one part, and after the last one prompts.json; returns the number of prompts."""
         if self._maker is None:
-            self._maker = PromptMaker(self.manifest, self.load_teacher())
+            base = self.version.base()
+            carried = base.prompt_part if base else None
+            self._maker = PromptMaker(self.manifest, self.load_teacher(), carried)
             self._maker.resume(self.version.prompt_part(part_name(i)) for i in range(part.number))
         table: pa.Table = self._maker.part(part.number)
         self.version.put_prompts(part_name(part.number), table)
@@ -284,6 +290,7 @@ def _write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
 
 def _write_shards(manifest: Manifest, version: Version, purse: Purse) -> dict[str, str]:
     """Every task without a receipt; returns the reason of each that is quarantined."""
+    version.carry(fresh_tasks(manifest))
     done = version.receipts()
     remaining: Iterator[Task] = (task for task in tasks(manifest) if task.id not in done)
     finished = sum(receipt.samples for receipt in done.values())
