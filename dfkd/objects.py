@@ -3,16 +3,22 @@
 The commit protocol needs only `put_if_absent`: not every store has a right compare-and-swap.
 """
 
+import contextlib
+import errno
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, InfrastructureError
 
 KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}")
 """No '..', no absolute path, no hidden name, nothing that a shell, a URL or a file system reads."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class MissingObject(CorruptionError):  # noqa: N818 - reads as what it is
@@ -28,6 +34,29 @@ class Entry:
     """Bytes."""
     age: float
     """Seconds since it was written, by the store's own clock; at least 0."""
+
+
+@dataclass
+class Request:
+    """One try of one request, as an observer is told of it when it is over."""
+
+    operation: str
+    """put, get, head, list or delete; of an upload in parts: begin, part, finish, abort."""
+    attempt: int = 1
+    """2 and more: an earlier try of the same request failed."""
+    bytes: int = 0
+    """Of the object or part that was sent or received, without headers; 0 of a failed put."""
+    seconds: float = 0.0
+    error: str = ""
+    """A code such as SlowDown, or the name of an exception; empty if it was answered."""
+
+
+Observe = Callable[[Request], object]
+"""Called after every request, in the thread that made it; may be called by several at once."""
+
+
+def ignore(request: Request) -> None:
+    """The observer that nobody has asked for."""
 
 
 class Storage(Protocol):
@@ -72,6 +101,12 @@ class Storage(Protocol):
     def child(self, prefix: str) -> "Storage":
         """The same storage with all keys under `prefix/`."""
 
+    def observed(self, observe: Observe) -> "Storage":
+        """The same storage, which tells `observe` of its requests and of its children's.
+
+        An observer stays in its process: a storage that travels to another one has none there.
+        """
+
 
 def check_key(key: str) -> str:
     """`key` itself; `CorruptionError` if it could name anything but an object in the storage."""
@@ -86,3 +121,28 @@ def check_key(key: str) -> str:
 def missing_object(location: str) -> MissingObject:
     """The error for an object that is not at `location`."""
     return MissingObject(f"{location}: no such object; restore it or run the job that writes it")
+
+
+@contextlib.contextmanager
+def no_room(target: Path, size: int) -> Iterator[None]:
+    """Turn a full disk, while `size` bytes are written to `target`, into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise _full(target, size, str(error.strerror)) from None
+
+
+def require_room(target: Path, size: int) -> None:
+    """Refuse (`InfrastructureError`) to write a file larger than what is free in its folder."""
+    free = shutil.disk_usage(target.parent).free
+    if free < size:
+        raise _full(target, size, f"{free} bytes free")
+
+
+def _full(target: Path, size: int, reason: str) -> InfrastructureError:
+    return InfrastructureError(
+        f"storage: no room for {target} ({size} bytes, {reason}); "
+        "free disk space and run the same command again, it resumes"
+    )

@@ -1,61 +1,189 @@
-"""S3 buckets as storage: the only user of boto3."""
+"""S3 buckets as storage: the only user of boto3.
+
+boto3's own retries are off: they cannot be counted, end before a store has come back from a
+restart, and hide that an earlier try of a conditional write may have won. Checksums of the newer
+kind are off too, since not every store reads them: receipts have their own sha256.
+"""
 
 import contextlib
 import os
-import shutil
+import random
+import re
+import threading
+import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 import botocore.config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+import botocore.session
+from botocore import exceptions as boto
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
-from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.objects import KEY, Entry, MissingObject, check_key, missing_object
-
-ATTEMPTS = 5
-"""Of a request, and of a conditional write that meets another writer."""
-
-CONFIG = botocore.config.Config(
-    retries={"mode": "standard", "max_attempts": ATTEMPTS},
-    s3={"addressing_style": "path"},
-    max_pool_connections=32,
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.objects import (
+    KEY,
+    Entry,
+    MissingObject,
+    Observe,
+    Request,
+    check_key,
+    ignore,
+    missing_object,
+    no_room,
+    require_room,
 )
+
+T = TypeVar("T")
+
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+PROBE = ".probe"
+"""Of every prefix that was opened; no key can name it, and no listing shows it."""
+WRITER = "writer"
+"""Metadata of an object: the one call that wrote it, to know it again after a lost answer."""
+SINGLE_BYTES = 5 << 30
+"""The largest object that S3 takes in one request."""
+PARTS = 10_000
+"""The most parts that S3 takes."""
+MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
+BUSY = {409, 429, 500, 502, 503, 504}
+"""What a store answers when the same request may succeed later; 409: another writer is at work."""
+BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+LOST = (
+    boto.HTTPClientError,
+    boto.EndpointConnectionError,
+    boto.ConnectTimeoutError,
+    boto.ProxyConnectionError,
+    boto.IncompleteReadError,
+    ResponseParserError,
+)
+"""No answer, or not all of it."""
+NOT_ALLOWED = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.NoRegionError,
+    boto.ProfileNotFound,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How patient a process is with a store, and how greedy."""
+
+    attempts: int = 12
+    """Tries of a request. The pauses between them add up to over a minute: a store may restart."""
+    pause: float = 0.2
+    """Seconds before the second try at the most; doubled each time, up to `longest_pause`."""
+    longest_pause: float = 20.0
+    connect: float = 10.0
+    """Seconds to connect, and that a body which is sent may stand still."""
+    read: float = 60.0
+    """Seconds that an answer may stand still."""
+    part: int = 16 << 20
+    """Bytes; what is larger is put in parts of this size, of which `UPLOADS` are in memory."""
+
+
+OPENING = 5
+"""Tries at the start: a store that is away then is an error within seconds, later it is awaited."""
+UPLOADS = 4
+"""Bodies that are sent at once by a storage and all of its children."""
 
 
 def open_s3(root: str) -> "S3Storage":
     """The storage at `s3://bucket/prefix`; `ManifestError` unless it honours put-if-absent."""
     bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
-    if not bucket:
-        raise ManifestError("storage.root", "names a bucket", root, "write s3://bucket/prefix")
+    if not BUCKET.fullmatch(bucket):
+        raise ManifestError(
+            "storage.root",
+            "names a bucket, and holds no credentials",
+            f"s3://{bucket.rpartition('@')[2]}",
+            "write s3://bucket/prefix; credentials come from the environment or a profile",
+        )
     store = S3Storage(bucket, prefix and check_key(prefix))
-    store.probe()
+    store.briefly().probe()
     return store
+
+
+@cache
+def _models() -> Any:
+    """Descriptions of the API that botocore ships: reading them takes most of a client's making."""
+    return botocore.session.Session().get_component("data_loader")
 
 
 @dataclass
 class Connection:
     """A client that a storage and all of its children use; another process makes its own."""
 
-    _made: tuple[int, Any] | None = None
+    limits: Limits = field(default_factory=Limits)
+    observe: Observe = ignore
+    slots: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(UPLOADS)
+    )
+    """One for each body that may be on its way."""
+    _clients: dict[int, Any] = field(default_factory=dict)
+    """By process: sockets must not be shared with a fork."""
+
+    def __reduce__(self) -> tuple[type["Connection"], tuple[Limits]]:
+        return Connection, (self.limits,)  # neither sockets nor an observer can travel
 
     @property
     def client(self) -> Any:
-        """boto3's, of this process: sockets must not be shared with a fork."""
-        made = self._made
-        if made is None or made[0] != os.getpid():
-            # Not boto3's default session, which keeps the credentials that it found first.
-            made = (os.getpid(), boto3.session.Session().client("s3", config=CONFIG))
-            self._made = made
-        return made[1]
+        """boto3's, of this process."""
+        process = os.getpid()
+        if process not in self._clients:
+            self._clients[process] = self._make()
+        return self._clients[process]
 
-    def __reduce__(self) -> tuple[type["Connection"], tuple[()]]:
-        return Connection, ()
+    def _make(self) -> Any:
+        config = botocore.config.Config(
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": "path"},
+            connect_timeout=self.limits.connect,
+            read_timeout=self.limits.read,
+            max_pool_connections=32,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        # Not boto3's default session, which keeps the credentials that it found first.
+        session = botocore.session.Session()
+        session.register_component("data_loader", _models())
+        try:
+            return boto3.session.Session(botocore_session=session).client("s3", config=config)
+        except ValueError as error:
+            raise ManifestError(
+                "AWS_ENDPOINT_URL", "must be the URL of an S3 endpoint", _redact(error), "mend it"
+            ) from None
+
+    def attempt(self, operation: str, send: Callable[[Request], T]) -> T:
+        """What `send` returns, tried again while the store is busy or its answers are lost.
+
+        `send` counts the bytes of bodies in the `Request` that it is given.
+        """
+        number = 1
+        while True:
+            request = Request(operation, number)
+            begun = time.perf_counter()
+            try:
+                return send(request)
+            except Exception as error:
+                request.error = _code(error) or type(error).__name__
+                if number >= self.limits.attempts or not _may_pass(error):
+                    raise
+            finally:
+                request.seconds = time.perf_counter() - begun
+                self.observe(request)
+            longest = min(self.limits.pause * 2 ** (number - 1), self.limits.longest_pause)
+            time.sleep(longest * random.SystemRandom().uniform(0.5, 1))
+            number += 1
 
 
 @dataclass(frozen=True)
@@ -66,75 +194,181 @@ class S3Storage:
     prefix: str = ""
     connection: Connection = field(default_factory=Connection, repr=False, compare=False)
 
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._head + check_key(key)}
+
+    @property
+    def _head(self) -> str:
+        return self.prefix and f"{self.prefix}/"
+
     @property
     def _client(self) -> Any:
         return self.connection.client
 
-    def _name(self, key: str) -> str:
-        return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
+    def _attempt(self, operation: str, key: str, send: Callable[[Request], T]) -> T:
+        """`Connection.attempt`, with errors in words."""
+        try:
+            return self.connection.attempt(operation, send)
+        except ClientError as error:
+            raise _explain(error, self.location(key)) from None
+        except NOT_ALLOWED as error:
+            raise ManifestError(
+                "storage.root", "needs S3 credentials", _redact(error), "set AWS_* or a profile"
+            ) from None
+        except (BotoCoreError, ResponseParserError) as error:
+            raise InfrastructureError(
+                f"storage: {self.location(key)}: {_redact(error)}; "
+                "run the same command again, it resumes"
+            ) from None
 
     def probe(self) -> None:
-        """Refuse (`ManifestError`) a store in which a second put-if-absent wins too."""
-        key = f"probe-{uuid.uuid4().hex}"
-        try:
-            if not self.put_if_absent(key, b"1") or self.put_if_absent(key, b"2"):
-                raise ManifestError(
-                    "storage.root",
-                    "a store that honours PUT with If-None-Match",
-                    self.location(),
-                    "use AWS S3, Ceph or a directory: in this store two writers would both win",
-                )
-        finally:
-            self.delete(key)
+        """Refuse (`ManifestError`) a store in which a second put-if-absent wins too.
+
+        One request where an earlier probe has left its object, else two.
+        """
+        place = {"Bucket": self.bucket, "Key": self._head + PROBE}
+        if self._put_once(PROBE, place, b"") and self._put_once(PROBE, place, b""):
+            raise ManifestError(
+                "storage.root",
+                "a store that honours PUT with If-None-Match",
+                self.location(),
+                "use AWS S3, Ceph or a directory: in this store two writers would both win",
+            )
 
     def put(self, key: str, data: bytes | Path) -> None:
         """See `Storage.put`."""
-        with self._explained(key):
-            self._put(key, data)
+        place, size = self._at(key), _size(data)
+        if size > self.connection.limits.part:
+            self._put_parts(key, data, size)
+        else:
+            self._attempt("put", key, lambda request: self._send(request, place, data, size))
 
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """See `Storage.put_if_absent`."""
-        for _ in range(ATTEMPTS):
-            with self._explained(key):
-                try:
-                    self._put(key, data, IfNoneMatch="*")
-                except ClientError as error:
-                    status = _status(error)
-                    if status == 412:
-                        return False
-                    if status != 409:  # 409: another writer is at work and may still fail
-                        raise
-                else:
-                    return True
-        raise InfrastructureError(
-            f"storage: {self.location(key)} stays contended; run the same command again"
-        )
+        """See `Storage.put_if_absent`. One request: not every store has conditions on parts."""
+        return self._put_once(key, self._at(key), data)
 
-    def _put(self, key: str, data: bytes | Path, **conditions: str) -> None:
-        with contextlib.ExitStack() as stack:
+    def _put_once(self, key: str, place: dict[str, str], data: bytes | Path) -> bool:
+        size, writer = _size(data), uuid.uuid4().hex
+        if size > SINGLE_BYTES:
+            raise DfkdError(
+                f"storage: {self.location(key)}: S3 takes at most {SINGLE_BYTES} bytes in the one "
+                f"request of a put-if-absent, got {size}; lower synthesis.shard_size"
+            )
+        options = {"IfNoneMatch": "*", "Metadata": {WRITER: writer}}
+
+        def send(request: Request) -> tuple[bool, bool]:
+            try:
+                self._send(request, place, data, size, **options)
+            except ClientError as error:
+                if _status(error) != 412:
+                    raise
+                return False, request.attempt > 1
+            return True, False
+
+        won, in_doubt = self._attempt("put", key, send)
+        # An earlier try may have won although its answer was lost: then the object is ours.
+        return won or (in_doubt and self._writer(key, place) == writer)
+
+    def _send(
+        self, request: Request, place: dict[str, str], data: bytes | Path, size: int, **options: Any
+    ) -> None:
+        with self.connection.slots, contextlib.ExitStack() as stack:
             body = data if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
-            self._client.put_object(
-                Bucket=self.bucket, Key=self._name(key), Body=body, **conditions
+            self._client.put_object(**place, Body=body, **options)
+            request.bytes = size
+
+    def _writer(self, key: str, place: dict[str, str]) -> str:
+        """Which call wrote an object; empty for another program's."""
+        found = self._attempt("head", key, lambda _: self._client.head_object(**place))
+        return str(found.get("Metadata", {}).get(WRITER, ""))
+
+    def _put_parts(self, key: str, data: bytes | Path, size: int) -> None:
+        place, writer = self._at(key), uuid.uuid4().hex
+        length = max(self.connection.limits.part, -(-size // PARTS))
+        begun = self._attempt(
+            "begin",
+            key,
+            lambda _: self._client.create_multipart_upload(**place, Metadata={WRITER: writer}),
+        )
+        upload = {**place, "UploadId": begun["UploadId"]}
+
+        def send(start: int) -> dict[str, Any]:
+            number = start // length + 1
+
+            def one(request: Request) -> dict[str, Any]:
+                with self.connection.slots:
+                    body = _slice(data, start, length)
+                    answer = self._client.upload_part(**upload, PartNumber=number, Body=body)
+                request.bytes = len(body)
+                return {"PartNumber": number, "ETag": answer["ETag"]}
+
+            return self._attempt("part", key, one)
+
+        try:
+            with ThreadPoolExecutor(UPLOADS) as pool:
+                parts = list(pool.map(send, range(0, size, length)))
+            self._finish(key, upload, parts, writer)
+        except BaseException:
+            with contextlib.suppress(DfkdError):
+                self.briefly()._abort(upload)
+            raise
+
+    def _finish(
+        self, key: str, upload: dict[str, str], parts: list[dict[str, Any]], writer: str
+    ) -> None:
+        def send(request: Request) -> bool:
+            try:
+                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+            except ClientError as error:
+                if request.attempt == 1 or _code(error) != "NoSuchUpload":
+                    raise
+                return True
+            return False
+
+        in_doubt = self._attempt("finish", key, send)
+        # A try whose answer was lost may have finished it; or somebody has aborted it.
+        if in_doubt and self._writer(key, self._at(key)) != writer:
+            raise InfrastructureError(
+                f"storage: {self.location(key)}: the upload was aborted by another process; "
+                "run the same command again, it resumes"
             )
 
     def get(self, key: str) -> bytes:
         """See `Storage.get`."""
-        with self._explained(key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key))
+        place = self._at(key)
+
+        def send(request: Request) -> bytes:
+            answer = self._client.get_object(**place)
             data: bytes = answer["Body"].read()
+            request.bytes = len(data)
+            _require_whole(answer, request)
             return data
+
+        return self._attempt("get", key, send)
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
-        with self._explained(key), path.open("wb") as stream:
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key))
-            shutil.copyfileobj(answer["Body"], stream, 1 << 20)
+        place = self._at(key)
+
+        def send(request: Request) -> None:
+            answer = self._client.get_object(**place)
+            with contextlib.closing(answer["Body"]) as body, path.open("wb") as stream:
+                size = int(answer["ContentLength"])
+                require_room(path, size)
+                with no_room(path, size):
+                    for chunk in body.iter_chunks(1 << 20):
+                        stream.write(chunk)
+                        request.bytes += len(chunk)
+                    stream.flush()
+            _require_whole(answer, request)
+
+        self._attempt("get", key, send)
 
     def exists(self, key: str) -> bool:
         """See `Storage.exists`."""
+        place = self._at(key)
         try:
-            with self._explained(key):
-                self._client.head_object(Bucket=self.bucket, Key=self._name(key))
+            self._attempt("head", key, lambda _: self._client.head_object(**place))
         except MissingObject:
             return False
         return True
@@ -157,19 +391,23 @@ class S3Storage:
         below = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ()))
         return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in below))
 
-    @property
-    def _head(self) -> str:
-        return self.prefix and f"{self.prefix}/"
-
     def _pages(self, operation: str, prefix: str, **options: str) -> Iterator[Any]:
-        with self._explained(prefix):
-            pages = self._client.get_paginator(operation)
-            yield from pages.paginate(Bucket=self.bucket, Prefix=self._head + prefix, **options)
+        options |= {"Bucket": self.bucket, "Prefix": self._head + prefix}
+
+        def send(request: Request) -> Any:
+            return getattr(self._client, operation)(**options)
+
+        while True:
+            page = self._attempt("list", prefix, send)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            options |= {name: page[f"Next{name}"] for name in MARKERS if f"Next{name}" in page}
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
-        with self._explained(key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
+        place = self._at(key)
+        self._attempt("delete", key, lambda _: self._client.delete_object(**place))
 
     def abort_uploads(self, older_than: float) -> int:
         """See `Storage.abort_uploads`."""
@@ -177,14 +415,15 @@ class S3Storage:
         for page in self._pages("list_multipart_uploads", ""):
             for item in page.get("Uploads", ()):
                 if _age(page, item["Initiated"]) >= older_than:
-                    aborted += self._abort(item["Key"], item["UploadId"])
+                    upload = {"Bucket": self.bucket, "Key": item["Key"]}
+                    aborted += self._abort({**upload, "UploadId": item["UploadId"]})
         return aborted
 
-    def _abort(self, name: str, upload: str) -> bool:
+    def _abort(self, upload: dict[str, str]) -> bool:
         """False if it is gone already: it was finished, or another process aborted it."""
+        key = upload["Key"].removeprefix(self._head)
         try:
-            with self._explained(name.removeprefix(self._head)):
-                self._client.abort_multipart_upload(Bucket=self.bucket, Key=name, UploadId=upload)
+            self._attempt("abort", key, lambda _: self._client.abort_multipart_upload(**upload))
         except MissingObject:
             return False
         return True
@@ -195,22 +434,34 @@ class S3Storage:
 
     def child(self, prefix: str) -> "S3Storage":
         """See `Storage.child`."""
-        return S3Storage(self.bucket, self._name(prefix), self.connection)
+        return replace(self, prefix=self._head + check_key(prefix))
 
-    @contextlib.contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except ClientError as error:
-            raise _explain(error, self.location(key)) from None
-        except (NoCredentialsError, NoRegionError) as error:
-            raise ManifestError(
-                "storage.root", "needs S3 credentials", str(error), "set AWS_* or a profile"
-            ) from None
-        except BotoCoreError as error:
-            raise InfrastructureError(
-                f"storage: {self.location(key)}: {error}; run the same command again, it resumes"
-            ) from None
+    def briefly(self) -> "S3Storage":
+        """The same storage with less patience: `OPENING` tries of a request."""
+        limits = replace(self.connection.limits, attempts=OPENING)
+        return replace(self, connection=replace(self.connection, limits=limits))
+
+    def observed(self, observe: Observe) -> "S3Storage":
+        """See `Storage.observed`."""
+        return replace(self, connection=replace(self.connection, observe=observe))
+
+
+def _size(data: bytes | Path) -> int:
+    return len(data) if isinstance(data, bytes) else data.stat().st_size
+
+
+def _slice(data: bytes | Path, start: int, length: int) -> bytes:
+    if isinstance(data, bytes):
+        return data[start : start + length]
+    with data.open("rb") as stream:
+        stream.seek(start)
+        return stream.read(length)
+
+
+def _require_whole(answer: Any, request: Request) -> None:
+    promised = int(answer["ContentLength"])
+    if request.bytes != promised:
+        raise boto.IncompleteReadError(actual_bytes=request.bytes, expected_bytes=promised)
 
 
 def _age(page: Any, written: datetime) -> float:
@@ -223,14 +474,32 @@ def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def _code(error: Exception) -> str:
+    if not isinstance(error, ClientError):
+        return ""
+    return str(error.response.get("Error", {}).get("Code", "")) or str(_status(error))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, ClientError):
+        return _status(error) in BUSY or _code(error) in BUSY_CODES
+    return isinstance(error, LOST)
+
+
+def _redact(error: Exception) -> str:
+    """Its text without what stands before a host name in a URL, where some write a password."""
+    return re.sub(r"//[^/\s]*@", "//", str(error))
+
+
 def _explain(error: ClientError, location: str) -> Exception:
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    code = _code(error)
     if code in ("NoSuchKey", "NoSuchUpload", "404", "NotFound"):
         return missing_object(location)
-    if code == "NoSuchBucket" or _status(error) in (301, 401, 403):
+    if code in ("NoSuchBucket", "InvalidBucketName") or _status(error) in (301, 401, 403):
         return ManifestError(
             "storage.root", "must be a bucket you may use", f"{location} ({code})", "check it"
         )
     return InfrastructureError(
-        f"storage: {location}: {code or _status(error)}; run the same command again, it resumes"
+        f"storage: {location}: {code}; run the same command again, it resumes"
     )

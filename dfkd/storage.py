@@ -1,25 +1,44 @@
 """The storage at a root: a local directory (here) or an S3 bucket (`dfkd.s3`)."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.objects import KEY, Entry, MissingObject, Storage, check_key, missing_object
+from dfkd.errors import ManifestError
+from dfkd.objects import (
+    KEY,
+    Entry,
+    MissingObject,
+    Observe,
+    Request,
+    Storage,
+    check_key,
+    ignore,
+    missing_object,
+    no_room,
+    require_room,
+)
 
-__all__ = ["Entry", "LocalStorage", "MissingObject", "Storage", "open_storage", "require_space"]
+__all__ = [
+    "Entry",
+    "LocalStorage",
+    "MissingObject",
+    "Observe",
+    "Request",
+    "Storage",
+    "open_storage",
+    "require_space",
+]
 
 PARTIAL = ".partial"
 """Directory of files being written; no key can name it."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_storage(root: str) -> Storage:
@@ -62,16 +81,19 @@ class LocalStorage:
 
     root: Path
     prefix: str = ""
+    observe: Observe = field(default=ignore, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path, str]]:
+        return LocalStorage, (self.root, self.prefix)  # an observer cannot travel
 
     def prepare(self) -> None:
         """Make the directory, try it, and remove what killed writers left behind."""
         folder = self.root / PARTIAL
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _try_link(folder)
+            with no_room(self.root, 1):
+                folder.mkdir(parents=True, exist_ok=True)
+                _try_link(folder)
         except OSError as error:
-            if error.errno in FULL:
-                raise _full(self.root, 1, error) from None
             raise ManifestError(
                 "storage.root",
                 "must be a writable directory on a file system with hard links",
@@ -108,7 +130,7 @@ class LocalStorage:
     def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
         """A synced file with `data`, locked so that `prepare` elsewhere leaves it alone."""
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        try:
+        with self._told("put", size), no_room(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
@@ -117,22 +139,42 @@ class LocalStorage:
                     yield partial
             finally:
                 partial.unlink(missing_ok=True)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise _full(target, size, error) from None
+
+    @contextlib.contextmanager
+    def _told(self, operation: str, size: int) -> Iterator[None]:
+        """Tell the observer of what is done within."""
+        request = Request(operation)
+        begun = time.perf_counter()
+        try:
+            yield
+            request.bytes = size
+        except Exception as error:
+            request.error = type(error).__name__
+            raise
+        finally:
+            request.seconds = time.perf_counter() - begun
+            self.observe(request)
 
     def get(self, key: str) -> bytes:
         """See `Storage.get`."""
-        try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise missing_object(self.location(key)) from None
+        with self._found(key) as path:
+            return path.read_bytes()
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
+        with self._found(key) as found:
+            size = found.stat().st_size
+            require_room(path, size)
+            with no_room(path, size):
+                shutil.copyfile(found, path)
+
+    @contextlib.contextmanager
+    def _found(self, key: str) -> Iterator[Path]:
+        """The path of an object that is there; what is done with it is told as a get."""
+        path = self._path(key)
         try:
-            shutil.copyfile(self._path(key), path)
+            with self._told("get", path.stat().st_size):
+                yield path
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise missing_object(self.location(key)) from None
 
@@ -182,7 +224,11 @@ class LocalStorage:
 
     def child(self, prefix: str) -> "LocalStorage":
         """See `Storage.child`."""
-        return LocalStorage(self.root, str(Path(self.prefix, check_key(prefix))))
+        return replace(self, prefix=str(Path(self.prefix, check_key(prefix))))
+
+    def observed(self, observe: Observe) -> "LocalStorage":
+        """See `Storage.observed`; tells of put and get."""
+        return replace(self, observe=observe)
 
 
 def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
@@ -209,13 +255,6 @@ def _copy(data: bytes | Path, stream: BinaryIO) -> None:
             shutil.copyfileobj(source, stream, 1 << 20)
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _full(target: Path, size: int, error: OSError) -> InfrastructureError:
-    return InfrastructureError(
-        f"storage: no room for {target} ({size} bytes, {error.strerror}); "
-        "free disk space and run the same command again, it resumes"
-    )
 
 
 def _try_link(folder: Path) -> None:

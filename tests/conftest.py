@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import ceph as servers
 from ceph import Ceph
@@ -18,6 +19,10 @@ from dfkd.teacher import Teacher
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 pytest.register_assert_rewrite("storing")
+
+# Examples take as long as the machine lets them.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
