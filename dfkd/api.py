@@ -26,6 +26,7 @@ from dfkd.budget import Budget
 from dfkd.cluster import train
 from dfkd.cluster.build import Built, build, finished
 from dfkd.cluster.connect import connected
+from dfkd.cluster.metrics import tell_accuracy
 from dfkd.cluster.train import Finished
 from dfkd.device import pick_device, use_threads
 from dfkd.evaluation import Evaluated
@@ -177,8 +178,11 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
         CorruptionError: a student is not what was written.
         DfkdError: no image at all can be read.
     """
-    with _threads(threads) as chosen:
+    # The models work in this process; a cluster is joined for its Prometheus to be told.
+    joined = connected() if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext()
+    with joined, _threads(threads) as chosen:
         evaluated = evaluation.evaluate(manifest, chosen)
+        tell_accuracy(manifest.name, evaluated.results["rows"])
     if not evaluated.versions:
         return evaluated
     storage = open_storage(manifest.storage.root)

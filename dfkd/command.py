@@ -5,11 +5,14 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import yaml
 
+from dfkd import logs
 from dfkd.errors import DfkdError, Exit, InfrastructureError
+from dfkd.fingerprint import fingerprint
 from dfkd.manifest import Manifest
 
 
@@ -49,6 +52,11 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--print-manifest", action="store_true", help="print the resolved manifest and stop"
     )
     arguments.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    arguments.add_argument(
+        "--submission-id",
+        action="store_true",
+        help="print the name of this run for `ray job submit --submission-id`, and stop",
+    )
     return arguments
 
 
@@ -75,10 +83,14 @@ def run_with(
     can mend is one line on stderr; anything else is a defect and keeps its traceback.
     """
     options = arguments.parse_args(argv)
+    logs.show()
     try:
         manifest = read(options.manifest, tuple(options.overrides))
         if options.print_manifest:
             print(yaml.safe_dump(manifest.as_dict(), sort_keys=False, allow_unicode=True), end="")
+            return Exit.DONE
+        if options.submission_id:
+            print(submission_id(arguments.prog, manifest))
             return Exit.DONE
         if options.dry_run:
             print(json.dumps(plan(manifest, options), indent=2))
@@ -94,6 +106,15 @@ def run_with(
         )
     print(f"wrote {written}", flush=True)
     return Exit.DONE
+
+
+def submission_id(prog: str, manifest: Described) -> str:
+    """The name of a job and its manifest, overrides included, among a cluster's submissions.
+
+    Ray takes each name once: of two that submit the same run at the same time the second is told.
+    """
+    job = Path(prog).stem
+    return f"dfkd-{job}-{fingerprint(manifest.as_dict())[:16]}"
 
 
 def again(job: str, options: argparse.Namespace) -> str:

@@ -1,6 +1,7 @@
 """What every job's command line promises: exit codes, one-line errors, the last line."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,21 @@ def test_wrong_usage_is_exit_code_2(path: str) -> None:
         with pytest.raises(SystemExit) as caught:
             run(argv)
         assert caught.value.code == 2
+
+
+def test_a_submission_is_named_by_all_that_describes_the_run(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def name(*words: str) -> str:
+        assert run([path, "--submission-id", *words]) == Exit.DONE
+        (line,) = capsys.readouterr().out.splitlines()
+        return line
+
+    assert name() == name("--set", "storage.root=here")
+    assert re.fullmatch(r"dfkd-\w+-[0-9a-f]{16}", name())
+    others = ("storage.root=there", "seed=1", "distillation.epochs=3", "classes=[cat, dog]")
+    assert len({name(), *(name("--set", other) for other in others)}) == 5
+    tree = Manifest.read(path)
+    names = {command.submission_id(f"/x/{job}.py", tree) for job in ("distill", "synthesize")}
+    assert len(names) == 2
+    assert all(name.startswith(("dfkd-distill-", "dfkd-synthesize-")) for name in names)

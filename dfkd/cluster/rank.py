@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dfkd import progress
 from dfkd.checkpoints import Checkpoints
+from dfkd.cluster.metrics import Pace
 from dfkd.dataset import PublishedVersion, open_version
 from dfkd.device import pick_device, use_threads
 from dfkd.distillation import Course, Distiller, Distribute, Label, Scale
@@ -65,10 +66,11 @@ def train(config: dict[str, Any]) -> None:
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
     if newest:
         distiller.restore(checkpoints.read(newest))
+    pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
     if rank == 0:
-        _lead(job, version, folder, stream, distiller, checkpoints)
+        _lead(job, version, folder, stream, distiller, checkpoints, pace)
     else:
-        _run(stream, distiller, distiller.advance, lambda: None)
+        _run(stream, distiller, pace, distiller.advance, lambda: None)
     ray.train.report({"step": distiller.step})
 
 
@@ -84,15 +86,17 @@ def open_stream(
 def _run(
     stream: Stream,
     distiller: Distiller,
+    pace: Pace,
     advance: Callable[[Batch], object],
     on_epoch: Callable[[], None],
 ) -> None:
     """Train from the distiller's step to the end."""
     steps = distiller.course.steps_per_epoch
     while not distiller.done:
-        for batch in stream.batches(distiller.epoch, distiller.step % steps):
+        for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
             advance(batch)
         on_epoch()
+    pace.report()
 
 
 def _lead(
@@ -102,6 +106,7 @@ def _lead(
     stream: Stream,
     distiller: Distiller,
     checkpoints: Checkpoints,
+    pace: Pace,
 ) -> None:
     """Rank 0: train, show progress, write checkpoints, and at the end the student."""
     config, course = job.manifest.distillation, distiller.course
@@ -124,7 +129,7 @@ def _lead(
                 checkpoints.write(distiller.step, distiller.state())
                 tracker.upload()
 
-        _run(stream, distiller, advance, on_epoch)
+        _run(stream, distiller, pace, advance, on_epoch)
         tracker.upload()
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
     save_student(folder, student, _card(job, version, course) | {"training": means})

@@ -1,0 +1,109 @@
+"""Create the RayJob of a file and wait for its end: what the CronJob's pod runs, in Kubernetes.
+
+It takes the name of the Kubernetes Job that the pod belongs to and is owned by it: a pod that
+replaces another finds the RayJob of the one before, and both are cleared away together.
+"""
+
+import argparse
+import json
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LAST = ("Complete", "Failed", "ValidationFailed")
+"""Values of `jobDeploymentStatus` that no other follows."""
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """The API as a pod's service account may use it."""
+
+    url: str
+    account: Path
+    """Where Kubernetes puts the token, the certificate authority and the namespace."""
+
+    def call(self, name: str = "", body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A RayJob of this namespace; with `body`, one that is created.
+
+        Raises:
+            urllib.error.URLError: no answer, or (`HTTPError`) a refusal.
+        """
+        namespace = (self.account / "namespace").read_text().strip()
+        token = (self.account / "token").read_text().strip()  # each time: Kubernetes renews it
+        request = urllib.request.Request(  # noqa: S310 - the operator gives the address
+            f"{self.url}/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{name}".rstrip("/"),
+            None if body is None else json.dumps(body).encode(),
+            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        context = ssl.create_default_context(cafile=self.account / "ca.crt")
+        with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+
+def owned(rayjob: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
+    """The RayJob under the name of the Job that it is to be cleared away with."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
+    return rayjob | {"metadata": rayjob["metadata"] | {"name": name, "ownerReferences": [owner]}}
+
+
+def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any]) -> None:
+    """Create it, unless an earlier pod of the same Job has."""
+    try:
+        kubernetes.call(body=rayjob)
+    except urllib.error.HTTPError as error:
+        if error.code != 409:
+            raise
+
+
+def follow(kubernetes: Kubernetes, name: str, pause: float) -> bool:
+    """Print each state that is new until the last; returns whether the run succeeded."""
+    seen = ""
+    while seen not in LAST:
+        try:
+            status = kubernetes.call(name).get("status", {})
+        except urllib.error.URLError as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404):
+                raise
+            print(f"waiting: {error.reason}", file=sys.stderr, flush=True)
+        else:
+            state = status.get("jobDeploymentStatus", "")
+            if state != seen:
+                print(f"{name}: {state} {status.get('message', '')}".rstrip(), flush=True)
+                seen = state
+        if seen not in LAST:
+            time.sleep(pause)
+    return bool(status.get("jobStatus") == "SUCCEEDED")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns 0 if the RayJob succeeded, 1 if it did not, 4 if the API failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rayjob", type=Path, help="YAML file of the RayJob")
+    parser.add_argument("--name", required=True, help="of the Job that this pod belongs to")
+    parser.add_argument("--uid", required=True, help="of that Job")
+    parser.add_argument("--api", default="https://kubernetes.default.svc", metavar="URL")
+    account = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    parser.add_argument("--account", type=Path, default=account, metavar="FOLDER")
+    parser.add_argument("--pause", type=float, default=10.0, metavar="SECONDS")
+    options = parser.parse_args(argv)
+    kubernetes = Kubernetes(options.api, options.account)
+    try:
+        rayjob = yaml.safe_load(options.rayjob.read_text())
+        ensure(kubernetes, owned(rayjob, options.name, options.uid))
+        return 0 if follow(kubernetes, options.name, options.pause) else 1
+    except urllib.error.URLError as error:
+        print(f"error: {options.api}: {error}; see cluster/README.md", file=sys.stderr)
+        return 4
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What a run tells Prometheus while it runs: each measure by name, through Ray.
+
+Ray exports them on every node as `ray_NAME` (`ray_NAME_total` of a count), with the node's and the
+process's labels beside those given here. Without a Ray that runs, nothing is measured.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.util.metrics import Counter, Gauge
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A name, what it says, and the labels that each value needs."""
+
+    name: str
+    says: str
+    labels: tuple[str, ...] = ()
+
+
+class Count(Measure):
+    """Grows only; its rate is what one looks at."""
+
+    def add(self, amount: float, **labels: str) -> None:
+        """Count `amount` more in this process."""
+        if ray.is_initialized() and amount:
+            Counter(self.name, self.says, self.labels).inc(amount, labels)
+
+
+class Level(Measure):
+    """The last value that this process has set."""
+
+    def set(self, value: float, **labels: str) -> None:
+        """Say what it is now."""
+        if ray.is_initialized():
+            Gauge(self.name, self.says, self.labels).set(value, labels)
+
+
+RUN = ("manifest", "method")
+
+IMAGES = Count(
+    "dfkd_images",
+    "images of ended tasks: done, failed (diverged at every try), or quarantined with their task",
+    (*RUN, "outcome"),
+)
+WORKER_RATE = Level(
+    "dfkd_worker_images_per_second", "images a second of this worker in its last task", RUN
+)
+IMAGE_STEPS = Count("dfkd_synthesis_image_steps", "optimisation steps, counted for each image", RUN)
+TASK_SECONDS = Count("dfkd_synthesis_seconds", "workers' seconds on tasks that ended well", RUN)
+UPLOADS = Count("dfkd_uploads", "objects written to storage")
+UPLOAD_SECONDS = Count("dfkd_upload_seconds", "spent on writing objects, retries included")
+UPLOAD_BYTES = Count("dfkd_upload_bytes", "bytes of the objects written")
+RETRIES = Count("dfkd_storage_retries", "requests to storage that were sent again")
+SAMPLES = Count("dfkd_distillation_samples", "images that a rank has trained on", RUN)
+STEPS = Count("dfkd_distillation_steps", "optimiser steps of a rank", RUN)
+STEP_SECONDS = Count("dfkd_distillation_step_seconds", "a rank's seconds in these steps", RUN)
+WAIT_SECONDS = Count(
+    "dfkd_distillation_wait_seconds", "a rank's seconds between steps, waiting for data", RUN
+)
+ACCURACY = Level(
+    "dfkd_evaluation_accuracy",
+    "share of a domain's images that a model names right (0-1)",
+    ("manifest", "model", "method", "seed", "domain"),
+)
+
+ALL: tuple[Measure, ...] = (
+    IMAGES,
+    WORKER_RATE,
+    IMAGE_STEPS,
+    TASK_SECONDS,
+    UPLOADS,
+    UPLOAD_SECONDS,
+    UPLOAD_BYTES,
+    RETRIES,
+    SAMPLES,
+    STEPS,
+    STEP_SECONDS,
+    WAIT_SECONDS,
+    ACCURACY,
+)
+"""Every measure; cluster/README.md and the dashboard show each of them."""
+
+REPORT_SECONDS = 5.0
+"""Between two reports of a `Pace`; Ray itself exports every ten seconds."""
+
+
+class Pace:
+    """How a rank's time divides into steps and waiting for data."""
+
+    def __init__(self, images_per_step: int, **labels: str) -> None:
+        self.images_per_step, self.labels = images_per_step, labels
+        self.steps, self.worked, self.waited = 0, 0.0, 0.0
+        self.reported = time.perf_counter()
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; what is done with each until the next is asked for is its step."""
+        asked = time.perf_counter()
+        for batch in batches:
+            given = time.perf_counter()
+            yield batch
+            done = time.perf_counter()
+            self.steps, self.worked, self.waited = (
+                self.steps + 1,
+                self.worked + done - given,
+                self.waited + given - asked,
+            )
+            if done - self.reported > REPORT_SECONDS:
+                self.report()
+            asked = time.perf_counter()
+
+    def report(self) -> None:
+        """Count what has come since the last report."""
+        SAMPLES.add(self.steps * self.images_per_step, **self.labels)
+        STEPS.add(self.steps, **self.labels)
+        STEP_SECONDS.add(self.worked, **self.labels)
+        WAIT_SECONDS.add(self.waited, **self.labels)
+        self.steps, self.worked, self.waited = 0, 0.0, 0.0
+        self.reported = time.perf_counter()
+
+
+def tell_accuracy(manifest: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Set the accuracy of each row of a `results.json`."""
+    for row in rows:
+        labels = {key: str(row[key]) for key in ("model", "method", "seed", "domain")}
+        ACCURACY.set(row["accuracy"], manifest=manifest, **labels)
