@@ -131,6 +131,8 @@ class Glimpse:
     """Mean of the kept steps; NaN without samples."""
     confidence: float
     """Mean probability of the own class; NaN without samples."""
+    steps: int
+    """Optimisation steps, summed over the samples."""
     curve: tuple[float, ...]
     """See `Curve.points`."""
     images: tuple[bytes, ...]
@@ -148,6 +150,7 @@ class Glimpse:
             failed,
             float(np.mean([fact["loss"] for fact in facts])) if facts else float("nan"),
             float(np.mean([fact["confidence"] for fact in facts])) if facts else float("nan"),
+            sum(fact["steps"] for fact in facts),
             curve.points(),
             tuple(sample.image for sample in samples[:SAMPLES]) if show else (),
         )

@@ -18,7 +18,9 @@ import ray
 from dfkd import generator, teacher
 from dfkd.budget import Budget
 from dfkd.cluster.capacity import room, worker_share
+from dfkd.cluster.metrics import WORKER_RATE
 from dfkd.cluster.pool import Pool
+from dfkd.cluster.tell import Teller
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.device import device_name, pick_device, use_threads
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
@@ -138,6 +140,8 @@ class Done(Generic[R]):
     device: str
     notes: tuple[str, ...] = ()
     """Sentences for a person, such as that memory ran out."""
+    node: str = ""
+    """Address of the worker's node."""
 
     def count(self, cost: Cost) -> None:
         """Add this worker's time to a stage's cost."""
@@ -164,7 +168,8 @@ class Worker(ABC):
         begun = time.perf_counter()
         result, notes = self.work(unit), tuple(self.notes)
         self.notes.clear()
-        return Done(result, time.perf_counter() - begun, device_name(pick_device()), notes)
+        seconds, node = time.perf_counter() - begun, ray.util.get_node_ip_address()
+        return Done(result, seconds, device_name(pick_device()), notes, node)
 
     @abstractmethod
     def work(self, unit: Any) -> Any:
@@ -207,7 +212,7 @@ class SynthesisWorker(Worker):
             self._maker = SurrogateMaker(
                 self.manifest, self.load_teacher(), decoder, self.notes.append
             )
-        curve = Curve()
+        curve, begun = Curve(), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             tar = Path(folder, f"{task.id}.tar")
             try:
@@ -218,6 +223,8 @@ class SynthesisWorker(Worker):
                 raise InfrastructureError(
                     f"task {task.id}: {error}; free space, run again"
                 ) from None
+        rate = len(samples) / (time.perf_counter() - begun)
+        WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.prompts.method[0])
         name = self.manifest.classes[task.class_index]
         return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
 
@@ -302,9 +309,12 @@ def _write_shards(manifest: Manifest, version: Version, purse: Purse) -> dict[st
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
+        teller = Teller(manifest, version, pool)
         for made in pool.run(remaining, lambda task: purse.covers(pool, task.count)):
             made.count(cost)
             receipt, glimpse = made.result
+            teller.done(receipt, glimpse.steps, made.seconds, made.node)
+            teller.quarantined()
             cost.images += receipt.samples
             cost.bytes += receipt.bytes
             cost.workers = pool.largest
@@ -313,6 +323,7 @@ def _write_shards(manifest: Manifest, version: Version, purse: Purse) -> dict[st
                 progress.say(f"note: task {receipt.task}: {note}")
             progress.note(_failures(tracker.failed, len(pool.quarantine)))
             progress.update(receipt.samples)
+        teller.quarantined()
         progress.note(_failures(tracker.failed, len(pool.quarantine)))
     purse.close(pool)
     return {item.task.id: item.reason for item in pool.quarantine}

@@ -129,6 +129,10 @@ class Pool(Generic[T]):
         now = time.monotonic()
         return self._spent + sum(now - m.since for m in self._members if m.task is not None)
 
+    def tries(self, task: str) -> int:
+        """How often the task of that id was begun, if its last try succeeded."""
+        return len(self._tries.get(task, ())) + 1
+
     def _peek(self, tasks: Iterator[T], may_start: Callable[[T], bool]) -> bool:
         """Whether a task may be begun; it is the first of `_again` then."""
         if self.stopped:

@@ -80,6 +80,7 @@ def test_a_dead_actor_costs_only_the_item_it_held(cluster: None, tmp_path: Path)
     assert sorted(working.run(Item(i) for i in range(10))) == list(range(10))
     assert tries(tmp_path) == {i: 2 if i in (3, 5) else 1 for i in range(10)}
     assert working.quarantine == []
+    assert [working.tries(Item(i).id) for i in (3, 4, 5)] == [2, 1, 2]
 
 
 def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_path: Path) -> None:
