@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfkd.errors import CorruptionError
 from dfkd.fingerprint import sha256_file
 from dfkd.shards import Receipt, Sample, canonical, read_shard
 from dfkd.storage import Storage
@@ -99,12 +100,22 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
 
 
 def read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of index.parquet, in its order, a row group at a time."""
-    with pq.ParquetFile(path) as file:
-        if not file.schema_arrow.equals(INDEX):
-            raise ValueError(f"columns {file.schema_arrow.names}, not those of dfkd")
-        for batch in file.iter_batches(GROUP_ROWS):
-            yield from batch.to_pylist()
+    """The rows of index.parquet, in its order, a row group at a time.
+
+    Raises:
+        CorruptionError: no Parquet, or one with other columns.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(INDEX):
+                raise pa.ArrowInvalid("its columns are not those of dfkd")
+            for batch in file.iter_batches(GROUP_ROWS):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptionError(
+            f"{INDEX_KEY}: no readable index ({' '.join(str(error).split())}); "
+            "run jobs/synthesize.py again, which restores it"
+        ) from None
 
 
 def publish(

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: numbered objects, each written at once, tensors only."""
 
+import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -12,6 +12,7 @@ from dfkd.storage import Storage
 
 KEEP = 2
 """The newest, and the one before it, which readers on another rank may still be reading."""
+NAME = re.compile(r"([0-9]{10})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Checkpoints:
             self.storage.delete(_key(step))
 
     def _steps(self) -> list[int]:
-        return [int(PurePosixPath(key).stem) for key in self.storage.list()]
+        return [int(found[1]) for key in self.storage.list() if (found := NAME.fullmatch(key))]
 
 
 def _key(step: int) -> str:

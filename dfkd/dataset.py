@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dfkd import catalogue
+from dfkd import catalogue, parquet
 from dfkd import fingerprint as fingerprints
 from dfkd.catalogue import PROMPTS_KEY
 from dfkd.errors import CorruptionError, PartialError
@@ -226,13 +226,8 @@ class Version:
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet; `MissingObject` if they were never written."""
         key = f"prompts/{name}.parquet"
-        data = self.storage.get(key)
-        try:
-            return pq.read_table(io.BytesIO(data))
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptionError(
-                f"{self.storage.location(key)}: no readable Parquet ({error}); delete it, run again"
-            ) from None
+        where, needed = self.storage.location(key), ("class_index", "index")
+        return parquet.read(self.storage.get(key), needed, where, "delete it, run again")
 
     def prompts(self, task: Task) -> pa.Table:
         """The rows of a task's images in the order of `index`, one for each.
@@ -242,9 +237,12 @@ class Version:
         """
         name = f"{task.shard_index:05d}"
         table = self.prompt_part(name)
-        table = table.filter(pc.equal(table["class_index"], task.class_index)).sort_by("index")
+        place = self.storage.location(f"prompts/{name}.parquet")
+        try:
+            table = table.filter(pc.equal(table["class_index"], task.class_index)).sort_by("index")
+        except pa.ArrowException as error:
+            raise CorruptionError(f"{place}: {error}; delete it, run again") from None
         if table["index"].to_pylist() != list(task.indices):
-            place = self.storage.location(f"prompts/{name}.parquet")
             raise CorruptionError(
                 f"{place}: holds {table.num_rows} prompts of class {task.class_index}, not "
                 f"those of images {task.start} to {task.indices[-1]}; delete it, run again"

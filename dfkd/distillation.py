@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.augmentation import augment
+from dfkd.errors import CorruptionError
 from dfkd.manifest import Distillation
 from dfkd.plan import derive_seed
 from dfkd.streaming import Batch
@@ -165,8 +166,24 @@ class Distiller:
         return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a `state()`, possibly of another world size."""
+        """Continue from a `state()`, possibly of another world size.
+
+        Raises:
+            CorruptionError: it is of another student or course.
+        """
+        try:
+            self._restore(tensors)
+        except (LookupError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CorruptionError(
+                f"a checkpoint is not of this student ({reason}); "
+                "delete checkpoints/ in the student's folder and run again"
+            ) from None
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.step = int(tensors["step"])
+        if not 0 <= self.step <= self.course.total:
+            raise ValueError(f"step {self.step} of {self.course.total}")
         self.student.load_state_dict(_below(tensors, "student."))
         self._enter_phase()
         trained = [p for p in self.student.parameters() if p.requires_grad]

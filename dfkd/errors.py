@@ -4,7 +4,24 @@ Every error that a user can cause or cure derives from `DfkdError`. Its text nam
 object), the rule, the value, and what to do; `dfkd.command` prints it and exits with `exit_code`.
 """
 
+import re
 from enum import IntEnum
+from typing import Any
+
+SECRETS = re.compile(
+    r"""(?<=://)[^\s'"@/]+(?=@)|(?<=://)[^\s'"@:]*:[^\s'"@]*(?=@)"""
+    r"""|(?<=Signature=)[^\s'"&]+|(?<=Token=)[^\s'"&]+|(?<=Credential=)[^\s'"&]+"""
+    r"""|(?:AKIA|ASIA)[A-Z0-9]{16}"""
+)
+"""User and password of a URL, what signs a request in its query, and the id of an AWS key."""
+
+LONGEST = 300
+"""Characters of a value that a message repeats."""
+
+
+def conceal(text: str) -> str:
+    """`text` with `***` in place of what could be a credential."""
+    return SECRETS.sub("***", text)
 
 
 class Exit(IntEnum):
@@ -22,6 +39,9 @@ class DfkdError(Exception):
 
     exit_code = Exit.FAILED
 
+    def __init__(self, message: str) -> None:
+        super().__init__(conceal(message))
+
 
 class ManifestError(DfkdError):
     """A manifest or command line that cannot be run. Nothing has been started."""
@@ -29,8 +49,19 @@ class ManifestError(DfkdError):
     exit_code = Exit.USAGE
 
     def __init__(self, field: str, rule: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field}: {rule}, got {value!r}; {remedy}")
+        shown = conceal(repr(value))  # before it is cut, perhaps in the middle of a secret
+        shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
+        super().__init__(f"{field}: {rule}, got {shown}; {remedy}")
         self.field = field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (type(self), self.field, str(self))  # to another process
+
+
+def _arrived(kind: "type[ManifestError]", field: str, message: str) -> "ManifestError":
+    error = kind.__new__(kind, message)
+    error.field = field
+    return error
 
 
 class WeightsError(ManifestError):

@@ -4,7 +4,8 @@ Needs numpy and pillow only, so that who uses a student needs no torch.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,10 @@ from PIL import Image, ImageOps
 
 Array = npt.NDArray[np.float32]
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""What is decoded, whatever a file's name says: Pillow's other readers run programs or are old."""
+MAX_PIXELS = 1 << 26
+"""A picture that claims more is not decoded: a file of a few kilobytes could fill the memory."""
 LONG = 8
 """A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
 
@@ -25,12 +30,26 @@ def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: no image, or a truncated or oversized one; the text says why.
     """
+    with opened(encoded) as image:
+        upright = _on_white(ImageOps.exif_transpose(image))
+    return np.asarray(_fit(upright, image_size))
+
+
+@contextmanager
+def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """A picture whose header has been read; whatever fails on it inside is a `ValueError`.
+
+    Raises:
+        ValueError: no image of these formats, or a truncated or oversized one; the text says why.
+    """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            upright = _on_white(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
+            yield image
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
-    return np.asarray(_fit(upright, image_size))
 
 
 def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:

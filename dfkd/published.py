@@ -1,25 +1,54 @@
 """Published versions: what readers open, from `current` down, verifying what they read."""
 
 import hashlib
-import io
-import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, ValidationError
 
-from dfkd import catalogue
+from dfkd import catalogue, parquet, strict_json
 from dfkd import fingerprint as fingerprints
 from dfkd.errors import CorruptionError, InfrastructureError
-from dfkd.shards import Receipt, Sample, canonical, decode_receipt, read_shard, verify_bytes
+from dfkd.shards import Receipt, Sample, Sha256, Size, canonical, read_shard, verify_bytes
 from dfkd.storage import MissingObject, Storage
 
-POINTER = re.compile(r"current/[0-9]{8}\.json")
+POINTER = re.compile(r"current/([0-9]{8})\.json")
+LAST = 10**8 - 2
+"""The highest number of a pointer that is read: after it comes one more of eight digits."""
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Manifest(BaseModel, strict=True):
+    """The parts of manifest.json that readers rely on; it holds more."""
+
+    fingerprint: Sha256
+    identity: dict[str, Any]
+    environment: dict[str, Any]
+    weights: dict[str, str]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    samples: Size
+    bytes: Size
+    failed: Size
+    quarantined: tuple[str, ...]
+    shards: tuple[Receipt, ...]
+    files: dict[str, Sha256]
+    label_mean: Number
+    label_std: Number
+    prompts: Sha256 | None = None
+
+
+class _Pointer(BaseModel, strict=True):
+    """The content of an object under `current/`."""
+
+    number: Annotated[int, Field(ge=1, le=LAST)]
+    version: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    manifest: Sha256
 
 REMOVING = "removing"
 """The object in a version's folder that says that jobs/gc.py has begun to remove it."""
@@ -69,13 +98,13 @@ class PublishedVersion:
         """All rows of prompts/{name}.parquet; `CorruptionError` unless they are as published."""
         key = f"prompts/{name}.parquet"
         sealed, data = self.storage.get(catalogue.PROMPTS_KEY), self.storage.get(key)
+        where, digest = self.storage.location(key), hashlib.sha256(data).hexdigest()
+        mend = "restore it from a copy, or give another storage.root and synthesise again"
         whole = hashlib.sha256(sealed).hexdigest() == self.manifest.get("prompts")
-        if not whole or json.loads(sealed)["parts"].get(name) != hashlib.sha256(data).hexdigest():
-            raise CorruptionError(
-                f"{self.storage.location(key)}: is not what was published; restore it from a copy, "
-                "or give another storage.root and synthesise again"
-            )
-        return pq.read_table(io.BytesIO(data))
+        parts = parse_json(sealed, self.storage.location(catalogue.PROMPTS_KEY)).get("parts")
+        if not whole or not isinstance(parts, dict) or parts.get(name) != digest:
+            raise CorruptionError(f"{where}: is not what was published; {mend}")
+        return parquet.read(data, ("class_index", "index"), where, mend)
 
     def settle(self) -> None:
         """Mend index and data card where a racing publisher wrote others than the manifest's."""
@@ -98,37 +127,52 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
         CorruptionError: it is not published (`MissingObject`), or its manifest is damaged.
     """
     key = f"versions/{name}/manifest.json"
-    manifest = read_json(storage, key)
+    data = storage.get(key)
+    manifest = parse_json(data, storage.location(key))
     try:
-        shards = tuple(
-            decode_receipt(json.dumps(shard).encode(), storage.location(key))
-            for shard in manifest["shards"]
-        )
-        found = fingerprints.fingerprint(manifest["identity"])
-        whole = manifest["fingerprint"] == found and found[:16] == name
-        whole = whole and all(receipt.fingerprint == found for receipt in shards)
-    except (KeyError, TypeError):
+        checked = _Manifest.model_validate_json(data)
+        whole = _consistent(checked, name)
+    except (ValidationError, RecursionError):
         whole = False
-    if not whole or (sha256 and sha256_object(storage, key) != sha256):
+    if not whole or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
         raise CorruptionError(
             f"{storage.location(key)}: is not the manifest that was published; "
             "restore it, or give another storage.root and synthesise again"
         )
-    return PublishedVersion(storage, manifest, shards)
+    return PublishedVersion(storage, manifest, checked.shards)
+
+
+def _consistent(manifest: _Manifest, name: str) -> bool:
+    """Whether a manifest is of the identity that names it, and each shard of one of its classes."""
+    found = fingerprints.fingerprint(manifest.identity)
+    rows = [int(receipt.task.partition("-")[0]) for receipt in manifest.shards]
+    return (
+        manifest.fingerprint == found
+        and found[:16] == name
+        and manifest.identity.get("classes") == list(manifest.classes)
+        and all(receipt.fingerprint == found for receipt in manifest.shards)
+        and len({receipt.task for receipt in manifest.shards}) == len(rows)
+        and max(rows, default=0) < len(manifest.classes)
+    )
 
 
 def current(storage: Storage) -> PublishedVersion | None:
     """The version that readers use, or None before the first is published."""
     pointer = _pointer(storage)
-    return open_version(storage, pointer["version"], pointer["manifest"]) if pointer else None
+    return open_version(storage, pointer.version, pointer.manifest) if pointer else None
 
 
-def _pointer(storage: Storage) -> dict[str, Any] | None:
+def _pointer(storage: Storage) -> _Pointer | None:
     keys = [key for key in storage.list("current/") if POINTER.fullmatch(key)]
     if not keys:
         return None
-    pointer = read_json(storage, keys[-1])
-    if not {"number", "version", "manifest"} <= pointer.keys():
+    data = storage.get(keys[-1])
+    parse_json(data, storage.location(keys[-1]))
+    try:
+        pointer = _Pointer.model_validate_json(data)
+    except ValidationError:
+        pointer = None
+    if pointer is None or keys[-1] != f"current/{pointer.number:08d}.json":
         raise CorruptionError(
             f"{storage.location(keys[-1])}: names no version; restore or delete it"
         )
@@ -145,18 +189,15 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
     Raises:
         InfrastructureError: jobs/gc.py is just removing the version.
     """
-    pointer = {
-        "version": name,
-        "manifest": sha256_object(storage, f"versions/{name}/manifest.json"),
-    }
+    digest = sha256_object(storage, f"versions/{name}/manifest.json")
     written = False
     while not written:
-        held = _pointer(storage) or {"number": 0}
-        if held == held | pointer:
+        held = _pointer(storage)
+        if held and (held.version, held.manifest) == (name, digest):
             return
         fence()
-        number = held["number"] + 1
-        data = canonical(pointer | {"number": number})
+        number = held.number + 1 if held else 1
+        data = canonical({"version": name, "manifest": digest, "number": number})
         written = storage.put_if_absent(f"current/{number:08d}.json", data)
     refuse_removal(storage, name)
 
@@ -187,13 +228,20 @@ def sha256_object(storage: Storage, key: str) -> str | None:
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:
     """The mapping in a JSON object; `CorruptionError` if it holds none."""
+    return parse_json(storage.get(key), storage.location(key))
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The mapping in JSON bytes; `CorruptionError` naming `where` if they hold none."""
     try:
-        tree = json.loads(storage.get(key))
-    except ValueError:
-        tree = None
+        tree = strict_json.parse(data)
+    except ValueError as error:
+        tree, problem = None, f" ({error})"
+    else:
+        problem = ""
     if not isinstance(tree, dict):
         raise CorruptionError(
-            f"{storage.location(key)}: no readable JSON mapping; restore it, "
+            f"{where}: no readable JSON mapping{problem}; restore it, "
             "or give another storage.root and synthesise again"
         )
     return tree

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 from webdataset import TarWriter
 
+from dfkd import strict_json
 from dfkd.errors import CorruptionError
 
 Array = npt.NDArray[Any]
@@ -69,19 +70,23 @@ class Sample:
     """`distances` float32 [M], `embedding` float16 [E]."""
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
 @dataclass(frozen=True)
 class Receipt:
     """The small object that says a shard is complete. No times: the same work, the same receipt."""
 
-    task: str
+    task: Annotated[str, Field(pattern="^[0-9]{4,9}-[0-9]{5,9}$")]
     shard: str
     """The shard's key within its version."""
-    sha256: str
-    bytes: int
-    samples: int
-    failed: tuple[int, ...]
+    sha256: Sha256
+    bytes: Size
+    samples: Size
+    failed: tuple[Size, ...]
     """Image indices of the task that diverged and are not in the shard."""
-    fingerprint: str
+    fingerprint: Sha256
     """Of the version."""
     version: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
     """Id of another version that holds the shard, which this one has carried over; empty is own."""
@@ -105,9 +110,11 @@ def encode_receipt(receipt: Receipt) -> bytes:
 def decode_receipt(data: bytes, where: str) -> Receipt:
     """The receipt in `data`; `CorruptionError` naming `where` if it is none."""
     try:
+        strict_json.parse(data)
         return TypeAdapter(Receipt).validate_json(data, strict=True)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
+    except ValueError as error:
+        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise CorruptionError(
             f"{where}: not a receipt ({problem}); delete it and synthesise its task again"
         ) from None
@@ -167,6 +174,8 @@ def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | 
         if arrays[name].dtype != dtype or arrays[name].ndim != 1:
             found = f"{arrays[name].dtype} with {arrays[name].ndim} axes"
             return f"array {name!r} must be {dtype} with 1 axis, is {found}"
+        if not np.isfinite(arrays[name]).all():
+            return f"array {name!r} must be finite"
     return None
 
 
@@ -207,9 +216,9 @@ def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sa
 
 def _groups(tar: tarfile.TarFile, name: str) -> dict[str, dict[str, tarfile.TarInfo]]:
     groups: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in tar:
+    for member in _members(tar):
         match = MEMBER.fullmatch(member.name)
-        if not match or not member.isreg() or member.issparse():
+        if not match or not member.isreg() or member.issparse() or member.pax_headers:
             _refuse(name, f"member {member.name[:80]!r} is not a plain file of a sample")
         if member.size > MAX_MEMBER:
             _refuse(name, f"member {member.name!r} has {member.size} bytes, at most {MAX_MEMBER}")
@@ -218,6 +227,13 @@ def _groups(tar: tarfile.TarFile, name: str) -> dict[str, dict[str, tarfile.TarI
             _refuse(name, f"member {member.name!r} is there twice")
         group[match["suffix"]] = member
     return groups
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    try:
+        yield from tar
+    except ValueError as error:  # of numbers in the headers of a sparse file
+        raise tarfile.ReadError(str(error)) from None
 
 
 def _decode(
@@ -229,9 +245,9 @@ def _decode(
         wanted = f"not {sorted(REQUIRED)} and one image"
         _refuse(name, f"sample {key!r} has members {sorted(files)}, {wanted}")
     try:
-        metadata = json.loads(files["json"])
+        metadata = strict_json.parse(files["json"])
         arrays = {kind: _array(kind, files[f"{kind}.npy"]) for kind in ARRAYS}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         _refuse(name, f"sample {key!r}: {error}")
     problem = (
         _problem(metadata, arrays) if isinstance(metadata, dict) else "metadata is not a mapping"

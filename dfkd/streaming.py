@@ -23,6 +23,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.pictures import opened
 from dfkd.plan import derive_seed
 from dfkd.shards import Receipt, Sample
 
@@ -31,6 +32,7 @@ Order = npt.NDArray[np.int64]
 """Rows of (visit, sample): visit v is reading number v // S of shard v % S, where S is their count.
 No row is there twice."""
 
+FORMATS = {"png": "PNG", "jpg": "JPEG"}
 BUFFER_BYTES = 128 << 20
 """Encoded images that a streaming rank holds to mix the class-pure shards."""
 CACHE_BYTES = 256 << 20
@@ -167,7 +169,12 @@ class Stream:
 
     def _open(self, visit: int) -> list[Sample]:
         receipt = self.shards[visit % len(self.shards)]
-        return list(self.version.samples(receipt))
+        samples = list(self.version.samples(receipt))
+        for sample in samples:
+            if len(sample.arrays["distances"]) != len(self.version.classes):
+                wanted = f"must be {len(self.version.classes)} numbers, one for each class"
+                raise _unusable(sample, "distances.npy", wanted)
+        return samples
 
     def _read(self, rows: Order) -> Generator[Batch]:
         """Decode in order; a shard is fetched at its first row and a sample dropped at its own."""
@@ -231,21 +238,29 @@ class _Cache:
 
 
 def decode(sample: Sample, image_size: int) -> Tensor:
-    """uint8 [3, image_size, image_size]; `CorruptionError` if the image is not that."""
+    """uint8 [3, image_size, image_size]; `CorruptionError` if the image is not that.
+
+    What the header claims is looked at first: a decoder allocates that much.
+    """
     encoded = torch.frombuffer(bytearray(sample.image), dtype=torch.uint8)
     try:
-        image: Tensor = decode_image(encoded, ImageReadMode.RGB)
-    except RuntimeError as error:
+        with opened(sample.image, (FORMATS[sample.extension],)) as header:
+            size = header.size
+        if size == (image_size, image_size):
+            image: Tensor = decode_image(encoded, ImageReadMode.RGB)
+            return image
+    except (RuntimeError, ValueError) as error:
         raise _not_an_image(sample, str(error).partition("\n")[0]) from None
-    if image.shape != (3, image_size, image_size):
-        raise _not_an_image(sample, f"shape {tuple(image.shape)}, not {image_size} px a side")
-    return image
+    raise _not_an_image(sample, f"{size[0]} x {size[1]} px, not {image_size} px a side")
 
 
 def _not_an_image(sample: Sample, problem: str) -> CorruptionError:
+    return _unusable(sample, sample.extension, problem)
+
+
+def _unusable(sample: Sample, suffix: str, problem: str) -> CorruptionError:
     return CorruptionError(
-        f"sample {sample.key}.{sample.extension}: {problem}; "
-        "delete the version and synthesise again"
+        f"sample {sample.key}.{suffix}: {problem}; delete the version and synthesise again"
     )
 
 

@@ -2,24 +2,29 @@
 
 import copy
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
 import torchvision
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dfkd import strict_json
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.manifest import Distillation
 from dfkd.plan import derive_seed
-from dfkd.shards import canonical
+from dfkd.shards import Sha256, Size, canonical
 from dfkd.storage import Storage, open_storage
 from dfkd.weights import load_into, match, read_state_dict
 
 WEIGHTS, CARD = "student.safetensors", "student.json"
 """The two objects of a finished student; the card is written last and says that it is complete."""
+
+MAX_SIDE = 4096
+"""Pixels; no student takes larger images."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -266,14 +271,44 @@ def load_student(
         CorruptionError: an object is missing, or is not what was written.
     """
     storage = open_storage(str(source)) if isinstance(source, str | Path) else source
-    meta = json.loads(storage.get(CARD))
+    meta = _read_card(storage)
     data = storage.get(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
-        raise CorruptionError(
-            f"{storage.location(WEIGHTS)}: sha256 differs from {CARD}; delete the student's folder "
-            "and distil again"
-        )
+        raise _damaged(storage.location(WEIGHTS), f"sha256 differs from {CARD}")
     config = Distillation(student=meta["architecture"], stem=meta["stem"])
     student = build(config, len(meta["classes"]), meta["image_size"], seed=0)
-    student.load_state_dict(safetensors.torch.load(data))
+    try:
+        student.load_state_dict(safetensors.torch.load(data))
+    except (SafetensorError, RuntimeError) as error:
+        raise _damaged(storage.location(WEIGHTS), _first_line(error)) from None
     return student.eval().requires_grad_(False).to(device), meta
+
+
+class _Card(BaseModel, strict=True):
+    """The parts of a card that a reader relies on; it holds more."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    architecture: str
+    stem: Literal["imagenet", "small"]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    sha256: Sha256
+    bytes: Size
+
+
+def _read_card(storage: Storage) -> dict[str, Any]:
+    data = storage.get(CARD)
+    try:
+        meta: dict[str, Any] = strict_json.parse(data)
+        _Card.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged(storage.location(CARD), f"{place}: {first['msg']}") from None
+    except ValueError as error:
+        raise _damaged(storage.location(CARD), str(error)) from None
+    return meta
+
+
+def _damaged(place: str, problem: str) -> CorruptionError:
+    return CorruptionError(f"{place}: {problem}; delete the student's folder and distil again")

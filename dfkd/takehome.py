@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dfkd.dataset import PublishedVersion
 from dfkd.distilled import Place, place
 from dfkd.domains import open_data
-from dfkd.errors import ManifestError
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation import Candidate, score
 from dfkd.export import INPUT, OPSET, OUTPUT, export, load, quantise
 from dfkd.fingerprint import sha256_file
@@ -37,6 +37,7 @@ from dfkd.model_card import model_card
 from dfkd.pictures import pixels
 from dfkd.predict import FACTS, INT8, LABELS, MODEL, RULES
 from dfkd.results import Row, summarise
+from dfkd.shards import Sample
 from dfkd.storage import Storage, open_storage
 from dfkd.student import Student, load_student
 from dfkd.teacher import Teacher
@@ -121,10 +122,19 @@ def calibration_images(version: PublishedVersion, size: int) -> list[npt.NDArray
     for receipt in sorted(version.shards, key=lambda receipt: receipt.task):
         row = int(receipt.task.partition("-")[0])
         if left[row]:
-            found = [pixels(s.image, size) for s in islice(version.samples(receipt), left[row])]
+            found = [_decoded(s, size) for s in islice(version.samples(receipt), left[row])]
             left[row] -= len(found)
             images += found
     return images
+
+
+def _decoded(sample: Sample, size: int) -> npt.NDArray[np.uint8]:
+    try:
+        return pixels(sample.image, size)
+    except ValueError as error:
+        raise CorruptionError(
+            f"image {sample.key} cannot be read ({error}); synthesise it again"
+        ) from None
 
 
 def rules(about: Mapping[str, Any], temperature: float) -> dict[str, Any]:

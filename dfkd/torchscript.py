@@ -7,9 +7,10 @@ classes become inert nodes, the only functions allowed are the ones below, and e
 refused.
 """
 
+import math
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +32,9 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 
+MAX_NODES = 100_000
+"""Modules and tensors of one archive; a few that name one another twice make 2^n."""
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The parameters, buffers and tensor attributes of a TorchScript file by dotted name.
@@ -41,9 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         root = _root(archive)
         module = _Unpickler(archive, root).load()
-    tensors: dict[str, Tensor] = {}
-    _collect(module, "", tensors)
-    return tensors
+    return _collect(module)
 
 
 class _Node:
@@ -56,6 +58,8 @@ class _Node:
 def _rebuild(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Tensor:
+    if math.prod(size) > len(storage):  # a stride of 0 would make any size of a few bytes
+        raise pickle.UnpicklingError("a tensor is larger than its storage")
     return torch.as_strided(storage, size, stride, offset).clone()
 
 
@@ -81,7 +85,7 @@ _ALLOWED: dict[str, Callable[..., object]] = {
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(BytesIO(archive.read(f"{root}/data.pkl")), encoding="utf-8")
+        super().__init__(BytesIO(_stored(archive, f"{root}/data.pkl")), encoding="utf-8")
         self._archive, self._root = archive, root
         self._storages: dict[str, Tensor] = {}
 
@@ -99,9 +103,16 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError("a storage reference is malformed")
         if key not in self._storages:
-            raw = bytearray(self._archive.read(f"{self._root}/data/{key}"))
+            raw = bytearray(_stored(self._archive, f"{self._root}/data/{key}"))
             self._storages[key] = torch.frombuffer(raw, dtype=dtype, count=count)
         return self._storages[key]
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member's bytes. PyTorch compresses none of these; a bomb would be compressed."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(name)
 
 
 def _root(archive: zipfile.ZipFile) -> str:
@@ -112,9 +123,19 @@ def _root(archive: zipfile.ZipFile) -> str:
     raise ValueError("the archive has no data.pkl")
 
 
-def _collect(node: object, prefix: str, tensors: dict[str, Tensor]) -> None:
-    if isinstance(node, Tensor):
-        tensors[prefix] = node
-    elif isinstance(node, _Node):
-        for name, value in node.attributes.items():
-            _collect(value, f"{prefix}.{name}" if prefix else str(name), tensors)
+def _collect(root: object) -> dict[str, Tensor]:
+    """All tensors below `root` by dotted name; modules may refer to one another as they like."""
+    tensors: dict[str, Tensor] = {}
+    waiting = deque([("", root)])
+    walked = 0
+    while waiting:
+        prefix, node = waiting.popleft()
+        if isinstance(node, Tensor):
+            tensors[prefix] = node
+        elif isinstance(node, _Node):
+            names = ((f"{prefix}.{key}" if prefix else str(key)) for key in node.attributes)
+            waiting.extend(zip(names, node.attributes.values(), strict=True))
+        walked += 1
+        if walked + len(waiting) > MAX_NODES:
+            raise ValueError(f"it has more than {MAX_NODES} modules and tensors")
+    return tensors

@@ -1,6 +1,7 @@
 """Verify a published version: every shard, receipt, prompt and row of the index."""
 
 import itertools
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from dfkd.published import PublishedVersion, read_json, sha256_object
 from dfkd.shards import Receipt, decode_receipt
 
 Row = dict[str, Any]
+
+PART = re.compile("[0-9]{5,9}")
+"""The name of a part of the prompts."""
 
 
 def verify(version: PublishedVersion) -> list[str]:
@@ -37,10 +41,13 @@ def verify(version: PublishedVersion) -> list[str]:
         path = Path(folder, catalogue.INDEX_KEY)
         version.storage.get_file(catalogue.INDEX_KEY, path)
         rows = catalogue.read_index(path)
-        for receipt in version.shards:
-            problems += _shard(version, receipt, list(itertools.islice(rows, receipt.samples)))
-        if next(rows, None) is not None:
-            problems.append("index.parquet: has rows of no shard in manifest.json")
+        try:
+            for receipt in version.shards:
+                problems += _shard(version, receipt, list(itertools.islice(rows, receipt.samples)))
+            if next(rows, None) is not None:
+                problems.append("index.parquet: has rows of no shard in manifest.json")
+        except CorruptionError as error:
+            problems.append(str(error))
     return problems
 
 
@@ -53,7 +60,15 @@ def _prompts(version: PublishedVersion) -> Iterator[str]:
     if sha256_object(storage, catalogue.PROMPTS_KEY) != wanted:
         yield f"{storage.location(catalogue.PROMPTS_KEY)}: is not what was published; {mend}"
         return
-    for name, digest in read_json(storage, catalogue.PROMPTS_KEY)["parts"].items():
+    try:
+        parts = read_json(storage, catalogue.PROMPTS_KEY).get("parts")
+    except CorruptionError as error:
+        yield str(error)
+        return
+    if not isinstance(parts, dict) or not all(map(PART.fullmatch, parts)):
+        yield f"{storage.location(catalogue.PROMPTS_KEY)}: names no parts; {mend}"
+        return
+    for name, digest in parts.items():
         if sha256_object(storage, f"prompts/{name}.parquet") != digest:
             place = storage.location(f"prompts/{name}.parquet")
             yield f"{place}: is not what was published; {mend}"

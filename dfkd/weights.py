@@ -135,6 +135,9 @@ def _read(path: Path) -> Any:
 def _require_checksums(path: Path) -> None:
     """torch.load itself passes a flipped bit on, though its zip files hold checksums."""
     with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:  # torch compresses none; a bomb would be
+                raise ValueError(f"{member.filename} is compressed")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"bad CRC-32 of {damaged}")

@@ -2,14 +2,14 @@
 
 import difflib
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dfkd.errors import ManifestError
+from dfkd.errors import SECRETS, ManifestError, conceal
 
 T = TypeVar("T")
 
@@ -67,10 +67,28 @@ def check(schema: type[T], tree: dict[str, Any]) -> T:
         raise ManifestError(
             "manifest", "holds plain text, numbers and lists", str(error), "quote it"
         ) from None
+    for place, text in _texts(tree):
+        if SECRETS.search(text):
+            raise ManifestError(
+                place, "must not hold credentials", conceal(text), "use the usual AWS environment"
+            )
     try:
         return TypeAdapter(schema).validate_json(encoded, strict=True)
     except ValidationError as error:
         raise _first_problem(schema, error) from None
+
+
+def _texts(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every key and text below `tree`, with the place that a message names."""
+    if isinstance(tree, str):
+        yield place, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield place or "manifest", str(key)
+            yield from _texts(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(tree, list | tuple):
+        for number, value in enumerate(tree):
+            yield from _texts(value, f"{place}.{number}")
 
 
 def _read(path: Path) -> str:

@@ -419,6 +419,10 @@ def test_verify_compares_the_index_with_the_shards(
     ]
 
 
+def pointer(**changes: object) -> bytes:
+    return json.dumps({"number": 2, "version": "0" * 16, "manifest": "0" * 64} | changes).encode()
+
+
 def test_a_pointer_to_nowhere_is_refused(tmp_path: Path) -> None:
     storage = home(tmp_path)
     fill(tmp_path)
@@ -427,8 +431,12 @@ def test_a_pointer_to_nowhere_is_refused(tmp_path: Path) -> None:
     for content, reason in [
         (b"{", "no readable JSON"),
         (b"{}", "names no version"),
-        (b'{"number": 2, "version": "0000", "manifest": ""}', "no such object"),
-        (b'{"number": 2, "version": "../x", "manifest": ""}', "object key"),
+        (pointer(version="0" * 16), "no such object"),
+        (pointer(version="../x"), "names no version"),
+        (pointer(number=3), "names no version"),
+        (pointer(number=None), "names no version"),
+        (pointer(number=10**400), "names no version"),
+        (pointer(manifest="../manifest"), "names no version"),
     ]:
         storage.put("current/00000002.json", content)
         with pytest.raises(CorruptionError, match=reason):

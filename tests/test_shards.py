@@ -57,7 +57,8 @@ def equal(one: Sample, other: Sample) -> bool:
     )
 
 
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
+def finite(width: Any = 64) -> st.SearchStrategy[float]:
+    return st.floats(allow_nan=False, allow_infinity=False, width=width)
 
 
 @st.composite
@@ -68,10 +69,10 @@ def samples(draw: st.DrawFn) -> list[Sample]:
             key,
             draw(st.binary(max_size=40)),
             draw(st.sampled_from(["png", "jpg"])),
-            SAMPLES[0].metadata | {"prompt": draw(st.text()), "loss": draw(FINITE)},
+            SAMPLES[0].metadata | {"prompt": draw(st.text()), "loss": draw(finite())},
             {
-                "distances": np.array(draw(st.lists(st.floats(width=32))), np.float32),
-                "embedding": np.array(draw(st.lists(st.floats(width=16))), np.float16),
+                "distances": np.array(draw(st.lists(finite(32))), np.float32),
+                "embedding": np.array(draw(st.lists(finite(16))), np.float16),
             },
         )
         for key in keys
@@ -200,6 +201,19 @@ def add(name: str, data: bytes = b"x", **fields: Any) -> Callable[[tarfile.TarFi
         (add("c.png", b"", type=tarfile.CHRTYPE), "not a plain file"),
         (add("x.png", pax_headers={"path": "../../escape.png"}), "not a plain file"),
         (add("s.png", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}), "plain file"),
+        (add("x.png", pax_headers={"size": "-512"}), "plain file"),
+        (add("x.png", pax_headers={"size": str(1 << 62)}), "plain file"),
+        (add("x.png", pax_headers={"comment": "x" * 100_000}), "plain file"),
+        (add("s.png", pax_headers={"GNU.sparse.size": "x"}), "no readable tar"),
+        (add("s.png", pax_headers={"GNU.sparse.map": "x,y"}), "no readable tar"),
+        (add("s.png", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "readable"),
+        (add("b.png", b"", type=tarfile.BLKTYPE), "not a plain file"),
+        (add("b.png", b"", type=tarfile.CONTTYPE), "and one image"),
+        (add("x.png\n"), "not a plain file"),
+        (add(".png"), "not a plain file"),
+        (add("ä.png"), "not a plain file"),
+        (add("C:x.png"), "not a plain file"),
+        (add("x" * 300 + ".gif"), "not a plain file"),
         (add(f"{SAMPLES[0].key}.png"), "is there twice"),
         (add("lonely.png"), "and one image"),
         (add("lonely.json", b"{}"), "and one image"),
@@ -272,6 +286,15 @@ class Bomb:
         npy(np.zeros(2, np.float32)) + b"x",
         npy(np.zeros(2, np.float32)).replace(b"(2,)", b"(9999999999,)", 1),
         npy(np.zeros(2, np.float32)).replace(b"(2,)", b"(-2,)", 1),
+        npy(np.array([1, np.nan], np.float32)),
+        npy(np.array([np.inf, 1], np.float32)),
+        npy(np.zeros(2, np.dtype(">f4"))),
+        npy(np.zeros(2, np.dtype([("a", "<f4")]))),
+        npy(np.array(3, np.float32)),
+        npy(np.zeros(2, np.float32)).replace(b"<f4", b"|O8", 1),
+        npy(np.zeros(2, np.float32)).replace(b"(2,)", b"(1<<40,)", 1),
+        npy(np.zeros(2, np.float32)).replace(b"{", b"__import__('os').abort() or {", 1),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{",
     ],
 )
 def test_arrays_that_are_no_plain_arrays_are_refused(content: bytes) -> None:
@@ -281,7 +304,27 @@ def test_arrays_that_are_no_plain_arrays_are_refused(content: bytes) -> None:
     assert not Path("/tmp/dfkd-test-bomb").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{", '{"class": 3}', '{"loss": NaN}', "[" * 10**6])
+TEXT = METADATA.decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        "{",
+        '{"class": 3}',
+        "[" * 10**6,
+        TEXT.replace('"loss": 0.5', '"loss": NaN'),
+        TEXT.replace('"loss": 0.5', '"loss": 1e999'),
+        TEXT.replace('"loss": 0.5', '"loss": true'),
+        TEXT.replace('"loss": 0.5', '"loss": 0.5, "loss": 0.25'),
+        TEXT.replace('"steps": 20', '"steps": ' + "9" * 5000),
+        TEXT.replace('"steps": 20', '"steps": 20, "more": NaN'),
+        TEXT.replace('"steps": 20', '"steps": 20, "more": ' + "[" * 5000 + "]" * 5000),
+    ],
+)
 def test_metadata_that_says_too_little_is_refused(text: str) -> None:
     data = with_sample(text.encode())
     with pytest.raises(CorruptionError, match="sample 'z'"):

@@ -1,5 +1,6 @@
 """Checkpoints from strangers: what is read, what is refused, and that nothing in them runs."""
 
+import io
 import os
 import pickle
 import sys
@@ -167,6 +168,80 @@ def test_only_tensors_come_out_of_a_torchscript_archive(archive: Path, tmp_path:
     assert read_state_dict("teacher.weights", stripped).keys()
     assert "has no place among weights" in refusal(hostile)
     assert not mark.exists()
+
+
+def rewrite(source: Path, target: Path, changes: dict[str, bytes], how: int = 0) -> None:
+    """A copy of an archive with other content for the members whose names end so."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", how) as new:
+        for name in old.namelist():
+            ends = [end for end in changes if name.endswith(end)]
+            new.writestr(name, changes[ends[0]] if ends else old.read(name))
+
+
+def test_a_compressed_archive_which_could_be_a_bomb_is_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    rewrite(archive, tmp_path / "bomb.pt", {"/data/0": bytes(1 << 26)}, zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pt").stat().st_size < 1 << 18
+    assert "is compressed" in refusal(tmp_path / "bomb.pt")
+    torch.save({"state_dict": STATE}, tmp_path / "plain.ckpt")
+    zeros = {"/data/0": bytes(1 << 26)}
+    rewrite(tmp_path / "plain.ckpt", tmp_path / "bomb.ckpt", zeros, zipfile.ZIP_DEFLATED)
+    assert "is compressed" in refusal(tmp_path / "bomb.ckpt")
+
+
+class Huge:
+    """A tensor of a terabyte in the space of one number: its strides are 0."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = torch.zeros(1).untyped_storage()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, (1 << 20, 1 << 20), (0, 0), False, {})
+
+
+class Nested:
+    """A module of the archive whose two attributes are one and the same module."""
+
+    def __init__(self, inner: object) -> None:
+        self.left = self.right = inner
+
+
+class Writer(pickle.Pickler):
+    """Writes storages as PyTorch does, by reference."""
+
+    def persistent_id(self, value: object) -> Any:
+        if isinstance(value, torch.UntypedStorage):
+            return ("storage", torch.FloatStorage, "0", "cpu", 1)
+        return None
+
+
+def pickled(value: object) -> bytes:
+    stream = io.BytesIO()
+    Writer(stream, 2).dump(value)
+    return (
+        stream.getvalue()
+        .replace(b"c__main__\n", b"c__torch__\n")
+        .replace(f"c{__name__}\n".encode(), b"c__torch__\n")
+    )
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(archive: Path, tmp_path: Path) -> None:
+    changes = {"/data.pkl": pickled(Huge()), "/data/0": bytes(4)}
+    rewrite(archive, tmp_path / "huge.pt", changes)
+    assert "larger than its storage" in refusal(tmp_path / "huge.pt")
+
+
+def test_modules_that_name_one_another_without_end_are_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    deep: object = torch.zeros(1).untyped_storage()
+    for _ in range(60):
+        deep = Nested(deep)
+    rewrite(archive, tmp_path / "deep.pt", {"/data.pkl": pickled(deep), "/data/0": bytes(4)})
+    assert "modules and tensors" in refusal(tmp_path / "deep.pt")
+    loop = Nested(None)
+    loop.left = loop
+    rewrite(archive, tmp_path / "loop.pt", {"/data.pkl": pickled(loop)})
+    assert "modules and tensors" in refusal(tmp_path / "loop.pt")
 
 
 def test_a_damaged_torchscript_archive_is_refused(archive: Path) -> None:

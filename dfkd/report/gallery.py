@@ -21,6 +21,7 @@ from dfkd.dataset import PublishedVersion
 from dfkd.diversity import pair_cosines, vendi_score
 from dfkd.errors import CorruptionError
 from dfkd.fingerprint import sha256_file
+from dfkd.pictures import opened
 from dfkd.plan import sample_key
 from dfkd.shards import Receipt, Sample
 
@@ -272,12 +273,12 @@ def data_uri(encoded: bytes, name: str) -> str:
         CorruptionError: naming the image, which no decoder can read.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=["PNG", "JPEG"]) as image:
+        with opened(encoded, ("PNG", "JPEG")) as image:
             kind = str(image.format).lower()
             small = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ValueError as error:
         raise CorruptionError(
-            f"image {name} cannot be read ({' '.join(str(error).split())}); synthesise it again"
+            f"image {name} cannot be read ({error}); synthesise it again"
         ) from None
     fits = max(small.size) <= SIDE
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -1,15 +1,13 @@
 """How a version's prompts differ from one another, from a sample of their embeddings."""
 
-import io
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from dfkd import parquet, strict_json
 from dfkd.dataset import PublishedVersion
 from dfkd.diversity import pair_cosines, plane, vendi_score
 from dfkd.errors import CorruptionError
@@ -19,6 +17,7 @@ from dfkd.storage import MissingObject
 MAX_PARTS = 4
 """Files of prompts that are read; each holds a shard's worth of every class."""
 MAX_PROMPTS = 420
+RESTORE = "restore them, or synthesise into another storage.root"
 COLUMNS = ("class_index", "text", "embedding")
 
 
@@ -74,10 +73,8 @@ def read_prompts(version: PublishedVersion, method: str) -> Prompts | None:
 
 
 def _part(version: PublishedVersion, key: str) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(version.storage.get(key)), columns=list(COLUMNS))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(version, key, str(error)) from None
+    where = version.storage.location(key)
+    return parquet.read(version.storage.get(key), COLUMNS, where, RESTORE).select(COLUMNS)
 
 
 def _arrays(
@@ -97,7 +94,7 @@ def _arrays(
 
 def _statistics(version: PublishedVersion) -> dict[str, Any]:
     try:
-        found = json.loads(version.storage.get("prompts.json"))
+        found = strict_json.parse(version.storage.get("prompts.json"))
     except (MissingObject, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -106,5 +103,5 @@ def _statistics(version: PublishedVersion) -> dict[str, Any]:
 def _damaged(version: PublishedVersion, key: str, problem: str) -> CorruptionError:
     return CorruptionError(
         f"{version.storage.location(key)}: no readable prompts ({' '.join(problem.split())}); "
-        "restore them, or synthesise into another storage.root"
+        f"{RESTORE}"
     )

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.manifest import Method
+from dfkd.pictures import opened
 from dfkd.shards import Sample
 from dfkd.storage import Storage
 
@@ -36,9 +37,9 @@ def examples(version: PublishedVersion, count: int = 8) -> Examples:
 
 def _decode(sample: Sample, shard: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(sample.image)) as image:
+        with opened(sample.image) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except ValueError as error:
         raise CorruptionError(
             f"shard {shard}: image {sample.key} cannot be read ({error}); synthesise it again"
         ) from None

@@ -58,6 +58,7 @@ def large_version(home: Storage) -> PublishedVersion:
     storage.put(INDEX_KEY, index.getvalue())
     manifest = {
         "schema": 1, "fingerprint": mark, "identity": IDENTITY, "classes": NAMES,
+        "label_mean": 1.0, "label_std": 0.1,
         "files": {INDEX_KEY: hashlib.sha256(index.getvalue()).hexdigest()},
         "samples": CLASSES * SHARDS * EACH, "bytes": 1, "failed": 0, "quarantined": [],
         "weights": {}, "environment": {}, "shards": [vars(receipt) for receipt in receipts],
