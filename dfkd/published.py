@@ -50,6 +50,7 @@ class _Pointer(BaseModel, strict=True):
     version: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     manifest: Sha256
 
+
 REMOVING = "removing"
 """The object in a version's folder that says that jobs/gc.py has begun to remove it."""
 
