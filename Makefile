@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint docs format clean
+.PHONY: help setup demo cluster test faults lint docs format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -27,6 +27,9 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 demo: setup ## Class names to student on this machine, in minutes (MANIFEST=... for another run)
 	$(BIN)/python jobs/pipeline.py $(MANIFEST)
+
+cluster: setup ## The same images on S3 and a cluster of three nodes, of which one dies half-way
+	$(BIN)/python cluster/local.py $(MANIFEST)
 
 test: setup ## All tests but those of faults
 	$(BIN)/python -m pytest -m 'not faults'

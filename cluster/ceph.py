@@ -1,6 +1,6 @@
-"""A real S3 server for tests: Ceph on loopback, from the system's packages.
+"""A real S3 server for demonstrations and tests: Ceph on loopback, from the system's packages.
 
-`python tests/ceph.py` starts one, prints what to export, and stops it at Ctrl-C.
+`python cluster/ceph.py` starts one, prints what to export, and stops it at Ctrl-C.
 """
 
 import contextlib
@@ -185,7 +185,7 @@ class Ceph:
             self._daemon("ceph-mon", "-i", "a")
             self._daemon("ceph-osd", "-i", "0")
         self._daemon("radosgw", "-n", "client.rgw")
-        self._wait(lambda: urlopen(self.endpoint, timeout=30).status == 200)
+        self._wait(lambda: urlopen(self.endpoint, timeout=30).status == 200)  # noqa: S310
 
     def _command(self, program: str, *arguments: str) -> list[str]:
         return [program, "--conf", str(self._folder / "ceph.conf"), *arguments]
@@ -233,7 +233,7 @@ def _free_ports(count: int) -> list[int]:
     """Ports that nobody uses, below those that the system gives to outgoing connections."""
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000)  # noqa: S311
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             ports += [port] if port not in ports else []
     return ports
