@@ -176,20 +176,15 @@ class Version:
         if storage.exists(key):
             return _read_receipt(storage, key, self.fingerprint)
         data = tar.read_bytes()
-        receipt = self._receipt(task, data)
-        if set(receipt.failed) != set(failed):
-            raise CorruptionError(
-                f"task {task.id}: images {receipt.failed} are not in the shard, but "
-                f"{tuple(sorted(failed))} failed; run the same command again"
-            )
+        receipt = self._receipt(task, data, failed)
         if not storage.put_if_absent(receipt.shard, tar):
             stored = storage.get(receipt.shard)  # of an attempt that died before its receipt
-            receipt = self._receipt(task, stored)
+            receipt = self._receipt(task, stored, failed)
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
         return receipt
 
-    def _receipt(self, task: Task, data: bytes) -> Receipt:
+    def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
         shard = f"shards/{task.id}.tar"
         missing = {sample_key(task.class_index, index): index for index in task.indices}
         count = 0
@@ -200,9 +195,14 @@ class Version:
                     "delete it, run again"
                 )
             count += 1
+        if set(missing.values()) != set(failed):
+            raise CorruptionError(
+                f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
+                f"but {tuple(sorted(failed))} failed; delete it, run again"
+            )
         digest = hashlib.sha256(data).hexdigest()
-        failed = tuple(missing.values())
-        return Receipt(task.id, shard, digest, len(data), count, failed, self.fingerprint)
+        lost = tuple(missing.values())
+        return Receipt(task.id, shard, digest, len(data), count, lost, self.fingerprint)
 
     def put_prompts(self, name: str, table: pa.Table) -> bool:
         """Store prompts once as prompts/{name}.parquet; False if they were there already.

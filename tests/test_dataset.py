@@ -231,7 +231,9 @@ def test_a_receipt_describes_the_shard_that_an_earlier_attempt_left(
 ) -> None:
     earlier = write_task(TASKS[0], tmp_path / "earlier", failed=[2], shift=1.0)
     version.storage.put("shards/0000-00000.tar", earlier)
-    receipt = commit(version, TASKS[0])
+    with pytest.raises(CorruptionError, match=r"images \(2,\) are not in it"):
+        commit(version, TASKS[0])  # in which none failed
+    receipt = commit(version, TASKS[0], failed=[2])
     assert receipt.sha256 == hashlib.sha256(earlier.read_bytes()).hexdigest()
     assert receipt.failed == (2,)
     assert len(list(read_shard(version.storage.get(receipt.shard), receipt))) == 2
@@ -263,7 +265,7 @@ def test_a_shard_of_another_task_is_refused(version: Version, tmp_path: Path) ->
 
 def test_a_lost_sample_is_not_taken_for_a_failed_one(version: Version, tmp_path: Path) -> None:
     tar = write_task(TASKS[0], tmp_path / "x", failed=[1])
-    with pytest.raises(CorruptionError, match=r"images \(1,\) are not in the shard"):
+    with pytest.raises(CorruptionError, match=r"images \(1,\) are not in it, but \(\) failed"):
         version.commit(TASKS[0], tar)
     assert list(version.storage.list("shards/")) == []
 

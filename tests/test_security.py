@@ -602,7 +602,7 @@ def test_a_store_that_repeats_the_credentials_is_not_quoted(
 def test_an_endpoint_with_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:1")
-    with pytest.raises(InfrastructureError, match=r"\*\*\*@127") as caught:
+    with pytest.raises(InfrastructureError, match="Could not connect") as caught:
         open_storage("s3://bucket/run")
     harmless(str(caught.value))
 
