@@ -74,7 +74,7 @@ def _mean(values: Any) -> float | None:
 def rank_correlation(rows: Sequence[Diversity], measure: str) -> float | None:
     """Spearman's rho over methods of a measure and accuracy; None for fewer than three methods.
 
-    With as few as the prompt methods are, only a value of 1 or -1 says anything at all.
+    Of four methods even 1 or -1 comes about by chance in one of twelve cases.
     """
     pairs = [(getattr(row, measure), row.accuracy) for row in rows]
     known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64)
