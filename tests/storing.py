@@ -3,15 +3,23 @@
 A subclass has fixtures `root` (for `open_storage`, empty) and `storage`, opened there.
 """
 
+import os
 import pickle
+import random
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import filling
+from dfkd import dataset
 from dfkd.dataset import current, verify
-from dfkd.storage import MissingObject, Storage, open_storage
+from dfkd.errors import DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.s3 import UPLOADS, Connection, Limits, S3Storage
+from dfkd.storage import MissingObject, Request, Storage, open_storage
+from proxy import Proxy
 
 
 class StorageTests:
@@ -90,3 +98,152 @@ class StorageTests:
         assert verify(published) == []
         copy = {key: storage.get(key) for key in storage.list()}
         assert copy == filling.tree(tmp_path / "elsewhere")
+
+
+class FaultTests:
+    """What an S3 storage makes of a bad network and of a bad store.
+
+    A subclass has a fixture `root` as above, whose environment reaches the store.
+    """
+
+    @pytest.fixture
+    def proxy(self, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+        with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            yield proxy
+
+    @pytest.fixture
+    def storage(self, root: str, proxy: Proxy) -> S3Storage:
+        bucket, _, prefix = root.removeprefix("s3://").partition("/")
+        return S3Storage(bucket, prefix, Connection(Limits(pause=0.01, part=5 << 20)))
+
+    def test_busy_stores_are_asked_again(self, storage: S3Storage, proxy: Proxy) -> None:
+        seen: list[Request] = []
+        watched = storage.child("a").observed(seen.append)
+        for kinds in (("busy", "busy", "throttled"), ("cut answer", "lost")):
+            proxy.inject(*kinds)
+            watched.put("b", b"12345")
+            proxy.inject(*kinds)
+            assert watched.get("b") == b"12345"
+            proxy.inject(*kinds)
+            assert list(watched.list()) == ["b"]
+            proxy.inject(*kinds)
+            assert watched.exists("b")
+            proxy.inject(*kinds)
+            watched.delete("b")
+        assert len(proxy.struck) == 5 * (3 + 2)
+        assert len(seen) == len(proxy.seen)
+        first = [(each.operation, each.attempt, each.error, each.bytes) for each in seen[:4]]
+        busy = ["SlowDown", "SlowDown", "TooManyRequests"]
+        assert first[:3] == [("put", n, code, 0) for n, code in enumerate(busy, 1)]
+        assert first[3] == ("put", 4, "", 5)
+        assert all(each.seconds > 0 for each in seen)
+        assert pickle.loads(pickle.dumps(watched)).put_if_absent("c", b"")
+        assert len(seen) == len(proxy.seen) - 1  # an observer stays behind
+
+    def test_bodies_that_break_off_are_sent_and_read_again(
+        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        data = random.Random(0).randbytes(3 << 20)
+        (tmp_path / "in").write_bytes(data)
+        proxy.inject("cut request", "cut request")
+        storage.put("a", tmp_path / "in")
+        proxy.inject("cut request")
+        assert storage.put_if_absent("b", data)
+        proxy.inject("cut answer", "cut answer", "slow")
+        assert storage.get("a") == data
+        proxy.inject("cut answer", "slow")
+        storage.get_file("b", tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == data
+
+    def test_an_answer_that_never_comes_is_given_up(self, storage: S3Storage, proxy: Proxy) -> None:
+        limits = Limits(pause=0.01, read=2.0)
+        impatient = S3Storage(storage.bucket, storage.prefix, Connection(limits))
+        proxy.inject("silent", "silent")
+        assert impatient.put_if_absent("a", b"1")
+        assert impatient.get("a") == b"1"
+
+    def test_a_put_whose_answer_was_lost_is_known_again(
+        self, storage: S3Storage, proxy: Proxy
+    ) -> None:
+        proxy.inject("lost", "busy", "lost")
+        assert storage.put_if_absent("ours", b"same")
+        assert not storage.put_if_absent("ours", b"same")
+
+    def test_an_answer_that_was_lost_makes_no_second_winner(
+        self, storage: S3Storage, proxy: Proxy
+    ) -> None:
+        assert storage.put_if_absent("theirs", b"same")
+        proxy.inject("lost", "lost", "busy")
+        assert not storage.put_if_absent("theirs", b"same")
+        proxy.storm(seed=1, share=0.4, kinds=["lost", "busy", "cut answer", "cut request"])
+        with ThreadPoolExecutor(16) as pool:
+            won = list(pool.map(lambda n: storage.put_if_absent("prize", bytes([n])), range(16)))
+        proxy.storm(seed=1, share=0, kinds=[])
+        assert sum(won) == 1
+        assert storage.get("prize") == bytes([won.index(True)])
+        assert "lost" in proxy.struck
+
+    def test_large_objects_are_put_in_parts(
+        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        data = random.Random(0).randbytes(12 << 20)
+        (tmp_path / "in").write_bytes(data)
+        proxy.inject("busy", "lost", method="PUT", target="partNumber=2")
+        proxy.inject("cut request", method="PUT", target="partNumber=3")
+        proxy.inject("lost", "busy", method="POST", target="uploadId=")
+        seen: list[Request] = []
+        storage.observed(seen.append).put("a/large", tmp_path / "in")
+        assert storage.get("a/large") == data
+        done = [(each.operation, each.bytes) for each in seen if not each.error]
+        parts = [("part", 5 << 20), ("part", 5 << 20), ("part", 2 << 20)]
+        assert sorted(done)[-3:] == sorted(parts)
+        assert storage.abort_uploads(0) == 0
+        storage.put("a/large", data[: 6 << 20])
+        assert storage.get("a/large") == data[: 6 << 20]
+
+    def test_a_failed_upload_leaves_nothing(self, storage: S3Storage, proxy: Proxy) -> None:
+        brief = S3Storage(
+            storage.bucket, storage.prefix, Connection(Limits(2, pause=0.01, part=5 << 20))
+        )
+        proxy.inject("busy", "busy", method="PUT", target="partNumber=2")
+        with pytest.raises(InfrastructureError, match=r"large: SlowDown; run the same command"):
+            brief.put("large", bytes(11 << 20))
+        assert not storage.exists("large")
+        assert storage.abort_uploads(0) == 0
+
+    def test_an_object_too_large_for_one_request_is_refused(
+        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        with (tmp_path / "huge").open("wb") as stream:
+            stream.truncate((5 << 30) + 1)
+        with pytest.raises(DfkdError, match=r"at most 5368709120 bytes .*shard_size") as caught:
+            storage.put_if_absent("huge", tmp_path / "huge")
+        assert caught.value.exit_code == Exit.FAILED
+        assert proxy.seen == []
+
+    def test_few_bodies_are_sent_at_once(self, storage: S3Storage, proxy: Proxy) -> None:
+        proxy.gate = threading.Barrier(UPLOADS)  # so that as many as may be are there
+        with ThreadPoolExecutor(3 * UPLOADS) as pool:
+            list(pool.map(lambda n: storage.put(f"a{n}", b"1"), range(3 * UPLOADS)))
+        assert proxy.most_uploads == UPLOADS
+
+    def test_a_store_in_which_both_writers_win_is_refused(
+        self, root: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_storage(root)
+        with Proxy(os.environ["AWS_ENDPOINT_URL"], drop_conditions=True) as ignorant:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", ignorant.endpoint)
+            for place in (root, f"{root}/never-opened"):
+                with pytest.raises(ManifestError, match="a store that honours PUT with If-None"):
+                    open_storage(place)
+
+    def test_opening_costs_one_request_after_the_first_time(self, root: str, proxy: Proxy) -> None:
+        assert [len(proxy.seen) for _ in range(3) if open_storage(root)] == [2, 3, 4]
+
+    def test_a_shard_costs_three_requests(self, root: str, proxy: Proxy) -> None:
+        version = dataset.begin(filling.home(root), filling.IDENTITY)
+        before = len(proxy.seen)
+        for task in filling.TASKS:
+            filling.commit(version, task)
+        assert len(proxy.seen) - before == 3 * len(filling.TASKS)

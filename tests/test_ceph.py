@@ -4,7 +4,7 @@ import pytest
 
 from dfkd.s3 import S3Storage
 from dfkd.storage import Storage, open_storage
-from storing import StorageTests
+from storing import FaultTests, StorageTests
 
 pytestmark = pytest.mark.s3
 
@@ -20,6 +20,10 @@ def storage(root: str) -> Storage:
 
 
 class TestStorage(StorageTests):
+    pass
+
+
+class TestFaults(FaultTests):
     pass
 
 

@@ -1,6 +1,5 @@
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.s3 import S3Storage
 from dfkd.storage import Storage, open_storage
-from storing import StorageTests
+from storing import FaultTests, StorageTests
 
 server = pytest.importorskip("moto.server", reason="needs moto[server]")
 
@@ -45,16 +44,8 @@ class TestStorage(StorageTests):
     pass
 
 
-def test_a_store_in_which_both_writers_win_is_refused(storage: Storage) -> None:
-    assert isinstance(storage, S3Storage)
-
-    def ignore(request: Any, **details: Any) -> None:
-        del request.headers["If-None-Match"]
-
-    storage._client.meta.events.register("before-send.s3.PutObject", ignore)
-    with pytest.raises(ManifestError, match="a store that honours PUT with If-None-Match"):
-        storage.probe()
-    assert list(storage.list()) == []
+class TestFaults(FaultTests):
+    pass
 
 
 def test_buckets_that_cannot_be_used_are_refused(
