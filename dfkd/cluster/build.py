@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,7 +18,7 @@ import ray
 from dfkd import generator, teacher
 from dfkd.budget import Budget
 from dfkd.cluster.capacity import room, worker_share
-from dfkd.cluster.metrics import WORKER_RATE
+from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.tell import Teller
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
@@ -77,7 +77,7 @@ def build(
     """
     method = manifest.prompts.method[0]
     require_space(manifest.storage.root, estimated_bytes(manifest))
-    root = open_storage(manifest.storage.root)
+    root = open_storage(manifest.storage.root).observed(count_request)
     version = begin(root.child(f"data/{method}"), _identity(manifest, base), abandon)
     quarantined: dict[str, str] = {}
     if not version.published:
@@ -162,6 +162,9 @@ class Worker(ABC):
     notes: list[str] = field(default_factory=list, init=False)
     """See `Done.notes`; of the unit at work."""
     _maker: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.version = replace(self.version, home=self.version.home.observed(count_request))
 
     def run(self, unit: Any) -> Done[Any]:
         """Do a unit of work; returns its result with what it cost."""

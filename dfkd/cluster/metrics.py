@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from dfkd.objects import Request
+
 T = TypeVar("T")
 
 
@@ -87,6 +89,11 @@ ALL: tuple[Measure, ...] = (
 )
 """Every measure; cluster/README.md and the dashboard show each of them."""
 
+WHOLE = ("put", "finish")
+"""Requests after which an object is there."""
+SENDING = (*WHOLE, "begin", "part")
+"""Requests that an upload takes, in one piece or in parts."""
+
 REPORT_SECONDS = 5.0
 """Between two reports of a `Pace`; Ray itself exports every ten seconds."""
 
@@ -123,6 +130,17 @@ class Pace:
         WAIT_SECONDS.add(self.waited, **self.labels)
         self.steps, self.worked, self.waited = 0, 0.0, 0.0
         self.reported = time.perf_counter()
+
+
+def count_request(request: Request) -> None:
+    """Observes a storage (`Storage.observed`): what it writes, and what it has to send again."""
+    if request.attempt > 1:
+        RETRIES.add(1)
+    if request.operation in SENDING:
+        UPLOAD_SECONDS.add(request.seconds)
+        UPLOAD_BYTES.add(request.bytes)
+    if request.operation in WHOLE and not request.error:
+        UPLOADS.add(1)
 
 
 def tell_accuracy(manifest: str, rows: Iterable[dict[str, Any]]) -> None:

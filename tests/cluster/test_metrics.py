@@ -4,12 +4,15 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
 from dfkd.cluster import metrics
 from dfkd.cluster.metrics import ALL, Count, Level, Measure, Pace
+from dfkd.objects import Request
+from dfkd.storage import open_storage
 
 PATIENCE = 240.0
 """Seconds for Ray's agent to come up and export, on a machine that does other things too."""
@@ -97,6 +100,21 @@ def test_the_endpoint_shows_what_processes_measure(endpoint: str) -> None:
         time.sleep(0.5)
     assert sorted(value for _, value in rates) == [0.25, 3.5]
     assert len({labels["WorkerId"] for labels, _ in rates}) == 2
+
+
+def test_what_storage_writes_and_sends_again_is_counted(endpoint: str, tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path)).observed(metrics.count_request)
+    storage.put("a", b"12345")
+    storage.child("below").put("b", b"678")
+    storage.get("a")
+    metrics.count_request(Request("part", attempt=2, bytes=100, seconds=0.5))
+    metrics.count_request(Request("finish", attempt=3, error="SlowDown"))
+    names = {"uploads", "upload_bytes", "upload_seconds", "storage_retries"}
+    found = wait_for(endpoint, {f"ray_dfkd_{name}_total" for name in names})
+    values = {name: found[f"ray_dfkd_{name}_total"][0][1] for name in names}
+    seconds = values.pop("upload_seconds")
+    assert values == {"uploads": 2, "upload_bytes": 108, "storage_retries": 2}
+    assert seconds > 0.5
 
 
 def test_without_ray_nothing_is_measured_and_nothing_started() -> None:
