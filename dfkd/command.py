@@ -83,7 +83,6 @@ def run_with(
     can mend is one line on stderr; anything else is a defect and keeps its traceback.
     """
     options = arguments.parse_args(argv)
-    logs.show()
     try:
         manifest = read(options.manifest, tuple(options.overrides))
         if options.print_manifest:
@@ -95,7 +94,8 @@ def run_with(
         if options.dry_run:
             print(json.dumps(plan(manifest, options), indent=2))
             return Exit.DONE
-        written = work(manifest, options)
+        with logs.shown():
+            written = work(manifest, options)
     except DfkdError as error:
         return fail(error)
     except OSError as error:

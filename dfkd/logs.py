@@ -8,6 +8,8 @@ terminal, so that no bar is disturbed. The fields are those of `task_done` and `
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 LOGGER = logging.getLogger("dfkd")
@@ -23,15 +25,24 @@ class Lines(logging.Formatter):
         return json.dumps({"time": time, "event": record.getMessage(), **fields})
 
 
-def show() -> None:
-    """Let the lines through to stderr, unless that is a terminal."""
+@contextmanager
+def shown() -> Iterator[None]:
+    """Within, the lines go to stderr, unless that is a terminal."""
     if sys.stderr.isatty():
+        yield
         return
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
-    LOGGER.handlers = [handler]
+    level, propagate = LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate
 
 
 def task_done(

@@ -1,8 +1,6 @@
 """Measures as Prometheus gets them, from a real Ray's endpoint: those of driver and actors."""
 
-import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from dfkd.cluster import metrics
 from dfkd.cluster.metrics import ALL, Count, Level, Measure, Pace
 from dfkd.objects import Request
 from dfkd.storage import open_storage
+from prometheus import scraped
 
 PATIENCE = 240.0
 """Seconds for Ray's agent to come up and export, on a machine that does other things too."""
@@ -30,18 +29,6 @@ def endpoint() -> Iterator[str]:
     (node,) = ray.nodes()
     yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     ray.shutdown()
-
-
-def scraped(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Our metrics by name: labels and value of each series."""
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for line in lines:
-        if match := re.fullmatch(r"(ray_dfkd_\w+)\{(.*)\} (\S+)", line):
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
-            found.setdefault(match[1], []).append((labels, float(match[3])))
-    return found
 
 
 def wait_for(url: str, names: set[str]) -> dict[str, list[tuple[dict[str, str], float]]]:

@@ -1,0 +1,323 @@
+"""`ray job submit` as cluster/README.md shows it: the real command line against a real head."""
+
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ray._private.runtime_env.packaging import create_package
+
+from dfkd.manifest import Manifest
+from dfkd.plan import task_count, tasks
+from jobs import ROOT, contents
+from prometheus import scraped
+
+PATIENCE = 600.0
+"""Seconds for anything to happen, on a machine that does other things too."""
+
+BIN = Path(sys.executable).parent
+MANIFEST = "manifests/miniature.yaml"
+SMALL = [
+    "classes=[cat, house, key]",
+    "prompts.method=vanilla",
+    "synthesis.images_per_class=4",
+    "synthesis.shard_size=2",
+    "synthesis.steps=2",
+    "distillation.student=timm:test_resnet",
+    "distillation.epochs=2",
+    "distillation.batch_size=6",
+    "evaluation.models=teacher",
+]
+
+
+def wait_until(met: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not met():
+        assert time.monotonic() < end, f"not within {PATIENCE} s: {what}"
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of its own, with a token of its own."""
+
+    url: str
+    metrics: str
+    environment: dict[str, str]
+
+    def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command of Ray's own command line in the repository's folder, to its end."""
+        return subprocess.run(
+            [str(BIN / "ray"), *words],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def submit(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """As cluster/README.md has it."""
+        words = shlex.split(command)
+        return self.ray("job", "submit", "--working-dir", ".", *options, "--", *words)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    folder = tempfile.mkdtemp(prefix="ray-")  # Ray's sockets want a short path
+    dashboard, client, metrics = free_port(), free_port(), free_port()
+    foreign = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH")
+    environment = {key: value for key, value in os.environ.items() if key not in foreign} | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        # A level is shown for two such intervals after its process has ended.
+        "RAY_metrics_report_interval_ms": "60000",
+    }
+    words = [
+        "--head",
+        "--block",
+        "--port=0",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.2",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-agent-listen-port=0",
+        f"--ray-client-server-port={client}",
+        f"--metrics-export-port={metrics}",
+        f"--object-store-memory={100 << 20}",
+        f"--temp-dir={folder}",
+    ]
+    log = Path(folder, "head.log")
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [str(BIN / "ray"), "start", *words],
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_until(lambda: process.poll() is not None or answers(url), "the head's dashboard")
+        assert process.poll() is None, log.read_text()
+        reach = {"RAY_API_SERVER_ADDRESS": url}
+        yield Head(url, f"http://127.0.0.2:{metrics}/metrics", environment | reach)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(url: str) -> int:
+    """The status of an answer without a token; 0 if there is none."""
+    try:
+        with urllib.request.urlopen(f"{url}/api/jobs/", timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the run that the tests of this module make together, in their order."""
+    return tmp_path_factory.mktemp("submitted") / "run"
+
+
+def command(job: str, root: Path) -> str:
+    settings = [word for each in [*SMALL, f"storage.root={root}"] for word in ("--set", each)]
+    return shlex.join(["python", f"jobs/{job}.py", MANIFEST, *settings])
+
+
+def submission(job: str, root: Path) -> str:
+    words = [sys.executable, *shlex.split(command(job, root))[1:], "--submission-id"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return found.stdout.strip()
+
+
+def lines(output: str) -> list[dict[str, object]]:
+    """The lines of JSON in a log."""
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def receipts(root: Path) -> set[str]:
+    return {file.stem for file in root.glob("data/*/versions/*/receipts/*.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_stopped_job_is_resumed_by_the_next_submission(head: Head, root: Path) -> None:
+    name, work = submission("synthesize", root), command("synthesize", root)
+    assert re.fullmatch(r"dfkd-synthesize-[0-9a-f]{16}", name)
+    begun = head.submit(work, "--submission-id", name, "--no-wait")
+    assert begun.returncode == 0, begun.stdout
+    wait_until(
+        lambda: receipts(root) or "SUCC" in head.ray("job", "status", name).stdout, "a shard"
+    )
+    stopped = head.ray("job", "stop", name)
+    assert stopped.returncode == 0, stopped.stdout
+
+    twice = head.submit(work, "--submission-id", name)
+    assert twice.returncode == 1
+    assert name in twice.stdout
+    assert "already exists" in twice.stdout
+
+    before = receipts(root)
+    assert before
+    found = head.submit(work, "--submission-id", f"{name}-2")
+    assert found.returncode == 0, found.stdout
+    manifest = Manifest.read(str(ROOT / MANIFEST), tuple(SMALL))
+    assert receipts(root) == {task.id for task in tasks(manifest)}
+    told = lines(found.stdout)
+    assert {line["event"] for line in told} <= {"task"}
+    assert before.isdisjoint(line["task"] for line in told)
+    assert len(told) <= task_count(manifest) - len(before)
+    assert re.search(r"vanilla images: +\d+%", found.stdout)
+    assert "vanilla: 12 images, 0 failed" in found.stdout
+    assert f"wrote {root}/data/vanilla/versions/" in found.stdout
+
+    unchanged = contents(root / "data")
+    third = head.submit(work)  # Ray thinks of a name itself
+    assert third.returncode == 0, third.stdout
+    assert contents(root / "data") == unchanged
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_published_version_is_verified_by_a_submitted_job(head: Head, root: Path) -> None:
+    found = head.submit(command("verify", root))
+    assert found.returncode == 0, found.stdout
+    assert "6 shards, 12 samples, 0 problems" in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_failing_job_gives_one_line_and_another_exit_code(head: Head, tmp_path: Path) -> None:
+    found = head.submit(command("verify", tmp_path / "empty"))
+    assert found.returncode == 1
+    (line,) = [line for line in found.stdout.splitlines() if "error: " in line and "empty" in line]
+    assert "follow the remedy of each" in line
+    assert "Traceback" not in found.stdout
+    assert "failed with exit code 1" in found.stdout
+    found = head.submit(f"{command('distill', tmp_path)} --set distillation.epochs=none")
+    assert found.returncode == 1
+    assert "error: distillation.epochs: " in found.stdout
+    assert "failed with exit code 2" in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_submitted_jobs_measure_is_at_the_head_s_endpoint(head: Head, root: Path) -> None:
+    for job in ("distill", "evaluate"):
+        found = head.submit(command(job, root))
+        assert found.returncode == 0, found.stdout
+    series = scraped(head.metrics)
+    run = {"manifest": "miniature", "method": "vanilla"}
+
+    def total(name: str, **labels: str) -> float:
+        return sum(value for own, value in series[name] if labels.items() <= own.items())
+
+    assert total("ray_dfkd_images_total", outcome="done", **run) <= 12
+    assert total("ray_dfkd_distillation_samples_total", **run) == 2 * 12
+    assert total("ray_dfkd_distillation_steps_total", **run) == 2 * 2
+    assert total("ray_dfkd_distillation_step_seconds_total", **run) > 0
+    assert total("ray_dfkd_uploads_total") > 0
+    assert total("ray_dfkd_upload_bytes_total") > 0
+    results = json.loads((root / "results.json").read_text())
+    told = {own["domain"]: value for own, value in series["ray_dfkd_evaluation_accuracy"]}
+    wanted = {row["domain"]: row["accuracy"] for row in results["rows"]}
+    assert told == pytest.approx(wanted)
+
+
+@pytest.mark.slow
+def test_who_has_no_token_is_refused(head: Head) -> None:
+    assert answers(head.url) == 401
+
+
+def test_what_is_uploaded_is_what_a_job_needs(tmp_path: Path) -> None:
+    """By Ray's own packaging, from a folder that has been worked in."""
+    folder = tmp_path / "clone"
+    for name in (
+        "jobs/pipeline.py",
+        "dfkd/api.py",
+        "dfkd/miniature/assets/teacher.safetensors",
+        "manifests/miniature.yaml",
+        "manifests/studies/runs/manifest.yaml",
+        ".git/objects/pack/large.pack",
+        ".venv/lib/python3.11/site-packages/torch/lib/large.so",
+        ".cache/icons/large.json",
+        "runs/miniature/data/large.tar",
+        "build/docs/index.html",
+        "tests/test_api.py",
+        "dfkd/__pycache__/api.cpython-311.pyc",
+        "dfkd.egg-info/PKG-INFO",
+        ".mypy_cache/3.11/api.json",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("something")
+    shutil.copy(ROOT / ".rayignore", folder)
+    package = tmp_path / "package.zip"
+    create_package(str(folder), package, include_gitignore=False)
+    with zipfile.ZipFile(package) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    assert names - {".rayignore"} == {
+        "jobs/pipeline.py",
+        "dfkd/api.py",
+        "dfkd/miniature/assets/teacher.safetensors",
+        "manifests/miniature.yaml",
+        "manifests/studies/runs/manifest.yaml",
+    }
+
+
+def test_every_job_can_be_submitted_as_documented(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "cluster" / "README.md").read_text()
+    shown = re.findall(r"ray job submit --working-dir \. -- python (jobs/(\w+)\.py .*)", text)
+    shown += re.findall(r'RUN="(jobs/(\w+)\.py .*)"', text)
+    assert {job for _, job in shown} == {file.stem for file in (ROOT / "jobs").glob("*.py")}
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    monkeypatch.chdir(ROOT)
+    for line, job in shown:
+        script, *words = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", [script])
+        spec = importlib.util.spec_from_file_location(f"submitted_{job}", script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.main([*words, "--submission-id"]) == 0
+        assert re.fullmatch(rf"dfkd-{job}-[0-9a-f]{{16}}\n", capsys.readouterr().out)
