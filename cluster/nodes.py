@@ -41,10 +41,12 @@ class Node:
 
 @dataclass
 class RayCluster:
-    """A head without work for itself, and the nodes that were added. Use as a context."""
+    """A head and the nodes that were added. Use as a context."""
 
     variables: dict[str, str] = field(default_factory=dict)
     """What jobs and workers see, beside the environment of this process."""
+    cpus: int = 0
+    """Of the head; 0 leaves it without work."""
     token: str = field(init=False, default_factory=lambda: secrets.token_hex(16), repr=False)
     """Without it nobody who reaches a port may use the cluster."""
     nodes: list[Node] = field(init=False, default_factory=list)
@@ -52,6 +54,8 @@ class RayCluster:
     port: int = field(init=False, default=0)
     dashboard: str = field(init=False, default="")
     """The URL that `ray job submit` takes as --address."""
+    metrics: str = field(init=False, default="")
+    """The URL that Prometheus would scrape on the head."""
     _folder: Path = field(init=False)
 
     def __enter__(self) -> "RayCluster":
@@ -60,15 +64,18 @@ class RayCluster:
         self._folder = Path(tempfile.mkdtemp(prefix="dfkd-"))
         self.port, dashboard = _free_port(), _free_port()
         self.dashboard = f"http://127.0.0.1:{dashboard}"
+        metrics = _free_port()
         try:
             self._start(
                 "--head",
                 f"--port={self.port}",
-                "--num-cpus=0",
+                f"--num-cpus={self.cpus}",
+                f"--metrics-export-port={metrics}",
                 f"--ray-client-server-port={_free_port()}",
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={dashboard}",
             )
+            self.metrics = f"http://{self.nodes[0].address}:{metrics}/metrics"
             self._wait(self._takes_jobs)
         except BaseException:
             self.__exit__()

@@ -2,16 +2,11 @@
 
 import importlib.util
 import json
-import os
 import re
-import secrets
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -26,12 +21,12 @@ from ray._private.runtime_env.packaging import create_package
 from dfkd.manifest import Manifest
 from dfkd.plan import task_count, tasks
 from jobs import ROOT, contents
+from nodes import RAY, RayCluster
 from prometheus import scraped
 
 PATIENCE = 600.0
 """Seconds for anything to happen, on a machine that does other things too."""
 
-BIN = Path(sys.executable).parent
 MANIFEST = "manifests/miniature.yaml"
 SMALL = [
     "classes=[cat, house, key]",
@@ -53,26 +48,18 @@ def wait_until(met: Callable[[], object], what: str) -> None:
         time.sleep(0.2)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass(frozen=True)
 class Head:
-    """A head of its own, with a token of its own."""
+    """A head that takes submissions, and works on them itself."""
 
-    url: str
-    metrics: str
-    environment: dict[str, str]
+    cluster: RayCluster
 
     def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of Ray's own command line in the repository's folder, to its end."""
         return subprocess.run(
-            [str(BIN / "ray"), *words],
+            [RAY, *words],
             cwd=ROOT,
-            env=self.environment,
+            env=self.cluster.environment | {"RAY_API_SERVER_ADDRESS": self.cluster.dashboard},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -86,57 +73,18 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    folder = tempfile.mkdtemp(prefix="ray-")  # Ray's sockets want a short path
-    dashboard, client, metrics = free_port(), free_port(), free_port()
-    foreign = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH")
-    environment = {key: value for key, value in os.environ.items() if key not in foreign} | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    variables = {
         "OMP_WAIT_POLICY": "PASSIVE",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         # A level is shown for two such intervals after its process has ended.
         "RAY_metrics_report_interval_ms": "60000",
     }
-    words = [
-        "--head",
-        "--block",
-        "--port=0",
-        "--num-cpus=2",
-        "--node-ip-address=127.0.0.2",
-        "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}",
-        "--dashboard-agent-listen-port=0",
-        f"--ray-client-server-port={client}",
-        f"--metrics-export-port={metrics}",
-        f"--object-store-memory={100 << 20}",
-        f"--temp-dir={folder}",
-    ]
-    log = Path(folder, "head.log")
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [str(BIN / "ray"), "start", *words],
-            env=environment,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{dashboard}"
-    try:
-        wait_until(lambda: process.poll() is not None or answers(url), "the head's dashboard")
-        assert process.poll() is None, log.read_text()
-        reach = {"RAY_API_SERVER_ADDRESS": url}
-        yield Head(url, f"http://127.0.0.2:{metrics}/metrics", environment | reach)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        with RayCluster(variables, cpus=2) as cluster:
+            yield Head(cluster)
 
 
 def answers(url: str) -> int:
@@ -244,7 +192,7 @@ def test_what_submitted_jobs_measure_is_at_the_head_s_endpoint(head: Head, root:
     for job in ("distill", "evaluate"):
         found = head.submit(command(job, root))
         assert found.returncode == 0, found.stdout
-    series = scraped(head.metrics)
+    series = scraped(head.cluster.metrics)
     run = {"manifest": "miniature", "method": "vanilla"}
 
     def total(name: str, **labels: str) -> float:
@@ -264,7 +212,7 @@ def test_what_submitted_jobs_measure_is_at_the_head_s_endpoint(head: Head, root:
 
 @pytest.mark.slow
 def test_who_has_no_token_is_refused(head: Head) -> None:
-    assert answers(head.url) == 401
+    assert answers(head.cluster.dashboard) == 401
 
 
 def test_what_is_uploaded_is_what_a_job_needs(tmp_path: Path) -> None:

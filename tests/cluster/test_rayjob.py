@@ -1,0 +1,147 @@
+"""The schedule's pod against an HTTP server that answers as Kubernetes does."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import certifi
+import pytest
+
+import submit
+from jobs import ROOT
+
+RAYJOBS = "/apis/ray.io/v1/namespaces/dfkd/rayjobs"
+RAYJOB = ROOT / "cluster" / "kubernetes" / "rayjob.yaml"
+
+
+class Api(ThreadingHTTPServer):
+    """Keeps what was created; its RayJob goes through `states`, the last of which stays."""
+
+    def __init__(self, states: list[dict[str, str]]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.states = states
+        self.created: dict[str, dict[str, Any]] = {}
+        self.busy = 0
+        self.tokens: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the test prints what it needs."""
+
+    def answer(self, code: int, body: object) -> None:
+        self.server.tokens.add(self.headers["Authorization"])
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = body["metadata"]["name"]
+        if self.path != RAYJOBS:
+            self.answer(404, {})
+        elif name in self.server.created:
+            self.answer(409, {"reason": "AlreadyExists"})
+        else:
+            self.server.created[name] = body
+            self.answer(201, body)
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix(f"{RAYJOBS}/")
+        if name not in self.server.created:
+            self.answer(404, {})
+        elif self.server.busy:
+            self.server.busy -= 1
+            self.answer(503, {})
+        else:
+            states = self.server.states
+            state = states.pop(0) if len(states) > 1 else states[0]
+            self.answer(200, self.server.created[name] | {"status": state})
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Path:
+    (tmp_path / "token").write_text("a-token\n")
+    (tmp_path / "namespace").write_text("dfkd")
+    (tmp_path / "ca.crt").write_text(Path(certifi.where()).read_text())
+    return tmp_path
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api([]) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def run(api: Api, account: Path) -> int:
+    words = [str(RAYJOB), "--name", "dfkd-29384", "--uid", "0a1b", "--api", api.url]
+    return submit.main([*words, "--account", str(account), "--pause", "0.01"])
+
+
+RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+SUCCEEDED = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+
+
+def test_the_pod_creates_a_rayjob_of_its_own_job_and_waits_for_its_end(
+    api: Api, account: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.states = [{}, RUNNING, RUNNING, SUCCEEDED]
+    api.busy = 2
+    assert run(api, account) == 0
+    ((name, made),) = api.created.items()
+    assert name == "dfkd-29384"
+    assert made["kind"] == "RayJob"
+    assert made["metadata"]["labels"] == {"app.kubernetes.io/part-of": "dfkd"}
+    (owner,) = made["metadata"]["ownerReferences"]
+    assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": "0a1b"}
+    assert api.tokens == {"Bearer a-token"}
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [f"{name}: Running", f"{name}: Complete"]
+    assert "a-token" not in printed.out + printed.err
+
+
+def test_a_pod_that_replaces_another_finds_its_rayjob(api: Api, account: Path) -> None:
+    api.states = [SUCCEEDED]
+    assert run(api, account) == 0
+    assert run(api, account) == 0
+    assert len(api.created) == 1
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "deadline"},
+        {"jobDeploymentStatus": "Failed"},
+        {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"},
+        {"jobDeploymentStatus": "ValidationFailed"},
+    ],
+)
+def test_a_run_that_did_not_succeed_is_a_failed_job(
+    api: Api, account: Path, last: dict[str, str]
+) -> None:
+    api.states = [RUNNING, last]
+    assert run(api, account) == 1
+
+
+def test_what_the_api_refuses_is_one_line(
+    api: Api, account: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (account / "namespace").write_text("elsewhere")
+    assert run(api, account) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {api.url}: HTTP Error 404")
