@@ -3,8 +3,9 @@
 import hashlib
 import math
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ INDEX = pa.schema(
 
 GROUP_ROWS = 8192
 """Rows of the index in memory at once."""
+
+AHEAD = 16
+"""Shards fetched at once and held: over a network each is a round trip."""
 
 
 def index_row(sample: Sample, shard: str) -> dict[str, Any]:
@@ -87,8 +91,8 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     moments = LabelMoments()
     rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
-        for receipt in receipts:
-            for sample in read_shard(home.get(receipt.key), receipt):
+        for receipt, data in _fetched(home, receipts):
+            for sample in read_shard(data, receipt):
                 moments.add(sample.arrays["distances"])
                 rows.append(index_row(sample, receipt.shard))
             if len(rows) >= GROUP_ROWS:
@@ -97,6 +101,19 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, INDEX))
     return moments
+
+
+def _fetched(storage: Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes]]:
+    """Each receipt with its shard's bytes, in order, `AHEAD` of them at once."""
+    coming: deque[tuple[Receipt, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(AHEAD, "dfkd-fetch") as pool:
+        for receipt in receipts:
+            coming.append((receipt, pool.submit(home.get, receipt.key)))
+            if len(coming) == AHEAD:
+                first, data = coming.popleft()
+                yield first, data.result()
+        for last, data in coming:
+            yield last, data.result()
 
 
 def read_index(path: Path) -> Iterator[dict[str, Any]]:

@@ -102,6 +102,10 @@ class Receipt:
         return fields if self.version else {k: v for k, v in fields.items() if k != "version"}
 
 
+RECEIPT = TypeAdapter(Receipt)
+"""Made once: making it takes longer than reading a receipt with it."""
+
+
 def encode_receipt(receipt: Receipt) -> bytes:
     """The receipt as JSON bytes, the same for the same receipt."""
     return canonical(receipt.as_dict())
@@ -111,7 +115,7 @@ def decode_receipt(data: bytes, where: str) -> Receipt:
     """The receipt in `data`; `CorruptionError` naming `where` if it is none."""
     try:
         strict_json.parse(data)
-        return TypeAdapter(Receipt).validate_json(data, strict=True)
+        return RECEIPT.validate_json(data, strict=True)
     except ValueError as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
