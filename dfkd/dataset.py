@@ -15,7 +15,6 @@ Keys under a method's storage (`data/{method}` of a run):
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from dfkd import catalogue, parquet
+from dfkd import catalogue, parts
 from dfkd import fingerprint as fingerprints
 from dfkd.catalogue import PROMPTS_KEY
 from dfkd.errors import CorruptionError, PartialError
@@ -151,6 +148,11 @@ class Version:
         """Whether manifest.json is there, and so nothing will change any more."""
         return self.storage.exists("manifest.json")
 
+    def done(self) -> frozenset[str]:
+        """The ids of all tasks that have a receipt; from a listing, without reading any."""
+        keys = self.storage.list("receipts/")
+        return frozenset(key.removeprefix("receipts/").removesuffix(".json") for key in keys)
+
     def receipts(self) -> dict[str, Receipt]:
         """The receipts of all complete shards, by task id, in order."""
         storage = self.storage
@@ -210,9 +212,7 @@ class Version:
         `name` is `{shard_index:05d}`: the rows of that shard of every class, with `class_index`
         and `index` at least.
         """
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return self.storage.put_if_absent(f"prompts/{name}.parquet", buffer.getvalue())
+        return self.storage.put_if_absent(f"prompts/{name}.parquet", parts.encode(table))
 
     def seal_prompts(self, names: Iterable[str], facts: Mapping[str, Any]) -> None:
         """Write prompts.json: `facts` about all prompts, and the sha256 of each part in `parts`."""
@@ -225,9 +225,7 @@ class Version:
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet; `MissingObject` if they were never written."""
-        key = f"prompts/{name}.parquet"
-        where, needed = self.storage.location(key), ("class_index", "index")
-        return parquet.read(self.storage.get(key), needed, where, "delete it, run again")
+        return parts.read(self.storage, f"prompts/{name}.parquet")
 
     def prompts(self, task: Task) -> pa.Table:
         """The rows of a task's images in the order of `index`, one for each.
@@ -236,12 +234,8 @@ class Version:
             CorruptionError: they are not all there, or were never written (`MissingObject`).
         """
         name = f"{task.shard_index:05d}"
-        table = self.prompt_part(name)
         place = self.storage.location(f"prompts/{name}.parquet")
-        try:
-            table = table.filter(pc.equal(table["class_index"], task.class_index)).sort_by("index")
-        except pa.ArrowException as error:
-            raise CorruptionError(f"{place}: {error}; delete it, run again") from None
+        table = parts.read_class(self.storage, f"prompts/{name}.parquet", task.class_index)
         if table["index"].to_pylist() != list(task.indices):
             raise CorruptionError(
                 f"{place}: holds {table.num_rows} prompts of class {task.class_index}, not "

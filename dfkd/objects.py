@@ -71,6 +71,12 @@ class Storage(Protocol):
     def get(self, key: str) -> bytes:
         """The object's bytes; `MissingObject` if there is none."""
 
+    def size(self, key: str) -> int:
+        """The object's bytes, counted; `MissingObject` if there is none."""
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """The object's bytes `start .. stop - 1`; `MissingObject` if there is none."""
+
     def get_file(self, key: str, path: Path) -> None:
         """Copy the object into the local file `path`; `MissingObject` if there is none."""
 

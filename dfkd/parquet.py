@@ -1,7 +1,8 @@
 """Parquet that another may have written: read whole, as long as it is not too large."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,42 +17,50 @@ ROWS = 512
 """Rows that are read before their size is known."""
 
 
-def read(data: bytes, needed: Sequence[str], where: str, remedy: str) -> pa.Table:
-    """The table in `data`.
+def read(
+    data: bytes | BinaryIO,
+    needed: Sequence[str],
+    where: str,
+    remedy: str,
+    wanted: Callable[[pq.FileMetaData], list[int]] = lambda found: list(range(found.num_row_groups)),
+) -> pa.Table:
+    """The table in `data`, or some of its row groups.
 
     Args:
-        data: a Parquet file.
+        data: a Parquet file; of one that is seekable only what is wanted is read.
         needed: columns that must be there.
         where: the object, for messages.
         remedy: what to do about a damaged one.
+        wanted: chooses row groups.
 
     Raises:
         CorruptionError: no Parquet, a column is missing, or it is too large.
     """
     try:
-        with pq.ParquetFile(io.BytesIO(data)) as file:
+        source = io.BytesIO(data) if isinstance(data, bytes) else data
+        with pq.ParquetFile(source, pre_buffer=True) as file:
             missing = [name for name in needed if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"no column {missing[0]}")
-            _refuse_huge(file.metadata)
-            return pa.Table.from_batches(list(_bounded(file)), file.schema_arrow)
+            groups = wanted(file.metadata)
+            _refuse_huge(file.metadata, groups)
+            return pa.Table.from_batches(list(_bounded(file, groups)), file.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptionError(
             f"{where}: no readable Parquet ({' '.join(str(error).split())}); {remedy}"
         ) from None
 
 
-def _refuse_huge(metadata: pq.FileMetaData) -> None:
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    for group in groups:
+def _refuse_huge(metadata: pq.FileMetaData, groups: Iterable[int]) -> None:
+    for group in map(metadata.row_group, groups):
         for index in range(group.num_columns):
             if group.column(index).num_values > MAX_VALUES:
                 raise ValueError(f"more than {MAX_VALUES} values in a column")
 
 
-def _bounded(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+def _bounded(file: pq.ParquetFile, groups: list[int]) -> Iterator[pa.RecordBatch]:
     size = 0
-    for batch in file.iter_batches(ROWS):
+    for batch in file.iter_batches(ROWS, row_groups=groups):
         size += batch.nbytes
         if size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes of values")

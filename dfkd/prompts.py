@@ -46,6 +46,10 @@ SCHEMA = pa.schema(
 losses belong to contrastive prompts only, and `pseudo` to those that hold a pseudo-word."""
 
 
+BATCH = 1024
+"""Prompts encoded at once where the method does not say how many share a batch."""
+
+
 @dataclass(frozen=True)
 class Row:
     """The image that a prompt is for."""
@@ -139,7 +143,7 @@ class PromptMaker:
 
     def _made(self, part: int, rows: Sequence[Row]) -> pa.Table:
         order = list(range(len(rows)))
-        size = len(rows)
+        size = BATCH
         if self.method == "contrastive":
             shuffle = np.random.default_rng(derive_seed("order", *root_seed(self.manifest), part))
             order = shuffle.permutation(len(rows)).tolist()

@@ -346,6 +346,27 @@ class S3Storage:
 
         return self._attempt("get", key, send)
 
+    def size(self, key: str) -> int:
+        """See `Storage.size`."""
+        place = self._at(key)
+        answer = self._attempt("head", key, lambda _: self._client.head_object(**place))
+        return int(answer["ContentLength"])
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """See `Storage.get_range`."""
+        if stop <= start:
+            return b""
+        place = self._at(key) | {"Range": f"bytes={start}-{stop - 1}"}
+
+        def send(request: Request) -> bytes:
+            answer = self._client.get_object(**place)
+            data: bytes = answer["Body"].read()
+            request.bytes = len(data)
+            _require_whole(answer, request)
+            return data
+
+        return self._attempt("get", key, send)
+
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
         place = self._at(key)

@@ -160,6 +160,17 @@ class LocalStorage:
         with self._found(key) as path:
             return path.read_bytes()
 
+    def size(self, key: str) -> int:
+        """See `Storage.size`."""
+        with self._found(key) as path:
+            return path.stat().st_size
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """See `Storage.get_range`."""
+        with self._found(key) as path, path.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
         with self._found(key) as found:
