@@ -32,13 +32,15 @@ Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that every job takes."""
+def parser(description: str, **choices: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser with the arguments that every job takes, behind one for each of `choices`."""
     arguments = argparse.ArgumentParser(
         description=description,
         epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, "
         "3 partial (something quarantined), 4 worth retrying (infrastructure)",
     )
+    for name, values in choices.items():
+        arguments.add_argument(name, choices=values, help="one of {%(choices)s}", metavar=name)
     arguments.add_argument("manifest", help="YAML file that fully describes the run")
     arguments.add_argument(
         "--set",

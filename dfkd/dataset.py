@@ -233,12 +233,11 @@ class Version:
         Raises:
             CorruptionError: they are not all there, or were never written (`MissingObject`).
         """
-        name = f"{task.shard_index:05d}"
-        place = self.storage.location(f"prompts/{name}.parquet")
-        table = parts.read_class(self.storage, f"prompts/{name}.parquet", task.class_index)
+        key = f"prompts/{task.shard_index:05d}.parquet"
+        table = parts.read_class(self.storage, key, task.class_index)
         if table["index"].to_pylist() != list(task.indices):
             raise CorruptionError(
-                f"{place}: holds {table.num_rows} prompts of class {task.class_index}, not "
+                f"{self.storage.location(key)}: holds {table.num_rows} prompts of class {task.class_index}, not "
                 f"those of images {task.start} to {task.indices[-1]}; delete it, run again"
             )
         return table

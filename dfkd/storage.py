@@ -162,14 +162,16 @@ class LocalStorage:
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
-        with self._found(key) as path:
-            return path.stat().st_size
+        if not self.exists(key):
+            raise missing_object(self.location(key))
+        return self._path(key).stat().st_size
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         """See `Storage.get_range`."""
-        with self._found(key) as path, path.open("rb") as stream:
+        size = max(0, stop - start)
+        with self._found(key, size) as path, path.open("rb") as stream:
             stream.seek(start)
-            return stream.read(stop - start)
+            return stream.read(size)
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
@@ -180,11 +182,11 @@ class LocalStorage:
                 shutil.copyfile(found, path)
 
     @contextlib.contextmanager
-    def _found(self, key: str) -> Iterator[Path]:
+    def _found(self, key: str, size: int | None = None) -> Iterator[Path]:
         """The path of an object that is there; what is done with it is told as a get."""
         path = self._path(key)
         try:
-            with self._told("get", path.stat().st_size):
+            with self._told("get", path.stat().st_size if size is None else size):
                 yield path
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise missing_object(self.location(key)) from None

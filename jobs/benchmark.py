@@ -1,118 +1,114 @@
-"""Time the hot paths of a manifest on this machine: synthesis steps and distillation steps."""
+"""Measure what things cost on this machine, and keep the figures as benchmarks/NAME.json."""
 
 import argparse
-import datetime
-import json
-import platform
-import statistics
+import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from dfkd import command
+from dfkd.benchmarks import distillation, requests, synthesis
+from dfkd.benchmarks.measure import keep, spread
+from dfkd.cluster import benchmark_driver, benchmark_scale
 from dfkd.cluster.build import environment
+from dfkd.cluster.connect import connected
 from dfkd.device import pick_device, use_threads
-from dfkd.distillation import Course, Distiller
-from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
-from dfkd.prompts import class_texts
+from dfkd.plan import image_count, task_count
 from dfkd.storage import open_storage
-from dfkd.streaming import Batch
-from dfkd.student import build
-from dfkd.synthesis import synthesise
-from dfkd.teacher import Teacher, distances
 
-STEPS = 5
-"""Steps of one timed repeat; the first repeat warms up and is not counted."""
+Results = dict[str, Any]
+
+
+def time_synthesis(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """Optimisation steps."""
+    use_threads(options.threads)
+    values = synthesis.measure(manifest, pick_device(), options.repeats)
+    return {"image_steps_per_s": spread(values)}
+
+
+def time_distillation(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """Training steps."""
+    use_threads(options.threads)
+    values = distillation.measure(manifest, pick_device(), options.repeats)
+    return {"images_per_s": spread(values)}
+
+
+def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """Tasks that do nothing, and the requests of versions of several sizes."""
+    with connected():
+        pools = [benchmark_driver.measure(manifest, count) for count in options.tasks]
+    home = open_storage(manifest.storage.root)
+    return {"pool": pools, "requests": requests.measure(manifest, home, options.shards)}
+
+
+def time_scale(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """A whole run without models, of the size that the manifest and --classes say."""
+    with connected():
+        return benchmark_scale.measure(benchmark_scale.sized(manifest, options.classes))
+
+
+BENCHMARKS: dict[str, Callable[[Manifest, argparse.Namespace], Results]] = {
+    "synthesis": time_synthesis,
+    "distillation": time_distillation,
+    "driver": time_driver,
+    "scale": time_scale,
+}
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The names of the benchmarks to run."""
+    return list(BENCHMARKS) if options.benchmark == "all" else [options.benchmark]
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What would be timed."""
-    return {"repeats": options.repeats, "steps_per_repeat": STEPS, "threads": options.threads}
+    """What would be measured."""
+    simulated = benchmark_scale.sized(manifest, options.classes)
+    return {
+        "benchmarks": chosen(options),
+        "repeats": options.repeats,
+        "threads": options.threads,
+        "driver_tasks": options.tasks,
+        "driver_shards": options.shards,
+        "scale_tasks": task_count(simulated),
+        "scale_images": image_count(simulated),
+    }
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Time, print medians, and write benchmark.json; returns its location."""
-    use_threads(options.threads)
-    device = pick_device()
-    teacher = Teacher.load(manifest.teacher, device, manifest.synthesis.precision)
-    rates = {
-        "synthesis_image_steps_per_s": _synthesis(manifest, teacher, device),
-        "distillation_images_per_s": _distillation(manifest, teacher, device),
-    }
-    results = {name: _repeat(call, options.repeats) for name, call in rates.items()}
-    for name, values in results.items():
-        print(f"{name}: median {statistics.median(values):.1f} of {len(values)}")
-    record = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
-        "results": results,
-    }
+    """Measure, print, and keep the record of each benchmark; returns the place of the last."""
     storage = open_storage(manifest.storage.root)
-    storage.put("benchmark.json", (json.dumps(record, indent=2) + "\n").encode())
-    return storage.location("benchmark.json")
-
-
-def _repeat(call: Callable[[], int], repeats: int) -> list[float]:
-    """Images (or image steps) a second of each repeat."""
-    rates = []
-    for _ in range(repeats + 1):
-        begun = time.perf_counter()
-        done = call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        rates.append(done / (time.perf_counter() - begun))
-    return rates[1:]
-
-
-def _synthesis(manifest: Manifest, teacher: Teacher, device: torch.device) -> Callable[[], int]:
-    settings = {**manifest.as_dict()["synthesis"], "steps": STEPS, "patience": 0}
-    config = type(manifest.synthesis)(**settings)
-    generator = VQGAN.load(manifest.generator, device, config.precision)
-    targets = class_texts(manifest, teacher)[:1].expand(config.batch_size, -1)
-
-    def call() -> int:
-        synthesise(teacher, generator, config, targets, range(config.batch_size))
-        return STEPS * config.batch_size
-
-    return call
-
-
-def _distillation(manifest: Manifest, teacher: Teacher, device: torch.device) -> Callable[[], int]:
-    config, size = manifest.distillation, manifest.synthesis.image_size
-    texts = class_texts(manifest, teacher)
-    student = build(config, len(manifest.classes), size, seed=0)
-    course = Course(steps_per_epoch=1, warmup=0, total=1_000_000)
-
-    def label(pixels: torch.Tensor) -> torch.Tensor:
-        return distances(teacher.encode_image(pixels), texts)
-
-    live = label if config.labels == "live" else None
-    distiller = Distiller(student, config, course, 0, live, device=device)
-    noise = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (config.batch_size, 3, size, size), generator=noise)
-    stored = torch.ones(config.batch_size, len(manifest.classes))
-    batch = Batch(pixels.to(torch.uint8), stored)
-
-    def call() -> int:
-        for _ in range(STEPS):
-            distiller.advance(batch)
-        return STEPS * config.batch_size
-
-    return call
+    words = shlex.join(["python", *sys.argv])
+    for name in chosen(options):
+        results = BENCHMARKS[name](manifest, options)
+        place = keep(storage, name, words, environment(), results)
+        print(f"{name}: {place}", flush=True)
+    return place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
-    arguments.add_argument("--repeats", type=int, default=5, help="timed repeats of each path")
-    arguments.add_argument("--threads", type=int, default=1, help="CPU threads of this process")
+    arguments = command.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
+    add = arguments.add_argument
+    add("--repeats", type=int, default=5, help="timed repeats of synthesis and distillation")
+    add("--threads", type=int, default=1, help="CPU threads of synthesis and distillation")
+    add(
+        "--tasks",
+        type=int,
+        nargs="+",
+        default=[1_000, 10_000, 100_000],
+        metavar="N",
+        help="driver: how many tasks that do nothing, one run for each number",
+    )
+    add(
+        "--shards",
+        type=int,
+        nargs="+",
+        default=[50, 100, 200],
+        metavar="N",
+        help="driver: how many shards a version has whose requests are counted",
+    )
+    add("--classes", type=int, default=0, help="scale: made-up classes (0: the manifest's own)")
     return command.run(arguments, work, plan, argv)
 
 

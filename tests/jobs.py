@@ -26,6 +26,14 @@ def run(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
+def run_words(job: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a job with a command line of its own to its end."""
+    script = str(ROOT / "jobs" / f"{job}.py")
+    return subprocess.run(
+        [sys.executable, script, *words], capture_output=True, text=True, env=environment()
+    )
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder by its relative path."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())

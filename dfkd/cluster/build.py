@@ -83,8 +83,8 @@ def build(
     if not version.published:
         with recorded(root, "synthesize", method) as cost:
             purse = Purse(budget or Budget(), cost)
-            _write_prompts(manifest, version, purse)
-            quarantined = _write_shards(manifest, version, purse)
+            write_prompts(manifest, version, purse)
+            quarantined = write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
         raise PartialError(
@@ -278,7 +278,7 @@ def _pool(
         )
 
 
-def _write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
+def write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
     """Every part in order, on one actor, since contrastive prompts depend on the ones before."""
     total = part_count(manifest)
     if version.storage.exists("prompts.json"):
@@ -298,17 +298,19 @@ def _write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
 
 
-def _write_shards(manifest: Manifest, version: Version, purse: Purse) -> dict[str, str]:
-    """Every task without a receipt; returns the reason of each that is quarantined."""
+def write_shards(
+    manifest: Manifest, version: Version, purse: Purse, kind: type[Worker] = SynthesisWorker
+) -> dict[str, str]:
+    """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
     version.carry(fresh_tasks(manifest))
-    done = version.receipts()
+    done = version.done()
     remaining: Iterator[Task] = (task for task in tasks(manifest) if task.id not in done)
-    finished = sum(receipt.samples for receipt in done.values())
+    finished = sum(task.count for task in tasks(manifest) if task.id in done)
     method = manifest.prompts.method[0]
     board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
     cost = purse.cost
     with (
-        _pool(manifest, SynthesisWorker, version, task_count(manifest) - len(done)) as pool,
+        _pool(manifest, kind, version, task_count(manifest) - len(done)) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):

@@ -1,0 +1,159 @@
+"""What a version asks of its storage: requests of each kind, counted on the way."""
+
+import dataclasses
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+
+from dfkd.benchmarks.standin import StandIn
+from dfkd.dataset import Version, begin, open_version
+from dfkd.fingerprint import identity
+from dfkd.manifest import Manifest
+from dfkd.plan import Task, tasks
+from dfkd.prompts import part_count, part_name, part_rows
+from dfkd.storage import Storage
+
+COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
+SAMPLES = 5
+"""Of a shard: their number changes no request."""
+PAGE = 1000
+"""Keys that an object store gives in answer to one request for a list."""
+
+
+@dataclass
+class Counts:
+    """Requests by operation; `folders` and every `PAGE` keys of `list` are one each."""
+
+    by_operation: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, operation: str) -> None:
+        """One more."""
+        with self.lock:
+            self.by_operation[operation] += 1
+
+
+class Counted:
+    """A storage that counts what is asked of it. Stands for a `Storage`; see `counted`."""
+
+    def __init__(self, storage: Storage, counts: Counts) -> None:
+        self._storage, self._counts = storage, counts
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._storage, name)
+        if name not in COUNTED:
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self._counts.add(name)
+            return found(*arguments, **options)
+
+        return call
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list`."""
+        number = -1
+        for number, key in enumerate(self._storage.list(prefix)):
+            if number % PAGE == 0:
+                self._counts.add("list")
+            yield key
+        if number < 0:
+            self._counts.add("list")
+
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """See `Storage.folders`."""
+        self._counts.add("list")
+        return self._storage.folders(prefix)
+
+    def child(self, prefix: str) -> "Storage":
+        """See `Storage.child`."""
+        return counted(self._storage.child(prefix), self._counts)
+
+
+def counted(storage: Storage, counts: Counts) -> Storage:
+    """`storage`, with each request added to `counts`."""
+    return cast(Storage, Counted(storage, counts))
+
+
+def measure(manifest: Manifest, home: Storage, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Requests and seconds of whole versions with so many shards, in this process.
+
+    Args:
+        manifest: whose classes are taken; each size is a version of its own, deleted afterwards.
+        home: a run's root.
+        sizes: shards of each version, rising.
+
+    Returns:
+        For each size `shards`, and for each stage (prompts, shards, resume, publish, open)
+        `requests` by operation and `seconds`.
+    """
+    found = []
+    for size in sizes:
+        place = home.child(f"benchmarks/requests-{uuid.uuid4().hex}")
+        try:
+            found.append(_measure(_sized(manifest, size), place, size))
+        finally:
+            for key in list(place.list()):
+                place.delete(key)
+    return found
+
+
+def _sized(manifest: Manifest, shards: int) -> Manifest:
+    """The manifest with small shards, so many or a few more."""
+    shards_per_class = -(-shards // len(manifest.classes))
+    synthesis = dataclasses.replace(
+        manifest.synthesis, images_per_class=SAMPLES * shards_per_class, shard_size=SAMPLES
+    )
+    chosen = manifest.with_method(manifest.prompts.method[0])
+    return dataclasses.replace(chosen, synthesis=synthesis)
+
+
+def _measure(manifest: Manifest, home: Storage, size: int) -> dict[str, Any]:
+    planned = list(islice(tasks(manifest), size))
+    stages: dict[str, Any] = {}
+    counts = Counts()
+    version = begin(counted(home, counts), identity(manifest, {}))
+
+    def stage(name: str, work: Callable[[], object]) -> None:
+        counts.by_operation.clear()
+        begun = time.perf_counter()
+        work()
+        seconds = round(time.perf_counter() - begun, 3)
+        stages[name] = {"requests": dict(sorted(counts.by_operation.items())), "seconds": seconds}
+
+    stage("prompts", lambda: _prompts(manifest, version))
+    stage("shards", lambda: _shards(manifest, version, planned))
+    stage("resume", version.done)
+    stage("publish", lambda: version.publish(planned, {}))
+    stage("open", lambda: open_version(version.home, version.id))
+    return {"shards": len(planned), "stages": stages}
+
+
+def _prompts(manifest: Manifest, version: Version) -> None:
+    names = [part_name(part) for part in range(part_count(manifest))]
+    for part, name in enumerate(names):
+        rows = part_rows(manifest, part)
+        table = {
+            "class_index": [row.class_index for row in rows],
+            "index": [row.index for row in rows],
+            "text": [row.name for row in rows],
+        }
+        version.put_prompts(name, pa.table(table))
+    version.seal_prompts(names, {})
+
+
+def _shards(manifest: Manifest, version: Version, planned: Sequence[Task]) -> None:
+    maker = StandIn(manifest)
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder, "shard.tar")
+        for task in planned:
+            version.commit(task, tar, maker.shard(task, version.prompts(task), tar))

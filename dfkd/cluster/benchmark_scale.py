@@ -1,0 +1,119 @@
+"""A whole run without models: plan, prompts, receipts, index, publication, and what readers pay."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.standin import EMBEDDING, LABELS, StandIn
+from dfkd.budget import Budget
+from dfkd.cluster.build import Purse, SynthesisWorker, environment, write_prompts, write_shards
+from dfkd.dataset import PublishedVersion, Receipt, begin, current
+from dfkd.errors import InfrastructureError
+from dfkd.fingerprint import identity
+from dfkd.manifest import Manifest, Storage
+from dfkd.plan import Task, image_count, task_count, tasks
+from dfkd.record import Cost
+from dfkd.storage import open_storage
+from dfkd.streaming import Stream
+from dfkd.tracking import Glimpse
+
+T = TypeVar("T")
+
+CHECKED = 20
+"""Shards that are read back, evenly spread."""
+
+BATCHES = 10
+"""That are read from a stream."""
+
+
+class ScaleWorker(SynthesisWorker):
+    """A `SynthesisWorker` that makes its shards without models."""
+
+    def work(self, task: Task) -> tuple[Receipt, Glimpse]:
+        """Make, write and commit a stand-in for one task's shard."""
+        self._maker = self._maker or StandIn(self.manifest)
+        return super().work(task)
+
+
+def sized(manifest: Manifest, classes: int) -> Manifest:
+    """The manifest with one prompt method and, unless 0, so many made-up classes.
+
+    Its root is a folder of its own, so that no reader of the run ever meets a stand-in.
+    """
+    chosen = manifest.with_method(manifest.prompts.method[0])
+    names = tuple(f"thing {number}" for number in range(classes)) or chosen.classes
+    root = Storage(root=f"{manifest.storage.root}/benchmarks/scale")
+    return dataclasses.replace(chosen, classes=names, storage=root)
+
+
+def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
+    """Build the version of a manifest from `sized` without models, open it and read of it.
+
+    What an earlier run has left is found, as always: `found_tasks` says how many shards.
+
+    Returns:
+        The sizes; and for each step (prompts, shards, publish, open, check, stream) its `seconds`
+        and its `memory` as `Watch.summary` gives it.
+    """
+    home = open_storage(manifest.storage.root).child(f"data/{manifest.prompts.method[0]}")
+    unfinished = begin(home, identity(manifest, {}))
+    found = len(unfinished.done())
+    purse = Purse(Budget(), Cost())
+    steps: dict[str, Any] = {}
+
+    def step(name: str, work: Callable[[], T]) -> T:
+        with watched(interval) as watch:
+            begun = time.perf_counter()
+            result = work()
+            seconds = time.perf_counter() - begun
+        steps[name] = {"seconds": round(seconds, 3), "memory": watch.summary()}
+        return result
+
+    step("prompts", lambda: write_prompts(manifest, unfinished, purse))
+    quarantined = step("shards", lambda: write_shards(manifest, unfinished, purse, ScaleWorker))
+    if quarantined:
+        raise InfrastructureError(
+            f"benchmark: {len(quarantined)} tasks failed; run it again, it resumes"
+        )
+    step("publish", lambda: unfinished.publish(tasks(manifest), environment()))
+    version = step("open", lambda: _opened(home))
+    step("check", lambda: _check(version))
+    step("stream", lambda: _stream(manifest, version))
+    return {
+        "classes": len(manifest.classes),
+        "images": image_count(manifest),
+        "tasks": task_count(manifest),
+        "found_tasks": found,
+        "samples": version.manifest["samples"],
+        "shard_bytes": version.manifest["bytes"],
+        "manifest_bytes": version.storage.size("manifest.json"),
+        "index_bytes": version.storage.size("index.parquet"),
+        "labels": LABELS,
+        "embedding": EMBEDDING,
+        "steps": steps,
+    }
+
+
+def _opened(home: Any) -> PublishedVersion:
+    version = current(home)
+    assert version is not None  # noqa: S101 - it has just been published
+    return version
+
+
+def _check(version: PublishedVersion) -> None:
+    """Read some shards as a reader does, which verifies them."""
+    every = max(1, len(version.shards) // CHECKED)
+    for receipt in version.shards[::every]:
+        for _ in version.samples(receipt):
+            pass
+
+
+def _stream(manifest: Manifest, version: PublishedVersion) -> None:
+    """Draw the order of an epoch and read its first batches."""
+    size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
+    batches = Stream(version, size, batch, seed=0).batches(epoch=0)
+    for _ in zip(range(BATCHES), batches, strict=False):
+        pass
+    batches.close()

@@ -1,0 +1,130 @@
+"""What things cost: the benchmarks at their smallest sizes, on real parts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.benchmarks import requests
+from dfkd.benchmarks.memory import Memory, Watch, watched
+from dfkd.benchmarks.requests import Counts, counted
+from dfkd.dataset import current
+from dfkd.manifest import Manifest
+from dfkd.storage import open_storage
+from jobs import run_words
+from surrogates import write_manifest
+
+
+def record(folder: Path, name: str) -> dict[str, Any]:
+    found = json.loads((folder / "run" / "benchmarks" / f"{name}.json").read_text())
+    assert found["benchmark"] == name
+    assert found["machine"]["cpus"] >= 1
+    assert found["environment"]["torch"]
+    assert name in found["command"]
+    results: dict[str, Any] = found["results"]
+    return results
+
+
+def test_the_scale_benchmark_builds_and_reads_a_version(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, teacher={"model": "miniature", "weights": "miniature"})
+    done = run_words("benchmark", "scale", str(manifest), "--classes", "4")
+    assert done.returncode == 0, done.stderr
+    results = record(tmp_path, "scale")
+    assert (results["classes"], results["tasks"], results["samples"]) == (4, 8, 32)
+    assert results["found_tasks"] == 0
+    assert list(results["steps"]) == ["check", "open", "prompts", "publish", "shards", "stream"]
+    for step in results["steps"].values():
+        assert 0 < step["memory"]["driver_most"] < step["memory"]["tree_most"]
+
+    # No reader of the run itself ever meets a stand-in.
+    root = open_storage(str(tmp_path / "run"))
+    assert current(root.child("data/vanilla")) is None
+    version = current(root.child("benchmarks/scale/data/vanilla"))
+    assert version is not None
+    assert sum(len(list(version.samples(receipt))) for receipt in version.shards) == 32
+
+
+def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path)
+    sizes = ["--tasks", "20", "40", "--shards", "3", "6"]
+    done = run_words("benchmark", "driver", str(manifest), *sizes)
+    assert done.returncode == 0, done.stderr
+    results = record(tmp_path, "driver")
+    assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
+    assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
+    assert all(len(pool["ms_per_task"]["values"]) == 10 for pool in results["pool"])
+    assert [version["shards"] for version in results["requests"]] == [3, 6]
+    # The versions that were counted are gone; the record is all that is left.
+    left = list(open_storage(str(tmp_path / "run")).list())
+    assert left == ["benchmarks/driver.json"]
+
+
+def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    small, large = requests.measure(manifest, open_storage(str(tmp_path / "run")), [6, 12])
+
+    def of(version: dict[str, Any], stage: str) -> dict[str, int]:
+        found: dict[str, int] = version["stages"][stage]["requests"]
+        return found
+
+    for stage in ("shards", "publish"):
+        once, twice = of(small, stage), of(large, stage)
+        assert {name: twice[name] - once[name] for name in twice if twice[name] > once[name]} == (
+            {name: 6 * count for name, count in PER_SHARD[stage].items()}
+        )
+    for stage in ("resume", "open"):
+        assert of(small, stage) == of(large, stage)
+
+
+PER_SHARD = {
+    # Its prompts: size, and Parquet's footer and one row group; its tar, its receipt.
+    "shards": {"exists": 1, "get_range": 2, "put_if_absent": 2, "size": 1},
+    "publish": {"get": 2},  # the receipt and the shard
+}
+
+
+def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:
+    counts = Counts()
+    storage = counted(open_storage(str(tmp_path)), counts)
+    child = storage.child("a")
+    assert child.put_if_absent("b", b"123")
+    assert child.get("b") == b"123"
+    assert child.get_range("b", 1, 3) == b"23"
+    assert list(storage.list("a/")) == ["a/b"]
+    assert list(storage.list("c/")) == []
+    assert storage.location("a/b") == str(tmp_path / "a" / "b")
+    assert counts.by_operation == {"put_if_absent": 1, "get": 1, "get_range": 1, "list": 2}
+
+
+def test_memory_is_watched_from_outside() -> None:
+    with watched(interval=0.01) as watch:
+        held = bytearray(64 << 20)
+        held[:: 1 << 12] = b"x" * (len(held) >> 12)  # a page counts once it is written to
+    first, last = watch.samples[0], watch.samples[-1]
+    assert last.driver - first.driver > 48 << 20
+    assert last.tree >= last.driver
+    assert last.seconds >= first.seconds
+
+
+def test_a_summary_shows_growth() -> None:
+    watch = Watch([Memory(second, second * 10, 100) for second in range(101)])
+    summary = watch.summary()
+    assert summary["driver_most"] == 1000
+    assert summary["tree_most"] == 100
+    assert summary["driver_by_tenth"] == sorted(summary["driver_by_tenth"])
+    assert len(summary["driver_by_tenth"]) == 10
+
+
+@pytest.mark.slow
+def test_the_hot_paths_are_timed(tmp_path: Path) -> None:
+    manifest = write_manifest(
+        tmp_path,
+        teacher={"model": "miniature", "weights": "miniature"},
+        synthesis={"image_size": 64, "batch_size": 2},
+    )
+    for name in ("synthesis", "distillation"):
+        done = run_words("benchmark", name, str(manifest), "--repeats", "1")
+        assert done.returncode == 0, done.stderr
+    assert record(tmp_path, "synthesis")["image_steps_per_s"]["median"] > 0
+    assert record(tmp_path, "distillation")["images_per_s"]["median"] > 0
