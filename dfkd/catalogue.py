@@ -103,7 +103,7 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     return moments
 
 
-def _fetched(storage: Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes]]:
+def _fetched(home: Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes]]:
     """Each receipt with its shard's bytes, in order, `AHEAD` of them at once."""
     coming: deque[tuple[Receipt, Future[bytes]]] = deque()
     with ThreadPoolExecutor(AHEAD, "dfkd-fetch") as pool:

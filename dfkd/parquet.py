@@ -22,7 +22,9 @@ def read(
     needed: Sequence[str],
     where: str,
     remedy: str,
-    wanted: Callable[[pq.FileMetaData], list[int]] = lambda found: list(range(found.num_row_groups)),
+    wanted: Callable[[pq.FileMetaData], list[int]] = lambda found: list(
+        range(found.num_row_groups)
+    ),
 ) -> pa.Table:
     """The table in `data`, or some of its row groups.
 

@@ -77,8 +77,12 @@ def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
 
     if any(bounds(number) is None for number in (*numbers[:1], *numbers[-1:])):
         return list(numbers)
-    first = bisect.bisect_left(numbers, class_index, key=lambda number: (bounds(number) or (0, 0))[1])
-    last = bisect.bisect_right(numbers, class_index, key=lambda number: (bounds(number) or (0, 0))[0])
+    first = bisect.bisect_left(
+        numbers, class_index, key=lambda number: (bounds(number) or (0, 0))[1]
+    )
+    last = bisect.bisect_right(
+        numbers, class_index, key=lambda number: (bounds(number) or (0, 0))[0]
+    )
     return list(numbers[first:last])
 
 

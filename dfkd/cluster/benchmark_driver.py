@@ -43,20 +43,20 @@ def measure(manifest: Manifest, count: int, interval: float = 1.0) -> dict[str, 
     pool: Pool[Task] = Pool(actor.remote, cluster.workers or count, cluster.attempts, share)
     with watched(interval) as watch:
         marks = list(_marks(pool, count))
-    share = count // TENTHS
+    tenth = count // TENTHS
     return {
         "tasks": count,
         "workers": pool.largest,
-        "tasks_per_s": round(share * TENTHS / (marks[-1] - marks[0]), 1),
-        "ms_per_task": spread([(b - a) / share * 1000 for a, b in pairwise(marks)]),
+        "tasks_per_s": round(tenth * TENTHS / (marks[-1] - marks[0]), 1),
+        "ms_per_task": spread([(b - a) / tenth * 1000 for a, b in pairwise(marks)]),
         "memory": watch.summary(),
     }
 
 
 def _marks(pool: Pool[Task], count: int) -> Iterator[float]:
     """The clock after the first task and after each tenth of the others."""
-    share = count // TENTHS
-    planned = (Task(number // 100, number % 100, 0, 1) for number in range(share * TENTHS + 1))
+    tenth = count // TENTHS
+    planned = (Task(number // 100, number % 100, 0, 1) for number in range(tenth * TENTHS + 1))
     for number, _ in enumerate(pool.run(planned)):
-        if number % share == 0:
+        if number % tenth == 0:
             yield time.perf_counter()
