@@ -237,8 +237,9 @@ class Version:
         table = parts.read_class(self.storage, key, task.class_index)
         if table["index"].to_pylist() != list(task.indices):
             raise CorruptionError(
-                f"{self.storage.location(key)}: holds {table.num_rows} prompts of class {task.class_index}, not "
-                f"those of images {task.start} to {task.indices[-1]}; delete it, run again"
+                f"{self.storage.location(key)}: holds {table.num_rows} prompts of class "
+                f"{task.class_index}, not those of images {task.start} to {task.indices[-1]}; "
+                "delete it, run again"
             )
         return table
 
