@@ -72,8 +72,8 @@ def home(root: Path | str) -> Storage:
     return open_storage(str(root)).child("data/vanilla")
 
 
-def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> dataset.PublishedVersion:
-    """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
+def open_filling(root: Path | str, tasks: Collection[Task] = TASKS) -> dataset.Version:
+    """Begin or resume, and have the prompts there."""
     version = dataset.begin(home(root), IDENTITY)
     shards = sorted({task.shard_index for task in tasks})
     for shard in shards:
@@ -81,6 +81,12 @@ def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> dataset.Published
         rows = [{"class_index": t.class_index, "index": i} for t in mine for i in t.indices]
         version.put_prompts(f"{shard:05d}", pa.Table.from_pylist(rows))
     version.seal_prompts([f"{shard:05d}" for shard in shards], {})
+    return version
+
+
+def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> dataset.PublishedVersion:
+    """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
+    version = open_filling(root, tasks)
     done = version.receipts()
     for task in tasks:
         if task.id not in done:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -19,10 +20,12 @@ def environment() -> dict[str, str]:
     return own | {"OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def run(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a job to its end."""
+def run(
+    job: str, manifest: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end, in `environment()` or another one."""
     return subprocess.run(
-        command(job, manifest, *arguments), capture_output=True, text=True, env=environment()
+        command(job, manifest, *arguments), capture_output=True, text=True, env=env or environment()
     )
 
 
@@ -32,6 +35,12 @@ def run_words(job: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, script, *words], capture_output=True, text=True, env=environment()
     )
+
+
+def last_error(found: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a failed job has for its user."""
+    (line,) = [text for text in found.stderr.splitlines() if text.startswith("error: ")]
+    return line
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,19 +13,25 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
+from ray._private.worker import get_dashboard_url
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from dfkd.checkpoints import Checkpoints
+from dfkd.cluster.capacity import Share, staying
 from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, check_teacher, place
@@ -112,17 +118,33 @@ def find_workers(wanted: int) -> Workers:
     alone = not ray.is_initialized() or sum(node["Alive"] for node in ray.nodes()) == 1
     if wanted == 1 and alone:
         return Workers(0, float(len(os.sched_getaffinity(0))), _own_device())
-    total = ray.cluster_resources()
-    cpus = total.get("CPU", 0.0)
-    if cpus < wanted:
+    nodes = staying()
+    gpus = Share(0.0, 1.0).slots(nodes)
+    device = _gpu_name() if gpus else "cpu"
+    if device != "cpu" and gpus < wanted:
         raise ManifestError(
             "distillation.workers",
-            f"must not exceed the cluster's {cpus:g} CPUs",
+            f"must not exceed the cluster's {gpus} GPUs",
             wanted,
             "lower it or add nodes",
         )
-    device = _gpu_name() if total.get("GPU", 0.0) >= wanted else "cpu"
-    return Workers(wanted, float(cpus // wanted), device)
+    cpus = _cpus_each(nodes, wanted, float(device != "cpu"))
+    if not cpus:
+        total = sum(node.get("CPU", 0.0) for node in nodes.values())
+        raise ManifestError(
+            "distillation.workers",
+            f"must not exceed what the cluster's {total:g} CPUs on {len(nodes)} nodes hold",
+            wanted,
+            "lower it or add nodes",
+        )
+    return Workers(wanted, cpus, device)
+
+
+def _cpus_each(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
+    """The most whole CPUs that each rank can have, as none spans two nodes; 0 if they fit not."""
+    most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
+    fitting = (cpus for cpus in range(most, 0, -1) if Share(cpus, gpus).slots(nodes) >= wanted)
+    return float(next(fitting, 0))
 
 
 def _gpu_name() -> str:
@@ -152,11 +174,25 @@ def _counted(job: Job, target: Place, workers: Workers, cost: Cost) -> Iterator[
         cost.device = workers.device
 
 
+class _Trainer(TorchTrainer):
+    """Without the actor that frees what a killed run had reserved, where it can only complain.
+
+    It asks the dashboard each second whether the run lives. A local cluster has none, and ends
+    with its run.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if get_dashboard_url():
+            return callbacks
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
 def _fit(job: Job, workers: Workers) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train,
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import jobs
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.connect import connected
-from dfkd.cluster.train import distill, explained, find_workers
+from dfkd.cluster.train import _cpus_each, distill, explained, find_workers
 from dfkd.distillation import Course
 from dfkd.distilled import place
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
@@ -144,6 +144,13 @@ def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     manifest = prepare(tmp_path, student="timm:test_resnet", workers=2, loader_workers=4)
     with pytest.raises(ManifestError, match=r"distillation\.workers.*6 shards.*got 8"):
         distill(manifest, "vanilla", 0)
+
+
+def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
+    nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0}}
+    assert [_cpus_each(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
+    nodes["a"]["GPU"] = 1.0
+    assert [_cpus_each(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
 
 
 def test_a_connection_of_the_caller_is_used_and_left_open() -> None:

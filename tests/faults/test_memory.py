@@ -1,0 +1,64 @@
+"""Memory really runs out: the batch is halved and noted, and the shard is as it would have been."""
+
+import multiprocessing
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dfkd.cluster.build import Part, PromptWorker, SynthesisWorker
+from dfkd.dataset import begin
+from dfkd.manifest import Manifest
+from dfkd.plan import tasks
+from dfkd.storage import open_storage
+
+pytestmark = pytest.mark.faults
+
+HEADROOM = 100 << 20
+"""Bytes beside loaded models: room for a few images at once, at 18 MB each, but not for 16."""
+
+
+def write(folder: Path) -> Path:
+    path = folder / "manifest.yaml"
+    path.write_text(
+        f"name: memory\nclasses: [dog, house]\nstorage: {{root: {folder / 'run'}}}\n"
+        "teacher: {model: miniature, weights: miniature}\nprompts: {method: vanilla}\n"
+        "synthesis: {images_per_class: 17, shard_size: 16, batch_size: 16, image_size: 64}\n"
+    )
+    return path
+
+
+def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, tuple[str, ...]]:
+    """Make a shard of 16 images in a process of its own; its bytes and the worker's notes."""
+    settings = (f"synthesis.batch_size={batch}", "synthesis.steps=1")
+    manifest = Manifest.read(file, settings)
+    version = begin(open_storage(manifest.storage.root).child(name), {"schema": 1})
+    for part in range(2):
+        PromptWorker(manifest, version, 1.0).run(Part(part))
+    whole, single = list(tasks(manifest))[:2]
+    worker = SynthesisWorker(manifest, version, 1.0)
+    worker.run(single)  # loads the models
+    if limited:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, resource.RLIM_INFINITY))
+    done = worker.run(whole)
+    return version.storage.get(done.result[0].shard), done.notes
+
+
+def test_a_batch_that_memory_has_no_room_for_is_halved_and_noted(tmp_path: Path) -> None:
+    file = str(write(tmp_path))
+
+    def alone(*arguments: object) -> tuple[bytes, tuple[str, ...]]:
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            return process.submit(synthesise, file, *arguments).result()  # type: ignore[arg-type]
+
+    shard, notes = alone("limited", 16, True)
+    sizes = [int(note.rpartition("at most ")[2].split()[0]) for note in notes]
+    assert sizes
+    assert sizes == [8, 4, 2, 1][: len(sizes)]
+    assert notes[0].startswith("memory had no room for 16 images at once")
+    # Kernels are chosen by batch size: the bytes are those of the size that fitted.
+    assert alone("free", sizes[-1], False) == (shard, ())
+    print("; ".join(notes))

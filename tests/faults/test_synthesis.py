@@ -1,0 +1,249 @@
+"""The real synthesis, as jobs on a cluster, through everything that can go wrong with its workers.
+
+Each test ends with the version of an undisturbed run, to the byte.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from nodes import Nodes, wait_for
+
+import jobs
+from dfkd.dataset import PublishedVersion, current, verify
+from dfkd.storage import open_storage
+from jobs import contents, last_error
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+TREE = {
+    "name": "tiny",
+    "classes": ["dog", "house", "car"],
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "prompts": {"method": "vanilla"},
+    "synthesis": {
+        "images_per_class": 8,
+        "shard_size": 2,
+        "batch_size": 2,
+        "image_size": 64,
+        "steps": 2,
+    },
+    "cluster": {"attempts": 20},
+}
+METHOD = "data/vanilla"
+
+
+def write(folder: Path, root: Path | None = None) -> Path:
+    """The manifest, of a run in `folder` or in another root."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(root or folder / "run")}}))
+    return path
+
+
+def receipts(root: Path) -> int:
+    return len(list(root.glob(f"{METHOD}/versions/*/receipts/*.json")))
+
+
+def version(root: Path) -> PublishedVersion | None:
+    return current(open_storage(str(root)).child(METHOD))
+
+
+def start(nodes: Nodes, manifest: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The job on the cluster, to be awaited with `communicate`."""
+    return subprocess.Popen(
+        jobs.command("synthesize", manifest, *arguments),
+        env=nodes.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(nodes: Nodes, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return jobs.run("synthesize", manifest, *arguments, env=nodes.environment)
+
+
+@pytest.fixture(scope="module")
+def expected(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed run publishes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    found = run(nodes, write(folder))
+    assert found.returncode == 0, found.stderr
+    published = version(folder / "run")
+    assert published is not None
+    assert verify(published) == []
+    return contents(folder / "run/data")
+
+
+@pytest.fixture(scope="module")
+def interrupted(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose driver was killed half-way: the folder with its manifest."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    process = start(nodes, write(folder))
+    wait_for(lambda: receipts(folder / "run") >= 3 or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert version(folder / "run") is None
+    return folder
+
+
+def test_a_worker_and_its_node_are_killed(
+    nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    process = start(nodes, write(tmp_path))
+    wait_for(lambda: receipts(tmp_path / "run") >= 2 or process.poll() is not None)
+    os.kill(wait_for(lambda: nodes.actors("SynthesisWorker"))[0][1], signal.SIGKILL)
+    wait_for(lambda: receipts(tmp_path / "run") >= 4 or process.poll() is not None)
+    nodes.kill(wait_for(lambda: nodes.actors("SynthesisWorker"))[0][0])
+    nodes.add()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert contents(tmp_path / "run/data") == expected
+
+
+def test_a_killed_driver_is_resumed(
+    nodes: Nodes, interrupted: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    shutil.copytree(interrupted / "run", tmp_path / "run")
+    found = run(nodes, write(tmp_path))
+    assert found.returncode == 0, found.stderr
+    assert contents(tmp_path / "run/data") == expected
+
+
+def test_a_manifest_that_changed_is_refused_with_the_difference(
+    nodes: Nodes, interrupted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(interrupted / "run", tmp_path / "run")
+    before = contents(tmp_path / "run")
+    found = run(nodes, write(tmp_path), "--set", "synthesis.steps=3", "--set", "seed=7")
+    assert found.returncode == 2
+    assert "seed: 0 there, 7 here; synthesis.steps: 2 there, 3 here" in last_error(found)
+    assert contents(tmp_path / "run") == before
+
+
+def test_two_drivers_at_once_make_one_version(
+    nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    manifest = write(tmp_path)
+    both = [start(nodes, manifest, "--set", "cluster.workers=1") for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert contents(tmp_path / "run/data") == expected
+
+
+def test_a_task_that_always_fails_is_quarantined_and_named(
+    nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """A foreign object lies where its shard belongs, as of a store that was damaged."""
+    manifest = write(tmp_path)
+    (name,) = {Path(key).parts[2] for key in expected if "/versions/" in f"/{key}"}
+    foreign = tmp_path / "run" / METHOD / "versions" / name / "shards/0001-00002.tar"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"not a shard")
+    twice = ["--set", "cluster.attempts=2"]
+    found = run(nodes, manifest, *twice)
+    assert found.returncode == 3
+    assert "1 of 12 tasks quarantined (0001-00002: " in last_error(found)
+    assert version(tmp_path / "run") is None
+    shutil.copytree(tmp_path / "run", tmp_path / "partial")
+
+    partial = run(
+        nodes, manifest, *twice, "--accept-partial", "--set", f"storage.root={tmp_path}/partial"
+    )
+    assert partial.returncode == 0, partial.stderr
+    published = version(tmp_path / "partial")
+    assert published is not None
+    assert {receipt.task for receipt in published.shards}.isdisjoint({"0001-00002"})
+    assert len(published.shards) == 11
+    assert verify(published) == []
+
+    foreign.unlink()
+    assert run(nodes, manifest).returncode == 0
+    assert contents(tmp_path / "run/data") == expected
+
+
+def test_a_worker_that_hangs_is_replaced(
+    nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """Stopped, as by a debugger or a lost disk; its deadline is generous for a loaded machine."""
+    process = start(nodes, write(tmp_path), "--set", "cluster.task_timeout=30")
+    wait_for(lambda: receipts(tmp_path / "run") >= 2 or process.poll() is not None)
+    _, stopped = wait_for(lambda: nodes.actors("SynthesisWorker"))[0]
+    os.kill(stopped, signal.SIGSTOP)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert contents(tmp_path / "run/data") == expected
+    wait_for(lambda: not Path(f"/proc/{stopped}").exists())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill_up(ballast: Path) -> None:
+    """Until its disk has no byte left."""
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(b"x" * 4096)
+
+
+def test_a_disk_that_fills_up_half_way(
+    nodes: Nodes, tmp_path: Path, small_disk: Path, expected: dict[str, bytes]
+) -> None:
+    manifest = write(tmp_path, small_disk / "run")
+    process = start(nodes, manifest)
+    wait_for(lambda: receipts(small_disk / "run") >= 2 or process.poll() is not None)
+    ballast = small_disk / "ballast"
+    fill_up(ballast)
+    _, errors = process.communicate()
+    assert process.returncode == 4, errors
+    assert "No space left on device" in errors.splitlines()[-1]
+    assert version(small_disk / "run") is None
+
+    ballast.unlink()
+    found = run(nodes, manifest)
+    assert found.returncode == 0, found.stderr
+    assert contents(small_disk / "run/data") == expected
+
+
+@pytest.mark.parametrize(
+    ("job", "override", "field"),
+    [
+        ("synthesize", "cluster.cpus_per_worker=2", "cluster.cpus_per_worker: must fit a node"),
+        ("synthesize", "cluster.gpus_per_worker=1", "cluster.gpus_per_worker: must fit a node"),
+        ("distill", "distillation.workers=3", "distillation.workers: must not exceed"),
+    ],
+)
+def test_what_the_cluster_can_never_hold_is_refused_at_once(
+    nodes: Nodes,
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    job: str,
+    override: str,
+    field: str,
+) -> None:
+    manifest = write(tmp_path)
+    if job == "distill":
+        for name, data in expected.items():
+            (tmp_path / "run/data" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "run/data" / name).write_bytes(data)
+    small = ["--set", "distillation.batch_size=24"]
+    found = jobs.run(job, manifest, *small, "--set", override, env=nodes.environment)
+    assert found.returncode == 2, found.stderr
+    assert last_error(found).startswith(f"error: {field}")
