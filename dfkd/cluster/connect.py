@@ -44,14 +44,14 @@ def connected() -> Iterator[None]:
     try:
         _knock(address)
         ray.init(**options)
-    except (OSError, RuntimeError) as error:
-        raise InfrastructureError(
-            f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
-            "start one, or unset RAY_ADDRESS to run locally"
-        ) from None
     except ValueError:
         raise ManifestError(
             "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
+        ) from None
+    except Exception as error:  # Ray raises that very class when a machine is too busy to start it
+        raise InfrastructureError(
+            f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
+            "start one, or unset RAY_ADDRESS to run locally"
         ) from None
     try:
         yield

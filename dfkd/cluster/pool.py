@@ -1,5 +1,6 @@
 """An elastic pool of actors: one task in flight for each, retries with a cap, quarantine."""
 
+import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkd.cluster.capacity import Share, staying
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
@@ -17,6 +19,9 @@ GLANCE = 1.0
 
 PATIENCE = 900.0
 """Seconds without any actor before a run gives up; an autoscaler's node takes minutes to come."""
+
+NOTICE = 30.0
+"""Seconds within which a node answers, or is known to be dead."""
 
 LOSSES = 10
 """Tries of a task that nodes took with them, beyond which it is suspected of killing them."""
@@ -264,16 +269,23 @@ class Pool(Generic[T]):
             return
         tries = self._tries[task.id]
         tries.append(node)
+        if node and self._held(tries) >= self.attempts:
+            self._call(node)
         if self._held(tries) < self.attempts and len(tries) < self.attempts + LOSSES:
             self._again.append(task)
         else:
             self.quarantine.append(Quarantined(task, reason))
 
-    def _held(self, tries: list[str]) -> int:
-        """How many are held against a task: not those that ended with their node.
+    def _call(self, node: str) -> None:
+        """Find out whether a node still answers, which Ray itself may notice only seconds later."""
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        ask: Any = ray.remote(_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        with contextlib.suppress(RayError):
+            ray.get(ask.remote(None), timeout=NOTICE)
+        self._look()
 
-        A node's loss is often known some seconds after its actors': so this is asked each time.
-        """
+    def _held(self, tries: list[str]) -> int:
+        """How many are held against a task: not those that ended with their node."""
         return sum(not node or node in self._nodes for node in tries)
 
 

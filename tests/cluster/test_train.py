@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import ray
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jobs
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.connect import connected
-from dfkd.cluster.train import _cpus_each, distill, explained, find_workers
+from dfkd.cluster.train import _cpus_each, _Trainer, distill, explained, find_workers
 from dfkd.distillation import Course
 from dfkd.distilled import place
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
@@ -151,6 +152,14 @@ def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
     assert [_cpus_each(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
     nodes["a"]["GPU"] = 1.0
     assert [_cpus_each(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
+
+
+def test_nothing_asks_for_a_dashboard_that_is_not_there() -> None:
+    """Ray's own default would complain each second."""
+    trainer = _Trainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
+    kinds = {type(each).__name__ for each in trainer._create_default_callbacks()}
+    assert "BackendSetupCallback" in kinds
+    assert "PlacementGroupCleanerCallback" not in kinds
 
 
 def test_a_connection_of_the_caller_is_used_and_left_open() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 import filling
-from dfkd.cluster.capacity import Share
+from dfkd.cluster.capacity import Share, room
 from dfkd.cluster.connect import connected
 from dfkd.cluster.pool import Pool
 from dfkd.dataset import Version
@@ -83,7 +83,8 @@ def work(run: Fill) -> None:
         run.attempts,
         Share(1.0),
     )
-    list(pool.run(task for task in TASKS if task.id not in done))
+    with room(Share(1.0), 2):
+        list(pool.run(task for task in TASKS if task.id not in done))
     assert pool.quarantine == []
     version.publish(TASKS, filling.ENVIRONMENT)
 
