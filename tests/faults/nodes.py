@@ -95,7 +95,7 @@ def below(pid: int) -> set[int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], limit: float = 240.0) -> Any:
+def wait_for(condition: Callable[[], Any], limit: float = 600.0) -> Any:
     """Poll until a condition holds; what it gave."""
     for _ in range(int(limit / 0.02)):
         if found := condition():

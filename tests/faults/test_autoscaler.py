@@ -17,7 +17,7 @@ from nodes import TESTS, below, driver, wait_for
 from dfkd.cluster.pool import PATIENCE
 from jobs import contents, environment
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 HEAD = "f" * 51 + "00000"
 """The head's id, by which Ray's provider of nodes on one machine knows it."""

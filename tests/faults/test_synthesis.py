@@ -20,7 +20,7 @@ from dfkd.dataset import PublishedVersion, current, verify
 from dfkd.storage import open_storage
 from jobs import contents, last_error
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 TREE = {
     "name": "tiny",

@@ -16,7 +16,7 @@ from nodes import Nodes, drain, driver, wait_for
 
 from jobs import contents
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
