@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from nodes import Nodes
+from machines import Nodes
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 from filler import Fill, drive, undisturbed
-from nodes import TESTS, below, driver, wait_for
+from machines import TESTS, below, driver, wait_for
 
 from dfkd.cluster.pool import PATIENCE
 from jobs import contents, environment

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from nodes import Nodes, wait_for
+from machines import Nodes, wait_for
 
 import jobs
 from dfkd.dataset import PublishedVersion, current, verify

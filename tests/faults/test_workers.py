@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from filler import TASKS, Fill, drive, undisturbed
-from nodes import Nodes, drain, driver, wait_for
+from machines import Nodes, drain, driver, wait_for
 
 from jobs import contents
 
