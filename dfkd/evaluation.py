@@ -169,22 +169,32 @@ def score(
     Raises:
         DfkdError: a model whose output is no finite [N, M], or data without a readable image.
     """
+    return _score(((candidate,) for candidate in candidates), data, batch_size, threads)
+
+
+def score_together(
+    candidates: Sequence[Candidate], data: Domains, batch_size: int, threads: int | None = None
+) -> Scores:
+    """`score` of models that take images of one size: each image is decoded once for all."""
+    if len({candidate.image_size for candidate in candidates}) != 1:
+        raise ValueError("models that are scored together take images of one size")
+    return _score([candidates], data, batch_size, threads)
+
+
+def _score(
+    groups: Iterable[Sequence[Candidate]], data: Domains, batch_size: int, threads: int | None
+) -> Scores:
     rows: list[Row] = []
     unreadable: dict[str, str] = {}
-    for candidate in candidates:
-        counts = _confusions(candidate, data, batch_size, threads or cpus(), unreadable)
-        for domain, confusion in counts.items():
-            if confusion.any():
-                rows.append(
-                    row(
-                        candidate.model,
-                        candidate.method,
-                        candidate.seed,
-                        domain,
-                        data.classes,
-                        confusion,
-                    )
-                )
+    for group in groups:
+        counts = _confusions(group, data, batch_size, threads or cpus(), unreadable)
+        for candidate, domains in zip(group, counts, strict=True):
+            about = (candidate.model, candidate.method, candidate.seed)
+            rows += [
+                row(*about, domain, data.classes, confusion)
+                for domain, confusion in domains.items()
+                if confusion.any()
+            ]
     if not rows and unreadable:
         name, reason = min(unreadable.items())
         raise DfkdError(
@@ -197,18 +207,18 @@ def score(
 
 
 def _confusions(
-    candidate: Candidate,
+    group: Sequence[Candidate],
     data: Domains,
     batch_size: int,
     threads: int,
     unreadable: dict[str, str],
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Counts true x predicted of each domain; adds what cannot be read to `unreadable`."""
+) -> list[dict[str, npt.NDArray[np.int64]]]:
+    """For each model the counts true x predicted of each domain; adds to `unreadable`."""
     M = len(data.classes)
-    counts = {domain: np.zeros((M, M), dtype=np.int64) for domain in data.names}
-    title = f"{candidate.model} {candidate.method} seed {candidate.seed}"
+    counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
+    title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
     with bar(title, len(data.items), "img") as progress:
-        for chunk, images in _batches(data.items, candidate.image_size, batch_size, threads):
+        for chunk, images in _batches(data.items, group[0].image_size, batch_size, threads):
             readable = []
             for item, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
@@ -217,8 +227,9 @@ def _confusions(
                     readable.append((item, image))
             if readable:
                 items, arrays = zip(*readable, strict=True)
-                for item, answer in zip(items, _predict(candidate, arrays, M), strict=True):
-                    counts[item.domain][item.class_index, answer] += 1
+                for candidate, domains in zip(group, counts, strict=True):
+                    for item, answer in zip(items, _predict(candidate, arrays, M), strict=True):
+                        domains[item.domain][item.class_index, answer] += 1
             progress.note(f"{len(unreadable)} unreadable" if unreadable else "")
             progress.update(len(chunk))
     return counts

@@ -88,8 +88,6 @@ def synthesise(
     views = _views(config, seeds, teacher.image_size)
     optimizer = _optimizer(config, latents.requires_grad_())
     for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
         seen = teacher.encode_image(views.show(generator.decode(latents, config.quantise), step))
         losses = _losses(seen, targets[rows])
         kept.update(rows, latents, losses)
@@ -98,9 +96,7 @@ def synthesise(
         finished = kept.finished(config.patience)[rows]
         if bool(finished.all()):
             break
-        (latents.grad,) = torch.autograd.grad(losses.sum(), [latents])
-        optimizer.step()
-        latents.data = generator.constrain(latents.data)
+        _improve(generator, latents, losses, optimizer, learning_rate(config, step))
         # Images that are done still cost time; they leave once they are half of the batch.
         if 2 * int(finished.sum()) >= len(rows):
             active = ~finished
@@ -139,6 +135,21 @@ def learning_rate(config: Synthesis, step: int) -> float:
         return config.learning_rate
     progress = torch.tensor(torch.pi * step / (config.steps - 1), dtype=torch.float64)
     return config.learning_rate * (0.55 + 0.45 * float(progress.cos()))
+
+
+def _improve(
+    generator: Generator,
+    latents: Tensor,
+    losses: Tensor,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+) -> None:
+    """One step of the optimizer, in place, to where the generator can decode."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    (latents.grad,) = torch.autograd.grad(losses.sum(), [latents])
+    optimizer.step()
+    latents.data = generator.constrain(latents.data)
 
 
 def _optimizer(config: Synthesis, latents: Tensor) -> torch.optim.Optimizer:

@@ -28,7 +28,7 @@ from dfkd.dataset import PublishedVersion
 from dfkd.distilled import Place, place
 from dfkd.domains import open_data
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.evaluation import Candidate, score
+from dfkd.evaluation import Candidate, Model, score_together
 from dfkd.export import INPUT, OPSET, OUTPUT, export, load, quantise
 from dfkd.fingerprint import sha256_file
 from dfkd.latency import one_core
@@ -269,18 +269,18 @@ def _evaluate(
     """Accuracy of all that is handed out, beside that of PyTorch and of the teacher."""
     data = open_data(manifest.evaluation, manifest.classes)
     size, batch_size = about["image_size"], manifest.evaluation.batch_size
-    found = {}
-    for name, model in (("onnx", comparison), ("int8", comparison.int8)):
-        candidate = Candidate("student", name, 0, size, model, CPU)
-        found[name] = score([candidate], data, batch_size, threads)
-    images = {row["domain"]: row["images"] for row in found["onnx"].rows}
+    models: dict[str, Model] = {"onnx": comparison, "int8": comparison.int8}
+    candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
+    scores = score_together(candidates, data, batch_size, threads)
+    images = {row["domain"]: row["images"] for row in scores.rows}
+    found = {name: [row for row in scores.rows if row["method"] == name] for name in models}
     return {
         "source": data.source,
         "images": images,
-        "unreadable": len(found["onnx"].unreadable),
+        "unreadable": len(scores.unreadable),
         "accuracy": {
             **accuracy,
-            **{name: _accuracy(scores.rows) for name, scores in found.items()},
+            **{name: _accuracy(rows) for name, rows in found.items()},
         },
     }
 

@@ -1,10 +1,8 @@
 """The job on a small run: a teacher of random weights, and students that know three colours."""
 
-import importlib.util
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +12,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+import jobs
 from dfkd import architecture
 from dfkd.distilled import place
 from dfkd.manifest import Manifest, Method
@@ -21,7 +20,6 @@ from dfkd.results import validate_results
 from dfkd.student import Student, build, card, save_student
 from surrogates import CLASSES, publish, write_manifest
 
-JOB = Path(__file__).parents[1] / "jobs" / "evaluate.py"
 PURE = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 TOWERS = {
     "embed_dim": 8,
@@ -37,11 +35,7 @@ class Evaluate(Protocol):
 @pytest.fixture
 def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
     """The job in this process, which saves an interpreter's start for each call."""
-    spec = importlib.util.spec_from_file_location("evaluate_job", JOB)
-    assert spec
-    assert spec.loader
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
+    job = jobs.load("evaluate")
 
     def call(manifest: Path, *options: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
@@ -178,7 +172,7 @@ def test_a_class_in_no_domain_is_refused_even_in_a_dry_run(evaluate: Evaluate, r
 
 
 def test_the_command_line_is_the_same_job(run: Path) -> None:
-    command = [sys.executable, str(JOB), str(run), "--dry-run"]
+    command = jobs.command("evaluate", run, "--dry-run")
     job = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert job.returncode == 0, job.stderr
     assert json.loads(job.stdout)["teacher"] == 1

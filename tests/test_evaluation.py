@@ -1,16 +1,20 @@
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd import evaluation
 from dfkd.domains import Domains, open_data
 from dfkd.errors import DfkdError
-from dfkd.evaluation import Candidate, score
+from dfkd.evaluation import Candidate, score, score_together
 from dfkd.manifest import Evaluation
+from dfkd.pictures import pixels
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = tuple(COLOURS)
@@ -92,6 +96,25 @@ def test_candidates_are_taken_one_after_the_other(data: Domains) -> None:
 
     score(candidates(), data, batch_size=64)
     assert events == ["load a", "a", "load b", "b"]
+
+
+def test_models_scored_together_decode_each_image_once(
+    data: Domains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def counting(encoded: bytes, image_size: int) -> np.ndarray:
+        decoded.append(image_size)
+        return pixels(encoded, image_size)
+
+    monkeypatch.setattr(evaluation, "pixels", counting)
+    one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))
+    together = score_together([one, other], data, batch_size=4)
+    assert len(decoded) == len(data.items)
+    assert together == score([one, other], data, batch_size=5)
+    assert together.rows[0] != together.rows[len(together.rows) // 2]
+    with pytest.raises(ValueError, match="one size"):
+        score_together([one, dataclasses.replace(one, image_size=9)], data, batch_size=4)
 
 
 def test_an_unreadable_image_is_named_and_left_out_of_every_count(

@@ -1,6 +1,5 @@
 """The job in this process, on a run that has its results and nothing else."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
+import jobs
 from dfkd.results import row, summarise, write_results
 from dfkd.storage import open_storage
 
-JOB = Path(__file__).parents[1] / "jobs" / "report.py"
 CLASSES = ["cat", "dog"]
 
 Report = Callable[..., tuple[int, str, str]]
@@ -22,11 +21,7 @@ Report = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str]) -> Report:
     """The job: exit code, stdout and stderr."""
-    spec = importlib.util.spec_from_file_location("report_job", JOB)
-    assert spec
-    assert spec.loader
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
+    job = jobs.load("report")
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()

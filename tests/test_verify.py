@@ -1,28 +1,14 @@
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+import jobs
 import surrogates
 from dfkd.errors import Exit
 from dfkd.manifest import Manifest
 
-JOB = Path(__file__).parents[1] / "jobs" / "verify.py"
-
-
-def load_job() -> Any:
-    """The job as a module; `jobs` is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location("verify_job", JOB)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-verify = load_job()
+verify = jobs.load("verify")
 
 
 @pytest.fixture

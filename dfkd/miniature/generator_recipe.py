@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,18 @@ class Perception(nn.Module):
         return torch.stack(errors).sum()
 
 
+@dataclass(frozen=True)
+class Losses:
+    """What one batch gave: the parts of its loss, its latents and the codes assigned to them."""
+
+    pixel: Tensor
+    chroma: Tensor
+    perceptual: Tensor
+    commitment: Tensor
+    z: Tensor
+    index: Tensor
+
+
 class Trainer:
     """One training run with checkpoints in ``folder``; the same call resumes."""
 
@@ -217,7 +229,7 @@ class Trainer:
                 export(self.network, self.step)
         return self.network.eval()
 
-    def _losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _losses(self, images: Tensor) -> Losses:
         with torch.autocast("cpu", torch.bfloat16):
             z = self.encode(images * 2 - 1)
             codes, index = self.network.quantize(z)
@@ -229,24 +241,25 @@ class Trainer:
         # Without the mean of the channels, and squared: most pixels have no colour, so that an
         # absolute error is least in a grey world, and pixels and features alone leave one.
         chroma = (error - error.mean(1, keepdim=True)).square().mean()
-        return error.abs().mean(), chroma, perceptual.float(), commitment, z, index
+        return Losses(error.abs().mean(), chroma, perceptual.float(), commitment, z, index)
 
     def _update(self) -> tuple[float, ...]:
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
         images, gen = self.batch(self.step)
-        pixel, chroma, perceptual, commitment, z, index = self._losses(images)
-        loss = 2 * pixel + r.colour_weight * chroma + r.perceptual_weight * perceptual
-        loss = loss + 0.25 * commitment
+        found = self._losses(images)
+        loss = 2 * found.pixel + r.colour_weight * found.chroma
+        loss = loss + r.perceptual_weight * found.perceptual + 0.25 * found.commitment
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         reborn = 0
         if self.step + 1 >= r.free_steps:
-            reborn = self.network.quantize.follow(z.detach(), index, gen)
-        return pixel.item(), chroma.item(), perceptual.item(), commitment.item(), float(reborn)
+            reborn = self.network.quantize.follow(found.z.detach(), found.index, gen)
+        parts = (found.pixel, found.chroma, found.perceptual, found.commitment)
+        return (*(part.item() for part in parts), float(reborn))
 
     def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
         """Clean coloured icons [B, 3, 64, 64] in [0, 1], and the step's generator."""

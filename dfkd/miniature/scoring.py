@@ -110,33 +110,52 @@ def generator_scores(
     """Fidelity of held-out icons through the codes, and what the teacher still sees in them."""
     pictures, images = evaluation_images(icons)
     made = reconstruct(network, images)
-    names = sorted({p.label for p in pictures})
-    official = evaluation_set.official(evaluation_set.counts(pictures))
-    sets = {"all": names, "official": official}
-    colour = _domains(pictures)["color_emoji"]
-    before = {k: _by_domain(teacher, tokenizer, pictures, images, c) for k, c in sets.items()}
-    after = {k: _by_domain(teacher, tokenizer, pictures, made, c) for k, c in sets.items()}
-    with torch.no_grad():
-        used = torch.cat(
-            [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
-        ).unique()
     return {
         "decoder_parameters": _size(network.decoder),
         "parameters": _size(network),
         "codes": len(network.quantize.mass),
-        "codes_used_by_the_bundled_set": len(used),
+        "codes_used_by_the_bundled_set": _codes_used(network, images),
         "steps": trainer.step,
         "images_seen": trainer.step * trainer.recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),
+        **_fidelity(pictures, images, made),
+        **_recognition(teacher, tokenizer, pictures, images, made),
+    }
+
+
+@torch.no_grad()
+def _codes_used(network: generator_recipe.Network, images: Tensor) -> int:
+    parts = [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
+    return len(torch.cat(parts).unique())
+
+
+def _fidelity(pictures: Sequence[Picture], images: Tensor, made: Tensor) -> Scores:
+    """How near the pixels of the reconstructions `made` are to those of `images`."""
+    domains = _domains(pictures)
+    colour = domains["color_emoji"]
+    ratios = {name: generator_recipe.psnr(made[at], images[at]) for name, at in domains.items()}
+    ratios["mean"] = generator_recipe.psnr(made, images)
+    return {
         "l1": round(float((made - images).abs().mean()), 4),
         "colourfulness_kept": _colourfulness_kept(made[colour], images[colour]),
-        "psnr_db": {
-            **{
-                domain: round(generator_recipe.psnr(made[at], images[at]), 2)
-                for domain, at in _domains(pictures).items()
-            },
-            "mean": round(generator_recipe.psnr(made, images), 2),
-        },
+        "psnr_db": {name: round(ratio, 2) for name, ratio in ratios.items()},
+    }
+
+
+def _recognition(
+    teacher: nn.Module,
+    tokenizer: SimpleTokenizer,
+    pictures: Sequence[Picture],
+    images: Tensor,
+    made: Tensor,
+) -> Scores:
+    """What the teacher sees in `images`, and what in the reconstructions `made`."""
+    names = sorted({p.label for p in pictures})
+    official = evaluation_set.official(evaluation_set.counts(pictures))
+    sets = {"all": names, "official": official}
+    before = {k: _by_domain(teacher, tokenizer, pictures, images, c) for k, c in sets.items()}
+    after = {k: _by_domain(teacher, tokenizer, pictures, made, c) for k, c in sets.items()}
+    return {
         "teacher_on_originals": before,
         "teacher_on_reconstructions": after,
         "teacher_kept": {k: round(after[k]["mean"] / before[k]["mean"], 4) for k in sets},
