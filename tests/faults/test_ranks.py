@@ -1,0 +1,159 @@
+"""Fault 9: ranks are killed at known steps, so that what is tested does not depend on time.
+
+Each run has two ranks with unevenly many images, a checkpoint every ten steps, and the same student
+as the run that nobody disturbed.
+"""
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dfkd.checkpoints import Checkpoints
+from dfkd.cluster import train as module
+from dfkd.cluster.rank import train
+from dfkd.cluster.train import distill
+from dfkd.distillation import Course, Distiller
+from dfkd.distilled import Place, place
+from dfkd.errors import InfrastructureError
+from dfkd.manifest import Manifest
+from dfkd.student import WEIGHTS, load_student
+from surrogates import publish, write_manifest
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+
+STEPS, INTERVAL = 5, 10
+"""Of an epoch (30 images in batches of 6), and between two checkpoints."""
+WARMUP, TOTAL = 20, 50
+FAR_SECONDS = 1.5
+"""More than the second in which Ray Train itself would lose a checkpoint."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(module.__file__).parents[2]))
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20
+        )
+        yield
+        ray.shutdown()
+
+
+def prepare(folder: Path) -> Manifest:
+    """A run of which one rank reads 4 + 4 + 2 images more often than the other its own."""
+    folder.mkdir()
+    path = write_manifest(
+        folder,
+        synthesis={"images_per_class": 10},
+        distillation={
+            "workers": 2,
+            "warmup_epochs": WARMUP // STEPS,
+            "epochs": (TOTAL - WARMUP) // STEPS,
+            "checkpoint_epochs": INTERVAL // STEPS,
+        },
+    )
+    manifest = Manifest.read(path)
+    publish(manifest)
+    assert Course.of(manifest.distillation, STEPS) == Course(STEPS, WARMUP, TOTAL)
+    return manifest
+
+
+Deaths = dict[int, tuple[int, float]]
+"""Before which step which rank dies, and after how many idle seconds."""
+
+
+def doomed(deaths: Deaths, marks: Path) -> Callable[[dict[str, Any]], None]:
+    """`train`, in which a rank kills itself once before each of some steps.
+
+    A function within a function travels to the ranks by value: they know no module of tests.
+    """
+
+    def loop(config: dict[str, Any]) -> None:
+        advance = Distiller.advance
+
+        @functools.wraps(advance)
+        def dying(self: Distiller, batch: Any) -> Any:
+            rank, seconds = deaths.get(self.step, (-1, 0.0))
+            mark = marks / str(self.step)
+            if rank == self.rank and not mark.exists():
+                time.sleep(seconds)
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return advance(self, batch)
+
+        Distiller.advance = dying  # type: ignore[method-assign]
+        try:
+            train(config)
+        finally:
+            Distiller.advance = advance  # type: ignore[method-assign]
+
+    return loop
+
+
+def run(manifest: Manifest, deaths: Deaths, marks: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    marks.mkdir()
+    monkeypatch.setattr(module, "train", doomed(deaths, marks))
+    try:
+        return distill(manifest, "vanilla", 0).place
+    finally:
+        assert sorted(int(path.name) for path in marks.iterdir()) == sorted(deaths)
+
+
+def whole(student: Place) -> None:
+    """All steps were made, its curve lacks none of them, and no checkpoint is left."""
+    _, card = load_student(student.storage)
+    assert card["steps"] == TOTAL
+    assert Checkpoints(student.storage.child("checkpoints")).newest() == 0
+    events = EventAccumulator(student.storage.location("tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    assert steps[-1] == TOTAL
+    assert set(steps) == set(range(STEPS, TOTAL + 1, STEPS))
+
+
+NEAR: Deaths = {INTERVAL: (1, 0.0), WARMUP + INTERVAL: (0, 0.0)}
+"""Right after the checkpoint before that step: rank 1 while rank 0 may still be writing it."""
+FAR: Deaths = {INTERVAL + 5: (0, FAR_SECONDS), WARMUP + INTERVAL + 7: (1, FAR_SECONDS)}
+"""Half-way to the next one, and longer than a second after it."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The student of the run in which nobody dies."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    student = distill(prepare(folder / "run"), "vanilla", 0).place
+    whole(student)
+    return student.storage.get(WEIGHTS)
+
+
+@pytest.mark.parametrize("deaths", [NEAR, FAR], ids=["near", "far"])
+def test_ranks_killed_in_both_phases_change_no_bit_of_the_student(
+    undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: Deaths
+) -> None:
+    """In warm-up and in fine-tuning, the leading rank and the other, by a checkpoint or far off."""
+    student = run(prepare(tmp_path / "run"), deaths, tmp_path / "marks", monkeypatch)
+    whole(student)
+    assert student.storage.get(WEIGHTS) == undisturbed
+    print(f"ranks killed before steps {sorted(deaths)} of {TOTAL}: the same student")
+
+
+def test_after_too_many_deaths_the_same_command_goes_on_with_another_number_of_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FAILURES", 0)
+    manifest = prepare(tmp_path / "run")
+    with pytest.raises(InfrastructureError, match="ranks died more than 0 times"):
+        run(manifest, {WARMUP + INTERVAL + 3: (1, 0.0)}, tmp_path / "marks", monkeypatch)
+    target = place(manifest, "vanilla", 0)
+    assert Checkpoints(target.storage.child("checkpoints")).newest() == WARMUP + INTERVAL
+    narrower = Manifest.read(tmp_path / "run" / "manifest.yaml", ("distillation.workers=1",))
+    assert place(narrower, "vanilla", 0).name == target.name
+    whole(run(narrower, {}, tmp_path / "none", monkeypatch))
