@@ -177,6 +177,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
         ManifestError: unusable data, or a student that is missing; nothing has been scored.
         CorruptionError: a student is not what was written.
         DfkdError: no image at all can be read.
+        InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
     """
     # The models work in this process; a cluster is joined for its Prometheus to be told.
     joined = connected() if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext()

@@ -16,6 +16,7 @@ from dfkd.manifest import Manifest
 from dfkd.plan import tasks
 from dfkd.shards import Receipt
 from dfkd.storage import open_storage
+from prometheus import wait_for
 from surrogates import publish, write_manifest
 
 
@@ -39,7 +40,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     return handler
 
 
-def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept) -> None:
+def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
     published = publish(manifest)
     home = open_storage(manifest.storage.root).child("data/vanilla")
@@ -61,3 +62,9 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept) -> None:
     assert quarantined["event"] == "quarantined"
     assert (quarantined["task"], quarantined["images"]) == (poisoned.id, poisoned.count)
     assert quarantined["reason"] == "no luck"
+
+    found = wait_for(endpoint, lambda found: len(found.get("ray_dfkd_images_total", ())) == 2)
+    images = {own["outcome"]: value for own, value in found["ray_dfkd_images_total"]}
+    assert images == {"done": 4, "quarantined": poisoned.count}
+    ((labels, seconds),) = found["ray_dfkd_synthesis_seconds_total"]
+    assert (labels["manifest"], labels["method"], seconds) == ("tiny", "vanilla", 1.25)
