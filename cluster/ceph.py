@@ -124,6 +124,12 @@ class Ceph:
         """Make an empty bucket."""
         self._client().create_bucket(Bucket=name)
 
+    def new_root(self) -> str:
+        """`s3://bucket/prefix` in a bucket of its own."""
+        bucket = f"test-{uuid.uuid4().hex}"
+        self.make_bucket(bucket)
+        return f"s3://{bucket}/runs/one"
+
     def kill(self) -> None:
         """kill -9 of every daemon."""
         for daemon in self._daemons:

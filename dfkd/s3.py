@@ -7,10 +7,8 @@ kind are off too, since not every store reads them: receipts have their own sha2
 
 import contextlib
 import os
-import random
 import re
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +35,11 @@ from dfkd.objects import (
     Request,
     check_key,
     ignore,
-    missing_object,
     no_room,
     require_room,
 )
+from dfkd.retries import Patience
+from dfkd.s3_errors import busy, code, explain, redact, status
 
 T = TypeVar("T")
 
@@ -54,9 +53,6 @@ SINGLE_BYTES = 5 << 30
 PARTS = 10_000
 """The most parts that S3 takes."""
 MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
-BUSY = {409, 429, 500, 502, 503, 504}
-"""What a store answers when the same request may succeed later; 409: another writer is at work."""
-BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 LOST = (
     boto.HTTPClientError,
     boto.EndpointConnectionError,
@@ -77,13 +73,9 @@ NOT_ALLOWED = (
 
 @dataclass(frozen=True)
 class Limits:
-    """How patient a process is with a store, and how greedy."""
+    """What a process bears with, and what it asks for at most."""
 
-    attempts: int = 12
-    """Tries of a request. The pauses between them add up to over a minute: a store may restart."""
-    pause: float = 0.2
-    """Seconds before the second try at the most; doubled each time, up to `longest_pause`."""
-    longest_pause: float = 20.0
+    patience: Patience = field(default_factory=Patience)
     connect: float = 10.0
     """Seconds to connect, and that a body which is sent may stand still."""
     read: float = 60.0
@@ -160,30 +152,13 @@ class Connection:
             return boto3.session.Session(botocore_session=session).client("s3", config=config)
         except ValueError as error:
             raise ManifestError(
-                "AWS_ENDPOINT_URL", "must be the URL of an S3 endpoint", _redact(error), "mend it"
+                "AWS_ENDPOINT_URL", "must be the URL of an S3 endpoint", redact(error), "mend it"
             ) from None
 
     def attempt(self, operation: str, send: Callable[[Request], T]) -> T:
-        """What `send` returns, tried again while the store is busy or its answers are lost.
-
-        `send` counts the bytes of bodies in the `Request` that it is given.
-        """
-        number = 1
-        while True:
-            request = Request(operation, number)
-            begun = time.perf_counter()
-            try:
-                return send(request)
-            except Exception as error:
-                request.error = _code(error) or type(error).__name__
-                if number >= self.limits.attempts or not _may_pass(error):
-                    raise
-            finally:
-                request.seconds = time.perf_counter() - begun
-                self.observe(request)
-            longest = min(self.limits.pause * 2 ** (number - 1), self.limits.longest_pause)
-            time.sleep(longest * random.SystemRandom().uniform(0.5, 1))
-            number += 1
+        """What `send` returns, tried again while the store is busy or its answers are lost."""
+        patience = self.limits.patience
+        return patience.attempt(operation, send, _name, _may_pass, self.observe)
 
 
 @dataclass(frozen=True)
@@ -210,14 +185,14 @@ class S3Storage:
         try:
             return self.connection.attempt(operation, send)
         except ClientError as error:
-            raise _explain(error, self.location(key)) from None
+            raise explain(error, self.location(key)) from None
         except NOT_ALLOWED as error:
             raise ManifestError(
-                "storage.root", "needs S3 credentials", _redact(error), "set AWS_* or a profile"
+                "storage.root", "needs S3 credentials", redact(error), "set AWS_* or a profile"
             ) from None
         except (BotoCoreError, ResponseParserError) as error:
             raise InfrastructureError(
-                f"storage: {self.location(key)}: {_redact(error)}; "
+                f"storage: {self.location(key)}: {redact(error)}; "
                 "run the same command again, it resumes"
             ) from None
 
@@ -260,7 +235,7 @@ class S3Storage:
             try:
                 self._send(request, place, data, size, **options)
             except ClientError as error:
-                if _status(error) != 412:
+                if status(error) != 412:
                     raise
                 return False, request.attempt > 1
             return True, False
@@ -320,7 +295,7 @@ class S3Storage:
             try:
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
             except ClientError as error:
-                if request.attempt == 1 or _code(error) != "NoSuchUpload":
+                if request.attempt == 1 or code(error) != "NoSuchUpload":
                     raise
                 return True
             return False
@@ -335,10 +310,11 @@ class S3Storage:
 
     def get(self, key: str) -> bytes:
         """See `Storage.get`."""
-        place = self._at(key)
+        return self._read(key, self._at(key))
 
+    def _read(self, key: str, what: dict[str, str]) -> bytes:
         def send(request: Request) -> bytes:
-            answer = self._client.get_object(**place)
+            answer = self._client.get_object(**what)
             data: bytes = answer["Body"].read()
             request.bytes = len(data)
             _require_whole(answer, request)
@@ -356,16 +332,7 @@ class S3Storage:
         """See `Storage.get_range`."""
         if stop <= start:
             return b""
-        place = self._at(key) | {"Range": f"bytes={start}-{stop - 1}"}
-
-        def send(request: Request) -> bytes:
-            answer = self._client.get_object(**place)
-            data: bytes = answer["Body"].read()
-            request.bytes = len(data)
-            _require_whole(answer, request)
-            return data
-
-        return self._attempt("get", key, send)
+        return self._read(key, self._at(key) | {"Range": f"bytes={start}-{stop - 1}"})
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
@@ -459,7 +426,8 @@ class S3Storage:
 
     def briefly(self) -> "S3Storage":
         """The same storage with less patience: `OPENING` tries of a request."""
-        limits = replace(self.connection.limits, attempts=OPENING)
+        patience = replace(self.connection.limits.patience, attempts=OPENING)
+        limits = replace(self.connection.limits, patience=patience)
         return replace(self, connection=replace(self.connection, limits=limits))
 
     def observed(self, observe: Observe) -> "S3Storage":
@@ -491,36 +459,11 @@ def _age(page: Any, written: datetime) -> float:
     return max(0.0, (now - written).total_seconds())
 
 
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _code(error: Exception) -> str:
-    if not isinstance(error, ClientError):
-        return ""
-    return str(error.response.get("Error", {}).get("Code", "")) or str(_status(error))
-
-
 def _may_pass(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, ClientError):
-        return _status(error) in BUSY or _code(error) in BUSY_CODES
-    return isinstance(error, LOST)
+    return busy(error) if isinstance(error, ClientError) else isinstance(error, LOST)
 
 
-def _redact(error: Exception) -> str:
-    """Its text without what stands before a host name in a URL, where some write a password."""
-    return re.sub(r"//[^/\s]*@", "//", str(error))
-
-
-def _explain(error: ClientError, location: str) -> Exception:
-    code = _code(error)
-    if code in ("NoSuchKey", "NoSuchUpload", "404", "NotFound"):
-        return missing_object(location)
-    if code in ("NoSuchBucket", "InvalidBucketName") or _status(error) in (301, 401, 403):
-        return ManifestError(
-            "storage.root", "must be a bucket you may use", f"{location} ({code})", "check it"
-        )
-    return InfrastructureError(
-        f"storage: {location}: {code}; run the same command again, it resumes"
-    )
+def _name(error: Exception) -> str:
+    """For an observer."""
+    return code(error) if isinstance(error, ClientError) else type(error).__name__

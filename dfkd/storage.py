@@ -34,6 +34,7 @@ __all__ = [
     "Request",
     "Storage",
     "open_storage",
+    "require_room",
     "require_space",
 ]
 

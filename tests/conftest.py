@@ -1,8 +1,9 @@
 """Shared fixtures: the miniature models, an S3 server. Puts this folder's modules on the path."""
 
 import os
-import uuid
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,9 +53,19 @@ def s3_root(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
     """`s3://bucket/prefix` in an empty bucket of `ceph`, with the environment that reaches it."""
     for name, value in ceph.environment.items():
         monkeypatch.setenv(name, value)
-    bucket = f"test-{uuid.uuid4().hex}"
-    ceph.make_bucket(bucket)
-    return f"s3://{bucket}/runs/one"
+    return ceph.new_root()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -20,9 +20,10 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-KINDS = ("busy", "throttled", "cut request", "cut answer", "lost", "slow", "silent")
+KINDS = ("busy", "throttled", "cut request", "cut answer", "lost", "slow", "silent", "held")
 """503 and 429 without asking the store; a connection cut in the middle of the body on the way there
-or back; done, but the answer dropped; an answer in pieces; done, but no answer while one waits."""
+or back; done, but the answer dropped; an answer in pieces; done, but no answer while one waits, or
+until the test says so."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Proxy:
         """The most requests with a body that were there at once."""
         self.gate: threading.Barrier | None = None
         """Where requests with a body wait for each other, if set."""
+        self.held, self.released = threading.Event(), threading.Event()
+        """That a request is held, and that it is to be dropped now."""
         self._uploads = 0
         self._script: list[Fault] = []
         self._storm: tuple[random.Random, float, tuple[str, ...]] | None = None
@@ -138,7 +141,10 @@ class Proxy:
                 status, headers, data = self._forward(body)
                 if kind == "silent":
                     self.connection.recv(1)  # until the client goes away
-                if kind in ("lost", "silent") or (kind == "cut answer" and not data):
+                if kind == "held":
+                    proxy.held.set()
+                    proxy.released.wait()
+                if kind in ("lost", "silent", "held") or (kind == "cut answer" and not data):
                     self._cut()
                     return
                 self.send_response_only(status)

@@ -17,6 +17,7 @@ import filling
 from dfkd import dataset
 from dfkd.dataset import current, verify
 from dfkd.errors import DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.retries import Patience
 from dfkd.s3 import UPLOADS, Connection, Limits, S3Storage
 from dfkd.storage import MissingObject, Request, Storage, open_storage
 from proxy import Proxy
@@ -115,7 +116,7 @@ class FaultTests:
     @pytest.fixture
     def storage(self, root: str, proxy: Proxy) -> S3Storage:
         bucket, _, prefix = root.removeprefix("s3://").partition("/")
-        return S3Storage(bucket, prefix, Connection(Limits(pause=0.01, part=5 << 20)))
+        return S3Storage(bucket, prefix, Connection(Limits(Patience(pause=0.01), part=5 << 20)))
 
     def test_busy_stores_are_asked_again(self, storage: S3Storage, proxy: Proxy) -> None:
         seen: list[Request] = []
@@ -157,7 +158,7 @@ class FaultTests:
         assert (tmp_path / "out").read_bytes() == data
 
     def test_an_answer_that_never_comes_is_given_up(self, storage: S3Storage, proxy: Proxy) -> None:
-        limits = Limits(pause=0.01, read=2.0)
+        limits = Limits(Patience(pause=0.01), read=2.0)
         impatient = S3Storage(storage.bucket, storage.prefix, Connection(limits))
         proxy.inject("silent", "silent")
         assert impatient.put_if_absent("a", b"1")
@@ -204,7 +205,9 @@ class FaultTests:
 
     def test_a_failed_upload_leaves_nothing(self, storage: S3Storage, proxy: Proxy) -> None:
         brief = S3Storage(
-            storage.bucket, storage.prefix, Connection(Limits(2, pause=0.01, part=5 << 20))
+            storage.bucket,
+            storage.prefix,
+            Connection(Limits(Patience(2, pause=0.01), part=5 << 20)),
         )
         proxy.inject("busy", "busy", method="PUT", target="partNumber=2")
         with pytest.raises(InfrastructureError, match=r"large: SlowDown; run the same command"):

@@ -2,10 +2,8 @@ import multiprocessing
 import pickle
 import resource
 import shutil
-import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import ANY
@@ -193,17 +191,6 @@ def test_opening_removes_what_dead_writers_left_but_not_what_live_ones_write(
     assert leftovers(tmp_path) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
     storage = open_storage(str(small_disk))
     storage.put("first", b"1" * (100 << 10))
@@ -215,6 +202,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
     assert list(storage.list()) == ["first"]
     assert leftovers(small_disk) == []
     assert storage.put_if_absent("second", b"2" * (100 << 10))
+
+
+def test_a_copy_that_does_not_fit_is_refused(small_disk: Path, tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "run"))
+    storage.put("big", b"x" * (400 << 10))
+    with pytest.raises(InfrastructureError, match=r"no room for .*copy \(409600 bytes"):
+        storage.get_file("big", small_disk / "copy")
 
 
 def _write_limited(root: str) -> str:

@@ -31,7 +31,7 @@ from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
 from dfkd.record import Cost, recorded
 from dfkd.shards import parse_shard
-from dfkd.storage import open_storage, require_space
+from dfkd.storage import open_storage, require_room, require_space
 from dfkd.surrogate import SurrogateMaker
 from dfkd.tracking import Curve, Glimpse, ShardTracker
 
@@ -219,6 +219,9 @@ class SynthesisWorker(Worker):
         with tempfile.TemporaryDirectory() as folder:
             tar = Path(folder, f"{task.id}.tar")
             try:
+                require_room(
+                    tar, estimated_bytes(self.manifest) * task.count // image_count(self.manifest)
+                )
                 failed = self._maker.shard(task, self.version.prompts(task), tar, curve)
                 receipt = self.version.commit(task, tar, failed)
                 samples = list(parse_shard(tar.read_bytes(), receipt.shard))
