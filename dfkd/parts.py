@@ -73,7 +73,9 @@ def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
 
     def bounds(number: int) -> tuple[int, int] | None:
         known = metadata.row_group(number).column(column).statistics
-        return (known.min, known.max) if known is not None and known.has_min_max else None
+        if known is None or not known.has_min_max or not isinstance(known.min, int):
+            return None
+        return known.min, known.max
 
     if any(bounds(number) is None for number in (*numbers[:1], *numbers[-1:])):
         return list(numbers)

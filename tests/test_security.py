@@ -244,7 +244,7 @@ def test_parquet_that_grows_without_end_is_refused(monkeypatch: pytest.MonkeyPat
 )
 def test_prompts_of_another_schema_are_refused(tmp_path: Path, table: pa.Table) -> None:
     version = begin(home(tmp_path), IDENTITY)
-    version.put_prompts("00000", table)
+    version.storage.put("prompts/00000.parquet", table_bytes(table))
     with pytest.raises(CorruptionError, match=r"00000\.parquet: .*; delete it, run again"):
         version.prompts(TASKS[0])
 
