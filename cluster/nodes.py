@@ -114,7 +114,7 @@ class RayCluster:
         command += [f"--temp-dir={self._folder / address}"]
         with (self._folder / f"{address}.log").open("wb") as output:
             process = subprocess.Popen(
-                [*command, *arguments],
+                ["setpriv", "--pdeathsig", "TERM", *command, *arguments],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
