@@ -18,6 +18,8 @@ from dfkd.teacher import Teacher
 # Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
 # this when it is first imported, by the modules of tests or by the jobs they start.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# A node of Ray gives itself half a minute to start, which a busy machine does not always hold.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
 pytest.register_assert_rewrite("storing")
 
