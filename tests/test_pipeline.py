@@ -21,7 +21,7 @@ SMALL = [
 ]
 
 
-def settings(root: Path, *more: str) -> list[str]:
+def settings(root: Path | str, *more: str) -> list[str]:
     chosen = [*SMALL, f"storage.root={root}", *more]
     return [word for setting in chosen for word in ("--set", setting)]
 

@@ -2,30 +2,104 @@
 
 import contextlib
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ceph as servers
 import filling
 from ceph import Ceph
 from dfkd.dataset import PublishedVersion, current, verify
 from dfkd.errors import InfrastructureError
+from dfkd.s3 import S3Storage
 from dfkd.storage import open_storage
+from jobs import command, environment
 from proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(1200)]
 
+TREE = {
+    "name": "small",
+    "classes": ["dog", "house", "car"],
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "prompts": {"method": "random"},
+    "synthesis": {
+        "images_per_class": 8,
+        "shard_size": 2,
+        "batch_size": 2,
+        "image_size": 64,
+        "steps": 8,
+        "views": 1,
+    },
+}
+HEAD = "data/random"
+TASKS = 12
 SEEDS = (52, 24, 27)
 """Whose storms hold every kind of fault within the first twenty requests."""
+RETRY = 4
+"""The exit code that asks for the same command again."""
 
 
-def published(root: str, head: str) -> PublishedVersion:
+def start(folder: Path, root: str) -> subprocess.Popen[str]:
+    """The job that makes the version, in a process group of its own."""
+    folder.mkdir(exist_ok=True)
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(yaml.safe_dump(TREE | {"storage": {"root": root}}))
+    return subprocess.Popen(
+        command("synthesize", manifest),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(job: subprocess.Popen[str], folder: Path, root: str) -> None:
+    """Wait, and as a scheduler does, start again what asks for it."""
+    for _ in range(6):
+        try:
+            said, _ = job.communicate()
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+        if job.returncode != RETRY:
+            break
+        job = start(folder, root)
+    assert job.returncode == 0, said
+
+
+def published(root: str, head: str = HEAD) -> PublishedVersion:
     version = current(open_storage(root).child(head))
     assert version is not None
     return version
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> PublishedVersion:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    root = str(folder / "run")
+    finish(start(folder, root), folder, root)
+    return published(root)
+
+
+def require_undisturbed(root: str, undisturbed: PublishedVersion) -> None:
+    """The same shards by sha256, each once, whole, and nothing beside them."""
+    version = published(root)
+    assert version.shards == undisturbed.shards
+    assert len(version.shards) == TASKS
+    assert verify(version) == []
+    storage = version.storage
+    assert isinstance(storage, S3Storage)
+    assert set(storage.list("shards/")) == {receipt.shard for receipt in version.shards}
+    assert len(list(storage.list("receipts/"))) == TASKS
+    assert list(version.home.list("current/")) == ["current/00000001.json"]
+    assert open_storage(root).abort_uploads(older_than=0) == 0
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +183,33 @@ def test_writes_in_bad_weather(s3_root: str, proxy: Proxy, tmp_path: Path, seed:
     assert set(proxy.struck) == kinds
     proxy.storm(0, share=0, kinds=[])
     require_filled(s3_root, tmp_path)
+
+
+def test_a_run_whose_store_is_killed_and_restarted(
+    mortal: Ceph,
+    mortal_root: str,
+    proxy: Proxy,
+    undisturbed: PublishedVersion,
+    tmp_path: Path,
+) -> None:
+    proxy.inject("held", method="PUT", target="/shards/0001-")
+    job = start(tmp_path, mortal_root)
+    try:
+        while not proxy.held.wait(0.5):
+            assert job.poll() is None, job.communicate()[0]
+        kill_while_held(mortal, proxy)
+    except BaseException:
+        os.killpg(job.pid, signal.SIGKILL)
+        raise
+    finish(job, tmp_path, mortal_root)
+    require_undisturbed(mortal_root, undisturbed)
+
+
+def test_a_run_in_bad_weather(
+    s3_root: str, proxy: Proxy, undisturbed: PublishedVersion, tmp_path: Path
+) -> None:
+    kinds = make_weather(proxy, SEEDS[0])
+    finish(start(tmp_path, s3_root), tmp_path, s3_root)
+    assert set(proxy.struck) == kinds
+    proxy.storm(0, share=0, kinds=[])
+    require_undisturbed(s3_root, undisturbed)
