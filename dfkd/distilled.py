@@ -5,7 +5,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.dataset import PublishedVersion, current
+from dfkd.dataset import PublishedVersion, current, open_version
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import identity, sha256_file
 from dfkd.manifest import Distillation, Manifest, Method
@@ -42,21 +42,24 @@ class Place:
         return self.storage.location(CARD)
 
 
-def place(manifest: Manifest, method: Method, seed: int) -> Place:
-    """Where the student of a method and seed on the current version belongs.
+def place(manifest: Manifest, method: Method, seed: int, version: str = "") -> Place:
+    """Where the student of a method and seed belongs.
+
+    Args:
+        version: id of a published version that it learns from; the current one if none is named.
 
     Raises:
         ManifestError: nothing published for this method, or for other classes or images.
         WeightsError: the initial weights are a file that is not there.
     """
     root = open_storage(manifest.storage.root)
-    version = _published(manifest, root.child(f"data/{method}"), method)
-    name = student_name(manifest.distillation, version.fingerprint, method, seed)
-    return Place(method, seed, version, name, root.child(f"students/{name}"))
+    found = _published(manifest, root.child(f"data/{method}"), method, version)
+    name = student_name(manifest.distillation, found.fingerprint, method, seed)
+    return Place(method, seed, found, name, root.child(f"students/{name}"))
 
 
-def _published(manifest: Manifest, home: Storage, method: Method) -> PublishedVersion:
-    version = current(home)
+def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> PublishedVersion:
+    version = open_version(home, name) if name else current(home)
     if version is None:
         raise ManifestError(
             "storage.root",

@@ -90,7 +90,17 @@ class BudgetError(DfkdError):
     exit_code = Exit.PARTIAL
 
 
+class GateError(DfkdError):
+    """A candidate was made, but is not good enough to become current."""
+
+    exit_code = Exit.PARTIAL
+
+
 class InfrastructureError(DfkdError):
     """Storage, disk or cluster failed; the same command may succeed later and will resume."""
 
     exit_code = Exit.RETRY
+
+
+class LeaseError(InfrastructureError):
+    """Another process holds what must be held by one at a time."""

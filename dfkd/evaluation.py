@@ -78,7 +78,9 @@ class Evaluated:
     """Of the contact sheet of these versions, if one was written."""
 
 
-def evaluate(manifest: Manifest, threads: int | None = None) -> Evaluated:
+def evaluate(
+    manifest: Manifest, threads: int | None = None, version: str = "", folder: str = ""
+) -> Evaluated:
     """Score the models that a manifest names and write `results.json` and `results.parquet`.
 
     The teacher answers zero-shot, by `teacher.template`; the students are those of every method and
@@ -87,6 +89,8 @@ def evaluate(manifest: Manifest, threads: int | None = None) -> Evaluated:
     Args:
         manifest: of the run; all its students are to be finished.
         threads: that decode images; None is one for each processor.
+        version: id of the version whose students are scored; the current one if none is named.
+        folder: under the root, where the results are written; the root itself if none is named.
 
     Raises:
         ManifestError: unusable data, or a student that is missing; nothing has been scored.
@@ -94,19 +98,19 @@ def evaluate(manifest: Manifest, threads: int | None = None) -> Evaluated:
     """
     data = open_data(manifest.evaluation, manifest.classes)
     wanted = manifest.evaluation.models
-    places = list(_students(manifest)) if "student" in wanted else []
+    places = list(_students(manifest, version)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
     models = _recorded(root, _load(manifest, "teacher" in wanted, places), len(data.items))
     scores = score(models, data, manifest.evaluation.batch_size, threads)
     content = results(data, scores.rows, scores.unreadable)
-    location = write_results(root, content)
+    location = write_results(root.child(folder) if folder else root, content)
     return Evaluated(content, location, {place.method: place.version for place in places})
 
 
-def _students(manifest: Manifest) -> Iterator[Place]:
+def _students(manifest: Manifest, version: str) -> Iterator[Place]:
     for method in manifest.prompts.method:
         for seed in manifest.distillation.seeds:
-            found = place(manifest, method, seed)
+            found = place(manifest, method, seed, version)
             if not found.finished:
                 raise ManifestError(
                     "evaluation.models",

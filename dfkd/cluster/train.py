@@ -36,7 +36,9 @@ from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, check_teacher, place
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.lease import reading
 from dfkd.manifest import Manifest, Method
+from dfkd.published import refuse_removal
 from dfkd.record import Cost, recorded
 from dfkd.storage import open_storage
 from dfkd.student import CARD, build
@@ -54,10 +56,11 @@ class Finished:
     """Whether an earlier run had finished it."""
 
 
-def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
-    """Train the student of a method and seed on the current version, or find it finished.
+def distill(manifest: Manifest, method: Method, seed: int, version: str = "") -> Finished:
+    """Train the student of a method and seed on a version, or find it finished.
 
-    The same call after a kill resumes from the newest checkpoint. With one worker on one machine
+    Of the current version, unless `version` names another published one. It is kept from removal
+    while it is read. The same call after a kill resumes from the newest checkpoint. With one worker on one machine
     Ray need not be running; otherwise the caller has connected.
 
     Raises:
@@ -65,7 +68,7 @@ def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
         CorruptionError: a shard is not what its receipt says.
         InfrastructureError: workers died too often; the same command resumes.
     """
-    target = place(manifest, method, seed)
+    target = place(manifest, method, seed, version)
     if target.finished:
         return Finished(target, reused=True)
     _refuse_early(manifest, target)
@@ -82,7 +85,12 @@ def distill(manifest: Manifest, method: Method, seed: int) -> Finished:
         watched=sys.stderr.isatty(),
     )
     root = open_storage(manifest.storage.root)
-    with recorded(root, "distill", method, seed) as cost, _counted(job, target, workers, cost):
+    with (
+        reading(root, [f"{method}/{target.version.id}"]),
+        recorded(root, "distill", method, seed) as cost,
+        _counted(job, target, workers, cost),
+    ):
+        refuse_removal(target.version.home, target.version.id)
         _fit(job, workers)
     if not target.finished:
         raise InfrastructureError(f"{target.location}: was not written; run the same command again")
