@@ -30,10 +30,10 @@ from dfkd.cluster.metrics import tell_accuracy
 from dfkd.cluster.train import Finished
 from dfkd.device import pick_device, use_threads
 from dfkd.evaluation import Evaluated
-from dfkd.manifest import Manifest
+from dfkd.manifest import Manifest, Method
 from dfkd.pictures import pixels
 from dfkd.preflight import check_synthesis
-from dfkd.published import read_json
+from dfkd.published import PublishedVersion, read_json
 from dfkd.report import page
 from dfkd.report.facts import require_finished
 from dfkd.report.sheet import write_contact_sheet
@@ -186,9 +186,14 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
         tell_accuracy(manifest.name, evaluated.results["rows"])
     if not evaluated.versions:
         return evaluated
-    storage = open_storage(manifest.storage.root)
-    sheet = write_contact_sheet(storage, manifest.name, evaluated.versions)
+    sheet = contact_sheet(manifest, evaluated.versions)
     return dataclasses.replace(evaluated, sheet=sheet)
+
+
+def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion]) -> str:
+    """Write `contact-sheet.png` of some versions; returns its place."""
+    storage = open_storage(manifest.storage.root)
+    return write_contact_sheet(storage, manifest.name, versions)
 
 
 def take_home(manifest: Manifest, *, threads: int = 0) -> str:

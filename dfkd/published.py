@@ -197,17 +197,17 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
         if held and (held.version, held.manifest) == (name, digest):
             return
         fence()
+        refuse_removal(storage, name)
         number = held.number + 1 if held else 1
         data = canonical({"version": name, "manifest": digest, "number": number})
         written = storage.put_if_absent(f"current/{number:08d}.json", data)
-    refuse_removal(storage, name)
 
 
 def refuse_removal(storage: Storage, name: str) -> None:
     """Raise `InfrastructureError` if jobs/gc.py has begun to remove the version `name`.
 
-    It marks a version, then looks whether one is named as current or in a lease; who names one
-    looks for the mark afterwards. So one of the two always sees the other.
+    It marks a version, then looks whether a lease names it; whoever is to use one names it in a
+    lease, then looks for the mark. So one of the two always sees the other.
     """
     if storage.exists(f"versions/{name}/{REMOVING}"):
         raise InfrastructureError(

@@ -94,6 +94,23 @@ def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> dataset.Published
     return version.publish(tasks, ENVIRONMENT)
 
 
+def regenerated(
+    root: Path,
+    base: dataset.PublishedVersion,
+    salt: int,
+    fresh: Collection[Task],
+    make_current: bool = True,
+) -> dataset.PublishedVersion:
+    """A version in which only some tasks are made anew, with other samples than the base's."""
+    version = dataset.begin(home(root), IDENTITY | {"salt": salt, "carried.from": base.fingerprint})
+    version.carry(fresh)
+    done = version.receipts()
+    for task in TASKS:
+        if task.id not in done:
+            commit(version, task, shift=float(salt))
+    return version.publish(TASKS, ENVIRONMENT, make_current=make_current)
+
+
 def fill_and_die(root: Path, tasks: Collection[Task], calls: int) -> None:
     """`fill`, but this process kills itself before its `calls`-th step on the file system."""
     left = calls

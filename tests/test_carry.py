@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,28 +10,10 @@ import pytest
 import filling
 from dfkd.dataset import PublishedVersion, begin, current, open_version, verify
 from dfkd.errors import CorruptionError, InfrastructureError
-from dfkd.plan import Task
 from dfkd.published import REMOVING, advance
 from dfkd.report.gallery import read_index
 from dfkd.shards import Receipt, canonical, decode_receipt, encode_receipt
-from filling import ENVIRONMENT, IDENTITY, TASKS, commit, fill, home
-
-
-def regenerated(
-    root: Path,
-    base: PublishedVersion,
-    salt: int,
-    fresh: Collection[Task],
-    make_current: bool = True,
-) -> PublishedVersion:
-    """A version in which only some tasks are made anew, with other samples than the base's."""
-    version = begin(home(root), IDENTITY | {"salt": salt, "carried.from": base.fingerprint})
-    version.carry(fresh)
-    done = version.receipts()
-    for task in TASKS:
-        if task.id not in done:
-            commit(version, task, shift=float(salt))
-    return version.publish(TASKS, ENVIRONMENT, make_current=make_current)
+from filling import IDENTITY, TASKS, fill, home, regenerated
 
 
 def losses(version: PublishedVersion) -> list[set[float]]:

@@ -25,13 +25,15 @@ from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.device import device_name, pick_device, use_threads
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
 from dfkd.fingerprint import fingerprint, identity
+from dfkd.lease import reading
 from dfkd.manifest import Manifest, Method
 from dfkd.plan import Task, estimated_bytes, fresh_tasks, image_count, task_count, tasks
 from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
+from dfkd.published import refuse_removal
 from dfkd.record import Cost, recorded
 from dfkd.shards import parse_shard
-from dfkd.storage import open_storage, require_room, require_space
+from dfkd.storage import Storage, open_storage, require_room, require_space
 from dfkd.surrogate import SurrogateMaker
 from dfkd.tracking import Curve, Glimpse, ShardTracker
 
@@ -78,11 +80,25 @@ def build(
     method = manifest.prompts.method[0]
     require_space(manifest.storage.root, estimated_bytes(manifest))
     root = open_storage(manifest.storage.root).observed(count_request)
-    version = begin(root.child(f"data/{method}"), _identity(manifest, base), abandon)
+    version = begin(root.child(f"data/{method}"), identify(manifest, base), abandon)
+    with reading(root, [f"{method}/{version.id}"]):
+        refuse_removal(version.home, version.id)
+        return _finish(root, manifest, version, accept_partial, budget or Budget(), make_current)
+
+
+def _finish(
+    root: Storage,
+    manifest: Manifest,
+    version: Version,
+    accept_partial: bool,
+    budget: Budget,
+    make_current: bool,
+) -> Built:
+    method = manifest.prompts.method[0]
     quarantined: dict[str, str] = {}
     if not version.published:
         with recorded(root, "synthesize", method) as cost:
-            purse = Purse(budget or Budget(), cost)
+            purse = Purse(budget, cost)
             write_prompts(manifest, version, purse)
             quarantined = write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
@@ -100,10 +116,11 @@ def build(
 def finished(manifest: Manifest) -> bool:
     """Whether the version of a manifest with one prompt method is published already."""
     home = open_storage(manifest.storage.root).child(f"data/{manifest.prompts.method[0]}")
-    return Version(home, fingerprint(_identity(manifest))).published
+    return Version(home, fingerprint(identify(manifest))).published
 
 
-def _identity(manifest: Manifest, base: str = "") -> dict[str, Any]:
+def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
+    """What is hashed of a manifest with one prompt method, its weight files read; see `build`."""
     weights = (
         teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
     )

@@ -59,9 +59,9 @@ class Finished:
 def distill(manifest: Manifest, method: Method, seed: int, version: str = "") -> Finished:
     """Train the student of a method and seed on a version, or find it finished.
 
-    Of the current version, unless `version` names another published one. It is kept from removal
-    while it is read. The same call after a kill resumes from the newest checkpoint. With one worker on one machine
-    Ray need not be running; otherwise the caller has connected.
+    Of the current version, unless `version` names another published one; it is kept from removal
+    while it is read. The same call after a kill resumes from the newest checkpoint. With one
+    worker on one machine Ray need not be running; otherwise the caller has connected.
 
     Raises:
         ManifestError: nothing published, too few shards or images, or resources that are not there.

@@ -46,8 +46,12 @@ def write(first: Storage, second: Storage) -> str:
     return first.location(PAGE)
 
 
-def render(first: Facts, second: Facts) -> str:
-    """The page about two runs; the same facts give the same text."""
+def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, str]] = ()) -> str:
+    """The page about two runs; the same facts give the same text.
+
+    Args:
+        verdict: rule, current value, candidate's value and whether it holds, of a regeneration.
+    """
     runs = [_halved(facts) for facts in (first, second)]
     slots = slots_of(first, second)
     domains = list(dict.fromkeys([*first.images, *second.images, ""]))
@@ -66,6 +70,7 @@ def render(first: Facts, second: Facts) -> str:
             for mark, facts in zip(MARKS, runs, strict=True)
         ],
         slots=slots,
+        verdict=verdict,
         domains=domains,
         comparable=first.images == second.images and first.classes == second.classes,
         differences=differences(first, second, domains),

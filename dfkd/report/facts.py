@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 import dfkd
 from dfkd import record
-from dfkd.dataset import PublishedVersion, current
+from dfkd.dataset import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.manifest import Manifest
 from dfkd.published import read_json
@@ -170,8 +170,13 @@ def commit() -> str | None:
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
-def collect(storage: Storage) -> Facts:
+def collect(storage: Storage, root: Storage | None = None, version: str = "") -> Facts:
     """All facts of the finished run under a root.
+
+    Args:
+        storage: the run's root or, with `root`, a folder in it that holds results about `version`.
+        root: of the run that has the data, students and records of such a folder.
+        version: id of a published version; the current ones if none is named.
 
     Raises:
         ManifestError: no run has been finished there.
@@ -197,9 +202,9 @@ def collect(storage: Storage) -> Facts:
         notes=_lines(described.get("notes")),
         unreadable=_lines(described.get("unreadable")),
         scored=scored,
-        made=_made(storage, methods, classes),
-        trained=_trained(storage, rows, origin),
-        entries=record.read(storage),
+        made=_made(root or storage, methods, classes, version),
+        trained=_trained(root or storage, rows, origin),
+        entries=[] if root else record.read(storage),
         takehome=read_takehome(storage),
         origin=origin,
     )
@@ -230,10 +235,16 @@ def _scored(summary: Summary, rows: Sequence[Row], classes: int) -> Scored:
     return Scored(summary, total)
 
 
-def _made(storage: Storage, methods: Sequence[str], classes: tuple[str, ...]) -> list[Made]:
+def _made(
+    storage: Storage, methods: Sequence[str], classes: tuple[str, ...], version: str
+) -> list[Made]:
     """The current version of each method; of all methods with data where no student was scored."""
     names = list(methods or storage.folders("data/"))
-    versions = {name: current(storage.child(f"data/{name}")) for name in names}
+    homes = {name: storage.child(f"data/{name}") for name in names}
+    versions = {
+        name: open_version(home, version) if version else current(home)
+        for name, home in homes.items()
+    }
     present = {name: v for name, v in versions.items() if v is not None and v.classes == classes}
     strips = len(shown_classes(classes)) * max(len(present), 1)
     per_class = min(PER_CLASS, max(MAX_PICTURES // strips, 1))

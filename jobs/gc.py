@@ -1,0 +1,85 @@
+"""Remove what nobody needs any more: old versions with their students, abandoned work, orphans."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dfkd import command, retention
+from dfkd.errors import ManifestError
+from dfkd.lease import holding
+from dfkd.manifest import Manifest
+from dfkd.shards import canonical
+from dfkd.storage import Storage, open_storage
+
+REPORT = "gc.json"
+GRACE = 24 * 3600.0
+"""Seconds for which whatever is written is left alone, unless --grace says otherwise."""
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """Exactly what would be removed, with its bytes, and why the rest is kept."""
+    keep = _keep(manifest, options)
+    return retention.plan(_open(manifest), manifest, keep, options.grace).as_dict()
+
+
+def work(manifest: Manifest, options: argparse.Namespace) -> str:
+    """Remove it, print what went, write gc.json under the root; returns its location."""
+    root, keep = _open(manifest), _keep(manifest, options)
+    with holding(root, "gc", manifest.regeneration.lease_seconds):
+        planned = retention.plan(root, manifest, keep, options.grace)
+        for key, why in planned.kept.items():
+            print(f"keep {key}: {why}", flush=True)
+        for removal in planned.removals:
+            count = len(removal.entries)
+            print(f"remove {removal.what}: {removal.why}, {count} objects, {removal.bytes} bytes")
+        objects, size = retention.remove(root, manifest, planned, keep, options.grace)
+        print(f"removed {objects} objects, {size} bytes", flush=True)
+        root.put(REPORT, canonical({"schema": 1, **planned.as_dict()}))
+    return root.location(REPORT)
+
+
+def _open(manifest: Manifest) -> Storage:
+    place = manifest.storage.root
+    if "://" not in place and not Path(place).is_dir():
+        raise ManifestError("storage.root", "must be there", place, "run jobs/synthesize.py first")
+    return open_storage(place)
+
+
+def _keep(manifest: Manifest, options: argparse.Namespace) -> int:
+    return manifest.regeneration.keep if options.keep is None else int(options.keep)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more: the current version stays")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command.parser(__doc__ or "")
+    arguments.add_argument(
+        "--keep", type=_count, metavar="N", help="versions to keep; default: regeneration.keep"
+    )
+    arguments.add_argument(
+        "--grace",
+        type=_seconds,
+        default=GRACE,
+        metavar="SECONDS",
+        help=f"leave alone whatever is younger (default {GRACE:.0f})",
+    )
+    return command.run(arguments, work, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
