@@ -50,9 +50,14 @@ regenerate, gc = load("regenerate"), load("gc")
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    """One for all calls of the job, which otherwise start one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        ray.init(
+            address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20
+        )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
