@@ -33,7 +33,7 @@ from dfkd.prompts import PromptMaker, part_count, part_name, statistics
 from dfkd.published import refuse_removal
 from dfkd.record import Cost, recorded
 from dfkd.shards import parse_shard
-from dfkd.storage import Storage, open_storage, require_room, require_space
+from dfkd.storage import open_storage, require_room, require_space
 from dfkd.surrogate import SurrogateMaker
 from dfkd.tracking import Curve, Glimpse, ShardTracker
 
@@ -81,24 +81,10 @@ def build(
     require_space(manifest.storage.root, estimated_bytes(manifest))
     root = open_storage(manifest.storage.root).observed(count_request)
     version = begin(root.child(f"data/{method}"), identify(manifest, base), abandon)
-    with reading(root, [f"{method}/{version.id}"]):
-        refuse_removal(version.home, version.id)
-        return _finish(root, manifest, version, accept_partial, budget or Budget(), make_current)
-
-
-def _finish(
-    root: Storage,
-    manifest: Manifest,
-    version: Version,
-    accept_partial: bool,
-    budget: Budget,
-    make_current: bool,
-) -> Built:
-    method = manifest.prompts.method[0]
     quarantined: dict[str, str] = {}
     if not version.published:
         with recorded(root, "synthesize", method) as cost:
-            purse = Purse(budget, cost)
+            purse = Purse(budget or Budget(), cost)
             write_prompts(manifest, version, purse)
             quarantined = write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
@@ -107,7 +93,11 @@ def _finish(
             f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
             f"({reasons}); run the same command again, or add --accept-partial to publish without"
         )
-    published = version.publish(tasks(manifest), environment(), quarantined.keys(), make_current)
+    with reading(root, [f"{method}/{version.id}"]):  # an old version may become current again
+        refuse_removal(version.home, version.id)
+        published = version.publish(
+            tasks(manifest), environment(), quarantined.keys(), make_current
+        )
     images = sum(receipt.samples for receipt in published.shards)
     failed = sum(len(receipt.failed) for receipt in published.shards)
     return Built(method, published, images, failed, json.loads(version.storage.get("prompts.json")))
