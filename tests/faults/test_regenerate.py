@@ -1,0 +1,97 @@
+"""A regeneration killed at some moments goes on with the same salt; two at once are one."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dfkd.dataset import current, verify
+from dfkd.errors import Exit
+from dfkd.storage import Storage, open_storage
+from jobs import command, environment
+from test_regenerate_job import manifest
+
+__all__ = ["manifest"]
+
+MOMENTS = ("regenerations/00000000/claim.json", "regenerations/00000000/candidate/results.json")
+"""Objects after whose appearance the job is killed."""
+
+
+def start(manifest: Path, root: Path, *settings: str) -> subprocess.Popen[str]:
+    chosen = [f"storage.root={root}", "regeneration.lease_seconds=3", *settings]
+    words = [word for setting in chosen for word in ("--set", setting)]
+    return subprocess.Popen(
+        command("regenerate", manifest, *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def until(process: subprocess.Popen[str], file: Path) -> None:
+    """Wait for a file; fails if the job ends without it."""
+    while not file.exists():
+        assert process.poll() is None or file.exists(), process.communicate()
+        time.sleep(0.05)
+
+
+def finish(manifest: Path, root: Path) -> str:
+    """The same command until the dead holder's lease has expired; what it printed."""
+    while True:
+        process = start(manifest, root)
+        out, err = process.communicate()
+        if process.returncode != Exit.RETRY:
+            assert process.returncode == Exit.DONE, err
+            return out
+        assert "lease regenerate" in err
+
+
+def require_whole(root: Storage) -> None:
+    version = current(root.child("data/vanilla"))
+    assert version is not None
+    assert verify(version) == []
+    assert root.folders("regenerations/") == ("00000000",)
+    decision = json.loads(root.get("regenerations/00000000/decision.json"))
+    assert decision["candidate"] == version.id
+    assert root.exists("regenerations/00000000/finished.json")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
+    manifest: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    for moment in MOMENTS:
+        while True:
+            process = start(manifest, root)
+            try:
+                until(process, root / moment)
+            except AssertionError:
+                if process.returncode != Exit.RETRY:
+                    raise
+                continue  # the lease of the one that was killed before
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            break
+    finish(manifest, root)
+    require_whole(open_storage(str(root)))
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_of_two_at_once_one_works_and_the_other_is_to_come_again(
+    manifest: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    processes = [start(manifest, root) for _ in range(2)]
+    ends = [(process.communicate(), process.returncode) for process in processes]
+    codes = sorted(code for _, code in ends)
+    assert codes == [Exit.DONE, Exit.RETRY], ends
+    require_whole(open_storage(str(root)))
