@@ -128,7 +128,7 @@ class PromptMaker:
         rows = part_rows(self.manifest, part)
         if self.base is None:
             return self._made(part, rows)
-        carried = self.base(part_name(part))
+        carried = self.base(part_name(part)).cast(SCHEMA)
         made = self._made(part, [row for row in rows if (row.class_index, part) in self.fresh])
         return _sorted([made, carried.filter(pc.invert(self._mask(carried)))])
 

@@ -17,7 +17,7 @@ from dfkd.errors import GateError
 from dfkd.evaluation import evaluate
 from dfkd.lease import Lease, holding
 from dfkd.manifest import Manifest
-from dfkd.plan import fresh_tasks, task_count
+from dfkd.plan import fresh_tasks, task_count, tasks
 from dfkd.preflight import check_evaluation, check_synthesis
 from dfkd.published import advance, refuse_removal
 from dfkd.regeneration import Attempt, Decision
@@ -43,14 +43,12 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         going = regeneration.unfinished(root)
         salt = going.number if going else regeneration.next_number(root, held, manifest)
     salted = dataclasses.replace(manifest, salt=salt)
-    fresh = list(fresh_tasks(salted)) if held else []
+    fresh = list(fresh_tasks(salted) if held else tasks(manifest))
     return found | {
         "salt": salt,
         "current": held.id if held else "none",
-        "fresh_tasks": len(fresh) if held else task_count(manifest),
-        "fresh_images": sum(task.count for task in fresh)
-        if held
-        else task_count(manifest) and len(manifest.classes) * manifest.synthesis.images_per_class,
+        "fresh_tasks": len(fresh),
+        "fresh_images": sum(task.count for task in fresh),
         "images_cap": config.images,
         "worker_seconds_cap": config.worker_seconds,
         "students": len(manifest.distillation.seeds) * (2 if held else 1),

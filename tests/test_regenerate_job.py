@@ -99,7 +99,8 @@ def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str
     assert printed.splitlines()[-1] == f"wrote {root.location('report.html')}"
     results = root.get("results.json")
 
-    assert run(regenerate, manifest, place, "regeneration.minimum_per_class=5") == Exit.PARTIAL
+    strict = ["regeneration.minimum_per_class=5", "regeneration.tolerance=1.0"]
+    assert run(regenerate, manifest, place, *strict) == Exit.PARTIAL
     found = capsys.readouterr()
     (line,) = found.err.strip().splitlines()[-1:]
     assert "does not become current (4 images of clock, at least 5)" in line
