@@ -144,14 +144,14 @@ def _decide(
     )
     if held:
         storage = attempt.storage
-        pages = [
+        old, new = (
             dataclasses.replace(
                 collect(storage.child(name), attempt.root, version.id), name=f"{name} {version.id}"
             )
             for name, version in (("current", held), ("candidate", candidate))
-        ]
+        )
         rules = regeneration.rules(manifest.regeneration, decision)
-        storage.put(compare.PAGE, compare.render(*pages, verdict=rules).encode())
+        storage.put(compare.PAGE, compare.render(old, new, rules).encode())
     return decision
 
 
