@@ -80,7 +80,8 @@ def test_the_graph_of_imports_has_no_circle() -> None:
 
 
 def test_nothing_in_the_package_imports_a_job() -> None:
-    jobs = {file.stem for file in (ROOT / "jobs").glob("*.py")}
+    # jobs/gc.py has the name of a built-in module, which always comes first.
+    jobs = {file.stem for file in (ROOT / "jobs").glob("*.py")} - set(sys.stdlib_module_names)
     assert "pipeline" in jobs
     for module in MODULES:
         assert not packages(imported(module)) & (jobs | {"jobs"}), module
