@@ -18,7 +18,8 @@ from dfkd import dataset
 from dfkd.dataset import current, verify
 from dfkd.errors import DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.retries import Patience
-from dfkd.s3 import UPLOADS, Connection, Limits, S3Storage
+from dfkd.s3 import S3Storage
+from dfkd.s3_connection import UPLOADS, Connection, Limits
 from dfkd.storage import MissingObject, Request, Storage, open_storage
 from proxy import Proxy
 
