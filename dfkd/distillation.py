@@ -104,8 +104,8 @@ class Distiller:
     def _enter_phase(self) -> None:
         """Freeze or free the backbone, with a fresh optimizer: the phases share no momentum."""
         self.model: nn.Module | None = None
-        # A wrapper that lingers would go on reducing the head's gradients. (mypy finds jobs/gc.)
-        gc.collect()  # type: ignore[attr-defined]
+        # A wrapper that lingers would go on reducing the head's gradients.
+        gc.collect()
         self.student.backbone.requires_grad_(self.step >= self.course.warmup)
         trained = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.config, trained)

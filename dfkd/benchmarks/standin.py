@@ -12,9 +12,6 @@ from dfkd.plan import Task, image_seed, sample_key
 from dfkd.shards import Sample, write_shard
 from dfkd.synthesis import OnStep
 
-LABELS = 16
-"""Distances of a sample, where a real one has as many as there are classes."""
-
 EMBEDDING = 16
 """Dimensions, where a real embedding has 512 or more."""
 
@@ -35,7 +32,7 @@ class StandIn:
         """Write the shard of a task to `path`; no image fails."""
         texts = prompts["text"].to_pylist()
         noise = np.random.default_rng(image_seed(self.manifest, task.class_index, task.start))
-        labels = noise.random((task.count, LABELS), np.float32)
+        labels = noise.random((task.count, len(self.manifest.classes)), np.float32)
         embeddings = noise.random((task.count, EMBEDDING), np.float32).astype(np.float16)
         write_shard(
             (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dfkd.benchmarks.memory import watched
-from dfkd.benchmarks.standin import EMBEDDING, LABELS, StandIn
+from dfkd.benchmarks.standin import EMBEDDING, StandIn
 from dfkd.budget import Budget
 from dfkd.cluster.build import Purse, SynthesisWorker, environment, write_prompts, write_shards
 from dfkd.dataset import PublishedVersion, Receipt, begin, current
@@ -90,7 +90,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         "shard_bytes": version.manifest["bytes"],
         "manifest_bytes": version.storage.size("manifest.json"),
         "index_bytes": version.storage.size("index.parquet"),
-        "labels": LABELS,
+        "labels": len(manifest.classes),
         "embedding": EMBEDDING,
         "steps": steps,
     }
