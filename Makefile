@@ -31,11 +31,11 @@ demo: setup ## Class names to student on this machine, in minutes (MANIFEST=... 
 cluster: setup ## The same images on S3 and a cluster of three nodes, of which one dies half-way
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
-test: setup ## All tests but those of faults
-	$(BIN)/python -m pytest -m 'not faults'
+test: setup ## All tests but those of make faults
+	$(BIN)/python -m pytest -m 'not (faults or (s3 and slow))'
 
-faults: setup ## Tests that kill processes, nodes and storage, and compare with an undisturbed run
-	$(BIN)/python -m pytest -m faults
+faults: setup ## Whole runs on a real S3 server, and tests that kill processes, nodes and storage
+	$(BIN)/python -m pytest -m 'faults or (s3 and slow)'
 
 lint: setup ## Format check, lint, types
 	$(BIN)/ruff format --check .

@@ -48,9 +48,12 @@ def load(name: str) -> Any:
 regenerate, gc = load("regenerate"), load("gc")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def local_ray() -> Iterator[None]:
-    """One for all calls of the job, which otherwise start one each."""
+    """One for all calls of the job, which otherwise start one each.
+
+    Its workers have the environment of this moment: a store's variables are set before.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         ray.init(
@@ -144,11 +147,14 @@ def test_three_in_a_row_in_a_directory(
     three_in_a_row(manifest, str(tmp_path / "run"), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.s3
-@pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(900)
 def test_three_in_a_row_on_a_real_s3_server(
-    manifest: Path, s3_root: str, capsys: pytest.CaptureFixture[str]
+    manifest: Path,
+    s3_root: str,
+    local_ray: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     three_in_a_row(manifest, s3_root, capsys)
 

@@ -1,10 +1,7 @@
-"""Ranks as real processes: DDP, deaths, and a change of the number of ranks."""
+"""Ranks as real processes: DDP, and a change of their number; faults/test_ranks.py kills them."""
 
-import contextlib
 import os
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +21,7 @@ from dfkd.distillation import Course
 from dfkd.distilled import place
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 from dfkd.manifest import Manifest
-from dfkd.student import WEIGHTS, load_student
+from dfkd.student import load_student
 from surrogates import publish, write_manifest
 
 
@@ -45,49 +42,7 @@ def prepare(folder: Path, **distillation: object) -> Manifest:
     return manifest
 
 
-def ranks() -> list[int]:
-    """Process ids of the ranks below this process: Ray titles them by their actor's class."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            pid = int(folder.name)
-            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[pid] = (folder / "cmdline").read_text()
-    own = {os.getpid()}
-    for _ in range(4):  # driver, raylet, worker, and whatever lies between
-        own |= {pid for pid, parent in parents.items() if parent in own}
-    return sorted(pid for pid in own if "TrainWorker" in titles.get(pid, ""))
-
-
-def kill_a_rank_after_a_checkpoint(manifest: Manifest, killed: list[int]) -> None:
-    checkpoints = Checkpoints(place(manifest, "vanilla", 0).storage.child("checkpoints"))
-    while not checkpoints.newest():
-        time.sleep(0.02)
-    victim = ranks()[-1]
-    os.kill(victim, signal.SIGKILL)
-    killed.append(victim)
-
-
-@pytest.mark.slow
-def test_a_dead_rank_costs_nothing_and_the_students_are_equal(tmp_path: Path) -> None:
-    students = []
-    for name in ("undisturbed", "killed"):
-        (tmp_path / name).mkdir()
-        manifest = prepare(tmp_path / name, epochs=8)
-        killed: list[int] = []
-        killer = threading.Thread(target=kill_a_rank_after_a_checkpoint, args=(manifest, killed))
-        if name == "killed":
-            killer.start()
-        finished = distill(manifest, "vanilla", 0)
-        assert not finished.reused
-        students.append(finished.place.storage.get(WEIGHTS))
-    killer.join()
-    assert killed
-    assert students[0] == students[1]
-    assert distill(manifest, "vanilla", 0).reused
-
-
-@pytest.mark.slow
+@pytest.mark.faults
 def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     manifest = prepare(tmp_path, epochs=8, workers=1)
     target = place(manifest, "vanilla", 0)
