@@ -33,6 +33,7 @@ __all__ = [
     "Observe",
     "Request",
     "Storage",
+    "is_there",
     "open_storage",
     "require_room",
     "require_space",
@@ -57,6 +58,11 @@ def open_storage(root: str) -> Storage:
     local = LocalStorage(Path(root).absolute())
     local.prepare()
     return local
+
+
+def is_there(root: str) -> bool:
+    """Whether opening a root makes nothing: it names a bucket, or a directory that exists."""
+    return "://" in root or Path(root).is_dir()
 
 
 def require_space(root: str, size: int) -> None:

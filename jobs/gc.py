@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dfkd import command, retention
@@ -11,7 +10,7 @@ from dfkd.errors import ManifestError
 from dfkd.lease import holding
 from dfkd.manifest import Manifest
 from dfkd.shards import canonical
-from dfkd.storage import Storage, open_storage
+from dfkd.storage import Storage, is_there, open_storage
 
 REPORT = "gc.json"
 GRACE = 24 * 3600.0
@@ -42,7 +41,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def _open(manifest: Manifest) -> Storage:
     place = manifest.storage.root
-    if "://" not in place and not Path(place).is_dir():
+    if not is_there(place):
         raise ManifestError("storage.root", "must be there", place, "run jobs/synthesize.py first")
     return open_storage(place)
 

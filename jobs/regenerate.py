@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dfkd import api, command, regeneration
@@ -24,7 +23,7 @@ from dfkd.regeneration import Attempt, Decision
 from dfkd.report import compare
 from dfkd.report.facts import collect, note_origin
 from dfkd.results import validate_results
-from dfkd.storage import Storage, open_storage
+from dfkd.storage import Storage, is_there, open_storage
 
 LEASE = "regenerate"
 COPIED = ("results.json", "results.parquet")
@@ -37,7 +36,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     config = manifest.regeneration
     found: dict[str, Any] = {"method": manifest.prompts.method[0], "tasks": task_count(manifest)}
     place, salt, held = manifest.storage.root, manifest.salt, None
-    if "://" in place or Path(place).is_dir():
+    if is_there(place):
         root = open_storage(place)
         held = regeneration.current_of(root, manifest.prompts.method[0])
         going = regeneration.unfinished(root)

@@ -12,7 +12,7 @@ from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
 from dfkd.report import compare, diversity, page
 from dfkd.report.facts import require_finished
-from dfkd.storage import Storage, open_storage
+from dfkd.storage import Storage, is_there, open_storage
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Run:
 
     def open(self) -> Storage:
         """The run's storage; `ManifestError` where no run was finished, and nothing made."""
-        if "://" not in self.root and not Path(self.root).is_dir():
+        if not is_there(self.root):
             raise ManifestError(
                 "storage.root", "must be there", self.root, "run jobs/pipeline.py first"
             )
