@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -171,17 +170,6 @@ def test_a_task_that_always_fails_is_quarantined_and_named(
     assert contents(tmp_path / "run/data") == expected
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 def fill_up(ballast: Path) -> None:
     """Until its disk has no byte left."""
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as stream:
@@ -189,6 +177,7 @@ def fill_up(ballast: Path) -> None:
             stream.write(b"x" * 4096)
 
 
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_a_disk_that_fills_up_half_way(
     nodes: Nodes, tmp_path: Path, small_disk: Path, expected: dict[str, bytes]
 ) -> None:
