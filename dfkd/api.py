@@ -24,7 +24,7 @@ from torch import Tensor
 from dfkd import evaluation, takehome
 from dfkd.budget import Budget
 from dfkd.cluster import train
-from dfkd.cluster.build import Built, build, finished
+from dfkd.cluster.build import Built, build, finished, identify
 from dfkd.cluster.connect import connected
 from dfkd.cluster.metrics import tell_accuracy
 from dfkd.cluster.train import Finished
@@ -123,9 +123,10 @@ def synthesize(
     with contextlib.ExitStack() as ray_runtime:
         for method in manifest.prompts.method:
             chosen = manifest.with_method(method)
-            if not finished(chosen):  # else no cluster is worth its start
+            identity = identify(chosen)
+            if not finished(chosen, identity):  # else no cluster is worth its start
                 ray_runtime.enter_context(connected())
-            versions.append(build(chosen, abandon, accept_partial, budget))
+            versions.append(build(chosen, identity, abandon, accept_partial, budget))
             on_version(versions[-1])
     return versions
 

@@ -37,7 +37,6 @@ REGENERATION = re.compile(
     r"regenerations/(?P<id>[0-9]{8})/(?P<name>(?:current/|candidate/)?"
     r"(?:results\.json|results\.parquet|report\.json|comparison\.html|contact-sheet\.png))"
 )
-PROBE = re.compile(r"probe-[0-9a-f]{32}")
 
 FIRST = {"manifest.json": 0, "student.json": 0}
 LAST = {"abandoned": 2, "identity.json": 3, REMOVING: 4}
@@ -103,7 +102,6 @@ class _Listing:
     regenerations: Groups = field(default_factory=lambda: defaultdict(list))
     pointers: Groups = field(default_factory=lambda: defaultdict(list))
     leases: list[Entry] = field(default_factory=list)
-    probes: list[Entry] = field(default_factory=list)
 
     @classmethod
     def of(cls, root: Storage) -> "_Listing":
@@ -120,8 +118,6 @@ class _Listing:
                 found.pointers[match["method"]].append((match["name"], entry))
             elif entry.key.startswith(lease.FOLDER):
                 found.leases.append(entry)
-            elif PROBE.fullmatch(entry.key):
-                found.probes.append(entry)
         return found
 
 
@@ -325,7 +321,7 @@ def _orphans(
 
 
 def _rest(root: Storage, listing: _Listing, keep: int, grace: float) -> Iterator[Removal]:
-    """Old pointers, leases that have ended, and what killed probes have left."""
+    """Old pointers, and leases that have ended."""
     for method, pointers in listing.pointers.items():
         lowest = min(_numbered(root.child(f"data/{method}"), keep), default=0)
         old = [
@@ -338,7 +334,6 @@ def _rest(root: Storage, listing: _Listing, keep: int, grace: float) -> Iterator
     last = {lease.newest(root, name)[0] for name in root.folders(lease.FOLDER)}
     ended = [e for e in listing.leases if e.key not in held and e.key not in last]
     yield Removal("leases", "ended", tuple(e for e in ended if e.age >= grace))
-    yield Removal("probes", "left behind", tuple(e for e in listing.probes if e.age >= grace))
 
 
 def remove(

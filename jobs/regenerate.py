@@ -116,9 +116,9 @@ def _build(salted: Manifest, attempt: Attempt, options: argparse.Namespace) -> P
     budget = Budget(config.images or None, config.worker_seconds or None)
     built = build(
         salted,
+        attempt.claim["identity"],
         abandon=options.abandon,
         budget=budget,
-        base=attempt.base,
         make_current=False,
     )
     print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)

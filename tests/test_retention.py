@@ -120,7 +120,6 @@ def test_a_carried_shard_goes_with_the_last_version_that_refers_to_it(
 def test_what_is_young_stays(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     put_student(root, versions[0], f"vanilla-s0-{'0' * 12}")
-    open_storage(str(root)).put("probe-" + "0" * 32, b"")
     age(root, GRACE - 100)
     assert sweep(manifest, keep=1).removals == ()
     age(root, 101)
@@ -211,15 +210,14 @@ def test_orphans_go_and_what_is_not_ours_stays(manifest: Manifest, root: Path) -
     commit(version, TASKS[0])  # by a worker that took very long
     storage = open_storage(str(root))
     foreign = ["notes.txt", "data/vanilla/mine.json", "students/me/student.json", "results.json"]
-    foreign += [f"data/vanilla/versions/{version.id}/shards/mine.tar", "probe-me"]
-    for key in [*foreign, f"probe-{'0' * 32}"]:
+    foreign += [f"data/vanilla/versions/{version.id}/shards/mine.tar"]
+    for key in foreign:
         storage.put(key, b"x")
     lease.acquire(storage, "gc", 1, clock=lambda: 0.0)
     last = lease.acquire(storage, "gc", 1, clock=lambda: 5.0)
     age(root)
     gone = {entry.key for removal in sweep(manifest).removals for entry in removal.entries}
     assert gone == {
-        f"probe-{'0' * 32}",
         "leases/gc/00000001.json",
         f"data/vanilla/versions/{version.id}/shards/{TASKS[0].id}.tar",
         f"data/vanilla/versions/{version.id}/receipts/{TASKS[0].id}.json",

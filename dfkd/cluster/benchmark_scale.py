@@ -81,18 +81,20 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     version = step("open", lambda: _opened(home))
     step("check", lambda: _check(version))
     step("stream", lambda: _stream(manifest, version))
+    return {**_sizes(manifest, version), "found_tasks": found, "steps": steps}
+
+
+def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
     return {
         "classes": len(manifest.classes),
         "images": image_count(manifest),
         "tasks": task_count(manifest),
-        "found_tasks": found,
         "samples": version.manifest["samples"],
         "shard_bytes": version.manifest["bytes"],
         "manifest_bytes": version.storage.size("manifest.json"),
         "index_bytes": version.storage.size("index.parquet"),
         "labels": len(manifest.classes),
         "embedding": EMBEDDING,
-        "steps": steps,
     }
 
 

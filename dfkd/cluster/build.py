@@ -5,7 +5,7 @@ import platform
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import ray
 
+from dfkd import fingerprint as fingerprints
 from dfkd import generator, teacher
 from dfkd.budget import Budget
 from dfkd.cluster.capacity import room, worker_share
@@ -24,7 +25,6 @@ from dfkd.cluster.tell import Teller
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.device import device_name, pick_device, use_threads
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
-from dfkd.fingerprint import fingerprint, identity
 from dfkd.lease import reading
 from dfkd.manifest import Manifest, Method
 from dfkd.plan import Task, estimated_bytes, fresh_tasks, image_count, task_count, tasks
@@ -57,19 +57,19 @@ class Built:
 
 def build(
     manifest: Manifest,
+    identity: Mapping[str, Any],
     abandon: bool = False,
     accept_partial: bool = False,
     budget: Budget | None = None,
-    base: str = "",
     make_current: bool = True,
 ) -> Built:
     """Make and publish the version of a manifest with one prompt method; resumes what is there.
 
     Args:
+        identity: of the manifest, from `identify`.
         abandon: leave unfinished work of another manifest behind instead of refusing.
         accept_partial: publish although tasks are quarantined.
         budget: what this call may spend on making prompts and shards.
-        base: fingerprint of the version that all but the regenerated tasks are carried over from.
         make_current: False publishes a candidate, which readers do not use yet.
 
     Raises:
@@ -80,7 +80,7 @@ def build(
     method = manifest.prompts.method[0]
     require_space(manifest.storage.root, estimated_bytes(manifest))
     root = open_storage(manifest.storage.root).observed(count_request)
-    version = begin(root.child(f"data/{method}"), identify(manifest, base), abandon)
+    version = begin(root.child(f"data/{method}"), identity, abandon)
     quarantined: dict[str, str] = {}
     if not version.published:
         with recorded(root, "synthesize", method) as cost:
@@ -88,11 +88,7 @@ def build(
             write_prompts(manifest, version, purse)
             quarantined = write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
-        raise PartialError(
-            f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
-            f"({reasons}); run the same command again, or add --accept-partial to publish without"
-        )
+        _refuse_quarantined(manifest, version, quarantined)
     with reading(root, [f"{method}/{version.id}"]):  # an old version may become current again
         refuse_removal(version.home, version.id)
         published = version.publish(
@@ -103,18 +99,32 @@ def build(
     return Built(method, published, images, failed, json.loads(version.storage.get("prompts.json")))
 
 
-def finished(manifest: Manifest) -> bool:
-    """Whether the version of a manifest with one prompt method is published already."""
+def _refuse_quarantined(
+    manifest: Manifest, version: Version, quarantined: Mapping[str, str]
+) -> None:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
+    raise PartialError(
+        f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
+        f"({reasons}); run the same command again, or add --accept-partial to publish without"
+    )
+
+
+def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
+    """Whether the version of an identity of the manifest is published already."""
     home = open_storage(manifest.storage.root).child(f"data/{manifest.prompts.method[0]}")
-    return Version(home, fingerprint(identify(manifest))).published
+    return Version(home, fingerprints.fingerprint(identity)).published
 
 
 def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
-    """What is hashed of a manifest with one prompt method, its weight files read; see `build`."""
+    """What is hashed of a manifest with one prompt method; reads its weight files whole.
+
+    Args:
+        base: fingerprint of the version that all but the regenerated tasks are carried over from.
+    """
     weights = (
         teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
     )
-    return identity(manifest, weights, base)
+    return fingerprints.identity(manifest, weights, base)
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.budget import Budget
-from dfkd.cluster.build import build, finished
+from dfkd.cluster.build import build, finished, identify
 from dfkd.cluster.connect import connected
 from dfkd.dataset import verify
 from dfkd.errors import BudgetError, Exit
@@ -37,19 +37,20 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
     cluster: None, tmp_path: Path
 ) -> None:
     manifest = read(tmp_path)
+    identity = identify(manifest)
     with pytest.raises(BudgetError, match=r"4 images and \d+ worker-seconds .* 5 images") as caught:
-        build(manifest, budget=Budget(images=5))
+        build(manifest, identity, budget=Budget(images=5))
     assert caught.value.exit_code == Exit.PARTIAL
     assert "the same command again, it resumes" in str(caught.value)
     assert receipts(tmp_path) == 2
-    assert not finished(manifest)
+    assert not finished(manifest, identity)
     with pytest.raises(BudgetError, match="0 images and 0 worker-seconds"):
-        build(manifest, budget=Budget(worker_seconds=0.0))
+        build(manifest, identity, budget=Budget(worker_seconds=0.0))
     assert receipts(tmp_path) == 2
-    built = build(manifest, budget=Budget(images=4, worker_seconds=1e6))
+    built = build(manifest, identity, budget=Budget(images=4, worker_seconds=1e6))
     assert built.images == 8
     assert verify(built.version) == []
-    assert finished(manifest)
+    assert finished(manifest, identity)
 
 
 def test_budgets() -> None:

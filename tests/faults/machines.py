@@ -95,11 +95,13 @@ def below(pid: int) -> set[int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], limit: float = 600.0) -> Any:
-    """Poll until a condition holds; what it gave."""
+def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], limit: float = 600.0) -> Any:
+    """Poll until a condition holds; what it gave. Fails once the driver is not `alive` any more."""
     for _ in range(int(limit / 0.02)):
+        last = not alive()
         if found := condition():
             return found
+        assert not last, "the driver has ended before that"
         time.sleep(0.02)
     raise AssertionError("did not happen")
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,11 @@ def start(nodes: Nodes, manifest: Path, *arguments: str) -> subprocess.Popen[str
     )
 
 
+def running(process: subprocess.Popen[str]) -> Callable[[], bool]:
+    """Whether a job has not ended yet."""
+    return lambda: process.poll() is None
+
+
 def run(nodes: Nodes, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return jobs.run("synthesize", manifest, *arguments, env=nodes.environment)
 
@@ -86,7 +92,7 @@ def interrupted(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose driver was killed half-way: the folder with its manifest."""
     folder = tmp_path_factory.mktemp("interrupted")
     process = start(nodes, write(folder))
-    wait_for(lambda: receipts(folder / "run") >= 3 or process.poll() is not None)
+    wait_for(lambda: receipts(folder / "run") >= 3, running(process))
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -98,10 +104,12 @@ def test_a_worker_and_its_node_are_killed(
     nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     process = start(nodes, write(tmp_path))
-    wait_for(lambda: receipts(tmp_path / "run") >= 2 or process.poll() is not None)
-    os.kill(wait_for(lambda: nodes.actors("SynthesisWorker"))[0][1], signal.SIGKILL)
-    wait_for(lambda: receipts(tmp_path / "run") >= 4 or process.poll() is not None)
-    nodes.kill(wait_for(lambda: nodes.actors("SynthesisWorker"))[0][0])
+    wait_for(lambda: receipts(tmp_path / "run") >= 2, running(process))
+    os.kill(
+        wait_for(lambda: nodes.actors("SynthesisWorker"), running(process))[0][1], signal.SIGKILL
+    )
+    wait_for(lambda: receipts(tmp_path / "run") >= 4, running(process))
+    nodes.kill(wait_for(lambda: nodes.actors("SynthesisWorker"), running(process))[0][0])
     nodes.add()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -183,7 +191,7 @@ def test_a_disk_that_fills_up_half_way(
 ) -> None:
     manifest = write(tmp_path, small_disk / "run")
     process = start(nodes, manifest)
-    wait_for(lambda: receipts(small_disk / "run") >= 2 or process.poll() is not None)
+    wait_for(lambda: receipts(small_disk / "run") >= 2, running(process))
     ballast = small_disk / "ballast"
     fill_up(ballast)
     _, errors = process.communicate()

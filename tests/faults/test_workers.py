@@ -48,9 +48,9 @@ def test_workers_and_nodes_killed_at_random_moments(
     kills = [chance.choice(["worker", "worker", "node"]) for _ in gates]
     with driver(drive, nodes.cluster.address, run) as child:
         for gate, kind in zip(gates, kills, strict=True):
-            wait_for(lambda gate=gate: reached(run, gate))
+            wait_for(lambda gate=gate: reached(run, gate), child.is_alive)
             time.sleep(chance.uniform(0, 0.2))
-            node, victim = chance.choice(wait_for(lambda: nodes.actors("Filler")))
+            node, victim = chance.choice(wait_for(lambda: nodes.actors("Filler"), child.is_alive))
             if kind == "node":
                 nodes.kill(node)
                 nodes.add()
@@ -74,7 +74,7 @@ def test_drivers_killed_at_random_moments(
     run = Fill(tmp_path / "run", gates=gates)
     for gate in gates:
         with driver(drive, nodes.cluster.address, run) as child:
-            wait_for(lambda gate=gate: reached(run, gate))
+            wait_for(lambda gate=gate: reached(run, gate), child.is_alive)
             time.sleep(chance.uniform(0, 0.2))
             child.kill()
             child.join()
@@ -94,9 +94,11 @@ def test_a_node_that_joins_works_and_one_that_is_drained_finishes_what_it_has(
     """A notice of preemption: the task in flight may end, and no try is lost."""
     run = Fill(tmp_path / "run", attempts=1, gates=(3,), pause=0.3)
     with driver(drive, nodes.cluster.address, run) as child:
-        wait_for(lambda: reached(run, 3))
+        wait_for(lambda: reached(run, 3), child.is_alive)
         joined = nodes.add()  # the two others stand before the gate with a task each
-        wait_for(lambda: any(joined.node_id in names for names in tries(run).values()))
+        wait_for(
+            lambda: any(joined.node_id in names for names in tries(run).values()), child.is_alive
+        )
         drain(nodes.cluster, joined)
         run.gate(3).touch()
         child.join()
@@ -111,8 +113,8 @@ def test_a_node_that_dies_is_not_held_against_its_task(
 ) -> None:
     run = Fill(tmp_path / "run", attempts=1, gates=(3,))
     with driver(drive, nodes.cluster.address, run) as child:
-        wait_for(lambda: reached(run, 3))
-        nodes.kill(wait_for(lambda: nodes.actors("Filler"))[0][0])
+        wait_for(lambda: reached(run, 3), child.is_alive)
+        nodes.kill(wait_for(lambda: nodes.actors("Filler"), child.is_alive)[0][0])
         nodes.add()
         run.gate(3).touch()
         child.join()
