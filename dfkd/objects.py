@@ -68,8 +68,12 @@ class Storage(Protocol):
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
         """Write an object unless there is one: True for exactly one of any number of writers."""
 
-    def get(self, key: str) -> bytes:
-        """The object's bytes; `MissingObject` if there is none."""
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """The object's bytes, of which at most `limit` are read; `MissingObject` if there is none.
+
+        A reader that knows the size asks for one byte more: what is longer than that is damaged,
+        and may be longer than memory.
+        """
 
     def size(self, key: str) -> int:
         """The object's bytes, counted; `MissingObject` if there is none."""

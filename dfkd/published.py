@@ -87,13 +87,13 @@ class PublishedVersion:
 
     def fetch(self, receipt: Receipt) -> bytes:
         """A shard's bytes, verified against its receipt (`CorruptionError` if they differ)."""
-        data = self.home.get(receipt.key)
+        data = self.home.get(receipt.key, receipt.bytes + 1)
         verify_bytes(data, receipt)
         return data
 
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
         """The samples of a shard, verified before the first."""
-        return read_shard(self.home.get(receipt.key), receipt)
+        return read_shard(self.home.get(receipt.key, receipt.bytes + 1), receipt)
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet; `CorruptionError` unless they are as published."""

@@ -214,16 +214,18 @@ class S3Storage:
                 "run the same command again, it resumes"
             )
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, limit: int | None = None) -> bytes:
         """See `Storage.get`."""
-        return self._read(key, self._at(key))
+        return self._read(key, self._at(key), limit)
 
-    def _read(self, key: str, what: dict[str, str]) -> bytes:
+    def _read(self, key: str, what: dict[str, str], limit: int | None = None) -> bytes:
         def send(request: Request) -> bytes:
             answer = self._client.get_object(**what)
-            data: bytes = answer["Body"].read()
+            with contextlib.closing(answer["Body"]) as body:
+                data: bytes = body.read(limit)
             request.bytes = len(data)
-            _require_whole(answer, request)
+            if len(data) != limit:
+                _require_whole(answer, request)
             return data
 
         return self._attempt("get", key, send)

@@ -196,7 +196,9 @@ def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
 
 def verify_bytes(data: bytes, receipt: Receipt) -> None:
     """Raise `CorruptionError` unless `data` has the receipt's size and sha256."""
-    if len(data) != receipt.bytes:
+    if len(data) > receipt.bytes:
+        _refuse(receipt.shard, f"more than the {receipt.bytes} bytes that its receipt says")
+    if len(data) < receipt.bytes:
         _refuse(receipt.shard, f"{len(data)} bytes, its receipt says {receipt.bytes}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != receipt.sha256:

@@ -162,10 +162,10 @@ class LocalStorage:
             request.seconds = time.perf_counter() - begun
             self.observe(request)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, limit: int | None = None) -> bytes:
         """See `Storage.get`."""
-        with self._found(key) as path:
-            return path.read_bytes()
+        with self._found(key, limit) as path, path.open("rb") as stream:
+            return stream.read(limit)
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
@@ -193,7 +193,8 @@ class LocalStorage:
         """The path of an object that is there; what is done with it is told as a get."""
         path = self._path(key)
         try:
-            with self._told("get", path.stat().st_size if size is None else size):
+            there = path.stat().st_size
+            with self._told("get", there if size is None else min(there, size)):
                 yield path
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise missing_object(self.location(key)) from None

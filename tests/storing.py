@@ -43,6 +43,12 @@ class StorageTests:
         assert storage.put_if_absent("empty", b"")
         assert storage.get("empty") == b""
 
+    def test_no_more_of_an_object_is_read_than_is_asked_for(self, storage: Storage) -> None:
+        storage.put("a/b", b"12345")
+        assert [storage.get("a/b", limit) for limit in (1, 5, 6)] == [b"1", b"12345", b"12345"]
+        with pytest.raises(MissingObject):
+            storage.get("a/c", 1)
+
     def test_objects_from_files_and_into_files(self, storage: Storage, tmp_path: Path) -> None:
         (tmp_path / "in").write_bytes(b"x" * 9999)
         assert storage.child("a").put_if_absent("c.d", tmp_path / "in")

@@ -7,6 +7,7 @@ in test_fuzz, a take-home folder in test_predict, a generator's configuration in
 import hashlib
 import io
 import json
+import os
 import pickle
 import struct
 import threading
@@ -26,6 +27,7 @@ import torch
 import yaml
 from PIL import Image
 
+import filling
 from dfkd import catalogue, parquet
 from dfkd.checkpoints import Checkpoints
 from dfkd.command import parser, run
@@ -152,6 +154,15 @@ def test_a_version_with_such_images_is_read_by_no_one(tmp_path: Path, name: str)
     for read in (lambda: calibration_images(version, 32), lambda: examples(version)):
         with pytest.raises(CorruptionError, match="cannot be read"):
             read()
+
+
+def test_a_shard_far_longer_than_its_receipt_says_is_not_read_whole(tmp_path: Path) -> None:
+    version = filling.fill(tmp_path)
+    receipt = version.shards[0]
+    os.truncate(version.storage.location(receipt.shard), 1 << 40)  # more than any memory holds
+    for read in (version.fetch, lambda receipt: list(version.samples(receipt))):
+        with pytest.raises(CorruptionError, match=f"more than the {receipt.bytes} bytes"):
+            read(receipt)
 
 
 @pytest.mark.parametrize(
