@@ -33,7 +33,7 @@ class Node:
 
     def kill(self) -> None:
         """kill -9 of everything on it, as a machine does that loses power."""
-        for pid in [*_descendants(self.process.pid), self.process.pid]:
+        for pid in [*descendants(self.process.pid), self.process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -144,7 +144,7 @@ class RayCluster:
         return (self._folder / f"{node.address}.log").read_text(errors="replace")
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Children, their children, and so on."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
