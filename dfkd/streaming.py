@@ -89,7 +89,7 @@ def mixed_order(counts: Sequence[int], buffer: int, generator: np.random.Generat
         fresh = np.stack([np.full(counts[shard], shard), np.arange(counts[shard])], 1)
         pool = generator.permutation(np.concatenate([pool, fresh]))
         surplus = max(0, len(pool) - buffer)
-        parts.append(pool[:surplus])
+        parts.append(pool[:surplus].copy())  # a view would keep the whole buffer, once a shard
         pool = pool[surplus:]
     return np.concatenate([*parts, pool])
 

@@ -1,4 +1,5 @@
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,14 @@ def test_leaving_early_ends_the_reading_thread(version: PublishedVersion) -> Non
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("dfkd")]
+
+
+def test_the_order_of_many_shards_takes_little_more_memory_than_itself() -> None:
+    tracemalloc.start()
+    try:
+        order = mixed_order([100] * 1000, 5000, np.random.default_rng(0))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(order) == 100_000
+    assert most < 4 * order.nbytes
