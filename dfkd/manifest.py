@@ -246,7 +246,13 @@ class Evaluation:
     """Accuracy per domain and class on data that no stage has seen."""
 
     data: Name = "bundled"
-    """A folder `root/domain/class/*`, a list file, or `bundled`."""
+    """A folder in a layout of `dfkd.layouts`, a list file (path, domain, class), or `bundled`."""
+    domains: tuple[Name, ...] = ()
+    """The domains that are scored, in the order in which they are shown; empty is all, by name."""
+    aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
+    """What the data call a class, where that is not its name here: `{plane: aeroplane}`."""
+    average: Literal["images", "classes"] = "images"
+    """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
     models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(_several)] = (
         "teacher",
         "student",
@@ -254,6 +260,8 @@ class Evaluation:
     batch_size: Count = 64
 
     def __post_init__(self) -> None:
+        _require_unique("evaluation.domains", self.domains)
+        _require_unique("evaluation.aliases", tuple(self.aliases.values()))
         _require_unique("evaluation.models", self.models)
         if not self.models:
             raise ManifestError(
@@ -344,11 +352,14 @@ class Manifest:
                     "rename it",
                 )
         _require_unique("classes", self.classes)
-        for name in self.regeneration.classes:
-            if name not in self.classes:
-                raise ManifestError(
-                    "regeneration.classes", "must be among classes", name, "name one of them"
-                )
+        named = {
+            "regeneration.classes": self.regeneration.classes,
+            "evaluation.aliases": self.evaluation.aliases,
+        }
+        for field, names in named.items():
+            for name in names:
+                if name not in self.classes:
+                    raise ManifestError(field, "must be among classes", name, "name one of them")
 
     @classmethod
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":
