@@ -73,7 +73,9 @@ class _Found:
     foreign: set[str] = field(default_factory=set)
     """Class names of the data that the manifest does not have."""
     remarks: list[str] = field(default_factory=list)
-    """Of the layout."""
+    """About the layout."""
+    by_label: tuple[str, ...] = ()
+    """The classes, where numbers are all that tells them apart."""
     tally: Tally = field(default_factory=Tally)
 
 
@@ -178,6 +180,9 @@ def _finish(config: Evaluation, classes: Sequence[str], found: _Found) -> Domain
 
 def _notes(data: Domains, found: _Found) -> Iterator[str]:
     yield from found.remarks
+    if found.by_label:
+        names = (f"{label} {name}" for label, name in enumerate(found.by_label))
+        yield f"labels are the manifest's classes in their order: {', '.join(names)}"
     if data.unscored:
         yield (
             f"unscored: the bundled set has no {_words(data.unscored)}; it also has "
@@ -216,6 +221,7 @@ def _folder(root: Path, labels: Mapping[str, int], wanted: Sequence[str]) -> _Fo
     by_label = layout.numbered and not any(alike(word) in labels for word in layout.words)
     if by_label:
         _check_order(layout, labels)
+        found.by_label = tuple(labels)
     else:
         found.foreign = {word for word in layout.words if alike(word) not in labels}
     for entry in layout.only(asked).entries(found.foreign, found.tally):
@@ -224,12 +230,7 @@ def _folder(root: Path, labels: Mapping[str, int], wanted: Sequence[str]) -> _Fo
         if index is not None:
             found.items.append(Item(entry.domain, index, entry.path))
     found.remarks = list(layout.remarks(asked, counts))
-    if by_label:
-        names = ", ".join(f"{index} {name}" for name, index in labels.items())
-        found.remarks.append(f"labels are the manifest's classes in their order: {names}")
     found.tally.beside["files beside the domain folders"] += layout.others
-    if layout.beside:
-        found.remarks.append(f"ignored: the folders {_words(layout.beside)}")
     return found
 
 

@@ -100,13 +100,17 @@ class Layout:
             asked: the domains that were to be read.
             counts: their images, foreign classes included.
         """
-        name = f"{self.data_set.name} as " if self.data_set else ""
-        yield f"layout: {name}{self.form}"
-        published = self.data_set.images if self.data_set else {}
+        if self.beside:
+            yield f"ignored: the folders {', '.join(self.beside)}"
+        if self.data_set is None:
+            yield f"the layout is {self.form}"
+            return
+        name, published = self.data_set.name, self.data_set.images
+        yield f"the layout is {name} as {self.form}"
         for domain in asked:
-            if domain in published and counts.get(domain, 0) != published[domain]:
+            if counts.get(domain, 0) != published[domain]:
                 yield (
-                    f"{name}published has {published[domain]:,} images of {domain}, "
+                    f"{name} as published has {published[domain]:,} images of {domain}, "
                     f"this has {counts.get(domain, 0):,}"
                 )
 
@@ -125,7 +129,7 @@ def recognise(root: Path) -> Layout:
         passed = [place.name for place in folders(root) if place.name != name]
         return dataclasses.replace(layout, beside=[*layout.beside, *passed])
     if below:
-        raise _ambiguous(root, f"holds several data sets ({', '.join(below)})", "name one of them")
+        raise _ambiguous(root, f"holds {', '.join(below)}", "point evaluation.data at one of them")
     kinds = _kinds(root)
     if not kinds:
         raise ManifestError(
@@ -139,13 +143,13 @@ def recognise(root: Path) -> Layout:
     if len(set(kinds.values())) > 1:
         split = next(place.name for place, is_split in kinds.items() if is_split)
         raise _ambiguous(
-            root, f"has splits in {split} and classes in other domains", "give all one layout"
+            root, f"has splits in {split} and classes in other domains", "lay all out alike"
         )
     return _tree(root, kinds, {place.name: place for place in kinds})
 
 
 def _ambiguous(root: Path, what: str, remedy: str) -> ManifestError:
-    return ManifestError(FIELD, f"must be one layout, {what}", str(root), remedy)
+    return ManifestError(FIELD, f"must be one data set, {what}", str(root), remedy)
 
 
 def _known(root: Path) -> Layout | None:
@@ -175,7 +179,7 @@ def _listed(root: Path, home: Path) -> Layout | None:
         fitting = [x for x in fitting if x.data_set and len(x.words) == x.data_set.classes]
     if found and len(fitting) != 1:
         names = ", ".join(data_set.name for data_set, _ in found)
-        raise _ambiguous(root, f"has lists that could be those of {names}", "keep one data set's")
+        raise _ambiguous(root, f"has lists that fit {names}", "keep the lists of one of them")
     return fitting[0] if fitting else None
 
 

@@ -69,9 +69,8 @@ def _names(path: Path, number: int, name: str) -> list[str]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The numbered lines that say something: no blank ones, no comments."""
     with path.open("rb") as stream:
-        number = 0
-        while line := stream.readline(LONGEST + 1):
-            number += 1
+        lines = iter(lambda: stream.readline(LONGEST + 1), b"")
+        for number, line in enumerate(lines, start=1):
             if len(line) > LONGEST:
                 raise bad_line(path, number, f"must be at most {LONGEST} bytes long", line[:40])
             try:
@@ -140,12 +139,20 @@ class _Labels:
         here = f"{path}:{number}"
         other, place = self.words.setdefault(label, (word, here))
         if other != word:
-            rule = f"must agree with the folders: label {label} is {other!r} in {place}"
-            raise bad_line(path, number, rule, word)
+            raise bad_line(
+                path,
+                number,
+                f"must agree with the folders: label {label} is {other} in {place}",
+                word,
+            )
         known, place = self.labels.setdefault(word, (label, here))
         if known != label:
-            rule = f"must agree with the folders: {word!r} has label {known} in {place}"
-            raise bad_line(path, number, rule, label)
+            raise bad_line(
+                path,
+                number,
+                f"must agree with the folders: {word} has label {known} in {place}",
+                label,
+            )
 
 
 @dataclass
@@ -170,13 +177,16 @@ class _Reader:
         for number, names, label in labelled(path):
             word, name = self._located(path, number, names)
             if not first <= label <= last:
-                rule = f"a label of {self.data_set.name} must be from {first} to {last}"
-                raise bad_line(path, number, rule, label)
+                raise bad_line(path, number, f"a label must be from {first} to {last}", label)
             if name not in self.there.get(word, ()):
                 if name in self.data_set.broken:
                     continue
-                rule = f"must name an image in the folder of {self.domain}, and links within it"
-                raise bad_line(path, number, rule, "/".join(names))
+                raise bad_line(
+                    path,
+                    number,
+                    "must name an image of that domain, not through links",
+                    "/".join(names),
+                )
             if word:
                 self.labels.agree(path, number, word, label)
             key = (word, name, label)
@@ -189,6 +199,10 @@ class _Reader:
         depth = 1 if "" in self.there else 2
         above = names[-depth - 1] if len(names) > depth else self.domain
         if len(names) < depth or self.data_set.domain(above) != self.domain:
-            rule = f"must lead to {self.domain}/{'image' if depth == 1 else 'class/image'}"
-            raise bad_line(path, number, rule, "/".join(names))
+            raise bad_line(
+                path,
+                number,
+                f"must lead to {self.domain}/{'image' if depth == 1 else 'class/image'}",
+                "/".join(names),
+            )
         return ("" if depth == 1 else names[-2]), names[-1]

@@ -22,6 +22,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Method = Literal["vanilla", "mix", "random", "contrastive"]
+Average = Literal["images", "classes"]
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
 
@@ -251,7 +252,7 @@ class Evaluation:
     """The domains that are scored, in the order in which they are shown; empty is all, by name."""
     aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
     """What the data call a class, where that is not its name here: `{plane: aeroplane}`."""
-    average: Literal["images", "classes"] = "images"
+    average: Average = "images"
     """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
     models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(_several)] = (
         "teacher",
@@ -352,14 +353,19 @@ class Manifest:
                     "rename it",
                 )
         _require_unique("classes", self.classes)
-        named = {
-            "regeneration.classes": self.regeneration.classes,
-            "evaluation.aliases": self.evaluation.aliases,
-        }
-        for field, names in named.items():
-            for name in names:
-                if name not in self.classes:
-                    raise ManifestError(field, "must be among classes", name, "name one of them")
+        for name in self.regeneration.classes:
+            if name not in self.classes:
+                raise ManifestError(
+                    "regeneration.classes", "must be among classes", name, "name one of them"
+                )
+        for name in self.evaluation.aliases:
+            if name not in self.classes:
+                raise ManifestError(
+                    "evaluation.aliases",
+                    "must give classes the names of the data, and have none but classes",
+                    name,
+                    "write it as {class: what the data call it}",
+                )
 
     @classmethod
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":

@@ -54,7 +54,7 @@ def test_a_folder_gives_domains_classes_and_files(tmp_path: Path) -> None:
         ("sketch", "alarm clock"): 1,
         ("sketch", "house"): 1,
     }
-    assert data.notes == ("layout: domain/class folders",)
+    assert data.notes == ("the layout is domain/class folders",)
     assert data.unscored == ()
     assert data.items == tuple(sorted(data.items, key=lambda i: (i.domain, i.class_index, i.name)))
     assert data.items[0].read() == b"never decoded"
@@ -67,7 +67,7 @@ def test_what_the_manifest_does_not_use_is_ignored_and_counted(tmp_path: Path) -
     data = open_folder(tmp_path)
     assert len(data.items) == 3
     assert data.notes == (
-        "layout: domain/class folders",
+        "the layout is domain/class folders",
         "ignored: 1 other classes (cat)",
         "ignored: 1 files beside the class folders",
         "ignored: 1 files beside the domain folders",
