@@ -352,6 +352,36 @@ def test_a_tree_of_ones_own_is_not_taken_for_a_public_one(tmp_path: Path) -> Non
     assert data.notes == ("the layout is domain/class folders",)
 
 
+def test_what_archives_and_tools_leave_behind_does_not_matter(tmp_path: Path) -> None:
+    for above in ("", "__MACOSX/", ".git/"):
+        folders(tmp_path, [above + domain for domain in PACS_DOMAINS], PACS)
+    folders(tmp_path, ["photo"], ["__MACOSX", ".ipynb_checkpoints"])
+    assert counts(opened(tmp_path, PACS)) == dict.fromkeys(PACS_DOMAINS, 7)
+
+
+def test_a_class_named_like_a_split_is_a_class(tmp_path: Path) -> None:
+    data = opened(folders(folders(tmp_path, ["ink"], ["train"]), ["oil"], ["train", "bus"]),
+                  ("train", "bus"))  # fmt: skip
+    assert counts(data) == {"ink": 1, "oil": 2}
+
+
+def test_a_text_that_has_the_name_of_a_domain_is_no_list(tmp_path: Path) -> None:
+    folders(tmp_path, ["photo", "sketch"], PACS[:3])
+    write_list(tmp_path / "photo.txt", ["What I have seen"])
+    assert "the layout is domain/class folders" in opened(tmp_path, PACS[:3]).notes
+
+
+def test_labels_without_class_folders_count_from_where_the_lists_of_the_set_do(
+    tmp_path: Path,
+) -> None:
+    for index in range(7):
+        put(tmp_path / "photo" / f"{index}.png", index)
+    names = [f"photo/{index}.png {index + 1}" for index in range(7)]
+    write_list(tmp_path / "image_list" / "photo.txt", names)
+    data = opened(tmp_path, PACS)
+    assert [class_of(item.read()) for item in data.items] == list(range(7))
+
+
 def test_several_data_sets_in_a_folder_are_refused(tmp_path: Path) -> None:
     folders(tmp_path / "PACS", PACS_DOMAINS, PACS)
     visda(tmp_path / "visda17")
