@@ -184,7 +184,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
     joined = connected() if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext()
     with joined, _threads(threads) as chosen:
         evaluated = evaluation.evaluate(manifest, chosen)
-        tell_accuracy(manifest.name, evaluated.results["rows"])
+        tell_accuracy(manifest.name, evaluated.results)
     if not evaluated.versions:
         return evaluated
     sheet = contact_sheet(manifest, evaluated.versions)

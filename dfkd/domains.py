@@ -3,27 +3,24 @@
 Opening a source reads names only, never an image, so that wrong data is refused before any work.
 """
 
-import csv
-import os
-import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.folders import SUFFIXES, Entry, Tally
+from dfkd.layouts import Layout, recognise
+from dfkd.lists import FIELD, bad_line, rows
 from dfkd.manifest import Evaluation
+from dfkd.public_sets import alike
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 LISTS = frozenset({".txt", ".csv"})
-HEADER = ["path", "domain", "class"]
 
 MAX_MEMBER = 1 << 20
 """Bytes of one bundled image; a larger member is not one of ours."""
-
-FIELD = "evaluation.data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +49,14 @@ class Domains:
     classes: tuple[str, ...]
     """The manifest's classes: what a model chooses among, also where no image of it exists."""
     items: tuple[Item, ...]
-    """Sorted by domain, class and name."""
+    """By domain, in the order that the manifest gives or else by name, class and name."""
     notes: tuple[str, ...]
-    """One line each: classes missing from a domain, unscored classes, what was ignored."""
+    """One line each: the layout, missing images and classes, unscored ones, what was ignored."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The domains that hold at least one image, sorted."""
-        return tuple(sorted({item.domain for item in self.items}))
+        """The domains that hold at least one image, in the order of their items."""
+        return tuple(dict.fromkeys(item.domain for item in self.items))
 
     @property
     def unscored(self) -> tuple[str, ...]:
@@ -75,8 +72,11 @@ class _Found:
     items: list[Item] = field(default_factory=list)
     foreign: set[str] = field(default_factory=set)
     """Class names of the data that the manifest does not have."""
-    unused: Counter[str] = field(default_factory=Counter)
-    """How many things were ignored, by what they are."""
+    remarks: list[str] = field(default_factory=list)
+    """About the layout."""
+    by_label: tuple[str, ...] = ()
+    """The classes, where numbers are all that tells them apart."""
+    tally: Tally = field(default_factory=Tally)
 
 
 def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
@@ -85,16 +85,16 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
     Class names match after case, spaces, `_` and `-` are made alike. Cheap: names only.
 
     Raises:
-        ManifestError: no such data, a bad line of a list file, or a class that no domain has (for
-            `bundled`: none of the classes; some missing ones become a note).
+        ManifestError: no such data, no layout or more than one, a bad line of a list, a domain that
+            is not there, or a class that no domain has (for `bundled`: none of the classes; some
+            missing ones become a note).
         CorruptionError: the bundled set is not what was shipped.
     """
-    labels = _labels(classes)
     if config.data == "bundled":
-        return open_bundle(_bundle(), classes)
-    path = Path(config.data).expanduser()
+        return open_bundle(_bundle(), classes, config)
+    path, labels = Path(config.data).expanduser(), _labels(classes, config.aliases)
     if path.is_dir():
-        found = _folder(path, labels)
+        found = _folder(path, labels, config.domains)
     elif path.is_file() and path.suffix.lower() in LISTS:
         found = _list(path, labels)
     else:
@@ -104,27 +104,28 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             config.data,
             "check the path",
         )
-    for index, name in enumerate(classes):
-        if all(item.class_index != index for item in found.items):
-            raise ManifestError(
-                FIELD,
-                f"every class needs an image in at least one domain, none has {name!r}",
-                config.data,
-                "add images as domain/class/image or rename the class; the data also has "
-                f"{_words(found.foreign)}",
-            )
-    return _finish(config.data, classes, found)
+    data = _finish(config, classes, found)
+    for name in data.unscored:
+        raise ManifestError(
+            FIELD,
+            "every class needs an image in at least one domain, none has "
+            f"{config.aliases.get(name, name)!r}",
+            config.data,
+            "add images as domain/class/image, rename the class or name it in evaluation.aliases; "
+            f"the data also has {_words(found.foreign)}",
+        )
+    return data
 
 
-def open_bundle(path: Path, classes: Sequence[str]) -> Domains:
+def open_bundle(path: Path, classes: Sequence[str], config: Evaluation | None = None) -> Domains:
     """A bundled set: a plain tar of `domain/class/name.png`, read into memory, never unpacked.
 
     Raises:
         ManifestError: the set has none of the classes.
         CorruptionError: no tar, or a member that is not such an image.
     """
-    found = _Found()
-    labels = _labels(classes)
+    config = config or Evaluation()
+    found, labels = _Found(), _labels(classes, config.aliases)
     for name, content in _members(path):
         domain, word, _ = name.split("/")
         if (index := labels.get(alike(word))) is None:
@@ -138,34 +139,50 @@ def open_bundle(path: Path, classes: Sequence[str]) -> Domains:
             "bundled",
             "choose among those or point evaluation.data at a folder root/domain/class/*",
         )
-    return _finish("bundled", classes, found)
+    return _finish(config, classes, found)
 
 
-def alike(name: str) -> str:
-    """A class name without case, with `_` and `-` as spaces: `Alarm_clock` is `alarm clock`."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def _labels(classes: Sequence[str]) -> dict[str, int]:
+def _labels(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int]:
+    """The position of each class by what the data call it."""
     labels: dict[str, int] = {}
     for index, name in enumerate(classes):
-        if (other := labels.setdefault(alike(name), index)) != index:
+        if (other := labels.setdefault(alike(aliases.get(name, name)), index)) != index:
             raise ManifestError(
-                "classes",
+                "evaluation.aliases" if name in aliases else "classes",
                 f"must differ by more than case, spaces, '_' and '-' from {classes[other]!r}",
-                name,
+                aliases.get(name, name),
                 "rename one of them",
             )
     return labels
 
 
-def _finish(source: str, classes: Sequence[str], found: _Found) -> Domains:
-    items = tuple(sorted(found.items, key=lambda item: (item.domain, item.class_index, item.name)))
-    plain = Domains(source, tuple(classes), items, ())
-    return Domains(source, tuple(classes), items, tuple(_notes(plain, found)))
+def _chosen(there: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """The domains that are to be scored, in order: those that are wanted, or all by name."""
+    known = {alike(name): name for name in sorted(there)}
+    for name in wanted:
+        if alike(name) not in known:
+            raise ManifestError(
+                "evaluation.domains",
+                f"must be among the domains of the data, {_words(known.values())}",
+                name,
+                "choose among those",
+            )
+    return [known[alike(name)] for name in wanted] or list(known.values())
+
+
+def _finish(config: Evaluation, classes: Sequence[str], found: _Found) -> Domains:
+    order = _chosen({item.domain for item in found.items}, config.domains)
+    items = [item for item in found.items if item.domain in order]
+    items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
+    plain = Domains(config.data, tuple(classes), tuple(items), ())
+    return Domains(config.data, tuple(classes), tuple(items), tuple(_notes(plain, found)))
 
 
 def _notes(data: Domains, found: _Found) -> Iterator[str]:
+    yield from found.remarks
+    if found.by_label:
+        names = (f"{label} {name}" for label, name in enumerate(found.by_label))
+        yield f"labels are the manifest's classes in their order: {', '.join(names)}"
     if data.unscored:
         yield (
             f"unscored: the bundled set has no {_words(data.unscored)}; it also has "
@@ -180,10 +197,14 @@ def _notes(data: Domains, found: _Found) -> Iterator[str]:
         ]
         if missing:
             yield f"domain {domain} has no image of {_words(missing)}"
+    for domain, count in sorted(found.tally.twice.items()):
+        if count:
+            yield f"the list of {domain} gives {count} images to two classes, and each counts"
     if found.foreign and not data.unscored:
         yield f"ignored: {len(found.foreign)} other classes ({_words(found.foreign)})"
-    for what, count in sorted(found.unused.items()):
-        yield f"ignored: {count} {what}"
+    for what, count in sorted(found.tally.beside.items()):
+        if count:
+            yield f"ignored: {count} {what}"
 
 
 def _words(names: Iterable[str], limit: int = 12) -> str:
@@ -192,77 +213,66 @@ def _words(names: Iterable[str], limit: int = 12) -> str:
     return (", ".join(ordered[:limit]) or "nothing") + more
 
 
-def _folder(root: Path, labels: dict[str, int]) -> _Found:
-    found = _Found()
-    for domain in sorted(root.iterdir()):
-        if not domain.is_dir() or domain.name.startswith("."):
-            found.unused["files beside the domain folders"] += 1
-            continue
-        for folder in sorted(domain.iterdir()):
-            if not folder.is_dir() or folder.name.startswith("."):
-                found.unused["files beside the class folders"] += 1
-            elif (index := labels.get(alike(folder.name))) is None:
-                found.foreign.add(folder.name)
-            else:
-                _take(found, domain.name, index, folder)
+def _folder(root: Path, labels: Mapping[str, int], wanted: Sequence[str]) -> _Found:
+    found, counts = _Found(), Counter[str]()
+    layout = recognise(root)
+    published = layout.data_set.images if layout.data_set else {}
+    asked = _chosen(layout.homes, wanted) if wanted else list(published or layout.homes)
+    by_label = layout.numbered and not any(alike(word) in labels for word in layout.words)
+    if by_label:
+        _check_order(layout, labels)
+        found.by_label = tuple(labels)
+    else:
+        found.foreign = {word for word in layout.words if alike(word) not in labels}
+    for entry in layout.only(asked).entries(found.foreign, found.tally):
+        counts[entry.domain] += 1
+        index = _label(entry, labels) if by_label else labels.get(alike(entry.word))
+        if index is not None:
+            found.items.append(Item(entry.domain, index, entry.path))
+    found.remarks = list(layout.remarks(asked, counts))
+    found.tally.beside["files beside the domain folders"] += layout.others
     return found
 
 
-def _take(found: _Found, domain: str, index: int, folder: Path) -> None:
-    with os.scandir(folder) as entries:  # tells files from folders without asking for each
-        for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix in SUFFIXES and not entry.name.startswith(".") and entry.is_file():
-                found.items.append(Item(domain, index, entry.path))
-            else:
-                found.unused["files that are not png, jpg, jpeg, webp or bmp images"] += 1
+def _check_order(layout: Layout, labels: Mapping[str, int]) -> None:
+    """Refuse classes that are those of a known data set in another order than its labels."""
+    for index, name in enumerate(layout.data_set.order if layout.data_set else ()):
+        if labels.get(alike(name), index) != index:
+            raise ManifestError(
+                "classes",
+                f"must be in the published order, as {FIELD} has labels only: {name!r} is label "
+                f"{index}",
+                f"position {labels[alike(name)]}",
+                "reorder them",
+            )
 
 
-def _list(path: Path, labels: dict[str, int]) -> _Found:
+def _label(entry: Entry, labels: Mapping[str, int]) -> int:
+    if int(entry.word) >= len(labels):
+        raise ManifestError(
+            f"{FIELD} {entry.place}",
+            f"a label must be one of the {len(labels)} classes, from 0",
+            entry.word,
+            "give all classes, in the published order",
+        )
+    return int(entry.word)
+
+
+def _list(path: Path, labels: Mapping[str, int]) -> _Found:
     found = _Found()
     seen: dict[Path, int] = {}
-    for number, (name, domain, word) in _lines(path):
+    for number, (name, domain, word) in rows(path):
         image = path.parent / name
         if image.suffix.lower() not in SUFFIXES or not image.is_file():
-            raise _bad_line(path, number, "must name an existing png, jpg, jpeg, webp or bmp", name)
+            raise bad_line(path, number, "must name an existing png, jpg, jpeg, webp or bmp", name)
         if image in seen:
-            raise _bad_line(path, number, f"repeats the image of line {seen[image]}", name)
+            raise bad_line(path, number, f"repeats the image of line {seen[image]}", name)
         seen[image] = number
         if (index := labels.get(alike(word))) is None:
             found.foreign.add(word)
         else:
             found.items.append(Item(domain, index, str(image)))
     return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The numbered, split lines; one separator holds for the file: tab, comma or space."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ManifestError(FIELD, "must be UTF-8 text", str(path), "convert the list") from None
-    separator = None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        separator = separator or next((s for s in "\t, " if len(_split(line, s)) == 3), ",")
-        fields = _split(line, separator)
-        if len(fields) != 3 or not all(fields):
-            raise _bad_line(path, number, "must be: path, domain, class", line)
-        if [word.lower() for word in fields] != HEADER:
-            yield number, fields
-
-
-def _split(line: str, separator: str) -> list[str]:
-    try:
-        rows = list(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
-    except csv.Error:
-        return []
-    return [word.strip() for word in rows[0]]
-
-
-def _bad_line(path: Path, number: int, rule: str, value: str) -> ManifestError:
-    return ManifestError(f"{FIELD} {path}:{number}", rule, value, "mend or remove that line")
 
 
 def _bundle() -> Path:

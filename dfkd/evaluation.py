@@ -102,7 +102,7 @@ def evaluate(
     root = open_storage(manifest.storage.root)
     models = _recorded(root, _load(manifest, "teacher" in wanted, places), len(data.items))
     scores = score(models, data, manifest.evaluation.batch_size, threads)
-    content = results(data, scores.rows, scores.unreadable)
+    content = results(data, scores.rows, scores.unreadable, manifest.evaluation.average)
     location = write_results(root.child(folder) if folder else root, content)
     return Evaluated(content, location, {place.method: place.version for place in places})
 

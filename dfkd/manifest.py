@@ -22,6 +22,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Method = Literal["vanilla", "mix", "random", "contrastive"]
+Average = Literal["images", "classes"]
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
 
@@ -246,7 +247,13 @@ class Evaluation:
     """Accuracy per domain and class on data that no stage has seen."""
 
     data: Name = "bundled"
-    """A folder `root/domain/class/*`, a list file, or `bundled`."""
+    """A folder in a layout of `dfkd.layouts`, a list file (path, domain, class), or `bundled`."""
+    domains: tuple[Name, ...] = ()
+    """The domains that are scored, in the order in which they are shown; empty is all, by name."""
+    aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
+    """What the data call a class, where that is not its name here: `{plane: aeroplane}`."""
+    average: Average = "images"
+    """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
     models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(_several)] = (
         "teacher",
         "student",
@@ -254,6 +261,8 @@ class Evaluation:
     batch_size: Count = 64
 
     def __post_init__(self) -> None:
+        _require_unique("evaluation.domains", self.domains)
+        _require_unique("evaluation.aliases", tuple(self.aliases.values()))
         _require_unique("evaluation.models", self.models)
         if not self.models:
             raise ManifestError(
@@ -348,6 +357,14 @@ class Manifest:
             if name not in self.classes:
                 raise ManifestError(
                     "regeneration.classes", "must be among classes", name, "name one of them"
+                )
+        for name in self.evaluation.aliases:
+            if name not in self.classes:
+                raise ManifestError(
+                    "evaluation.aliases",
+                    "must give classes the names of the data, and have none but classes",
+                    name,
+                    "write it as {class: what the data call it}",
                 )
 
     @classmethod

@@ -4,8 +4,9 @@
 
     schema     1
     classes    [name, ...]: what every model chose among, in the order of `confusion`
+    average    "images" | "classes": what `summary` is of, each row's `accuracy` or its `class_mean`
     data       {source, domains: [name, ...], unscored: [class, ...], notes: [line, ...],
-                unreadable: [name, ...]}: what was scored, and what could not be
+                unreadable: [name, ...]}: what was scored, in the order to show, and what not
     rows       one per model, method, seed and domain:
         model      "teacher" | "student"
         method     "zero-shot" for the teacher, else the prompt method the student learned from
@@ -18,10 +19,11 @@
         confusion  M x M counts: row = true class, column = predicted class
     summary    one per model and method:
         model, method, seeds: [int, ...]
-        domains    {name: {mean, std}} of accuracy over seeds
+        domains    {name: {mean, std}} of the figure over seeds
         mean, std  of the mean over domains, over seeds; std (n - 1) is null for one seed
 
-`results.parquet` holds `rows` with the same column names.
+Without `average` (results of before there was a choice) it is "images". `results.parquet` holds
+`rows` with the same column names.
 """
 
 import io
@@ -38,7 +40,7 @@ import pyarrow.parquet as pq
 
 from dfkd.domains import Domains
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Method
+from dfkd.manifest import Average, Method
 from dfkd.storage import Storage
 
 SCHEMA = 1
@@ -92,6 +94,18 @@ class Summary(TypedDict):
     std: float | None
 
 
+class ClassSummary(TypedDict):
+    """One model and method on one domain, class by class, over seeds."""
+
+    model: str
+    method: str
+    classes: dict[str, Spread]
+    """Of the accuracy on each class that has an image there."""
+    mean: float
+    """Over classes; `std` over seeds of that."""
+    std: float | None
+
+
 def row(
     model: str,
     method: str,
@@ -134,43 +148,75 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     )
 
 
-def summarise(rows: Sequence[Row]) -> list[Summary]:
+def figure(row: Row, average: Average) -> float:
+    """The accuracy of a row, 0-1: over its images, or the mean over its classes."""
+    return row["class_mean"] if average == "classes" else row["accuracy"]
+
+
+def summarise(rows: Sequence[Row], average: Average = "images") -> list[Summary]:
     """Mean over domains, mean and standard deviation over seeds, for each model and method."""
+    return [
+        _summary(model, method, group, average) for (model, method), group in by_model(rows).items()
+    ]
+
+
+def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each model and method, all ordered."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in ordered(rows):
         groups.setdefault((row["model"], row["method"]), []).append(row)
-    return [_summary(model, method, group) for (model, method), group in groups.items()]
+    return groups
 
 
-def _summary(model: str, method: str, rows: Sequence[Row]) -> Summary:
+def summarise_classes(rows: Sequence[Row], domain: str) -> list[ClassSummary]:
+    """Each model and method on one of the domains, as in the paper's Table 4."""
+    found = []
+    for (model, method), group in by_model([r for r in rows if r["domain"] == domain]).items():
+        mean = spread([row["class_mean"] for row in group])
+        classes = {
+            name: spread([row["per_class"][name] for row in group])
+            for name in group[0]["per_class"]
+        }
+        found.append(ClassSummary(model=model, method=method, classes=classes, **mean))
+    return found
+
+
+def _summary(model: str, method: str, rows: Sequence[Row], average: Average) -> Summary:
     seeds = sorted({row["seed"] for row in rows})
     names = sorted({row["domain"] for row in rows})
-    overall = _spread(
-        [statistics.fmean(row["accuracy"] for row in rows if row["seed"] == seed) for seed in seeds]
+    overall = spread(
+        [
+            statistics.fmean(figure(row, average) for row in rows if row["seed"] == seed)
+            for seed in seeds
+        ]
     )
     domains = {
-        name: _spread([row["accuracy"] for row in rows if row["domain"] == name]) for name in names
+        name: spread([figure(row, average) for row in rows if row["domain"] == name])
+        for name in names
     }
     return Summary(
         model=model,
         method=method,
         seeds=seeds,
         domains=domains,
-        mean=overall["mean"],
-        std=overall["std"],
+        **overall,
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of a figure over seeds."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), std=std)
 
 
-def results(data: Domains, rows: Sequence[Row], unreadable: Sequence[str]) -> dict[str, Any]:
+def results(
+    data: Domains, rows: Sequence[Row], unreadable: Sequence[str], average: Average = "images"
+) -> dict[str, Any]:
     """The content of `results.json`."""
     return {
         "schema": SCHEMA,
         "classes": list(data.classes),
+        "average": average,
         "data": {
             "source": data.source,
             "domains": list(data.names),
@@ -179,8 +225,23 @@ def results(data: Domains, rows: Sequence[Row], unreadable: Sequence[str]) -> di
             "unreadable": sorted(unreadable),
         },
         "rows": ordered(rows),
-        "summary": summarise(rows),
+        "summary": summarise(rows, average),
     }
+
+
+def average_of(results: Mapping[str, Any]) -> Average:
+    """What accuracy on a domain is in some results."""
+    average: Average = results.get("average", "images")
+    return average
+
+
+def images_of(results: Mapping[str, Any]) -> dict[str, int]:
+    """How many images were scored of each domain, in the order in which domains are shown."""
+    images = {row["domain"]: row["images"] for row in ordered(results["rows"])}
+    data = results.get("data")
+    order = data.get("domains") if isinstance(data, dict) else None
+    shown = [name for name in order if isinstance(name, str)] if isinstance(order, list) else []
+    return {name: images[name] for name in dict.fromkeys([*shown, *images]) if name in images}
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
@@ -232,7 +293,9 @@ def validate_results(results: Mapping[str, Any]) -> None:
         if key in keys:
             _refuse(f"rows[{number}]", "model, method, seed and domain must occur once", key)
         keys.add(key)
-    if results.get("summary") != summarise(rows):
+    if average_of(results) not in get_args(Average):
+        _refuse("average", "must be images or classes", results.get("average"))
+    if results.get("summary") != summarise(rows, average_of(results)):
         _refuse("summary", "must follow from the rows", "other figures")
 
 

@@ -32,11 +32,11 @@ from dfkd.evaluation import Candidate, Model, score_together
 from dfkd.export import INPUT, OPSET, OUTPUT, export, load, quantise
 from dfkd.fingerprint import sha256_file
 from dfkd.latency import one_core
-from dfkd.manifest import Manifest
+from dfkd.manifest import Average, Manifest
 from dfkd.model_card import model_card
 from dfkd.pictures import pixels
 from dfkd.predict import FACTS, INT8, LABELS, MODEL, RULES
-from dfkd.results import Row, summarise
+from dfkd.results import Row, average_of, figure, summarise
 from dfkd.shards import Sample
 from dfkd.storage import Storage, open_storage
 from dfkd.student import Student, load_student
@@ -102,13 +102,17 @@ def _scored(results: Mapping[str, Any], chosen: Place) -> dict[str, Any]:
             "run jobs/evaluate.py with evaluation.models=[teacher, student]",
         )
     teacher = [row for row in rows if row["model"] == "teacher"]
-    return {"torch": _accuracy(own), "teacher": _accuracy(teacher) if teacher else None}
+    average = average_of(results)
+    return {
+        "torch": _accuracy(own, average),
+        "teacher": _accuracy(teacher, average) if teacher else None,
+    }
 
 
-def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
+def _accuracy(rows: Sequence[Row], average: Average) -> dict[str, Any]:
     """Per domain, and the mean over domains, from the rows of one model."""
-    domains = {row["domain"]: row["accuracy"] for row in rows}
-    return {"domains": domains, "mean": summarise(rows)[0]["mean"]}
+    domains = {row["domain"]: figure(row, average) for row in rows}
+    return {"domains": domains, "mean": summarise(rows, average)[0]["mean"]}
 
 
 def calibration_images(version: PublishedVersion, size: int) -> list[npt.NDArray[np.uint8]]:
@@ -274,13 +278,17 @@ def _evaluate(
     scores = score_together(candidates, data, batch_size, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}
     found = {name: [row for row in scores.rows if row["method"] == name] for name in models}
+    right = sum(row["images"] * row["accuracy"] for row in found["onnx"])
+    average = manifest.evaluation.average
     return {
         "source": data.source,
         "images": images,
         "unreadable": len(scores.unreadable),
+        "average": average,
+        "right": right / sum(images.values()),
         "accuracy": {
             **accuracy,
-            **{name: _accuracy(rows) for name, rows in found.items()},
+            **{name: _accuracy(rows, average) for name, rows in found.items()},
         },
     }
 

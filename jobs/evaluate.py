@@ -10,7 +10,8 @@ from dfkd.api import Evaluated, evaluate
 from dfkd.domains import open_data
 from dfkd.errors import PartialError
 from dfkd.manifest import Manifest
-from dfkd.report.table import table
+from dfkd.report.table import class_table, table
+from dfkd.results import average_of
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -40,10 +41,12 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def tell(evaluated: Evaluated) -> None:
-    """Print the table of accuracies and what goes with it."""
+    """Print the table of accuracies, by class too where they are means over classes, and notes."""
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
-    print(table(evaluated.results["rows"]))
+    print(table(evaluated.results))
+    if average_of(evaluated.results) == "classes":
+        print(f"\n{class_table(evaluated.results)}")
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")
 

@@ -21,7 +21,11 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- messages -->", "<!-- /messages -->"
 
-WARNINGS = {("dfkd.verification", ""): "problem", ("dfkd.domains", "_notes"): "note"}
+WARNINGS = {
+    ("dfkd.verification", ""): "problem",
+    ("dfkd.domains", "_notes"): "note",
+    ("dfkd.layouts", "remarks"): "note",
+}
 """Modules or functions whose sentences a job prints behind this word."""
 
 Bindings = Mapping[str, str]
@@ -112,10 +116,15 @@ def text(node: ast.expr, known: Bindings) -> str:
     return f"{{{placeholder(node)}}}"
 
 
+@cache
 def constants(module: Module) -> dict[str, str]:
-    """The module's own texts and numbers, by name."""
+    """The module's own texts and numbers, and those that it takes from others, by name."""
     found: dict[str, str] = {}
     for node in module.tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names if alias.name.isupper()}
+            for other in (each for each in modules() if names and each.name == node.module):
+                found |= {k: v for k, v in constants(other).items() if k in names}
         if not isinstance(node, ast.Assign):
             continue
         try:
@@ -169,10 +178,26 @@ def message(kind: str, call: ast.Call, known: Bindings) -> Message:
     return Message(exit_codes()[kind], kind, " ".join(said.split()), " ".join(remedy.split()))
 
 
+@cache
+def makers_of(module: Module) -> dict[str, ast.FunctionDef]:
+    """Its functions that make errors from their arguments, by name."""
+    return {function.name: function for function in module.functions() if is_maker(function)}
+
+
+def imported_makers(module: Module) -> Iterator[tuple[str, Module]]:
+    """Each maker that a module takes from another, and whose it is."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ImportFrom):
+            for other in (found for found in modules() if found.name == node.module):
+                yield from (
+                    (alias.name, other) for alias in node.names if alias.name in makers_of(other)
+                )
+
+
 def errors(module: Module) -> Iterator[Message]:
     """Every error of a module."""
-    makers = {function.name: function for function in module.functions() if is_maker(function)}
-    own = constants(module)
+    makers, own = makers_of(module), constants(module)
+    foreign = dict(imported_makers(module))
     called: set[str] = set()
     for function in module.functions():
         if function.name in makers:
@@ -184,6 +209,9 @@ def errors(module: Module) -> Iterator[Message]:
             elif name in makers:
                 called.add(name)
                 yield from _expanded(makers, makers[name], call, known, own)
+            elif name in foreign:
+                theirs = makers_of(foreign[name])
+                yield from _expanded(theirs, theirs[name], call, known, constants(foreign[name]))
     for name in makers.keys() - called:
         yield from _expanded(makers, makers[name], None, {}, own)
 

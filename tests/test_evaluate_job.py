@@ -143,6 +143,35 @@ def test_scoring_again_gives_the_same_bytes(evaluate: Evaluate, run: Path) -> No
     assert {name: (root / name).read_bytes() for name in names} == before
 
 
+def test_means_over_classes_are_everywhere_where_they_are_asked_for(
+    evaluate: Evaluate, run: Path, tmp_path: Path
+) -> None:
+    """The student of seed 1 takes red for green and back: right in blue, 1 of 6 images."""
+    for name, count in zip(CLASSES, (4, 1, 1), strict=True):
+        paint(tmp_path, "odd", name, count)
+        paint(tmp_path, "flat", name, 1)
+    settings = {
+        "data": tmp_path, "models": "student", "average": "classes", "domains": "[odd, flat]",
+    }  # fmt: skip
+    options = [f"--set=evaluation.{key}={value}" for key, value in settings.items()]
+    job = evaluate(run, *options)
+    assert job.returncode == 0, job.stderr
+    found = json.loads((run.parent / "run" / "results.json").read_text())
+    validate_results(found)
+    assert found["average"] == "classes"
+    assert found["data"]["domains"] == ["odd", "flat"]
+    (worse,) = (r for r in found["rows"] if r["accuracy"] < 0.2)
+    assert (worse["domain"], worse["accuracy"]) == ("odd", pytest.approx(1 / 6))
+    vanilla = next(line for line in found["summary"] if line["method"] == "vanilla")
+    assert vanilla["mean"] == pytest.approx((1 + 1 / 3) / 2)
+    lines = [line.split() for line in job.stdout.splitlines()]
+    assert ["class", "mean,", "%", "odd", "flat", "mean"] in lines
+    assert ["student", "vanilla", "66.7", "66.7", "66.7", "±47.1"] in lines
+    assert ["odd,", "%", "red", "green", "blue", "mean"] in lines
+    assert lines.count(["student", "vanilla", "50.0", "50.0", "100.0", "66.7", "±47.1"]) == 2
+    assert "note: the layout is domain/class folders" in job.stdout
+
+
 def test_the_teacher_alone_needs_no_student(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:
     options = ("--set", "evaluation.models=teacher", "--set", f"storage.root={tmp_path}")
     job = evaluate(run, *options)

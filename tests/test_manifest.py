@@ -60,6 +60,13 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("distillation={workers: 3, batch_size: 64}", "distillation.batch_size", "multiple"),
         ("distillation.seeds=[1, 1]", "distillation.seeds", "once"),
         ("evaluation.models=[]", "evaluation.models", "must name a model"),
+        ("evaluation.average=pixels", "evaluation.average", "images"),
+        ("evaluation.domains=[ink, ink]", "evaluation.domains", "once"),
+        ("evaluation.domains=ink", "evaluation.domains", "array"),
+        ("evaluation.aliases={plane: aeroplane}", "evaluation.aliases", "have none but classes"),
+        ("evaluation.aliases={dog: x, cat: x}", "evaluation.aliases", "once"),
+        ("evaluation.aliases={dog: 1}", "evaluation.aliases.dog", "string"),
+        ("evaluation.aliases={dog: ''}", "evaluation.aliases.dog", "1 character"),
         ("evaluation.models=critic", "evaluation.models.0", "teacher"),
         ("storage=here", "storage", "object"),
         ("prompts={method: mix, method: random}", "method", "given twice"),
@@ -127,7 +134,9 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 def test_the_printed_manifest_reads_back_as_the_same(path: Path, tmp_path: Path) -> None:
     import yaml
 
-    manifest = Manifest.read(path, ("prompts.method=[mix, vanilla]",))
+    settings = ("prompts.method=[mix, vanilla]", "evaluation.aliases.dog=hound")
+    manifest = Manifest.read(path, settings)
+    assert manifest.evaluation.aliases == {"dog": "hound"}
     copy = tmp_path / "copy.yaml"
     copy.write_text(yaml.safe_dump(manifest.as_dict()))
     assert Manifest.read(copy) == manifest

@@ -33,6 +33,8 @@ FACTS: dict[str, Any] = {
     "evaluation": {
         "source": "folder {x}",
         "images": {"flat": 30, "ink": 10},
+        "average": "images",
+        "right": 0.4375,
         "accuracy": {"teacher": SCORES, "torch": SCORES, "onnx": SCORES, "int8": SCORES},
     },
     "check": {
@@ -69,6 +71,13 @@ def test_every_figure_is_that_of_the_facts() -> None:
         "highest probability is 80 % on average, and 44 % of the answers are right.",
     ):
         assert line in card, line
+
+
+def test_means_over_classes_are_called_so() -> None:
+    facts = copy.deepcopy(FACTS)
+    assert "The mean is over domains. Over all 40 images" in model_card(facts)
+    facts["evaluation"]["average"] = "classes"
+    assert "Each figure is a mean over classes, the last one over domains too." in model_card(facts)
 
 
 def test_a_teacher_that_was_not_scored_has_no_line() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from dfkd import lease
 from dfkd.dataset import current, verify
 from dfkd.errors import Exit
+from dfkd.results import validate_results
 from dfkd.storage import Storage, open_storage
 from jobs import ROOT
 
@@ -65,10 +66,10 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """A manifest file without its root, with two images a class to evaluate on."""
+    """A manifest file without its root, with two to four images a class to evaluate on."""
     noise = np.random.default_rng(0)
-    for name in CLASSES:
-        for number in range(2):
+    for images, name in enumerate(CLASSES, start=2):
+        for number in range(images):
             place = tmp_path / "data" / "photo" / name / f"{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(place)
@@ -114,6 +115,7 @@ def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str
     assert "refused" in root.get("regenerations/00000001/comparison.html").decode()
 
     some = ["regeneration.share=0.5", "regeneration.classes=[book]", "regeneration.tolerance=1.0"]
+    some.append("evaluation.average=classes")
     assert run(regenerate, manifest, place, *some) == Exit.DONE
     assert f"current: {first} -> " in capsys.readouterr().out
     second = current(root.child("data/vanilla"))
@@ -121,7 +123,13 @@ def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str
     assert [r.version == first for r in second.shards].count(False) == 1
     assert second.manifest["identity"]["salt"] == 2
     assert verify(second) == []
-    assert json.loads(root.get("regenerations/00000002/decision.json"))["candidate"] == second.id
+    decision = json.loads(root.get("regenerations/00000002/decision.json"))
+    assert decision["candidate"] == second.id
+    for name, figure in (("candidate", "accuracy"), ("current", "current_accuracy")):
+        scored = json.loads(root.get(f"regenerations/00000002/{name}/results.json"))
+        validate_results(scored)
+        (students,) = (line for line in scored["summary"] if line["model"] == "student")
+        assert (scored["average"], students["mean"]) == ("classes", decision[figure])
     assert root.get("results.json") == root.get("regenerations/00000002/candidate/results.json")
     assert second.fingerprint in root.get("report.html").decode()
 

@@ -13,7 +13,18 @@ from hypothesis.extra.numpy import arrays
 
 from dfkd.domains import Domains, Item
 from dfkd.errors import CorruptionError
-from dfkd.results import Row, ordered, results, row, summarise, validate_results, write_results
+from dfkd.results import (
+    Row,
+    average_of,
+    images_of,
+    ordered,
+    results,
+    row,
+    summarise,
+    summarise_classes,
+    validate_results,
+    write_results,
+)
 from dfkd.storage import open_storage
 
 CLASSES = ("cat", "dög")
@@ -40,6 +51,49 @@ ROWS = [
 def content() -> dict[str, Any]:
     items = (Item("flat", 0, "a.png"), Item("ink", 0, "b.png"))
     return results(Domains("bundled", CLASSES, items, ("a note",)), ROWS, ["z: torn", "b: torn"])
+
+
+def lopsided(domain: str, seed: int) -> Row:
+    """9 of 9 cats right, and of one dog none; of seed 1 five cats."""
+    counts = np.array([[9 - 4 * seed, 4 * seed], [1, 0]], dtype=np.int64)
+    return row("student", "mix", seed, domain, CLASSES, counts)
+
+
+def test_class_means_are_summarised_where_they_are_the_figure() -> None:
+    rows = [lopsided(domain, seed) for domain in ("ink", "flat") for seed in (0, 1)]
+    (over_images,), (over_classes,) = summarise(rows), summarise(rows, "classes")
+    assert over_images["mean"] == pytest.approx((9 / 10 + 5 / 10) / 2)
+    assert over_classes["mean"] == pytest.approx((9 / 9 + 5 / 9) / 4)
+    assert over_classes["domains"]["ink"]["mean"] == pytest.approx(over_classes["mean"])
+    assert over_classes["std"] == pytest.approx(2 / 9 / 2**0.5)
+    (line,) = summarise_classes(rows, "ink")
+    assert line["classes"]["cat"]["mean"] == pytest.approx((9 / 9 + 5 / 9) / 2)
+    assert line["classes"]["dög"] == {"mean": 0.0, "std": 0.0}
+    assert (line["mean"], line["std"]) == (over_classes["mean"], over_classes["std"])
+
+
+def test_the_figures_and_their_order_are_part_of_the_results() -> None:
+    rows = [lopsided(domain, 0) for domain in ("flat", "ink")]
+    data = Domains("there", CLASSES, (Item("ink", 0, "b"), Item("flat", 0, "a")), ())
+    found = results(data, rows, [], "classes")
+    validate_results(found)
+    assert found["average"] == "classes"
+    assert found["summary"][0]["mean"] == 0.5
+    assert images_of(found) == {"ink": 10, "flat": 10}
+    assert list(images_of(found)) == found["data"]["domains"] == ["ink", "flat"]
+    with pytest.raises(CorruptionError, match="summary: must follow"):
+        validate_results(found | {"average": "images"})
+
+
+def test_results_of_before_there_was_a_choice_are_means_over_images() -> None:
+    old = {key: value for key, value in content().items() if key != "average"}
+    validate_results(old)
+    assert average_of(old) == "images"
+
+
+@pytest.mark.parametrize("domains", [None, "ink", [["ink"], "nowhere", "ink"], [1]])
+def test_an_order_that_is_none_is_passed_over(domains: object) -> None:
+    assert images_of({"rows": ROWS, "data": {"domains": domains}}).keys() == {"ink", "flat"}
 
 
 def test_order_is_teacher_then_methods_seeds_and_domains() -> None:
@@ -122,6 +176,7 @@ def test_counts_stand_on_one_line_and_texts_are_left_alone(tmp_path: Path) -> No
         (("rows", 0, "confusion"), [[0, 0], [0, 0]], r"confusion: must count"),
         (("rows", 0, "extra"), 1, r"rows\[0\]: must have the fields"),
         (("rows", 1, "domain"), "flat", "must occur once"),
+        (("average",), ["classes"], "average: must be images or classes"),
         (("summary", 0, "mean"), 0.5, "summary: must follow"),
     ],
 )

@@ -5,7 +5,7 @@ process's labels beside those given here. Without a Ray that runs, nothing is me
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from dfkd.objects import Request
+from dfkd.results import average_of, figure
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ WAIT_SECONDS = Count(
 )
 ACCURACY = Level(
     "dfkd_evaluation_accuracy",
-    "share of a domain's images that a model names right (0-1)",
+    "accuracy of a model on a domain (0-1), over images or classes as evaluation.average says",
     ("manifest", "model", "method", "seed", "domain"),
 )
 
@@ -143,8 +144,8 @@ def count_request(request: Request) -> None:
         UPLOADS.add(1)
 
 
-def tell_accuracy(manifest: str, rows: Iterable[dict[str, Any]]) -> None:
+def tell_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
     """Set the accuracy of each row of a `results.json`."""
-    for row in rows:
+    for row in results["rows"]:
         labels = {key: str(row[key]) for key in ("model", "method", "seed", "domain")}
-        ACCURACY.set(row["accuracy"], manifest=manifest, **labels)
+        ACCURACY.set(figure(row, average_of(results)), manifest=manifest, **labels)

@@ -72,11 +72,15 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
         slots=slots,
         verdict=verdict,
         domains=domains,
-        comparable=first.images == second.images and first.classes == second.classes,
+        comparable=_measured(first) == _measured(second),
         differences=differences(first, second, domains),
         settings=settings(first, second),
         manifests=bool(first.origin and second.origin),
     )
+
+
+def _measured(facts: Facts) -> tuple[Any, ...]:
+    return facts.images, facts.classes, facts.average
 
 
 def _halved(facts: Facts) -> Facts:

@@ -17,7 +17,7 @@ import dfkd
 from dfkd import record
 from dfkd.dataset import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.manifest import Manifest
+from dfkd.manifest import Average, Manifest
 from dfkd.published import read_json
 from dfkd.report.curves import Curve, read_curve
 from dfkd.report.gallery import (
@@ -32,7 +32,7 @@ from dfkd.report.gallery import (
 )
 from dfkd.report.prompts import Prompts, read_prompts
 from dfkd.report.takehome import Takehome, read_takehome
-from dfkd.results import Row, Summary, ordered, validate_results
+from dfkd.results import Row, Summary, average_of, images_of, ordered, validate_results
 from dfkd.shards import canonical
 from dfkd.storage import Storage
 from dfkd.student import CARD, WEIGHTS
@@ -110,8 +110,10 @@ class Facts:
     name: str
     classes: tuple[str, ...]
     rows: list[Row]
+    average: Average
+    """What accuracy on a domain is."""
     images: dict[str, int]
-    """Evaluation images of each domain."""
+    """Evaluation images of each domain, in the order in which domains are shown."""
     notes: tuple[str, ...]
     unreadable: tuple[str, ...]
     scored: list[Scored]
@@ -198,7 +200,8 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         name=str(name or Path(storage.location()).name),
         classes=classes,
         rows=rows,
-        images={row["domain"]: row["images"] for row in rows},
+        average=average_of(results),
+        images=images_of(results),
         notes=_lines(described.get("notes")),
         unreadable=_lines(described.get("unreadable")),
         scored=scored,

@@ -19,7 +19,9 @@ from dfkd.report import charts, diversity
 from dfkd.report.diversity import MEASURES, diversities, rank_correlation
 from dfkd.report.facts import Facts, collect, note_origin, require_finished
 from dfkd.report.gallery import shown_classes
+from dfkd.report.table import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
+from dfkd.results import ClassSummary, summarise_classes
 from dfkd.storage import Storage, open_storage
 
 PAGE = "report.html"
@@ -28,7 +30,7 @@ SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
 OTHER_SLOTS = (5, 6, 7)
 """Of methods without a colour of their own, in the order of their names."""
 MATRIX_CLASSES = 100
-"""Classes that a confusion matrix is shown of."""
+"""Classes that a confusion matrix, or a table with a column for each, is shown of."""
 CLASS_LINES = 200
 CONFUSIONS = 4
 """Most frequent confusions of each model."""
@@ -95,10 +97,12 @@ def render(facts: Facts) -> str:
         matrices=_matrices(facts),
         confusions=_confusions(facts),
         per_class=_per_class(facts),
+        by_class=_by_class(facts),
         image_charts=_image_charts(facts, slots),
         diversity=_diversity(facts, slots),
         diversities=diversities(facts),
         measures=MEASURES,
+        heads=HEADS,
         training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
         takehome=facts.takehome,
@@ -250,6 +254,13 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
         }
         for c in order.tolist()
     ]  # fmt: skip
+
+
+def _by_class(facts: Facts) -> dict[str, list[ClassSummary]]:
+    """Of each domain, where accuracy is the mean over classes and these are not very many."""
+    if facts.average != "classes" or len(facts.classes) > MATRIX_CLASSES:
+        return {}
+    return {domain: summarise_classes(facts.rows, domain) for domain in facts.images}
 
 
 def _recall(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,73 +1,108 @@
-"""The table of accuracies that a terminal shows."""
+"""The tables of accuracies that a terminal shows."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from dfkd.results import Row, Summary, summarise
+from dfkd.results import ClassSummary, Spread, Summary, average_of, images_of, summarise_classes
 
 WIDTH = 80
 """Columns of a table."""
 CELL = 9
-"""Letters of a domain's head line at the most, where there is room."""
+"""Letters of a column's head line at the most, where there is room."""
 NARROW = 6
-"""Letters of a domain's head line at the least; no cell is wider, but for millions of images."""
+"""Letters of a column's head line at the least; no cell is wider, but for millions of images."""
+HEADS = {"images": "accuracy, %", "classes": "class mean, %"}
+"""What the figures are, by `average`."""
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Accuracies in percent as a fixed-width text of at most 80 columns, without a final newline.
 
     One line for each model and method, one column for each domain, and the mean over domains with
     its standard deviation over seeds if there are several. What does not fit continues below.
+
+    Args:
+        results: the content of `results.json`.
     """
-    summaries = summarise(rows)
-    images = {row["domain"]: row["images"] for row in rows}
-    names = sorted(images)
-    labels = ["accuracy, %", *(f"{line['model']} {line['method']}" for line in summaries), "images"]
-    left = min(max(map(len, labels)), WIDTH // 2)
-    means = _means(summaries, sum(images.values()))
-    space = WIDTH - left - len(means[0])
-    size = max(1, space // (NARROW + 1))
-    parts = []
-    for start in range(0, len(names), size):
-        block = {name: images[name] for name in names[start : start + size]}
-        last = start + size >= len(names)
-        parts.append(_block(labels, _columns(block, summaries, space), means if last else [], left))
-    return "\n\n".join(parts)
+    summaries, images = results["summary"], images_of(results)
+    labels = [HEADS[average_of(results)], *map(_label, summaries), "images"]
+    columns = {
+        name: [*(_percent(line["domains"].get(name)) for line in summaries), str(count)]
+        for name, count in images.items()
+    }
+    return _grid(labels, columns, _means(summaries, sum(images.values())))
 
 
-def _means(summaries: Sequence[Summary], images: int) -> list[str]:
-    figures = ["mean", *(f"{100 * line['mean']:.1f}" for line in summaries), str(images)]
-    stds = (line["std"] for line in summaries)
+def class_table(results: Mapping[str, Any]) -> str:
+    """Accuracies per class in percent, one table like `table`'s for each domain.
+
+    One column for each class that has an image there, and the mean over classes.
+    """
+    return "\n\n".join(_domain_table(results, name) for name in images_of(results))
+
+
+def _domain_table(results: Mapping[str, Any], domain: str) -> str:
+    summaries = summarise_classes(results["rows"], domain)
+    row = next(row for row in results["rows"] if row["domain"] == domain)
+    images = dict(zip(results["classes"], map(sum, row["confusion"]), strict=True))
+    labels = [f"{domain}, %", *map(_label, summaries), "images"]
+    columns = {
+        name: [*(_percent(line["classes"].get(name)) for line in summaries), str(images[name])]
+        for name in results["classes"]
+        if images[name]
+    }
+    return _grid(labels, columns, _means(summaries, row["images"]))
+
+
+def _label(line: Summary | ClassSummary) -> str:
+    return f"{line['model']} {line['method']}"
+
+
+def _percent(found: Spread | None) -> str:
+    return "-" if found is None else f"{100 * found['mean']:.1f}"
+
+
+def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
+    figures = ["mean", *(f"{100 * line['mean']:.1f}" for line in lines), str(images)]
+    stds = (line["std"] for line in lines)
     spreads = ["", *("" if std is None else f" ±{100 * std:.1f}" for std in stds), ""]
     width, more = max(map(len, figures)), max(map(len, spreads))
     cells = zip(figures, spreads, strict=True)
     return [f"  {figure:>{width}}{spread:{more}}" for figure, spread in cells]
 
 
+def _grid(labels: Sequence[str], cells: Mapping[str, list[str]], means: Sequence[str]) -> str:
+    """The named columns behind the labels, as many blocks as they need; `means` ends the last."""
+    left = min(max(map(len, labels)), WIDTH // 2)
+    space = WIDTH - left - len(means[0])
+    size = max(1, space // (NARROW + 1))
+    names = list(cells)
+    parts = []
+    for start in range(0, len(names), size):
+        block = {name: cells[name] for name in names[start : start + size]}
+        last = start + size >= len(names)
+        parts.append(_block(labels, _columns(block, space), means if last else [], left))
+    return "\n\n".join(parts)
+
+
 Column = tuple[list[str], list[str]]
 """Head lines and body cells, all of one width."""
 
 
-def _columns(
-    images: Mapping[str, int], summaries: Sequence[Summary], space: int
-) -> Sequence[Column]:
-    """Columns of the named domains with heads as long as `space` allows."""
+def _columns(cells: Mapping[str, list[str]], space: int) -> Sequence[Column]:
+    """The columns with heads as long as `space` allows."""
     columns: list[Column] = []
     for limit in range(CELL, NARROW - 1, -1):
-        columns = [_column(name, images[name], summaries, limit) for name in images]
+        columns = [_column(name, body, limit) for name, body in cells.items()]
         if sum(len(head[0]) + 1 for head, _ in columns) <= space:
             break
     return columns
 
 
-def _column(name: str, images: int, summaries: Sequence[Summary], limit: int) -> Column:
+def _column(name: str, body: Sequence[str], limit: int) -> Column:
     words = name.replace("_", " ").replace("-", " ").split() or [name]
     head = [_short(word, limit) for word in words]
-    body = [
-        f"{100 * line['domains'][name]['mean']:.1f}" if name in line["domains"] else "-"
-        for line in summaries
-    ]
-    body.append(str(images))
-    width = max(map(len, head + body))
+    width = max(map(len, [*head, *body]))
     return [word.rjust(width) for word in head], [cell.rjust(width) for cell in body]
 
 

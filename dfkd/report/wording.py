@@ -21,14 +21,18 @@ def headline(facts: Facts) -> Markup:
     over = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
     if best is None:
         alone = percent(teacher.summary["mean"] if teacher else 0.0)
-        return _sentence("The teacher alone has a mean accuracy of", alone, f"over {over}.")
+        return _sentence(f"The teacher alone has a {_mean(facts)} of", alone, f"over {over}.")
     trained = next((t for t in facts.trained if t.method == best.label), None)
     who = f"{_student(trained)} that {_origin(facts)}"
     if teacher is None or not teacher.summary["mean"]:
         mean = percent(best.summary["mean"])
-        return _sentence(f"{who} has a mean accuracy of", mean, f"over {over}.")
+        return _sentence(f"{who} has a {_mean(facts)} of", mean, f"over {over}.")
     kept = percent(best.summary["mean"] / teacher.summary["mean"])
     return _sentence(f"{who} keeps", kept, f"of its teacher's accuracy over {over}.")
+
+
+def _mean(facts: Facts) -> str:
+    return "mean class accuracy" if facts.average == "classes" else "mean accuracy"
 
 
 def _sentence(before: str, figure: str, after: str) -> Markup:
@@ -60,9 +64,9 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     best, teacher = facts.best, facts.teacher
     found = []
     if best:
-        found.append((f"mean accuracy, {best.label}", *_value(best.summary["mean"])))
+        found.append((f"{_mean(facts)}, {best.label}", *_value(best.summary["mean"])))
     if teacher:
-        found.append(("mean accuracy, teacher", *_value(teacher.summary["mean"])))
+        found.append((f"{_mean(facts)}, teacher", *_value(teacher.summary["mean"])))
     made = sum(int(m.version.manifest["samples"]) for m in facts.made)
     found.append(("images synthesised", count(made), ""))
     if _unseen(facts):

@@ -48,6 +48,12 @@ def test_manifests_are_compared_where_both_are_kept(facts: Facts, run: Manifest)
     assert found == [("distillation.epochs", "2", "3")]
 
 
+def test_runs_of_other_averages_do_not_compare(facts: Facts, better: Facts) -> None:
+    assert "do not compare like with like" not in compare.render(facts, better)
+    other = dataclasses.replace(better, average="classes")
+    assert "do not compare like with like" in compare.render(facts, other)
+
+
 def test_both_runs_are_on_the_page(facts: Facts, better: Facts, run: Manifest) -> None:
     place = compare.write(open_storage(run.storage.root), open_storage(better.location))
     html = Path(place).read_text()

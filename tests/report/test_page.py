@@ -187,3 +187,23 @@ def test_many_classes_are_still_a_page(
     assert table.count("<tr>") == lines + 1
     assert ("The 200 classes that the best student knows least, of 300" in html) is (classes == 300)
     assert '<span class="tag t5">another</span>' in html
+
+
+def test_means_over_classes_are_shown_as_such_and_class_by_class(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    counts = np.array([[90, 10, 0], [1, 1, 0], [0, 0, 0]])
+    rows = [
+        row(model, method, 0, domain, CLASSES, counts)
+        for model, method in [("teacher", "zero-shot"), ("student", "mix")]
+        for domain in ("real", "synthetic")
+    ]
+    data = {"domains": ["synthetic", "real"]}
+    content = {"schema": 1, "classes": list(CLASSES), "average": "classes", "data": data}
+    write_results(storage, content | {"rows": ordered(rows), "summary": summarise(rows, "classes")})
+    html = Path(page.write_stored(storage)).read_text()
+    words = " ".join(Outline(html).text.split())
+    assert "Mean over classes of the share of their images" in words
+    assert "class mean, % synthetic real mean teacher 70.0 70.0 70.0 mix 70.0 70.0 70.0" in words
+    assert "mean class accuracy, mix 70.0 %" in words
+    assert f"synthetic accuracy, % {CLASSES[0]} {CLASSES[1]} mean teacher 90.0 50.0 70.0" in words
+    assert "89.2" not in words.partition("Confusions")[0]
