@@ -100,19 +100,24 @@ class Layout:
             asked: the domains that were to be read.
             counts: their images, foreign classes included.
         """
+        name = f"{self.data_set.name} as " if self.data_set else ""
+        yield f"the layout is {name}{self.form}"
+        if self.data_set:
+            yield from _differences(self.data_set, asked, counts)
         if self.beside:
             yield f"ignored: the folders {', '.join(self.beside)}"
-        if self.data_set is None:
-            yield f"the layout is {self.form}"
-            return
-        name, published = self.data_set.name, self.data_set.images
-        yield f"the layout is {name} as {self.form}"
-        for domain in asked:
-            if counts.get(domain, 0) != published[domain]:
-                yield (
-                    f"{name} as published has {published[domain]:,} images of {domain}, "
-                    f"this has {counts.get(domain, 0):,}"
-                )
+
+
+def _differences(
+    data_set: DataSet, asked: Sequence[str], counts: Mapping[str, int]
+) -> Iterator[str]:
+    for domain in asked:
+        published, found = data_set.images[domain], counts.get(domain, 0)
+        if found != published:
+            yield (
+                f"{data_set.name} as published has {published:,} images of {domain}, "
+                f"this has {found:,}"
+            )
 
 
 def recognise(root: Path) -> Layout:

@@ -25,6 +25,7 @@ WARNINGS = {
     ("dfkd.verification", ""): "problem",
     ("dfkd.domains", "_notes"): "note",
     ("dfkd.layouts", "remarks"): "note",
+    ("dfkd.layouts", "_differences"): "note",
 }
 """Modules or functions whose sentences a job prints behind this word."""
 
