@@ -15,11 +15,13 @@ import torch
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.pretrained import get_pretrained_cfg
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from dfkd import tags
+from dfkd.artifacts import CACHE
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.weights import (
     ASSETS,
@@ -112,11 +114,11 @@ def read_architecture(model: str) -> Architecture:
     return Architecture(model, config, _checked_preprocess(model, preprocess), path)
 
 
-def find_weights(weights: str, architecture: Architecture) -> Source:
-    """The weight file that `teacher.weights` names, downloaded if it is an open_clip tag.
+def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -> Source:
+    """The weight file that `teacher.weights` names; of an open_clip tag, the one in the cache.
 
     Raises:
-        WeightsError: no such tag, file or directory, a failed download, or weights that were
+        WeightsError: no such tag, file or directory, nothing in the cache, or weights that were
             trained with another activation than the architecture has.
     """
     if weights == MINIATURE:
@@ -125,14 +127,14 @@ def find_weights(weights: str, architecture: Architecture) -> Source:
         source = _in_directory(Path(weights.removeprefix(DIRECTORY)).expanduser())
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
-        require_activation(weights, quick_gelu, architecture)  # before a long download
-        source = Source(_download(architecture, weights, tag), tag, quick_gelu)
+        require_activation(weights, quick_gelu, architecture)
+        source = Source(tags.find(architecture.name, weights, cache), tag, quick_gelu)
     elif Path(weights).expanduser().is_file():
         path = Path(weights).expanduser()
         source = Source(path, {}, True if is_torchscript(path) else None)
     else:
-        tags = open_clip.list_pretrained_tags_by_model(architecture.name)
-        known = f"one of open_clip's tags {', '.join(tags)}" if tags else "no tag is known for it"
+        names = open_clip.list_pretrained_tags_by_model(architecture.name)
+        known = f"one of open_clip's tags {', '.join(names)}" if names else "no tag is known for it"
         raise WeightsError(
             "teacher.weights",
             f"must be an existing file or directory, or a tag of {architecture.name} ({known})",
@@ -374,16 +376,3 @@ def _in_directory(directory: Path) -> Source:
         return Source(path, {}, True if is_torchscript(path) else None)
     beside = read_architecture(str(directory))
     return Source(path, beside.preprocess, beside.quick_gelu)
-
-
-def _download(architecture: Architecture, tag: str, config: dict[str, Any]) -> Path:
-    try:
-        return Path(download_pretrained(config))
-    except Exception as error:  # hub, urllib and checksum failures have no common base
-        raise WeightsError(
-            "teacher.weights",
-            f"tag of {architecture.name} is neither cached nor downloadable "
-            f"({' '.join(str(error).split())[:160]})",
-            tag,
-            "download it elsewhere and give the file's path",
-        ) from None

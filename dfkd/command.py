@@ -26,7 +26,8 @@ class Described(Protocol):
 D = TypeVar("D", bound=Described)
 
 Work = Callable[[Manifest, argparse.Namespace], str]
-"""Does the job and returns the path of what it wrote; raises `DfkdError` for what one can mend."""
+"""Does the job and returns the path of what it wrote, or nothing if it only told something; raises
+`DfkdError` for what one can mend."""
 
 Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
@@ -106,7 +107,8 @@ def run_with(
                 f"operating system: {error}; mend that and run the same command again, it resumes"
             )
         )
-    print(f"wrote {written}", flush=True)
+    if written:
+        print(f"wrote {written}", flush=True)
     return Exit.DONE
 
 

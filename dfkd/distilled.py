@@ -95,7 +95,7 @@ def check_teacher(manifest: Manifest, place: Place) -> None:
         ManifestError: it differs; the text names where.
         WeightsError: its files are missing or damaged.
     """
-    digests = resolve(manifest.teacher).digests
+    digests = resolve(manifest.teacher, manifest.cache).digests
     wanted = identity(manifest.with_method(place.method), digests)
     teachers = {key: value for key, value in wanted.items() if key.startswith("teacher.")}
     _refuse_foreign(place.version, place.method, teachers)

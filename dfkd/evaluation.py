@@ -145,7 +145,7 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
 
 
 def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
-    teacher = Teacher.load(manifest.teacher, device)
+    teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     template, classes = manifest.teacher.template, manifest.classes
     check_classes(teacher, classes, template)
     texts = teacher.encode_text([template.replace("{class}", name) for name in classes])

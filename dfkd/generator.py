@@ -12,8 +12,10 @@ from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
 from dfkd import manifest
+from dfkd.artifacts import CACHE, FETCH, cached, published
+from dfkd.artifacts import VQGAN as NAMES
 from dfkd.device import autocast
-from dfkd.errors import ManifestError
+from dfkd.errors import ManifestError, WeightsError
 from dfkd.fingerprint import sha256_file
 from dfkd.vqgan_config import Model, read_model
 from dfkd.weights import ASSETS, MINIATURE, existing_file, load_into, match, read_state_dict
@@ -53,13 +55,33 @@ class ResolvedGenerator:
     """sha256 by the role that `fingerprint.identity` expects, e.g. `generator.weights`."""
 
 
-def resolve(config: manifest.Generator) -> ResolvedGenerator:
+def find_file(field: str, value: str, cache: str = CACHE) -> Path:
+    """The file that a key of `generator` names.
+
+    Raises:
+        WeightsError: no such file or name, or nothing in the cache.
+    """
+    if value == MINIATURE:
+        return existing_file(field, _MINIATURE[field])
+    if artifact := published(field, value):
+        return cached(field, value, artifact, cache)
+    path = Path(value).expanduser()
+    if not path.is_file():
+        rule = f"must be an existing file or a published VQGAN ({', '.join(NAMES)})"
+        raise WeightsError(field, rule, value, f"check the path, or name one and run {FETCH}")
+    return path
+
+
+def resolve(config: manifest.Generator, cache: str = CACHE) -> ResolvedGenerator:
     """Find, check and hash the generator's files.
+
+    Args:
+        cache: the folder that holds what a name of a published VQGAN stands for.
 
     Raises:
         WeightsError: missing, corrupt, hostile, or of different architectures.
     """
-    yaml, weights = _files(config)
+    yaml, weights = _files(config, cache)
     model = read_model(yaml)
     with torch.device("meta"):
         network = _Network(model)
@@ -93,18 +115,23 @@ class VQGAN:
 
     @classmethod
     def load(
-        cls, config: manifest.Generator, device: torch.device, precision: Precision = "float32"
+        cls,
+        config: manifest.Generator,
+        device: torch.device,
+        precision: Precision = "float32",
+        cache: str = CACHE,
     ) -> "VQGAN":
         """The generator that a manifest names.
 
         Args:
             precision: `bfloat16` autocasts the decoder on devices that multiply it; codes are
                 chosen in float32.
+            cache: as for `resolve`.
 
         Raises:
             WeightsError: as `resolve`.
         """
-        yaml, weights = _files(config)
+        yaml, weights = _files(config, cache)
         with torch.device("meta"):
             network = _Network(read_model(yaml))
         state = _read(weights, network)
@@ -228,12 +255,17 @@ class _Clamp(torch.autograd.Function):
 
 
 _PARTS = ("decoder.", "quantize.", "post_quant_conv.")
+_MINIATURE = {
+    "generator.config": ASSETS / "generator.yaml",
+    "generator.weights": ASSETS / "generator.safetensors",
+}
 
 
-def _files(config: manifest.Generator) -> tuple[Path, Path]:
-    yaml = ASSETS / "generator.yaml" if config.config == MINIATURE else config.config
-    weights = ASSETS / "generator.safetensors" if config.weights == MINIATURE else config.weights
-    return existing_file("generator.config", yaml), existing_file("generator.weights", weights)
+def _files(config: manifest.Generator, cache: str) -> tuple[Path, Path]:
+    return (
+        find_file("generator.config", config.config, cache),
+        find_file("generator.weights", config.weights, cache),
+    )
 
 
 def _read(weights: Path, network: _Network) -> dict[str, Tensor]:

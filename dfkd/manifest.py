@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from dfkd.artifacts import CACHE
 from dfkd.errors import ManifestError
 from dfkd.yaml import load
 
@@ -62,7 +63,9 @@ class Teacher:
     model: Name = "ViT-B-32-quickgelu"
     """An open_clip architecture, the path of a model configuration, or `miniature`."""
     weights: Name = "openai"
-    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, `miniature`."""
+    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, `miniature`.
+
+    What a tag names is read from the cache."""
     template: Name = "A {class}"
     """The vanilla class prompt, which is also the one that labels and zero-shot rows use."""
 
@@ -75,9 +78,10 @@ class Generator:
     """The frozen VQGAN decoder (taming-transformers)."""
 
     config: Name = "miniature"
-    """The official `model.yaml`, or `miniature`."""
+    """The official `model.yaml`, `miniature`, or a name that is read from the cache:
+    `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
     weights: Name = "miniature"
-    """The official `.ckpt`, a safetensors file with the same keys, or `miniature`."""
+    """The official `.ckpt`, a safetensors file with the same keys, or a name as for `config`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -192,7 +196,9 @@ class Distillation:
     student: Name = "resnet18"
     """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
     weights: Name = "none"
-    """Initial: `none`, a safetensors file, the library's name (`IMAGENET1K_V1`, `pretrained`)."""
+    """Initial: `none`, a safetensors file, the library's name (`IMAGENET1K_V1`, `pretrained`).
+
+    What torchvision's names stand for is read from the cache."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
@@ -327,6 +333,9 @@ class Manifest:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     storage: Storage
+    cache: Name = CACHE
+    """The folder that `jobs/fetch.py` fills with published weights; on a cluster each node needs
+    one. Results do not depend on it."""
     seed: Natural = 0
     salt: Natural = 0
     """Another data set from the same settings; `jobs/regenerate.py` counts it up."""
@@ -353,6 +362,8 @@ class Manifest:
                     "rename it",
                 )
         _require_unique("classes", self.classes)
+        if "://" in self.cache:
+            raise ManifestError("cache", "must be a folder of this machine", self.cache, "name one")
         for name in self.regeneration.classes:
             if name not in self.classes:
                 raise ManifestError(

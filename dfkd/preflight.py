@@ -7,6 +7,7 @@ from dfkd.errors import ManifestError
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
 from dfkd.prompts import check_prompts
+from dfkd.student import build
 from dfkd.teacher import Teacher, check_classes
 
 
@@ -18,10 +19,11 @@ def check_synthesis(manifest: Manifest) -> None:
     Raises:
         ManifestError: naming the field.
     """
-    teacher = Teacher.load(manifest.teacher, torch.device("cpu"))
+    cpu, cache = torch.device("cpu"), manifest.cache
+    teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     check_prompts(manifest, teacher)
-    factor = VQGAN.load(manifest.generator, torch.device("cpu")).downsampling
+    factor = VQGAN.load(manifest.generator, cpu, cache=cache).downsampling
     if manifest.synthesis.image_size % factor:
         raise ManifestError(
             "synthesis.image_size",
@@ -29,6 +31,12 @@ def check_synthesis(manifest: Manifest) -> None:
             manifest.synthesis.image_size,
             f"use {max(1, manifest.synthesis.image_size // factor) * factor}",
         )
+
+
+def check_distillation(manifest: Manifest) -> None:
+    """Refuse a student that cannot be built, or whose initial weights are missing."""
+    size, classes = manifest.synthesis.image_size, len(manifest.classes)
+    build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
 
 
 def check_evaluation(manifest: Manifest) -> None:

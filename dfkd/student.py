@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dfkd import strict_json
+from dfkd.artifacts import CACHE, Artifact, at_address, cached
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.manifest import Distillation
 from dfkd.plan import derive_seed
@@ -54,8 +55,13 @@ class Student(nn.Module):
         return distances
 
 
-def build(config: Distillation, classes: int, image_size: int, seed: int) -> Student:
+def build(
+    config: Distillation, classes: int, image_size: int, seed: int, cache: str = CACHE
+) -> Student:
     """A student that nobody has trained; what is random in it comes from `seed` alone.
+
+    Args:
+        cache: the folder that holds what torchvision's names of weights stand for.
 
     Raises:
         ManifestError: no such architecture, or a stem that does not fit it.
@@ -63,17 +69,19 @@ def build(config: Distillation, classes: int, image_size: int, seed: int) -> Stu
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("student", seed))
-        return _assemble(config, classes, image_size, config.weights)
+        return _assemble(config, classes, image_size, cache)
 
 
-def _assemble(config: Distillation, classes: int, image_size: int, weights: str) -> Student:
-    library = weights != "none" and not names_file(weights)
+def _assemble(config: Distillation, classes: int, image_size: int, cache: str) -> Student:
     if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, library)
+        backbone, mean, std = _timm(config, image_size, names_library(config.weights))
     else:
-        backbone, mean, std = _resnet(config, image_size, library)
-    if names_file(weights):
-        _load_backbone(backbone, Path(weights))
+        backbone, mean, std = _resnet(config, image_size)
+    if artifact := published(config):
+        path = cached("distillation.weights", config.weights, artifact, cache)
+        _load_backbone(backbone, path)
+    elif names_file(config.weights):
+        _load_backbone(backbone, Path(config.weights))
     head = nn.Linear(_width(backbone, image_size, config.student), classes)
     return Student(backbone, head, mean, std)
 
@@ -83,28 +91,57 @@ def names_file(weights: str) -> bool:
     return "/" in weights or "." in weights
 
 
-def _resnet(
-    config: Distillation, image_size: int, library: bool
-) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+def names_library(weights: str) -> bool:
+    """Whether the manifest names weights that a library has."""
+    return weights != "none" and not names_file(weights)
+
+
+def published(config: Distillation) -> Artifact | None:
+    """The file with the initial weights, where they are torchvision's.
+
+    Raises:
+        ManifestError: torchvision has no such student.
+        WeightsError: it has no such weights of this student.
+    """
+    if config.student.startswith("timm:") or not names_library(config.weights):
+        return None
+    _require_resnet(config.student)
+    known = torchvision.models.get_model_weights(config.student).__members__
+    if config.weights not in known:
+        raise WeightsError(
+            "distillation.weights",
+            f"must be none, a safetensors file, or {', '.join(known)}",
+            config.weights,
+            "name one of these",
+        )
+    licence = "BSD-3-Clause (pytorch/vision); trained on ImageNet"
+    return at_address(known[config.weights].url, licence)
+
+
+def _require_resnet(student: str) -> None:
     names = torchvision.models.list_models(module=torchvision.models)
     resnets = [name for name in names if "resne" in name]
-    if config.student not in resnets:
+    if student not in resnets:
         raise ManifestError(
             "distillation.student",
             "must be a torchvision ResNet or timm:NAME",
-            config.student,
+            student,
             f"use one of {', '.join(resnets)}",
         )
+
+
+def _resnet(
+    config: Distillation, image_size: int
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    _require_resnet(config.student)
     model = torchvision.models.get_model(config.student, weights=None)
-    if library:
-        if config.stem == "small":
-            raise ManifestError(
-                "distillation.stem",
-                "the library's weights have the imagenet stem",
-                config.stem,
-                "set distillation.stem=imagenet or distillation.weights=none",
-            )
-        model.load_state_dict(_torchvision_weights(config))
+    if config.stem == "small" and names_library(config.weights):
+        raise ManifestError(
+            "distillation.stem",
+            "the library's weights have the imagenet stem",
+            config.stem,
+            "set distillation.stem=imagenet or distillation.weights=none",
+        )
     if config.stem == "small":
         model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, _stride(image_size), 1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -120,24 +157,6 @@ def _stride(image_size: int) -> int:
     much as this and fifteen times as much as the imagenet stem.
     """
     return 1 if image_size <= 48 else 2
-
-
-def _torchvision_weights(config: Distillation) -> dict[str, Tensor]:
-    known = torchvision.models.get_model_weights(config.student)
-    if config.weights not in known.__members__:
-        raise WeightsError(
-            "distillation.weights",
-            f"must be none, a safetensors file, or {', '.join(known.__members__)}",
-            config.weights,
-            "name one of these",
-        )
-    try:
-        state: dict[str, Tensor] = known[config.weights].get_state_dict(
-            progress=False, check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError) as error:
-        raise _not_downloaded(config, error) from None
-    return state
 
 
 def _not_downloaded(config: Distillation, error: Exception) -> WeightsError:
@@ -205,6 +224,9 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
         }
     wanted = backbone.state_dict()
     fitting = {key: tensor for key, tensor in state.items() if key in wanted}  # without its head
+    for key in wanted.keys() - fitting.keys():
+        if key.endswith("num_batches_tracked"):  # files from before PyTorch had this count
+            fitting[key] = wanted[key]
     remedy = "give weights of distillation.student with distillation.stem"
     match("distillation.weights", path, fitting, wanted, remedy)
     load_into("distillation.weights", path, backbone, fitting)

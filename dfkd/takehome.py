@@ -68,7 +68,7 @@ def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
     chosen = place(manifest, manifest.prompts.method[-1], manifest.distillation.seeds[0])
     accuracy = _scored(results, chosen)
     student, about = load_student(chosen.storage)
-    teacher = Teacher.load(manifest.teacher, CPU)
+    teacher = Teacher.load(manifest.teacher, CPU, cache=manifest.cache)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = calibration_images(chosen.version, about["image_size"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dfkd import architecture, manifest
 from dfkd.architecture import Architecture, Source
+from dfkd.artifacts import CACHE
 from dfkd.device import autocast
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import sha256_file
@@ -33,15 +34,18 @@ class ResolvedTeacher:
     """sha256 by the role that `fingerprint.identity` expects, e.g. `teacher.weights`."""
 
 
-def resolve(config: manifest.Teacher) -> ResolvedTeacher:
-    """Find, check and hash the teacher's files, downloading weights that a tag names.
+def resolve(config: manifest.Teacher, cache: str = CACHE) -> ResolvedTeacher:
+    """Find, check and hash the teacher's files.
+
+    Args:
+        cache: the folder that holds what an open_clip tag names.
 
     Raises:
         ManifestError: the architecture is unknown or unsupported.
         WeightsError: weights missing, corrupt, or of another architecture or activation.
     """
     shape = architecture.read_architecture(config.model)
-    source = architecture.find_weights(config.weights, shape)
+    source = architecture.find_weights(config.weights, shape, cache)
     architecture.read_weights(source, shape)
     files = architecture.files(shape, source)
     return ResolvedTeacher(shape, source, {role: sha256_file(p) for role, p in files.items()})
@@ -98,18 +102,23 @@ class Teacher:
 
     @classmethod
     def load(
-        cls, config: manifest.Teacher, device: torch.device, precision: Precision = "float32"
+        cls,
+        config: manifest.Teacher,
+        device: torch.device,
+        precision: Precision = "float32",
+        cache: str = CACHE,
     ) -> "Teacher":
         """The teacher that a manifest names.
 
         Args:
             precision: `bfloat16` autocasts the image tower on devices that multiply it.
+            cache: as for `resolve`.
 
         Raises:
             ManifestError, WeightsError: as `resolve`.
         """
         shape = architecture.read_architecture(config.model)
-        source = architecture.find_weights(config.weights, shape)
+        source = architecture.find_weights(config.weights, shape, cache)
         state = architecture.read_weights(source, shape)
         model = architecture.build(shape)
         load_into("teacher.weights", source.path, model, state)

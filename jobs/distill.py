@@ -10,11 +10,13 @@ from dfkd.api import Finished, distill
 from dfkd.distillation import Course
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count
+from dfkd.preflight import check_distillation
 from dfkd.streaming import steps_per_epoch
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, if no image fails in synthesis."""
+    check_distillation(manifest)
     config = manifest.distillation
     course = Course.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
     students = len(manifest.prompts.method) * len(config.seeds)

@@ -10,7 +10,7 @@ import evaluate
 import synthesize
 from dfkd import api, command
 from dfkd.manifest import Manifest
-from dfkd.preflight import check_evaluation
+from dfkd.preflight import check_distillation, check_evaluation
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
     """
-    check_evaluation(manifest)  # before the hours of the other two, not after them
+    check_distillation(manifest)  # before the hours of synthesis, not after them
+    check_evaluation(manifest)
     synthesize.work(manifest, options)
     distill.work(manifest, options)
     evaluated = api.evaluate(manifest, threads=options.threads)

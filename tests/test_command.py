@@ -46,6 +46,14 @@ def test_the_last_line_says_what_was_written(path: str, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == "wrote there\n"
 
 
+def test_a_job_that_wrote_nothing_names_nothing(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = command.run(command.parser("A job."), lambda manifest, options: "", plan, [path])
+    assert told == Exit.DONE
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -43,6 +43,7 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
     [
         "name=other",
         "storage.root=elsewhere",
+        "cache=elsewhere",
         "distillation.epochs=3",
         "evaluation.batch_size=2",
         "cluster.workers=9",

@@ -241,12 +241,10 @@ def refusal(config: str, weights: str) -> str:
 
 
 def test_missing_files_are_named(files: manifest.Generator) -> None:
-    assert "generator.config: must be an existing file, got '/no.yaml'" in refusal(
-        "/no.yaml", files.weights
-    )
-    assert "generator.weights: must be an existing file, got '/no.ckpt'" in refusal(
-        files.config, "/no.ckpt"
-    )
+    text = refusal("/no.yaml", files.weights)
+    assert text.startswith("generator.config: must be an existing file or a published VQGAN (")
+    assert "got '/no.yaml'; check the path, or name one and run python jobs/fetch.py" in text
+    assert "got '/no.ckpt'" in refusal(files.config, "/no.ckpt")
 
 
 def test_a_checkpoint_of_another_architecture_is_described(

@@ -113,7 +113,14 @@ def test_only_the_report_draws_charts_and_fills_templates() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["dfkd.manifest", "dfkd.plan", "dfkd.fingerprint", "dfkd.storage", "dfkd.domains"],
+    [
+        "dfkd.manifest",
+        "dfkd.plan",
+        "dfkd.fingerprint",
+        "dfkd.storage",
+        "dfkd.domains",
+        "dfkd.download",
+    ],
 )
 def test_what_plans_a_run_is_light(module: str) -> None:
     assert packages(reached(module)).isdisjoint(

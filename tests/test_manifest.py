@@ -49,6 +49,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("classes=[dog, a/b]", "classes", "'/'"),
         ("classes=[dog, no]", "classes.1", "string"),
         ("name=two words", "name", "pattern"),
+        ("cache=s3://bucket/weights", "cache", "folder of this machine"),
         ("prompts.method=poetry", "prompts.method.0", "vanilla"),
         ("prompts.method=[mix, mix]", "prompts.method", "once"),
         ("prompts.method=[]", "prompts.method", "at least 1"),

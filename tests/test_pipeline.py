@@ -89,8 +89,10 @@ def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_every_manifest_that_is_shipped_can_be_planned(tmp_path: Path) -> None:
+def test_every_manifest_of_the_miniature_world_can_be_planned() -> None:
+    """Those of real weights are in test_manifests."""
     for file in MANIFEST.parent.rglob("*.yaml"):
-        if "classes" in yaml.safe_load(file.read_text()):
+        tree = yaml.safe_load(file.read_text())
+        if "classes" in tree and tree["teacher"]["model"] == "miniature":
             found = run("pipeline", file, "--dry-run")
             assert found.returncode == 0, f"{file.name}: {found.stderr}"

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.manifest import Distillation
@@ -73,13 +74,32 @@ def test_impossible_combinations_are_refused(settings: dict[str, str], field: st
         build(Distillation(**settings), 4, 32, 0)
 
 
-def test_weights_that_cannot_be_downloaded_are_named(
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "before-num_batches_tracked"])
+def test_torchvisions_weights_come_from_the_cache(tmp_path: Path, counted: bool) -> None:
+    config, cache = Distillation(weights="IMAGENET1K_V1"), str(tmp_path)
+    with pytest.raises(WeightsError, match=r"IMAGENET1K_V1.*run python jobs/fetch\.py MANIFEST"):
+        build(config, 4, 32, 0, cache)
+    source = torchvision.models.resnet18()
+    state = source.state_dict()
+    if not counted:
+        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "resnet18-f37072fd.pth")
+    built = build(config, 4, 32, 0, cache)
+    assert torch.equal(built.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert built.head.out_features == 4
+    torch.save({"conv1.weight": state["conv1.weight"]}, tmp_path / "resnet18-f37072fd.pth")
+    with pytest.raises(WeightsError, match=r"lacks bn1\.bias"):
+        build(config, 4, 32, 0, cache)
+
+
+def test_weights_that_a_hub_does_not_give_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(WeightsError, match=r"IMAGENET1K_V1.*give the path of a safetensors file"):
-        build(Distillation(weights="IMAGENET1K_V1"), 4, 32, 0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = Distillation(student="timm:test_resnet", weights="pretrained")
+    with pytest.raises(WeightsError, match=r"pretrained.*give the path of a safetensors file"):
+        build(config, 4, 32, 0)
 
 
 def test_initial_weights_come_from_a_library_s_file_or_from_a_student(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import gzip
 import json
 import math
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import default_bpe
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd import manifest
 from dfkd.errors import ManifestError
@@ -30,7 +29,15 @@ from dfkd.teacher import (
     resolve,
     spherical_distance,
 )
-from models import RESNET, VIT, load_teacher, model_config, random_model, write_teacher
+from models import (
+    RESNET,
+    VIT,
+    load_teacher,
+    model_config,
+    openai_archive,
+    random_model,
+    write_teacher,
+)
 
 CPU = torch.device("cpu")
 TEXTS = ["a dog", "a photo of two cats, sleeping", "!", "x " * 40]
@@ -313,38 +320,6 @@ def test_an_openai_tag_needs_the_quickgelu_architecture(tag: str) -> None:
     text = refusal("RN50", tag)
     assert "trained with QuickGELU, but RN50 is built with GELU" in text
     assert "set teacher.model=RN50-quickgelu" in text
-
-
-UNREACHABLE = {
-    "url": "http://127.0.0.1:9/none.pt",
-    "quick_gelu": True,
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-}
-
-
-def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "dfkd.architecture.get_pretrained_cfg",
-        lambda *_: UNREACHABLE,
-    )
-    text = refusal("ViT-B-32-quickgelu", "openai")
-    assert "neither cached nor downloadable" in text
-    assert "give the file's path" in text
-
-
-def openai_archive(path: Path, config: dict[str, Any]) -> nn.Module:
-    """A traced CLIP with the three sizes as attributes, as OpenAI published them."""
-    model = random_model(config)
-    for name, value in (("input_resolution", 32), ("context_length", 16), ("vocab_size", 49408)):
-        if hasattr(model, name):
-            delattr(model, name)
-        model.register_buffer(name, torch.tensor(value))
-    inputs = {"encode_text": (torch.zeros(1, 16, dtype=torch.int),)}
-    with warnings.catch_warnings(action="ignore"):  # tracing itself is deprecated
-        torch.jit.trace_module(model, inputs, check_trace=False).save(str(path))
-    return model
 
 
 def test_openai_archives_load_into_quickgelu_and_nothing_else(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ STEPS = 5
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> list[float]:
     """Images a second of each repeat, with the manifest's teacher, student, size and batch."""
     config, size = manifest.distillation, manifest.synthesis.image_size
-    teacher = Teacher.load(manifest.teacher, device, manifest.synthesis.precision)
+    precision, cache = manifest.synthesis.precision, manifest.cache
+    teacher = Teacher.load(manifest.teacher, device, precision, cache)
     texts = class_texts(manifest, teacher)
-    student = build(config, len(manifest.classes), size, seed=0)
+    student = build(config, len(manifest.classes), size, seed=0, cache=cache)
     course = Course(steps_per_epoch=1, warmup=0, total=1_000_000)
 
     def label(pixels: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> list[floa
     """Image-steps a second of each repeat, with the manifest's models, size and batch."""
     settings = {**manifest.as_dict()["synthesis"], "steps": STEPS, "patience": 0}
     config = type(manifest.synthesis)(**settings)
-    teacher = Teacher.load(manifest.teacher, device, config.precision)
-    generator = VQGAN.load(manifest.generator, device, config.precision)
+    teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
+    generator = VQGAN.load(manifest.generator, device, config.precision, manifest.cache)
     targets = class_texts(manifest, teacher)[:1].expand(config.batch_size, -1)
 
     def call() -> int:

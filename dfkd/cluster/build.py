@@ -121,9 +121,9 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     Args:
         base: fingerprint of the version that all but the regenerated tasks are carried over from.
     """
-    weights = (
-        teacher.resolve(manifest.teacher).digests | generator.resolve(manifest.generator).digests
-    )
+    cache = manifest.cache
+    weights = teacher.resolve(manifest.teacher, cache).digests
+    weights = weights | generator.resolve(manifest.generator, cache).digests
     return fingerprints.identity(manifest, weights, base)
 
 
@@ -199,7 +199,8 @@ class Worker(ABC):
         """The teacher on this worker's device, with this worker's threads."""
         use_threads(self.cpus)
         precision = self.manifest.synthesis.precision
-        return teacher.Teacher.load(self.manifest.teacher, pick_device(), precision)
+        device, cache = pick_device(), self.manifest.cache
+        return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
 
 
 class PromptWorker(Worker):
@@ -228,7 +229,8 @@ class SynthesisWorker(Worker):
         """Synthesise, write and commit one task; returns the receipt that counts, and a glimpse."""
         if self._maker is None:
             config, precision = self.manifest.generator, self.manifest.synthesis.precision
-            decoder = generator.VQGAN.load(config, pick_device(), precision)
+            cache = self.manifest.cache
+            decoder = generator.VQGAN.load(config, pick_device(), precision, cache)
             self._maker = SurrogateMaker(
                 self.manifest, self.load_teacher(), decoder, self.notes.append
             )

@@ -164,8 +164,9 @@ def _distiller(
 ) -> Distiller:
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.gpu else torch.device("cpu")
+    classes, size = len(manifest.classes), manifest.synthesis.image_size
     return Distiller(
-        build(config, len(manifest.classes), manifest.synthesis.image_size, job.seed),
+        build(config, classes, size, job.seed, manifest.cache),
         config,
         Course.of(config, stream.steps),
         job.seed,
@@ -179,7 +180,8 @@ def _distiller(
 
 def _label(manifest: Manifest, device: torch.device) -> Label:
     """The teacher's distances to the vanilla class prompts (equation 4)."""
-    teacher = Teacher.load(manifest.teacher, device, manifest.distillation.precision)
+    precision = manifest.distillation.precision
+    teacher = Teacher.load(manifest.teacher, device, precision, manifest.cache)
     texts = class_texts(manifest, teacher)
 
     def label(pixels: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ def _refuse_early(manifest: Manifest, target: Place) -> None:
     """Raise here, before any rank starts, what each rank would raise."""
     config = manifest.distillation
     open_stream(manifest, target.version, target.seed, 0, config.workers)
-    build(config, len(manifest.classes), manifest.synthesis.image_size, target.seed)
+    classes, size = len(manifest.classes), manifest.synthesis.image_size
+    build(config, classes, size, target.seed, manifest.cache)
     if config.labels == "live":
         check_teacher(manifest, target)
 

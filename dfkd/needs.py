@@ -1,0 +1,89 @@
+"""What a manifest needs of the world outside: published weights, and models that a hub keeps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from open_clip.pretrained import get_pretrained_cfg
+
+from dfkd import student, tags
+from dfkd.architecture import find_weights, read_architecture, require_activation
+from dfkd.artifacts import Artifact, published
+from dfkd.generator import find_file
+from dfkd.manifest import Manifest, Teacher
+from dfkd.vqgan_config import read_model
+from dfkd.weights import read_state_dict
+
+
+@dataclass(frozen=True)
+class Need:
+    """A published file that a key of a manifest names."""
+
+    field: str
+    """The key."""
+    artifact: Artifact
+
+    def check(self, path: Path) -> None:
+        """Read a file as what it is to be.
+
+        Raises:
+            WeightsError: it is something else, or damaged.
+        """
+        if self.field == "generator.config":
+            read_model(path)
+        else:
+            read_state_dict(self.field, path)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model that a library fetches from its hub by itself."""
+
+    field: str
+    """The key."""
+    library: str
+    id: str
+
+
+def needs(manifest: Manifest) -> list[Need]:
+    """The published files that a manifest names.
+
+    Raises:
+        ManifestError: an architecture, a file or a name of weights is not there, or weights do not
+            go with their architecture: known before a long download.
+    """
+    found = {
+        "teacher.weights": _teacher(manifest.teacher),
+        "generator.config": _generator("generator.config", manifest.generator.config),
+        "generator.weights": _generator("generator.weights", manifest.generator.weights),
+        "distillation.weights": student.published(manifest.distillation),
+    }
+    return [Need(field, artifact) for field, artifact in found.items() if artifact]
+
+
+def _teacher(config: Teacher) -> Artifact | None:
+    shape = read_architecture(config.model)
+    tag = get_pretrained_cfg(config.model, config.weights)
+    if not tag:
+        find_weights(config.weights, shape)
+        return None
+    require_activation(config.weights, bool(tag.get("quick_gelu")), shape)
+    return tags.published(config.model, config.weights)
+
+
+def _generator(field: str, value: str) -> Artifact | None:
+    artifact = published(field, value)
+    if artifact is None:
+        find_file(field, value)
+    return artifact
+
+
+def hub_models(manifest: Manifest) -> list[HubModel]:
+    """The models that a manifest names and that only a hub has."""
+    teacher, config = manifest.teacher, manifest.distillation
+    found = []
+    hub_id = tags.hub_id(teacher.model, teacher.weights)
+    if hub_id and not tags.published(teacher.model, teacher.weights):
+        found.append(HubModel("teacher.weights", "open_clip", hub_id))
+    if config.student.startswith("timm:") and student.names_library(config.weights):
+        found.append(HubModel("distillation.weights", "timm", config.student))
+    return found
