@@ -26,6 +26,9 @@ WEIGHTS, CARD = "student.safetensors", "student.json"
 MAX_SIDE = 4096
 """Pixels; no student takes larger images."""
 
+FIELD = "distillation.weights"
+"""The manifest's key of the initial weights, unless they are another section's."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -50,12 +53,22 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Distances [N, M] (standardised ones while training with `standardise`)."""
-        distances: Tensor = self.head(self.backbone((pixels - self.mean) / self.std))
+        distances: Tensor = self.head(self.features(pixels))
         return distances
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the backbone makes of `pixels`: float32 [N, F]."""
+        features: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return features
 
-def build(config: Distillation, classes: int, image_size: int, seed: int) -> Student:
+
+def build(
+    config: Distillation, classes: int, image_size: int, seed: int, field: str = FIELD
+) -> Student:
     """A student that nobody has trained; what is random in it comes from `seed` alone.
+
+    Args:
+        field: of the manifest, that an error about the initial weights names.
 
     Raises:
         ManifestError: no such architecture, or a stem that does not fit it.
@@ -63,17 +76,17 @@ def build(config: Distillation, classes: int, image_size: int, seed: int) -> Stu
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("student", seed))
-        return _assemble(config, classes, image_size, config.weights)
+        return _assemble(config, classes, image_size, field)
 
 
-def _assemble(config: Distillation, classes: int, image_size: int, weights: str) -> Student:
-    library = weights != "none" and not names_file(weights)
+def _assemble(config: Distillation, classes: int, image_size: int, field: str) -> Student:
+    library = config.weights != "none" and not names_file(config.weights)
     if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, library)
+        backbone, mean, std = _timm(config, image_size, library, field)
     else:
-        backbone, mean, std = _resnet(config, image_size, library)
-    if names_file(weights):
-        _load_backbone(backbone, Path(weights))
+        backbone, mean, std = _resnet(config, image_size, library, field)
+    if names_file(config.weights):
+        _load_backbone(backbone, Path(config.weights), field)
     head = nn.Linear(_width(backbone, image_size, config.student), classes)
     return Student(backbone, head, mean, std)
 
@@ -84,7 +97,7 @@ def names_file(weights: str) -> bool:
 
 
 def _resnet(
-    config: Distillation, image_size: int, library: bool
+    config: Distillation, image_size: int, library: bool, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     names = torchvision.models.list_models(module=torchvision.models)
     resnets = [name for name in names if "resne" in name]
@@ -102,9 +115,9 @@ def _resnet(
                 "distillation.stem",
                 "the library's weights have the imagenet stem",
                 config.stem,
-                "set distillation.stem=imagenet or distillation.weights=none",
+                f"set distillation.stem=imagenet or change {field}",
             )
-        model.load_state_dict(_torchvision_weights(config))
+        model.load_state_dict(_torchvision_weights(config, field))
     if config.stem == "small":
         model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, _stride(image_size), 1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -122,11 +135,11 @@ def _stride(image_size: int) -> int:
     return 1 if image_size <= 48 else 2
 
 
-def _torchvision_weights(config: Distillation) -> dict[str, Tensor]:
+def _torchvision_weights(config: Distillation, field: str) -> dict[str, Tensor]:
     known = torchvision.models.get_model_weights(config.student)
     if config.weights not in known.__members__:
         raise WeightsError(
-            "distillation.weights",
+            field,
             f"must be none, a safetensors file, or {', '.join(known.__members__)}",
             config.weights,
             "name one of these",
@@ -136,16 +149,16 @@ def _torchvision_weights(config: Distillation) -> dict[str, Tensor]:
             progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:
-        raise _not_downloaded(config, error) from None
+        raise _not_downloaded(config, field, error) from None
     return state
 
 
-def _not_downloaded(config: Distillation, error: Exception) -> WeightsError:
+def _not_downloaded(config: Distillation, field: str, error: Exception) -> WeightsError:
     return WeightsError(
-        "distillation.weights",
+        field,
         f"the library could not download them ({_first_line(error)})",
         config.weights,
-        "download them elsewhere and give the path of a safetensors file, or use none",
+        "download them elsewhere and give the path of a safetensors file, or do without",
     )
 
 
@@ -154,7 +167,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _timm(
-    config: Distillation, image_size: int, library: bool
+    config: Distillation, image_size: int, library: bool, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     name = config.student.removeprefix("timm:")
     try:
@@ -183,7 +196,7 @@ def _timm(
         model = timm.create_model(name, pretrained=library, **options)
     except (OSError, RuntimeError) as error:
         if library:
-            raise _not_downloaded(config, error) from None
+            raise _not_downloaded(config, field, error) from None
         raise ManifestError(
             "distillation.student",
             f"cannot be built for {image_size} px ({_first_line(error)})",
@@ -194,9 +207,9 @@ def _timm(
     return model, tuple(mean), tuple(std)
 
 
-def _load_backbone(backbone: nn.Module, path: Path) -> None:
+def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
     """Fill a backbone from a library's state dict or from a student of this project."""
-    state = read_state_dict("distillation.weights", path)
+    state = read_state_dict(field, path)
     if any(key.startswith("backbone.") for key in state):
         state = {
             key.removeprefix("backbone."): tensor
@@ -206,8 +219,8 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
     wanted = backbone.state_dict()
     fitting = {key: tensor for key, tensor in state.items() if key in wanted}  # without its head
     remedy = "give weights of distillation.student with distillation.stem"
-    match("distillation.weights", path, fitting, wanted, remedy)
-    load_into("distillation.weights", path, backbone, fitting)
+    match(field, path, fitting, wanted, remedy)
+    load_into(field, path, backbone, fitting)
 
 
 @torch.no_grad()
@@ -271,7 +284,7 @@ def load_student(
         CorruptionError: an object is missing, or is not what was written.
     """
     storage = open_storage(str(source)) if isinstance(source, str | Path) else source
-    meta = _read_card(storage)
+    meta = read_card(storage)
     data = storage.get(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
         raise _damaged(storage.location(WEIGHTS), f"sha256 differs from {CARD}")
@@ -296,7 +309,12 @@ class _Card(BaseModel, strict=True):
     bytes: Size
 
 
-def _read_card(storage: Storage) -> dict[str, Any]:
+def read_card(storage: Storage) -> dict[str, Any]:
+    """The card of a finished student.
+
+    Raises:
+        CorruptionError: it is missing, or is not what was written.
+    """
     data = storage.get(CARD)
     try:
         meta: dict[str, Any] = strict_json.parse(data)
