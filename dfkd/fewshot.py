@@ -105,7 +105,7 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> Results:
     root = open_storage(manifest.storage.root)
     cells = root.child(CELLS)
     origins = {
-        start: [starts.origin(manifest, start, n, device) for n in range(len(config.seeds))]
+        start: [starts.origin(manifest, start, seed, device) for seed in config.seeds]
         for start in config.starts
     }
     rows: list[Row] = []

@@ -269,7 +269,7 @@ class FewShot(Training):
     shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
     """k, the training images of each class; of a class with too few, all but one."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """Of the draw, a fresh head and the views; with several students each takes the next one."""
+    """Of the draw, a fresh head and the views; of several students seed n takes number n."""
     starts: Annotated[tuple[Start, ...], BeforeValidator(several), Field(min_length=1)] = (
         "student",
         "library",

@@ -44,18 +44,17 @@ class Origin:
         return self.start == "student"
 
 
-def origin(manifest: Manifest, start: Start, number: int, device: torch.device) -> Origin:
-    """The start of the few-shot seed at position `number` in `fewshot.seeds`.
+def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) -> Origin:
+    """The start of a few-shot seed.
 
-    With several `distillation.seeds` each few-shot seed takes the next student, in a circle, so
-    that bands over seeds then hold the spread of distillation too.
+    Of several students seed n takes that of `distillation.seeds` number n, in a circle, so that
+    bands over seeds then hold the spread of distillation too.
 
     Raises:
         ManifestError: the student is not there, or the weights of a library do not fit.
     """
-    seed = manifest.fewshot.seeds[number]
     if start == "student":
-        found = student_place(manifest, number)
+        found = student_place(manifest, seed)
         sha256 = read_card(found.storage)["sha256"]
         return Origin(start, f"student {sha256}", lambda: _student(manifest, found, device))
     weights = manifest.fewshot.library if start == "library" else "none"
@@ -70,14 +69,13 @@ def origin(manifest: Manifest, start: Start, number: int, device: torch.device) 
     )
 
 
-def student_place(manifest: Manifest, number: int) -> Place:
-    """Where the student of a few-shot seed lies: of the last prompt method, as at home.
+def student_place(manifest: Manifest, seed: int) -> Place:
+    """Where the student of a few-shot seed lies: of the last prompt method, as that to take home.
 
     Raises:
         ManifestError: it is not finished.
     """
-    seeds = manifest.distillation.seeds
-    found = place(manifest, manifest.prompts.method[-1], seeds[number % len(seeds)])
+    found = place(manifest, manifest.prompts.method[-1], student_seed(manifest, seed))
     if not found.finished:
         raise ManifestError(
             "fewshot.starts",
@@ -86,6 +84,12 @@ def student_place(manifest: Manifest, number: int) -> Place:
             "run jobs/distill.py with this manifest, or leave student out",
         )
     return found
+
+
+def student_seed(manifest: Manifest, seed: int) -> int:
+    """The distillation seed of the student that a few-shot seed takes."""
+    seeds = manifest.distillation.seeds
+    return seeds[seed % len(seeds)]
 
 
 def _student(manifest: Manifest, found: Place, device: torch.device) -> Student:
@@ -110,18 +114,18 @@ def check(manifest: Manifest, device: torch.device) -> None:
             LIBRARY, "must name weights", config.library, "leave library out of fewshot.starts"
         )
     for start in config.starts:
-        students = len(manifest.distillation.seeds) if start == "student" else 1
-        for number in range(min(len(config.seeds), students)):
-            origin(manifest, start, number, device).make()
+        students = {student_seed(manifest, seed): seed for seed in config.seeds}
+        for seed in students.values() if start == "student" else config.seeds[:1]:
+            origin(manifest, start, seed, device).make()
 
 
 def described(manifest: Manifest) -> dict[Start, str]:
     """What each start is, for people."""
-    config, seeds = manifest.fewshot, manifest.distillation.seeds
+    config = manifest.fewshot
     library = Path(config.library).name if names_file(config.library) else config.library
-    used = ", ".join(map(str, seeds[: len(config.seeds)]))
+    used = sorted({student_seed(manifest, seed) for seed in config.seeds})
     words: dict[Start, str] = {
-        "student": f"distilled, {manifest.prompts.method[-1]} prompts, seed {used}",
+        "student": f"distilled, {manifest.prompts.method[-1]} prompts, seed {', '.join(map(str, used))}",
         "library": f"weights {library}",
         "scratch": "random weights",
     }

@@ -3,9 +3,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from PIL import Image
+from shots import STARTS, results
 
 from dfkd.report.fewshot_chart import STYLES, png, svg
-from shots import STARTS, results
 
 SPACE = "{http://www.w3.org/2000/svg}"
 

@@ -1,7 +1,7 @@
 import pytest
+from shots import results
 
 from dfkd.report.fewshot_table import markdown, table
-from shots import results
 
 
 def test_the_table_has_a_line_for_each_start_and_a_column_for_each_k() -> None:
