@@ -34,7 +34,7 @@ from dfkd import starts
 from dfkd.device import pick_device
 from dfkd.domains import Domains, open_data
 from dfkd.draw import Draw, draw, taken
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import cpus, decoded
 from dfkd.fewshot_results import FOLDER, Data, Results, Row, ordered, row, summarise, write
 from dfkd.fields import CHECKED, Natural
@@ -98,6 +98,7 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> Results:
         ManifestError: unusable data, or a start that is missing or does not fit; nothing has been
             trained.
         CorruptionError: a student or a cell is not what was written.
+        DfkdError: a training diverged.
     """
     config, device = manifest.fewshot, pick_device()
     data, names = choose(manifest)
@@ -308,6 +309,11 @@ class _Bench:
         else:
             size = self.manifest.evaluation.batch_size
             answered = answers(classifier, images.pixels, test, size)
+        if (answered < 0).any():
+            raise DfkdError(
+                f"few-shot training of {self.origin.start} on {self.domain.name!r} with {shots} "
+                f"shots and seed {self.seed} diverged; lower fewshot.learning_rate"
+            )
         return test[answered == images.labels[test]]
 
     def _embedded(self) -> Tensor:

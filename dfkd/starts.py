@@ -123,9 +123,9 @@ def described(manifest: Manifest) -> dict[Start, str]:
     """What each start is, for people."""
     config = manifest.fewshot
     library = Path(config.library).name if names_file(config.library) else config.library
-    used = sorted({student_seed(manifest, seed) for seed in config.seeds})
+    used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))
     words: dict[Start, str] = {
-        "student": f"distilled, {manifest.prompts.method[-1]} prompts, seed {', '.join(map(str, used))}",
+        "student": f"distilled, {manifest.prompts.method[-1]} prompts, seed {used}",
         "library": f"weights {library}",
         "scratch": "random weights",
     }

@@ -148,15 +148,15 @@ def _torchvision_weights(config: Distillation, field: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = known[config.weights].get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
-    except (OSError, RuntimeError) as error:
-        raise _not_downloaded(config, field, error) from None
+    except Exception as error:  # torch raises whatever its parsers meet in a damaged cache
+        raise _not_loaded(config, field, error) from None
     return state
 
 
-def _not_downloaded(config: Distillation, field: str, error: Exception) -> WeightsError:
+def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsError:
     return WeightsError(
         field,
-        f"the library could not download them ({_first_line(error)})",
+        f"the library could not load them ({_first_line(error)})",
         config.weights,
         "download them elsewhere and give the path of a safetensors file, or do without",
     )
@@ -196,7 +196,7 @@ def _timm(
         model = timm.create_model(name, pretrained=library, **options)
     except (OSError, RuntimeError) as error:
         if library:
-            raise _not_downloaded(config, field, error) from None
+            raise _not_loaded(config, field, error) from None
         raise ManifestError(
             "distillation.student",
             f"cannot be built for {image_size} px ({_first_line(error)})",

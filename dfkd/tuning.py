@@ -57,15 +57,20 @@ def embed(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) 
 
 @torch.no_grad()
 def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
-    """The likeliest class int64 [P] of some images, on the CPU; arguments as for `embed`."""
+    """What `likeliest` says of some images; arguments as for `embed`."""
     return likeliest(classifier, embed(classifier, pixels, places, batch_size))
 
 
 @torch.no_grad()
 def likeliest(classifier: Student, features: Tensor) -> Tensor:
-    """The likeliest class int64 [P] on the CPU, of features as `embed` gives them."""
+    """The likeliest class int64 [P] on the CPU, -1 where the logits are not finite.
+
+    Args:
+        features: float32 [P, F], as `embed` gives them.
+    """
     logits: Tensor = classifier.head(features)
-    return logits.argmax(dim=1).cpu()
+    finite = torch.isfinite(logits).all(dim=1)
+    return torch.where(finite, logits.argmax(dim=1), -1).cpu()
 
 
 def _scaled(pixels: Tensor, device: torch.device) -> Tensor:

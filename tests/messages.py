@@ -21,7 +21,11 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- messages -->", "<!-- /messages -->"
 
-WARNINGS = {("dfkd.verification", ""): "problem", ("dfkd.domains", "_notes"): "note"}
+WARNINGS = {
+    ("dfkd.verification", ""): "problem",
+    ("dfkd.domains", "_notes"): "note",
+    ("dfkd.fewshot", "notes"): "note",
+}
 """Modules or functions whose sentences a job prints behind this word."""
 
 Bindings = Mapping[str, str]

@@ -321,6 +321,13 @@ def test_a_damaged_cell_is_named(
     assert fewshot(path).returncode == 0
 
 
+def test_a_training_that_diverges_is_no_score(fewshot: FewShot, manifest: Path) -> None:
+    job = fewshot(manifest, "fewshot.learning_rate=1.0e+30", "fewshot.starts=scratch")
+    assert job.returncode == 1
+    assert "scratch on 'outline' with 1 shots and seed 0 diverged" in last_error(job)
+    assert not cells(manifest)
+
+
 def test_a_dry_run_says_what_would_be_trained(fewshot: FewShot, manifest: Path) -> None:
     job = fewshot(manifest, "--dry-run")
     assert job.returncode == 0, job.stderr
