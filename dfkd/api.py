@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from dfkd import evaluation, takehome
+from dfkd import evaluation, fewshot, fewshot_results, takehome
 from dfkd.budget import Budget
 from dfkd.cluster import train
 from dfkd.cluster.build import Built, build, finished, identify
@@ -34,7 +34,7 @@ from dfkd.manifest import Manifest, Method
 from dfkd.pictures import pixels
 from dfkd.preflight import check_synthesis
 from dfkd.published import PublishedVersion, read_json
-from dfkd.report import page
+from dfkd.report import fewshot_chart, fewshot_table, page
 from dfkd.report.facts import require_finished
 from dfkd.report.sheet import write_contact_sheet
 from dfkd.storage import open_storage
@@ -44,12 +44,14 @@ from dfkd.student import load_student as load
 __all__ = [
     "Budget",
     "Built",
+    "Curves",
     "Evaluated",
     "Finished",
     "NamedStudent",
     "Picture",
     "distill",
     "evaluate",
+    "few_shot",
     "load_student",
     "read_manifest",
     "synthesize",
@@ -195,6 +197,47 @@ def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion
     """Write `contact-sheet.png` of some versions; returns its place."""
     storage = open_storage(manifest.storage.root)
     return write_contact_sheet(storage, manifest.name, versions)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What few labelled images make of each start, written."""
+
+    results: fewshot_results.Results
+    location: str
+    """Of `fewshot/results.json`."""
+    chart: str
+    """Of `fewshot/curves.svg`; `curves.png` and `table.md` lie beside it."""
+
+
+def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
+    """Fine-tune the student, library weights and random ones on few labelled images (Fig. 5).
+
+    Writes `results.json`, `table.md`, `curves.svg` and `curves.png` into `fewshot/` under the run's
+    root. Trainings that an earlier call has finished are found and not done again.
+
+    Args:
+        manifest: of the run; its students are to be finished if they are among the starts.
+        threads: as for `evaluate`.
+
+    Returns:
+        The results, as `dfkd.fewshot_results` describes them, and where they lie. Images that
+        cannot be read are left out and named in `results.data.unreadable`.
+
+    Raises:
+        ManifestError: unusable data, or a start that is missing or does not fit; nothing has been
+            trained.
+        CorruptionError: a student or a finished training is not what was written.
+    """
+    with _threads(threads) as chosen:
+        fewshot.few_shot(manifest, chosen)
+    root = open_storage(manifest.storage.root)
+    results = fewshot_results.read(root)
+    storage = root.child(fewshot_results.FOLDER)
+    storage.put("table.md", fewshot_table.markdown(results).encode())
+    storage.put("curves.svg", fewshot_chart.svg(results).encode())
+    storage.put("curves.png", fewshot_chart.png(results))
+    return Curves(results, root.location(fewshot_results.KEY), storage.location("curves.svg"))
 
 
 def take_home(manifest: Manifest, *, threads: int = 0) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dfkd.augmentation import augment
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Distillation
+from dfkd.manifest import Distillation, Training
 from dfkd.plan import derive_seed
 from dfkd.streaming import Batch
 from dfkd.student import Student
@@ -37,12 +37,12 @@ class Course:
     total: int
 
     @classmethod
-    def of(cls, config: Distillation, steps_per_epoch: int) -> "Course":
+    def of(cls, config: Training, steps_per_epoch: int) -> "Course":
         """The course of `warmup_epochs` and then `epochs`."""
         warmup = config.warmup_epochs * steps_per_epoch
         return cls(steps_per_epoch, warmup, warmup + config.epochs * steps_per_epoch)
 
-    def rate(self, config: Distillation, step: int) -> float:
+    def rate(self, config: Training, step: int) -> float:
         """The learning rate of 0-based `step`; a cosine runs to zero within each phase."""
         warming = step < self.warmup
         start, end = (0, self.warmup) if warming else (self.warmup, self.total)
@@ -108,7 +108,7 @@ class Distiller:
         gc.collect()
         self.student.backbone.requires_grad_(self.step >= self.course.warmup)
         trained = [p for p in self.student.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(self.config, trained)
+        self.optimizer = make_optimizer(self.config, trained)
         self.model = self.distribute(self.student)
 
     @property
@@ -212,8 +212,8 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _optimizer(config: Distillation, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The rate is set at every step; `fused` is one kernel for all parameters."""
+def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """A fresh one; the rate is set at every step, and `fused` is one kernel for all parameters."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,

@@ -5,13 +5,15 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dfkd.dataset import PublishedVersion, current, open_version
-from dfkd.errors import ManifestError
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.fingerprint import identity, sha256_file
 from dfkd.manifest import Distillation, Manifest, Method
 from dfkd.shards import canonical
 from dfkd.storage import Storage, open_storage
-from dfkd.student import CARD, names_file
+from dfkd.student import CARD, Student, load_student, names_file
 from dfkd.teacher import resolve
 from dfkd.weights import existing_file
 
@@ -86,6 +88,23 @@ def _refuse_foreign(version: PublishedVersion, method: Method, wanted: dict[str,
                 value,
                 "run jobs/synthesize.py with this manifest first",
             )
+
+
+def load(
+    found: Place, classes: tuple[str, ...], device: torch.device
+) -> tuple[Student, dict[str, Any]]:
+    """The finished student at a place, in eval mode, and its card.
+
+    Raises:
+        CorruptionError: it is not what was written, or chooses among other classes.
+    """
+    student, card = load_student(found.storage, device)
+    if card["classes"] != list(classes):
+        raise CorruptionError(
+            f"{found.location}: is a student of {card['classes']}, not of the manifest's "
+            "classes; delete its folder and distil again"
+        )
+    return student, card
 
 
 def check_teacher(manifest: Manifest, place: Place) -> None:

@@ -17,16 +17,15 @@ from torch import Tensor
 
 from dfkd.dataset import PublishedVersion
 from dfkd.device import device_name, pick_device
-from dfkd.distilled import Place, place
+from dfkd.distilled import Place, load, place
 from dfkd.domains import Domains, Item, open_data
-from dfkd.errors import CorruptionError, DfkdError, ManifestError
+from dfkd.errors import DfkdError, ManifestError
 from dfkd.manifest import Manifest, Method
 from dfkd.pictures import pixels
 from dfkd.progress import bar
 from dfkd.record import recorded
 from dfkd.results import ZERO_SHOT, Row, results, row, write_results
 from dfkd.storage import Storage, open_storage
-from dfkd.student import load_student
 from dfkd.teacher import Teacher, check_classes, distances
 
 AHEAD = 2
@@ -126,12 +125,7 @@ def _load(manifest: Manifest, teacher: bool, places: Sequence[Place]) -> Iterato
     if teacher:
         yield _load_teacher(manifest, device)
     for found in places:
-        student, card = load_student(found.storage, device)
-        if card["classes"] != list(manifest.classes):
-            raise CorruptionError(
-                f"{found.location}: is a student of {card['classes']}, not of the manifest's "
-                "classes; delete its folder and distil again"
-            )
+        student, card = load(found, manifest.classes, device)
         yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
 
 
@@ -222,7 +216,7 @@ def _confusions(
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
     with bar(title, len(data.items), "img") as progress:
-        for chunk, images in _batches(data.items, group[0].image_size, batch_size, threads):
+        for chunk, images in decoded(data.items, group[0].image_size, batch_size, threads):
             readable = []
             for item, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
@@ -259,10 +253,13 @@ Decoded = npt.NDArray[np.uint8] | str
 """An image, or why there is none."""
 
 
-def _batches(
+def decoded(
     items: Sequence[Item], image_size: int, batch_size: int, threads: int
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Items with their pixels in order, decoded by threads `AHEAD` batches in advance."""
+    """Items with their pixels in order, decoded by threads `AHEAD` batches in advance.
+
+    An image is [S, S, 3] uint8 with S = `image_size`, or a text that says why it cannot be read.
+    """
     starts = range(0, len(items), batch_size)
     waiting: deque[tuple[Sequence[Item], list[Future[Decoded]]]] = deque()
     with ThreadPoolExecutor(threads, "decode") as pool:

@@ -9,43 +9,28 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.artifacts import CACHE
 from dfkd.errors import ManifestError
+from dfkd.fields import (
+    CHECKED,
+    Count,
+    Fraction,
+    Name,
+    Natural,
+    NonNegative,
+    Positive,
+    require_slots,
+    require_unique,
+    several,
+)
 from dfkd.yaml import load
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
 Method = Literal["vanilla", "mix", "random", "contrastive"]
 Average = Literal["images", "classes"]
-
-CHECKED = ConfigDict(extra="forbid", strict=True)
-
-
-def _several(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _require_unique(field: str, values: tuple[object, ...]) -> None:
-    for value in values:
-        if values.count(value) > 1:
-            raise ManifestError(field, "every entry once", value, "remove the repetition")
-
-
-def _require_slots(field: str, template: str, *slots: str) -> None:
-    for slot in slots:
-        if template.count(slot) != 1:
-            raise ManifestError(
-                field, f"must contain {slot} exactly once", template, "mend the template"
-            )
+Start = Literal["student", "library", "scratch"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -70,7 +55,7 @@ class Teacher:
     """The vanilla class prompt, which is also the one that labels and zero-shot rows use."""
 
     def __post_init__(self) -> None:
-        _require_slots("teacher.template", self.template, "{class}")
+        require_slots("teacher.template", self.template, "{class}")
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -119,7 +104,7 @@ class Contrastive:
 class Prompts:
     """How each image gets its own target text embedding."""
 
-    method: Annotated[tuple[Method, ...], BeforeValidator(_several), Field(min_length=1)] = (
+    method: Annotated[tuple[Method, ...], BeforeValidator(several), Field(min_length=1)] = (
         "contrastive",
     )
     """One method, or a list that `jobs/pipeline.py` compares."""
@@ -134,10 +119,10 @@ class Prompts:
     contrastive: Contrastive = Contrastive()
 
     def __post_init__(self) -> None:
-        _require_slots("prompts.template", self.template, "{class}", "{style}")
-        _require_unique("prompts.method", self.method)
+        require_slots("prompts.template", self.template, "{class}", "{style}")
+        require_unique("prompts.method", self.method)
         if not isinstance(self.styles, str):
-            _require_unique("prompts.styles", self.styles)
+            require_unique("prompts.styles", self.styles)
         few = not isinstance(self.styles, str) and len(self.styles) < 2
         if few and ("mix" in self.method or self.contrastive.initialisation == "mix"):
             raise ManifestError(
@@ -190,8 +175,28 @@ Augmentation = Literal[
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Distillation:
-    """L1 on teacher distances in two phases (equations 4-5)."""
+class Training:
+    """Two phases: the classifier on a frozen backbone, then everything (A.2)."""
+
+    warmup_epochs: Natural = 150
+    """Epochs with the backbone frozen."""
+    epochs: Count = 150
+    """Epochs with everything trained, at `finetune_factor` times the rate."""
+    learning_rate: Positive = 0.1
+    finetune_factor: Positive = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the rate; a cosine runs to zero within each phase."""
+    augmentation: tuple[Augmentation, ...] = ("flip", "crop")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the student's layers in training, on GPUs and on CPUs with bfloat16 instructions."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Distillation(Training):
+    """L1 on teacher distances (equations 4-5)."""
 
     student: Name = "resnet18"
     """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
@@ -203,35 +208,22 @@ class Distillation:
     """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     """One student is trained for each."""
-    warmup_epochs: Natural = 150
-    """Epochs with the backbone frozen."""
-    epochs: Count = 150
-    """Epochs with everything trained, at `finetune_factor` times the rate."""
-    learning_rate: Positive = 0.1
-    finetune_factor: Positive = 0.1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Fraction = 0.9
-    weight_decay: NonNegative = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step over all ranks together."""
     labels: Literal["live", "stored"] = "live"
     """Teacher on the augmented view, or the distances stored in the shard."""
     standardise: bool = False
     """Train on (distance - mean) / std of the labels; the student still outputs distances."""
-    augmentation: tuple[Augmentation, ...] = ("flip", "crop")
     workers: Count = 1
     """DDP ranks."""
     loader_workers: Natural = 0
     """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the student's layers in training, on GPUs and on CPUs with bfloat16 instructions."""
     checkpoint_epochs: Count = 1
     """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
 
     def __post_init__(self) -> None:
-        _require_unique("distillation.seeds", self.seeds)
-        _require_unique("distillation.augmentation", self.augmentation)
+        require_unique("distillation.seeds", self.seeds)
+        require_unique("distillation.augmentation", self.augmentation)
         if self.labels == "stored" and self.augmentation:
             raise ManifestError(
                 "distillation.labels",
@@ -260,22 +252,59 @@ class Evaluation:
     """What the data call a class, where that is not its name here: `{plane: aeroplane}`."""
     average: Average = "images"
     """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
-    models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(_several)] = (
+    models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(several)] = (
         "teacher",
         "student",
     )
     batch_size: Count = 64
 
     def __post_init__(self) -> None:
-        _require_unique("evaluation.domains", self.domains)
-        _require_unique("evaluation.aliases", tuple(self.aliases.values()))
-        _require_unique("evaluation.models", self.models)
+        require_unique("evaluation.domains", self.domains)
+        require_unique("evaluation.aliases", tuple(self.aliases.values()))
+        require_unique("evaluation.models", self.models)
         if not self.models:
             raise ManifestError(
                 "evaluation.models",
                 "must name a model",
                 self.models,
                 "use teacher, student or both",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class FewShot(Training):
+    """Cross-entropy on k labelled images a class of one domain, tested on its rest (section 4.3).
+
+    The paper gives shots, five runs and ImageNet weights as the rival, and no other setting: epochs
+    and rates are A.2's. Of scratch, whose backbone has nothing to keep, neither phase freezes it.
+    """
+
+    domains: tuple[Name, ...] = ()
+    """Of `evaluation.data`; empty is all of them."""
+    shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
+    """k, the training images of each class; of a class with too few, all but one."""
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    """Of the draw, a fresh head and the views; of several students seed n takes number n."""
+    starts: Annotated[tuple[Start, ...], BeforeValidator(several), Field(min_length=1)] = (
+        "student",
+        "library",
+        "scratch",
+    )
+    """What is fine-tuned: all of them have the architecture of `distillation.student`."""
+    library: Name = "IMAGENET1K_V1"
+    """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file."""
+    temperature: Positive = 0.01
+    """The student's logits are -distance / temperature at the start; 0.01 is CLIP's own."""
+    epochs: Natural = 150
+    """As above; 0 leaves the backbone frozen."""
+    batch_size: Annotated[int, Field(ge=2)] = 32
+
+    def __post_init__(self) -> None:
+        for key in ("domains", "shots", "seeds", "starts", "augmentation"):
+            require_unique(f"fewshot.{key}", getattr(self, key))
+        if not self.warmup_epochs + self.epochs:
+            raise ManifestError(
+                "fewshot.epochs", "must train for an epoch or more", 0, "set it or warmup_epochs"
             )
 
 
@@ -318,7 +347,7 @@ class Regeneration:
     """After which another call may take over from a holder that has died."""
 
     def __post_init__(self) -> None:
-        _require_unique("regeneration.classes", self.classes)
+        require_unique("regeneration.classes", self.classes)
 
     @property
     def whole(self) -> bool:
@@ -345,6 +374,7 @@ class Manifest:
     synthesis: Synthesis = Synthesis()
     distillation: Distillation = Distillation()
     evaluation: Evaluation = Evaluation()
+    fewshot: FewShot = FewShot()
     cluster: Cluster = Cluster()
     regeneration: Regeneration = Regeneration()
 
@@ -361,7 +391,7 @@ class Manifest:
                     name,
                     "rename it",
                 )
-        _require_unique("classes", self.classes)
+        require_unique("classes", self.classes)
         if "://" in self.cache:
             raise ManifestError("cache", "must be a folder of this machine", self.cache, "name one")
         for name in self.regeneration.classes:

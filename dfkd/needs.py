@@ -1,5 +1,6 @@
 """What a manifest needs of the world outside: published weights, and models that a hub keeps."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,11 @@ class HubModel:
     id: str
 
 
-def needs(manifest: Manifest) -> list[Need]:
-    """The published files that a manifest names.
+def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
+    """The published files that a manifest names, each once.
+
+    Args:
+        few_shot: whether those count that only `jobs/fewshot.py` starts from.
 
     Raises:
         ManifestError: an architecture, a file or a name of weights is not there, or weights do not
@@ -56,8 +60,13 @@ def needs(manifest: Manifest) -> list[Need]:
         "generator.config": _generator("generator.config", manifest.generator.config),
         "generator.weights": _generator("generator.weights", manifest.generator.weights),
         "distillation.weights": student.published(manifest.distillation),
+        "fewshot.library": _few_shot(manifest) if few_shot else None,
     }
-    return [Need(field, artifact) for field, artifact in found.items() if artifact]
+    files: dict[str, Need] = {}
+    for field, artifact in found.items():
+        if artifact:
+            files.setdefault(artifact.file, Need(field, artifact))
+    return list(files.values())
 
 
 def _teacher(config: Teacher) -> Artifact | None:
@@ -75,6 +84,14 @@ def _generator(field: str, value: str) -> Artifact | None:
     if artifact is None:
         find_file(field, value)
     return artifact
+
+
+def _few_shot(manifest: Manifest) -> Artifact | None:
+    if "library" not in manifest.fewshot.starts:
+        return None
+    weights = manifest.fewshot.library
+    config = dataclasses.replace(manifest.distillation, weights=weights)
+    return student.published(config, "fewshot.library")
 
 
 def hub_models(manifest: Manifest) -> list[HubModel]:

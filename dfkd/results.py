@@ -257,11 +257,11 @@ def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
     )
     pq.write_table(table, stream)
     storage.put("results.parquet", stream.getvalue())
-    storage.put("results.json", _json(results).encode())
+    storage.put("results.json", as_json(results).encode())
     return storage.location("results.json")
 
 
-def _json(results: Mapping[str, Any]) -> str:
+def as_json(results: Mapping[str, Any]) -> str:
     """Indented JSON with each list of counts on one line (a raw newline never is inside a text)."""
     text = json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     lists = re.compile(r"\[\n[\d,\s]+\]")

@@ -27,6 +27,9 @@ WEIGHTS, CARD = "student.safetensors", "student.json"
 MAX_SIDE = 4096
 """Pixels; no student takes larger images."""
 
+FIELD = "distillation.weights"
+"""The manifest's key of the initial weights, unless they are another section's."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -51,17 +54,28 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Distances [N, M] (standardised ones while training with `standardise`)."""
-        distances: Tensor = self.head(self.backbone((pixels - self.mean) / self.std))
+        distances: Tensor = self.head(self.features(pixels))
         return distances
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the backbone makes of `pixels`: float32 [N, F]."""
+        features: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return features
 
 
 def build(
-    config: Distillation, classes: int, image_size: int, seed: int, cache: str = CACHE
+    config: Distillation,
+    classes: int,
+    image_size: int,
+    seed: int,
+    cache: str = CACHE,
+    field: str = FIELD,
 ) -> Student:
     """A student that nobody has trained; what is random in it comes from `seed` alone.
 
     Args:
         cache: the folder that holds what torchvision's names of weights stand for.
+        field: of the manifest, that an error about the initial weights names.
 
     Raises:
         ManifestError: no such architecture, or a stem that does not fit it.
@@ -69,19 +83,20 @@ def build(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("student", seed))
-        return _assemble(config, classes, image_size, cache)
+        return _assemble(config, classes, image_size, cache, field)
 
 
-def _assemble(config: Distillation, classes: int, image_size: int, cache: str) -> Student:
+def _assemble(
+    config: Distillation, classes: int, image_size: int, cache: str, field: str
+) -> Student:
     if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, names_library(config.weights))
+        backbone, mean, std = _timm(config, image_size, names_library(config.weights), field)
     else:
-        backbone, mean, std = _resnet(config, image_size)
-    if artifact := published(config):
-        path = cached("distillation.weights", config.weights, artifact, cache)
-        _load_backbone(backbone, path)
+        backbone, mean, std = _resnet(config, image_size, field)
+    if artifact := published(config, field):
+        _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
     elif names_file(config.weights):
-        _load_backbone(backbone, Path(config.weights))
+        _load_backbone(backbone, Path(config.weights), field)
     head = nn.Linear(_width(backbone, image_size, config.student), classes)
     return Student(backbone, head, mean, std)
 
@@ -96,12 +111,12 @@ def names_library(weights: str) -> bool:
     return weights != "none" and not names_file(weights)
 
 
-def published(config: Distillation) -> Artifact | None:
+def published(config: Distillation, field: str = FIELD) -> Artifact | None:
     """The file with the initial weights, where they are torchvision's.
 
     Raises:
         ManifestError: torchvision has no such student.
-        WeightsError: it has no such weights of this student.
+        WeightsError: it has no such weights of this student; `field` is the key that names them.
     """
     if config.student.startswith("timm:") or not names_library(config.weights):
         return None
@@ -109,7 +124,7 @@ def published(config: Distillation) -> Artifact | None:
     known = torchvision.models.get_model_weights(config.student).__members__
     if config.weights not in known:
         raise WeightsError(
-            "distillation.weights",
+            field,
             f"must be none, a safetensors file, or {', '.join(known)}",
             config.weights,
             "name one of these",
@@ -131,7 +146,7 @@ def _require_resnet(student: str) -> None:
 
 
 def _resnet(
-    config: Distillation, image_size: int
+    config: Distillation, image_size: int, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     _require_resnet(config.student)
     model = torchvision.models.get_model(config.student, weights=None)
@@ -140,7 +155,7 @@ def _resnet(
             "distillation.stem",
             "the library's weights have the imagenet stem",
             config.stem,
-            "set distillation.stem=imagenet or distillation.weights=none",
+            f"set distillation.stem=imagenet or change {field}",
         )
     if config.stem == "small":
         model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, _stride(image_size), 1, bias=False)
@@ -159,12 +174,12 @@ def _stride(image_size: int) -> int:
     return 1 if image_size <= 48 else 2
 
 
-def _not_downloaded(config: Distillation, error: Exception) -> WeightsError:
+def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsError:
     return WeightsError(
-        "distillation.weights",
-        f"the library could not download them ({_first_line(error)})",
+        field,
+        f"the library could not load them ({_first_line(error)})",
         config.weights,
-        "download them elsewhere and give the path of a safetensors file, or use none",
+        "download them elsewhere and give the path of a safetensors file, or do without",
     )
 
 
@@ -173,7 +188,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _timm(
-    config: Distillation, image_size: int, library: bool
+    config: Distillation, image_size: int, library: bool, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     name = config.student.removeprefix("timm:")
     try:
@@ -202,7 +217,7 @@ def _timm(
         model = timm.create_model(name, pretrained=library, **options)
     except (OSError, RuntimeError) as error:
         if library:
-            raise _not_downloaded(config, error) from None
+            raise _not_loaded(config, field, error) from None
         raise ManifestError(
             "distillation.student",
             f"cannot be built for {image_size} px ({_first_line(error)})",
@@ -213,9 +228,9 @@ def _timm(
     return model, tuple(mean), tuple(std)
 
 
-def _load_backbone(backbone: nn.Module, path: Path) -> None:
+def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
     """Fill a backbone from a library's state dict or from a student of this project."""
-    state = read_state_dict("distillation.weights", path)
+    state = read_state_dict(field, path)
     if any(key.startswith("backbone.") for key in state):
         state = {
             key.removeprefix("backbone."): tensor
@@ -228,8 +243,8 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
         if key.endswith("num_batches_tracked"):  # files from before PyTorch had this count
             fitting[key] = wanted[key]
     remedy = "give weights of distillation.student with distillation.stem"
-    match("distillation.weights", path, fitting, wanted, remedy)
-    load_into("distillation.weights", path, backbone, fitting)
+    match(field, path, fitting, wanted, remedy)
+    load_into(field, path, backbone, fitting)
 
 
 @torch.no_grad()
@@ -293,7 +308,7 @@ def load_student(
         CorruptionError: an object is missing, or is not what was written.
     """
     storage = open_storage(str(source)) if isinstance(source, str | Path) else source
-    meta = _read_card(storage)
+    meta = read_card(storage)
     data = storage.get(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
         raise _damaged(storage.location(WEIGHTS), f"sha256 differs from {CARD}")
@@ -318,7 +333,12 @@ class _Card(BaseModel, strict=True):
     bytes: Size
 
 
-def _read_card(storage: Storage) -> dict[str, Any]:
+def read_card(storage: Storage) -> dict[str, Any]:
+    """The card of a finished student.
+
+    Raises:
+        CorruptionError: it is missing, or is not what was written.
+    """
     data = storage.get(CARD)
     try:
         meta: dict[str, Any] = strict_json.parse(data)

@@ -36,7 +36,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """
     evaluated = evaluate(manifest, threads=options.threads)
     tell(evaluated)
-    refuse_unreadable(evaluated, evaluated.location)
+    refuse_unreadable(evaluated.results["data"]["unreadable"], evaluated.location)
     return evaluated.location
 
 
@@ -51,9 +51,8 @@ def tell(evaluated: Evaluated) -> None:
         print(f"note: {note}")
 
 
-def refuse_unreadable(evaluated: Evaluated, written: str) -> None:
+def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
     """End a job that has written `written` as partial, if images could not be read."""
-    unreadable = evaluated.results["data"]["unreadable"]
     if unreadable:
         print(f"wrote {written}", flush=True)
         raise PartialError(

@@ -21,10 +21,10 @@ WIDTH = 80
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Fetch what is missing, verify all of it, tell; returns the cache, or nothing after a list."""
     if options.list:
-        print("\n".join(_listed(manifest)), flush=True)
+        print("\n".join(_listed(manifest, options.few_shot)), flush=True)
         return ""
     fetcher = Fetcher(manifest.cache, options.mirror, tell=_note)
-    for need in needs(manifest):
+    for need in needs(manifest, options.few_shot):
         fetched = fetcher.fetch(need.artifact, need.check)
         print(f"{need.field}: {_told(need, fetched)}", flush=True)
     for model in hub_models(manifest):
@@ -51,9 +51,9 @@ def _told(need: Need, fetched: Fetched) -> str:
     return f"{fetched.path.name} {had}, {size} bytes, sha256 {fetched.sha256} {verdict}"
 
 
-def _listed(manifest: Manifest) -> Iterator[str]:
+def _listed(manifest: Manifest, few_shot: bool) -> Iterator[str]:
     """The table of all that is needed, then the facts about each, then the images to score."""
-    wanted, models = needs(manifest), hub_models(manifest)
+    wanted, models = needs(manifest, few_shot), hub_models(manifest)
     rows = [(each.field, each.artifact.file, *_state(each, manifest.cache)) for each in wanted]
     rows += [(each.field, each.id, "", each.library) for each in models]
     if rows:
@@ -107,7 +107,7 @@ def _row(field: str, file: str, size: str, state: str) -> str:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be there in the end, and what is missing now."""
-    wanted = [each.artifact for each in needs(manifest)]
+    wanted = [each.artifact for each in needs(manifest, options.few_shot)]
     missing = [each for each in wanted if not each.within(manifest.cache).is_file()]
     return {
         "cache": manifest.cache,
@@ -124,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command.parser(__doc__ or "")
     arguments.add_argument(
         "--list", action="store_true", help="print what is needed, with its facts, and stop"
+    )
+    arguments.add_argument(
+        "--few-shot", action="store_true", help="also what only jobs/fewshot.py starts from"
     )
     arguments.add_argument(
         "--mirror",

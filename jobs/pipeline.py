@@ -37,7 +37,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     if evaluated.versions:
         print(f"student to take home {api.take_home(manifest, threads=options.threads)}")
     page = api.write_report(manifest, command.again("pipeline", options))
-    evaluate.refuse_unreadable(evaluated, page)
+    evaluate.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page
 
 

@@ -26,6 +26,7 @@ WARNINGS = {
     ("dfkd.domains", "_notes"): "note",
     ("dfkd.layouts", "remarks"): "note",
     ("dfkd.layouts", "_differences"): "note",
+    ("dfkd.fewshot", "notes"): "note",
 }
 """Modules or functions whose sentences a job prints behind this word."""
 

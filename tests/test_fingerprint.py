@@ -46,6 +46,7 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
         "cache=elsewhere",
         "distillation.epochs=3",
         "evaluation.batch_size=2",
+        "fewshot={shots: [3], epochs: 7, starts: [scratch]}",
         "cluster.workers=9",
         "regeneration={classes: [dog], share: 0.5, keep: 9, images: 5}",
         "teacher.weights=/moved/weights.pt",

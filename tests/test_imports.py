@@ -107,7 +107,11 @@ def test_only_the_s3_storage_knows_boto3() -> None:
 
 
 def test_only_the_report_draws_charts_and_fills_templates() -> None:
-    assert importers("altair", "vl_convert") == {"dfkd.report.charts", "dfkd.report.svg"}
+    assert importers("altair", "vl_convert") == {
+        "dfkd.report.charts",
+        "dfkd.report.fewshot_chart",
+        "dfkd.report.svg",
+    }
     assert importers("jinja2") == {"dfkd.report.page"}
 
 
@@ -120,6 +124,7 @@ def test_only_the_report_draws_charts_and_fills_templates() -> None:
         "dfkd.storage",
         "dfkd.domains",
         "dfkd.download",
+        "dfkd.draw",
     ],
 )
 def test_what_plans_a_run_is_light(module: str) -> None:

@@ -31,6 +31,10 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
     assert (distillation.warmup_epochs, distillation.epochs) == (150, 150)
     assert (distillation.learning_rate, distillation.finetune_factor) == (0.1, 0.1)
     assert distillation.momentum == 0.9
+    fewshot = manifest.fewshot
+    assert (fewshot.shots, len(fewshot.seeds)) == ((1, 2, 4, 8, 16), 5)
+    assert fewshot.starts == ("student", "library", "scratch")
+    assert fewshot.library == "IMAGENET1K_V1"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,11 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("distillation.labels=stored", "distillation.labels", "augmentation"),
         ("distillation={workers: 3, batch_size: 64}", "distillation.batch_size", "multiple"),
         ("distillation.seeds=[1, 1]", "distillation.seeds", "once"),
+        ("fewshot.domains=[ink, ink]", "fewshot.domains", "once"),
+        ("fewshot.shots=[]", "fewshot.shots", "at least 1"),
+        ("fewshot.temperature=0", "fewshot.temperature", "greater than 0"),
+        ("fewshot.optimizer=adam", "fewshot.optimizer", "adamw"),
+        ("fewshot={epochs: 0, warmup_epochs: 0}", "fewshot.epochs", "an epoch or more"),
         ("evaluation.models=[]", "evaluation.models", "must name a model"),
         ("evaluation.average=pixels", "evaluation.average", "images"),
         ("evaluation.domains=[ink, ink]", "evaluation.domains", "once"),

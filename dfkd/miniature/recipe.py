@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.manifest import CHECKED, Count, Fraction, Name, Natural, NonNegative, Positive
+from dfkd.fields import CHECKED, Count, Fraction, Name, Natural, NonNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

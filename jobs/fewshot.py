@@ -1,0 +1,55 @@
+"""Fine-tune the student, library weights and random ones on few labelled images of each domain."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import evaluate
+from dfkd import command, fewshot
+from dfkd.api import few_shot
+from dfkd.manifest import Manifest
+from dfkd.report.fewshot_table import table
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """What a run would train, finished trainings included."""
+    config = manifest.fewshot
+    data, names = fewshot.choose(manifest)
+    return {
+        "domains": list(names),
+        "images": sum(item.domain in names for item in data.items),
+        "shots": sorted(config.shots),
+        "seeds": list(config.seeds),
+        "starts": list(config.starts),
+        "trainings": len(names) * len(config.seeds) * len(config.shots) * len(config.starts),
+        "epochs_of_the_head": config.warmup_epochs,
+        "epochs_of_everything": config.epochs,
+        "notes": [*data.notes, *fewshot.notes(manifest, data, names)],
+    }
+
+
+def work(manifest: Manifest, options: argparse.Namespace) -> str:
+    """Train what is missing, write results, table and curves; returns the place of results.json.
+
+    Raises:
+        PartialError: some images could not be read; everything else was used and written.
+    """
+    curves = few_shot(manifest, threads=options.threads)
+    print(table(curves.results))
+    for note in curves.results.data.notes:
+        print(f"note: {note}")
+    print(f"curves {curves.chart}")
+    evaluate.refuse_unreadable(curves.results.data.unreadable, curves.location)
+    return curves.location
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command.parser(__doc__ or "")
+    evaluate.add_arguments(arguments)
+    return command.run(arguments, work, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
