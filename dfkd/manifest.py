@@ -9,41 +9,25 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.errors import ManifestError
+from dfkd.fields import (
+    CHECKED,
+    Count,
+    Fraction,
+    Name,
+    Natural,
+    NonNegative,
+    Positive,
+    require_slots,
+    require_unique,
+    several,
+)
+from dfkd.inversion.settings import Inversion
+from dfkd.methods import Method, PromptMethod, Way, compared, prompt_method, way_of
 from dfkd.yaml import load
-
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
-Method = Literal["vanilla", "mix", "random", "contrastive"]
-
-CHECKED = ConfigDict(extra="forbid", strict=True)
-
-
-def _several(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _require_unique(field: str, values: tuple[object, ...]) -> None:
-    for value in values:
-        if values.count(value) > 1:
-            raise ManifestError(field, "every entry once", value, "remove the repetition")
-
-
-def _require_slots(field: str, template: str, *slots: str) -> None:
-    for slot in slots:
-        if template.count(slot) != 1:
-            raise ManifestError(
-                field, f"must contain {slot} exactly once", template, "mend the template"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -66,7 +50,7 @@ class Teacher:
     """The vanilla class prompt, which is also the one that labels and zero-shot rows use."""
 
     def __post_init__(self) -> None:
-        _require_slots("teacher.template", self.template, "{class}")
+        require_slots("teacher.template", self.template, "{class}")
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -114,7 +98,7 @@ class Contrastive:
 class Prompts:
     """How each image gets its own target text embedding."""
 
-    method: Annotated[tuple[Method, ...], BeforeValidator(_several), Field(min_length=1)] = (
+    method: Annotated[tuple[PromptMethod, ...], BeforeValidator(several), Field(min_length=1)] = (
         "contrastive",
     )
     """One method, or a list that `jobs/pipeline.py` compares."""
@@ -129,10 +113,10 @@ class Prompts:
     contrastive: Contrastive = Contrastive()
 
     def __post_init__(self) -> None:
-        _require_slots("prompts.template", self.template, "{class}", "{style}")
-        _require_unique("prompts.method", self.method)
+        require_slots("prompts.template", self.template, "{class}", "{style}")
+        require_unique("prompts.method", self.method)
         if not isinstance(self.styles, str):
-            _require_unique("prompts.styles", self.styles)
+            require_unique("prompts.styles", self.styles)
         few = not isinstance(self.styles, str) and len(self.styles) < 2
         if few and ("mix" in self.method or self.contrastive.initialisation == "mix"):
             raise ManifestError(
@@ -140,10 +124,21 @@ class Prompts:
             )
 
 
+def _weights(value: object) -> object:
+    return (value,) if isinstance(value, int | float) else several(value)
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Synthesis:
-    """Latent optimisation (equations 1-3)."""
+    """Latent optimisation (equations 1-3), or one of the methods in `inversion`."""
 
+    method: Annotated[
+        tuple[Way, ...],
+        BeforeValidator(several),
+        Field(min_length=1),
+    ] = ("latent",)
+    """`latent` optimises VQGAN latents towards `prompts`; the others have vanilla prompts, and of
+    this section they use the sizes, `precision` and `format`. A list is compared."""
     images_per_class: Count = 3000
     shard_size: Count = 100
     """Images a shard, and so the work one task does and can lose."""
@@ -168,8 +163,22 @@ class Synthesis:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks, where the device multiplies it; labels and distances are float32."""
     format: Literal["png", "jpg"] = "png"
+    batch_norm_weight: Annotated[
+        tuple[NonNegative, ...], BeforeValidator(_weights), Field(min_length=1, max_length=2)
+    ] = (0.0,)
+    """Of DeepInversion's L_bn, which `latent` adds to each image's distance; images then depend on
+    those that share their batch. `[0, w]` compares: the methods with it are called `...-bn`."""
 
     def __post_init__(self) -> None:
+        require_unique("synthesis.method", self.method)
+        if len(self.batch_norm_weight) == 2 and 0 not in self.batch_norm_weight:
+            raise ManifestError(
+                "synthesis.batch_norm_weight",
+                "two weights are 0 and another",
+                list(self.batch_norm_weight),
+                "replace one by 0",
+            )
+        require_unique("synthesis.batch_norm_weight", self.batch_norm_weight)
         if self.optimizer == "adam" and self.weight_decay:
             raise ManifestError(
                 "synthesis.weight_decay",
@@ -223,8 +232,8 @@ class Distillation:
     """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
 
     def __post_init__(self) -> None:
-        _require_unique("distillation.seeds", self.seeds)
-        _require_unique("distillation.augmentation", self.augmentation)
+        require_unique("distillation.seeds", self.seeds)
+        require_unique("distillation.augmentation", self.augmentation)
         if self.labels == "stored" and self.augmentation:
             raise ManifestError(
                 "distillation.labels",
@@ -247,14 +256,14 @@ class Evaluation:
 
     data: Name = "bundled"
     """A folder `root/domain/class/*`, a list file, or `bundled`."""
-    models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(_several)] = (
+    models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(several)] = (
         "teacher",
         "student",
     )
     batch_size: Count = 64
 
     def __post_init__(self) -> None:
-        _require_unique("evaluation.models", self.models)
+        require_unique("evaluation.models", self.models)
         if not self.models:
             raise ManifestError(
                 "evaluation.models",
@@ -303,7 +312,7 @@ class Regeneration:
     """After which another call may take over from a holder that has died."""
 
     def __post_init__(self) -> None:
-        _require_unique("regeneration.classes", self.classes)
+        require_unique("regeneration.classes", self.classes)
 
     @property
     def whole(self) -> bool:
@@ -325,6 +334,7 @@ class Manifest:
     generator: Generator = Generator()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
+    inversion: Inversion = Inversion()
     distillation: Distillation = Distillation()
     evaluation: Evaluation = Evaluation()
     cluster: Cluster = Cluster()
@@ -343,7 +353,7 @@ class Manifest:
                     name,
                     "rename it",
                 )
-        _require_unique("classes", self.classes)
+        require_unique("classes", self.classes)
         for name in self.regeneration.classes:
             if name not in self.classes:
                 raise ManifestError(
@@ -359,10 +369,29 @@ class Manifest:
         """
         return load(cls, path, overrides)
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that are compared: the rows of the results, one version of images each."""
+        synthesis = self.synthesis
+        return compared(synthesis.method, self.prompts.method, synthesis.batch_norm_weight)
+
+    @property
+    def method(self) -> Method:
+        """The first of `methods`; the only one, of a manifest from `with_method`."""
+        return self.methods[0]
+
     def with_method(self, method: Method) -> "Manifest":
-        """The same run with one prompt method: what the fingerprint of a version is taken of."""
+        """The same run with one method: what the fingerprint of a version is taken of."""
+        prompt = prompt_method(method)
+        weight = max(self.synthesis.batch_norm_weight) if prompt and prompt != method else 0.0
         return dataclasses.replace(
-            self, prompts=dataclasses.replace(self.prompts, method=(method,))
+            self,
+            prompts=dataclasses.replace(self.prompts, method=(prompt or "vanilla",)),
+            synthesis=dataclasses.replace(
+                self.synthesis,
+                method=(way_of(method),),
+                batch_norm_weight=(weight,),
+            ),
         )
 
     def as_dict(self) -> dict[str, Any]:

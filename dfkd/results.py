@@ -8,7 +8,7 @@
                 unreadable: [name, ...]}: what was scored, and what could not be
     rows       one per model, method, seed and domain:
         model      "teacher" | "student"
-        method     "zero-shot" for the teacher, else the prompt method the student learned from
+        method     "zero-shot" for the teacher, else the method by whose images the student learned
         seed       the student's distillation seed; 0 for the teacher, which has none
         domain     name
         images     how many were scored
@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 
 from dfkd.domains import Domains
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Method
+from dfkd.methods import Method
 from dfkd.storage import Storage
 
 SCHEMA = 1

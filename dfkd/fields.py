@@ -1,0 +1,39 @@
+"""What the fields of a manifest may hold: types that pydantic checks, and rules over values."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from dfkd.errors import ManifestError
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+CHECKED = ConfigDict(extra="forbid", strict=True)
+
+
+def several(value: object) -> object:
+    """A tuple of one text or of a list; anything else as it is."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def require_unique(field: str, values: tuple[object, ...]) -> None:
+    """Refuse (`ManifestError`) a value that is there twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ManifestError(field, "every entry once", value, "remove the repetition")
+
+
+def require_slots(field: str, template: str, *slots: str) -> None:
+    """Refuse (`ManifestError`) a template that has not each of `slots` once."""
+    for slot in slots:
+        if template.count(slot) != 1:
+            raise ManifestError(
+                field, f"must contain {slot} exactly once", template, "mend the template"
+            )
