@@ -117,7 +117,7 @@ class _Inverter:
         logits, whole = self._features(light)
         statistics = batch_norm_loss(self.moments.read)
         _, local = self._features(cropped(images, self.draws))
-        student = disagreement(self.learner.student(light), logits).mean()
+        student = disagreement(self.learner.judge(light), logits).mean()
         loss = (
             config.batch_norm_weight * statistics
             + config.class_weight * F.cross_entropy(logits, labels)

@@ -62,7 +62,7 @@ class _Game:
                 taught = self.classifier.logits(pixels)
             self.learner.learn(pixels, taught)
         pixels = self.draw()
-        loss = -absolute(self.learner.student(pixels), self.classifier.logits(pixels))
+        loss = -absolute(self.learner.judge(pixels), self.classifier.logits(pixels))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -29,6 +29,13 @@ class Learner:
             weight_decay=config.weight_decay,
         )
 
+    def judge(self, pixels: Tensor) -> Tensor:
+        """Logits of pixels [N, 3, H, W], through which gradients reach the pixels alone."""
+        self.student.requires_grad_(False)
+        logits: Tensor = self.student(pixels)
+        self.student.requires_grad_(True)
+        return logits
+
     def learn(self, pixels: Tensor, taught: Tensor) -> None:
         """One step on pixels [N, 3, H, W] and the teacher's logits of them."""
         self.optimizer.zero_grad(set_to_none=True)

@@ -139,7 +139,7 @@ class _Game:
             config.class_weight * certainty(taught)
             + config.entropy_weight * imbalance(taught)
             - config.activation_weight * embeddings.abs().mean()
-            + agreement(self.learner.student(pixels), taught.detach())
+            + agreement(self.learner.judge(pixels), taught.detach())
         )
         self.improver.zero_grad(set_to_none=True)
         loss.backward()

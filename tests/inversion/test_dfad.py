@@ -31,6 +31,16 @@ def test_a_student_comes_to_agree(teacher: Teacher) -> None:
         assert float(absolute(learner.student(pixels), taught)) < 0.8 * before
 
 
+def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
+    _, run = problem(teacher, 0, 1)
+    learner = Learner(InnerStudent(), run, 2, absolute)
+    pixels = torch.rand(2, 3, 64, 64).requires_grad_()
+    learner.judge(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert all(parameter.grad is None for parameter in learner.student.parameters())
+    assert all(parameter.requires_grad for parameter in learner.student.parameters())
+
+
 def test_a_generator_comes_to_make_what_a_student_that_stands_still_gets_wrong(
     teacher: Teacher,
 ) -> None:
