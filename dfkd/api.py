@@ -30,7 +30,8 @@ from dfkd.cluster.metrics import tell_accuracy
 from dfkd.cluster.train import Finished
 from dfkd.device import pick_device, use_threads
 from dfkd.evaluation import Evaluated
-from dfkd.manifest import Manifest, Method
+from dfkd.manifest import Manifest
+from dfkd.methods import Method
 from dfkd.pictures import pixels
 from dfkd.preflight import check_synthesis
 from dfkd.published import PublishedVersion, read_json
@@ -101,7 +102,7 @@ def synthesize(
     budget: Budget | None = None,
     on_version: Callable[[Built], object] = lambda built: None,
 ) -> list[Built]:
-    """Make prompts and images, and publish one version of the data set for each prompt method.
+    """Make prompts and images, and publish one version of the data set for each method.
 
     Args:
         manifest: of the run.
@@ -111,7 +112,7 @@ def synthesize(
         on_version: called with each version as soon as it is published.
 
     Returns:
-        A version for each of `prompts.method`, in that order, with its counts.
+        A version for each of `Manifest.methods`, in that order, with its counts.
 
     Raises:
         ManifestError: weights, names or sizes that do not fit; nothing has been started.
@@ -123,7 +124,7 @@ def synthesize(
     check_synthesis(manifest)
     versions = []
     with contextlib.ExitStack() as ray_runtime:
-        for method in manifest.prompts.method:
+        for method in manifest.methods:
             chosen = manifest.with_method(method)
             identity = identify(chosen)
             if not finished(chosen, identity):  # else no cluster is worth its start
@@ -136,14 +137,14 @@ def synthesize(
 def distill(
     manifest: Manifest, *, on_student: Callable[[Finished], object] = lambda finished: None
 ) -> list[Finished]:
-    """Train a student for each prompt method and seed on the current version, or find it finished.
+    """Train a student for each method and seed on the current version, or find it finished.
 
     Args:
         manifest: of the run.
         on_student: called with each student as soon as it is in storage.
 
     Returns:
-        A student for each of `prompts.method` and, within it, `distillation.seeds`; `place` says
+        A student for each of `Manifest.methods` and, within it, `distillation.seeds`; `place` says
         where it lies.
 
     Raises:
@@ -155,7 +156,7 @@ def distill(
     # One worker on this machine needs no Ray runtime, and so does not wait for one to start.
     alone = manifest.distillation.workers == 1 and not os.environ.get("RAY_ADDRESS")
     with contextlib.nullcontext() if alone else connected():
-        for method in manifest.prompts.method:
+        for method in manifest.methods:
             for seed in manifest.distillation.seeds:
                 students.append(train.distill(manifest, method, seed))
                 on_student(students[-1])
@@ -246,7 +247,7 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
     What is in it is told by `dfkd.takehome`.
 
     Args:
-        manifest: of an evaluated run; its last prompt method and first seed name the student.
+        manifest: of an evaluated run; its last method and first seed name the student.
         threads: as for `evaluate`.
 
     Returns:

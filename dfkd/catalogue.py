@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfkd.errors import CorruptionError
-from dfkd.fingerprint import sha256_file
+from dfkd.fingerprint import method_of, sha256_file
 from dfkd.shards import Receipt, Sample, canonical, read_shard
 from dfkd.storage import Storage
 
@@ -227,7 +227,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         "",
         INTRODUCTION.format(**counts),
         f"- version: `{manifest['fingerprint'][:16]}` (fingerprint `{manifest['fingerprint']}`)",
-        f"- method: {', '.join(identity.get('prompts.method', ['unknown']))}",
+        f"- method: {method_of(identity)}",
         f"- teacher: {identity.get('teacher.model')}",
         f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
         f"{manifest['label_std']:.6f} over all distances",

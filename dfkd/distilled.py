@@ -10,7 +10,8 @@ import torch
 from dfkd.dataset import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.fingerprint import identity, sha256_file
-from dfkd.manifest import Distillation, Manifest, Method
+from dfkd.manifest import Distillation, Manifest
+from dfkd.methods import Method
 from dfkd.shards import canonical
 from dfkd.storage import Storage, open_storage
 from dfkd.student import CARD, Student, load_student, names_file

@@ -20,7 +20,8 @@ from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, load, place
 from dfkd.domains import Domains, Item, open_data
 from dfkd.errors import DfkdError, ManifestError
-from dfkd.manifest import Manifest, Method
+from dfkd.manifest import Manifest
+from dfkd.methods import Method
 from dfkd.pictures import pixels
 from dfkd.progress import bar
 from dfkd.record import recorded
@@ -107,7 +108,7 @@ def evaluate(
 
 
 def _students(manifest: Manifest, version: str) -> Iterator[Place]:
-    for method in manifest.prompts.method:
+    for method in manifest.methods:
         for seed in manifest.distillation.seeds:
             found = place(manifest, method, seed, version)
             if not found.finished:

@@ -8,11 +8,15 @@ from typing import Any
 
 from dfkd.errors import FingerprintError
 from dfkd.manifest import Manifest
+from dfkd.methods import compared, prompt_method
 
 SCHEMA = 1
 """Raised whenever a change of code changes a pixel or a label that the same manifest gives."""
 
 SECTIONS = ("seed", "classes", "teacher", "generator", "prompts", "synthesis")
+
+SHARED = ("method", "images_per_class", "shard_size", "image_size", "precision", "format")
+"""Keys of `synthesis` that methods without latents use."""
 
 FRESH = ("classes", "share")
 """Keys of `regeneration` that say which tasks are not carried over."""
@@ -22,18 +26,19 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     """All that can change a pixel or a label: the flat `key.sub -> value` view that is hashed.
 
     Args:
-        manifest: of one prompt method (`Manifest.with_method`).
+        manifest: of one method (`Manifest.with_method`).
         weights: sha256 of each weight or configuration file, by role (`teacher.weights`, ...); a
             hash stands in for the path it was read from, so that moving a file changes nothing.
         base: fingerprint of the version that all but the regenerated tasks are carried over from.
     """
-    if len(manifest.prompts.method) != 1:
-        raise ValueError("a fingerprint belongs to one prompt method; use Manifest.with_method")
+    if len(manifest.methods) != 1:
+        raise ValueError("a fingerprint belongs to one method; use Manifest.with_method")
     plain = manifest.as_dict()
     chosen = {key: plain[key] for key in SECTIONS}
-    method = manifest.prompts.method[0]
-    if method != "contrastive":
-        del chosen["prompts"]["contrastive"]
+    if prompt_method(manifest.method):
+        _only_latent(chosen)
+    else:
+        _only_inversion(chosen, plain["inversion"])
     if manifest.salt:
         chosen["salt"] = manifest.salt
     if base:
@@ -44,6 +49,32 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     for role in weights:
         flat.pop(role, None)
     return dict(sorted(flat.items()))
+
+
+def _only_latent(chosen: dict[str, Any]) -> None:
+    """Drop what a method with latents does not depend on."""
+    if chosen["prompts"]["method"] != ["contrastive"]:
+        del chosen["prompts"]["contrastive"]
+    del chosen["synthesis"]["method"]
+    if chosen["synthesis"]["batch_norm_weight"] == [0.0]:
+        del chosen["synthesis"]["batch_norm_weight"]
+
+
+def _only_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Keep of a method without latents its own settings, and those that all methods share."""
+    (method,) = chosen["synthesis"]["method"]
+    sections = {method} if method == "deepinversion" else {method, "student"}
+    chosen["inversion"] = {key: settings[key] for key in sections}
+    chosen["prompts"] = {"method": ["vanilla"]}
+    chosen["synthesis"] = {key: chosen["synthesis"][key] for key in SHARED}
+    del chosen["generator"]
+
+
+def method_of(identity: Mapping[str, Any]) -> str:
+    """What the method of an identity is called."""
+    way = identity.get("synthesis.method", ["latent"])
+    weights = identity.get("synthesis.batch_norm_weight", [0.0])
+    return ", ".join(compared(way, identity.get("prompts.method", ["unknown"]), weights))
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -26,9 +26,10 @@ from dfkd.fields import (
     require_unique,
     several,
 )
+from dfkd.inversion.settings import Inversion
+from dfkd.methods import Method, PromptMethod, Way, compared, prompt_method, way_of
 from dfkd.yaml import load
 
-Method = Literal["vanilla", "mix", "random", "contrastive"]
 Average = Literal["images", "classes"]
 Start = Literal["student", "library", "scratch"]
 
@@ -104,7 +105,7 @@ class Contrastive:
 class Prompts:
     """How each image gets its own target text embedding."""
 
-    method: Annotated[tuple[Method, ...], BeforeValidator(several), Field(min_length=1)] = (
+    method: Annotated[tuple[PromptMethod, ...], BeforeValidator(several), Field(min_length=1)] = (
         "contrastive",
     )
     """One method, or a list that `jobs/pipeline.py` compares."""
@@ -130,10 +131,21 @@ class Prompts:
             )
 
 
+def _weights(value: object) -> object:
+    return (value,) if isinstance(value, int | float) else several(value)
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Synthesis:
-    """Latent optimisation (equations 1-3)."""
+    """Latent optimisation (equations 1-3), or one of the methods in `inversion`."""
 
+    method: Annotated[
+        tuple[Way, ...],
+        BeforeValidator(several),
+        Field(min_length=1),
+    ] = ("latent",)
+    """`latent` optimises VQGAN latents towards `prompts`; the others have vanilla prompts, and of
+    this section they use the sizes, `precision` and `format`. A list is compared."""
     images_per_class: Count = 3000
     shard_size: Count = 100
     """Images a shard, and so the work one task does and can lose."""
@@ -158,8 +170,22 @@ class Synthesis:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks, where the device multiplies it; labels and distances are float32."""
     format: Literal["png", "jpg"] = "png"
+    batch_norm_weight: Annotated[
+        tuple[NonNegative, ...], BeforeValidator(_weights), Field(min_length=1, max_length=2)
+    ] = (0.0,)
+    """Of DeepInversion's L_bn, which `latent` adds to each image's distance; images then depend on
+    those that share their batch. `[0, w]` compares: the methods with it are called `...-bn`."""
 
     def __post_init__(self) -> None:
+        require_unique("synthesis.method", self.method)
+        if len(self.batch_norm_weight) == 2 and 0 not in self.batch_norm_weight:
+            raise ManifestError(
+                "synthesis.batch_norm_weight",
+                "two weights are 0 and another",
+                list(self.batch_norm_weight),
+                "replace one by 0",
+            )
+        require_unique("synthesis.batch_norm_weight", self.batch_norm_weight)
         if self.optimizer == "adam" and self.weight_decay:
             raise ManifestError(
                 "synthesis.weight_decay",
@@ -372,6 +398,7 @@ class Manifest:
     generator: Generator = Generator()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
+    inversion: Inversion = Inversion()
     distillation: Distillation = Distillation()
     evaluation: Evaluation = Evaluation()
     fewshot: FewShot = FewShot()
@@ -417,10 +444,29 @@ class Manifest:
         """
         return load(cls, path, overrides)
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that are compared: the rows of the results, one version of images each."""
+        synthesis = self.synthesis
+        return compared(synthesis.method, self.prompts.method, synthesis.batch_norm_weight)
+
+    @property
+    def method(self) -> Method:
+        """The first of `methods`; the only one, of a manifest from `with_method`."""
+        return self.methods[0]
+
     def with_method(self, method: Method) -> "Manifest":
-        """The same run with one prompt method: what the fingerprint of a version is taken of."""
+        """The same run with one method: what the fingerprint of a version is taken of."""
+        prompt = prompt_method(method)
+        weight = max(self.synthesis.batch_norm_weight) if prompt and prompt != method else 0.0
         return dataclasses.replace(
-            self, prompts=dataclasses.replace(self.prompts, method=(method,))
+            self,
+            prompts=dataclasses.replace(self.prompts, method=(prompt or "vanilla",)),
+            synthesis=dataclasses.replace(
+                self.synthesis,
+                method=(way_of(method),),
+                batch_norm_weight=(weight,),
+            ),
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dfkd.architecture import find_weights, read_architecture, require_activatio
 from dfkd.artifacts import Artifact, published
 from dfkd.generator import find_file
 from dfkd.manifest import Manifest, Teacher
+from dfkd.methods import prompt_method
 from dfkd.vqgan_config import read_model
 from dfkd.weights import read_state_dict
 
@@ -57,8 +58,8 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
     """
     found = {
         "teacher.weights": _teacher(manifest.teacher),
-        "generator.config": _generator("generator.config", manifest.generator.config),
-        "generator.weights": _generator("generator.weights", manifest.generator.weights),
+        "generator.config": _generator(manifest, "config"),
+        "generator.weights": _generator(manifest, "weights"),
         "distillation.weights": student.published(manifest.distillation),
         "fewshot.library": _few_shot(manifest) if few_shot else None,
     }
@@ -79,7 +80,11 @@ def _teacher(config: Teacher) -> Artifact | None:
     return tags.published(config.model, config.weights)
 
 
-def _generator(field: str, value: str) -> Artifact | None:
+def _generator(manifest: Manifest, key: str) -> Artifact | None:
+    """Nothing where no method of the run has latents."""
+    if not any(map(prompt_method, manifest.methods)):
+        return None
+    field, value = f"generator.{key}", getattr(manifest.generator, key)
     artifact = published(field, value)
     if artifact is None:
         find_file(field, value)

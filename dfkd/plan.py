@@ -2,10 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from dfkd.manifest import Manifest
+from dfkd.methods import coupled
 
 WIDEST_EMBEDDING = 1024
 """Dimensions of the teacher's embedding that an estimate of bytes allows for."""
@@ -44,6 +45,45 @@ def _of_class(manifest: Manifest, class_index: int) -> Iterator[Task]:
     total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
     for shard_index, start in enumerate(range(0, total, size)):
         yield Task(class_index, shard_index, start, min(size, total - start))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tasks that a worker does in one go: one, or the missing ones of a part."""
+
+    tasks: tuple[Task, ...]
+    made: tuple[Task, ...]
+    """Those whose images are made for them: the same, or all of the part."""
+
+    @property
+    def id(self) -> str:
+        """Unique in a run: the first task's."""
+        return self.tasks[0].id
+
+    @property
+    def part(self) -> int:
+        """The shard index that all of its tasks have."""
+        return self.tasks[0].shard_index
+
+    @property
+    def count(self) -> int:
+        """Images of all its tasks."""
+        return sum(task.count for task in self.tasks)
+
+
+def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
+    """The work that is left of a run: all tasks but those whose ids are `done`.
+
+    Where images depend on each other, the tasks of a part (one shard index, every class) go
+    together, in the order of parts; else each is a unit, in the order of class and shard.
+    """
+    if not coupled(manifest.method):
+        yield from (Unit((task,), (task,)) for task in tasks(manifest) if task.id not in done)
+        return
+    classes = (_of_class(manifest, index) for index in range(len(manifest.classes)))
+    for together in zip(*classes, strict=True):
+        if missing := tuple(task for task in together if task.id not in done):
+            yield Unit(missing, together)
 
 
 def fresh_tasks(manifest: Manifest) -> Iterator[Task]:

@@ -6,15 +6,16 @@ from dfkd.domains import open_data
 from dfkd.errors import ManifestError
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
+from dfkd.methods import coupled, prompt_method
 from dfkd.prompts import check_prompts
 from dfkd.student import build
-from dfkd.teacher import Teacher, check_classes
+from dfkd.teacher import Teacher, check_classes, require_batch_norm
 
 
 def check_synthesis(manifest: Manifest) -> None:
     """Refuse weights that are missing or foreign, names that say nothing, sizes that clash.
 
-    Both models are really loaded, on the CPU: seconds now instead of a failure on every worker.
+    The models are really loaded, on the CPU: seconds now instead of a failure on every worker.
 
     Raises:
         ManifestError: naming the field.
@@ -23,7 +24,15 @@ def check_synthesis(manifest: Manifest) -> None:
     teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     check_prompts(manifest, teacher)
-    factor = VQGAN.load(manifest.generator, cpu, cache=cache).downsampling
+    for method in filter(coupled, manifest.methods):
+        require_batch_norm(teacher, method)
+    if any(map(prompt_method, manifest.methods)):
+        _check_generator(manifest)
+
+
+def _check_generator(manifest: Manifest) -> None:
+    cpu = torch.device("cpu")
+    factor = VQGAN.load(manifest.generator, cpu, cache=manifest.cache).downsampling
     if manifest.synthesis.image_size % factor:
         raise ManifestError(
             "synthesis.image_size",

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dfkd import contrastive
 from dfkd.contrastive import Bank
 from dfkd.manifest import Manifest
+from dfkd.methods import prompt_method
 from dfkd.plan import derive_seed, fresh_tasks, root_seed
 from dfkd.pseudo import PseudoWords
 from dfkd.styles import dictionary
@@ -106,7 +107,7 @@ class PromptMaker:
         self.manifest = manifest
         self.teacher = teacher
         self.base = base
-        self.method = manifest.prompts.method[0]
+        self.method = prompt_method(manifest.method) or "vanilla"
         self.class_texts = class_texts(manifest, teacher)
         self.bank = Bank()
         self._styles: dict[str, Tensor] = {}
@@ -295,7 +296,7 @@ class PromptMaker:
 
 def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
     """Refuse a template that leaves no room for a class name; `ManifestError` naming it."""
-    if not {"random", "contrastive"} & set(manifest.prompts.method):
+    if not {"random", "contrastive"} & set(map(prompt_method, manifest.methods)):
         return
     words = PseudoWords(teacher, manifest.prompts.template)
     words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))

@@ -60,8 +60,8 @@ class Attempt:
 
     @property
     def method(self) -> str:
-        """The prompt method."""
-        return str(self.claim["identity"]["prompts.method"][0])
+        """The method whose version it makes."""
+        return fingerprints.method_of(self.claim["identity"])
 
     @property
     def candidate(self) -> str:
@@ -160,11 +160,10 @@ def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
 
 def require_comparable(manifest: Manifest) -> None:
     """Refuse (`ManifestError`) what a gate cannot compare: several methods, or no students."""
-    methods = manifest.prompts.method
+    methods = manifest.methods
     if len(methods) != 1:
-        raise ManifestError(
-            "prompts.method", "must be one method to regenerate", list(methods), "name one"
-        )
+        field = "prompts.method" if len(manifest.prompts.method) > 1 else "synthesis.method"
+        raise ManifestError(field, "must be one method to regenerate", list(methods), "name one")
     if "student" not in manifest.evaluation.models:
         raise ManifestError(
             "evaluation.models",

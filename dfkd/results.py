@@ -9,7 +9,7 @@
                 unreadable: [name, ...]}: what was scored, in the order to show, and what not
     rows       one per model, method, seed and domain:
         model      "teacher" | "student"
-        method     "zero-shot" for the teacher, else the prompt method the student learned from
+        method     "zero-shot" for the teacher, else the method by whose images the student learned
         seed       the student's distillation seed; 0 for the teacher, which has none
         domain     name
         images     how many were scored
@@ -40,7 +40,8 @@ import pyarrow.parquet as pq
 
 from dfkd.domains import Domains
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Average, Method
+from dfkd.manifest import Average
+from dfkd.methods import Method
 from dfkd.storage import Storage
 
 SCHEMA = 1

@@ -71,12 +71,12 @@ def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) ->
 
 
 def student_place(manifest: Manifest, seed: int) -> Place:
-    """Where the student of a few-shot seed lies: of the last prompt method, as that to take home.
+    """Where the student of a few-shot seed lies: of the last method, as that to take home.
 
     Raises:
         ManifestError: it is not finished.
     """
-    found = place(manifest, manifest.prompts.method[-1], student_seed(manifest, seed))
+    found = place(manifest, manifest.methods[-1], student_seed(manifest, seed))
     if not found.finished:
         raise ManifestError(
             "fewshot.starts",
@@ -126,7 +126,7 @@ def described(manifest: Manifest) -> dict[Start, str]:
     library = Path(config.library).name if names_file(config.library) else config.library
     used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))
     words: dict[Start, str] = {
-        "student": f"distilled, {manifest.prompts.method[-1]} prompts, seed {used}",
+        "student": f"distilled, {manifest.methods[-1]} images, seed {used}",
         "library": f"weights {library}",
         "scratch": "random weights",
     }

@@ -1,6 +1,7 @@
-"""One task's surrogate images: synthesised, labelled by the teacher, written as a shard."""
+"""A unit's surrogate images: synthesised, labelled by the teacher, written as shards."""
 
 import io
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd.errors import DfkdError
 from dfkd.generator import Generator
+from dfkd.inversion.methods import METHODS
+from dfkd.inversion.run import Classifier, Run
 from dfkd.manifest import Manifest
-from dfkd.plan import Task, image_seed, sample_key
+from dfkd.methods import coupled
+from dfkd.plan import Task, Unit, image_seed, sample_key
 from dfkd.prompts import class_texts
 from dfkd.shards import Sample, write_shard
 from dfkd.synthesis import OnStep, Synthesised, synthesise
@@ -26,8 +31,9 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Wanted:
-    """One image to be made: its index, prompt text and target embedding [E]."""
+    """One image to be made: its class and index, prompt text and target embedding [E]."""
 
+    class_index: int
     index: int
     text: str
     target: Tensor
@@ -40,60 +46,75 @@ class SurrogateMaker:
         self,
         manifest: Manifest,
         teacher: Teacher,
-        generator: Generator,
+        generator: Generator | None,
         tell: Callable[[str], object] = lambda note: None,
     ) -> None:
-        """`tell` is called with a sentence when memory has run out."""
+        """Prepare.
+
+        Args:
+            manifest: of one method.
+            generator: None for methods without latents.
+            tell: called with a sentence when memory has run out.
+        """
         self.manifest = manifest
         self.teacher = teacher
         self.generator = generator
         self.tell = tell
         self.batch_size = manifest.synthesis.batch_size
+        self.coupled = coupled(manifest.method)
         self.class_texts = class_texts(manifest, teacher)
 
-    def shard(
-        self, task: Task, prompts: pa.Table, path: Path, on_step: OnStep | None = None
-    ) -> tuple[int, ...]:
-        """Write the shard of a task to `path`; returns the indices of the images that failed.
+    def shards(
+        self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
+    ) -> dict[Task, tuple[int, ...]]:
+        """Write `{task.id}.tar` for each task of a unit; returns the image indices that failed.
 
         Args:
-            prompts: rows of `dfkd.prompts.SCHEMA`, one for each image of the task.
+            prompts: rows of `dfkd.prompts.SCHEMA`, one for each image of the task, or of the whole
+                part where images are coupled: its images are then made together, whichever of them
+                the unit wants.
 
         An image that diverges is tried again once, from a seed derived for the second attempt.
         """
-        wanted = self._wanted(task, prompts)
-        samples: list[Sample] = []
+        wanted = self._wanted(unit, prompts)
+        samples: dict[int, list[Sample]] = defaultdict(list)
         for attempt in range(ATTEMPTS):
             failed = []
-            for batch, made in self._made(task, wanted, attempt, on_step):
-                samples += [sample for sample in made if sample is not None]
-                failed += [w for w, s in zip(batch, made, strict=True) if s is None]
+            for batch, made in self._made(wanted, attempt, on_step):
+                for want, sample in zip(batch, made, strict=True):
+                    if sample is None:
+                        failed.append(want)
+                    else:
+                        samples[want.class_index].append(sample)
             wanted = failed
-        write_shard(sorted(samples, key=lambda sample: sample.key), path)
-        return tuple(w.index for w in wanted)
+        for task in unit.tasks:
+            own = sorted(samples[task.class_index], key=lambda sample: sample.key)
+            write_shard(own, folder / f"{task.id}.tar")
+        lost = sorted((want.class_index, want.index) for want in wanted)
+        return {t: tuple(i for c, i in lost if c == t.class_index) for t in unit.tasks}
 
-    def _wanted(self, task: Task, prompts: pa.Table) -> list[Wanted]:
-        table = prompts.sort_by("index")
-        if table["index"].to_pylist() != list(task.indices):
-            raise ValueError(f"task {task.id} needs the prompts of images {task.indices}")
+    def _wanted(self, unit: Unit, prompts: pa.Table) -> list[Wanted]:
+        """In the order of index and class, so that batches mix classes where there are several."""
+        table = prompts.sort_by([("index", "ascending"), ("class_index", "ascending")])
+        indices, classes = table["index"].to_pylist(), table["class_index"].to_pylist()
+        needed = sorted((index, t.class_index) for t in unit.made for index in t.indices)
+        if list(zip(indices, classes, strict=True)) != needed:
+            raise ValueError(f"unit {unit.id} needs the prompts of images {unit.made[0].indices}")
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
-        texts = table["text"].to_pylist()
-        return [
-            Wanted(index, text, target)
-            for index, text, target in zip(task.indices, texts, targets, strict=True)
-        ]
+        rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
+        return [Wanted(*row) for row in rows]
 
     def _made(
-        self, task: Task, wanted: list[Wanted], attempt: int, on_step: OnStep | None
+        self, wanted: list[Wanted], attempt: int, on_step: OnStep | None
     ) -> Iterator[tuple[list[Wanted], list[Sample | None]]]:
         """Batch after batch; one that memory has no room for is halved, and all that follow."""
         start = 0
         while start < len(wanted):
-            batch = wanted[start : start + self.batch_size]
+            batch = wanted[start : start + (self.batch_size if self.generator else len(wanted))]
             try:
-                made = self._batch(task, batch, attempt, on_step)
+                made = self._batch(batch, attempt, on_step)
             except (RuntimeError, MemoryError) as error:
-                if len(batch) == 1 or not out_of_memory(error):
+                if not out_of_memory(error) or (len(batch) == 1 and not self.coupled):
                     raise
             else:
                 yield batch, made
@@ -103,6 +124,12 @@ class SurrogateMaker:
             self._halve(len(batch))
 
     def _halve(self, tried: int) -> None:
+        if self.coupled:
+            section = "synthesis" if self.generator else f"inversion.{self.manifest.method}"
+            raise DfkdError(
+                "memory had no room for a batch, and to halve it would change its images, which "
+                f"depend on each other; lower {section}.batch_size"
+            )
         self.batch_size = tried // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -112,43 +139,50 @@ class SurrogateMaker:
         )
 
     def _batch(
-        self, task: Task, batch: list[Wanted], attempt: int, on_step: OnStep | None
+        self, batch: list[Wanted], attempt: int, on_step: OnStep | None
     ) -> list[Sample | None]:
-        seeds = [image_seed(self.manifest, task.class_index, w.index, attempt) for w in batch]
-        targets = torch.stack([w.target for w in batch]).to(self.class_texts.device)
-        made = synthesise(
-            self.teacher, self.generator, self.manifest.synthesis, targets, seeds, on_step
-        )
+        seeds = [image_seed(self.manifest, w.class_index, w.index, attempt) for w in batch]
+        made = self._pixels(batch, seeds, on_step)
         encoded = [self._encode(pixels) for pixels in made.pixels.numpy()]
-        embeddings, labels, confidence = self._label(encoded)
         samples: list[Sample | None] = []
-        for i, w in enumerate(batch):
-            facts = self._facts(task, w, seeds[i], attempt, made, i)
-            facts["confidence"] = round(float(confidence[i, task.class_index]), 6)
-            arrays: dict[str, np.ndarray] = {
-                "distances": labels[i].numpy().astype(np.float32),
-                "embedding": embeddings[i].numpy().astype(np.float16),
-            }
-            sample = Sample(
-                sample_key(task.class_index, w.index),
-                encoded[i],
-                self.manifest.synthesis.format,
-                facts,
-                arrays,
-            )
-            samples.append(None if made.diverged[i] else sample)
+        for start in range(0, len(batch), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            embeddings, labels, confidence = self._label(encoded[rows])
+            for i, w in enumerate(batch[rows], start):
+                facts = self._facts(w, seeds[i], attempt, made, i)
+                facts["confidence"] = round(float(confidence[i - start, w.class_index]), 6)
+                arrays: dict[str, np.ndarray] = {
+                    "distances": labels[i - start].numpy().astype(np.float32),
+                    "embedding": embeddings[i - start].numpy().astype(np.float16),
+                }
+                key = sample_key(w.class_index, w.index)
+                kind = self.manifest.synthesis.format
+                sample = Sample(key, encoded[i], kind, facts, arrays)
+                samples.append(None if made.diverged[i] else sample)
         return samples
 
+    def _pixels(self, batch: list[Wanted], seeds: list[int], on_step: OnStep | None) -> Synthesised:
+        manifest, device = self.manifest, self.class_texts.device
+        if self.generator is None:
+            invert = METHODS[manifest.method]
+            labels = torch.tensor([w.class_index for w in batch], device=device)
+            run = Run(labels, seeds, manifest.synthesis.image_size)
+            return invert(
+                Classifier(self.teacher, self.class_texts), run, manifest.inversion, on_step
+            )
+        targets = torch.stack([w.target for w in batch]).to(device)
+        return synthesise(self.teacher, self.generator, manifest.synthesis, targets, seeds, on_step)
+
     def _facts(
-        self, task: Task, wanted: Wanted, seed: int, attempt: int, made: Synthesised, i: int
+        self, wanted: Wanted, seed: int, attempt: int, made: Synthesised, i: int
     ) -> dict[str, Any]:
         return {
-            "class": self.manifest.classes[task.class_index],
-            "class_index": task.class_index,
+            "class": self.manifest.classes[wanted.class_index],
+            "class_index": wanted.class_index,
             "index": wanted.index,
             "seed": seed,
             "attempt": attempt,
-            "method": self.manifest.prompts.method[0],
+            "method": self.manifest.method,
             "prompt": wanted.text,
             "loss": float(made.losses[i]),
             "steps": int(made.steps[i]),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dfkd.generator import Generator
+from dfkd.inversion.statistics import batch_norm_loss, batch_norm_taps
 from dfkd.manifest import Synthesis
 from dfkd.plan import derive_seed
 from dfkd.teacher import Teacher, spherical_distance
@@ -81,7 +82,35 @@ def synthesise(
     The losses of the batch are summed, so that batch size changes no image's step, and all else is
     elementwise or per sample: an image is the same whatever shares its batch, up to the rounding of
     kernels that are chosen by batch size.
+
+    With `config.batch_norm_weight` that is over: L_bn of the batch is added to the loss of each of
+    its images (so that its share does not depend on batch size either), and every image depends on
+    all others. What needs no further step leaves such a batch at once.
+
+    Raises:
+        ManifestError: L_bn is asked for, and the teacher has no batch norm.
     """
+    (weight,) = config.batch_norm_weight
+    if not weight:
+        return _synthesise(teacher, generator, config, targets, seeds, on_step)
+    with batch_norm_taps(teacher, "synthesis.batch_norm_weight") as taps:
+
+        def shared() -> Tensor:
+            return weight * batch_norm_loss(taps.read)
+
+        return _synthesise(teacher, generator, config, targets, seeds, on_step, shared)
+
+
+def _synthesise(
+    teacher: Teacher,
+    generator: Generator,
+    config: Synthesis,
+    targets: Tensor,
+    seeds: Sequence[int],
+    on_step: OnStep | None,
+    shared: Callable[[], Tensor] | None = None,
+) -> Synthesised:
+    """`shared` is a loss that all images of the batch have together, of the last pass."""
     latents = generator.fresh(seeds, config.image_size, config.initialisation)
     kept = _Kept(latents, config.keep)
     rows = torch.arange(len(seeds), device=latents.device)
@@ -90,6 +119,8 @@ def synthesise(
     for step in range(config.steps):
         seen = teacher.encode_image(views.show(generator.decode(latents, config.quantise), step))
         losses = _losses(seen, targets[rows])
+        if shared is not None:
+            losses = losses + shared()
         kept.update(rows, latents, losses)
         if on_step is not None:
             on_step(step, losses.detach())
@@ -98,7 +129,7 @@ def synthesise(
             break
         _improve(generator, latents, losses, optimizer, learning_rate(config, step))
         # Images that are done still cost time; they leave once they are half of the batch.
-        if 2 * int(finished.sum()) >= len(rows):
+        if 2 * int(finished.sum()) >= len(rows) or (shared is not None and finished.any()):
             active = ~finished
             rows = rows[active]
             views.select(active)

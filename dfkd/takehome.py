@@ -7,7 +7,7 @@
     README.md          the model card, with an example
     takehome.json      schema 1, written last: what is stated here and in the card, as measured
 
-It is the student of the last method in `prompts.method` and the first seed in
+It is the student of the last of the manifest's methods and the first seed in
 `distillation.seeds`. Everything is measured again each time, so the folder fits the results.
 """
 
@@ -65,7 +65,7 @@ def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
         ManifestError: the student is missing or was not scored.
         CorruptionError: student or data set are not what was written.
     """
-    chosen = place(manifest, manifest.prompts.method[-1], manifest.distillation.seeds[0])
+    chosen = place(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
     accuracy = _scored(results, chosen)
     student, about = load_student(chosen.storage)
     teacher = Teacher.load(manifest.teacher, CPU, cache=manifest.cache)

@@ -19,9 +19,9 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     check_distillation(manifest)
     config = manifest.distillation
     course = Course.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
-    students = len(manifest.prompts.method) * len(config.seeds)
+    students = len(manifest.methods) * len(config.seeds)
     return {
-        "methods": list(manifest.prompts.method),
+        "methods": list(manifest.methods),
         "seeds": list(config.seeds),
         "students": students,
         "workers": config.workers,

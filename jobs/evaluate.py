@@ -17,7 +17,7 @@ from dfkd.results import average_of
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would score."""
     data = open_data(manifest.evaluation, manifest.classes)
-    students = len(manifest.prompts.method) * len(manifest.distillation.seeds)
+    students = len(manifest.methods) * len(manifest.distillation.seeds)
     return {
         "domains": list(data.names),
         "images": len(data.items),

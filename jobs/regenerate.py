@@ -34,11 +34,11 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What the next call would do, as far as that is known before it."""
     regeneration.require_comparable(manifest)
     config = manifest.regeneration
-    found: dict[str, Any] = {"method": manifest.prompts.method[0], "tasks": task_count(manifest)}
+    found: dict[str, Any] = {"method": manifest.method, "tasks": task_count(manifest)}
     place, salt, held = manifest.storage.root, manifest.salt, None
     if is_there(place):
         root = open_storage(place)
-        held = regeneration.current_of(root, manifest.prompts.method[0])
+        held = regeneration.current_of(root, manifest.method)
         going = regeneration.unfinished(root)
         salt = going.number if going else regeneration.next_number(root, held, manifest)
     salted = dataclasses.replace(manifest, salt=salt)
@@ -90,7 +90,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     """The regeneration that is unfinished, or the next one."""
-    method = manifest.prompts.method[0]
+    method = manifest.method
     going = regeneration.unfinished(root)
     if going and abandon:
         going.finish()
@@ -162,7 +162,7 @@ def _score(
     options: argparse.Namespace,
 ) -> float:
     """Mean accuracy of the students of a version, trained or found, with results in a folder."""
-    method = manifest.prompts.method[0]
+    method = manifest.method
     students = []
     for seed in manifest.distillation.seeds:
         finished = train.distill(manifest, method, seed, version.id)
@@ -194,7 +194,7 @@ def _accept(
     for name in COPIED:
         attempt.root.put(name, attempt.storage.get(f"candidate/{name}"))
     version = open_version(home, attempt.candidate)
-    api.contact_sheet(salted, {salted.prompts.method[0]: version})
+    api.contact_sheet(salted, {salted.method: version})
     print(f"student to take home {api.take_home(salted, threads=options.threads)}", flush=True)
     return api.write_report(salted, command.again("regenerate", options))
 

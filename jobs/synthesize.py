@@ -8,20 +8,22 @@ from typing import Any
 from dfkd import command
 from dfkd.api import Built, synthesize
 from dfkd.manifest import Manifest
+from dfkd.methods import prompt_method
 from dfkd.plan import estimated_bytes, image_count, task_count
 from dfkd.preflight import check_synthesis
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make, if no image stops early."""
+    """What a run would make, if no image stops early; the steps are those of latents."""
     check_synthesis(manifest)
-    methods = manifest.prompts.method
+    methods = manifest.methods
     images = image_count(manifest) * len(methods)
+    latent = image_count(manifest) * sum(prompt_method(method) is not None for method in methods)
     return {
         "methods": list(methods),
         "tasks": task_count(manifest) * len(methods),
         "images": images,
-        "optimisation_steps": images * manifest.synthesis.steps,
+        "optimisation_steps": latent * manifest.synthesis.steps,
         "bytes_at_most": estimated_bytes(manifest) * len(methods),
     }
 

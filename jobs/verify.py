@@ -17,7 +17,7 @@ REPORT = "verify.json"
 def verify(manifest: Manifest, options: argparse.Namespace) -> str:
     """Verify, print each problem, write verify.json under the root; returns its location."""
     root = open_storage(manifest.storage.root)
-    reports = [_report(root, method) for method in manifest.prompts.method]
+    reports = [_report(root, method) for method in manifest.methods]
     root.put(REPORT, canonical({"schema": 1, "versions": reports}))
     problems = [problem for report in reports for problem in report["problems"]]
     for problem in problems:
@@ -53,7 +53,7 @@ def _report(root: Storage, method: str) -> dict[str, Any]:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be read."""
-    return {"methods": ", ".join(manifest.prompts.method), "root": manifest.storage.root}
+    return {"methods": ", ".join(manifest.methods), "root": manifest.storage.root}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,8 @@ from PIL import Image
 import jobs
 from dfkd import architecture
 from dfkd.distilled import place
-from dfkd.manifest import Manifest, Method
+from dfkd.manifest import Manifest
+from dfkd.methods import Method
 from dfkd.results import validate_results
 from dfkd.student import Student, build, card, save_student
 from surrogates import CLASSES, publish, write_manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.errors import FingerprintError
-from dfkd.fingerprint import fingerprint, identity, refuse_difference, sha256_file
+from dfkd.fingerprint import fingerprint, identity, method_of, refuse_difference, sha256_file
 from dfkd.manifest import Manifest
 
 WEIGHTS = {"teacher.weights": "aa", "generator.weights": "bb", "generator.config": "cc"}
@@ -85,9 +85,66 @@ def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
     assert whole == "a9267104a8e0a5e36a14786f0ca6885193bf714f43d81f96e17327cbdc684747"
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "synthesis.method=[latent, cmi]",
+        "synthesis.batch_norm_weight=[0, 0.1]",
+        "inversion.cmi.steps=3",
+    ],
+)
+def test_what_is_compared_with_a_method_is_none_of_it(tmp_path: Path, override: str) -> None:
+    manifest = read(tmp_path, override).with_method("mix")
+    plain = fingerprint(identity(read(tmp_path), WEIGHTS))
+    assert fingerprint(identity(manifest, WEIGHTS)) == plain
+
+
+def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
+    """Not on the generator that it does not use, nor on prompts and latents."""
+    teacher = {"teacher.weights": "aa"}
+
+    def found(*overrides: str) -> str:
+        return fingerprint(identity(read(tmp_path, "synthesis.method=cmi", *overrides), teacher))
+
+    for same in (
+        "synthesis.steps=3",
+        "synthesis.batch_size=2",
+        "synthesis.batch_norm_weight=0.3",
+        "prompts.alpha=0.5",
+        "prompts.method=random",
+        "generator.weights=/other.ckpt",
+        "inversion.dfad.rounds=7",
+        "distillation.epochs=3",
+    ):
+        assert found(same) == found(), same
+    for other in (
+        "synthesis.shard_size=7",
+        "synthesis.precision=bfloat16",
+        "inversion.cmi.bank=7",
+        "inversion.student.stem=small",
+        "synthesis.method=dfad",
+        "salt=1",
+    ):
+        assert found(other) != found(), other
+    alone = read(tmp_path, "synthesis.method=deepinversion")
+    student = read(tmp_path, "synthesis.method=deepinversion", "inversion.student.momentum=0.5")
+    assert identity(alone, teacher) == identity(student, teacher)
+
+
+def test_an_identity_says_its_method(tmp_path: Path) -> None:
+    manifest = read(
+        tmp_path, "synthesis.method=[latent, pre]", "synthesis.batch_norm_weight=[0, 0.1]"
+    )
+    assert manifest.methods == ("mix", "mix-bn", "pre")
+    for method in manifest.methods:
+        assert method_of(identity(manifest.with_method(method), WEIGHTS)) == method
+    prints = {fingerprint(identity(manifest.with_method(m), {})) for m in manifest.methods}
+    assert len(prints) == 3
+
+
 def test_a_list_of_methods_has_no_fingerprint(tmp_path: Path) -> None:
     manifest = read(tmp_path, "prompts.method=[mix, random]")
-    with pytest.raises(ValueError, match="one prompt method"):
+    with pytest.raises(ValueError, match="one method"):
         identity(manifest, WEIGHTS)
     methods = [fingerprint(identity(manifest.with_method(m), WEIGHTS)) for m in ("mix", "random")]
     assert methods[0] == fingerprint(identity(read(tmp_path), WEIGHTS))

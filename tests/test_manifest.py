@@ -60,6 +60,14 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("prompts={method: mix, styles: [one]}", "prompts.styles", "two styles"),
         ("prompts.template='in the style of {style}'", "prompts.template", "{class}"),
         ("teacher.template=a picture", "teacher.template", "{class}"),
+        ("synthesis.method=poetry", "synthesis.method.0", "latent"),
+        ("synthesis.method=[cmi, cmi]", "synthesis.method", "once"),
+        ("synthesis.batch_norm_weight=[0.1, 0.2]", "synthesis.batch_norm_weight", "0 and another"),
+        ("synthesis.batch_norm_weight=[0, 0.0]", "synthesis.batch_norm_weight", "once"),
+        ("synthesis.batch_norm_weight=-1", "synthesis.batch_norm_weight.0", "or equal to 0"),
+        ("synthesis.batch_norm_weight=true", "synthesis.batch_norm_weight.0", "number"),
+        ("inversion.dfad.batch_size=1", "inversion.dfad.batch_size", "or equal to 2"),
+        ("inversion.student.architecture=vgg", "inversion.student.architecture", "resnet18"),
         ("synthesis.weight_decay=0.1", "synthesis.weight_decay", "adam"),
         ("distillation.labels=stored", "distillation.labels", "augmentation"),
         ("distillation={workers: 3, batch_size: 64}", "distillation.batch_size", "multiple"),
@@ -94,6 +102,29 @@ def test_a_broken_rule_is_one_line(path: Path, override: str, field: str, rule: 
     assert ", got " in message
     assert "; " in message
     assert "\n" not in message
+
+
+def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Path) -> None:
+    assert Manifest.read(path).methods == ("contrastive",)
+    manifest = Manifest.read(
+        path,
+        (
+            "prompts.method=[mix, contrastive]",
+            "synthesis.method=[dfad, latent, deepinversion]",
+            "synthesis.batch_norm_weight=[0.5, 0]",
+        ),
+    )
+    latent = ("mix-bn", "contrastive-bn", "mix", "contrastive")
+    assert manifest.methods == ("dfad", *latent, "deepinversion")
+    for method in manifest.methods:
+        chosen = manifest.with_method(method)
+        assert chosen.methods == (chosen.method,) == (method,)
+        assert chosen.with_method(method) == chosen
+    assert manifest.with_method("mix-bn").synthesis.batch_norm_weight == (0.5,)
+    assert manifest.with_method("mix").synthesis.batch_norm_weight == (0.0,)
+    assert manifest.with_method("dfad").prompts.method == ("vanilla",)
+    plain = Manifest.read(path, ("synthesis.batch_norm_weight=1",))
+    assert plain.methods == ("contrastive-bn",)
 
 
 def test_a_misspelt_key_is_recognised(path: Path) -> None:

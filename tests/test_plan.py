@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from dfkd.plan import (
     sample_key,
     task_count,
     tasks,
+    units,
 )
 from dfkd.prompts import part_rows
 
@@ -41,6 +43,30 @@ def test_tasks_cover_every_image_exactly_once(classes: int, images: int, size: i
     assert len(covered) == image_count(manifest)
     assert len({task.id for task in found}) == len(found)
     assert all(1 <= task.count <= size for task in found)
+
+
+@given(st.integers(2, 5), st.integers(1, 30), st.integers(1, 12), st.randoms())
+def test_units_are_the_work_that_is_left(
+    classes: int, images: int, size: int, random: Random
+) -> None:
+    """Task by task; part by part where images are coupled, each with all that its run makes."""
+    manifest = plan(classes, images, size)
+    every = list(tasks(manifest))
+    done = {task.id for task in every if random.random() < 0.5}
+    left = [task for task in every if task.id not in done]
+    found = list(units(manifest, done))
+    assert [unit.tasks for unit in found] == [(task,) for task in left]
+    assert all(unit.made == unit.tasks for unit in found)
+
+    coupled = dataclasses.replace(
+        manifest, synthesis=dataclasses.replace(manifest.synthesis, method=("cmi",))
+    )
+    parts = list(units(coupled, done))
+    assert sorted((t for unit in parts for t in unit.tasks), key=every.index) == left
+    for unit in parts:
+        assert unit.made == tuple(t for t in every if t.shard_index == unit.part)
+        assert unit.count == sum(task.count for task in unit.tasks)
+    assert len({unit.id for unit in parts}) == len(parts)
 
 
 def test_ids_and_keys_sort_as_their_numbers_and_hold_no_dots() -> None:

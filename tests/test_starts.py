@@ -90,7 +90,7 @@ def test_library_weights_that_cannot_be_are_refused(
 def test_students_go_round(tmp_path: Path) -> None:
     manifest = read(tmp_path, "distillation.seeds=[3, 8]")
     assert [starts.student_seed(manifest, seed) for seed in (0, 1, 2, 5)] == [3, 8, 3, 8]
-    assert starts.described(manifest)["student"] == "distilled, vanilla prompts, seed 3, 8"
+    assert starts.described(manifest)["student"] == "distilled, vanilla images, seed 3, 8"
 
 
 def test_a_start_is_described_without_the_folder_of_its_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
-from dfkd.plan import Task, image_seed, tasks
+from dfkd.plan import Task, Unit, image_seed, tasks
 from dfkd.prompts import PromptMaker
 from dfkd.shards import Sample, parse_shard
 from dfkd.surrogate import SurrogateMaker
@@ -33,7 +33,7 @@ def make(
     teacher: Teacher,
     generator: VQGAN,
     task: Task,
-    path: Path,
+    folder: Path,
     broken: tuple[int, ...] = (),
 ) -> tuple[tuple[int, ...], list[Sample]]:
     """Make one task's shard; the prompts of the `broken` rows are no numbers."""
@@ -43,8 +43,13 @@ def make(
     embeddings[list(broken)] = np.nan
     column = pa.array(list(embeddings), pa.list_(pa.float32()))
     mine = mine.set_column(mine.schema.get_field_index("embedding"), "embedding", column)
-    failed = SurrogateMaker(manifest, teacher, generator).shard(task, mine, path)
-    return failed, list(parse_shard(path.read_bytes(), path.name))
+    failed = SurrogateMaker(manifest, teacher, generator).shards(alone(task), mine, folder)
+    tar = folder / f"{task.id}.tar"
+    return failed[task], list(parse_shard(tar.read_bytes(), tar.name))
+
+
+def alone(task: Task) -> Unit:
+    return Unit((task,), (task,))
 
 
 def test_samples_tell_all_about_their_image(
@@ -52,7 +57,7 @@ def test_samples_tell_all_about_their_image(
 ) -> None:
     manifest = read(tmp_path)
     task = list(tasks(manifest))[3]  # the second shard of the second class
-    failed, samples = make(manifest, teacher, generator, task, tmp_path / "shard.tar")
+    failed, samples = make(manifest, teacher, generator, task, tmp_path)
     assert failed == ()
     assert [s.key for s in samples] == ["0001-0000003", "0001-0000004"]
     texts = teacher.encode_text(["A dog", "A house"])
@@ -77,9 +82,8 @@ def test_an_image_that_fails_twice_is_counted_and_not_written(
 ) -> None:
     manifest = read(tmp_path)
     task = next(tasks(manifest))
-    path = tmp_path / "shard.tar"
-    _, clean = make(manifest, teacher, generator, task, path)
-    failed, samples = make(manifest, teacher, generator, task, path, broken=(1,))
+    _, clean = make(manifest, teacher, generator, task, tmp_path)
+    failed, samples = make(manifest, teacher, generator, task, tmp_path, broken=(1,))
     assert failed == (1,)
     assert [s.metadata["index"] for s in samples] == [0, 2]
     assert samples[1].image == clean[2].image
@@ -104,9 +108,7 @@ def test_a_retry_has_a_seed_of_its_own(
     monkeypatch.setattr(generator, "fresh", fresh)
     monkeypatch.setattr(generator, "constrain", lambda latent: latent)
     overrides = ("synthesis.quantise=false",)
-    failed, samples = make(
-        read(tmp_path, *overrides), teacher, generator, task, tmp_path / "shard.tar"
-    )
+    failed, samples = make(read(tmp_path, *overrides), teacher, generator, task, tmp_path)
     assert failed == ()
     assert [s.metadata["attempt"] for s in samples] == [0, 1, 0]
     assert samples[1].metadata["seed"] == image_seed(manifest, 0, 1, attempt=1)
@@ -116,7 +118,7 @@ def test_jpeg_labels_belong_to_the_stored_bytes(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     manifest = read(tmp_path, "synthesis.format=jpg")
-    _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path / "s.tar")
+    _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path)
     texts = teacher.encode_text(["A dog", "A house"])
     picture = np.asarray(Image.open(io.BytesIO(samples[0].image)).convert("RGB")).copy()
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
@@ -132,4 +134,4 @@ def test_prompts_of_another_task_are_refused(
     maker = SurrogateMaker(manifest, teacher, generator)
     table = PromptMaker(manifest, teacher).part(0)
     with pytest.raises(ValueError, match="needs the prompts of images"):
-        maker.shard(next(tasks(manifest)), table, tmp_path / "s.tar")
+        maker.shards(alone(next(tasks(manifest))), table, tmp_path)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from dfkd.generator import VQGAN
+from dfkd.inversion.statistics import batch_norm_loss, batch_norm_taps
 from dfkd.manifest import Synthesis
 from dfkd.synthesis import Synthesised, learning_rate, synthesise
 from dfkd.teacher import Teacher, spherical_distance
@@ -126,6 +127,48 @@ def test_images_that_go_on_are_not_disturbed_by_those_that_stop(
     assert made.diverged.tolist() == [True, True, True, False]
     assert int(made.steps[3]) == 6
     assert float(made.losses[3]) == pytest.approx(float(alone.losses[0]), abs=5e-3)
+
+
+def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: VQGAN) -> None:
+    """L_bn of the kept images is lower with it than without, and it is counted in their losses."""
+
+    def loss(config: Synthesis) -> tuple[float, float]:
+        made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
+        pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
+        with batch_norm_taps(teacher, "test") as taps:
+            seen = teacher.encode_image(pixels)
+            statistics = float(batch_norm_loss(taps.read))
+        distance = spherical_distance(seen, teacher.encode_text(PROMPTS)).mean()
+        return statistics, float(made.losses.mean() - distance)
+
+    without, rest = loss(Synthesis(image_size=64, steps=8))
+    matched, counted = loss(Synthesis(image_size=64, steps=8, batch_norm_weight=(0.1,)))
+    assert matched < 0.9 * without
+    assert rest == pytest.approx(0.0, abs=0.05)  # of the rounding to bytes
+    assert counted == pytest.approx(0.1 * matched, rel=0.1)
+    visual = teacher.model.get_submodule("visual")
+    assert not any(module._forward_hooks for module in visual.modules())
+
+
+def test_images_that_share_statistics_depend_on_each_other_and_on_nothing_else(
+    teacher: Teacher, generator: VQGAN
+) -> None:
+    config = Synthesis(image_size=64, steps=4, batch_norm_weight=(0.1,))
+    one, two = (run(teacher, generator, config, PROMPTS, [1, 2, 3, 4]) for _ in range(2))
+    assert torch.equal(one.pixels, two.pixels)
+    other = run(teacher, generator, config, PROMPTS, [1, 2, 3, 5])
+    assert not torch.equal(one.pixels[0], other.pixels[0])
+
+
+def test_a_nan_leaves_the_batch_whose_statistics_it_would_spoil(
+    teacher: Teacher, generator: VQGAN
+) -> None:
+    targets = teacher.encode_text(PROMPTS)
+    targets[2] = torch.nan
+    config = Synthesis(image_size=64, steps=4, batch_norm_weight=(0.1,))
+    made = synthesise(teacher, generator, config, targets, [1, 2, 3, 4])
+    assert made.diverged.tolist() == [False, False, True, False]
+    assert made.steps.tolist() == [4, 4, 1, 4]
 
 
 def test_learning_rate_schedules() -> None:

@@ -18,7 +18,7 @@ from dfkd.benchmarks.standin import StandIn
 from dfkd.dataset import Version, begin, open_version
 from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest
-from dfkd.plan import Task, tasks
+from dfkd.plan import Task, Unit, tasks
 from dfkd.prompts import part_count, part_name, part_rows
 from dfkd.storage import Storage
 
@@ -113,7 +113,7 @@ def _sized(manifest: Manifest, shards: int) -> Manifest:
     synthesis = dataclasses.replace(
         manifest.synthesis, images_per_class=SAMPLES * shards_per_class, shard_size=SAMPLES
     )
-    chosen = manifest.with_method(manifest.prompts.method[0])
+    chosen = manifest.with_method(manifest.method)
     return dataclasses.replace(chosen, synthesis=synthesis)
 
 
@@ -154,6 +154,8 @@ def _prompts(manifest: Manifest, version: Version) -> None:
 def _shards(manifest: Manifest, version: Version, planned: Sequence[Task]) -> None:
     maker = StandIn(manifest)
     with tempfile.TemporaryDirectory() as folder:
-        tar = Path(folder, "shard.tar")
         for task in planned:
-            version.commit(task, tar, maker.shard(task, version.prompts(task), tar))
+            maker.shards(Unit((task,), (task,)), version.prompts(task), Path(folder))
+            tar = Path(folder, f"{task.id}.tar")
+            version.commit(task, tar)
+            tar.unlink()

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from dfkd.manifest import Manifest
-from dfkd.plan import Task, image_seed, sample_key
+from dfkd.plan import Task, Unit, image_seed, sample_key
 from dfkd.shards import Sample, write_shard
 from dfkd.synthesis import OnStep
 
@@ -26,10 +27,16 @@ class StandIn:
         Image.new("RGB", (size, size), "grey").save(stream, "PNG")
         self.image = stream.getvalue()
 
-    def shard(
-        self, task: Task, prompts: pa.Table, path: Path, on_step: OnStep | None = None
-    ) -> tuple[int, ...]:
-        """Write the shard of a task to `path`; no image fails."""
+    def shards(
+        self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
+    ) -> dict[Task, tuple[int, ...]]:
+        """Write the shard of each task of a unit; no image fails."""
+        for task in unit.tasks:
+            mine = prompts.filter(pc.equal(prompts["class_index"], task.class_index))
+            self._shard(task, mine, folder / f"{task.id}.tar")
+        return dict.fromkeys(unit.tasks, ())
+
+    def _shard(self, task: Task, prompts: pa.Table, path: Path) -> None:
         texts = prompts["text"].to_pylist()
         noise = np.random.default_rng(image_seed(self.manifest, task.class_index, task.start))
         labels = noise.random((task.count, len(self.manifest.classes)), np.float32)
@@ -41,7 +48,6 @@ class StandIn:
             ),
             path,
         )
-        return ()
 
     def _sample(
         self, task: Task, index: int, text: str, labels: np.ndarray, embedding: np.ndarray
@@ -52,7 +58,7 @@ class StandIn:
             "index": index,
             "seed": image_seed(self.manifest, task.class_index, index),
             "attempt": 0,
-            "method": self.manifest.prompts.method[0],
+            "method": self.manifest.method,
             "prompt": text,
             "loss": round(float(labels[0]), 6),
             "confidence": round(float(labels[1]), 6),

@@ -1,5 +1,7 @@
 """How fast latents are optimised: image-steps a second of one batch, models included."""
 
+import dataclasses
+
 import torch
 
 from dfkd.benchmarks.measure import rates
@@ -15,8 +17,9 @@ STEPS = 5
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> list[float]:
     """Image-steps a second of each repeat, with the manifest's models, size and batch."""
-    settings = {**manifest.as_dict()["synthesis"], "steps": STEPS, "patience": 0}
-    config = type(manifest.synthesis)(**settings)
+    config = dataclasses.replace(
+        manifest.synthesis, steps=STEPS, patience=0, batch_norm_weight=(0.0,)
+    )
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
     generator = VQGAN.load(manifest.generator, device, config.precision, manifest.cache)
     targets = class_texts(manifest, teacher)[:1].expand(config.batch_size, -1)

@@ -13,7 +13,7 @@ from dfkd.dataset import PublishedVersion, Receipt, begin, current
 from dfkd.errors import InfrastructureError
 from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest, Storage
-from dfkd.plan import Task, image_count, task_count, tasks
+from dfkd.plan import Unit, image_count, task_count, tasks
 from dfkd.record import Cost
 from dfkd.storage import open_storage
 from dfkd.streaming import Stream
@@ -31,18 +31,18 @@ BATCHES = 10
 class ScaleWorker(SynthesisWorker):
     """A `SynthesisWorker` that makes its shards without models."""
 
-    def work(self, task: Task) -> tuple[Receipt, Glimpse]:
-        """Make, write and commit a stand-in for one task's shard."""
+    def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
+        """Make, write and commit a stand-in for the shard of each task of a unit."""
         self._maker = self._maker or StandIn(self.manifest)
-        return super().work(task)
+        return super().work(unit)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:
-    """The manifest with one prompt method and, unless 0, so many made-up classes.
+    """The manifest with one method and, unless 0, so many made-up classes.
 
     Its root is a folder of its own, so that no reader of the run ever meets a stand-in.
     """
-    chosen = manifest.with_method(manifest.prompts.method[0])
+    chosen = manifest.with_method(manifest.method)
     names = tuple(f"thing {number}" for number in range(classes)) or chosen.classes
     root = Storage(root=f"{manifest.storage.root}/benchmarks/scale")
     return dataclasses.replace(chosen, classes=names, storage=root)
@@ -57,7 +57,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         The sizes; and for each step (prompts, shards, publish, open, check, stream) its `seconds`
         and its `memory` as `Watch.summary` gives it.
     """
-    home = open_storage(manifest.storage.root).child(f"data/{manifest.prompts.method[0]}")
+    home = open_storage(manifest.storage.root).child(f"data/{manifest.method}")
     unfinished = begin(home, identity(manifest, {}))
     found = len(unfinished.done())
     purse = Purse(Budget(), Cost())

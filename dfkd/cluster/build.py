@@ -26,8 +26,18 @@ from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.device import device_name, pick_device, use_threads
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
 from dfkd.lease import reading
-from dfkd.manifest import Manifest, Method
-from dfkd.plan import Task, estimated_bytes, fresh_tasks, image_count, task_count, tasks
+from dfkd.manifest import Manifest
+from dfkd.methods import Method, prompt_method
+from dfkd.plan import (
+    Task,
+    Unit,
+    estimated_bytes,
+    fresh_tasks,
+    image_count,
+    task_count,
+    tasks,
+    units,
+)
 from dfkd.progress import bar
 from dfkd.prompts import PromptMaker, part_count, part_name, statistics
 from dfkd.published import refuse_removal
@@ -63,7 +73,7 @@ def build(
     budget: Budget | None = None,
     make_current: bool = True,
 ) -> Built:
-    """Make and publish the version of a manifest with one prompt method; resumes what is there.
+    """Make and publish the version of a manifest with one method; resumes what is there.
 
     Args:
         identity: of the manifest, from `identify`.
@@ -77,7 +87,7 @@ def build(
         PartialError: tasks are quarantined; all others are kept, and the same command tries again.
         ManifestError: no node of the cluster can hold a worker.
     """
-    method = manifest.prompts.method[0]
+    method = manifest.method
     require_space(manifest.storage.root, estimated_bytes(manifest))
     root = open_storage(manifest.storage.root).observed(count_request)
     version = begin(root.child(f"data/{method}"), identity, abandon)
@@ -111,19 +121,20 @@ def _refuse_quarantined(
 
 def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
     """Whether the version of an identity of the manifest is published already."""
-    home = open_storage(manifest.storage.root).child(f"data/{manifest.prompts.method[0]}")
+    home = open_storage(manifest.storage.root).child(f"data/{manifest.method}")
     return Version(home, fingerprints.fingerprint(identity)).published
 
 
 def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
-    """What is hashed of a manifest with one prompt method; reads its weight files whole.
+    """What is hashed of a manifest with one method; reads its weight files whole.
 
     Args:
         base: fingerprint of the version that all but the regenerated tasks are carried over from.
     """
     cache = manifest.cache
     weights = teacher.resolve(manifest.teacher, cache).digests
-    weights = weights | generator.resolve(manifest.generator, cache).digests
+    if prompt_method(manifest.method):
+        weights = weights | generator.resolve(manifest.generator, cache).digests
     return fingerprints.identity(manifest, weights, base)
 
 
@@ -225,31 +236,48 @@ class PromptWorker(Worker):
 class SynthesisWorker(Worker):
     """Makes shards."""
 
-    def work(self, task: Task) -> tuple[Receipt, Glimpse]:
-        """Synthesise, write and commit one task; returns the receipt that counts, and a glimpse."""
+    def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
+        """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
         if self._maker is None:
-            config, precision = self.manifest.generator, self.manifest.synthesis.precision
-            cache = self.manifest.cache
-            decoder = generator.VQGAN.load(config, pick_device(), precision, cache)
             self._maker = SurrogateMaker(
-                self.manifest, self.load_teacher(), decoder, self.notes.append
+                self.manifest, self.load_teacher(), self.load_generator(), self.notes.append
             )
         curve, begun = Curve(), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            tar = Path(folder, f"{task.id}.tar")
             try:
-                require_room(
-                    tar, estimated_bytes(self.manifest) * task.count // image_count(self.manifest)
-                )
-                failed = self._maker.shard(task, self.version.prompts(task), tar, curve)
-                receipt = self.version.commit(task, tar, failed)
-                samples = list(parse_shard(tar.read_bytes(), receipt.shard))
+                size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
+                require_room(Path(folder, "shards"), size)
+                prompts = self._prompts(unit)
+                failed = self._maker.shards(unit, prompts, Path(folder), curve)
+                found = [
+                    self._commit(task, Path(folder), failed[task], curve) for task in unit.tasks
+                ]
             except OSError as error:
                 raise InfrastructureError(
-                    f"task {task.id}: {error}; free space, run again"
+                    f"task {unit.id}: {error}; free space, run again"
                 ) from None
-        rate = len(samples) / (time.perf_counter() - begun)
-        WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.prompts.method[0])
+        rate = sum(glimpse.samples for _, glimpse in found) / (time.perf_counter() - begun)
+        WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
+        return found
+
+    def load_generator(self) -> generator.VQGAN | None:
+        """The generator on this worker's device; None for a method without latents."""
+        if prompt_method(self.manifest.method) is None:
+            return None
+        config, precision = self.manifest.generator, self.manifest.synthesis.precision
+        return generator.VQGAN.load(config, pick_device(), precision, self.manifest.cache)
+
+    def _prompts(self, unit: Unit) -> pa.Table:
+        if len(unit.made) == 1:
+            return self.version.prompts(unit.made[0])
+        return self.version.prompt_part(part_name(unit.part))
+
+    def _commit(
+        self, task: Task, folder: Path, failed: tuple[int, ...], curve: Curve
+    ) -> tuple[Receipt, Glimpse]:
+        tar = folder / f"{task.id}.tar"
+        receipt = self.version.commit(task, tar, failed)
+        samples = list(parse_shard(tar.read_bytes(), receipt.shard))
         name = self.manifest.classes[task.class_index]
         return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
 
@@ -267,8 +295,8 @@ class Purse:
         self.cost.worker_seconds = 0.0
 
     def covers(self, pool: Pool[Any], images: int = 0) -> bool:
-        """Whether a task of so many images may start beside those in flight."""
-        flying = sum(task.count for task in pool.flying if isinstance(task, Task))
+        """Whether work on so many images may start beside those in flight."""
+        flying = sum(unit.count for unit in pool.flying if isinstance(unit, Unit))
         seconds = self.spent + pool.busy_seconds
         return self.budget.covers(self.cost.images + flying + images, seconds)
 
@@ -310,7 +338,7 @@ def write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
     done = total - len(missing)
     with (
         _pool(manifest, PromptWorker, version, size=1) as pool,
-        bar(f"{manifest.prompts.method[0]} prompts", total, "part", done) as progress,
+        bar(f"{manifest.method} prompts", total, "part", done) as progress,
     ):
         for made in pool.run(map(Part, missing), lambda part: purse.covers(pool)):
             made.count(purse.cost)
@@ -326,34 +354,37 @@ def write_shards(
     """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
     version.carry(fresh_tasks(manifest))
     done = version.done()
-    remaining: Iterator[Task] = (task for task in tasks(manifest) if task.id not in done)
+    left = sum(1 for _ in units(manifest, done))
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
-    method = manifest.prompts.method[0]
+    method = manifest.method
     board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
     cost = purse.cost
     with (
-        _pool(manifest, kind, version, task_count(manifest) - len(done)) as pool,
+        _pool(manifest, kind, version, left) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
         teller = Teller(manifest, version, pool)
-        for made in pool.run(remaining, lambda task: purse.covers(pool, task.count)):
+        remaining = units(manifest, done)
+        for made in pool.run(remaining, lambda unit: purse.covers(pool, unit.count)):
             made.count(cost)
-            receipt, glimpse = made.result
-            teller.done(receipt, glimpse.steps, made.seconds, made.node)
-            teller.quarantined()
-            cost.images += receipt.samples
-            cost.bytes += receipt.bytes
             cost.workers = pool.largest
-            tracker.record(glimpse)
+            unit = made.result[0][0].task
+            for receipt, glimpse in made.result:
+                seconds = made.seconds / len(made.result)
+                teller.done(receipt, glimpse.steps, seconds, made.node, pool.tries(unit))
+                cost.images += receipt.samples
+                cost.bytes += receipt.bytes
+                tracker.record(glimpse)
+                progress.update(receipt.samples)
+            teller.quarantined()
             for note in made.notes:
-                progress.say(f"note: task {receipt.task}: {note}")
+                progress.say(f"note: task {unit}: {note}")
             progress.note(_failures(tracker.failed, len(pool.quarantine)))
-            progress.update(receipt.samples)
         teller.quarantined()
         progress.note(_failures(tracker.failed, len(pool.quarantine)))
     purse.close(pool)
-    return {item.task.id: item.reason for item in pool.quarantine}
+    return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
 
 
 def _failures(images: int, tasks: int) -> str:

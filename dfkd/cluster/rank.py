@@ -18,7 +18,8 @@ from dfkd.cluster.metrics import Pace, count_request
 from dfkd.dataset import PublishedVersion, open_version
 from dfkd.device import pick_device, use_threads
 from dfkd.distillation import Course, Distiller, Distribute, Label, Scale
-from dfkd.manifest import Distillation, Manifest, Method
+from dfkd.manifest import Distillation, Manifest
+from dfkd.methods import Method
 from dfkd.progress import Bar, LineBar
 from dfkd.prompts import class_texts
 from dfkd.storage import Storage, open_storage

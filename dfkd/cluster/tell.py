@@ -23,9 +23,11 @@ class Teller:
     @property
     def labels(self) -> dict[str, str]:
         """Of the run's measures."""
-        return {"manifest": self.manifest.name, "method": self.manifest.prompts.method[0]}
+        return {"manifest": self.manifest.name, "method": self.manifest.method}
 
-    def done(self, receipt: Receipt, steps: int, seconds: float, node: str) -> None:
+    def done(
+        self, receipt: Receipt, steps: int, seconds: float, node: str, attempt: int = 1
+    ) -> None:
         """A task is finished: after so many optimisation steps of its images, on that node."""
         failed = len(receipt.failed)
         metrics.IMAGES.add(receipt.samples, outcome="done", **self.labels)
@@ -35,7 +37,7 @@ class Teller:
         logs.task_done(
             run=self.version.id,
             task=receipt.task,
-            attempt=self.pool.tries(receipt.task),
+            attempt=attempt,
             seconds=seconds,
             images=receipt.samples,
             failed=failed,

@@ -37,7 +37,8 @@ from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, check_teacher, place
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.lease import reading
-from dfkd.manifest import Manifest, Method
+from dfkd.manifest import Manifest
+from dfkd.methods import Method
 from dfkd.published import refuse_removal
 from dfkd.record import Cost, recorded
 from dfkd.storage import open_storage

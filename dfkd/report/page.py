@@ -28,7 +28,7 @@ PAGE = "report.html"
 SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
 """Which of the page's colours is whose, everywhere."""
 OTHER_SLOTS = (5, 6, 7)
-"""Of methods without a colour of their own, in the order of their names."""
+"""Of methods without a colour of their own, by name; further ones take those of absent methods."""
 MATRIX_CLASSES = 100
 """Classes that a confusion matrix, or a table with a column for each, is shown of."""
 CLASS_LINES = 200
@@ -62,7 +62,7 @@ def write(manifest: Manifest, command: str) -> str:
     if "student" in manifest.evaluation.models:
         students = [
             place(manifest, method, seed).name
-            for method in manifest.prompts.method
+            for method in manifest.methods
             for seed in manifest.distillation.seeds
         ]
     note_origin(storage, manifest, command, students)
@@ -114,8 +114,9 @@ def slots_of(*runs: Facts) -> dict[str, int]:
     """The colour of the teacher and of each method of some runs."""
     found = {model.label for facts in runs for model in facts.scored}
     found |= {made.method for facts in runs for made in facts.made}
+    free = [*OTHER_SLOTS, *(slot for name, slot in SLOTS.items() if slot and name not in found)]
     others = sorted(found - SLOTS.keys())
-    return SLOTS | {name: OTHER_SLOTS[i % len(OTHER_SLOTS)] for i, name in enumerate(others)}
+    return SLOTS | {name: free[i % len(free)] for i, name in enumerate(others)}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Method
+from dfkd.methods import Method
 from dfkd.pictures import opened
 from dfkd.shards import Sample
 from dfkd.storage import Storage

@@ -10,7 +10,7 @@ import pytest
 from dfkd.cluster.build import Part, PromptWorker, SynthesisWorker
 from dfkd.dataset import begin
 from dfkd.manifest import Manifest
-from dfkd.plan import tasks
+from dfkd.plan import units
 from dfkd.storage import open_storage
 
 pytestmark = pytest.mark.faults
@@ -36,14 +36,14 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     version = begin(open_storage(manifest.storage.root).child(name), {"schema": 1})
     for part in range(2):
         PromptWorker(manifest, version, 1.0).run(Part(part))
-    whole, single = list(tasks(manifest))[:2]
+    whole, single = list(units(manifest, ()))[:2]
     worker = SynthesisWorker(manifest, version, 1.0)
     worker.run(single)  # loads the models
     if limited:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, resource.RLIM_INFINITY))
     done = worker.run(whole)
-    return version.storage.get(done.result[0].shard), done.notes
+    return version.storage.get(done.result[0][0].shard), done.notes
 
 
 def test_a_batch_that_memory_has_no_room_for_is_halved_and_noted(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dfkd.fewshot_results import Data, Results, ordered, row, summarise
 from dfkd.manifest import Start
 
 STARTS: dict[Start, str] = {
-    "student": "distilled, mix prompts, seed 0",
+    "student": "distilled, mix images, seed 0",
     "library": "weights IMAGENET1K_V1",
     "scratch": "random weights",
 }

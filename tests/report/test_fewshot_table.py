@@ -43,7 +43,7 @@ def test_markdown_has_each_domain_and_the_notes() -> None:
     text = markdown(results(notes=["domain ink: too few"]))
     assert "| library | - | 21.5 ±0.7 | 36.5 ±0.7 |\n" in text.partition("## ink")[2]
     assert "| library | - | 22.5 ±0.7 | 37.5 ±0.7 |\n" in text.partition("## oil")[2]
-    assert "- student: distilled, mix prompts, seed 0\n- library: weights IMAGENET1K\\_V1\n" in text
+    assert "- student: distilled, mix images, seed 0\n- library: weights IMAGENET1K\\_V1\n" in text
     assert text.endswith("## Notes\n\n- domain ink: too few\n")
 
 

@@ -1,0 +1,123 @@
+"""DeepInversion (Yin et al. 2020): pixels are optimised until the teacher sees classes in them.
+
+For a batch of B images x of classes y, in the teacher's whitened pixels:
+
+    L = CE(T(x), y) + w_bn L_bn(x) + w_tv TV(x) + w_norm mean ||x||_2
+
+Adam from noise, first at half the side and then at the full one, each with a warm-up and a cosine
+to zero; the batch is shifted (around the edges) and mirrored at random at every step, and clipped
+to real pixels. The batch of the lowest loss at the full side is kept. CLIP's tower has one input
+size: at half the side it sees the batch enlarged. Adaptive DeepInversion, which adds a student's
+disagreement, is not part of this: Table 5 names the plain method.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfkd.inversion.priors import mean_norm, total_variation
+from dfkd.inversion.run import Classifier, Run, as_bytes, synthesised
+from dfkd.inversion.settings import DeepInversion, Inversion
+from dfkd.inversion.statistics import Moments, Taps, batch_norm_loss, batch_norm_taps
+from dfkd.synthesis import OnStep, Synthesised
+
+BETAS = (0.5, 0.9)
+WARMUP = 100
+"""Steps at the most; at most a tenth of all."""
+
+
+def invert(
+    classifier: Classifier, run: Run, settings: Inversion, on_step: OnStep | None = None
+) -> Synthesised:
+    """Make the images of a run batch after batch, each image from noise of its own seed."""
+    config = settings.deepinversion
+    starts = range(0, len(run.seeds), config.batch_size)
+    with batch_norm_taps(classifier.teacher, "deepinversion") as taps:
+        batches = [run.select(slice(start, start + config.batch_size)) for start in starts]
+        made = [_Batch(classifier, taps, batch, config, on_step).made() for batch in batches]
+    pixels = torch.cat([as_bytes(classifier.pixels(images)) for images, _ in made])
+    steps = config.low_resolution_steps + config.steps
+    return synthesised(pixels, torch.cat([losses for _, losses in made]), steps)
+
+
+class _Batch:
+    """Whitened images [B, 3, H, W] under optimisation."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        taps: Taps[Moments],
+        run: Run,
+        config: DeepInversion,
+        on_step: OnStep | None,
+    ) -> None:
+        self.classifier, self.taps, self.labels, self.config = classifier, taps, run.labels, config
+        self.on_step = on_step
+        self.images = _noise(run.seeds, run.image_size).to(run.labels.device).requires_grad_()
+        self.draws = run.draws("jitter")
+        self.range = [classifier.whiten(torch.tensor(level)) for level in (0.0, 1.0)]
+
+    def made(self) -> tuple[Tensor, Tensor]:
+        """Images and losses [B] of the best step at the full side."""
+        first = self.config.low_resolution_steps
+        self._optimise(first, lambda images: F.avg_pool2d(images, 2), 0)
+        return self._optimise(self.config.steps, lambda images: images, first)
+
+    def _optimise(
+        self, steps: int, show: Callable[[Tensor], Tensor], before: int
+    ) -> tuple[Tensor, Tensor]:
+        optimizer = torch.optim.Adam([self.images], self.config.learning_rate, BETAS)
+        best, lowest = self.images.detach().clone(), torch.inf
+        kept = best.new_full((len(best),), torch.nan)
+        for step in range(steps):
+            losses = self._losses(moved(show(self.images), self.config, self.draws))
+            loss = losses.mean()
+            if loss.item() < lowest:
+                best, kept, lowest = self.images.detach().clone(), losses.detach(), loss.item()
+            if self.on_step is not None:
+                self.on_step(before + step, losses.detach())
+            for group in optimizer.param_groups:
+                group["lr"] = rate(self.config.learning_rate, step, steps)
+            (self.images.grad,) = torch.autograd.grad(loss, [self.images])
+            optimizer.step()
+            self.images.data.clamp_(*self.range)
+        return best, kept
+
+    def _losses(self, seen: Tensor) -> Tensor:
+        """Cross-entropies [B], each with what the batch has in common."""
+        config = self.config
+        logits = self.classifier.logits(self.classifier.pixels(seen))
+        own = F.cross_entropy(logits, self.labels, reduction="none")
+        return (
+            own
+            + config.batch_norm_weight * batch_norm_loss(self.taps.read, config.first_layer_factor)
+            + config.total_variation_weight * total_variation(seen)
+            + config.norm_weight * mean_norm(seen)
+        )
+
+
+def _noise(seeds: Sequence[int], side: int) -> Tensor:
+    draws = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws])
+
+
+def moved(images: Tensor, config: DeepInversion, draws: torch.Generator) -> Tensor:
+    """The whole batch shifted around the edges and perhaps mirrored, by one draw."""
+    reach = int(config.jitter * images.shape[-1])
+    down, right, mirrored = (
+        int(torch.randint(low, high, (1,), generator=draws))
+        for low, high in ((-reach, reach + 1), (-reach, reach + 1), (0, 2))
+    )
+    shifted = images.roll((down, right), dims=(2, 3))
+    return shifted.flip(3) if mirrored and config.flip else shifted
+
+
+def rate(peak: float, step: int, steps: int) -> float:
+    """The learning rate of a 0-based step: a linear warm-up, then a cosine to zero."""
+    warmup = min(WARMUP, steps // 10)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

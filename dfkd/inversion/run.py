@@ -1,0 +1,93 @@
+"""One run of a method: the images that it is to make, and the teacher as a classifier."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfkd.inversion.settings import Inversion
+from dfkd.plan import derive_seed
+from dfkd.synthesis import OnStep, Synthesised
+from dfkd.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """CLIP with class texts as what these methods were published for: pixels to logits.
+
+    Attributes:
+        texts: unit embeddings [M, E] of the vanilla class prompts.
+    """
+
+    teacher: Teacher
+    texts: Tensor
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [N, M] float32 of pixels [N, 3, H, W] in [0, 1], differentiable.
+
+        `logit_scale * cosine`, which is what CLIP's softmax was trained on: the distances of Eq 4
+        have no softmax, and all four methods were published, with their weights, temperatures and
+        rates, for logits. Each image's mean over classes is taken off. No softmax sees that, but a
+        student that learns them by L1 would have to find an offset that tells of no class.
+        """
+        scaled = self.teacher.logit_scale * self.teacher.encode_image(pixels) @ self.texts.T
+        return scaled - scaled.mean(dim=1, keepdim=True)
+
+    def whiten(self, pixels: Tensor) -> Tensor:
+        """Pixels as the teacher's layers see them: less its mean, by its standard deviation."""
+        return (pixels - self.teacher.mean) / self.teacher.std
+
+    def pixels(self, whitened: Tensor) -> Tensor:
+        """What `whiten` gives `whitened` for; in [0, 1] only if that is in range."""
+        return whitened * self.teacher.std + self.teacher.mean
+
+
+@dataclass(frozen=True)
+class Run:
+    """The images that a run makes. Same run and settings, same images.
+
+    Attributes:
+        labels: class of each image, int64 [N] on the teacher's device.
+        seeds: one for each image; together they are the seed of all that images share.
+        image_size: pixels a side.
+    """
+
+    labels: Tensor
+    seeds: Sequence[int]
+    image_size: int
+
+    def draws(self, purpose: str) -> torch.Generator:
+        """A source of random numbers, on the CPU so that devices draw alike; one a purpose."""
+        return torch.Generator().manual_seed(self.seed(purpose))
+
+    def seed(self, purpose: str) -> int:
+        """Of something that the images of the run share."""
+        return derive_seed(purpose, *self.seeds)
+
+    def select(self, rows: slice) -> "Run":
+        """The run that makes only these images."""
+        return Run(self.labels[rows], self.seeds[rows], self.image_size)
+
+
+Invert = Callable[[Classifier, Run, Inversion, OnStep | None], Synthesised]
+"""A method: makes the images of a run, in the order of its labels."""
+
+
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Pixels [N, 3, H, W] in [0, 1] as uint8 [N, H, W, 3] on the CPU."""
+    levels = (pixels.detach() * 255).round().nan_to_num().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def synthesised(pixels: Tensor, losses: Tensor, steps: int | Tensor) -> Synthesised:
+    """What a method gives back; an image whose loss is no number has diverged.
+
+    Args:
+        pixels: uint8 [N, H, W, 3].
+        losses: [N].
+        steps: of each image, or [N].
+    """
+    losses = losses.detach().float().cpu()
+    taken = torch.as_tensor(steps, dtype=torch.int64).expand(len(losses))
+    return Synthesised(pixels, losses, taken, ~losses.isfinite())

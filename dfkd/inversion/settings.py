@@ -1,0 +1,126 @@
+"""The manifest's section `inversion`: what each conventional method can be told.
+
+Defaults are those of the published code, where it names them, for the images nearest in size.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from dfkd.fields import CHECKED, Count, Fraction, Natural, NonNegative, Positive
+
+Batch = Annotated[int, Field(ge=2)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class InnerStudent:
+    """The student that dfad, cmi and pre train while they synthesise, and then throw away."""
+
+    architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """As `distillation.stem`."""
+    learning_rate: Positive = 0.1
+    """Of SGD, constant."""
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DeepInversion:
+    """Yin et al. 2020; the numbers of the command in its README."""
+
+    low_resolution_steps: Natural = 2000
+    """Steps at half the side, which come first."""
+    steps: Count = 1000
+    batch_size: Count = 64
+    """Images that share batch-norm statistics."""
+    learning_rate: Positive = 0.25
+    batch_norm_weight: NonNegative = 0.01
+    first_layer_factor: NonNegative = 10.0
+    """Times the first batch norm's share of that loss."""
+    total_variation_weight: NonNegative = 1e-4
+    norm_weight: NonNegative = 1e-5
+    jitter: Fraction = 0.134
+    """Largest random shift, as a share of the side: 30 of 224 pixels."""
+    flip: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Dfad:
+    """Fang et al. 2019; the numbers of its Caltech-101 script."""
+
+    rounds: Count = 15000
+    """Steps of the generator in one run."""
+    student_steps: Count = 5
+    """In each round."""
+    batch_size: Batch = 64
+    learning_rate: Positive = 1e-3
+    """Of the generator."""
+    latent: Count = 256
+    width: Count = 64
+    """Channels of the generator's last layers, half of those before."""
+    snapshots: Count = 20
+    """Rounds, evenly spread, whose generators the images come from."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Cmi:
+    """Fang et al. 2021b; the numbers of its CIFAR-10 script."""
+
+    steps: Count = 200
+    """Of each batch's generator and latents."""
+    batch_size: Batch = 256
+    learning_rate: Positive = 1e-3
+    latent: Count = 256
+    width: Count = 64
+    batch_norm_weight: NonNegative = 1.0
+    class_weight: NonNegative = 1.0
+    adversarial_weight: NonNegative = 0.5
+    contrast_weight: NonNegative = 0.8
+    temperature: Positive = 0.2
+    """Of the contrast."""
+    head: Count = 256
+    """Dimensions in which instances are told apart."""
+    bank: Count = 40960
+    """Images whose features a run remembers; the oldest leave first."""
+    negatives: Natural = 4096
+    """Drawn from the bank at each step."""
+    student_steps: Natural = 400
+    """Of the student, on all images of the run so far, after each batch."""
+    student_temperature: Positive = 20.0
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Pre:
+    """PRE-DFKD, Binici et al. 2022; the numbers of its code, but for the batch: 1,024 at 32 px."""
+
+    rounds: Count = 14400
+    """Steps of the novelty generator in one run."""
+    student_steps: Count = 10
+    """In each round."""
+    memory_steps: Natural = 4
+    """Of the memory generator, in each round; at most one a step of the student."""
+    batch_size: Annotated[int, Field(ge=16)] = 128
+    """Novel images of a step; an eighth as many are replayed."""
+    learning_rate: Positive = 0.02
+    """Of the novelty generator and of replayed latents; the memory learns at a fortieth of it."""
+    latent: Count = 1000
+    width: Count = 64
+    class_weight: NonNegative = 1.0
+    entropy_weight: NonNegative = 5.0
+    activation_weight: NonNegative = 0.1
+    snapshots: Count = 20
+    """As `dfad.snapshots`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Inversion:
+    """The methods of Table 5; only the section of the method at work changes a pixel."""
+
+    deepinversion: DeepInversion = DeepInversion()
+    dfad: Dfad = Dfad()
+    cmi: Cmi = Cmi()
+    pre: Pre = Pre()
+    student: InnerStudent = InnerStudent()
+    """Of dfad, cmi and pre."""

@@ -1,0 +1,78 @@
+"""DFAD: its discrepancy by hand, and a game in which each side gets what it wants."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfkd.inversion.dfad import _Game, invert
+from dfkd.inversion.inner import Learner, absolute
+from dfkd.inversion.settings import Dfad, InnerStudent, Inversion
+from dfkd.teacher import Teacher
+from runs import problem
+
+GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)
+
+
+def test_the_discrepancy_is_a_mean_over_images_and_classes() -> None:
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.5]]), torch.tensor([[3.0, 1.0], [0.0, 0]])
+    assert float(absolute(student, teacher)) == pytest.approx((2 + 1 + 0 + 0.5) / 4)
+
+
+def test_a_student_comes_to_agree(teacher: Teacher) -> None:
+    classifier, run = problem(teacher, 0, 1)
+    pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    taught = classifier.logits(pixels)
+    learner = Learner(InnerStudent(learning_rate=0.01), run, 2, absolute)
+    with torch.no_grad():
+        before = float(absolute(learner.student(pixels), taught))
+    for _ in range(8):
+        learner.learn(pixels, taught)
+    with torch.no_grad():
+        assert float(absolute(learner.student(pixels), taught)) < 0.8 * before
+
+
+def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
+    _, run = problem(teacher, 0, 1)
+    learner = Learner(InnerStudent(), run, 2, absolute)
+    pixels = torch.rand(2, 3, 64, 64).requires_grad_()
+    learner.judge(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert all(parameter.grad is None for parameter in learner.student.parameters())
+    assert all(parameter.requires_grad for parameter in learner.student.parameters())
+
+
+def test_a_generator_comes_to_make_what_a_student_that_stands_still_gets_wrong(
+    teacher: Teacher,
+) -> None:
+    classifier, run = problem(teacher, 0, 1)
+    still = InnerStudent(learning_rate=1e-12)
+    game = _Game(classifier, run, Inversion(dfad=GAME, student=still))
+    losses = [float(game.play()) for _ in range(10)]
+    assert all(loss < 0 for loss in losses)  # minus the discrepancy
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
+
+
+def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(teacher: Teacher) -> None:
+    classifier, run = problem(teacher, 0, 1)
+    config = Dfad(student_steps=3, batch_size=4, latent=8, width=4)
+    game = _Game(classifier, run, Inversion(dfad=config))
+    learned: list[Tensor] = []
+    learn = game.learner.learn
+    game.learner.learn = lambda pixels, taught: (learned.append(pixels), learn(pixels, taught))[1]  # type: ignore[method-assign, func-returns-value]
+    before = [parameter.clone() for parameter in game.generator.parameters()]
+    game.play()
+    assert len(learned) == 3
+    assert not any(pixels.requires_grad for pixels in learned)
+    assert not torch.equal(learned[0], learned[1])
+    after = list(game.generator.parameters())
+    assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
+    classifier, run = problem(teacher, 0, 1, 0, 1, 0, 1)
+    told: list[int] = []
+    made = invert(classifier, run, Inversion(dfad=GAME), lambda number, loss: told.append(number))
+    assert told == list(range(6))
+    assert sorted(made.steps.tolist()) == [2, 2, 4, 4, 6, 6]
+    assert made.pixels.shape == (6, 64, 64, 3)
+    assert not made.diverged.any()
