@@ -42,6 +42,14 @@ DOMAINS = {
     "domainnet": ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
 }
 """Folders as the data sets have them."""
+NAMES = {
+    "pacs": "PACS",
+    "vlcs": "VLCS",
+    "imageclef": "ImageCLEF-DA",
+    "visda": "VisDA-2017",
+    "office_home": "Office-Home",
+    "domainnet": "DomainNet",
+}
 
 
 def of_real_weights() -> list[str]:
@@ -134,7 +142,10 @@ def test_a_whole_run_can_be_planned(
     assert planned["synthesize"]["images"] == images
     assert planned["distill"]["students"] == methods * 5
     assert planned["evaluate"]["images"] == classes * len(DOMAINS[name])
-    assert planned["evaluate"]["unscored_classes"] == planned["evaluate"]["notes"] == []
+    assert planned["evaluate"]["unscored_classes"] == []
+    layout, *counts = planned["evaluate"]["notes"]
+    assert layout == f"the layout is {NAMES[name]} as domain/class folders"
+    assert all(f"{NAMES[name]} as published has" in line for line in counts)
     assert not (tmp_path / "run").exists()
 
 
