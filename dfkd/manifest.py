@@ -148,7 +148,8 @@ class Synthesis:
     this section they use the sizes, `precision` and `format`. A list is compared."""
     images_per_class: Count = 3000
     shard_size: Count = 100
-    """Images a shard, and so the work one task does and can lose."""
+    """Images a shard, and so the work one task does and can lose; where images depend on each other
+    (`inversion`, L_bn), a worker makes those of every class at once."""
     image_size: Count = 224
     """Pixels a side; a multiple of the generator's down-sampling factor."""
     steps: Count = 500
@@ -463,9 +464,7 @@ class Manifest:
             self,
             prompts=dataclasses.replace(self.prompts, method=(prompt or "vanilla",)),
             synthesis=dataclasses.replace(
-                self.synthesis,
-                method=(way_of(method),),
-                batch_norm_weight=(weight,),
+                self.synthesis, method=(way_of(method),), batch_norm_weight=(weight,)
             ),
         )
 

@@ -10,5 +10,6 @@ with its own networks, memory and student, makes the part, and nothing passes fr
 All promises about restarts and order hold for parts as they do elsewhere for images: the same
 manifest gives the same part. A part has every class because these methods need that: batch-norm
 statistics are those of a mixture of classes, and an unconditional generator makes all of them.
-`synthesis.shard_size` is hence a setting of the method: how many images a class one run makes.
+`synthesis.shard_size` is hence a setting of the method: how many images a class one run makes, and
+a worker holds. What is not promised here: that an image keeps its bytes when a class is added.
 """
