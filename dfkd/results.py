@@ -145,11 +145,11 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 def _summary(model: str, method: str, rows: Sequence[Row]) -> Summary:
     seeds = sorted({row["seed"] for row in rows})
     names = sorted({row["domain"] for row in rows})
-    overall = _spread(
+    overall = spread(
         [statistics.fmean(row["accuracy"] for row in rows if row["seed"] == seed) for seed in seeds]
     )
     domains = {
-        name: _spread([row["accuracy"] for row in rows if row["domain"] == name]) for name in names
+        name: spread([row["accuracy"] for row in rows if row["domain"] == name]) for name in names
     }
     return Summary(
         model=model,
@@ -161,7 +161,8 @@ def _summary(model: str, method: str, rows: Sequence[Row]) -> Summary:
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """Of one value or more."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), std=std)
 

@@ -21,8 +21,8 @@ SOURCES = {
     name_of(file): file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")
 }
 MODULES = {name for name in SOURCES if name.startswith("dfkd")}
-TOP = {"dfkd.api", "dfkd.example"}
-"""The stages as functions, which stand where the jobs stand: above everything else."""
+TOP = {"dfkd.api", "dfkd.example", "dfkd.reproduction"}
+"""The stages as functions, and a study of them: they stand where the jobs stand, above all else."""
 
 
 def for_types(node: ast.AST) -> bool:
@@ -107,12 +107,13 @@ def test_only_the_s3_storage_knows_boto3() -> None:
 
 
 def test_only_the_report_draws_charts_and_fills_templates() -> None:
-    assert importers("altair", "vl_convert") == {"dfkd.report.charts", "dfkd.report.svg"}
+    drawing = {"charts", "figures", "study", "svg"}
+    assert importers("altair", "vl_convert") == {f"dfkd.report.{name}" for name in drawing}
     assert importers("jinja2") == {"dfkd.report.page"}
 
 
 @pytest.mark.parametrize(
-    "module", ["dfkd.manifest", "dfkd.plan", "dfkd.fingerprint", "dfkd.storage"]
+    "module", ["dfkd.manifest", "dfkd.plan", "dfkd.fingerprint", "dfkd.storage", "dfkd.study"]
 )
 def test_what_plans_a_run_is_light(module: str) -> None:
     assert packages(reached(module)).isdisjoint(
