@@ -170,7 +170,7 @@ class _Runner:
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(job)
         if job.teacher and self.teacher is None:
-            scored = with_models(cell.manifest, "teacher")
+            scored = _with_models(cell.manifest, "teacher")
             outcome = job.teacher.read() or self._score(scored, job.teacher)
             self.teacher = (job.teacher.folder, outcome)
         if job.place is None:
@@ -231,7 +231,7 @@ class _Runner:
         self.runtime.enter_context(connected())
 
 
-def with_models(manifest: Manifest, model: Literal["teacher", "student"]) -> Manifest:
+def _with_models(manifest: Manifest, model: Literal["teacher", "student"]) -> Manifest:
     """The manifest with one kind of model to be scored."""
     evaluation = dataclasses.replace(manifest.evaluation, models=(model,))
     return dataclasses.replace(manifest, evaluation=evaluation)

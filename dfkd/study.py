@@ -188,13 +188,15 @@ def _manifest(
     described: Description, names: tuple[str, ...], seed: int, parts: list[Settings]
 ) -> Manifest:
     given: Settings = {
-        "name": described.name,
         "distillation": {"seeds": [seed]},
         "evaluation": {"models": ["student"]},
     }
     tree: Settings = {}
-    for part in [*parts, given]:
+    for part in [*parts, {"name": described.name}]:
         tree = merged(tree, part)
+    for key, value in given.items():
+        if isinstance(tree.get(key, {}), dict):  # else the check names it
+            tree = merged(tree, {key: value})
     try:
         manifest = check(Manifest, tree)
     except ManifestError as error:

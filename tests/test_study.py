@@ -1,5 +1,7 @@
 """What a study's file comes to, and what is refused before anything starts."""
 
+import contextlib
+import json
 import math
 import tempfile
 from pathlib import Path
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from dfkd.errors import ManifestError
 from dfkd.study import MAX_ROWS, merged, read
 from dfkd.styles import PAPER
-from studies import EPOCHS, METHODS, write
+from studies import EPOCHS, METHODS, description, write
 
 SHIPPED = sorted((Path(__file__).parent.parent / "manifests" / "studies").glob("*/study.yaml"))
 TWO = [{"name": "Method", "values": METHODS}, {"name": "Epochs", "values": EPOCHS}]
@@ -132,6 +134,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (axis(x={"prompts": {"scal": 1}}), "axes: x: must be a manifest (prompts.scal"),
     (axis(x={"prompts": {"scal": 1}}), "did you mean 'scale'?"),
     (axis(x=3), "axes.0.values.x"),
+    (axis(x={"distillation": 3}), "axes: x: must be a manifest (distillation: "),
+    (axis(x={"evaluation": None}), "axes: x: must be a manifest (evaluation: "),
     (axis(x={}, y={}), "axes: y: must differ from the other rows, got 'x'"),
     (axis(x={"prompts": {"method": ["mix", "random"]}}), "x: prompts.method must be one method"),
     (axis(x={"storage": {"root": "y"}}, y={}), "axes: y: storage must be the same in all rows"),
@@ -167,6 +171,43 @@ def test_what_makes_no_study_is_refused_in_one_line(
         read(write(tmp_path, **changes))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.floats()
+    | st.sampled_from(["", "mix", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["name", "values", "x", "prompts"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> Any:
+    """A study's file with a random value somewhere in it."""
+    tree: Any = json.loads(json.dumps(description(axes=TWO, paper=[{**PAPER_ROW, "rows": {}}])))
+    node = tree
+    while isinstance(node, dict | list) and node:
+        place = draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+        if draw(st.booleans()) or not isinstance(node[place], dict | list) or not node[place]:
+            node[place] = draw(JSON)
+            break
+        node = node[place]
+    return tree
+
+
+@given(changed())
+def test_any_change_of_a_study_is_valid_or_refused(tree: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder))
+        path.write_text(yaml.safe_dump(tree))
+        with contextlib.suppress(ManifestError):
+            assert read(path).cells
 
 
 def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 
 from dfkd.report.charts import SHAPES
+from dfkd.report.svg import files
 from dfkd.results import Spread
 
 COLOURS = (
@@ -31,7 +32,15 @@ def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
     return alt.InlineData(values=list(rows))
 
 
-def _finished(chart: Any) -> alt.TopLevelMixin:
+@dataclass(frozen=True)
+class Drawn:
+    """A chart as the bytes of two files; the same chart gives the same SVG."""
+
+    svg: bytes
+    png: bytes
+
+
+def _finished(chart: Any) -> Drawn:
     axis: dict[str, Any] = {
         "labelColor": GREY, "titleColor": GREY, "gridColor": LINE, "domainColor": LINE,
         "tickColor": LINE, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
@@ -39,8 +48,7 @@ def _finished(chart: Any) -> alt.TopLevelMixin:
     chart = chart.configure(background="white", padding=12).configure_view(stroke=None)
     chart = chart.configure_legend(title=None, labelColor=INK, labelFontSize=11, symbolOpacity=1)
     chart = chart.configure_title(color=INK, fontSize=13, anchor="start")
-    finished: alt.TopLevelMixin = chart.configure_axis(**axis)
-    return finished
+    return Drawn(*files(chart.configure_axis(**axis)))
 
 
 def _rows(found: Sequence[Series]) -> list[dict[str, Any]]:
@@ -60,7 +68,7 @@ def _colour(names: Sequence[str]) -> alt.Color:
     return alt.Color("series:N", sort=None, scale=alt.Scale(domain=list(names), range=colours))
 
 
-def curve(title: str, x: str, found: Sequence[Series]) -> alt.TopLevelMixin:
+def curve(title: str, x: str, found: Sequence[Series]) -> Drawn:
     """Accuracy over a number on a logarithmic axis; a rule is one standard deviation each way.
 
     Args:
@@ -90,7 +98,7 @@ def _scale(places: Sequence[float]) -> alt.Scale:
     return alt.Scale(type="log", domain=[places[0] / 1.1, places[-1] * 1.1], nice=False)
 
 
-def bars(title: str, found: Sequence[Series]) -> alt.TopLevelMixin:
+def bars(title: str, found: Sequence[Series]) -> Drawn:
     """A group of bars at each place, one for each series; a rule is one deviation each way."""
     rows, names = _rows(found), [series.name for series in found]
     x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
@@ -107,7 +115,7 @@ def bars(title: str, found: Sequence[Series]) -> alt.TopLevelMixin:
 
 def maps(
     title: str, found: Sequence[tuple[str, Sequence[tuple[float, float]], Sequence[Sequence[str]]]]
-) -> alt.TopLevelMixin:
+) -> Drawn:
     """Points on planes: a line of plots for each map, one plot for each way to colour them.
 
     Args:

@@ -7,17 +7,15 @@ figure.svg, figure.png            a gallery and a case have pictures only, as PN
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import altair as alt
 from PIL import Image
 
 from dfkd.dataset import PublishedVersion
 from dfkd.domains import Domains
 from dfkd.pictures import pixels
 from dfkd.report import figures
-from dfkd.report.figures import Series
+from dfkd.report.figures import Drawn, Series
 from dfkd.report.grid import Cell, Grid, as_csv, latex, markdown
 from dfkd.report.sheet import contact_sheet, examples
-from dfkd.report.svg import files
 from dfkd.results import Spread
 from dfkd.storage import Storage
 from dfkd.study import Study
@@ -54,9 +52,8 @@ def write(
         main = "table.md"
     drawn = chart(described, results)
     if drawn is not None:
-        svg, png = files(drawn)
-        storage.put("figure.svg", svg)
-        storage.put("figure.png", png)
+        storage.put("figure.svg", drawn.svg)
+        storage.put("figure.png", drawn.png)
     if described.pictures:
         storage.put("figure.png", sheet(study, versions, data))
         main = main if study.trains else "figure.png"
@@ -143,7 +140,7 @@ def _notes(described: Description, results: Results) -> Iterator[str]:
         yield f"Missing: {label} ({reason})."
 
 
-def chart(described: Description, results: Results) -> alt.TopLevelMixin | None:
+def chart(described: Description, results: Results) -> Drawn | None:
     """The drawn figure of a curve, bars or an embedding; None of any other kind."""
     if described.kind == "curve":
         found = _lines(described, results)
