@@ -201,7 +201,7 @@ def _manifest(
         manifest = check(Manifest, tree)
     except ManifestError as error:
         raise ManifestError(
-            f"axes: {' '.join(names)}", f"must be a manifest ({error})", seed, "mend the study"
+            f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "mend the study"
         ) from None
     if len(manifest.prompts.method) != 1:
         raise ManifestError(

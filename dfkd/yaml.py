@@ -137,7 +137,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
     problem = error.errors(include_url=False)[0]
-    place = [part for part in problem["loc"] if not str(part).startswith(("tuple[", "literal["))]
+    place = [
+        part for part in problem["loc"] if not str(part).startswith(("tuple[", "literal[", "dict["))
+    ]
     field = ".".join(str(part) for part in place) or "manifest"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(str(place[-1]), _names(schema, place[:-1]), n=1)

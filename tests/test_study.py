@@ -133,7 +133,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"axes": MANY}, f"axes: span at most {MAX_ROWS} rows, got {11**4}"),
     (axis(x={"prompts": {"scal": 1}}), "axes: x: must be a manifest (prompts.scal"),
     (axis(x={"prompts": {"scal": 1}}), "did you mean 'scale'?"),
-    (axis(x=3), "axes.0.values.x"),
+    (axis(x=3), "axes.0.values.x: should be an object, got 3"),
     (axis(x={"distillation": 3}), "axes: x: must be a manifest (distillation: "),
     (axis(x={"evaluation": None}), "axes: x: must be a manifest (evaluation: "),
     (axis(x={}, y={}), "axes: y: must differ from the other rows, got 'x'"),

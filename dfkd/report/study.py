@@ -123,8 +123,9 @@ def _notes(described: Description, results: Results) -> Iterator[str]:
     several = len(results.seeds) > 1
     over = f", mean ± standard deviation over {len(results.seeds)} seeds" if several else ""
     of = f" of {described.pictures.classes[0]}" if described.pictures else ""
+    alone = ", of all classes" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
-    yield f"Accuracy{of} in percent{over}. Images scored: {scored}."
+    yield f"Accuracy{of} in percent{over}. Images scored{alone}: {scored}."
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
     for paper in described.paper:
