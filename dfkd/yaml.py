@@ -49,14 +49,20 @@ def load(schema: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:
     Raises:
         ManifestError: no such file, no YAML, an unknown key, a wrong type or a broken rule.
     """
+    tree = read_tree(path)
+    for override in overrides:
+        _apply(tree, override)
+    return check(schema, tree)
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, unchecked; raises as `load` does of a file."""
     tree = _parse(_read(Path(path)), str(path))
     if not isinstance(tree, dict):
         raise ManifestError(
             str(path), "must be a mapping of keys to values", tree, "see manifests/"
         )
-    for override in overrides:
-        _apply(tree, override)
-    return check(schema, tree)
+    return tree
 
 
 def check(schema: type[T], tree: dict[str, Any]) -> T:
@@ -131,7 +137,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
     problem = error.errors(include_url=False)[0]
-    place = [part for part in problem["loc"] if not str(part).startswith(("tuple[", "literal["))]
+    place = [
+        part for part in problem["loc"] if not str(part).startswith(("tuple[", "literal[", "dict["))
+    ]
     field = ".".join(str(part) for part in place) or "manifest"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(str(place[-1]), _names(schema, place[:-1]), n=1)

@@ -51,6 +51,12 @@ def draw(chart: alt.TopLevelMixin, label: str) -> Markup:
     return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - the serialiser escapes
 
 
+def files(chart: alt.TopLevelMixin) -> tuple[bytes, bytes]:
+    """The chart as the bytes of an SVG and of a PNG of twice its size, in its own colours."""
+    svg = vl_convert.vegalite_to_svg(chart.to_dict(), allowed_base_urls=[])
+    return svg.encode(), vl_convert.svg_to_png(svg, scale=2)
+
+
 def _clean(element: ET.Element) -> None:
     """Leave what can be seen, without the names and styles that a page has itself."""
     element.tag = element.tag.removeprefix(SPACE)

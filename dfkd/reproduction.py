@@ -1,0 +1,253 @@
+"""Running a study: each cell through the stages, under one root, and found again once finished.
+
+Data sets, students and scores lie under names that cover all that can change them. So cells, also
+of different studies, share what they have in common; a killed study goes on where it was; and a
+cell is skipped as soon as its scores are there. `current` is never moved: readers of a study name
+their version.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dfkd import cells
+from dfkd.benchmarks.measure import machine
+from dfkd.cells import Outcome, Place
+from dfkd.cluster import train
+from dfkd.cluster.build import build, environment, finished, identify
+from dfkd.cluster.connect import connected
+from dfkd.dataset import PublishedVersion
+from dfkd.device import pick_device
+from dfkd.domains import Domains, open_data
+from dfkd.embedding import lay_out
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError, PartialError
+from dfkd.evaluation import evaluate
+from dfkd.fingerprint import fingerprint, identity
+from dfkd.manifest import Manifest
+from dfkd.preflight import check_synthesis
+from dfkd.storage import Storage, open_storage
+from dfkd.student import build as build_student
+from dfkd.student import load_student
+from dfkd.study import Cell, Study
+from dfkd.study_results import Found, Map
+
+Tell = Callable[[str, Outcome, bool], object]
+"""Called with the label, the outcome, and whether it was found, of each cell that is there."""
+
+
+def open_evaluation(study: Study) -> Domains | None:
+    """What all its students are scored on; None of a gallery.
+
+    Raises:
+        ManifestError: unusable data.
+    """
+    if not study.trains:
+        return None
+    return open_data(study.manifest.evaluation, study.manifest.classes)
+
+
+def reproduce(
+    study: Study,
+    data: Domains | None,
+    threads: int = 0,
+    tell: Tell = lambda label, outcome, found: None,
+) -> Found:
+    """Make every cell that is not finished; a cell that fails is named and left out.
+
+    Args:
+        data: from `open_evaluation`.
+        threads: that decode images for scoring; 0 is one for each processor.
+        tell: told of each cell.
+
+    Returns:
+        What all cells of the study have left, now or before.
+
+    Raises:
+        ManifestError: weights, names, sizes or students that cannot be; nothing has been started.
+        InfrastructureError: storage or cluster failed; the same call resumes.
+    """
+    root = open_storage(study.manifest.storage.root)
+    jobs = list(_jobs(study, root, cells.digest(data) if data else ""))
+    _check([job for job in jobs if not job.finished])
+    with contextlib.ExitStack() as runtime:
+        return _Runner(study, threads, tell, runtime).run(jobs)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A cell, and what its data set and its outcome are called."""
+
+    cell: Cell
+    identity: dict[str, Any]
+    """Of its data set."""
+    place: Place | None
+    """None in a gallery, whose cells are data sets."""
+    teacher: Place | None
+    """Where the zero-shot scores of its teacher belong; None unless they are asked for."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be made."""
+        places = [place for place in (self.place, self.teacher) if place]
+        if not places:
+            return finished(self.cell.manifest, self.identity)
+        return all(place.read() for place in places)
+
+
+def _jobs(study: Study, root: Storage, data: str) -> Iterator[_Job]:
+    identities: dict[str, dict[str, Any]] = {}
+    teachers: set[str] = set()
+    for cell in study.cells:
+        key = fingerprint(identity(cell.manifest, {}))
+        if key not in identities:  # its weight files are read whole
+            identities[key] = identify(cell.manifest)
+        known = identities[key]
+        place = cells.of_student(root, cell, fingerprint(known), data) if study.trains else None
+        teacher = None
+        if study.described.teacher and study.trains:
+            teacher = cells.of_teacher(root, known, data)
+            teachers.add(teacher.model)
+        if len(teachers) > 1:
+            raise ManifestError(
+                "teacher",
+                f"must be empty where rows have several teachers, as {cell.row} has another",
+                study.described.teacher,
+                "empty it, or move the teacher to settings",
+            )
+        yield _Job(cell, known, place, teacher)
+
+
+def _check(jobs: list[_Job]) -> None:
+    """Refuse now what workers would refuse after hours."""
+    data_sets = {fingerprint(job.identity): job.cell.manifest for job in jobs}
+    for manifest in data_sets.values():
+        check_synthesis(manifest)
+    students = {_shape(job.cell.manifest): job.cell.manifest for job in jobs if job.place}
+    for manifest in students.values():
+        build_student(
+            manifest.distillation, len(manifest.classes), manifest.synthesis.image_size, seed=0
+        )
+
+
+def _shape(manifest: Manifest) -> tuple[object, ...]:
+    """All that decides whether a student can be built."""
+    config = manifest.distillation
+    return config.student, config.weights, config.stem, manifest.synthesis.image_size
+
+
+@dataclass
+class _Runner:
+    """One call of `reproduce`."""
+
+    study: Study
+    threads: int
+    tell: Tell
+    runtime: contextlib.ExitStack
+    """Of Ray, which starts with the first cell that needs it."""
+    teacher: tuple[str, Outcome] | None = None
+    students: dict[str, tuple[tuple[int, str, Outcome], ...]] = field(default_factory=dict)
+    versions: dict[str, PublishedVersion] = field(default_factory=dict)
+    broken: dict[str, DfkdError] = field(default_factory=dict)
+    """Data sets that could not be made, by fingerprint: the other seeds need not try again."""
+
+    def run(self, jobs: list[_Job]) -> Found:
+        failed = {}
+        for job in jobs:
+            try:
+                self._finish(job)
+            except InfrastructureError:
+                raise
+            except DfkdError as error:
+                failed[job.cell.label] = " ".join(str(error).split())
+        return Found(self.teacher, self.students, self.versions, failed)
+
+    def _finish(self, job: _Job) -> None:
+        cell = job.cell
+        if self.study.described.pictures and cell.row not in self.versions:
+            self.versions[cell.row] = self._version(job)
+        if job.teacher and self.teacher is None:
+            scored = _with_models(cell.manifest, "teacher")
+            outcome = job.teacher.read() or self._score(scored, job.teacher)
+            self.teacher = (job.teacher.folder, outcome)
+        if job.place is None:
+            return
+        found = job.place.read()
+        outcome = found or self._student(job, job.place)
+        self.students[cell.row] = (
+            *self.students.get(cell.row, ()),
+            (cell.seed, job.place.folder, outcome),
+        )
+        self.tell(cell.label, outcome, found is not None)
+
+    def _version(self, job: _Job) -> PublishedVersion:
+        """The cell's data set, made or found."""
+        key = fingerprint(job.identity)
+        if key in self.broken:
+            raise self.broken[key]
+        if not finished(job.cell.manifest, job.identity):
+            self._connect()
+        try:
+            # Whatever else is unfinished under this root is another cell's, which takes it up.
+            return build(job.cell.manifest, job.identity, abandon=True, make_current=False).version
+        except DfkdError as error:
+            self.broken[key] = error
+            raise
+
+    def _student(self, job: _Job, place: Place) -> Outcome:
+        """The scores of the cell's student, which is trained or found."""
+        cell, version = job.cell, self._version(job)
+        if cell.manifest.distillation.workers > 1 or os.environ.get("RAY_ADDRESS"):
+            self._connect()
+        train.distill(cell.manifest, cell.method, cell.seed, version.id)
+        return self._score(cell.manifest, place, version.id)
+
+    def _score(self, manifest: Manifest, place: Place, version: str = "") -> Outcome:
+        results = evaluate(manifest, self.threads or None, version, place.folder).results
+        unreadable = results["data"]["unreadable"]
+        if unreadable:
+            raise PartialError(
+                f"evaluation.data: {len(unreadable)} images could not be read, the first is "
+                f"{unreadable[0]}; mend or remove them"
+            )
+        return place.keep(
+            Outcome(
+                model=place.model,
+                version=place.version,
+                data=place.data,
+                scores=cells.scores(results["rows"]),
+                notes=tuple(results["data"]["notes"]),
+                date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+                machine=machine(),
+                environment=environment(),
+            )
+        )
+
+    def _connect(self) -> None:
+        """Join a cluster, or start a local one, unless that is done."""
+        self.runtime.enter_context(connected())
+
+
+def _with_models(manifest: Manifest, model: Literal["teacher", "student"]) -> Manifest:
+    """The manifest with one kind of model to be scored."""
+    evaluation = dataclasses.replace(manifest.evaluation, models=(model,))
+    return dataclasses.replace(manifest, evaluation=evaluation)
+
+
+def maps(study: Study, data: Domains, found: Found) -> Iterator[Map]:
+    """Of each row the evaluation set as its first student sees it."""
+    root, device = open_storage(study.manifest.storage.root), pick_device()
+    for row, done in found.students.items():
+        if done:
+            student, card = load_student(root.child(f"students/{done[0][2].model}"), device)
+            perplexity = study.described.perplexity
+            items, points = lay_out(student, card["image_size"], data, perplexity)
+            yield Map(
+                row,
+                tuple(points),
+                tuple(data.classes[item.class_index] for item in items),
+                tuple(item.domain for item in items),
+            )

@@ -1,0 +1,276 @@
+"""Studies: a table or figure of the paper as a YAML file that spans manifests and seeds.
+
+A study names a base manifest, settings that change it, and axes of named settings. A value of each
+axis makes a row, a row with a seed a cell: the manifest of one student or, in a gallery, of one
+data set. No torch and no ray here, so that a bad study is refused at once.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dfkd.errors import ManifestError
+from dfkd.fingerprint import fingerprint, identity
+from dfkd.manifest import Manifest, Method
+from dfkd.study_file import Description, Settings
+from dfkd.yaml import check, load, read_tree
+
+FILE = "study.yaml"
+
+MAX_ROWS = 1000
+"""A few long axes span more rows than any memory holds."""
+
+CHOSEN = (("name",), ("distillation", "seeds"), ("evaluation", "models"))
+"""Keys of each cell's manifest that the study itself gives."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row with a seed."""
+
+    names: tuple[str, ...]
+    """A value of each axis."""
+    seed: int
+    manifest: Manifest
+    """Of one prompt method and one student; only the student is scored."""
+
+    @property
+    def row(self) -> str:
+        """The row's name."""
+        return " ".join(self.names)
+
+    @property
+    def method(self) -> Method:
+        """By which its images are made."""
+        return self.manifest.prompts.method[0]
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.row} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has been checked and expanded."""
+
+    described: Description
+    folder: Path
+    """Of its file."""
+    cells: tuple[Cell, ...]
+    """Row after row, seed after seed."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the first cell: storage, classes and evaluation are those of all."""
+        return self.cells[0].manifest
+
+    @cached_property
+    def rows(self) -> dict[str, tuple[Cell, ...]]:
+        """The cells of each row, by its name."""
+        rows: dict[str, tuple[Cell, ...]] = {}
+        for cell in self.cells:
+            rows[cell.row] = (*rows.get(cell.row, ()), cell)
+        return rows
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has students; a gallery shows images only."""
+        return self.described.kind != "gallery"
+
+    def data_sets(self) -> dict[str, Manifest]:
+        """The manifest of each different data set, by what of it can change a pixel."""
+        return {fingerprint(identity(cell.manifest, {})): cell.manifest for cell in self.cells}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content with every default, as plain values."""
+        tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.described)))
+        return tree
+
+
+def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
+    """The study in a folder or file, with `key.sub=value` overrides of the file's own keys.
+
+    Raises:
+        ManifestError: the file, or the manifest of a cell, breaks a rule, which the text names.
+    """
+    path = Path(place)
+    path = path / FILE if path.is_dir() else path
+    described = load(Description, path, overrides)
+    base = read_tree(path.parent / described.base)
+    cells = tuple(_cells(described, base))
+    study = Study(described, path.parent, cells)
+    _check_together(study)
+    if described.size == "full":
+        _check_paper(study)
+    _check_root(described, base)
+    return study
+
+
+def _cells(described: Description, base: Settings) -> Iterator[Cell]:
+    common = [base, described.settings]
+    if described.size == "quick":
+        common.append(described.quick.settings)
+    _refuse_chosen("settings", described.settings)
+    _refuse_chosen("quick.settings", described.quick.settings)
+    for names, alternatives in _rows(described):
+        for number, seed in enumerate(described.chosen_seeds):
+            settings = [_of_seed(names, each, number) for each in alternatives]
+            for each in settings:
+                _refuse_chosen(f"axes: {' '.join(names)}", each)
+            yield Cell(names, seed, _manifest(described, names, seed, [*common, *settings]))
+
+
+Alternatives = list[Settings | tuple[Settings, ...]]
+"""What each axis sets in a row."""
+
+
+def _rows(described: Description) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
+    """The names of each row, and what they set."""
+    axes = described.chosen_axes
+    total = math.prod(len(axis.values) for axis in axes)
+    if total > MAX_ROWS:
+        raise ManifestError("axes", f"span at most {MAX_ROWS} rows", total, "shorten them")
+    skipped = [_skipped(described, entry) for entry in described.skip]
+    for choice in itertools.product(*(axis.values.items() for axis in axes)):
+        names = {axis.name: name for axis, (name, _) in zip(axes, choice, strict=True)}
+        if not any(entry.items() <= names.items() for entry in skipped):
+            yield tuple(names.values()), [settings for _, settings in choice]
+
+
+def _skipped(described: Description, entry: Mapping[str, str]) -> dict[str, str]:
+    known = {axis.name: axis.values for axis in described.chosen_axes}
+    for axis, value in entry.items():
+        if described.size == "full" and value not in known.get(axis, ()):
+            raise ManifestError(
+                "skip", "must name values by their axes", dict(entry), "mend or remove it"
+            )
+    return dict(entry)
+
+
+def _of_seed(
+    names: tuple[str, ...], settings: Settings | tuple[Settings, ...], number: int
+) -> Settings:
+    if not isinstance(settings, tuple):
+        return settings
+    if number >= len(settings):
+        raise ManifestError(
+            f"axes: {' '.join(names)}",
+            "a list of settings must have one for each seed",
+            len(settings),
+            "lengthen it or name fewer seeds",
+        )
+    return settings[number]
+
+
+def _refuse_chosen(field: str, settings: Settings) -> None:
+    """Settings that would be overwritten are a mistake."""
+    for *parents, leaf in CHOSEN:
+        tree: Any = settings
+        for parent in parents:
+            tree = tree.get(parent) if isinstance(tree, dict) else None
+        if isinstance(tree, dict) and leaf in tree:
+            raise ManifestError(
+                field,
+                f"must not hold {'.'.join([*parents, leaf])}, which the study gives",
+                tree[leaf],
+                "remove it; seeds are a key of the study",
+            )
+
+
+def _manifest(
+    described: Description, names: tuple[str, ...], seed: int, parts: list[Settings]
+) -> Manifest:
+    given: Settings = {
+        "distillation": {"seeds": [seed]},
+        "evaluation": {"models": ["student"]},
+    }
+    tree: Settings = {}
+    for part in [*parts, {"name": described.name}]:
+        tree = merged(tree, part)
+    for key, value in given.items():
+        if isinstance(tree.get(key, {}), dict):  # else the check names it
+            tree = merged(tree, {key: value})
+    try:
+        manifest = check(Manifest, tree)
+    except ManifestError as error:
+        raise ManifestError(
+            f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "mend the study"
+        ) from None
+    if len(manifest.prompts.method) != 1:
+        raise ManifestError(
+            f"axes: {' '.join(names)}",
+            "prompts.method must be one method",
+            list(manifest.prompts.method),
+            "make it an axis",
+        )
+    return manifest
+
+
+def merged(base: Settings, over: Settings) -> Settings:
+    """`base` with the values of `over`; mappings are merged, all else is replaced."""
+    tree = dict(base)
+    for key, value in over.items():
+        held = tree.get(key)
+        both = isinstance(held, dict) and isinstance(value, dict)
+        tree[key] = merged(held, value) if both else value  # type: ignore[arg-type]
+    return tree
+
+
+def _check_together(study: Study) -> None:
+    """Rows that are not alike have no common table, and equal ones are a slip."""
+    if not study.cells:
+        raise ManifestError("skip", "must leave a row", len(study.described.skip), "shorten it")
+    first = study.manifest
+    seen: dict[str, str] = {}
+    for cell in study.cells:
+        for field in ("storage", "classes", "evaluation"):
+            if getattr(cell.manifest, field) != getattr(first, field):
+                raise ManifestError(
+                    f"axes: {cell.row}",
+                    f"{field} must be the same in all rows",
+                    cell.manifest.as_dict()[field],
+                    "move it to settings",
+                )
+        if study.rows[cell.row][0].names != cell.names:
+            raise ManifestError(
+                "axes", "must give each row a name of its own", cell.row, "rename a value"
+            )
+        twin = seen.setdefault(fingerprint(cell.manifest.as_dict()), cell.row)
+        if twin != cell.row:
+            raise ManifestError(
+                f"axes: {cell.row}", "must differ from the other rows", twin, "remove one"
+            )
+    shown = study.described.pictures.classes if study.described.pictures else ()
+    for name in shown:
+        if name not in first.classes:
+            raise ManifestError(
+                "pictures.classes", "must be among classes", name, "name one of them"
+            )
+
+
+def _check_paper(study: Study) -> None:
+    known = [*study.rows, *([study.described.teacher] if study.described.teacher else [])]
+    for number, paper in enumerate(study.described.paper):
+        for label in paper.rows:
+            if label not in known:
+                raise ManifestError(
+                    f"paper.{number}.rows", f"must be among {', '.join(known)}", label, "mend it"
+                )
+
+
+def _check_root(described: Description, base: Settings) -> None:
+    full = merged(base, described.settings)
+    if merged(full, described.quick.settings).get("storage") == full.get("storage"):
+        raise ManifestError(
+            "quick.settings.storage.root",
+            "must be another than that of the full study",
+            full.get("storage"),
+            "name another root",
+        )

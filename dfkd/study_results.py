@@ -1,0 +1,220 @@
+"""What a study found: its cells by row, with mean and standard deviation over seeds.
+
+`results.json` (schema 1) holds the fields of `Results`; accuracies are 0-1. All that is shown in a
+table or a chart follows from it, and nothing in it tells when it was written, so that the same
+cells give the same bytes.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dfkd.cells import Outcome
+from dfkd.published import PublishedVersion
+from dfkd.results import Spread, spread
+from dfkd.shards import canonical
+from dfkd.study import Study
+
+FILE = "results.json"
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cell: a student of one seed, or the teacher; of a gallery a data set."""
+
+    seed: int
+    cell: str
+    """Folder under the root; empty in a gallery."""
+    version: str
+    """Fingerprint of the data set; empty for a teacher."""
+    accuracy: dict[str, float]
+    """By domain."""
+    class_mean: dict[str, float]
+    """By domain: the mean over its classes."""
+    per_class: dict[str, dict[str, float]]
+    """By domain and class."""
+
+    @classmethod
+    def of(cls, seed: int, folder: str, outcome: Outcome) -> "Measured":
+        """From an outcome and the folder that it lies in."""
+        return cls(
+            seed=seed,
+            cell=folder,
+            version=outcome.version,
+            accuracy={score.domain: score.accuracy for score in outcome.scores},
+            class_mean={score.domain: score.class_mean for score in outcome.scores},
+            per_class={score.domain: score.per_class for score in outcome.scores},
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of one value of each axis, or those of the teacher."""
+
+    names: tuple[str, ...]
+    """A value of each axis; of the teacher's row its name, then blanks."""
+    model: Literal["teacher", "student"]
+    cells: tuple[Measured, ...]
+    domains: dict[str, Spread]
+    """Accuracy over seeds."""
+    mean: Spread | None
+    """Over seeds, of the mean over domains; None in a gallery."""
+
+    @classmethod
+    def of(
+        cls,
+        names: tuple[str, ...],
+        model: Literal["teacher", "student"],
+        cells: tuple[Measured, ...],
+    ) -> "Row":
+        """From one cell or more, all of which were scored on the same domains, or on none."""
+        domains = cells[0].accuracy
+        spreads = {name: spread([cell.accuracy[name] for cell in cells]) for name in domains}
+        means = [statistics.fmean(cell.accuracy.values()) for cell in cells if domains]
+        return cls(names, model, cells, spreads, spread(means) if means else None)
+
+    @property
+    def label(self) -> str:
+        """The row's name."""
+        return " ".join(filter(None, self.names))
+
+    def of_class(self, domain: str, name: str) -> Spread | None:
+        """Accuracy of a class over seeds; None where the domain has no image of it."""
+        found = [c.per_class[domain][name] for c in self.cells if name in c.per_class[domain]]
+        return spread(found) if found else None
+
+    def of_class_everywhere(self, name: str) -> Spread | None:
+        """Accuracy of a class over seeds, the mean over the domains that have it."""
+        found = [
+            [classes[name] for classes in cell.per_class.values() if name in classes]
+            for cell in self.cells
+        ]
+        return spread([statistics.fmean(values) for values in found]) if all(found) else None
+
+    def class_mean(self, domain: str) -> Spread:
+        """The mean over a domain's classes, over seeds."""
+        return spread([cell.class_mean[domain] for cell in self.cells])
+
+
+@dataclass(frozen=True)
+class Map:
+    """An evaluation set as the features of a row's first student lay it out."""
+
+    row: str
+    points: tuple[Point, ...]
+    classes: tuple[str, ...]
+    """Of each point."""
+    domains: tuple[str, ...]
+    """Of each point."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Where the cells come from: what differs is listed once, sorted."""
+
+    dates: tuple[str, ...]
+    machines: tuple[dict[str, Any], ...]
+    environments: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study's cells have left."""
+
+    teacher: tuple[str, Outcome] | None
+    """Folder and outcome, where the study has a row for it."""
+    students: Mapping[str, tuple[tuple[int, str, Outcome], ...]]
+    """Seed, folder and outcome of the finished cells of each row, by its name."""
+    versions: Mapping[str, PublishedVersion]
+    """The data set of each row's first seed, by the row's name."""
+    failed: Mapping[str, str]
+    """Why a cell is missing, by its label."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's findings."""
+
+    study: str
+    size: Literal["full", "quick"]
+    shows: tuple[str, ...]
+    command: str
+    """That makes them, or finds them made."""
+    commit: str | None
+    """Of the checkout that wrote this."""
+    seeds: tuple[int, ...]
+    domains: dict[str, int]
+    """Images that were scored, by domain; empty in a gallery."""
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    """About the data."""
+    rows: tuple[Row, ...]
+    """The teacher first; without those of which no cell is finished."""
+    failed: dict[str, str]
+    made: Made
+    maps: tuple[Map, ...] = ()
+    schema: int = field(default=1)
+
+    def encode(self) -> bytes:
+        """The content of results.json."""
+        return canonical(asdict(self))
+
+
+def gather(
+    study: Study, found: Found, command: str, commit: str | None, maps: Iterable[Map] = ()
+) -> Results:
+    """The results of what a study's cells have left."""
+    outcomes = [outcome for cells in found.students.values() for _, _, outcome in cells]
+    outcomes += [found.teacher[1]] if found.teacher else []
+    scores = outcomes[0].scores if outcomes else ()
+    return Results(
+        study=study.described.name,
+        size=study.described.size,
+        shows=study.described.shows,
+        command=command,
+        commit=commit,
+        seeds=study.described.chosen_seeds,
+        domains={score.domain: score.images for score in scores},
+        classes=study.manifest.classes,
+        notes=outcomes[0].notes if outcomes else (),
+        rows=tuple(_scored_rows(study, found) if study.trains else _gallery_rows(study, found)),
+        failed=dict(found.failed),
+        made=_made(outcomes, found.versions.values()),
+        maps=tuple(maps),
+    )
+
+
+def _scored_rows(study: Study, found: Found) -> Iterable[Row]:
+    if found.teacher:
+        blanks = ("",) * (len(study.described.chosen_axes) - 1)
+        names = (study.described.teacher, *blanks)
+        yield Row.of(names, "teacher", (Measured.of(0, *found.teacher),))
+    for name, cells in found.students.items():
+        if cells:
+            measured = tuple(Measured.of(*cell) for cell in cells)
+            yield Row.of(study.rows[name][0].names, "student", measured)
+
+
+def _gallery_rows(study: Study, found: Found) -> Iterable[Row]:
+    for name, version in found.versions.items():
+        cell = study.rows[name][0]
+        shown = Measured(cell.seed, "", version.fingerprint, {}, {}, {})
+        yield Row.of(cell.names, "student", (shown,))
+
+
+def _made(outcomes: Iterable[Outcome], versions: Iterable[PublishedVersion]) -> Made:
+    cells = list(outcomes)
+    machines = {canonical(cell.machine): cell.machine for cell in cells}
+    libraries = [
+        *(cell.environment for cell in cells),
+        *(version.manifest["environment"] for version in versions),
+    ]
+    environments = {canonical(each): each for each in libraries}
+    return Made(
+        tuple(sorted({cell.date for cell in cells})),
+        tuple(machines[key] for key in sorted(machines)),
+        tuple(environments[key] for key in sorted(environments)),
+    )

@@ -1,0 +1,67 @@
+"""A study's charts as files."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from dfkd.report.figures import COLOURS, Drawn, Series, bars, curve, maps
+from dfkd.results import Spread
+
+NAME = "<b>&\"'"
+
+
+def spread(mean: float, std: float | None = None) -> Spread:
+    return Spread(mean=mean, std=std)
+
+
+def require_picture(drawn: Drawn, *texts: str) -> str:
+    svg = drawn.svg.decode()
+    assert svg.startswith("<svg")
+    assert "<b>" not in svg
+    for text in texts:
+        assert f">{text}</text>" in svg
+    with Image.open(io.BytesIO(drawn.png)) as image:
+        assert image.format == "PNG"
+        assert image.width > 600
+    return svg
+
+
+def test_a_curve_has_a_line_and_a_legend_for_each_series() -> None:
+    found = [
+        Series("mean", ((6, spread(0.6, 0.02)), (36, spread(0.72)))),
+        Series(NAME, ((6, spread(0.5)), (36, spread(0.8, 0.01)))),
+    ]
+    drawn = curve("Title", "images", found)
+    svg = require_picture(drawn, "Title", "images", "accuracy, %", "6", "36", "mean")
+    assert svg.count('stroke-width="3"') == 1
+    assert COLOURS[1] in svg
+    assert curve("Title", "images", found).svg == drawn.svg
+
+
+@pytest.mark.parametrize("places", [(0, 8), (5,)])
+def test_a_curve_may_start_at_zero_or_have_one_place(places: tuple[int, ...]) -> None:
+    line = Series("mean", tuple((place, spread(0.5)) for place in places))
+    require_picture(curve("Title", "views", [line]), *map(str, places))
+
+
+def test_bars_stand_in_groups() -> None:
+    found = [
+        Series("shuffle", (("pixel", spread(0.6, 0.02)), ("mean", spread(0.7)))),
+        Series(NAME, (("pixel", spread(0.99, 0.5)), ("mean", spread(0.8)))),
+    ]
+    svg = require_picture(bars("Title", found), "pixel", "mean", "shuffle")
+    assert svg.count('aria-roledescription="bar"') == 4
+
+
+def test_a_map_is_drawn_once_for_each_colouring() -> None:
+    points = [(0.0, 1.0), (2.0, 3.0), (4.0, 0.0)]
+    colourings = [["cat", "dog", "cat"], ["pixel", "pixel", "solid"]]
+    svg = require_picture(maps("t-SNE", [("Mix", points, colourings)]), "cat", "dog", "solid")
+    assert svg.count(">Mix</text>") == 2
+
+
+def test_many_classes_are_told_apart_by_shape() -> None:
+    names = [f"class {number:02d}" for number in range(2 * len(COLOURS))]
+    points = [(float(number), 0.0) for number in range(len(names))]
+    require_picture(maps("t-SNE", [("Mix", points, [names])]), names[0], names[-1])

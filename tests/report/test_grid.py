@@ -1,0 +1,80 @@
+"""The same grid as Markdown, CSV and LaTeX, byte by byte."""
+
+import csv
+import io
+
+import pytest
+
+from dfkd.report.grid import Grid, as_csv, figure, latex, markdown
+from dfkd.results import Spread
+
+GRID = Grid(
+    title="50 % & more",
+    head=("Method", "color_emoji", "P (PACS, paper)"),
+    names=1,
+    rows=(
+        ("CLIP", Spread(mean=0.8806, std=None), 99.46),
+        ("Mix_*|$x^2~#{}\\", Spread(mean=0.5, std=0.0123), None),
+    ),
+    notes=("Mean ± deviation of a_b.",),
+)
+
+MARKDOWN = """\
+# 50 % & more
+
+| Method               | color_emoji | P (PACS, paper) |
+| -------------------- | ----------: | --------------: |
+| CLIP                 |        88.1 |           99.46 |
+| Mix\\_\\*\\|$x^2\\~#{}\\\\ |  50.0 ± 1.2 |               - |
+
+- Mean ± deviation of a_b.
+"""
+
+CSV = """\
+Method,color_emoji,color_emoji std,"P (PACS, paper)"
+CLIP,88.0600,,99.46
+Mix_*|$x^2~#{}\\,50.0000,1.2300,
+"""
+
+LATEX = r"""\begin{table}
+\caption{50 \% \& more. Mean $\pm$ deviation of a\_b.}
+\begin{tabular}{lrr}
+\hline
+Method & color\_emoji & P (PACS, paper) \\
+\hline
+CLIP & 88.1 & 99.46 \\
+Mix\_*|\$x\textasciicircum{}2\textasciitilde{}\#\{\}\textbackslash{} & 50.0 $\pm$ 1.2 & - \\
+\hline
+\end{tabular}
+\end{table}
+"""
+
+
+def test_markdown() -> None:
+    assert markdown(GRID) == MARKDOWN
+
+
+def test_csv_has_means_and_deviations_apart() -> None:
+    assert as_csv(GRID) == CSV
+    assert len({len(line) for line in csv.reader(io.StringIO(as_csv(GRID)))}) == 1
+
+
+def test_latex_escapes_all_that_latex_reads() -> None:
+    assert latex(GRID) == LATEX
+
+
+def test_a_text_of_several_lines_stays_one() -> None:
+    grid = Grid("a\n\n# b", ("x\ny",), 1, (("c\n|d",),), ())
+    assert markdown(grid) == "# a # b\n\n| x y   |\n| ----- |\n| c \\|d |\n"
+    assert "x y \\\\\n" in latex(grid)
+
+
+def test_ours_and_the_papers_numbers_look_different() -> None:
+    assert figure(Spread(mean=0.5278, std=None)) == "52.8"
+    assert figure(52.81) == "52.81"
+    assert figure(100.0) == "100.00"
+
+
+def test_a_row_of_another_width_is_no_grid() -> None:
+    with pytest.raises(ValueError, match="wide"):
+        Grid("t", ("a", "b"), 1, (("c",),), ())
