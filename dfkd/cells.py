@@ -18,8 +18,8 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.distilled import student_name
 from dfkd.domains import Domains
 from dfkd.errors import CorruptionError
+from dfkd.fields import CHECKED, Fraction
 from dfkd.fingerprint import fingerprint
-from dfkd.manifest import CHECKED, Fraction
 from dfkd.results import Row
 from dfkd.shards import Sha256, canonical
 from dfkd.storage import MissingObject, Storage

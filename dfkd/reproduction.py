@@ -23,14 +23,13 @@ from dfkd.cluster.connect import connected
 from dfkd.dataset import PublishedVersion
 from dfkd.device import pick_device
 from dfkd.domains import Domains, open_data
-from dfkd.embedding import lay_out
+from dfkd.embedding import lay_out, require_tsne
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, PartialError
 from dfkd.evaluation import evaluate
 from dfkd.fingerprint import fingerprint, identity
 from dfkd.manifest import Manifest
-from dfkd.preflight import check_synthesis
+from dfkd.preflight import check_distillation, check_synthesis
 from dfkd.storage import Storage, open_storage
-from dfkd.student import build as build_student
 from dfkd.student import load_student
 from dfkd.study import Cell, Study
 from dfkd.study_results import Found, Map
@@ -70,6 +69,8 @@ def reproduce(
         ManifestError: weights, names, sizes or students that cannot be; nothing has been started.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
+    if study.described.kind == "embedding":
+        require_tsne()  # now, and not after the students
     root = open_storage(study.manifest.storage.root)
     jobs = list(_jobs(study, root, cells.digest(data) if data else ""))
     _check([job for job in jobs if not job.finished])
@@ -128,9 +129,7 @@ def _check(jobs: list[_Job]) -> None:
         check_synthesis(manifest)
     students = {_shape(job.cell.manifest): job.cell.manifest for job in jobs if job.place}
     for manifest in students.values():
-        build_student(
-            manifest.distillation, len(manifest.classes), manifest.synthesis.image_size, seed=0
-        )
+        check_distillation(manifest)
 
 
 def _shape(manifest: Manifest) -> tuple[object, ...]:

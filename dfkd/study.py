@@ -17,7 +17,8 @@ from typing import Any
 
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import fingerprint, identity
-from dfkd.manifest import Manifest, Method
+from dfkd.manifest import Manifest
+from dfkd.methods import Method
 from dfkd.study_file import Description, Settings
 from dfkd.yaml import check, load, read_tree
 
@@ -48,7 +49,7 @@ class Cell:
     @property
     def method(self) -> Method:
         """By which its images are made."""
-        return self.manifest.prompts.method[0]
+        return self.manifest.method
 
     @property
     def label(self) -> str:
@@ -203,11 +204,11 @@ def _manifest(
         raise ManifestError(
             f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "mend the study"
         ) from None
-    if len(manifest.prompts.method) != 1:
+    if len(manifest.methods) != 1:
         raise ManifestError(
             f"axes: {' '.join(names)}",
-            "prompts.method must be one method",
-            list(manifest.prompts.method),
+            "prompts.method, synthesis.method and batch_norm_weight must make one method",
+            list(manifest.methods),
             "make it an axis",
         )
     return manifest

@@ -1,14 +1,13 @@
 """The file of a study: what it says, and the rules that it keeps by itself."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.errors import ManifestError
-from dfkd.manifest import CHECKED, Count, Name, Natural, Positive
+from dfkd.fields import CHECKED, Count, Name, Natural, Positive, require_unique
 
 Settings = dict[str, Any]
 """Keys of the manifest with other values, nested as in a manifest file."""
@@ -107,8 +106,8 @@ class Description:
     """`--quick` sets it to `quick`."""
 
     def __post_init__(self) -> None:
-        _require_unique("axes", [axis.name for axis in self.axes])
-        _require_unique("seeds", self.seeds)
+        require_unique("axes", tuple(axis.name for axis in self.axes))
+        require_unique("seeds", self.seeds)
         if self.kind == "curve":
             self._require_numbers()
         shown = 0 if self.pictures is None else len(self.pictures.classes)
@@ -149,9 +148,3 @@ def _is_number(text: str) -> bool:
         return float(text) < float("inf")
     except ValueError:
         return False
-
-
-def _require_unique(field: str, values: Sequence[object]) -> None:
-    for value in values:
-        if list(values).count(value) > 1:
-            raise ManifestError(field, "every entry once", value, "remove the repetition")

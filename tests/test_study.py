@@ -137,7 +137,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (axis(x={"distillation": 3}), "axes: x: must be a manifest (distillation: "),
     (axis(x={"evaluation": None}), "axes: x: must be a manifest (evaluation: "),
     (axis(x={}, y={}), "axes: y: must differ from the other rows, got 'x'"),
-    (axis(x={"prompts": {"method": ["mix", "random"]}}), "x: prompts.method must be one method"),
+    (
+        axis(x={"prompts": {"method": ["mix", "random"]}}),
+        "x: prompts.method, synthesis.method and batch_norm_weight must make one method",
+    ),
     (axis(x={"storage": {"root": "y"}}, y={}), "axes: y: storage must be the same in all rows"),
     (axis(x={"classes": ["a", "b"]}, y={}), "axes: y: classes must be the same"),
     (axis(x=[{"seed": 3}]), "axes: x: a list of settings must have one for each seed, got 1"),
