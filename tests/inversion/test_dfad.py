@@ -22,13 +22,13 @@ def test_a_student_comes_to_agree(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1)
     pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     taught = classifier.logits(pixels)
-    learner = Learner(InnerStudent(learning_rate=0.01), run, 2, absolute)
+    learner = Learner(InnerStudent(learning_rate=1e-3), run, 2, absolute)
     with torch.no_grad():
         before = float(absolute(learner.student(pixels), taught))
-    for _ in range(8):
+    for _ in range(20):
         learner.learn(pixels, taught)
     with torch.no_grad():
-        assert float(absolute(learner.student(pixels), taught)) < 0.8 * before
+        assert float(absolute(learner.student(pixels), taught)) < 0.5 * before
 
 
 def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
