@@ -63,9 +63,12 @@ class LabelMoments:
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
+    inconsistent: int = 0
+    """Images that the teacher takes for another class than their own."""
 
-    def add(self, distances: np.ndarray[Any, Any]) -> None:
-        """Take the M distances of one image into account."""
+    def add(self, distances: np.ndarray[Any, Any], own: int) -> None:
+        """Take the M distances of one image, which is of class `own`, into account."""
+        self.inconsistent += int(distances.argmin() != own)
         values = distances.astype(np.float64)
         self.count += values.size
         self.total += float(values.sum())
@@ -93,7 +96,7 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
         for receipt, data in _fetched(home, receipts):
             for sample in read_shard(data, receipt):
-                moments.add(sample.arrays["distances"])
+                moments.add(sample.arrays["distances"], sample.metadata["class_index"])
                 rows.append(index_row(sample, receipt.shard))
             if len(rows) >= GROUP_ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, INDEX))
@@ -156,6 +159,7 @@ def publish(
         index = Path(folder, INDEX_KEY)
         moments = write_index(home, receipts, index)
         manifest |= {"label_mean": moments.mean, "label_std": moments.std}
+        manifest["inconsistent"] = moments.inconsistent
         manifest["files"] = {
             CARD_KEY: hashlib.sha256(card(manifest).encode()).hexdigest(),
             INDEX_KEY: sha256_file(index),
@@ -231,6 +235,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"- teacher: {identity.get('teacher.model')}",
         f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
         f"{manifest['label_std']:.6f} over all distances",
+        *_inconsistent(manifest),
         f"- images that diverged and were left out: {manifest['failed']}",
         f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
         *_carried(manifest["shards"]),
@@ -250,6 +255,14 @@ def card(manifest: Mapping[str, Any]) -> str:
         TERMS,
     ]
     return "\n".join(lines)
+
+
+def _inconsistent(manifest: Mapping[str, Any]) -> list[str]:
+    """Versions of earlier releases did not count them."""
+    count = manifest.get("inconsistent")
+    if count is None:
+        return []
+    return [f"- images that the teacher takes for another class than their own: {count}"]
 
 
 def _carried(shards: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from dfkd.manifest import Prompts
 from dfkd.pseudo import PseudoWords
 
-CAPACITY = 16384
-"""Prompts that the memory bank remembers; the oldest leave first."""
+PATIENCE = 10
+"""Times `updates` that prompts are moved at the most, so that they meet `similarity`."""
 
 
 class Bank:
     """The memory bank: unit embeddings of earlier prompts and their classes, oldest first."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.embeddings: Tensor | None = None
         self.labels: Tensor | None = None
@@ -69,6 +69,8 @@ def optimise(
 ) -> Solution:
     """Move pseudo-words so that each prompt stays near its disturbed self and leaves the others.
 
+    After `updates` it goes on until the mean cosine within classes meets `similarity`.
+
     Args:
         problem: the batch, its classes and the bank, of which one sample serves all updates.
         start: pseudo-words [N, D].
@@ -80,9 +82,14 @@ def optimise(
     optimizer = torch.optim.Adam([pseudo], lr=config.learning_rate)
     remembered = problem.bank.draw(config.bank, draw)
     losses = []
-    for _ in range(config.updates):
+    patience = 1 if config.similarity == 1 else PATIENCE
+    for update in range(patience * config.updates):
         disturbed = [problem.words.disturbed(n, config.positive, draw) for n in problem.names]
         texts = problem.words.encode(problem.names, pseudo)
+        if update >= config.updates:
+            alike = similarity_in_class(texts.detach(), problem.labels, remembered)
+            if alike <= config.similarity:
+                break
         positives = problem.words.encode(problem.names, pseudo, disturbed)
         within = config.negatives == "intra-class"
         loss = contrast(texts, positives, problem.labels, remembered, config.temperature, within)
@@ -98,6 +105,24 @@ def optimise(
     with torch.no_grad():
         embeddings = problem.words.encode(problem.names, pseudo)
     return Solution(pseudo.detach(), embeddings, torch.stack(losses).cpu())
+
+
+def similarity_in_class(
+    texts: Tensor, labels: Tensor, remembered: tuple[Tensor, Tensor] | None
+) -> float:
+    """Mean cosine of texts [N, E] with the other ones of their class, remembered ones included.
+
+    Without such a pair it is -1.
+    """
+    others, other_labels = texts, labels
+    if remembered is not None:
+        others = torch.cat([texts, remembered[0]])
+        other_labels = torch.cat([labels, remembered[1]])
+    pairs = labels[:, None] == other_labels[None, :]
+    pairs &= ~torch.eye(len(texts), len(others), dtype=torch.bool, device=texts.device)
+    if not pairs.any():
+        return -1.0
+    return float((texts @ others.T)[pairs].mean())
 
 
 def contrast(

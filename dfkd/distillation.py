@@ -17,8 +17,9 @@ from dfkd.plan import derive_seed
 from dfkd.streaming import Batch
 from dfkd.student import Student
 
-Label = Callable[[Tensor], Tensor]
-"""The teacher: pixels [B, 3, H, W] in [0, 1] to distances [B, M] float32."""
+Label = Callable[[Tensor, Batch, torch.Generator], Tensor]
+"""The teacher's distances [B, M] float32 for the views [B, 3, H, W] in [0, 1] of a batch; labels
+that are drawn are drawn from the generator, which is the step's own."""
 
 Distribute = Callable[[nn.Module], nn.Module]
 """Wraps a module so that its gradients are the mean over all ranks; with one rank, the identity."""
@@ -128,7 +129,7 @@ class Distiller:
         distances = self._distances(pixels, batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             outputs = self.model(pixels)
-        loss = F.l1_loss(outputs.float(), (distances - self.scale.mean) / self.scale.std)
+        loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in self.optimizer.param_groups:
@@ -152,9 +153,22 @@ class Distiller:
 
     @torch.no_grad()
     def _distances(self, pixels: Tensor, batch: Batch) -> Tensor:
-        if self.label is not None:
-            return self.label(pixels)
-        return batch.distances.to(self.device, non_blocking=True)
+        if self.label is None:
+            return batch.distances.to(self.device, non_blocking=True)
+        seed = derive_seed("label", self.seed, self.step, self.rank)
+        return self.label(pixels, batch, torch.Generator().manual_seed(seed))
+
+    def _loss(self, outputs: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        """Equation 5; images that the teacher takes for another class count `inconsistent` times.
+
+        The sum is divided by all images, so that the weights of a batch do not depend on its ranks.
+        """
+        if self.config.inconsistent == 1:
+            return F.l1_loss(outputs, targets)
+        errors = F.l1_loss(outputs, targets, reduction="none").mean(dim=1)
+        consistent = batch.distances.argmin(dim=1) == batch.labels
+        weights = torch.where(consistent, 1.0, self.config.inconsistent)
+        return (weights.to(self.device, non_blocking=True) * errors).mean()
 
     def state(self) -> dict[str, Tensor]:
         """Flat named tensors: student.*, optimizer.INDEX.NAME and step."""

@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 
+TWIN = 0.99
+"""Cosine above which two embeddings of one class count as near duplicates."""
+
 
 def vendi_score(embeddings: Floats) -> float:
     """The effective number of different rows (Friedman and Dieng, 2023), from 1 to N.
@@ -19,9 +22,31 @@ def vendi_score(embeddings: Floats) -> float:
     unit = _unit(embeddings)
     # The nonzero eigenvalues of X X' are those of X' X: the smaller of the two is decomposed.
     gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
-    values = np.linalg.eigvalsh(gram / len(unit))
+    return effective_number(gram / len(unit))
+
+
+def effective_number(gram: Floats) -> float:
+    """exp of the entropy of the eigenvalues of a Gram matrix [N, N] of trace 1; 1 of zeros."""
+    values = np.linalg.eigvalsh(gram)
     values = values[values > 1e-12]
     return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def twins(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+    """Which rows [N] have a near duplicate: another row of their class with a cosine above `TWIN`.
+
+    Args:
+        embeddings: [N, E], no row zero; they are normalised here.
+        labels: the class [N] of each row.
+    """
+    unit = _unit(embeddings)
+    found = np.zeros(len(unit), dtype=np.bool_)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        cosines = unit[rows] @ unit[rows].T
+        np.fill_diagonal(cosines, -1.0)
+        found[rows] = cosines.max(axis=1, initial=-1.0) > TWIN
+    return found
 
 
 def pair_cosines(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:

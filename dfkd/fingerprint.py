@@ -55,9 +55,17 @@ def _only_latent(chosen: dict[str, Any]) -> None:
     """Drop what a method with latents does not depend on."""
     if chosen["prompts"]["method"] != ["contrastive"]:
         del chosen["prompts"]["contrastive"]
+    else:
+        _without(chosen["prompts"]["contrastive"], {"memory": 16384, "similarity": 1.0})
     del chosen["synthesis"]["method"]
-    if chosen["synthesis"]["batch_norm_weight"] == [0.0]:
-        del chosen["synthesis"]["batch_norm_weight"]
+    _without(chosen["synthesis"], {"batch_norm_weight": [0.0]})
+
+
+def _without(section: dict[str, Any], added: Mapping[str, Any]) -> None:
+    """Drop keys that came after the first fingerprints and leave all as it was before them."""
+    for key, off in added.items():
+        if section[key] == off:
+            del section[key]
 
 
 def _only_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:

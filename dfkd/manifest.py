@@ -28,6 +28,7 @@ from dfkd.fields import (
 )
 from dfkd.inversion.settings import Inversion
 from dfkd.methods import Method, PromptMethod, Way, compared, prompt_method, way_of
+from dfkd.presets import PRESETS
 from dfkd.yaml import load
 
 Average = Literal["images", "classes"]
@@ -89,16 +90,22 @@ class Contrastive:
     """Equation 12 and the variants that the paper ablates."""
 
     updates: Count = 100
+    """At the least: with `similarity` up to ten times as many, until a batch meets it."""
     learning_rate: Positive = 0.1
     batch_size: Annotated[int, Field(ge=2)] = 256
     bank: Natural = 2048
     """Negatives drawn from the memory bank of earlier prompts; 0 uses the batch alone."""
+    memory: Count = 16384
+    """Prompts that the bank remembers, of all classes; the oldest leave first."""
     temperature: Positive = 0.1
     """The paper names no value."""
     positive: Literal["shuffle", "substitute"] = "shuffle"
     """How the letters of the template's frozen words are disturbed in the positive view."""
     negatives: Literal["instance", "intra-class"] = "instance"
     initialisation: Literal["random", "mix"] = "random"
+    similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Most that the mean cosine over pairs of prompts of one class may be: a run whose prompts miss
+    it is refused before any image is made; 1 accepts all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -197,7 +204,7 @@ class Synthesis:
 
 
 Augmentation = Literal[
-    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase"
+    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase", "style", "mix"
 ]
 
 
@@ -237,8 +244,14 @@ class Distillation(Training):
     """One student is trained for each."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step over all ranks together."""
-    labels: Literal["live", "stored"] = "live"
-    """Teacher on the augmented view, or the distances stored in the shard."""
+    labels: Literal["live", "stored", "restyled"] = "live"
+    """Teacher on the augmented view, the distances stored in the shard, or those of the stored
+    embedding, which each step moves along a style of `prompts.styles`."""
+    texts: Literal["template", "styles"] = "template"
+    """What the teacher compares images with: the class prompt, or an ensemble, each class' mean
+    over `prompts.styles`. Stored distances are to the class prompt."""
+    inconsistent: Fraction = 1.0
+    """Weight in the loss of an image that the teacher takes for another class; 0 drops it."""
     standardise: bool = False
     """Train on (distance - mean) / std of the labels; the student still outputs distances."""
     workers: Count = 1
@@ -251,12 +264,19 @@ class Distillation(Training):
     def __post_init__(self) -> None:
         require_unique("distillation.seeds", self.seeds)
         require_unique("distillation.augmentation", self.augmentation)
-        if self.labels == "stored" and self.augmentation:
+        if self.labels != "live" and self.augmentation:
             raise ManifestError(
                 "distillation.labels",
-                "stored labels belong to the plain image and allow no augmentation",
+                f"{self.labels} labels belong to the plain image and allow no augmentation",
                 self.labels,
                 "set distillation.labels=live or distillation.augmentation=[]",
+            )
+        if self.labels == "stored" and self.texts != "template":
+            raise ManifestError(
+                "distillation.texts",
+                "must be template with stored labels, which are distances to it",
+                self.texts,
+                "set distillation.labels=live or restyled",
             )
         if self.batch_size % self.workers:
             raise ManifestError(
@@ -440,10 +460,13 @@ class Manifest:
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":
         """The manifest in file `path` with `key.sub=value` overrides applied.
 
+        Both may name a preset: `preset` in the file stands beneath its other keys, `preset=NAME`
+        above all that is left of it.
+
         Raises:
             ManifestError: the file or an override breaks a rule, which the text names.
         """
-        return load(cls, path, overrides)
+        return load(cls, path, overrides, PRESETS)
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -6,7 +6,7 @@ mixes classes, a synthesis task reads one file, and memory holds one part howeve
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from dfkd import contrastive
 from dfkd.contrastive import Bank
+from dfkd.diversity import effective_number, twins
+from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
 from dfkd.methods import prompt_method
 from dfkd.plan import derive_seed, fresh_tasks, root_seed
@@ -109,7 +111,7 @@ class PromptMaker:
         self.base = base
         self.method = prompt_method(manifest.method) or "vanilla"
         self.class_texts = class_texts(manifest, teacher)
-        self.bank = Bank()
+        self.bank = Bank(manifest.prompts.contrastive.memory)
         self._styles: dict[str, Tensor] = {}
 
     def resume(self, tables: Iterable[pa.Table]) -> None:
@@ -272,8 +274,7 @@ class PromptMaker:
     def _styled(self, name: str) -> Tensor:
         """Text embeddings [S, E] of one class in every style, encoded once a class."""
         if name not in self._styles:
-            texts = [self._filled(name, style) for style in dictionary(self.manifest.prompts)]
-            self._styles = {name: self.teacher.encode_text(texts)}
+            self._styles = {name: style_texts(self.manifest, self.teacher, name)}
         return self._styles[name]
 
     def _filled(self, name: str, style: str) -> str:
@@ -302,10 +303,36 @@ def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
     words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
 
 
+def check_similarity(manifest: Manifest, facts: Mapping[str, Any]) -> None:
+    """Refuse contrastive prompts that are more alike than `contrastive.similarity` allows.
+
+    Args:
+        facts: `statistics` of the prompts.
+
+    Raises:
+        ManifestError: naming what they are.
+    """
+    allowed, found = manifest.prompts.contrastive.similarity, facts["similarity_in_class"]
+    if prompt_method(manifest.method) == "contrastive" and allowed < found:
+        raise ManifestError(
+            "prompts.contrastive.similarity",
+            f"must not be exceeded by the prompts, whose mean cosine in a class is {found:.4f}",
+            allowed,
+            "raise it, contrastive.updates or their learning_rate, or lower guard.weight",
+        )
+
+
 def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] of the vanilla class prompts, which labels and zero-shot rows use."""
     template = manifest.teacher.template
     return teacher.encode_text([template.replace("{class}", name) for name in manifest.classes])
+
+
+def style_texts(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
+    """Unit embeddings [S, E] of one class in every style of the dictionary."""
+    template = manifest.prompts.template.replace("{class}", name)
+    texts = [template.replace("{style}", style) for style in dictionary(manifest.prompts)]
+    return teacher.encode_text(texts)
 
 
 def _sorted(tables: Sequence[pa.Table]) -> pa.Table:
@@ -352,8 +379,10 @@ def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
 
     Returns:
         `prompts`, `similarity` (mean cosine over all pairs), `similarity_in_class` (over pairs of
-        one class), `own_class` (share nearest to its own class text); for contrastive prompts also
-        `initial_*` of the starting points and `loss_first`, `loss_last` (means of equation 12).
+        one class), `own_class` (share nearest to its own class text), `twins` (share with a near
+        duplicate in its class and part), `vendi` (effective number of different prompts); for
+        contrastive prompts also `initial_*` of the starting points and `loss_first`, `loss_last`
+        (means of equation 12).
     """
     now, initial = _Spread(texts), _Spread(texts)
     first: list[float] = []
@@ -379,12 +408,15 @@ class _Spread:
         self.texts = texts.astype(np.float64)
         self.sums = np.zeros_like(self.texts)
         self.counts = np.zeros(len(texts))
-        self.own = 0
+        self.own = self.twins = 0
+        self.gram = np.zeros((texts.shape[1], texts.shape[1]))
 
     def add(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
         np.add.at(self.sums, labels, embeddings)
         np.add.at(self.counts, labels, 1)
         self.own += int(((embeddings @ self.texts.T).argmax(axis=1) == labels).sum())
+        self.twins += int(twins(embeddings, labels).sum())
+        self.gram += embeddings.T.astype(np.float64) @ embeddings
 
     def summary(self) -> dict[str, Any]:
         total, pairs = self.counts.sum(), (self.counts * (self.counts - 1)).sum()
@@ -395,4 +427,6 @@ class _Spread:
             "similarity": float(everywhere),
             "similarity_in_class": float(inside),
             "own_class": float(self.own / max(total, 1)),
+            "twins": float(self.twins / max(total, 1)),
+            "vendi": effective_number(self.gram / max(total, 1)),
         }

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.dataset import PublishedVersion
@@ -49,6 +50,10 @@ class Batch:
     """uint8 [B, 3, H, W]."""
     distances: Tensor
     """float32 [B, M], of the plain image."""
+    labels: Tensor
+    """int64 [B], the class that each image was made for."""
+    embeddings: Tensor
+    """float32 [B, E], of the plain image, unit length."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +206,7 @@ class Stream:
             images = list(pool.map(lambda sample: decode(sample, self.image_size), samples))
         else:
             images = [decode(sample, self.image_size) for sample in samples]
-        distances = np.stack([sample.arrays["distances"] for sample in samples])
-        return Batch(torch.stack(images), torch.from_numpy(distances))
+        return Batch(torch.stack(images), *_said(samples))
 
 
 class _Cache:
@@ -212,7 +216,8 @@ class _Cache:
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.image_size = image_size
         self.pixels = torch.empty(sum(counts), 3, image_size, image_size, dtype=torch.uint8)
-        self.distances: Tensor | None = None
+        self.said: tuple[Tensor, ...] = ()
+        """See `_said`, of all images; empty until the widths are known."""
         self.filled: set[int] = set()
 
     def batches(
@@ -223,18 +228,27 @@ class _Cache:
                 self._fill(shard, read(shard))
         indices = torch.from_numpy(self.starts[rows[:, 0]] + rows[:, 1])
         for chosen in indices.split(size):
-            assert self.distances is not None  # noqa: S101 - filled above
-            yield Batch(self.pixels[chosen], self.distances[chosen])
+            yield Batch(self.pixels[chosen], *(values[chosen] for values in self.said))
 
     def _fill(self, shard: int, samples: list[Sample]) -> None:
-        distances = np.stack([sample.arrays["distances"] for sample in samples])
-        if self.distances is None:
-            self.distances = torch.empty(len(self.pixels), distances.shape[1])
+        fresh = _said(samples)
+        if not self.said:
+            self.said = tuple(v.new_empty(len(self.pixels), *v.shape[1:]) for v in fresh)
         place = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
-        self.distances[place] = torch.from_numpy(distances)
+        for values, some in zip(self.said, fresh, strict=True):
+            values[place] = some
         for offset, sample in enumerate(samples):
             self.pixels[place.start + offset] = decode(sample, self.image_size)
         self.filled.add(shard)
+
+
+def _said(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances, classes and unit embeddings of samples, as in `Batch`."""
+    distances = np.stack([sample.arrays["distances"] for sample in samples])
+    labels = torch.tensor([sample.metadata["class_index"] for sample in samples])
+    embeddings = np.stack([sample.arrays["embedding"] for sample in samples])
+    unit = F.normalize(torch.from_numpy(embeddings).float(), dim=1)
+    return torch.from_numpy(distances), labels, unit
 
 
 def decode(sample: Sample, image_size: int) -> Tensor:

@@ -19,8 +19,9 @@ from dfkd.errors import ManifestError
 from dfkd.fingerprint import fingerprint, identity
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
+from dfkd.presets import PRESETS
 from dfkd.study_file import Description, Settings
-from dfkd.yaml import check, load, read_tree
+from dfkd.yaml import check, expanded, load, merged, read_tree
 
 FILE = "study.yaml"
 
@@ -194,7 +195,7 @@ def _manifest(
     }
     tree: Settings = {}
     for part in [*parts, {"name": described.name}]:
-        tree = merged(tree, part)
+        tree = merged(tree, expanded(part, PRESETS))
     for key, value in given.items():
         if isinstance(tree.get(key, {}), dict):  # else the check names it
             tree = merged(tree, {key: value})
@@ -212,16 +213,6 @@ def _manifest(
             "make it an axis",
         )
     return manifest
-
-
-def merged(base: Settings, over: Settings) -> Settings:
-    """`base` with the values of `over`; mappings are merged, all else is replaced."""
-    tree = dict(base)
-    for key, value in over.items():
-        held = tree.get(key)
-        both = isinstance(held, dict) and isinstance(value, dict)
-        tree[key] = merged(held, value) if both else value  # type: ignore[arg-type]
-    return tree
 
 
 def _check_together(study: Study) -> None:

@@ -1,9 +1,11 @@
 """YAML into checked dataclasses: the one reader of manifest files and `--set` overrides."""
 
+import copy
 import difflib
 import json
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -12,6 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from dfkd.errors import SECRETS, ManifestError, conceal
 
 T = TypeVar("T")
+
+Tree = dict[str, Any]
+"""Keys and values, nested as in a file."""
 
 MAX_BYTES = 1 << 20
 """A manifest is written by a person; a larger file is a mistake or an attack."""
@@ -43,19 +48,56 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(schema: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:
+def load(
+    schema: type[T],
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    presets: Mapping[str, Tree] = MappingProxyType({}),
+) -> T:
     """The dataclass `schema` filled from a YAML file and `key.sub=value` overrides.
+
+    Args:
+        presets: what the key `preset` may name.
 
     Raises:
         ManifestError: no such file, no YAML, an unknown key, a wrong type or a broken rule.
     """
-    tree = read_tree(path)
+    tree = expanded(read_tree(path), presets)
     for override in overrides:
-        _apply(tree, override)
+        if _key(override) == "preset" and presets:
+            chosen = expanded({"preset": _value(override)}, presets)
+            tree = merged(tree, chosen)
+        else:
+            _apply(tree, override)
     return check(schema, tree)
 
 
-def read_tree(path: str | Path) -> dict[str, Any]:
+def expanded(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
+    """`tree` with the settings of the preset that it names beneath its own; the name is dropped.
+
+    Raises:
+        ManifestError: there is no such preset.
+    """
+    if "preset" not in tree or not presets:
+        return tree
+    name = tree["preset"]
+    if not isinstance(name, str) or name not in presets:
+        raise ManifestError("preset", f"must be one of {', '.join(presets)}", name, "change it")
+    own = copy.deepcopy(presets[name])  # overrides are written into it
+    return merged(own, {key: value for key, value in tree.items() if key != "preset"})
+
+
+def merged(base: Tree, over: Tree) -> Tree:
+    """`base` with the values of `over`; mappings are merged, all else is replaced."""
+    tree = dict(base)
+    for key, value in over.items():
+        held = tree.get(key)
+        both = isinstance(held, dict) and isinstance(value, dict)
+        tree[key] = merged(held, value) if both else value  # type: ignore[arg-type]
+    return tree
+
+
+def read_tree(path: str | Path) -> Tree:
     """The mapping in a YAML file, unchecked; raises as `load` does of a file."""
     tree = _parse(_read(Path(path)), str(path))
     if not isinstance(tree, dict):
@@ -65,7 +107,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def check(schema: type[T], tree: dict[str, Any]) -> T:
+def check(schema: type[T], tree: Tree) -> T:
     """`tree` as a `schema`; strict: no text becomes a number, no number a flag."""
     try:
         encoded = json.dumps(tree, allow_nan=False)
@@ -119,20 +161,30 @@ def _parse(text: str, field: str) -> Any:
         raise ManifestError(field, "must be valid YAML", reason, "mend that line") from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def _key(override: str) -> str:
+    key, equals, _ = override.partition("=")
     if not equals or not key.strip():
         raise ManifestError(
             "--set", "takes key.sub=value", override, "write for example --set seed=1"
         )
-    *parents, leaf = key.strip().split(".")
+    return key.strip()
+
+
+def _value(override: str) -> Any:
+    key, _, text = override.partition("=")
+    return _parse(text, f"--set {key}")
+
+
+def _apply(tree: Tree, override: str) -> None:
+    key = _key(override)
+    *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ManifestError(
                 f"--set {key}", f"{parent} holds a value, not keys", tree, "shorten the key"
             )
-    tree[leaf] = _parse(text, f"--set {key}")
+    tree[leaf] = _value(override)
 
 
 def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:

@@ -67,6 +67,21 @@ def test_the_manifest_says_what_was_made_of_what(tmp_path: Path) -> None:
     assert manifest["label_std"] == pytest.approx(labels.std(), rel=1e-9)
 
 
+def test_images_that_the_teacher_takes_for_another_class_are_counted(tmp_path: Path) -> None:
+    published = fill(tmp_path)
+    wrong = sum(
+        int(sample.arrays["distances"].argmin()) != sample.metadata["class_index"]
+        for receipt in published.shards
+        for sample in published.samples(receipt)
+    )
+    assert 0 < wrong < 11
+    assert published.manifest["inconsistent"] == wrong
+    card = published.storage.get("README.md").decode()
+    assert f"- images that the teacher takes for another class than their own: {wrong}\n" in card
+    older = {k: v for k, v in published.manifest.items() if k != "inconsistent"}
+    assert "for another class" not in catalogue.card(older)
+
+
 def test_the_index_has_one_row_for_each_sample(tmp_path: Path) -> None:
     published = fill(tmp_path)
     table = pq.read_table(io.BytesIO(published.storage.get("index.parquet")))

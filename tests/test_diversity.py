@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dfkd.diversity import pair_cosines, plane, vendi_score
+from dfkd.diversity import effective_number, pair_cosines, plane, twins, vendi_score
 
 
 def test_identical_vectors_count_once_and_orthogonal_ones_each() -> None:
@@ -48,3 +48,15 @@ def test_few_rows_or_dimensions_still_have_a_plane(shape: tuple[int, int]) -> No
     found = plane(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
     assert found.shape == (shape[0], 2)
     assert np.isfinite(found).all()
+
+
+def test_twins_are_near_duplicates_within_a_class() -> None:
+    rows = np.array([[1.0, 0.0], [2.0, 0.1], [1.0, 0.0], [0.0, 1.0], [0.3, 1.0]])
+    assert twins(rows, np.array([0, 0, 1, 1, 1])).tolist() == [True, True, False, False, False]
+    assert twins(rows[:1], np.array([0])).tolist() == [False]
+
+
+def test_the_effective_number_of_a_sum_is_that_of_its_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 5))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert effective_number(unit.T @ unit / 40) == pytest.approx(vendi_score(rows))

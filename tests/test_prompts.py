@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
-from dfkd.prompts import PromptMaker, part_count, part_name, part_rows, statistics
+from dfkd.prompts import (
+    PromptMaker,
+    check_similarity,
+    part_count,
+    part_name,
+    part_rows,
+    statistics,
+)
 from dfkd.styles import PAPER, dictionary
 from dfkd.teacher import Teacher
 
@@ -170,7 +178,21 @@ def test_statistics_by_hand() -> None:
     assert found["similarity"] == pytest.approx((1.0 + 0.6 + 0.6) / 3)
     assert found["similarity_in_class"] == pytest.approx(1.0)
     assert found["own_class"] == pytest.approx(2 / 3)
+    assert found["twins"] == pytest.approx(2 / 3)
+    # K / 3 with cosines 1, 0.6 and 0.6: its eigenvalues are 1/2 +- sqrt(1/4 - 2 * 0.64 / 9).
+    root = np.sqrt(1 / 4 - 2 * 0.64 / 9)
+    values = np.array([0.5 + root, 0.5 - root])
+    assert found["vendi"] == pytest.approx(np.exp(-(values * np.log(values)).sum()))
     assert "loss_first" not in found
+
+
+def test_prompts_that_are_too_much_alike_are_refused(tmp_path: Path) -> None:
+    wanted = ("prompts.method=contrastive", "prompts.contrastive.similarity=0.5")
+    check_similarity(read(tmp_path, *wanted), {"similarity_in_class": 0.5})
+    with pytest.raises(ManifestError, match=r"contrastive\.similarity: .* class is 0\.6250"):
+        check_similarity(read(tmp_path, *wanted), {"similarity_in_class": 0.625})
+    others = ("prompts.method=mix", wanted[1])
+    check_similarity(read(tmp_path, *others), {"similarity_in_class": 0.99})
 
 
 def test_no_dictionary_names_a_test_domain() -> None:

@@ -27,8 +27,11 @@ def stream(version: PublishedVersion, batch_size: int = 6, **options: object) ->
     return Stream(version, 32, batch_size, seed=5, **options)  # type: ignore[arg-type]
 
 
-def read(source: Stream, epoch: int = 0, step: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(batch.pixels, batch.distances) for batch in source.batches(epoch, step)]
+def read(source: Stream, epoch: int = 0, step: int = 0) -> list[tuple[torch.Tensor, ...]]:
+    return [
+        (batch.pixels, batch.distances, batch.labels, batch.embeddings)
+        for batch in source.batches(epoch, step)
+    ]
 
 
 def same(left: list[tuple[torch.Tensor, ...]], right: list[tuple[torch.Tensor, ...]]) -> bool:
@@ -72,13 +75,14 @@ def test_steps_are_whole_batches() -> None:
 def test_an_epoch_is_one_pass_with_the_labels_of_its_images(version: PublishedVersion) -> None:
     batches = read(stream(version))
     assert len(batches) == 5
-    pixels = torch.cat([p for p, _ in batches])
+    pixels, distances, labels, embeddings = map(torch.cat, zip(*batches, strict=True))
     assert pixels.shape == (30, 3, 32, 32)
     assert pixels.dtype == torch.uint8
     assert len(pixels.flatten(1).unique(dim=0)) == 30
     colour = pixels.float().mean(dim=(2, 3)).argmax(1)
-    nearest = torch.cat([d for _, d in batches]).argmin(1)
-    assert torch.equal(colour, nearest)
+    assert torch.equal(colour, distances.argmin(1))
+    assert torch.equal(colour, labels)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(30), atol=1e-5)
 
 
 def test_the_order_depends_on_seed_and_epoch(version: PublishedVersion) -> None:
@@ -130,7 +134,7 @@ def test_a_rank_with_too_few_samples_repeats_its_own(version: PublishedVersion) 
         assert len(order) == 3
         assert len(set((order[:, 0] % 9).tolist())) == 1
     small = next(r for r in ranks if r.shards[r.order(0)[0, 0]].samples == 2)
-    pixels = torch.cat([p for p, _ in read(small)])
+    pixels = torch.cat([found[0] for found in read(small)])
     assert len(pixels.flatten(1).unique(dim=0)) == 2
     uncached = stream(version, 9, share=small.share, cache_bytes=0)
     assert same(read(small), read(uncached))

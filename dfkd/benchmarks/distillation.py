@@ -4,11 +4,12 @@ import torch
 
 from dfkd.benchmarks.measure import rates
 from dfkd.distillation import Course, Distiller
+from dfkd.labels import live
 from dfkd.manifest import Manifest
 from dfkd.prompts import class_texts
 from dfkd.streaming import Batch
 from dfkd.student import build
-from dfkd.teacher import Teacher, distances
+from dfkd.teacher import Teacher
 
 STEPS = 5
 """Training steps of one timed repeat."""
@@ -19,19 +20,18 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> list[floa
     config, size = manifest.distillation, manifest.synthesis.image_size
     precision, cache = manifest.synthesis.precision, manifest.cache
     teacher = Teacher.load(manifest.teacher, device, precision, cache)
-    texts = class_texts(manifest, teacher)
+    label = live(teacher, class_texts(manifest, teacher))
     student = build(config, len(manifest.classes), size, seed=0, cache=cache)
     course = Course(steps_per_epoch=1, warmup=0, total=1_000_000)
 
-    def label(pixels: torch.Tensor) -> torch.Tensor:
-        return distances(teacher.encode_image(pixels), texts)
-
-    live = label if config.labels == "live" else None
-    distiller = Distiller(student, config, course, 0, live, device=device)
+    taught = label if config.labels == "live" else None
+    distiller = Distiller(student, config, course, 0, taught, device=device)
     noise = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (config.batch_size, 3, size, size), generator=noise)
     stored = torch.ones(config.batch_size, len(manifest.classes))
-    batch = Batch(pixels.to(torch.uint8), stored)
+    labels = torch.arange(config.batch_size) % len(manifest.classes)
+    embeddings = torch.ones(config.batch_size, teacher.embedding_dim)
+    batch = Batch(pixels.to(torch.uint8), stored, labels, embeddings)
 
     def call() -> int:
         for _ in range(STEPS):

@@ -39,7 +39,7 @@ from dfkd.plan import (
     units,
 )
 from dfkd.progress import bar
-from dfkd.prompts import PromptMaker, part_count, part_name, statistics
+from dfkd.prompts import PromptMaker, check_similarity, part_count, part_name, statistics
 from dfkd.published import refuse_removal
 from dfkd.record import Cost, recorded
 from dfkd.shards import parse_shard
@@ -96,6 +96,7 @@ def build(
         with recorded(root, "synthesize", method) as cost:
             purse = Purse(budget or Budget(), cost)
             write_prompts(manifest, version, purse)
+            check_similarity(manifest, json.loads(version.storage.get("prompts.json")))
             quarantined = write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
         _refuse_quarantined(manifest, version, quarantined)

@@ -9,7 +9,7 @@ import ray.train
 import ray.train.collective
 import torch
 from ray.experimental import tqdm_ray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dfkd import progress
@@ -17,15 +17,14 @@ from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.metrics import Pace, count_request
 from dfkd.dataset import PublishedVersion, open_version
 from dfkd.device import pick_device, use_threads
-from dfkd.distillation import Course, Distiller, Distribute, Label, Scale
+from dfkd.distillation import Course, Distiller, Distribute, Scale
+from dfkd.labels import label_source
 from dfkd.manifest import Distillation, Manifest
 from dfkd.methods import Method
 from dfkd.progress import Bar, LineBar
-from dfkd.prompts import class_texts
 from dfkd.storage import Storage, open_storage
 from dfkd.streaming import Batch, Share, Stream
 from dfkd.student import build, card, fold, save_student
-from dfkd.teacher import Teacher, distances
 from dfkd.tracking import SAMPLES, Tracker
 
 LOG_STEPS = 50
@@ -171,24 +170,12 @@ def _distiller(
         config,
         Course.of(config, stream.steps),
         job.seed,
-        _label(manifest, device) if config.labels == "live" else None,
+        label_source(manifest, device),
         _scale(config, version),
         device,
         rank,
         _distribute(device) if world > 1 else lambda module: module,
     )
-
-
-def _label(manifest: Manifest, device: torch.device) -> Label:
-    """The teacher's distances to the vanilla class prompts (equation 4)."""
-    precision = manifest.distillation.precision
-    teacher = Teacher.load(manifest.teacher, device, precision, manifest.cache)
-    texts = class_texts(manifest, teacher)
-
-    def label(pixels: Tensor) -> Tensor:
-        return distances(teacher.encode_image(pixels), texts)
-
-    return label
 
 
 def _scale(config: Distillation, version: PublishedVersion) -> Scale:

@@ -1,0 +1,44 @@
+"""Named settings of the method, which a manifest asks for with the key `preset`.
+
+They say how a run proceeds, and not how large it is: number and size of images, steps, epochs and
+rates stay the manifest's own.
+"""
+
+from typing import Any
+
+PAPER: dict[str, Any] = {
+    "prompts": {
+        "method": ["contrastive"],
+        "guard": {"weight": 0.0, "attempts": 0, "margin": 0.0},
+        "contrastive": {
+            "updates": 100,
+            "learning_rate": 0.1,
+            "batch_size": 256,
+            "bank": 2048,
+            "positive": "shuffle",
+            "negatives": "instance",
+            "initialisation": "random",
+            "similarity": 1.0,
+        },
+    },
+    "synthesis": {"batch_norm_weight": 0.0},
+    "distillation": {
+        "labels": "live",
+        "texts": "template",
+        "inconsistent": 1.0,
+        "augmentation": ["flip", "crop"],
+    },
+}
+"""The paper's method, to the letter: equation 12 without a guard, flips and crops."""
+
+BEST: dict[str, Any] = {
+    "prompts": {
+        "method": ["contrastive"],
+        "guard": {"weight": 2.0, "attempts": 3},
+        "contrastive": {"updates": 30, "learning_rate": 0.02},
+    },
+    "distillation": {"augmentation": ["flip", "affine", "mix"]},
+}
+"""What has proved best in the study `better`: manifests/studies/better."""
+
+PRESETS = {"paper": PAPER, "best": BEST}
