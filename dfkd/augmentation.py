@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from dfkd.manifest import Augmentation
+from dfkd.training import Augmentation
 
 CROP_AREA = (0.5, 1.0)
 ROTATION, SHEAR, SHIFT, SCALE = math.radians(20), 0.15, 0.1, (0.8, 1.2)

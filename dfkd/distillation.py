@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from dfkd.augmentation import augment
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Distillation, Training
 from dfkd.plan import derive_seed
 from dfkd.streaming import Batch
 from dfkd.student import Student
+from dfkd.training import Distillation, Training
 
 Label = Callable[[Tensor, Batch, torch.Generator], Tensor]
 """The teacher's distances [B, M] float32 for the views [B, 3, H, W] in [0, 1] of a batch; labels

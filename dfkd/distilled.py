@@ -10,12 +10,13 @@ import torch
 from dfkd.dataset import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.fingerprint import identity, sha256_file
-from dfkd.manifest import Distillation, Manifest
+from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.shards import canonical
 from dfkd.storage import Storage, open_storage
 from dfkd.student import CARD, Student, load_student, names_file
 from dfkd.teacher import resolve
+from dfkd.training import Distillation
 from dfkd.weights import existing_file
 
 HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")

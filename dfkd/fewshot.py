@@ -38,13 +38,14 @@ from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import cpus, decoded
 from dfkd.fewshot_results import FOLDER, Data, Results, Row, ordered, row, summarise, write
 from dfkd.fields import CHECKED, Natural
-from dfkd.manifest import Manifest, Start
+from dfkd.manifest import Manifest
 from dfkd.plan import derive_seed
 from dfkd.progress import bar
 from dfkd.shards import canonical
 from dfkd.starts import Origin
 from dfkd.storage import Storage, open_storage
 from dfkd.student import Student
+from dfkd.training import Start
 from dfkd.tuning import Labelled, answers, embed, likeliest, tune
 
 CELLS = f"{FOLDER}/cells"

@@ -34,9 +34,9 @@ from pydantic.dataclasses import dataclass
 from dfkd import strict_json
 from dfkd.errors import CorruptionError
 from dfkd.fields import CHECKED, Natural
-from dfkd.manifest import Start
 from dfkd.results import as_json, spread
 from dfkd.storage import Storage
+from dfkd.training import Start
 
 FOLDER = "fewshot"
 KEY = f"{FOLDER}/results.json"

@@ -29,10 +29,10 @@ from dfkd.fields import (
 from dfkd.inversion.settings import Inversion
 from dfkd.methods import Method, PromptMethod, Way, compared, prompt_method, way_of
 from dfkd.presets import PRESETS
+from dfkd.training import Distillation, FewShot
 from dfkd.yaml import load
 
 Average = Literal["images", "classes"]
-Start = Literal["student", "library", "scratch"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -203,90 +203,6 @@ class Synthesis:
             )
 
 
-Augmentation = Literal[
-    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase", "style", "mix"
-]
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Training:
-    """Two phases: the classifier on a frozen backbone, then everything (A.2)."""
-
-    warmup_epochs: Natural = 150
-    """Epochs with the backbone frozen."""
-    epochs: Count = 150
-    """Epochs with everything trained, at `finetune_factor` times the rate."""
-    learning_rate: Positive = 0.1
-    finetune_factor: Positive = 0.1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Fraction = 0.9
-    weight_decay: NonNegative = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Of the rate; a cosine runs to zero within each phase."""
-    augmentation: tuple[Augmentation, ...] = ("flip", "crop")
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the student's layers in training, on GPUs and on CPUs with bfloat16 instructions."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Distillation(Training):
-    """L1 on teacher distances (equations 4-5)."""
-
-    student: Name = "resnet18"
-    """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
-    weights: Name = "none"
-    """Initial: `none`, a safetensors file, the library's name (`IMAGENET1K_V1`, `pretrained`).
-
-    What torchvision's names stand for is read from the cache."""
-    stem: Literal["imagenet", "small"] = "imagenet"
-    """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
-    """One student is trained for each."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    """Images of one step over all ranks together."""
-    labels: Literal["live", "stored", "restyled"] = "live"
-    """Teacher on the augmented view, the distances stored in the shard, or those of the stored
-    embedding, which each step moves along a style of `prompts.styles`."""
-    texts: Literal["template", "styles"] = "template"
-    """What the teacher compares images with: the class prompt, or an ensemble, each class' mean
-    over `prompts.styles`. Stored distances are to the class prompt."""
-    inconsistent: Fraction = 1.0
-    """Weight in the loss of an image that the teacher takes for another class; 0 drops it."""
-    standardise: bool = False
-    """Train on (distance - mean) / std of the labels; the student still outputs distances."""
-    workers: Count = 1
-    """DDP ranks."""
-    loader_workers: Natural = 0
-    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead."""
-    checkpoint_epochs: Count = 1
-    """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
-
-    def __post_init__(self) -> None:
-        require_unique("distillation.seeds", self.seeds)
-        require_unique("distillation.augmentation", self.augmentation)
-        if self.labels != "live" and self.augmentation:
-            raise ManifestError(
-                "distillation.labels",
-                f"{self.labels} labels belong to the plain image and allow no augmentation",
-                self.labels,
-                "set distillation.labels=live or distillation.augmentation=[]",
-            )
-        if self.labels == "stored" and self.texts != "template":
-            raise ManifestError(
-                "distillation.texts",
-                "must be template with stored labels, which are distances to it",
-                self.texts,
-                "set distillation.labels=live or restyled",
-            )
-        if self.batch_size % self.workers:
-            raise ManifestError(
-                "distillation.batch_size",
-                f"must be a multiple of distillation.workers ({self.workers})",
-                self.batch_size,
-                "change one of the two",
-            )
-
-
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Evaluation:
     """Accuracy per domain and class on data that no stage has seen."""
@@ -315,43 +231,6 @@ class Evaluation:
                 "must name a model",
                 self.models,
                 "use teacher, student or both",
-            )
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class FewShot(Training):
-    """Cross-entropy on k labelled images a class of one domain, tested on its rest (section 4.3).
-
-    The paper gives shots, five runs and ImageNet weights as the rival, and no other setting: epochs
-    and rates are A.2's. Of scratch, whose backbone has nothing to keep, neither phase freezes it.
-    """
-
-    domains: tuple[Name, ...] = ()
-    """Of `evaluation.data`; empty is all of them."""
-    shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
-    """k, the training images of each class; of a class with too few, all but one."""
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """Of the draw, a fresh head and the views; of several students seed n takes number n."""
-    starts: Annotated[tuple[Start, ...], BeforeValidator(several), Field(min_length=1)] = (
-        "student",
-        "library",
-        "scratch",
-    )
-    """What is fine-tuned: all of them have the architecture of `distillation.student`."""
-    library: Name = "IMAGENET1K_V1"
-    """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file."""
-    temperature: Positive = 0.01
-    """The student's logits are -distance / temperature at the start; 0.01 is CLIP's own."""
-    epochs: Natural = 150
-    """As above; 0 leaves the backbone frozen."""
-    batch_size: Annotated[int, Field(ge=2)] = 32
-
-    def __post_init__(self) -> None:
-        for key in ("domains", "shots", "seeds", "starts", "augmentation"):
-            require_unique(f"fewshot.{key}", getattr(self, key))
-        if not self.warmup_epochs + self.epochs:
-            raise ManifestError(
-                "fewshot.epochs", "must train for an epoch or more", 0, "set it or warmup_epochs"
             )
 
 

@@ -15,8 +15,9 @@ import torch
 from dfkd.distilled import Place, load, place
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import sha256_file
-from dfkd.manifest import Manifest, Start
+from dfkd.manifest import Manifest
 from dfkd.student import Student, build, names_file, read_card
+from dfkd.training import Start
 from dfkd.tuning import from_distances
 from dfkd.weights import existing_file
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from dfkd import strict_json
 from dfkd.artifacts import CACHE, Artifact, at_address, cached
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
-from dfkd.manifest import Distillation
 from dfkd.plan import derive_seed
 from dfkd.shards import Sha256, Size, canonical
 from dfkd.storage import Storage, open_storage
+from dfkd.training import Distillation
 from dfkd.weights import load_into, match, read_state_dict
 
 WEIGHTS, CARD = "student.safetensors", "student.json"

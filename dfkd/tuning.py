@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from dfkd.augmentation import augment
 from dfkd.device import autocast
 from dfkd.distillation import Course, make_optimizer
-from dfkd.manifest import FewShot
 from dfkd.plan import derive_seed
 from dfkd.student import Student, fold
+from dfkd.training import FewShot
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dfkd.device import multiplies_bfloat16
 from dfkd.distillation import Course, Distiller, Scale
-from dfkd.manifest import Distillation
 from dfkd.streaming import Batch
 from dfkd.student import Student, build, fold
+from dfkd.training import Distillation
 
 CONFIG = Distillation(
     student="resnet18",

@@ -5,8 +5,9 @@ import pytest
 
 from dfkd.distilled import check_teacher, place, student_name
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.manifest import Distillation, Manifest
+from dfkd.manifest import Manifest
 from dfkd.teacher import resolve
+from dfkd.training import Distillation
 from models import RESNET, model_config, write_teacher
 from surrogates import publish, write_manifest
 

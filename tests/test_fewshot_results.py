@@ -17,8 +17,8 @@ from dfkd.fewshot_results import (
     summarise,
     write,
 )
-from dfkd.manifest import Start
 from dfkd.storage import open_storage
+from dfkd.training import Start
 
 CLASSES = ("cat", "dög")
 

@@ -35,7 +35,7 @@ from dfkd.dataset import PublishedVersion, Version, begin, current
 from dfkd.distillation import Course, Distiller
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, conceal
 from dfkd.fingerprint import identity
-from dfkd.manifest import Distillation, Manifest
+from dfkd.manifest import Manifest
 from dfkd.pictures import pixels
 from dfkd.plan import sample_key, tasks
 from dfkd.record import recorded
@@ -47,6 +47,7 @@ from dfkd.storage import open_storage
 from dfkd.streaming import Stream
 from dfkd.student import CARD, WEIGHTS, build, card, load_student, save_student
 from dfkd.takehome import calibration_images
+from dfkd.training import Distillation
 from dfkd.verification import verify
 from filling import IDENTITY, TASKS, fill, home, make_sample
 from surrogates import publish, write_manifest

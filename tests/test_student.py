@@ -6,7 +6,6 @@ import torch
 import torchvision
 
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
-from dfkd.manifest import Distillation
 from dfkd.storage import open_storage
 from dfkd.student import (
     CARD,
@@ -18,6 +17,7 @@ from dfkd.student import (
     names_file,
     save_student,
 )
+from dfkd.training import Distillation
 
 SMALL = Distillation(student="resnet18", stem="small")
 

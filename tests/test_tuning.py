@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dfkd.manifest import Distillation, FewShot
 from dfkd.student import Student, build
+from dfkd.training import Distillation, FewShot
 from dfkd.tuning import Labelled, answers, batches, embed, from_distances, likeliest, tune
 
 CONFIG = FewShot(

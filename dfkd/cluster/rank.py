@@ -19,13 +19,14 @@ from dfkd.dataset import PublishedVersion, open_version
 from dfkd.device import pick_device, use_threads
 from dfkd.distillation import Course, Distiller, Distribute, Scale
 from dfkd.labels import label_source
-from dfkd.manifest import Distillation, Manifest
+from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.progress import Bar, LineBar
 from dfkd.storage import Storage, open_storage
 from dfkd.streaming import Batch, Share, Stream
 from dfkd.student import build, card, fold, save_student
 from dfkd.tracking import SAMPLES, Tracker
+from dfkd.training import Distillation
 
 LOG_STEPS = 50
 """Steps between two points of a TensorBoard curve, where an epoch is not shorter."""

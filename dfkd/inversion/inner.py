@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from dfkd.inversion.run import Run
 from dfkd.inversion.settings import InnerStudent
-from dfkd.manifest import Distillation
 from dfkd.student import build
+from dfkd.training import Distillation
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of the student's and the teacher's logits [N, M]: a scalar."""

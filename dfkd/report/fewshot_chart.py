@@ -12,7 +12,7 @@ import altair as alt
 import vl_convert
 
 from dfkd.fewshot_results import Band, Results
-from dfkd.manifest import Start
+from dfkd.training import Start
 
 STYLES: dict[Start, tuple[str, str, list[int]]] = {
     "student": ("#0072B2", "circle", [1, 0]),

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dfkd.fewshot_results import STARTS, Band, Results
-from dfkd.manifest import Start
 from dfkd.report.table import WIDTH
+from dfkd.training import Start
 
 CELL = 10
 """Letters of a column at the most: `78.9 ±12.3`."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dfkd.fewshot_results import Data, Results, ordered, row, summarise
-from dfkd.manifest import Start
+from dfkd.training import Start
 
 STARTS: dict[Start, str] = {
     "student": "distilled, mix images, seed 0",
