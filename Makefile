@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 MANIFEST ?= manifests/miniature.yaml
+# Processes that run tests beside each other, each a file at a time.
+TESTERS ?= 2
 
 # Threads that spin while they wait can make two workers on two cores many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -32,7 +34,7 @@ cluster: setup ## The same images on S3 and a cluster of three nodes, of which o
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
 test: setup ## All tests but those of make faults
-	$(BIN)/python -m pytest -m 'not (faults or (s3 and slow))'
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'not (faults or (s3 and slow))'
 
 faults: setup ## Whole runs on a real S3 server, and tests that kill processes, nodes and storage
 	$(BIN)/python -m pytest -m 'faults or (s3 and slow)'

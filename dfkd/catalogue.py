@@ -68,7 +68,7 @@ class LabelMoments:
 
     def add(self, distances: np.ndarray[Any, Any], own: int) -> None:
         """Take the M distances of one image, which is of class `own`, into account."""
-        self.inconsistent += int(distances.argmin() != own)
+        self.inconsistent += int(not distances.size or distances.argmin() != own)
         values = distances.astype(np.float64)
         self.count += values.size
         self.total += float(values.sum())

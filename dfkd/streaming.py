@@ -137,6 +137,7 @@ class Stream:
         self.rows = batch_size // share.world
         mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
+        self._width: dict[str, int] = {}
         self.cached = images * 3 * image_size**2 <= cache_bytes
 
     @cached_property
@@ -176,10 +177,20 @@ class Stream:
         receipt = self.shards[visit % len(self.shards)]
         samples = list(self.version.samples(receipt))
         for sample in samples:
-            if len(sample.arrays["distances"]) != len(self.version.classes):
-                wanted = f"must be {len(self.version.classes)} numbers, one for each class"
-                raise _unusable(sample, "distances.npy", wanted)
+            self._check(sample)
         return samples
+
+    def _check(self, sample: Sample) -> None:
+        classes = len(self.version.classes)
+        if len(sample.arrays["distances"]) != classes:
+            wanted = f"must be {classes} numbers, one for each class"
+            raise _unusable(sample, "distances.npy", wanted)
+        if not 0 <= sample.metadata["class_index"] < classes:
+            raise _unusable(sample, "json", f"class_index must be one of {classes} classes")
+        # One step, which readers on several threads cannot interleave.
+        width = self._width.setdefault("embedding", len(sample.arrays["embedding"]))
+        if len(sample.arrays["embedding"]) != width:
+            raise _unusable(sample, "embedding.npy", f"must be {width} numbers, as of the others")
 
     def _read(self, rows: Order) -> Generator[Batch]:
         """Decode in order; a shard is fetched at its first row and a sample dropped at its own."""

@@ -122,7 +122,10 @@ def test_a_picture_is_judged_by_its_header_before_it_is_decoded() -> None:
 
 
 def hostile_version(folder: Path, extension: str = "png", **parts: Any) -> PublishedVersion:
-    """A version that is whole by all its hashes; `parts` are the image or distances of each."""
+    """A version that is whole by all its hashes; `parts` stand in for what samples have of their own.
+
+    They are `image`, `distances`, `class_index`, and `embedding` (of every other sample).
+    """
     manifest = Manifest.read(write_manifest(folder))
     storage = open_storage(manifest.storage.root).child("data/vanilla")
     version = begin(storage, identity(manifest, {}))
@@ -133,8 +136,11 @@ def hostile_version(folder: Path, extension: str = "png", **parts: Any) -> Publi
         for index in task.indices:
             like = make_sample(0, index)
             key = sample_key(task.class_index, index)
-            facts = like.metadata | {"class": "red", "class_index": task.class_index}
+            own = parts.get("class_index", task.class_index)
+            facts = like.metadata | {"class": "red", "class_index": own}
             arrays = like.arrays | {"distances": distances}
+            if "embedding" in parts and index % 2:
+                arrays["embedding"] = parts["embedding"]
             samples.append(Sample(key, image, extension, facts, arrays))
         write_shard(samples, folder / "shard.tar")
         version.commit(task, folder / "shard.tar")
@@ -190,6 +196,22 @@ def test_labels_that_are_not_one_for_each_class_are_not_trained_on(
     version = hostile_version(tmp_path, distances=np.ones(count, np.float32))
     for cache_bytes in (0, 1 << 20):
         with pytest.raises(CorruptionError, match=r"distances\.npy: must be 3 numbers"):
+            first_batch(version, cache_bytes)
+
+
+@pytest.mark.parametrize("own", [-1, 3, 1 << 30])
+def test_images_of_no_class_are_not_trained_on(tmp_path: Path, own: int) -> None:
+    version = hostile_version(tmp_path, class_index=own)
+    for cache_bytes in (0, 1 << 20):
+        with pytest.raises(CorruptionError, match=r"\.json: class_index must be one of 3 classes"):
+            first_batch(version, cache_bytes)
+
+
+@pytest.mark.parametrize("length", [0, 1, 999])
+def test_embeddings_of_several_lengths_are_not_trained_on(tmp_path: Path, length: int) -> None:
+    version = hostile_version(tmp_path, embedding=np.ones(length, np.float16))
+    for cache_bytes in (0, 1 << 20):
+        with pytest.raises(CorruptionError, match=r"embedding\.npy: must be \d+ numbers"):
             first_batch(version, cache_bytes)
 
 
