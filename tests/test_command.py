@@ -107,15 +107,17 @@ def test_wrong_usage_is_exit_code_2(path: str) -> None:
 
 
 def test_a_submission_is_named_by_all_that_describes_the_run(
-    path: str, capsys: pytest.CaptureFixture[str]
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["jobs/pipeline.py"])
+
     def name(*words: str) -> str:
         assert run([path, "--submission-id", *words]) == Exit.DONE
         (line,) = capsys.readouterr().out.splitlines()
         return line
 
     assert name() == name("--set", "storage.root=here")
-    assert re.fullmatch(r"dfkd-\w+-[0-9a-f]{16}", name())
+    assert re.fullmatch(r"dfkd-pipeline-[0-9a-f]{16}", name())
     others = ("storage.root=there", "seed=1", "distillation.epochs=3", "classes=[cat, dog]")
     assert len({name(), *(name("--set", other) for other in others)}) == 5
     tree = Manifest.read(path)

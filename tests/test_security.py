@@ -122,7 +122,7 @@ def test_a_picture_is_judged_by_its_header_before_it_is_decoded() -> None:
 
 
 def hostile_version(folder: Path, extension: str = "png", **parts: Any) -> PublishedVersion:
-    """A version that is whole by all its hashes; `parts` stand in for what samples have of their own.
+    """A version that is whole by its hashes; `parts` stand for what its samples have of their own.
 
     They are `image`, `distances`, `class_index`, and `embedding` (of every other sample).
     """
