@@ -43,10 +43,16 @@ def _tell(built: Built) -> None:
     facts = built.prompts
     print(
         f"{built.method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
-        f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class; "
-        f"version {built.version.id}",
+        f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class"
+        f"{_inconsistent(built)}; version {built.version.id}",
         flush=True,
     )
+
+
+def _inconsistent(built: Built) -> str:
+    """Versions of earlier releases did not count them."""
+    count = built.version.manifest.get("inconsistent")
+    return "" if count is None else f"; {count} images taken for another class"
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:

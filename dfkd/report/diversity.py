@@ -36,6 +36,8 @@ class Diversity:
     """Mean over pairs of images of one class."""
     image_vendi: float | None
     """Effective number of different images."""
+    image_twins: float | None
+    """Share of images with a near duplicate in their class."""
     own_class: float | None
     """Share of images that the teacher takes for the class they were made for."""
     accuracy: float | None
@@ -44,7 +46,14 @@ class Diversity:
     """Over seeds (n - 1)."""
 
 
-MEASURES = ("prompt_cosine", "prompt_vendi", "image_cosine", "image_vendi", "own_class")
+MEASURES = (
+    "prompt_cosine",
+    "prompt_vendi",
+    "image_cosine",
+    "image_vendi",
+    "image_twins",
+    "own_class",
+)
 
 
 def diversities(facts: Facts) -> list[Diversity]:
@@ -61,6 +70,7 @@ def _row(made: Made, summary: Any) -> Diversity:
         prompt_vendi=prompts.vendi if prompts else None,
         image_cosine=_mean(shown.within),
         image_vendi=shown.vendi,
+        image_twins=shown.twins,
         own_class=1 - shown.rejections / shown.examined if shown.examined else None,
         accuracy=summary.get("mean"),
         std=summary.get("std"),
@@ -119,6 +129,7 @@ HEADS = {
     "prompt_vendi": ("Vendi of", "prompts"),
     "image_cosine": ("cosine of", "images"),
     "image_vendi": ("Vendi of", "images"),
+    "image_twins": ("twins,", "%"),
     "own_class": ("own", "class, %"),
     "accuracy": ("accu-", "racy, %"),
     "std": ("", "std"),
@@ -148,6 +159,6 @@ def _cell(name: str, value: Any) -> str:
         return value
     if value is None or not math.isfinite(value):
         return "-"
-    if name in ("own_class", "accuracy", "std"):
+    if name in ("image_twins", "own_class", "accuracy", "std"):
         return f"{100 * value:.1f}"
     return f"{value:.3f}" if name.endswith("cosine") else f"{value:.1f}"

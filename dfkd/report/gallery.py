@@ -18,7 +18,7 @@ from PIL import Image
 
 from dfkd.catalogue import INDEX, INDEX_KEY
 from dfkd.dataset import PublishedVersion
-from dfkd.diversity import pair_cosines, vendi_score
+from dfkd.diversity import pair_cosines, twins, vendi_score
 from dfkd.errors import CorruptionError
 from dfkd.fingerprint import sha256_file
 from dfkd.pictures import opened
@@ -110,6 +110,11 @@ class Gallery:
     def vendi(self) -> float | None:
         """The effective number of different `embeddings`; None without any."""
         return vendi_score(self.embeddings) if len(self.labels) else None
+
+    @property
+    def twins(self) -> float | None:
+        """The share of `embeddings` with a near duplicate in their class; None without any."""
+        return float(twins(self.embeddings, self.labels).mean()) if len(self.labels) else None
 
 
 def read_index(version: PublishedVersion) -> Index:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 import dfkd
 from dfkd.distilled import place
+from dfkd.diversity import TWIN
 from dfkd.manifest import Manifest
 from dfkd.record import Entry
 from dfkd.report import charts, diversity
@@ -101,6 +102,7 @@ def render(facts: Facts) -> str:
         image_charts=_image_charts(facts, slots),
         diversity=_diversity(facts, slots),
         diversities=diversities(facts),
+        twin=TWIN,
         measures=MEASURES,
         heads=HEADS,
         training=_training(facts, slots),

@@ -11,7 +11,7 @@ from dfkd.storage import open_storage
 
 
 def of(method: str, cosine: float | None, accuracy: float | None) -> Diversity:
-    return Diversity(method, cosine, 7.25, 0.5, 12.0, 0.9, accuracy, None)
+    return Diversity(method, cosine, 7.25, 0.5, 12.0, 0.25, 0.9, accuracy, None)
 
 
 def test_rank_correlation_is_spearmans() -> None:
@@ -32,7 +32,7 @@ def test_what_is_not_known_is_left_out() -> None:
     rows = [of("a", 0.1, 0.5), of("b", None, 0.6), of("c", 0.2, None)]
     assert rank_correlation(rows, "prompt_cosine") is None
     third = table(rows).splitlines()[4]
-    assert third.split() == ["b", "-", "7.2", "0.500", "12.0", "90.0", "60.0", "-"]
+    assert third.split() == ["b", "-", "7.2", "0.500", "12.0", "25.0", "90.0", "60.0", "-"]
 
 
 def test_a_run_says_what_its_report_shows(tmp_path: Path) -> None:
