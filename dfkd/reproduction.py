@@ -1,5 +1,7 @@
 """Running a study: each cell through the stages, under one root, and found again once finished.
 
+Data sets are made one after the other, by all of the cluster; then students side by side.
+
 Data sets, students and scores lie under names that cover all that can change them. So cells, also
 of different studies, share what they have in common; a killed study goes on where it was; and a
 cell is skipped as soon as its scores are there. `current` is never moved: readers of a study name
@@ -8,24 +10,23 @@ their version.
 
 import contextlib
 import dataclasses
-import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dfkd import cells
-from dfkd.benchmarks.measure import machine
 from dfkd.cells import Outcome, Place
-from dfkd.cluster import train
-from dfkd.cluster.build import build, environment, finished, identify
+from dfkd.cluster.build import build, finished, identify
+from dfkd.cluster.capacity import staying
 from dfkd.cluster.connect import connected
+from dfkd.cluster.students import Done, Order, abreast, attempt, score, shares
 from dfkd.dataset import PublishedVersion
 from dfkd.device import pick_device
 from dfkd.domains import Domains, open_data
 from dfkd.embedding import lay_out, require_tsne
-from dfkd.errors import DfkdError, InfrastructureError, ManifestError, PartialError
-from dfkd.evaluation import evaluate
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.evaluation import cpus
 from dfkd.fingerprint import fingerprint, identity
 from dfkd.manifest import Manifest
 from dfkd.preflight import check_distillation, check_synthesis
@@ -54,6 +55,7 @@ def reproduce(
     data: Domains | None,
     threads: int = 0,
     tell: Tell = lambda label, outcome, found: None,
+    at_once: int = 0,
 ) -> Found:
     """Make every cell that is not finished; a cell that fails is named and left out.
 
@@ -61,6 +63,7 @@ def reproduce(
         data: from `open_evaluation`.
         threads: that decode images for scoring; 0 is one for each processor.
         tell: told of each cell.
+        at_once: students that are trained at once; 0 is as many as there are GPUs, or CPUs.
 
     Returns:
         What all cells of the study have left, now or before.
@@ -75,7 +78,7 @@ def reproduce(
     jobs = list(_jobs(study, root, cells.digest(data) if data else ""))
     _check([job for job in jobs if not job.finished])
     with contextlib.ExitStack() as runtime:
-        return _Runner(study, threads, tell, runtime).run(jobs)
+        return _Runner(study, threads, at_once, tell, runtime).run(jobs)
 
 
 @dataclass(frozen=True)
@@ -144,43 +147,51 @@ class _Runner:
 
     study: Study
     threads: int
+    at_once: int
     tell: Tell
     runtime: contextlib.ExitStack
     """Of Ray, which starts with the first cell that needs it."""
     teacher: tuple[str, Outcome] | None = None
-    students: dict[str, tuple[tuple[int, str, Outcome], ...]] = field(default_factory=dict)
     versions: dict[str, PublishedVersion] = field(default_factory=dict)
     broken: dict[str, DfkdError] = field(default_factory=dict)
     """Data sets that could not be made, by fingerprint: the other seeds need not try again."""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """Of cells, by label."""
+    failed: dict[str, str] = field(default_factory=dict)
 
     def run(self, jobs: list[_Job]) -> Found:
-        failed = {}
+        """All data sets, then all students, so that as many as can train side by side."""
+        orders = []
         for job in jobs:
             try:
-                self._finish(job)
+                orders += self._begin(job)
             except InfrastructureError:
                 raise
             except DfkdError as error:
-                failed[job.cell.label] = " ".join(str(error).split())
-        return Found(self.teacher, self.students, self.versions, failed)
+                self.failed[job.cell.label] = " ".join(str(error).split())
+        for done in self._made(orders):
+            label = done.order.cell.label
+            if done.outcome is None:
+                self.failed[label] = done.failure
+            else:
+                self._take(label, done.outcome, found=False)
+        return Found(self.teacher, self._students(jobs), self.versions, self._failures(jobs))
 
-    def _finish(self, job: _Job) -> None:
+    def _begin(self, job: _Job) -> list[Order]:
+        """Make or find all of a cell but its student; returns the order of one that is missing."""
         cell = job.cell
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(job)
         if job.teacher and self.teacher is None:
             scored = _with_models(cell.manifest, "teacher")
-            outcome = job.teacher.read() or self._score(scored, job.teacher)
+            outcome = job.teacher.read() or score(scored, job.teacher, threads=self.threads)
             self.teacher = (job.teacher.folder, outcome)
         if job.place is None:
-            return
-        found = job.place.read()
-        outcome = found or self._student(job, job.place)
-        self.students[cell.row] = (
-            *self.students.get(cell.row, ()),
-            (cell.seed, job.place.folder, outcome),
-        )
-        self.tell(cell.label, outcome, found is not None)
+            return []
+        if found := job.place.read():
+            self._take(cell.label, found, found=True)
+            return []
+        return [Order(cell, job.place, self._version(job).id)]
 
     def _version(self, job: _Job) -> PublishedVersion:
         """The cell's data set, made or found."""
@@ -196,34 +207,43 @@ class _Runner:
             self.broken[key] = error
             raise
 
-    def _student(self, job: _Job, place: Place) -> Outcome:
-        """The scores of the cell's student, which is trained or found."""
-        cell, version = job.cell, self._version(job)
-        if cell.manifest.distillation.workers > 1 or os.environ.get("RAY_ADDRESS"):
+    def _made(self, orders: list[Order]) -> Iterator[Done]:
+        """What came of each order; those of one rank are made side by side, where there is room."""
+        single = [each for each in orders if each.cell.manifest.distillation.workers == 1]
+        several = [each for each in orders if each.cell.manifest.distillation.workers > 1]
+        if single and self._have_room(len(single)):
+            yield from abreast(single, self.at_once, self.threads)
+            single = []
+        if several:
             self._connect()
-        train.distill(cell.manifest, cell.method, cell.seed, version.id)
-        return self._score(cell.manifest, place, version.id)
+        for order in [*single, *several]:
+            yield attempt(order, self.threads)
 
-    def _score(self, manifest: Manifest, place: Place, version: str = "") -> Outcome:
-        results = evaluate(manifest, self.threads or None, version, place.folder).results
-        unreadable = results["data"]["unreadable"]
-        if unreadable:
-            raise PartialError(
-                f"evaluation.data: {len(unreadable)} images could not be read, the first is "
-                f"{unreadable[0]}; mend or remove them"
-            )
-        return place.keep(
-            Outcome(
-                model=place.model,
-                version=place.version,
-                data=place.data,
-                scores=cells.scores(results["rows"]),
-                notes=tuple(results["data"]["notes"]),
-                date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-                machine=machine(),
-                environment=environment(),
-            )
-        )
+    def _have_room(self, students: int) -> bool:
+        """Whether there is a cluster, or room on this machine for more than one student at once."""
+        cluster = bool(os.environ.get("RAY_ADDRESS"))
+        if cluster or (min(students, cpus()) > 1 and self.at_once != 1):
+            self._connect()
+            return cluster or shares(staying(), students, self.at_once)[0] > 1
+        return False
+
+    def _take(self, label: str, outcome: Outcome, found: bool) -> None:
+        self.outcomes[label] = outcome
+        self.tell(label, outcome, found)
+
+    def _students(self, jobs: list[_Job]) -> dict[str, tuple[tuple[int, str, Outcome], ...]]:
+        """By row, in the order of cells."""
+        students: dict[str, tuple[tuple[int, str, Outcome], ...]] = {}
+        for job in jobs:
+            if job.place and (outcome := self.outcomes.get(job.cell.label)):
+                row = students.get(job.cell.row, ())
+                students[job.cell.row] = (*row, (job.cell.seed, job.place.folder, outcome))
+        return students
+
+    def _failures(self, jobs: list[_Job]) -> dict[str, str]:
+        """In the order of cells."""
+        labels = [job.cell.label for job in jobs]
+        return {label: self.failed[label] for label in labels if label in self.failed}
 
     def _connect(self) -> None:
         """Join a cluster, or start a local one, unless that is done."""

@@ -99,7 +99,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
     """
     data = open_evaluation(study)
     output = open_output(study, options)
-    found = reproduce(study, data, options.threads, _tell)
+    found = reproduce(study, data, options.threads, _tell, options.at_once)
     laid_out = maps(study, data, found) if data and study.described.kind == "embedding" else ()
     again = command.again("reproduce", options)
     results = gather(study, found, again, commit(), laid_out)
@@ -219,6 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the study's own small version, in minutes; short for --set size=quick",
     )
     add("--output", metavar="PLACE", help="folder or s3://bucket/prefix of the table and figure")
+    add(
+        "--at-once",
+        type=int,
+        default=0,
+        metavar="N",
+        help="students trained side by side; 0 is as many as there are GPUs, or CPUs",
+    )
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are")
     return command.run_with(read, arguments, work, plan, argv)
 

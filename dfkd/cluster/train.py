@@ -57,12 +57,21 @@ class Finished:
     """Whether an earlier run had finished it."""
 
 
-def distill(manifest: Manifest, method: Method, seed: int, version: str = "") -> Finished:
+def distill(
+    manifest: Manifest,
+    method: Method,
+    seed: int,
+    version: str = "",
+    share: Share | None = None,
+) -> Finished:
     """Train the student of a method and seed on a version, or find it finished.
 
     Of the current version, unless `version` names another published one; it is kept from removal
     while it is read. The same call after a kill resumes from the newest checkpoint. With one
     worker on one machine Ray need not be running; otherwise the caller has connected.
+
+    Args:
+        share: what the calling process has reserved, if its one rank is to train right in it.
 
     Raises:
         ManifestError: nothing published, too few shards or images, or resources that are not there.
@@ -73,7 +82,7 @@ def distill(manifest: Manifest, method: Method, seed: int, version: str = "") ->
     if target.finished:
         return Finished(target, reused=True)
     _refuse_early(manifest, target)
-    workers = find_workers(manifest.distillation.workers)
+    workers = _here(share) if share else find_workers(manifest.distillation.workers)
     job = Job(
         manifest,
         method,
@@ -123,6 +132,10 @@ class Workers:
         return self.device != "cpu"
 
 
+def _here(share: Share) -> Workers:
+    return Workers(0, share.cpus, _own_device())
+
+
 def find_workers(wanted: int) -> Workers:
     """Ranks that fit; refuses (`ManifestError`) what Ray would wait for in silence."""
     alone = not ray.is_initialized() or sum(node["Alive"] for node in ray.nodes()) == 1
@@ -138,7 +151,7 @@ def find_workers(wanted: int) -> Workers:
             wanted,
             "lower it or add nodes",
         )
-    cpus = _cpus_each(nodes, wanted, float(device != "cpu"))
+    cpus = cpus_each(nodes, wanted, float(device != "cpu"))
     if not cpus:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
         raise ManifestError(
@@ -150,7 +163,7 @@ def find_workers(wanted: int) -> Workers:
     return Workers(wanted, cpus, device)
 
 
-def _cpus_each(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
+def cpus_each(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
     """The most whole CPUs that each rank can have, as none spans two nodes; 0 if they fit not."""
     most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
     fitting = (cpus for cpus in range(most, 0, -1) if Share(cpus, gpus).slots(nodes) >= wanted)

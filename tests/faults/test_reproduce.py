@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import below, title, wait_for
 
 from dfkd.errors import Exit
 from jobs import command, environment
-from studies import write
+from studies import METHODS, write
 
-MOMENTS = ("cells/vanilla-s0-*/cell.json", "data/random/versions/*/receipts/*", "students/random*")
+MOMENTS = ("data/random/versions/*/receipts/*", "cells/vanilla-s0-*/cell.json", "students/random*")
 """Objects after whose appearance the job is killed."""
 
 
@@ -58,3 +59,22 @@ def test_killed_again_and_again_it_finds_the_same(tmp_path: Path) -> None:
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     tables = [(tmp_path / name / "table.md").read_bytes() for name in ("killed", "whole")]
     assert tables[0] == tables[1]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> None:
+    """Two are trained side by side; the process of one is killed after its first checkpoint."""
+    axes = [{"name": "Method", "values": {"Baseline": METHODS["Baseline"]}}]
+    long = {"distillation": {"epochs": 100, "batch_size": 2}}
+    process = start(write(tmp_path, axes=axes, settings=long))
+
+    def trainer() -> int | None:
+        if not list(tmp_path.glob("root/students/*/checkpoints/*")):
+            return None
+        return next((p for p in below(process.pid) if "ray::Trainer.run" in title(p)), None)
+
+    os.kill(wait_for(trainer, lambda: process.poll() is None), signal.SIGKILL)
+    out, err = process.communicate()
+    assert process.returncode == Exit.DONE, err
+    assert out.count(": finished ") == 2
