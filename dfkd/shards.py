@@ -4,6 +4,7 @@ A shard with a flipped bit, or cut at the boundary of two members, reads without
 reader checks bytes, sha256 and count against the shard's receipt before it yields anything.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -20,8 +21,9 @@ import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 from webdataset import TarWriter
 
-from dfkd import strict_json
+from dfkd import plain_tar, strict_json
 from dfkd.errors import CorruptionError
+from dfkd.plain_tar import MODE, OWNER
 
 Array = npt.NDArray[Any]
 
@@ -144,7 +146,7 @@ def write_shard(samples: Iterable[Sample], path: Path) -> int:
         raise ValueError("two samples of a shard have the same key")
     with (
         path.open("wb") as stream,
-        TarWriter(stream, user="dfkd", group="dfkd", mode=0o444, mtime=0, encoder=False) as tar,
+        TarWriter(stream, user=OWNER, group=OWNER, mode=MODE, mtime=0, encoder=False) as tar,
     ):
         for sample in ordered:
             tar.write({"__key__": sample.key, **_encode(sample)})
@@ -209,43 +211,44 @@ def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sa
     """The samples in a tar's bytes; `name` is for messages, `count` is checked before the first."""
     if len(data) % tarfile.RECORDSIZE or data[-END:].strip(b"\0") or len(data) < END:
         _refuse(name, f"{len(data)} bytes without the end mark of a tar")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            groups = _groups(tar, name)
-            if count is not None and len(groups) != count:
-                _refuse(name, f"{len(groups)} samples, its receipt says {count}")
-            for key, members in groups.items():
-                yield _decode(tar, name, key, members)
-    except tarfile.TarError as error:
-        _refuse(name, f"no readable tar ({error})")
+    groups = _groups(plain_tar.members(data) or _members(data, name), name)
+    if count is not None and len(groups) != count:
+        _refuse(name, f"{len(groups)} samples, its receipt says {count}")
+    for key, places in groups.items():
+        yield _decode(data, name, key, places)
 
 
-def _groups(tar: tarfile.TarFile, name: str) -> dict[str, dict[str, tarfile.TarInfo]]:
-    groups: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in _members(tar):
-        match = MEMBER.fullmatch(member.name)
-        if not match or not member.isreg() or member.issparse() or member.pax_headers:
-            _refuse(name, f"member {member.name[:80]!r} is not a plain file of a sample")
-        if member.size > MAX_MEMBER:
-            _refuse(name, f"member {member.name!r} has {member.size} bytes, at most {MAX_MEMBER}")
+def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:
+    """Where the members of each sample lie, by their suffixes."""
+    groups: dict[str, dict[str, slice]] = {}
+    for member, place in members:
+        match = MEMBER.fullmatch(member)
+        if not match:
+            _refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
+        if place.stop - place.start > MAX_MEMBER:
+            size = place.stop - place.start
+            _refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER}")
         group = groups.setdefault(match["key"], {})
         if match["suffix"] in group:
-            _refuse(name, f"member {member.name!r} is there twice")
-        group[match["suffix"]] = member
+            _refuse(name, f"member {member!r} is there twice")
+        group[match["suffix"]] = place
     return groups
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(data: bytes, name: str) -> Iterator[tuple[str, slice]]:
+    """Name and place of each member of a tar that is not as `write_shard` writes them."""
     try:
-        yield from tar
-    except ValueError as error:  # of numbers in the headers of a sparse file
-        raise tarfile.ReadError(str(error)) from None
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for each in tar:
+                if not each.isreg() or each.issparse() or each.pax_headers:
+                    _refuse(name, f"member {each.name[:80]!r} is not a plain file of a sample")
+                yield each.name, slice(each.offset_data, each.offset_data + each.size)
+    except (tarfile.TarError, ValueError) as error:  # the latter of numbers in a sparse file
+        _refuse(name, f"no readable tar ({error})")
 
 
-def _decode(
-    tar: tarfile.TarFile, name: str, key: str, members: Mapping[str, tarfile.TarInfo]
-) -> Sample:
-    files = {suffix: _content(tar, member, name) for suffix, member in members.items()}
+def _decode(data: bytes, name: str, key: str, places: Mapping[str, slice]) -> Sample:
+    files = {suffix: _content(data, place, name, key) for suffix, place in places.items()}
     extensions = files.keys() & EXTENSIONS
     if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
         wanted = f"not {sorted(REQUIRED)} and one image"
@@ -264,11 +267,10 @@ def _decode(
     return Sample(key, files[extension], extension, metadata, arrays)
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
-    stream = tar.extractfile(member)
-    content = stream.read() if stream else b""
-    if len(content) != member.size:
-        _refuse(name, f"member {member.name!r} is cut at {len(content)} of {member.size} bytes")
+def _content(data: bytes, place: slice, name: str, key: str) -> bytes:
+    content, size = data[place], place.stop - place.start
+    if len(content) != size:
+        _refuse(name, f"a member of sample {key!r} is cut at {len(content)} of {size} bytes")
     return content
 
 
@@ -284,11 +286,15 @@ def _array(name: str, content: bytes) -> Array:
     NumPy's own reader allocates what a header claims and parses it as Python.
     """
     dtype = ARRAYS[name]
-    body = content[NPY_HEADER:]
-    array = np.frombuffer(body[: len(body) // dtype.itemsize * dtype.itemsize], dtype).copy()
-    if _npy(array) != content:
+    count, rest = divmod(len(content) - NPY_HEADER, dtype.itemsize)
+    if count < 0 or rest or content[:NPY_HEADER] != _npy_header(name, count):
         raise ValueError(f"{name}.npy is no plain array of {dtype} with 1 axis")
-    return array
+    return np.frombuffer(content, dtype, offset=NPY_HEADER).copy()
+
+
+@functools.lru_cache
+def _npy_header(name: str, count: int) -> bytes:
+    return _npy(np.zeros(count, ARRAYS[name]))[:NPY_HEADER]
 
 
 def _refuse(name: str, difference: str) -> NoReturn:

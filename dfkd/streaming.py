@@ -24,7 +24,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.pictures import opened
+from dfkd.pictures import header_size
 from dfkd.plan import derive_seed
 from dfkd.shards import Receipt, Sample
 
@@ -269,8 +269,7 @@ def decode(sample: Sample, image_size: int) -> Tensor:
     """
     encoded = torch.frombuffer(bytearray(sample.image), dtype=torch.uint8)
     try:
-        with opened(sample.image, (FORMATS[sample.extension],)) as header:
-            size = header.size
+        size = header_size(sample.image, FORMATS[sample.extension])
         if size == (image_size, image_size):
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
             return image

@@ -4,11 +4,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dfkd import command
-from dfkd.benchmarks import distillation, requests, synthesis
-from dfkd.benchmarks.measure import keep, spread
+from dfkd.benchmarks import distillation, export, prompts, requests, streaming, synthesis
+from dfkd.benchmarks.measure import keep
+from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.table import table
 from dfkd.cluster import benchmark_driver, benchmark_scale
 from dfkd.cluster.build import environment
 from dfkd.cluster.connect import connected
@@ -20,26 +23,67 @@ from dfkd.storage import open_storage
 Results = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    repeats: int
+    """Timed turns."""
+    tasks: tuple[int, ...]
+    """Of the driver, that do nothing; one run for each number."""
+    shards: tuple[int, ...]
+    """Of versions whose requests are counted."""
+    per_class: int
+    """Images of each class that are streamed."""
+
+
+FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64)
+QUICK = Effort(2, (200, 400), (12, 24), 16)
+
+
+def effort(options: argparse.Namespace) -> Effort:
+    """As the options ask for it."""
+    whole = QUICK if options.quick else FULL
+    return Effort(
+        options.repeats or whole.repeats,
+        tuple(options.tasks or whole.tasks),
+        tuple(options.shards or whole.shards),
+        whole.per_class,
+    )
+
+
 def time_synthesis(manifest: Manifest, options: argparse.Namespace) -> Results:
     """Optimisation steps."""
-    use_threads(options.threads)
-    values = synthesis.measure(manifest, pick_device(), options.repeats)
-    return {"image_steps_per_s": spread(values)}
+    return synthesis.measure(manifest, pick_device(), effort(options).repeats)
+
+
+def time_prompts(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """Contrastive updates."""
+    return prompts.measure(manifest, pick_device(), effort(options).repeats)
+
+
+def time_streaming(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """Reading shards."""
+    asked, home = effort(options), open_storage(manifest.storage.root)
+    return streaming.measure(manifest, home, asked.per_class, asked.repeats)
 
 
 def time_distillation(manifest: Manifest, options: argparse.Namespace) -> Results:
     """Training steps."""
-    use_threads(options.threads)
-    values = distillation.measure(manifest, pick_device(), options.repeats)
-    return {"images_per_s": spread(values)}
+    return distillation.measure(manifest, pick_device(), effort(options).repeats)
+
+
+def time_export(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """The student where it is used."""
+    return export.measure(manifest)
 
 
 def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
     """Tasks that do nothing, and the requests of versions of several sizes."""
+    asked, home = effort(options), open_storage(manifest.storage.root)
     with connected():
-        pools = [benchmark_driver.measure(manifest, count) for count in options.tasks]
-    home = open_storage(manifest.storage.root)
-    return {"pool": pools, "requests": requests.measure(manifest, home, options.shards)}
+        pools = [benchmark_driver.measure(manifest, count) for count in asked.tasks]
+    return {"pool": pools, "requests": requests.measure(manifest, home, asked.shards)}
 
 
 def time_scale(manifest: Manifest, options: argparse.Namespace) -> Results:
@@ -50,7 +94,10 @@ def time_scale(manifest: Manifest, options: argparse.Namespace) -> Results:
 
 BENCHMARKS: dict[str, Callable[[Manifest, argparse.Namespace], Results]] = {
     "synthesis": time_synthesis,
+    "prompts": time_prompts,
+    "streaming": time_streaming,
     "distillation": time_distillation,
+    "export": time_export,
     "driver": time_driver,
     "scale": time_scale,
 }
@@ -63,13 +110,14 @@ def chosen(options: argparse.Namespace) -> list[str]:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be measured."""
-    simulated = benchmark_scale.sized(manifest, options.classes)
+    simulated, asked = benchmark_scale.sized(manifest, options.classes), effort(options)
     return {
         "benchmarks": chosen(options),
-        "repeats": options.repeats,
+        "repeats": asked.repeats,
         "threads": options.threads,
-        "driver_tasks": options.tasks,
-        "driver_shards": options.shards,
+        "driver_tasks": list(asked.tasks),
+        "driver_shards": list(asked.shards),
+        "streamed_images": asked.per_class * len(manifest.classes),
         "scale_tasks": task_count(simulated),
         "scale_images": image_count(simulated),
     }
@@ -79,10 +127,13 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Measure, print, and keep the record of each benchmark; returns the place of the last."""
     storage = open_storage(manifest.storage.root)
     words = shlex.join(["python", *sys.argv])
+    use_threads(options.threads)
     for name in chosen(options):
-        results = BENCHMARKS[name](manifest, options)
+        with watched() as watch:
+            results = BENCHMARKS[name](manifest, options)
+        results["memory"] = watch.summary()
         place = keep(storage, name, words, environment(), results)
-        print(f"{name}: {place}", flush=True)
+        print("\n".join([*table(results), f"{name}: {place}"]), flush=True)
     return place
 
 
@@ -90,13 +141,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
     add = arguments.add_argument
-    add("--repeats", type=int, default=5, help="timed repeats of synthesis and distillation")
-    add("--threads", type=int, default=1, help="CPU threads of synthesis and distillation")
+    add("--quick", action="store_true", help="few repeats of small sizes: it runs, in minutes")
+    add("--repeats", type=int, metavar="N", help=f"timed turns ({FULL.repeats})")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads of torch (1)")
     add(
         "--tasks",
         type=int,
         nargs="+",
-        default=[1_000, 10_000, 100_000],
         metavar="N",
         help="driver: how many tasks that do nothing, one run for each number",
     )
@@ -104,7 +155,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--shards",
         type=int,
         nargs="+",
-        default=[50, 100, 200],
         metavar="N",
         help="driver: how many shards a version has whose requests are counted",
     )

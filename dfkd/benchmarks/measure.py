@@ -1,7 +1,8 @@
-"""Repeats and their spread, and the record that a benchmark leaves.
+"""Repeats and their spread, figures beside limits and peers, and the record of a benchmark.
 
 A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment` (library
-versions) and `results`; what is in `results` is told by the module that measured it.
+versions) and `results`; what is in `results` is told by the module that measured it. Where there
+are `figures`, each is a `Figure`.
 """
 
 import datetime
@@ -10,28 +11,75 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd.shards import canonical
 from dfkd.storage import Storage
 
+Call = Callable[[], float]
+"""Does some work; returns how many units it did."""
 
-def rates(call: Callable[[], int], repeats: int) -> list[float]:
-    """Units a second of each repeat of `call`, which returns how many it did.
 
-    The first call warms up and is not counted.
+@dataclass(frozen=True)
+class Figure:
+    """Units a second, and what they are to be compared with."""
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    """Of each repeat."""
+    limit: str = ""
+    """What bounds it on this machine: the name of another figure."""
+    share: float | None = None
+    """Of that limit, the median over repeats; both were measured in turns."""
+    peer: str = ""
+    """What does the same otherwise: the name of another figure."""
+    ratio: float | None = None
+    """Times as fast as the peer, the median over repeats."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a record has it; without what there is nothing to compare with."""
+        found: dict[str, Any] = {"name": self.name, "unit": self.unit, **spread(self.values)}
+        if self.share is not None:
+            found |= {"limit": self.limit, "share": round(self.share, 4)}
+        if self.ratio is not None:
+            found |= {"peer": self.peer, "ratio": round(self.ratio, 3)}
+        return found
+
+
+def turns(calls: Mapping[str, Call], repeats: int) -> dict[str, tuple[float, ...]]:
+    """Units a second of each call at each repeat, by name.
+
+    The calls take turns, so that a machine that is busy for a while is so for all of them. The
+    first turn warms up and is not counted.
     """
-    found = []
-    for _ in range(repeats + 1):
-        begun = time.perf_counter()
-        done = call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(done / (time.perf_counter() - begun))
-    return found[1:]
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            done = call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                found[name].append(done / (time.perf_counter() - begun))
+    return {name: tuple(values) for name, values in found.items()}
+
+
+def quotient(values: Sequence[float], others: Sequence[float], factor: float = 1.0) -> float:
+    """The median over turns of `factor` * value / other."""
+    return statistics.median(factor * a / b for a, b in zip(values, others, strict=True))
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions of a call, counted."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a version asks of its storage: requests of each kind, counted on the way."""
 
 import dataclasses
-import tempfile
 import threading
 import time
 import uuid
@@ -9,17 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-
-from dfkd.benchmarks.standin import StandIn
-from dfkd.dataset import Version, begin, open_version
+from dfkd.benchmarks.standin import StandIn, put_prompts, put_shards
+from dfkd.dataset import begin, open_version
 from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest
-from dfkd.plan import Task, Unit, tasks
-from dfkd.prompts import part_count, part_name, part_rows
+from dfkd.plan import tasks
 from dfkd.storage import Storage
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
@@ -130,32 +125,9 @@ def _measure(manifest: Manifest, home: Storage, size: int) -> dict[str, Any]:
         seconds = round(time.perf_counter() - begun, 3)
         stages[name] = {"requests": dict(sorted(counts.by_operation.items())), "seconds": seconds}
 
-    stage("prompts", lambda: _prompts(manifest, version))
-    stage("shards", lambda: _shards(manifest, version, planned))
+    stage("prompts", lambda: put_prompts(manifest, version))
+    stage("shards", lambda: put_shards(StandIn(manifest), version, planned))
     stage("resume", version.done)
     stage("publish", lambda: version.publish(planned, {}))
     stage("open", lambda: open_version(version.home, version.id))
     return {"shards": len(planned), "stages": stages}
-
-
-def _prompts(manifest: Manifest, version: Version) -> None:
-    names = [part_name(part) for part in range(part_count(manifest))]
-    for part, name in enumerate(names):
-        rows = part_rows(manifest, part)
-        table = {
-            "class_index": [row.class_index for row in rows],
-            "index": [row.index for row in rows],
-            "text": [row.name for row in rows],
-        }
-        version.put_prompts(name, pa.table(table))
-    version.seal_prompts(names, {})
-
-
-def _shards(manifest: Manifest, version: Version, planned: Sequence[Task]) -> None:
-    maker = StandIn(manifest)
-    with tempfile.TemporaryDirectory() as folder:
-        for task in planned:
-            maker.shards(Unit((task,), (task,)), version.prompts(task), Path(folder))
-            tar = Path(folder, f"{task.id}.tar")
-            version.commit(task, tar)
-            tar.unlink()

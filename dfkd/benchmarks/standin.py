@@ -1,6 +1,8 @@
 """Shards of the right form without any model: what everything around synthesis costs."""
 
 import io
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from dfkd.dataset import Version
 from dfkd.manifest import Manifest
 from dfkd.plan import Task, Unit, image_seed, sample_key
+from dfkd.prompts import part_count, part_name, part_rows
 from dfkd.shards import Sample, write_shard
 from dfkd.synthesis import OnStep
 
@@ -18,13 +22,16 @@ EMBEDDING = 16
 
 
 class StandIn:
-    """Stands where `SurrogateMaker` stands: an image of one colour, labels of chance."""
+    """Stands where `SurrogateMaker` stands: one image for all, labels of chance."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, noisy: bool = False) -> None:
+        """`noisy` makes an image of blurred noise, about as hard to compress as a synthesised one;
+        otherwise it has one colour."""
         self.manifest = manifest
         size = manifest.synthesis.image_size
+        image = _noise(size) if noisy else Image.new("RGB", (size, size), "grey")
         stream = io.BytesIO()
-        Image.new("RGB", (size, size), "grey").save(stream, "PNG")
+        image.save(stream, "PNG")
         self.image = stream.getvalue()
 
     def shards(
@@ -66,3 +73,34 @@ class StandIn:
         }
         arrays = {"distances": labels, "embedding": embedding}
         return Sample(sample_key(task.class_index, index), self.image, "png", metadata, arrays)
+
+
+def _noise(size: int) -> Image.Image:
+    """Of a quarter of the size, enlarged."""
+    side = -(-size // 4)
+    drawn = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
+    return Image.fromarray(drawn).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def put_prompts(manifest: Manifest, version: Version) -> None:
+    """All prompts of a version, with a text and nothing else."""
+    names = [part_name(part) for part in range(part_count(manifest))]
+    for part, name in enumerate(names):
+        rows = part_rows(manifest, part)
+        table = {
+            "class_index": [row.class_index for row in rows],
+            "index": [row.index for row in rows],
+            "text": [row.name for row in rows],
+        }
+        version.put_prompts(name, pa.table(table))
+    version.seal_prompts(names, {})
+
+
+def put_shards(maker: StandIn, version: Version, planned: Sequence[Task]) -> None:
+    """The shards of some tasks, whose prompts are there."""
+    with tempfile.TemporaryDirectory() as folder:
+        for task in planned:
+            maker.shards(Unit((task,), (task,)), version.prompts(task), Path(folder))
+            tar = Path(folder, f"{task.id}.tar")
+            version.commit(task, tar)
+            tar.unlink()

@@ -1,0 +1,47 @@
+"""What a student costs where it is used: milliseconds on one core and bytes, beside its teacher."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dfkd.export import export, load, quantise
+from dfkd.latency import one_core
+from dfkd.manifest import Manifest
+from dfkd.student import build
+from dfkd.teacher import Teacher, resolve
+
+CALIBRATION = 16
+"""Images of noise from which int8 takes its ranges; its speed does not depend on them."""
+
+
+def measure(manifest: Manifest) -> dict[str, Any]:
+    """Of the manifest's student with random weights, exported, and of its teacher in torch.
+
+    Returns:
+        `ms` (median of one image on one core) and `bytes`, by model, and how that was measured.
+    """
+    size, config = manifest.synthesis.image_size, manifest.distillation
+    teacher = Teacher.load(manifest.teacher, torch.device("cpu"), "float32", manifest.cache)
+    student = build(config, len(manifest.classes), size, seed=0, cache=manifest.cache).eval()
+    noise = np.random.default_rng(0).integers(256, size=(CALIBRATION, size, size, 3))
+    images = list(noise.astype(np.uint8))
+    pixels = images[0].transpose(2, 0, 1)[None].astype(np.float32) / 255
+    tensor = torch.from_numpy(pixels)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, small = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
+        export(student, size, whole)
+        quantise(whole, small, images)
+        run_whole, run_small = load(whole, threads=1), load(small, threads=1)
+        timed = one_core(
+            {
+                "teacher": torch.no_grad()(lambda: teacher.encode_image(tensor)),
+                "student": lambda: run_whole(pixels),
+                "student, int8": lambda: run_small(pixels),
+            }
+        )
+        sizes = {"student": whole.stat().st_size, "student, int8": small.stat().st_size}
+    weights = resolve(manifest.teacher, manifest.cache).source.path
+    return {**timed, "bytes": {"teacher": weights.stat().st_size, **sizes}}

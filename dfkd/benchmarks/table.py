@@ -1,0 +1,40 @@
+"""The figures of a record as lines of text."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HEAD = ("figure", "median", "least", "most", "unit", "of its limit", "of its peer")
+UNITS = ("", "k", "M", "G", "T", "P")
+
+
+def table(results: Mapping[str, Any]) -> list[str]:
+    """A line for each of the `figures` of results, below a head; nothing where there are none."""
+    figures = results.get("figures", ())
+    if not figures:
+        return []
+    rows = [HEAD, *(tuple(_row(figure)) for figure in figures)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if HEAD[place] in ("figure", "unit", *HEAD[5:]) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _row(figure: Mapping[str, Any]) -> Iterator[str]:
+    yield figure["name"]
+    for key in ("median", "least", "most"):
+        yield scaled(figure[key])
+    yield figure["unit"]
+    yield f"{figure['share']:.0%} of {figure['limit']}" if "share" in figure else "-"
+    yield f"{figure['ratio']:.2f} x {figure['peer']}" if "ratio" in figure else "-"
+
+
+def scaled(value: float) -> str:
+    """Three digits and a prefix: 12.3 k."""
+    power = 0
+    while abs(value) >= 1000 and power < len(UNITS) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {UNITS[power]}".strip()
