@@ -1,0 +1,89 @@
+"""Figures: turns, quotients, counted operations, limits, peers, and their table."""
+
+import time
+
+import pytest
+import torch
+
+from dfkd.benchmarks import limits, peers
+from dfkd.benchmarks.measure import Figure, operations, quotient, turns
+from dfkd.benchmarks.table import scaled, table
+from dfkd.generator import VQGAN
+from dfkd.manifest import Generator, Synthesis
+from dfkd.synthesis import synthesise
+from dfkd.teacher import Teacher
+
+CPU = torch.device("cpu")
+
+
+def test_calls_take_turns_and_the_first_turn_does_not_count() -> None:
+    order = []
+    slow = {"a": 0.02, "b": 0.04}
+
+    def call(name: str) -> float:
+        order.append(name)
+        time.sleep(slow[name] if len(order) > 2 else 0.5)
+        return 3.0
+
+    found = turns({name: lambda name=name: call(name) for name in slow}, repeats=3)
+    assert order == ["a", "b"] * 4
+    assert [len(values) for values in found.values()] == [3, 3]
+    assert all(3 / 0.5 < value <= 3 / slow[name] for name in slow for value in found[name])
+
+
+def test_a_quotient_is_taken_turn_by_turn() -> None:
+    assert quotient([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
+    assert quotient([1.0, 8.0, 3.0], [2.0, 2.0, 3.0], factor=10.0) == 10.0
+
+
+def test_operations_are_counted_backwards_too() -> None:
+    left = torch.ones(4, 5, requires_grad=True)
+    assert operations(lambda: left @ torch.ones(5, 6)) == 2 * 4 * 5 * 6
+    assert operations(lambda: (left @ torch.ones(5, 6)).sum().backward()) == 2 * 2 * 4 * 5 * 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_limits_do_what_they_count(precision: limits.Precision) -> None:
+    for limit in (limits.product(CPU, precision), limits.convolution(CPU, precision)):
+        assert operations(limit) == limit() > 0
+    assert limits.copy(CPU)() == 2 * limits.BYTES["cpu"]
+
+
+def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> None:
+    """The same losses at the same step, as far as float32 goes."""
+    generator = VQGAN.load(Generator(), CPU, "float32")
+    targets = teacher.encode_text(["A cat", "A clock"])
+    losses = []
+    config = Synthesis(image_size=64, steps=3, batch_size=2)
+    synthesise(teacher, generator, config, targets, [0, 1], lambda _, found: losses.append(found))
+    assert torch.allclose(
+        peers.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
+    )
+
+
+def test_the_cutout_loop_shows_the_teacher_32_crops(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = VQGAN.load(Generator(), CPU, "float32")
+    shapes = []
+    encode = teacher.encode_image
+    monkeypatch.setattr(teacher, "encode_image", lambda p: shapes.append(p.shape) or encode(p))
+    loss = peers.cutout_loop(teacher, generator, teacher.encode_text(["A cat"])[0], 64, 2)
+    assert torch.isfinite(loss)
+    assert shapes == [(32, 3, 64, 64)] * 2
+
+
+def test_a_table_has_a_line_for_each_figure() -> None:
+    figures = [
+        Figure("stream", "images/s", (1500.0, 1000.0, 2000.0), "bare decoding", 0.634),
+        Figure("bare decoding", "images/s", (2.5e9,), peer="stream", ratio=2.0),
+    ]
+    lines = table({"figures": [each.as_dict() for each in figures]})
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "stream 1.5 k 1 k 2 k images/s 63% of bare decoding -",
+        "bare decoding 2.5 G 2.5 G 2.5 G images/s - 2.00 x stream",
+    ]
+    assert table({"pool": []}) == []
+    assert [scaled(value) for value in (0.1234, 12.34, 999.4, 1e16)] == [
+        "0.123", "12.3", "999", "10 P",
+    ]  # fmt: skip
