@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import jobs
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.connect import connected
-from dfkd.cluster.train import _cpus_each, _Trainer, distill, explained, find_workers
+from dfkd.cluster.train import _Trainer, cpus_each, distill, explained, find_workers
 from dfkd.distillation import Course
 from dfkd.distilled import place
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
@@ -104,9 +104,9 @@ def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
 
 def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
     nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0}}
-    assert [_cpus_each(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
+    assert [cpus_each(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
     nodes["a"]["GPU"] = 1.0
-    assert [_cpus_each(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
+    assert [cpus_each(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
 
 
 def test_nothing_asks_for_a_dashboard_that_is_not_there() -> None:
