@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.dataset import PublishedVersion
@@ -53,7 +52,7 @@ class Batch:
     labels: Tensor
     """int64 [B], the class that each image was made for."""
     embeddings: Tensor
-    """float32 [B, E], of the plain image, unit length."""
+    """float32 [B, E], of the plain image, of unit length but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -254,12 +253,11 @@ class _Cache:
 
 
 def _said(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances, classes and unit embeddings of samples, as in `Batch`."""
+    """Distances, classes and embeddings of samples, as in `Batch`."""
     distances = np.stack([sample.arrays["distances"] for sample in samples])
     labels = torch.tensor([sample.metadata["class_index"] for sample in samples])
     embeddings = np.stack([sample.arrays["embedding"] for sample in samples])
-    unit = F.normalize(torch.from_numpy(embeddings).float(), dim=1)
-    return torch.from_numpy(distances), labels, unit
+    return torch.from_numpy(distances), labels, torch.from_numpy(embeddings).float()
 
 
 def decode(sample: Sample, image_size: int) -> Tensor:
