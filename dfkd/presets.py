@@ -6,6 +6,8 @@ rates stay the manifest's own.
 
 from typing import Any
 
+from dfkd.yaml import merged
+
 PAPER: dict[str, Any] = {
     "prompts": {
         "method": ["contrastive"],
@@ -31,14 +33,7 @@ PAPER: dict[str, Any] = {
 }
 """The paper's method, to the letter: equation 12 without a guard, flips and crops."""
 
-BEST: dict[str, Any] = {
-    "prompts": {
-        "method": ["contrastive"],
-        "guard": {"weight": 2.0, "attempts": 3},
-        "contrastive": {"updates": 30, "learning_rate": 0.02},
-    },
-    "distillation": {"augmentation": ["flip", "affine", "mix"]},
-}
-"""What has proved best in the study `better`: manifests/studies/better."""
+BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
+"""What has proved best in manifests/studies/better: the paper's method with ensemble labels."""
 
 PRESETS = {"paper": PAPER, "best": BEST}
