@@ -84,12 +84,12 @@ def optimise(
     losses = []
     patience = 1 if config.similarity == 1 else PATIENCE
     for update in range(patience * config.updates):
-        disturbed = [problem.words.disturbed(n, config.positive, draw) for n in problem.names]
         texts = problem.words.encode(problem.names, pseudo)
         if update >= config.updates:
             alike = similarity_in_class(texts.detach(), problem.labels, remembered)
             if alike <= config.similarity:
                 break
+        disturbed = [problem.words.disturbed(n, config.positive, draw) for n in problem.names]
         positives = problem.words.encode(problem.names, pseudo, disturbed)
         within = config.negatives == "intra-class"
         loss = contrast(texts, positives, problem.labels, remembered, config.temperature, within)
@@ -114,10 +114,7 @@ def similarity_in_class(
 
     Without such a pair it is -1.
     """
-    others, other_labels = texts, labels
-    if remembered is not None:
-        others = torch.cat([texts, remembered[0]])
-        other_labels = torch.cat([labels, remembered[1]])
+    others, other_labels = _with_remembered(texts, labels, remembered)
     pairs = labels[:, None] == other_labels[None, :]
     pairs &= ~torch.eye(len(texts), len(others), dtype=torch.bool, device=texts.device)
     if not pairs.any():
@@ -138,10 +135,7 @@ def contrast(
     s is the cosine similarity and b runs over the negatives alone: the other prompts of the batch
     and the remembered ones, or only those of the same class. Without a negative it is -s+/tau.
     """
-    others, other_labels = texts, labels
-    if remembered is not None:
-        others = torch.cat([texts, remembered[0]])
-        other_labels = torch.cat([labels, remembered[1]])
+    others, other_labels = _with_remembered(texts, labels, remembered)
     excluded = torch.eye(len(texts), len(others), dtype=torch.bool, device=texts.device)
     if within_class:
         excluded = excluded | (labels[:, None] != other_labels[None, :])
@@ -149,3 +143,11 @@ def contrast(
     alone = excluded.all(dim=1)
     crowd = torch.where(alone, 0.0, similarity.masked_fill(alone[:, None], 0.0).logsumexp(dim=1))
     return crowd - (texts * positives).sum(dim=1) / temperature
+
+
+def _with_remembered(
+    texts: Tensor, labels: Tensor, remembered: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    if remembered is None:
+        return texts, labels
+    return torch.cat([texts, remembered[0]]), torch.cat([labels, remembered[1]])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.augmentation import augment
+from dfkd.device import autocast
 from dfkd.errors import CorruptionError
 from dfkd.plan import derive_seed
 from dfkd.streaming import Batch
@@ -98,7 +99,6 @@ class Distiller:
         self.config, self.course, self.seed, self.label = config, course, seed, label
         self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.mixed = config.precision == "bfloat16" and multiplies_bfloat16(device)
         self.step = 0
         self._enter_phase()
 
@@ -127,7 +127,7 @@ class Distiller:
         assert self.model is not None  # noqa: S101 - for the type checker
         pixels = self.view(batch)
         distances = self._distances(pixels, batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+        with autocast(self.device, self.config.precision):
             outputs = self.model(pixels)
         loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -212,14 +212,6 @@ class Distiller:
             moments.setdefault(int(index), {})[name] = value
         stored = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**stored, "state": moments})
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for it; elsewhere it would be slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

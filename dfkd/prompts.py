@@ -178,7 +178,7 @@ class PromptMaker:
             first, second, weight = self._mixture(row)
             pair = self._styled(row.name)[[first, second]]
             mixed.append(F.normalize(weight * pair[0] + (1 - weight) * pair[1], dim=0))
-            one, two = (self._filled(row.name, styles[i]) for i in (first, second))
+            one, two = (styled(self.manifest, row.name, styles[i]) for i in (first, second))
             texts.append(f"{weight:.3f} {one} + {1 - weight:.3f} {two}")
         return Drawn(texts, torch.stack(mixed))
 
@@ -277,9 +277,6 @@ class PromptMaker:
             self._styles = {name: style_texts(self.manifest, self.teacher, name)}
         return self._styles[name]
 
-    def _filled(self, name: str, style: str) -> str:
-        return self.manifest.prompts.template.replace("{class}", name).replace("{style}", style)
-
     @functools.cached_property
     def fresh(self) -> set[tuple[int, int]]:
         """Class and shard index of each task that is not carried over."""
@@ -330,9 +327,13 @@ def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
 
 def style_texts(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
     """Unit embeddings [S, E] of one class in every style of the dictionary."""
-    template = manifest.prompts.template.replace("{class}", name)
-    texts = [template.replace("{style}", style) for style in dictionary(manifest.prompts)]
-    return teacher.encode_text(texts)
+    styles = dictionary(manifest.prompts)
+    return teacher.encode_text([styled(manifest, name, style) for style in styles])
+
+
+def styled(manifest: Manifest, name: str, style: str) -> str:
+    """The prompt of a class in a style."""
+    return manifest.prompts.template.replace("{class}", name).replace("{style}", style)
 
 
 def _sorted(tables: Sequence[pa.Table]) -> pa.Table:
