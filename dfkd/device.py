@@ -1,5 +1,7 @@
-"""The device that a process works on, and how many threads it may use."""
+"""The device that a process works on, how many threads it may use, and how it keeps memory."""
 
+import contextlib
+import ctypes
 from typing import Literal
 
 import torch
@@ -21,6 +23,22 @@ def device_name(device: torch.device) -> str:
 def use_threads(cpus: float) -> None:
     """Let torch use the CPUs that were reserved, at least one, and no more."""
     torch.set_num_threads(max(1, int(cpus)))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees for what it allocates next; without glibc, do nothing.
+
+    glibc gives large tensors back to the kernel as soon as they are freed, so that the next step
+    gets its memory page by page and zeroed: about a tenth of the time of synthesis on a CPU.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the highest that glibc takes
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""As in glibc's malloc.h."""
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dfkd import manifest
 from dfkd.artifacts import CACHE, FETCH, cached, published
 from dfkd.artifacts import VQGAN as NAMES
+from dfkd.decoder import decode
 from dfkd.device import autocast
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.fingerprint import sha256_file
@@ -109,9 +110,7 @@ class VQGAN:
         self._high = self.codebook.amax(dim=0).view(channels)
         self._cuda = self.codebook.device.type == "cuda"
         self._precision = precision
-        if self._cuda:
-            # On a CPU this layout is 3 times slower.
-            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def load(
@@ -225,7 +224,8 @@ class _Network(nn.Module):
         self.downsampling = params.ddconfig.downsampling
 
     def forward(self, codes: Tensor) -> Tensor:
-        image: Tensor = self.decoder(self.post_quant_conv(codes))
+        inner = self.post_quant_conv(codes)
+        image: Tensor = self.decoder(inner) if codes.is_cuda else decode(self.decoder, inner)
         return image
 
 

@@ -83,6 +83,7 @@ class Teacher:
         self._pool_type = self._text.pool_type if apart else self._text.text_pool_type
         self._eos_id = self._text.eos_id if apart else self._text.text_eos_id
         visual: Any = model.visual
+        visual.to(memory_format=torch.channels_last)
         self._visual = visual
         self.image_size = _square(name, visual.image_size)
         self.token_table: Tensor = self._text.token_embedding.weight
@@ -188,7 +189,8 @@ class Teacher:
                 pixels, (side, side), mode=self._interpolation, antialias=True, align_corners=False
             )
         with autocast(self.device, precision or self._precision):
-            features: Tensor = self._visual(torch.addcmul(self._shift, pixels, self._scale))
+            seen = torch.addcmul(self._shift, pixels, self._scale)
+            features: Tensor = self._visual(seen.contiguous(memory_format=torch.channels_last))
         return F.normalize(features.float(), dim=-1)
 
 

@@ -23,7 +23,7 @@ from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.tell import Teller
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
-from dfkd.device import device_name, pick_device, use_threads
+from dfkd.device import device_name, keep_freed_memory, pick_device, use_threads
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
 from dfkd.lease import reading
 from dfkd.manifest import Manifest
@@ -210,6 +210,7 @@ class Worker(ABC):
     def load_teacher(self) -> teacher.Teacher:
         """The teacher on this worker's device, with this worker's threads."""
         use_threads(self.cpus)
+        keep_freed_memory()
         precision = self.manifest.synthesis.precision
         device, cache = pick_device(), self.manifest.cache
         return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
