@@ -11,7 +11,8 @@ from dfkd.manifest import Manifest
 from dfkd.methods import compared, prompt_method
 
 SCHEMA = 1
-"""Raised whenever a change of code changes a pixel or a label that the same manifest gives."""
+"""Raised whenever a change of code changes a pixel or a label that the same manifest gives by more
+than rounding, which libraries and processors change as well: each version records those."""
 
 SECTIONS = ("seed", "classes", "teacher", "generator", "prompts", "synthesis")
 
@@ -58,7 +59,7 @@ def _only_latent(chosen: dict[str, Any]) -> None:
     else:
         _without(chosen["prompts"]["contrastive"], {"memory": 16384, "similarity": 1.0})
     del chosen["synthesis"]["method"]
-    _without(chosen["synthesis"], {"batch_norm_weight": [0.0]})
+    _without(chosen["synthesis"], {"batch_norm_weight": [0.0], "compile": False})
 
 
 def _without(section: dict[str, Any], added: Mapping[str, Any]) -> None:

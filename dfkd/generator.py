@@ -15,7 +15,7 @@ from dfkd import manifest
 from dfkd.artifacts import CACHE, FETCH, cached, published
 from dfkd.artifacts import VQGAN as NAMES
 from dfkd.decoder import decode
-from dfkd.device import autocast
+from dfkd.device import multiplies_bfloat16
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.fingerprint import sha256_file
 from dfkd.vqgan_config import Model, read_model
@@ -109,7 +109,8 @@ class VQGAN:
         self._low = self.codebook.amin(dim=0).view(channels)
         self._high = self.codebook.amax(dim=0).view(channels)
         self._cuda = self.codebook.device.type == "cuda"
-        self._precision = precision
+        # Asked here, as a compiled pass cannot ask.
+        self._mixed = precision == "bfloat16" and multiplies_bfloat16(self.codebook.device)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
@@ -199,7 +200,7 @@ class VQGAN:
         of range further out (VQGAN-CLIP's clamp).
         """
         codes = self.quantise(latent) if quantise else latent
-        with autocast(self.codebook.device, self._precision):
+        with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._mixed):
             image = self._network(codes)
         pixels: Tensor = _Clamp.apply(image.float().add(1).div(2))  # type: ignore[no-untyped-call]
         return pixels

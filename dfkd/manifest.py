@@ -177,6 +177,9 @@ class Synthesis:
     """Steps without a better loss after which an image stops; 0 never stops early."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks, where the device multiplies it; labels and distances are float32."""
+    compile: bool = False
+    """Compile the step by torch.compile (on a CPU that needs a C++ compiler): the same images up to
+    rounding, faster on a GPU after minutes of waiting."""
     format: Literal["png", "jpg"] = "png"
     batch_norm_weight: Annotated[
         tuple[NonNegative, ...], BeforeValidator(_weights), Field(min_length=1, max_length=2)

@@ -22,7 +22,7 @@ from dfkd.methods import coupled
 from dfkd.plan import Task, Unit, image_seed, sample_key
 from dfkd.prompts import class_texts
 from dfkd.shards import Sample, write_shard
-from dfkd.synthesis import OnStep, Synthesised, synthesise
+from dfkd.synthesis import OnStep, Synthesised, Synthesiser
 from dfkd.teacher import Teacher, distances
 
 ATTEMPTS = 2
@@ -59,6 +59,9 @@ class SurrogateMaker:
         self.manifest = manifest
         self.teacher = teacher
         self.generator = generator
+        self.synthesiser = (
+            None if generator is None else Synthesiser(teacher, generator, manifest.synthesis)
+        )
         self.tell = tell
         self.batch_size = manifest.synthesis.batch_size
         self.coupled = coupled(manifest.method)
@@ -163,7 +166,7 @@ class SurrogateMaker:
 
     def _pixels(self, batch: list[Wanted], seeds: list[int], on_step: OnStep | None) -> Synthesised:
         manifest, device = self.manifest, self.class_texts.device
-        if self.generator is None:
+        if self.synthesiser is None:
             invert = METHODS[manifest.method]
             labels = torch.tensor([w.class_index for w in batch], device=device)
             run = Run(labels, seeds, manifest.synthesis.image_size)
@@ -171,7 +174,7 @@ class SurrogateMaker:
                 Classifier(self.teacher, self.class_texts), run, manifest.inversion, on_step
             )
         targets = torch.stack([w.target for w in batch]).to(device)
-        return synthesise(self.teacher, self.generator, manifest.synthesis, targets, seeds, on_step)
+        return self.synthesiser(targets, seeds, on_step)
 
     def _facts(
         self, wanted: Wanted, seed: int, attempt: int, made: Synthesised, i: int

@@ -11,10 +11,13 @@ from dfkd.inversion.statistics import batch_norm_loss, batch_norm_taps
 from dfkd.manifest import Synthesis
 from dfkd.plan import derive_seed
 from dfkd.teacher import Teacher, spherical_distance
-from dfkd.views import Views
+from dfkd.views import Drawn, Views, show
 
 OnStep = Callable[[int, Tensor], None]
 """Called with the step and the losses [B] of the images still at work."""
+
+CHECK = 10
+"""Steps on a GPU after which the host asks which images are finished."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Synthesised:
 class _Kept:
     """The latent that each image ends with: of its best or its last step."""
 
-    def __init__(self, latents: Tensor, keep: str) -> None:
-        self.keep = keep
+    def __init__(self, latents: Tensor, config: Synthesis) -> None:
+        self.config = config
         self.latents = latents.detach().clone()
         self.losses = torch.full((len(latents),), torch.inf, device=latents.device)
         self.first = self.losses.clone()
@@ -44,108 +47,124 @@ class _Kept:
         self.broken = torch.zeros_like(self.steps, dtype=torch.bool)
 
     def update(self, rows: Tensor, latents: Tensor, losses: Tensor) -> None:
-        """Take in the losses [R] that the latents of images `rows` [R] gave at this step."""
-        losses = losses.detach()
-        finite = losses.isfinite()
-        better = losses < self.losses[rows]
-        self.first[rows] = torch.where(self.steps[rows] == 0, losses, self.first[rows])
-        self.steps[rows] += 1
-        self.stale[rows] = torch.where(better, 0, self.stale[rows] + 1)
-        self.broken[rows] |= ~finite
-        taken = rows[better if self.keep == "best" else finite]
-        chosen = better if self.keep == "best" else finite
-        self.latents[taken] = latents.detach()[chosen]
-        self.losses[taken] = losses[chosen]
+        """Take in the losses [R] that the latents of images `rows` [R] gave at this step.
 
-    def finished(self, patience: int) -> Tensor:
+        Nothing of an image that is finished, so that when it leaves the batch changes nothing.
+        """
+        losses = losses.detach()
+        live = ~self.finished()[rows]
+        finite = losses.isfinite()
+        better = live & (losses < self.losses[rows])
+        taken = better if self.config.keep == "best" else live & finite
+        self.first[rows] = torch.where(self.steps[rows] == 0, losses, self.first[rows])
+        self.stale[rows] = torch.where(better, 0, self.stale[rows] + 1)
+        self.steps[rows] += live
+        self.broken[rows] |= ~finite
+        self.losses[rows] = torch.where(taken, losses, self.losses[rows])
+        # Chosen by a mask and not by index, for which the host would have to wait.
+        mask = taken.view(-1, 1, 1, 1)
+        self.latents[rows] = torch.where(mask, latents.detach(), self.latents[rows])
+
+    def finished(self) -> Tensor:
         """Images [B] that need no further step."""
+        patience = self.config.patience
         return self.broken | (self.stale >= patience if patience else self.broken)
 
     def diverged(self) -> Tensor:
         return self.broken | ~(self.losses <= self.first)
 
 
-def synthesise(
-    teacher: Teacher,
-    generator: Generator,
-    config: Synthesis,
-    targets: Tensor,
-    seeds: Sequence[int],
-    on_step: OnStep | None = None,
-) -> Synthesised:
-    """Minimise D(E_img(G(z)), T) over the latents of a batch, each image on its own.
+class Synthesiser:
+    """Makes batches of images with models, and what is compiled for them, that stay the same."""
 
-    Args:
-        targets: unit text embeddings [B, E], one prompt an image.
-        seeds: one for each image; with its target it determines the image.
+    def __init__(self, teacher: Teacher, generator: Generator, config: Synthesis) -> None:
+        self.teacher, self.generator, self.config = teacher, generator, config
+        self._distances = self._seen
+        if config.compile:
+            self._distances = torch.compile(self._seen, dynamic=False)
 
-    The losses of the batch are summed, so that batch size changes no image's step, and all else is
-    elementwise or per sample: an image is the same whatever shares its batch, up to the rounding of
-    kernels that are chosen by batch size.
+    def __call__(
+        self, targets: Tensor, seeds: Sequence[int], on_step: OnStep | None = None
+    ) -> Synthesised:
+        """Minimise D(E_img(G(z)), T) over the latents of a batch, each image on its own.
 
-    With `config.batch_norm_weight` that is over: L_bn of the batch is added to the loss of each of
-    its images (so that its share does not depend on batch size either), and every image depends on
-    all others. What needs no further step leaves such a batch at once.
+        Args:
+            targets: unit text embeddings [B, E], one prompt an image.
+            seeds: one for each image; with its target it determines the image.
+            on_step: called after each step.
 
-    Raises:
-        ManifestError: L_bn is asked for, and the teacher has no batch norm.
-    """
-    (weight,) = config.batch_norm_weight
-    if not weight:
-        return _synthesise(teacher, generator, config, targets, seeds, on_step)
-    with batch_norm_taps(teacher, "synthesis.batch_norm_weight") as taps:
+        The losses of the batch are summed, so that batch size changes no image's step, and all else
+        is elementwise or per sample: an image is the same whatever shares its batch, up to the
+        rounding of kernels that are chosen by batch size.
 
-        def shared() -> Tensor:
-            return weight * batch_norm_loss(taps.read)
+        With `config.batch_norm_weight` that is over: L_bn of the batch is added to the loss of each
+        of its images (so that its share does not depend on batch size either), and every image
+        depends on all others. What needs no further step leaves such a batch at once.
 
-        return _synthesise(teacher, generator, config, targets, seeds, on_step, shared)
+        Raises:
+            ManifestError: L_bn is asked for, and the teacher has no batch norm.
+        """
+        (weight,) = self.config.batch_norm_weight
+        if not weight:
+            return self._optimise(targets, seeds, on_step)
+        with batch_norm_taps(self.teacher, "synthesis.batch_norm_weight") as taps:
 
+            def shared() -> Tensor:
+                return weight * batch_norm_loss(taps.read)
 
-def _synthesise(
-    teacher: Teacher,
-    generator: Generator,
-    config: Synthesis,
-    targets: Tensor,
-    seeds: Sequence[int],
-    on_step: OnStep | None,
-    shared: Callable[[], Tensor] | None = None,
-) -> Synthesised:
-    """`shared` is a loss that all images of the batch have together, of the last pass."""
-    latents = generator.fresh(seeds, config.image_size, config.initialisation)
-    kept = _Kept(latents, config.keep)
-    rows = torch.arange(len(seeds), device=latents.device)
-    views = _views(config, seeds, teacher.image_size)
-    optimizer = _optimizer(config, latents.requires_grad_())
-    for step in range(config.steps):
-        seen = teacher.encode_image(views.show(generator.decode(latents, config.quantise), step))
-        losses = _losses(seen, targets[rows])
-        if shared is not None:
-            losses = losses + shared()
-        kept.update(rows, latents, losses)
-        if on_step is not None:
-            on_step(step, losses.detach())
-        finished = kept.finished(config.patience)[rows]
-        if bool(finished.all()):
-            break
-        _improve(generator, latents, losses, optimizer, learning_rate(config, step))
-        # Images that are done still cost time; they leave once they are half of the batch.
-        if 2 * int(finished.sum()) >= len(rows) or (shared is not None and finished.any()):
-            active = ~finished
-            rows = rows[active]
-            views.select(active)
-            latents, optimizer = _compact(config, latents, optimizer, active)
-    return _result(generator, config, kept)
+            return self._optimise(targets, seeds, on_step, shared)
 
+    def _optimise(
+        self,
+        targets: Tensor,
+        seeds: Sequence[int],
+        on_step: OnStep | None,
+        shared: Callable[[], Tensor] | None = None,
+    ) -> Synthesised:
+        """`shared` is a loss that all images of the batch have together, of the last pass."""
+        config, generator = self.config, self.generator
+        latents = generator.fresh(seeds, config.image_size, config.initialisation)
+        kept = _Kept(latents, config)
+        rows = torch.arange(len(seeds), device=latents.device)
+        views = self._views(seeds, latents.device)
+        optimizer = _optimizer(config, latents.requires_grad_())
+        for step in range(config.steps):
+            losses = self._distances(latents, targets[rows], views.draw(step))
+            if shared is not None:
+                losses = losses + shared()
+            kept.update(rows, latents, losses)
+            if on_step is not None:
+                on_step(step, losses.detach())
+            # A host that asks for what a GPU has found waits for it, and the GPU then for the host.
+            asking = shared is not None or not latents.is_cuda or step % CHECK == CHECK - 1
+            finished = kept.finished()[rows]
+            if asking and bool(finished.all()):
+                break
+            _improve(generator, latents, losses, optimizer, learning_rate(config, step))
+            if asking and self._worth_leaving(finished, shared is not None):
+                rows = rows[~finished]
+                views.select(~finished)
+                latents, optimizer = _compact(config, latents, optimizer, ~finished)
+        return _result(generator, config, kept)
 
-def _views(config: Synthesis, seeds: Sequence[int], size: int) -> Views:
-    own = [derive_seed(seed, "views") for seed in seeds]
-    return Views(own, config.steps, config.views, config.view_noise, size)
+    def _seen(self, latents: Tensor, targets: Tensor, drawn: Drawn | None) -> Tensor:
+        """The mean distance [B] of each image's views to its own target [B, E]."""
+        pixels = self.generator.decode(latents, self.config.quantise)
+        seen = self.teacher.encode_image(show(pixels, drawn))
+        repeated = targets.repeat_interleave(len(seen) // len(targets), dim=0)
+        return spherical_distance(seen, repeated).view(len(targets), -1).mean(dim=1)
 
+    def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
+        own, config = [derive_seed(seed, "views") for seed in seeds], self.config
+        size = self.teacher.image_size
+        return Views(own, config.steps, config.views, config.view_noise, size, device)
 
-def _losses(seen: Tensor, targets: Tensor) -> Tensor:
-    """The mean distance [B] of each image's views [B * V, E] to its own target [B, E]."""
-    repeated = targets.repeat_interleave(len(seen) // len(targets), dim=0)
-    return spherical_distance(seen, repeated).view(len(targets), -1).mean(dim=1)
+    def _worth_leaving(self, finished: Tensor, shared: bool) -> bool:
+        """Whether images that are done, which still cost time, leave the batch now."""
+        if shared:
+            return bool(finished.any())
+        # What is compiled is compiled for one size of batch.
+        return not self.config.compile and 2 * int(finished.sum()) >= len(finished)
 
 
 @torch.no_grad()
@@ -184,11 +203,10 @@ def _improve(
 
 
 def _optimizer(config: Synthesis, latents: Tensor) -> torch.optim.Optimizer:
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            [latents], lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-    return torch.optim.Adam([latents], lr=config.learning_rate)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        [latents], config.learning_rate, weight_decay=config.weight_decay, fused=latents.is_cuda
+    )
 
 
 def _compact(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfkd import architecture, manifest
 from dfkd.architecture import Architecture, Source
 from dfkd.artifacts import CACHE
-from dfkd.device import autocast
+from dfkd.device import multiplies_bfloat16
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import sha256_file
 from dfkd.weights import load_into
@@ -100,6 +100,8 @@ class Teacher:
         self._scale, self._shift = 1 / self.std, -self.mean / self.std
         self._interpolation = preprocess.get("interpolation", "bicubic")
         self._precision = precision
+        # Asked here, as a compiled pass cannot ask.
+        self._multiplies = multiplies_bfloat16(self.device)
 
     @classmethod
     def load(
@@ -188,7 +190,8 @@ class Teacher:
             pixels = F.interpolate(
                 pixels, (side, side), mode=self._interpolation, antialias=True, align_corners=False
             )
-        with autocast(self.device, precision or self._precision):
+        mixed = self._multiplies and (precision or self._precision) == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             seen = torch.addcmul(self._shift, pixels, self._scale)
             features: Tensor = self._visual(seen.contiguous(memory_format=torch.channels_last))
         return F.normalize(features.float(), dim=-1)

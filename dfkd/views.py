@@ -5,6 +5,7 @@ Every random number of an image comes from its own seed: its views do not depend
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,40 +15,66 @@ SHIFT, TURN, ZOOM = 0.1, math.radians(10), 0.15
 """Ranges of the affine views: share of the side, radians, and relative scale, each + or -."""
 
 
+class Drawn(NamedTuple):
+    """The views of one step: B images with V views each, image-major."""
+
+    matrices: Tensor
+    """Affine, [B * V, 2, 3] float32."""
+    noise: Tensor | None
+    """What is added to their pixels, [B * V, 3, S, S]; None adds nothing."""
+    size: int
+    """S, pixels a side."""
+
+
 class Views:
     """Affine views of a batch of images, drawn once for all steps."""
 
     def __init__(
-        self, seeds: Sequence[int], steps: int, count: int, noise: float, size: int
+        self,
+        seeds: Sequence[int],
+        steps: int,
+        count: int,
+        noise: float,
+        size: int,
+        device: torch.device,
     ) -> None:
         """`count` views of `size` pixels a side for each of B seeds at each of `steps` steps."""
         self.count, self.noise, self.size = count, noise, size
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = [torch.rand(steps, max(count, 1), 4, generator=g) for g in self.generators]
-        self.numbers = torch.stack(drawn, dim=1) * 2 - 1
+        numbers = torch.stack(drawn, dim=1) * 2 - 1
+        matrices = _matrices(numbers.view(-1, 4)).to(device)
+        self.matrices = matrices.view(steps, len(seeds), -1, 2, 3)
 
     def select(self, active: Tensor) -> None:
         """Keep only the images where `active` [B] is true."""
-        keep = active.nonzero().flatten().tolist()
-        self.numbers = self.numbers[:, keep]
-        self.generators = [self.generators[i] for i in keep]
+        keep = active.nonzero().flatten()
+        self.matrices = self.matrices[:, keep]
+        self.generators = [self.generators[i] for i in keep.tolist()]
 
-    def show(self, pixels: Tensor, step: int) -> Tensor:
-        """Views [B * count, 3, size, size] of pixels [B, 3, H, W], image-major; or the pixels."""
+    def draw(self, step: int) -> Drawn | None:
+        """The views of a step; None shows the pictures themselves. Steps are drawn in order."""
         if self.count == 0:
-            return pixels
-        numbers = self.numbers[step].reshape(-1, 4)
-        matrices = _matrices(numbers).to(pixels)
-        repeated = pixels.repeat_interleave(self.count, dim=0)
-        shape = [len(repeated), 3, self.size, self.size]
-        grid = F.affine_grid(matrices, shape, align_corners=False)
-        seen = F.grid_sample(
-            repeated, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
+            return None
+        matrices, noise = self.matrices[step].flatten(0, 1), None
         if self.noise:
-            grains = [torch.randn(self.count, *shape[1:], generator=g) for g in self.generators]
-            seen = seen + self.noise * torch.cat(grains).to(seen)
-        return seen
+            shape = (self.count, 3, self.size, self.size)
+            grains = [torch.randn(shape, generator=g) for g in self.generators]
+            noise = self.noise * torch.cat(grains).to(matrices.device)
+        return Drawn(matrices, noise, self.size)
+
+
+def show(pixels: Tensor, drawn: Drawn | None) -> Tensor:
+    """Views [B * V, 3, S, S] of pixels [B, 3, H, W], image-major; or the pixels."""
+    if drawn is None:
+        return pixels
+    repeated = pixels.repeat_interleave(len(drawn.matrices) // len(pixels), dim=0)
+    shape = [len(repeated), 3, drawn.size, drawn.size]
+    grid = F.affine_grid(drawn.matrices, shape, align_corners=False)
+    seen = F.grid_sample(
+        repeated, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return seen if drawn.noise is None else seen + drawn.noise
 
 
 def _matrices(numbers: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dfkd.benchmarks.measure import Figure, operations, quotient, turns
 from dfkd.benchmarks.table import scaled, table
 from dfkd.generator import VQGAN
 from dfkd.manifest import Generator, Synthesis
-from dfkd.synthesis import synthesise
+from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
     targets = teacher.encode_text(["A cat", "A clock"])
     losses = []
     config = Synthesis(image_size=64, steps=3, batch_size=2)
-    synthesise(teacher, generator, config, targets, [0, 1], lambda _, found: losses.append(found))
+    Synthesiser(teacher, generator, config)(targets, [0, 1], lambda _, found: losses.append(found))
     assert torch.allclose(
         peers.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
     )

@@ -1,5 +1,8 @@
 """An image is optimised towards its own prompt, independently of whatever shares its batch."""
 
+import dataclasses
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch import Tensor
 from dfkd.generator import VQGAN
 from dfkd.inversion.statistics import batch_norm_loss, batch_norm_taps
 from dfkd.manifest import Synthesis
-from dfkd.synthesis import Synthesised, learning_rate, synthesise
+from dfkd.synthesis import Synthesised, Synthesiser, learning_rate
 from dfkd.teacher import Teacher, spherical_distance
 
 PROMPTS = ["A dog", "A house", "A car", "A heart"]
@@ -23,7 +26,7 @@ def run(
     **options: object,
 ) -> Synthesised:
     targets = teacher.encode_text(prompts)
-    return synthesise(teacher, generator, config, targets, seeds, **options)  # type: ignore[arg-type]
+    return Synthesiser(teacher, generator, config)(targets, seeds, **options)  # type: ignore[arg-type]
 
 
 def test_an_image_does_not_depend_on_its_batch(teacher: Teacher, generator: VQGAN) -> None:
@@ -100,9 +103,9 @@ def test_last_that_ends_worse_than_it_began_has_diverged(
 
 def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> None:
     targets = teacher.encode_text(PROMPTS)
-    clean = synthesise(teacher, generator, SMALL, targets, [1, 2, 3, 4])
+    clean = Synthesiser(teacher, generator, SMALL)(targets, [1, 2, 3, 4])
     targets[2] = torch.nan
-    made = synthesise(teacher, generator, SMALL, targets, [1, 2, 3, 4])
+    made = Synthesiser(teacher, generator, SMALL)(targets, [1, 2, 3, 4])
     assert made.diverged.tolist() == [False, False, True, False]
     assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
 
@@ -122,8 +125,8 @@ def test_images_that_go_on_are_not_disturbed_by_those_that_stop(
     targets = teacher.encode_text(PROMPTS)
     targets[:3] = torch.nan
     config = Synthesis(image_size=64, steps=6)
-    alone = synthesise(teacher, generator, config, targets[3:], [4])
-    made = synthesise(teacher, generator, config, targets, [1, 2, 3, 4])
+    alone = Synthesiser(teacher, generator, config)(targets[3:], [4])
+    made = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
     assert made.diverged.tolist() == [True, True, True, False]
     assert int(made.steps[3]) == 6
     assert float(made.losses[3]) == pytest.approx(float(alone.losses[0]), abs=5e-3)
@@ -166,7 +169,7 @@ def test_a_nan_leaves_the_batch_whose_statistics_it_would_spoil(
     targets = teacher.encode_text(PROMPTS)
     targets[2] = torch.nan
     config = Synthesis(image_size=64, steps=4, batch_norm_weight=(0.1,))
-    made = synthesise(teacher, generator, config, targets, [1, 2, 3, 4])
+    made = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
     assert made.diverged.tolist() == [False, False, True, False]
     assert made.steps.tolist() == [4, 4, 1, 4]
 
@@ -180,3 +183,19 @@ def test_learning_rate_schedules() -> None:
     assert rates[2] == pytest.approx(0.11)
     assert rates[4] == pytest.approx(0.02)
     assert learning_rate(Synthesis(steps=1, schedule="cosine"), 0) == 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_a_compiled_step_makes_the_same_image(teacher: Teacher, generator: VQGAN) -> None:
+    """Up to rounding: in so few steps hardly a grey level."""
+    targets = teacher.encode_text(PROMPTS)
+    config = dataclasses.replace(SMALL, steps=3, patience=2)
+    plain, compiled = (
+        Synthesiser(teacher, generator, dataclasses.replace(config, compile=switch))
+        for switch in (False, True)
+    )
+    one, two = (made(targets, [1, 2, 3, 4]) for made in (plain, compiled))
+    difference = (one.pixels.int() - two.pixels.int()).abs().float()
+    assert float(difference.mean()) < 0.05
+    torch.testing.assert_close(one.losses, two.losses, rtol=0.02, atol=0.002)

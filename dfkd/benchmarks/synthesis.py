@@ -10,7 +10,7 @@ from dfkd.benchmarks.measure import Figure, operations, quotient, turns
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
 from dfkd.prompts import class_texts
-from dfkd.synthesis import synthesise
+from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher
 
 STEPS = 4
@@ -29,10 +29,11 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     teacher, generator = _models(manifest, device, config.precision)
     plain_teacher, plain_generator = _models(manifest, device, "float32")
     text = class_texts(manifest, teacher)[:1]
+    synthesiser = Synthesiser(teacher, generator, config)
     batch, size = config.batch_size, config.image_size
 
     def ours() -> float:
-        synthesise(teacher, generator, config, text.expand(batch, -1), range(batch))
+        synthesiser(text.expand(batch, -1), range(batch))
         return float(STEPS * batch)
 
     def plain() -> float:
