@@ -62,8 +62,12 @@ class PseudoWords:
         return F.normalize(self.teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
 
     def tokens(self, names: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids [N, L] and the place [N] of the pseudo-word in each."""
-        rows, places = [], []
+        """Token ids [N, L] and the place [N] of the pseudo-word in each.
+
+        L is the context length, or of a causal teacher no more than the longest sentence needs: of
+        a context of 77 that is a few, and the work grows with it.
+        """
+        rows, places, longest = [], [], 0
         for name, template in zip(names, templates, strict=True):
             row = self._sentence(name, template)
             if row is None:
@@ -75,8 +79,10 @@ class PseudoWords:
                 )
             rows.append(row[0])
             places.append(row[1])
+            longest = max(longest, row[2])
+        length = longest if self.teacher.causal else self.teacher.context_length
         device = self.teacher.token_table.device
-        return torch.stack(rows).to(device), torch.tensor(places, device=device)
+        return torch.stack(rows)[:, :length].to(device), torch.tensor(places, device=device)
 
     def disturbed(self, name: str, kind: str, draw: np.random.Generator) -> str:
         """The template with the letters of its frozen words shuffled or substituted.
@@ -93,7 +99,8 @@ class PseudoWords:
         """The mean token embedding [D] of some words."""
         return self.teacher.token_table[list(self._content(words))].mean(dim=0)
 
-    def _sentence(self, name: str, template: str) -> tuple[Tensor, int] | None:
+    def _sentence(self, name: str, template: str) -> tuple[Tensor, int, int] | None:
+        """Tokens in the whole context, the pseudo-word's place, the length; None if too long."""
         before, after = template.replace("{class}", name).split("{style}")
         prefix, suffix = self._content(before), self._content(after)
         length = len(prefix) + len(suffix) + 3
@@ -104,7 +111,7 @@ class PseudoWords:
         # below the end token's, by which CLIP finds the place to pool.
         row = self._frame.clone()
         row[:length] = torch.tensor([start, *prefix, 0, *suffix, end])
-        return row, 1 + len(prefix)
+        return row, 1 + len(prefix), length
 
     def _tokens_of(self, text: str) -> tuple[int, ...]:
         return tuple(self.teacher.content_tokens(text))

@@ -64,6 +64,7 @@ class Teacher:
         logit_scale: what cosines are multiplied with before a softmax over texts.
         context_length: L, tokens of a text with start, end and padding.
         token_table: [K, D], the token embeddings whose mean and spread Eq 8-11 use.
+        causal: whether what follows a sentence's end leaves its embedding as it is.
         has_batch_norm: whether the image tower has batch-norm statistics.
     """
 
@@ -82,6 +83,7 @@ class Teacher:
         apart = self._text is not model
         self._pool_type = self._text.pool_type if apart else self._text.text_pool_type
         self._eos_id = self._text.eos_id if apart else self._text.text_eos_id
+        self.causal = self._text.attn_mask is not None and self._pool_type in ("argmax", "eos")
         visual: Any = model.visual
         visual.to(memory_format=torch.channels_last)
         self._visual = visual
@@ -154,11 +156,13 @@ class Teacher:
         `encode_text(t)`.
 
         Args:
-            tokens: [N, L]; where they end is where the sentence is read off.
+            tokens: [N, L]; where they end is where the sentence is read off. Of a `causal` teacher
+                L may be anything from the longest sentence to the context length.
         """
-        text = self._text
-        x = embeddings + text.positional_embedding.to(embeddings.dtype)
-        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask))
+        text, length = self._text, embeddings.shape[1]
+        x = embeddings + text.positional_embedding[:length].to(embeddings.dtype)
+        mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
+        x = text.ln_final(text.transformer(x, attn_mask=mask))
         pooled: Tensor = text_global_pool(x, tokens, self._pool_type, eos_token_id=self._eos_id)
         projection = text.text_projection
         if isinstance(projection, nn.Linear):

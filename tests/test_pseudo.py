@@ -1,5 +1,8 @@
 """Pseudo-words stand where the style word would, and disturbed templates keep class and slots."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 from dfkd.errors import ManifestError
 from dfkd.pseudo import PseudoWords, _disturb
 from dfkd.teacher import Teacher
+from models import VIT, load_teacher, model_config
 
 TEMPLATE = "{class} in the style of {style}"
 
@@ -74,7 +78,7 @@ def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
     draw = np.random.default_rng(0)
     templates = [words.disturbed("alarm clock", "shuffle", draw) for _ in range(50)]
     tokens, places = words.tokens(["alarm clock"] * 50, templates)
-    assert tokens.shape[1] == teacher.context_length
+    assert tokens.shape[1] <= teacher.context_length
     ends = tokens.argmax(dim=1)
     assert bool((places < ends).all())
 
@@ -82,3 +86,23 @@ def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
 def test_unit_embeddings(teacher: Teacher) -> None:
     encoded = PseudoWords(teacher, TEMPLATE).encode(["dog"], teacher.token_table[:1])
     assert torch.allclose(encoded, F.normalize(encoded, dim=-1))
+
+
+@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])
+def test_a_sentence_ends_where_nothing_after_it_is_read(
+    text: dict[str, Any], tmp_path: Path
+) -> None:
+    """Left out, what follows changes no embedding; where it would, it is kept."""
+    config = model_config(VIT)
+    config["text_cfg"] |= text
+    config["custom_text"] = bool(text)
+    teacher = load_teacher(tmp_path, config)
+    words, names = PseudoWords(teacher, TEMPLATE), ["dog", "alarm clock"]
+    tokens, _ = words.tokens(names, [TEMPLATE] * 2)
+    written = teacher.tokenize([words.text(name) for name in names])
+    longest = max(int(sentence.count_nonzero()) for sentence in written)
+    assert tokens.shape[1] == (teacher.context_length if text else longest)
+    (token,) = teacher.content_tokens("music")
+    encoded = words.encode(names, teacher.token_table[[token, token]])
+    whole = teacher.encode_text([f"{name} in the style of music" for name in names])
+    assert torch.allclose(encoded, whole, atol=1e-6)
