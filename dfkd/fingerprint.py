@@ -57,7 +57,8 @@ def _only_latent(chosen: dict[str, Any]) -> None:
     if chosen["prompts"]["method"] != ["contrastive"]:
         del chosen["prompts"]["contrastive"]
     else:
-        _without(chosen["prompts"]["contrastive"], {"memory": 16384, "similarity": 1.0})
+        added = {"memory": 16384, "parallel": 1, "similarity": 1.0}
+        _without(chosen["prompts"]["contrastive"], added)
     del chosen["synthesis"]["method"]
     _without(chosen["synthesis"], {"batch_norm_weight": [0.0], "compile": False})
 

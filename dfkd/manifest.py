@@ -97,6 +97,9 @@ class Contrastive:
     """Negatives drawn from the memory bank of earlier prompts; 0 uses the batch alone."""
     memory: Count = 16384
     """Prompts that the bank remembers, of all classes; the oldest leave first."""
+    parallel: Count = 1
+    """Parts (`shard_size` prompts of each class) that are made side by side. A prompt knows those
+    of its own part and of all before, but not of the `parallel` - 1 parts right before."""
     temperature: Positive = 0.1
     """The paper names no value."""
     positive: Literal["shuffle", "substitute"] = "shuffle"

@@ -6,7 +6,7 @@ mixes classes, a synthesis task reads one file, and memory holds one part howeve
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from dfkd import contrastive
 from dfkd.contrastive import Bank
-from dfkd.diversity import effective_number, twins
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
 from dfkd.methods import prompt_method
@@ -85,6 +84,12 @@ def part_count(manifest: Manifest) -> int:
     return -(-manifest.synthesis.images_per_class // manifest.synthesis.shard_size)
 
 
+def parts_at_once(manifest: Manifest) -> int:
+    """How many parts may be made side by side."""
+    contrastive = prompt_method(manifest.method) == "contrastive"
+    return manifest.prompts.contrastive.parallel if contrastive else 1
+
+
 def part_rows(manifest: Manifest, part: int) -> list[Row]:
     """The images of shard `part` of every class, in the order of class and index."""
     start = part * manifest.synthesis.shard_size
@@ -112,22 +117,42 @@ class PromptMaker:
         self.method = prompt_method(manifest.method) or "vanilla"
         self.class_texts = class_texts(manifest, teacher)
         self.bank = Bank(manifest.prompts.contrastive.memory)
+        self._known: int | None = 0
+        """How many parts the bank remembers, if they are the first ones."""
         self._styles: dict[str, Tensor] = {}
 
-    def resume(self, tables: Iterable[pa.Table]) -> None:
-        """Refill the memory bank from the parts made before, as an undisturbed run has it."""
-        if self.method != "contrastive":
+    def remember(self, part: int, table: Callable[[int], pa.Table]) -> None:
+        """Fill the memory bank with what the prompts of a part know, as an undisturbed run has it.
+
+        That is all parts before it but the last `parallel` - 1, which may be in the making.
+
+        Args:
+            part: the one that is to be made.
+            table: reads a part that was made.
+        """
+        known = max(0, part + 1 - parts_at_once(self.manifest))
+        if self.method != "contrastive" or known == self._known:
             return
-        for table in tables:
-            ordered = self._own(table).sort_by("order")
-            if not ordered.num_rows:
-                continue
-            embeddings = np.stack(ordered["embedding"].to_numpy())
-            labels = torch.from_numpy(ordered["class_index"].to_numpy().astype(np.int64))
-            self.bank.add(torch.from_numpy(embeddings).to(self.class_texts.device), labels)
+        newest, rows = [], 0
+        for number in reversed(range(known)):
+            newest.append(self._own(table(number)).sort_by("order"))
+            rows += newest[-1].num_rows
+            if rows >= self.bank.capacity:
+                break
+        self.bank = Bank(self.bank.capacity)
+        for ordered in reversed(newest):
+            if ordered.num_rows:
+                embeddings = np.stack(ordered["embedding"].to_numpy())
+                labels = torch.from_numpy(ordered["class_index"].to_numpy().astype(np.int64))
+                self.bank.add(torch.from_numpy(embeddings).to(self.class_texts.device), labels)
+        self._known = known
 
     def part(self, part: int) -> pa.Table:
-        """The prompts of one part, a table of `SCHEMA` in the order of class and index."""
+        """The prompts of one part, a table of `SCHEMA` in the order of class and index.
+
+        The next part may follow at once, or after another `remember`.
+        """
+        self._known = part + 1 if parts_at_once(self.manifest) == 1 else None
         rows = part_rows(self.manifest, part)
         if self.base is None:
             return self._made(part, rows)
@@ -369,65 +394,3 @@ def _table(method: str, rows: Sequence[Row], drawn: Drawn, places: range) -> pa.
         numbers(drawn.attempts, pa.int32()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-
-def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
-    """How diverse and how faithful the prompts of a version are.
-
-    Args:
-        tables: the parts, in order; read one at a time.
-        texts: unit embeddings [M, E] of the class prompts.
-
-    Returns:
-        `prompts`, `similarity` (mean cosine over all pairs), `similarity_in_class` (over pairs of
-        one class), `own_class` (share nearest to its own class text), `twins` (share with a near
-        duplicate in its class and part), `vendi` (effective number of different prompts); for
-        contrastive prompts also `initial_*` of the starting points and `loss_first`, `loss_last`
-        (means of equation 12).
-    """
-    now, initial = _Spread(texts), _Spread(texts)
-    first: list[float] = []
-    last: list[float] = []
-    for table in tables:
-        labels = table["class_index"].to_numpy()
-        now.add(np.stack(table["embedding"].to_numpy()), labels)
-        if table["initial"].null_count == 0:
-            initial.add(np.stack(table["initial"].to_numpy()), labels)
-            first += table["loss_first"].to_pylist()
-            last += table["loss_last"].to_pylist()
-    result = now.summary()
-    if first:
-        result |= {f"initial_{key}": value for key, value in initial.summary().items()}
-        result |= {"loss_first": float(np.mean(first)), "loss_last": float(np.mean(last))}
-    return result
-
-
-class _Spread:
-    """Mean pairwise cosine from running sums: |sum x|^2 = N + 2 * (sum over pairs of x . y)."""
-
-    def __init__(self, texts: np.ndarray) -> None:
-        self.texts = texts.astype(np.float64)
-        self.sums = np.zeros_like(self.texts)
-        self.counts = np.zeros(len(texts))
-        self.own = self.twins = 0
-        self.gram = np.zeros((texts.shape[1], texts.shape[1]))
-
-    def add(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
-        np.add.at(self.sums, labels, embeddings)
-        np.add.at(self.counts, labels, 1)
-        self.own += int(((embeddings @ self.texts.T).argmax(axis=1) == labels).sum())
-        self.twins += int(twins(embeddings, labels).sum())
-        self.gram += embeddings.T.astype(np.float64) @ embeddings
-
-    def summary(self) -> dict[str, Any]:
-        total, pairs = self.counts.sum(), (self.counts * (self.counts - 1)).sum()
-        everywhere = (np.square(self.sums.sum(axis=0)).sum() - total) / max(total * (total - 1), 1)
-        inside = (np.square(self.sums).sum() - total) / max(pairs, 1)
-        return {
-            "prompts": int(total),
-            "similarity": float(everywhere),
-            "similarity_in_class": float(inside),
-            "own_class": float(self.own / max(total, 1)),
-            "twins": float(self.twins / max(total, 1)),
-            "vendi": effective_number(self.gram / max(total, 1)),
-        }

@@ -3,19 +3,20 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.nn import functional as F
 
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
+from dfkd.prompt_statistics import statistics
 from dfkd.prompts import (
     PromptMaker,
     check_similarity,
     part_count,
     part_name,
     part_rows,
-    statistics,
 )
 from dfkd.styles import PAPER, dictionary
 from dfkd.teacher import Teacher
@@ -120,10 +121,64 @@ def test_contrastive_starts_from_random_and_a_new_maker_resumes_the_bank(
         atol=1e-5,
     )
     late = PromptMaker(manifest, teacher)
-    late.resume(parts[:2])
+    late.remember(2, parts.__getitem__)
     assert late.part(2).equals(parts[2])
     forgetful = PromptMaker(manifest, teacher)
     assert not forgetful.part(2).equals(parts[2])
+
+
+def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
+    tmp_path: Path, teacher: Teacher
+) -> None:
+    small = "updates: 3, batch_size: 5, learning_rate: 0.02, bank: 8"
+    manifest = read(
+        tmp_path,
+        "prompts.method=contrastive",
+        f"prompts.contrastive={{{small}, parallel: 2}}",
+        "synthesis.shard_size=2",
+    )
+    made: dict[int, pa.Table] = {}
+
+    def part(number: int) -> pa.Table:
+        maker = PromptMaker(manifest, teacher)
+        maker.remember(number, made.__getitem__)
+        return maker.part(number)
+
+    made[1] = part(1)  # of which part 0 need not be there
+    made[0] = part(0)
+    made[2] = part(2)
+    one = PromptMaker(manifest, teacher)
+    for number in range(3):
+        one.remember(number, made.__getitem__)
+        assert one.part(number).equals(made[number])
+    blind = PromptMaker(manifest, teacher)
+    assert not blind.part(2).equals(made[2])  # which knows part 0
+    blind = PromptMaker(manifest, teacher)
+    assert blind.part(1).equals(made[1])
+
+
+def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
+    tmp_path: Path, teacher: Teacher
+) -> None:
+    manifest = read(
+        tmp_path,
+        "prompts.method=contrastive",
+        "prompts.contrastive={updates: 1, batch_size: 5, bank: 8, memory: 12}",
+        "synthesis.shard_size=2",
+    )
+    maker = PromptMaker(manifest, teacher)
+    parts = [maker.part(number) for number in range(part_count(manifest))]
+    asked: list[int] = []
+
+    def table(number: int) -> pa.Table:
+        asked.append(number)
+        return parts[number]
+
+    late = PromptMaker(manifest, teacher)
+    late.remember(len(parts), table)
+    assert asked == [len(parts) - 1, len(parts) - 2]  # of six prompts each
+    assert torch.equal(late.bank.embeddings, maker.bank.embeddings)
+    assert len(late.bank) == 12
 
 
 def test_contrastive_from_mix_starts_between_two_style_words(
@@ -166,7 +221,6 @@ def test_the_guard_leaves_no_prompt_in_a_foreign_class(tmp_path: Path, teacher: 
 
 def test_statistics_by_hand() -> None:
     """Three prompts, of which two share a direction and one is nearest to a foreign class."""
-    import pyarrow as pa
 
     from dfkd.prompts import SCHEMA
 
@@ -217,5 +271,5 @@ def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher:
         for row, was in zip(table.to_pylist(), old.to_pylist(), strict=True):
             assert (row == was) == (row["class"] != "house")
     late = PromptMaker(salted, teacher, parts.__getitem__)
-    late.resume(made[:1])
+    late.remember(1, made.__getitem__)
     assert late.part(1).equals(made[1])

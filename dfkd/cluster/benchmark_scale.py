@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from dfkd.benchmarks.memory import watched
 from dfkd.benchmarks.standin import EMBEDDING, StandIn
 from dfkd.budget import Budget
-from dfkd.cluster.build import Purse, SynthesisWorker, environment, write_prompts, write_shards
+from dfkd.cluster.build import SynthesisWorker, environment, write_shards
+from dfkd.cluster.prompt_worker import write_prompts
+from dfkd.cluster.worker import Purse
 from dfkd.dataset import PublishedVersion, Receipt, begin, current
 from dfkd.errors import InfrastructureError
 from dfkd.fingerprint import identity

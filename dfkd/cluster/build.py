@@ -4,27 +4,25 @@ import json
 import platform
 import tempfile
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pyarrow as pa
-import ray
 
 from dfkd import fingerprint as fingerprints
 from dfkd import generator, teacher
 from dfkd.budget import Budget
-from dfkd.cluster.capacity import room, worker_share
+from dfkd.catalogue import PROMPTS_KEY
 from dfkd.cluster.metrics import WORKER_RATE, count_request
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.tell import Teller
+from dfkd.cluster.worker import Purse, Worker, pool_of
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
-from dfkd.device import device_name, keep_freed_memory, pick_device, use_threads
-from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
+from dfkd.device import pick_device
+from dfkd.errors import InfrastructureError, PartialError
 from dfkd.lease import reading
 from dfkd.manifest import Manifest
 from dfkd.methods import Method, prompt_method
@@ -39,9 +37,9 @@ from dfkd.plan import (
     units,
 )
 from dfkd.progress import bar
-from dfkd.prompts import PromptMaker, check_similarity, part_count, part_name, statistics
+from dfkd.prompts import check_similarity, part_name
 from dfkd.published import refuse_removal
-from dfkd.record import Cost, recorded
+from dfkd.record import recorded
 from dfkd.shards import parse_shard
 from dfkd.storage import open_storage, require_room, require_space
 from dfkd.surrogate import SurrogateMaker
@@ -96,7 +94,7 @@ def build(
         with recorded(root, "synthesize", method) as cost:
             purse = Purse(budget or Budget(), cost)
             write_prompts(manifest, version, purse)
-            check_similarity(manifest, json.loads(version.storage.get("prompts.json")))
+            check_similarity(manifest, _prompts(version))
             quarantined = write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
         _refuse_quarantined(manifest, version, quarantined)
@@ -107,7 +105,12 @@ def build(
         )
     images = sum(receipt.samples for receipt in published.shards)
     failed = sum(len(receipt.failed) for receipt in published.shards)
-    return Built(method, published, images, failed, json.loads(version.storage.get("prompts.json")))
+    return Built(method, published, images, failed, _prompts(version))
+
+
+def _prompts(version: Version) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(version.storage.get(PROMPTS_KEY))
+    return facts
 
 
 def _refuse_quarantined(
@@ -143,96 +146,6 @@ def environment() -> dict[str, Any]:
     """Library versions that the published manifest records."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
-
-
-@dataclass(frozen=True)
-class Part:
-    """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
-
-    number: int
-
-    @property
-    def id(self) -> str:
-        """Its name in messages."""
-        return f"prompts {part_name(self.number)}"
-
-
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Done(Generic[R]):
-    """What a worker gives back for a unit of work."""
-
-    result: R
-    seconds: float
-    device: str
-    notes: tuple[str, ...] = ()
-    """Sentences for a person, such as that memory ran out."""
-    node: str = ""
-    """Address of the worker's node."""
-
-    def count(self, cost: Cost) -> None:
-        """Add this worker's time to a stage's cost."""
-        cost.worker_seconds = (cost.worker_seconds or 0.0) + self.seconds
-        cost.device = self.device
-
-
-@dataclass
-class Worker(ABC):
-    """What both actors share: the run, and models that are loaded by the first unit of work.
-
-    Loading in the constructor would turn a clear error into an actor that dies again and again.
-    """
-
-    manifest: Manifest
-    version: Version
-    cpus: float
-    notes: list[str] = field(default_factory=list, init=False)
-    """See `Done.notes`; of the unit at work."""
-    _maker: Any = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.version = replace(self.version, home=self.version.home.observed(count_request))
-
-    def run(self, unit: Any) -> Done[Any]:
-        """Do a unit of work; returns its result with what it cost."""
-        begun = time.perf_counter()
-        result, notes = self.work(unit), tuple(self.notes)
-        self.notes.clear()
-        seconds, node = time.perf_counter() - begun, ray.util.get_node_ip_address()
-        return Done(result, seconds, device_name(pick_device()), notes, node)
-
-    @abstractmethod
-    def work(self, unit: Any) -> Any:
-        """Do a unit of work, which leaves its result in storage."""
-
-    def load_teacher(self) -> teacher.Teacher:
-        """The teacher on this worker's device, with this worker's threads."""
-        use_threads(self.cpus)
-        keep_freed_memory()
-        precision = self.manifest.synthesis.precision
-        device, cache = pick_device(), self.manifest.cache
-        return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
-
-
-class PromptWorker(Worker):
-    """Makes prompts part after part; a new one takes up where a dead one left."""
-
-    def work(self, part: Part) -> int:
-        """Write one part, and after the last one prompts.json; returns the number of prompts."""
-        if self._maker is None:
-            base = self.version.base()
-            carried = base.prompt_part if base else None
-            self._maker = PromptMaker(self.manifest, self.load_teacher(), carried)
-            self._maker.resume(self.version.prompt_part(part_name(i)) for i in range(part.number))
-        table: pa.Table = self._maker.part(part.number)
-        self.version.put_prompts(part_name(part.number), table)
-        if part.number == part_count(self.manifest) - 1:
-            parts = (self.version.prompt_part(part_name(i)) for i in range(part.number + 1))
-            facts = statistics(parts, self._maker.class_texts.cpu().numpy())
-            self.version.seal_prompts(map(part_name, range(part.number + 1)), facts)
-        return int(table.num_rows)
 
 
 class SynthesisWorker(Worker):
@@ -284,72 +197,6 @@ class SynthesisWorker(Worker):
         return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
 
 
-@dataclass
-class Purse:
-    """What a run may spend, and what it has spent."""
-
-    budget: Budget
-    cost: Cost
-    spent: float = 0.0
-    """Worker-seconds of the pools that are done, failed tries included."""
-
-    def __post_init__(self) -> None:
-        self.cost.worker_seconds = 0.0
-
-    def covers(self, pool: Pool[Any], images: int = 0) -> bool:
-        """Whether work on so many images may start beside those in flight."""
-        flying = sum(unit.count for unit in pool.flying if isinstance(unit, Unit))
-        seconds = self.spent + pool.busy_seconds
-        return self.budget.covers(self.cost.images + flying + images, seconds)
-
-    def close(self, pool: Pool[Any]) -> None:
-        """Take in what a pool has spent; `BudgetError` if it was stopped for that."""
-        self.spent += pool.busy_seconds
-        if pool.stopped:
-            raise BudgetError(
-                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
-                f"spent, which leaves no room under {self.budget.caps}; run the same command "
-                "again, it resumes"
-            )
-
-
-@contextmanager
-def _pool(
-    manifest: Manifest, kind: type[Worker], version: Version, size: int
-) -> Iterator[Pool[Any]]:
-    cluster = manifest.cluster
-    share = worker_share(cluster)
-    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **share.options)
-    with room(share, min(size, cluster.workers or 1)):
-        yield Pool(
-            lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
-            min(size, cluster.workers or size),
-            cluster.attempts,
-            share,
-            cluster.task_timeout,
-        )
-
-
-def write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
-    """Every part in order, on one actor, since contrastive prompts depend on the ones before."""
-    total = part_count(manifest)
-    if version.storage.exists("prompts.json"):
-        return
-    # The last part also writes the summary, so that it is made again where only that is missing.
-    missing = [i for i in range(total) if not version.has_prompts(part_name(i))] or [total - 1]
-    done = total - len(missing)
-    with (
-        _pool(manifest, PromptWorker, version, size=1) as pool,
-        bar(f"{manifest.method} prompts", total, "part", done) as progress,
-    ):
-        for made in pool.run(map(Part, missing), lambda part: purse.covers(pool)):
-            made.count(purse.cost)
-            progress.update()
-    purse.close(pool)
-    if pool.quarantine:
-        raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
-
-
 def write_shards(
     manifest: Manifest, version: Version, purse: Purse, kind: type[Worker] = SynthesisWorker
 ) -> dict[str, str]:
@@ -362,7 +209,7 @@ def write_shards(
     board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
     cost = purse.cost
     with (
-        _pool(manifest, kind, version, left) as pool,
+        pool_of(manifest, kind, version, left) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):

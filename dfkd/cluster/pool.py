@@ -98,12 +98,13 @@ class Pool(Generic[T]):
     _spent: float = 0.0
 
     def run(
-        self, tasks: Iterator[T], may_start: Callable[[T], bool] = lambda task: True
+        self, tasks: Iterator[T | None], may_start: Callable[[T], bool] = lambda task: True
     ) -> Iterator[Any]:
         """Yield each result as it comes, in no order; see `quarantine` afterwards.
 
         Args:
-            tasks: as many as there are; drawn one at a time.
+            tasks: as many as there are; drawn one at a time. None is for now: asked again once a
+                task in flight is done.
             may_start: asked before each; once it says no, what is in flight is the last.
 
         Raises:
@@ -138,7 +139,7 @@ class Pool(Generic[T]):
         """How often the task of that id was begun, if its last try succeeded."""
         return len(self._tries.get(task, ())) + 1
 
-    def _peek(self, tasks: Iterator[T], may_start: Callable[[T], bool]) -> bool:
+    def _peek(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> bool:
         """Whether a task may be begun; it is the first of `_again` then."""
         if self.stopped:
             return False
@@ -149,7 +150,7 @@ class Pool(Generic[T]):
         self.stopped = not may_start(self._again[0])
         return not self.stopped
 
-    def _fill(self, tasks: Iterator[T], may_start: Callable[[T], bool]) -> None:
+    def _fill(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> None:
         """Give every idle actor a task while there are any, but none on a node that leaves."""
         for member in self._members:
             if member.awaited is None and member.node in self._nodes:

@@ -19,14 +19,18 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def read(folder: Path) -> Manifest:
+def read_file(folder: Path) -> Path:
     path = folder / "manifest.yaml"
     path.write_text(
         f"name: budget\nclasses: [dog, house]\nstorage: {{root: {folder / 'run'}}}\n"
         "teacher: {model: miniature, weights: miniature}\nprompts: {method: vanilla}\n"
         "synthesis: {images_per_class: 4, shard_size: 2, image_size: 64, steps: 1}\n"
     )
-    return Manifest.read(path)
+    return path
+
+
+def read(folder: Path) -> Manifest:
+    return Manifest.read(read_file(folder))
 
 
 def receipts(folder: Path) -> int:
@@ -51,6 +55,28 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
     assert built.images == 8
     assert verify(built.version) == []
     assert finished(manifest, identity)
+
+
+def test_parallel_prompts_are_the_same_whoever_makes_them(cluster: None, tmp_path: Path) -> None:
+    """On one worker and on two, which wait for what each part knows."""
+    settings = (
+        "prompts.method=contrastive",
+        "prompts.contrastive={updates: 2, batch_size: 4, bank: 4, parallel: 2}",
+        "synthesis.images_per_class=6",
+        "synthesis.steps=1",
+    )
+    found = []
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        root.mkdir()
+        own = (*settings, f"cluster.workers={workers}", f"storage.root={root}")
+        manifest = Manifest.read(read_file(tmp_path), own)
+        built = build(manifest, identify(manifest))
+        assert verify(built.version) == []
+        parts = sorted(root.glob("data/contrastive/versions/*/prompts/*.parquet"))
+        assert len(parts) == 3
+        found.append([part.read_bytes() for part in parts] + [str(built.prompts).encode()])
+    assert found[0] == found[1]
 
 
 def test_budgets() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.cluster.build import Part, PromptWorker, SynthesisWorker
+from dfkd.cluster.build import SynthesisWorker
+from dfkd.cluster.prompt_worker import Part, PromptWorker
 from dfkd.dataset import begin
 from dfkd.manifest import Manifest
 from dfkd.plan import units

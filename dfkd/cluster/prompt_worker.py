@@ -1,0 +1,91 @@
+"""The prompts of a version: part after part, each by a worker that knows the ones before."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dfkd.catalogue import PROMPTS_KEY
+from dfkd.cluster.worker import Purse, Worker, pool_of
+from dfkd.dataset import Version
+from dfkd.errors import DfkdError
+from dfkd.manifest import Manifest
+from dfkd.progress import bar
+from dfkd.prompt_statistics import statistics
+from dfkd.prompts import PromptMaker, part_count, part_name, parts_at_once
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
+
+    number: int
+
+    @property
+    def id(self) -> str:
+        """Its name in messages."""
+        return f"prompts {part_name(self.number)}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What all prompts of a version come to: the last unit of work of a `PromptWorker`."""
+
+    id: str = "prompts summary"
+
+
+class PromptWorker(Worker):
+    """Makes prompts part after part; a new one takes up where a dead one left."""
+
+    def work(self, unit: Part | Summary) -> int | None:
+        """Write one part and return its number, or prompts.json once all parts are there."""
+        if self._maker is None:
+            base = self.version.base()
+            carried = base.prompt_part if base else None
+            self._maker = PromptMaker(self.manifest, self.load_teacher(), carried)
+        if isinstance(unit, Summary):
+            names = [part_name(i) for i in range(part_count(self.manifest))]
+            texts = self._maker.class_texts.cpu().numpy()
+            facts = statistics(map(self.version.prompt_part, names), texts)
+            self.version.seal_prompts(names, facts)
+            return None
+        self._maker.remember(unit.number, self._table)
+        self.version.put_prompts(part_name(unit.number), self._maker.part(unit.number))
+        return unit.number
+
+    def _table(self, part: int) -> pa.Table:
+        return self.version.prompt_part(part_name(part))
+
+
+def write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
+    """Every part, on as many workers as may know nothing of each other, and prompts.json."""
+    if version.storage.exists(PROMPTS_KEY):
+        return
+    total = part_count(manifest)
+    done = {i for i in range(total) if version.has_prompts(part_name(i))}
+    with (
+        pool_of(manifest, PromptWorker, version, parts_at_once(manifest)) as pool,
+        bar(f"{manifest.method} prompts", total, "part", len(done)) as progress,
+    ):
+        units = _in_order(manifest, done)
+        for made in pool.run(units, lambda unit: purse.covers(pool)):
+            made.count(purse.cost)
+            if made.result is not None:
+                done.add(made.result)
+                progress.update()
+    purse.close(pool)
+    if pool.quarantine:
+        raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
+
+
+def _in_order(manifest: Manifest, done: set[int]) -> Iterator[Part | Summary | None]:
+    """Each part that is not `done`, once those are that it knows; None while it must wait."""
+    total, apart = part_count(manifest), parts_at_once(manifest)
+    for number in range(total):
+        if number not in done:
+            while not done.issuperset(range(number - apart + 1)):
+                yield None
+            yield Part(number)
+    while len(done) < total:
+        yield None
+    yield Summary()

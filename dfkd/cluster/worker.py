@@ -1,0 +1,127 @@
+"""What the workers of a build share: their models, what they cost, and the pool they work in."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import ray
+
+from dfkd import teacher
+from dfkd.budget import Budget
+from dfkd.cluster.capacity import room, worker_share
+from dfkd.cluster.metrics import count_request
+from dfkd.cluster.pool import Pool
+from dfkd.dataset import Version
+from dfkd.device import device_name, keep_freed_memory, pick_device, use_threads
+from dfkd.errors import BudgetError
+from dfkd.manifest import Manifest
+from dfkd.plan import Unit
+from dfkd.record import Cost
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """What a worker gives back for a unit of work."""
+
+    result: R
+    seconds: float
+    device: str
+    notes: tuple[str, ...] = ()
+    """Sentences for a person, such as that memory ran out."""
+    node: str = ""
+    """Address of the worker's node."""
+
+    def count(self, cost: Cost) -> None:
+        """Add this worker's time to a stage's cost."""
+        cost.worker_seconds = (cost.worker_seconds or 0.0) + self.seconds
+        cost.device = self.device
+
+
+@dataclass
+class Worker(ABC):
+    """What both actors share: the run, and models that are loaded by the first unit of work.
+
+    Loading in the constructor would turn a clear error into an actor that dies again and again.
+    """
+
+    manifest: Manifest
+    version: Version
+    cpus: float
+    notes: list[str] = field(default_factory=list, init=False)
+    """See `Done.notes`; of the unit at work."""
+    _maker: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.version = replace(self.version, home=self.version.home.observed(count_request))
+
+    def run(self, unit: Any) -> Done[Any]:
+        """Do a unit of work; returns its result with what it cost."""
+        begun = time.perf_counter()
+        result, notes = self.work(unit), tuple(self.notes)
+        self.notes.clear()
+        seconds, node = time.perf_counter() - begun, ray.util.get_node_ip_address()
+        return Done(result, seconds, device_name(pick_device()), notes, node)
+
+    @abstractmethod
+    def work(self, unit: Any) -> Any:
+        """Do a unit of work, which leaves its result in storage."""
+
+    def load_teacher(self) -> teacher.Teacher:
+        """The teacher on this worker's device, with this worker's threads."""
+        use_threads(self.cpus)
+        keep_freed_memory()
+        precision = self.manifest.synthesis.precision
+        device, cache = pick_device(), self.manifest.cache
+        return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
+
+
+@dataclass
+class Purse:
+    """What a run may spend, and what it has spent."""
+
+    budget: Budget
+    cost: Cost
+    spent: float = 0.0
+    """Worker-seconds of the pools that are done, failed tries included."""
+
+    def __post_init__(self) -> None:
+        self.cost.worker_seconds = 0.0
+
+    def covers(self, pool: Pool[Any], images: int = 0) -> bool:
+        """Whether work on so many images may start beside those in flight."""
+        flying = sum(unit.count for unit in pool.flying if isinstance(unit, Unit))
+        seconds = self.spent + pool.busy_seconds
+        return self.budget.covers(self.cost.images + flying + images, seconds)
+
+    def close(self, pool: Pool[Any]) -> None:
+        """Take in what a pool has spent; `BudgetError` if it was stopped for that."""
+        self.spent += pool.busy_seconds
+        if pool.stopped:
+            raise BudgetError(
+                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
+                f"spent, which leaves no room under {self.budget.caps}; run the same command "
+                "again, it resumes"
+            )
+
+
+@contextmanager
+def pool_of(
+    manifest: Manifest, kind: type[Worker], version: Version, size: int
+) -> Iterator[Pool[Any]]:
+    """A pool of at most `size` workers of a kind, and no more than the manifest wants."""
+    cluster = manifest.cluster
+    share = worker_share(cluster)
+    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **share.options)
+    with room(share, min(size, cluster.workers or 1)):
+        yield Pool(
+            lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
+            min(size, cluster.workers or size),
+            cluster.attempts,
+            share,
+            cluster.task_timeout,
+        )
