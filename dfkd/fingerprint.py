@@ -61,6 +61,8 @@ def _only_latent(chosen: dict[str, Any]) -> None:
         _without(chosen["prompts"]["contrastive"], added)
     del chosen["synthesis"]["method"]
     _without(chosen["synthesis"], {"batch_norm_weight": [0.0], "compile": False})
+    if not chosen["synthesis"]["amortised"]["training"]:
+        del chosen["synthesis"]["amortised"]
 
 
 def _without(section: dict[str, Any], added: Mapping[str, Any]) -> None:

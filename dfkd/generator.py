@@ -39,6 +39,12 @@ class Generator(Protocol):
     ) -> Tensor:
         """Starting latents [B, C, h, w] float32, each from its own seed alone."""
 
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """C, h and w of the latent of an image."""
+
+    def squash(self, values: Tensor) -> Tensor:
+        """Values [B, C, h, w] of any size to latents that the generator can decode."""
+
     def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
         """Pixels [B, 3, H, W] float32 in [0, 1], differentiable in the latent."""
 
@@ -149,14 +155,7 @@ class VQGAN:
             initialisation: `codes` draws codes uniformly, as VQGAN-CLIP does; `normal` draws every
                 channel with the codebook's mean and standard deviation in that channel.
         """
-        side, rest = divmod(image_size, self.downsampling)
-        if rest or not side:
-            raise ManifestError(
-                "synthesis.image_size",
-                f"must be a multiple of {self.downsampling}",
-                image_size,
-                f"use {max(1, side) * self.downsampling}",
-            )
+        _, side, _ = self.latent_shape(image_size)
         codebook = self.codebook.cpu()  # a generator on the CPU draws alike whatever the device
         latents = []
         for seed in seeds:
@@ -168,6 +167,22 @@ class VQGAN:
                 drawn = codebook.mean(dim=0) + noise * codebook.std(dim=0)
             latents.append(drawn.view(side, side, -1).permute(2, 0, 1))
         return torch.stack(latents).contiguous().to(self.codebook.device)
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """C, h and w; `ManifestError` of an image that is no multiple of `downsampling`."""
+        side, rest = divmod(image_size, self.downsampling)
+        if rest or not side:
+            raise ManifestError(
+                "synthesis.image_size",
+                f"must be a multiple of {self.downsampling}",
+                image_size,
+                f"use {max(1, side) * self.downsampling}",
+            )
+        return self.codebook.shape[1], side, side
+
+    def squash(self, values: Tensor) -> Tensor:
+        """Into the codebook's range in each channel, by a sigmoid that is 0 and 1 at its ends."""
+        return self._low + (self._high - self._low) * values.sigmoid()
 
     def nearest(self, latent: Tensor) -> Tensor:
         """Indices [B, h, w] of the codes nearest to each cell of a latent [B, C, h, w].

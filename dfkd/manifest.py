@@ -146,6 +146,29 @@ def _weights(value: object) -> object:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Amortised:
+    """A network that guesses where latents start, trained on the run's own prompts."""
+
+    training: NonNegative = 0.0
+    """Its image-steps for each image of the run, as a share of `steps`; 0 is no network."""
+    refinement: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Steps that an image itself takes then, as a share of `steps`."""
+    batch_size: Count = 32
+    learning_rate: Positive = 0.002
+    width: Count = 512
+    """Numbers in each of its two hidden layers."""
+
+    def __post_init__(self) -> None:
+        if not self.training and self.refinement < 1:
+            raise ManifestError(
+                "synthesis.amortised.refinement",
+                "must be 1 without training",
+                self.refinement,
+                "set amortised.training, or lower synthesis.steps",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Synthesis:
     """Latent optimisation (equations 1-3), or one of the methods in `inversion`."""
 
@@ -175,6 +198,8 @@ class Synthesis:
     quantise: bool = True
     """Decode the nearest codes, straight-through, instead of the continuous latent."""
     initialisation: Literal["codes", "normal"] = "codes"
+    amortised: Amortised = Amortised()
+    """Takes the place of `initialisation` where it is trained."""
     keep: Literal["best", "last"] = "best"
     patience: Natural = 0
     """Steps without a better loss after which an image stops; 0 never stops early."""

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from dfkd.manifest import Manifest
-from dfkd.methods import coupled
+from dfkd.methods import coupled, prompt_method
 
 WIDEST_EMBEDDING = 1024
 """Dimensions of the teacher's embedding that an estimate of bytes allows for."""
@@ -120,6 +120,32 @@ def estimated_bytes(manifest: Manifest) -> int:
     pixels = 3 * manifest.synthesis.image_size**2
     labels = 4 * len(manifest.classes) + 2 * WIDEST_EMBEDDING
     return image_count(manifest) * (pixels + labels + SAMPLE_OVERHEAD)
+
+
+def has_start(manifest: Manifest) -> bool:
+    """Whether the latents of a run with one method start from a network's guess."""
+    return manifest.synthesis.amortised.training > 0 and prompt_method(manifest.method) is not None
+
+
+def training_steps(manifest: Manifest) -> int:
+    """Optimizer steps of that network, each of one batch of images."""
+    config = manifest.synthesis
+    image_steps = image_count(manifest) * config.steps * config.amortised.training
+    return math.ceil(image_steps / config.amortised.batch_size)
+
+
+def own_steps(manifest: Manifest) -> int:
+    """Steps that each image takes by itself."""
+    config = manifest.synthesis
+    return max(1, round(config.steps * config.amortised.refinement))
+
+
+def image_steps(manifest: Manifest) -> int:
+    """Images that the teacher is shown in the making of a run with one method."""
+    if prompt_method(manifest.method) is None:
+        return 0
+    training = training_steps(manifest) * manifest.synthesis.amortised.batch_size
+    return image_count(manifest) * own_steps(manifest) + training * has_start(manifest)
 
 
 def sample_key(class_index: int, index: int) -> str:

@@ -23,7 +23,10 @@ PAPER: dict[str, Any] = {
             "similarity": 1.0,
         },
     },
-    "synthesis": {"batch_norm_weight": 0.0},
+    "synthesis": {
+        "batch_norm_weight": 0.0,
+        "amortised": {"training": 0.0, "refinement": 1.0},
+    },
     "distillation": {
         "labels": "live",
         "texts": "template",
@@ -36,4 +39,7 @@ PAPER: dict[str, Any] = {
 BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
 """What has proved best in manifests/studies/better: the paper's method with ensemble labels."""
 
-PRESETS = {"paper": PAPER, "best": BEST}
+FAST = merged(PAPER, {"synthesis": {"amortised": {"training": 0.33, "refinement": 0.17}}})
+"""Half of the paper's image-steps: a network guesses latents, and each is then refined."""
+
+PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}

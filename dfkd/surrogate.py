@@ -1,5 +1,6 @@
 """A unit's surrogate images: synthesised, labelled by the teacher, written as shards."""
 
+import dataclasses
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,10 +20,10 @@ from dfkd.inversion.methods import METHODS
 from dfkd.inversion.run import Classifier, Run
 from dfkd.manifest import Manifest
 from dfkd.methods import coupled
-from dfkd.plan import Task, Unit, image_seed, sample_key
+from dfkd.plan import Task, Unit, image_seed, own_steps, sample_key
 from dfkd.prompts import class_texts
 from dfkd.shards import Sample, write_shard
-from dfkd.synthesis import OnStep, Synthesised, Synthesiser
+from dfkd.synthesis import Begin, OnStep, Synthesised, Synthesiser
 from dfkd.teacher import Teacher, distances
 
 ATTEMPTS = 2
@@ -48,6 +49,7 @@ class SurrogateMaker:
         teacher: Teacher,
         generator: Generator | None,
         tell: Callable[[str], object] = lambda note: None,
+        start: Begin | None = None,
     ) -> None:
         """Prepare.
 
@@ -55,13 +57,15 @@ class SurrogateMaker:
             manifest: of one method.
             generator: None for methods without latents.
             tell: called with a sentence when memory has run out.
+            start: where latents start, if not as the manifest's `initialisation` says.
         """
         self.manifest = manifest
         self.teacher = teacher
         self.generator = generator
-        self.synthesiser = (
-            None if generator is None else Synthesiser(teacher, generator, manifest.synthesis)
-        )
+        self.synthesiser = None
+        if generator is not None:
+            config = dataclasses.replace(manifest.synthesis, steps=own_steps(manifest))
+            self.synthesiser = Synthesiser(teacher, generator, config, start)
         self.tell = tell
         self.batch_size = manifest.synthesis.batch_size
         self.coupled = coupled(manifest.method)

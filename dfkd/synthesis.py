@@ -16,6 +16,9 @@ from dfkd.views import Drawn, Views, show
 OnStep = Callable[[int, Tensor], None]
 """Called with the step and the losses [B] of the images still at work."""
 
+Begin = Callable[[Tensor, Sequence[int]], Tensor]
+"""Latents [B, C, h, w] from targets [B, E] and seeds."""
+
 CHECK = 10
 """Steps on a GPU after which the host asks which images are finished."""
 
@@ -77,11 +80,19 @@ class _Kept:
 class Synthesiser:
     """Makes batches of images with models, and what is compiled for them, that stay the same."""
 
-    def __init__(self, teacher: Teacher, generator: Generator, config: Synthesis) -> None:
-        self.teacher, self.generator, self.config = teacher, generator, config
-        self._distances = self._seen
+    def __init__(
+        self,
+        teacher: Teacher,
+        generator: Generator,
+        config: Synthesis,
+        start: Begin | None = None,
+    ) -> None:
+        """`start` makes the latents that `config.initialisation` makes otherwise."""
+        self.teacher, self.generator, self.config, self.start = teacher, generator, config, start
+        self.distances: Callable[[Tensor, Tensor, Drawn | None], Tensor] = self._distances
+        """Mean distance [B] of each latent's views to its own target [B, E]."""
         if config.compile:
-            self._distances = torch.compile(self._seen, dynamic=False)
+            self.distances = torch.compile(self._distances, dynamic=False)
 
     def __call__(
         self, targets: Tensor, seeds: Sequence[int], on_step: OnStep | None = None
@@ -123,13 +134,16 @@ class Synthesiser:
     ) -> Synthesised:
         """`shared` is a loss that all images of the batch have together, of the last pass."""
         config, generator = self.config, self.generator
-        latents = generator.fresh(seeds, config.image_size, config.initialisation)
+        if self.start is None:
+            latents = generator.fresh(seeds, config.image_size, config.initialisation)
+        else:
+            latents = self.start(targets, seeds)
         kept = _Kept(latents, config)
         rows = torch.arange(len(seeds), device=latents.device)
         views = self._views(seeds, latents.device)
         optimizer = _optimizer(config, latents.requires_grad_())
         for step in range(config.steps):
-            losses = self._distances(latents, targets[rows], views.draw(step))
+            losses = self.distances(latents, targets[rows], views.draw(step))
             if shared is not None:
                 losses = losses + shared()
             kept.update(rows, latents, losses)
@@ -147,8 +161,7 @@ class Synthesiser:
                 latents, optimizer = _compact(config, latents, optimizer, ~finished)
         return _result(generator, config, kept)
 
-    def _seen(self, latents: Tensor, targets: Tensor, drawn: Drawn | None) -> Tensor:
-        """The mean distance [B] of each image's views to its own target [B, E]."""
+    def _distances(self, latents: Tensor, targets: Tensor, drawn: Drawn | None) -> Tensor:
         pixels = self.generator.decode(latents, self.config.quantise)
         seen = self.teacher.encode_image(show(pixels, drawn))
         repeated = targets.repeat_interleave(len(seen) // len(targets), dim=0)

@@ -52,11 +52,13 @@ def verify(version: PublishedVersion) -> list[str]:
 
 
 def _prompts(version: PublishedVersion) -> Iterator[str]:
-    wanted = version.manifest.get("prompts")
+    storage, wanted = version.storage, version.manifest.get("prompts")
+    mend = "restore it from a copy, or give another storage.root and synthesise again"
+    start = version.manifest.get("start")
+    if start is not None and sha256_object(storage, catalogue.START_KEY) != start:
+        yield f"{storage.location(catalogue.START_KEY)}: is not what was published; {mend}"
     if wanted is None:
         return
-    mend = "restore it from a copy, or give another storage.root and synthesise again"
-    storage = version.storage
     if sha256_object(storage, catalogue.PROMPTS_KEY) != wanted:
         yield f"{storage.location(catalogue.PROMPTS_KEY)}: is not what was published; {mend}"
         return

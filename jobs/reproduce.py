@@ -11,7 +11,7 @@ from dfkd import command
 from dfkd.cells import Outcome
 from dfkd.distillation import Course
 from dfkd.errors import CorruptionError, DfkdError, ManifestError, PartialError
-from dfkd.plan import image_count
+from dfkd.plan import image_count, image_steps
 from dfkd.published import read_json
 from dfkd.report import study as report
 from dfkd.report.facts import commit
@@ -85,7 +85,7 @@ def cost(study: Study) -> dict[str, int]:
         seen += Course.of(config, steps).total * config.batch_size
     return {
         "data_sets": len(data_sets),
-        "image_steps": sum(image_count(each) * each.synthesis.steps for each in data_sets),
+        "image_steps": sum(map(image_steps, data_sets)),
         "students": len(study.cells) if study.trains else 0,
         "student_images": seen,
     }

@@ -8,8 +8,7 @@ from typing import Any
 from dfkd import command
 from dfkd.api import Built, synthesize
 from dfkd.manifest import Manifest
-from dfkd.methods import prompt_method
-from dfkd.plan import estimated_bytes, image_count, task_count
+from dfkd.plan import estimated_bytes, image_count, image_steps, task_count
 from dfkd.preflight import check_synthesis
 
 
@@ -18,12 +17,11 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     check_synthesis(manifest)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
-    latent = image_count(manifest) * sum(prompt_method(method) is not None for method in methods)
     return {
         "methods": list(methods),
         "tasks": task_count(manifest) * len(methods),
         "images": images,
-        "optimisation_steps": latent * manifest.synthesis.steps,
+        "optimisation_steps": sum(image_steps(manifest.with_method(each)) for each in methods),
         "bytes_at_most": estimated_bytes(manifest) * len(methods),
     }
 

@@ -57,7 +57,7 @@ def test_an_unknown_preset_is_refused_with_all_that_there_are(tmp_path: Path, va
         lambda: read(tmp_path, f"preset: {value}\n"),
         lambda: read(tmp_path, "", f"preset={value}"),
     ):
-        with pytest.raises(ManifestError, match="preset: must be one of paper, best"):
+        with pytest.raises(ManifestError, match="preset: must be one of paper, best, fast"):
             make()
 
 

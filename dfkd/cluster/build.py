@@ -14,14 +14,15 @@ import pyarrow as pa
 
 from dfkd import fingerprint as fingerprints
 from dfkd import generator, teacher
+from dfkd.amortised import fresh_start
 from dfkd.budget import Budget
-from dfkd.catalogue import PROMPTS_KEY
+from dfkd.catalogue import PROMPTS_KEY, START_KEY
 from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.prompt_worker import write_prompts
+from dfkd.cluster.start_worker import write_start
 from dfkd.cluster.tell import Teller
 from dfkd.cluster.worker import Purse, Worker, pool_of
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
-from dfkd.device import pick_device
 from dfkd.errors import InfrastructureError, PartialError
 from dfkd.lease import reading
 from dfkd.manifest import Manifest
@@ -31,6 +32,7 @@ from dfkd.plan import (
     Unit,
     estimated_bytes,
     fresh_tasks,
+    has_start,
     image_count,
     task_count,
     tasks,
@@ -95,6 +97,7 @@ def build(
             purse = Purse(budget or Budget(), cost)
             write_prompts(manifest, version, purse)
             check_similarity(manifest, _prompts(version))
+            write_start(manifest, version, purse)
             quarantined = write_shards(manifest, version, purse)
     if quarantined and not accept_partial:
         _refuse_quarantined(manifest, version, quarantined)
@@ -154,9 +157,7 @@ class SynthesisWorker(Worker):
     def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
         """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
         if self._maker is None:
-            self._maker = SurrogateMaker(
-                self.manifest, self.load_teacher(), self.load_generator(), self.notes.append
-            )
+            self._maker = self._load()
         curve, begun = Curve(), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -175,12 +176,15 @@ class SynthesisWorker(Worker):
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
         return found
 
-    def load_generator(self) -> generator.VQGAN | None:
-        """The generator on this worker's device; None for a method without latents."""
-        if prompt_method(self.manifest.method) is None:
-            return None
-        config, precision = self.manifest.generator, self.manifest.synthesis.precision
-        return generator.VQGAN.load(config, pick_device(), precision, self.manifest.cache)
+    def _load(self) -> SurrogateMaker:
+        manifest, loaded = self.manifest, self.load_teacher()
+        decoder, begin = self.load_generator(), None
+        if decoder is not None and has_start(manifest):
+            start = fresh_start(manifest, decoder, loaded.embedding_dim, loaded.device)
+            storage = self.version.storage
+            start.load(storage.get(START_KEY), storage.location(START_KEY))
+            begin = start.latents
+        return SurrogateMaker(manifest, loaded, decoder, self.notes.append, begin)
 
     def _prompts(self, unit: Unit) -> pa.Table:
         if len(unit.made) == 1:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from dfkd import teacher
+from dfkd import generator, teacher
 from dfkd.budget import Budget
 from dfkd.cluster.capacity import room, worker_share
 from dfkd.cluster.metrics import count_request
@@ -18,6 +18,7 @@ from dfkd.dataset import Version
 from dfkd.device import device_name, keep_freed_memory, pick_device, use_threads
 from dfkd.errors import BudgetError
 from dfkd.manifest import Manifest
+from dfkd.methods import prompt_method
 from dfkd.plan import Unit
 from dfkd.record import Cost
 
@@ -78,6 +79,13 @@ class Worker(ABC):
         precision = self.manifest.synthesis.precision
         device, cache = pick_device(), self.manifest.cache
         return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
+
+    def load_generator(self) -> generator.VQGAN | None:
+        """The generator on this worker's device; None for a method without latents."""
+        if prompt_method(self.manifest.method) is None:
+            return None
+        config, precision = self.manifest.generator, self.manifest.synthesis.precision
+        return generator.VQGAN.load(config, pick_device(), precision, self.manifest.cache)
 
 
 @dataclass

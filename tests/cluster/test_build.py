@@ -6,11 +6,19 @@ from pathlib import Path
 import pytest
 
 from dfkd.budget import Budget
+from dfkd.catalogue import START_KEY
+from dfkd.checkpoints import Checkpoints
+from dfkd.cluster import start_worker
 from dfkd.cluster.build import build, finished, identify
 from dfkd.cluster.connect import connected
-from dfkd.dataset import verify
+from dfkd.cluster.prompt_worker import write_prompts
+from dfkd.cluster.start_worker import Segment, StartWorker
+from dfkd.cluster.worker import Purse
+from dfkd.dataset import begin, verify
 from dfkd.errors import BudgetError, Exit
 from dfkd.manifest import Manifest
+from dfkd.record import Cost
+from dfkd.storage import open_storage
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,38 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(cluster: None, tmp_pat
         assert len(parts) == 3
         found.append([part.read_bytes() for part in parts] + [str(built.prompts).encode()])
     assert found[0] == found[1]
+
+
+def test_a_start_network_is_trained_once_and_taken_up_after_a_stop(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two segments: the same network, and so the same images, as of one run."""
+    monkeypatch.setattr(start_worker, "SEGMENT", 8)
+    settings = (
+        "synthesis.steps=4",
+        "synthesis.amortised={training: 0.5, refinement: 0.5, batch_size: 1, width: 16}",
+    )
+    found = []
+    for name in ("whole", "stopped"):
+        manifest = Manifest.read(
+            read_file(tmp_path), (*settings, f"storage.root={tmp_path / name}")
+        )
+        version = begin(
+            open_storage(manifest.storage.root).child("data/vanilla"), identify(manifest)
+        )
+        if name == "stopped":
+            write_prompts(manifest, version, Purse(Budget(), Cost()))
+            StartWorker(manifest, version, 1.0).run(Segment(0, 8))
+            assert Checkpoints(version.storage.child("start")).newest() == 8
+        built = build(manifest, identify(manifest))
+        assert verify(built.version) == []
+        assert not list(version.storage.list("start/"))
+        samples = [s for receipt in built.version.shards for s in built.version.samples(receipt)]
+        assert {sample.metadata["steps"] for sample in samples} == {2}
+        found.append((version.storage.get(START_KEY), [sample.image for sample in samples]))
+    assert found[0] == found[1]
+    version.storage.put(START_KEY, b"other")
+    assert "start.safetensors: is not what was published" in verify(built.version)[0]
 
 
 def test_budgets() -> None:
