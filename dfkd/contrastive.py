@@ -78,13 +78,13 @@ def optimise(
         draw: source of the disturbances and of the bank's sample.
     """
     config = prompts.contrastive
-    pseudo = start.clone().requires_grad_()
+    sentences, pseudo = problem.words.sentences(problem.names), start.clone().requires_grad_()
     optimizer = torch.optim.Adam([pseudo], lr=config.learning_rate)
     remembered = problem.bank.draw(config.bank, draw)
     losses = []
     patience = 1 if config.similarity == 1 else PATIENCE
     for update in range(patience * config.updates):
-        texts = problem.words.encode(problem.names, pseudo)
+        texts = sentences.encode(pseudo)
         if update >= config.updates:
             alike = similarity_in_class(texts.detach(), problem.labels, remembered)
             if alike <= config.similarity:
@@ -103,7 +103,7 @@ def optimise(
         loss.sum().backward()
         optimizer.step()
     with torch.no_grad():
-        embeddings = problem.words.encode(problem.names, pseudo)
+        embeddings = sentences.encode(pseudo)
     return Solution(pseudo.detach(), embeddings, torch.stack(losses).cpu())
 
 

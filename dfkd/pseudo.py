@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.errors import ManifestError
+from dfkd.split_text import Beginning, can_split
 from dfkd.teacher import Teacher
 
 REDRAWS = 8
@@ -55,11 +56,14 @@ class PseudoWords:
         Raises:
             ManifestError: a sentence does not fit the teacher's context length.
         """
+        return self.sentences(names, templates).encode(pseudo)
+
+    def sentences(
+        self, names: Sequence[str], templates: Sequence[str] | None = None
+    ) -> "Sentences":
+        """The same sentences for other pseudo-words again and again; arguments as of `encode`."""
         tokens, places = self.tokens(names, templates or [self.template] * len(names))
-        embedded = self.teacher.embed_tokens(tokens)
-        slot = F.one_hot(places, tokens.shape[1]).bool()[..., None].to(embedded.device)
-        embedded = torch.where(slot, pseudo[:, None, :].to(embedded.dtype), embedded)
-        return F.normalize(self.teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
+        return Sentences(self.teacher, tokens, places, int(self._frame[1]))
 
     def tokens(self, names: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids [N, L] and the place [N] of the pseudo-word in each.
@@ -115,6 +119,32 @@ class PseudoWords:
 
     def _tokens_of(self, text: str) -> tuple[int, ...]:
         return tuple(self.teacher.content_tokens(text))
+
+
+class Sentences:
+    """N sentences in which one word each is still to come."""
+
+    def __init__(self, teacher: Teacher, tokens: Tensor, places: Tensor, end: int) -> None:
+        """Token ids [N, L], the place [N] of the word that is to come, and the end token's id."""
+        self.teacher, self.tokens, self.places = teacher, tokens, places
+        self._beginning: Beginning | None = None
+        if can_split(teacher):
+            self._beginning = Beginning(teacher, tokens[:, : int(places.max())], places)
+            after = (tokens == end).int().argmax(dim=1) - places
+            steps = torch.arange(int(after.max()) + 1, device=tokens.device)
+            last = tokens.shape[1] - 1
+            self._rest = tokens.gather(1, (places[:, None] + steps).clamp_max(last))
+
+    def encode(self, pseudo: Tensor) -> Tensor:
+        """Unit embeddings [N, E], float32, with the vectors [N, D] for words."""
+        if self._beginning is not None:
+            embedded = self.teacher.embed_tokens(self._rest)
+            embedded = torch.cat([pseudo[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)
+            return F.normalize(self._beginning.end(embedded, self._rest).float(), dim=-1)
+        embedded = self.teacher.embed_tokens(self.tokens)
+        slot = F.one_hot(self.places, self.tokens.shape[1]).bool()[..., None]
+        embedded = torch.where(slot, pseudo[:, None].to(embedded.dtype), embedded)
+        return F.normalize(self.teacher.encode_embeddings(embedded, self.tokens).float(), dim=-1)
 
 
 def _disturb(template: str, kind: str, draw: np.random.Generator) -> str:

@@ -59,6 +59,7 @@ class Teacher:
     Attributes:
         name: as the manifest gives it.
         model: the open_clip module, in eval mode, without gradients of its own.
+        text: the module that holds the parts of the text tower.
         image_size: pixels a side of the images that the image tower sees.
         embedding_dim: E.
         logit_scale: what cosines are multiplied with before a softmax over texts.
@@ -79,19 +80,19 @@ class Teacher:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self._text: Any = getattr(model, "text", model)  # CustomTextCLIP has it apart, CLIP within
-        apart = self._text is not model
-        self._pool_type = self._text.pool_type if apart else self._text.text_pool_type
-        self._eos_id = self._text.eos_id if apart else self._text.text_eos_id
-        self.causal = self._text.attn_mask is not None and self._pool_type in ("argmax", "eos")
+        self.text: Any = getattr(model, "text", model)  # CustomTextCLIP has it apart, CLIP within
+        apart = self.text is not model
+        self._pool_type = self.text.pool_type if apart else self.text.text_pool_type
+        self._eos_id = self.text.eos_id if apart else self.text.text_eos_id
+        self.causal = self.text.attn_mask is not None and self._pool_type in ("argmax", "eos")
         visual: Any = model.visual
         visual.to(memory_format=torch.channels_last)
         self._visual = visual
         self.image_size = _square(name, visual.image_size)
-        self.token_table: Tensor = self._text.token_embedding.weight
+        self.token_table: Tensor = self.text.token_embedding.weight
         self.device = self.token_table.device
-        self.context_length = int(self._text.context_length)
-        self.embedding_dim = _embedding_dim(self._text)
+        self.context_length = int(self.text.context_length)
+        self.embedding_dim = _embedding_dim(self.text)
         self.logit_scale = float(model.get_parameter("logit_scale").exp())
         self.has_batch_norm = any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) for module in visual.modules()
@@ -145,8 +146,8 @@ class Teacher:
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """E_token of Eq 7: tokens [N, L] to embeddings [N, L, D]."""
-        dtype = self._text.transformer.get_cast_dtype()
-        embeddings: Tensor = self._text.token_embedding(tokens).to(dtype)
+        dtype = self.text.transformer.get_cast_dtype()
+        embeddings: Tensor = self.text.token_embedding(tokens).to(dtype)
         return embeddings
 
     def encode_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
@@ -159,12 +160,17 @@ class Teacher:
             tokens: [N, L]; where they end is where the sentence is read off. Of a `causal` teacher
                 L may be anything from the longest sentence to the context length.
         """
-        text, length = self._text, embeddings.shape[1]
+        text, length = self.text, embeddings.shape[1]
         x = embeddings + text.positional_embedding[:length].to(embeddings.dtype)
         mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
-        x = text.ln_final(text.transformer(x, attn_mask=mask))
-        pooled: Tensor = text_global_pool(x, tokens, self._pool_type, eos_token_id=self._eos_id)
-        projection = text.text_projection
+        return self.read_off(text.transformer(x, attn_mask=mask), tokens)
+
+    def read_off(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Text embeddings [N, E], not normalised, of the last block's output [N, L, D]."""
+        pooled: Tensor = text_global_pool(
+            self.text.ln_final(hidden), tokens, self._pool_type, eos_token_id=self._eos_id
+        )
+        projection = self.text.text_projection
         if isinstance(projection, nn.Linear):
             projected: Tensor = projection(pooled)
             return projected
