@@ -103,10 +103,11 @@ class VQGAN:
     Attributes:
         downsampling: pixels a side of one code (16 for f16).
         codebook: [K, C] float32.
+        network: decoder and codebook, frozen.
     """
 
     def __init__(self, network: "_Network", precision: Precision = "float32") -> None:
-        self._network = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
         self.codebook: Tensor = network.get_parameter("quantize.embedding.weight")
         self.downsampling = network.downsampling
         self._norms = self.codebook.square().sum(dim=1)
@@ -117,7 +118,7 @@ class VQGAN:
         self._cuda = self.codebook.device.type == "cuda"
         # Asked here, as a compiled pass cannot ask.
         self._mixed = precision == "bfloat16" and multiplies_bfloat16(self.codebook.device)
-        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def load(
@@ -216,9 +217,8 @@ class VQGAN:
         """
         codes = self.quantise(latent) if quantise else latent
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._mixed):
-            image = self._network(codes)
-        pixels: Tensor = _Clamp.apply(image.float().add(1).div(2))  # type: ignore[no-untyped-call]
-        return pixels
+            image = self.network(codes)
+        return to_pixels(image.float())
 
     @torch.no_grad()
     def constrain(self, latent: Tensor) -> Tensor:
@@ -243,6 +243,12 @@ class _Network(nn.Module):
         inner = self.post_quant_conv(codes)
         image: Tensor = self.decoder(inner) if codes.is_cuda else decode(self.decoder, inner)
         return image
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """The decoder's [-1, 1] as pixels in [0, 1]; gradients pass as `VQGAN.decode` says."""
+    pixels: Tensor = _Clamp.apply(image.add(1).div(2))  # type: ignore[no-untyped-call]
+    return pixels
 
 
 class _StraightThrough(torch.autograd.Function):

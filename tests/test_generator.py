@@ -74,7 +74,7 @@ def test_the_published_size_loads_and_decodes(tmp_path: Path) -> None:
     generator = VQGAN.load(write_generator(tmp_path, tree), CPU)
     latent = generator.fresh([0], 32, "codes").requires_grad_()
     generator.decode(latent).sum().backward()
-    assert round(sum(p.numel() for p in generator._network.decoder.parameters()) / 1e5) == 424
+    assert round(sum(p.numel() for p in generator.network.decoder.parameters()) / 1e5) == 424
     assert latent.grad is not None
     assert torch.isfinite(latent.grad).all()
 
@@ -108,7 +108,7 @@ def test_quantising_gives_exact_codes_and_passes_the_gradient_on(vqgan: VQGAN) -
     assert latent.grad is not None
     assert torch.equal(latent.grad, weight)
     assert vqgan.codebook.grad is None
-    assert not any(p.requires_grad for p in vqgan._network.parameters())
+    assert not any(p.requires_grad for p in vqgan.network.parameters())
 
 
 def test_without_quantisation_the_latent_itself_is_decoded(vqgan: VQGAN) -> None:
@@ -121,7 +121,7 @@ def test_without_quantisation_the_latent_itself_is_decoded(vqgan: VQGAN) -> None
 def test_the_pixel_clamp_lets_out_of_range_pixels_return(vqgan: VQGAN) -> None:
     """torch.clamp would give a zero gradient there; a push further out is stopped."""
     with torch.no_grad():
-        bias = vqgan._network.get_parameter("decoder.conv_out.bias")
+        bias = vqgan.network.get_parameter("decoder.conv_out.bias")
         kept = bias.clone()
         bias.fill_(50.0)
     try:

@@ -1,17 +1,21 @@
 """Figures: turns, quotients, counted operations, limits, peers, and their table."""
 
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from dfkd.benchmarks import limits, peers
+from dfkd import contrastive
+from dfkd.benchmarks import limits, peers, prompts
 from dfkd.benchmarks.measure import Figure, operations, quotient, turns
 from dfkd.benchmarks.table import scaled, table
 from dfkd.generator import VQGAN
-from dfkd.manifest import Generator, Synthesis
+from dfkd.manifest import Generator, Manifest, Synthesis
 from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher
+from surrogates import write_manifest
 
 CPU = torch.device("cpu")
 
@@ -61,13 +65,32 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
     )
 
 
+def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path) -> None:
+    manifest = Manifest.read(
+        write_manifest(
+            tmp_path,
+            teacher={"model": "miniature", "weights": "miniature"},
+            prompts={"contrastive": {"updates": 3, "batch_size": 6, "bank": 4}},
+        )
+    )
+    problem, start = prompts.example(manifest, teacher, 6)
+    draws = [np.random.default_rng(0) for _ in range(2)]
+    ours = contrastive.optimise(problem, start, manifest.prompts, draws[0])
+    remembered = problem.bank.draw(4, draws[1])
+    assert remembered is not None
+    plain = peers.plain_prompts(
+        teacher, problem.words, problem.names, start, remembered, 3, draws[1]
+    )
+    torch.testing.assert_close(plain, ours.pseudo, rtol=1e-3, atol=1e-3)
+
+
 def test_the_cutout_loop_shows_the_teacher_32_crops(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = VQGAN.load(Generator(), CPU, "float32")
     shapes = []
-    encode = teacher.encode_image
-    monkeypatch.setattr(teacher, "encode_image", lambda p: shapes.append(p.shape) or encode(p))
+    encode = peers._encode
+    monkeypatch.setattr(peers, "_encode", lambda t, p: shapes.append(p.shape) or encode(t, p))
     loss = peers.cutout_loop(teacher, generator, teacher.encode_text(["A cat"])[0], 64, 2)
     assert torch.isfinite(loss)
     assert shapes == [(32, 3, 64, 64)] * 2

@@ -4,11 +4,17 @@ These are re-implementations of published loops, faithful in what they compute a
 else: no data set comes of them.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd.generator import VQGAN
+from dfkd.contrastive import contrast
+from dfkd.generator import VQGAN, to_pixels
+from dfkd.pseudo import PseudoWords
 from dfkd.teacher import Teacher, spherical_distance
 
 BATCH = 8
@@ -30,7 +36,8 @@ def plain_loop(
     latents = generator.fresh(range(len(targets)), image_size, "codes").requires_grad_()
     optimizer = torch.optim.Adam([latents], lr=0.15)
     for _ in range(steps):
-        losses = spherical_distance(teacher.encode_image(generator.decode(latents)), targets)
+        seen = _encode(teacher, _decode(generator, latents))
+        losses = spherical_distance(seen, targets)
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
@@ -51,12 +58,76 @@ def cutout_loop(
     optimizer = torch.optim.Adam([latent], lr=0.15)
     draws = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        crops = _crops(generator.decode(latent), teacher.image_size, draws)
-        loss = spherical_distance(teacher.encode_image(crops), target).mean()
+        crops = _crops(_decode(generator, latent), teacher.image_size, draws)
+        loss = spherical_distance(_encode(teacher, crops), target).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return loss.detach()
+
+
+def plain_prompts(
+    teacher: Teacher,
+    words: PseudoWords,
+    names: Sequence[str],
+    start: Tensor,
+    remembered: tuple[Tensor, Tensor],
+    updates: int,
+    draw: np.random.Generator,
+) -> Tensor:
+    """Equation 12 as it stands: each sentence and its disturbed self through the whole tower.
+
+    Returns the pseudo-words [N, D]. Labels play no part in the equation, so any will do.
+    """
+    pseudo = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([pseudo], lr=0.1)
+    labels = torch.zeros(len(names), dtype=torch.int64, device=start.device)
+    for _ in range(updates):
+        texts = _sentences(teacher, words, names, [words.template] * len(names), pseudo)
+        disturbed = [words.disturbed(name, "shuffle", draw) for name in names]
+        positives = _sentences(teacher, words, names, disturbed, pseudo)
+        loss = contrast(texts, positives, labels, remembered, 0.1, within_class=False)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+    return pseudo.detach()
+
+
+def _sentences(
+    teacher: Teacher,
+    words: PseudoWords,
+    names: Sequence[str],
+    templates: Sequence[str],
+    pseudo: Tensor,
+) -> Tensor:
+    short, places = words.tokens(names, templates)
+    tokens = F.pad(short, (0, teacher.context_length - short.shape[1]))
+    embedded = teacher.embed_tokens(tokens)
+    slot = F.one_hot(places, tokens.shape[1]).bool()[..., None]
+    embedded = torch.where(slot, pseudo[:, None].to(embedded.dtype), embedded)
+    return F.normalize(teacher.encode_embeddings(embedded, tokens), dim=-1)
+
+
+def as_published(teacher: Teacher, generator: VQGAN) -> None:
+    """Lay the models' weights out as their authors do, channels first."""
+    for module in (teacher.model, generator.network):
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _decode(generator: VQGAN, latents: Tensor) -> Tensor:
+    """By taming's own decoder; pixels in [0, 1]."""
+    network: Any = generator.network
+    return to_pixels(network.decoder(network.post_quant_conv(generator.quantise(latents))))
+
+
+def _encode(teacher: Teacher, pixels: Tensor) -> Tensor:
+    """By open_clip's own encoder, of images of the teacher's size."""
+    size = teacher.image_size
+    if pixels.shape[-1] != size:
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+    model: Any = teacher.model
+    features: Tensor = model.encode_image((pixels - teacher.mean) / teacher.std)
+    return F.normalize(features, dim=-1)
 
 
 def _crops(image: Tensor, size: int, draws: torch.Generator) -> Tensor:

@@ -28,6 +28,7 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     )
     teacher, generator = _models(manifest, device, config.precision)
     plain_teacher, plain_generator = _models(manifest, device, "float32")
+    peers.as_published(plain_teacher, plain_generator)
     text = class_texts(manifest, teacher)[:1]
     synthesiser = Synthesiser(teacher, generator, config)
     batch, size = config.batch_size, config.image_size
