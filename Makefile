@@ -37,7 +37,7 @@ test: setup ## All tests but those of make faults
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'not (faults or (s3 and slow))'
 
 faults: setup ## Whole runs on a real S3 server, and tests that kill processes, nodes and storage
-	$(BIN)/python -m pytest -m 'faults or (s3 and slow)'
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'faults or (s3 and slow)'
 
 lint: setup ## Format check, lint, types
 	$(BIN)/ruff format --check .

@@ -186,7 +186,9 @@ class Synthesis:
     image_size: Count = 224
     """Pixels a side; a multiple of the generator's down-sampling factor."""
     steps: Count = 500
-    batch_size: Count = 8
+    batch_size: Natural = 8
+    """Images optimised at once. 0 finds what a GPU's memory holds, from `shard_size` downwards, and
+    is 8 on a CPU. A batch that memory has no room for is halved in any case."""
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: Positive = 0.15
     schedule: Literal["constant", "cosine"] = "constant"
@@ -225,6 +227,13 @@ class Synthesis:
                 "replace one by 0",
             )
         require_unique("synthesis.batch_norm_weight", self.batch_norm_weight)
+        if not self.batch_size and any(self.batch_norm_weight):
+            raise ManifestError(
+                "synthesis.batch_size",
+                "must be given where images depend on those of their batch (batch_norm_weight)",
+                self.batch_size,
+                "set it to what every worker's memory holds",
+            )
         if self.optimizer == "adam" and self.weight_decay:
             raise ManifestError(
                 "synthesis.weight_decay",

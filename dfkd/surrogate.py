@@ -18,7 +18,7 @@ from dfkd.errors import DfkdError
 from dfkd.generator import Generator
 from dfkd.inversion.methods import METHODS
 from dfkd.inversion.run import Classifier, Run
-from dfkd.manifest import Manifest
+from dfkd.manifest import Manifest, Synthesis
 from dfkd.methods import coupled
 from dfkd.plan import Task, Unit, image_seed, own_steps, sample_key
 from dfkd.prompts import class_texts
@@ -67,7 +67,7 @@ class SurrogateMaker:
             config = dataclasses.replace(manifest.synthesis, steps=own_steps(manifest))
             self.synthesiser = Synthesiser(teacher, generator, config, start)
         self.tell = tell
-        self.batch_size = manifest.synthesis.batch_size
+        self.batch_size = first_batch(manifest.synthesis, teacher.device)
         self.coupled = coupled(manifest.method)
         self.class_texts = class_texts(manifest, teacher)
 
@@ -211,6 +211,14 @@ class SurrogateMaker:
         logits = self.teacher.logit_scale * embeddings @ self.class_texts.T
         return embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()
 
+
+def first_batch(config: Synthesis, device: torch.device) -> int:
+    """How many images are tried at once, as long as memory has room for them."""
+    return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH)
+
+
+CPU_BATCH = 8
+"""Beyond it a CPU gains nothing."""
 
 JPEG = {"quality": 95, "subsampling": 0}
 """Close to lossless, as a soft label belongs to the very pixels that are stored."""

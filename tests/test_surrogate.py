@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dfkd.errors import ManifestError
 from dfkd.generator import VQGAN
-from dfkd.manifest import Manifest
+from dfkd.manifest import Manifest, Synthesis
 from dfkd.plan import Task, Unit, image_seed, tasks
 from dfkd.prompts import PromptMaker
 from dfkd.shards import Sample, parse_shard
-from dfkd.surrogate import SurrogateMaker
+from dfkd.surrogate import SurrogateMaker, first_batch
 from dfkd.teacher import Teacher, distances
 
 
@@ -135,3 +136,16 @@ def test_prompts_of_another_task_are_refused(
     table = PromptMaker(manifest, teacher).part(0)
     with pytest.raises(ValueError, match="needs the prompts of images"):
         maker.shards(alone(next(tasks(manifest))), table, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "tried"), [("cpu", 0, 8), ("cuda", 0, 50), ("cuda", 3, 3)]
+)
+def test_the_batch_that_is_tried_first(kind: str, size: int, tried: int) -> None:
+    config = Synthesis(batch_size=size, shard_size=50)
+    assert first_batch(config, torch.device(kind)) == tried
+
+
+def test_coupled_images_need_a_batch_size_that_is_given() -> None:
+    with pytest.raises(ManifestError, match=r"synthesis.batch_size: must be given"):
+        Synthesis(batch_size=0, batch_norm_weight=(0.1,))

@@ -10,6 +10,7 @@ from dfkd.benchmarks.measure import Figure, operations, quotient, turns
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
 from dfkd.prompts import class_texts
+from dfkd.surrogate import first_batch
 from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher
 
@@ -31,7 +32,7 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     peers.as_published(plain_teacher, plain_generator)
     text = class_texts(manifest, teacher)[:1]
     synthesiser = Synthesiser(teacher, generator, config)
-    batch, size = config.batch_size, config.image_size
+    batch, size = first_batch(config, device), config.image_size
 
     def ours() -> float:
         synthesiser(text.expand(batch, -1), range(batch))
