@@ -81,11 +81,15 @@ def write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
 def _in_order(manifest: Manifest, done: set[int]) -> Iterator[Part | Summary | None]:
     """Each part that is not `done`, once those are that it knows; None while it must wait."""
     total, apart = part_count(manifest), parts_at_once(manifest)
-    for number in range(total):
-        if number not in done:
-            while not done.issuperset(range(number - apart + 1)):
-                yield None
-            yield Part(number)
-    while len(done) < total:
-        yield None
-    yield Summary()
+    parts = [Part(number) for number in range(total) if number not in done]
+    units: list[Part | Summary] = [*parts, Summary()]
+    known = 0
+    for unit in units:
+        needed = unit.number - apart + 1 if isinstance(unit, Part) else total
+        while True:
+            while known in done:
+                known += 1
+            if known >= needed:
+                break
+            yield None
+        yield unit
