@@ -14,6 +14,7 @@ from dfkd.augmentation import augment
 from dfkd.device import autocast
 from dfkd.errors import CorruptionError
 from dfkd.plan import derive_seed
+from dfkd.probe import Probed
 from dfkd.streaming import Batch
 from dfkd.student import Student
 from dfkd.training import Distillation, Training
@@ -75,9 +76,10 @@ class Outcome:
 class Distiller:
     """A student in training. `state()` and `restore()` carry everything that `advance` depends on.
 
-    Both phases run batch norm on batch statistics: freezing the backbone freezes its weights, while
-    its running statistics follow the synthetic images, so that the head is trained on the features
-    that the second phase starts from (and a random backbone gives normalised features at all).
+    Without `probe` both phases run batch norm on batch statistics: freezing the backbone freezes
+    its weights, while its running statistics follow the synthetic images, so that the head is
+    trained on the features that the second phase starts from (and a random backbone gives
+    normalised features at all).
 
     Randomness of a step (augmentation, and drop-path of some students) is derived from (seed, step,
     rank), so a resumed run repeats it without any generator's state.
@@ -94,8 +96,13 @@ class Distiller:
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,
+        probe: bool = False,
     ) -> None:
-        """`label` None trains on the distances stored with the images."""
+        """`label` None trains on the distances stored with the images.
+
+        With `probe` the warm-up takes batches of features (`dfkd.probe`), and no images.
+        """
+        self.probe = probe
         self.config, self.course, self.seed, self.label = config, course, seed, label
         self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -110,7 +117,12 @@ class Distiller:
         self.student.backbone.requires_grad_(self.step >= self.course.warmup)
         trained = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.config, trained)
-        self.model = self.distribute(self.student)
+        self.model = self.distribute(self.student.head if self.probing else self.student)
+
+    @property
+    def probing(self) -> bool:
+        """Whether the next step takes features."""
+        return self.probe and self.step < self.course.warmup
 
     @property
     def epoch(self) -> int:
@@ -122,13 +134,16 @@ class Distiller:
         """Whether no step is left."""
         return self.step >= self.course.total
 
-    def advance(self, batch: Batch) -> Outcome:
-        """One optimizer step on this rank's share of a batch."""
+    def advance(self, batch: Batch | Probed) -> Outcome:
+        """One optimizer step on this rank's share of a batch: of features while `probing`."""
         assert self.model is not None  # noqa: S101 - for the type checker
-        pixels = self.view(batch)
-        distances = self._distances(pixels, batch)
+        if isinstance(batch, Probed):
+            inputs, distances = batch.features, batch.distances
+        else:
+            inputs = self.view(batch)
+            distances = self._distances(inputs, batch)
         with autocast(self.device, self.config.precision):
-            outputs = self.model(pixels)
+            outputs = self.model(inputs)
         loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -158,7 +173,7 @@ class Distiller:
         seed = derive_seed("label", self.seed, self.step, self.rank)
         return self.label(pixels, batch, torch.Generator().manual_seed(seed))
 
-    def _loss(self, outputs: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+    def _loss(self, outputs: Tensor, targets: Tensor, batch: Batch | Probed) -> Tensor:
         """Equation 5; images that the teacher takes for another class count `inconsistent` times.
 
         The sum is divided by all images, so that the weights of a batch do not depend on its ranks.
@@ -166,7 +181,7 @@ class Distiller:
         if self.config.inconsistent == 1:
             return F.l1_loss(outputs, targets)
         errors = F.l1_loss(outputs, targets, reduction="none").mean(dim=1)
-        consistent = batch.distances.argmin(dim=1) == batch.labels
+        consistent = batch.distances.argmin(dim=1).cpu() == batch.labels
         weights = torch.where(consistent, 1.0, self.config.inconsistent)
         return (weights.to(self.device, non_blocking=True) * errors).mean()
 

@@ -1,7 +1,7 @@
 """What each rank of a distillation runs, under Ray Train."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from dfkd.distillation import Course, Distiller, Distribute, Scale
 from dfkd.labels import label_source
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
+from dfkd.probe import Probe, Probed, can_probe
 from dfkd.progress import Bar, LineBar
 from dfkd.storage import Storage, open_storage
 from dfkd.streaming import Batch, Share, Stream
@@ -30,6 +31,10 @@ from dfkd.training import Distillation
 
 LOG_STEPS = 50
 """Steps between two points of a TensorBoard curve, where an epoch is not shorter."""
+
+
+Feed = Callable[[int, int], Iterator[Batch | Probed]]
+"""Batches by epoch and step."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,12 @@ def train(config: dict[str, Any]) -> None:
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
     if newest:
         distiller.restore(checkpoints.read(newest))
+    feed = _feed(job, stream, distiller)
     pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
     if rank == 0:
-        _lead(job, version, folder, stream, distiller, checkpoints, pace)
+        _lead(job, version, folder, feed, distiller, checkpoints, pace)
     else:
-        _run(stream, distiller, pace, distiller.advance, lambda: None)
+        _run(feed, distiller, pace, distiller.advance, lambda: None)
     ray.train.report({"step": distiller.step})
 
 
@@ -84,17 +90,38 @@ def open_stream(
     return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
 
 
+def _feed(job: Job, stream: Stream, distiller: Distiller) -> Feed:
+    """The batches of an epoch from a step on: images, or while the head warms up their features."""
+    if not distiller.probing:
+        return stream.batches
+    agree = _agree if stream.share.world > 1 else lambda module: None
+    probe = Probe(distiller.student, stream, job.manifest.distillation, job.seed, agree)
+
+    def batches(epoch: int, step: int) -> Iterator[Batch | Probed]:
+        return (probe if distiller.probing else stream).batches(epoch, step)
+
+    return batches
+
+
+def _agree(module: nn.Module) -> None:
+    """Make every rank's buffers the mean over all ranks."""
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            torch.distributed.all_reduce(buffer)
+            buffer /= torch.distributed.get_world_size()
+
+
 def _run(
-    stream: Stream,
+    feed: Feed,
     distiller: Distiller,
     pace: Pace,
-    advance: Callable[[Batch], object],
+    advance: Callable[[Batch | Probed], object],
     on_epoch: Callable[[], None],
 ) -> None:
     """Train from the distiller's step to the end."""
     steps = distiller.course.steps_per_epoch
     while not distiller.done:
-        for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
+        for batch in pace.timed(feed(distiller.epoch, distiller.step % steps)):
             advance(batch)
         on_epoch()
     pace.report()
@@ -104,7 +131,7 @@ def _lead(
     job: Job,
     version: PublishedVersion,
     folder: Storage,
-    stream: Stream,
+    feed: Feed,
     distiller: Distiller,
     checkpoints: Checkpoints,
     pace: Pace,
@@ -116,8 +143,8 @@ def _lead(
     with Tracker(bar, folder.child("tensorboard"), config.batch_size) as tracker:
         means: dict[str, float] = {}
 
-        def advance(batch: Batch) -> None:
-            if distiller.step == 0:
+        def advance(batch: Batch | Probed) -> None:
+            if distiller.step == 0 and isinstance(batch, Batch):
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
             tracker.record(distiller.advance(batch))
             place = distiller.step % course.steps_per_epoch
@@ -130,7 +157,7 @@ def _lead(
                 checkpoints.write(distiller.step, distiller.state())
                 tracker.upload()
 
-        _run(stream, distiller, pace, advance, on_epoch)
+        _run(feed, distiller, pace, advance, on_epoch)
         tracker.upload()
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
     save_student(folder, student, _card(job, version, course) | {"training": means})
@@ -176,6 +203,7 @@ def _distiller(
         device,
         rank,
         _distribute(device) if world > 1 else lambda module: module,
+        can_probe(config),
     )
 
 
