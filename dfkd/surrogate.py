@@ -232,4 +232,10 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+ALLOCATION_FAILED = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+    "could not create a primitive",  # oneDNN, which does not say why
+)
