@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd.checkpoints import below, moments, restore_moments
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.generator import Generator
 from dfkd.manifest import Manifest
@@ -171,26 +172,15 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but for the step's number."""
         tensors = {f"start.{key}": value for key, value in self.start.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        tensors |= moments(self.optimizer)
         return {key: value.detach().cpu().clone() for key, value in tensors.items()}
 
     def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Go on after `step` from its `state()`; `CorruptionError` if it is of another network."""
-        weights: dict[str, Tensor] = {}
-        moments: dict[int, dict[str, Tensor]] = {}
         try:
-            for key, value in tensors.items():
-                if key.startswith("optimizer."):
-                    _, index, name = key.split(".")
-                    moments.setdefault(int(index), {})[name] = value
-            prefix = "start."
-            weights = {
-                k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
-            }
-            self.start.load_state_dict(weights)
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        except (ValueError, RuntimeError) as error:
+            self.start.load_state_dict(below(tensors, "start."))
+            restore_moments(self.optimizer, tensors)
+        except (LookupError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise CorruptionError(
                 f"a checkpoint is not of this start network ({reason}); delete the folder start/ "

@@ -4,13 +4,13 @@ import gc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.augmentation import augment
+from dfkd.checkpoints import below, moments, restore_moments
 from dfkd.device import autocast
 from dfkd.errors import CorruptionError
 from dfkd.plan import derive_seed
@@ -188,10 +188,7 @@ class Distiller:
     def state(self) -> dict[str, Tensor]:
         """Flat named tensors: student.*, optimizer.INDEX.NAME and step."""
         tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                if value is not None:
-                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        tensors |= moments(self.optimizer)
         tensors["step"] = torch.tensor(self.step)
         return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
@@ -214,23 +211,9 @@ class Distiller:
         self.step = int(tensors["step"])
         if not 0 <= self.step <= self.course.total:
             raise ValueError(f"step {self.step} of {self.course.total}")
-        self.student.load_state_dict(_below(tensors, "student."))
+        self.student.load_state_dict(below(tensors, "student."))
         self._enter_phase()
-        trained = [p for p in self.student.parameters() if p.requires_grad]
-        moments: dict[int, dict[str, Any]] = {}
-        for key, value in _below(tensors, "optimizer.").items():
-            index, _, name = key.partition(".")
-            parameter = trained[int(index)]
-            if value.shape == parameter.shape:
-                # Fused kernels walk memory: a moment must lie in the order of its parameter.
-                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            moments.setdefault(int(index), {})[name] = value
-        stored = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**stored, "state": moments})
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        restore_moments(self.optimizer, tensors)
 
 
 def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

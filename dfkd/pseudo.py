@@ -141,10 +141,15 @@ class Sentences:
             embedded = self.teacher.embed_tokens(self._rest)
             embedded = torch.cat([pseudo[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)
             return F.normalize(self._beginning.end(embedded, self._rest).float(), dim=-1)
-        embedded = self.teacher.embed_tokens(self.tokens)
-        slot = F.one_hot(self.places, self.tokens.shape[1]).bool()[..., None]
-        embedded = torch.where(slot, pseudo[:, None].to(embedded.dtype), embedded)
-        return F.normalize(self.teacher.encode_embeddings(embedded, self.tokens).float(), dim=-1)
+        return encode_whole(self.teacher, self.tokens, self.places, pseudo)
+
+
+def encode_whole(teacher: Teacher, tokens: Tensor, places: Tensor, pseudo: Tensor) -> Tensor:
+    """Unit embeddings [N, E] of sentences [N, L] whose word at `places` [N] is a vector [N, D]."""
+    embedded = teacher.embed_tokens(tokens)
+    slot = F.one_hot(places, tokens.shape[1]).bool()[..., None]
+    embedded = torch.where(slot, pseudo[:, None].to(embedded.dtype), embedded)
+    return F.normalize(teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
 
 
 def _disturb(template: str, kind: str, draw: np.random.Generator) -> str:

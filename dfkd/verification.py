@@ -24,7 +24,7 @@ def verify(version: PublishedVersion) -> list[str]:
     Reads everything once, a shard at a time. A store that cannot be reached still raises.
     """
     problems = [problem for receipt in version.shards for problem in _receipt(version, receipt)]
-    problems += _prompts(version)
+    problems += [*_start(version), *_prompts(version)]
     damaged = [
         key
         for key, digest in version.files.items()
@@ -51,16 +51,21 @@ def verify(version: PublishedVersion) -> list[str]:
     return problems
 
 
+MEND = "restore it from a copy, or give another storage.root and synthesise again"
+
+
+def _start(version: PublishedVersion) -> Iterator[str]:
+    storage, wanted = version.storage, version.manifest.get("start")
+    if wanted is not None and sha256_object(storage, catalogue.START_KEY) != wanted:
+        yield f"{storage.location(catalogue.START_KEY)}: is not what was published; {MEND}"
+
+
 def _prompts(version: PublishedVersion) -> Iterator[str]:
     storage, wanted = version.storage, version.manifest.get("prompts")
-    mend = "restore it from a copy, or give another storage.root and synthesise again"
-    start = version.manifest.get("start")
-    if start is not None and sha256_object(storage, catalogue.START_KEY) != start:
-        yield f"{storage.location(catalogue.START_KEY)}: is not what was published; {mend}"
     if wanted is None:
         return
     if sha256_object(storage, catalogue.PROMPTS_KEY) != wanted:
-        yield f"{storage.location(catalogue.PROMPTS_KEY)}: is not what was published; {mend}"
+        yield f"{storage.location(catalogue.PROMPTS_KEY)}: is not what was published; {MEND}"
         return
     try:
         parts = read_json(storage, catalogue.PROMPTS_KEY).get("parts")
@@ -68,12 +73,12 @@ def _prompts(version: PublishedVersion) -> Iterator[str]:
         yield str(error)
         return
     if not isinstance(parts, dict) or not all(map(PART.fullmatch, parts)):
-        yield f"{storage.location(catalogue.PROMPTS_KEY)}: names no parts; {mend}"
+        yield f"{storage.location(catalogue.PROMPTS_KEY)}: names no parts; {MEND}"
         return
     for name, digest in parts.items():
         if sha256_object(storage, f"prompts/{name}.parquet") != digest:
             place = storage.location(f"prompts/{name}.parquet")
-            yield f"{place}: is not what was published; {mend}"
+            yield f"{place}: is not what was published; {MEND}"
 
 
 def _receipt(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:

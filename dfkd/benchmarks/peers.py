@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dfkd.contrastive import contrast
 from dfkd.generator import VQGAN, to_pixels
-from dfkd.pseudo import PseudoWords
+from dfkd.pseudo import PseudoWords, encode_whole
 from dfkd.teacher import Teacher, spherical_distance
 
 BATCH = 8
@@ -102,10 +102,7 @@ def _sentences(
 ) -> Tensor:
     short, places = words.tokens(names, templates)
     tokens = F.pad(short, (0, teacher.context_length - short.shape[1]))
-    embedded = teacher.embed_tokens(tokens)
-    slot = F.one_hot(places, tokens.shape[1]).bool()[..., None]
-    embedded = torch.where(slot, pseudo[:, None].to(embedded.dtype), embedded)
-    return F.normalize(teacher.encode_embeddings(embedded, tokens), dim=-1)
+    return encode_whole(teacher, tokens, places, pseudo)
 
 
 def as_published(teacher: Teacher, generator: VQGAN) -> None:
