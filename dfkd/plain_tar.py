@@ -10,8 +10,8 @@ import tarfile
 OWNER, MODE = "dfkd", 0o444
 BLOCK = tarfile.BLOCKSIZE
 
-NAME, SIZE, SUM = slice(0, 100), slice(124, 135), slice(148, 156)
-"""Of a header, what differs from member to member: text, and octal numbers of 11 and 6 digits."""
+SIZE = slice(124, 135)
+"""Where a header has the member's size: 11 octal digits."""
 
 
 def _template() -> bytes:
@@ -21,9 +21,12 @@ def _template() -> bytes:
 
 
 TEMPLATE = _template()
-FIXED = tuple(slice(*ends) for ends in ((100, 124), (135, 148), (156, BLOCK)))
-BASE = sum(TEMPLATE) - sum(TEMPLATE[SUM]) - sum(TEMPLATE[SIZE]) + 8 * ord(" ")
+MIDDLE, GAP, REST = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
+"""What no member's header differs in: before the size, behind it, and behind the checksum."""
+BASE = sum(MIDDLE) + sum(GAP) + sum(REST) + 8 * ord(" ")
 """The checksum of a header without name and size; its own field counts as blanks."""
+DIGITS = frozenset(b"01234567")
+MAX_NAME = 100
 
 
 def members(data: bytes) -> list[tuple[str, slice]] | None:
@@ -33,21 +36,23 @@ def members(data: bytes) -> list[tuple[str, slice]] | None:
     """
     found = []
     start = 0
-    while header := data[start : start + BLOCK].rstrip(b"\0"):
-        header = data[start : start + BLOCK]
-        name, digits = header[NAME].rstrip(b"\0"), header[SIZE]
-        if not (name.isascii() and digits.isdigit() and len(header) == BLOCK):
-            return None
-        checksum = b"%06o\0 " % (BASE + sum(name) + sum(digits))
-        if header[SUM] != checksum or any(header[part] != TEMPLATE[part] for part in FIXED):
-            return None
-        try:
-            size = int(digits, 8)
-        except ValueError:
-            return None
+    while start < len(data) and data[start]:
+        name = data[start : start + MAX_NAME].rstrip(b"\0")
+        digits = data[start + SIZE.start : start + SIZE.stop]
         begin = start + BLOCK
-        found.append((name.decode(), slice(begin, begin + size)))
-        start = begin + -(-size // BLOCK) * BLOCK
-        if data[begin + size : start].strip(b"\0"):
+        if not (name.isascii() and DIGITS.issuperset(digits)):
+            return None
+        if data[start:begin] != _header(name, digits):
+            return None
+        end = begin + int(digits, 8)
+        found.append((name.decode(), slice(begin, end)))
+        start = end + -end % BLOCK
+        if data[end:start].strip(b"\0"):
             return None
     return None if data[start:].strip(b"\0") else found
+
+
+def _header(name: bytes, digits: bytes) -> bytes:
+    """The header of a member whose size is written as `digits`."""
+    checksum = b"%06o\0 " % (BASE + sum(name) + sum(digits))
+    return b"".join((name.ljust(MAX_NAME, b"\0"), MIDDLE, digits, GAP, checksum, REST))

@@ -46,7 +46,7 @@ class Batch:
     """Images and what the teacher said about them when they were made."""
 
     pixels: Tensor
-    """uint8 [B, 3, H, W]."""
+    """uint8 [B, 3, H, W], channels last: as images are decoded, and as the student takes them."""
     distances: Tensor
     """float32 [B, M], of the plain image."""
     labels: Tensor
@@ -216,7 +216,7 @@ class Stream:
             images = list(pool.map(lambda sample: decode(sample, self.image_size), samples))
         else:
             images = [decode(sample, self.image_size) for sample in samples]
-        return Batch(torch.stack(images), *_said(samples))
+        return Batch(_planes(torch.stack(images)), *_said(samples))
 
 
 class _Cache:
@@ -225,7 +225,7 @@ class _Cache:
     def __init__(self, counts: Sequence[int], image_size: int) -> None:
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.image_size = image_size
-        self.pixels = torch.empty(sum(counts), 3, image_size, image_size, dtype=torch.uint8)
+        self.pixels = torch.empty(sum(counts), image_size, image_size, 3, dtype=torch.uint8)
         self.said: tuple[Tensor, ...] = ()
         """See `_said`, of all images; empty until the widths are known."""
         self.filled: set[int] = set()
@@ -238,7 +238,7 @@ class _Cache:
                 self._fill(shard, read(shard))
         indices = torch.from_numpy(self.starts[rows[:, 0]] + rows[:, 1])
         for chosen in indices.split(size):
-            yield Batch(self.pixels[chosen], *(values[chosen] for values in self.said))
+            yield Batch(_planes(self.pixels[chosen]), *(values[chosen] for values in self.said))
 
     def _fill(self, shard: int, samples: list[Sample]) -> None:
         fresh = _said(samples)
@@ -260,8 +260,13 @@ def _said(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(distances), labels, torch.from_numpy(embeddings).float()
 
 
+def _planes(images: Tensor) -> Tensor:
+    """[B, H, W, 3] as [B, 3, H, W]; nothing is copied."""
+    return images.permute(0, 3, 1, 2)
+
+
 def decode(sample: Sample, image_size: int) -> Tensor:
-    """uint8 [3, image_size, image_size]; `CorruptionError` if the image is not that.
+    """uint8 [image_size, image_size, 3]; `CorruptionError` if the image is not that.
 
     What the header claims is looked at first: a decoder allocates that much.
     """
@@ -270,7 +275,7 @@ def decode(sample: Sample, image_size: int) -> Tensor:
         size = header_size(sample.image, FORMATS[sample.extension])
         if size == (image_size, image_size):
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
-            return image
+            return image.permute(1, 2, 0)
     except (RuntimeError, ValueError) as error:
         raise _not_an_image(sample, str(error).partition("\n")[0]) from None
     raise _not_an_image(sample, f"{size[0]} x {size[1]} px, not {image_size} px a side")
