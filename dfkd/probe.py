@@ -60,7 +60,7 @@ class Probe:
             agree(student)
             student.eval()
             found = [
-                Probed(_features(student, batch), batch.distances.to(device), batch.labels)
+                Probed(features(student, batch), batch.distances.to(device), batch.labels)
                 for batch in stream.batches(0)
             ]
             student.train()
@@ -88,11 +88,12 @@ def _settle(student: Student, batches: Iterable[Batch]) -> None:
         norm.momentum = None  # which is how torch spells the mean
     student.train()
     for batch in batches:
-        _features(student, batch)
+        features(student, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
-def _features(student: Student, batch: Batch) -> Tensor:
+def features(student: Student, batch: Batch) -> Tensor:
+    """What the backbone makes of a batch: float32 [B, F]; batch norm is as the student's mode."""
     pixels = batch.pixels.to(student.mean.device).float().div_(255)
     return student.features(pixels.contiguous(memory_format=torch.channels_last)).float()

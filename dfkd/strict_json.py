@@ -35,7 +35,5 @@ def _finite(text: str) -> float:
     return number
 
 
-DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
-)
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
 """Made once: making it takes as long as reading a small object with it."""

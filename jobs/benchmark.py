@@ -1,6 +1,8 @@
 """Measure what things cost on this machine, and keep the figures as benchmarks/NAME.json."""
 
 import argparse
+import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -8,19 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd import command
-from dfkd.benchmarks import distillation, export, prompts, requests, streaming, synthesis
-from dfkd.benchmarks.measure import keep
+from dfkd.benchmarks import distillation, export, prompts, requests, stages, streaming, synthesis
+from dfkd.benchmarks.measure import Figure, keep
 from dfkd.benchmarks.memory import watched
-from dfkd.benchmarks.table import table
-from dfkd.cluster import benchmark_driver, benchmark_scale
+from dfkd.benchmarks.table import page, table
+from dfkd.cluster import benchmark_driver, benchmark_ranks, benchmark_scale
 from dfkd.cluster.build import environment
 from dfkd.cluster.connect import connected
 from dfkd.device import pick_device, use_threads
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count, task_count
-from dfkd.storage import open_storage
+from dfkd.storage import Storage, open_storage
 
 Results = dict[str, Any]
+
+
+RANK_REPEATS = 3
+"""Turns of ranks: each starts processes."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,26 @@ class Effort:
     """Of versions whose requests are counted."""
     per_class: int
     """Images of each class that are streamed."""
+    updates: int
+    """Of the prompts whose diversity is compared; 0 for the manifest's."""
+    batches: tuple[int, ...]
+    """Of several ranks, as multiples of the manifest's."""
+    whole: bool
+    """Whether the run that is split by stages is the manifest's, and not a short one."""
 
 
-FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64)
-QUICK = Effort(2, (200, 400), (12, 24), 16)
+FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, 0, (1, 2, 4), whole=True)
+QUICK = Effort(2, (200, 400), (12, 24), 16, 3, (1,), whole=False)
 
 
 def effort(options: argparse.Namespace) -> Effort:
     """As the options ask for it."""
-    whole = QUICK if options.quick else FULL
-    return Effort(
-        options.repeats or whole.repeats,
-        tuple(options.tasks or whole.tasks),
-        tuple(options.shards or whole.shards),
-        whole.per_class,
+    usual = QUICK if options.quick else FULL
+    return dataclasses.replace(
+        usual,
+        repeats=options.repeats or usual.repeats,
+        tasks=tuple(options.tasks or usual.tasks),
+        shards=tuple(options.shards or usual.shards),
     )
 
 
@@ -59,7 +71,9 @@ def time_synthesis(manifest: Manifest, options: argparse.Namespace) -> Results:
 
 def time_prompts(manifest: Manifest, options: argparse.Namespace) -> Results:
     """Contrastive updates."""
-    return prompts.measure(manifest, pick_device(), effort(options).repeats)
+    asked, device = effort(options), pick_device()
+    found = prompts.measure(manifest, device, asked.repeats)
+    return {**found, "diversity": prompts.diversity(manifest, device, asked.updates)}
 
 
 def time_streaming(manifest: Manifest, options: argparse.Namespace) -> Results:
@@ -69,8 +83,14 @@ def time_streaming(manifest: Manifest, options: argparse.Namespace) -> Results:
 
 
 def time_distillation(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """Training steps."""
-    return distillation.measure(manifest, pick_device(), effort(options).repeats)
+    """Training steps, of one rank by itself and of several."""
+    asked = effort(options)
+    found = distillation.measure(manifest, pick_device(), asked.repeats)
+    with connected():
+        ranks = benchmark_ranks.measure(
+            manifest, asked.per_class, asked.batches, min(asked.repeats, RANK_REPEATS)
+        )
+    return {**found, **ranks, "figures": found["figures"] + ranks["figures"]}
 
 
 def time_export(manifest: Manifest, options: argparse.Namespace) -> Results:
@@ -83,13 +103,26 @@ def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
     asked, home = effort(options), open_storage(manifest.storage.root)
     with connected():
         pools = [benchmark_driver.measure(manifest, count) for count in asked.tasks]
-    return {"pool": pools, "requests": requests.measure(manifest, home, asked.shards)}
+    figures = [
+        Figure(f"{pool['tasks']} idle tasks", "tasks/s", (pool["tasks_per_s"],)) for pool in pools
+    ]
+    return {
+        "pool": pools,
+        "requests": requests.measure(manifest, home, asked.shards),
+        "figures": [figure.as_dict() for figure in figures],
+    }
 
 
 def time_scale(manifest: Manifest, options: argparse.Namespace) -> Results:
     """A whole run without models, of the size that the manifest and --classes say."""
     with connected():
         return benchmark_scale.measure(benchmark_scale.sized(manifest, options.classes))
+
+
+def time_stages(manifest: Manifest, options: argparse.Namespace) -> Results:
+    """A whole run, from class names to a report."""
+    asked = effort(options)
+    return stages.measure(manifest if asked.whole else stages.shortened(manifest))
 
 
 BENCHMARKS: dict[str, Callable[[Manifest, argparse.Namespace], Results]] = {
@@ -100,6 +133,7 @@ BENCHMARKS: dict[str, Callable[[Manifest, argparse.Namespace], Results]] = {
     "export": time_export,
     "driver": time_driver,
     "scale": time_scale,
+    "stages": time_stages,
 }
 
 
@@ -133,8 +167,16 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
             results = BENCHMARKS[name](manifest, options)
         results["memory"] = watch.summary()
         place = keep(storage, name, words, environment(), results)
+        put_page(storage)
         print("\n".join([*table(results), f"{name}: {place}"]), flush=True)
     return place
+
+
+def put_page(storage: Storage) -> None:
+    """Write `benchmarks/table.md` of all records that are there."""
+    keys = (f"benchmarks/{name}.json" for name in BENCHMARKS)
+    records = [json.loads(storage.get(key)) for key in keys if storage.exists(key)]
+    storage.put("benchmarks/table.md", page(records).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

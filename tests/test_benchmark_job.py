@@ -57,7 +57,7 @@ def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path)
     assert [version["shards"] for version in results["requests"]] == [3, 6]
     # The versions that were counted are gone; the record is all that is left.
     left = list(open_storage(str(tmp_path / "run")).list())
-    assert left == ["benchmarks/driver.json"]
+    assert left == ["benchmarks/driver.json", "benchmarks/table.md"]
 
 
 def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
@@ -133,9 +133,25 @@ def test_the_hot_paths_are_timed(tmp_path: Path) -> None:
         assert all(each["median"] > 0 for each in found.values())
         assert 0 < found[figure]["share"] < 2  # of a limit that noise may understate
         assert figure in done.stdout
-    export = record(tmp_path, "export")
-    assert export["ms"].keys() == export["bytes"].keys() == {"teacher", "student", "student, int8"}
-    assert export["bytes"]["student, int8"] < export["bytes"]["student"]
+    export = record(tmp_path, "export")["image_size"]
+    assert export.keys() == {"32", "64", "128"}
+    for at in export.values():
+        assert at["ms"].keys() == at["bytes"].keys() == {"teacher", "student", "student, int8"}
+        assert at["bytes"]["student, int8"] < at["bytes"]["student"]
+    diversity = record(tmp_path, "prompts")["diversity"]
+    assert list(diversity) == ["1", "12", "2", "4"]
+    assert len({facts["similarity"] for facts in diversity.values()}) == 4
+    waiting = record(tmp_path, "distillation")["waiting"].values()
+    assert all(0 < share["median"] < 1 for share in waiting)
+
+    # What was built to be timed is gone.
+    left = list(open_storage(str(tmp_path / "run" / "benchmarks")).list())
+    names = [*FIGURES, "export", "driver", "stages"]
+    assert {key for key in left if not key.startswith("scale/")} == {
+        "table.md", "scale.json", *(f"{name}.json" for name in names)
+    }  # fmt: skip
+    written = (tmp_path / "run" / "benchmarks" / "table.md").read_text()
+    assert all(f"## {name}\n" in written for name in names)
 
 
 FIGURES = {

@@ -10,7 +10,7 @@ import torch
 from dfkd import contrastive
 from dfkd.benchmarks import limits, peers, prompts
 from dfkd.benchmarks.measure import Figure, operations, quotient, turns
-from dfkd.benchmarks.table import scaled, table
+from dfkd.benchmarks.table import HEAD, page, scaled, table
 from dfkd.generator import VQGAN
 from dfkd.manifest import Generator, Manifest, Synthesis
 from dfkd.synthesis import Synthesiser
@@ -94,6 +94,27 @@ def test_the_cutout_loop_shows_the_teacher_32_crops(
     loss = peers.cutout_loop(teacher, generator, teacher.encode_text(["A cat"])[0], 64, 2)
     assert torch.isfinite(loss)
     assert shapes == [(32, 3, 64, 64)] * 2
+
+
+def test_a_page_has_a_table_for_each_record() -> None:
+    figure = Figure("stream", "images/s", (1500.0,), "bare decoding", 0.634).as_dict()
+    record = {
+        "benchmark": "streaming",
+        "command": "python jobs/benchmark.py streaming x.yaml",
+        "date": "2026-01-02",
+        "machine": {"processor": "a CPU", "cpus": 2},
+        "environment": {"torch": "2.8.0"},
+        "results": {"memory": {"tree_most": 2_500_000}, "figures": [figure]},
+    }
+    lines = page([record, record]).splitlines()
+    assert lines.count("## streaming") == 2
+    assert lines[2] == (
+        "`python jobs/benchmark.py streaming x.yaml`, 2026-01-02, a CPU with 2 CPUs, torch 2.8.0, "
+        "most memory of all processes 2.5 MB"
+    )
+    assert lines[6] == "| stream | 1.5 k | 1.5 k | 1.5 k | images/s | 63% of bare decoding | - |"
+    widths = {line.count("|") for line in lines if line.startswith("|")}
+    assert widths == {len(HEAD) + 1}
 
 
 def test_a_table_has_a_line_for_each_figure() -> None:

@@ -6,56 +6,67 @@ from typing import Any
 import torch
 
 from dfkd.benchmarks import limits
-from dfkd.benchmarks.measure import Call, Figure, operations, quotient, turns
-from dfkd.distillation import Course, Distiller
+from dfkd.benchmarks.measure import Call, Figure, beside, operations, quotient, turns
+from dfkd.device import autocast
+from dfkd.distillation import Course, Distiller, Label
 from dfkd.labels import live
 from dfkd.manifest import Manifest
+from dfkd.probe import Probed, features
 from dfkd.prompts import class_texts
 from dfkd.streaming import Batch
 from dfkd.student import build
 from dfkd.teacher import Teacher
+from dfkd.training import Distillation
 
-STEPS = 2
-"""Training steps of one timed repeat."""
+STEPS, HEAD_STEPS = 2, 100
+"""Training steps of one timed repeat: of a student, and of its head alone."""
+BATCHES = (0.5, 2)
+"""Other batches than the manifest's, as shares of it."""
+EPOCHS, PASSES = 150, 2
+"""Of the paper's warm-up, and passes over the images that its features take."""
+FOREVER = 1_000_000
+
+UNIT = "images/s"
+LIVE, STORED = "distillation, live labels", "distillation, stored labels"
+PLAIN = "warm-up, backbone each epoch"
+FEATURES, HEAD = "warm-up, computing features", "warm-up, head on kept features"
+WHOLE = f"warm-up of {EPOCHS} epochs, features kept"
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
     """Images a second with live and with stored labels, of the manifest's student and batch.
 
     Returns:
-        `figures`, and `flop_per_image` as counted, of live labels.
+        `figures`, also of other batches and of the warm-up, and `flop_per_image` as counted, of
+        live labels.
     """
-    teacher = Teacher.load(
-        manifest.teacher, device, manifest.distillation.precision, manifest.cache
-    )
-    batch = _batch(manifest, teacher)
-    taught = _training(manifest, batch, device, teacher)
-    each = operations(taught) / (STEPS * manifest.distillation.batch_size)
-    precision = manifest.distillation.precision
+    config = manifest.distillation
+    teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
+    batch, limit = _batch(manifest, teacher, config.batch_size), f"convolution, {config.precision}"
+    main = _training(manifest, batch, device, teacher)
+    each = operations(main) / (STEPS * config.batch_size)
+    others = {
+        f"{LIVE}, batch of {rows}": _training(
+            manifest, _batch(manifest, teacher, rows), device, teacher
+        )
+        for rows in (int(part * config.batch_size) for part in BATCHES)
+    }
+    others[STORED] = _training(manifest, batch, device, None)
+    warming = {PLAIN: _warming(manifest, batch, device), **_probing(manifest, batch, device)}
     found = turns(
-        {
-            "live": taught,
-            "stored": _training(manifest, batch, device, None),
-            "convolution": limits.convolution(device, precision),
-        },
+        {LIVE: main, **others, **warming, limit: limits.convolution(device, config.precision)},
         repeats,
     )
+    found[WHOLE] = tuple(
+        EPOCHS / (PASSES / once + EPOCHS / head)
+        for once, head in zip(found[FEATURES], found[HEAD], strict=True)
+    )
     figures = [
-        Figure(
-            "distillation, live labels",
-            "images/s",
-            found["live"],
-            f"convolution, {precision}",
-            quotient(found["live"], found["convolution"], each),
-        ),
-        Figure(
-            "distillation, stored labels",
-            "images/s",
-            found["stored"],
-            peer="distillation, live labels",
-            ratio=quotient(found["stored"], found["live"]),
-        ),
-        Figure(f"convolution, {precision}", "FLOP/s", found["convolution"]),
+        Figure(LIVE, UNIT, found[LIVE], limit, quotient(found[LIVE], found[limit], each)),
+        *(beside(LIVE, name, UNIT, found) for name in others),
+        Figure(PLAIN, UNIT, found[PLAIN]),
+        *(beside(PLAIN, name, UNIT, found) for name in (FEATURES, HEAD, WHOLE)),
+        Figure(limit, "FLOP/s", found[limit]),
     ]
     return {"flop_per_image": each, "figures": [figure.as_dict() for figure in figures]}
 
@@ -64,26 +75,64 @@ def _training(
     manifest: Manifest, batch: Batch, device: torch.device, teacher: Teacher | None
 ) -> Call:
     """Steps of a fresh student on one batch; without a teacher on stored labels."""
-    config = manifest.distillation
-    if teacher is None:
-        config = dataclasses.replace(config, labels="stored", texts="template", augmentation=())
+    config = manifest.distillation if teacher else _stored(manifest)
     label = live(teacher, class_texts(manifest, teacher)) if teacher else None
-    size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    student = build(config, classes, size, seed=0, cache=manifest.cache)
-    course = Course(steps_per_epoch=1, warmup=0, total=1_000_000)
-    distiller = Distiller(student, config, course, 0, label, device=device)
+    return _steps(_distiller(manifest, config, device, label), batch)
 
+
+def _warming(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
+    """Steps of a warm-up that runs the frozen backbone."""
+    return _steps(_distiller(manifest, _stored(manifest), device, warmup=FOREVER), batch)
+
+
+def _probing(manifest: Manifest, batch: Batch, device: torch.device) -> dict[str, Call]:
+    """What a warm-up with kept features does: it computes them, and learns from them."""
+    config = _stored(manifest)
+    distiller = _distiller(manifest, config, device, warmup=FOREVER, probe=True)
+    with torch.no_grad(), autocast(device, config.precision):
+        kept = features(distiller.student, batch)
+
+    def compute() -> float:
+        with torch.no_grad(), autocast(device, config.precision):
+            features(distiller.student, batch)
+        return float(len(batch.labels))
+
+    probed = Probed(kept, batch.distances.to(device), batch.labels)
+    return {FEATURES: compute, HEAD: _steps(distiller, probed, HEAD_STEPS)}
+
+
+def _steps(distiller: Distiller, batch: Batch | Probed, steps: int = STEPS) -> Call:
     def call() -> float:
-        for _ in range(STEPS):
+        for _ in range(steps):
             distiller.advance(batch)
-        return float(STEPS * config.batch_size)
+        return float(steps * len(batch.labels))
 
     return call
 
 
-def _batch(manifest: Manifest, teacher: Teacher) -> Batch:
+def _stored(manifest: Manifest) -> Distillation:
+    return dataclasses.replace(
+        manifest.distillation, labels="stored", texts="template", augmentation=()
+    )
+
+
+def _distiller(
+    manifest: Manifest,
+    config: Distillation,
+    device: torch.device,
+    label: Label | None = None,
+    warmup: int = 0,
+    probe: bool = False,
+) -> Distiller:
+    size, classes = manifest.synthesis.image_size, len(manifest.classes)
+    student = build(config, classes, size, seed=0, cache=manifest.cache)
+    course = Course(steps_per_epoch=1, warmup=warmup, total=warmup + FOREVER)
+    return Distiller(student, config, course, 0, label, device=device, probe=probe)
+
+
+def _batch(manifest: Manifest, teacher: Teacher, rows: int) -> Batch:
     """Noise, with labels of every class in turn."""
-    size, rows = manifest.synthesis.image_size, manifest.distillation.batch_size
+    size = manifest.synthesis.image_size
     noise = torch.Generator().manual_seed(0)
     return Batch(
         torch.randint(256, (rows, 3, size, size), generator=noise, dtype=torch.uint8),

@@ -1,12 +1,14 @@
 """What a student costs where it is used: milliseconds on one core and bytes, beside its teacher."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from dfkd.benchmarks.measure import Figure
 from dfkd.export import export, load, quantise
 from dfkd.latency import one_core
 from dfkd.manifest import Manifest
@@ -17,13 +19,34 @@ CALIBRATION = 16
 """Images of noise from which int8 takes its ranges; its speed does not depend on them."""
 
 
+SIZES = (0.5, 1, 2)
+"""Pixels a side, as shares of the manifest's."""
+
+
 def measure(manifest: Manifest) -> dict[str, Any]:
     """Of the manifest's student with random weights, exported, and of its teacher in torch.
 
     Returns:
-        `ms` (median of one image on one core) and `bytes`, by model, and how that was measured.
+        `figures`; and by `image_size` `ms` (median of one image on one core) and `bytes`, by model,
+        and how that was measured.
     """
-    size, config = manifest.synthesis.image_size, manifest.distillation
+    sizes = (int(share * manifest.synthesis.image_size) for share in SIZES)
+    found = {str(size): _at(manifest, size) for size in sizes}
+    figures = [figure for size, facts in found.items() for figure in _figures(size, facts)]
+    return {"image_size": found, "figures": [figure.as_dict() for figure in figures]}
+
+
+def _figures(size: str, facts: dict[str, Any]) -> Iterator[Figure]:
+    teacher, peer = facts["ms"]["teacher"], f"teacher, {size} px"
+    for model, ms in facts["ms"].items():
+        beside = {} if model == "teacher" else {"peer": peer, "ratio": teacher / ms}
+        yield Figure(f"{model}, {size} px", "ms", (ms,), **beside)
+    for model, count in facts["bytes"].items():
+        yield Figure(f"weights of the {model}, {size} px", "B", (count,))
+
+
+def _at(manifest: Manifest, size: int) -> dict[str, Any]:
+    config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, torch.device("cpu"), "float32", manifest.cache)
     student = build(config, len(manifest.classes), size, seed=0, cache=manifest.cache).eval()
     noise = np.random.default_rng(0).integers(256, size=(CALIBRATION, size, size, 3))

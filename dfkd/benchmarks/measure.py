@@ -27,7 +27,7 @@ Call = Callable[[], float]
 
 @dataclass(frozen=True)
 class Figure:
-    """Units a second, and what they are to be compared with."""
+    """A quantity that was measured, and what it is to be compared with."""
 
     name: str
     unit: str
@@ -73,6 +73,12 @@ def turns(calls: Mapping[str, Call], repeats: int) -> dict[str, tuple[float, ...
 def quotient(values: Sequence[float], others: Sequence[float], factor: float = 1.0) -> float:
     """The median over turns of `factor` * value / other."""
     return statistics.median(factor * a / b for a, b in zip(values, others, strict=True))
+
+
+def beside(peer: str, name: str, unit: str, found: Mapping[str, Sequence[float]]) -> Figure:
+    """The figure `name` of what `turns` has found, compared with the figure `peer`."""
+    ratio = quotient(found[name], found[peer])
+    return Figure(name, unit, tuple(found[name]), peer=peer, ratio=ratio)
 
 
 def operations(call: Callable[[], object]) -> int:

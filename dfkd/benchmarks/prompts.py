@@ -1,77 +1,153 @@
-"""How fast contrastive prompts are moved: updates of one prompt a second."""
+"""How fast contrastive prompts are moved, and how diverse parts become that move side by side."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from dfkd import contrastive
 from dfkd.benchmarks import limits, peers
-from dfkd.benchmarks.measure import Figure, operations, quotient, turns
+from dfkd.benchmarks.measure import Call, Figure, beside, operations, quotient, turns
 from dfkd.contrastive import Bank, Problem
 from dfkd.manifest import Manifest
-from dfkd.prompts import class_texts
+from dfkd.prompt_statistics import statistics
+from dfkd.prompts import PromptMaker, class_texts, part_count
 from dfkd.pseudo import PseudoWords
 from dfkd.teacher import Teacher
 
 UPDATES = 2
 """Of one timed repeat."""
+BANKS = (0.25, 4)
+"""Other numbers of negatives that an update draws, as shares of the manifest's."""
+UNIT = "prompt-updates/s"
+PARTS = 12
+"""Of the prompts whose diversity is compared."""
+PARALLEL = (1, 2, 4, PARTS)
+"""Parts side by side, that know nothing of each other."""
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Prompt-updates a second of a whole batch, with the manifest's teacher and a full bank.
+    """Prompt-updates a second of a whole batch, with the manifest's teacher and full banks.
 
     Returns:
-        `figures`, and `flop_per_prompt_update` as counted.
+        `figures`, also of other banks, and `flop_per_prompt_update` as counted.
     """
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
+    config, limit, name = (
+        manifest.prompts.contrastive,
+        "matrix product, float32",
+        "contrastive prompts",
+    )
+    others = {
+        f"{name}, bank of {bank}": _ours(manifest, teacher, bank)
+        for bank in (int(part * config.bank) for part in BANKS)
+    }
+    main = _ours(manifest, teacher, config.bank)
+    each = operations(main) / (UPDATES * config.batch_size)
+    plain = _plain(manifest, teacher)
+    found = turns(
+        {name: main, **others, "plain prompts": plain, limit: limits.product(device)}, repeats
+    )
+    share = quotient(found[name], found[limit], each)
+    ratio = quotient(found[name], found["plain prompts"])
+    figures = [
+        Figure(name, UNIT, found[name], limit, share, "plain prompts", ratio),
+        *(beside(name, other, UNIT, found) for other in others),
+        Figure("plain prompts", UNIT, found["plain prompts"]),
+        Figure(limit, "FLOP/s", found[limit]),
+    ]
+    return {"flop_per_prompt_update": each, "figures": [figure.as_dict() for figure in figures]}
+
+
+def _ours(manifest: Manifest, teacher: Teacher, bank: int) -> Call:
     config = dataclasses.replace(
-        manifest.prompts.contrastive, updates=UPDATES, similarity=1.0, initialisation="random"
+        manifest.prompts.contrastive,
+        updates=UPDATES,
+        similarity=1.0,
+        initialisation="random",
+        bank=bank,
     )
     settings = dataclasses.replace(manifest.prompts, contrastive=config)
-    problem, start = example(manifest, teacher, config.batch_size)
+    problem, start = example(manifest, teacher, config.batch_size, bank)
 
-    def ours() -> float:
+    def call() -> float:
         contrastive.optimise(problem, start, settings, np.random.default_rng(0))
         return float(UPDATES * len(start))
 
-    def plain() -> float:
+    return call
+
+
+def _plain(manifest: Manifest, teacher: Teacher) -> Call:
+    config = manifest.prompts.contrastive
+    problem, start = example(manifest, teacher, config.batch_size)
+
+    def call() -> float:
         draw = np.random.default_rng(0)
         remembered = problem.bank.draw(config.bank, draw)
         assert remembered is not None  # noqa: S101 - the bank is full
         peers.plain_prompts(teacher, problem.words, problem.names, start, remembered, UPDATES, draw)
         return float(UPDATES * len(start))
 
-    each = operations(ours) / (UPDATES * len(start))
-    found = turns({"ours": ours, "plain": plain, "product": limits.product(device)}, repeats)
-    figure = Figure(
-        "contrastive prompts",
-        "prompt-updates/s",
-        found["ours"],
-        "matrix product, float32",
-        quotient(found["ours"], found["product"], each),
-        "plain loop",
-        quotient(found["ours"], found["plain"]),
-    )
-    return {
-        "flop_per_prompt_update": each,
-        "figures": [
-            figure.as_dict(),
-            Figure("plain prompts", "prompt-updates/s", found["plain"]).as_dict(),
-            Figure("matrix product", "FLOP/s", found["product"]).as_dict(),
-        ],
-    }
+    return call
 
 
-def example(manifest: Manifest, teacher: Teacher, rows: int) -> tuple[Problem, torch.Tensor]:
-    """A batch of all classes in turn, its pseudo-words, and a bank that is full."""
+def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[str, Any]:
+    """The same prompts with one memory bank, and with parts that are made side by side.
+
+    Args:
+        updates: of each prompt; 0 for the manifest's.
+
+    Returns:
+        By `prompts.contrastive.parallel`, what `dfkd.prompt_statistics` says of all prompts.
+    """
+    teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
+    synthesis = manifest.synthesis
+    size = max(1, synthesis.images_per_class // PARTS)
+    found = {}
+    for parallel in PARALLEL:
+        config = dataclasses.replace(
+            manifest.prompts.contrastive,
+            parallel=parallel,
+            updates=updates or manifest.prompts.contrastive.updates,
+        )
+        several = dataclasses.replace(
+            manifest,
+            prompts=dataclasses.replace(
+                manifest.prompts, method=("contrastive",), contrastive=config
+            ),
+            synthesis=dataclasses.replace(
+                synthesis, images_per_class=PARTS * size, shard_size=size
+            ),
+        )
+        found[str(parallel)] = _facts(several.with_method("contrastive"), teacher)
+    return found
+
+
+def _facts(manifest: Manifest, teacher: Teacher) -> dict[str, Any]:
+    maker = PromptMaker(manifest, teacher)
+    made: list[pa.Table] = []
+    for part in range(part_count(manifest)):
+        maker.remember(part, made.__getitem__)
+        made.append(maker.part(part))
+    return statistics(made, maker.class_texts.cpu().numpy())
+
+
+def example(
+    manifest: Manifest, teacher: Teacher, rows: int, bank: int = 0
+) -> tuple[Problem, torch.Tensor]:
+    """A batch of all classes in turn, its pseudo-words, and a bank that is full.
+
+    Args:
+        bank: embeddings in the bank; 0 for the manifest's.
+    """
     texts = class_texts(manifest, teacher)
     labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
-    config = manifest.prompts.contrastive
-    bank = Bank(config.memory)
-    held = torch.arange(config.bank, device=texts.device) % len(manifest.classes)
-    bank.add(texts[held], held)
+    size = bank or manifest.prompts.contrastive.bank
+    memory = Bank(size)
+    held = torch.arange(size, device=texts.device) % len(manifest.classes)
+    memory.add(texts[held], held)
     names = [manifest.classes[label] for label in labels.tolist()]
     words = PseudoWords(teacher, manifest.prompts.template)
     noise = torch.randn(
@@ -79,4 +155,4 @@ def example(manifest: Manifest, teacher: Teacher, rows: int) -> tuple[Problem, t
     ).to(texts.device)
     spread = teacher.token_table.std(dim=0)
     start = teacher.token_table.mean(dim=0) + manifest.prompts.scale * noise * spread
-    return Problem(words, names, labels, texts, bank), start
+    return Problem(words, names, labels, texts, memory), start

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from dfkd.dataset import Version
+from dfkd.dataset import PublishedVersion, Version, begin
+from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest
-from dfkd.plan import Task, Unit, image_seed, sample_key
+from dfkd.plan import Task, Unit, image_seed, sample_key, tasks
 from dfkd.prompts import part_count, part_name, part_rows
 from dfkd.shards import Sample, write_shard
+from dfkd.storage import Storage
 from dfkd.synthesis import OnStep
 
 EMBEDDING = 16
@@ -80,6 +82,14 @@ def _noise(size: int) -> Image.Image:
     side = -(-size // 4)
     drawn = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
     return Image.fromarray(drawn).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def put_version(manifest: Manifest, place: Storage) -> PublishedVersion:
+    """Publish a version of noise at `place`, as the manifest's synthesis would be."""
+    version = begin(place, identity(manifest, {}))
+    put_prompts(manifest, version)
+    put_shards(StandIn(manifest, noisy=True), version, list(tasks(manifest)))
+    return version.publish(tasks(manifest), {})
 
 
 def put_prompts(manifest: Manifest, version: Version) -> None:

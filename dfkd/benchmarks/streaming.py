@@ -11,16 +11,14 @@ import torch
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.benchmarks.measure import Call, Figure, quotient, turns
-from dfkd.benchmarks.standin import StandIn, put_prompts, put_shards
-from dfkd.dataset import PublishedVersion, begin
-from dfkd.fingerprint import identity
+from dfkd.benchmarks.standin import put_version
+from dfkd.dataset import PublishedVersion
 from dfkd.manifest import Manifest
-from dfkd.plan import tasks
 from dfkd.storage import Storage
 from dfkd.streaming import Stream
 
 BATCH = 48
-SIZES = (64, 224)
+SIZES = (64, 128, 224)
 """Pixels a side."""
 
 
@@ -53,10 +51,7 @@ def _version(
     sized = dataclasses.replace(chosen, synthesis=synthesis)
     place = home.child(f"benchmarks/streaming-{uuid.uuid4().hex}")
     try:
-        version = begin(place, identity(sized, {}))
-        put_prompts(sized, version)
-        put_shards(StandIn(sized, noisy=True), version, list(tasks(sized)))
-        yield version.publish(tasks(sized), {})
+        yield put_version(sized, place)
     finally:
         for key in list(place.list()):
             place.delete(key)

@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dfkd.benchmarks import limits, peers
-from dfkd.benchmarks.measure import Figure, operations, quotient, turns
+from dfkd.benchmarks.measure import Call, Figure, beside, operations, quotient, turns
 from dfkd.generator import VQGAN
-from dfkd.manifest import Manifest
+from dfkd.manifest import Manifest, Synthesis
 from dfkd.prompts import class_texts
 from dfkd.surrogate import first_batch
 from dfkd.synthesis import Synthesiser
@@ -16,71 +17,83 @@ from dfkd.teacher import Teacher
 
 STEPS = 4
 """Optimisation steps of one timed repeat; the cutout loop takes one."""
+BATCHES = (0.25, 0.5, 2)
+"""Other batches than the manifest's, as shares of it."""
+UNIT = "image-steps/s"
+PLAIN = "plain loop"
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
     """Image-steps a second with the manifest's models, size, batch and precision.
 
     Returns:
-        `figures`, and `flop_per_image_step` as counted.
+        `figures`, also of other batches and precisions, and `flop_per_image_step` as counted.
     """
     config = dataclasses.replace(
         manifest.synthesis, steps=STEPS, patience=0, batch_norm_weight=(0.0,)
     )
-    teacher, generator = _models(manifest, device, config.precision)
-    plain_teacher, plain_generator = _models(manifest, device, "float32")
-    peers.as_published(plain_teacher, plain_generator)
-    text = class_texts(manifest, teacher)[:1]
-    synthesiser = Synthesiser(teacher, generator, config)
-    batch, size = first_batch(config, device), config.image_size
+    models = _models(manifest, device, config.precision)
+    whole = _models(manifest, device, "float32")
+    text = class_texts(manifest, models[0])[:1]
+    batch, limit = first_batch(config, device), f"convolution, {config.precision}"
+    main = _ours(*models, config, text, batch)
+    each = operations(main) / (STEPS * batch)
+    others = {
+        **{
+            f"synthesis, batch of {size}": _ours(*models, config, text, size)
+            for size in (max(1, int(part * batch)) for part in BATCHES)
+        },
+        "synthesis, float32": _ours(
+            *whole, dataclasses.replace(config, precision="float32"), text, batch
+        ),
+        **_peers(manifest, device, text),
+    }
+    found = turns(
+        {"synthesis": main, **others, limit: limits.convolution(device, config.precision)}, repeats
+    )
+    share = quotient(found["synthesis"], found[limit], each)
+    figures = [
+        Figure(
+            "synthesis",
+            UNIT,
+            found["synthesis"],
+            limit,
+            share,
+            PLAIN,
+            quotient(found["synthesis"], found[PLAIN]),
+        ),
+        *(beside("synthesis", name, UNIT, found) for name in others),
+        Figure(limit, "FLOP/s", found[limit]),
+    ]
+    return {"flop_per_image_step": each, "figures": [figure.as_dict() for figure in figures]}
 
-    def ours() -> float:
+
+def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:
+    synthesiser = Synthesiser(teacher, generator, config)
+
+    def call() -> float:
         synthesiser(text.expand(batch, -1), range(batch))
         return float(STEPS * batch)
 
+    return call
+
+
+def _peers(manifest: Manifest, device: torch.device, text: Tensor) -> dict[str, Call]:
+    """The loops that people use instead, on models as they are published."""
+    teacher, generator = _models(manifest, device, "float32")
+    peers.as_published(teacher, generator)
+    size = manifest.synthesis.image_size
+
     def plain() -> float:
         targets = text.expand(peers.BATCH, -1)
-        peers.plain_loop(plain_teacher, plain_generator, targets, size, STEPS)
+        peers.plain_loop(teacher, generator, targets, size, STEPS)
         return float(STEPS * peers.BATCH)
 
     def cutouts() -> float:
-        peers.cutout_loop(plain_teacher, plain_generator, text[0], size, 1)
+        peers.cutout_loop(teacher, generator, text[0], size, 1)
         return 1.0
 
-    each = operations(ours) / (STEPS * batch)
-    found = turns(
-        {
-            "ours": ours,
-            "plain": plain,
-            "cutouts": cutouts,
-            "convolution": limits.convolution(device, config.precision),
-        },
-        repeats,
-    )
-    unit = "image-steps/s"
-    return {
-        "flop_per_image_step": each,
-        "figures": [
-            Figure(
-                "synthesis",
-                unit,
-                found["ours"],
-                f"convolution, {config.precision}",
-                quotient(found["ours"], found["convolution"], each),
-                "plain loop",
-                quotient(found["ours"], found["plain"]),
-            ).as_dict(),
-            Figure("plain loop", unit, found["plain"]).as_dict(),
-            Figure(
-                "cutout loop",
-                unit,
-                found["cutouts"],
-                peer="synthesis",
-                ratio=quotient(found["cutouts"], found["ours"]),
-            ).as_dict(),
-            Figure("convolution", "FLOP/s", found["convolution"]).as_dict(),
-        ],
-    }
+    return {PLAIN: plain, "cutout loop": cutouts}
 
 
 def _models(

@@ -1,6 +1,6 @@
-"""The figures of a record as lines of text."""
+"""The figures of a record as lines of text, and those of several records as a page."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 HEAD = ("figure", "median", "least", "most", "unit", "of its limit", "of its peer")
@@ -21,6 +21,26 @@ def table(results: Mapping[str, Any]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def page(records: Iterable[Mapping[str, Any]]) -> str:
+    """Markdown: for each record how it was measured, and a table of its figures."""
+    lines: list[str] = []
+    for record in records:
+        machine = record["machine"]
+        lines += [
+            f"## {record['benchmark']}",
+            "",
+            f"`{record['command']}`, {record['date']}, {machine['processor']} with "
+            f"{machine['cpus']} CPUs, torch {record['environment']['torch']}, "
+            f"most memory of all processes {scaled(record['results']['memory']['tree_most'])}B",
+            "",
+            f"| {' | '.join(HEAD)} |",
+            f"|---|{'---:|' * 3}{'---|' * 3}",
+            *(f"| {' | '.join(_row(figure))} |" for figure in record["results"]["figures"]),
+            "",
+        ]
+    return "\n".join(lines)
 
 
 def _row(figure: Mapping[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.memory import watched
 from dfkd.benchmarks.standin import EMBEDDING, StandIn
 from dfkd.budget import Budget
@@ -83,7 +84,13 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     version = step("open", lambda: _opened(home))
     step("check", lambda: _check(version))
     step("stream", lambda: _stream(manifest, version))
-    return {**_sizes(manifest, version), "found_tasks": found, "steps": steps}
+    figures = [Figure(f"scale, {name}", "s", (each["seconds"],)) for name, each in steps.items()]
+    return {
+        **_sizes(manifest, version),
+        "found_tasks": found,
+        "steps": steps,
+        "figures": [figure.as_dict() for figure in figures],
+    }
 
 
 def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def train(config: dict[str, Any]) -> None:
     root = open_storage(job.manifest.storage.root).observed(count_request)
     version = open_version(root.child(f"data/{job.method}"), job.version)
     stream = open_stream(job.manifest, version, job.seed, rank, world)
-    distiller = _distiller(job, version, stream, rank, world)
+    distiller = open_distiller(job, version, stream, rank, world)
     folder = root.child(f"students/{job.name}")
     checkpoints = Checkpoints(folder.child("checkpoints"))
     # Rank 0 chooses: a rank of an earlier attempt may still be writing while the others list.
@@ -187,9 +187,10 @@ def _bar(job: Job, description: str, total: int, done: int) -> Bar:
     return relayed
 
 
-def _distiller(
+def open_distiller(
     job: Job, version: PublishedVersion, stream: Stream, rank: int, world: int
 ) -> Distiller:
+    """One rank's student in training, at its first step, joined with the other ranks'."""
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.gpu else torch.device("cpu")
     classes, size = len(manifest.classes), manifest.synthesis.image_size

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +101,7 @@ def distill(
         _counted(job, target, workers, cost),
     ):
         refuse_removal(target.version.home, target.version.id)
-        _fit(job, workers)
+        run_ranks(train, {"job": job}, job.name, workers)
     if not target.finished:
         raise InfrastructureError(f"{target.location}: was not written; run the same command again")
     return Finished(target, reused=False)
@@ -211,17 +211,24 @@ class _Trainer(TorchTrainer):
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
-def _fit(job: Job, workers: Workers) -> None:
+def run_ranks(
+    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], name: str, workers: Workers
+) -> None:
+    """Run `loop(config)` on every rank under Ray Train.
+
+    Raises:
+        DfkdError: as `explained` says.
+    """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
         trainer = _Trainer(
-            train,
-            train_loop_config={"job": job},
+            loop,
+            train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
             scaling_config=_scaling(workers),
             run_config=RunConfig(
-                name=job.name,
+                name=name,
                 storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
                 failure_config=FailureConfig(max_failures=FAILURES),
                 logging_config=LoggingConfig(log_level="WARNING"),

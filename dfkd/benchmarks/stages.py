@@ -1,0 +1,77 @@
+"""Where the time of a whole run goes, from class names to a report."""
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from dfkd import api
+from dfkd.benchmarks.measure import Figure
+from dfkd.manifest import Manifest, Storage
+from dfkd.plan import image_count, image_steps
+from dfkd.storage import open_storage
+
+
+def shortened(manifest: Manifest) -> Manifest:
+    """The same stages with few images, steps and epochs, so that they can be tried in a minute."""
+    return dataclasses.replace(
+        manifest,
+        synthesis=dataclasses.replace(
+            manifest.synthesis, images_per_class=2, shard_size=1, steps=4, batch_size=2
+        ),
+        distillation=dataclasses.replace(
+            manifest.distillation, warmup_epochs=0, epochs=2, batch_size=8
+        ),
+    )
+
+
+def measure(manifest: Manifest) -> dict[str, Any]:
+    """Run every stage once on an empty root, which is deleted afterwards.
+
+    Returns:
+        `figures`: seconds of each stage and of all; image-steps a second of the first, prompts and
+        the start of workers included, and views of images a second of the second.
+    """
+    home = open_storage(manifest.storage.root)
+    folder = f"benchmarks/stages-{uuid.uuid4().hex}"
+    fresh = dataclasses.replace(manifest, storage=Storage(root=f"{manifest.storage.root}/{folder}"))
+    try:
+        seconds = _timed(fresh)
+    finally:
+        for key in list(home.list(f"{folder}/")):
+            home.delete(key)
+    figures = [Figure(f"stage {name}", "s", (spent,)) for name, spent in seconds.items()]
+    figures += [
+        Figure("all stages", "s", (sum(seconds.values()),)),
+        Figure("image-steps in stage synthesize", "1/s", (_steps(fresh) / seconds["synthesize"],)),
+        Figure("views in stage distill", "1/s", (_views(fresh) / seconds["distill"],)),
+    ]
+    return {"figures": [figure.as_dict() for figure in figures]}
+
+
+def _steps(manifest: Manifest) -> int:
+    return sum(image_steps(manifest.with_method(method)) for method in manifest.methods)
+
+
+def _views(manifest: Manifest) -> int:
+    """Of images, that all students see."""
+    config = manifest.distillation
+    steps = image_count(manifest) // config.batch_size * (config.warmup_epochs + config.epochs)
+    return steps * config.batch_size * len(manifest.methods) * len(config.seeds)
+
+
+def _timed(manifest: Manifest) -> dict[str, float]:
+    stages: dict[str, Callable[[], object]] = {
+        "synthesize": lambda: api.synthesize(manifest),
+        "distill": lambda: api.distill(manifest),
+        "evaluate": lambda: api.evaluate(manifest),
+        "take home": lambda: api.take_home(manifest),
+        "report": lambda: api.write_report(manifest),
+    }
+    seconds = {}
+    for name, stage in stages.items():
+        begun = time.perf_counter()
+        stage()
+        seconds[name] = time.perf_counter() - begun
+    return seconds
