@@ -9,7 +9,7 @@ import torch
 
 from dfkd import contrastive
 from dfkd.benchmarks import limits, peers, prompts
-from dfkd.benchmarks.measure import Figure, operations, quotient, turns
+from dfkd.benchmarks.measure import Figure, operations, profile, quotient, turns
 from dfkd.benchmarks.table import HEAD, page, scaled, table
 from dfkd.generator import VQGAN
 from dfkd.manifest import Generator, Manifest, Synthesis
@@ -96,6 +96,22 @@ def test_the_cutout_loop_shows_the_teacher_32_crops(
     assert shapes == [(32, 3, 64, 64)] * 2
 
 
+def test_a_profile_says_where_the_time_goes() -> None:
+    matrix = torch.ones(300, 300)
+    calls = []
+
+    def call() -> None:
+        calls.append(None)
+        (matrix @ matrix).exp()
+
+    spent = profile(call)
+    assert len(calls) == 2
+    assert list(spent)[-1] == "all others"
+    assert "aten::mm" in spent
+    ordered = list(spent.values())[:-1]
+    assert ordered == sorted(ordered, reverse=True)
+
+
 def test_a_page_has_a_table_for_each_record() -> None:
     figure = Figure("stream", "images/s", (1500.0,), "bare decoding", 0.634).as_dict()
     record = {
@@ -104,7 +120,11 @@ def test_a_page_has_a_table_for_each_record() -> None:
         "date": "2026-01-02",
         "machine": {"processor": "a CPU", "cpus": 2},
         "environment": {"torch": "2.8.0"},
-        "results": {"memory": {"tree_most": 2_500_000}, "figures": [figure]},
+        "results": {
+            "memory": {"tree_most": 2_500_000},
+            "figures": [figure],
+            "profile": {"stream": {"a": 3.0, "b": 1.0}, "other": {"b": 0.5, "c": 1.5}},
+        },
     }
     lines = page([record, record]).splitlines()
     assert lines.count("## streaming") == 2
@@ -113,7 +133,14 @@ def test_a_page_has_a_table_for_each_record() -> None:
         "most memory of all processes 2.5 MB"
     )
     assert lines[6] == "| stream | 1.5 k | 1.5 k | 1.5 k | images/s | 63% of bare decoding | - |"
-    widths = {line.count("|") for line in lines if line.startswith("|")}
+    assert lines[8:13] == [
+        "| share of the time | stream | other |",
+        "|---|---:|---:|",
+        "| a | 75.0% | 0.0% |",
+        "| b | 25.0% | 25.0% |",
+        "| c | 0.0% | 75.0% |",
+    ]
+    widths = {line.count("|") for line in lines[4:7]}
     assert widths == {len(HEAD) + 1}
 
 

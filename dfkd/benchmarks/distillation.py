@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from dfkd.benchmarks import limits
-from dfkd.benchmarks.measure import Call, Figure, beside, operations, quotient, turns
+from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
 from dfkd.device import autocast
 from dfkd.distillation import Course, Distiller, Label
 from dfkd.labels import live
@@ -37,8 +37,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """Images a second with live and with stored labels, of the manifest's student and batch.
 
     Returns:
-        `figures`, also of other batches and of the warm-up, and `flop_per_image` as counted, of
-        live labels.
+        `figures`, also of other batches and of the warm-up; of live labels `flop_per_image` as
+        counted, and a `profile`: seconds of `STEPS` steps by operation.
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
@@ -68,7 +68,11 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         *(beside(PLAIN, name, UNIT, found) for name in (FEATURES, HEAD, WHOLE)),
         Figure(limit, "FLOP/s", found[limit]),
     ]
-    return {"flop_per_image": each, "figures": [figure.as_dict() for figure in figures]}
+    return {
+        "flop_per_image": each,
+        "figures": [figure.as_dict() for figure in figures],
+        "profile": {LIVE: profile(main)},
+    }
 
 
 def _training(

@@ -21,6 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfkd.shards import canonical
 from dfkd.storage import Storage
 
+LITTLE, REST = 0.01, "all others"
+"""What a profile does not name: operations with less than this share of the time."""
+
 Call = Callable[[], float]
 """Does some work; returns how many units it did."""
 
@@ -86,6 +89,27 @@ def operations(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
+
+
+def profile(call: Callable[[], object]) -> dict[str, float]:
+    """Seconds that a second call spends in each kind of operation itself, the longest first.
+
+    Those of the GPU where there is one, else of the CPU; the operations below `LITTLE` are one.
+    """
+    call()
+    gpu = torch.cuda.is_available()
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * gpu]) as profiler:
+        call()
+    spent = {
+        each.key: (each.self_device_time_total if gpu else each.self_cpu_time_total) / 1e6
+        for each in profiler.key_averages()
+    }
+    whole = sum(spent.values())
+    found = {name: s for name, s in spent.items() if s >= LITTLE * whole}
+    rest = whole - sum(found.values())
+    ordered = sorted(found.items(), key=lambda item: -item[1])
+    return {name: round(seconds, 6) for name, seconds in [*ordered, (REST, rest)]}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from dfkd import contrastive
 from dfkd.benchmarks import limits, peers
-from dfkd.benchmarks.measure import Call, Figure, beside, operations, quotient, turns
+from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
 from dfkd.contrastive import Bank, Problem
 from dfkd.manifest import Manifest
 from dfkd.prompt_statistics import statistics
@@ -32,7 +32,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """Prompt-updates a second of a whole batch, with the manifest's teacher and full banks.
 
     Returns:
-        `figures`, also of other banks, and `flop_per_prompt_update` as counted.
+        `figures`, also of other banks, `flop_per_prompt_update` as counted, and a `profile` of ours
+        and of the plain loop: seconds of `UPDATES` updates by operation.
     """
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     config, limit, name = (
@@ -58,7 +59,11 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         Figure("plain prompts", UNIT, found["plain prompts"]),
         Figure(limit, "FLOP/s", found[limit]),
     ]
-    return {"flop_per_prompt_update": each, "figures": [figure.as_dict() for figure in figures]}
+    return {
+        "flop_per_prompt_update": each,
+        "figures": [figure.as_dict() for figure in figures],
+        "profile": {name: profile(main), "plain prompts": profile(plain)},
+    }
 
 
 def _ours(manifest: Manifest, teacher: Teacher, bank: int) -> Call:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dfkd.benchmarks import limits, peers
-from dfkd.benchmarks.measure import Call, Figure, beside, operations, quotient, turns
+from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest, Synthesis
 from dfkd.prompts import class_texts
@@ -27,7 +27,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """Image-steps a second with the manifest's models, size, batch and precision.
 
     Returns:
-        `figures`, also of other batches and precisions, and `flop_per_image_step` as counted.
+        `figures`, also of other batches and precisions, `flop_per_image_step` as counted, and a
+        `profile` of ours and of the plain loop: seconds of `STEPS` steps by operation.
     """
     config = dataclasses.replace(
         manifest.synthesis, steps=STEPS, patience=0, batch_norm_weight=(0.0,)
@@ -51,6 +52,7 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     found = turns(
         {"synthesis": main, **others, limit: limits.convolution(device, config.precision)}, repeats
     )
+    profiles = {"synthesis": profile(main), PLAIN: profile(others[PLAIN])}
     share = quotient(found["synthesis"], found[limit], each)
     figures = [
         Figure(
@@ -65,7 +67,11 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         *(beside("synthesis", name, UNIT, found) for name in others),
         Figure(limit, "FLOP/s", found[limit]),
     ]
-    return {"flop_per_image_step": each, "figures": [figure.as_dict() for figure in figures]}
+    return {
+        "flop_per_image_step": each,
+        "figures": [figure.as_dict() for figure in figures],
+        "profile": profiles,
+    }
 
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:

@@ -39,8 +39,21 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
             f"|---|{'---:|' * 3}{'---|' * 3}",
             *(f"| {' | '.join(_row(figure))} |" for figure in record["results"]["figures"]),
             "",
+            *_profile(record["results"].get("profile", {})),
         ]
     return "\n".join(lines)
+
+
+def _profile(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """What share of each call's time goes where; the operations of the first lead."""
+    if not calls:
+        return
+    yield f"| share of the time | {' | '.join(calls)} |"
+    yield f"|---|{'---:|' * len(calls)}"
+    for name in dict.fromkeys(name for spent in calls.values() for name in spent):
+        shares = (spent.get(name, 0.0) / sum(spent.values()) for spent in calls.values())
+        yield f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |"
+    yield ""
 
 
 def _row(figure: Mapping[str, Any]) -> Iterator[str]:
