@@ -41,7 +41,8 @@ class Training:
     """Of the rate; a cosine runs to zero within each phase."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the student's layers in training, on GPUs and on CPUs with bfloat16 instructions."""
+    """Of the student's layers in training, on GPUs and on CPUs with bfloat16 instructions, and of
+    the gradients that ranks send each other."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
