@@ -37,7 +37,7 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
             "",
             f"| {' | '.join(HEAD)} |",
             f"|---|{'---:|' * 3}{'---|' * 3}",
-            *(f"| {' | '.join(_row(figure))} |" for figure in record["results"]["figures"]),
+            *(f"| {' | '.join(_row(each))} |" for each in record["results"].get("figures", ())),
             "",
             *_profile(record["results"].get("profile", {})),
         ]
