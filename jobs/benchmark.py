@@ -78,8 +78,8 @@ def time_prompts(manifest: Manifest, options: argparse.Namespace) -> Results:
 
 def time_streaming(manifest: Manifest, options: argparse.Namespace) -> Results:
     """Reading shards."""
-    asked, home = effort(options), open_storage(manifest.storage.root)
-    return streaming.measure(manifest, home, asked.per_class, asked.repeats)
+    asked = effort(options)
+    return streaming.measure(manifest, asked.per_class, asked.repeats)
 
 
 def time_distillation(manifest: Manifest, options: argparse.Namespace) -> Results:
@@ -100,7 +100,7 @@ def time_export(manifest: Manifest, options: argparse.Namespace) -> Results:
 
 def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
     """Tasks that do nothing, and the requests of versions of several sizes."""
-    asked, home = effort(options), open_storage(manifest.storage.root)
+    asked = effort(options)
     with connected():
         pools = [benchmark_driver.measure(manifest, count) for count in asked.tasks]
     figures = [
@@ -108,7 +108,7 @@ def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
     ]
     return {
         "pool": pools,
-        "requests": requests.measure(manifest, home, asked.shards),
+        "requests": requests.measure(manifest, asked.shards),
         "figures": [figure.as_dict() for figure in figures],
     }
 

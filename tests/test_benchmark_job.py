@@ -62,7 +62,7 @@ def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path)
 
 def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
-    small, large = requests.measure(manifest, open_storage(str(tmp_path / "run")), [6, 12])
+    small, large = requests.measure(manifest, [6, 12])
 
     def of(version: dict[str, Any], stage: str) -> dict[str, int]:
         found: dict[str, int] = version["stages"][stage]["requests"]

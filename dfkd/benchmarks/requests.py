@@ -3,19 +3,19 @@
 import dataclasses
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
 
+from dfkd.benchmarks.scratch import scratch
 from dfkd.benchmarks.standin import StandIn, put_prompts, put_shards
 from dfkd.dataset import begin, open_version
 from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest
 from dfkd.plan import tasks
-from dfkd.storage import Storage
+from dfkd.storage import Storage, open_storage
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
 SAMPLES = 5
@@ -79,12 +79,11 @@ def counted(storage: Storage, counts: Counts) -> Storage:
     return cast(Storage, Counted(storage, counts))
 
 
-def measure(manifest: Manifest, home: Storage, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def measure(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Requests and seconds of whole versions with so many shards, in this process.
 
     Args:
         manifest: whose classes are taken; each size is a version of its own, deleted afterwards.
-        home: a run's root.
         sizes: shards of each version, rising.
 
     Returns:
@@ -93,12 +92,8 @@ def measure(manifest: Manifest, home: Storage, sizes: Sequence[int]) -> list[dic
     """
     found = []
     for size in sizes:
-        place = home.child(f"benchmarks/requests-{uuid.uuid4().hex}")
-        try:
-            found.append(_measure(_sized(manifest, size), place, size))
-        finally:
-            for key in list(place.list()):
-                place.delete(key)
+        with scratch(_sized(manifest, size)) as sized:
+            found.append(_measure(sized, size))
     return found
 
 
@@ -112,11 +107,12 @@ def _sized(manifest: Manifest, shards: int) -> Manifest:
     return dataclasses.replace(chosen, synthesis=synthesis)
 
 
-def _measure(manifest: Manifest, home: Storage, size: int) -> dict[str, Any]:
+def _measure(manifest: Manifest, size: int) -> dict[str, Any]:
     planned = list(islice(tasks(manifest), size))
     stages: dict[str, Any] = {}
     counts = Counts()
-    version = begin(counted(home, counts), identity(manifest, {}))
+    home = counted(open_storage(manifest.storage.root), counts)
+    version = begin(home, identity(manifest, {}))
 
     def stage(name: str, work: Callable[[], object]) -> None:
         counts.by_operation.clear()

@@ -2,15 +2,14 @@
 
 import dataclasses
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 from dfkd import api
 from dfkd.benchmarks.measure import Figure
-from dfkd.manifest import Manifest, Storage
+from dfkd.benchmarks.scratch import scratch
+from dfkd.manifest import Manifest
 from dfkd.plan import image_count, image_steps
-from dfkd.storage import open_storage
 
 
 def shortened(manifest: Manifest) -> Manifest:
@@ -33,19 +32,15 @@ def measure(manifest: Manifest) -> dict[str, Any]:
         `figures`: seconds of each stage and of all; image-steps a second of the first, prompts and
         the start of workers included, and views of images a second of the second.
     """
-    home = open_storage(manifest.storage.root)
-    folder = f"benchmarks/stages-{uuid.uuid4().hex}"
-    fresh = dataclasses.replace(manifest, storage=Storage(root=f"{manifest.storage.root}/{folder}"))
-    try:
+    with scratch(manifest) as fresh:
         seconds = _timed(fresh)
-    finally:
-        for key in list(home.list(f"{folder}/")):
-            home.delete(key)
     figures = [Figure(f"stage {name}", "s", (spent,)) for name, spent in seconds.items()]
     figures += [
         Figure("all stages", "s", (sum(seconds.values()),)),
-        Figure("image-steps in stage synthesize", "1/s", (_steps(fresh) / seconds["synthesize"],)),
-        Figure("views in stage distill", "1/s", (_views(fresh) / seconds["distill"],)),
+        Figure(
+            "image-steps in stage synthesize", "1/s", (_steps(manifest) / seconds["synthesize"],)
+        ),
+        Figure("views in stage distill", "1/s", (_views(manifest) / seconds["distill"],)),
     ]
     return {"figures": [figure.as_dict() for figure in figures]}
 

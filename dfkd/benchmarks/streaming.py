@@ -1,20 +1,18 @@
 """How fast a published version is read, beside bare decoding of the same bytes on one core."""
 
-import contextlib
 import dataclasses
 import hashlib
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.benchmarks.measure import Call, Figure, quotient, turns
+from dfkd.benchmarks.scratch import scratch
 from dfkd.benchmarks.standin import put_version
 from dfkd.dataset import PublishedVersion
 from dfkd.manifest import Manifest
-from dfkd.storage import Storage
+from dfkd.storage import open_storage
 from dfkd.streaming import Stream
 
 BATCH = 48
@@ -22,12 +20,11 @@ SIZES = (64, 128, 224)
 """Pixels a side."""
 
 
-def measure(manifest: Manifest, home: Storage, per_class: int, repeats: int) -> dict[str, Any]:
+def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
     """Images a second of one rank that reads and verifies versions of noise, one an image size.
 
     Args:
-        manifest: whose classes are taken.
-        home: a run's root, on a disk or an S3 server; the versions are deleted afterwards.
+        manifest: whose classes and storage, a disk or an S3 server, are taken.
         per_class: images of each class.
 
     Returns:
@@ -35,26 +32,18 @@ def measure(manifest: Manifest, home: Storage, per_class: int, repeats: int) -> 
     """
     figures = []
     for size in SIZES:
-        with _version(manifest, home, size, per_class) as version:
+        with scratch(_sized(manifest, size, per_class)) as sized:
+            version = put_version(sized, open_storage(sized.storage.root))
             figures += _figures(version, size, repeats)
     return {"figures": [figure.as_dict() for figure in figures]}
 
 
-@contextlib.contextmanager
-def _version(
-    manifest: Manifest, home: Storage, size: int, per_class: int
-) -> Iterator[PublishedVersion]:
+def _sized(manifest: Manifest, size: int, per_class: int) -> Manifest:
     chosen = manifest.with_method(manifest.method)
     synthesis = dataclasses.replace(
         chosen.synthesis, images_per_class=per_class, shard_size=per_class, image_size=size
     )
-    sized = dataclasses.replace(chosen, synthesis=synthesis)
-    place = home.child(f"benchmarks/streaming-{uuid.uuid4().hex}")
-    try:
-        yield put_version(sized, place)
-    finally:
-        for key in list(place.list()):
-            place.delete(key)
+    return dataclasses.replace(chosen, synthesis=synthesis)
 
 
 def _figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]:

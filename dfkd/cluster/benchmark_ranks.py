@@ -3,22 +3,21 @@
 import dataclasses
 import json
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any
 
 import ray.train
 
-from dfkd.benchmarks.measure import Figure, quotient, spread
+from dfkd.benchmarks.measure import Figure, beside, spread
+from dfkd.benchmarks.scratch import scratch
 from dfkd.benchmarks.standin import put_version
 from dfkd.cluster.rank import Job, open_distiller
 from dfkd.cluster.train import Workers, run_ranks
 from dfkd.dataset import open_version
 from dfkd.device import device_name, pick_device, use_threads
 from dfkd.distillation import Distiller
-from dfkd.manifest import Manifest, Storage
+from dfkd.manifest import Manifest
 from dfkd.shards import canonical
 from dfkd.storage import open_storage
 from dfkd.streaming import Share, Stream
@@ -49,29 +48,25 @@ def measure(
     waiting: dict[str, Any] = {}
     for multiple in multiples:
         batch = multiple * manifest.distillation.batch_size
-        with _version(manifest, per_class, batch) as (sized, version):
-            turns = [[_fit(sized, version, ranks) for ranks in RANKS] for _ in range(repeats)]
-        one, two = (tuple(turn[place]["images_per_s"] for turn in turns) for place in (0, 1))
         names = [f"distillation, {n} rank{'s' * (n > 1)}, batch of {batch}" for n in RANKS]
-        figures += [
-            Figure(names[0], UNIT, one),
-            Figure(names[1], UNIT, two, peer=names[0], ratio=quotient(two, one)),
-        ]
+        with scratch(_sized(manifest, per_class, batch)) as sized:
+            home = open_storage(sized.storage.root).child(f"data/{sized.method}")
+            version = put_version(sized, home).id
+            turns = [[_fit(sized, version, ranks) for ranks in RANKS] for _ in range(repeats)]
+        speeds = [[turn[i]["images_per_s"] for turn in turns] for i in range(len(RANKS))]
+        found = dict(zip(names, speeds, strict=True))
+        figures += [Figure(names[0], UNIT, tuple(speeds[0]))]
+        figures += [beside(names[0], name, UNIT, found) for name in names[1:]]
         waiting |= {
-            name: spread([turn[place]["waiting"] for turn in turns])
-            for place, name in enumerate(names)
+            name: spread([turn[i]["waiting"] for turn in turns]) for i, name in enumerate(names)
         }
     return {"figures": [figure.as_dict() for figure in figures], "waiting": waiting}
 
 
-@contextmanager
-def _version(manifest: Manifest, per_class: int, batch: int) -> Iterator[tuple[Manifest, str]]:
-    """A manifest and the id of its version of noise, which is deleted afterwards."""
+def _sized(manifest: Manifest, per_class: int, batch: int) -> Manifest:
     chosen = manifest.with_method(manifest.method)
-    folder = f"benchmarks/ranks-{uuid.uuid4().hex}"
-    sized = dataclasses.replace(
+    return dataclasses.replace(
         chosen,
-        storage=Storage(root=f"{manifest.storage.root}/{folder}"),
         synthesis=dataclasses.replace(
             chosen.synthesis, images_per_class=per_class, shard_size=max(1, per_class // 4)
         ),
@@ -79,13 +74,6 @@ def _version(manifest: Manifest, per_class: int, batch: int) -> Iterator[tuple[M
             chosen.distillation, batch_size=batch, warmup_epochs=0, standardise=False
         ),
     )
-    home = open_storage(manifest.storage.root)
-    try:
-        place = open_storage(sized.storage.root).child(f"data/{sized.method}")
-        yield sized, put_version(sized, place).id
-    finally:
-        for key in list(home.list(f"{folder}/")):
-            home.delete(key)
 
 
 def _fit(manifest: Manifest, version: str, ranks: int) -> dict[str, float]:
