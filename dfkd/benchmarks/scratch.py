@@ -11,7 +11,7 @@ from dfkd.storage import open_storage
 
 @contextmanager
 def scratch(manifest: Manifest) -> Iterator[Manifest]:
-    """The manifest with a new folder below `benchmarks/` as its root, which is deleted at the end."""
+    """The manifest with a new folder of `benchmarks/` as its root, which is deleted at the end."""
     root, folder = manifest.storage.root, f"benchmarks/{uuid.uuid4().hex}"
     home = open_storage(root)
     try:
