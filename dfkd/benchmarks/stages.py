@@ -20,7 +20,7 @@ def shortened(manifest: Manifest) -> Manifest:
             manifest.synthesis, images_per_class=2, shard_size=1, steps=4, batch_size=2
         ),
         distillation=dataclasses.replace(
-            manifest.distillation, warmup_epochs=0, epochs=2, batch_size=8
+            manifest.distillation, warmup_epochs=0, epochs=2, batch_size=2
         ),
     )
 
