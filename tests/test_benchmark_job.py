@@ -117,6 +117,7 @@ def test_a_summary_shows_growth() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_hot_paths_are_timed(tmp_path: Path) -> None:
     manifest = write_manifest(
         tmp_path,
