@@ -96,6 +96,13 @@ def test_the_cutout_loop_shows_the_teacher_32_crops(
     assert shapes == [(32, 3, 64, 64)] * 2
 
 
+def test_operations_are_counted_where_a_gradient_ends_at_a_module_s_input() -> None:
+    layer, inputs = torch.nn.Linear(8, 4).requires_grad_(False), torch.ones(2, 8)
+    inputs.requires_grad_()
+    counted = operations(lambda: torch.autograd.grad(layer(inputs).sum(), [inputs]))
+    assert counted == 2 * (2 * 2 * 8 * 4)
+
+
 def test_a_profile_says_where_the_time_goes() -> None:
     matrix = torch.ones(300, 300)
     calls = []

@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,20 @@ def beside(peer: str, name: str, unit: str, found: Mapping[str, Sequence[float]]
     return Figure(name, unit, tuple(found[name]), peer=peer, ratio=ratio)
 
 
+class _Whole(AbstractContextManager[None]):
+    """Tells no modules apart; torch's tracker cannot follow `autograd.grad` to a module's input."""
+
+    parents = frozenset({"Global"})
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to undo."""
+
+
 def operations(call: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions of a call, counted."""
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Whole()  # type: ignore[assignment]
+    with counter:
         call()
     return int(counter.get_total_flops())
 
