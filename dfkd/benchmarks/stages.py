@@ -8,8 +8,10 @@ from typing import Any
 from dfkd import api
 from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.scratch import scratch
+from dfkd.distillation import Course
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count, image_steps
+from dfkd.streaming import steps_per_epoch
 
 
 def shortened(manifest: Manifest) -> Manifest:
@@ -52,8 +54,8 @@ def _steps(manifest: Manifest) -> int:
 def _views(manifest: Manifest) -> int:
     """Of images, that all students see."""
     config = manifest.distillation
-    steps = image_count(manifest) // config.batch_size * (config.warmup_epochs + config.epochs)
-    return steps * config.batch_size * len(manifest.methods) * len(config.seeds)
+    course = Course.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
+    return course.total * config.batch_size * len(manifest.methods) * len(config.seeds)
 
 
 def _timed(manifest: Manifest) -> dict[str, float]:

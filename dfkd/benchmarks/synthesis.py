@@ -34,36 +34,26 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         manifest.synthesis, steps=STEPS, patience=0, batch_norm_weight=(0.0,)
     )
     models = _models(manifest, device, config.precision)
-    whole = _models(manifest, device, "float32")
     text = class_texts(manifest, models[0])[:1]
     batch, limit = first_batch(config, device), f"convolution, {config.precision}"
     main = _ours(*models, config, text, batch)
     each = operations(main) / (STEPS * batch)
     others = {
-        **{
-            f"synthesis, batch of {size}": _ours(*models, config, text, size)
-            for size in (max(1, int(part * batch)) for part in BATCHES)
-        },
-        "synthesis, float32": _ours(
-            *whole, dataclasses.replace(config, precision="float32"), text, batch
-        ),
-        **_peers(manifest, device, text),
+        f"synthesis, batch of {size}": _ours(*models, config, text, size)
+        for size in (max(1, int(part * batch)) for part in BATCHES)
     }
+    single = dataclasses.replace(config, precision="float32")
+    whole = _models(manifest, device, single.precision)
+    others["synthesis, float32"] = _ours(*whole, single, text, batch)
+    others |= _peers(manifest, device, text)
     found = turns(
         {"synthesis": main, **others, limit: limits.convolution(device, config.precision)}, repeats
     )
     profiles = {"synthesis": profile(main), PLAIN: profile(others[PLAIN])}
     share = quotient(found["synthesis"], found[limit], each)
+    ratio = quotient(found["synthesis"], found[PLAIN])
     figures = [
-        Figure(
-            "synthesis",
-            UNIT,
-            found["synthesis"],
-            limit,
-            share,
-            PLAIN,
-            quotient(found["synthesis"], found[PLAIN]),
-        ),
+        Figure("synthesis", UNIT, found["synthesis"], limit, share, PLAIN, ratio),
         *(beside("synthesis", name, UNIT, found) for name in others),
         Figure(limit, "FLOP/s", found[limit]),
     ]
