@@ -11,10 +11,15 @@ from dfkd import contrastive
 from dfkd.benchmarks import limits, peers, prompts
 from dfkd.benchmarks.measure import Figure, operations, profile, quotient, turns
 from dfkd.benchmarks.table import HEAD, page, scaled, table
+from dfkd.distillation import Course, Distiller
 from dfkd.generator import VQGAN
+from dfkd.labels import live
 from dfkd.manifest import Generator, Manifest, Synthesis
+from dfkd.streaming import Batch
+from dfkd.student import build
 from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher
+from dfkd.training import Distillation
 from surrogates import write_manifest
 
 CPU = torch.device("cpu")
@@ -63,6 +68,30 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
     assert torch.allclose(
         peers.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
     )
+
+
+def test_plain_distillation_is_distillation_without_any_switch(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "augment", lambda pixels, names, draws: pixels)
+    config = Distillation(
+        optimizer="adamw",
+        learning_rate=0.002,
+        finetune_factor=1.0,
+        weight_decay=0.01,
+        augmentation=(),
+    )
+    texts, pixels = teacher.encode_text(["A cat", "A clock"]), torch.rand(4, 3, 64, 64)
+    batch = Batch(
+        pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64), torch.ones(4)
+    )
+    course, label = Course(1, warmup=0, total=9), live(teacher, texts)
+    ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
+    losses = [float(ours.advance(batch).loss) for _ in range(3)]
+    plain = peers.plain_distillation(
+        build(config, 2, 64, seed=0).train(), teacher, texts, batch.pixels / 255, 3
+    )
+    assert float(plain) == pytest.approx(losses[-1], rel=1e-2)
 
 
 def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dfkd.benchmarks import limits
+from dfkd.benchmarks import limits, peers
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
 from dfkd.device import autocast
 from dfkd.distillation import Course, Distiller, Label
@@ -14,7 +14,7 @@ from dfkd.manifest import Manifest
 from dfkd.probe import Probed, features
 from dfkd.prompts import class_texts
 from dfkd.streaming import Batch
-from dfkd.student import build
+from dfkd.student import Student, build
 from dfkd.teacher import Teacher
 from dfkd.training import Distillation
 
@@ -28,7 +28,7 @@ FOREVER = 1_000_000
 
 UNIT = "images/s"
 LIVE, STORED = "distillation, live labels", "distillation, stored labels"
-PLAIN = "warm-up, backbone each epoch"
+PLAIN, UNKEPT = "plain loop", "warm-up, backbone each epoch"
 FEATURES, HEAD = "warm-up, computing features", "warm-up, head on kept features"
 WHOLE = f"warm-up of {EPOCHS} epochs, features kept"
 
@@ -38,7 +38,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
 
     Returns:
         `figures`, also of other batches and of the warm-up; of live labels `flop_per_image` as
-        counted, and a `profile`: seconds of `STEPS` steps by operation.
+        counted, and a `profile` of ours and of the plain loop: seconds of `STEPS` steps by
+        operation.
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
@@ -52,7 +53,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         for rows in (int(part * config.batch_size) for part in BATCHES)
     }
     others[STORED] = _training(manifest, batch, device, None)
-    warming = {PLAIN: _warming(manifest, batch, device), **_probing(manifest, batch, device)}
+    others[PLAIN] = _peer(manifest, batch, device)
+    warming = {UNKEPT: _warming(manifest, batch, device), **_probing(manifest, batch, device)}
     found = turns(
         {LIVE: main, **others, **warming, limit: limits.convolution(device, config.precision)},
         repeats,
@@ -61,17 +63,18 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         EPOCHS / (PASSES / once + EPOCHS / head)
         for once, head in zip(found[FEATURES], found[HEAD], strict=True)
     )
+    share, ratio = quotient(found[LIVE], found[limit], each), quotient(found[LIVE], found[PLAIN])
     figures = [
-        Figure(LIVE, UNIT, found[LIVE], limit, quotient(found[LIVE], found[limit], each)),
+        Figure(LIVE, UNIT, found[LIVE], limit, share, PLAIN, ratio),
         *(beside(LIVE, name, UNIT, found) for name in others),
-        Figure(PLAIN, UNIT, found[PLAIN]),
-        *(beside(PLAIN, name, UNIT, found) for name in (FEATURES, HEAD, WHOLE)),
+        Figure(UNKEPT, UNIT, found[UNKEPT]),
+        *(beside(UNKEPT, name, UNIT, found) for name in (FEATURES, HEAD, WHOLE)),
         Figure(limit, "FLOP/s", found[limit]),
     ]
     return {
         "flop_per_image": each,
         "figures": [figure.as_dict() for figure in figures],
-        "profile": {LIVE: profile(main)},
+        "profile": {LIVE: profile(main), PLAIN: profile(others[PLAIN])},
     }
 
 
@@ -82,6 +85,20 @@ def _training(
     config = manifest.distillation if teacher else _stored(manifest)
     label = live(teacher, class_texts(manifest, teacher)) if teacher else None
     return _steps(_distiller(manifest, config, device, label), batch)
+
+
+def _peer(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
+    """The loop that the paper states, in float32, on networks as they are published."""
+    teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
+    student = _student(manifest, manifest.distillation).to(device).train()
+    peers.as_published(teacher.model, student)
+    texts, pixels = class_texts(manifest, teacher), batch.pixels.to(device).float() / 255
+
+    def call() -> float:
+        peers.plain_distillation(student, teacher, texts, pixels, STEPS)
+        return float(STEPS * len(pixels))
+
+    return call
 
 
 def _warming(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
@@ -128,10 +145,15 @@ def _distiller(
     warmup: int = 0,
     probe: bool = False,
 ) -> Distiller:
-    size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    student = build(config, classes, size, seed=0, cache=manifest.cache)
     course = Course(steps_per_epoch=1, warmup=warmup, total=warmup + FOREVER)
+    student = _student(manifest, config)
     return Distiller(student, config, course, 0, label, device=device, probe=probe)
+
+
+def _student(manifest: Manifest, config: Distillation) -> Student:
+    """That nobody has trained."""
+    size, classes = manifest.synthesis.image_size, len(manifest.classes)
+    return build(config, classes, size, seed=0, cache=manifest.cache)
 
 
 def _batch(manifest: Manifest, teacher: Teacher, rows: int) -> Batch:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd.augmentation import augment
 from dfkd.contrastive import contrast
 from dfkd.generator import VQGAN, to_pixels
 from dfkd.pseudo import PseudoWords, encode_whole
-from dfkd.teacher import Teacher, spherical_distance
+from dfkd.student import Student
+from dfkd.teacher import Teacher, distances, spherical_distance
 
 BATCH = 8
 """The paper's."""
@@ -93,6 +95,28 @@ def plain_prompts(
     return pseudo.detach()
 
 
+def plain_distillation(
+    student: Student, teacher: Teacher, texts: Tensor, pixels: Tensor, steps: int
+) -> Tensor:
+    """Equations 4 and 5 as they stand, on pixels [B, 3, H, W] in [0, 1]; the loss of the last step.
+
+    Args:
+        texts: unit embeddings [M, E] of the class prompts.
+    """
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002)
+    draws = torch.Generator(pixels.device).manual_seed(0)
+    for _ in range(steps):
+        views = augment(pixels, ("flip", "crop"), draws)
+        with torch.no_grad():
+            wanted = distances(_encode(teacher, views), texts)
+        found = student.head(student.backbone((views - student.mean) / student.std))
+        loss = F.l1_loss(found, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.detach()
+
+
 def _sentences(
     teacher: Teacher,
     words: PseudoWords,
@@ -105,10 +129,10 @@ def _sentences(
     return encode_whole(teacher, tokens, places, pseudo)
 
 
-def as_published(teacher: Teacher, generator: VQGAN) -> None:
-    """Lay the models' weights out as their authors do, channels first."""
-    for module in (teacher.model, generator.network):
-        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+def as_published(*networks: nn.Module) -> None:
+    """Lay the weights out as the networks' authors do, channels first."""
+    for network in networks:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _decode(generator: VQGAN, latents: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, b
 def _peers(manifest: Manifest, device: torch.device, text: Tensor) -> dict[str, Call]:
     """The loops that people use instead, on models as they are published."""
     teacher, generator = _models(manifest, device, "float32")
-    peers.as_published(teacher, generator)
+    peers.as_published(teacher.model, generator.network)
     size = manifest.synthesis.image_size
 
     def plain() -> float:
