@@ -191,6 +191,8 @@ class Synthesis:
     is 8 on a CPU. A batch that memory has no room for is halved in any case."""
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: Positive = 0.15
+    pace: Annotated[float, Field(ge=1)] = 1.0
+    """An image takes `steps` / `pace` steps at `pace` times the rate: as far, in longer strides."""
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: NonNegative = 0.0
     views: Natural = 0

@@ -137,7 +137,12 @@ def training_steps(manifest: Manifest) -> int:
 def own_steps(manifest: Manifest) -> int:
     """Steps that each image takes by itself."""
     config = manifest.synthesis
-    return max(1, round(config.steps * config.amortised.refinement))
+    return max(1, round(config.steps * config.amortised.refinement / config.pace))
+
+
+def own_rate(manifest: Manifest) -> float:
+    """The optimizer's rate in them."""
+    return manifest.synthesis.pace * manifest.synthesis.learning_rate
 
 
 def image_steps(manifest: Manifest) -> int:

@@ -20,7 +20,7 @@ from dfkd.inversion.methods import METHODS
 from dfkd.inversion.run import Classifier, Run
 from dfkd.manifest import Manifest, Synthesis
 from dfkd.methods import coupled
-from dfkd.plan import Task, Unit, image_seed, own_steps, sample_key
+from dfkd.plan import Task, Unit, image_seed, own_rate, own_steps, sample_key
 from dfkd.prompts import class_texts
 from dfkd.shards import Sample, write_shard
 from dfkd.synthesis import Begin, OnStep, Synthesised, Synthesiser
@@ -64,7 +64,8 @@ class SurrogateMaker:
         self.generator = generator
         self.synthesiser = None
         if generator is not None:
-            config = dataclasses.replace(manifest.synthesis, steps=own_steps(manifest))
+            steps, rate = own_steps(manifest), own_rate(manifest)
+            config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
             self.synthesiser = Synthesiser(teacher, generator, config, start)
         self.tell = tell
         self.batch_size = first_batch(manifest.synthesis, teacher.device)

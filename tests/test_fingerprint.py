@@ -28,6 +28,7 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
         "prompts.alpha=0.5",
         "prompts.guard.attempts=3",
         "synthesis.steps=3",
+        "synthesis.pace=2",
         "synthesis.images_per_class=5",
         "synthesis.batch_size=4",
         "synthesis.precision=bfloat16",

@@ -78,6 +78,19 @@ def test_samples_tell_all_about_their_image(
         assert facts["confidence"] == pytest.approx(float(logits.softmax(1)[0, 1]), abs=1e-4)
 
 
+def test_pace_takes_fewer_steps_at_a_higher_rate(
+    teacher: Teacher, generator: VQGAN, tmp_path: Path
+) -> None:
+    def images(*overrides: str) -> list[bytes]:
+        manifest = read(tmp_path, *overrides)
+        _, samples = make(manifest, teacher, generator, Task(0, 0, 0, 3), tmp_path)
+        return [sample.image for sample in samples]
+
+    paced = images("synthesis.steps=4", "synthesis.learning_rate=0.0625", "synthesis.pace=2")
+    assert paced == images("synthesis.steps=2", "synthesis.learning_rate=0.125")
+    assert paced != images("synthesis.steps=2", "synthesis.learning_rate=0.0625")
+
+
 def test_an_image_that_fails_twice_is_counted_and_not_written(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
