@@ -17,7 +17,7 @@ from dfkd.benchmarks.table import page, table
 from dfkd.cluster import benchmark_driver, benchmark_ranks, benchmark_scale
 from dfkd.cluster.build import environment
 from dfkd.cluster.connect import connected
-from dfkd.device import pick_device, use_threads
+from dfkd.device import keep_freed_memory, pick_device, use_threads
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count, task_count
 from dfkd.storage import Storage, open_storage
@@ -162,6 +162,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     storage = open_storage(manifest.storage.root)
     words = shlex.join(["python", *sys.argv])
     use_threads(options.threads)
+    keep_freed_memory()  # as workers do
     for name in chosen(options):
         with watched() as watch:
             results = BENCHMARKS[name](manifest, options)
