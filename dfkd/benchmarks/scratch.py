@@ -1,6 +1,7 @@
 """A place for what is built only to be timed."""
 
 import dataclasses
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,3 +20,4 @@ def scratch(manifest: Manifest) -> Iterator[Manifest]:
     finally:
         for key in list(home.list(f"{folder}/")):
             home.delete(key)
+        shutil.rmtree(home.location(folder), ignore_errors=True)  # on a disk, folders are left
