@@ -41,6 +41,6 @@ BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
 """What has proved best in manifests/studies/better: the paper's method with ensemble labels."""
 
 FAST = merged(PAPER, {"synthesis": {"pace": 4.0}})
-"""A quarter of the image-steps for the same student, as manifests/studies/fewer found."""
+"""A quarter of the image-steps; manifests/studies/fewer has what that costs the student."""
 
 PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}

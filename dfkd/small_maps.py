@@ -2,7 +2,8 @@
 
 Where a map has a few places and a layer many channels, as at the end of a ResNet that is shown 64
 pixels, oneDNN spends nearly all of its time on bringing the weights into an order of its own, again
-at every step: 3 x 3 on 2 x 2 places with 512 channels takes six times as long as the product.
+at every step. On a Xeon, 3 x 3 on 2 x 2 places with 512 channels takes three times as long as the
+product in float32, and six times in bfloat16.
 """
 
 from collections.abc import Callable, Iterable, Mapping
