@@ -79,13 +79,15 @@ class Autoscaled(RayCluster):
     def size(self) -> int:
         """Nodes that are there, the head included."""
         (head,) = self.nodes
-        return sum(program(pid).endswith("/raylet") for pid in descendants(head.process.pid))
+        lines = [arguments(pid) for pid in descendants(head.process.pid)]
+        # By their lines: a raylet's child has its parent's until it becomes a worker.
+        return len({line for line in lines if line.partition("\0")[0].endswith("/raylet")})
 
 
-def program(pid: int) -> str:
-    """What a process runs; nothing if it is gone."""
+def arguments(pid: int) -> str:
+    """The command line of a process; nothing if it is gone."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
+        return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
 
 
