@@ -25,6 +25,12 @@ def use_threads(cpus: float) -> None:
     torch.set_num_threads(max(1, int(cpus)))
 
 
+def settle(cpus: float) -> None:
+    """Set up a process that does nothing but work on the CPUs that were reserved for it."""
+    use_threads(cpus)
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Let this process keep what it frees for what it allocates next; without glibc, do nothing.
 

@@ -1,14 +1,14 @@
 """How long a model takes for one image on one core."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from dfkd.machine import processor
 
 WARMUP, RUNS = 3, 21
 """Calls of each model before it is timed, and calls that are."""
@@ -29,15 +29,7 @@ def one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
                 if turn >= WARMUP:
                     seconds[name].append(time.perf_counter() - start)
     medians = {name: 1000 * statistics.median(found) for name, found in seconds.items()}
-    return {"ms": medians, "batch": 1, "threads": 1, "runs": RUNS, "machine": machine()}
-
-
-def machine() -> str:
-    """The processor's name, as far as the system tells."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    return {"ms": medians, "batch": 1, "threads": 1, "runs": RUNS, "machine": processor()}
 
 
 @contextmanager

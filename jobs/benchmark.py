@@ -17,7 +17,7 @@ from dfkd.benchmarks.table import page, table
 from dfkd.cluster import benchmark_driver, benchmark_ranks, benchmark_scale
 from dfkd.cluster.build import environment
 from dfkd.cluster.connect import connected
-from dfkd.device import keep_freed_memory, pick_device, use_threads
+from dfkd.device import pick_device, settle
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count, task_count
 from dfkd.storage import Storage, open_storage
@@ -161,8 +161,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Measure, print, and keep the record of each benchmark; returns the place of the last."""
     storage = open_storage(manifest.storage.root)
     words = shlex.join(["python", *sys.argv])
-    use_threads(options.threads)
-    keep_freed_memory()  # as workers do
+    settle(options.threads)  # as workers do
     for name in chosen(options):
         with watched() as watch:
             results = BENCHMARKS[name](manifest, options)

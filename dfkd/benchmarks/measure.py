@@ -6,19 +6,17 @@ are `figures`, each is a `Figure`.
 """
 
 import datetime
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfkd.machine import machine
 from dfkd.shards import canonical
 from dfkd.storage import Storage
 
@@ -132,27 +130,6 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "most": round(max(values), 6),
         "values": [round(value, 6) for value in values],
     }
-
-
-def machine() -> dict[str, Any]:
-    """Processor, CPUs that this process may use, memory in bytes, GPU if there is one."""
-    facts = {
-        "processor": _processor(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.release()}",
-        "torch_threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def keep(

@@ -15,7 +15,7 @@ from dfkd.benchmarks.standin import put_version
 from dfkd.cluster.rank import Job, open_distiller
 from dfkd.cluster.train import Workers, run_ranks
 from dfkd.dataset import open_version
-from dfkd.device import device_name, keep_freed_memory, pick_device, use_threads
+from dfkd.device import device_name, pick_device, settle
 from dfkd.distillation import Distiller
 from dfkd.manifest import Manifest
 from dfkd.shards import canonical
@@ -90,8 +90,7 @@ def _timed(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    use_threads(job.cpus)
-    keep_freed_memory()
+    settle(job.cpus)
     manifest = job.manifest
     root = open_storage(manifest.storage.root)
     version = open_version(root.child(f"data/{job.method}"), job.version)

@@ -17,7 +17,7 @@ from dfkd import progress
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.metrics import Pace, count_request
 from dfkd.dataset import PublishedVersion, open_version
-from dfkd.device import keep_freed_memory, pick_device, use_threads
+from dfkd.device import pick_device, settle
 from dfkd.distillation import Course, Distiller, Distribute, Scale
 from dfkd.labels import label_source
 from dfkd.manifest import Manifest
@@ -62,8 +62,7 @@ def train(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    use_threads(job.cpus)
-    keep_freed_memory()
+    settle(job.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
     version = open_version(root.child(f"data/{job.method}"), job.version)
     stream = open_stream(job.manifest, version, job.seed, rank, world)

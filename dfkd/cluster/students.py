@@ -8,7 +8,6 @@ from typing import Any
 import ray
 
 from dfkd import cells
-from dfkd.benchmarks.measure import machine
 from dfkd.cells import Outcome, Place
 from dfkd.cluster import train
 from dfkd.cluster.build import environment
@@ -16,6 +15,7 @@ from dfkd.cluster.capacity import Share, room, staying
 from dfkd.cluster.pool import Pool
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.evaluation import evaluate
+from dfkd.machine import machine
 from dfkd.manifest import Manifest
 from dfkd.study import Cell
 

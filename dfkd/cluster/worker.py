@@ -15,7 +15,7 @@ from dfkd.cluster.capacity import room, worker_share
 from dfkd.cluster.metrics import count_request
 from dfkd.cluster.pool import Pool
 from dfkd.dataset import Version
-from dfkd.device import device_name, keep_freed_memory, pick_device, use_threads
+from dfkd.device import device_name, pick_device, settle
 from dfkd.errors import BudgetError
 from dfkd.manifest import Manifest
 from dfkd.methods import prompt_method
@@ -74,8 +74,7 @@ class Worker(ABC):
 
     def load_teacher(self) -> teacher.Teacher:
         """The teacher on this worker's device, with this worker's threads."""
-        use_threads(self.cpus)
-        keep_freed_memory()
+        settle(self.cpus)
         precision = self.manifest.synthesis.precision
         device, cache = pick_device(), self.manifest.cache
         return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)

@@ -18,6 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dfkd.machine import processor
 from dfkd.miniature import evaluation_set, generator_recipe, teacher_recipe
 from dfkd.miniature.captions import PSEUDO_WORD
 from dfkd.miniature.evaluation_set import Picture
@@ -166,7 +167,7 @@ def machine_scores() -> Scores:
     """What the job ran on, and when it ended."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "processors": os.cpu_count(),
         "device": "cpu",
         "python": platform.python_version(),
@@ -261,12 +262,3 @@ def _domains(pictures: Sequence[Picture]) -> dict[str, list[int]]:
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return platform.processor()
-    named = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
-    return named[0] if named else platform.machine()
