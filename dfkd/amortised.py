@@ -18,6 +18,7 @@ from dfkd.errors import CorruptionError, DfkdError
 from dfkd.generator import Generator
 from dfkd.manifest import Manifest
 from dfkd.plan import derive_seed, root_seed, training_steps
+from dfkd.seeding import seeded
 from dfkd.synthesis import Synthesiser
 from dfkd.views import Views
 
@@ -44,8 +45,7 @@ class Start(nn.Module):
         channels, side, _ = self.shape
         doublings = max(0, math.ceil(math.log2(side / COARSE)))
         self.coarse = -(-side // 2**doublings)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.dense = nn.Sequential(
                 *_dense(embedding + NOISE, width),
                 *_dense(width, width),

@@ -122,7 +122,7 @@ def of_student(storage: Storage, cell: Cell, version: str, data: str) -> Place:
         version: fingerprint of the data set.
         data: from `digest`.
     """
-    name = student_name(cell.manifest.distillation, version, cell.method, cell.seed)
+    name = student_name(cell.manifest, version, cell.method, cell.seed)
     return Place(storage, name, version, data)
 
 

@@ -15,6 +15,7 @@ from dfkd.device import autocast
 from dfkd.errors import CorruptionError
 from dfkd.plan import derive_seed
 from dfkd.probe import Probed
+from dfkd.seeding import CPU, seeded
 from dfkd.streaming import Batch
 from dfkd.student import Student
 from dfkd.training import Distillation, Training
@@ -25,9 +26,6 @@ that are drawn are drawn from the generator, which is the step's own."""
 
 Distribute = Callable[[nn.Module], nn.Module]
 """Wraps a module so that its gradients are the mean over all ranks; with one rank, the identity."""
-
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class Distiller:
         else:
             inputs = self.view(batch)
             distances = self._distances(inputs, batch)
-        with autocast(self.device, self.config.precision):
+        with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(inputs)
         loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,13 +156,16 @@ class Distiller:
 
     def view(self, batch: Batch) -> Tensor:
         """The augmented images [B, 3, H, W] of this step, float32 in [0, 1]; the same each time."""
-        seed = derive_seed("step", self.seed, self.step, self.rank)
-        torch.manual_seed(seed)
         pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
         if self.config.augmentation:
-            generator = torch.Generator(self.device).manual_seed(seed)
+            generator = torch.Generator(self.device).manual_seed(self._own_seed)
             pixels = augment(pixels, self.config.augmentation, generator)
         return pixels.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def _own_seed(self) -> int:
+        """Of this step on this rank."""
+        return derive_seed("step", self.seed, self.step, self.rank)
 
     @torch.no_grad()
     def _distances(self, pixels: Tensor, batch: Batch) -> Tensor:

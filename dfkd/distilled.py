@@ -15,12 +15,12 @@ from dfkd.methods import Method
 from dfkd.shards import canonical
 from dfkd.storage import Storage, open_storage
 from dfkd.student import CARD, Student, load_student, names_file
+from dfkd.styles import dictionary
 from dfkd.teacher import resolve
-from dfkd.training import Distillation
 from dfkd.weights import existing_file
 
 HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
-"""Settings that say how a student is trained, not which one."""
+"""Settings that say how a student is trained, not which one: a training may go on with others."""
 
 ADDED = {"texts": "template", "inconsistent": 1.0}
 """Settings that came after the first students were named, with what leaves all as it was before
@@ -62,7 +62,7 @@ def place(manifest: Manifest, method: Method, seed: int, version: str = "") -> P
     """
     root = open_storage(manifest.storage.root)
     found = _published(manifest, root.child(f"data/{method}"), method, version)
-    name = student_name(manifest.distillation, found.fingerprint, method, seed)
+    name = student_name(manifest, found.fingerprint, method, seed)
     return Place(method, seed, found, name, root.child(f"students/{name}"))
 
 
@@ -126,8 +126,13 @@ def check_teacher(manifest: Manifest, place: Place) -> None:
     _refuse_foreign(place.version, place.method, teachers)
 
 
-def student_name(config: Distillation, fingerprint: str, method: Method, seed: int) -> str:
-    """`{method}-s{seed}-{hash12}`: the hash covers all that can change a weight of the student."""
+def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int) -> str:
+    """`{method}-s{seed}-{hash12}`: the hash covers all that says which student it is.
+
+    Args:
+        fingerprint: of the data set that it learns from.
+    """
+    config = manifest.distillation
     settings = dataclasses.asdict(config)
     for key in HARMLESS:
         del settings[key]
@@ -137,4 +142,6 @@ def student_name(config: Distillation, fingerprint: str, method: Method, seed: i
     if names_file(config.weights):
         settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))
     identity = {"distillation": settings, "version": fingerprint, "seed": seed}
+    if config.texts == "styles" or config.labels == "restyled":
+        identity["styles"] = [manifest.prompts.template, *dictionary(manifest.prompts)]
     return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"

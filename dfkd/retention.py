@@ -280,7 +280,7 @@ def _expected(root: Storage, manifest: Manifest, gone: Sequence[str]) -> dict[st
             identity = read_json(root, f"data/{method}/versions/{name}/identity.json")
             print_ = fingerprints.fingerprint(identity)
             for seed in manifest.distillation.seeds:
-                student = student_name(manifest.distillation, print_, method, seed)  # type: ignore[arg-type]
+                student = student_name(manifest, print_, method, seed)  # type: ignore[arg-type]
                 found[student] = key
         except (CorruptionError, ManifestError):
             continue  # without its identity or the initial weights nothing is attributed to it

@@ -17,6 +17,7 @@ from dfkd import strict_json
 from dfkd.artifacts import CACHE, Artifact, at_address, cached
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.plan import derive_seed
+from dfkd.seeding import seeded
 from dfkd.shards import Sha256, Size, canonical
 from dfkd.small_maps import SmallMaps
 from dfkd.storage import Storage, open_storage
@@ -87,8 +88,7 @@ def build(
         ManifestError: no such architecture, or a stem that does not fit it.
         WeightsError: initial weights that are missing or belong to another architecture.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("student", seed))
+    with seeded(derive_seed("student", seed)):
         return _assemble(config, classes, image_size, cache, field)
 
 

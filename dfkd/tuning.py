@@ -14,6 +14,7 @@ from dfkd.augmentation import augment
 from dfkd.device import autocast
 from dfkd.distillation import Course, make_optimizer
 from dfkd.plan import derive_seed
+from dfkd.seeding import seeded
 from dfkd.student import Student, fold
 from dfkd.training import FewShot
 
@@ -105,21 +106,20 @@ def tune(
     """
     size = min(config.batch_size, len(shots))
     course = Course.of(config, -(-len(shots) // size))
-    with torch.random.fork_rng():
-        for step, chosen in enumerate(batches(len(shots), size, course.total, seed)):
-            warming = features if step < course.warmup else None
-            if step in (0, course.warmup):
-                optimizer = _enter_phase(classifier, config, warming is None)
-            if warming is not None:
-                logits = classifier.head(warming[chosen])
-            else:
-                logits = _logits(classifier, shots.pixels[chosen], config, seed, step)
-            loss = F.cross_entropy(logits, shots.labels[chosen].to(logits.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = course.rate(config, step)
-            optimizer.step()
+    for step, chosen in enumerate(batches(len(shots), size, course.total, seed)):
+        warming = features if step < course.warmup else None
+        if step in (0, course.warmup):
+            optimizer = _enter_phase(classifier, config, warming is None)
+        if warming is not None:
+            logits = classifier.head(warming[chosen])
+        else:
+            logits = _logits(classifier, shots.pixels[chosen], config, seed, step)
+        loss = F.cross_entropy(logits, shots.labels[chosen].to(logits.device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = course.rate(config, step)
+        optimizer.step()
     classifier.eval()
 
 
@@ -134,10 +134,9 @@ def _logits(classifier: Student, pixels: Tensor, config: FewShot, seed: int, ste
     """float32 [B, M] of the views of one step; the same each time."""
     device = classifier.mean.device
     seed = derive_seed("view", seed, step)
-    torch.manual_seed(seed)
     views = _scaled(pixels, device)
     if config.augmentation:
         views = augment(views, config.augmentation, torch.Generator(device).manual_seed(seed))
-    with autocast(device, config.precision):
+    with seeded(seed, device), autocast(device, config.precision):
         logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
     return logits.float()

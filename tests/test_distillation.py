@@ -89,6 +89,12 @@ def test_warm_up_trains_the_head_alone_and_batch_norm_follows_the_images() -> No
     assert not still
 
 
+def test_a_step_leaves_the_generator_of_the_process_alone() -> None:
+    run, before = distiller(), torch.get_rng_state()
+    run.advance(batch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_student_learns_the_teacher_s_classes() -> None:
     run = Distiller(build(LONG, 3, 16, 0), LONG, Course.of(LONG, STEPS), seed=0)
     first = run.advance(batch(0)).loss

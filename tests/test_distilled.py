@@ -1,21 +1,28 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dfkd.distilled import check_teacher, place, student_name
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.manifest import Manifest
+from dfkd.manifest import Manifest, Storage
 from dfkd.teacher import resolve
-from dfkd.training import Distillation
 from models import RESNET, model_config, write_teacher
 from surrogates import publish, write_manifest
 
-CONFIG = Distillation()
+MANIFEST = Manifest(name="named", classes=("a", "b"), storage=Storage(root="runs/named"))
+
+
+def named(fingerprint: str = "f", seed: int = 0, **settings: Any) -> str:
+    """The name of a student with some settings of distillation."""
+    config = dataclasses.replace(MANIFEST.distillation, **settings)
+    manifest = dataclasses.replace(MANIFEST, distillation=config)
+    return student_name(manifest, fingerprint, "mix", seed)
 
 
 def test_a_name_says_method_and_seed() -> None:
-    name = student_name(CONFIG, "f" * 64, "mix", 3)
+    name = named("f" * 64, 3)
     assert name.startswith("mix-s3-")
     assert len(name) == len("mix-s3-") + 12
 
@@ -24,34 +31,51 @@ def test_a_name_says_method_and_seed() -> None:
     "change",
     [{"workers": 2}, {"loader_workers": 3}, {"checkpoint_epochs": 9}, {"seeds": (0, 1, 2)}],
 )
-def test_how_a_student_is_trained_does_not_rename_it(change: dict[str, int]) -> None:
-    assert student_name(dataclasses.replace(CONFIG, **change), "f", "mix", 0) == student_name(
-        CONFIG, "f", "mix", 0
-    )
+def test_how_a_student_is_trained_does_not_rename_it(change: dict[str, Any]) -> None:
+    assert named(**change) == named()
 
 
 def test_whatever_can_change_a_weight_renames_it(tmp_path: Path) -> None:
     weights = [tmp_path / name for name in ("a.safetensors", "copy.safetensors", "b.safetensors")]
     for path, content in zip(weights, (b"1", b"1", b"2"), strict=True):
         path.write_bytes(content)
-    same, moved, other = (
-        student_name(Distillation(weights=str(path)), "f", "mix", 0) for path in weights
-    )
+    same, moved, other = (named(weights=str(path)) for path in weights)
     assert same == moved
     names = [
         same,
         other,
-        *(student_name(CONFIG, f, "mix", seed) for f in "fg" for seed in (0, 1)),
-        student_name(dataclasses.replace(CONFIG, learning_rate=0.2), "f", "mix", 0),
-        student_name(dataclasses.replace(CONFIG, batch_size=64), "f", "mix", 0),
-        student_name(dataclasses.replace(CONFIG, stem="small"), "f", "mix", 0),
+        *(named(f, seed) for f in "fg" for seed in (0, 1)),
+        named(learning_rate=0.2),
+        named(batch_size=64),
+        named(stem="small"),
     ]
     assert len(set(names)) == len(names)
 
 
 def test_missing_weights_are_refused() -> None:
     with pytest.raises(WeightsError, match=r"distillation\.weights"):
-        student_name(Distillation(weights="/nowhere.safetensors"), "f", "mix", 0)
+        named(weights="/nowhere.safetensors")
+
+
+@pytest.mark.parametrize("settings", [{"texts": "styles"}, {"labels": "restyled", "augmentation": ()}])
+def test_styles_rename_a_student_whose_labels_use_them(settings: dict[str, Any]) -> None:
+    """An inversion's data set has no styles in its fingerprint, and so cannot tell."""
+    changes = [{"styles": ("oil", "ink")}, {"styles": "miniature"}, {"template": "{style} {class}"}]
+
+    def names(settings: dict[str, Any]) -> set[str]:
+        config = dataclasses.replace(MANIFEST.distillation, **settings)
+        manifests = [
+            dataclasses.replace(
+                MANIFEST,
+                distillation=config,
+                prompts=dataclasses.replace(MANIFEST.prompts, **change),
+            )
+            for change in [{}, *changes]
+        ]
+        return {student_name(manifest, "f", "dfad", 0) for manifest in manifests}
+
+    assert len(names(settings)) == 1 + len(changes)
+    assert len(names({})) == 1
 
 
 def test_a_student_needs_a_published_version_of_its_classes(tmp_path: Path) -> None:

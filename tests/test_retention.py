@@ -188,7 +188,7 @@ def test_an_unfinished_regeneration_keeps_its_candidate_and_a_finished_one_does_
 def test_students_go_with_their_versions(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     names = {
-        name: student_name(manifest.distillation, versions[i].fingerprint, "vanilla", 0)
+        name: student_name(manifest, versions[i].fingerprint, "vanilla", 0)
         for name, i in (("old", 0), ("new", 2))
     }
     put_student(root, versions[0], f"vanilla-s0-{'a' * 12}")

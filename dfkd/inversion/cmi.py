@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from dfkd.inversion.crops import cropped, shifted
 from dfkd.inversion.inner import Learner, divergence, softened
-from dfkd.inversion.network import GeneratorNetwork, normal, seeded
+from dfkd.inversion.network import GeneratorNetwork, built, normal
 from dfkd.inversion.run import Classifier, Run, as_bytes, synthesised
 from dfkd.inversion.settings import Inversion
 from dfkd.inversion.statistics import (
@@ -76,12 +76,10 @@ class _Inverter:
         self.learner = Learner(settings.student, run, len(classifier.texts), kl)
         latent, width, side = self.config.latent, self.config.width, run.image_size
         seeds = run.seed("generator"), run.seed("head")
-        self.generator = seeded(
-            lambda: GeneratorNetwork(latent, width, side), seeds[0], self.device
-        )
+        self.generator = built(lambda: GeneratorNetwork(latent, width, side), seeds[0], self.device)
         with torch.no_grad():
             seen = self._features(torch.zeros(1, 3, side, side, device=self.device))[1]
-        self.head = seeded(lambda: head(seen.shape[1], self.config.head), seeds[1], self.device)
+        self.head = built(lambda: head(seen.shape[1], self.config.head), seeds[1], self.device)
         self.improver = torch.optim.Adam(self.head.parameters(), self.config.learning_rate)
 
     def add(self, labels: Tensor, on_step: OnStep | None) -> Tensor:

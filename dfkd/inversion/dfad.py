@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfkd.inversion.harvest import Harvest
 from dfkd.inversion.inner import Learner, absolute
-from dfkd.inversion.network import GeneratorNetwork, seeded
+from dfkd.inversion.network import GeneratorNetwork, built
 from dfkd.inversion.run import Classifier, Run
 from dfkd.inversion.settings import Dfad, Inversion
 from dfkd.synthesis import OnStep, Synthesised
@@ -44,7 +44,7 @@ class _Game:
         self.device = classifier.texts.device
         self.draws = run.draws("latents")
         self.learner = Learner(settings.student, run, len(classifier.texts), absolute)
-        self.generator = seeded(
+        self.generator = built(
             lambda: network(self.config, run.image_size), run.seed("generator"), self.device
         )
         self.optimizer = torch.optim.Adam(self.generator.parameters(), self.config.learning_rate)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from dfkd.seeding import seeded
+
 SMALLEST = 8
 """Pixels a side, at the most, of the map that a latent becomes: those of the published 32 px."""
 SLOPE = 0.2
@@ -105,8 +107,7 @@ def normal(network: nn.Module, draws: torch.Generator) -> None:
 M = TypeVar("M", bound=nn.Module)
 
 
-def seeded(make: Callable[[], M], seed: int, device: torch.device) -> M:
+def built(make: Callable[[], M], seed: int, device: torch.device) -> M:
     """The module that `make` builds, in training mode; what is random in it comes from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return make().to(device).train()

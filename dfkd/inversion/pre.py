@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from dfkd.inversion.harvest import Harvest
 from dfkd.inversion.inner import Learner, absolute
-from dfkd.inversion.network import Encoder, GeneratorNetwork, seeded
+from dfkd.inversion.network import Encoder, GeneratorNetwork, built
 from dfkd.inversion.run import Classifier, Run
 from dfkd.inversion.settings import Inversion
 from dfkd.inversion.statistics import Taps, embedding_taps
@@ -101,9 +101,9 @@ class _Game:
         def encoder() -> Encoder:
             return Encoder(config.latent, config.width, run.image_size)
 
-        self.novelty = seeded(network(spectral=True), run.seed("novelty"), self.device)
-        self.memory = seeded(network(spectral=False), run.seed("memory"), self.device)
-        self.encoder = seeded(encoder, run.seed("encoder"), self.device)
+        self.novelty = built(network(spectral=True), run.seed("novelty"), self.device)
+        self.memory = built(network(spectral=False), run.seed("memory"), self.device)
+        self.encoder = built(encoder, run.seed("encoder"), self.device)
         self.improver = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
         self.keeper = torch.optim.Adam(
             [*self.memory.parameters(), *self.encoder.parameters()], config.learning_rate / SLOWER

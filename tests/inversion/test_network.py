@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.inversion.network import Encoder, GeneratorNetwork, doublings, normal, seeded
+from dfkd.inversion.network import Encoder, GeneratorNetwork, built, doublings, normal
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_a_seed_gives_the_same_network_and_touches_no_global_state() -> None:
     expected = torch.rand(1)
     torch.manual_seed(5)
     one, two, other = (
-        seeded(lambda: GeneratorNetwork(5, 4, 16, spectral=True), seed, CPU) for seed in (1, 1, 2)
+        built(lambda: GeneratorNetwork(5, 4, 16, spectral=True), seed, CPU) for seed in (1, 1, 2)
     )
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(one(latents()), two(latents()))
