@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkd.cluster.capacity import Share, staying
@@ -247,12 +247,14 @@ class Pool(Generic[T]):
             )
 
     def _failed(self, member: Member[T], task: T | None, error: RayError) -> None:
-        died = isinstance(error, RayActorError)
-        if died or task is None:
-            self._end(member)
+        died = not isinstance(error, RayTaskError)  # of itself, its node, or Ray's memory monitor
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
+        # What nobody foresaw may be the actor's fault, as where its GPU is lost: it would fail every
+        # task from now on, in no time.
+        if died or task is None or not isinstance(cause, DfkdError):
+            self._end(member)
         words = str(cause) if isinstance(cause, DfkdError) else repr(cause)
         self._look()
         self._judge(task, " ".join(words.split())[:300], member.node if died else "")

@@ -32,6 +32,7 @@ class Worker:
 
     def __init__(self, notes: Path, behaviour: dict[int, str]) -> None:
         self.notes, self.behaviour = notes, behaviour
+        self.broken = False
 
     def run(self, item: Item) -> int:
         tries = self.notes / str(item.number)
@@ -39,6 +40,9 @@ class Worker:
             stream.write("x")
         first = len(tries.read_text()) == 1
         kind = self.behaviour.get(item.number, "fine")
+        self.broken |= kind == "breaks its worker" and first
+        if self.broken:
+            raise RuntimeError("the GPU is lost")
         if kind == "dies always" or (kind == "dies once" and first):
             os._exit(1)
         if kind == "hangs once" and first:
@@ -81,6 +85,13 @@ def test_a_dead_actor_costs_only_the_item_it_held(cluster: None, tmp_path: Path)
     assert tries(tmp_path) == {i: 2 if i in (3, 5) else 1 for i in range(10)}
     assert working.quarantine == []
     assert [working.tries(Item(i).id) for i in (3, 4, 5)] == [2, 1, 2]
+
+
+def test_a_worker_that_is_broken_gets_no_further_item(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {1: "breaks its worker"}, size=1)
+    assert sorted(working.run(Item(i) for i in range(6))) == list(range(6))
+    assert tries(tmp_path) == {i: 2 if i == 1 else 1 for i in range(6)}
+    assert working.quarantine == []
 
 
 def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_path: Path) -> None:
