@@ -28,7 +28,7 @@ from dfkd.study import Cell
 SCHEMA = 1
 """Raised whenever a change of code changes the scores that the same student gets."""
 
-FILE = "cell.json"
+FOLDER, FILE = "cells/", "cell.json"
 LIMIT = 1 << 22
 """Bytes of a cell at the most."""
 
@@ -84,7 +84,7 @@ class Place:
     def folder(self) -> str:
         """Under the root."""
         about = {"schema": SCHEMA, "model": self.model, "version": self.version, "data": self.data}
-        return f"cells/{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
+        return f"{FOLDER}{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
 
     def read(self) -> Outcome | None:
         """The outcome, or None before the cell is finished.

@@ -113,17 +113,19 @@ def load(
     return student, card
 
 
-def check_teacher(manifest: Manifest, place: Place) -> None:
+def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion) -> None:
     """Refuse live labels from another teacher than the one that made the version.
+
+    On each node, as each reads weight files of its own.
 
     Raises:
         ManifestError: it differs; the text names where.
         WeightsError: its files are missing or damaged.
     """
     digests = resolve(manifest.teacher, manifest.cache).digests
-    wanted = identity(manifest.with_method(place.method), digests)
+    wanted = identity(manifest.with_method(method), digests)
     teachers = {key: value for key, value in wanted.items() if key.startswith("teacher.")}
-    _refuse_foreign(place.version, place.method, teachers)
+    _refuse_foreign(version, method, teachers)
 
 
 def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int) -> str:

@@ -7,7 +7,10 @@ from dfkd.errors import ManifestError
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
 from dfkd.methods import coupled, prompt_method
+from dfkd.parquet import MAX_BYTES
+from dfkd.plan import image_count, task_count
 from dfkd.prompts import check_prompts
+from dfkd.streaming import require_readers, steps_per_epoch
 from dfkd.student import build
 from dfkd.teacher import Teacher, check_classes, require_batch_norm
 
@@ -24,10 +27,29 @@ def check_synthesis(manifest: Manifest) -> None:
     teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     check_prompts(manifest, teacher)
+    _check_part(manifest, teacher)
     for method in filter(coupled, manifest.methods):
         require_batch_norm(teacher, method)
     if any(map(prompt_method, manifest.methods)):
         _check_generator(manifest)
+
+
+PROMPT_BYTES = 256
+"""Of a prompt's row beside its vectors, rounded up."""
+
+
+def _check_part(manifest: Manifest, teacher: Teacher) -> None:
+    """Refuse prompts that could be written but, as one table, not be read again."""
+    vectors = 2 * teacher.embedding_dim + teacher.token_table.shape[1]
+    most = MAX_BYTES // (len(manifest.classes) * (4 * vectors + PROMPT_BYTES))
+    if manifest.synthesis.shard_size > most:
+        raise ManifestError(
+            "synthesis.shard_size",
+            f"the prompts of one shard of all {len(manifest.classes)} classes must fit into "
+            f"{MAX_BYTES} bytes",
+            manifest.synthesis.shard_size,
+            f"use at most {most}",
+        )
 
 
 def _check_generator(manifest: Manifest) -> None:
@@ -46,6 +68,13 @@ def check_distillation(manifest: Manifest) -> None:
     """Refuse a student that cannot be built, or whose initial weights are missing."""
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
+
+
+def check_batches(manifest: Manifest) -> None:
+    """Refuse a batch that all images to be made do not fill, and ranks that get no shard."""
+    config, shards = manifest.distillation, task_count(manifest)
+    steps_per_epoch(image_count(manifest), config.batch_size)
+    require_readers(shards, config.workers, config.loader_workers)
 
 
 def check_evaluation(manifest: Manifest) -> None:

@@ -20,9 +20,18 @@ Agree = Callable[[nn.Module], None]
 """Makes the buffers of a module the mean over all ranks; with one rank, does nothing."""
 
 
-def can_probe(config: Distillation) -> bool:
-    """Whether a frozen backbone would see the same images with the same labels every epoch."""
-    return config.labels == "stored" and not config.augmentation
+LARGEST = 1 << 32
+"""Bytes of features and labels, of all ranks together, that are worth keeping in memory."""
+
+
+def can_probe(config: Distillation, images: int, width: int) -> bool:
+    """Whether a frozen backbone sees the same images and labels every epoch, and they are few.
+
+    Args:
+        width: numbers that are kept of each image, its features and its distances.
+    """
+    small = 4 * images * width <= LARGEST
+    return config.labels == "stored" and not config.augmentation and small
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from dfkd.embedding import lay_out, require_tsne
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import cpus
 from dfkd.fingerprint import fingerprint, identity
+from dfkd.lease import reading
 from dfkd.manifest import Manifest
-from dfkd.preflight import check_distillation, check_synthesis
+from dfkd.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage import Storage, open_storage
 from dfkd.student import load_student
 from dfkd.study import Cell, Study
@@ -133,6 +134,9 @@ def _check(jobs: list[_Job]) -> None:
     students = {_shape(job.cell.manifest): job.cell.manifest for job in jobs if job.place}
     for manifest in students.values():
         check_distillation(manifest)
+    for job in jobs:
+        if job.place:
+            check_batches(job.cell.manifest)
 
 
 def _shape(manifest: Manifest) -> tuple[object, ...]:
@@ -169,13 +173,21 @@ class _Runner:
                 raise
             except DfkdError as error:
                 self.failed[job.cell.label] = " ".join(str(error).split())
-        for done in self._made(orders):
-            label = done.order.cell.label
-            if done.outcome is None:
-                self.failed[label] = done.failure
-            else:
-                self._take(label, done.outcome, found=False)
+        with self._kept(orders):
+            for done in self._made(orders):
+                label = done.order.cell.label
+                if done.outcome is None:
+                    self.failed[label] = done.failure
+                else:
+                    self._take(label, done.outcome, found=False)
         return Found(self.teacher, self._students(jobs), self.versions, self._failures(jobs))
+
+    def _kept(self, orders: list[Order]) -> contextlib.AbstractContextManager[None]:
+        """Keeps the data sets of students that are still to be trained from removal."""
+        if not orders:
+            return contextlib.nullcontext()
+        needed = {f"{order.cell.method}/{order.version}" for order in orders}
+        return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
 
     def _begin(self, job: _Job) -> list[Order]:
         """Make or find all of a cell but its student; returns the order of one that is missing."""
@@ -217,7 +229,12 @@ class _Runner:
         if several:
             self._connect()
         for order in [*single, *several]:
-            yield attempt(order, self.threads)
+            try:
+                yield attempt(order, self.threads)
+            except InfrastructureError:
+                raise
+            except Exception as error:  # of one cell, such as memory that is too small for it
+                yield Done(order, None, " ".join(repr(error).split()))
 
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or room on this machine for more than one student at once."""

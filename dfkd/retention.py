@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dfkd import cells, lease
 from dfkd import fingerprint as fingerprints
-from dfkd import lease
 from dfkd.dataset import open_version
 from dfkd.distilled import student_name
 from dfkd.errors import CorruptionError, ManifestError
@@ -23,15 +23,16 @@ from dfkd.published import POINTER, REMOVING, PublishedVersion, read_json
 from dfkd.regeneration import Attempt, unfinished
 from dfkd.storage import MissingObject, Storage
 
+METHOD = r"(?P<method>[a-z]+(?:-bn)?)"
 VERSION = re.compile(
-    r"data/(?P<method>[a-z]+)/versions/(?P<id>[0-9a-f]{16})/(?P<name>(?:identity|manifest|prompts)"
+    rf"data/{METHOD}/versions/(?P<id>[0-9a-f]{{16}})/(?P<name>(?:identity|manifest|prompts)"
     r"\.json|index\.parquet|README\.md|abandoned|removing|prompts/[0-9]{5}\.parquet"
     r"|start\.safetensors|start/[0-9]{10}\.safetensors"
     r"|receipts/[0-9]{4}-[0-9]{5}\.json|shards/[0-9]{4}-[0-9]{5}\.tar)"
 )
-CURRENT = re.compile(rf"data/(?P<method>[a-z]+)/(?P<name>{POINTER.pattern})")
+CURRENT = re.compile(rf"data/{METHOD}/(?P<name>{POINTER.pattern})")
 STUDENT = re.compile(
-    r"students/(?P<id>(?P<method>[a-z]+)-s(?P<seed>[0-9]+)-[0-9a-f]{12})/(?P<name>student\.json"
+    rf"students/(?P<id>{METHOD}-s(?P<seed>[0-9]+)-[0-9a-f]{{12}})/(?P<name>student\.json"
     r"|student\.safetensors|removing|checkpoints/[0-9]{10}\.safetensors|tensorboard/[^/]+)"
 )
 REGENERATION = re.compile(
@@ -119,6 +120,13 @@ class _Listing:
                 found.pointers[match["method"]].append((match["name"], entry))
             elif entry.key.startswith(lease.FOLDER):
                 found.leases.append(entry)
+            elif entry.key.startswith(cells.FOLDER):
+                raise ManifestError(
+                    "storage.root",
+                    "must not hold studies, whose cells need every version under it",
+                    root.location(),
+                    "remove it as a whole once they are done",
+                )
         return found
 
 
@@ -159,6 +167,7 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> Plan:
 
     Raises:
         CorruptionError: something that says what is to be kept is damaged.
+        ManifestError: the root is one of studies.
     """
     listing = _Listing.of(root)  # before the roots: what is named later is not in it, or kept
     kept = rooted(root, keep)
@@ -258,7 +267,7 @@ def _students(
             version = root.get(f"students/{name}/{REMOVING}").decode()
         elif "student.json" in names:
             card = read_json(root, f"students/{name}/student.json")
-            version = f"{name.partition('-')[0]}/{str(card.get('version'))[:16]}"
+            version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
             version = expected.get(name, "")
         if marked and version in kept:

@@ -74,11 +74,23 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     if images < batch_size:
         raise ManifestError(
             "distillation.batch_size",
-            f"must not exceed the {images} images of the published version",
+            f"must not exceed the {images} images",
             batch_size,
             "make it smaller or synthesise more",
         )
     return images // batch_size
+
+
+def require_readers(shards: int, world: int, readers: int) -> None:
+    """Refuse (`ManifestError`) more threads that read, of all ranks, than there are shards."""
+    total = world * max(1, readers)
+    if shards < total:
+        raise ManifestError(
+            "distillation.workers",
+            f"workers x loader_workers must not exceed the {shards} shards",
+            total,
+            "use fewer, or a smaller synthesis.shard_size",
+        )
 
 
 def mixed_order(counts: Sequence[int], buffer: int, generator: np.random.Generator) -> Order:
@@ -123,14 +135,7 @@ class Stream:
         """
         self.version, self.image_size, self.seed, self.share = version, image_size, seed, share
         self.shards: tuple[Receipt, ...] = tuple(r for r in version.shards if r.samples)
-        readers = share.world * max(1, share.readers)
-        if len(self.shards) < readers:
-            raise ManifestError(
-                "distillation.workers",
-                f"workers x loader_workers must not exceed the {len(self.shards)} shards",
-                readers,
-                "use fewer, or a smaller synthesis.shard_size",
-            )
+        require_readers(len(self.shards), share.world, share.readers)
         images = sum(receipt.samples for receipt in self.shards)
         self.steps = steps_per_epoch(images, batch_size)
         self.rows = batch_size // share.world

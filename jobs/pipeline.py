@@ -10,7 +10,7 @@ import evaluate
 import synthesize
 from dfkd import api, command
 from dfkd.manifest import Manifest
-from dfkd.preflight import check_distillation, check_evaluation
+from dfkd.preflight import check_batches, check_distillation, check_evaluation
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         PartialError: some evaluation images could not be read; everything is written.
     """
     check_distillation(manifest)  # before the hours of synthesis, not after them
+    check_batches(manifest)
     check_evaluation(manifest)
     synthesize.work(manifest, options)
     distill.work(manifest, options)

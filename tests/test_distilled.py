@@ -57,7 +57,9 @@ def test_missing_weights_are_refused() -> None:
         named(weights="/nowhere.safetensors")
 
 
-@pytest.mark.parametrize("settings", [{"texts": "styles"}, {"labels": "restyled", "augmentation": ()}])
+@pytest.mark.parametrize(
+    "settings", [{"texts": "styles"}, {"labels": "restyled", "augmentation": ()}]
+)
 def test_styles_rename_a_student_whose_labels_use_them(settings: dict[str, Any]) -> None:
     """An inversion's data set has no styles in its fingerprint, and so cannot tell."""
     changes = [{"styles": ("oil", "ink")}, {"styles": "miniature"}, {"template": "{style} {class}"}]
@@ -97,11 +99,11 @@ def test_live_labels_must_come_from_the_teacher_of_the_version(tmp_path: Path) -
     teachers = [write_teacher(tmp_path / name, model_config(RESNET)) for name in ("a", "moved")]
     path = write_manifest(tmp_path, teacher=dataclasses.asdict(teachers[0]))
     manifest = Manifest.read(path)
-    publish(manifest, digests=resolve(teachers[0]).digests)
-    check_teacher(manifest, place(manifest, "vanilla", 0))
+    version = publish(manifest, digests=resolve(teachers[0]).digests)
+    check_teacher(manifest, "vanilla", version)
     moved = dataclasses.replace(manifest, teacher=teachers[1])
-    check_teacher(moved, place(moved, "vanilla", 0))
+    check_teacher(moved, "vanilla", version)
     other = write_teacher(tmp_path / "other", model_config({**RESNET, "width": 16}))
     foreign = dataclasses.replace(manifest, teacher=other)
     with pytest.raises(ManifestError, match=r"teacher\..*sha256.*current version"):
-        check_teacher(foreign, place(foreign, "vanilla", 0))
+        check_teacher(foreign, "vanilla", version)

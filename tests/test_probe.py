@@ -79,7 +79,8 @@ def test_where_nothing_changes_from_epoch_to_epoch(
     except Exception:  # what a manifest refuses needs no probe
         assert not possible
         return
-    assert can_probe(config) == possible
+    assert can_probe(config, 1000, 515) == possible
+    assert not can_probe(config, 3_000_000, 515)
 
 
 def test_each_image_is_seen_twice_however_many_epochs(config: Distillation, stream: Stream) -> None:

@@ -15,6 +15,7 @@ import filling
 from dfkd import lease, retention
 from dfkd.dataset import PublishedVersion, begin, current, open_version, verify
 from dfkd.distilled import student_name
+from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
 from dfkd.published import REMOVING, advance
 from dfkd.regeneration import Attempt
@@ -200,6 +201,15 @@ def test_students_go_with_their_versions(manifest: Manifest, root: Path) -> None
     sweep(manifest, keep=1)
     left = set(open_storage(str(root)).folders("students/"))
     assert left == {f"vanilla-s0-{'b' * 12}", f"vanilla-s0-{'c' * 12}", names["new"]}
+
+
+def test_a_root_of_studies_is_left_alone(manifest: Manifest, root: Path) -> None:
+    chain(root, 1)
+    cell = root / "cells" / "vanilla-s0-0123456789ab-0123456789ab" / "cell.json"
+    cell.parent.mkdir(parents=True)
+    cell.write_text("{}")
+    with pytest.raises(ManifestError, match=r"storage\.root: must not hold studies"):
+        plan(manifest)
 
 
 def test_orphans_go_and_what_is_not_ours_stays(manifest: Manifest, root: Path) -> None:

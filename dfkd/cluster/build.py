@@ -17,6 +17,7 @@ from dfkd import generator, teacher
 from dfkd.amortised import fresh_start
 from dfkd.budget import Budget
 from dfkd.catalogue import PROMPTS_KEY, START_KEY
+from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.start_worker import write_start
@@ -43,7 +44,7 @@ from dfkd.prompts import check_similarity, part_name
 from dfkd.published import refuse_removal
 from dfkd.record import recorded
 from dfkd.shards import parse_shard
-from dfkd.storage import open_storage, require_room, require_space
+from dfkd.storage import Storage, open_storage, require_room, require_space
 from dfkd.surrogate import SurrogateMaker
 from dfkd.tracking import Curve, Glimpse, ShardTracker
 
@@ -89,19 +90,15 @@ def build(
     """
     method = manifest.method
     require_space(manifest.storage.root, estimated_bytes(manifest))
+    require_shared(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
-    version = begin(root.child(f"data/{method}"), identity, abandon)
-    quarantined: dict[str, str] = {}
-    if not version.published:
-        with recorded(root, "synthesize", method) as cost:
-            purse = Purse(budget or Budget(), cost)
-            write_prompts(manifest, version, purse)
-            check_similarity(manifest, _prompts(version))
-            write_start(manifest, version, purse)
-            quarantined = write_shards(manifest, version, purse)
-    if quarantined and not accept_partial:
-        _refuse_quarantined(manifest, version, quarantined)
-    with reading(root, [f"{method}/{version.id}"]):  # an old version may become current again
+    version = Version(root.child(f"data/{method}"), fingerprints.fingerprint(identity))
+    # It may be an abandoned one, or an old one that becomes current again, while jobs/gc.py runs.
+    with reading(root, [f"{method}/{version.id}"]):
+        begin(version.home, identity, abandon)
+        quarantined = {} if version.published else _fill(manifest, root, version, budget)
+        if quarantined and not accept_partial:
+            _refuse_quarantined(manifest, version, quarantined)
         refuse_removal(version.home, version.id)
         published = version.publish(
             tasks(manifest), environment(), quarantined.keys(), make_current
@@ -109,6 +106,18 @@ def build(
     images = sum(receipt.samples for receipt in published.shards)
     failed = sum(len(receipt.failed) for receipt in published.shards)
     return Built(method, published, images, failed, _prompts(version))
+
+
+def _fill(
+    manifest: Manifest, root: Storage, version: Version, budget: Budget | None
+) -> dict[str, str]:
+    """Make all that a version lacks; the reason of each task that is quarantined."""
+    with recorded(root, "synthesize", manifest.method) as cost:
+        purse = Purse(budget or Budget(), cost)
+        write_prompts(manifest, version, purse)
+        check_similarity(manifest, _prompts(version))
+        write_start(manifest, version, purse)
+        return write_shards(manifest, version, purse)
 
 
 def _prompts(version: Version) -> dict[str, Any]:
@@ -207,13 +216,14 @@ def write_shards(
     """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
     version.carry(fresh_tasks(manifest))
     done = version.done()
-    left = sum(1 for _ in units(manifest, done))
+    sizes = [len(unit.made) for unit in units(manifest, done)]
+    left, largest = len(sizes), max(sizes, default=1)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
     method = manifest.method
     board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
     cost = purse.cost
     with (
-        pool_of(manifest, kind, version, left) as pool,
+        pool_of(manifest, kind, version, left, largest) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):

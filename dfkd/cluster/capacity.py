@@ -1,6 +1,8 @@
 """What a cluster can hold: shares of its nodes, nodes that are leaving it, and an autoscaler."""
 
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +15,14 @@ from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
 
-from dfkd.errors import ManifestError
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.manifest import Cluster
+
+GLANCE = 1.0
+"""Seconds between two looks at the cluster's nodes and at deadlines."""
+
+PATIENCE = 900.0
+"""Seconds without room before a run gives up; an autoscaler's node takes minutes to come."""
 
 ROUNDING = 1e-6
 """Of a division: ten shares of 0.1 CPU fit one CPU."""
@@ -55,6 +63,35 @@ def staying() -> dict[str, dict[str, float]]:
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in draining
     }
+
+
+def count_nodes() -> int:
+    """Nodes that are alive, also those that take no work; one without Ray."""
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+
+
+def gather(share: Share, wanted: int) -> None:
+    """Wait until an autoscaler, if there is one, has brought nodes that hold `wanted` shares.
+
+    Raises:
+        InfrastructureError: it has not, within `PATIENCE`.
+    """
+    if not ray.is_initialized() or not autoscaled():
+        return
+    with room(share, wanted):
+        end = time.monotonic() + PATIENCE
+        while share.slots(staying()) < wanted:
+            if time.monotonic() > end:
+                raise no_room(share)
+            time.sleep(GLANCE)
+
+
+def no_room(share: Share) -> InfrastructureError:
+    """That the cluster has held no such share for as long as `PATIENCE`."""
+    return InfrastructureError(
+        f"cluster: no node had room for a worker for {PATIENCE:g} seconds (each takes "
+        f"{share.bundle}); free or add nodes and run the same command again, it resumes"
+    )
 
 
 def worker_share(cluster: Cluster) -> Share:
@@ -105,6 +142,17 @@ def _refuse(share: Share, nodes: Mapping[str, Mapping[str, float]]) -> None:
         share.cpus,
         "lower it or add nodes",
     )
+
+
+def require_shared(root: str) -> None:
+    """Refuse (`ManifestError`) a root that is another folder on each of several nodes."""
+    if "://" not in root and not os.path.isabs(root) and count_nodes() > 1:
+        raise ManifestError(
+            "storage.root",
+            "must be s3://bucket/prefix, or the absolute path of a folder that all nodes share",
+            root,
+            "name one, for example by --set storage.root=s3://bucket/prefix",
+        )
 
 
 def autoscaled() -> bool:

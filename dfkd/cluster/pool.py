@@ -11,14 +11,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkd.cluster.capacity import Share, staying
+from dfkd.cluster.capacity import GLANCE, PATIENCE, Share, no_room, staying
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-
-GLANCE = 1.0
-"""Seconds between two looks at the cluster's nodes and at deadlines."""
-
-PATIENCE = 900.0
-"""Seconds without any actor before a run gives up; an autoscaler's node takes minutes to come."""
 
 NOTICE = 30.0
 """Seconds within which a node answers, or is known to be dead."""
@@ -207,11 +201,7 @@ class Pool(Generic[T]):
         if any(member.node for member in self._members):
             self._placed = now
         elif now - self._placed > PATIENCE:
-            raise InfrastructureError(
-                f"cluster: no node had room for a worker for {PATIENCE:g} seconds (each takes "
-                f"{self.share.bundle}); free or add nodes and run the same command again, it "
-                "resumes"
-            )
+            raise no_room(self.share)
 
     def _look(self) -> dict[str, dict[str, float]]:
         self._nodes = staying()
@@ -251,8 +241,8 @@ class Pool(Generic[T]):
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
-        # What nobody foresaw may be the actor's fault, as where its GPU is lost: it would fail every
-        # task from now on, in no time.
+        # What nobody foresaw may be the actor's fault: one whose GPU is lost fails every task from
+        # now on, in no time.
         if died or task is None or not isinstance(cause, DfkdError):
             self._end(member)
         words = str(cause) if isinstance(cause, DfkdError) else repr(cause)

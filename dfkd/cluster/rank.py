@@ -19,6 +19,7 @@ from dfkd.cluster.metrics import Pace, count_request
 from dfkd.dataset import PublishedVersion, open_version
 from dfkd.device import pick_device, settle
 from dfkd.distillation import Course, Distiller, Distribute, Scale
+from dfkd.distilled import check_teacher
 from dfkd.labels import label_source
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
@@ -26,7 +27,7 @@ from dfkd.probe import Probe, Probed, can_probe
 from dfkd.progress import Bar, LineBar
 from dfkd.storage import Storage, open_storage
 from dfkd.streaming import Batch, Share, Stream
-from dfkd.student import build, card, fold, save_student
+from dfkd.student import CARD, build, card, fold, save_student
 from dfkd.tracking import SAMPLES, Tracker
 from dfkd.training import Distillation
 
@@ -64,10 +65,16 @@ def train(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     settle(job.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
+    folder = root.child(f"students/{job.name}")
+    # A rank that died right after rank 0 had written the student makes all of them start again.
+    if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
+        ray.train.report({})
+        return
     version = open_version(root.child(f"data/{job.method}"), job.version)
+    if not job.local and job.manifest.distillation.labels != "stored":
+        check_teacher(job.manifest, job.method, version)
     stream = open_stream(job.manifest, version, job.seed, rank, world)
     distiller = open_distiller(job, version, stream, rank, world)
-    folder = root.child(f"students/{job.name}")
     checkpoints = Checkpoints(folder.child("checkpoints"))
     # Rank 0 chooses: a rank of an earlier attempt may still be writing while the others list.
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
@@ -195,8 +202,10 @@ def open_distiller(
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.gpu else torch.device("cpu")
     classes, size = len(manifest.classes), manifest.synthesis.image_size
+    student = build(config, classes, size, job.seed, manifest.cache)
+    images = sum(receipt.samples for receipt in stream.shards)
     return Distiller(
-        build(config, classes, size, job.seed, manifest.cache),
+        student,
         config,
         Course.of(config, stream.steps),
         job.seed,
@@ -205,7 +214,7 @@ def open_distiller(
         device,
         rank,
         distribute(device, config.precision) if world > 1 else lambda module: module,
-        can_probe(config),
+        can_probe(config, images, student.head.in_features + classes),
     )
 
 

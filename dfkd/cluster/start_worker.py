@@ -80,7 +80,10 @@ class StartWorker(Worker):
 
 def write_start(manifest: Manifest, version: Version, purse: Purse) -> None:
     """The network that the manifest asks for, if it does; resumes what is there."""
-    if not has_start(manifest) or version.storage.exists(START_KEY):
+    if not has_start(manifest):
+        return
+    if version.storage.exists(START_KEY):
+        _checkpoints(version).clear()  # of a run that was killed right after it had finished
         return
     total, begun = training_steps(manifest), _checkpoints(version).newest()
     rows = manifest.synthesis.amortised.batch_size
@@ -88,7 +91,7 @@ def write_start(manifest: Manifest, version: Version, purse: Purse) -> None:
         pool_of(manifest, StartWorker, version, size=1) as pool,
         bar(f"{manifest.method} start network", total * rows, "img-step", begun * rows) as progress,
     ):
-        for made in pool.run(_segments(begun, total), lambda segment: purse.covers(pool)):
+        for made in pool.run(_segments(version, begun, total), lambda segment: purse.covers(pool)):
             made.count(purse.cost)
             progress.update(made.result * rows)
     purse.close(pool)
@@ -97,8 +100,11 @@ def write_start(manifest: Manifest, version: Version, purse: Purse) -> None:
     _checkpoints(version).clear()
 
 
-def _segments(begun: int, total: int) -> Iterator[Segment]:
+def _segments(version: Version, begun: int, total: int) -> Iterator[Segment | None]:
+    """One after the other; None while the one before is at work, perhaps on a node that leaves."""
     for first in range(begun, total, SEGMENT):
+        while first > begun and _checkpoints(version).newest() < first:
+            yield None
         yield Segment(first, min(first + SEGMENT, total))
 
 

@@ -27,17 +27,24 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 )
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from dfkd.checkpoints import Checkpoints
-from dfkd.cluster.capacity import Share, staying
+from dfkd.cluster.capacity import (
+    Share,
+    count_nodes,
+    gather,
+    require_shared,
+    staying,
+    worker_share,
+)
 from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, check_teacher, place
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.lease import reading
-from dfkd.manifest import Manifest
+from dfkd.manifest import Cluster, Manifest
 from dfkd.methods import Method
 from dfkd.published import refuse_removal
 from dfkd.record import Cost, recorded
@@ -46,6 +53,9 @@ from dfkd.student import CARD, build
 
 FAILURES = 2
 """Failures of a worker that one run outlives by restarting all ranks from the last checkpoint."""
+
+STARTS = 30
+"""Times, a minute each, that one run waits for room for all ranks before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,14 @@ def distill(
         CorruptionError: a shard is not what its receipt says.
         InfrastructureError: workers died too often; the same command resumes.
     """
+    require_shared(manifest.storage.root)
     target = place(manifest, method, seed, version)
     if target.finished:
+        _checkpoints(target).clear()  # of a run that was killed right after it had finished
         return Finished(target, reused=True)
     _refuse_early(manifest, target)
-    workers = _here(share) if share else find_workers(manifest.distillation.workers)
+    wanted = manifest.distillation.workers
+    workers = _here(share) if share else find_workers(wanted, manifest.cluster)
     job = Job(
         manifest,
         method,
@@ -114,7 +127,7 @@ def _refuse_early(manifest: Manifest, target: Place) -> None:
     classes, size = len(manifest.classes), manifest.synthesis.image_size
     build(config, classes, size, target.seed, manifest.cache)
     if config.labels != "stored":
-        check_teacher(manifest, target)
+        check_teacher(manifest, target.method, target.version)
 
 
 @dataclass(frozen=True)
@@ -136,10 +149,16 @@ def _here(share: Share) -> Workers:
     return Workers(0, share.cpus, _own_device())
 
 
-def find_workers(wanted: int) -> Workers:
-    """Ranks that fit; refuses (`ManifestError`) what Ray would wait for in silence."""
-    alone = not ray.is_initialized() or sum(node["Alive"] for node in ray.nodes()) == 1
-    if wanted == 1 and alone:
+def find_workers(wanted: int, cluster: Cluster) -> Workers:
+    """Ranks that fit, once an autoscaler has brought nodes for them.
+
+    Raises:
+        ManifestError: what Ray would wait for in silence.
+        InfrastructureError: the nodes have not come.
+    """
+    if ray.is_initialized():
+        gather(worker_share(cluster), wanted)
+    if wanted == 1 and count_nodes() == 1:
         return Workers(0, float(len(os.sched_getaffinity(0))), _own_device())
     nodes = staying()
     gpus = Share(0.0, 1.0).slots(nodes)
@@ -183,7 +202,7 @@ def _own_device() -> str:
 @contextmanager
 def _counted(job: Job, target: Place, workers: Workers, cost: Cost) -> Iterator[None]:
     """Fill in what a training costs, by the steps that its checkpoints and the student tell of."""
-    checkpoints = Checkpoints(target.storage.child("checkpoints"))
+    checkpoints = _checkpoints(target)
     before = checkpoints.newest()
     try:
         yield
@@ -195,6 +214,10 @@ def _counted(job: Job, target: Place, workers: Workers, cost: Cost) -> Iterator[
         cost.images = max(0, after - before) * job.manifest.distillation.batch_size
         cost.workers = max(1, workers.count)
         cost.device = workers.device
+
+
+def _checkpoints(target: Place) -> Checkpoints:
+    return Checkpoints(target.storage.child("checkpoints"))
 
 
 class _Trainer(TorchTrainer):
@@ -230,7 +253,9 @@ def run_ranks(
             run_config=RunConfig(
                 name=name,
                 storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
-                failure_config=FailureConfig(max_failures=FAILURES),
+                failure_config=FailureConfig(
+                    max_failures=FAILURES, controller_failure_limit=STARTS
+                ),
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
@@ -257,9 +282,14 @@ def explained(error: TrainingFailedError) -> Exception:
     """What a failed run comes down to.
 
     The project's own error if a rank raised one; `InfrastructureError` if a rank died (the others
-    then raise whatever their broken connection gives); else `error` itself, a defect that keeps its
-    traceback.
+    then raise whatever their broken connection gives) or could not be started; else `error` itself,
+    a defect that keeps its traceback.
     """
+    if isinstance(error, ControllerError):
+        return InfrastructureError(
+            f"distillation: the cluster had no room for all ranks ({_last_line(error)}); "
+            "free or add nodes and run the same command again, it resumes"
+        )
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     raised = [f._base_exc for f in failures if isinstance(f, UserExceptionWithTraceback)]
     for cause in raised:
@@ -268,8 +298,13 @@ def explained(error: TrainingFailedError) -> Exception:
     deaths = [f for f in failures if not isinstance(f, UserExceptionWithTraceback)]
     if raised and not deaths:
         return error
-    words = str(deaths[0] if deaths else error).strip().splitlines() or ["no reason given"]
+    words = _last_line(deaths[0] if deaths else error)
     return InfrastructureError(
-        f"distillation: ranks died more than {FAILURES} times ({words[-1][:300]}); "
+        f"distillation: ranks died more than {FAILURES} times ({words}); "
         "run the same command again, it resumes"
     )
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return lines[-1][:300]

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -16,13 +16,17 @@ from dfkd.cluster.metrics import count_request
 from dfkd.cluster.pool import Pool
 from dfkd.dataset import Version
 from dfkd.device import device_name, pick_device, settle
-from dfkd.errors import BudgetError
+from dfkd.errors import BudgetError, WeightsError
 from dfkd.manifest import Manifest
 from dfkd.methods import prompt_method
 from dfkd.plan import Unit
 from dfkd.record import Cost
 
 R = TypeVar("R")
+
+ASKED = 256
+"""Workers that an autoscaler is asked for where the manifest names no number: its own limits, which
+are there for cost, hold below that."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Worker(ABC):
         settle(self.cpus)
         precision = self.manifest.synthesis.precision
         device, cache = pick_device(), self.manifest.cache
+        self._require_same(teacher.resolve(self.manifest.teacher, cache).digests)
         return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
 
     def load_generator(self) -> generator.VQGAN | None:
@@ -84,7 +89,20 @@ class Worker(ABC):
         if prompt_method(self.manifest.method) is None:
             return None
         config, precision = self.manifest.generator, self.manifest.synthesis.precision
+        self._require_same(generator.resolve(config, self.manifest.cache).digests)
         return generator.VQGAN.load(config, pick_device(), precision, self.manifest.cache)
+
+    def _require_same(self, digests: Mapping[str, str]) -> None:
+        """Refuse files of this node that are not those of the version's fingerprint."""
+        identity = self.version.identity
+        for role, digest in digests.items():
+            if identity.get(f"{role}.sha256") != digest:
+                raise WeightsError(
+                    role,
+                    "must be the same on every node",
+                    f"sha256 {digest[:12]} on {ray.util.get_node_ip_address()}",
+                    f"copy there the one that version {self.version.id} was begun with",
+                )
 
 
 @dataclass
@@ -118,17 +136,21 @@ class Purse:
 
 @contextmanager
 def pool_of(
-    manifest: Manifest, kind: type[Worker], version: Version, size: int
+    manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int = 1
 ) -> Iterator[Pool[Any]]:
-    """A pool of at most `size` workers of a kind, and no more than the manifest wants."""
+    """A pool of at most `size` workers of a kind, and no more than the manifest wants.
+
+    Args:
+        tasks: in a unit of work at the most; `cluster.task_timeout` is what each may take.
+    """
     cluster = manifest.cluster
     share = worker_share(cluster)
     actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **share.options)
-    with room(share, min(size, cluster.workers or 1)):
+    with room(share, min(size, cluster.workers or ASKED)):
         yield Pool(
             lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
             min(size, cluster.workers or size),
             cluster.attempts,
             share,
-            cluster.task_timeout,
+            cluster.task_timeout * tasks,
         )

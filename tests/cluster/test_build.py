@@ -4,21 +4,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from dfkd.budget import Budget
 from dfkd.catalogue import START_KEY
 from dfkd.checkpoints import Checkpoints
-from dfkd.cluster import start_worker
+from dfkd.cluster import build as making
+from dfkd.cluster import capacity, start_worker
 from dfkd.cluster.build import build, finished, identify
+from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.connect import connected
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.start_worker import Segment, StartWorker
 from dfkd.cluster.worker import Purse
-from dfkd.dataset import begin, verify
-from dfkd.errors import BudgetError, Exit
+from dfkd.dataset import Version, begin, verify
+from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
+from dfkd.lease import held
 from dfkd.manifest import Manifest
 from dfkd.record import Cost
 from dfkd.storage import open_storage
+from models import RESNET, model_config, write_teacher
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +131,53 @@ def test_budgets() -> None:
     assert not Budget(images=5).covers(6, 0.0)
     assert not Budget(worker_seconds=5.0).covers(0, 5.0)
     assert Budget(images=5, worker_seconds=1.5).caps == "5 images and 1.5 worker-seconds"
+
+
+def test_a_version_in_the_making_is_kept_from_removal(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read(tmp_path)
+    identity = identify(manifest)
+    root = open_storage(manifest.storage.root)
+    found = []
+
+    def write_and_look(manifest: Manifest, version: Version, purse: Purse) -> None:
+        found.extend(name for record in held(root).values() for name in record.versions)
+        write_prompts(manifest, version, purse)
+
+    monkeypatch.setattr(making, "write_prompts", write_and_look)
+    built = build(manifest, identity)
+    assert found == [f"vanilla/{built.version.id}"]
+    assert held(root) == {}
+
+
+def test_a_node_with_other_weights_is_refused(cluster: None, tmp_path: Path) -> None:
+    teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
+    settings = (f"teacher.model={teacher.model}", f"teacher.weights={teacher.weights}")
+    manifest = Manifest.read(read_file(tmp_path), settings)
+    identity = identify(manifest)
+    other = {name: tensor + 1 for name, tensor in load_file(teacher.weights).items()}
+    save_file(other, teacher.weights)  # as on another node
+    with pytest.raises(WeightsError, match=r"teacher\.weights: must be the same on every node"):
+        build(manifest, identity)
+    assert receipts(tmp_path) == 0
+
+
+def test_a_segment_follows_the_one_before(tmp_path: Path) -> None:
+    """A second worker may be there while the first still works on a node that leaves."""
+    version = Version(open_storage(str(tmp_path)), "f" * 64)
+    segments = start_worker._segments(version, 0, 2 * start_worker.SEGMENT)
+    first = next(segments)
+    assert (first, next(segments)) == (Segment(0, start_worker.SEGMENT), None)
+    start_worker._checkpoints(version).write(start_worker.SEGMENT, {"step": torch.tensor(0)})
+    assert next(segments) == Segment(start_worker.SEGMENT, 2 * start_worker.SEGMENT)
+
+
+def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "count_nodes", lambda: 2)
+    for root in ("s3://bucket/run", "/shared/run"):
+        require_shared(root)
+    with pytest.raises(ManifestError, match=r"storage\.root: must be s3://.*got 'runs/mine'"):
+        require_shared("runs/mine")
+    monkeypatch.setattr(capacity, "count_nodes", lambda: 1)
+    require_shared("runs/mine")

@@ -15,12 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import jobs
 from dfkd.checkpoints import Checkpoints
+from dfkd.cluster import train
 from dfkd.cluster.connect import connected
 from dfkd.cluster.train import _Trainer, cpus_each, distill, explained, find_workers
 from dfkd.distillation import Course
 from dfkd.distilled import place
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
-from dfkd.manifest import Manifest
+from dfkd.manifest import Cluster, Manifest
 from dfkd.student import load_student
 from surrogates import publish, write_manifest
 
@@ -85,6 +86,21 @@ def test_dead_ranks_are_worth_a_retry() -> None:
     assert "\n" not in str(error)
 
 
+def test_ranks_that_find_no_room_end_the_run_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own default is to wait for ever, and to say nothing."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(train, "STARTS", 1)
+    manifest = prepare(tmp_path)
+    other = ray.remote(num_cpus=2, max_retries=0)(lambda: time.sleep(600)).remote()
+    try:
+        with pytest.raises(InfrastructureError, match=r"no room for all ranks.*resumes"):
+            distill(manifest, "vanilla", 0)
+    finally:
+        ray.cancel(other, force=True)
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     defect = UserExceptionWithTraceback(ZeroDivisionError(), "Traceback ...")
     error = WorkerGroupError("Traceback ...", {0: defect})
@@ -93,7 +109,7 @@ def test_a_defect_keeps_its_traceback() -> None:
 
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
-        find_workers(3)
+        find_workers(3, Cluster())
     unknown = prepare(tmp_path, student="resnet19")
     with pytest.raises(ManifestError, match=r"distillation\.student"):
         distill(unknown, "vanilla", 0)
@@ -125,7 +141,7 @@ def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
 
 
 def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
-    workers = find_workers(1)
+    workers = find_workers(1, Cluster())
     assert workers.count == 0
     assert workers.cpus == len(os.sched_getaffinity(0))
-    assert find_workers(2).count == 2
+    assert find_workers(2, Cluster()).count == 2
