@@ -203,6 +203,17 @@ def test_students_go_with_their_versions(manifest: Manifest, root: Path) -> None
     assert left == {f"vanilla-s0-{'b' * 12}", f"vanilla-s0-{'c' * 12}", names["new"]}
 
 
+def test_methods_with_statistics_are_seen(manifest: Manifest, root: Path) -> None:
+    versions = chain(root, 2)
+    put_student(root, versions[0], f"vanilla-bn-s0-{'a' * 12}")
+    (root / "data/vanilla").rename(root / "data/vanilla-bn")
+    age(root)
+    removed = {removal.what for removal in sweep(manifest, keep=1).removals}
+    gone = {f"version vanilla-bn/{versions[0].id}", f"student vanilla-bn-s0-{'a' * 12}"}
+    assert gone <= removed
+    assert not any(versions[1].id in what for what in removed)
+
+
 def test_a_root_of_studies_is_left_alone(manifest: Manifest, root: Path) -> None:
     chain(root, 1)
     cell = root / "cells" / "vanilla-s0-0123456789ab-0123456789ab" / "cell.json"

@@ -26,7 +26,15 @@ TREE = {
     "teacher": {"model": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {"images_per_class": 12, "shard_size": 1, "image_size": 64, "steps": 60},
-    "cluster": {"workers": WORKERS},
+    "distillation": {
+        "student": "timm:test_resnet",
+        "labels": "stored",
+        "augmentation": [],
+        "batch_size": 6,
+        "warmup_epochs": 0,
+        "epochs": 1,
+        "learning_rate": 0.05,
+    },
 }
 
 
@@ -97,23 +105,29 @@ def write(folder: Path) -> Path:
     return path
 
 
+def run(job: str, folder: Path, cluster: Autoscaled) -> int:
+    """Run a job to its end and see the cluster go back to its head; most nodes at once."""
+    address = f"{cluster.nodes[0].address}:{cluster.port}"
+    environment = jobs.environment() | cluster.environment | {"RAY_ADDRESS": address}
+    command = jobs.command(job, write(folder))
+    most = cluster.size
+    assert most == 1
+    with (folder / f"{job}.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    while process.poll() is None:
+        most = max(most, cluster.size)
+        time.sleep(0.1)
+    assert process.returncode == 0, (folder / f"{job}.log").read_text()
+    while cluster.size > 1:  # the test's own time limit ends this
+        time.sleep(0.1)
+    return most
+
+
 def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
     with Autoscaled() as cluster:
-        address = f"{cluster.nodes[0].address}:{cluster.port}"
-        assert cluster.size == 1
-        environment = jobs.environment() | cluster.environment | {"RAY_ADDRESS": address}
-        with (tmp_path / "log").open("wb") as log:
-            job = subprocess.Popen(
-                jobs.command("synthesize", write(tmp_path)), env=environment, stdout=log, stderr=log
-            )
-        most = 1
-        while job.poll() is None:
-            most = max(most, cluster.size)
-            time.sleep(0.1)
-        assert job.returncode == 0, (tmp_path / "log").read_text()
-        assert most == 1 + WORKERS
-        while cluster.size > 1:  # the test's own time limit ends this
-            time.sleep(0.1)
+        assert run("synthesize", tmp_path, cluster) == 1 + WORKERS
+        # One rank, for which the head would do if it were a machine by itself.
+        assert run("distill", tmp_path, cluster) == 2
     published = current(open_storage(str(tmp_path / "run")).child("data/vanilla"))
     assert published is not None
     assert len(published.shards) == 24

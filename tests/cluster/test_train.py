@@ -15,9 +15,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import jobs
 from dfkd.checkpoints import Checkpoints
-from dfkd.cluster import train
+from dfkd.cluster import rank, train
 from dfkd.cluster.connect import connected
-from dfkd.cluster.train import _Trainer, cpus_each, distill, explained, find_workers
+from dfkd.cluster.rank import Job
+from dfkd.cluster.train import (
+    Workers,
+    _Trainer,
+    cpus_each,
+    distill,
+    explained,
+    find_workers,
+    run_ranks,
+)
 from dfkd.distillation import Course
 from dfkd.distilled import place
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
@@ -69,6 +78,16 @@ def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     steps = [event.step for event in events.Scalars("loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == course.total
+
+
+def test_ranks_that_start_again_after_the_end_leave_the_student_alone(tmp_path: Path) -> None:
+    """As all do when one has died right after the first had written it."""
+    manifest = prepare(tmp_path)
+    target = distill(manifest, "vanilla", 0).place
+    before = list(target.storage.list())
+    job = Job(manifest, "vanilla", 0, target.version.id, target.name, 1.0, False, False, False)
+    run_ranks(rank.train, {"job": job}, "again", Workers(2, 1.0, "cpu"))
+    assert list(target.storage.list()) == before  # and no curve of another training
 
 
 def test_our_own_error_in_a_rank_is_the_one_that_is_shown() -> None:
