@@ -25,7 +25,7 @@ from dfkd import evaluation, fewshot, fewshot_results, takehome
 from dfkd.budget import Budget
 from dfkd.cluster import train
 from dfkd.cluster.build import Built, build, finished, identify
-from dfkd.cluster.connect import connected
+from dfkd.cluster.connect import connected, named
 from dfkd.cluster.metrics import tell_accuracy
 from dfkd.cluster.train import Finished
 from dfkd.device import pick_device, use_threads
@@ -154,7 +154,7 @@ def distill(
     """
     students = []
     # One worker on this machine needs no Ray runtime, and so does not wait for one to start.
-    alone = manifest.distillation.workers == 1 and not os.environ.get("RAY_ADDRESS")
+    alone = manifest.distillation.workers == 1 and not named()
     with contextlib.nullcontext() if alone else connected():
         for method in manifest.methods:
             for seed in manifest.distillation.seeds:
@@ -184,7 +184,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
         InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
     """
     # The models work in this process; a cluster is joined for its Prometheus to be told.
-    joined = connected() if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext()
+    joined = connected() if named() else contextlib.nullcontext()
     with joined, _threads(threads) as chosen:
         evaluated = evaluation.evaluate(manifest, chosen)
         tell_accuracy(manifest.name, evaluated.results)

@@ -10,7 +10,6 @@ their version.
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from dfkd import cells
 from dfkd.cells import Outcome, Place
 from dfkd.cluster.build import build, finished, identify
 from dfkd.cluster.capacity import staying
-from dfkd.cluster.connect import connected
+from dfkd.cluster.connect import connected, named
 from dfkd.cluster.students import Done, Order, abreast, attempt, score, shares
 from dfkd.dataset import PublishedVersion
 from dfkd.device import pick_device
@@ -238,10 +237,9 @@ class _Runner:
 
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or room on this machine for more than one student at once."""
-        cluster = bool(os.environ.get("RAY_ADDRESS"))
-        if cluster or (min(students, cpus()) > 1 and self.at_once != 1):
+        if named() or (min(students, cpus()) > 1 and self.at_once != 1):
             self._connect()
-            return cluster or shares(staying(), students, self.at_once)[0] > 1
+            return bool(named()) or shares(staying(), students, self.at_once)[0] > 1
         return False
 
     def _take(self, label: str, outcome: Outcome, found: bool) -> None:

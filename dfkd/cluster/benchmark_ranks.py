@@ -79,7 +79,15 @@ def _sized(manifest: Manifest, per_class: int, batch: int) -> Manifest:
 def _fit(manifest: Manifest, version: str, ranks: int) -> dict[str, float]:
     device = device_name(pick_device())
     workers = Workers(ranks, 1.0, device)
-    job = Job(manifest, manifest.method, 0, version, "benchmark", 1.0, workers.gpu, False, False)
+    job = Job(
+        manifest=manifest,
+        method=manifest.method,
+        seed=0,
+        version=version,
+        name="benchmark",
+        cpus=workers.cpus,
+        gpu=workers.gpu,
+    )
     run_ranks(_timed, {"job": job}, "benchmark", workers)
     found: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(FOUND))
     return found

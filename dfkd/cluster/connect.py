@@ -19,12 +19,17 @@ ANSWER = 5.0
 """Seconds that a cluster's head has to accept a connection; Ray itself asks for minutes."""
 
 
+def named() -> str:
+    """The cluster that RAY_ADDRESS names, which `ray job submit` sets; empty if none is named."""
+    return os.environ.get("RAY_ADDRESS", "")
+
+
 @contextmanager
 def connected() -> Iterator[None]:
     """A Ray connection for the duration of a job.
 
     Uses the connection that the caller has and leaves it open; else joins the cluster that
-    RAY_ADDRESS names (`ray job submit` sets it); else starts a local one, which ends with the job.
+    RAY_ADDRESS names; else starts a local one, which ends with the job.
 
     Raises:
         InfrastructureError: the cluster does not answer.
@@ -35,7 +40,7 @@ def connected() -> Iterator[None]:
         return
     # Threads that spin while they wait can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = named()
     # That Ray uses tokens is its default here and no news to the reader of a job's output.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}

@@ -39,7 +39,7 @@ Feed = Callable[[int, int], Iterator[Batch | Probed]]
 """Batches by epoch and step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that a rank is told; the rest it reads from storage."""
 
@@ -52,9 +52,9 @@ class Job:
     """The student's folder."""
     cpus: float
     gpu: bool
-    local: bool
+    local: bool = False
     """Whether the one rank runs inside the driver."""
-    watched: bool
+    watched: bool = False
     """Whether somebody looks at the driver's terminal."""
 
 
@@ -209,12 +209,12 @@ def open_distiller(
         config,
         Course.of(config, stream.steps),
         job.seed,
-        label_source(manifest, device),
-        _scale(config, version),
-        device,
-        rank,
-        distribute(device, config.precision) if world > 1 else lambda module: module,
-        can_probe(config, images, student.head.in_features + classes),
+        label=label_source(manifest, device),
+        scale=_scale(config, version),
+        device=device,
+        rank=rank,
+        distribute=distribute(device, config.precision) if world > 1 else lambda module: module,
+        probe=can_probe(config, images, student.head.in_features + classes),
     )
 
 

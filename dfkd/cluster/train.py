@@ -97,13 +97,13 @@ def distill(
     wanted = manifest.distillation.workers
     workers = _here(share) if share else find_workers(wanted, manifest.cluster)
     job = Job(
-        manifest,
-        method,
-        seed,
-        target.version.id,
-        target.name,
-        workers.cpus,
-        workers.gpu,
+        manifest=manifest,
+        method=method,
+        seed=seed,
+        version=target.version.id,
+        name=target.name,
+        cpus=workers.cpus,
+        gpu=workers.gpu,
         local=workers.count == 0,
         watched=sys.stderr.isatty(),
     )

@@ -85,7 +85,15 @@ def test_ranks_that_start_again_after_the_end_leave_the_student_alone(tmp_path: 
     manifest = prepare(tmp_path)
     target = distill(manifest, "vanilla", 0).place
     before = list(target.storage.list())
-    job = Job(manifest, "vanilla", 0, target.version.id, target.name, 1.0, False, False, False)
+    job = Job(
+        manifest=manifest,
+        method="vanilla",
+        seed=0,
+        version=target.version.id,
+        name=target.name,
+        cpus=1.0,
+        gpu=False,
+    )
     run_ranks(rank.train, {"job": job}, "again", Workers(2, 1.0, "cpu"))
     assert list(target.storage.list()) == before  # and no curve of another training
 
