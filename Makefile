@@ -13,24 +13,25 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster test faults lint docs format clean
+.PHONY: help setup demo cluster test faults lint docs format clean clean-runs
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(VENV)/.installed ## Build the environment in .venv
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: PYTHON: must be 3.11 or newer, got $$($(PYTHON) -V); try make PYTHON=python3.11" >&2; exit 2; }
+	@echo 'building $(VENV): up to 3 GB to download, of which most is PyTorch (README: first steps)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,pretrain,studies,timm]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,pretrain,studies,timm]'
 	@touch $@
 
 demo: setup ## Class names to student on this machine, in minutes (MANIFEST=... for another run)
 	$(BIN)/python jobs/pipeline.py $(MANIFEST)
 
-cluster: setup ## The same images on S3 and a cluster of three nodes, of which one dies half-way
+cluster: setup ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
 test: setup ## All tests but those of make faults
@@ -51,5 +52,8 @@ format: setup ## Apply the formatter and the safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## Remove the environment, caches and runs
-	rm -rf $(VENV) build runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## Remove the environment, build products and caches; runs stay
+	rm -rf $(VENV) build .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+clean-runs: ## Remove runs/: data sets, students and results
+	rm -rf runs
