@@ -41,8 +41,8 @@ class Training:
     """Of the rate; a cosine runs to zero within each phase."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the student's layers in training, on GPUs and on CPUs with bfloat16 instructions, and of
-    the gradients that ranks send each other."""
+    """Of the student's layers in training, in float32 on a device that does not multiply bfloat16,
+    and of the gradients that ranks send each other."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -60,7 +60,7 @@ class Distillation(Training):
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     """One student is trained for each."""
     batch_size: Annotated[int, Field(ge=2)] = 128
-    """Images of one step over all ranks together."""
+    """Images of one step over all ranks together; no more than a version has."""
     labels: Literal["live", "stored", "restyled"] = "live"
     """Teacher on the augmented view, the distances stored in the shard, or those of the stored
     embedding, which each step moves along a style of `prompts.styles`."""
@@ -72,9 +72,10 @@ class Distillation(Training):
     standardise: bool = False
     """Train on (distance - mean) / std of the labels; the student still outputs distances."""
     workers: Count = 1
-    """DDP ranks."""
+    """DDP ranks of a student. Students are trained one after the other, in a study side by side."""
     loader_workers: Natural = 0
-    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead."""
+    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead. Where images
+    are large or a GPU is fast, that one is the limit."""
     checkpoint_epochs: Count = 1
     """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
 
