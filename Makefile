@@ -23,7 +23,7 @@ setup: $(VENV)/.installed ## Build the environment in .venv
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: PYTHON: must be 3.11 or newer, got $$($(PYTHON) -V); try make PYTHON=python3.11" >&2; exit 2; }
-	@echo 'building $(VENV): up to 3 GB to download, of which most is PyTorch (README: first steps)'
+	@echo 'building $(VENV): up to 3 GB to download, of which most is PyTorch (README.md has a smaller one)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,pretrain,studies,timm]'
 	@touch $@
