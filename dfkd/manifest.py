@@ -253,8 +253,7 @@ class Evaluation:
     """Accuracy per domain and class on data that no stage has seen."""
 
     data: Name = "bundled"
-    """A folder in a layout of `dfkd.layouts`, a list file (path, domain, class), or `bundled`. The
-    driver reads it, and so do the workers of a study."""
+    """A folder in a layout of `dfkd.layouts`, a list file (path, domain, class), or `bundled`."""
     domains: tuple[Name, ...] = ()
     """The domains that are scored, in the order in which they are shown; empty is all, by name."""
     aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
