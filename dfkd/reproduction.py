@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from dfkd import cells
 from dfkd.cells import Outcome, Place
@@ -33,7 +33,7 @@ from dfkd.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage import Storage, open_storage
 from dfkd.student import load_student
 from dfkd.study import Cell, Study
-from dfkd.study_results import Found, Map
+from dfkd.study_results import Found, Map, Scored
 
 Tell = Callable[[str, Outcome, bool], object]
 """Called with the label, the outcome, and whether it was found, of each cell that is there."""
@@ -154,7 +154,7 @@ class _Runner:
     tell: Tell
     runtime: contextlib.ExitStack
     """Of Ray, which starts with the first cell that needs it."""
-    teacher: tuple[str, Outcome] | None = None
+    teacher: Scored | None = None
     versions: dict[str, PublishedVersion] = field(default_factory=dict)
     broken: dict[str, DfkdError] = field(default_factory=dict)
     """Data sets that could not be made, by fingerprint: the other seeds need not try again."""
@@ -194,9 +194,10 @@ class _Runner:
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(job)
         if job.teacher and self.teacher is None:
-            scored = _with_models(cell.manifest, "teacher")
+            evaluation = dataclasses.replace(cell.manifest.evaluation, models=("teacher",))
+            scored = dataclasses.replace(cell.manifest, evaluation=evaluation)
             outcome = job.teacher.read() or score(scored, job.teacher, threads=self.threads)
-            self.teacher = (job.teacher.folder, outcome)
+            self.teacher = Scored(0, job.teacher.folder, outcome)
         if job.place is None:
             return []
         if found := job.place.read():
@@ -246,13 +247,13 @@ class _Runner:
         self.outcomes[label] = outcome
         self.tell(label, outcome, found)
 
-    def _students(self, jobs: list[_Job]) -> dict[str, tuple[tuple[int, str, Outcome], ...]]:
+    def _students(self, jobs: list[_Job]) -> dict[str, tuple[Scored, ...]]:
         """By row, in the order of cells."""
-        students: dict[str, tuple[tuple[int, str, Outcome], ...]] = {}
+        students: dict[str, tuple[Scored, ...]] = {}
         for job in jobs:
             if job.place and (outcome := self.outcomes.get(job.cell.label)):
                 row = students.get(job.cell.row, ())
-                students[job.cell.row] = (*row, (job.cell.seed, job.place.folder, outcome))
+                students[job.cell.row] = (*row, Scored(job.cell.seed, job.place.folder, outcome))
         return students
 
     def _failures(self, jobs: list[_Job]) -> dict[str, str]:
@@ -265,18 +266,12 @@ class _Runner:
         self.runtime.enter_context(connected())
 
 
-def _with_models(manifest: Manifest, model: Literal["teacher", "student"]) -> Manifest:
-    """The manifest with one kind of model to be scored."""
-    evaluation = dataclasses.replace(manifest.evaluation, models=(model,))
-    return dataclasses.replace(manifest, evaluation=evaluation)
-
-
 def maps(study: Study, data: Domains, found: Found) -> Iterator[Map]:
     """Of each row the evaluation set as its first student sees it."""
     root, device = open_storage(study.manifest.storage.root), pick_device()
     for row, done in found.students.items():
         if done:
-            student, card = load_student(root.child(f"students/{done[0][2].model}"), device)
+            student, card = load_student(root.child(f"students/{done[0].outcome.model}"), device)
             perplexity = study.described.perplexity
             items, points = lay_out(student, card["image_size"], data, perplexity)
             yield Map(

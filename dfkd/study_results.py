@@ -22,6 +22,17 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A finished cell."""
+
+    seed: int
+    """Of the student; 0 of a teacher."""
+    folder: str
+    """Under the root."""
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
 class Measured:
     """One cell: a student of one seed, or the teacher; of a gallery a data set."""
 
@@ -38,15 +49,16 @@ class Measured:
     """By domain and class."""
 
     @classmethod
-    def of(cls, seed: int, folder: str, outcome: Outcome) -> "Measured":
-        """From an outcome and the folder that it lies in."""
+    def of(cls, cell: Scored) -> "Measured":
+        """What a finished cell's outcome says."""
+        scores = cell.outcome.scores
         return cls(
-            seed=seed,
-            cell=folder,
-            version=outcome.version,
-            accuracy={score.domain: score.accuracy for score in outcome.scores},
-            class_mean={score.domain: score.class_mean for score in outcome.scores},
-            per_class={score.domain: score.per_class for score in outcome.scores},
+            seed=cell.seed,
+            cell=cell.folder,
+            version=cell.outcome.version,
+            accuracy={score.domain: score.accuracy for score in scores},
+            class_mean={score.domain: score.class_mean for score in scores},
+            per_class={score.domain: score.per_class for score in scores},
         )
 
 
@@ -124,10 +136,10 @@ class Made:
 class Found:
     """What a study's cells have left."""
 
-    teacher: tuple[str, Outcome] | None
-    """Folder and outcome, where the study has a row for it."""
-    students: Mapping[str, tuple[tuple[int, str, Outcome], ...]]
-    """Seed, folder and outcome of the finished cells of each row, by its name."""
+    teacher: Scored | None
+    """Where the study has a row for it."""
+    students: Mapping[str, tuple[Scored, ...]]
+    """The finished cells of each row, by its name."""
     versions: Mapping[str, PublishedVersion]
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
@@ -167,8 +179,8 @@ def gather(
     study: Study, found: Found, command: str, commit: str | None, maps: Iterable[Map] = ()
 ) -> Results:
     """The results of what a study's cells have left."""
-    outcomes = [outcome for cells in found.students.values() for _, _, outcome in cells]
-    outcomes += [found.teacher[1]] if found.teacher else []
+    outcomes = [cell.outcome for cells in found.students.values() for cell in cells]
+    outcomes += [found.teacher.outcome] if found.teacher else []
     scores = outcomes[0].scores if outcomes else ()
     return Results(
         study=study.described.name,
@@ -191,10 +203,10 @@ def _scored_rows(study: Study, found: Found) -> Iterable[Row]:
     if found.teacher:
         blanks = ("",) * (len(study.described.chosen_axes) - 1)
         names = (study.described.teacher, *blanks)
-        yield Row.of(names, "teacher", (Measured.of(0, *found.teacher),))
+        yield Row.of(names, "teacher", (Measured.of(found.teacher),))
     for name, cells in found.students.items():
         if cells:
-            measured = tuple(Measured.of(*cell) for cell in cells)
+            measured = tuple(map(Measured.of, cells))
             yield Row.of(study.rows[name][0].names, "student", measured)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dfkd.cells import Outcome, Score
 from dfkd.study import read
-from dfkd.study_results import Found, Measured, Row, gather
+from dfkd.study_results import Found, Measured, Row, Scored, gather
 from studies import write
 
 
@@ -32,7 +32,7 @@ def outcome(date: str, **accuracy: float) -> Outcome:
 
 def cells(*values: tuple[float, float]) -> tuple[Measured, ...]:
     return tuple(
-        Measured.of(seed, "cells/m", outcome("d", photo=photo, sketch=sketch))
+        Measured.of(Scored(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)))
         for seed, (photo, sketch) in enumerate(values)
     )
 
@@ -64,10 +64,11 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     study = read(write(tmp_path, teacher="CLIP"))
     late, early = outcome("2026-11-26", photo=0.5), outcome("2026-11-25", photo=0.25)
     students = {
-        "Random_Prompt": ((0, "cells/a", early), (1, "cells/b", late)),
+        "Random_Prompt": (Scored(0, "cells/a", early), Scored(1, "cells/b", late)),
         "Baseline": (),
     }
-    found = Found(("cells/t", outcome("2026-11-26", photo=1.0)), students, {}, {"x": "why"})
+    teacher = Scored(0, "cells/t", outcome("2026-11-26", photo=1.0))
+    found = Found(teacher, students, {}, {"x": "why"})
     results = gather(study, found, "python jobs/reproduce.py x", "abc")
     assert [row.names for row in results.rows] == [("CLIP",), ("Random_Prompt",)]
     assert [cell.cell for cell in results.rows[1].cells] == ["cells/a", "cells/b"]

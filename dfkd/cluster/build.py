@@ -48,8 +48,17 @@ from dfkd.storage import Storage, open_storage, require_room, require_space
 from dfkd.surrogate import SurrogateMaker
 from dfkd.tracking import Curve, Glimpse, ShardTracker
 
-LIBRARIES = ("dfkd", "torch", "open_clip_torch", "taming-transformers", "pillow", "numpy")
-"""Those whose version can change a pixel; recorded in the published manifest."""
+LIBRARIES = (
+    "dfkd",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "taming-transformers",
+    "timm",
+    "pillow",
+    "numpy",
+)
+"""Those whose version can change a pixel or a student, as far as they are installed."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +164,9 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Library versions that the published manifest records."""
-    versions = {name: metadata.version(name) for name in LIBRARIES}
+    """Library versions, which published manifests and scores record."""
+    there = {each.name.lower(): each.version for each in metadata.distributions()}
+    versions = {name: there[name] for name in LIBRARIES if name in there}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
