@@ -8,7 +8,6 @@ else the cluster that RAY_ADDRESS names is joined, or a local one serves for the
 import contextlib
 import dataclasses
 import io
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -41,6 +39,7 @@ from dfkd.report.sheet import write_contact_sheet
 from dfkd.storage import open_storage
 from dfkd.student import Student
 from dfkd.student import load_student as load
+from dfkd.yaml import dump
 
 __all__ = [
     "Budget",
@@ -88,10 +87,7 @@ def _overrides(parent: str, values: Mapping[str, Any]) -> Iterator[str]:
             yield from _overrides(f"{parent}{key}.", value)
         else:
             plain = os.fspath(value) if isinstance(value, os.PathLike) else value
-            text = yaml.safe_dump(
-                plain, default_flow_style=True, allow_unicode=True, width=math.inf
-            )
-            yield f"{parent}{key}={text}"
+            yield f"{parent}{key}={dump(plain, inline=True)}"
 
 
 def synthesize(

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import yaml
-
 from dfkd import logs
 from dfkd.errors import DfkdError, Exit, InfrastructureError
 from dfkd.fingerprint import fingerprint
 from dfkd.manifest import Manifest
+from dfkd.yaml import dump
 
 
 class Described(Protocol):
@@ -89,7 +88,7 @@ def run_with(
     try:
         manifest = read(options.manifest, tuple(options.overrides))
         if options.print_manifest:
-            print(yaml.safe_dump(manifest.as_dict(), sort_keys=False, allow_unicode=True), end="")
+            print(dump(manifest.as_dict()), end="")
             return Exit.DONE
         if options.submission_id:
             print(submission_id(arguments.prog, manifest))

@@ -1,10 +1,12 @@
 """What the fields of a manifest may hold: types that pydantic checks, and rules over values."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from dfkd.errors import ManifestError
+
+T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -16,11 +18,14 @@ Name = Annotated[str, Field(min_length=1)]
 CHECKED = ConfigDict(extra="forbid", strict=True)
 
 
-def several(value: object) -> object:
-    """A tuple of one text or of a list; anything else as it is."""
-    if isinstance(value, str):
+def _several(value: object) -> object:
+    if isinstance(value, str | int | float):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
+
+
+Several = Annotated[tuple[T, ...], BeforeValidator(_several)]
+"""A list, or a single text or number in place of a list of one."""
 
 
 def require_unique(field: str, values: tuple[object, ...]) -> None:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.artifacts import CACHE
@@ -22,9 +22,9 @@ from dfkd.fields import (
     Natural,
     NonNegative,
     Positive,
+    Several,
     require_slots,
     require_unique,
-    several,
 )
 from dfkd.inversion.settings import Inversion
 from dfkd.methods import Method, PromptMethod, Way, compared, prompt_method, way_of
@@ -116,9 +116,7 @@ class Contrastive:
 class Prompts:
     """How each image gets its own target text embedding."""
 
-    method: Annotated[tuple[PromptMethod, ...], BeforeValidator(several), Field(min_length=1)] = (
-        "contrastive",
-    )
+    method: Annotated[Several[PromptMethod], Field(min_length=1)] = ("contrastive",)
     """One method, or a list that `jobs/pipeline.py` compares."""
     template: Name = "{class} in the style of {style}"
     styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"
@@ -140,10 +138,6 @@ class Prompts:
             raise ManifestError(
                 "prompts.styles", "mix needs two styles or more", self.styles, "add styles"
             )
-
-
-def _weights(value: object) -> object:
-    return (value,) if isinstance(value, int | float) else several(value)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -173,11 +167,7 @@ class Amortised:
 class Synthesis:
     """Latent optimisation (equations 1-3), or one of the methods in `inversion`."""
 
-    method: Annotated[
-        tuple[Way, ...],
-        BeforeValidator(several),
-        Field(min_length=1),
-    ] = ("latent",)
+    method: Annotated[Several[Way], Field(min_length=1)] = ("latent",)
     """`latent` optimises VQGAN latents towards `prompts`; the others have vanilla prompts, and of
     this section they use the sizes, `precision` and `format`. A list is compared."""
     images_per_class: Count = 3000
@@ -216,9 +206,7 @@ class Synthesis:
     """Compile the step by torch.compile (on a CPU that needs a C++ compiler): the same images up to
     rounding, faster on a GPU after minutes of waiting."""
     format: Literal["png", "jpg"] = "png"
-    batch_norm_weight: Annotated[
-        tuple[NonNegative, ...], BeforeValidator(_weights), Field(min_length=1, max_length=2)
-    ] = (0.0,)
+    batch_norm_weight: Annotated[Several[NonNegative], Field(min_length=1, max_length=2)] = (0.0,)
     """Of DeepInversion's L_bn, which `latent` adds to each image's distance; images then depend on
     those that share their batch. `[0, w]` compares: the methods with it are called `...-bn`."""
 
@@ -254,16 +242,13 @@ class Evaluation:
 
     data: Name = "bundled"
     """A folder in a layout of `dfkd.layouts`, a list file (path, domain, class), or `bundled`."""
-    domains: tuple[Name, ...] = ()
+    domains: Several[Name] = ()
     """The domains that are scored, in the order in which they are shown; empty is all, by name."""
     aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
     """What the data call a class, where that is not its name here: `{plane: aeroplane}`."""
     average: Average = "images"
     """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
-    models: Annotated[tuple[Literal["teacher", "student"], ...], BeforeValidator(several)] = (
-        "teacher",
-        "student",
-    )
+    models: Several[Literal["teacher", "student"]] = ("teacher", "student")
     batch_size: Count = 64
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.errors import ManifestError
@@ -14,8 +14,8 @@ from dfkd.fields import (
     Natural,
     NonNegative,
     Positive,
+    Several,
     require_unique,
-    several,
 )
 
 Start = Literal["student", "library", "scratch"]
@@ -57,7 +57,7 @@ class Distillation(Training):
     What torchvision's names stand for is read from the cache."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[Several[Natural], Field(min_length=1)] = (0,)
     """One student is trained for each."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step over all ranks together; no more than a version has."""
@@ -113,17 +113,13 @@ class FewShot(Training):
     and rates are A.2's. Of scratch, whose backbone has nothing to keep, neither phase freezes it.
     """
 
-    domains: tuple[Name, ...] = ()
+    domains: Several[Name] = ()
     """Of `evaluation.data`; empty is all of them."""
-    shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
+    shots: Annotated[Several[Count], Field(min_length=1)] = (1, 2, 4, 8, 16)
     """k, the training images of each class; of a class with too few, all but one."""
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    seeds: Annotated[Several[Natural], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Of the draw, a fresh head and the views; of several students seed n takes number n."""
-    starts: Annotated[tuple[Start, ...], BeforeValidator(several), Field(min_length=1)] = (
-        "student",
-        "library",
-        "scratch",
-    )
+    starts: Annotated[Several[Start], Field(min_length=1)] = ("student", "library", "scratch")
     """What is fine-tuned: all of them have the architecture of `distillation.student`."""
     library: Name = "IMAGENET1K_V1"
     """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file."""

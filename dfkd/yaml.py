@@ -3,6 +3,8 @@
 import copy
 import difflib
 import json
+import math
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,11 +24,33 @@ MAX_BYTES = 1 << 20
 """A manifest is written by a person; a larger file is a mistake or an attack."""
 
 
+_SCALARS = {
+    "tag:yaml.org,2002:bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
+    "tag:yaml.org,2002:int": (
+        "[-+]?(0b[01]+|0x[0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)",
+        "-+0123456789",
+    ),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+"""Pattern and first characters of what YAML 1.2 takes for a flag or a number.
+
+PyYAML knows 1.1, to which `1e-3` is text, `no` a flag, and `1:30` ninety."""
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML without aliases, or a key given twice, which PyYAML would let the last one win.
 
     A few nested aliases in a file of a kilobyte expand to more than any memory holds.
     """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML declares it so
+        first: [rule for rule in rules if rule[0] not in _SCALARS]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -46,6 +70,15 @@ class _Loader(yaml.SafeLoader):
                 raise ManifestError(str(key), f"given twice (line {line})", key, "keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for more than text."""
+
+
+for _tag, (_pattern, _first) in _SCALARS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"({_pattern})\Z"), list(_first))
 
 
 def load(
@@ -105,6 +138,18 @@ def read_tree(path: str | Path) -> Tree:
             str(path), "must be a mapping of keys to values", tree, "see manifests/"
         )
     return tree
+
+
+def dump(value: object, *, inline: bool = False) -> str:
+    """`value`, of plain types, as YAML that `load` reads back as the same; `inline` on one line."""
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=inline,
+        width=math.inf if inline else None,
+    )
 
 
 def check(schema: type[T], tree: Tree) -> T:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from dfkd.api import read_manifest
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
+from dfkd.yaml import dump
 
 SMALLEST = "name: small\nclasses: [dog, cat]\nstorage: {root: runs/small}\n"
 
@@ -51,7 +53,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("classes=[dog, '']", "classes", "empty"),
         ("classes=[dog, ' cat']", "classes", "outer spaces"),
         ("classes=[dog, a/b]", "classes", "'/'"),
-        ("classes=[dog, no]", "classes.1", "string"),
+        ("classes=[dog, true]", "classes.1", "string"),
         ("name=two words", "name", "pattern"),
         ("cache=s3://bucket/weights", "cache", "folder of this machine"),
         ("prompts.method=poetry", "prompts.method.0", "vanilla"),
@@ -72,6 +74,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("distillation.labels=stored", "distillation.labels", "augmentation"),
         ("distillation={workers: 3, batch_size: 64}", "distillation.batch_size", "multiple"),
         ("distillation.seeds=[1, 1]", "distillation.seeds", "once"),
+        ("distillation.seeds=true", "distillation.seeds.0", "integer"),
         ("fewshot.domains=[ink, ink]", "fewshot.domains", "once"),
         ("fewshot.shots=[]", "fewshot.shots", "at least 1"),
         ("fewshot.temperature=0", "fewshot.temperature", "greater than 0"),
@@ -80,7 +83,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("evaluation.models=[]", "evaluation.models", "must name a model"),
         ("evaluation.average=pixels", "evaluation.average", "images"),
         ("evaluation.domains=[ink, ink]", "evaluation.domains", "once"),
-        ("evaluation.domains=ink", "evaluation.domains", "array"),
+        ("evaluation.domains={ink: 1}", "evaluation.domains", "array"),
         ("evaluation.aliases={plane: aeroplane}", "evaluation.aliases", "have none but classes"),
         ("evaluation.aliases={dog: x, cat: x}", "evaluation.aliases", "once"),
         ("evaluation.aliases={dog: 1}", "evaluation.aliases.dog", "string"),
@@ -139,6 +142,24 @@ def test_overrides_win_over_the_file_and_one_method_may_stand_alone(path: Path) 
     assert manifest.seed == 3
 
 
+def test_a_single_value_may_stand_for_a_list_of_one(path: Path) -> None:
+    alone = ("distillation.seeds=3", "fewshot.shots=4", "fewshot.seeds=1", "fewshot.starts=scratch")
+    manifest = Manifest.read(path, (*alone, "fewshot.domains=ink", "evaluation.domains=ink"))
+    assert manifest.distillation.seeds == (3,)
+    fewshot = manifest.fewshot
+    assert (fewshot.shots, fewshot.seeds, fewshot.starts) == ((4,), (1,), ("scratch",))
+    assert fewshot.domains == manifest.evaluation.domains == ("ink",)
+
+
+def test_numbers_and_words_are_as_people_write_them(path: Path) -> None:
+    words = ["no", "on", "yes", "off", "1e-3", "1:30", "null"]
+    settings = ("distillation.learning_rate=1e-3", "classes=[no, on, 'yes', off, '1e-3', 1:30]")
+    manifest = Manifest.read(path, settings)
+    assert manifest.distillation.learning_rate == 0.001
+    assert manifest.classes == ("no", "on", "yes", "off", "1e-3", "1:30")
+    assert read_manifest(path, classes=words).classes == tuple(words)
+
+
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
@@ -173,11 +194,14 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 
 def test_the_printed_manifest_reads_back_as_the_same(path: Path, tmp_path: Path) -> None:
-    import yaml
-
-    settings = ("prompts.method=[mix, vanilla]", "evaluation.aliases.dog=hound")
+    settings = (
+        "prompts.method=[mix, vanilla]",
+        "evaluation.aliases.dog=hound",
+        "classes=[dog, no, '1e-3', 1_0]",
+        "distillation.weight_decay=1e-7",
+    )
     manifest = Manifest.read(path, settings)
     assert manifest.evaluation.aliases == {"dog": "hound"}
     copy = tmp_path / "copy.yaml"
-    copy.write_text(yaml.safe_dump(manifest.as_dict()))
+    copy.write_text(dump(manifest.as_dict()))
     assert Manifest.read(copy) == manifest

@@ -8,7 +8,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
-import yaml
 from markupsafe import Markup
 
 import dfkd
@@ -24,6 +23,7 @@ from dfkd.report.table import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
 from dfkd.results import ClassSummary, summarise_classes
 from dfkd.storage import Storage, open_storage
+from dfkd.yaml import dump
 
 PAGE = "report.html"
 SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
@@ -355,5 +355,5 @@ def _provenance(facts: Facts) -> dict[str, Any]:
     return {
         "weights": sorted(weights.items()),
         "environment": sorted(environment.items()),
-        "manifest": manifest and yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True),
+        "manifest": manifest and dump(manifest),
     }
