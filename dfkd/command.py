@@ -32,6 +32,10 @@ Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
 
 
+COMMON = ("manifest", "overrides", "print_manifest", "dry_run", "submission_id")
+"""Options of every job: the manifest tells what they come to, or nothing is done."""
+
+
 def parser(description: str, **choices: Sequence[str]) -> argparse.ArgumentParser:
     """A parser with the arguments that every job takes, behind one for each of `choices`."""
     arguments = argparse.ArgumentParser(
@@ -91,7 +95,7 @@ def run_with(
             print(dump(manifest.as_dict()), end="")
             return Exit.DONE
         if options.submission_id:
-            print(submission_id(arguments.prog, manifest))
+            print(submission_id(arguments.prog, manifest, options))
             return Exit.DONE
         if options.dry_run:
             print(json.dumps(plan(manifest, options), indent=2))
@@ -111,13 +115,15 @@ def run_with(
     return Exit.DONE
 
 
-def submission_id(prog: str, manifest: Described) -> str:
-    """The name of a job and its manifest, overrides included, among a cluster's submissions.
+def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -> str:
+    """The name of a job, its manifest with all overrides and its own options, among a cluster's
+    submissions: `dfkd-JOB-` and 16 hexadecimal digits.
 
     Ray takes each name once: of two that submit the same run at the same time the second is told.
     """
-    job = Path(prog).stem
-    return f"dfkd-{job}-{fingerprint(manifest.as_dict())[:16]}"
+    own = {key: value for key, value in vars(options).items() if key not in COMMON}
+    run = {"manifest": manifest.as_dict(), "options": own}
+    return f"dfkd-{Path(prog).stem}-{fingerprint(run)[:16]}"
 
 
 def again(job: str, options: argparse.Namespace) -> str:

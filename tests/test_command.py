@@ -120,7 +120,16 @@ def test_a_submission_is_named_by_all_that_describes_the_run(
     assert re.fullmatch(r"dfkd-pipeline-[0-9a-f]{16}", name())
     others = ("storage.root=there", "seed=1", "distillation.epochs=3", "classes=[cat, dog]")
     assert len({name(), *(name("--set", other) for other in others)}) == 5
-    tree = Manifest.read(path)
-    names = {command.submission_id(f"/x/{job}.py", tree) for job in ("distill", "synthesize")}
-    assert len(names) == 2
+
+
+def test_a_submission_is_named_by_the_job_and_its_own_options(path: str) -> None:
+    arguments = command.parser("A job.", benchmark=("driver", "scale"))
+    arguments.add_argument("--abandon", action="store_true")
+    lines = [["driver", path], ["scale", path], ["driver", path, "--abandon"]]
+    names = {
+        command.submission_id(f"/x/{job}.py", Manifest.read(path), arguments.parse_args(line))
+        for job in ("distill", "synthesize")
+        for line in [*lines, ["driver", path, "--submission-id"]]
+    }
+    assert len(names) == 6
     assert all(name.startswith(("dfkd-distill-", "dfkd-synthesize-")) for name in names)
