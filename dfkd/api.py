@@ -28,6 +28,7 @@ from dfkd.cluster.metrics import tell_accuracy
 from dfkd.cluster.train import Finished
 from dfkd.device import pick_device, use_threads
 from dfkd.evaluation import Evaluated
+from dfkd.machine import cpus
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.pictures import pixels
@@ -280,7 +281,7 @@ def write_report(manifest: Manifest, command: str = "") -> str:
 def _threads(wanted: int) -> Iterator[int]:
     """Use so many threads, or all that this process may, and as many as before afterwards."""
     before = torch.get_num_threads()
-    chosen = wanted if wanted > 0 else min(evaluation.cpus(), before)
+    chosen = wanted if wanted > 0 else min(cpus(), before)
     use_threads(chosen)
     try:
         yield chosen

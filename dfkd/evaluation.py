@@ -3,7 +3,6 @@
 A model is anything that maps pixels to distances; the smallest distance is its answer.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, load, place
 from dfkd.domains import Domains, Item, open_data
 from dfkd.errors import DfkdError, ManifestError
+from dfkd.machine import cpus as cpus  # by this name for dfkd.reproduction
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.pictures import pixels
@@ -57,11 +57,6 @@ class Scores:
     rows: tuple[Row, ...]
     unreadable: tuple[str, ...]
     """`name: reason` of each image that no decoder could read, sorted."""
-
-
-def cpus() -> int:
-    """Processors that this process may use: the number of decoding threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

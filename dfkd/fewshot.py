@@ -35,9 +35,10 @@ from dfkd.device import pick_device
 from dfkd.domains import Domains, open_data
 from dfkd.draw import Draw, draw, taken
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
-from dfkd.evaluation import cpus, decoded
+from dfkd.evaluation import decoded
 from dfkd.fewshot_results import FOLDER, Data, Results, Row, ordered, row, summarise, write
 from dfkd.fields import CHECKED, Natural
+from dfkd.machine import cpus
 from dfkd.manifest import Manifest
 from dfkd.plan import derive_seed
 from dfkd.progress import bar

@@ -1,4 +1,4 @@
-"""What machine a figure was measured on."""
+"""What machine this is: for the records of what was measured on it, and how many CPUs there are."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ def machine() -> dict[str, Any]:
     """Processor, CPUs that this process may use, memory in bytes, GPU if there is one."""
     facts = {
         "processor": processor(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": cpus(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "torch_threads": torch.get_num_threads(),
@@ -20,6 +20,11 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def cpus() -> int:
+    """CPUs that this process may use; all there are where the system (macOS) tells no more."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -10,7 +10,6 @@ dead worker, the same command after a kill, and another world size all resume in
 
 import json
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from dfkd import machine
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.capacity import (
     Share,
@@ -159,7 +159,7 @@ def find_workers(wanted: int, cluster: Cluster) -> Workers:
     if ray.is_initialized():
         gather(worker_share(cluster), wanted)
     if wanted == 1 and count_nodes() == 1:
-        return Workers(0, float(len(os.sched_getaffinity(0))), _own_device())
+        return Workers(0, float(machine.cpus()), _own_device())
     nodes = staying()
     gpus = Share(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
