@@ -33,7 +33,9 @@ if TYPE_CHECKING:
         take_home,
         write_report,
     )
+    from dfkd.budget import Budget
     from dfkd.errors import (
+        BudgetError,
         CorruptionError,
         DfkdError,
         FingerprintError,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
+    "BudgetError",
     "Built",
     "CorruptionError",
     "DfkdError",
@@ -75,7 +79,7 @@ if not TYPE_CHECKING:  # for mypy it would give every unknown name a type
         """A public name, from its module (PEP 562)."""
         if name not in __all__:
             raise AttributeError(f"module 'dfkd' has no attribute {name!r}")
-        light = {"Manifest": "dfkd.manifest"}
+        light = {"Budget": "dfkd.budget", "Manifest": "dfkd.manifest"}
         home = "dfkd.errors" if name.endswith("Error") else light.get(name, "dfkd.api")
         globals()[name] = getattr(import_module(home), name)
         return globals()[name]
