@@ -146,7 +146,11 @@ def own_rate(manifest: Manifest) -> float:
 
 
 def image_steps(manifest: Manifest) -> int:
-    """Images that the teacher is shown in the making of a run with one method."""
+    """Optimisation steps of latents, summed over images, of a run with one method.
+
+    The steps that train a network for their start count too. 0 for the inversion methods, which
+    optimise no latents of ours; what each step shows the teacher (`synthesis.views`) is not in it.
+    """
     if prompt_method(manifest.method) is None:
         return 0
     training = training_steps(manifest) * manifest.synthesis.amortised.batch_size

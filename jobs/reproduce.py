@@ -172,7 +172,7 @@ def _line(study: Study) -> tuple[str, ...]:
         ", ".join(study.described.shows),
         str(len(study.rows)),
         str(len(study.described.chosen_seeds)),
-        f"{counted['image_steps']:,}",
+        f"{counted['image_steps']:,}" if counted["image_steps"] else "-",
         f"{counted['student_images']:,}",
         _committed(study),
     )

@@ -1,12 +1,13 @@
 """What things cost: the benchmarks at their smallest sizes, on real parts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfkd.benchmarks import requests
+from dfkd.benchmarks import requests, stages
 from dfkd.benchmarks.memory import Memory, Watch, watched
 from dfkd.benchmarks.requests import Counts, counted
 from dfkd.dataset import current
@@ -95,6 +96,22 @@ def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:
     assert list(storage.list("c/")) == []
     assert storage.location("a/b") == str(tmp_path / "a" / "b")
     assert counts.by_operation == {"put_if_absent": 1, "get": 1, "get_range": 1, "list": 2}
+
+
+def test_a_run_without_latents_has_no_rate_of_image_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"synthesize": 2.0, "distill": 4.0}
+    monkeypatch.setattr(stages, "_timed", lambda manifest: seconds)
+    manifest = Manifest.read(write_manifest(tmp_path))
+
+    def names(manifest: Manifest) -> list[str]:
+        return [figure["name"] for figure in stages.measure(manifest)["figures"]]
+
+    whole = names(manifest)
+    assert "image-steps in stage synthesize" in whole
+    dfad = replace(manifest, synthesis=replace(manifest.synthesis, method=("dfad",)))
+    assert names(dfad) == [name for name in whole if "image-steps" not in name]
 
 
 def test_memory_is_watched_from_outside() -> None:

@@ -318,6 +318,18 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     assert index["Figure 4"].startswith("a drawing")
 
 
+def test_the_list_has_no_image_steps_of_a_study_without_latents(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dfad = [{"name": "Method", "values": {"DFAD": {"synthesis": {"method": "dfad"}}}}]
+    path = write(tmp_path, axes=dfad)
+    monkeypatch.setattr(job, "files", lambda: [path])
+    with pytest.raises(SystemExit):
+        job.main(["--list"])
+    _, line, *_ = capsys.readouterr().out.splitlines()
+    assert line.split()[-5:-2] == ["1", "2", "-"]
+
+
 def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
     code, out, _ = reproduce(
         write(

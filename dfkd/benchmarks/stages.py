@@ -32,18 +32,18 @@ def measure(manifest: Manifest) -> dict[str, Any]:
 
     Returns:
         `figures`: seconds of each stage and of all; image-steps a second of the first, prompts and
-        the start of workers included, and views of images a second of the second.
+        the start of workers included, if any method has such; views of images a second of the
+        second.
     """
     with scratch(manifest) as fresh:
         seconds = _timed(fresh)
     figures = [Figure(f"stage {name}", "s", (spent,)) for name, spent in seconds.items()]
-    figures += [
-        Figure("all stages", "s", (sum(seconds.values()),)),
-        Figure(
-            "image-steps in stage synthesize", "1/s", (_steps(manifest) / seconds["synthesize"],)
-        ),
-        Figure("views in stage distill", "1/s", (_views(manifest) / seconds["distill"],)),
-    ]
+    figures.append(Figure("all stages", "s", (sum(seconds.values()),)))
+    if steps := _steps(manifest):
+        rate = steps / seconds["synthesize"]
+        figures.append(Figure("image-steps in stage synthesize", "1/s", (rate,)))
+    rate = _views(manifest) / seconds["distill"]
+    figures.append(Figure("views in stage distill", "1/s", (rate,)))
     return {"figures": [figure.as_dict() for figure in figures]}
 
 
