@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dfkd import command
@@ -157,16 +158,20 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Measure, print, and keep the record of each benchmark; returns the place of the last."""
+def work(manifest: Manifest, options: argparse.Namespace, words: Sequence[str]) -> str:
+    """Measure, print, and keep the record of each benchmark; returns the place of the last.
+
+    Args:
+        words: the arguments of the job, which the records name.
+    """
     storage = open_storage(manifest.storage.root)
-    words = shlex.join(["python", *sys.argv])
+    again = shlex.join(["python", "jobs/benchmark.py", *words])
     settle(options.threads)  # as workers do
     for name in chosen(options):
         with watched() as watch:
             results = BENCHMARKS[name](manifest, options)
         results["memory"] = watch.summary()
-        place = keep(storage, name, words, environment(), results)
+        place = keep(storage, name, again, environment(), results)
         put_page(storage)
         print("\n".join([*table(results), f"{name}: {place}"]), flush=True)
     return place
@@ -201,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="driver: how many shards a version has whose requests are counted",
     )
     add("--classes", type=int, default=0, help="scale: made-up classes (0: the manifest's own)")
-    return command.run(arguments, work, plan, argv)
+    words = sys.argv[1:] if argv is None else argv
+    return command.run(arguments, partial(work, words=words), plan, words)
 
 
 if __name__ == "__main__":

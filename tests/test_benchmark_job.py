@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import jobs
 from dfkd.benchmarks import requests, stages
 from dfkd.benchmarks.memory import Memory, Watch, watched
 from dfkd.benchmarks.requests import Counts, counted
@@ -44,6 +45,19 @@ def test_the_scale_benchmark_builds_and_reads_a_version(tmp_path: Path) -> None:
     version = current(root.child("benchmarks/scale/data/vanilla"))
     assert version is not None
     assert sum(len(list(version.samples(receipt))) for receipt in version.shards) == 32
+
+
+def test_the_record_names_the_arguments_that_were_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.load("benchmark")
+    monkeypatch.setattr("sys.argv", ["pytest", "-q"])
+    monkeypatch.setattr(job, "settle", lambda threads: None)
+    monkeypatch.setitem(job.BENCHMARKS, "export", lambda manifest, options: {"image_size": {}})
+    path = str(write_manifest(tmp_path))
+    assert job.main(["export", path, "--set", "synthesis.steps=1"]) == 0
+    kept = json.loads((tmp_path / "run" / "benchmarks" / "export.json").read_text())
+    assert kept["command"] == f"python jobs/benchmark.py export {path} --set synthesis.steps=1"
 
 
 def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path) -> None:
