@@ -1,7 +1,9 @@
 """Named settings of the method, which a manifest asks for with the key `preset`.
 
-They say how a run proceeds, and not how large it is: number and size of images, steps, epochs and
-rates stay the manifest's own.
+They say how a run proceeds, and not how large it is: number and size of images, steps and rate of
+their latents, epochs and rates of the students stay the manifest's own. A preset does set how
+contrastive prompts are optimised (updates, rate, batch), which is part of the method, and the pace
+at which latents take their steps.
 """
 
 from typing import Any

@@ -37,7 +37,7 @@ class Entry:
 
     stage: Stage
     method: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-    """The prompt method; `zero-shot` for an evaluation of the teacher."""
+    """The method (`dfkd.methods.Method`); `zero-shot` for an evaluation of the teacher."""
     seed: Count | None
     """Of the student; None where the stage has none."""
     seconds: Seconds

@@ -59,6 +59,8 @@ class Teacher:
     Attributes:
         name: as the manifest gives it.
         model: the open_clip module, in eval mode, without gradients of its own.
+        tokenizer: open_clip's, which `tokenize` and `content_tokens` read texts with.
+        device: where the model is.
         text: the module that holds the parts of the text tower.
         image_size: pixels a side of the images that the image tower sees.
         embedding_dim: E.
@@ -67,6 +69,7 @@ class Teacher:
         token_table: [K, D], the token embeddings whose mean and spread Eq 8-11 use.
         causal: whether what follows a sentence's end leaves its embedding as it is.
         has_batch_norm: whether the image tower has batch-norm statistics.
+        mean, std: [1, 3, 1, 1], of pixels in [0, 1], by which the image tower's input is whitened.
     """
 
     def __init__(

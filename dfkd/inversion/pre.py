@@ -31,7 +31,7 @@ from dfkd.inversion.statistics import Taps, embedding_taps
 from dfkd.synthesis import OnStep, Synthesised
 
 SOFTNESS, FLOOR = 3.0, 0.01
-"""Of `disagreement`: temperature, and the least probability that counts."""
+"""Of `agreement`: temperature, and the least probability that counts."""
 REPLAYED, SLOWER, PRIOR = 8, 40, 1e-5
 """Novel images for each replayed one; novelty's rate by the memory's; weight of its KL term."""
 

@@ -17,6 +17,7 @@ class Classifier:
     """CLIP with class texts as what these methods were published for: pixels to logits.
 
     Attributes:
+        teacher: frozen.
         texts: unit embeddings [M, E] of the vanilla class prompts.
     """
 
