@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import Generator
-from dfkd.inversion.statistics import batch_norm_loss, batch_norm_taps
 from dfkd.manifest import Synthesis
 from dfkd.plan import derive_seed
-from dfkd.teacher import Teacher, spherical_distance
+from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.views import Drawn, Views, show
 
 OnStep = Callable[[int, Tensor], None]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfkd import architecture, manifest
 from dfkd.architecture import Architecture, Source
 from dfkd.artifacts import CACHE
+from dfkd.batch_norm import Moments, Taps, layers, moments
 from dfkd.device import multiplies_bfloat16
 from dfkd.errors import ManifestError
 from dfkd.fingerprint import sha256_file
@@ -97,9 +98,7 @@ class Teacher:
         self.context_length = int(self.text.context_length)
         self.embedding_dim = _embedding_dim(self.text)
         self.logit_scale = float(model.get_parameter("logit_scale").exp())
-        self.has_batch_norm = any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in visual.modules()
-        )
+        self.has_batch_norm = bool(layers(visual))
         mean = torch.tensor(preprocess.get("mean", OPENAI_DATASET_MEAN), device=self.device)
         std = torch.tensor(preprocess.get("std", OPENAI_DATASET_STD), device=self.device)
         self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
@@ -245,6 +244,17 @@ def require_batch_norm(teacher: Teacher, what: str) -> None:
             teacher.name,
             "choose a ResNet teacher such as RN50-quickgelu",
         )
+
+
+def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Moments]:
+    """Taps on every batch-norm layer of the image tower, in the order of the forward pass.
+
+    Raises:
+        ManifestError: the tower has none, so that L_bn of the method (`what`) would be nothing.
+    """
+    require_batch_norm(teacher, what)
+    visual: nn.Module = teacher.model.get_submodule("visual")
+    return Taps(layers(visual), moments)
 
 
 def spherical_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import VQGAN
-from dfkd.inversion.statistics import batch_norm_loss, batch_norm_taps
 from dfkd.manifest import Synthesis
 from dfkd.synthesis import Synthesised, Synthesiser, learning_rate
-from dfkd.teacher import Teacher, spherical_distance
+from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
 
 PROMPTS = ["A dog", "A house", "A car", "A heart"]
 SMALL = Synthesis(image_size=64, steps=6, views=1, view_noise=0.02)

@@ -21,19 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd.batch_norm import Moments, Taps, batch_norm_loss
 from dfkd.inversion.crops import cropped, shifted
+from dfkd.inversion.features import stage_taps
 from dfkd.inversion.inner import Learner, divergence, softened
 from dfkd.inversion.network import GeneratorNetwork, built, normal
 from dfkd.inversion.run import Classifier, Run, as_bytes, synthesised
 from dfkd.inversion.settings import Inversion
-from dfkd.inversion.statistics import (
-    Moments,
-    Taps,
-    batch_norm_loss,
-    batch_norm_taps,
-    stage_taps,
-)
 from dfkd.synthesis import OnStep, Synthesised
+from dfkd.teacher import batch_norm_taps
 
 BETAS = (0.5, 0.999)
 

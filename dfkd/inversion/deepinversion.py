@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfkd.batch_norm import Moments, Taps, batch_norm_loss
 from dfkd.inversion.priors import mean_norm, total_variation
 from dfkd.inversion.run import Classifier, Run, as_bytes, synthesised
 from dfkd.inversion.settings import DeepInversion, Inversion
-from dfkd.inversion.statistics import Moments, Taps, batch_norm_loss, batch_norm_taps
 from dfkd.synthesis import OnStep, Synthesised
+from dfkd.teacher import batch_norm_taps
 
 BETAS = (0.5, 0.9)
 WARMUP = 100

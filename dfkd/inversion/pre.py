@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfkd.batch_norm import Taps
+from dfkd.inversion.features import embedding_taps
 from dfkd.inversion.harvest import Harvest
 from dfkd.inversion.inner import Learner, absolute
 from dfkd.inversion.network import Encoder, GeneratorNetwork, built
 from dfkd.inversion.run import Classifier, Run
 from dfkd.inversion.settings import Inversion
-from dfkd.inversion.statistics import Taps, embedding_taps
 from dfkd.synthesis import OnStep, Synthesised
 
 SOFTNESS, FLOOR = 3.0, 0.01

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.inversion.cmi import Bank, _Inverter, contrast, disagreement, head, invert
+from dfkd.inversion.features import stage_taps
 from dfkd.inversion.inner import divergence, softened
 from dfkd.inversion.settings import Cmi, InnerStudent, Inversion
-from dfkd.inversion.statistics import batch_norm_taps, stage_taps
-from dfkd.teacher import Teacher
+from dfkd.teacher import Teacher, batch_norm_taps
 from runs import problem
 
 SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, head=4, student_steps=2)

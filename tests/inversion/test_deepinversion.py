@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfkd.batch_norm import batch_norm_loss
 from dfkd.inversion.deepinversion import _Batch, invert, moved, rate
 from dfkd.inversion.priors import mean_norm, total_variation
 from dfkd.inversion.settings import DeepInversion, Inversion
-from dfkd.inversion.statistics import batch_norm_loss, batch_norm_taps
-from dfkd.teacher import Teacher
+from dfkd.teacher import Teacher, batch_norm_taps
 from runs import problem
 
 SHORT = DeepInversion(low_resolution_steps=4, steps=12, batch_size=4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd.inversion.features import embedding_taps
 from dfkd.inversion.pre import (
     _Game,
     agreement,
@@ -16,7 +17,6 @@ from dfkd.inversion.pre import (
     prior,
 )
 from dfkd.inversion.settings import Inversion, Pre
-from dfkd.inversion.statistics import embedding_taps
 from dfkd.teacher import Teacher
 from runs import problem
 

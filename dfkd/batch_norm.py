@@ -1,9 +1,8 @@
-"""What a teacher's layers see of a batch: batch-norm statistics, L_bn, and features on the way.
+"""Batch norm: its layers in a network, what they see of a batch, and L_bn.
 
 Forward hooks read it. They are attached once for a run, and gone when its block ends.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dfkd.teacher import Teacher, require_batch_norm
-
 T = TypeVar("T")
+
+
+def layers(network: nn.Module) -> list[nn.Module]:
+    """Every batch-norm layer of a network, whatever it norms, in the order of its modules."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 class Taps(Generic[T]):
@@ -73,20 +75,11 @@ class Moments:
         return means + variances
 
 
-def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Moments]:
-    """Taps on every batch-norm layer of the image tower, in the order of the forward pass.
-
-    Raises:
-        ManifestError: the tower has none, so that L_bn of the method (`what`) would be nothing.
-    """
-    require_batch_norm(teacher, what)
-    visual: Any = teacher.model.visual
-    layers = [module for module in visual.modules() if isinstance(module, _BatchNorm)]
-    return Taps(layers, moments)
-
-
 def moments(module: nn.Module, seen: Tensor, output: Tensor) -> Moments:
-    """The variance is biased, as in the published code."""
+    """`Moments` of what a batch-norm layer has seen [N, C, ...]; its output does not matter.
+
+    The variance is biased, as in the published code.
+    """
     layer: Any = module
     values = seen.float().transpose(0, 1).flatten(1)
     variance, mean = torch.var_mean(values, dim=1, correction=0)
@@ -100,21 +93,3 @@ def batch_norm_loss(read: Sequence[Moments], first_layer_factor: float = 1.0) ->
     """
     distances = torch.stack([moments.distance for moments in read])
     return distances.sum() + (first_layer_factor - 1) * distances[0]
-
-
-def stage_taps(teacher: Teacher) -> Taps[Tensor]:
-    """Taps on the mean over positions [N, C] of what enters each stage of a ResNet tower.
-
-    Of a tower without stages, what enters each batch-norm layer.
-    """
-    visual: Any = teacher.model.visual
-    named = list(visual.named_modules())
-    stages = [module for name, module in named if re.fullmatch(r"(.*\.)?layer\d", name)]
-    layers = [module for _, module in named if isinstance(module, _BatchNorm)]
-    return Taps(stages or layers, lambda module, seen, output: seen.float().flatten(2).mean(dim=2))
-
-
-def embedding_taps(teacher: Teacher) -> Taps[Tensor]:
-    """A tap on the image embedding [N, E] before it is normalised."""
-    visual: Any = teacher.model.visual
-    return Taps([visual], lambda module, seen, output: output.float())

@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from dfkd.batch_norm import Moments, Taps, batch_norm_loss, layers, moments
 from dfkd.errors import ManifestError
-from dfkd.inversion.statistics import (
-    Moments,
-    Taps,
-    batch_norm_loss,
-    batch_norm_taps,
-    embedding_taps,
-    moments,
-    stage_taps,
-)
-from dfkd.teacher import Teacher
-from models import RESNET, load_teacher, model_config
+from dfkd.inversion.features import stage_taps
+from dfkd.teacher import Teacher, batch_norm_taps
+from models import load_teacher, model_config
 
 
 def layer_of(mean: list[float], variance: list[float]) -> Moments:
@@ -56,26 +48,22 @@ def test_every_kind_of_batch_norm_is_read(layer: nn.Module, seen: list[object]) 
     assert float(batch_norm_loss([read])) == pytest.approx(2.0 + 3.0)
 
 
-def layers(teacher: Teacher) -> list[nn.Module]:
-    visual = teacher.model.get_submodule("visual")
-    return [module for module in visual.modules() if isinstance(module, _BatchNorm)]
-
-
 def test_hooks_see_the_statistics_of_every_layer(teacher: Teacher) -> None:
     inputs: list[Tensor] = []
+    norms = layers(teacher.model.get_submodule("visual"))
     pixels = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     handles = [
         layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-        for layer in layers(teacher)
+        for layer in norms
     ]
     with batch_norm_taps(teacher, "test") as taps:
         teacher.encode_image(pixels)
         read = taps.read
     for handle in handles:
         handle.remove()
-    assert len(read) == len(inputs) == len(layers(teacher)) == 19
+    assert len(read) == len(inputs) == len(norms) == 19
     expected = 0.0
-    for found, layer, given in zip(read, layers(teacher), inputs, strict=True):
+    for found, layer, given in zip(read, norms, inputs, strict=True):
         values = given.double().numpy().transpose(1, 0, 2, 3).reshape(given.shape[1], -1)
         mean, variance = values.mean(axis=1), values.var(axis=1)
         assert np.allclose(found.mean, mean, atol=1e-4)
@@ -106,40 +94,3 @@ def test_a_teacher_without_batch_norm_is_refused_in_one_line(tmp_path: Path) -> 
     with pytest.raises(ManifestError, match=r"^teacher.model: cmi needs .* batch norm, got") as e:
         batch_norm_taps(vit, "cmi")
     assert "\n" not in str(e.value)
-
-
-def test_stages_are_those_of_a_resnet(tmp_path: Path, teacher: Teacher) -> None:
-    pixels = torch.rand(2, 3, 64, 64)
-    with stage_taps(teacher) as taps:
-        teacher.encode_image(pixels)
-        widths = [features.shape for features in taps.read]
-    inner = [teacher.model.get_submodule(f"visual.layer{n}.0.conv1") for n in (1, 2, 3, 4)]
-    assert widths == [(2, conv.in_channels) for conv in inner]
-    vit = load_teacher(tmp_path / "vit", model_config())
-    with stage_taps(vit) as taps:
-        assert not taps._handles
-    other = load_teacher(tmp_path / "resnet", model_config(RESNET))
-    with stage_taps(other) as taps:
-        other.encode_image(pixels)
-        assert len(taps.read) == 4
-
-
-def test_a_stage_is_read_as_the_mean_over_positions(teacher: Teacher) -> None:
-    pixels = torch.rand(2, 3, 64, 64)
-    visual = teacher.model.get_submodule("visual")
-    x = (pixels - teacher.mean) / teacher.std
-    for name, module in visual.named_children():
-        if name == "layer1":
-            break
-        x = module(x)
-    with stage_taps(teacher) as taps:
-        teacher.encode_image(pixels)
-        assert torch.allclose(taps.read[0], x.mean(dim=(2, 3)), atol=1e-5)
-
-
-def test_the_embedding_is_read_before_it_is_normalised(teacher: Teacher) -> None:
-    with embedding_taps(teacher) as taps:
-        unit = teacher.encode_image(torch.rand(2, 3, 64, 64))
-        (raw,) = taps.read
-    assert torch.allclose(nn.functional.normalize(raw, dim=1), unit, atol=1e-6)
-    assert not torch.allclose(raw.norm(dim=1), torch.ones(2), atol=1e-2)
