@@ -5,12 +5,13 @@ Forward hooks read it. They are attached once for a run, and gone when its block
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfkd.progress import Closing
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ def layers(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
-class Taps(Generic[T]):
+class Taps(Closing, Generic[T]):
     """Hooks that read something off modules at each forward pass; a context that removes them."""
 
     def __init__(
@@ -44,15 +45,8 @@ class Taps(Generic[T]):
         """What the last pass gave, in the order of the modules."""
         return [self._found[number] for number in range(len(self._handles))]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove the hooks, and forget what they read."""
         for handle in self._handles:
             handle.remove()
         self._found.clear()
