@@ -32,6 +32,7 @@ from dfkd.machine import cpus
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.pictures import pixels
+from dfkd.pixels import from_bytes
 from dfkd.preflight import check_synthesis
 from dfkd.published import PublishedVersion, read_json
 from dfkd.report import fewshot_chart, fewshot_table, page
@@ -312,9 +313,9 @@ class NamedStudent:
             OSError: a file cannot be read.
         """
         fitted = np.stack([pixels(_encoded(picture), self.image_size) for picture in pictures])
-        batch = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(self.student.mean.device)
+        batch = torch.from_numpy(fitted).to(self.student.mean.device)
         with torch.inference_mode():
-            distances: Tensor = self.student(batch.float().div(255).contiguous())
+            distances: Tensor = self.student(from_bytes(batch).contiguous())
         return distances.cpu()
 
     def predict(self, pictures: Sequence[Picture]) -> list[str]:

@@ -23,6 +23,7 @@ from dfkd.machine import cpus as cpus  # by this name for dfkd.reproduction
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.pictures import pixels
+from dfkd.pixels import from_bytes
 from dfkd.progress import bar
 from dfkd.record import recorded
 from dfkd.results import ZERO_SHOT, Row, results, row, write_results
@@ -232,9 +233,9 @@ def _confusions(
 def _predict(
     candidate: Candidate, images: Sequence[npt.NDArray[np.uint8]], classes: int
 ) -> list[int]:
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(candidate.device)
+    batch = torch.from_numpy(np.stack(images)).to(candidate.device)
     with torch.inference_mode():
-        distances = candidate.distances(batch.float().div(255).contiguous())
+        distances = candidate.distances(from_bytes(batch).contiguous())
     wanted = (len(images), classes)
     if distances.shape != wanted or not torch.isfinite(distances).all():
         raise DfkdError(

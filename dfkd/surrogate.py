@@ -20,6 +20,7 @@ from dfkd.inversion.methods import METHODS
 from dfkd.inversion.run import Classifier, Run
 from dfkd.manifest import Manifest, Synthesis
 from dfkd.methods import coupled
+from dfkd.pixels import from_bytes
 from dfkd.plan import Task, Unit, image_seed, own_rate, own_steps, sample_key
 from dfkd.prompts import class_texts
 from dfkd.shards import Sample, write_shard
@@ -206,7 +207,7 @@ class SurrogateMaker:
     def _label(self, encoded: list[bytes]) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [B, E], distances [B, M] and probabilities [B, M] of the stored images."""
         decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
-        pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float() / 255
+        pixels = from_bytes(torch.from_numpy(np.stack(decoded)))
         embeddings = self.teacher.encode_image(pixels.to(self.class_texts.device), "float32")
         labels = distances(embeddings, self.class_texts)
         logits = self.teacher.logit_scale * embeddings @ self.class_texts.T

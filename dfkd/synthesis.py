@@ -9,6 +9,7 @@ from torch import Tensor
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import Generator
 from dfkd.manifest import Synthesis
+from dfkd.pixels import to_bytes
 from dfkd.plan import derive_seed
 from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.views import Drawn, Views, show
@@ -182,10 +183,8 @@ class Synthesiser:
 
 @torch.no_grad()
 def _result(generator: Generator, config: Synthesis, kept: _Kept) -> Synthesised:
-    pixels = generator.decode(kept.latents, config.quantise)
-    images = (pixels * 255).round().clamp(0, 255).nan_to_num().to(torch.uint8)
     return Synthesised(
-        images.permute(0, 2, 3, 1).contiguous().cpu(),
+        to_bytes(generator.decode(kept.latents, config.quantise)),
         kept.losses.cpu(),
         kept.steps.cpu(),
         kept.diverged().cpu(),

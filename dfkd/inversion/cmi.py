@@ -26,8 +26,9 @@ from dfkd.inversion.crops import cropped, shifted
 from dfkd.inversion.features import stage_taps
 from dfkd.inversion.inner import Learner, divergence, softened
 from dfkd.inversion.network import GeneratorNetwork, built, normal
-from dfkd.inversion.run import Classifier, Run, as_bytes, synthesised
+from dfkd.inversion.run import Classifier, Run, synthesised
 from dfkd.inversion.settings import Inversion
+from dfkd.pixels import from_bytes, to_bytes
 from dfkd.synthesis import OnStep, Synthesised
 from dfkd.teacher import batch_norm_taps
 
@@ -87,14 +88,14 @@ class _Inverter:
         optimizer = torch.optim.Adam(
             [*self.generator.parameters(), latents], self.config.learning_rate, BETAS
         )
-        lowest, best, known = torch.inf, as_bytes(self.generator(latents)), None
+        lowest, best, known = torch.inf, to_bytes(self.generator(latents)), None
         for step in range(self.config.steps):
             images = self.generator(latents)
             loss, seen = self._loss(images, labels)
             if on_step is not None:
                 on_step(step, loss.detach()[None])
             if loss.item() < lowest:
-                lowest, best, known = loss.item(), as_bytes(images), seen
+                lowest, best, known = loss.item(), to_bytes(images), seen
             for trained in (optimizer, self.improver):
                 trained.zero_grad(set_to_none=True)
             loss.backward()
@@ -140,7 +141,7 @@ class _Inverter:
         pool = torch.cat(self.pixels)
         for _ in range(self.config.student_steps):
             rows = torch.randint(len(pool), (self.config.batch_size,), generator=self.draws)
-            pixels = pool[rows].permute(0, 3, 1, 2).to(self.device).float() / 255
+            pixels = from_bytes(pool[rows].to(self.device))
             with torch.no_grad():
                 pixels = shifted(pixels, self.draws)
                 taught = self.classifier.logits(pixels)

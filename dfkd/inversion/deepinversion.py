@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from dfkd.batch_norm import Moments, Taps, batch_norm_loss
 from dfkd.inversion.priors import mean_norm, total_variation
-from dfkd.inversion.run import Classifier, Run, as_bytes, synthesised
+from dfkd.inversion.run import Classifier, Run, synthesised
 from dfkd.inversion.settings import DeepInversion, Inversion
+from dfkd.pixels import to_bytes
 from dfkd.synthesis import OnStep, Synthesised
 from dfkd.teacher import batch_norm_taps
 
@@ -39,7 +40,7 @@ def invert(
     with batch_norm_taps(classifier.teacher, "deepinversion") as taps:
         batches = [run.select(slice(start, start + config.batch_size)) for start in starts]
         made = [_Batch(classifier, taps, batch, config, on_step).made() for batch in batches]
-    pixels = torch.cat([as_bytes(classifier.pixels(images)) for images, _ in made])
+    pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in made])
     steps = config.low_resolution_steps + config.steps
     return synthesised(pixels, torch.cat([losses for _, losses in made]), steps)
 

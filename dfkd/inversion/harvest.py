@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfkd.inversion.run import Classifier, Run, as_bytes, synthesised
+from dfkd.inversion.run import Classifier, Run, synthesised
+from dfkd.pixels import from_bytes, to_bytes
 from dfkd.synthesis import Synthesised
 
 LABELLED = 64
@@ -42,7 +43,7 @@ class Harvest:
         wanted = self.due.get(number, 0) - self.count
         while wanted > 0:
             with torch.no_grad():
-                pixels = as_bytes(draw())[:wanted]
+                pixels = to_bytes(draw())[:wanted]
             self.pixels.append(pixels)
             self.losses.append(loss.detach().cpu().expand(len(pixels)))
             self.steps.append(torch.full((len(pixels),), number + 1))
@@ -61,8 +62,8 @@ class Harvest:
 
 @torch.no_grad()
 def _seen(classifier: Classifier, pixels: Tensor) -> Tensor:
-    device = classifier.texts.device
-    return classifier.logits(pixels.permute(0, 3, 1, 2).to(device).float() / 255).softmax(1).cpu()
+    there = from_bytes(pixels.to(classifier.texts.device))
+    return classifier.logits(there).softmax(1).cpu()
 
 
 def file(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -75,12 +75,6 @@ Invert = Callable[[Classifier, Run, Inversion, OnStep | None], Synthesised]
 """A method: makes the images of a run, in the order of its labels."""
 
 
-def as_bytes(pixels: Tensor) -> Tensor:
-    """Pixels [N, 3, H, W] in [0, 1] as uint8 [N, H, W, 3] on the CPU."""
-    levels = (pixels.detach() * 255).round().nan_to_num().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu()
-
-
 def synthesised(pixels: Tensor, losses: Tensor, steps: int | Tensor) -> Synthesised:
     """What a method gives back; an image whose loss is no number has diverged.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dfkd.miniature.evaluation_set import Picture
 from dfkd.miniature.icons import EVALUATION, Collection
+from dfkd.pixels import to_bytes
 
 Scores = Mapping[str, Any]
 
@@ -92,7 +93,7 @@ def write_picture(
 
 
 def _strip(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    rows = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    rows = to_bytes(images).numpy()
     framed: list[np.ndarray[Any, np.dtype[np.uint8]]] = [
         np.pad(row, ((1, 1), (1, 1), (0, 0)), constant_values=210) for row in rows
     ]

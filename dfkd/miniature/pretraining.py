@@ -33,6 +33,7 @@ from dfkd.miniature.recipe import Data, Recipe
 from dfkd.miniature.rendering import Cache, Row
 from dfkd.miniature.sampling import plain
 from dfkd.miniature.separation import Match
+from dfkd.pixels import from_bytes
 
 _CHUNK = 8000
 
@@ -306,7 +307,7 @@ def evaluation_images(icons: World) -> tuple[list[evaluation_set.Picture], Tenso
     """The bundled set: its pictures, and their pixels [N, 3, 64, 64] in [0, 1]."""
     pictures = icons.bundle
     pixels = np.stack([picture.pixels for picture in pictures])
-    return pictures, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return pictures, from_bytes(torch.from_numpy(pixels))
 
 
 def export(state: dict[str, Tensor], path: Path) -> None:

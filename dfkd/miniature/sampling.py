@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dfkd.miniature.icons import word_set
 from dfkd.miniature.rendering import Cache, Row
+from dfkd.pixels import from_bytes
 
 #: Words of user interfaces rather than things; drawings named by them are seen less often.
 UI_WORDS = word_set(
@@ -107,7 +108,7 @@ def pixels(cache: Cache, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     colour = [cache.colour[row.slot] for row in rows if row.colour]
     alpha = np.stack(mono) if mono else np.zeros((0, 64, 64), np.uint8)
     rgba = np.stack(colour) if colour else np.zeros((0, 64, 64, 4), np.uint8)
-    layers = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
+    layers = from_bytes(torch.from_numpy(rgba))
     layers[:, :3] *= layers[:, 3:]
     return torch.from_numpy(alpha).float() / 255, layers
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dfkd.inversion.run import Run, as_bytes, synthesised
+from dfkd.inversion.run import Run, synthesised
 from dfkd.teacher import Teacher
 from runs import problem
 
@@ -34,13 +34,6 @@ def test_what_a_run_draws_depends_on_its_images_and_the_purpose() -> None:
     assert len({one.seed("a"), one.seed("b"), two.seed("a")}) == 3
     part = one.select(slice(1, 2))
     assert (part.labels.tolist(), list(part.seeds)) == ([1], [2])
-
-
-def test_pixels_are_rounded_and_clamped() -> None:
-    pixels = torch.tensor([-0.2, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 1.5]).view(1, 1, 2, 3)
-    found = as_bytes(pixels.expand(1, 3, 2, 3))
-    assert found.shape == (1, 2, 3, 3)
-    assert found[0, ..., 0].flatten().tolist() == [0, 0, 0, 1, 255, 255]
 
 
 def test_an_image_whose_loss_is_no_number_has_diverged() -> None:
