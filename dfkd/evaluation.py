@@ -25,6 +25,7 @@ from dfkd.methods import Method
 from dfkd.pictures import pixels
 from dfkd.pixels import from_bytes
 from dfkd.progress import bar
+from dfkd.prompts import class_texts
 from dfkd.record import recorded
 from dfkd.results import ZERO_SHOT, Row, results, row, write_results
 from dfkd.storage import Storage, open_storage
@@ -137,9 +138,8 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
 
 def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
-    template, classes = manifest.teacher.template, manifest.classes
-    check_classes(teacher, classes, template)
-    texts = teacher.encode_text([template.replace("{class}", name) for name in classes])
+    check_classes(teacher, manifest.classes, manifest.teacher.template)
+    texts = class_texts(manifest, teacher)
     return Candidate(
         "teacher",
         ZERO_SHOT,

@@ -25,7 +25,7 @@ from dfkd.methods import prompt_method
 from dfkd.plan import derive_seed, fresh_tasks, root_seed
 from dfkd.pseudo import PseudoWords
 from dfkd.styles import dictionary
-from dfkd.teacher import Teacher
+from dfkd.teacher import Teacher, class_prompt
 
 SCHEMA = pa.schema(
     [
@@ -188,7 +188,7 @@ class PromptMaker:
     def draw(self, rows: Sequence[Row], batch_seed: int) -> Drawn:
         """The prompts of some rows; `batch_seed` drives what contrastive rows share."""
         if self.method == "vanilla":
-            texts = [self.manifest.teacher.template.replace("{class}", r.name) for r in rows]
+            texts = [class_prompt(self.manifest.teacher.template, r.name) for r in rows]
             labels = torch.tensor([r.class_index for r in rows])
             return Drawn(texts, self.class_texts[labels.to(self.class_texts.device)])
         if self.method == "mix":
@@ -226,7 +226,7 @@ class PromptMaker:
         if guard.attempts:
             for i in (~self.consistent(embeddings, labels)).nonzero().flatten().tolist():
                 embeddings[i] = self.class_texts[labels[i]]
-                texts[i] = self.manifest.teacher.template.replace("{class}", names[i])
+                texts[i] = class_prompt(self.manifest.teacher.template, names[i])
         return pseudo, Drawn(texts, embeddings, pseudo, attempts)
 
     def _contrast(self, rows: Sequence[Row], words: Tensor, start: Drawn, batch_seed: int) -> Drawn:
@@ -347,7 +347,7 @@ def check_similarity(manifest: Manifest, facts: Mapping[str, Any]) -> None:
 def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] of the vanilla class prompts, which labels and zero-shot rows use."""
     template = manifest.teacher.template
-    return teacher.encode_text([template.replace("{class}", name) for name in manifest.classes])
+    return teacher.encode_text([class_prompt(template, name) for name in manifest.classes])
 
 
 def style_texts(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:

@@ -209,6 +209,11 @@ class Teacher:
         return F.normalize(features.float(), dim=-1)
 
 
+def class_prompt(template: str, name: str) -> str:
+    """The vanilla prompt of a class: `template` (`teacher.template`) with its name."""
+    return template.replace("{class}", name)
+
+
 def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{class}") -> None:
     """Refuse class names that the teacher cannot read.
 
@@ -226,7 +231,7 @@ def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{cl
             rule = f"reads to the teacher exactly like {seen[tokens]!r}"
             raise ManifestError("classes", rule, name, "rename one of the two")
         seen[tokens] = name
-        length = len(teacher.content_tokens(template.replace("{class}", name)))
+        length = len(teacher.content_tokens(class_prompt(template, name)))
         if length > room:
             rule = f"a class prompt has at most {room} tokens, this one {length}"
             raise ManifestError("classes", rule, name, "shorten the name")
