@@ -15,7 +15,6 @@ SIDE = {"cpu": 1024, "cuda": 8192}
 IMAGES = {"cpu": 8, "cuda": 64}
 CHANNELS, CELLS = 128, 32
 """Of the convolution: channels in and out, and a side of its maps."""
-BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 
 
 def product(device: torch.device, precision: Precision = "float32") -> Call:
@@ -42,18 +41,6 @@ def convolution(device: torch.device, precision: Precision = "float32") -> Call:
         with torch.no_grad():
             F.conv2d(maps, kernel, padding=1)
         return 2.0 * images * CELLS**2 * 9 * CHANNELS**2
-
-    return call
-
-
-def copy(device: torch.device) -> Call:
-    """A copy in memory; its units are bytes, read and written."""
-    source = torch.ones(BYTES[device.type] // 4, device=device)
-    target = torch.empty_like(source)
-
-    def call() -> float:
-        target.copy_(source)
-        return 2.0 * BYTES[device.type]
 
     return call
 
