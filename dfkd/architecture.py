@@ -284,10 +284,10 @@ def _shipped(model: str) -> dict[str, Any]:
 def _usual_preprocess(model: str) -> dict[str, Any]:
     """What all published weights of an architecture agree on; SigLIP's, say, is not CLIP's."""
     keys = ("mean", "std", "interpolation")
-    tags = [
+    published = [
         get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)
     ]
-    usual = [{key: tag[key] for key in keys} for tag in tags]
+    usual = [{key: config[key] for key in keys} for config in published]
     return usual[0] if usual and all(each == usual[0] for each in usual) else {}
 
 

@@ -87,8 +87,8 @@ def _by_domain(described: Description, results: Results) -> tuple[tuple[str, ...
     domains = tuple(results.domains)
     rows: Rows = []
     for row in results.rows:
-        figures = tuple(_accuracy(described, row, domain) for domain in domains)
-        rows.append((row, (*row.names, *figures, _mean(described, row))))
+        cells = tuple(_accuracy(described, row, domain) for domain in domains)
+        rows.append((row, (*row.names, *cells, _mean(described, row))))
     return (*domains, MEAN), rows
 
 
@@ -109,8 +109,8 @@ def _by_class(described: Description, results: Results) -> tuple[tuple[str, ...]
     rows: Rows = []
     for domain in results.domains:
         for row in results.rows:
-            figures = tuple(row.of_class(domain, name) for name in results.classes)
-            rows.append((row, (domain, *row.names, *figures, row.class_mean(domain))))
+            cells = tuple(row.of_class(domain, name) for name in results.classes)
+            rows.append((row, (domain, *row.names, *cells, row.class_mean(domain))))
     return (*results.classes, MEAN), rows
 
 
