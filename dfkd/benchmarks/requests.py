@@ -1,6 +1,5 @@
 """What a version asks of its storage: requests of each kind, counted on the way."""
 
-import dataclasses
 import threading
 import time
 from collections import Counter
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
 
-from dfkd.benchmarks.scratch import scratch
+from dfkd.benchmarks.scratch import changed, scratch
 from dfkd.benchmarks.standin import StandIn, put_prompts, put_shards
 from dfkd.dataset import begin, open_version
 from dfkd.fingerprint import identity
@@ -100,11 +99,10 @@ def measure(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
 def _sized(manifest: Manifest, shards: int) -> Manifest:
     """The manifest with small shards, so many or a few more."""
     shards_per_class = -(-shards // len(manifest.classes))
-    synthesis = dataclasses.replace(
-        manifest.synthesis, images_per_class=SAMPLES * shards_per_class, shard_size=SAMPLES
+    return changed(
+        manifest.with_method(manifest.method),
+        synthesis={"images_per_class": SAMPLES * shards_per_class, "shard_size": SAMPLES},
     )
-    chosen = manifest.with_method(manifest.method)
-    return dataclasses.replace(chosen, synthesis=synthesis)
 
 
 def _measure(manifest: Manifest, size: int) -> dict[str, Any]:

@@ -1,13 +1,28 @@
-"""A place for what is built only to be timed."""
+"""Runs that are made only to be timed: their manifests, and a place for what they build."""
 
 import dataclasses
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from dfkd.manifest import Manifest, Storage
 from dfkd.storage import open_storage
+
+
+def changed(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifest:
+    """The manifest with other values for some keys of some sections, by the section's name.
+
+    Raises:
+        TypeError: a section has no such key.
+        ManifestError: the values break a rule.
+    """
+    others = {
+        name: dataclasses.replace(getattr(manifest, name), **values)
+        for name, values in sections.items()
+    }
+    return dataclasses.replace(manifest, **others)
 
 
 @contextmanager

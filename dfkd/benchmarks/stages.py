@@ -1,13 +1,12 @@
 """Where the time of a whole run goes, from class names to a report."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
 from dfkd import api
 from dfkd.benchmarks.measure import Figure
-from dfkd.benchmarks.scratch import scratch
+from dfkd.benchmarks.scratch import changed, scratch
 from dfkd.distillation import Course
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count, image_steps
@@ -16,14 +15,10 @@ from dfkd.streaming import steps_per_epoch
 
 def shortened(manifest: Manifest) -> Manifest:
     """The same stages with few images, steps and epochs, so that they can be tried in a minute."""
-    return dataclasses.replace(
+    return changed(
         manifest,
-        synthesis=dataclasses.replace(
-            manifest.synthesis, images_per_class=2, shard_size=1, steps=4, batch_size=2
-        ),
-        distillation=dataclasses.replace(
-            manifest.distillation, warmup_epochs=0, epochs=2, batch_size=2
-        ),
+        synthesis={"images_per_class": 2, "shard_size": 1, "steps": 4, "batch_size": 2},
+        distillation={"warmup_epochs": 0, "epochs": 2, "batch_size": 2},
     )
 
 

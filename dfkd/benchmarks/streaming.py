@@ -1,6 +1,5 @@
 """How fast a published version is read, beside bare decoding of the same bytes on one core."""
 
-import dataclasses
 import hashlib
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.benchmarks.measure import Call, Figure, quotient, turns
-from dfkd.benchmarks.scratch import scratch
+from dfkd.benchmarks.scratch import changed, scratch
 from dfkd.benchmarks.standin import put_version
 from dfkd.dataset import PublishedVersion
 from dfkd.manifest import Manifest
@@ -39,11 +38,10 @@ def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
 
 
 def _sized(manifest: Manifest, size: int, per_class: int) -> Manifest:
-    chosen = manifest.with_method(manifest.method)
-    synthesis = dataclasses.replace(
-        chosen.synthesis, images_per_class=per_class, shard_size=per_class, image_size=size
+    return changed(
+        manifest.with_method(manifest.method),
+        synthesis={"images_per_class": per_class, "shard_size": per_class, "image_size": size},
     )
-    return dataclasses.replace(chosen, synthesis=synthesis)
 
 
 def _figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]:

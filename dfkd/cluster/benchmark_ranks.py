@@ -1,6 +1,5 @@
 """How a distillation scales over ranks, and how long they wait for data: real ranks, real DDP."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import ray.train
 
 from dfkd.benchmarks.measure import Figure, beside, spread
-from dfkd.benchmarks.scratch import scratch
+from dfkd.benchmarks.scratch import changed, scratch
 from dfkd.benchmarks.standin import put_version
 from dfkd.cluster.rank import Job, open_distiller
 from dfkd.cluster.train import Workers, run_ranks
@@ -64,15 +63,10 @@ def measure(
 
 
 def _sized(manifest: Manifest, per_class: int, batch: int) -> Manifest:
-    chosen = manifest.with_method(manifest.method)
-    return dataclasses.replace(
-        chosen,
-        synthesis=dataclasses.replace(
-            chosen.synthesis, images_per_class=per_class, shard_size=max(1, per_class // 4)
-        ),
-        distillation=dataclasses.replace(
-            chosen.distillation, batch_size=batch, warmup_epochs=0, standardise=False
-        ),
+    return changed(
+        manifest.with_method(manifest.method),
+        synthesis={"images_per_class": per_class, "shard_size": max(1, per_class // 4)},
+        distillation={"batch_size": batch, "warmup_epochs": 0, "standardise": False},
     )
 
 
