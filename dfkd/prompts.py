@@ -263,20 +263,13 @@ class PromptMaker:
 
     def _start(self, rows: Sequence[Row], attempt: int) -> Tensor:
         """Pseudo-words [N, D] before any optimisation; each later attempt halves the spread."""
-        prompts, table = self.manifest.prompts, self.teacher.token_table
+        prompts, dimensions = self.manifest.prompts, self.teacher.token_table.shape[1]
         if prompts.contrastive.initialisation == "mix" and self.method == "contrastive":
             return torch.stack([self._mixed_word(row, attempt) for row in rows])
-        mean, deviation = table.mean(dim=0), table.std(dim=0)
-        noise = torch.stack(
-            [
-                torch.randn(
-                    table.shape[1],
-                    generator=torch.Generator().manual_seed(derive_seed(row.seed, attempt)),
-                )
-                for row in rows
-            ]
-        ).to(table.device)
-        return mean + prompts.scale * 0.5**attempt * noise * deviation
+        seeds = (derive_seed(row.seed, attempt) for row in rows)
+        draws = (torch.Generator().manual_seed(seed) for seed in seeds)
+        noise = torch.stack([torch.randn(dimensions, generator=draw) for draw in draws])
+        return self.words.around_the_mean(noise, prompts.scale * 0.5**attempt)
 
     def _mixed_word(self, row: Row, attempt: int) -> Tensor:
         """A pseudo-word between the mean token embeddings of two styles."""

@@ -99,6 +99,16 @@ class PseudoWords:
                 return template
         return self.template
 
+    def around_the_mean(self, noise: Tensor, scale: float) -> Tensor:
+        """V = mu + e * eps * sigma (Eq 8-11): pseudo-words [N, D] on the teacher's device.
+
+        Args:
+            noise: eps [N, D], standard normal.
+            scale: e; mu and sigma are those of the token embeddings.
+        """
+        table = self.teacher.token_table
+        return table.mean(dim=0) + scale * noise.to(table.device) * table.std(dim=0)
+
     def mean_embedding(self, words: str) -> Tensor:
         """The mean token embedding [D] of some words."""
         return self.teacher.token_table[list(self._content(words))].mean(dim=0)

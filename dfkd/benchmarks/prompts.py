@@ -10,6 +10,7 @@ import torch
 from dfkd import contrastive
 from dfkd.benchmarks import limits, peers
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
+from dfkd.benchmarks.scratch import changed
 from dfkd.contrastive import Bank, Problem
 from dfkd.manifest import Manifest
 from dfkd.prompt_statistics import statistics
@@ -108,8 +109,7 @@ def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[st
         By `prompts.contrastive.parallel`, what `dfkd.prompt_statistics` says of all prompts.
     """
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
-    synthesis = manifest.synthesis
-    size = max(1, synthesis.images_per_class // PARTS)
+    size = max(1, manifest.synthesis.images_per_class // PARTS)
     found = {}
     for parallel in PARALLEL:
         config = dataclasses.replace(
@@ -117,16 +117,12 @@ def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[st
             parallel=parallel,
             updates=updates or manifest.prompts.contrastive.updates,
         )
-        several = dataclasses.replace(
-            manifest,
-            prompts=dataclasses.replace(
-                manifest.prompts, method=("contrastive",), contrastive=config
-            ),
-            synthesis=dataclasses.replace(
-                synthesis, images_per_class=PARTS * size, shard_size=size
-            ),
+        sized = changed(
+            manifest.with_method("contrastive"),
+            prompts={"contrastive": config},
+            synthesis={"images_per_class": PARTS * size, "shard_size": size},
         )
-        found[str(parallel)] = _facts(several.with_method("contrastive"), teacher)
+        found[str(parallel)] = _facts(sized, teacher)
     return found
 
 
@@ -155,9 +151,7 @@ def example(
     memory.add(texts[held], held)
     names = [manifest.classes[label] for label in labels.tolist()]
     words = PseudoWords(teacher, manifest.prompts.template)
-    noise = torch.randn(
-        rows, teacher.token_table.shape[1], generator=torch.Generator().manual_seed(0)
-    ).to(texts.device)
-    spread = teacher.token_table.std(dim=0)
-    start = teacher.token_table.mean(dim=0) + manifest.prompts.scale * noise * spread
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randn(rows, teacher.token_table.shape[1], generator=draws)
+    start = words.around_the_mean(noise, manifest.prompts.scale)
     return Problem(words, names, labels, texts, memory), start
