@@ -15,20 +15,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError
+from dfkd.fields import CHECKED, Natural
 from dfkd.shards import canonical
 from dfkd.storage import Storage
 
 FOLDER = "records/"
 
 Stage = Literal["synthesize", "distill", "evaluate"]
-Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-CHECKED = ConfigDict(extra="forbid", strict=True)
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
@@ -38,18 +36,18 @@ class Entry:
     stage: Stage
     method: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
     """The method (`dfkd.methods.Method`); `zero-shot` for an evaluation of the teacher."""
-    seed: Count | None
+    seed: Natural | None
     """Of the student; None where the stage has none."""
     seconds: Seconds
     """From the start of the stage to its end on a clock at the wall."""
     worker_seconds: Seconds
     """Summed over workers: at work on tasks (synthesize), else `seconds` times workers."""
-    images: Count
+    images: Natural
     """Made, seen in training (each time that one is), or scored, by this process and its workers.
     """
-    bytes: Count
+    bytes: Natural
     """Of the shards or the student that were written; 0 in an evaluation."""
-    workers: Count
+    workers: Natural
     """Actors or ranks; 1 where the driver works itself."""
     device: str
     """`cpu`, or the name of the GPU."""
