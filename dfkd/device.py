@@ -2,9 +2,10 @@
 
 import contextlib
 import ctypes
-from typing import Literal
 
 import torch
+
+from dfkd.fields import Precision
 
 
 def pick_device() -> torch.device:
@@ -55,7 +56,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return features.get("avx512_bf16", False) or features.get("amx_bf16", False)
 
 
-def autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Mixed precision for what runs inside: bfloat16 if asked for and the device multiplies it."""
     mixed = precision == "bfloat16" and multiplies_bfloat16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed)

@@ -1,6 +1,6 @@
 """What the fields of a manifest may hold: types that pydantic checks, and rules over values."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -14,6 +14,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the numbers that networks multiply."""
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
 

@@ -17,11 +17,11 @@ from dfkd.artifacts import VQGAN as NAMES
 from dfkd.decoder import decode
 from dfkd.device import multiplies_bfloat16
 from dfkd.errors import ManifestError, WeightsError
+from dfkd.fields import Precision
 from dfkd.fingerprint import sha256_file
 from dfkd.vqgan_config import Model, read_model
 from dfkd.weights import ASSETS, MINIATURE, existing_file, load_into, match, read_state_dict
 
-Precision = Literal["float32", "bfloat16"]
 Initialisation = Literal["codes", "normal"]
 
 SEARCH = 1 << 24

@@ -22,6 +22,7 @@ from dfkd.fields import (
     Natural,
     NonNegative,
     Positive,
+    Precision,
     Several,
     require_slots,
     require_unique,
@@ -199,7 +200,7 @@ class Synthesis:
     keep: Literal["best", "last"] = "best"
     patience: Natural = 0
     """Steps without a better loss after which an image stops; 0 never stops early."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the networks; a device that does not multiply bfloat16 works in float32. Labels and
     distances are float32."""
     compile: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,9 @@ from dfkd.artifacts import CACHE
 from dfkd.batch_norm import Moments, Taps, layers, moments
 from dfkd.device import multiplies_bfloat16
 from dfkd.errors import ManifestError
+from dfkd.fields import Precision
 from dfkd.fingerprint import sha256_file
 from dfkd.weights import load_into
-
-Precision = Literal["float32", "bfloat16"]
 
 TEXT_BATCH = 256
 """Texts that are encoded at once."""

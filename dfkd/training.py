@@ -14,6 +14,7 @@ from dfkd.fields import (
     Natural,
     NonNegative,
     Positive,
+    Precision,
     Several,
     require_unique,
 )
@@ -40,7 +41,7 @@ class Training:
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the rate; a cosine runs to zero within each phase."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the student's layers in training, in float32 on a device that does not multiply bfloat16,
     and of the gradients that ranks send each other."""
 

@@ -12,6 +12,7 @@ from dfkd.benchmarks import limits, peers, prompts
 from dfkd.benchmarks.measure import Figure, operations, profile, quotient, turns
 from dfkd.benchmarks.table import HEAD, page, scaled, table
 from dfkd.distillation import Course, Distiller
+from dfkd.fields import Precision
 from dfkd.generator import VQGAN
 from dfkd.labels import live
 from dfkd.manifest import Generator, Manifest, Synthesis
@@ -52,7 +53,7 @@ def test_operations_are_counted_backwards_too() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_limits_do_what_they_count(precision: limits.Precision) -> None:
+def test_limits_do_what_they_count(precision: Precision) -> None:
     for limit in (limits.product(CPU, precision), limits.convolution(CPU, precision)):
         assert operations(limit) == limit() > 0
 

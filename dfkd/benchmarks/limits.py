@@ -1,14 +1,11 @@
 """What this machine can do at best, measured beside what is compared with it."""
 
-from typing import Literal
-
 import torch
 from torch.nn import functional as F
 
 from dfkd.benchmarks.measure import Call
 from dfkd.device import multiplies_bfloat16
-
-Precision = Literal["float32", "bfloat16"]
+from dfkd.fields import Precision
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices that are multiplied."""

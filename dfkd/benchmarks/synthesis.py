@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfkd.benchmarks import limits, peers
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
+from dfkd.fields import Precision
 from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest, Synthesis
 from dfkd.prompts import class_texts
@@ -93,7 +94,7 @@ def _peers(manifest: Manifest, device: torch.device, text: Tensor) -> dict[str, 
 
 
 def _models(
-    manifest: Manifest, device: torch.device, precision: limits.Precision
+    manifest: Manifest, device: torch.device, precision: Precision
 ) -> tuple[Teacher, VQGAN]:
     return (
         Teacher.load(manifest.teacher, device, precision, manifest.cache),
