@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, LeaseError
+from dfkd.fields import CHECKED
 from dfkd.shards import canonical
 from dfkd.storage import MissingObject, Storage
 
@@ -40,7 +41,7 @@ NUMBERED = re.compile(r"leases/(?P<name>[a-z]+)/(?P<number>[0-9]{8})\.json")
 Clock = Callable[[], float]
 
 
-@checked(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+@checked(frozen=True, kw_only=True, config=CHECKED)
 class Record:
     """The content of a lease's object."""
 

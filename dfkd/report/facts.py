@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +17,7 @@ import dfkd
 from dfkd import record
 from dfkd.dataset import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.fields import CHECKED
 from dfkd.manifest import Average, Manifest
 from dfkd.published import read_json
 from dfkd.report.curves import Curve, read_curve
@@ -47,7 +48,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of tensors that are no parameters."""
 
 
-@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@checked(frozen=True, config=CHECKED)
 class Origin:
     """Where a run came from; kept as report.json."""
 
