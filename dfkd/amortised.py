@@ -40,7 +40,7 @@ class Start(nn.Module):
     ) -> None:
         """Random weights from `seed`; the global random state is left as it was."""
         super().__init__()
-        self.generator = [generator]  # in a list, so that it is no part of this module
+        self.generator = generator
         self.shape = generator.latent_shape(image_size)
         channels, side, _ = self.shape
         doublings = max(0, math.ceil(math.log2(side / COARSE)))
@@ -64,7 +64,7 @@ class Start(nn.Module):
             maps = maps + convolution(F.gelu(maps))
             maps = F.interpolate(maps, scale_factor=2.0, mode="nearest")
         _, height, width = self.shape
-        latents: Tensor = self.generator[0].squash(maps[:, :, :height, :width])
+        latents: Tensor = self.generator.squash(maps[:, :, :height, :width])
         return latents
 
     @torch.no_grad()
