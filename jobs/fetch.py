@@ -32,7 +32,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
             path = tags.find(manifest.teacher.model, manifest.teacher.weights, manifest.cache)
             print(f"{model.field}: {model.id}, fetched by open_clip: {path}", flush=True)
         else:
-            check_distillation(manifest)
+            check_distillation(manifest)  # building the student is what makes timm download it
             print(f"{model.field}: {model.id}, fetched by {model.library}", flush=True)
     return str(Path(manifest.cache).expanduser())
 

@@ -110,6 +110,7 @@ class _Inverter:
         """L of a batch, and its features [B, 2F] for the bank."""
         config, light = self.config, shifted(images, self.draws)
         logits, whole = self._features(light)
+        # Read now: the pass over the crops, which is the next, overwrites what the taps hold.
         statistics = batch_norm_loss(self.moments.read)
         _, local = self._features(cropped(images, self.draws))
         student = disagreement(self.learner.judge(light), logits).mean()
