@@ -152,11 +152,12 @@ def require_activation(weights: str, quick_gelu: bool | None, architecture: Arch
     trained, built = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
     base = architecture.name.removesuffix("-quickgelu")
     other = f"{base}-quickgelu" if quick_gelu else base
-    remedy = f"set teacher.model={other}"
-    if architecture.path is None and other not in open_clip.list_models():
-        remedy = "choose an architecture with their activation"
-    elif architecture.path is not None:
+    if architecture.path is not None:
         remedy = f"set quick_gelu to {str(quick_gelu).lower()} in {architecture.path.name}"
+    elif other in open_clip.list_models():
+        remedy = f"set teacher.model={other}"
+    else:
+        remedy = "choose an architecture with their activation"
     raise WeightsError(
         "teacher.weights",
         f"were trained with {trained}, but {architecture.name} is built with {built}",
