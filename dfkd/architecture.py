@@ -23,8 +23,8 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from dfkd import tags
 from dfkd.artifacts import CACHE
 from dfkd.errors import ManifestError, WeightsError
+from dfkd.miniature import TEACHER_CONFIG, TEACHER_WEIGHTS
 from dfkd.weights import (
-    ASSETS,
     MINIATURE,
     OPENAI_KEYS,
     existing_file,
@@ -93,7 +93,7 @@ def read_architecture(model: str) -> Architecture:
         ManifestError: unknown, unreadable, or of a kind without a token-level text path.
     """
     if model == MINIATURE:
-        path: Path | None = ASSETS / "teacher.json"
+        path: Path | None = TEACHER_CONFIG
     elif model.startswith(DIRECTORY) or Path(model).expanduser().is_dir():
         path = Path(model.removeprefix(DIRECTORY)).expanduser() / CONFIG
     elif model.endswith(".json"):
@@ -122,7 +122,7 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
             trained with another activation than the architecture has.
     """
     if weights == MINIATURE:
-        source = Source(existing_file("teacher.weights", ASSETS / "teacher.safetensors"), {}, None)
+        source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
     elif weights.startswith(DIRECTORY) or Path(weights).expanduser().is_dir():
         source = _in_directory(Path(weights.removeprefix(DIRECTORY)).expanduser())
     elif tag := get_pretrained_cfg(architecture.name, weights):

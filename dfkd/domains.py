@@ -7,7 +7,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 from dfkd.errors import CorruptionError, ManifestError
@@ -15,6 +14,7 @@ from dfkd.folders import SUFFIXES, Entry, Tally
 from dfkd.layouts import Layout, recognise
 from dfkd.lists import FIELD, bad_line, rows
 from dfkd.manifest import Evaluation
+from dfkd.miniature import EVALUATION
 from dfkd.public_sets import alike
 
 LISTS = frozenset({".txt", ".csv"})
@@ -276,7 +276,7 @@ def _list(path: Path, labels: Mapping[str, int]) -> _Found:
 
 
 def _bundle() -> Path:
-    path = Path(str(resources.files("dfkd.miniature").joinpath("assets", "evaluation.tar")))
+    path = EVALUATION
     if not path.is_file():
         raise CorruptionError(f"the bundled evaluation set {path} is missing; reinstall dfkd")
     return path

@@ -19,8 +19,9 @@ from dfkd.device import multiplies_bfloat16
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.fields import Precision
 from dfkd.fingerprint import sha256_file
+from dfkd.miniature import GENERATOR_CONFIG, GENERATOR_WEIGHTS
 from dfkd.vqgan_config import Model, read_model
-from dfkd.weights import ASSETS, MINIATURE, existing_file, load_into, match, read_state_dict
+from dfkd.weights import MINIATURE, existing_file, load_into, match, read_state_dict
 
 Initialisation = Literal["codes", "normal"]
 
@@ -278,8 +279,8 @@ class _Clamp(torch.autograd.Function):
 
 _PARTS = ("decoder.", "quantize.", "post_quant_conv.")
 _MINIATURE = {
-    "generator.config": ASSETS / "generator.yaml",
-    "generator.weights": ASSETS / "generator.safetensors",
+    "generator.config": GENERATOR_CONFIG,
+    "generator.weights": GENERATOR_WEIGHTS,
 }
 
 

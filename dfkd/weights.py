@@ -23,7 +23,6 @@ from dfkd.errors import DfkdError, WeightsError
 
 MINIATURE = "miniature"
 """Stands, in a manifest, for the models that the package ships."""
-ASSETS = Path(__file__).parent / "miniature" / "assets"
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Sizes that only OpenAI's own checkpoints carry beside their weights."""

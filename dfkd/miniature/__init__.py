@@ -11,7 +11,6 @@ ASSETS = Path(__file__).parent / "assets"
 
 TEACHER_CONFIG = ASSETS / "teacher.json"
 TEACHER_WEIGHTS = ASSETS / "teacher.safetensors"
-TOKENIZER_MERGES = ASSETS / "bpe.txt.gz"
 GENERATOR_CONFIG = ASSETS / "generator.yaml"
 GENERATOR_WEIGHTS = ASSETS / "generator.safetensors"
 EVALUATION = ASSETS / "evaluation.tar"
