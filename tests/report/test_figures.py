@@ -1,6 +1,7 @@
 """A study's charts as files."""
 
 import io
+import re
 
 import pytest
 from PIL import Image
@@ -64,4 +65,7 @@ def test_a_map_is_drawn_once_for_each_colouring() -> None:
 def test_many_classes_are_told_apart_by_shape() -> None:
     names = [f"class {number:02d}" for number in range(2 * len(COLOURS))]
     points = [(float(number), 0.0) for number in range(len(names))]
-    require_picture(maps("t-SNE", [("Mix", points, [names])]), names[0], names[-1])
+    svg = require_picture(maps("t-SNE", [("Mix", points, [names])]), names[0], names[-1])
+    drawn = re.findall(r'aria-roledescription="point" [^>]* d="([^"]+)" fill="([^"]+)"', svg)
+    assert len(drawn) == len(set(drawn)) == len(names)
+    assert {len({shape for shape, _ in drawn}), len({fill for _, fill in drawn})} == {2, 12}
