@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,20 +7,9 @@ from hypothesis import strategies as st
 
 from dfkd import augmentation
 from dfkd.augmentation import augment
+from dfkd.training import Augmentation
 
-OPTIONS = (
-    "flip",
-    "crop",
-    "affine",
-    "colour",
-    "grey",
-    "invert",
-    "noise",
-    "blur",
-    "erase",
-    "style",
-    "mix",
-)
+OPTIONS = get_args(Augmentation)
 
 
 def generator(seed: int = 0) -> torch.Generator:
