@@ -254,7 +254,6 @@ def test_a_study_without_any_finished_cell_has_no_table(
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"settings": {"classes": ["clock", "zebra"]}, "seeds": [0]}, "evaluation.data"),
         ({"settings": {"distillation": {"student": "resnet1"}}}, "distillation.student"),
         ({"settings": {"synthesis": {"image_size": 65}}}, "synthesis.image_size"),
         ({"settings": {"teacher": {"weights": "absent.pt"}}}, "teacher.weights"),
@@ -275,16 +274,26 @@ def test_a_study_without_any_finished_cell_has_no_table(
 def test_what_cannot_work_is_refused_before_anything_is_made(
     reproduce: Reproduce, tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
-    if "zebra" in str(changes):
-        (tmp_path / "data" / "photo" / "clock").mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(tmp_path / "data" / "photo" / "clock" / "0.png")
-        changes["settings"]["evaluation"] = {"data": str(tmp_path / "data")}
-    code, _, err = reproduce(write(tmp_path, **changes))
+    require_refusal(reproduce, write(tmp_path, **changes), complaint)
+
+
+def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(
+    reproduce: Reproduce, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "photo" / "clock").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / "photo" / "clock" / "0.png")
+    data = {"data": str(tmp_path / "data")}
+    settings = {"classes": ["clock", "zebra"], "evaluation": data}
+    require_refusal(reproduce, write(tmp_path, settings=settings), "evaluation.data")
+
+
+def require_refusal(reproduce: Reproduce, path: Path, complaint: str) -> None:
+    code, _, err = reproduce(path)
     assert code == Exit.USAGE
     (line,) = err.strip().splitlines()
     assert line.startswith("error: ")
     assert complaint in line
-    assert not (tmp_path / "root" / "data").exists()
+    assert not (path.parent / "root" / "data").exists()
 
 
 def test_a_study_that_is_not_there_is_refused(reproduce: Reproduce, tmp_path: Path) -> None:
