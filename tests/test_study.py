@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfkd.errors import ManifestError
-from dfkd.study import MAX_ROWS, merged, read
+from dfkd.study import MAX_ROWS, read
 from dfkd.styles import PAPER
 from studies import EPOCHS, METHODS, description, write
 
@@ -78,27 +78,6 @@ def test_an_override_is_of_the_file(tmp_path: Path) -> None:
     assert [cell.seed for cell in study.cells] == [7, 7]
     assert study.manifest.synthesis.steps == 3
     assert study.as_dict()["seeds"] == [7]
-
-
-TREES = st.recursive(
-    st.integers() | st.lists(st.integers(), max_size=2),
-    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
-)
-
-
-@given(
-    st.dictionaries(st.sampled_from("abc"), TREES), st.dictionaries(st.sampled_from("abc"), TREES)
-)
-def test_what_is_merged_holds_every_leaf_of_the_second(
-    first: dict[str, Any], second: dict[str, Any]
-) -> None:
-    found = merged(first, second)
-    assert merged(found, second) == found
-    assert merged(first, {}) == first
-    assert found.keys() == first.keys() | second.keys()
-    for key, value in second.items():
-        if not isinstance(value, dict) or not isinstance(first.get(key), dict):
-            assert found[key] == value
 
 
 @settings(max_examples=20)

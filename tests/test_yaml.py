@@ -1,4 +1,4 @@
-"""What the scalars of a manifest are read as, and that what is written reads back as the same."""
+"""What the scalars of a manifest are read as, what is written, and how trees are merged."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.yaml import dump, read_tree
+from dfkd.yaml import dump, merged, read_tree
 
 
 def scalar(folder: Path, text: str) -> Any:
@@ -66,3 +66,24 @@ def test_what_is_written_reads_back_as_the_same(
     assert read_tree(path) == tree
     assert not inline or written.count("\n") == 1
     assert yaml.safe_load(written) == tree  # as do readers of YAML 1.1
+
+
+TREES = st.recursive(
+    st.integers() | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), TREES), st.dictionaries(st.sampled_from("abc"), TREES)
+)
+def test_what_is_merged_holds_every_leaf_of_the_second(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    found = merged(first, second)
+    assert merged(found, second) == found
+    assert merged(first, {}) == first
+    assert found.keys() == first.keys() | second.keys()
+    for key, value in second.items():
+        if not isinstance(value, dict) or not isinstance(first.get(key), dict):
+            assert found[key] == value
