@@ -28,9 +28,6 @@ FILE = "study.yaml"
 MAX_ROWS = 1000
 """A few long axes span more rows than any memory holds."""
 
-CHOSEN = (("name",), ("distillation", "seeds"), ("evaluation", "models"))
-"""Keys of each cell's manifest that the study itself gives."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -107,8 +104,12 @@ def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     described = load(Description, path, overrides)
     base = read_tree(path.parent / described.base)
     cells = tuple(_cells(described, base))
+    if not cells:
+        raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
     study = Study(described, path.parent, cells)
-    _check_together(study)
+    _check_alike(study)
+    _check_apart(study)
+    _check_pictures(study)
     if described.size == "full":
         _check_paper(study)
     _check_root(described, base)
@@ -119,14 +120,15 @@ def _cells(described: Description, base: Settings) -> Iterator[Cell]:
     common = [base, described.settings]
     if described.size == "quick":
         common.append(described.quick.settings)
-    _refuse_chosen("settings", described.settings)
-    _refuse_chosen("quick.settings", described.quick.settings)
+    given = _given(described, described.chosen_seeds[0])
+    _refuse_given("settings", described.settings, given)
+    _refuse_given("quick.settings", described.quick.settings, given)
     for names, alternatives in _rows(described):
         for number, seed in enumerate(described.chosen_seeds):
             settings = [_of_seed(names, each, number) for each in alternatives]
             for each in settings:
-                _refuse_chosen(f"axes: {' '.join(names)}", each)
-            yield Cell(names, seed, _manifest(described, names, seed, [*common, *settings]))
+                _refuse_given(f"axes: {' '.join(names)}", each, given)
+            yield Cell(names, seed, _manifest(names, [*common, *settings], _given(described, seed)))
 
 
 Alternatives = list[Settings | tuple[Settings, ...]]
@@ -171,33 +173,38 @@ def _of_seed(
     return settings[number]
 
 
-def _refuse_chosen(field: str, settings: Settings) -> None:
-    """Settings that would be overwritten are a mistake."""
-    for *parents, leaf in CHOSEN:
-        tree: Any = settings
-        for parent in parents:
-            tree = tree.get(parent) if isinstance(tree, dict) else None
-        if isinstance(tree, dict) and leaf in tree:
-            raise ManifestError(
-                field,
-                f"must not hold {'.'.join([*parents, leaf])}, which the study gives",
-                tree[leaf],
-                "remove it; seeds are a key of the study",
-            )
-
-
-def _manifest(
-    described: Description, names: tuple[str, ...], seed: int, parts: list[Settings]
-) -> Manifest:
-    given: Settings = {
+def _given(described: Description, seed: int) -> Settings:
+    """What the study itself gives the manifest of a cell."""
+    return {
+        "name": described.name,
         "distillation": {"seeds": [seed]},
         "evaluation": {"models": ["student"]},
     }
+
+
+def _refuse_given(field: str, settings: Any, given: Settings, parent: str = "") -> None:
+    """Settings that would be overwritten are a mistake."""
+    for name, value in given.items():
+        if not isinstance(settings, dict) or name not in settings:
+            continue
+        key = f"{parent}{name}"
+        if not isinstance(value, dict):
+            raise ManifestError(
+                field,
+                f"must not hold {key}, which the study gives",
+                settings[name],
+                "remove it; seeds are a key of the study",
+            )
+        _refuse_given(field, settings[name], value, f"{key}.")
+
+
+def _manifest(names: tuple[str, ...], parts: list[Settings], given: Settings) -> Manifest:
     tree: Settings = {}
-    for part in [*parts, {"name": described.name}]:
+    for part in parts:
         tree = merged(tree, expanded(part, PRESETS))
     for key, value in given.items():
-        if isinstance(tree.get(key, {}), dict):  # else the check names it
+        section = isinstance(value, dict)
+        if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
             tree = merged(tree, {key: value})
     try:
         manifest = check(Manifest, tree)
@@ -215,21 +222,23 @@ def _manifest(
     return manifest
 
 
-def _check_together(study: Study) -> None:
-    """Rows that are not alike have no common table, and equal ones are a slip."""
-    if not study.cells:
-        raise ManifestError("skip", "must leave a row", len(study.described.skip), "shorten it")
-    first = study.manifest
-    seen: dict[str, str] = {}
+def _check_alike(study: Study) -> None:
+    """Rows that are not scored alike have no common table."""
     for cell in study.cells:
         for field in ("storage", "classes", "evaluation"):
-            if getattr(cell.manifest, field) != getattr(first, field):
+            if getattr(cell.manifest, field) != getattr(study.manifest, field):
                 raise ManifestError(
                     f"axes: {cell.row}",
                     f"{field} must be the same in all rows",
                     cell.manifest.as_dict()[field],
                     "move it to settings",
                 )
+
+
+def _check_apart(study: Study) -> None:
+    """Rows of one name, or with the same settings, are a slip."""
+    seen: dict[str, str] = {}
+    for cell in study.cells:
         if study.rows[cell.row][0].names != cell.names:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"
@@ -239,9 +248,12 @@ def _check_together(study: Study) -> None:
             raise ManifestError(
                 f"axes: {cell.row}", "must differ from the other rows", twin, "remove one"
             )
+
+
+def _check_pictures(study: Study) -> None:
     shown = study.described.pictures.classes if study.described.pictures else ()
     for name in shown:
-        if name not in first.classes:
+        if name not in study.manifest.classes:
             raise ManifestError(
                 "pictures.classes", "must be among classes", name, "name one of them"
             )
