@@ -16,7 +16,7 @@ from dfkd.progress import Closing
 T = TypeVar("T")
 
 
-def layers(network: nn.Module) -> list[nn.Module]:
+def layers(network: nn.Module) -> list[_BatchNorm]:
     """Every batch-norm layer of a network, whatever it norms, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from dfkd.batch_norm import layers
 from dfkd.device import autocast
 from dfkd.plan import derive_seed
 from dfkd.streaming import Batch, Stream
@@ -90,7 +90,7 @@ class Probe:
 
 def _settle(student: Student, batches: Iterable[Batch]) -> None:
     """Give batch norm the mean statistics of some batches."""
-    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
+    norms = layers(student)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -25,9 +25,9 @@ from dfkd.device import pick_device
 from dfkd.domains import Domains, open_data
 from dfkd.embedding import lay_out, require_tsne
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.evaluation import cpus
 from dfkd.fingerprint import fingerprint, identity
 from dfkd.lease import reading
+from dfkd.machine import cpus
 from dfkd.manifest import Manifest
 from dfkd.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage import Storage, open_storage
