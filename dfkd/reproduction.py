@@ -29,7 +29,7 @@ from dfkd.fingerprint import fingerprint, identity
 from dfkd.lease import reading
 from dfkd.machine import cpus
 from dfkd.manifest import Manifest
-from dfkd.preflight import check_batches, check_distillation, check_synthesis
+from dfkd.preflight import check_distillation, check_synthesis
 from dfkd.storage import Storage, open_storage
 from dfkd.student import load_student
 from dfkd.study import Cell, Study
@@ -133,9 +133,6 @@ def _check(jobs: list[_Job]) -> None:
     students = {_shape(job.cell.manifest): job.cell.manifest for job in jobs if job.place}
     for manifest in students.values():
         check_distillation(manifest)
-    for job in jobs:
-        if job.place:
-            check_batches(job.cell.manifest)
 
 
 def _shape(manifest: Manifest) -> tuple[object, ...]:

@@ -9,12 +9,11 @@ from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.memory import watched
 from dfkd.benchmarks.standin import EMBEDDING, StandIn
 from dfkd.budget import Budget
-from dfkd.cluster.build import SynthesisWorker, environment, write_shards
+from dfkd.cluster.build import SynthesisWorker, environment, identify, write_shards
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.worker import Purse
 from dfkd.dataset import PublishedVersion, Receipt, begin, current
 from dfkd.errors import InfrastructureError
-from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest, Storage
 from dfkd.plan import Unit, image_count, task_count, tasks
 from dfkd.record import Cost
@@ -61,7 +60,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         and its `memory` as `Watch.summary` gives it.
     """
     home = open_storage(manifest.storage.root).child(f"data/{manifest.method}")
-    unfinished = begin(home, identity(manifest, {}))
+    unfinished = begin(home, identify(manifest))
     found = len(unfinished.done())
     purse = Purse(Budget(), Cost())
     steps: dict[str, Any] = {}
