@@ -180,13 +180,13 @@ class Version:
         data = tar.read_bytes()
         receipt = self._receipt(task, data, failed)
         if not storage.put_if_absent(receipt.shard, tar):
-            # Of an attempt that died before its receipt. What failed in it need not fail again.
-            receipt = self._receipt(task, storage.get(receipt.shard))
+            stored = storage.get(receipt.shard)  # of an attempt that died before its receipt
+            receipt = self._receipt(task, stored, failed)
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
         return receipt
 
-    def _receipt(self, task: Task, data: bytes, failed: Collection[int] | None = None) -> Receipt:
+    def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
         shard = f"shards/{task.id}.tar"
         missing = {sample_key(task.class_index, index): index for index in task.indices}
         count = 0
@@ -197,7 +197,7 @@ class Version:
                     "delete it, run again"
                 )
             count += 1
-        if failed is not None and set(missing.values()) != set(failed):
+        if set(missing.values()) != set(failed):
             raise CorruptionError(
                 f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
                 f"but {tuple(sorted(failed))} failed; delete it, run again"

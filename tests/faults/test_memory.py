@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.cluster.build import SynthesisWorker
+from dfkd.cluster.build import SynthesisWorker, identify
 from dfkd.cluster.prompt_worker import Part, PromptWorker
 from dfkd.dataset import begin
 from dfkd.manifest import Manifest
@@ -34,7 +34,7 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     """Make a shard of 16 images in a process of its own; its bytes and the worker's notes."""
     settings = (f"synthesis.batch_size={batch}", "synthesis.steps=1")
     manifest = Manifest.read(file, settings)
-    version = begin(open_storage(manifest.storage.root).child(name), {"schema": 1})
+    version = begin(open_storage(manifest.storage.root).child(name), identify(manifest))
     for part in range(2):
         PromptWorker(manifest, version, 1.0).run(Part(part))
     whole, single = list(units(manifest, ()))[:2]
