@@ -193,7 +193,7 @@ class Synthesis:
     """Standard deviation of the pixel noise that is added to a view."""
     quantise: bool = True
     """Decode the nearest codes, straight-through, instead of the continuous latent. The paper names
-    neither; in the miniature false is 8.5 points better (manifests/studies/latent)."""
+    neither; in the miniature false is 5.1 points better (manifests/studies/latent)."""
     initialisation: Literal["codes", "normal"] = "codes"
     amortised: Amortised = Amortised()
     """Takes the place of `initialisation` where it is trained."""
