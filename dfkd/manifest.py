@@ -281,7 +281,9 @@ class Cluster:
     attempts: Count = 3
     """Tries of a task before it is quarantined."""
     task_timeout: NonNegative = 3600.0
-    """Seconds after which a worker that has not finished its task counts as hung; 0 is never."""
+    """Seconds after which a worker that has not finished its task counts as hung; 0 is never.
+
+    A part of prompts (one shard of every class) is one task: raise it for a thousand classes."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
