@@ -65,7 +65,7 @@ class Probe:
         self.seed, self.rank, self.rows = seed, stream.share.rank, stream.rows
         device = student.mean.device
         with torch.no_grad(), autocast(device, config.precision):
-            _settle(student, stream.batches(0))
+            _take_statistics(student, stream.batches(0))
             agree(student)
             student.eval()
             found = [
@@ -88,7 +88,7 @@ class Probe:
             yield Probed(self.features[there], self.distances[there], self.labels[rows])
 
 
-def _settle(student: Student, batches: Iterable[Batch]) -> None:
+def _take_statistics(student: Student, batches: Iterable[Batch]) -> None:
     """Give batch norm the mean statistics of some batches."""
     norms = layers(student)
     momenta = [norm.momentum for norm in norms]

@@ -1,5 +1,6 @@
 """Building a version on a cluster: prompts first, then every task's shard, then one publication."""
 
+import contextlib
 import json
 import platform
 import tempfile
@@ -165,8 +166,10 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Library versions, which published manifests and scores record."""
-    there = {each.name.lower(): each.version for each in metadata.distributions()}
-    versions = {name: there[name] for name in LIBRARIES if name in there}
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 

@@ -76,7 +76,7 @@ def gather(share: Share, wanted: int) -> None:
     Raises:
         InfrastructureError: it has not, within `PATIENCE`.
     """
-    if not ray.is_initialized() or not autoscaled():
+    if not autoscaled():
         return
     with room(share, wanted):
         end = time.monotonic() + PATIENCE

@@ -96,17 +96,7 @@ def distill(
     _refuse_early(manifest, target)
     wanted = manifest.distillation.workers
     workers = _here(share) if share else find_workers(wanted, manifest.cluster)
-    job = Job(
-        manifest=manifest,
-        method=method,
-        seed=seed,
-        version=target.version.id,
-        name=target.name,
-        cpus=workers.cpus,
-        gpu=workers.gpu,
-        local=workers.count == 0,
-        watched=sys.stderr.isatty(),
-    )
+    job = _job(manifest, target, workers)
     root = open_storage(manifest.storage.root)
     with (
         reading(root, [f"{method}/{target.version.id}"]),
@@ -118,6 +108,21 @@ def distill(
     if not target.finished:
         raise InfrastructureError(f"{target.location}: was not written; run the same command again")
     return Finished(target, reused=False)
+
+
+def _job(manifest: Manifest, target: Place, workers: "Workers") -> Job:
+    """What each of the ranks is told of the student."""
+    return Job(
+        manifest=manifest,
+        method=target.method,
+        seed=target.seed,
+        version=target.version.id,
+        name=target.name,
+        cpus=workers.cpus,
+        gpu=workers.gpu,
+        local=workers.count == 0,
+        watched=sys.stderr.isatty(),
+    )
 
 
 def _refuse_early(manifest: Manifest, target: Place) -> None:
