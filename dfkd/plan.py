@@ -157,6 +157,43 @@ def image_steps(manifest: Manifest) -> int:
     return image_count(manifest) * own_steps(manifest) + training * has_start(manifest)
 
 
+@dataclass(frozen=True)
+class Row:
+    """The image that a prompt is for."""
+
+    class_index: int
+    index: int
+    name: str
+    seed: int
+
+
+def part_name(part: int) -> str:
+    """The file name, without suffix, of the prompts of shard `part` of every class."""
+    return f"{part:05d}"
+
+
+def part_count(manifest: Manifest) -> int:
+    """How many parts the prompts of a run have: the shards of one class."""
+    return -(-manifest.synthesis.images_per_class // manifest.synthesis.shard_size)
+
+
+def parts_at_once(manifest: Manifest) -> int:
+    """How many parts may be made side by side."""
+    contrastive = prompt_method(manifest.method) == "contrastive"
+    return manifest.prompts.contrastive.parallel if contrastive else 1
+
+
+def part_rows(manifest: Manifest, part: int) -> list[Row]:
+    """The images of shard `part` of every class, in the order of class and index."""
+    start = part * manifest.synthesis.shard_size
+    stop = min(start + manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
+    return [
+        Row(c, i, name, derive_seed("prompt", *root_seed(manifest), name, i))
+        for c, name in enumerate(manifest.classes)
+        for i in range(start, stop)
+    ]
+
+
 def sample_key(class_index: int, index: int) -> str:
     """The WebDataset key of one image; holds no dot, which would split it."""
     return f"{class_index:04d}-{index:07d}"

@@ -22,7 +22,15 @@ from dfkd.contrastive import Bank
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
 from dfkd.methods import prompt_method
-from dfkd.plan import derive_seed, fresh_tasks, root_seed
+from dfkd.plan import (
+    Row,
+    derive_seed,
+    fresh_tasks,
+    part_name,
+    part_rows,
+    parts_at_once,
+    root_seed,
+)
 from dfkd.pseudo import PseudoWords
 from dfkd.styles import dictionary
 from dfkd.teacher import Teacher, class_prompt
@@ -52,16 +60,6 @@ BATCH = 1024
 """Prompts encoded at once where the method does not say how many share a batch."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """The image that a prompt is for."""
-
-    class_index: int
-    index: int
-    name: str
-    seed: int
-
-
 @dataclass
 class Drawn:
     """Prompts of some rows: texts and unit embeddings [N, E], and what a method has beside."""
@@ -72,33 +70,6 @@ class Drawn:
     attempts: Tensor | None = None
     initial: Tensor | None = None
     losses: Tensor | None = None
-
-
-def part_name(part: int) -> str:
-    """The file name, without suffix, of the prompts of shard `part` of every class."""
-    return f"{part:05d}"
-
-
-def part_count(manifest: Manifest) -> int:
-    """How many parts the prompts of a run have: the shards of one class."""
-    return -(-manifest.synthesis.images_per_class // manifest.synthesis.shard_size)
-
-
-def parts_at_once(manifest: Manifest) -> int:
-    """How many parts may be made side by side."""
-    contrastive = prompt_method(manifest.method) == "contrastive"
-    return manifest.prompts.contrastive.parallel if contrastive else 1
-
-
-def part_rows(manifest: Manifest, part: int) -> list[Row]:
-    """The images of shard `part` of every class, in the order of class and index."""
-    start = part * manifest.synthesis.shard_size
-    stop = min(start + manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
-    return [
-        Row(c, i, name, derive_seed("prompt", *root_seed(manifest), name, i))
-        for c, name in enumerate(manifest.classes)
-        for i in range(start, stop)
-    ]
 
 
 class PromptMaker:

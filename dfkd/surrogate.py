@@ -4,6 +4,7 @@ import dataclasses
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,20 @@ class Wanted:
     index: int
     text: str
     target: Tensor
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A sample whose image is still being encoded."""
+
+    wanted: Wanted
+    image: Future[bytes]
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def sample(self, extension: str) -> Sample:
+        key = sample_key(self.wanted.class_index, self.wanted.index)
+        return Sample(key, self.image.result(), extension, self.facts, self.arrays)
 
 
 class SurrogateMaker:
@@ -85,22 +100,31 @@ class SurrogateMaker:
 
         An image that diverges is tried again once, from a seed derived for the second attempt.
         """
-        wanted = self._wanted(unit, prompts)
-        samples: dict[int, list[Sample]] = defaultdict(list)
+        # A thread of its own encodes while the next batch is synthesised: Pillow lets others run.
+        with ThreadPoolExecutor(1, "encoder") as encoder:
+            made, lost = self._all(self._wanted(unit, prompts), encoder, on_step)
+            for task in unit.tasks:
+                own = sorted(made[task.class_index], key=lambda each: each.wanted.index)
+                samples = [each.sample(self.manifest.synthesis.format) for each in own]
+                write_shard(samples, folder / f"{task.id}.tar")
+        failed = sorted((want.class_index, want.index) for want in lost)
+        return {t: tuple(i for c, i in failed if c == t.class_index) for t in unit.tasks}
+
+    def _all(
+        self, wanted: list[Wanted], encoder: ThreadPoolExecutor, on_step: OnStep | None
+    ) -> tuple[dict[int, list[_Made]], list[Wanted]]:
+        """What was made of each class, and what failed at every attempt."""
+        made: dict[int, list[_Made]] = defaultdict(list)
         for attempt in range(ATTEMPTS):
             failed = []
-            for batch, made in self._made(wanted, attempt, on_step):
-                for want, sample in zip(batch, made, strict=True):
-                    if sample is None:
+            for batch, results in self._batches(wanted, attempt, encoder, on_step):
+                for want, result in zip(batch, results, strict=True):
+                    if result is None:
                         failed.append(want)
                     else:
-                        samples[want.class_index].append(sample)
+                        made[want.class_index].append(result)
             wanted = failed
-        for task in unit.tasks:
-            own = sorted(samples[task.class_index], key=lambda sample: sample.key)
-            write_shard(own, folder / f"{task.id}.tar")
-        lost = sorted((want.class_index, want.index) for want in wanted)
-        return {t: tuple(i for c, i in lost if c == t.class_index) for t in unit.tasks}
+        return made, wanted
 
     def _wanted(self, unit: Unit, prompts: pa.Table) -> list[Wanted]:
         """In the order of index and class, so that batches mix classes where there are several."""
@@ -113,15 +137,19 @@ class SurrogateMaker:
         rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
         return [Wanted(*row) for row in rows]
 
-    def _made(
-        self, wanted: list[Wanted], attempt: int, on_step: OnStep | None
-    ) -> Iterator[tuple[list[Wanted], list[Sample | None]]]:
+    def _batches(
+        self,
+        wanted: list[Wanted],
+        attempt: int,
+        encoder: ThreadPoolExecutor,
+        on_step: OnStep | None,
+    ) -> Iterator[tuple[list[Wanted], list[_Made | None]]]:
         """Batch after batch; one that memory has no room for is halved, and all that follow."""
         start = 0
         while start < len(wanted):
             batch = wanted[start : start + (self.batch_size if self.generator else len(wanted))]
             try:
-                made = self._batch(batch, attempt, on_step)
+                made = self._batch(batch, attempt, encoder, on_step)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or (len(batch) == 1 and not self.coupled):
                     raise
@@ -148,15 +176,20 @@ class SurrogateMaker:
         )
 
     def _batch(
-        self, batch: list[Wanted], attempt: int, on_step: OnStep | None
-    ) -> list[Sample | None]:
+        self,
+        batch: list[Wanted],
+        attempt: int,
+        encoder: ThreadPoolExecutor,
+        on_step: OnStep | None,
+    ) -> list[_Made | None]:
         seeds = [image_seed(self.manifest, w.class_index, w.index, attempt) for w in batch]
         made = self._pixels(batch, seeds, on_step)
-        encoded = [self._encode(pixels) for pixels in made.pixels.numpy()]
-        samples: list[Sample | None] = []
+        pixels = made.pixels.numpy()
+        encoded = [encoder.submit(self._encode, each) for each in pixels]
+        found: list[_Made | None] = []
         for start in range(0, len(batch), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            embeddings, labels, confidence = self._label(encoded[rows])
+            embeddings, labels, confidence = self._label(self._stored(pixels[rows], encoded[rows]))
             for i, w in enumerate(batch[rows], start):
                 facts = self._facts(w, seeds[i], attempt, made, i)
                 facts["confidence"] = round(float(confidence[i - start, w.class_index]), 6)
@@ -164,11 +197,8 @@ class SurrogateMaker:
                     "distances": labels[i - start].numpy().astype(np.float32),
                     "embedding": embeddings[i - start].numpy().astype(np.float16),
                 }
-                key = sample_key(w.class_index, w.index)
-                kind = self.manifest.synthesis.format
-                sample = Sample(key, encoded[i], kind, facts, arrays)
-                samples.append(None if made.diverged[i] else sample)
-        return samples
+                found.append(None if made.diverged[i] else _Made(w, encoded[i], facts, arrays))
+        return found
 
     def _pixels(self, batch: list[Wanted], seeds: list[int], on_step: OnStep | None) -> Synthesised:
         manifest, device = self.manifest, self.class_texts.device
@@ -203,11 +233,17 @@ class SurrogateMaker:
         Image.fromarray(pixels).save(stream, kind, **options)
         return stream.getvalue()
 
+    def _stored(self, pixels: np.ndarray, encoded: list[Future[bytes]]) -> np.ndarray:
+        """Pixels [B, H, W, 3] as readers will decode them, for which only JPEG must be waited."""
+        if self.manifest.synthesis.format == "png":
+            return pixels
+        files = (io.BytesIO(each.result()) for each in encoded)
+        return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+
     @torch.no_grad()
-    def _label(self, encoded: list[bytes]) -> tuple[Tensor, Tensor, Tensor]:
+    def _label(self, stored: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [B, E], distances [B, M] and probabilities [B, M] of the stored images."""
-        decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
-        pixels = from_bytes(torch.from_numpy(np.stack(decoded)))
+        pixels = from_bytes(torch.from_numpy(stored))
         embeddings = self.teacher.encode_image(pixels.to(self.class_texts.device), "float32")
         labels = distances(embeddings, self.class_texts)
         logits = self.teacher.logit_scale * embeddings @ self.class_texts.T

@@ -17,7 +17,7 @@ from dfkd.evaluation import evaluate
 from dfkd.lease import Lease, holding
 from dfkd.manifest import Manifest
 from dfkd.plan import fresh_tasks, task_count, tasks
-from dfkd.preflight import check_evaluation, check_synthesis
+from dfkd.preflight import check_batches, check_distillation, check_evaluation, check_synthesis
 from dfkd.published import advance, refuse_removal
 from dfkd.regeneration import Attempt, Decision
 from dfkd.report import compare
@@ -63,6 +63,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         GateError: the candidate is not good enough; `current` is as it was.
     """
     regeneration.require_comparable(manifest)
+    check_distillation(manifest)
+    check_batches(manifest)
     check_evaluation(manifest)
     check_synthesis(manifest)
     root = open_storage(manifest.storage.root)

@@ -15,12 +15,12 @@ from dfkd.plan import (
     fresh_tasks,
     image_count,
     image_seed,
+    part_rows,
     sample_key,
     task_count,
     tasks,
     units,
 )
-from dfkd.prompts import part_rows
 
 
 def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:

@@ -10,14 +10,9 @@ from torch.nn import functional as F
 
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
+from dfkd.plan import part_count, part_name, part_rows
 from dfkd.prompt_statistics import statistics
-from dfkd.prompts import (
-    PromptMaker,
-    check_similarity,
-    part_count,
-    part_name,
-    part_rows,
-)
+from dfkd.prompts import PromptMaker, check_similarity
 from dfkd.styles import PAPER, dictionary
 from dfkd.teacher import Teacher
 

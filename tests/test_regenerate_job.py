@@ -185,6 +185,7 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
         ("evaluation.models=teacher", "evaluation.models: must name student"),
         ("regeneration.classes=[owl]", "regeneration.classes: must be among classes"),
         ("regeneration.share=0", "regeneration.share"),
+        ("distillation.batch_size=13", "distillation.batch_size: must not exceed the 12 images"),
     ],
 )
 def test_what_cannot_be_regenerated_is_refused_at_once(

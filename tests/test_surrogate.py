@@ -2,6 +2,8 @@
 
 import io
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from dfkd.plan import Task, Unit, image_seed, tasks
 from dfkd.prompts import PromptMaker
 from dfkd.shards import Sample, parse_shard
 from dfkd.surrogate import SurrogateMaker, first_batch
+from dfkd.synthesis import Synthesised
 from dfkd.teacher import Teacher, distances
 
 
@@ -126,6 +129,31 @@ def test_a_retry_has_a_seed_of_its_own(
     assert failed == ()
     assert [s.metadata["attempt"] for s in samples] == [0, 1, 0]
     assert samples[1].metadata["seed"] == image_seed(manifest, 0, 1, attempt=1)
+
+
+def test_images_are_encoded_while_the_next_batch_is_synthesised(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first image is not encoded before the second batch begins; without a thread it waits."""
+    second, begun, waited = Event(), [], []
+    real_pixels, real_encode = SurrogateMaker._pixels, SurrogateMaker._encode
+
+    def pixels(self: SurrogateMaker, *arguments: Any) -> Synthesised:
+        begun.append(arguments)
+        if len(begun) == 2:
+            second.set()
+        return real_pixels(self, *arguments)
+
+    def encode(self: SurrogateMaker, picture: np.ndarray) -> bytes:
+        waited.append(second.wait(timeout=60))
+        return real_encode(self, picture)
+
+    monkeypatch.setattr(SurrogateMaker, "_pixels", pixels)
+    monkeypatch.setattr(SurrogateMaker, "_encode", encode)
+    manifest = read(tmp_path)
+    _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path)
+    assert len(samples) == 3
+    assert waited == [True, True, True]
 
 
 def test_jpeg_labels_belong_to_the_stored_bytes(

@@ -13,8 +13,9 @@ from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, q
 from dfkd.benchmarks.scratch import changed
 from dfkd.contrastive import Bank, Problem
 from dfkd.manifest import Manifest
+from dfkd.plan import part_count
 from dfkd.prompt_statistics import statistics
-from dfkd.prompts import PromptMaker, class_texts, part_count
+from dfkd.prompts import PromptMaker, class_texts
 from dfkd.pseudo import PseudoWords
 from dfkd.teacher import Teacher
 

@@ -13,8 +13,16 @@ from PIL import Image
 from dfkd.dataset import PublishedVersion, Version, begin
 from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest
-from dfkd.plan import Task, Unit, image_seed, sample_key, tasks
-from dfkd.prompts import part_count, part_name, part_rows
+from dfkd.plan import (
+    Task,
+    Unit,
+    image_seed,
+    part_count,
+    part_name,
+    part_rows,
+    sample_key,
+    tasks,
+)
 from dfkd.shards import Sample, write_shard
 from dfkd.storage import Storage
 from dfkd.synthesis import OnStep

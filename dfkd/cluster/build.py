@@ -36,12 +36,13 @@ from dfkd.plan import (
     fresh_tasks,
     has_start,
     image_count,
+    part_name,
     task_count,
     tasks,
     units,
 )
 from dfkd.progress import bar
-from dfkd.prompts import check_similarity, part_name
+from dfkd.prompts import check_similarity
 from dfkd.published import refuse_removal
 from dfkd.record import recorded
 from dfkd.shards import parse_shard

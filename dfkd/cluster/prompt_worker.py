@@ -10,9 +10,10 @@ from dfkd.cluster.worker import Purse, Worker, pool_of
 from dfkd.dataset import Version
 from dfkd.errors import DfkdError
 from dfkd.manifest import Manifest
+from dfkd.plan import part_count, part_name, parts_at_once
 from dfkd.progress import bar
 from dfkd.prompt_statistics import statistics
-from dfkd.prompts import PromptMaker, part_count, part_name, parts_at_once
+from dfkd.prompts import PromptMaker
 
 
 @dataclass(frozen=True)

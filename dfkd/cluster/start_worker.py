@@ -16,9 +16,8 @@ from dfkd.cluster.worker import Purse, Worker, pool_of
 from dfkd.dataset import Version
 from dfkd.errors import DfkdError
 from dfkd.manifest import Manifest
-from dfkd.plan import has_start, training_steps
+from dfkd.plan import has_start, part_count, part_name, training_steps
 from dfkd.progress import bar
-from dfkd.prompts import part_count, part_name
 from dfkd.synthesis import Synthesiser
 
 SEGMENT = 100
