@@ -106,8 +106,7 @@ def fresh_tasks(manifest: Manifest) -> Iterator[Task]:
 
 def task_count(manifest: Manifest) -> int:
     """How many tasks `tasks` yields."""
-    total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
-    return len(manifest.classes) * -(-total // size)
+    return len(manifest.classes) * part_count(manifest)
 
 
 def image_count(manifest: Manifest) -> int:

@@ -40,8 +40,8 @@ PAPER: dict[str, Any] = {
 """The paper's method, to the letter: equation 12 without a guard, flips and crops."""
 
 BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
-"""The paper's method with ensemble labels, which cost nothing; manifests/studies/better has what
-they bring."""
+"""The paper's method with ensemble labels, which cost next to nothing; manifests/studies/better has
+what they bring."""
 
 FAST = merged(PAPER, {"synthesis": {"pace": 4.0}})
 """A quarter of the image-steps; manifests/studies/fewer has what that costs the student."""
