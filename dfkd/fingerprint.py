@@ -61,6 +61,7 @@ def _only_latent(chosen: dict[str, Any]) -> None:
         _without(chosen["prompts"]["contrastive"], added)
     del chosen["synthesis"]["method"]
     _without(chosen["synthesis"], {"batch_norm_weight": [0.0], "compile": False, "pace": 1.0})
+    _without(chosen["synthesis"], {"candidates": 0})
     if not chosen["synthesis"]["amortised"]["training"]:
         del chosen["synthesis"]["amortised"]
 

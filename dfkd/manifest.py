@@ -181,11 +181,13 @@ class Synthesis:
     batch_size: Natural = 8
     """Images optimised at once. 0 finds what a GPU's memory holds, from `shard_size` downwards, and
     is 8 on a CPU. A batch that memory has no room for is halved in any case."""
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "normalised"] = "adam"
+    """`normalised` moves each latent down its gradient; the root mean square of its change is
+    `learning_rate`."""
     learning_rate: Positive = 0.15
     pace: Annotated[float, Field(ge=1)] = 1.0
     """An image takes `steps` / `pace` steps at `pace` times the rate: as far, in longer strides."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
     weight_decay: NonNegative = 0.0
     views: Natural = 0
     """Augmented views that the teacher sees at each step; 0 shows it the plain image."""
@@ -195,8 +197,11 @@ class Synthesis:
     """Decode the nearest codes, straight-through, instead of the continuous latent. The paper names
     neither; in the miniature false is 5.1 points better (manifests/studies/latent)."""
     initialisation: Literal["codes", "normal"] = "codes"
+    candidates: Natural = 0
+    """Latents that are drawn so and shown to the teacher once: an image starts from the nearest to
+    its prompt in a quarter of them that is its own. 0 draws each image a latent unseen."""
     amortised: Amortised = Amortised()
-    """Takes the place of `initialisation` where it is trained."""
+    """Takes the place of `initialisation` and `candidates` where it is trained."""
     keep: Literal["best", "last"] = "best"
     patience: Natural = 0
     """Steps without a better loss after which an image stops; 0 never stops early."""

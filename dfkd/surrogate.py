@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd.candidates import Candidates
 from dfkd.errors import DfkdError
 from dfkd.generator import Generator
 from dfkd.inversion.methods import METHODS
@@ -22,7 +23,16 @@ from dfkd.inversion.run import Classifier, Run
 from dfkd.manifest import Manifest, Synthesis
 from dfkd.methods import coupled
 from dfkd.pixels import from_bytes
-from dfkd.plan import Task, Unit, image_seed, own_rate, own_steps, sample_key
+from dfkd.plan import (
+    Task,
+    Unit,
+    derive_seed,
+    image_seed,
+    own_rate,
+    own_steps,
+    root_seed,
+    sample_key,
+)
 from dfkd.prompts import class_texts
 from dfkd.shards import Sample, write_shard
 from dfkd.synthesis import Begin, OnStep, Synthesised, Synthesiser
@@ -82,6 +92,9 @@ class SurrogateMaker:
         if generator is not None:
             steps, rate = own_steps(manifest), own_rate(manifest)
             config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
+            if start is None and config.candidates:
+                seed = derive_seed("candidates", *root_seed(manifest))
+                start = Candidates(teacher, generator, config, seed).latents
             self.synthesiser = Synthesiser(teacher, generator, config, start)
         self.tell = tell
         self.batch_size = first_batch(manifest.synthesis, teacher.device)

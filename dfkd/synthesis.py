@@ -9,6 +9,7 @@ from torch import Tensor
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import Generator
 from dfkd.manifest import Synthesis
+from dfkd.normalised import NormalisedDescent
 from dfkd.pixels import to_bytes
 from dfkd.plan import derive_seed
 from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
@@ -153,8 +154,8 @@ class Synthesiser:
             # A host that asks for what a GPU has found waits for it, and the GPU then for the host.
             asking = shared is not None or not latents.is_cuda or step % CHECK == CHECK - 1
             finished = kept.finished()[rows]
-            if asking and bool(finished.all()):
-                break
+            if step == config.steps - 1 or (asking and bool(finished.all())):
+                break  # the last loss is known: nobody would look at what is beyond it
             _improve(generator, latents, losses, optimizer, learning_rate(config, step))
             if asking and self._worth_leaving(finished, shared is not None):
                 rows = rows[~finished]
@@ -192,9 +193,11 @@ def _result(generator: Generator, config: Synthesis, kept: _Kept) -> Synthesised
 
 
 def learning_rate(config: Synthesis, step: int) -> float:
-    """The rate of a step: constant, or a cosine from the full rate to a tenth of it."""
+    """The rate of a step: constant, a cosine to a tenth of the full rate, or a line towards 0."""
     if config.schedule == "constant" or config.steps == 1:
         return config.learning_rate
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - step / config.steps)
     progress = torch.tensor(torch.pi * step / (config.steps - 1), dtype=torch.float64)
     return config.learning_rate * (0.55 + 0.45 * float(progress.cos()))
 
@@ -215,6 +218,8 @@ def _improve(
 
 
 def _optimizer(config: Synthesis, latents: Tensor) -> torch.optim.Optimizer:
+    if config.optimizer == "normalised":
+        return NormalisedDescent([latents], config.learning_rate, config.weight_decay)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(
         [latents], config.learning_rate, weight_decay=config.weight_decay, fused=latents.is_cuda
