@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd.generator import Generator
-from dfkd.manifest import Synthesis
+from dfkd.imaging import Synthesis
 from dfkd.plan import derive_seed
 from dfkd.teacher import Teacher
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd.manifest import Prompts
+from dfkd.imaging import Prompts
 from dfkd.pseudo import PseudoWords
 
 PATIENCE = 10

@@ -22,13 +22,13 @@ from dfkd.fields import (
     Natural,
     NonNegative,
     Positive,
-    Precision,
     Several,
     require_slots,
     require_unique,
 )
+from dfkd.imaging import Prompts, Synthesis
 from dfkd.inversion.settings import Inversion
-from dfkd.methods import Method, PromptMethod, Way, compared, prompt_method, way_of
+from dfkd.methods import Method, compared, prompt_method, way_of
 from dfkd.presets import PRESETS
 from dfkd.training import Distillation, FewShot
 from dfkd.yaml import load
@@ -71,175 +71,6 @@ class Generator:
     `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
     weights: Name = "miniature"
     """The official `.ckpt`, a safetensors file with the same keys, or a name as for `config`."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Guard:
-    """Class consistency of random and contrastive prompts; all off is the paper's exact form."""
-
-    weight: NonNegative = 0.0
-    """Weight of the cross-entropy of a contrastive prompt against the class texts."""
-    temperature: Positive = 0.1
-    """Temperature of that cross-entropy over cosine similarities."""
-    attempts: Natural = 0
-    """New draws of a prompt that is nearest to a foreign class, before it falls back to vanilla."""
-    margin: NonNegative = 0.0
-    """How much nearer (in cosine) its own class must be than any other for a prompt to pass."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Contrastive:
-    """Equation 12 and the variants that the paper ablates."""
-
-    updates: Count = 100
-    """At the least: with `similarity` up to ten times as many, until a batch meets it."""
-    learning_rate: Positive = 0.1
-    batch_size: Annotated[int, Field(ge=2)] = 256
-    bank: Natural = 2048
-    """Negatives drawn from the memory bank of earlier prompts; 0 uses the batch alone."""
-    memory: Count = 16384
-    """Prompts that the bank remembers, of all classes; the oldest leave first."""
-    parallel: Count = 1
-    """Parts (`shard_size` prompts of each class) that are made side by side. A prompt knows those
-    of its own part and of all before, but not of the `parallel` - 1 parts right before."""
-    temperature: Positive = 0.1
-    """The paper names no value."""
-    positive: Literal["shuffle", "substitute"] = "shuffle"
-    """How the letters of the template's frozen words are disturbed in the positive view."""
-    negatives: Literal["instance", "intra-class"] = "instance"
-    initialisation: Literal["random", "mix"] = "random"
-    similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Most that the mean cosine over pairs of prompts of one class may be: a run whose prompts miss
-    it is refused once they are made, before any image is; 1 accepts all."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Prompts:
-    """How each image gets its own target text embedding."""
-
-    method: Annotated[Several[PromptMethod], Field(min_length=1)] = ("contrastive",)
-    """One method, or a list that `jobs/pipeline.py` compares."""
-    template: Name = "{class} in the style of {style}"
-    styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"
-    """The style dictionary of mix: a named one or a list."""
-    alpha: Positive = 1.0
-    """Beta(alpha, alpha) of mix."""
-    scale: NonNegative = 10.0
-    """e of random: pseudo-word spread in standard deviations of the token table."""
-    guard: Guard = Guard()
-    contrastive: Contrastive = Contrastive()
-
-    def __post_init__(self) -> None:
-        require_slots("prompts.template", self.template, "{class}", "{style}")
-        require_unique("prompts.method", self.method)
-        if not isinstance(self.styles, str):
-            require_unique("prompts.styles", self.styles)
-        few = not isinstance(self.styles, str) and len(self.styles) < 2
-        if few and ("mix" in self.method or self.contrastive.initialisation == "mix"):
-            raise ManifestError(
-                "prompts.styles", "mix needs two styles or more", self.styles, "add styles"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Amortised:
-    """A network that guesses where latents start, trained on the run's own prompts."""
-
-    training: NonNegative = 0.0
-    """Its image-steps for each image of the run, as a share of `steps`; 0 is no network."""
-    refinement: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Steps that an image itself takes then, as a share of `steps`."""
-    batch_size: Count = 32
-    learning_rate: Positive = 0.002
-    width: Count = 512
-    """Numbers in each of its two hidden layers."""
-
-    def __post_init__(self) -> None:
-        if not self.training and self.refinement < 1:
-            raise ManifestError(
-                "synthesis.amortised.refinement",
-                "must be 1 without training",
-                self.refinement,
-                "set amortised.training, or lower synthesis.steps",
-            )
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Synthesis:
-    """Latent optimisation (equations 1-3), or one of the methods in `inversion`."""
-
-    method: Annotated[Several[Way], Field(min_length=1)] = ("latent",)
-    """`latent` optimises VQGAN latents towards `prompts`; the others have vanilla prompts, and of
-    this section they use the sizes, `precision` and `format`. A list is compared."""
-    images_per_class: Count = 3000
-    shard_size: Count = 100
-    """Images a shard, and so the work one task does and can lose; where images depend on each other
-    (`inversion`, L_bn), a worker makes those of every class at once."""
-    image_size: Count = 224
-    """Pixels a side; a multiple of the generator's down-sampling factor."""
-    steps: Count = 500
-    batch_size: Natural = 8
-    """Images optimised at once. 0 finds what a GPU's memory holds, from `shard_size` downwards, and
-    is 8 on a CPU. A batch that memory has no room for is halved in any case."""
-    optimizer: Literal["adam", "adamw", "normalised"] = "adam"
-    """`normalised` moves each latent down its gradient; the root mean square of its change is
-    `learning_rate`."""
-    learning_rate: Positive = 0.15
-    pace: Annotated[float, Field(ge=1)] = 1.0
-    """An image takes `steps` / `pace` steps at `pace` times the rate: as far, in longer strides."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    weight_decay: NonNegative = 0.0
-    views: Natural = 0
-    """Augmented views that the teacher sees at each step; 0 shows it the plain image."""
-    view_noise: NonNegative = 0.0
-    """Standard deviation of the pixel noise that is added to a view."""
-    quantise: bool = True
-    """Decode the nearest codes, straight-through, instead of the continuous latent. The paper names
-    neither; in the miniature false is 5.1 points better (manifests/studies/latent)."""
-    initialisation: Literal["codes", "normal"] = "codes"
-    candidates: Natural = 0
-    """Latents that are drawn so and shown to the teacher once: an image starts from the nearest to
-    its prompt in a quarter of them that is its own. 0 draws each image a latent unseen."""
-    amortised: Amortised = Amortised()
-    """Takes the place of `initialisation` and `candidates` where it is trained."""
-    keep: Literal["best", "last"] = "best"
-    patience: Natural = 0
-    """Steps without a better loss after which an image stops; 0 never stops early."""
-    precision: Precision = "float32"
-    """Of the networks; a device that does not multiply bfloat16 works in float32. Labels and
-    distances are float32."""
-    compile: bool = False
-    """Compile the step by torch.compile (on a CPU that needs a C++ compiler): the same images up to
-    rounding, faster on a GPU after minutes of waiting."""
-    format: Literal["png", "jpg"] = "png"
-    batch_norm_weight: Annotated[Several[NonNegative], Field(min_length=1, max_length=2)] = (0.0,)
-    """Of DeepInversion's L_bn, which `latent` adds to each image's distance; images then depend on
-    those that share their batch. `[0, w]` compares: the methods with it are called `...-bn`."""
-
-    def __post_init__(self) -> None:
-        require_unique("synthesis.method", self.method)
-        if len(self.batch_norm_weight) == 2 and 0 not in self.batch_norm_weight:
-            raise ManifestError(
-                "synthesis.batch_norm_weight",
-                "two weights are 0 and another",
-                list(self.batch_norm_weight),
-                "replace one by 0",
-            )
-        require_unique("synthesis.batch_norm_weight", self.batch_norm_weight)
-        if not self.batch_size and any(self.batch_norm_weight):
-            raise ManifestError(
-                "synthesis.batch_size",
-                "must be given where images depend on those of their batch (batch_norm_weight)",
-                self.batch_size,
-                "set it to what every worker's memory holds",
-            )
-        if self.optimizer == "adam" and self.weight_decay:
-            raise ManifestError(
-                "synthesis.weight_decay",
-                "must be 0 with optimizer adam",
-                self.weight_decay,
-                "set synthesis.optimizer=adamw or the decay to 0",
-            )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -19,9 +19,9 @@ class NormalisedDescent(torch.optim.Optimizer):
     rate. A row without a gradient, or whose gradient is no number, stays as it is.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
-        """`weight_decay` times the parameter is added to its gradient, as by Adam."""
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+        """`lr` is the rate, which may be changed in `param_groups`."""
+        super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -29,11 +29,10 @@ class NormalisedDescent(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    gradient = parameter.grad + group["weight_decay"] * parameter
-                    parameter.sub_(group["lr"] * _direction(gradient))
+                    parameter.sub_(group["lr"] * _direction(parameter.grad))
 
 
 def _direction(gradient: Tensor) -> Tensor:
     """The gradient [B, ...] with a root mean square of 1 in each row; zeros where it has none."""
     rms = gradient.flatten(1).square().mean(dim=1).sqrt().view(-1, *[1] * (gradient.dim() - 1))
-    return torch.where(rms > 0, gradient / rms, 0.0)
+    return torch.where((rms > 0) & rms.isfinite(), gradient / rms, 0.0)

@@ -3,7 +3,7 @@
 None of them holds a word that names a test domain, so that an evaluation domain stays unseen.
 """
 
-from dfkd.manifest import Prompts
+from dfkd.imaging import Prompts
 
 # Table 8 of the paper, spelled as printed.
 PAPER = (

@@ -18,9 +18,10 @@ from torch import Tensor
 from dfkd.candidates import Candidates
 from dfkd.errors import DfkdError
 from dfkd.generator import Generator
+from dfkd.imaging import Synthesis
 from dfkd.inversion.methods import METHODS
 from dfkd.inversion.run import Classifier, Run
-from dfkd.manifest import Manifest, Synthesis
+from dfkd.manifest import Manifest
 from dfkd.methods import coupled
 from dfkd.pixels import from_bytes
 from dfkd.plan import (

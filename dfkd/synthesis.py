@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import Generator
-from dfkd.manifest import Synthesis
+from dfkd.imaging import Synthesis
 from dfkd.normalised import NormalisedDescent
 from dfkd.pixels import to_bytes
 from dfkd.plan import derive_seed
@@ -219,7 +219,7 @@ def _improve(
 
 def _optimizer(config: Synthesis, latents: Tensor) -> torch.optim.Optimizer:
     if config.optimizer == "normalised":
-        return NormalisedDescent([latents], config.learning_rate, config.weight_decay)
+        return NormalisedDescent([latents], config.learning_rate)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(
         [latents], config.learning_rate, weight_decay=config.weight_decay, fused=latents.is_cuda

@@ -10,7 +10,8 @@ from dfkd import amortised
 from dfkd.amortised import Start, Trainer, fresh_start
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.generator import VQGAN
-from dfkd.manifest import Amortised, Manifest, Storage, Synthesis
+from dfkd.imaging import Amortised, Synthesis
+from dfkd.manifest import Manifest, Storage
 from dfkd.plan import image_steps, own_steps, training_steps
 from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.contrastive import PATIENCE, Bank, Problem, contrast, optimise, similarity_in_class
-from dfkd.manifest import Contrastive, Guard, Prompts
+from dfkd.imaging import Contrastive, Guard, Prompts
 from dfkd.pseudo import PseudoWords
 from dfkd.teacher import Teacher
 

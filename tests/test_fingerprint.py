@@ -29,6 +29,8 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
         "prompts.guard.attempts=3",
         "synthesis.steps=3",
         "synthesis.pace=2",
+        "synthesis.candidates=8",
+        "synthesis.optimizer=normalised",
         "synthesis.images_per_class=5",
         "synthesis.batch_size=4",
         "synthesis.precision=bfloat16",

@@ -14,8 +14,9 @@ from dfkd.benchmarks.table import HEAD, page, scaled, table
 from dfkd.distillation import Course, Distiller
 from dfkd.fields import Precision
 from dfkd.generator import VQGAN
+from dfkd.imaging import Synthesis
 from dfkd.labels import live
-from dfkd.manifest import Generator, Manifest, Synthesis
+from dfkd.manifest import Generator, Manifest
 from dfkd.streaming import Batch
 from dfkd.student import build
 from dfkd.synthesis import Synthesiser

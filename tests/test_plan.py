@@ -9,7 +9,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.manifest import Manifest, Regeneration, Storage, Synthesis
+from dfkd.imaging import Synthesis
+from dfkd.manifest import Manifest, Regeneration, Storage
 from dfkd.plan import (
     derive_seed,
     fresh_tasks,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import VQGAN
-from dfkd.manifest import Synthesis
+from dfkd.imaging import Synthesis
 from dfkd.synthesis import Synthesised, Synthesiser, learning_rate
 from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
 
@@ -183,6 +184,50 @@ def test_learning_rate_schedules() -> None:
     assert rates[2] == pytest.approx(0.11)
     assert rates[4] == pytest.approx(0.02)
     assert learning_rate(Synthesis(steps=1, schedule="cosine"), 0) == 0.15
+    linear = Synthesis(steps=4, learning_rate=0.2, schedule="linear")
+    assert [learning_rate(linear, i) for i in range(4)] == pytest.approx([0.2, 0.15, 0.1, 0.05])
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(1, 0), (4, 3)])
+def test_the_last_step_computes_no_gradient(
+    steps: int, passes: int, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it led, no loss would tell."""
+    found: list[tuple[Tensor, ...]] = []
+    grad = torch.autograd.grad
+
+    def counted(*given: Any, **options: Any) -> tuple[Tensor, ...]:
+        found.append(grad(*given, **options))
+        return found[-1]
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    seen: list[Tensor] = []
+    config = dataclasses.replace(SMALL, steps=steps)
+    made = run(
+        teacher, generator, config, PROMPTS, [1, 2, 3, 4], on_step=lambda _, loss: seen.append(loss)
+    )
+    assert (len(seen), len(found)) == (steps, passes)
+    assert torch.equal(made.losses, torch.stack(seen).amin(dim=0))
+
+
+def test_normalised_descent_comes_nearer_in_few_steps(teacher: Teacher, generator: VQGAN) -> None:
+    adam = Synthesis(image_size=64, steps=6, quantise=False, learning_rate=0.6)
+    normalised = dataclasses.replace(adam, optimizer="normalised", schedule="linear")
+    one, two = (run(teacher, generator, c, PROMPTS, [1, 2, 3, 4]) for c in (adam, normalised))
+    assert float(two.losses.mean()) < float(one.losses.mean()) - 0.02
+    alone = run(teacher, generator, normalised, PROMPTS[1:2], [2])
+    assert float(alone.losses[0]) == pytest.approx(float(two.losses[1]), abs=0.01)
+
+
+def test_normalised_descent_goes_on_when_others_leave(teacher: Teacher, generator: VQGAN) -> None:
+    """A prompt that is no number ends at once, as do two of its kind: the batch is compacted."""
+    targets = teacher.encode_text(PROMPTS)
+    config = dataclasses.replace(SMALL, optimizer="normalised")
+    clean = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
+    targets[1:] = torch.nan
+    made = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
+    assert made.diverged.tolist() == [False, True, True, True]
+    assert float(made.losses[0]) == pytest.approx(float(clean.losses[0]), abs=0.02)
 
 
 @pytest.mark.slow

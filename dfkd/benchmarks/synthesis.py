@@ -10,7 +10,8 @@ from dfkd.benchmarks import limits, peers
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
 from dfkd.fields import Precision
 from dfkd.generator import VQGAN
-from dfkd.manifest import Manifest, Synthesis
+from dfkd.imaging import Synthesis
+from dfkd.manifest import Manifest
 from dfkd.prompts import class_texts
 from dfkd.surrogate import first_batch
 from dfkd.synthesis import Synthesiser
