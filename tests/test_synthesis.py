@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd import manifest
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import VQGAN
 from dfkd.imaging import Synthesis
@@ -208,6 +209,22 @@ def test_the_last_step_computes_no_gradient(
     )
     assert (len(seen), len(found)) == (steps, passes)
     assert torch.equal(made.losses, torch.stack(seen).amin(dim=0))
+
+
+def test_bfloat16_makes_nearly_the_same_image() -> None:
+    """Beside the same run in float32: within two of 255 grey levels, and 0.02 of the distance."""
+    made = []
+    for precision in ("float32", "bfloat16"):
+        cpu = torch.device("cpu")
+        teacher = Teacher.load(
+            manifest.Teacher(model="miniature", weights="miniature"), cpu, precision
+        )
+        generator = VQGAN.load(manifest.Generator(), cpu, precision)
+        config = dataclasses.replace(SMALL, steps=3, quantise=False)
+        made.append(run(teacher, generator, config, PROMPTS, [1, 2, 3, 4]))
+    one, two = made
+    assert float((one.pixels.int() - two.pixels.int()).abs().float().mean()) < 2
+    assert torch.allclose(one.losses, two.losses, atol=0.02)
 
 
 def test_normalised_descent_comes_nearer_in_few_steps(teacher: Teacher, generator: VQGAN) -> None:
