@@ -148,7 +148,8 @@ def image_steps(manifest: Manifest) -> int:
     """Optimisation steps of latents, summed over images, of a run with one method.
 
     The steps that train a network for their start count too. 0 for the inversion methods, which
-    optimise no latents of ours; what each step shows the teacher (`synthesis.views`) is not in it.
+    optimise no latents of ours; what each step shows the teacher (`synthesis.views`) is not in it,
+    nor the pass over `synthesis.candidates`, which each worker makes once.
     """
     if prompt_method(manifest.method) is None:
         return 0

@@ -26,6 +26,9 @@ PAPER: dict[str, Any] = {
         },
     },
     "synthesis": {
+        "optimizer": "adam",
+        "schedule": "constant",
+        "candidates": 0,
         "pace": 1.0,
         "batch_norm_weight": 0.0,
         "amortised": {"training": 0.0, "refinement": 1.0},
@@ -44,6 +47,6 @@ BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
 what they bring."""
 
 FAST = merged(PAPER, {"synthesis": {"pace": 4.0}})
-"""A quarter of the image-steps; manifests/studies/fewer has what that costs the student."""
+"""A quarter of the image-steps; manifests/studies/fewer and strides have what that costs a student."""
 
 PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}
