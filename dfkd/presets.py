@@ -47,6 +47,6 @@ BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
 what they bring."""
 
 FAST = merged(PAPER, {"synthesis": {"pace": 4.0}})
-"""A quarter of the image-steps; manifests/studies/fewer and strides have what that costs a student."""
+"""A quarter of the image-steps; manifests/studies/fewer and strides have what that costs."""
 
 PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}
