@@ -60,8 +60,13 @@ def _only_latent(chosen: dict[str, Any]) -> None:
         added = {"memory": 16384, "parallel": 1, "similarity": 1.0}
         _without(chosen["prompts"]["contrastive"], added)
     del chosen["synthesis"]["method"]
-    _without(chosen["synthesis"], {"batch_norm_weight": [0.0], "compile": False, "pace": 1.0})
-    _without(chosen["synthesis"], {"candidates": 0})
+    later: dict[str, Any] = {
+        "batch_norm_weight": [0.0],
+        "compile": False,
+        "pace": 1.0,
+        "candidates": 0,
+    }
+    _without(chosen["synthesis"], later)
     if not chosen["synthesis"]["amortised"]["training"]:
         del chosen["synthesis"]["amortised"]
 

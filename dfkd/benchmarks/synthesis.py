@@ -41,17 +41,7 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     batch, limit = first_batch(config, device), f"convolution, {config.precision}"
     main = _ours(*models, config, text, batch)
     each = operations(main) / (STEPS * batch)
-    others = {
-        f"synthesis, batch of {size}": _ours(*models, config, text, size)
-        for size in (max(1, int(part * batch)) for part in BATCHES)
-    }
-    single = dataclasses.replace(config, precision="float32")
-    whole = _models(manifest, device, single.precision)
-    others["synthesis, float32"] = _ours(*whole, single, text, batch)
-    if config.compile or device.type == "cuda":  # on a CPU it gains nothing, and needs a compiler
-        switched = dataclasses.replace(config, compile=not config.compile)
-        name = "synthesis, compiled" if switched.compile else "synthesis, eager"
-        others[name] = _ours(*models, switched, text, batch)
+    others = _switched(manifest, device, models, config, text, batch)
     others |= _peers(manifest, device, text)
     found = turns(
         {"synthesis": main, **others, limit: limits.convolution(device, config.precision)}, repeats
@@ -69,6 +59,29 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         "figures": [figure.as_dict() for figure in figures],
         "profile": profiles,
     }
+
+
+def _switched(
+    manifest: Manifest,
+    device: torch.device,
+    models: tuple[Teacher, VQGAN],
+    config: Synthesis,
+    text: Tensor,
+    batch: int,
+) -> dict[str, Call]:
+    """Ours with one thing changed: the batch, the precision, or whether the step is compiled."""
+    others = {
+        f"synthesis, batch of {size}": _ours(*models, config, text, size)
+        for size in (max(1, int(part * batch)) for part in BATCHES)
+    }
+    single = dataclasses.replace(config, precision="float32")
+    whole = _models(manifest, device, single.precision)
+    others["synthesis, float32"] = _ours(*whole, single, text, batch)
+    if config.compile or device.type == "cuda":  # on a CPU it gains nothing, and needs a compiler
+        switched = dataclasses.replace(config, compile=not config.compile)
+        name = "synthesis, compiled" if switched.compile else "synthesis, eager"
+        others[name] = _ours(*models, switched, text, batch)
+    return others
 
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:
