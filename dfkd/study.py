@@ -201,7 +201,8 @@ def _refuse_given(field: str, settings: Any, given: Settings, parent: str = "") 
 def _manifest(names: tuple[str, ...], parts: list[Settings], given: Settings) -> Manifest:
     tree: Settings = {}
     for part in parts:
-        tree = merged(tree, expanded(part, PRESETS))
+        tree = merged(tree, part)
+    tree = expanded(tree, PRESETS)
     for key, value in given.items():
         section = isinstance(value, dict)
         if not section or isinstance(tree.get(key, {}), dict):  # else the check names it

@@ -1,6 +1,5 @@
 """YAML into checked dataclasses: the one reader of manifest files and `--set` overrides."""
 
-import copy
 import difflib
 import json
 import math
@@ -90,19 +89,16 @@ def load(
     """The dataclass `schema` filled from a YAML file and `key.sub=value` overrides.
 
     Args:
-        presets: what the key `preset` may name.
+        presets: what the key `preset` may name; its settings stand beneath all others, those of
+            the file and of the overrides.
 
     Raises:
         ManifestError: no such file, no YAML, an unknown key, a wrong type or a broken rule.
     """
-    tree = expanded(read_tree(path), presets)
+    tree = read_tree(path)
     for override in overrides:
-        if _key(override) == "preset" and presets:
-            chosen = expanded({"preset": _value(override)}, presets)
-            tree = merged(tree, chosen)
-        else:
-            _apply(tree, override)
-    return check(schema, tree)
+        _apply(tree, override)
+    return check(schema, expanded(tree, presets))
 
 
 def expanded(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
@@ -116,8 +112,7 @@ def expanded(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
     name = tree["preset"]
     if not isinstance(name, str) or name not in presets:
         raise ManifestError("preset", f"must be one of {', '.join(presets)}", name, "change it")
-    own = copy.deepcopy(presets[name])  # overrides are written into it
-    return merged(own, {key: value for key, value in tree.items() if key != "preset"})
+    return merged(presets[name], {key: value for key, value in tree.items() if key != "preset"})
 
 
 def merged(base: Tree, over: Tree) -> Tree:

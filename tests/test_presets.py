@@ -9,7 +9,13 @@ from dfkd.manifest import Manifest
 from dfkd.presets import PRESETS
 from dfkd.study import read as read_study
 
-PLAIN = "name: x\nclasses: [dog, cat]\nstorage: {root: a}\n"
+PLAIN = """
+name: x
+classes: [dog, cat]
+storage: {root: a}
+teacher: {model: miniature, weights: miniature}
+generator: {config: miniature, weights: miniature}
+"""
 
 
 def read(tmp_path: Path, text: str, *overrides: str) -> Manifest:
@@ -40,15 +46,15 @@ def test_a_manifests_own_keys_stand_above_its_preset(tmp_path: Path) -> None:
     assert found.distillation == best.distillation
 
 
-def test_on_the_command_line_it_stands_above_what_is_left_of_it(tmp_path: Path) -> None:
-    text = "distillation: {augmentation: [erase], epochs: 3}\n"
-    found = read(tmp_path, text, "preset=paper", "prompts.guard.attempts=2")
-    assert found.distillation.augmentation == ("flip", "crop")
-    assert found.distillation.epochs == 3
-    assert found.prompts.guard.attempts == 2
-    assert (
-        read(tmp_path, text, "prompts.guard.attempts=2", "preset=paper").prompts.guard.attempts == 0
-    )
+def test_the_command_line_replaces_the_preset_and_leaves_the_manifests_own_keys(
+    tmp_path: Path,
+) -> None:
+    text = "preset: paper\ndistillation: {augmentation: [erase], epochs: 3}\n"
+    found = read(tmp_path, text, "preset=best", "distillation.epochs=4")
+    assert found.distillation.texts == "styles"
+    assert found.distillation.augmentation == ("erase",)
+    assert found.distillation.epochs == 4
+    assert found == read(tmp_path, text, "distillation.epochs=4", "preset=best")
 
 
 @pytest.mark.parametrize("value", ["bst", "3", "[paper]"])
@@ -62,7 +68,7 @@ def test_an_unknown_preset_is_refused_with_all_that_there_are(tmp_path: Path, va
 
 
 def test_a_study_takes_presets_as_values_of_an_axis(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text(PLAIN + "prompts: {guard: {attempts: 9}}\n")
+    (tmp_path / "base.yaml").write_text(PLAIN + "preset: best\nprompts: {guard: {attempts: 9}}\n")
     (tmp_path / "study.yaml").write_text(
         "name: s\ntitle: t\nshows: ['-']\nkind: table\nbase: base.yaml\nseeds: [0]\n"
         "axes:\n  - name: Preset\n    values:\n"
@@ -71,6 +77,7 @@ def test_a_study_takes_presets_as_values_of_an_axis(tmp_path: Path) -> None:
         "quick: {settings: {storage: {root: b}}}\n"
     )
     paper, more = (cell.manifest for cell in read_study(tmp_path).cells)
-    assert paper.prompts.guard.attempts == 0
+    assert paper.distillation.texts == "template"
+    assert paper.prompts.guard.attempts == 9  # the base's own key
     assert more.distillation.inconsistent == 0.0
     assert more.distillation.augmentation == paper.distillation.augmentation
