@@ -19,6 +19,15 @@ def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
     teacher, generator = recipe.teacher, recipe.generator
     steps = teacher.steps + teacher.style_steps
+    if options.backbone:
+        backbone = recipe.backbone
+        return {
+            "architecture": backbone.architecture,
+            "steps": backbone.steps,
+            "images": backbone.steps * backbone.batch_size,
+            "work": recipe.data.work,
+            "output": recipe.output,
+        }
     return {
         "package": recipe.data.directory or recipe.data.package,
         "teacher_steps": steps,
@@ -34,17 +43,25 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
     """Every stage, resuming what an earlier call left; returns the path of the scores."""
     # Imported here, because all that uses the miniature runs without what only its recipe needs.
     try:
-        from dfkd.miniature.making import make
+        from dfkd.miniature.making import make, make_backbone
     except ModuleNotFoundError as error:
         raise ManifestError(
             "environment", "needs the extra pretrain", error.name, "pip install '.[pretrain]'"
         ) from None
+    if options.backbone:
+        return str(make_backbone(recipe))
     return str(make(recipe, f"python jobs/pretrain.py {options.manifest}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return command.run_with(read, command.parser(__doc__ or ""), work, plan, argv)
+    arguments = command.parser(__doc__ or "")
+    arguments.add_argument(
+        "--backbone",
+        action="store_true",
+        help="train only a classifier of icons, whose weights a student may start from",
+    )
+    return command.run_with(read, arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

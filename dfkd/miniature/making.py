@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 from dfkd.fingerprint import fingerprint
-from dfkd.miniature import cards, evaluation_set, pretraining, scoring
+from dfkd.miniature import (
+    backbone,
+    cards,
+    evaluation_set,
+    pretraining,
+    scoring,
+    teacher_recipe,
+)
 from dfkd.miniature.icons import EVALUATION
 from dfkd.miniature.pretraining import World
 from dfkd.miniature.recipe import Recipe
@@ -61,6 +68,31 @@ def make(recipe: Recipe, shown: str) -> Path:
     cards.write_card(scores, output)
     _write_notice(recipe, icons, output)
     return cards.write_scores(scores, output)
+
+
+def make_backbone(recipe: Recipe) -> Path:
+    """Train only the classifier of icons that `recipe.backbone` describes; returns its weights.
+
+    Raises:
+        DfkdError: as `make`.
+    """
+    torch.set_num_threads(recipe.threads)
+    pretraining.claim(recipe)
+    icons = pretraining.world(recipe)
+    nouns = [
+        noun
+        for noun in teacher_recipe.common_nouns(icons.rows, recipe.backbone.nouns)
+        if noun not in recipe.backbone.without
+    ]
+    batches = backbone.IconBatches(icons.training, icons.rows, nouns, recipe.seed)
+    folder = Path(recipe.data.work) / "models"
+    network = backbone.Trainer(recipe.backbone, batches, folder, recipe.seed).run(pretraining.log)
+    seen = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
+    right = backbone.accuracy(network, *seen)
+    pretraining.log(f"{right:.3f} of {len(seen[1])} validation icons named, of {len(nouns)} nouns")
+    return backbone.save(
+        network, Path(recipe.output) / f"{recipe.backbone.architecture}.safetensors"
+    )
 
 
 def _write_notice(recipe: Recipe, icons: World, output: Path) -> None:

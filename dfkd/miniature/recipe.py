@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -84,6 +84,24 @@ class Generator:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Backbone:
+    """A torchvision ResNet that names training icons (`--backbone`), and its training."""
+
+    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    nouns: Annotated[int, Field(ge=2)] = 200
+    """The commonest names of training icons are its classes,"""
+    without: tuple[Name, ...] = ()
+    """but for these: those that students are to learn."""
+    steps: Count = 1200
+    """Of AdamW; the rate rises over the first of them and falls in a cosine."""
+    rising_steps: Count = 50
+    batch_size: Count = 128
+    learning_rate: Positive = 2e-3
+    weight_decay: NonNegative = 0.05
+    checkpoint_every: Count = 50
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Recipe:
     """The whole job."""
 
@@ -97,6 +115,7 @@ class Recipe:
     data: Data = Field(default_factory=Data)
     teacher: Teacher = Field(default_factory=Teacher)
     generator: Generator = Field(default_factory=Generator)
+    backbone: Backbone = Field(default_factory=Backbone)
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, every key written out."""

@@ -1,0 +1,137 @@
+"""A classifier of training icons: what ImageNet's weights are to the paper's student.
+
+The paper's student starts from "the pre-trained model". The miniature world has no ImageNet, so
+this recipe trains a torchvision ResNet to name training icons in many looks. The classes that a
+student is to learn are left out. The result is a file for `distillation.weights`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd.miniature import augment
+from dfkd.miniature.recipe import Backbone
+from dfkd.miniature.rendering import Cache, Row
+from dfkd.miniature.sampling import pixels
+from dfkd.seeding import seeded
+from dfkd.student import IMAGENET_MEAN, IMAGENET_STD
+
+
+class IconBatches:
+    """Batch `step` of an endless stream of painted icons with labels; depends on (seed, step)."""
+
+    def __init__(self, cache: Cache, rows: Sequence[Row], nouns: Sequence[str], seed: int) -> None:
+        """Uses the rows that are named by one of `nouns`; each noun is drawn equally often."""
+        self.cache, self.seed = cache, seed
+        self.named = [[row for row in rows if row.concept == noun] for noun in nouns]
+
+    def draw(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """Images float32 [size, 3, 64, 64] in [0, 1] and labels int64 [size]."""
+        rng = np.random.default_rng((self.seed, step))
+        labels = rng.integers(len(self.named), size=size)
+        chosen = [self.named[label][rng.integers(len(self.named[label]))] for label in labels]
+        # `paint` takes black icons first, then coloured ones.
+        order = sorted(range(size), key=lambda index: chosen[index].colour)
+        alpha, coloured = pixels(self.cache, [chosen[index] for index in order])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        images = augment.paint(alpha, coloured, augment.plan(size, generator), generator)
+        return images, torch.from_numpy(labels[order])
+
+
+class Trainer:
+    """A classifier in training; `run` goes on from the last checkpoint in `folder`."""
+
+    def __init__(self, recipe: Backbone, batches: IconBatches, folder: Path, seed: int) -> None:
+        self.recipe, self.batches, self.step = recipe, batches, 0
+        with seeded(seed):
+            network: nn.Module = torchvision.models.get_model(
+                recipe.architecture, weights=None, num_classes=len(batches.named)
+            )
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), weight_decay=recipe.weight_decay
+        )
+        self.path = folder / f"{recipe.architecture}.pt"
+        self._resume()
+
+    def run(self, log: Callable[[str], None]) -> nn.Module:
+        """Train to the end; returns the network in evaluation mode."""
+        recipe = self.recipe
+        self.network.train()
+        right: list[float] = []
+        while self.step < recipe.steps:
+            right.append(self._advance())
+            if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
+                share = sum(right) / len(right)
+                log(f"{recipe.architecture} step {self.step}: {share:.3f} of its icons named")
+                self._save()
+                right.clear()
+        return self.network.eval()
+
+    def _advance(self) -> float:
+        """One step; returns the share of the batch that was named right."""
+        images, labels = self.batches.draw(self.step, self.recipe.batch_size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * _share(self.step, self.recipe)
+        logits = self.network(normalised(images))
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return float((logits.argmax(1) == labels).float().mean())
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        partial = self.path.with_name(self.path.name + ".part")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def _resume(self) -> None:
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+
+
+def normalised(images: Tensor) -> Tensor:
+    """What the network sees of images [N, 3, H, W] in [0, 1]: a student's input."""
+    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images [N, 3, H, W] in [0, 1] whose label [N] the network gives."""
+    answers = [network(normalised(part)).argmax(1) for part in images.split(256)]
+    return float((torch.cat(answers) == labels).float().mean())
+
+
+def save(network: nn.Module, path: Path) -> Path:
+    """Write the network as torchvision's state dict; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    return path
+
+
+def _share(step: int, recipe: Backbone) -> float:
+    """Of the learning rate at a 0-based step."""
+    rise = min(1.0, (step + 1) / recipe.rising_steps)
+    return rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
