@@ -14,7 +14,6 @@ from dfkd.checkpoints import below, moments, restore_moments
 from dfkd.device import autocast
 from dfkd.errors import CorruptionError
 from dfkd.plan import derive_seed
-from dfkd.probe import Probed
 from dfkd.seeding import CPU, seeded
 from dfkd.streaming import Batch
 from dfkd.student import Student
@@ -74,10 +73,9 @@ class Outcome:
 class Distiller:
     """A student in training. `state()` and `restore()` carry everything that `advance` depends on.
 
-    Without `probe` both phases run batch norm on batch statistics: freezing the backbone freezes
-    its weights, while its running statistics follow the synthetic images, so that the head is
-    trained on the features that the second phase starts from (and a random backbone gives
-    normalised features at all).
+    The warm-up takes the backbone as a feature extractor: its weights are frozen and it runs in
+    evaluation mode, so that batch norm keeps the statistics it came with and drop-path drops
+    nothing. The second phase trains everything in training mode.
 
     Randomness of a step (augmentation, and drop-path of some students) is derived from (seed, step,
     rank), so a resumed run repeats it without any generator's state.
@@ -94,16 +92,11 @@ class Distiller:
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,
-        probe: bool = False,
     ) -> None:
-        """`label` None trains on the distances stored with the images.
-
-        With `probe` the warm-up takes batches of features (`dfkd.probe`), and no images.
-        """
-        self.probe = probe
+        """`label` None trains on the distances stored with the images."""
         self.config, self.course, self.seed, self.label = config, course, seed, label
         self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
-        self.student = student.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
         self._enter_phase()
 
@@ -112,15 +105,12 @@ class Distiller:
         self.model: nn.Module | None = None
         # A wrapper that lingers would go on reducing the head's gradients.
         gc.collect()
-        self.student.backbone.requires_grad_(self.step >= self.course.warmup)
+        whole = self.step >= self.course.warmup
+        self.student.train(whole)
+        self.student.backbone.requires_grad_(whole)
         trained = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.config, trained)
-        self.model = self.distribute(self.student.head if self.probing else self.student)
-
-    @property
-    def probing(self) -> bool:
-        """Whether the next step takes features."""
-        return self.probe and self.step < self.course.warmup
+        self.model = self.distribute(self.student)
 
     @property
     def epoch(self) -> int:
@@ -132,16 +122,13 @@ class Distiller:
         """Whether no step is left."""
         return self.step >= self.course.total
 
-    def advance(self, batch: Batch | Probed) -> Outcome:
-        """One optimizer step on this rank's share of a batch: of features while `probing`."""
+    def advance(self, batch: Batch) -> Outcome:
+        """One optimizer step on this rank's share of a batch."""
         assert self.model is not None  # noqa: S101 - for the type checker
-        if isinstance(batch, Probed):
-            inputs, distances = batch.features, batch.distances
-        else:
-            inputs = self.view(batch)
-            distances = self._distances(inputs, batch)
+        views = self.view(batch)
+        distances = self._distances(views, batch)
         with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
-            outputs = self.model(inputs)
+            outputs = self.model(views)
         loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -174,7 +161,7 @@ class Distiller:
         seed = derive_seed("label", self.seed, self.step, self.rank)
         return self.label(pixels, batch, torch.Generator().manual_seed(seed))
 
-    def _loss(self, outputs: Tensor, targets: Tensor, batch: Batch | Probed) -> Tensor:
+    def _loss(self, outputs: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         """Equation 5; images that the teacher takes for another class count `inconsistent` times.
 
         The sum is divided by all images, so that the weights of a batch do not depend on its ranks.

@@ -16,7 +16,8 @@ def label_source(manifest: Manifest, device: torch.device) -> Label | None:
     config = manifest.distillation
     if config.labels == "stored":
         return None
-    teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
+    # float32 whatever the student's precision: classes differ by little (see Student.forward).
+    teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     texts = target_texts(manifest, teacher)
     if config.labels == "live":
         return live(teacher, texts)

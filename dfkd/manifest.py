@@ -49,9 +49,9 @@ class Storage:
 class Teacher:
     """The frozen vision-language model (open_clip)."""
 
-    model: Name = "ViT-B-32-quickgelu"
+    model: Name
     """An open_clip architecture, the path of a model configuration, or `miniature`."""
-    weights: Name = "openai"
+    weights: Name
     """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, `miniature`.
 
     What a tag names is read from the cache."""
@@ -66,10 +66,10 @@ class Teacher:
 class Generator:
     """The frozen VQGAN decoder (taming-transformers)."""
 
-    config: Name = "miniature"
+    config: Name
     """The official `model.yaml`, `miniature`, or a name that is read from the cache:
     `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
-    weights: Name = "miniature"
+    weights: Name
     """The official `.ckpt`, a safetensors file with the same keys, or a name as for `config`."""
 
 
@@ -161,14 +161,15 @@ class Manifest:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     storage: Storage
+    teacher: Teacher
+    """Named together with the generator, since their images must be of one world."""
+    generator: Generator
     cache: Name = CACHE
     """The folder that `jobs/fetch.py` fills with published weights; on a cluster each node needs
     one. Results do not depend on it."""
     seed: Natural = 0
     salt: Natural = 0
     """Another data set from the same settings; `jobs/regenerate.py` counts it up."""
-    teacher: Teacher = Teacher()
-    generator: Generator = Generator()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
     inversion: Inversion = Inversion()
@@ -212,8 +213,8 @@ class Manifest:
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":
         """The manifest in file `path` with `key.sub=value` overrides applied.
 
-        Both may name a preset. Keys in the file override its `preset`; an override `preset=NAME`
-        overrides the file, and each override those before it.
+        The settings of a `preset` stand beneath the file's own keys, whether the file names it or
+        an override replaces that name; each override stands above the file and those before it.
 
         Raises:
             ManifestError: the file or an override breaks a rule, which the text names.

@@ -1,9 +1,8 @@
 """Named settings of the method, which a manifest asks for with the key `preset`.
 
-They say how a run proceeds, and not how large it is: number and size of images, steps and rate of
-their latents, epochs and rates of the students stay the manifest's own. A preset does set how
-contrastive prompts are optimised (updates, rate, batch), which is part of the method, and the pace
-at which latents take their steps.
+They say how a run proceeds: how prompts are optimised and how students are trained. How many images
+are made, of how many pixels and in how many steps, stays the manifest's own. All keys of a manifest
+stand above its preset.
 """
 
 from typing import Any
@@ -34,13 +33,28 @@ PAPER: dict[str, Any] = {
         "amortised": {"training": 0.0, "refinement": 1.0},
     },
     "distillation": {
+        "weights": "IMAGENET1K_V1",
+        "warmup_epochs": 150,
+        "epochs": 150,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "finetune_factor": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": "cosine",
+        "standardise": True,
         "labels": "live",
         "texts": "template",
         "inconsistent": 1.0,
         "augmentation": ["flip", "crop"],
     },
 }
-"""The paper's method, to the letter: equation 12 without a guard, flips and crops."""
+"""The paper's method: equation 12 without a guard, and the students' training of A.2.
+
+A.2 states SGD, its rates and momentum, and 150 + 150 epochs. It leaves open the initial weights
+("the pre-trained model"), the schedule, the scale of the labels and the augmentation: what stands
+here for these is a choice. `manifests/studies/recipe` shows why schedule and scale are needed.
+"""
 
 BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
 """The paper's method with ensemble labels, which cost next to nothing; manifests/studies/better has

@@ -30,7 +30,7 @@ class Training:
     """Two phases: the classifier on a frozen backbone, then everything (A.2)."""
 
     warmup_epochs: Natural = 150
-    """Epochs with the backbone frozen."""
+    """Epochs that train the head alone, on a backbone that is frozen in evaluation mode."""
     epochs: Count = 150
     """Epochs with everything trained, at `finetune_factor` times the rate."""
     learning_rate: Positive = 0.1
@@ -38,8 +38,9 @@ class Training:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Of the rate; a cosine runs to zero within each phase."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Of the rate; a cosine runs to zero within each phase. The paper names none, and at a constant
+    rate its SGD does not converge (manifests/studies/recipe)."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
     precision: Precision = "float32"
     """Of the student's layers in training, in float32 on a device that does not multiply bfloat16,
@@ -52,10 +53,10 @@ class Distillation(Training):
 
     student: Name = "resnet18"
     """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
-    weights: Name = "none"
-    """Initial: `none`, a safetensors file, the library's name (`IMAGENET1K_V1`, `pretrained`).
-
-    What torchvision's names stand for is read from the cache."""
+    weights: Name = "IMAGENET1K_V1"
+    """What the backbone starts from: torchvision's name of the weights (read from the cache),
+    `pretrained` for a model of timm, a safetensors file, or `none` for random weights, which allow
+    no warm-up."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0,)
@@ -70,8 +71,9 @@ class Distillation(Training):
     over `prompts.styles`. Stored distances are to the class prompt."""
     inconsistent: Fraction = 1.0
     """Weight in the loss of an image that the teacher takes for another class; 0 drops it."""
-    standardise: bool = False
-    """Train on (distance - mean) / std of the labels; the student still outputs distances."""
+    standardise: bool = True
+    """Train on (distance - mean) / std of the labels, so that learning rates suit the small
+    differences between a CLIP's distances; the student still gives distances."""
     workers: Count = 1
     """DDP ranks of a student. Students are trained one after the other, in a study side by side."""
     loader_workers: Natural = 0
@@ -83,6 +85,13 @@ class Distillation(Training):
     def __post_init__(self) -> None:
         require_unique("distillation.seeds", self.seeds)
         require_unique("distillation.augmentation", self.augmentation)
+        if self.warmup_epochs and self.weights == "none":
+            raise ManifestError(
+                "distillation.warmup_epochs",
+                "must be 0 with distillation.weights=none: a random backbone has nothing to freeze",
+                self.warmup_epochs,
+                "set it to 0, or name the weights that the backbone starts from",
+            )
         if self.labels != "live" and self.augmentation:
             raise ManifestError(
                 "distillation.labels",

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, settings
 
 import ceph as servers
 from ceph import Ceph
-from dfkd import manifest
 from dfkd.generator import VQGAN
 from dfkd.teacher import Teacher
+from models import GENERATOR, TEACHER
 
 # Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
 # this when it is first imported, by the modules of tests or by the jobs they start.
@@ -31,14 +31,13 @@ settings.load_profile("untimed")
 @pytest.fixture(scope="session")
 def teacher() -> Teacher:
     """The miniature teacher, on the CPU."""
-    config = manifest.Teacher(model="miniature", weights="miniature")
-    return Teacher.load(config, torch.device("cpu"))
+    return Teacher.load(TEACHER, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def generator() -> VQGAN:
     """The miniature generator, on the CPU."""
-    return VQGAN.load(manifest.Generator(), torch.device("cpu"))
+    return VQGAN.load(GENERATOR, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

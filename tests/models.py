@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import yaml
 from open_clip import CLIP, CustomTextCLIP
@@ -13,6 +14,9 @@ from torch import nn
 
 from dfkd import manifest
 from dfkd.teacher import Teacher
+
+TEACHER = manifest.Teacher(model="miniature", weights="miniature")
+GENERATOR = manifest.Generator(config="miniature", weights="miniature")
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32}
@@ -133,3 +137,9 @@ def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> manifes
     checkpoint = {"epoch": 3, "global_step": 10, "state_dict": official_state(tree), **extra}
     torch.save(checkpoint, folder / "last.ckpt")
     return manifest.Generator(config=str(folder / "model.yaml"), weights=str(folder / "last.ckpt"))
+
+
+def write_backbone(path: Path, name: str = "test_resnet") -> Path:
+    """Random weights of a model of timm, as a file that a student's backbone may start from."""
+    save_file(timm.create_model(name, pretrained=False).state_dict(), path)
+    return path

@@ -10,13 +10,14 @@ BASE = {
     "classes": ["clock", "book"],
     "storage": {"root": "?"},
     "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla", "styles": "miniature"},
     "synthesis": {
         "images_per_class": 2, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 2,
     },
     "distillation": {
-        "student": "timm:test_resnet", "warmup_epochs": 0, "epochs": 1, "batch_size": 4,
-        "standardise": True, "augmentation": ["flip"],
+        "student": "timm:test_resnet", "weights": "none", "warmup_epochs": 0, "epochs": 1,
+        "batch_size": 4, "augmentation": ["flip"],
     },
 }  # fmt: skip
 METHODS = {

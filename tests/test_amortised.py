@@ -15,6 +15,7 @@ from dfkd.manifest import Manifest, Storage
 from dfkd.plan import image_steps, own_steps, training_steps
 from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher
+from models import GENERATOR, TEACHER
 
 NAMES = ("dog", "house", "car", "heart")
 
@@ -28,7 +29,14 @@ def manifest(**settings: float) -> Manifest:
         quantise=False,
         amortised=Amortised(**({"training": 1.0, "refinement": 0.5, "batch_size": 8} | settings)),  # type: ignore[arg-type]
     )
-    made = Manifest(name="m", classes=NAMES, storage=Storage(root="r"), synthesis=synthesis)
+    made = Manifest(
+        name="m",
+        classes=NAMES,
+        storage=Storage(root="r"),
+        teacher=TEACHER,
+        generator=GENERATOR,
+        synthesis=synthesis,
+    )
     return made.with_method("contrastive")
 
 

@@ -12,7 +12,7 @@ from dfkd.manifest import Manifest
 from dfkd.storage import open_storage
 from dfkd.student import load_student
 from dfkd.teacher import resolve
-from models import RESNET, model_config, write_teacher
+from models import RESNET, model_config, write_backbone, write_teacher
 from surrogates import publish, write_manifest
 
 
@@ -24,6 +24,7 @@ def student(folder: Path) -> Path:
 def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) -> None:
     teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
     settings = {
+        "weights": str(write_backbone(tmp_path / "backbone.safetensors")),
         "warmup_epochs": 2,
         "epochs": 6,
         "augmentation": ["crop", "noise"],

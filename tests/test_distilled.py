@@ -8,10 +8,16 @@ from dfkd.distilled import check_teacher, place, student_name
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.manifest import Manifest, Storage
 from dfkd.teacher import resolve
-from models import RESNET, model_config, write_teacher
+from models import GENERATOR, RESNET, TEACHER, model_config, write_teacher
 from surrogates import publish, write_manifest
 
-MANIFEST = Manifest(name="named", classes=("a", "b"), storage=Storage(root="runs/named"))
+MANIFEST = Manifest(
+    name="named",
+    classes=("a", "b"),
+    storage=Storage(root="runs/named"),
+    teacher=TEACHER,
+    generator=GENERATOR,
+)
 
 
 def named(fingerprint: str = "f", seed: int = 0, **settings: Any) -> str:

@@ -13,7 +13,11 @@ WEIGHTS = {"teacher.weights": "aa", "generator.weights": "bb", "generator.config
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
     file = tmp_path / "manifest.yaml"
-    file.write_text("name: x\nclasses: [dog, cat]\nstorage: {root: a}\nprompts: {method: mix}\n")
+    file.write_text(
+        "name: x\nclasses: [dog, cat]\nstorage: {root: a}\nprompts: {method: mix}\n"
+        "teacher: {model: ViT-B-32-quickgelu, weights: openai}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+    )
     return Manifest.read(file, overrides)
 
 

@@ -20,6 +20,7 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
     file.write_text(
         "name: x\nclasses: [cat, clock]\nstorage: {root: a}\n"
         "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
         f"prompts: {{styles: {STYLES}}}\n"
         "distillation: {augmentation: []}\n"
     )
@@ -46,6 +47,19 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_stored_labels_need_no_teacher(tmp_path: Path) -> None:
     manifest = read(tmp_path, "distillation.labels=stored", "teacher.weights=/nowhere.pt")
     assert label_source(manifest, torch.device("cpu")) is None
+
+
+def test_live_labels_are_float32_whatever_the_students_precision(
+    tmp_path: Path, teacher: Teacher, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A device that multiplies bfloat16, which this one may not.
+    monkeypatch.setattr("dfkd.teacher.multiplies_bfloat16", lambda device: True)
+    manifest = read(tmp_path, "distillation.precision=bfloat16")
+    label = label_source(manifest, torch.device("cpu"))
+    assert label is not None
+    views = batch.pixels.float().div(255)
+    exact = distances(teacher.encode_image(views), class_texts(manifest, teacher))
+    assert torch.equal(label(views, batch, generator()), exact)
 
 
 def test_live_labels_are_the_distances_of_the_views(

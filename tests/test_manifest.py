@@ -10,6 +10,8 @@ from dfkd.manifest import Manifest
 from dfkd.yaml import dump
 
 SMALLEST = "name: small\nclasses: [dog, cat]\nstorage: {root: runs/small}\n"
+SMALLEST += "teacher: {model: miniature, weights: miniature}\n"
+SMALLEST += "generator: {config: miniature, weights: miniature}\n"
 
 
 @pytest.fixture

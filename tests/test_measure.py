@@ -16,12 +16,13 @@ from dfkd.fields import Precision
 from dfkd.generator import VQGAN
 from dfkd.imaging import Synthesis
 from dfkd.labels import live
-from dfkd.manifest import Generator, Manifest
+from dfkd.manifest import Manifest
 from dfkd.streaming import Batch
 from dfkd.student import build
 from dfkd.synthesis import Synthesiser
 from dfkd.teacher import Teacher
 from dfkd.training import Distillation
+from models import GENERATOR
 from surrogates import write_manifest
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def test_limits_do_what_they_count(precision: Precision) -> None:
 
 def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> None:
     """The same losses at the same step, as far as float32 goes."""
-    generator = VQGAN.load(Generator(), CPU, "float32")
+    generator = VQGAN.load(GENERATOR, CPU, "float32")
     targets = teacher.encode_text(["A cat", "A clock"])
     losses = []
     config = Synthesis(image_size=64, steps=3, batch_size=2)
@@ -78,7 +79,10 @@ def test_plain_distillation_is_distillation_without_any_switch(
 ) -> None:
     monkeypatch.setattr(peers, "augment", lambda pixels, names, draws: pixels)
     config = Distillation(
+        weights="none",
+        warmup_epochs=0,
         optimizer="adamw",
+        schedule="constant",
         learning_rate=0.002,
         finetune_factor=1.0,
         weight_decay=0.01,
@@ -102,7 +106,6 @@ def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path)
     manifest = Manifest.read(
         write_manifest(
             tmp_path,
-            teacher={"model": "miniature", "weights": "miniature"},
             prompts={"contrastive": {"updates": 3, "batch_size": 6, "bank": 4}},
         )
     )
@@ -120,7 +123,7 @@ def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path)
 def test_the_cutout_loop_shows_the_teacher_32_crops(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = VQGAN.load(Generator(), CPU, "float32")
+    generator = VQGAN.load(GENERATOR, CPU, "float32")
     shapes = []
     encode = peers._encode
     monkeypatch.setattr(peers, "_encode", lambda t, p: shapes.append(p.shape) or encode(t, p))

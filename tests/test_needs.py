@@ -12,13 +12,22 @@ from dfkd.needs import HubModel, hub_models, needs
 from models import VIT, model_config, official_yaml, write_generator, write_teacher
 
 VQGAN = "vqgan-imagenet-f16-1024"
-MINIATURE = {"model": "miniature", "weights": "miniature"}
+SMALLEST: dict[str, Any] = {
+    "name": "x",
+    "classes": ["dog", "cat"],
+    "storage": {"root": "unused"},
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
+    "distillation": {"weights": "none", "warmup_epochs": 0},
+}
+BENEATH = {**SMALLEST, "teacher": {"model": "ViT-B-32-quickgelu", "weights": "openai"}}
 
 
 def manifest(folder: Path, **sections: Any) -> Manifest:
-    tree = {"name": "x", "classes": ["dog", "cat"], "storage": {"root": "unused"}}
+    """Without `sections` it names only what the package ships."""
+    given = {name: BENEATH[name] | section for name, section in sections.items()}
     path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump({**tree, "teacher": MINIATURE, **sections}))
+    path.write_text(yaml.safe_dump(SMALLEST | given))
     return Manifest.read(path)
 
 

@@ -15,8 +15,7 @@ SMALL = [
     "synthesis.shard_size=2",
     "synthesis.steps=3",
     "prompts.contrastive.updates=2",
-    "distillation.epochs=1",
-    "distillation.warmup_epochs=1",
+    "distillation.epochs=2",
     "distillation.batch_size=8",
 ]
 

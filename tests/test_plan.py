@@ -22,6 +22,7 @@ from dfkd.plan import (
     tasks,
     units,
 )
+from models import GENERATOR, TEACHER
 
 
 def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
@@ -29,6 +30,8 @@ def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
         name="plan",
         classes=tuple(f"class {i}" for i in range(classes)),
         storage=Storage(root="unused"),
+        teacher=TEACHER,
+        generator=GENERATOR,
         seed=seed,
         synthesis=Synthesis(images_per_class=images, shard_size=size),
     )

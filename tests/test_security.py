@@ -418,7 +418,9 @@ def test_shards_of_no_class_or_of_one_task_twice_are_refused(tmp_path: Path) -> 
 
 # --- students and checkpoints ---------------------------------------------------------------------
 
-CONFIG = Distillation(student="resnet18", stem="small", optimizer="adamw", warmup_epochs=1)
+CONFIG = Distillation(
+    student="resnet18", stem="small", weights="none", optimizer="adamw", warmup_epochs=0
+)
 
 
 def put_student(folder: Path, weights: bytes, **changes: Any) -> None:
@@ -479,7 +481,9 @@ def test_a_card_names_a_known_architecture_or_is_refused(tmp_path: Path, name: s
 
 
 def distiller() -> Distiller:
-    config = Distillation(student="timm:test_resnet", optimizer="adamw", warmup_epochs=1)
+    config = Distillation(
+        student="timm:test_resnet", weights="none", optimizer="adamw", warmup_epochs=0
+    )
     return Distiller(build(config, 2, 32, 0), config, Course(2, 2, 6), 0)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from dfkd.student import (
 )
 from dfkd.training import Distillation
 
-SMALL = Distillation(student="resnet18", stem="small")
+RANDOM = {"weights": "none", "warmup_epochs": 0}
+SMALL = Distillation(student="resnet18", stem="small", **RANDOM)  # type: ignore[arg-type]
 
 
 def pixels(size: int = 32) -> torch.Tensor:
@@ -41,7 +43,7 @@ def test_a_student_depends_on_its_seed_and_leaves_global_randomness_alone() -> N
     ("stem", "size", "side"), [("imagenet", 64, 2), ("small", 64, 4), ("small", 32, 4)]
 )
 def test_the_small_stem_keeps_a_larger_last_feature_map(stem: str, size: int, side: int) -> None:
-    student = build(Distillation(stem=stem), 5, size, 0)
+    student = build(dataclasses.replace(SMALL, stem=stem), 5, size, 0)
     shapes = []
     student.backbone.layer4.register_forward_hook(lambda m, i, o: shapes.append(o.shape[-1]))
     student(pixels(size))
@@ -50,14 +52,14 @@ def test_the_small_stem_keeps_a_larger_last_feature_map(stem: str, size: int, si
 
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
 def test_timm_students_take_the_run_s_image_size(name: str) -> None:
-    student = build(Distillation(student=name), 4, 64, 0).eval()
+    student = build(Distillation(student=name, **RANDOM), 4, 64, 0).eval()
     assert student(pixels(64)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("name", ["resnet19", "alexnet", "timm:no_such_model"])
 def test_unknown_students_are_refused(name: str) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.student"):
-        build(Distillation(student=name), 4, 32, 0)
+        build(Distillation(student=name, **RANDOM), 4, 32, 0)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd import manifest
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import VQGAN
 from dfkd.imaging import Synthesis
 from dfkd.synthesis import Synthesised, Synthesiser, learning_rate
 from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
+from models import GENERATOR, TEACHER
 
 PROMPTS = ["A dog", "A house", "A car", "A heart"]
 SMALL = Synthesis(image_size=64, steps=6, views=1, view_noise=0.02)
@@ -216,10 +216,8 @@ def test_bfloat16_makes_nearly_the_same_image() -> None:
     made = []
     for precision in ("float32", "bfloat16"):
         cpu = torch.device("cpu")
-        teacher = Teacher.load(
-            manifest.Teacher(model="miniature", weights="miniature"), cpu, precision
-        )
-        generator = VQGAN.load(manifest.Generator(), cpu, precision)
+        teacher = Teacher.load(TEACHER, cpu, precision)
+        generator = VQGAN.load(GENERATOR, cpu, precision)
         config = dataclasses.replace(SMALL, steps=3, quantise=False)
         made.append(run(teacher, generator, config, PROMPTS, [1, 2, 3, 4]))
     one, two = made

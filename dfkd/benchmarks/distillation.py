@@ -7,30 +7,24 @@ import torch
 
 from dfkd.benchmarks import limits, peers
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
-from dfkd.device import autocast
 from dfkd.distillation import Course, Distiller, Label
 from dfkd.labels import live
 from dfkd.manifest import Manifest
-from dfkd.probe import Probed, features
 from dfkd.prompts import class_texts
 from dfkd.streaming import Batch
 from dfkd.student import Student, build
 from dfkd.teacher import Teacher
 from dfkd.training import Distillation
 
-STEPS, HEAD_STEPS = 2, 100
-"""Training steps of one timed repeat: of a student, and of its head alone."""
+STEPS = 2
+"""Training steps of one timed repeat."""
 BATCHES = (0.5, 2)
 """Other batches than the manifest's, as shares of it."""
-EPOCHS, PASSES = 150, 2
-"""Of the paper's warm-up, and passes over the images that its features take."""
 FOREVER = 1_000_000
 
 UNIT = "images/s"
 LIVE, STORED = "distillation, live labels", "distillation, stored labels"
-PLAIN, UNKEPT = "plain loop", "warm-up, backbone each epoch"
-FEATURES, HEAD = "warm-up, computing features", "warm-up, head on kept features"
-WHOLE = f"warm-up of {EPOCHS} epochs, features kept"
+PLAIN, WARMUP = "plain loop", "warm-up, stored labels"
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
@@ -54,21 +48,14 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     }
     others[STORED] = _training(manifest, batch, device, None)
     others[PLAIN] = _peer(manifest, batch, device)
-    warming = {UNKEPT: _warming(manifest, batch, device), **_probing(manifest, batch, device)}
+    others[WARMUP] = _warming(manifest, batch, device)
     found = turns(
-        {LIVE: main, **others, **warming, limit: limits.convolution(device, config.precision)},
-        repeats,
-    )
-    found[WHOLE] = tuple(
-        EPOCHS / (PASSES / once + EPOCHS / head)
-        for once, head in zip(found[FEATURES], found[HEAD], strict=True)
+        {LIVE: main, **others, limit: limits.convolution(device, config.precision)}, repeats
     )
     share, ratio = quotient(found[LIVE], found[limit], each), quotient(found[LIVE], found[PLAIN])
     figures = [
         Figure(LIVE, UNIT, found[LIVE], limit, share, PLAIN, ratio),
         *(beside(LIVE, name, UNIT, found) for name in others),
-        Figure(UNKEPT, UNIT, found[UNKEPT]),
-        *(beside(UNKEPT, name, UNIT, found) for name in (FEATURES, HEAD, WHOLE)),
         Figure(limit, "FLOP/s", found[limit]),
     ]
     return {
@@ -106,27 +93,11 @@ def _warming(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
     return _steps(_distiller(manifest, _stored(manifest), device, warmup=FOREVER), batch)
 
 
-def _probing(manifest: Manifest, batch: Batch, device: torch.device) -> dict[str, Call]:
-    """What a warm-up with kept features does: it computes them, and learns from them."""
-    config = _stored(manifest)
-    distiller = _distiller(manifest, config, device, warmup=FOREVER, probe=True)
-    with torch.no_grad(), autocast(device, config.precision):
-        kept = features(distiller.student, batch)
-
-    def compute() -> float:
-        with torch.no_grad(), autocast(device, config.precision):
-            features(distiller.student, batch)
-        return float(len(batch.labels))
-
-    probed = Probed(kept, batch.distances.to(device), batch.labels)
-    return {FEATURES: compute, HEAD: _steps(distiller, probed, HEAD_STEPS)}
-
-
-def _steps(distiller: Distiller, batch: Batch | Probed, steps: int = STEPS) -> Call:
+def _steps(distiller: Distiller, batch: Batch) -> Call:
     def call() -> float:
-        for _ in range(steps):
+        for _ in range(STEPS):
             distiller.advance(batch)
-        return float(steps * len(batch.labels))
+        return float(STEPS * len(batch.labels))
 
     return call
 
@@ -143,11 +114,10 @@ def _distiller(
     device: torch.device,
     label: Label | None = None,
     warmup: int = 0,
-    probe: bool = False,
 ) -> Distiller:
     course = Course(steps_per_epoch=1, warmup=warmup, total=warmup + FOREVER)
     student = _student(manifest, config)
-    return Distiller(student, config, course, 0, label, device=device, probe=probe)
+    return Distiller(student, config, course, 0, label, device=device)
 
 
 def _student(manifest: Manifest, config: Distillation) -> Student:

@@ -1,7 +1,7 @@
 """What each rank of a distillation runs, under Ray Train."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ from dfkd.distilled import check_teacher
 from dfkd.labels import label_source
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
-from dfkd.probe import Probe, Probed, can_probe
 from dfkd.progress import Bar, LineBar
 from dfkd.storage import Storage, open_storage
 from dfkd.streaming import Batch, Share, Stream
@@ -33,10 +32,6 @@ from dfkd.training import Distillation
 
 LOG_STEPS = 50
 """Steps between two points of a TensorBoard curve, where an epoch is not shorter."""
-
-
-Feed = Callable[[int, int], Iterator[Batch | Probed]]
-"""Batches by epoch and step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +75,11 @@ def train(config: dict[str, Any]) -> None:
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
     if newest:
         distiller.restore(checkpoints.read(newest))
-    feed = _feed(job, stream, distiller)
     pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
     if rank == 0:
-        _lead(job, version, folder, feed, distiller, checkpoints, pace)
+        _lead(job, version, folder, stream, distiller, checkpoints, pace)
     else:
-        _run(feed, distiller, pace, distiller.advance, lambda: None)
+        _run(stream, distiller, pace, distiller.advance, lambda: None)
     ray.train.report({"step": distiller.step})
 
 
@@ -98,38 +92,17 @@ def open_stream(
     return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
 
 
-def _feed(job: Job, stream: Stream, distiller: Distiller) -> Feed:
-    """The batches of an epoch from a step on: images, or while the head warms up their features."""
-    if not distiller.probing:
-        return stream.batches
-    agree = _agree if stream.share.world > 1 else lambda module: None
-    probe = Probe(distiller.student, stream, job.manifest.distillation, job.seed, agree)
-
-    def batches(epoch: int, step: int) -> Iterator[Batch | Probed]:
-        return (probe if distiller.probing else stream).batches(epoch, step)
-
-    return batches
-
-
-def _agree(module: nn.Module) -> None:
-    """Make every rank's buffers the mean over all ranks."""
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            torch.distributed.all_reduce(buffer)
-            buffer /= torch.distributed.get_world_size()
-
-
 def _run(
-    feed: Feed,
+    stream: Stream,
     distiller: Distiller,
     pace: Pace,
-    advance: Callable[[Batch | Probed], object],
+    advance: Callable[[Batch], object],
     on_epoch: Callable[[], None],
 ) -> None:
     """Train from the distiller's step to the end."""
     steps = distiller.course.steps_per_epoch
     while not distiller.done:
-        for batch in pace.timed(feed(distiller.epoch, distiller.step % steps)):
+        for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
             advance(batch)
         on_epoch()
     pace.report()
@@ -139,7 +112,7 @@ def _lead(
     job: Job,
     version: PublishedVersion,
     folder: Storage,
-    feed: Feed,
+    stream: Stream,
     distiller: Distiller,
     checkpoints: Checkpoints,
     pace: Pace,
@@ -151,8 +124,8 @@ def _lead(
     with Tracker(bar, folder.child("tensorboard"), config.batch_size) as tracker:
         means: dict[str, float] = {}
 
-        def advance(batch: Batch | Probed) -> None:
-            if distiller.step == 0 and isinstance(batch, Batch):
+        def advance(batch: Batch) -> None:
+            if distiller.step == 0:
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
             tracker.record(distiller.advance(batch))
             place = distiller.step % course.steps_per_epoch
@@ -165,7 +138,7 @@ def _lead(
                 checkpoints.write(distiller.step, distiller.state())
                 tracker.upload()
 
-        _run(feed, distiller, pace, advance, on_epoch)
+        _run(stream, distiller, pace, advance, on_epoch)
         tracker.upload()
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
     save_student(folder, student, _card(job, version, course) | {"training": means})
@@ -203,7 +176,6 @@ def open_distiller(
     device = pick_device() if job.gpu else torch.device("cpu")
     classes, size = len(manifest.classes), manifest.synthesis.image_size
     student = build(config, classes, size, job.seed, manifest.cache)
-    images = sum(receipt.samples for receipt in stream.shards)
     return Distiller(
         student,
         config,
@@ -214,7 +186,6 @@ def open_distiller(
         device=device,
         rank=rank,
         distribute=distribute(device, config.precision) if world > 1 else lambda module: module,
-        probe=can_probe(config, images, student.head.in_features + classes),
     )
 
 

@@ -19,7 +19,9 @@ class Learner:
     """A student of a run, in training; its outputs are logits."""
 
     def __init__(self, config: InnerStudent, run: Run, classes: int, loss: Loss) -> None:
-        shape = Distillation(student=config.architecture, stem=config.stem)
+        shape = Distillation(
+            student=config.architecture, stem=config.stem, weights="none", warmup_epochs=0
+        )
         student = build(shape, classes, run.image_size, run.seed("student"))
         self.student, self.loss = student.to(run.labels.device).train(), loss
         self.optimizer = torch.optim.SGD(

@@ -25,6 +25,7 @@ from dfkd.distilled import Place, place
 from dfkd.errors import InfrastructureError
 from dfkd.manifest import Manifest
 from dfkd.student import WEIGHTS, load_student
+from models import write_backbone
 from surrogates import publish, write_manifest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
@@ -55,6 +56,7 @@ def prepare(folder: Path) -> Manifest:
         synthesis={"images_per_class": 10},
         distillation={
             "workers": 2,
+            "weights": str(write_backbone(folder / "backbone.safetensors")),
             "warmup_epochs": WARMUP // STEPS,
             "epochs": (TOTAL - WARMUP) // STEPS,
             "checkpoint_epochs": INTERVAL // STEPS,
