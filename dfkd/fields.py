@@ -38,6 +38,12 @@ def require_unique(field: str, values: tuple[object, ...]) -> None:
             raise ManifestError(field, "every entry once", value, "remove the repetition")
 
 
+def require_folder(field: str, place: str) -> None:
+    """Refuse (`ManifestError`) a URL where only a folder of this machine will do."""
+    if ":/" in place:
+        raise ManifestError(field, "must be a folder of this machine", place, "name one")
+
+
 def require_slots(field: str, template: str, *slots: str) -> None:
     """Refuse (`ManifestError`) a template that has not each of `slots` once."""
     for slot in slots:

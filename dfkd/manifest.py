@@ -23,12 +23,14 @@ from dfkd.fields import (
     NonNegative,
     Positive,
     Several,
+    require_folder,
     require_slots,
     require_unique,
 )
 from dfkd.imaging import Prompts, Synthesis
 from dfkd.inversion.settings import Inversion
 from dfkd.methods import Method, compared, prompt_method, way_of
+from dfkd.objects import split_root
 from dfkd.presets import PRESETS
 from dfkd.training import Distillation, FewShot
 from dfkd.yaml import load
@@ -43,6 +45,9 @@ class Storage:
     root: Name
     """A directory or `s3://bucket/prefix`. On a cluster of several nodes a directory is an absolute
     path that all of them share."""
+
+    def __post_init__(self) -> None:
+        split_root("storage.root", self.root)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -193,8 +198,7 @@ class Manifest:
                     "rename it",
                 )
         require_unique("classes", self.classes)
-        if "://" in self.cache:
-            raise ManifestError("cache", "must be a folder of this machine", self.cache, "name one")
+        require_folder("cache", self.cache)
         for name in self.regeneration.classes:
             if name not in self.classes:
                 raise ManifestError(

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 
 KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}")
 """No '..', no absolute path, no hidden name, nothing that a shell, a URL or a file system reads."""
 
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -126,6 +127,38 @@ def check_key(key: str) -> str:
             "the object that names it was not written by dfkd, remove it"
         )
     return key
+
+
+def split_root(field: str, root: str) -> tuple[str, str]:
+    """The bucket and prefix of `s3://bucket/prefix`, or "" and the path of a directory.
+
+    Raises:
+        ManifestError: no storage serves it; `field` is what named it.
+    """
+    if ":/" not in root:
+        return "", root
+    scheme, _, place = root.partition("://")
+    if scheme != "s3":
+        raise ManifestError(
+            field, "must be a directory or s3://bucket/prefix", root, "give one of the two"
+        )
+    bucket, _, prefix = place.partition("/")
+    prefix = prefix.strip("/")
+    if not BUCKET.fullmatch(bucket):
+        raise ManifestError(
+            field,
+            "must name a bucket, and hold no credentials",
+            root,
+            "write s3://bucket/prefix; credentials come from the environment or a profile",
+        )
+    if prefix and not KEY.fullmatch(prefix):
+        raise ManifestError(
+            field,
+            "must have a prefix of names of letters, digits and ._=- joined by '/'",
+            root,
+            "rename it",
+        )
+    return bucket, prefix
 
 
 def missing_object(location: str) -> MissingObject:

@@ -1,7 +1,6 @@
 """S3 buckets as storage, over `dfkd.s3_connection`."""
 
 import contextlib
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,6 @@ from dfkd.s3_errors import code, explain, redact, status
 
 T = TypeVar("T")
 
-BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 PROBE = ".probe"
 """Of every prefix that was opened; no key can name it, and no listing shows it."""
 WRITER = "writer"
@@ -52,17 +50,9 @@ OPENING = 5
 """Tries at the start: a store that is away then is an error within seconds, later it is awaited."""
 
 
-def open_s3(root: str) -> "S3Storage":
+def open_s3(bucket: str, prefix: str) -> "S3Storage":
     """The storage at `s3://bucket/prefix`; `ManifestError` unless it honours put-if-absent."""
-    bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
-    if not BUCKET.fullmatch(bucket):
-        raise ManifestError(
-            "storage.root",
-            "names a bucket, and holds no credentials",
-            f"s3://{bucket.rpartition('@')[2]}",
-            "write s3://bucket/prefix; credentials come from the environment or a profile",
-        )
-    store = S3Storage(bucket, prefix and check_key(prefix))
+    store = S3Storage(bucket, prefix)
     store.briefly().probe()
     return store
 

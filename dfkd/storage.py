@@ -24,6 +24,7 @@ from dfkd.objects import (
     missing_object,
     no_room,
     require_room,
+    split_root,
 )
 
 __all__ = [
@@ -47,15 +48,15 @@ def open_storage(root: str) -> Storage:
     """The storage at a directory (made if missing) or at `s3://bucket/prefix`.
 
     Raises:
-        ManifestError: it cannot be written, or the store does not honour put-if-absent.
+        ManifestError: no storage serves it, it cannot be written, or the store does not honour
+            put-if-absent.
     """
-    if root.startswith("s3://"):
+    bucket, path = split_root("storage.root", root)
+    if bucket:
         from dfkd.s3 import open_s3  # boto3 takes long to import, and a directory needs none
 
-        return open_s3(root)
-    if "://" in root:
-        raise ManifestError("storage.root", "a directory or s3://", root, "give one of the two")
-    local = LocalStorage(Path(root).absolute())
+        return open_s3(bucket, path)
+    local = LocalStorage(Path(path).absolute())
     local.prepare()
     return local
 

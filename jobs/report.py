@@ -10,6 +10,7 @@ from typing import Any
 from dfkd import command
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
+from dfkd.objects import split_root
 from dfkd.report import compare, diversity, page
 from dfkd.report.facts import require_finished
 from dfkd.storage import Storage, is_there, open_storage
@@ -41,9 +42,11 @@ def read(place: str, overrides: tuple[str, ...]) -> Run:
     """The run that a manifest, a folder or `s3://bucket/prefix` names.
 
     Raises:
-        ManifestError: the manifest breaks a rule, or a folder is given with overrides.
+        ManifestError: no storage serves the place, the manifest breaks a rule, or a folder is given
+            with overrides.
     """
-    if place.startswith("s3://") or Path(place).is_dir():
+    bucket, _ = split_root("manifest", place)
+    if bucket or Path(place).is_dir():
         if overrides:
             raise ManifestError(
                 "--set", "belongs to a manifest, not to a folder", place, "leave it out"

@@ -11,6 +11,7 @@ from dfkd import command
 from dfkd.cells import Outcome
 from dfkd.distillation import Course
 from dfkd.errors import CorruptionError, DfkdError, ManifestError, PartialError
+from dfkd.objects import split_root
 from dfkd.plan import image_count, image_steps
 from dfkd.published import read_json
 from dfkd.report import study as report
@@ -64,6 +65,8 @@ def files() -> list[Path]:
 
 def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make if nothing of it were there yet."""
+    if options.output is not None:
+        split_root("--output", options.output)
     open_evaluation(study)
     return {
         "study": study.described.name,
@@ -133,6 +136,7 @@ def open_output(study: Study, options: argparse.Namespace) -> Storage:
         root = open_storage(study.manifest.storage.root)
         return root.child(f"studies/{study.described.name}")
     place = options.output or str(study.folder)
+    split_root("--output", place)
     try:
         return open_storage(place)
     except ManifestError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import jobs
 from dfkd import command
 from dfkd.errors import (
     CorruptionError,
@@ -133,3 +134,44 @@ def test_a_submission_is_named_by_the_job_and_its_own_options(path: str) -> None
     }
     assert len(names) == 6
     assert all(name.startswith(("dfkd-distill-", "dfkd-synthesize-")) for name in names)
+
+
+JOBS = sorted(file.stem for file in (jobs.ROOT / "jobs").glob("*.py"))
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--print-manifest"]])
+def test_every_job_refuses_at_once_what_no_storage_serves(
+    path: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    job: str,
+    options: list[str],
+) -> None:
+    monkeypatch.syspath_prepend(jobs.ROOT / "jobs")  # as Python does for a script
+    words, key = {
+        "benchmark": (["driver", path], "storage.root"),
+        "pretrain": ([str(jobs.ROOT / "manifests" / "pretrain.yaml")], "output"),
+        "reproduce": (["dictionary"], "settings.storage.root"),
+    }.get(job, ([path], "storage.root"))
+    assert jobs.load(job).main([*words, *options, "--set", f"{key}=ftp://x/y"]) == Exit.USAGE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    rule = "must be a directory or s3://bucket/prefix, got 'ftp://x/y'; give one of the two"
+    if job == "pretrain":
+        rule = "must be a folder of this machine, got 'ftp://x/y'; name one"
+    (line,) = printed.err.splitlines()
+    assert f"{key.removeprefix('settings.')}: {rule}" in line
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_the_places_of_a_command_line_are_held_to_the_same_rule(
+    capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    for job, words, field in (
+        ("report", ["ftp://x/y"], "manifest"),
+        ("reproduce", ["dictionary", "--quick", "--output", "ftp://x/y"], "--output"),
+    ):
+        assert jobs.load(job).main([*words, *options]) == Exit.USAGE
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {field}: must be a directory or s3://bucket/prefix, got ")

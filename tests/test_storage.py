@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
-from dfkd.objects import KEY
+from dfkd.objects import KEY, split_root
 from dfkd.storage import Entry, LocalStorage, MissingObject, open_storage, require_space
 from storing import StorageTests
 
@@ -243,7 +243,32 @@ def test_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         open_storage(str(tmp_path / "file"))
     with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
         open_storage("/proc/here")
-    with pytest.raises(ManifestError, match=r"storage\.root: a directory or s3://"):
+    with pytest.raises(ManifestError, match=r"storage\.root: must be a directory or s3://"):
         open_storage("gs://bucket")
-    with pytest.raises(ManifestError, match=r"storage\.root: names a bucket"):
-        open_storage("s3://")
+
+
+@pytest.mark.parametrize(
+    ("root", "rule"),
+    [
+        ("ftp://x/y", "must be a directory or s3://bucket/prefix"),
+        ("file:///x/y", "must be a directory or s3://bucket/prefix"),
+        ("S3://bucket", "must be a directory or s3://bucket/prefix"),
+        ("s3:/bucket", "must be a directory or s3://bucket/prefix"),
+        ("s3://", "must name a bucket"),
+        ("s3:///prefix", "must name a bucket"),
+        ("s3://Bucket/prefix", "must name a bucket"),
+        ("s3://bucket/a b", "must have a prefix of names"),
+        ("s3://bucket/a/../b", "must have a prefix of names"),
+    ],
+)
+def test_a_root_that_no_storage_serves_is_refused(root: str, rule: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        split_root("--output", root)
+    assert str(caught.value).startswith(f"--output: {rule}")
+    assert f", got {root!r}; " in str(caught.value)
+
+
+def test_a_root_is_a_bucket_with_a_prefix_or_a_directory() -> None:
+    assert split_root("x", "s3://bucket") == split_root("x", "s3://bucket/") == ("bucket", "")
+    assert split_root("x", "s3://bucket/a/b/") == ("bucket", "a/b")
+    assert split_root("x", "runs/a:b") == ("", "runs/a:b")

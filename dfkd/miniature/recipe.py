@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.fields import CHECKED, Count, Fraction, Name, Natural, NonNegative, Positive
+from dfkd.fields import (
+    CHECKED,
+    Count,
+    Fraction,
+    Name,
+    Natural,
+    NonNegative,
+    Positive,
+    require_folder,
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -28,6 +37,9 @@ class Data:
     """Icons whose perceptual hashes differ in at most so many bits are the same drawing."""
     max_likeness: Fraction = 0.98
     """Bundled pictures whose drawing correlates this much with a training icon are dropped."""
+
+    def __post_init__(self) -> None:
+        require_folder("data.work", self.work)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -116,6 +128,9 @@ class Recipe:
     teacher: Teacher = Field(default_factory=Teacher)
     generator: Generator = Field(default_factory=Generator)
     backbone: Backbone = Field(default_factory=Backbone)
+
+    def __post_init__(self) -> None:
+        require_folder("output", self.output)
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, every key written out."""
