@@ -71,7 +71,10 @@ def _maker() -> Any:
         from sklearn.manifold import TSNE
     except ImportError:
         raise ManifestError(
-            "environment", "needs the extra studies", "scikit-learn", "pip install 'dfkd[studies]'"
+            "environment",
+            "needs the extra studies",
+            "scikit-learn",
+            "pip install -e '.[studies]'",
         ) from None
     return TSNE
 

@@ -203,13 +203,9 @@ def _first_line(error: Exception) -> str:
 def _timm(
     config: Distillation, image_size: int, library: bool, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    import timm  # takes seconds, which a ResNet need not wait
+
     name = config.student.removeprefix("timm:")
-    try:
-        import timm
-    except ImportError:
-        raise ManifestError(
-            "distillation.student", "timm: needs timm", name, "pip install 'dfkd[timm]'"
-        ) from None
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5])
         raise ManifestError(

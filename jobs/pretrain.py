@@ -46,7 +46,7 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
         from dfkd.miniature.making import make, make_backbone
     except ModuleNotFoundError as error:
         raise ManifestError(
-            "environment", "needs the extra pretrain", error.name, "pip install '.[pretrain]'"
+            "environment", "needs the extra pretrain", error.name, "pip install -e '.[pretrain]'"
         ) from None
     if options.backbone:
         return str(make_backbone(recipe))

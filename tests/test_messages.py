@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 
 import pytest
 
@@ -29,6 +30,22 @@ def test_every_error_class_is_known_with_its_exit_code() -> None:
 def test_every_error_says_what_to_do() -> None:
     silent = [row for row in messages.messages() if not row.remedy]
     assert [row for row in silent if row.kind not in ("problem", "note")] == []
+
+
+def test_what_a_remedy_names_exists() -> None:
+    """Jobs, options of the command line, and extras of the package."""
+    remedies = [row.remedy for row in messages.messages()]
+
+    def named(pattern: str) -> set[str]:
+        return {name for remedy in remedies for name in re.findall(pattern, remedy)}
+
+    sources = [*(messages.ROOT / "jobs").glob("*.py"), messages.ROOT / "dfkd" / "command.py"]
+    assert named(r"jobs/(\w+)\.py") <= {file.stem for file in sources}
+    taken = "".join(file.read_text() for file in sources)
+    assert {option for option in named(r"--[a-z-]+") if f'"{option}"' not in taken} == set()
+    project = tomllib.loads((messages.ROOT / "pyproject.toml").read_text())["project"]
+    extras = {f"-e '.[{name}]'" for name in project["optional-dependencies"]}
+    assert named("pip install (.+)") <= extras
 
 
 def test_no_module_that_makes_errors_is_left_out() -> None:
