@@ -16,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the numbers that networks multiply."""
+"""Of the numbers that networks multiply. `float32` is never TF32: `dfkd.device.forbid_tf32`."""
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
 
