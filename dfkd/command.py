@@ -73,7 +73,11 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> int:
     """`run_with` a `Manifest`, as every job but one does; returns the exit code."""
-    return run_with(Manifest.read, arguments, work, plan, argv)
+    return run_with(Manifest.read, arguments, work, plan, argv, lambda found: found.storage.root)
+
+
+def _nowhere(described: object) -> str:
+    return ""
 
 
 def run_with(
@@ -82,11 +86,15 @@ def run_with(
     work: Callable[[D, argparse.Namespace], str],
     plan: Callable[[D, argparse.Namespace], dict[str, Any]],
     argv: Sequence[str] | None = None,
+    root: Callable[[D], str] = _nowhere,
 ) -> int:
     """Parse, read the manifest, work, and report; returns the exit code.
 
     The last line on stdout of a job that wrote something is `wrote PATH`. A failure that a person
-    can mend is one line on stderr; anything else is a defect and keeps its traceback.
+    can fix is one line on stderr; anything else is a defect and keeps its traceback.
+
+    Args:
+        root: where the run lies that a manifest describes; empty if it describes none.
     """
     options = arguments.parse_args(argv)
     try:
@@ -100,7 +108,7 @@ def run_with(
         if options.dry_run:
             print(json.dumps(plan(manifest, options), indent=2))
             return Exit.DONE
-        with logs.shown():
+        with logs.shown(Path(arguments.prog).stem, root(manifest)):
             written = work(manifest, options)
     except DfkdError as error:
         return fail(error)

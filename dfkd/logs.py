@@ -1,18 +1,28 @@
 """Lines of JSON for whatever reads a job's log: one for each task that ended.
 
-Written through `logging`, under the logger `dfkd`; a job shows them on stderr where that is no
-terminal, so that no bar is disturbed. The fields are those of `task_done` and `task_quarantined`,
-`time` (UTC) and `event`: "task" or "quarantined".
+Written through `logging`, under the logger `dfkd`. A job shows them on stderr, and writes them to a
+file where stderr is a terminal, which belongs to the progress bar. The fields are those of
+`task_done` and `task_quarantined`, `time` (UTC) and `event`: "task" or "quarantined".
 """
 
 import json
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from dfkd.progress import say
 
 LOGGER = logging.getLogger("dfkd")
+
+FOLDER = "logs"
+KEPT = 20
+"""Files in that folder of a run's root; the next one replaces the oldest."""
 
 
 class Lines(logging.Formatter):
@@ -25,13 +35,56 @@ class Lines(logging.Formatter):
         return json.dumps({"time": time, "event": record.getMessage(), **fields})
 
 
+class LogFile(logging.Handler):
+    """Writes the lines to a file, which the first line makes and whose path is then told once."""
+
+    def __init__(self, job: str, root: str) -> None:
+        super().__init__()
+        self.job, self.root = job, root
+        self.stream: TextIO | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`; raises `OSError` where the file cannot be written."""
+        if self.stream is None:
+            path = _new_file(self.job, self.root)
+            self.stream = path.open("a", encoding="utf-8")
+            say(f"a line of JSON for each task: {path}")
+        self.stream.write(f"{self.format(record)}\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        """See `logging.Handler.close`."""
+        if self.stream is not None:
+            self.stream.close()
+        super().close()
+
+
+def _new_file(job: str, root: str) -> Path:
+    """`logs/{time}-{job}.jsonl` under a directory; for a bucket a new file in a temporary folder.
+
+    Of the files in `logs/` the newest stay.
+    """
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{job}"
+    if not root or "://" in root:
+        descriptor, path = tempfile.mkstemp(".jsonl", f"dfkd-{name}-")
+        os.close(descriptor)
+        return Path(path)
+    folder = Path(root, FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("*.jsonl"))[: 1 - KEPT]:
+        old.unlink(missing_ok=True)
+    return folder / f"{name}.jsonl"
+
+
 @contextmanager
-def shown() -> Iterator[None]:
-    """Within, the lines go to stderr, unless that is a terminal."""
-    if sys.stderr.isatty():
-        yield
-        return
-    handler = logging.StreamHandler()
+def shown(job: str, root: str) -> Iterator[None]:
+    """Within, the lines go to stderr, or to a file where that is a terminal.
+
+    Args:
+        job: its name, for that of the file.
+        root: of the run, which the file lies under; empty if there is none.
+    """
+    handler = LogFile(job, root) if sys.stderr.isatty() else logging.StreamHandler()
     handler.setFormatter(Lines())
     level, propagate = LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
@@ -41,6 +94,7 @@ def shown() -> Iterator[None]:
         yield
     finally:
         LOGGER.removeHandler(handler)
+        handler.close()
         LOGGER.setLevel(level)
         LOGGER.propagate = propagate
 

@@ -39,6 +39,11 @@ class Closing:
         self.close()
 
 
+def say(text: str) -> None:
+    """Print a line of its own on stderr, above the bar if there is one on the screen."""
+    tqdm.write(text, file=sys.stderr)
+
+
 class ScreenBar(Closing):
     """A bar that redraws itself, on a terminal."""
 
@@ -63,8 +68,8 @@ class ScreenBar(Closing):
         self.inner.set_postfix_str(text, refresh=False)
 
     def say(self, text: str) -> None:
-        """Print a line of its own, once."""
-        self.inner.write(text, file=sys.stderr)
+        """Print a line of its own, once, above the bar."""
+        say(text)
 
     def close(self) -> None:
         """See `Bar.close`."""

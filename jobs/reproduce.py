@@ -231,7 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="students trained side by side; 0 is as many as there are GPUs, or CPUs",
     )
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are")
-    return command.run_with(read, arguments, work, plan, argv)
+    return command.run_with(
+        read, arguments, work, plan, argv, lambda study: study.manifest.storage.root
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def changed(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifest:
 @contextmanager
 def scratch(manifest: Manifest) -> Iterator[Manifest]:
     """The manifest with a new folder of `benchmarks/` as its root, which is deleted at the end."""
-    root, folder = manifest.storage.root, f"benchmarks/{uuid.uuid4().hex}"
+    root, folder = manifest.storage.root.rstrip("/"), f"benchmarks/{uuid.uuid4().hex}"
     home = open_storage(root)
     try:
         yield dataclasses.replace(manifest, storage=Storage(root=f"{root}/{folder}"))

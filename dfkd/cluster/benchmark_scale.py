@@ -46,7 +46,7 @@ def sized(manifest: Manifest, classes: int) -> Manifest:
     """
     chosen = manifest.with_method(manifest.method)
     names = tuple(f"thing {number}" for number in range(classes)) or chosen.classes
-    root = Storage(root=f"{manifest.storage.root}/benchmarks/scale")
+    root = Storage(root=f"{manifest.storage.root.rstrip('/')}/benchmarks/scale")
     return dataclasses.replace(chosen, classes=names, storage=root)
 
 
