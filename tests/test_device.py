@@ -10,7 +10,12 @@ import pytest
 import torch
 
 import dfkd
+from dfkd.cluster.build import SynthesisWorker, identify
+from dfkd.dataset import begin
 from dfkd.device import pick_device
+from dfkd.manifest import Manifest
+from dfkd.storage import open_storage
+from surrogates import write_manifest
 
 FAULTS = """
 import resource, torch
@@ -65,6 +70,17 @@ def flags(before: str) -> list[str | bool]:
 def test_a_process_that_works_for_us_has_no_tf32() -> None:
     assert flags("") == ["high", True, True, True, True, True]
     assert flags("import dfkd.device; dfkd.device.pick_device()") == ["highest", *[False] * 5]
+
+
+def test_a_worker_has_no_tf32_once_it_has_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = {"model": "miniature", "weights": "miniature"}
+    manifest = Manifest.read(write_manifest(tmp_path, teacher=teacher))
+    version = begin(open_storage(manifest.storage.root), identify(manifest))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    SynthesisWorker(manifest, version, 1.0).load_teacher()
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_gpu_is_only_used_through_pick_device() -> None:
