@@ -25,7 +25,11 @@ from dfkd.manifest import Manifest
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     file = tmp_path / "manifest.yaml"
-    file.write_text("name: small\nclasses: [dog, cat]\nstorage: {root: here}\n")
+    file.write_text(
+        "name: small\nclasses: [dog, cat]\nstorage: {root: here}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+    )
     return str(file)
 
 
