@@ -57,7 +57,7 @@ class Trainer:
             network: nn.Module = torchvision.models.get_model(
                 recipe.architecture, weights=None, num_classes=len(batches.named)
             )
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.train()
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), weight_decay=recipe.weight_decay
         )
@@ -67,7 +67,6 @@ class Trainer:
     def run(self, log: Callable[[str], None]) -> nn.Module:
         """Train to the end; returns the network in evaluation mode."""
         recipe = self.recipe
-        self.network.train()
         right: list[float] = []
         while self.step < recipe.steps:
             right.append(self._advance())
