@@ -89,7 +89,10 @@ def optimise(
             alike = similarity_in_class(texts.detach(), problem.labels, remembered)
             if alike <= config.similarity:
                 break
-        disturbed = [problem.words.disturbed(n, config.positive, draw) for n in problem.names]
+        disturbed = [
+            problem.words.disturbed(name, config.positive, config.disturbance, draw)
+            for name in problem.names
+        ]
         positives = problem.words.encode(problem.names, pseudo, disturbed)
         within = config.negatives == "intra-class"
         loss = contrast(texts, positives, problem.labels, remembered, config.temperature, within)

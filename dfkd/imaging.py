@@ -53,7 +53,10 @@ class Contrastive:
     temperature: Positive = 0.1
     """The paper names no value."""
     positive: Literal["shuffle", "substitute"] = "shuffle"
-    """How the letters of the template's frozen words are disturbed in the positive view."""
+    """How letters of the template's frozen words are disturbed in the positive view."""
+    disturbance: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """The share of those letters that end up changed. The paper says "some characters"; 0.3 is what
+    nlpaug, the usual library for this, substitutes or swaps of a word by default."""
     negatives: Literal["instance", "intra-class"] = "instance"
     initialisation: Literal["random", "mix"] = "random"
     similarity: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -19,6 +19,7 @@ PAPER: dict[str, Any] = {
             "batch_size": 256,
             "bank": 2048,
             "positive": "shuffle",
+            "disturbance": 0.3,
             "negatives": "instance",
             "initialisation": "random",
             "similarity": 1.0,

@@ -2,7 +2,7 @@
 
 import functools
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from dfkd.teacher import Teacher
 
 REDRAWS = 8
 """Disturbed templates that may not fit the context length before the plain one is taken."""
-
-SUBSTITUTED = 0.3
-"""Share of the frozen letters that substitution replaces; the paper names none."""
 
 
 class PseudoWords:
@@ -88,13 +85,13 @@ class PseudoWords:
         device = self.teacher.token_table.device
         return torch.stack(rows)[:, :length].to(device), torch.tensor(places, device=device)
 
-    def disturbed(self, name: str, kind: str, draw: np.random.Generator) -> str:
-        """The template with the letters of its frozen words shuffled or substituted.
+    def disturbed(self, name: str, kind: str, share: float, draw: np.random.Generator) -> str:
+        """The template with a share of the letters of its frozen words shuffled or substituted.
 
         A disturbed template that no longer fits the context is drawn anew, a few times.
         """
         for _ in range(REDRAWS):
-            template = _disturb(self.template, kind, draw)
+            template = disturb(self.template, kind, share, draw)
             if self._sentence(name, template) is not None:
                 return template
         return self.template
@@ -162,20 +159,54 @@ def encode_whole(teacher: Teacher, tokens: Tensor, places: Tensor, pseudo: Tenso
     return F.normalize(teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
 
 
-def _disturb(template: str, kind: str, draw: np.random.Generator) -> str:
-    """Permute or replace the letters of a template outside its slots; spaces stay in place."""
-    letters = list(template)
+def disturb(template: str, kind: str, share: float, draw: np.random.Generator) -> str:
+    """Change letters of a template outside its slots; its length and all else stay.
+
+    Args:
+        kind: `shuffle` permutes the chosen letters, `substitute` replaces each by another one.
+        share: of the letters, rounded, and two at the least, as one letter cannot be shuffled. So
+            many end up changed, or as many as a permutation can change, within one letter.
+    """
+    places = [place for place in _frozen(template) if template[place].isalpha()]
+    count = max(2, round(share * len(places)))
+    order = draw.permutation(places).tolist()
+    if kind == "shuffle":
+        changes = _moved(template, order, count)
+    else:
+        changes = {place: _another(template[place], draw) for place in order[:count]}
+    return "".join(changes.get(place, letter) for place, letter in enumerate(template))
+
+
+def _frozen(template: str) -> Iterator[int]:
+    """The places outside `{...}`."""
     inside = 0
-    places = []
     for place, letter in enumerate(template):
         inside += (letter == "{") - (letter == "}")
-        if not inside and letter.isalpha():
-            places.append(place)
-    if kind == "shuffle":
-        for place, source in zip(places, draw.permutation(places).tolist(), strict=True):
-            letters[place] = template[source]
-    else:
-        for place in places:
-            if draw.random() < SUBSTITUTED:
-                letters[place] = string.ascii_lowercase[draw.integers(26)]
-    return "".join(letters)
+        if not inside:
+            yield place
+
+
+def _moved(template: str, order: Sequence[int], count: int) -> dict[int, str]:
+    """The letters that `count` places get from each other; which places, their `order` decides.
+
+    The places stand in a ring, those of one letter side by side, and each takes the letter that is
+    as far ahead as the longest such group is long. So none gets its own letter again, as long as no
+    group is longer than half of the ring, which is why a group takes no more places than that.
+    """
+    groups: dict[str, list[int]] = {}
+    left = count
+    for place in order:
+        group = groups.setdefault(template[place].lower(), [])  # CLIP reads lower case only
+        if left and len(group) < count // 2:
+            group.append(place)
+            left -= 1
+    ring = [place for group in groups.values() for place in group]
+    step = max(map(len, groups.values()), default=0)
+    sources = ring[step:] + ring[:step]
+    return {place: template[source] for place, source in zip(ring, sources, strict=True)}
+
+
+def _another(letter: str, draw: np.random.Generator) -> str:
+    """A small letter that is not this one."""
+    others = [other for other in string.ascii_lowercase if other != letter.lower()]
+    return others[int(draw.integers(len(others)))]

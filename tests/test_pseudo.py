@@ -1,5 +1,6 @@
 """Pseudo-words stand where the style word would, and disturbed templates keep class and slots."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dfkd.errors import ManifestError
-from dfkd.pseudo import PseudoWords, _disturb
+from dfkd.pseudo import PseudoWords, disturb
 from dfkd.teacher import Teacher
 from models import VIT, load_teacher, model_config
 
@@ -53,30 +54,66 @@ def test_a_sentence_that_does_not_fit_is_refused(teacher: Teacher) -> None:
         PseudoWords(teacher, TEMPLATE).encode(["dog " * 40], torch.zeros(1, 1))
 
 
-@given(st.integers(0, 2**32), st.sampled_from(["shuffle", "substitute"]))
-def test_disturbing_moves_letters_of_frozen_words_only(seed: int, kind: str) -> None:
-    template = "a {class}, in the style of {style}!"
-    found = _disturb(template, kind, np.random.default_rng(seed))
-    assert "{class}" in found
-    assert "{style}" in found
-    assert len(found) == len(template)
+FROZEN = st.text(st.sampled_from("abcdeE é,!"), max_size=20)
+"""Of few letters, so that some stand there often, in both cases."""
+
+
+def changed(before: str, after: str) -> int:
+    """Places whose letters differ to a reader of lower case."""
+    return sum(a != b for a, b in zip(before.lower(), after.lower(), strict=True))
+
+
+def most(letters: str) -> int:
+    """How many letters a permutation can change: a letter only takes the place of another one."""
+    return min(len(letters), 2 * (len(letters) - max(map(letters.count, letters), default=0)))
+
+
+@given(
+    before=FROZEN,
+    between=FROZEN,
+    share=st.floats(0.01, 1),
+    seed=st.integers(0, 2**32),
+    kind=st.sampled_from(["shuffle", "substitute"]),
+)
+def test_a_share_of_the_letters_of_frozen_words_is_disturbed(
+    before: str, between: str, share: float, seed: int, kind: str
+) -> None:
+    template = f"{before}{{class}}{between}{{style}}"
+    found = disturb(template, kind, share, np.random.default_rng(seed))
+    assert found == disturb(template, kind, share, np.random.default_rng(seed))
+    parts = re.fullmatch(r"(.*){class}(.*){style}", found)
+    assert parts is not None
+    assert [len(part) for part in parts.groups()] == [len(before), len(between)]
+    assert [c for c in found if not c.isalpha()] == [c for c in template if not c.isalpha()]
     assert [c.isalpha() for c in found] == [c.isalpha() for c in template]
+    letters = [c for c in (before + between).lower() if c.isalpha()]
+    wanted = max(2, round(share * len(letters)))
     if kind == "shuffle":
         assert sorted(found) == sorted(template)
+        assert min(wanted, most("".join(letters))) - changed(template, found) in (0, 1)
+    else:
+        assert changed(template, found) == min(wanted, len(letters))
 
 
-def test_both_disturbances_do_disturb(teacher: Teacher) -> None:
-    words = PseudoWords(teacher, TEMPLATE)
-    for kind in ("shuffle", "substitute"):
-        draw = np.random.default_rng(0)
-        found = {words.disturbed("dog", kind, draw) for _ in range(20)}
-        assert len(found - {TEMPLATE}) > 10
+@pytest.mark.parametrize("kind", ["shuffle", "substitute"])
+@pytest.mark.parametrize(("share", "letters"), [(0.1, 2), (0.3, 4), (0.5, 6), (1.0, 12)])
+def test_of_the_papers_template_both_kinds_change_the_same_share(
+    kind: str, share: float, letters: int
+) -> None:
+    """Of its twelve letters; and no place is spared for ever."""
+    draw = np.random.default_rng(0)
+    found = [disturb(TEMPLATE, kind, share, draw) for _ in range(200)]
+    assert {changed(TEMPLATE, each) for each in found} == {letters}
+    places = {
+        i for each in found for i, (a, b) in enumerate(zip(TEMPLATE, each, strict=True)) if a != b
+    }
+    assert len(places) == 12
 
 
 def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
     words = PseudoWords(teacher, TEMPLATE)
     draw = np.random.default_rng(0)
-    templates = [words.disturbed("alarm clock", "shuffle", draw) for _ in range(50)]
+    templates = [words.disturbed("alarm clock", "shuffle", 1.0, draw) for _ in range(50)]
     tokens, places = words.tokens(["alarm clock"] * 50, templates)
     assert tokens.shape[1] <= teacher.context_length
     ends = tokens.argmax(dim=1)

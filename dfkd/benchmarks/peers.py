@@ -86,7 +86,7 @@ def plain_prompts(
     labels = torch.zeros(len(names), dtype=torch.int64, device=start.device)
     for _ in range(updates):
         texts = _sentences(teacher, words, names, [words.template] * len(names), pseudo)
-        disturbed = [words.disturbed(name, "shuffle", draw) for name in names]
+        disturbed = [words.disturbed(name, "shuffle", 0.3, draw) for name in names]
         positives = _sentences(teacher, words, names, disturbed, pseudo)
         loss = contrast(texts, positives, labels, remembered, 0.1, within_class=False)
         optimizer.zero_grad()
