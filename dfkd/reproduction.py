@@ -29,6 +29,7 @@ from dfkd.fingerprint import fingerprint, identity
 from dfkd.lease import reading
 from dfkd.machine import cpus
 from dfkd.manifest import Manifest
+from dfkd.paired import require_scipy
 from dfkd.preflight import check_distillation, check_synthesis
 from dfkd.storage import Storage, open_storage
 from dfkd.student import load_student
@@ -74,6 +75,8 @@ def reproduce(
     """
     if study.described.kind == "embedding":
         require_tsne()  # now, and not after the students
+    if study.described.compare:
+        require_scipy()
     root = open_storage(study.manifest.storage.root)
     jobs = list(_jobs(study, root, cells.digest(data) if data else ""))
     _check([job for job in jobs if not job.finished])

@@ -112,6 +112,7 @@ def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     _check_pictures(study)
     if described.size == "full":
         _check_paper(study)
+        _check_compared(study)
     _check_root(described, base)
     return study
 
@@ -175,11 +176,12 @@ def _of_seed(
 
 def _given(described: Description, seed: int) -> Settings:
     """What the study itself gives the manifest of a cell."""
-    return {
+    given: Settings = {
         "name": described.name,
         "distillation": {"seeds": [seed]},
         "evaluation": {"models": ["student"]},
     }
+    return given | ({"salt": seed} if described.repeat == "run" else {})
 
 
 def _refuse_given(field: str, settings: Any, given: Settings, parent: str = "") -> None:
@@ -268,6 +270,16 @@ def _check_paper(study: Study) -> None:
                 raise ManifestError(
                     f"paper.{number}.rows", f"must be among {', '.join(known)}", label, "mend it"
                 )
+
+
+def _check_compared(study: Study) -> None:
+    if study.described.compare and study.described.compare not in study.rows:
+        raise ManifestError(
+            "compare",
+            f"must be among {', '.join(study.rows)}",
+            study.described.compare,
+            "name a row, or remove it",
+        )
 
 
 def _check_root(described: Description, base: Settings) -> None:

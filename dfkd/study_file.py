@@ -88,7 +88,13 @@ class Description:
     skip: tuple[dict[Name, Name], ...] = ()
     """Rows that are left out: those that have all of an entry's values, by axis."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """A student of each row for each of them; a gallery takes the first."""
+    """A cell of each row for each of them; a gallery takes the first."""
+    repeat: Literal["student", "run"] = "student"
+    """What a seed makes anew: the student of one data set, or the whole run: the data set (whose
+    salt it is) and its student."""
+    compare: str = ""
+    """Name of a row that all others are compared with: the table then has the paired difference of
+    their means over domains, with its 95 % interval. Empty compares none."""
     teacher: str = ""
     """Name of the row of the teacher's zero-shot accuracy; empty leaves it out."""
     columns: Literal["domains", "classes"] = "domains"
@@ -110,6 +116,14 @@ class Description:
         require_unique("seeds", self.seeds)
         if self.kind == "curve":
             self._require_numbers()
+        by_class = self.kind in ("gallery", "case") or self.columns == "classes"
+        if self.compare and by_class:
+            raise ManifestError(
+                "compare",
+                "must be empty in a study whose table has no mean over domains",
+                self.compare,
+                "remove it",
+            )
         shown = 0 if self.pictures is None else len(self.pictures.classes)
         fits = {"gallery": shown > 0, "case": shown == 1}.get(self.kind, shown == 0)
         if not fits:

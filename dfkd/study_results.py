@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dfkd.cells import Outcome
+from dfkd.paired import Difference, difference
 from dfkd.published import PublishedVersion
 from dfkd.results import Spread, spread
 from dfkd.shards import canonical
@@ -93,6 +94,19 @@ class Row:
         """The row's name."""
         return " ".join(filter(None, self.names))
 
+    @property
+    def data_sets(self) -> int:
+        """How many different ones its students learned from."""
+        return len({cell.version for cell in self.cells})
+
+    def against(self, other: "Row") -> Difference | None:
+        """Of the means over domains, paired by seed; None where no seed is finished in both."""
+        ours, theirs = (
+            {cell.seed: statistics.fmean(cell.accuracy.values()) for cell in row.cells}
+            for row in (self, other)
+        )
+        return difference(ours, theirs)
+
     def of_class(self, domain: str, name: str) -> Spread | None:
         """Accuracy of a class over seeds; None where the domain has no image of it."""
         found = [c.per_class[domain][name] for c in self.cells if name in c.per_class[domain]]
@@ -165,6 +179,8 @@ class Results:
     """About the data."""
     rows: tuple[Row, ...]
     """The teacher first; without those of which no cell is finished."""
+    differences: dict[str, Difference]
+    """Of the other students' rows from the one that the study compares with, by their labels."""
     failed: dict[str, str]
     made: Made
     maps: tuple[Map, ...] = ()
@@ -182,6 +198,7 @@ def gather(
     outcomes = [cell.outcome for cells in found.students.values() for cell in cells]
     outcomes += [found.teacher.outcome] if found.teacher else []
     scores = outcomes[0].scores if outcomes else ()
+    rows = tuple(_scored_rows(study, found) if study.trains else _gallery_rows(study, found))
     return Results(
         study=study.described.name,
         size=study.described.size,
@@ -192,7 +209,8 @@ def gather(
         domains={score.domain: score.images for score in scores},
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
-        rows=tuple(_scored_rows(study, found) if study.trains else _gallery_rows(study, found)),
+        rows=rows,
+        differences=_differences(rows, study.described.compare),
         failed=dict(found.failed),
         made=_made(outcomes, found.versions.values()),
         maps=tuple(maps),
@@ -208,6 +226,15 @@ def _scored_rows(study: Study, found: Found) -> Iterable[Row]:
         if cells:
             measured = tuple(map(Measured.of, cells))
             yield Row.of(study.rows[name][0].names, "student", measured)
+
+
+def _differences(rows: Iterable[Row], compared: str) -> dict[str, Difference]:
+    students = {row.label: row for row in rows if row.model == "student"}
+    reference = students.pop(compared, None)
+    if reference is None:
+        return {}
+    found = {label: row.against(reference) for label, row in students.items()}
+    return {label: each for label, each in found.items() if each}
 
 
 def _gallery_rows(study: Study, found: Found) -> Iterable[Row]:

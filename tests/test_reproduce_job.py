@@ -100,7 +100,8 @@ def test_the_table_follows_from_the_cells(made: Path) -> None:
     assert [[cell.strip() for cell in line] for line in (grid[0], *grid[2:])] == [head, *lines]
     images = ", ".join(f"{name} {count}" for name, count in found["domains"].items())
     assert table[-3:] == [
-        f"- Accuracy in percent, mean ± standard deviation over 2 seeds. Images scored: {images}.",
+        "- Accuracy in percent, mean ± standard deviation over 2 students of one data set. Images "
+        f"scored: {images}.",
         "- (PACS, paper): printed in Table 1 of the paper, about its own data, teacher and "
         "students; not part of any mean here.",
         "- A note.",
@@ -159,6 +160,36 @@ def test_cells_share_what_they_have_in_common(
     assert svg.startswith("<svg")
     assert "accuracy, %" in svg
     assert Image.open(tmp_path / "figure.png").width > 400
+
+
+def test_whole_runs_are_compared_with_each_other(
+    made: Path, reproduce: Reproduce, tmp_path: Path
+) -> None:
+    """Run 0 is there already; run 1 makes its own data sets, and students of these."""
+    shutil.copytree(made / "root", tmp_path / "root")
+    code, out, _ = reproduce(write(tmp_path, repeat="run", compare="Baseline"))
+    assert code == Exit.DONE
+    assert out.count("seed 0: found ") == out.count("seed 1: finished ") == 2
+    baseline, other = results(tmp_path)["rows"]
+    versions = [cell["version"] for row in (baseline, other) for cell in row["cells"]]
+    assert len(set(versions)) == 4
+    salts = {
+        json.loads(path.read_text())["identity"].get("salt", 0)
+        for path in (tmp_path / "root").glob("data/*/versions/*/manifest.json")
+    }
+    assert salts == {0, 1}
+    ours, theirs = (
+        [statistics.fmean(cell["accuracy"].values()) for cell in row["cells"]]
+        for row in (other, baseline)
+    )
+    found = results(tmp_path)["differences"]
+    assert list(found) == ["Random_Prompt"]
+    assert found["Random_Prompt"]["mean"] == pytest.approx(
+        statistics.fmean(ours) - statistics.fmean(theirs)
+    )
+    table = (tmp_path / "table.md").read_text()
+    assert "| vs Baseline" in table
+    assert "over 2 whole runs (data set and student). " in table
 
 
 @pytest.mark.parametrize("kind", ["bars", "embedding"])

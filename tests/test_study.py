@@ -56,6 +56,15 @@ def test_of_a_list_of_settings_each_seed_takes_the_next(tmp_path: Path) -> None:
     assert len(study.data_sets()) == 3
 
 
+def test_a_seed_may_be_a_whole_run(tmp_path: Path) -> None:
+    """Then it is its data set's salt too, and salt 0 is the data set that other studies have."""
+    study = read(write(tmp_path, repeat="run", seeds=[0, 3]))
+    salts = [(cell.manifest.salt, cell.manifest.distillation.seeds) for cell in study.cells]
+    assert salts == [(0, (0,)), (3, (3,))] * 2
+    assert len(study.data_sets()) == 4
+    assert study.data_sets().keys() > read(write(tmp_path)).data_sets().keys()
+
+
 def test_quick_is_beneath_the_axes_and_has_its_own_root(tmp_path: Path) -> None:
     quick = {
         "settings": {"storage": {"root": "elsewhere"}, "distillation": {"epochs": 9}},
@@ -125,6 +134,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (axis(x=[{"seed": 3}]), "axes: x: a list of settings must have one for each seed, got 1"),
     (axis(x={"evaluation": {"models": "teacher"}}), "axes: x: must not hold evaluation.models"),
     ({"settings": {"distillation": {"seeds": [1]}}}, "settings: must not hold distillation.seeds"),
+    ({"repeat": "run", "settings": {"salt": 3}}, "settings: must not hold salt, which the study"),
+    ({"compare": "Mix"}, "compare: must be among Baseline, Random_Prompt, got 'Mix'"),
+    ({"compare": "Baseline", "columns": "classes"}, "compare: must be empty in a study whose"),
     ({"quick": {"settings": {"name": "q"}}}, "quick.settings: must not hold name"),
     ({"quick": {"settings": {"seed": 3}}}, "quick.settings.storage.root: must be another"),
     ({"seeds": [1, 1]}, "seeds: every entry once, got 1"),

@@ -6,15 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dfkd.paired import Difference
 from dfkd.results import Spread
 
-Cell = str | Spread | float | None
-"""Text, accuracies of ours (0-1), a number of the paper's (percent, as printed), or nothing."""
+Cell = str | Spread | Difference | float | None
+"""Text, accuracies of ours (0-1) or a difference of theirs, a number of the paper's (percent, as
+printed), or nothing."""
 
 NONE = "-"
 
 MARKDOWN = re.compile(r"[\\`*<>|~\[\]]|\b_|_\b")
 """What Markdown would read as markup; an underscore within a word is none."""
+SIGNED = re.compile(r"[+-][\d.]+")
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -52,8 +55,17 @@ def figure(cell: Cell, plus: str = " ± ") -> str:
         return cell
     if isinstance(cell, float):
         return f"{cell:.2f}"
+    if isinstance(cell, Difference):
+        return _signed(cell)
     deviates = "" if cell["std"] is None else f"{plus}{100 * cell['std']:.1f}"
     return f"{100 * cell['mean']:.1f}{deviates}"
+
+
+def _signed(cell: Difference) -> str:
+    """In points with a sign, and its interval: `+1.5 (-0.3 to +3.3)`."""
+    if cell.low is None or cell.high is None:
+        return f"{100 * cell.mean:+.1f}"
+    return f"{100 * cell.mean:+.1f} ({100 * cell.low:+.1f} to {100 * cell.high:+.1f})"
 
 
 def markdown(grid: Grid) -> str:
@@ -84,29 +96,44 @@ def _markdown(text: str) -> str:
 
 
 def as_csv(grid: Grid) -> str:
-    """Names, then for each figure of ours a column of means and one of deviations, in percent."""
-    ours = [
-        any(isinstance(row[number], dict) for row in grid.rows) for number in range(len(grid.head))
-    ]
+    """Names, then each figure; one of ours has columns of its own for deviation or interval."""
+    columns = [_columns(grid, number) for number in range(len(grid.head))]
     stream = io.StringIO()
     out = csv.writer(stream, lineterminator="\n")
-    head: list[str] = []
-    for name, both in zip(grid.head, ours, strict=True):
-        head += [name, f"{name} std"] if both else [name]
-    out.writerow(head)
+    out.writerow(
+        [
+            f"{name} {part}".rstrip()
+            for name, parts in zip(grid.head, columns, strict=True)
+            for part in parts
+        ]
+    )
     for row in grid.rows:
         line: list[str] = []
-        for cell, both in zip(row, ours, strict=True):
-            line += _numbers(cell) if both else ["" if cell is None else figure(cell)]
+        for cell, parts in zip(row, columns, strict=True):
+            line += _numbers(cell) or [""] * len(parts)
         out.writerow(line)
     return stream.getvalue()
 
 
+def _columns(grid: Grid, number: int) -> tuple[str, ...]:
+    """What is added to the head of each column that a column of the grid becomes."""
+    cells = [row[number] for row in grid.rows]
+    if any(isinstance(cell, dict) for cell in cells):
+        return "", "std"
+    return ("", "low", "high") if any(isinstance(cell, Difference) for cell in cells) else ("",)
+
+
 def _numbers(cell: Cell) -> list[str]:
-    if not isinstance(cell, dict):
-        return ["", ""]
-    std = "" if cell["std"] is None else f"{100 * cell['std']:.4f}"
-    return [f"{100 * cell['mean']:.4f}", std]
+    """In percent with four decimals where it is of ours; empty for nothing."""
+    if cell is None:
+        return []
+    if isinstance(cell, str | float):
+        return [figure(cell)]
+    if isinstance(cell, Difference):
+        numbers = [cell.mean, cell.low, cell.high]
+    else:
+        numbers = [cell["mean"], cell["std"]]
+    return ["" if number is None else f"{100 * number:.4f}" for number in numbers]
 
 
 def latex(grid: Grid) -> str:
@@ -132,7 +159,10 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    return _latex(cell) if isinstance(cell, str) else figure(cell, r" $\pm$ ")
+    if isinstance(cell, str):
+        return _latex(cell)
+    shown = figure(cell, r" $\pm$ ")
+    return SIGNED.sub(r"$\g<0>$", shown) if isinstance(cell, Difference) else shown
 
 
 def _latex(text: str) -> str:

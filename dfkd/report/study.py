@@ -67,12 +67,18 @@ def grid(described: Description, results: Results) -> Grid:
     head, rows = shape(described, results)
     printed = [(paper, column) for paper in described.paper for column in paper.columns]
     names = ("domain", *axes) if described.columns == "classes" else axes
+    compared = (f"vs {described.compare}",) if results.differences else ()
+    papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
     return Grid(
         title=described.title,
-        head=(*names, *head, *(f"{column} ({paper.data}, paper)" for paper, column in printed)),
+        head=(*names, *head, *compared, *papers),
         names=len(names),
         rows=tuple(
-            (*cells, *(number for paper in described.paper for number in _printed(paper, row)))
+            (
+                *cells,
+                *(results.differences.get(row.label) for _ in compared),
+                *(number for paper in described.paper for number in _printed(paper, row)),
+            )
             for row, cells in rows
         ),
         notes=tuple(_notes(described, results)),
@@ -121,13 +127,18 @@ def _printed(paper: Paper, row: Row) -> Sequence[float | None]:
 def _notes(described: Description, results: Results) -> Iterator[str]:
     """What a reader of the table must know."""
     several = len(results.seeds) > 1
-    over = f", mean ± standard deviation over {len(results.seeds)} seeds" if several else ""
+    over = f", mean ± standard deviation over {_repeats(results)}" if several else ""
     of = f" of {described.pictures.classes[0]}" if described.pictures else ""
     alone = ", of all classes" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
     yield f"Accuracy{of} in percent{over}. Images scored{alone}: {scored}."
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
+    if results.differences:
+        yield (
+            f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
+            "with its 95 % interval (Student's t over the same runs)."
+        )
     for paper in described.paper:
         yield (
             f"({paper.data}, paper): printed in {paper.of} of the paper, about its own data, "
@@ -139,6 +150,21 @@ def _notes(described: Description, results: Results) -> Iterator[str]:
             yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
     for label, reason in results.failed.items():
         yield f"Missing: {label} ({reason})."
+
+
+def _repeats(results: Results) -> str:
+    """What a deviation is over, which the data sets of each row's students tell."""
+    count = len(results.seeds)
+    rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
+    whole = [row.label for row in rows if row.data_sets == len(row.cells)]
+    if not whole:
+        return f"{count} students of one data set"
+    if len(whole) == len(rows):
+        return f"{count} whole runs (data set and student)"
+    return (
+        f"{count} seeds: whole runs (data set and student) of {', '.join(whole)}, students of one "
+        "data set of the others"
+    )
 
 
 def chart(described: Description, results: Results) -> Drawn | None:

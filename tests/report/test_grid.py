@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from dfkd.paired import Difference
 from dfkd.report.grid import Grid, as_csv, figure, latex, markdown
 from dfkd.results import Spread
 
@@ -61,6 +62,25 @@ def test_csv_has_means_and_deviations_apart() -> None:
 
 def test_latex_escapes_all_that_latex_reads() -> None:
     assert latex(GRID) == LATEX
+
+
+def test_a_difference_has_a_sign_and_an_interval_if_there_is_one() -> None:
+    cells = (Difference(0.015, -0.003, 0.033, 5), Difference(-0.02, None, None, 1), None)
+    grid = Grid(
+        "t",
+        ("Method", "vs a"),
+        1,
+        tuple((name, c) for name, c in zip("bcd", cells, strict=True)),
+        (),
+    )
+    lines = ["| b      | +1.5 (-0.3 to +3.3) |", "| c      |                -2.0 |"]
+    assert markdown(grid).splitlines()[4:6] == lines
+    rows = list(csv.reader(io.StringIO(as_csv(grid))))
+    assert rows[0] == ["Method", "vs a", "vs a low", "vs a high"]
+    assert rows[1:] == [
+        ["b", "1.5000", "-0.3000", "3.3000"], ["c", "-2.0000", "", ""], ["d", "", "", ""],
+    ]  # fmt: skip
+    assert r"b & $+1.5$ ($-0.3$ to $+3.3$) \\" in latex(grid)
 
 
 def test_a_text_of_several_lines_stays_one() -> None:

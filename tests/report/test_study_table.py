@@ -3,19 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+from dfkd.paired import Difference
 from dfkd.report.study import _lines, grid
 from dfkd.study import read
 from dfkd.study_results import Made, Measured, Results, Row
 from studies import EPOCHS, METHODS, write
 
 
-def row(names: tuple[str, ...], *accuracy: float) -> Row:
-    """Of one seed for each accuracy, which holds for class clock; the other class has a tenth."""
+def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> Row:
+    """Of one seed for each accuracy, which holds for class clock; the other class has a tenth.
+
+    The seeds are students of one data set or, if `whole`, have one each.
+    """
     cells = tuple(
         Measured(
             seed=seed,
             cell="",
-            version="",
+            version=str(seed) if whole else "",
             accuracy={"photo": value, "sketch": value / 2},
             class_mean={"photo": value, "sketch": value / 2},
             per_class={"photo": {"clock": value, "book": value / 10}, "sketch": {"clock": value}},
@@ -37,6 +41,7 @@ def results(*rows: Row, **changes: Any) -> Results:
         "classes": ("clock", "book"),
         "notes": (),
         "rows": rows,
+        "differences": {},
         "failed": {},
         "made": Made((), (), ()),
     }
@@ -91,6 +96,32 @@ def test_of_two_axes_the_other_gives_the_lines(tmp_path: Path) -> None:
     assert [(line.name, len(line.values)) for line in found] == [
         ("Baseline", 2), ("Random_Prompt", 1),
     ]  # fmt: skip
+
+
+def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
+    study = read(write(tmp_path))
+
+    def note(*rows: Row) -> str:
+        return grid(study.described, results(*rows)).notes[0].partition("over ")[2]
+
+    baseline, random = ("Baseline",), ("Random_Prompt",)
+    students, runs = row(baseline, 0.5, 0.7), row(random, 0.5, 0.7, whole=True)
+    single = row(baseline, 0.5)  # the other failed, so that it tells nothing
+    assert note(students).startswith("2 students of one data set. Images")
+    assert note(single, runs).startswith("2 whole runs (data set and student). Images")
+    assert note(students, runs).startswith(
+        "2 seeds: whole runs (data set and student) of Random_Prompt, students of one data set of"
+    )
+
+
+def test_rows_are_compared_with_one_of_them(tmp_path: Path) -> None:
+    study = read(write(tmp_path, compare="Baseline"))
+    rows = [row(("Baseline",), 0.4, 0.6), row(("Random_Prompt",), 0.44, 0.68)]
+    compared = {"Random_Prompt": Difference(0.045, -0.1, 0.2, 2)}
+    found = grid(study.described, results(*rows, differences=compared))
+    assert found.head == ("Method", "photo", "sketch", "mean", "vs Baseline")
+    assert [line[-1] for line in found.rows] == [None, compared["Random_Prompt"]]
+    assert found.notes[1].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
 
 
 def test_what_is_missing_is_told_below(tmp_path: Path) -> None:
