@@ -153,9 +153,9 @@ class Synthesis:
     its prompt in a quarter of them that is its own. 0 draws each image a latent unseen."""
     amortised: Amortised = Amortised()
     """Takes the place of `initialisation` and `candidates` where it is trained."""
-    keep: Literal["best", "last"] = "best"
     patience: Natural = 0
-    """Steps without a better loss after which an image stops; 0 never stops early."""
+    """Steps without a better loss than the best so far after which an image stops; 0 never stops
+    early."""
     precision: Precision = "float32"
     """Of the networks; a device that does not multiply bfloat16 works in float32. Labels and
     distances are float32."""

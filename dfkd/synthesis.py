@@ -29,8 +29,8 @@ CHECK = 10
 class Synthesised:
     """B images in the order of their seeds.
 
-    pixels: [B, H, W, 3] uint8; losses: [B] of the kept step; steps: [B] taken; diverged: [B] bool,
-    true where the loss was no number or ended above where it began: such an image must not be used.
+    pixels: [B, H, W, 3] uint8; losses: [B] of the last step; steps: [B] taken; diverged: [B] bool,
+    true where a loss was no number: such an image must not be used.
     """
 
     pixels: Tensor
@@ -40,16 +40,19 @@ class Synthesised:
 
 
 class _Kept:
-    """The latent that each image ends with: of its best or its last step."""
+    """The latent that each image ends with: that of its last step.
+
+    Not of its best one: with views a low loss is a lucky view as often as a good image.
+    """
 
     def __init__(self, latents: Tensor, config: Synthesis) -> None:
         self.config = config
         self.latents = latents.detach().clone()
         self.losses = torch.full((len(latents),), torch.inf, device=latents.device)
-        self.first = self.losses.clone()
+        self.best = self.losses.clone()
         self.steps = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
         self.stale = self.steps.clone()
-        self.broken = torch.zeros_like(self.steps, dtype=torch.bool)
+        self.diverged = torch.zeros_like(self.steps, dtype=torch.bool)
 
     def update(self, rows: Tensor, latents: Tensor, losses: Tensor) -> None:
         """Take in the losses [R] that the latents of images `rows` [R] gave at this step.
@@ -59,12 +62,12 @@ class _Kept:
         losses = losses.detach()
         live = ~self.finished()[rows]
         finite = losses.isfinite()
-        better = live & (losses < self.losses[rows])
-        taken = better if self.config.keep == "best" else live & finite
-        self.first[rows] = torch.where(self.steps[rows] == 0, losses, self.first[rows])
+        taken = live & finite
+        better = taken & (losses < self.best[rows])
+        self.best[rows] = torch.where(better, losses, self.best[rows])
         self.stale[rows] = torch.where(better, 0, self.stale[rows] + 1)
         self.steps[rows] += live
-        self.broken[rows] |= ~finite
+        self.diverged[rows] |= ~finite
         self.losses[rows] = torch.where(taken, losses, self.losses[rows])
         # Chosen by a mask and not by index, for which the host would have to wait.
         mask = taken.view(-1, 1, 1, 1)
@@ -73,10 +76,7 @@ class _Kept:
     def finished(self) -> Tensor:
         """Images [B] that need no further step."""
         patience = self.config.patience
-        return self.broken | (self.stale >= patience if patience else self.broken)
-
-    def diverged(self) -> Tensor:
-        return self.broken | ~(self.losses <= self.first)
+        return self.diverged | (self.stale >= patience if patience else self.diverged)
 
 
 class Synthesiser:
@@ -188,7 +188,7 @@ def _result(generator: Generator, config: Synthesis, kept: _Kept) -> Synthesised
         to_bytes(generator.decode(kept.latents, config.quantise)),
         kept.losses.cpu(),
         kept.steps.cpu(),
-        kept.diverged().cpu(),
+        kept.diverged.cpu(),
     )
 
 

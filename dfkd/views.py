@@ -1,6 +1,16 @@
 """Augmented views: what the teacher sees of an image at each step of its synthesis.
 
 Every random number of an image comes from its own seed: its views do not depend on the batch.
+
+They stand for the cutouts of VQGAN-CLIP (nerdyrodent's default, 32 a step), which show
+the whole image too. The same are: new draws at each step, affine maps with shifts of up to a tenth
+of the side, Gaussian noise, and the mean distance over all views. Different are:
+
+- Our affine maps turn by up to 10 degrees, zoom by up to 15 % and repeat the border. Theirs turn by
+  up to 15, shear by up to 5, do not zoom, fill with black, and leave out 30 % of the cutouts.
+- Theirs also distort the perspective, jitter colours, erase a rectangle, each in 70 % of cutouts.
+- Their noise has a strength between 0 and 0.1 that each cutout draws; ours is `view_noise` for all.
+- They first pool the image to the teacher's size, by mean and maximum; we sample it once.
 """
 
 import math

@@ -67,10 +67,10 @@ def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
     assert made.pixels.dtype == torch.uint8
 
 
-def test_best_keeps_the_latent_of_the_lowest_loss(teacher: Teacher, generator: VQGAN) -> None:
-    """A rate far too high makes the last step a bad one."""
+def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -> None:
+    """Also where an earlier one seemed better: latents hardly move here, and views differ."""
     seen: list[Tensor] = []
-    config = Synthesis(image_size=64, steps=8, learning_rate=5.0)
+    config = Synthesis(image_size=64, steps=4, learning_rate=1e-9, views=1)
     made = run(
         teacher,
         generator,
@@ -79,28 +79,17 @@ def test_best_keeps_the_latent_of_the_lowest_loss(teacher: Teacher, generator: V
         [1, 2, 3, 4],
         on_step=lambda step, losses: seen.append(losses),
     )
-    history = torch.stack(seen)
-    assert torch.equal(made.losses, history.amin(dim=0))
+    assert torch.equal(made.losses, seen[-1])
+    assert bool((made.losses > torch.stack(seen).amin(dim=0)).any())
+    assert not made.diverged.any()
+
+
+def test_losses_are_those_of_the_pixels(teacher: Teacher, generator: VQGAN) -> None:
+    config = Synthesis(image_size=64, steps=8, learning_rate=5.0)
+    made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
     pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
     again = spherical_distance(teacher.encode_image(pixels), teacher.encode_text(PROMPTS))
     assert torch.allclose(again, made.losses, atol=0.05)
-
-
-def test_last_that_ends_worse_than_it_began_has_diverged(
-    teacher: Teacher, generator: VQGAN
-) -> None:
-    config = Synthesis(image_size=64, steps=4, learning_rate=1e-9, keep="last", views=1)
-    made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
-    seen: list[Tensor] = []
-    run(
-        teacher,
-        generator,
-        config,
-        PROMPTS,
-        [1, 2, 3, 4],
-        on_step=lambda step, losses: seen.append(losses),
-    )
-    assert torch.equal(made.diverged, seen[-1] > seen[0])
 
 
 def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> None:
@@ -208,7 +197,7 @@ def test_the_last_step_computes_no_gradient(
         teacher, generator, config, PROMPTS, [1, 2, 3, 4], on_step=lambda _, loss: seen.append(loss)
     )
     assert (len(seen), len(found)) == (steps, passes)
-    assert torch.equal(made.losses, torch.stack(seen).amin(dim=0))
+    assert torch.equal(made.losses, seen[-1])
 
 
 def test_bfloat16_makes_nearly_the_same_image() -> None:
