@@ -140,8 +140,9 @@ class Synthesis:
     """An image takes `steps` / `pace` steps at `pace` times the rate: as far, in longer strides."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     weight_decay: NonNegative = 0.0
-    views: Natural = 0
-    """Augmented views that the teacher sees at each step; 0 shows it the plain image."""
+    views: Natural = 8
+    """Augmented views (`dfkd.views`) that the teacher sees at each step; 0 shows the plain image.
+    `dfkd.presets` says why it is 8."""
     view_noise: NonNegative = 0.0
     """Standard deviation of the pixel noise that is added to a view."""
     quantise: bool = True

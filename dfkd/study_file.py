@@ -114,16 +114,9 @@ class Description:
     def __post_init__(self) -> None:
         require_unique("axes", tuple(axis.name for axis in self.axes))
         require_unique("seeds", self.seeds)
+        self._require_mean()
         if self.kind == "curve":
             self._require_numbers()
-        by_class = self.kind in ("gallery", "case") or self.columns == "classes"
-        if self.compare and by_class:
-            raise ManifestError(
-                "compare",
-                "must be empty in a study whose table has no mean over domains",
-                self.compare,
-                "remove it",
-            )
         shown = 0 if self.pictures is None else len(self.pictures.classes)
         fits = {"gallery": shown > 0, "case": shown == 1}.get(self.kind, shown == 0)
         if not fits:
@@ -132,6 +125,16 @@ class Description:
                 "names classes in a gallery, one class in a case, and nothing elsewhere",
                 shown,
                 "add, shorten or remove it",
+            )
+
+    def _require_mean(self) -> None:
+        by_class = self.kind in ("gallery", "case") or self.columns == "classes"
+        if self.compare and by_class:
+            raise ManifestError(
+                "compare",
+                "must be empty in a study whose table has no mean over domains",
+                self.compare,
+                "remove it",
             )
 
     def _require_numbers(self) -> None:

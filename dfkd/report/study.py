@@ -11,6 +11,7 @@ from PIL import Image
 
 from dfkd.dataset import PublishedVersion
 from dfkd.domains import Domains
+from dfkd.paired import Difference
 from dfkd.pictures import pixels
 from dfkd.report import figures
 from dfkd.report.figures import Drawn, Series
@@ -67,7 +68,8 @@ def grid(described: Description, results: Results) -> Grid:
     head, rows = shape(described, results)
     printed = [(paper, column) for paper in described.paper for column in paper.columns]
     names = ("domain", *axes) if described.columns == "classes" else axes
-    compared = (f"vs {described.compare}",) if results.differences else ()
+    differences = _differences(described, results)
+    compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
     return Grid(
         title=described.title,
@@ -76,7 +78,7 @@ def grid(described: Description, results: Results) -> Grid:
         rows=tuple(
             (
                 *cells,
-                *(results.differences.get(row.label) for _ in compared),
+                *(differences.get(row.label) for _ in compared),
                 *(number for paper in described.paper for number in _printed(paper, row)),
             )
             for row, cells in rows
@@ -120,6 +122,16 @@ def _by_class(described: Description, results: Results) -> tuple[tuple[str, ...]
     return (*results.classes, MEAN), rows
 
 
+def _differences(described: Description, results: Results) -> dict[str, Difference]:
+    """Of the other students' rows from the one that is compared with, by their labels."""
+    students = {row.label: row for row in results.rows if row.model == "student"}
+    reference = students.pop(described.compare, None)
+    if reference is None:
+        return {}
+    found = {label: row.against(reference) for label, row in students.items()}
+    return {label: each for label, each in found.items() if each}
+
+
 def _printed(paper: Paper, row: Row) -> Sequence[float | None]:
     return paper.rows.get(row.label, (None,) * len(paper.columns))
 
@@ -134,7 +146,7 @@ def _notes(described: Description, results: Results) -> Iterator[str]:
     yield f"Accuracy{of} in percent{over}. Images scored{alone}: {scored}."
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
-    if results.differences:
+    if _differences(described, results):
         yield (
             f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
             "with its 95 % interval (Student's t over the same runs)."

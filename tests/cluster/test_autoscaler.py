@@ -25,7 +25,13 @@ TREE = {
     "classes": ["dog", "house"],
     "teacher": {"model": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
-    "synthesis": {"images_per_class": 12, "shard_size": 1, "image_size": 64, "steps": 60},
+    "synthesis": {
+        "images_per_class": 12,
+        "shard_size": 1,
+        "image_size": 64,
+        "steps": 60,
+        "views": 0,
+    },
     "distillation": {
         "student": "timm:test_resnet",
         "labels": "stored",

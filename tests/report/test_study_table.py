@@ -1,9 +1,9 @@
 """Tables in the paper's shapes, and what a chart is drawn from."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dfkd.paired import Difference
 from dfkd.report.study import _lines, grid
 from dfkd.study import read
 from dfkd.study_results import Made, Measured, Results, Row
@@ -41,7 +41,6 @@ def results(*rows: Row, **changes: Any) -> Results:
         "classes": ("clock", "book"),
         "notes": (),
         "rows": rows,
-        "differences": {},
         "failed": {},
         "made": Made((), (), ()),
     }
@@ -116,11 +115,11 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
 
 def test_rows_are_compared_with_one_of_them(tmp_path: Path) -> None:
     study = read(write(tmp_path, compare="Baseline"))
+    teacher = dataclasses.replace(row(("CLIP",), 0.9), model="teacher")
     rows = [row(("Baseline",), 0.4, 0.6), row(("Random_Prompt",), 0.44, 0.68)]
-    compared = {"Random_Prompt": Difference(0.045, -0.1, 0.2, 2)}
-    found = grid(study.described, results(*rows, differences=compared))
+    found = grid(study.described, results(teacher, *rows))
     assert found.head == ("Method", "photo", "sketch", "mean", "vs Baseline")
-    assert [line[-1] for line in found.rows] == [None, compared["Random_Prompt"]]
+    assert [line[-1] for line in found.rows] == [None, None, rows[1].against(rows[0])]
     assert found.notes[1].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
 
 
