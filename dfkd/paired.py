@@ -19,7 +19,6 @@ class Difference:
     low: float | None
     """None of a single pair, which has no interval."""
     high: float | None
-    pairs: int
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
@@ -40,9 +39,9 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
         return None
     mean = statistics.fmean(found)
     if len(found) == 1:
-        return Difference(mean, None, None, 1)
+        return Difference(mean, None, None)
     half = _quantile(len(found) - 1) * statistics.stdev(found) / len(found) ** 0.5
-    return Difference(mean, mean - half, mean + half, len(found))
+    return Difference(mean, mean - half, mean + half)
 
 
 def require_scipy() -> None:

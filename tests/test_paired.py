@@ -13,7 +13,6 @@ def test_three_pairs_by_hand() -> None:
     assert found is not None
     half = 4.302653 * 0.01 / 3**0.5
     assert (found.mean, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
-    assert found.pairs == 3
 
 
 def test_two_and_five_pairs_have_the_quantiles_of_a_table() -> None:
@@ -27,7 +26,7 @@ def test_two_and_five_pairs_have_the_quantiles_of_a_table() -> None:
 
 
 def test_only_seeds_that_both_have_count() -> None:
-    assert difference({0: 0.5, 1: 0.9}, {0: 0.25, 2: 0.1}) == Difference(0.25, None, None, 1)
+    assert difference({0: 0.5, 1: 0.9}, {0: 0.25, 2: 0.1}) == Difference(0.25, None, None)
     assert difference({0: 0.5}, {1: 0.25}) is None
 
 

@@ -65,7 +65,7 @@ def test_latex_escapes_all_that_latex_reads() -> None:
 
 
 def test_a_difference_has_a_sign_and_an_interval_if_there_is_one() -> None:
-    cells = (Difference(0.015, -0.003, 0.033, 5), Difference(-0.02, None, None, 1), None)
+    cells = (Difference(0.015, -0.003, 0.033), Difference(-0.02, None, None), None)
     grid = Grid(
         "t",
         ("Method", "vs a"),
