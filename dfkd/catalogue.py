@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from dfkd.errors import CorruptionError
 from dfkd.fingerprint import method_of, sha256_file
-from dfkd.shards import Receipt, Sample, canonical, read_shard
+from dfkd.shards import Place, Receipt, Sample, canonical, read_placed
 from dfkd.storage import Storage
 
-SCHEMA = 1
+SCHEMA = 2
 """Of manifest.json and index.parquet; raised when a reader must know about a change."""
 
 INDEX_KEY, CARD_KEY, PROMPTS_KEY = "index.parquet", "README.md", "prompts.json"
@@ -40,9 +40,12 @@ INDEX = pa.schema(
         pa.field("steps", pa.int32(), nullable=False),
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("extension", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
     ]
 )
-"""One row per sample: enough to choose or count samples without opening a shard."""
+"""One row per sample: enough to choose or count samples without opening a shard, and to read one
+without reading the others (`start` and `sha256` are a `shards.Place`)."""
 
 GROUP_ROWS = 8192
 """Rows of the index in memory at once."""
@@ -51,10 +54,11 @@ AHEAD = 16
 """Shards fetched at once and held: over a network each is a round trip."""
 
 
-def index_row(sample: Sample, shard: str) -> dict[str, Any]:
+def index_row(sample: Sample, place: Place, shard: str) -> dict[str, Any]:
     """The index's row about one sample."""
     row = {name: sample.metadata.get(name) for name in INDEX.names}
-    return row | {"key": sample.key, "shard": shard, "extension": sample.extension}
+    own = {"key": sample.key, "shard": shard, "extension": sample.extension}
+    return row | own | vars(place)
 
 
 @dataclass
@@ -96,9 +100,9 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
         for receipt, data in _fetched(home, receipts):
-            for sample in read_shard(data, receipt):
+            for sample, place in read_placed(data, receipt):
                 moments.add(sample.arrays["distances"], sample.metadata["class_index"])
-                rows.append(index_row(sample, receipt.shard))
+                rows.append(index_row(sample, place, receipt.shard))
             if len(rows) >= GROUP_ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, INDEX))
                 rows.clear()

@@ -80,7 +80,8 @@ class Storage(Protocol):
         """The object's bytes, counted; `MissingObject` if there is none."""
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """The object's bytes `start .. stop - 1`; `MissingObject` if there is none."""
+        """The object's bytes `start .. stop - 1`, or what it has of them; `MissingObject` if there
+        is none."""
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy the object into the local file `path`; `MissingObject` if there is none."""

@@ -6,6 +6,7 @@ tarfile.
 """
 
 import tarfile
+from collections.abc import Iterator
 
 OWNER, MODE = "dfkd", 0o444
 BLOCK = tarfile.BLOCKSIZE
@@ -50,6 +51,25 @@ def members(data: bytes) -> list[tuple[str, slice]] | None:
         if data[end:start].strip(b"\0"):
             return None
     return None if data[start:].strip(b"\0") else found
+
+
+def places(data: bytes) -> Iterator[tuple[str, slice]]:
+    """Name and place of each member of a tar that is known to be whole: only its sizes are read.
+
+    A place may end behind `data` where that is not so.
+
+    Raises:
+        ValueError: a size is no octal number, or a name is not ASCII.
+    """
+    start = 0
+    while start < len(data) and data[start]:
+        digits = data[start + SIZE.start : start + SIZE.stop]
+        if not digits.isdigit():
+            raise ValueError("a member without a size")
+        begin = start + BLOCK
+        end = begin + int(digits, 8)
+        yield data[start : data.find(0, start, start + MAX_NAME)].decode("ascii"), slice(begin, end)
+        start = end + -end % BLOCK
 
 
 def _header(name: bytes, digits: bytes) -> bytes:

@@ -8,9 +8,9 @@ from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
 from dfkd.methods import coupled, prompt_method
 from dfkd.parquet import MAX_BYTES
-from dfkd.plan import image_count, task_count
+from dfkd.plan import image_count
 from dfkd.prompts import check_prompts
-from dfkd.streaming import require_readers, steps_per_epoch
+from dfkd.streaming import steps_per_epoch
 from dfkd.student import build
 from dfkd.teacher import Teacher, check_classes, require_batch_norm
 
@@ -71,10 +71,8 @@ def check_distillation(manifest: Manifest) -> None:
 
 
 def check_batches(manifest: Manifest) -> None:
-    """Refuse a batch that all images to be made do not fill, and ranks that get no shard."""
-    config, shards = manifest.distillation, task_count(manifest)
-    steps_per_epoch(image_count(manifest), config.batch_size)
-    require_readers(shards, config.workers, config.loader_workers)
+    """Refuse a batch that all images to be made do not fill."""
+    steps_per_epoch(image_count(manifest), manifest.distillation.batch_size)
 
 
 def check_evaluation(manifest: Manifest) -> None:

@@ -3,18 +3,28 @@
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from dfkd import catalogue, parquet, strict_json
 from dfkd import fingerprint as fingerprints
 from dfkd.errors import CorruptionError, InfrastructureError
-from dfkd.shards import Receipt, Sample, Sha256, Size, canonical, read_shard, verify_bytes
+from dfkd.shards import (
+    Place,
+    Receipt,
+    Sample,
+    Sha256,
+    Size,
+    canonical,
+    read_placed,
+    verify_bytes,
+)
 from dfkd.storage import MissingObject, Storage
 
 POINTER = re.compile(r"current/([0-9]{8})\.json")
@@ -93,7 +103,29 @@ class PublishedVersion:
 
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
         """The samples of a shard, verified before the first."""
-        return read_shard(self.home.get(receipt.key, receipt.bytes + 1), receipt)
+        return (sample for sample, _ in self.placed(receipt))
+
+    def placed(self, receipt: Receipt) -> Iterator[tuple[Sample, Place]]:
+        """What `samples` yields, each sample with its place in the shard."""
+        return read_placed(self.home.get(receipt.key, receipt.bytes + 1), receipt)
+
+    def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of index.parquet, some rows at a time; `CorruptionError` unless it is whole."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, catalogue.INDEX_KEY)
+            self.storage.get_file(catalogue.INDEX_KEY, path)
+            if fingerprints.sha256_file(path) != self.files.get(catalogue.INDEX_KEY):
+                raise self._damaged_index()
+            with pq.ParquetFile(path) as file:
+                if not file.schema_arrow.equals(catalogue.INDEX):
+                    raise self._damaged_index()
+                yield from file.iter_batches(columns=list(columns))
+
+    def _damaged_index(self) -> CorruptionError:
+        return CorruptionError(
+            f"{self.storage.location(catalogue.INDEX_KEY)}: is not the index that was published; "
+            "run jobs/synthesize.py again, which restores it"
+        )
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet; `CorruptionError` unless they are as published."""

@@ -72,6 +72,30 @@ class Sample:
     """`distances` float32 [M], `embedding` float16 [E]."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies in its shard, and what is there."""
+
+    start: int
+    """Of the sample's first header. The sample ends where the next one starts; the last one ends
+    with the shard, whose end mark belongs to it."""
+    sha256: bytes
+    """Of the bytes from there to the sample's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a student learns from: a part of a sample."""
+
+    key: str
+    image: bytes
+    extension: str
+    distances: Array
+    """float32 [M]."""
+    embedding: Array
+    """float16 [E]."""
+
+
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -191,9 +215,16 @@ def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
     Raises:
         CorruptionError: they do not, or a member is none that `write_shard` writes.
     """
+    return (sample for sample, _ in read_placed(source, receipt))
+
+
+def read_placed(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, Place]]:
+    """What `read_shard` yields, each sample with its place in the shard."""
     data = source if isinstance(source, bytes) else source.read_bytes()
     verify_bytes(data, receipt)
-    yield from parse_shard(data, receipt.shard, receipt.samples)
+    for sample, place in _placed(data, receipt.shard, receipt.samples):
+        digest = hashlib.sha256(memoryview(data)[place]).digest()
+        yield sample, Place(place.start, digest)
 
 
 def verify_bytes(data: bytes, receipt: Receipt) -> None:
@@ -209,18 +240,55 @@ def verify_bytes(data: bytes, receipt: Receipt) -> None:
 
 def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
     """The samples in a tar's bytes; `name` is for messages, `count` is checked before the first."""
+    return (sample for sample, _ in _placed(data, name, count))
+
+
+def _placed(data: bytes, name: str, count: int | None) -> Iterator[tuple[Sample, slice]]:
+    """Each sample and where its bytes lie; together these places are the whole tar."""
     if len(data) % tarfile.RECORDSIZE or data[-END:].strip(b"\0") or len(data) < END:
         _refuse(name, f"{len(data)} bytes without the end mark of a tar")
     groups = _groups(plain_tar.members(data) or _members(data, name), name)
     if count is not None and len(groups) != count:
         _refuse(name, f"{len(groups)} samples, its receipt says {count}")
-    for key, places in groups.items():
-        yield _decode(data, name, key, places)
+    start = 0
+    for number, (key, places) in enumerate(groups.items(), start=1):
+        end = max(place.stop for place in places.values())
+        stop = len(data) if number == len(groups) else end + -end % tarfile.BLOCKSIZE
+        yield _decode(data, name, key, places), slice(start, stop)
+        start = stop
+
+
+def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
+    """The example in the bytes of one sample of shard `name`.
+
+    Whoever wrote `sha256` has checked all that is in these bytes, so its JSON and numbers are not
+    checked again.
+
+    Raises:
+        CorruptionError: they hash to something else, or are no sample.
+    """
+    digest = hashlib.sha256(data).digest()
+    if digest != sha256:
+        sums = f"sha256 {digest.hex()[:12]}.., the index says {sha256.hex()[:12]}.."
+        _refuse(name, f"a sample of {len(data)} bytes with {sums}")
+    try:
+        members = dict(plain_tar.places(data))
+        key = next(iter(members), "").partition(".")[0]
+        found = {member.removeprefix(f"{key}."): place for member, place in members.items()}
+        (extension,) = found.keys() & EXTENSIONS
+        arrays = {
+            kind: np.frombuffer(data[found[f"{kind}.npy"]], dtype, offset=NPY_HEADER)
+            for kind, dtype in ARRAYS.items()
+        }
+    except (ValueError, KeyError) as error:
+        _refuse(name, f"not the members of a sample ({error})")
+    return Example(key, data[found[extension]], extension, **arrays)
 
 
 def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:
     """Where the members of each sample lie, by their suffixes."""
     groups: dict[str, dict[str, slice]] = {}
+    last = None
     for member, place in members:
         match = MEMBER.fullmatch(member)
         if not match:
@@ -228,7 +296,10 @@ def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[s
         if place.stop - place.start > MAX_MEMBER:
             size = place.stop - place.start
             _refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER}")
-        group = groups.setdefault(match["key"], {})
+        if match["key"] in groups and match["key"] != last:
+            _refuse(name, f"the members of sample {match['key']!r} are not side by side")
+        last = match["key"]
+        group = groups.setdefault(last, {})
         if match["suffix"] in group:
             _refuse(name, f"member {member!r} is there twice")
         group[match["suffix"]] = place

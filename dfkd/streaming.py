@@ -1,14 +1,15 @@
 """A published version as a stream of training batches: verified, mixed, of a length known before.
 
-The order of an epoch is a pure function of (seed, epoch, rank, world) and the version's receipts;
-how it is read (cached, streamed, with how many threads) changes the speed and nothing else.
+The order of an epoch is a pure function of (seed, epoch, rank, world), the batch size and the
+version's receipts; how it is read (cached, streamed, with how many threads) changes the speed and
+nothing else.
 """
 
 import contextlib
 import queue
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,29 +17,31 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.order import Numbers, mixed, reading_order, run_bounds, run_length
 from dfkd.pictures import header_size
 from dfkd.plan import derive_seed
-from dfkd.shards import Receipt, Sample
+from dfkd.random_access import Examples
+from dfkd.shards import Example
 
 T = TypeVar("T")
-Order = npt.NDArray[np.int64]
-"""Rows of (visit, sample): visit v is reading number v // S of shard v % S, where S is their count.
-No row is there twice."""
 
 FORMATS = {"png": "PNG", "jpg": "JPEG"}
 BUFFER_BYTES = 128 << 20
 """Encoded images that a streaming rank holds to mix the class-pure shards."""
+RUN_BYTES = 1 << 20
+"""Read by one request at most: a store then spends more time on sending than on finding."""
+FETCHES = 16
+"""Requests at once: over a network each is a round trip."""
 CACHE_BYTES = 256 << 20
 """A version whose decoded images fit is decoded once and kept."""
 AHEAD = 2
-"""Shards fetched, and batches decoded, before they are needed."""
+"""Batches decoded before they are needed."""
 
 
 @dataclass(frozen=True)
@@ -81,41 +84,11 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def require_readers(shards: int, world: int, readers: int) -> None:
-    """Refuse (`ManifestError`) more threads that read, of all ranks, than there are shards."""
-    total = world * max(1, readers)
-    if shards < total:
-        raise ManifestError(
-            "distillation.workers",
-            f"workers x loader_workers must not exceed the {shards} shards",
-            total,
-            "use fewer, or a smaller synthesis.shard_size",
-        )
-
-
-def mixed_order(counts: Sequence[int], buffer: int, generator: np.random.Generator) -> Order:
-    """One visit to each of some class-pure shards, through a shuffle buffer of `buffer` samples.
-
-    Shards come in random order; as many samples leave the buffer, at random, as a shard brings.
-    With a buffer as large as the data set this is a uniform permutation.
-    """
-    pool = np.empty((0, 2), dtype=np.int64)
-    parts = []
-    for shard in generator.permutation(len(counts)):
-        fresh = np.stack([np.full(counts[shard], shard), np.arange(counts[shard])], 1)
-        pool = generator.permutation(np.concatenate([pool, fresh]))
-        surplus = max(0, len(pool) - buffer)
-        parts.append(pool[:surplus].copy())  # a view would keep the whole buffer, once a shard
-        pool = pool[surplus:]
-    return np.concatenate([*parts, pool])
-
-
 class Stream:
     """Batches of a published version for one rank; its state is (epoch, step), kept by the caller.
 
     To resume is to ask for `batches(epoch, step)`, at any world size. An epoch shows each sample
-    once, but for the last incomplete batch; with several ranks, each reads its own shards of that
-    epoch, and one with fewer samples than its share begins a second pass over them.
+    once, to one rank, but for the last incomplete batch; every rank sees equally many.
     """
 
     def __init__(
@@ -131,169 +104,175 @@ class Stream:
         """`batch_size` counts the images of one step over all ranks.
 
         Raises:
-            ManifestError: fewer shards than ranks x readers, or fewer images than a batch.
+            ManifestError: fewer images than a batch.
+            CorruptionError: the version's index is not what was published.
         """
         self.version, self.image_size, self.seed, self.share = version, image_size, seed, share
-        self.shards: tuple[Receipt, ...] = tuple(r for r in version.shards if r.samples)
-        require_readers(len(self.shards), share.world, share.readers)
-        images = sum(receipt.samples for receipt in self.shards)
+        self.examples = Examples(version)
+        self.shards = self.examples.shards
+        images = len(self.examples)
         self.steps = steps_per_epoch(images, batch_size)
         self.rows = batch_size // share.world
         mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
+        run = min(run_length(self.buffer, self.rows), max(1, int(RUN_BYTES / mean_bytes)))
+        self.runs = run_bounds([receipt.samples for receipt in self.shards], run)
         self._width: dict[str, int] = {}
         self.cached = images * 3 * image_size**2 <= cache_bytes
 
     @cached_property
     def _cache(self) -> "_Cache":
-        return _Cache([receipt.samples for receipt in self.shards], self.image_size)
+        return _Cache(len(self.examples), self.image_size)
 
-    def order(self, epoch: int) -> Order:
-        """What this rank sees in `epoch`: [steps * rows, 2], a second visit only to fill it up."""
-        rank, world = self.share.rank, self.share.world
-        shuffle = np.random.default_rng(derive_seed("shards", self.seed, epoch))
-        own = np.sort(shuffle.permutation(len(self.shards))[rank::world])
-        counts = [self.shards[shard].samples for shard in own]
+    def order(self, epoch: int) -> Numbers:
+        """The samples that this rank sees in `epoch`: [steps * rows]."""
+        rank, world, wanted = self.share.rank, self.share.world, self.steps * self.rows
+        shuffle = np.random.default_rng(derive_seed("runs", self.seed, epoch))
+        own = reading_order(self.runs, shuffle)[rank * wanted : (rank + 1) * wanted]
         mix = np.random.default_rng(derive_seed("samples", self.seed, epoch, rank, world))
-        wanted = self.steps * self.rows
-        passes = []
-        for number in range(-(-wanted // sum(counts))):
-            rows = mixed_order(counts, self.buffer, mix)
-            rows[:, 0] = own[rows[:, 0]] + number * len(self.shards)
-            passes.append(rows)
-        return np.concatenate(passes)[:wanted]
+        return mixed(own, self.buffer, mix)
 
     def batches(self, epoch: int, step: int = 0) -> Generator[Batch]:
         """The batches of `epoch` from `step` on.
 
         Raises:
-            CorruptionError: a shard is not what its receipt says; nothing of it has been used.
+            CorruptionError: a sample is not what was published; nothing of its run has been used.
         """
-        rows = self.order(epoch)[step * self.rows :]
+        order = self.order(epoch)[step * self.rows :]
         if self.cached:
-            rows[:, 0] %= len(self.shards)
-            yield from self._cache.batches(rows, self.rows, self._open)
+            self._cache.fill(self._read(order[~self._cache.filled[order]]))
+            for chosen in _split(order, self.rows):
+                yield self._batch(chosen, *self._cache.take(chosen))
         else:
-            with contextlib.closing(_ahead(lambda: self._read(rows), AHEAD)) as batches:
+            with contextlib.closing(_ahead(lambda: self._stream(order), AHEAD)) as batches:
                 yield from batches
 
-    def _open(self, visit: int) -> list[Sample]:
-        receipt = self.shards[visit % len(self.shards)]
-        samples = list(self.version.samples(receipt))
-        for sample in samples:
-            self._check(sample)
-        return samples
+    def _batch(self, chosen: Numbers, pixels: Tensor, distances: Tensor, others: Tensor) -> Batch:
+        labels = torch.from_numpy(self.examples.labels[chosen])
+        return Batch(pixels.permute(0, 3, 1, 2), distances, labels, others.float())
 
-    def _check(self, sample: Sample) -> None:
+    def _read(self, order: Numbers) -> Generator[dict[int, Example]]:
+        """The samples of each run that `order` needs, in the order in which it needs them first."""
+        needed = np.zeros(len(self.examples), bool)
+        needed[order] = True
+        runs = np.searchsorted(self.runs, order, "right") - 1
+        _, first = np.unique(runs, return_index=True)
+
+        def fetch(run: int) -> dict[int, Example]:
+            begin, end = self.runs[run : run + 2]
+            samples = begin + np.flatnonzero(needed[begin:end])
+            examples = self.examples.read(samples)
+            for example in examples:
+                self._check(example)
+            return dict(zip(samples.tolist(), examples, strict=True))
+
+        return _fetched(fetch, runs[np.sort(first)].tolist())
+
+    def _check(self, example: Example) -> None:
         classes = len(self.version.classes)
-        if len(sample.arrays["distances"]) != classes:
+        if len(example.distances) != classes:
             wanted = f"must be {classes} numbers, one for each class"
-            raise _unusable(sample, "distances.npy", wanted)
-        if not 0 <= sample.metadata["class_index"] < classes:
-            raise _unusable(sample, "json", f"class_index must be one of {classes} classes")
+            raise _unusable(example, "distances.npy", wanted)
         # One step, which readers on several threads cannot interleave.
-        width = self._width.setdefault("embedding", len(sample.arrays["embedding"]))
-        if len(sample.arrays["embedding"]) != width:
-            raise _unusable(sample, "embedding.npy", f"must be {width} numbers, as of the others")
+        width = self._width.setdefault("embedding", len(example.embedding))
+        if len(example.embedding) != width:
+            raise _unusable(example, "embedding.npy", f"must be {width} numbers, as of the others")
 
-    def _read(self, rows: Order) -> Generator[Batch]:
-        """Decode in order; a shard is fetched at its first row and a sample dropped at its own."""
-        left = Counter(rows[:, 0].tolist())
-        visits = iter(left)  # in the order of their first rows
-        held: dict[int, dict[int, Sample]] = {}
-        with ThreadPoolExecutor(max(1, self.share.readers), "dfkd-read") as pool:
-            coming: deque[Future[list[Sample]]] = deque()
-            coming.extend(pool.submit(self._open, visit) for visit in islice(visits, AHEAD))
-            for start in range(0, len(rows), self.rows):
+    def _stream(self, order: Numbers) -> Generator[Batch]:
+        """Decode in order; a run is fetched at its first sample, and each dropped at its own."""
+        held: dict[int, Example] = {}
+        with (
+            contextlib.closing(self._read(order)) as runs,
+            ThreadPoolExecutor(max(1, self.share.readers), "dfkd-decode") as pool,
+        ):
+            spread = pool.map if self.share.readers else map
+            for chosen in _split(order, self.rows):
                 batch = []
-                for visit, sample in rows[start : start + self.rows].tolist():
-                    if visit not in held:
-                        held[visit] = dict(enumerate(coming.popleft().result()))
-                        coming.extend(pool.submit(self._open, v) for v in islice(visits, 1))
-                    batch.append(held[visit].pop(sample))
-                    left[visit] -= 1
-                    if not left[visit]:
-                        del held[visit]
-                yield self._decoded(batch, pool)
-
-    def _decoded(self, samples: list[Sample], pool: ThreadPoolExecutor) -> Batch:
-        if self.share.readers:
-            images = list(pool.map(lambda sample: decode(sample, self.image_size), samples))
-        else:
-            images = [decode(sample, self.image_size) for sample in samples]
-        return Batch(_planes(torch.stack(images)), *_said(samples))
+                for sample in chosen.tolist():
+                    if sample not in held:
+                        held |= next(runs)
+                    batch.append(held.pop(sample))
+                images = list(spread(lambda example: decode(example, self.image_size), batch))
+                yield self._batch(chosen, torch.stack(images), *_said(batch))
 
 
 class _Cache:
-    """All decoded images of a small version in one tensor, filled as shards are first needed."""
+    """All decoded images of a small version in one tensor, filled as they are first needed."""
 
-    def __init__(self, counts: Sequence[int], image_size: int) -> None:
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
+    def __init__(self, images: int, image_size: int) -> None:
         self.image_size = image_size
-        self.pixels = torch.empty(sum(counts), image_size, image_size, 3, dtype=torch.uint8)
+        self.pixels = torch.empty(images, image_size, image_size, 3, dtype=torch.uint8)
         self.said: tuple[Tensor, ...] = ()
         """See `_said`, of all images; empty until the widths are known."""
-        self.filled: set[int] = set()
+        self.filled = np.zeros(images, bool)
 
-    def batches(
-        self, rows: Order, size: int, read: Callable[[int], list[Sample]]
-    ) -> Iterator[Batch]:
-        for shard in dict.fromkeys(rows[:, 0].tolist()):
-            if shard not in self.filled:
-                self._fill(shard, read(shard))
-        indices = torch.from_numpy(self.starts[rows[:, 0]] + rows[:, 1])
-        for chosen in indices.split(size):
-            yield Batch(_planes(self.pixels[chosen]), *(values[chosen] for values in self.said))
+    def fill(self, runs: Iterable[dict[int, Example]]) -> None:
+        """Decode and keep some samples, given by number."""
+        for run in runs:
+            fresh = _said(list(run.values()))
+            if not self.said:
+                self.said = tuple(v.new_empty(len(self.pixels), *v.shape[1:]) for v in fresh)
+            for values, some in zip(self.said, fresh, strict=True):
+                values[list(run)] = some
+            for sample, example in run.items():
+                self.pixels[sample] = decode(example, self.image_size)
+            self.filled[list(run)] = True
 
-    def _fill(self, shard: int, samples: list[Sample]) -> None:
-        fresh = _said(samples)
-        if not self.said:
-            self.said = tuple(v.new_empty(len(self.pixels), *v.shape[1:]) for v in fresh)
-        place = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
-        for values, some in zip(self.said, fresh, strict=True):
-            values[place] = some
-        for offset, sample in enumerate(samples):
-            self.pixels[place.start + offset] = decode(sample, self.image_size)
-        self.filled.add(shard)
+    def take(self, chosen: Numbers) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels [B, H, W, 3], distances and embeddings of samples that are there."""
+        distances, embeddings = (values[chosen] for values in self.said)
+        return self.pixels[chosen], distances, embeddings
 
 
-def _said(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances, classes and embeddings of samples, as in `Batch`."""
-    distances = np.stack([sample.arrays["distances"] for sample in samples])
-    labels = torch.tensor([sample.metadata["class_index"] for sample in samples])
-    embeddings = np.stack([sample.arrays["embedding"] for sample in samples])
-    return torch.from_numpy(distances), labels, torch.from_numpy(embeddings).float()
+def _said(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Distances float32 [B, M] and embeddings float16 [B, E]."""
+    distances = np.stack([example.distances for example in examples])
+    embeddings = np.stack([example.embedding for example in examples])
+    return torch.from_numpy(distances), torch.from_numpy(embeddings)
 
 
-def _planes(images: Tensor) -> Tensor:
-    """[B, H, W, 3] as [B, 3, H, W]; nothing is copied."""
-    return images.permute(0, 3, 1, 2)
+def _split(order: Numbers, rows: int) -> list[Numbers]:
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
-def decode(sample: Sample, image_size: int) -> Tensor:
+def decode(example: Example, image_size: int) -> Tensor:
     """uint8 [image_size, image_size, 3]; `CorruptionError` if the image is not that.
 
     What the header claims is looked at first: a decoder allocates that much.
     """
-    encoded = torch.frombuffer(bytearray(sample.image), dtype=torch.uint8)
+    encoded = torch.frombuffer(bytearray(example.image), dtype=torch.uint8)
     try:
-        size = header_size(sample.image, FORMATS[sample.extension])
+        size = header_size(example.image, FORMATS[example.extension])
         if size == (image_size, image_size):
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
             return image.permute(1, 2, 0)
     except (RuntimeError, ValueError) as error:
-        raise _not_an_image(sample, str(error).partition("\n")[0]) from None
-    raise _not_an_image(sample, f"{size[0]} x {size[1]} px, not {image_size} px a side")
+        raise _not_an_image(example, str(error).partition("\n")[0]) from None
+    raise _not_an_image(example, f"{size[0]} x {size[1]} px, not {image_size} px a side")
 
 
-def _not_an_image(sample: Sample, problem: str) -> CorruptionError:
-    return _unusable(sample, sample.extension, problem)
+def _not_an_image(example: Example, problem: str) -> CorruptionError:
+    return _unusable(example, example.extension, problem)
 
 
-def _unusable(sample: Sample, suffix: str, problem: str) -> CorruptionError:
+def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
     return CorruptionError(
-        f"sample {sample.key}.{suffix}: {problem}; delete the version and synthesise again"
+        f"sample {example.key}.{suffix}: {problem}; delete the version and synthesise again"
     )
+
+
+def _fetched(fetch: Callable[[int], T], wanted: Iterable[int]) -> Generator[T]:
+    """What `fetch` gives for each of `wanted`, in their order, `FETCHES` of them at once."""
+    left = iter(wanted)
+    pool = ThreadPoolExecutor(FETCHES, "dfkd-fetch")
+    try:
+        coming: deque[Future[T]] = deque(pool.submit(fetch, each) for each in islice(left, FETCHES))
+        while coming:
+            found = coming.popleft().result()
+            coming.extend(pool.submit(fetch, each) for each in islice(left, 1))
+            yield found
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:

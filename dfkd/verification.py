@@ -96,10 +96,10 @@ def _shard(
     version: PublishedVersion, receipt: Receipt, expected: list[Row] | None = None
 ) -> Iterator[str]:
     try:
-        samples = list(version.samples(receipt))
+        samples = list(version.placed(receipt))
     except CorruptionError as error:
         yield str(error)
         return
-    found = [catalogue.index_row(sample, receipt.shard) for sample in samples]
+    found = [catalogue.index_row(*sample, receipt.shard) for sample in samples]
     if expected is not None and found != expected:
         yield f"index.parquet: its rows for {receipt.shard} are not what that shard holds"

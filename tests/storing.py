@@ -49,6 +49,14 @@ class StorageTests:
         with pytest.raises(MissingObject):
             storage.get("a/c", 1)
 
+    def test_a_range_is_cut_where_the_object_ends(self, storage: Storage) -> None:
+        storage.put("a/b", b"12345")
+        ranges = [(0, 5), (1, 3), (3, 9), (5, 9), (7, 9), (2, 2)]
+        found = [storage.get_range("a/b", *each) for each in ranges]
+        assert found == [b"12345", b"23", b"45", b"", b"", b""]
+        with pytest.raises(MissingObject):
+            storage.get_range("a/c", 0, 1)
+
     def test_objects_from_files_and_into_files(self, storage: Storage, tmp_path: Path) -> None:
         (tmp_path / "in").write_bytes(b"x" * 9999)
         assert storage.child("a").put_if_absent("c.d", tmp_path / "in")

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import random
+import tarfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,22 @@ def test_the_index_has_one_row_for_each_sample(tmp_path: Path) -> None:
         assert row["shard"] == f"shards/{row['class_index']:04d}-{row['index'] // 3:05d}.tar"
         for name in ("class", "seed", "method", "prompt", "loss", "confidence", "steps", "attempt"):
             assert row[name] == sample.metadata[name]
+
+
+def test_the_index_says_where_each_sample_lies(tmp_path: Path) -> None:
+    published = fill(tmp_path)
+    rows = pq.read_table(io.BytesIO(published.storage.get("index.parquet"))).to_pylist()
+    for receipt in published.shards:
+        data = published.fetch(receipt)
+        mine = [row for row in rows if row["shard"] == receipt.shard]
+        starts = [row["start"] for row in mine]
+        assert starts[0] == 0
+        for row, stop in zip(mine, [*starts[1:], len(data)], strict=True):
+            piece = data[row["start"] : stop]
+            assert hashlib.sha256(piece).digest() == row["sha256"]
+            with tarfile.open(fileobj=io.BytesIO(piece)) as tar:
+                names = {name.partition(".")[0] for name in tar.getnames()}
+            assert names == {row["key"]}
 
 
 def test_the_index_is_written_in_bounded_groups(

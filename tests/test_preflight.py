@@ -20,11 +20,6 @@ def test_a_batch_that_no_epoch_will_fill_is_refused(tmp_path: Path) -> None:
         check_batches(read(tmp_path, "distillation.batch_size=100000"))
 
 
-def test_ranks_without_a_shard_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"distillation\.workers: .* shards, got 48"):
-        check_batches(read(tmp_path, "distillation.workers=6", "distillation.loader_workers=8"))
-
-
 def test_prompts_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
     miniature = ("teacher={model: miniature, weights: miniature}", "classes=[dog, house]")
     large = ("synthesis.images_per_class=10000000", "synthesis.shard_size=10000000")

@@ -1,17 +1,16 @@
+import dataclasses
 import threading
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dfkd.dataset import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.manifest import Manifest
-from dfkd.streaming import Share, Stream, mixed_order, steps_per_epoch
+from dfkd.storage import Request
+from dfkd.streaming import AHEAD, FETCHES, Share, Stream, steps_per_epoch
 from surrogates import EMBEDDING, publish, write_manifest
 
 
@@ -40,30 +39,6 @@ def same(left: list[tuple[torch.Tensor, ...]], right: list[tuple[torch.Tensor, .
         for x, y in zip(left, right, strict=True)
         for a, b in zip(x, y, strict=True)
     )
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 40), st.integers(0, 99))
-def test_a_pass_shows_every_sample_once_and_holds_no_more_than_its_buffer(
-    counts: list[int], buffer: int, seed: int
-) -> None:
-    order = mixed_order(counts, buffer, np.random.default_rng(seed)).tolist()
-    assert sorted(map(tuple, order)) == [(s, i) for s, n in enumerate(counts) for i in range(n)]
-    opened, held, most = set(), 0, 0
-    for shard, _ in order:
-        if shard not in opened:
-            opened.add(shard)
-            held += counts[shard]
-        most = max(most, held)
-        held -= 1
-    assert most <= buffer + 2 * max(counts)
-
-
-def test_class_pure_shards_are_mixed_within_batches() -> None:
-    order = mixed_order([50] * 20, buffer=300, generator=np.random.default_rng(0))
-    classes = order[:, 0] // 5
-    for start in range(0, 800, 50):
-        assert len(set(classes[start : start + 50])) == 4
 
 
 def test_steps_are_whole_batches() -> None:
@@ -116,47 +91,68 @@ def test_resuming_within_an_epoch_gives_the_rest_of_it(
     assert same(read(stream(version, cache_bytes=cache_bytes), epoch=2, step=3), whole[3:])
 
 
-def test_ranks_read_their_own_shards_and_make_equally_many_steps(
-    version: PublishedVersion,
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 6), (3, 9), (9, 9), (10, 20)])
+def test_each_rank_sees_equally_many_samples_and_none_is_seen_by_two(
+    version: PublishedVersion, world: int, batch_size: int
 ) -> None:
-    ranks = [stream(version, share=Share(rank, 2)) for rank in range(2)]
+    """With more ranks than shards too."""
+    ranks = [stream(version, batch_size, share=Share(rank, world)) for rank in range(world)]
     for epoch in range(3):
         orders = [rank.order(epoch) for rank in ranks]
-        assert [len(order) for order in orders] == [15, 15]
-        shards = [set((order[:, 0] % 9).tolist()) for order in orders]
-        assert not shards[0] & shards[1]
+        assert {len(order) for order in orders} == {30 // batch_size * (batch_size // world)}
+        seen = np.concatenate(orders).tolist()
+        assert len(set(seen)) == len(seen) == 30 // batch_size * batch_size
 
 
-def test_a_rank_with_too_few_samples_repeats_its_own(version: PublishedVersion) -> None:
-    ranks = [stream(version, batch_size=9, share=Share(rank, 9)) for rank in range(9)]
-    for rank in ranks:
-        order = rank.order(0)
-        assert len(order) == 3
-        assert len(set((order[:, 0] % 9).tolist())) == 1
-    small = next(r for r in ranks if r.shards[r.order(0)[0, 0]].samples == 2)
-    pixels = torch.cat([found[0] for found in read(small)])
-    assert len(pixels.flatten(1).unique(dim=0)) == 2
-    uncached = stream(version, 9, share=small.share, cache_bytes=0)
-    assert same(read(small), read(uncached))
+def test_ranks_read_what_they_would_keep_in_memory(version: PublishedVersion) -> None:
+    for rank in range(2):
+        share = Share(rank, 2)
+        kept = read(stream(version, share=share), epoch=1)
+        assert same(kept, read(stream(version, share=share, cache_bytes=0), epoch=1))
 
 
-def test_fewer_shards_than_readers_is_refused(version: PublishedVersion) -> None:
-    with pytest.raises(ManifestError, match=r"distillation\.workers.*9 shards.*got 10"):
-        stream(version, batch_size=10, share=Share(0, 5, readers=2))
+def watched(version: PublishedVersion) -> tuple[PublishedVersion, list[Request]]:
+    """The version, and the requests that are made for it."""
+    seen: list[Request] = []
+    return dataclasses.replace(version, home=version.home.observed(seen.append)), seen
+
+
+def test_a_run_is_read_by_one_request(version: PublishedVersion) -> None:
+    total = sum(receipt.bytes for receipt in version.shards)
+    observed, seen = watched(version)
+    source = stream(observed, cache_bytes=0, buffer_bytes=24 * total // 30 + 1)
+    assert source.buffer == 24
+    assert np.diff(source.runs).tolist() == [2] * 15  # so many for each image of a batch of 6
+    seen.clear()
+    read(source)
+    assert len(seen) == 15
+    assert sum(each.bytes for each in seen) == total
+
+
+def test_little_more_than_what_is_needed_is_read_ahead(version: PublishedVersion) -> None:
+    observed, seen = watched(version)
+    batches = stream(observed, 2, cache_bytes=0, buffer_bytes=1).batches(0)
+    seen.clear()
+    next(batches)
+    batches.close()
+    # Each run is one image: those of the batch, of the next ones that are decoded, and in flight.
+    assert len(seen) <= 2 * (1 + AHEAD + 1 + 1) + FETCHES < 30
 
 
 def test_a_damaged_shard_stops_the_stream_before_it_is_used(tmp_path: Path) -> None:
     version = publish(Manifest.read(write_manifest(tmp_path)))
     shard = Path(version.storage.location(version.shards[0].shard))
     data = bytearray(shard.read_bytes())
-    data[600] ^= 1
     shard.chmod(0o644)
-    shard.write_bytes(data)
-    for cache_bytes in (0, 1 << 20):
-        with pytest.raises(CorruptionError, match=version.shards[0].shard):
-            read(stream(version, cache_bytes=cache_bytes))
+    for place in (600, len(data) - 1):  # a label, and the mark at the end
+        data[place] ^= 1
+        shard.write_bytes(data)
+        for cache_bytes in (0, 1 << 20):
+            with pytest.raises(CorruptionError, match=version.shards[0].shard):
+                read(stream(version, cache_bytes=cache_bytes))
+        data[place] ^= 1
     shard.write_bytes(data[:2048])
-    with pytest.raises(CorruptionError, match="bytes"):
+    with pytest.raises(CorruptionError, match="a sample of 2048 bytes"):
         read(stream(version, cache_bytes=0))
 
 
@@ -170,14 +166,3 @@ def test_leaving_early_ends_the_reading_thread(version: PublishedVersion) -> Non
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("dfkd")]
-
-
-def test_the_order_of_many_shards_takes_little_more_memory_than_itself() -> None:
-    tracemalloc.start()
-    try:
-        order = mixed_order([100] * 1000, 5000, np.random.default_rng(0))
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(order) == 100_000
-    assert most < 4 * order.nbytes

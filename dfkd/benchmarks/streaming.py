@@ -1,8 +1,12 @@
-"""How fast a published version is read, beside bare decoding of the same bytes on one core."""
+"""How fast a published version is read, beside bare decoding of the same bytes on one core, and how
+well an epoch mixes its classes, beside uniform shuffling.
+"""
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
@@ -11,12 +15,17 @@ from dfkd.benchmarks.scratch import changed, scratch
 from dfkd.benchmarks.standin import put_version
 from dfkd.dataset import PublishedVersion
 from dfkd.manifest import Manifest
+from dfkd.order import Numbers, mixed, reading_order, run_bounds, run_length
 from dfkd.storage import open_storage
-from dfkd.streaming import Stream
+from dfkd.streaming import BUFFER_BYTES, Stream
 
 BATCH = 48
 SIZES = (64, 128, 224)
 """Pixels a side."""
+CLASSES = {7: 3000, 65: 3000, 345: 300}
+"""How many, and the images of each: PACS, Office-Home and DomainNet at full size."""
+SHARD, IMAGE_BYTES, MIXED_BATCH, EPOCHS = 100, 100_000, 128, 3
+"""Of the orders whose batches are counted."""
 
 
 def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
@@ -27,9 +36,10 @@ def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
         per_class: images of each class.
 
     Returns:
-        `figures`: for each size the stream, bare decoding in one thread, and reading with sha256.
+        `figures`: for each size the stream, bare decoding in one thread, and reading with sha256;
+        for each number of classes the figures of `_mixing`.
     """
-    figures = []
+    figures = [figure for classes in CLASSES for figure in _mixing(classes)]
     for size in SIZES:
         with scratch(_sized(manifest, size, per_class)) as sized:
             version = put_version(sized, open_storage(sized.storage.root))
@@ -73,6 +83,50 @@ def _figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]
         Figure(decoding, "images/s", found["decode"]),
         Figure(reading, "B/s", found["raw"]),
     ]
+
+
+def _mixing(classes: int) -> list[Figure]:
+    """How evenly batches hold the classes: the stream's, of whole shards, and uniform shuffling's.
+
+    Counted on orders alone. Shards hold one class, and the buffer a part of the images.
+    """
+    buffer = BUFFER_BYTES // IMAGE_BYTES
+    each = CLASSES[classes]
+    counts = [SHARD] * (classes * each // SHARD)
+    lengths = {"runs": run_length(buffer, MIXED_BATCH), "whole shards": SHARD, "uniform": 1}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in lengths}
+    for epoch in range(EPOCHS):
+        generator = np.random.default_rng(epoch)
+        for name, length in lengths.items():
+            order = reading_order(run_bounds(counts, length), generator)
+            if name != "uniform":
+                order = mixed(order, buffer, generator)
+            labels = order[: len(order) // MIXED_BATCH * MIXED_BATCH] // each
+            found[name].append(_evenness(labels.reshape(-1, MIXED_BATCH), classes))
+    return [figure for place in (0, 1) for figure in _beside_uniform(found, place, classes)]
+
+
+def _evenness(labels: Numbers, classes: int) -> tuple[float, float]:
+    """Of [batches, images]: standard deviation of a class's share in %, classes that are absent."""
+    counts = np.stack([np.bincount(row, minlength=classes) for row in labels])
+    deviation = np.sqrt(counts.var(axis=0).mean()) / labels.shape[1]
+    return 100 * float(deviation), float((counts == 0).sum(axis=1).mean())
+
+
+def _beside_uniform(
+    found: Mapping[str, Sequence[tuple[float, float]]], place: int, classes: int
+) -> Iterator[Figure]:
+    what, unit = (("a class's share varies", "%"), ("absent classes", "a batch"))[place]
+    values = {name: tuple(each[place] for each in pairs) for name, pairs in found.items()}
+    peer = f"{what}, {classes} classes, uniform"
+    for name, some in values.items():
+        if name == "uniform":
+            yield Figure(peer, unit, some)
+        elif min(values["uniform"]) > 0:
+            ratio = quotient(some, values["uniform"])
+            yield Figure(f"{what}, {classes} classes, {name}", unit, some, peer=peer, ratio=ratio)
+        else:
+            yield Figure(f"{what}, {classes} classes, {name}", unit, some)
 
 
 def _raw(version: PublishedVersion) -> Call:

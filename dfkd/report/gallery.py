@@ -3,24 +3,19 @@
 import base64
 import dataclasses
 import io
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
-from dfkd.catalogue import INDEX, INDEX_KEY
 from dfkd.dataset import PublishedVersion
 from dfkd.diversity import pair_cosines, twins, vendi_score
 from dfkd.errors import CorruptionError
-from dfkd.fingerprint import sha256_file
 from dfkd.pictures import opened
 from dfkd.plan import sample_key
 from dfkd.shards import Receipt, Sample
@@ -125,36 +120,23 @@ def read_index(version: PublishedVersion) -> Index:
     """
     wanted = ["class_index", "index", "shard", "loss", "confidence"]
     names = pa.array([receipt.shard for receipt in version.shards], pa.string())
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, INDEX_KEY)
-        version.storage.get_file(INDEX_KEY, path)
-        if sha256_file(path) != version.files.get(INDEX_KEY):
-            raise _damaged(version)
-        with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(INDEX):
-                raise _damaged(version)
-            total = file.metadata.num_rows
-            step = -(-total // MAX_ROWS) or 1
-            columns: dict[str, list[Numbers]] = {name: [] for name in wanted}
-            start = 0
-            for batch in file.iter_batches(columns=wanted):
-                kept = slice(-start % step, None, step)
-                start += batch.num_rows
-                codes = pc.fill_null(pc.index_in(batch["shard"], value_set=names), -1)
-                for name in wanted:
-                    values = codes if name == "shard" else batch[name]
-                    columns[name].append(values.to_numpy(zero_copy_only=False)[kept])
+    step = -(-sum(receipt.samples for receipt in version.shards) // MAX_ROWS) or 1
+    columns: dict[str, list[Numbers]] = {name: [] for name in wanted}
+    total = 0
+    for batch in version.index(wanted):
+        kept = slice(-total % step, None, step)
+        total += batch.num_rows
+        codes = pc.fill_null(pc.index_in(batch["shard"], value_set=names), -1)
+        for name in wanted:
+            values = codes if name == "shard" else batch[name]
+            columns[name].append(values.to_numpy(zero_copy_only=False)[kept])
     arrays = {name: np.concatenate(parts or [np.empty(0)]) for name, parts in columns.items()}
     if (arrays["shard"] < 0).any():
-        raise _damaged(version)
+        raise CorruptionError(
+            f"{version.storage.location('index.parquet')}: has rows of no shard in manifest.json; "
+            "run jobs/verify.py"
+        )
     return Index(total, **arrays)
-
-
-def _damaged(version: PublishedVersion) -> CorruptionError:
-    return CorruptionError(
-        f"{version.storage.location(INDEX_KEY)}: is not the index that was published; "
-        "run jobs/synthesize.py again, which restores it"
-    )
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:

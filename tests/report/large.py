@@ -117,5 +117,6 @@ def tables(receipts: list[Receipt]) -> Iterator[pa.Table]:
             "seed": indices, "method": ["mix"] * EACH, "prompt": ["A thing " * 20] * EACH,
             "loss": [0.5] * EACH, "confidence": [confidence(i) for i in indices],
             "steps": [1] * EACH, "attempt": [0] * EACH, "extension": ["png"] * EACH,
+            "start": indices, "sha256": [bytes(32)] * EACH,
         }  # fmt: skip
         yield pa.table(columns, schema=INDEX)

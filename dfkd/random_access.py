@@ -1,0 +1,78 @@
+"""The samples of a published version one by one, without reading the shards around them.
+
+Whoever publishes a version verifies its shards and writes into the index where each sample lies and
+what its bytes hash to; the manifest holds the hash of the index. So a few bytes of a shard are as
+well verified as the whole.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from dfkd.errors import CorruptionError
+from dfkd.order import Numbers
+from dfkd.published import PublishedVersion
+from dfkd.shards import Example, parse_example
+
+
+class Examples:
+    """What a student learns from, by number: samples are numbered in the order of shards.
+
+    Holds some 60 bytes of each sample.
+    """
+
+    def __init__(self, version: PublishedVersion) -> None:
+        """Read the index.
+
+        Raises:
+            CorruptionError: it is not what was published, or does not fit the version's receipts.
+        """
+        self.version = version
+        self.shards = tuple(receipt for receipt in version.shards if receipt.samples)
+        self.begins = np.cumsum([0, *(receipt.samples for receipt in self.shards)])
+        table = pa.Table.from_batches(version.index(["shard", "class_index", "start", "sha256"]))
+        self.labels: Numbers = table["class_index"].to_numpy().astype(np.int64)
+        """Class indices."""
+        self._digests = table["sha256"].combine_chunks()
+        self._starts: Numbers = table["start"].to_numpy()
+        self._stops = np.append(self._starts[1:], 0)
+        self._check(table["shard"])
+
+    def _check(self, names: pa.ChunkedArray) -> None:
+        counts = np.diff(self.begins)
+        shards = np.repeat([receipt.shard for receipt in self.shards], counts)
+        whole = len(names) == len(shards) > 0 and bool((names.to_numpy() == shards).all())
+        if whole:
+            self._stops[self.begins[1:] - 1] = [receipt.bytes for receipt in self.shards]
+            first = self._starts[self.begins[:-1]]
+            whole = not first.any() and bool((self._starts < self._stops).all())
+        if not whole:
+            raise self._unusable("does not fit the receipts in manifest.json")
+        classes = len(self.version.classes)
+        if self.labels.min() < 0 or self.labels.max() >= classes:
+            raise self._unusable(f"each class_index must be one of {classes} classes")
+
+    def _unusable(self, problem: str) -> CorruptionError:
+        return CorruptionError(
+            f"{self.version.storage.location('index.parquet')}: {problem}; "
+            "delete the version and synthesise again"
+        )
+
+    def __len__(self) -> int:
+        """Of all shards."""
+        return len(self.labels)
+
+    def read(self, samples: Numbers) -> list[Example]:
+        """Some samples of one shard, in rising order: one request, for all from the first to the
+        last.
+
+        Raises:
+            CorruptionError: one of them is not what was published.
+        """
+        receipt = self.shards[int(np.searchsorted(self.begins, samples[0], "right")) - 1]
+        base = int(self._starts[samples[0]])
+        data = self.version.home.get_range(receipt.key, base, int(self._stops[samples[-1]]))
+        places = (self._starts[samples] - base).tolist(), (self._stops[samples] - base).tolist()
+        return [
+            parse_example(data[start:stop], digest.as_py(), receipt.shard)
+            for start, stop, digest in zip(*places, self._digests.take(samples), strict=True)
+        ]
