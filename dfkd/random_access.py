@@ -7,11 +7,15 @@ well verified as the whole.
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from dfkd.catalogue import INDEX, INDEX_KEY
 from dfkd.errors import CorruptionError
 from dfkd.order import Numbers
 from dfkd.published import PublishedVersion
 from dfkd.shards import Example, parse_example
+
+COLUMNS = pa.schema([INDEX.field(name) for name in ("shard", "class_index", "start", "sha256")])
 
 
 class Examples:
@@ -29,18 +33,19 @@ class Examples:
         self.version = version
         self.shards = tuple(receipt for receipt in version.shards if receipt.samples)
         self.begins = np.cumsum([0, *(receipt.samples for receipt in self.shards)])
-        table = pa.Table.from_batches(version.index(["shard", "class_index", "start", "sha256"]))
+        table = pa.Table.from_batches(version.index(COLUMNS.names), COLUMNS)
         self.labels: Numbers = table["class_index"].to_numpy().astype(np.int64)
         """Class indices."""
         self._digests = table["sha256"].combine_chunks()
         self._starts: Numbers = table["start"].to_numpy()
-        self._stops = np.append(self._starts[1:], 0)
-        self._check(table["shard"])
+        self._stops = np.roll(self._starts, -1)
+        names = pa.array([receipt.shard for receipt in self.shards], pa.string())
+        self._check(pc.index_in(table["shard"], value_set=names).to_numpy())
 
-    def _check(self, names: pa.ChunkedArray) -> None:
-        counts = np.diff(self.begins)
-        shards = np.repeat([receipt.shard for receipt in self.shards], counts)
-        whole = len(names) == len(shards) > 0 and bool((names.to_numpy() == shards).all())
+    def _check(self, shards: Numbers) -> None:
+        """`shards`: which one each row of the index is about."""
+        expected = np.repeat(np.arange(len(self.shards)), np.diff(self.begins))
+        whole = np.array_equal(shards, expected)
         if whole:
             self._stops[self.begins[1:] - 1] = [receipt.bytes for receipt in self.shards]
             first = self._starts[self.begins[:-1]]
@@ -48,12 +53,12 @@ class Examples:
         if not whole:
             raise self._unusable("does not fit the receipts in manifest.json")
         classes = len(self.version.classes)
-        if self.labels.min() < 0 or self.labels.max() >= classes:
+        if ((self.labels < 0) | (self.labels >= classes)).any():
             raise self._unusable(f"each class_index must be one of {classes} classes")
 
     def _unusable(self, problem: str) -> CorruptionError:
         return CorruptionError(
-            f"{self.version.storage.location('index.parquet')}: {problem}; "
+            f"{self.version.storage.location(INDEX_KEY)}: {problem}; "
             "delete the version and synthesise again"
         )
 

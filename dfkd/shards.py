@@ -44,11 +44,12 @@ METADATA: dict[str, type] = {
 ARRAYS: dict[str, np.dtype[Any]] = {"distances": np.dtype("<f4"), "embedding": np.dtype("<f2")}
 """The arrays of a sample: M distances of the teacher, and its image embedding (E)."""
 
+FILES = {f"{name}.npy": dtype for name, dtype in ARRAYS.items()}
 NPY_HEADER = 128
 """Bytes before the values of an array with one axis."""
 
 EXTENSIONS = {"png", "jpg"}
-REQUIRED = {"json", *(f"{name}.npy" for name in ARRAYS)}
+REQUIRED = {"json", *FILES}
 MEMBER = re.compile(rf"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>{'|'.join(EXTENSIONS | REQUIRED)})")
 MAX_MEMBER = 64 << 20
 """Bytes; an image or array of one sample is far smaller."""
@@ -272,17 +273,17 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
         sums = f"sha256 {digest.hex()[:12]}.., the index says {sha256.hex()[:12]}.."
         _refuse(name, f"a sample of {len(data)} bytes with {sums}")
     try:
-        members = dict(plain_tar.places(data))
-        key = next(iter(members), "").partition(".")[0]
-        found = {member.removeprefix(f"{key}."): place for member, place in members.items()}
-        (extension,) = found.keys() & EXTENSIONS
-        arrays = {
-            kind: np.frombuffer(data[found[f"{kind}.npy"]], dtype, offset=NPY_HEADER)
-            for kind, dtype in ARRAYS.items()
-        }
+        files = {}
+        for member, place in plain_tar.places(data):
+            key, _, suffix = member.partition(".")
+            files[suffix] = data[place]
+        (extension,) = files.keys() & EXTENSIONS
+        distances, embedding = (
+            np.frombuffer(files[file], dtype, offset=NPY_HEADER) for file, dtype in FILES.items()
+        )
     except (ValueError, KeyError) as error:
         _refuse(name, f"not the members of a sample ({error})")
-    return Example(key, data[found[extension]], extension, **arrays)
+    return Example(key, files[extension], extension, distances, embedding)
 
 
 def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:

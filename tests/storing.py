@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import filling
 from dfkd import dataset
 from dfkd.dataset import current, verify
-from dfkd.errors import DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.random_access import Examples
 from dfkd.retries import Patience
 from dfkd.s3 import S3Storage
 from dfkd.s3_connection import UPLOADS, Connection, Limits
@@ -114,6 +116,20 @@ class StorageTests:
         assert verify(published) == []
         copy = {key: storage.get(key) for key in storage.list()}
         assert copy == filling.tree(tmp_path / "elsewhere")
+
+    def test_single_samples_are_verified_wherever_they_lie(
+        self, storage: Storage, root: str
+    ) -> None:
+        version = filling.fill(root)
+        examples, receipt = Examples(version), version.shards[0]
+        whole = [sample.key for sample in version.samples(receipt)]
+        assert [example.key for example in examples.read(np.arange(3))] == whole
+        data = storage.get(f"data/vanilla/{receipt.key}")
+        for kept in (data[:1000], data[:-1], data[:600] + b"x" + data[601:]):
+            storage.put(f"data/vanilla/{receipt.key}", kept)
+            with pytest.raises(CorruptionError, match=f"{receipt.shard}: a sample of"):
+                for sample in range(3):
+                    examples.read(np.array([sample]))
 
 
 class FaultTests:

@@ -118,15 +118,14 @@ def _beside_uniform(
 ) -> Iterator[Figure]:
     what, unit = (("a class's share varies", "%"), ("absent classes", "a batch"))[place]
     values = {name: tuple(each[place] for each in pairs) for name, pairs in found.items()}
+    uniform = values.pop("uniform")
+    if not min(uniform):
+        return  # no class is ever absent
     peer = f"{what}, {classes} classes, uniform"
     for name, some in values.items():
-        if name == "uniform":
-            yield Figure(peer, unit, some)
-        elif min(values["uniform"]) > 0:
-            ratio = quotient(some, values["uniform"])
-            yield Figure(f"{what}, {classes} classes, {name}", unit, some, peer=peer, ratio=ratio)
-        else:
-            yield Figure(f"{what}, {classes} classes, {name}", unit, some)
+        ratio = quotient(some, uniform)
+        yield Figure(f"{what}, {classes} classes, {name}", unit, some, peer=peer, ratio=ratio)
+    yield Figure(peer, unit, uniform)
 
 
 def _raw(version: PublishedVersion) -> Call:
