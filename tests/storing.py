@@ -128,8 +128,7 @@ class StorageTests:
         for kept in (data[:1000], data[:-1], data[:600] + b"x" + data[601:]):
             storage.put(f"data/vanilla/{receipt.key}", kept)
             with pytest.raises(CorruptionError, match=f"{receipt.shard}: a sample of"):
-                for sample in range(3):
-                    examples.read(np.array([sample]))
+                [examples.read(np.array([sample])) for sample in range(3)]
 
 
 class FaultTests:
