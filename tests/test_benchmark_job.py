@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import jobs
-from dfkd.benchmarks import requests, stages
+from dfkd.benchmarks import requests, stages, streaming
 from dfkd.benchmarks.memory import Memory, Watch, watched
 from dfkd.benchmarks.requests import Counts, counted
 from dfkd.dataset import current
@@ -98,6 +98,14 @@ PER_SHARD = {
     "shards": {"exists": 1, "get_range": 2, "put_if_absent": 2, "size": 1},
     "publish": {"get": 2},  # the receipt and the shard
 }
+
+
+@pytest.mark.parametrize("classes", [7, 345])
+def test_batches_hold_classes_nearly_as_evenly_as_under_uniform_shuffling(classes: int) -> None:
+    found = {figure.name: figure.ratio for figure in streaming.mixing(classes)}
+    ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
+    assert ratios[f"a class's share varies, {classes} classes, runs"] < 1.2
+    assert ratios[f"a class's share varies, {classes} classes, whole shards"] > 2
 
 
 def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:

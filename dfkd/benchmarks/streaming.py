@@ -37,9 +37,9 @@ def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
 
     Returns:
         `figures`: for each size the stream, bare decoding in one thread, and reading with sha256;
-        for each number of classes the figures of `_mixing`.
+        for each number of classes the figures of `mixing`.
     """
-    figures = [figure for classes in CLASSES for figure in _mixing(classes)]
+    figures = [figure for classes in CLASSES for figure in mixing(classes)]
     for size in SIZES:
         with scratch(_sized(manifest, size, per_class)) as sized:
             version = put_version(sized, open_storage(sized.storage.root))
@@ -85,7 +85,7 @@ def _figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]
     ]
 
 
-def _mixing(classes: int) -> list[Figure]:
+def mixing(classes: int) -> list[Figure]:
     """How evenly batches hold the classes: the stream's, of whole shards, and uniform shuffling's.
 
     Counted on orders alone. Shards hold one class, and the buffer a part of the images.
