@@ -66,9 +66,10 @@ def places(data: bytes) -> Iterator[tuple[str, slice]]:
         digits = data[start + SIZE.start : start + SIZE.stop]
         if not digits.isdigit():
             raise ValueError("a member without a size")
+        name = data[start : start + MAX_NAME].rstrip(b"\0")
         begin = start + BLOCK
         end = begin + int(digits, 8)
-        yield data[start : data.find(0, start, start + MAX_NAME)].decode("ascii"), slice(begin, end)
+        yield name.decode("ascii"), slice(begin, end)
         start = end + -end % BLOCK
 
 

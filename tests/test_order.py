@@ -85,6 +85,22 @@ def test_batches_are_nearly_as_even_as_under_uniform_shuffling(
         assert spread(counted(shards, each, classes, batch)) > 2 * uniform
 
 
+@pytest.mark.parametrize(("classes", "each"), [(7, 3000), (345, 300)])
+def test_the_batches_of_several_ranks_are_as_even_together(classes: int, each: int) -> None:
+    generator, world, batch = np.random.default_rng(0), 4, 128
+    rows = batch // world
+    bounds = run_bounds([100] * (classes * each // 100), run_length(BUFFER, rows))
+    share = classes * each // batch * rows
+    reading = reading_order(bounds, generator)
+    ranks = [
+        mixed(reading[rank * share : (rank + 1) * share], BUFFER, generator).reshape(-1, rows)
+        for rank in range(world)
+    ]
+    together = np.concatenate(ranks, axis=1).reshape(-1)
+    uniform = np.sqrt(batch / classes * (1 - 1 / classes))
+    assert spread(counted(together, each, classes, batch)) < 1.2 * uniform
+
+
 def test_the_order_of_many_shards_takes_little_more_memory_than_itself() -> None:
     bounds = run_bounds([100] * 1000, 5)
     tracemalloc.start()

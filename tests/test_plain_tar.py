@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,3 +80,16 @@ def test_a_member_that_is_cut_ends_behind_the_data(tmp_path: Path) -> None:
     found = plain_tar.members(cut)
     assert found is not None
     assert found[-1][1].stop > len(cut)
+
+
+def test_places_are_those_of_the_members(tmp_path: Path) -> None:
+    whole = shard(tmp_path, [b"", b"x" * 2000])
+    assert list(plain_tar.places(whole)) == plain_tar.members(whole)
+
+
+@pytest.mark.parametrize("digits", [b"-0000000512", b"0000000o512", b" 0000000512", b"00000000009"])
+def test_places_end_whatever_the_sizes_claim(tmp_path: Path, digits: bytes) -> None:
+    data = bytearray(shard(tmp_path, [b"x" * 2000]))
+    data[plain_tar.SIZE] = digits
+    with pytest.raises(ValueError, match=r"size|base 8"):
+        list(plain_tar.places(bytes(data)))
