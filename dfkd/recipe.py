@@ -1,0 +1,318 @@
+"""The study of the student's recipe: which settings of SGD learn a CLIP's distances?
+
+Each cell trains a student in this process, with exactly the settings of its recipe, and is measured
+twice: by its agreement with the teacher on synthetic images that it has not seen, and by its
+accuracy on the evaluation data. Two things can be varied here that no manifest has: the labels may
+be moved to the mean and spread of a real CLIP's distances, and the backbone may start from a
+classifier of training icons, which stands for ImageNet's weights.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
+from torch import Tensor, nn
+
+from dfkd.checkpoints import Checkpoints
+from dfkd.device import use_threads
+from dfkd.distillation import Course, Distiller, Label, Scale
+from dfkd.domains import open_data
+from dfkd.errors import ManifestError
+from dfkd.evaluation import Candidate, score
+from dfkd.fields import CHECKED, Count, Name, Natural, Positive, require_unique
+from dfkd.labels import label_source
+from dfkd.manifest import Manifest
+from dfkd.paired import difference
+from dfkd.presets import PRESETS
+from dfkd.published import PublishedVersion, open_version
+from dfkd.report.grid import Cell as Figure
+from dfkd.report.grid import Grid
+from dfkd.results import spread
+from dfkd.seeding import CPU
+from dfkd.shards import canonical
+from dfkd.storage import MissingObject, Storage, open_storage
+from dfkd.streaming import Batch, Stream
+from dfkd.student import build, fold
+from dfkd.yaml import check, expanded, merged, read_tree
+
+Settings = dict[str, Any]
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Spread:
+    """Labels are moved to this mean and standard deviation."""
+
+    mean: float
+    std: Positive
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Row:
+    """One way to train."""
+
+    settings: Settings
+    """Of the section `distillation`, over the base's."""
+    labels: Spread | None = None
+    """None leaves the teacher's distances as they are."""
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Description:
+    """The content of the study's file."""
+
+    name: Name
+    title: Name
+    base: Name
+    """The manifest that all cells start from; a path, relative to the study's file."""
+    settings: Settings = dataclasses.field(default_factory=dict)
+    """Of all cells, over the base."""
+    held_out_images: Count = 12
+    """Images a class of another data set, on which agreement is measured."""
+    rows: Annotated[dict[Name, Row], Field(min_length=1)]
+    reference: Name
+    """The row that every other one is compared with."""
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
+    """A student of each row for each of them."""
+    notes: tuple[Name, ...] = ()
+    """Sentences below the table."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content with every default, as plain values."""
+        tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return tree
+
+    def __post_init__(self) -> None:
+        require_unique("seeds", self.seeds)
+        if self.reference not in self.rows:
+            raise ManifestError(
+                "reference", "must be among rows", self.reference, "name one of them"
+            )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row with a seed."""
+
+    row: str
+    seed: int
+    manifest: Manifest
+    """Of one method and one student."""
+    labels: Spread | None
+    version: str
+    """Id of the data set that is learned."""
+    held_out: str
+    """Id of the data set that agreement is measured on."""
+
+    @property
+    def folder(self) -> str:
+        """Under the root; covers all that can change the outcome."""
+        about = self.manifest.as_dict() | {"evaluation": None, "storage": None, "name": None}
+        spread = dataclasses.asdict(self.labels) if self.labels else None
+        content = canonical([about, self.seed, spread, self.version, self.held_out])
+        return f"recipe/{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell."""
+
+    agreement: float
+    """Share of the held-out images that student and teacher put into the same class."""
+    accuracy: dict[str, float]
+    """Share of right answers by domain of the evaluation data."""
+
+    @property
+    def mean(self) -> float:
+        """Accuracy, the mean over domains."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+
+def read(path: Path) -> Description:
+    """The study in a file.
+
+    Raises:
+        ManifestError: it breaks a rule, which the text names.
+    """
+    return check(Description, read_tree(path))
+
+
+def manifest_of(study: Description, folder: Path, row: Row, **changes: Any) -> Manifest:
+    """The manifest of a row: base, settings of all, settings of the row, then `changes`."""
+    tree = merged(read_tree(folder / study.base), study.settings)
+    tree = merged(tree, {"distillation": row.settings})
+    return check(Manifest, expanded(merged(tree, changes), PRESETS))
+
+
+def train(cell: Cell) -> Outcome:
+    """The outcome of a cell, which is trained unless it is there; a killed one goes on.
+
+    Uses one thread, so that as many cells as there are processors can train side by side.
+    """
+    use_threads(1)
+    home = open_storage(cell.manifest.storage.root)
+    place = home.child(cell.folder)
+    if found := _kept(place):
+        return found
+    data = home.child(f"data/{cell.manifest.method}")
+    version, held_out = (open_version(data, name) for name in (cell.version, cell.held_out))
+    distiller = _distiller(cell, version)
+    checkpoints = Checkpoints(place.child("checkpoints"))
+    if newest := checkpoints.newest():
+        distiller.restore(checkpoints.read(newest))
+    stream = _stream(cell, version)
+    steps = distiller.course.steps_per_epoch
+    while not distiller.done:
+        for batch in stream.batches(distiller.epoch, distiller.step % steps):
+            distiller.advance(batch)
+        if distiller.epoch % cell.manifest.distillation.checkpoint_epochs == 0:
+            checkpoints.write(distiller.step, distiller.state())
+    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std).eval()
+    outcome = Outcome(agreement(student, _stream(cell, held_out)), _accuracy(cell, student))
+    place.put_if_absent("outcome.json", canonical(dataclasses.asdict(outcome)))
+    checkpoints.clear()
+    return outcome
+
+
+def _kept(place: Storage) -> Outcome | None:
+    try:
+        return Outcome(**json.loads(place.get("outcome.json")))
+    except MissingObject:
+        return None
+
+
+def _stream(cell: Cell, version: PublishedVersion) -> Stream:
+    manifest = cell.manifest
+    size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
+    return Stream(version, size, batch, cell.seed)
+
+
+def _distiller(cell: Cell, version: PublishedVersion) -> Distiller:
+    config, manifest = cell.manifest.distillation, cell.manifest
+    label = label_source(manifest, CPU)
+    if label is None:
+        raise ManifestError(
+            "distillation.labels", "must be live in this study", config.labels, "change it"
+        )
+    mean, std = version.manifest["label_mean"], version.manifest["label_std"]
+    if cell.labels:
+        label = moved(label, Spread(mean=mean, std=std), cell.labels)
+        mean, std = cell.labels.mean, cell.labels.std
+    return Distiller(
+        build(config, len(manifest.classes), manifest.synthesis.image_size, cell.seed),
+        config,
+        Course.of(config, _stream(cell, version).steps),
+        cell.seed,
+        label,
+        Scale(mean, std) if config.standardise else Scale(),
+    )
+
+
+def moved(label: Label, own: Spread, wanted: Spread) -> Label:
+    """Labels of spread `own` with the spread `wanted`; which class is nearest stays as it is."""
+
+    def answer(pixels: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        standard = (label(pixels, batch, generator) - own.mean) / own.std
+        return wanted.mean + wanted.std * standard
+
+    return answer
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, stream: Stream) -> float:
+    """Share of a stream's images that a student and the stored distances put into one class."""
+    same = [
+        student(batch.pixels.float() / 255).argmin(1) == batch.distances.argmin(1)
+        for batch in stream.batches(0)
+    ]
+    return float(torch.cat(same).float().mean())
+
+
+def _accuracy(cell: Cell, student: nn.Module) -> dict[str, float]:
+    manifest = cell.manifest
+    size = manifest.synthesis.image_size
+    candidate = Candidate("student", manifest.method, cell.seed, size, student, CPU)
+    data = open_data(manifest.evaluation, manifest.classes)
+    scores = score([candidate], data, manifest.evaluation.batch_size, threads=1)
+    return {row["domain"]: row["accuracy"] for row in scores.rows}
+
+
+def cells(study: Description, folder: Path, make: Callable[[Manifest], str]) -> list[Cell]:
+    """Every row with every seed, seed after seed.
+
+    Args:
+        folder: of the study's file.
+        make: makes or finds the data set of a manifest; returns the id of its version.
+
+    Raises:
+        ManifestError: a row is no manifest.
+    """
+    manifests = {name: manifest_of(study, folder, row) for name, row in study.rows.items()}
+    plain = manifest_of(study, folder, Row(settings={}))
+    salted = {"salt": plain.salt + 1, "synthesis": {"images_per_class": study.held_out_images}}
+    learned = make(plain)
+    unseen = make(manifest_of(study, folder, Row(settings={}), **salted))
+    return [
+        Cell(name, seed, manifests[name], study.rows[name].labels, learned, unseen)
+        for seed in study.seeds
+        for name in study.rows
+    ]
+
+
+def run(cells: Sequence[Cell], processes: int) -> Iterator[tuple[Cell, Outcome]]:
+    """Train cells side by side, a process each; yields each as it is done."""
+    # Spawned, since a fork of a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        futures = {pool.submit(train, cell): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def grid(study: Description, outcomes: Mapping[tuple[str, int], Outcome]) -> Grid:
+    """The table: a line a row, each figure over the seeds that are finished.
+
+    Args:
+        outcomes: by row and seed.
+    """
+    by_row = {
+        name: {seed: outcomes[name, seed] for seed in study.seeds if (name, seed) in outcomes}
+        for name in study.rows
+    }
+    domains = list(next(iter(outcomes.values())).accuracy)
+    reference = {seed: each.mean for seed, each in by_row[study.reference].items()}
+    lines: list[tuple[Figure, ...]] = []
+    for name, found in by_row.items():
+        runs = list(found.values())
+        if not runs:
+            continue
+        against = difference({seed: each.mean for seed, each in found.items()}, reference)
+        lines.append(
+            (
+                name,
+                spread([each.agreement for each in runs]),
+                *(spread([each.accuracy[domain] for each in runs]) for domain in domains),
+                spread([each.mean for each in runs]),
+                against if name != study.reference else None,
+            )
+        )
+    return Grid(
+        title=study.title,
+        head=("Recipe", "agreement", *domains, "mean", f"vs {study.reference}"),
+        names=1,
+        rows=tuple(lines),
+        notes=(
+            "Accuracy in percent, mean ± standard deviation over students; the last column is the "
+            "difference of means with its 95 % interval, paired by seed.",
+            "agreement: share of held-out synthetic images that student and teacher name alike.",
+            *study.notes,
+        ),
+    )
