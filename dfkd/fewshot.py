@@ -1,11 +1,12 @@
 """Few-shot learning (section 4.3, Fig. 5): what k labelled images of a domain make of each start.
 
 Each start, domain, number of shots and seed is one training, from the same first weights, on the
-same images for all starts. A finished one leaves a cell under the run's root,
+same images for all starts. Beside the student's trainings the untouched student is scored on the
+same test images. Each of these scores is a cell under the run's root,
 
-    fewshot/cells/{start}-k{shots}-s{seed}-{hash16}.json
+    fewshot/cells/{curve}-k{shots}-s{seed}-{hash16}.json
 
-    {"schema": 1, start, domain, shots, seed, right: [count by class, ...]}
+    {"schema": 1, curve, domain, shots, seed, right: [count by class, ...]}
 
 whose hash covers all that can change its counts: weights, pixels, draw and settings. So the same
 command after a kill makes the missing ones only, and ends in the same results.
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ from dfkd.domains import Domains, open_data
 from dfkd.draw import Draw, draw, taken
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import decoded
-from dfkd.fewshot_results import FOLDER, Data, Results, Row, ordered, row, summarise, write
+from dfkd.fewshot_results import FOLDER, Curve, Data, Results, Row, ordered, row, summarise, write
 from dfkd.fields import CHECKED, Natural
 from dfkd.machine import cpus
 from dfkd.manifest import Manifest
@@ -46,21 +47,20 @@ from dfkd.shards import canonical
 from dfkd.starts import Origin
 from dfkd.storage import Storage, open_storage
 from dfkd.student import Student
-from dfkd.training import Start
-from dfkd.tuning import Labelled, answers, embed, likeliest, tune
+from dfkd.tuning import Labelled, answers, rates, tune
 
 CELLS = f"{FOLDER}/cells"
 CELL_LIMIT = 1 << 20
 """Bytes of one cell at the most."""
-ELSEWHERE = ("domains", "shots", "seeds", "starts", "library")
-"""Settings that say which trainings there are, not what one gives."""
+OWN = ("epochs", "batch_size", "augmentation")
+"""Settings of a training, beside its rates."""
 
 
 @checked(frozen=True, config=CHECKED)
 class Cell:
-    """What one training leaves."""
+    """What one training leaves, or the untouched student."""
 
-    start: Start
+    curve: Curve
     domain: str
     shots: int
     seed: int
@@ -118,11 +118,11 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> Results:
             domain = read_domain(manifest, data, name, threads or cpus())
             unreadable += domain.unreadable
             for start in config.starts:
-                features: dict[str, Tensor] = {}
                 for origin, seed in zip(origins[start], config.seeds, strict=True):
-                    bench = _Bench(manifest, cells, domain, origin, seed, features)
-                    for shots in _shots(manifest, start):
-                        rows.append(bench.row(shots))
+                    bench = _Bench(manifest, cells, domain, origin, seed)
+                    rows += bench.untouched() if start == "student" else []
+                    for shots in config.shots:
+                        rows.append(bench.trained(shots))
                         progress.update(1)
     found = _results(manifest, data, names, rows, unreadable)
     write(root, found)
@@ -141,7 +141,7 @@ def _results(
         architecture=manifest.distillation.student,
         classes=manifest.classes,
         data=Data(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
-        starts=starts.described(manifest),
+        curves=starts.described(manifest),
         rows=tuple(ordered(rows)),
         summary=tuple(summarise(rows)),
     )
@@ -199,14 +199,9 @@ def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[s
 
 
 def trainings(manifest: Manifest) -> int:
-    """Cells of one domain: every start at each k and seed, and the student before any training."""
+    """Of one domain: every start at each k and seed."""
     config = manifest.fewshot
-    return len(config.seeds) * sum(len(_shots(manifest, start)) for start in config.starts)
-
-
-def _shots(manifest: Manifest, start: Start) -> tuple[int, ...]:
-    shots = tuple(sorted(manifest.fewshot.shots))
-    return (0, *shots) if start == "student" else shots
+    return len(config.seeds) * len(config.shots) * len(config.starts)
 
 
 def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> Domain:
@@ -250,43 +245,51 @@ class _Bench:
     domain: Domain
     origin: Origin
     seed: int
-    features: dict[str, Tensor]
-    """Of all images, by the last backbone that gave any; shared between seeds."""
 
     @cached_property
     def classifier(self) -> Student:
         """Before any training."""
         return self.origin.make()
 
-    def row(self, shots: int) -> Row:
+    @cached_property
+    def answered(self) -> Tensor:
+        """What the classifier says of all images before any training: int64 [N]."""
+        return self._answers(self.classifier, torch.arange(len(self.domain.images)))
+
+    def untouched(self) -> list[Row]:
+        """The scores before any training, on all images and on the test images of each k."""
+        return [self._row("untouched", k, {}) for k in (0, *self.manifest.fewshot.shots)]
+
+    def trained(self, shots: int) -> Row:
         """The scores at k = `shots`, of a training that is done now or was done before."""
+        config = self.manifest.fewshot
+        settings = {name: getattr(config, name) for name in OWN}
+        settings["rates"] = rates(config, self.origin.start)
+        return self._row(self.origin.start, shots, settings)
+
+    def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> Row:
         labels, classes = self.domain.images.labels, self.manifest.classes
         drawn = draw(labels.tolist(), classes, self.domain.name, shots, self.seed)
         trained, tested = (
             torch.bincount(labels[list(part)], minlength=len(classes)).tolist()
             for part in (drawn.train, drawn.test)
         )
-        about = (self.origin.start, self.domain.name, shots, self.seed)
-        key = self._key(shots)
+        about = (curve, self.domain.name, shots, self.seed)
+        key = self._key(curve, shots, settings)
         if not self.cells.exists(key):
-            right = labels[self._rightly(drawn, shots)]
+            right = labels[self._rightly(curve, drawn, shots)]
             counts = tuple(torch.bincount(right, minlength=len(classes)).tolist())
             self.cells.put_if_absent(key, canonical(asdict(Cell(*about, counts))))
         return row(*about, trained, tested, self._read(key, about, tested))
 
-    def _key(self, shots: int) -> str:
+    def _key(self, curve: Curve, shots: int, settings: dict[str, Any]) -> str:
         """The cell's, by all that can change its counts."""
-        settings = asdict(self.manifest.fewshot)
-        for name in ELSEWHERE:
-            del settings[name]
-        if not self.origin.answers:
-            del settings["temperature"]
         identity = {
             "schema": Cell.schema,
             "settings": settings,
             "architecture": self.manifest.distillation.student,
             "stem": self.manifest.distillation.stem,
-            "backbone": self.origin.backbone,
+            "weights": self.origin.weights,
             "classes": self.manifest.classes,
             "domain": self.domain.name,
             "pixels": self.domain.sha256,
@@ -294,47 +297,39 @@ class _Bench:
             "seed": self.seed,
         }
         digest = hashlib.sha256(canonical(identity)).hexdigest()[:16]
-        return f"{self.origin.start}-k{shots}-s{self.seed}-{digest}.json"
+        return f"{curve}-k{shots}-s{self.seed}-{digest}.json"
 
-    def _rightly(self, drawn: Draw, shots: int) -> Tensor:
-        """Positions int64 of the test images that a trained classifier answers rightly."""
-        config, images = self.manifest.fewshot, self.domain.images
-        classifier = copy.deepcopy(self.classifier)
-        features = self._embedded() if self.origin.knows else None
-        train, test = torch.tensor(drawn.train), torch.tensor(drawn.test)
-        if shots:
-            chosen = Labelled(images.pixels[train], images.labels[train])
-            seed = derive_seed("fewshot", self.seed, self.domain.name, shots)
-            tune(classifier, chosen, config, seed, None if features is None else features[train])
-        if features is not None and not (shots and config.epochs):
-            answered = likeliest(classifier, features[test])
+    def _rightly(self, curve: Curve, drawn: Draw, shots: int) -> Tensor:
+        """Positions int64 of the test images that are answered rightly."""
+        images, start, test = self.domain.images, self.origin.start, torch.tensor(drawn.test)
+        if curve == "untouched":
+            answered = self.answered[test]
         else:
-            size = self.manifest.evaluation.batch_size
-            answered = answers(classifier, images.pixels, test, size)
-        if (answered < 0).any():
-            raise DfkdError(
-                f"few-shot training of {self.origin.start} on {self.domain.name!r} with {shots} "
-                f"shots and seed {self.seed} diverged; lower fewshot.learning_rate"
-            )
+            classifier, train = copy.deepcopy(self.classifier), torch.tensor(drawn.train)
+            seed = derive_seed("fewshot", self.seed, self.domain.name, shots)
+            chosen = Labelled(images.pixels[train], images.labels[train])
+            tune(classifier, chosen, self.manifest.fewshot, seed, start)
+            answered = self._answers(classifier, test)
+            if (answered < 0).any():
+                rate = "fresh_rate" if start == "scratch" else "learning_rate"
+                raise DfkdError(
+                    f"few-shot training of {start} on {self.domain.name!r} with {shots} "
+                    f"shots and seed {self.seed} diverged; lower fewshot.{rate}"
+                )
         return test[answered == images.labels[test]]
 
-    def _embedded(self) -> Tensor:
-        if self.origin.backbone not in self.features:
-            self.features.clear()
-            pixels = self.domain.images.pixels
-            size = self.manifest.evaluation.batch_size
-            found = embed(self.classifier, pixels, torch.arange(len(pixels)), size)
-            self.features[self.origin.backbone] = found
-        return self.features[self.origin.backbone]
+    def _answers(self, classifier: Student, places: Tensor) -> Tensor:
+        size = self.manifest.evaluation.batch_size
+        return answers(classifier, self.domain.images.pixels, places, size)
 
     def _read(
-        self, key: str, about: tuple[Start, str, int, int], tested: Sequence[int]
+        self, key: str, about: tuple[Curve, str, int, int], tested: Sequence[int]
     ) -> list[int]:
         """The counts of a cell; `CorruptionError` unless it is of this training."""
         data = self.cells.get(key, CELL_LIMIT)
         try:
             cell = CELL.validate_json(data, strict=True)
-            mine = (cell.start, cell.domain, cell.shots, cell.seed) == about
+            mine = (cell.curve, cell.domain, cell.shots, cell.seed) == about
         except ValidationError:
             mine = False
         if not mine or len(cell.right) != len(tested) or any(map(operator.gt, cell.right, tested)):

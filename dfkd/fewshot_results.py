@@ -3,13 +3,14 @@
 `results.json` (schema 1), keys sorted, no dates, so that the same scores are the same bytes:
 
     schema       1
-    architecture of every start: a torchvision ResNet or timm:NAME
+    architecture of every curve: a torchvision ResNet or timm:NAME
     classes      [name, ...]: what every classifier chose among, in the order of the counts
     data         {source, domains: [name, ...], notes: [line, ...], unreadable: [line, ...]}
-    starts       {name: text}: what was fine-tuned, "student" | "library" | "scratch"
-    rows         one per start, domain, shots and seed:
-      start, domain
-      shots      k; 0 is before any training, of the student only
+    curves       {name: text}: what was fine-tuned, "student" | "library" | "scratch", and beside
+                 the student "untouched": as it was before, on the same test images
+    rows         one per curve, domain, shots and seed:
+      curve, domain
+      shots      k; 0, with all images tested, of "untouched" only
       seed       of `fewshot.seeds`
       trained    [count, ...]: images of each class that were learned from; fewer than k of a class
                  that has too few (`dfkd.draw`)
@@ -17,8 +18,8 @@
       right      [count, ...]: of those, answered rightly
       accuracy   sum of right / sum of tested, 0-1
       class_mean mean over the classes that were tested, 0-1
-    summary      one per start and shots:
-      start, shots, seeds: [int, ...]
+    summary      one per curve and shots:
+      curve, shots, seeds: [int, ...]
       domains    {name: {mean, std}} of accuracy over seeds
       mean, std  of the mean over domains, over seeds; std (n - 1) is null for one seed
 """
@@ -34,7 +35,7 @@ from pydantic.dataclasses import dataclass
 from dfkd import strict_json
 from dfkd.errors import CorruptionError
 from dfkd.fields import CHECKED, Natural
-from dfkd.results import as_json, spread
+from dfkd.results import Spread, as_json, spread
 from dfkd.storage import Storage
 from dfkd.training import Start
 
@@ -43,7 +44,8 @@ KEY = f"{FOLDER}/results.json"
 LIMIT = 1 << 28
 """Bytes; the results of a million trainings are smaller."""
 
-STARTS = get_args(Start)
+Curve = Literal["untouched"] | Start
+CURVES: tuple[Curve, ...] = ("untouched", *get_args(Start))
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Counts = tuple[Natural, ...]
 """Images of each class."""
@@ -53,7 +55,7 @@ Counts = tuple[Natural, ...]
 class Row:
     """One training's scores; the fields are described above."""
 
-    start: Start
+    curve: Curve
     domain: str
     shots: Natural
     seed: Natural
@@ -74,9 +76,9 @@ class Band:
 
 @dataclass(frozen=True, config=CHECKED)
 class Point:
-    """One start and number of shots over domains and seeds; the fields are described above."""
+    """One curve and number of shots over domains and seeds; the fields are described above."""
 
-    start: Start
+    curve: Curve
     shots: Natural
     seeds: tuple[Natural, ...]
     domains: dict[str, Band]
@@ -102,7 +104,7 @@ class Results:
     architecture: str
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     data: Data
-    starts: dict[Start, str]
+    curves: dict[Curve, str]
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     summary: tuple[Point, ...]
 
@@ -110,8 +112,13 @@ class Results:
 RESULTS = TypeAdapter(Results)
 
 
+def curves(starts: Sequence[Start]) -> tuple[Curve, ...]:
+    """What is shown of some starts."""
+    return ("untouched", *starts) if "student" in starts else tuple(starts)
+
+
 def row(
-    start: Start,
+    curve: Curve,
     domain: str,
     shots: int,
     seed: int,
@@ -123,31 +130,54 @@ def row(
     shares = [done / all_ for done, all_ in zip(right, tested, strict=True) if all_]
     counts = (tuple(trained), tuple(tested), tuple(right))
     accuracy = sum(right) / sum(tested)
-    return Row(start, domain, shots, seed, *counts, accuracy, statistics.fmean(shares))
+    return Row(curve, domain, shots, seed, *counts, accuracy, statistics.fmean(shares))
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """By start as the manifest's documentation names them, domain, shots and seed."""
-    return sorted(rows, key=lambda row: (STARTS.index(row.start), row.domain, row.shots, row.seed))
+    """By curve, domain, shots and seed."""
+    return sorted(rows, key=lambda row: (CURVES.index(row.curve), row.domain, row.shots, row.seed))
 
 
 def summarise(rows: Sequence[Row]) -> list[Point]:
-    """Mean over domains, mean and standard deviation over seeds, for each start and k."""
-    groups: dict[tuple[Start, int], list[Row]] = {}
+    """Mean over domains, mean and standard deviation over seeds, for each curve and k."""
+    groups: dict[tuple[Curve, int], list[Row]] = {}
     for found in rows:
-        groups.setdefault((found.start, found.shots), []).append(found)
-    keys = sorted(groups, key=lambda key: (STARTS.index(key[0]), key[1]))
+        groups.setdefault((found.curve, found.shots), []).append(found)
+    keys = sorted(groups, key=lambda key: (CURVES.index(key[0]), key[1]))
     return [_point(*key, groups[key]) for key in keys]
 
 
-def _point(start: Start, shots: int, rows: Sequence[Row]) -> Point:
-    seeds = sorted({row.seed for row in rows})
+def _point(curve: Curve, shots: int, rows: Sequence[Row]) -> Point:
     names = sorted({row.domain for row in rows})
-    means = [statistics.fmean(row.accuracy for row in rows if row.seed == seed) for seed in seeds]
+    means = _means(rows)
     domains = {
         name: Band(**spread([row.accuracy for row in rows if row.domain == name])) for name in names
     }
-    return Point(start, shots, tuple(seeds), domains, **spread(means))
+    return Point(curve, shots, tuple(means), domains, **spread([*means.values()]))
+
+
+def _means(rows: Sequence[Row]) -> dict[int, float]:
+    """By seed, the mean accuracy over the domains of `rows`."""
+    return {
+        seed: statistics.fmean(row.accuracy for row in rows if row.seed == seed)
+        for seed in sorted({row.seed for row in rows})
+    }
+
+
+def gains(rows: Sequence[Row]) -> dict[int, Spread]:
+    """By shots, what training adds to the student: its accuracy less that of the untouched one.
+
+    Both are means over the domains of `rows`; the standard deviation over seeds is that of the
+    difference, since each seed has its own test images.
+    """
+    found = {}
+    for shots in sorted({row.shots for row in rows if row.curve == "student"}):
+        after, before = (
+            _means([row for row in rows if (row.curve, row.shots) == (curve, shots)])
+            for curve in ("student", "untouched")
+        )
+        found[shots] = spread([after[seed] - before[seed] for seed in after])
+    return found
 
 
 def write(storage: Storage, results: Results) -> str:
@@ -181,13 +211,13 @@ def read(storage: Storage) -> Results:
 
 def _check(results: Results) -> None:
     """Refuse figures that do not follow from the counts, and curves with a gap."""
-    domains, starts = set(results.data.domains), set(results.starts)
-    seeds: dict[tuple[Start, int, str], list[int]] = {}
+    domains, curves = set(results.data.domains), set(results.curves)
+    seeds: dict[tuple[Curve, int, str], list[int]] = {}
     for number, found in enumerate(results.rows):
         _check_row(f"rows.{number}", found, len(results.classes))
-        seeds.setdefault((found.start, found.shots, found.domain), []).append(found.seed)
-    if not _whole(seeds, domains, starts):
-        _refuse("rows", "each start, domain, shots and seed must be there once")
+        seeds.setdefault((found.curve, found.shots, found.domain), []).append(found.seed)
+    if not _whole(seeds, domains, curves):
+        _refuse("rows", "each curve, domain, shots and seed must be there once")
     if list(results.summary) != summarise(results.rows):
         _refuse("summary", "does not follow from the rows")
 
@@ -198,19 +228,22 @@ def _check_row(place: str, found: Row, classes: int) -> None:
         _refuse(place, f"needs {classes} counts, and images that were tested")
     if any(right > tested for right, tested in zip(found.right, found.tested, strict=True)):
         _refuse(place, "more are right than were tested")
-    if found != row(found.start, found.domain, found.shots, found.seed, *counts):
+    if found != row(found.curve, found.domain, found.shots, found.seed, *counts):
         _refuse(place, "the accuracies do not follow from the counts")
 
 
 def _whole(
-    seeds: Mapping[tuple[Start, int, str], list[int]], domains: set[str], starts: set[Start]
+    seeds: Mapping[tuple[Curve, int, str], list[int]], domains: set[str], curves: set[Curve]
 ) -> bool:
-    """Whether every start, at each k that it has, has every domain with the same seeds once."""
+    """Whether every curve has every k, domain and seed once, and "untouched" also 0 shots."""
     wanted = sorted(next(iter(seeds.values())))
-    pairs = {(start, shots) for start, shots, _ in seeds}
+    shots = {k for _, k, _ in seeds} - {0}
+    pairs = {(curve, k) for curve in curves for k in shots}
+    if "untouched" in curves:
+        pairs.add(("untouched", 0))
     return (
         len(set(wanted)) == len(wanted)
-        and {start for start, _ in pairs} == starts
+        and ("untouched" in curves) == ("student" in curves)
         and seeds.keys() == {(*pair, domain) for pair in pairs for domain in domains}
         and all(sorted(found) == wanted for found in seeds.values())
     )

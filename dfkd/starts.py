@@ -14,6 +14,7 @@ import torch
 
 from dfkd.distilled import Place, load, place
 from dfkd.errors import ManifestError
+from dfkd.fewshot_results import Curve, curves
 from dfkd.fingerprint import sha256_file
 from dfkd.manifest import Manifest
 from dfkd.student import Student, build, names_file, read_card
@@ -29,27 +30,17 @@ class Origin:
     """One start of one few-shot seed."""
 
     start: Start
-    backbone: str
-    """Which weights it has: origins with the same text have the same backbone."""
+    weights: str
+    """Which ones: origins with the same text have the same backbone."""
     make: Callable[[], Student]
     """A classifier that gives logits, on the device to work on."""
-
-    @property
-    def knows(self) -> bool:
-        """Whether the backbone has learned something that is worth freezing."""
-        return self.start != "scratch"
-
-    @property
-    def answers(self) -> bool:
-        """Whether it answers before it has seen an image: the curve's left end, k = 0."""
-        return self.start == "student"
 
 
 def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) -> Origin:
     """The start of a few-shot seed.
 
-    Of several students seed n takes that of `distillation.seeds` number n, in a circle, so that
-    bands over seeds then hold the spread of distillation too.
+    Of several students each seed takes another one, so that the standard deviation over seeds
+    includes that of distillation.
 
     Raises:
         ManifestError: the student is not there, or the weights of a library do not fit.
@@ -96,7 +87,7 @@ def student_seed(manifest: Manifest, seed: int) -> int:
 
 def _student(manifest: Manifest, found: Place, device: torch.device) -> Student:
     student, _ = load(found, manifest.classes, device)
-    return from_distances(student, manifest.fewshot.temperature)
+    return from_distances(student)
 
 
 def _digest(weights: str) -> str:
@@ -121,14 +112,15 @@ def check(manifest: Manifest, device: torch.device) -> None:
             origin(manifest, start, seed, device).make()
 
 
-def described(manifest: Manifest) -> dict[Start, str]:
-    """What each start is, for people."""
+def described(manifest: Manifest) -> dict[Curve, str]:
+    """What each curve shows, for people."""
     config = manifest.fewshot
     library = Path(config.library).name if names_file(config.library) else config.library
     used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))
-    words: dict[Start, str] = {
+    words: dict[Curve, str] = {
+        "untouched": "the distilled student before any training, on the same test images",
         "student": f"distilled, {manifest.methods[-1]} images, seed {used}",
         "library": f"weights {library}",
         "scratch": "random weights",
     }
-    return {start: words[start] for start in config.starts}
+    return {curve: words[curve] for curve in curves(config.starts)}

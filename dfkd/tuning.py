@@ -1,9 +1,10 @@
-"""Fine-tuning on a few labelled images: cross-entropy in two phases (section 4.3). Torch only.
+"""Fine-tuning on a few labelled images: cross-entropy at a low rate (section 4.3). Torch only.
 
 A classifier here is a `Student` whose outputs are logits: LARGER is likelier. All starts have this
-one form, so that nothing but their first weights tells them apart.
+one form, so that nothing but their first weights, and the rates that suit these, tells them apart.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.augmentation import augment
-from dfkd.device import autocast
-from dfkd.distillation import Course, make_optimizer
 from dfkd.plan import derive_seed
 from dfkd.seeding import seeded
 from dfkd.student import Student, fold
-from dfkd.training import FewShot
+from dfkd.training import FewShot, Start
+
+TEMPERATURE = 0.01
+"""CLIP's own: it divides cosines by it, as a student's distances are divided here."""
 
 
 @dataclass(frozen=True)
@@ -32,46 +34,33 @@ class Labelled:
         return len(self.labels)
 
 
-def from_distances(student: Student, temperature: float) -> Student:
-    """A copy whose logits are -distance / temperature: it answers as the student does.
+def from_distances(student: Student) -> Student:
+    """A copy whose logits are -distance / `TEMPERATURE`: it answers as the student does.
 
-    A fresh head would throw away what the student knows of its classes, and with it the left end
-    of the curve. With the teacher's own temperature softmax of these logits is, to first order,
-    CLIP's softmax of scaled cosines, so that training begins from calibrated probabilities.
+    A fresh head would throw away what the student knows of its classes. Softmax of these logits is,
+    to first order, CLIP's softmax of scaled cosines, so that training begins from calibrated
+    probabilities.
     """
-    return fold(student, mean=0.0, std=-1 / temperature)
+    return fold(student, mean=0.0, std=-1 / TEMPERATURE)
 
 
 @torch.no_grad()
-def embed(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
-    """Features float32 [P, F] of a backbone in eval mode, on its device.
+def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
+    """The likeliest class int64 [P] on the CPU, -1 where the logits are not finite.
 
     Args:
+        classifier: which is put into eval mode.
         pixels: uint8 [N, 3, S, S], of which `batch_size` at a time are looked at.
         places: int64 [P], of the images in `pixels`.
     """
     classifier.eval()
     device = classifier.mean.device
-    parts = places.split(batch_size)
-    return torch.cat([classifier.features(_scaled(pixels[part], device)) for part in parts])
-
-
-@torch.no_grad()
-def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
-    """What `likeliest` says of some images; arguments as for `embed`."""
-    return likeliest(classifier, embed(classifier, pixels, places, batch_size))
-
-
-@torch.no_grad()
-def likeliest(classifier: Student, features: Tensor) -> Tensor:
-    """The likeliest class int64 [P] on the CPU, -1 where the logits are not finite.
-
-    Args:
-        features: float32 [P, F], as `embed` gives them.
-    """
-    logits: Tensor = classifier.head(features)
-    finite = torch.isfinite(logits).all(dim=1)
-    return torch.where(finite, logits.argmax(dim=1), -1).cpu()
+    found = []
+    for part in places.split(batch_size):
+        logits = classifier(_scaled(pixels[part], device))
+        finite = torch.isfinite(logits).all(dim=1)
+        found.append(torch.where(finite, logits.argmax(dim=1), -1).cpu())
+    return torch.cat(found)
 
 
 def _scaled(pixels: Tensor, device: torch.device) -> Tensor:
@@ -90,53 +79,51 @@ def batches(images: int, size: int, steps: int, seed: int) -> Tensor:
     return torch.cat(order)[: steps * size].view(steps, size)
 
 
-def tune(
-    classifier: Student, shots: Labelled, config: FewShot, seed: int, features: Tensor | None = None
-) -> None:
-    """Train a classifier in place; afterwards it is in eval mode.
+def tune(classifier: Student, shots: Labelled, config: FewShot, seed: int, start: Start) -> None:
+    """Train all of a classifier in place, on augmented views; afterwards it is in eval mode.
 
-    First `warmup_epochs` of the head alone on features that do not change, then `epochs` of
-    everything on augmented views, with batch statistics. The phases share no momentum.
+    Weights that have learned something move at `learning_rate`, random ones at `fresh_rate`. A
+    backbone that has learned keeps its batch-norm statistics, and has no drop-path: those of a
+    handful of images are too far from what its weights were trained with.
 
     Args:
         classifier: on the device to work on.
         shots: two images or more.
         seed: of batches, views and drop-path; the global generator is left as it was.
-        features: of `shots`, float32 [N, F]; None trains the backbone from the first step on.
+        start: what the classifier's weights are.
     """
+    classifier.train()
+    classifier.backbone.train(start == "scratch")
+    classifier.requires_grad_(True)
     size = min(config.batch_size, len(shots))
-    course = Course.of(config, -(-len(shots) // size))
-    for step, chosen in enumerate(batches(len(shots), size, course.total, seed)):
-        warming = features if step < course.warmup else None
-        if step in (0, course.warmup):
-            optimizer = _enter_phase(classifier, config, warming is None)
-        if warming is not None:
-            logits = classifier.head(warming[chosen])
-        else:
-            logits = _logits(classifier, shots.pixels[chosen], config, seed, step)
+    steps = config.epochs * -(-len(shots) // size)
+    peaks = rates(config, start)
+    parts = (classifier.backbone, classifier.head)
+    groups = [{"params": list(part.parameters())} for part in parts]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    for step, chosen in enumerate(batches(len(shots), size, steps, seed)):
+        logits = _logits(classifier, shots.pixels[chosen], config, derive_seed("view", seed, step))
         loss = F.cross_entropy(logits, shots.labels[chosen].to(logits.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = course.rate(config, step)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.step()
     classifier.eval()
 
 
-def _enter_phase(classifier: Student, config: FewShot, whole: bool) -> torch.optim.Optimizer:
-    classifier.train(whole)
-    classifier.backbone.requires_grad_(whole)
-    classifier.head.requires_grad_(True)
-    return make_optimizer(config, [p for p in classifier.parameters() if p.requires_grad])
+def rates(config: FewShot, start: Start) -> tuple[float, float]:
+    """The first learning rates of a start's backbone and head."""
+    known, fresh = config.learning_rate, config.fresh_rate
+    return {"student": (known, known), "library": (known, fresh), "scratch": (fresh, fresh)}[start]
 
 
-def _logits(classifier: Student, pixels: Tensor, config: FewShot, seed: int, step: int) -> Tensor:
+def _logits(classifier: Student, pixels: Tensor, config: FewShot, seed: int) -> Tensor:
     """float32 [B, M] of the views of one step; the same each time."""
     device = classifier.mean.device
-    seed = derive_seed("view", seed, step)
     views = _scaled(pixels, device)
     if config.augmentation:
         views = augment(views, config.augmentation, torch.Generator(device).manual_seed(seed))
-    with seeded(seed, device), autocast(device, config.precision):
+    with seeded(seed, device):
         logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
-    return logits.float()
+    return logits

@@ -22,9 +22,8 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "shots": sorted(config.shots),
         "seeds": list(config.seeds),
         "starts": list(config.starts),
-        "trainings": len(names) * len(config.seeds) * len(config.shots) * len(config.starts),
-        "epochs_of_the_head": config.warmup_epochs,
-        "epochs_of_everything": config.epochs,
+        "trainings": len(names) * fewshot.trainings(manifest),
+        "epochs": config.epochs,
         "notes": [*data.notes, *fewshot.notes(manifest, data, names)],
     }
 

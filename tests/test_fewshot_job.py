@@ -27,9 +27,9 @@ SETTINGS: dict[str, Any] = {
     "domains": ["pixel", "outline"],
     "shots": [1, 4],
     "seeds": [0, 1],
-    "warmup_epochs": 3,
     "epochs": 1,
-    "learning_rate": 0.05,
+    "learning_rate": 0.001,
+    "fresh_rate": 0.01,
 }
 
 
@@ -112,14 +112,15 @@ def cells(manifest: Path) -> set[str]:
 
 def test_a_run_leaves_results_table_and_curves(undisturbed: Path) -> None:
     folder = undisturbed.parent / "run" / "fewshot"
-    *table, curves, last = (undisturbed.parent / "stdout").read_text().splitlines()
+    *table, drawn, last = (undisturbed.parent / "stdout").read_text().splitlines()
     assert last == f"wrote {folder / 'results.json'}"
-    assert curves == f"curves {folder / 'curves.svg'}"
+    assert drawn == f"curves {folder / 'curves.svg'}"
     assert max(len(line) for line in table if not line.startswith("note: ")) <= 80
-    assert [line.split()[0] for line in table[3:6]] == ["student", "library", "scratch"]
+    curves = ["untouched", "student", "library", "scratch"]
+    assert [line.split()[0] for line in table[3:8]] == [*curves, "gain"]
     found = results(undisturbed)
     assert {row.domain for row in found.rows} == {"pixel", "outline"}
-    assert len(found.rows) == len(cells(undisturbed)) == 2 * 2 * (3 + 2 + 2)
+    assert len(found.rows) == len(cells(undisturbed)) == 2 * 2 * (3 + 2 + 2 + 2)
     assert "## pixel" in (folder / "table.md").read_text()
     assert (folder / "curves.svg").read_text().startswith("<svg")
     with Image.open(folder / "curves.png") as image:
@@ -133,10 +134,15 @@ def test_all_starts_learn_from_the_same_images_and_the_rest_is_tested(undisturbe
     assert {row.tested for row in rows if row.shots == 0} == {(5, 10, 7)}
     assert {(row.trained, row.tested) for row in rows if row.shots == 1} == {((1, 1, 1), (4, 9, 6))}
     assert {(row.trained, row.tested) for row in rows if row.shots == 4} == {((4, 4, 4), (1, 6, 3))}
-    assert {row.start for row in rows if row.shots == 4} == {"student", "library", "scratch"}
+    assert {row.curve for row in rows if row.shots == 4} == {
+        "untouched",
+        "student",
+        "library",
+        "scratch",
+    }
 
 
-def test_the_left_end_is_each_student_as_it_was_evaluated(undisturbed: Path) -> None:
+def test_untouched_is_each_student_as_it_was_evaluated(undisturbed: Path) -> None:
     manifest = Manifest.read(undisturbed, ("evaluation.models=student",))
     scored = {
         (row["seed"], row["domain"]): row["accuracy"]
@@ -146,6 +152,18 @@ def test_the_left_end_is_each_student_as_it_was_evaluated(undisturbed: Path) -> 
         (row.seed, row.domain): row.accuracy for row in results(undisturbed).rows if not row.shots
     }
     assert left == {key: scored[key] for key in left}
+
+
+def test_a_training_too_short_to_change_an_answer_has_the_untouched_accuracy(
+    fewshot: FewShot, manifest: Path
+) -> None:
+    """So both are of the same test images, and training starts from the student's own answers."""
+    job = fewshot(manifest, "fewshot.learning_rate=1.0e-12", "fewshot.starts=student")
+    assert job.returncode == 0, job.stderr
+    rows = {(r.curve, r.domain, r.shots, r.seed): r for r in results(manifest).rows if r.shots}
+    assert len(rows) == 2 * 2 * 2 * 2
+    for (curve, *about), row in rows.items():
+        assert row.right == rows[("untouched", *about)].right, curve  # type: ignore[index]
 
 
 def test_seeds_take_the_students_in_turn(fewshot: FewShot, manifest: Path) -> None:
@@ -174,7 +192,7 @@ def test_the_same_command_again_trains_nothing_and_changes_no_byte(
     (row,) = (
         row
         for row in results(path).rows
-        if (row.start, row.domain, row.shots, row.seed) == ("scratch", tree["domain"], 1, 0)
+        if (row.curve, row.domain, row.shots, row.seed) == ("scratch", tree["domain"], 1, 0)
     )
     assert row.accuracy == 0
 
@@ -195,7 +213,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 5 <= len(cells(path)) < 28
+    assert 5 <= len(cells(path)) < 36
     assert not (folder / "results.json").exists()
     done = jobs.run("fewshot", path, "--threads", "1")
     assert done.returncode == 0, done.stderr
@@ -210,15 +228,14 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
     for setting in ("fewshot.seeds=[1]", "fewshot.shots=[4]", "fewshot.starts=[scratch]"):
         assert fewshot(path, setting).returncode == 0
         assert cells(path) == before
-    fewshot(path, "fewshot.temperature=0.5", "fewshot.shots=[1]")
-    fresh = cells(path) - before
-    assert {name.split("-")[0] for name in fresh} == {"student"}
-    fewshot(path, "fewshot.learning_rate=0.01", "fewshot.shots=[1]")
-    assert {name.split("-")[0] for name in cells(path) - before - fresh} == {
-        "student",
-        "library",
-        "scratch",
-    }
+    for setting, curves in (
+        ("learning_rate=0.01", {"student", "library"}),
+        ("fresh_rate=0.02", {"library", "scratch"}),
+        ("epochs=2", {"student", "library", "scratch"}),
+    ):
+        fewshot(path, f"fewshot.{setting}", "fewshot.shots=[1]")
+        assert {name.split("-")[0] for name in cells(path) - before} == curves
+        before = cells(path)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +249,7 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
         ("fewshot.shots=[1, 0]", ["fewshot.shots.1"]),
         ("fewshot.shots=[2, 2]", ["fewshot.shots", "once"]),
         ("fewshot.batch_size=1", ["fewshot.batch_size"]),
-        ("fewshot={epochs: 0, warmup_epochs: 0}", ["fewshot.epochs", "an epoch"]),
+        ("fewshot.epochs=0", ["fewshot.epochs", "greater than or equal to 1"]),
         ("distillation.seeds=[0, 7]", ["fewshot.starts", "seed 7", "jobs/distill.py"]),
         ("distillation.student=resnet18", ["fewshot.starts", "jobs/distill.py"]),
         ("evaluation.data=/nowhere", ["evaluation.data", "/nowhere"]),
@@ -323,9 +340,10 @@ def test_a_damaged_cell_is_named(
 
 
 def test_a_training_that_diverges_is_no_score(fewshot: FewShot, manifest: Path) -> None:
-    job = fewshot(manifest, "fewshot.learning_rate=1.0e+30", "fewshot.starts=scratch")
+    job = fewshot(manifest, "fewshot.fresh_rate=1.0e+30", "fewshot.starts=scratch")
     assert job.returncode == 1
     assert "scratch on 'outline' with 1 shots and seed 0 diverged" in last_error(job)
+    assert last_error(job).endswith("lower fewshot.fresh_rate")
     assert not cells(manifest)
 
 

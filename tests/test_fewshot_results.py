@@ -8,9 +8,11 @@ import pytest
 from dfkd.errors import CorruptionError
 from dfkd.fewshot_results import (
     KEY,
+    Curve,
     Data,
     Results,
     Row,
+    gains,
     ordered,
     read,
     row,
@@ -18,13 +20,12 @@ from dfkd.fewshot_results import (
     write,
 )
 from dfkd.storage import open_storage
-from dfkd.training import Start
 
 CLASSES = ("cat", "dög")
 
 
-def scored(start: Start, domain: str, shots: int, seed: int, right: tuple[int, int]) -> Row:
-    return row(start, domain, shots, seed, (shots, shots), (10, 30), right)
+def scored(curve: Curve, domain: str, shots: int, seed: int, right: tuple[int, int]) -> Row:
+    return row(curve, domain, shots, seed, (shots, shots), (10, 30), right)
 
 
 ROWS = [
@@ -33,9 +34,9 @@ ROWS = [
     scored("scratch", "oil", 2, 0, (5, 3)),
     scored("scratch", "oil", 2, 1, (10, 30)),
     *(
-        scored("student", domain, shots, seed, (8, 24))
+        scored(curve, domain, shots, seed, (8, 24 + seed * shots * (curve == "student")))
         for domain in ("oil", "ink")
-        for shots in (2, 0)
+        for curve, shots in (("student", 2), ("untouched", 2), ("untouched", 0))
         for seed in (1, 0)
     ),
 ]
@@ -47,7 +48,7 @@ def content(rows: list[Row] | None = None) -> Results:
         architecture="resnet18",
         classes=CLASSES,
         data=Data("bundled", ("ink", "oil"), ("a note",), ("b.png: torn",)),
-        starts={"student": "distilled", "scratch": "random weights"},
+        curves={"untouched": "before", "student": "distilled", "scratch": "random weights"},
         rows=tuple(found),
         summary=tuple(summarise(found)),
     )
@@ -62,9 +63,10 @@ def test_a_row_follows_from_its_counts() -> None:
 
 
 def test_the_summary_is_a_mean_over_domains_and_then_over_seeds() -> None:
-    student0, student2, scratch = summarise(ROWS)
-    assert [(p.start, p.shots) for p in (student0, student2, scratch)] == [
-        ("student", 0),
+    untouched, _, _, scratch = found = summarise(ROWS)
+    assert [(point.curve, point.shots) for point in found] == [
+        ("untouched", 0),
+        ("untouched", 2),
         ("student", 2),
         ("scratch", 2),
     ]
@@ -73,9 +75,15 @@ def test_the_summary_is_a_mean_over_domains_and_then_over_seeds() -> None:
     assert scratch.mean == pytest.approx((first + second) / 2)
     assert scratch.std == pytest.approx((second - first) / 2**0.5)
     assert scratch.domains["ink"].mean == pytest.approx(6 / 40)
-    assert (student0.mean, student0.std) == (pytest.approx(0.8), pytest.approx(0))
+    assert (untouched.mean, untouched.std) == (pytest.approx(0.8), pytest.approx(0))
     (single,) = summarise(ROWS[:1])
     assert single.std is None
+
+
+def test_a_gain_is_the_mean_difference_of_each_seed_on_its_own_test_images() -> None:
+    """Seed 0 adds nothing, seed 1 adds 2 of 40 in both domains."""
+    assert gains(ROWS) == {2: {"mean": pytest.approx(0.025), "std": pytest.approx(0.05 / 2**0.5)}}
+    assert gains([found for found in ROWS if found.curve == "scratch"]) == {}
 
 
 def test_what_is_written_is_read_and_the_order_of_work_changes_no_byte(tmp_path: Path) -> None:
@@ -143,8 +151,13 @@ def unknown_domain(tree: Any) -> None:
     tree["data"]["domains"] = ["ink"]
 
 
-def unknown_start(tree: Any) -> None:
-    del tree["starts"]["scratch"]
+def unknown_curve(tree: Any) -> None:
+    del tree["curves"]["scratch"]
+
+
+def no_untouched(tree: Any) -> None:
+    tree["rows"] = [found for found in tree["rows"] if found["curve"] != "untouched"]
+    del tree["curves"]["untouched"]
 
 
 def other_summary(tree: Any) -> None:
@@ -170,7 +183,8 @@ def infinite(tree: Any) -> None:
         (gap, "rows: each"),
         (twice, "rows: each"),
         (unknown_domain, "rows: each"),
-        (unknown_start, "rows: each"),
+        (unknown_curve, "rows: each"),
+        (no_untouched, "rows: each"),
         (other_summary, "summary"),
         (infinite, "the whole"),
     ],

@@ -5,15 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from dfkd.student import Student, build
-from dfkd.training import Distillation, FewShot
-from dfkd.tuning import Labelled, answers, batches, embed, from_distances, likeliest, tune
+from dfkd.training import Distillation, FewShot, Start
+from dfkd.tuning import TEMPERATURE, Labelled, answers, batches, from_distances, rates, tune
 
-CONFIG = FewShot(
-    warmup_epochs=2, epochs=2, learning_rate=0.1, finetune_factor=0.1, augmentation=(), batch_size=4
-)
+CONFIG = FewShot(epochs=2, learning_rate=0.01, fresh_rate=0.02, augmentation=(), batch_size=4)
 
 
 def classifier(seed: int = 0) -> Student:
@@ -29,13 +27,9 @@ def shots(per_class: int = 2) -> Labelled:
     return Labelled(pixels, labels)
 
 
-def features(model: Student, found: Labelled) -> Tensor:
-    return embed(model, found.pixels, torch.arange(len(found)), 4)
-
-
-def tuned(config: FewShot = CONFIG, seed: int = 0, frozen: bool = True, start: int = 0) -> Student:
-    model, found = classifier(start), shots()
-    tune(model, found, config, seed, features(model, found) if frozen else None)
+def tuned(config: FewShot = CONFIG, seed: int = 0, start: Start = "student") -> Student:
+    model = classifier()
+    tune(model, shots(), config, seed, start)
     return model
 
 
@@ -44,65 +38,73 @@ def equal(left: nn.Module, right: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+class Brightness(nn.Module):
+    """1 for a white image and -1 for a black one."""
+
+    def forward(self, normal: torch.Tensor) -> torch.Tensor:
+        return normal.mean(dim=(1, 2, 3)).sign()[:, None]
+
+
 def linear() -> Student:
     """One number goes in, two logits come out, all weights zero."""
-    head = nn.Linear(1, 2)
+    head = nn.Linear(1, 2, bias=False)
     nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return Student(nn.Identity(), head)
+    return Student(Brightness(), head)
 
 
-def test_a_step_is_that_of_cross_entropy_by_hand() -> None:
-    """For x = 1 of class 0 and x = -1 of class 1: dL/dw0 = p0(x = 1) - 1, dL/dw1 = its negative."""
-    two = Labelled(torch.zeros(2, 3, 1, 1, dtype=torch.uint8), torch.tensor([0, 1]))
-    config = FewShot(
-        warmup_epochs=2, epochs=0, learning_rate=0.5, momentum=0.0, augmentation=(), batch_size=2
-    )
+def test_two_steps_are_those_of_adam_and_cross_entropy_by_hand() -> None:
+    """For x = 1 of class 0 and x = -1 of class 1: dL/dw0 = p0(x = 1) - 1, dL/dw1 = its negative.
+
+    The first step has all of the rate, the second half of it, as a cosine of two steps has.
+    """
+    pixels = torch.tensor([255, 0], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
     model = linear()
-    tune(model, two, config, seed=0, features=torch.tensor([[1.0], [-1.0]]))
-    first = -0.5 * (0.5 - 1)  # logits are equal
-    p0 = 1 / (1 + math.exp(-2 * first))
-    second = first - 0.5 * (p0 - 1)
-    assert first == 0.25
-    assert model.head.weight.flatten().tolist() == pytest.approx([second, -second])
-    assert model.head.bias.tolist() == pytest.approx([0, 0], abs=1e-6)
-
-
-def test_momentum_and_rate_are_those_of_the_settings() -> None:
-    two = Labelled(torch.zeros(2, 3, 1, 1, dtype=torch.uint8), torch.tensor([0, 1]))
-    config = FewShot(
-        warmup_epochs=2, epochs=0, learning_rate=0.5, momentum=0.9, augmentation=(), batch_size=2
-    )
-    model = linear()
-    tune(model, two, config, seed=0, features=torch.tensor([[1.0], [-1.0]]))
-    gradient = 1 / (1 + math.exp(-0.5)) - 1
-    velocity = 0.9 * -0.5 + gradient
-    assert model.head.weight[0].item() == pytest.approx(0.25 - 0.5 * velocity)
+    config = dataclasses.replace(CONFIG, learning_rate=0.5)
+    tune(model, Labelled(pixels, torch.tensor([0, 1])), config, seed=0, start="student")
+    one = 0.5 - 1  # the gradient while logits are equal
+    first = 0.5  # Adam's first step is the rate, against the gradient's sign
+    two = 1 / (1 + math.exp(-2 * first)) - 1
+    mean = (0.9 * 0.1 * one + 0.1 * two) / (1 - 0.9**2)
+    square = (0.999 * 0.001 * one**2 + 0.001 * two**2) / (1 - 0.999**2)
+    second = first - 0.25 * mean / square**0.5
+    assert model.head.weight.flatten().tolist() == pytest.approx([second, -second], rel=1e-5)
 
 
 def test_a_student_answers_as_before_once_its_distances_are_logits() -> None:
     student, found = classifier().eval(), shots()
-    distances = student(found.pixels.float() / 255)
-    start = from_distances(student, 0.05)
-    places = torch.arange(len(found))
-    assert torch.allclose(start.head(features(start, found)), -distances / 0.05, atol=1e-4)
-    assert torch.equal(answers(start, found.pixels, places, 4), distances.argmin(1))
+    pixels = found.pixels.float() / 255
+    distances, start = student(pixels), from_distances(student)
+    assert torch.allclose(start(pixels), -distances / TEMPERATURE, atol=1e-3)
+    places = torch.tensor([4, 0, 3])
+    assert torch.equal(answers(start, found.pixels, places, 2), distances.argmin(1)[places])
 
 
-def test_the_frozen_phase_trains_the_head_and_leaves_the_backbone() -> None:
-    only_head = dataclasses.replace(CONFIG, epochs=0)
-    model = tuned(only_head)
-    assert equal(model.backbone, classifier().backbone)
-    assert not torch.equal(model.head.weight, classifier().head.weight)
-    whole = tuned()
-    before = dict(classifier().backbone.named_parameters())
-    assert all(not torch.equal(p, before[n]) for n, p in whole.backbone.named_parameters())
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [("student", (0.01, 0.01)), ("library", (0.01, 0.02)), ("scratch", (0.02, 0.02))],
+)
+def test_what_is_random_moves_at_the_fresh_rate(
+    start: Start, expected: tuple[float, float]
+) -> None:
+    """Adam's first step moves each weight by its rate, against the sign of its gradient."""
+    assert rates(CONFIG, start) == expected
+    model = tuned(dataclasses.replace(CONFIG, epochs=1, batch_size=6), start=start)
+    before = classifier()
+    for part, rate in zip(("backbone", "head"), expected, strict=True):
+        pairs = zip(
+            getattr(model, part).parameters(), getattr(before, part).parameters(), strict=True
+        )
+        moved = max(float((after - old).detach().abs().max()) for after, old in pairs)
+        assert moved == pytest.approx(rate, rel=1e-3)
 
 
-def test_without_features_the_backbone_is_trained_from_the_first_step() -> None:
-    model = tuned(dataclasses.replace(CONFIG, epochs=0), frozen=False)
-    before = dict(classifier().backbone.named_parameters())
-    assert all(not torch.equal(p, before[n]) for n, p in model.backbone.named_parameters())
+def test_what_has_learned_keeps_its_statistics_and_random_weights_find_theirs() -> None:
+    before = dict(classifier().named_buffers())
+    running = [name for name in before if "running" in name]
+    kept, found = dict(tuned().named_buffers()), dict(tuned(start="scratch").named_buffers())
+    assert running
+    assert all(torch.equal(kept[name], before[name]) for name in running)
+    assert not any(torch.equal(found[name], before[name]) for name in running)
 
 
 def test_the_same_seed_is_the_same_classifier_and_leaves_global_randomness_alone() -> None:
@@ -116,29 +118,21 @@ def test_the_same_seed_is_the_same_classifier_and_leaves_global_randomness_alone
     assert not first.training
 
 
-def test_a_few_images_teach_three_colours() -> None:
-    model = tuned(
-        dataclasses.replace(CONFIG, warmup_epochs=20, epochs=20, finetune_factor=1.0), frozen=False
-    )
+@pytest.mark.parametrize("start", ["library", "scratch"])
+def test_a_few_images_teach_three_colours(start: Start) -> None:
+    model = tuned(dataclasses.replace(CONFIG, epochs=20, learning_rate=0.001), start=start)
     unseen = shots(8)
     found = answers(model, unseen.pixels, torch.arange(24), 5)
     assert (found == unseen.labels).float().mean() > 0.9
-    assert torch.equal(likeliest(model, features(model, unseen)), found)
-
-
-def test_features_are_those_of_the_places_whatever_the_batch() -> None:
-    model, found = classifier(), shots()
-    places = torch.tensor([4, 0, 3])
-    some = embed(model, found.pixels, places, 2)
-    assert torch.allclose(some, features(model, found)[places], atol=1e-5)
-    expected = model.features(found.pixels[places].float() / 255)
-    assert torch.allclose(some, expected, atol=1e-5)
 
 
 def test_logits_that_are_not_finite_are_no_answer() -> None:
     model = linear()
-    found = torch.tensor([[1.0], [math.nan], [math.inf]])
-    assert likeliest(model, found).tolist() == [0, -1, -1]
+    black = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+    assert answers(model, black, torch.tensor([0]), 1).tolist() == [0]
+    for broken in (math.nan, math.inf):
+        model.head.weight.data[1] = broken
+        assert answers(model, black, torch.tensor([0]), 1).tolist() == [-1]
 
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 12), st.integers(0, 9))

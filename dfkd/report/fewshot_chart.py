@@ -11,15 +11,15 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from dfkd.fewshot_results import Band, Results
-from dfkd.training import Start
+from dfkd.fewshot_results import Band, Curve, Results
 
-STYLES: dict[Start, tuple[str, str, list[int]]] = {
+STYLES: dict[Curve, tuple[str, str, list[int]]] = {
+    "untouched": ("#56B4E9", "diamond", [1, 2]),
     "student": ("#0072B2", "circle", [1, 0]),
     "library": ("#E69F00", "square", [6, 3]),
     "scratch": ("#7A7A7A", "triangle-up", [2, 2]),
 }
-"""Colour, shape and dash of each start; blue and orange as in the paper."""
+"""Colour, shape and dash of each curve; blue and orange as in the paper."""
 WIDTH, HEIGHT = 504, 260
 """Pixels of the mean's plot without its axes."""
 SMALL, COLUMNS, GAP = 132, 3, 37
@@ -48,7 +48,7 @@ def _chart(results: Results) -> alt.VConcatChart:
         ("one domain" if len(domains) == 1 else f"mean of {len(domains)} domains")
         + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
     ]
-    means = {(point.start, point.shots): Band(point.mean, point.std) for point in results.summary}
+    means = {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
     plots: list[Any] = [_panel(results, means, heads, (WIDTH, HEIGHT))]
     for first in range(0, len(domains), COLUMNS) if len(domains) > 1 else ():
         row = [_of_domain(results, name) for name in domains[first : first + COLUMNS]]
@@ -68,13 +68,13 @@ def _chart(results: Results) -> alt.VConcatChart:
 
 
 def _of_domain(results: Results, name: str) -> alt.LayerChart | alt.FacetChart:
-    bands = {(point.start, point.shots): point.domains[name] for point in results.summary}
+    bands = {(point.curve, point.shots): point.domains[name] for point in results.summary}
     return _panel(results, bands, [name], (SMALL, SMALL))
 
 
 def _panel(
     results: Results,
-    bands: Mapping[tuple[Start, int], Band],
+    bands: Mapping[tuple[Curve, int], Band],
     heads: list[str],
     size: tuple[int, int],
 ) -> alt.LayerChart | alt.FacetChart:
@@ -106,32 +106,32 @@ def _panel(
     return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)
 
 
-def _rows(bands: Mapping[tuple[Start, int], Band]) -> list[dict[str, Any]]:
+def _rows(bands: Mapping[tuple[Curve, int], Band]) -> list[dict[str, Any]]:
     return [
         {
-            "start": start,
+            "curve": curve,
             "shots": str(shots),
             "mean": 100 * band.mean,
             "low": 100 * max(band.mean - (band.std or 0), 0),
             "high": 100 * min(band.mean + (band.std or 0), 1),
         }
-        for (start, shots), band in bands.items()
+        for (curve, shots), band in bands.items()
     ]
 
 
 def _styles(results: Results, large: bool) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
-    """Colour, shape and dash by start, in one legend that says what each start is."""
-    names = [start for start in STYLES if start in results.starts]
-    words = {start: f"{start}: {results.starts[start]}" for start in names}
+    """Colour, shape and dash by curve, in one legend that says what each curve is."""
+    names = [curve for curve in STYLES if curve in results.curves]
+    words = {curve: f"{curve}: {results.curves[curve]}" for curve in names}
     label = " : ".join(f"datum.value == {json.dumps(s)} ? {json.dumps(words[s])}" for s in names)
     shown = alt.Legend(
         title=None, orient="top", direction="vertical", symbolOpacity=1, labelLimit=WIDTH,
         labelExpr=f"{label} : ''",
     )  # fmt: skip
     legend = shown if large else None
-    colours, shapes, dashes = zip(*(STYLES[start] for start in names), strict=True)
+    colours, shapes, dashes = zip(*(STYLES[curve] for curve in names), strict=True)
     return (
-        alt.Color("start:N", scale=alt.Scale(domain=names, range=list(colours)), legend=legend),
-        alt.Shape("start:N", scale=alt.Scale(domain=names, range=list(shapes)), legend=legend),
-        alt.StrokeDash("start:N", scale=alt.Scale(domain=names, range=list(dashes)), legend=None),
+        alt.Color("curve:N", scale=alt.Scale(domain=names, range=list(colours)), legend=legend),
+        alt.Shape("curve:N", scale=alt.Scale(domain=names, range=list(shapes)), legend=legend),
+        alt.StrokeDash("curve:N", scale=alt.Scale(domain=names, range=list(dashes)), legend=None),
     )

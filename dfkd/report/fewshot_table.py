@@ -3,24 +3,25 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from dfkd.fewshot_results import STARTS, Band, Results
+from dfkd.fewshot_results import CURVES, Band, Curve, Results, gains
 from dfkd.report.table import WIDTH
-from dfkd.training import Start
+from dfkd.results import Spread
 
 CELL = 10
 """Letters of a column at the most: `78.9 ±12.3`."""
-LABELS = ("images a class", "trained on", "tested on")
+LABELS = ("images a class", "gain", "trained on", "tested on")
 
-Bands = Mapping[tuple[Start, int], Band]
+Bands = Mapping[tuple[Curve, int], Band]
 Grid = list[list[str]]
-"""A line for each start, behind one of shots and before two of images; labels first."""
+"""A line of shots, one for each curve, one of gains and two of images; labels first."""
 
 
 def table(results: Results) -> str:
     """Means over domains in percent, with their standard deviation over seeds.
 
-    One column for each k; below them the images of all domains that one seed's trainings learned
-    from and were tested on. At most 80 columns of text: what does not fit continues below.
+    One column for each k; below them what training adds to the student, and the images of all
+    domains that one seed's trainings learned from and were tested on. At most 80 columns of text:
+    what does not fit continues below.
     """
     bands, names = _means(results), results.data.domains
     size = (WIDTH - max(map(len, LABELS))) // (CELL + 1)
@@ -38,13 +39,14 @@ def markdown(results: Results) -> str:
     parts = [
         f"# Few-shot accuracy, %, of {_plain(results.architecture)}",
         "Mean and standard deviation over seeds; 0 images is before any training. Figures of one "
-        "column share their test images, those of two columns do not.",
-        "\n".join(f"- {s}: {_plain(results.starts[s])}" for s in STARTS if s in results.starts),
+        "column share their test images, those of two columns do not. The gain is what training "
+        "adds to the student, with the standard deviation of that difference.",
+        "\n".join(f"- {c}: {_plain(results.curves[c])}" for c in CURVES if c in results.curves),
         f"## {_of(names).capitalize()}",
         _piped(_grid(results, _means(results), ticks, names)),
     ]
     for name in names if len(names) > 1 else ():
-        bands = {(point.start, point.shots): point.domains[name] for point in results.summary}
+        bands = {(point.curve, point.shots): point.domains[name] for point in results.summary}
         parts += [f"## {_plain(name)}", _piped(_grid(results, bands, ticks, [name]))]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
@@ -57,7 +59,7 @@ def _ticks(results: Results) -> list[int]:
 
 
 def _means(results: Results) -> Bands:
-    return {(point.start, point.shots): Band(point.mean, point.std) for point in results.summary}
+    return {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
 
 
 def _of(names: Sequence[str]) -> str:
@@ -65,14 +67,16 @@ def _of(names: Sequence[str]) -> str:
 
 
 def _grid(results: Results, bands: Bands, ticks: Sequence[int], names: Sequence[str]) -> Grid:
-    starts = [start for start, shots in bands if shots == max(ticks)]
-    grid = [[start, *(_figure(bands.get((start, shots))) for shots in ticks)] for start in starts]
-    seed = results.rows[0].seed
-    for label, trained in ((LABELS[1], True), (LABELS[2], False)):
+    rows = [row for row in results.rows if row.domain in names]
+    curves = [curve for curve, shots in bands if shots == max(ticks)]
+    grid = [[curve, *(_figure(bands.get((curve, shots))) for shots in ticks)] for curve in curves]
+    if added := gains(rows):
+        grid.append([LABELS[1], *(_gain(added.get(shots)) for shots in ticks)])
+    for label, trained in ((LABELS[2], True), (LABELS[3], False)):
         images = {
             (row.shots, row.domain): sum(row.trained if trained else row.tested)
-            for row in results.rows
-            if row.seed == seed and row.domain in names
+            for row in rows
+            if row.seed == rows[0].seed
         }
         counts = (sum(images[shots, name] for name in names) for shots in ticks)
         grid.append([label, *map(str, counts)])
@@ -83,6 +87,13 @@ def _figure(band: Band | None) -> str:
     if band is None:
         return "-"
     return f"{100 * band.mean:.1f}" + ("" if band.std is None else f" ±{100 * band.std:.1f}")
+
+
+def _gain(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    spread = "" if found["std"] is None else f" ±{100 * found['std']:.1f}"
+    return f"{100 * found['mean']:+.1f}{spread}"
 
 
 def _fixed(grid: Grid) -> str:

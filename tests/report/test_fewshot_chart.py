@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from PIL import Image
-from shots import STARTS, results
+from shots import CURVES, results
 
 from dfkd.report.fewshot_chart import STYLES, png, svg
 
@@ -26,17 +26,17 @@ def marks(picture: str, kind: str) -> list[ET.Element]:
     return [path for group in found for path in group.iter(f"{SPACE}path")]
 
 
-def test_each_domain_has_a_plot_beside_the_mean_with_a_line_and_a_band_of_each_start() -> None:
+def test_each_domain_has_a_plot_beside_the_mean_with_a_line_and_a_band_of_each_curve() -> None:
     picture = svg(results())
-    for words in (*STARTS.items(),):
+    for words in CURVES.items():
         assert f"{words[0]}: {words[1]}" in texts(picture)
     assert {"ink", "oil", "0", "1", "16", "100"} <= set(texts(picture))
     assert "mean of 2 domains; bands are one standard deviation over 2 seeds" in texts(picture)
-    assert len(marks(picture, "line")) == len(marks(picture, "area")) == 3 * 3
+    assert len(marks(picture, "line")) == len(marks(picture, "area")) == 3 * 4
     lines = {path.get("stroke") for path in marks(picture, "line")}
     assert lines == {colour for colour, _, _ in STYLES.values()}
     dashes = {path.get("stroke-dasharray") for path in marks(picture, "line")}
-    assert len(dashes) == 3
+    assert len(dashes) == 4
 
 
 def heights(path: ET.Element) -> set[float]:

@@ -4,15 +4,17 @@ from shots import results
 from dfkd.report.fewshot_table import markdown, table
 
 
-def test_the_table_has_a_line_for_each_start_and_a_column_for_each_k() -> None:
+def test_the_table_has_a_line_for_each_curve_and_a_column_for_each_k() -> None:
     assert table(results()) == "\n".join(
         [
             "few-shot accuracy, %, mean of 2 domains",
             "images a class          0          1         16",
             "-----------------------------------------------",
-            "student         11.0 ±0.7  12.0 ±0.7  27.0 ±0.7",
-            "library                 -  22.0 ±0.7  37.0 ±0.7",
-            "scratch                 -  32.0 ±0.7  47.0 ±0.7",
+            "untouched       11.0 ±0.7  12.0 ±0.7  27.0 ±0.7",
+            "student                 -  22.0 ±0.7  37.0 ±0.7",
+            "library                 -  32.0 ±0.7  47.0 ±0.7",
+            "scratch                 -  42.0 ±0.7  57.0 ±0.7",
+            "gain                    - +10.0 ±0.0 +10.0 ±0.0",
             "trained on              0          4         64",
             "tested on            4000       4000       4000",
         ]
@@ -41,15 +43,16 @@ def test_the_paper_s_shots_fit_one_block() -> None:
 
 def test_markdown_has_each_domain_and_the_notes() -> None:
     text = markdown(results(notes=["domain ink: too few"]))
-    assert "| library | - | 21.5 ±0.7 | 36.5 ±0.7 |\n" in text.partition("## ink")[2]
-    assert "| library | - | 22.5 ±0.7 | 37.5 ±0.7 |\n" in text.partition("## oil")[2]
+    assert "| library | - | 31.5 ±0.7 | 46.5 ±0.7 |\n" in text.partition("## ink")[2]
+    assert "| library | - | 32.5 ±0.7 | 47.5 ±0.7 |\n" in text.partition("## oil")[2]
     assert "- student: distilled, mix images, seed 0\n- library: weights IMAGENET1K\\_V1\n" in text
     assert text.endswith("## Notes\n\n- domain ink: too few\n")
 
 
 def test_one_domain_is_told_once() -> None:
     text = markdown(results(["ink"], seeds=[3]))
-    assert text.count("| student | 13.0 | 14.0 | 29.0 |") == 1
+    assert text.count("| student | - | 24.0 | 39.0 |") == 1
+    assert text.count("| gain | - | +10.0 | +10.0 |") == 1
     assert "## One domain" in text
 
 
