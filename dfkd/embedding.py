@@ -1,6 +1,7 @@
-"""An evaluation set as a student sees it: what its backbone gives, and a map of that."""
+"""A domain as a student sees it, before and after few-shot training: maps of its features."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,39 +9,85 @@ import numpy.typing as npt
 import torch
 
 from dfkd.diversity import plane
-from dfkd.domains import Domains, Item
+from dfkd.draw import draw
 from dfkd.errors import ManifestError
-from dfkd.pictures import batch, pixels
 from dfkd.student import Student
+from dfkd.training import FewShot
+from dfkd.tuning import Labelled, embed, from_distances, tune
 
 MOST = 1000
 """Images of a map; of more, evenly spaced ones: its cost grows with the square."""
 BATCH = 64
 DIGITS = 3
-"""Of a place on a map, whose unit means nothing."""
+"""Of a place on a map, whose unit means nothing, and of a silhouette."""
 
 
-def lay_out(
-    student: Student, image_size: int, data: Domains, perplexity: float
-) -> tuple[list[Item], list[tuple[float, float]]]:
-    """The images that can be read, and where each lies on the map of the student's features."""
-    items = data.items[:: -(-len(data.items) // MOST)]
-    kept, found = [], []
-    for start in range(0, len(items), BATCH):
-        chunk = [(item, _read(item, image_size)) for item in items[start : start + BATCH]]
-        readable = [(item, image) for item, image in chunk if image is not None]
-        if readable:
-            kept += [item for item, _ in readable]
-            found.append(features(student, [image for _, image in readable]))
-    places = tsne(np.concatenate(found), perplexity)
-    return kept, [(round(float(x), DIGITS), round(float(y), DIGITS)) for x, y in places]
+@dataclass(frozen=True)
+class Layout:
+    """Where the images of a domain lie for one student."""
+
+    shots: int
+    """Images of each class that it was trained on; 0 before any training."""
+    points: tuple[tuple[float, float], ...]
+    labels: tuple[int, ...]
+    """Class index of each point."""
+    taught: tuple[bool, ...]
+    """Whether the training learns from the image; the same before and after it."""
+    silhouette: float
+    """Of the classes among the features of the other images, -1 to 1: the higher, the more compact
+    and the farther apart they are."""
 
 
-def _read(item: Item, image_size: int) -> npt.NDArray[np.uint8] | None:
-    try:
-        return pixels(item.read(), image_size)
-    except (OSError, ValueError):
-        return None
+def before_and_after(
+    student: Student,
+    images: Labelled,
+    classes: tuple[str, ...],
+    domain: str,
+    config: FewShot,
+    shots: int,
+    perplexity: float,
+) -> Iterator[Layout]:
+    """A domain's images before and after few-shot training.
+
+    Args:
+        student: that gives distances.
+        images: all of the domain.
+        config: of the training; its first seed is that of the draw.
+        shots: training images of each class; of a class with too few, all but one.
+        perplexity: as for `tsne`.
+    """
+    seed = config.seeds[0]
+    drawn = draw(images.labels.tolist(), classes, domain, shots, seed)
+    train = torch.tensor(drawn.train)
+    tuned = from_distances(student)
+    tune(tuned, Labelled(images.pixels[train], images.labels[train]), config, seed, "student")
+    shown = torch.arange(len(images))[:: -(-len(images) // MOST)]
+    labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
+    for learned, model in ((0, student), (shots, tuned)):
+        rows = embed(model, images.pixels, shown, BATCH).cpu().numpy()
+        yield Layout(
+            learned,
+            tuple(
+                (round(float(x), DIGITS), round(float(y), DIGITS))
+                for x, y in tsne(rows, perplexity)
+            ),
+            tuple(labels.tolist()),
+            tuple(taught.tolist()),
+            round(silhouette(rows[~taught], labels[~taught]), DIGITS),
+        )
+
+
+def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """The mean over images of (b - a) / max(a, b).
+
+    a is an image's mean distance to the others of its class, b that to the nearest other class. An
+    image that is alone in its class counts as 0, and so does everything where no two classes are.
+    """
+    from sklearn.metrics import silhouette_score
+
+    if not 1 < len(set(labels.tolist())) < len(labels):
+        return 0.0
+    return float(silhouette_score(rows, labels))
 
 
 def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.floating[Any]]:
@@ -77,12 +124,3 @@ def _maker() -> Any:
             "pip install -e '.[studies]'",
         ) from None
     return TSNE
-
-
-def features(student: Student, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-    """What the backbone gives for images [S, S, 3]: float32 [N, E], before the head."""
-    with torch.inference_mode():
-        given = torch.from_numpy(batch(images)).to(student.mean.device)
-        found = student.features(given)
-    array: npt.NDArray[np.float32] = found.float().cpu().numpy()
-    return array

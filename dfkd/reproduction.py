@@ -23,8 +23,9 @@ from dfkd.cluster.students import Done, Order, abreast, attempt, score, shares
 from dfkd.dataset import PublishedVersion
 from dfkd.device import pick_device
 from dfkd.domains import Domains, open_data
-from dfkd.embedding import lay_out, require_tsne
+from dfkd.embedding import before_and_after, require_tsne
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.fewshot import read_domain
 from dfkd.fingerprint import fingerprint, identity
 from dfkd.lease import reading
 from dfkd.machine import cpus
@@ -44,11 +45,20 @@ def open_evaluation(study: Study) -> Domains | None:
     """What all its students are scored on; None of a gallery.
 
     Raises:
-        ManifestError: unusable data.
+        ManifestError: unusable data, or without the domain of an embedding.
     """
     if not study.trains:
         return None
-    return open_data(study.manifest.evaluation, study.manifest.classes)
+    data = open_data(study.manifest.evaluation, study.manifest.classes)
+    shown = study.described.adaptation
+    if shown and shown.domain not in data.names:
+        raise ManifestError(
+            "adaptation.domain",
+            f"must be among those of evaluation.data ({', '.join(data.names)})",
+            shown.domain,
+            "name one of them",
+        )
+    return data
 
 
 def reproduce(
@@ -266,17 +276,27 @@ class _Runner:
         self.runtime.enter_context(connected())
 
 
-def maps(study: Study, data: Domains, found: Found) -> Iterator[Map]:
-    """Of each row the evaluation set as its first student sees it."""
+def maps(study: Study, data: Domains, found: Found, threads: int = 0) -> Iterator[Map]:
+    """Of each row the domain of `adaptation` as its first student sees it, before and after."""
     root, device = open_storage(study.manifest.storage.root), pick_device()
+    shown = study.described.adaptation
+    if shown is None:
+        return
     for row, done in found.students.items():
         if done:
-            student, card = load_student(root.child(f"students/{done[0].outcome.model}"), device)
-            perplexity = study.described.perplexity
-            items, points = lay_out(student, card["image_size"], data, perplexity)
-            yield Map(
-                row,
-                tuple(points),
-                tuple(data.classes[item.class_index] for item in items),
-                tuple(item.domain for item in items),
-            )
+            student, _ = load_student(root.child(f"students/{done[0].outcome.model}"), device)
+            manifest = study.rows[row][0].manifest
+            domain = read_domain(manifest, data, shown.domain, threads or cpus())
+            for layout in before_and_after(
+                student,
+                domain.images,
+                data.classes,
+                shown.domain,
+                manifest.fewshot,
+                shown.shots,
+                shown.perplexity,
+            ):
+                classes = tuple(data.classes[label] for label in layout.labels)
+                yield Map(
+                    row, layout.shots, layout.points, classes, layout.taught, layout.silhouette
+                )

@@ -59,6 +59,18 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Adaptation:
+    """What an embedding shows: a domain before and after few-shot training."""
+
+    domain: Name
+    """Of `evaluation.data`."""
+    shots: Count = 16
+    """Training images of each class; of a class with too few, all but one."""
+    perplexity: Positive = 30.0
+    """Of the t-SNE."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Quick:
     """What `--quick` changes: the same study, small, under a root of its own."""
 
@@ -79,7 +91,8 @@ class Description:
     """Tables and figures of the paper, as `Table 1`; `-` for what it does not show."""
     kind: Kind
     """`table`, `curve` (one axis on x), `bars` (a group a domain), `gallery` (images of classes),
-    `embedding` (t-SNE of the students' features) or `case` (one class in methods and domains)."""
+    `embedding` (t-SNE of the students' features of a domain) or `case` (one class in methods and
+    domains)."""
     base: Name
     """The manifest that all cells start from; a path, relative to the study's file."""
     settings: Settings = dataclasses.field(default_factory=dict)
@@ -102,8 +115,8 @@ class Description:
     x: str = ""
     """The axis of a curve whose values are numbers."""
     pictures: Pictures | None = None
-    perplexity: Positive = 30.0
-    """Of the t-SNE."""
+    adaptation: Adaptation | None = None
+    """Of an embedding."""
     paper: tuple[Paper, ...] = ()
     notes: tuple[Name, ...] = ()
     """Sentences below the table."""
@@ -117,6 +130,13 @@ class Description:
         self._require_mean()
         if self.kind == "curve":
             self._require_numbers()
+        if (self.adaptation is not None) != (self.kind == "embedding"):
+            raise ManifestError(
+                "adaptation",
+                "names the domain of an embedding, and nothing elsewhere",
+                self.adaptation and self.adaptation.domain,
+                "add or remove it",
+            )
         shown = 0 if self.pictures is None else len(self.pictures.classes)
         fits = {"gallery": shown > 0, "case": shown == 1}.get(self.kind, shown == 0)
         if not fits:

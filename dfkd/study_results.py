@@ -127,14 +127,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Map:
-    """An evaluation set as the features of a row's first student lay it out."""
+    """A domain as the features of a row's first student lay it out."""
 
     row: str
+    shots: int
+    """Images of each class that the student was trained on; 0 before any training."""
     points: tuple[Point, ...]
     classes: tuple[str, ...]
     """Of each point."""
-    domains: tuple[str, ...]
-    """Of each point."""
+    taught: tuple[bool, ...]
+    """Whether the training after the first map learns from the image."""
+    silhouette: float
+    """Of the classes among the features of the other images, -1 to 1."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def from_distances(student: Student) -> Student:
 
 
 @torch.no_grad()
-def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
-    """The likeliest class int64 [P] on the CPU, -1 where the logits are not finite.
+def embed(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
+    """Features float32 [P, F] of a backbone in eval mode, on its device.
 
     Args:
         classifier: which is put into eval mode.
@@ -55,12 +55,19 @@ def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int
     """
     classifier.eval()
     device = classifier.mean.device
-    found = []
-    for part in places.split(batch_size):
-        logits = classifier(_scaled(pixels[part], device))
-        finite = torch.isfinite(logits).all(dim=1)
-        found.append(torch.where(finite, logits.argmax(dim=1), -1).cpu())
-    return torch.cat(found)
+    parts = places.split(batch_size)
+    return torch.cat([classifier.features(_scaled(pixels[part], device)) for part in parts])
+
+
+@torch.no_grad()
+def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
+    """The likeliest class int64 [P] on the CPU, -1 where the logits are not finite.
+
+    Arguments as for `embed`.
+    """
+    logits: Tensor = classifier.head(embed(classifier, pixels, places, batch_size))
+    finite = torch.isfinite(logits).all(dim=1)
+    return torch.where(finite, logits.argmax(dim=1), -1).cpu()
 
 
 def _scaled(pixels: Tensor, device: torch.device) -> Tensor:

@@ -103,7 +103,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
     data = open_evaluation(study)
     output = open_output(study, options)
     found = reproduce(study, data, options.threads, _tell, options.at_once)
-    laid_out = maps(study, data, found) if data and study.described.kind == "embedding" else ()
+    laid_out = maps(study, data, found, options.threads) if data else ()
     again = command.again("reproduce", options)
     results = gather(study, found, again, commit(), laid_out)
     if results.failed and not results.rows:

@@ -193,18 +193,31 @@ def test_whole_runs_are_compared_with_each_other(
 @pytest.mark.parametrize("kind", ["bars", "embedding"])
 def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kind: str) -> None:
     start = {"storage": {"root": str(made / "root")}}
-    code, out, _ = reproduce(write(tmp_path, start, kind=kind, seeds=[0]))
+    shown = {"adaptation": {"domain": "pixel", "shots": 2}} if kind == "embedding" else {}
+    code, out, _ = reproduce(write(tmp_path, start, kind=kind, seeds=[0], **shown))
     assert code == Exit.DONE
     assert out.count(": found ") == 2
     svg = (tmp_path / "figure.svg").read_text()
     assert "Random_Prompt" in svg
-    assert "pixel" in svg
+    assert ("pixel" in svg) == (kind == "bars")
     maps = results(tmp_path)["maps"]
-    assert len(maps) == (2 if kind == "embedding" else 0)
+    rows = ("Baseline", "Random_Prompt") if kind == "embedding" else ()
+    assert [(each["row"], each["shots"]) for each in maps] == [(r, k) for r in rows for k in (0, 2)]
     for each in maps:
-        images = sum(results(tmp_path)["domains"].values())
-        assert len(each["points"]) == len(each["classes"]) == len(each["domains"]) == images
+        images = results(tmp_path)["domains"]["pixel"]
+        assert len(each["points"]) == len(each["classes"]) == len(each["taught"]) == images
+        assert sum(each["taught"]) == 2 * 2
         assert set(each["classes"]) == {"clock", "book"}
+
+
+def test_an_embedding_of_a_domain_that_is_not_there_is_refused(
+    reproduce: Reproduce, tmp_path: Path
+) -> None:
+    path = write(tmp_path, kind="embedding", adaptation={"domain": "photo"})
+    code, _, error = reproduce(path)
+    assert code == Exit.USAGE
+    assert "adaptation.domain: must be among those of evaluation.data" in error
+    assert "'photo'" in error
 
 
 def test_a_case_shows_one_class_made_and_real(

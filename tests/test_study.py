@@ -149,6 +149,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "case", "pictures": {"classes": ["clock", "book"]}}, "pictures: names classes"),
     ({"pictures": {"classes": ["clock"]}}, "pictures: names classes"),
     ({"kind": "case", "pictures": {"classes": ["owl"]}}, "pictures.classes: must be among classes"),
+    ({"kind": "embedding"}, "adaptation: names the domain of an embedding"),
+    ({"adaptation": {"domain": "pixel"}}, "adaptation: names the domain of an embedding"),
     ({"paper": [{**PAPER_ROW, "rows": {"Baseline": [1.0]}}]}, "a figure for each of 2 columns"),
     ({"paper": [{**PAPER_ROW, "rows": {"Mix": [1.0, 2.0]}}]}, "paper.0.rows: must be among Base"),
     ({"base": "absent.yaml"}, "manifest: must be an existing file"),

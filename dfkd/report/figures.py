@@ -28,6 +28,17 @@ class Series:
     values: tuple[tuple[float | str, Spread], ...]
 
 
+@dataclass(frozen=True)
+class Scatter:
+    """A map: points on a plane and a label of each."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    labels: Sequence[str]
+    pale: Sequence[bool]
+    """Whether a point is drawn so."""
+
+
 def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
     return alt.InlineData(values=list(rows))
 
@@ -113,38 +124,30 @@ def bars(title: str, found: Sequence[Series]) -> Drawn:
     return _finished(alt.layer(bar, rules).properties(title=title, width=width, height=HEIGHT))
 
 
-def maps(
-    title: str, found: Sequence[tuple[str, Sequence[tuple[float, float]], Sequence[Sequence[str]]]]
-) -> Drawn:
-    """Points on planes: a line of plots for each map, one plot for each way to colour them.
+def maps(title: str, found: Sequence[Sequence[Scatter]]) -> Drawn:
+    """A plot for each map, in the given lines, with one legend."""
+    known = sorted({label for line in found for scatter in line for label in scatter.labels})
+    lines = [alt.hconcat(*(_plot(scatter, known) for scatter in line)) for line in found]
+    return _finished(alt.vconcat(*lines).properties(title=title))
 
-    Args:
-        found: the name of each map, its points, and for each colouring a label for each point.
-    """
-    lines = [
-        alt.hconcat(*(_plot(name, points, labels) for labels in colourings)).resolve_scale(
-            color="independent", shape="independent"
-        )
-        for name, points, colourings in found
+
+def _plot(scatter: Scatter, known: Sequence[str]) -> alt.Chart:
+    rows = [
+        {"x": x, "y": y, "series": label, "pale": pale}
+        for (x, y), label, pale in zip(scatter.points, scatter.labels, scatter.pale, strict=True)
     ]
-    whole = alt.vconcat(*lines).resolve_scale(color="independent", shape="independent")
-    return _finished(whole.properties(title=title))
-
-
-def _plot(name: str, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> alt.Chart:
-    known = sorted(set(labels))
-    rows = [{"x": x, "y": y, "series": label} for (x, y), label in zip(points, labels, strict=True)]
     shapes = [SHAPES[number // len(COLOURS) % len(SHAPES)] for number in range(len(known))]
     hidden = alt.Axis(title=None, labels=False, ticks=False, domain=False, grid=False)
     chart: alt.Chart = (
         alt.Chart(_data(rows))
-        .mark_point(filled=True, size=28, opacity=0.8)
+        .mark_point(filled=True, size=28)
         .encode(
+            opacity=alt.condition(alt.datum.pale, alt.value(0.3), alt.value(0.9)),
             x=alt.X("x:Q", axis=hidden, scale=alt.Scale(nice=False)),
             y=alt.Y("y:Q", axis=hidden, scale=alt.Scale(nice=False)),
             color=_colour(known),
             shape=alt.Shape("series:N", sort=None, scale=alt.Scale(domain=known, range=shapes)),
         )
-        .properties(title=name, width=WIDTH * 2 // 3, height=HEIGHT)
+        .properties(title=scatter.name, width=WIDTH * 2 // 3, height=HEIGHT)
     )
     return chart

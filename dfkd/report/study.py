@@ -14,7 +14,7 @@ from dfkd.domains import Domains
 from dfkd.paired import Difference
 from dfkd.pictures import pixels
 from dfkd.report import figures
-from dfkd.report.figures import Drawn, Series
+from dfkd.report.figures import Drawn, Scatter, Series
 from dfkd.report.grid import Cell, Grid, as_csv, latex, markdown
 from dfkd.report.sheet import contact_sheet, examples
 from dfkd.results import Spread
@@ -187,9 +187,18 @@ def chart(described: Description, results: Results) -> Drawn | None:
     if described.kind == "bars":
         return figures.bars(described.title, [_bars(row) for row in results.rows])
     if described.kind == "embedding":
-        drawn = [(each.row, each.points, (each.classes, each.domains)) for each in results.maps]
-        return figures.maps(described.title, drawn) if drawn else None
+        return figures.maps(described.title, _pairs(results)) if results.maps else None
     return None
+
+
+def _pairs(results: Results) -> list[list[Scatter]]:
+    """Of each row its map before any training and the one after."""
+    rows: dict[str, list[Scatter]] = {}
+    for each in results.maps:
+        when = f"after {each.shots} shots" if each.shots else "before"
+        name = f"{each.row}, {when} (silhouette {each.silhouette:.2f})"
+        rows.setdefault(each.row, []).append(Scatter(name, each.points, each.classes, each.taught))
+    return list(rows.values())
 
 
 def _lines(described: Description, results: Results) -> list[Series]:

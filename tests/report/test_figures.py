@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from dfkd.report.figures import COLOURS, Drawn, Series, bars, curve, maps
+from dfkd.report.figures import COLOURS, Drawn, Scatter, Series, bars, curve, maps
 from dfkd.results import Spread
 
 NAME = "<b>&\"'"
@@ -55,17 +55,25 @@ def test_bars_stand_in_groups() -> None:
     assert svg.count('aria-roledescription="bar"') == 4
 
 
-def test_a_map_is_drawn_once_for_each_colouring() -> None:
+def test_maps_share_a_legend_and_have_a_plot_each() -> None:
     points = [(0.0, 1.0), (2.0, 3.0), (4.0, 0.0)]
-    colourings = [["cat", "dog", "cat"], ["pixel", "pixel", "solid"]]
-    svg = require_picture(maps("t-SNE", [("Mix", points, colourings)]), "cat", "dog", "solid")
-    assert svg.count(">Mix</text>") == 2
+    before = Scatter("Mix, before", points, ["cat", "dog", "cat"], [False, True, False])
+    after = Scatter("Mix, after 4 shots", points, ["cat", "cat", "cat"], [False] * 3)
+    svg = require_picture(maps("t-SNE", [[before, after], [before]]), before.name, after.name)
+    assert svg.count(">cat</text>") == svg.count(">dog</text>") == 1
+    assert svg.count('aria-roledescription="point"') == 9
+    cats = re.findall(r'aria-label="[^"]*series: cat"[^>]* fill="([^"]+)"', svg)
+    assert len(cats) == 7
+    assert len(set(cats)) == 1
+    assert svg.count('opacity="0.3"') == 2
 
 
 def test_many_classes_are_told_apart_by_shape() -> None:
     names = [f"class {number:02d}" for number in range(2 * len(COLOURS))]
     points = [(float(number), 0.0) for number in range(len(names))]
-    svg = require_picture(maps("t-SNE", [("Mix", points, [names])]), names[0], names[-1])
+    svg = require_picture(
+        maps("t-SNE", [[Scatter("Mix", points, names, [False] * len(names))]]), names[0], names[-1]
+    )
     drawn = re.findall(r'aria-roledescription="point" [^>]* d="([^"]+)" fill="([^"]+)"', svg)
     assert len(drawn) == len(set(drawn)) == len(names)
     assert {len({shape for shape, _ in drawn}), len({fill for _, fill in drawn})} == {2, 12}
