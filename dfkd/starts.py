@@ -50,7 +50,8 @@ def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) ->
         sha256 = read_card(found.storage)["sha256"]
         return Origin(start, f"student {sha256}", lambda: _student(manifest, found, device))
     weights = manifest.fewshot.library if start == "library" else "none"
-    config = dataclasses.replace(manifest.distillation, weights=weights)
+    # A warm-up, which is distillation's own, is refused where the backbone is random.
+    config = dataclasses.replace(manifest.distillation, weights=weights, warmup_epochs=0)
     size = manifest.synthesis.image_size
 
     def make() -> Student:

@@ -21,7 +21,6 @@ SEEN, UNSEEN = ("color_emoji", "outline", "solid", "mono_emoji"), "pixel"
 def manifest(folder: Path) -> Manifest:
     path = write_manifest(
         folder,
-        teacher={"model": "miniature", "weights": "miniature"},
         fewshot={"domains": UNSEEN, "shots": 1, "starts": "student"},
     )
     return Manifest.read(path, (f"classes=[{', '.join(CLASSES)}]",))

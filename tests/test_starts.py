@@ -29,6 +29,13 @@ def test_the_same_text_is_the_same_backbone(tmp_path: Path) -> None:
     assert not torch.equal(weights[0][name], weights[2][name])
 
 
+def test_random_weights_are_a_start_where_the_student_is_warmed_up(tmp_path: Path) -> None:
+    warmed = ("distillation.weights=IMAGENET1K_V1", "distillation.warmup_epochs=150")
+    scratch = starts.origin(read(tmp_path, *warmed), "scratch", 0, CPU).make()
+    plain = starts.origin(read(tmp_path), "scratch", 0, CPU).make()
+    assert torch.equal(scratch.head.weight, plain.head.weight)
+
+
 def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_path: Path) -> None:
     plain = read(tmp_path)
     source = build(plain.distillation, 3, 32, seed=5)

@@ -15,7 +15,8 @@ CONFIG = FewShot(epochs=2, learning_rate=0.01, fresh_rate=0.02, augmentation=(),
 
 
 def classifier(seed: int = 0) -> Student:
-    return build(Distillation(student="timm:test_resnet"), 3, 32, seed)
+    config = Distillation(student="timm:test_resnet", weights="none", warmup_epochs=0)
+    return build(config, 3, 32, seed)
 
 
 def shots(per_class: int = 2) -> Labelled:
