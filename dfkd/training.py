@@ -136,7 +136,7 @@ class FewShot:
     """What is fine-tuned: all of them have the architecture of `distillation.student`."""
     library: Name = "IMAGENET1K_V1"
     """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file."""
-    epochs: Count = 50
+    epochs: Count = 20
     """Of every start."""
     learning_rate: Positive = 0.0001
     """Of weights that have learned something: the student, and the backbone of `library`."""
