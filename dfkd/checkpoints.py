@@ -1,5 +1,10 @@
-"""Checkpoints of a training run: numbered objects, each written at once, tensors only."""
+"""Checkpoints of a training run: numbered objects, each written at once, tensors only.
 
+Each is a safetensors file whose metadata hold a sha256 of the tensors.
+"""
+
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,14 +36,18 @@ class Checkpoints:
 
     def write(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Save the state after `step` and drop what is older than the last `KEEP`."""
-        self.storage.put_if_absent(_key(step), safetensors.torch.save(tensors))
+        held = {"sha256": _digest(tensors)}
+        self.storage.put_if_absent(_key(step), safetensors.torch.save(tensors, held))
         for old in self._steps()[:-KEEP]:
             self.storage.delete(_key(old))
 
     def read(self, step: int) -> dict[str, Tensor]:
         """The state after `step`, on the CPU; `CorruptionError` if it is damaged."""
+        data = self.storage.get(_key(step))
         try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(self.storage.get(_key(step)))
+            tensors: dict[str, Tensor] = safetensors.torch.load(data)
+            if _metadata(data).get("sha256") != _digest(tensors):
+                raise SafetensorError("its tensors have another sha256 than they were written with")
         except SafetensorError as error:
             raise CorruptionError(
                 f"{self.storage.location(_key(step))}: not a checkpoint ({error}); delete it and "
@@ -57,6 +66,22 @@ class Checkpoints:
 
 def _key(step: int) -> str:
     return f"{step:010d}.safetensors"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of a safetensors file that could be read: its length of the header, then that as JSON."""
+    size = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return found
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

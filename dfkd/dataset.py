@@ -5,6 +5,7 @@ Keys under a method's storage (`data/{method}` of a run):
     versions/{id}/identity.json    everything that is hashed; written first
                   prompts/         Parquet, before any shard
                   prompts.json     their summary and sha256, before any shard
+                  state/           of a chained method, between two parts; gone when all are made
                   shards/          {task}.tar
                   receipts/        {task}.json: the shard counts from here on
                   index.parquet, README.md
@@ -160,6 +161,10 @@ class Version:
         with ThreadPoolExecutor(READERS) as pool:
             found = list(pool.map(lambda key: _read_receipt(storage, key, self.fingerprint), keys))
         return {receipt.task: receipt for receipt in found}
+
+    def receipt(self, task: Task) -> Receipt:
+        """The receipt of a complete shard; `MissingObject` if it has none."""
+        return _read_receipt(self.storage, f"receipts/{task.id}.json", self.fingerprint)
 
     def commit(self, task: Task, tar: Path, failed: Collection[int] = ()) -> Receipt:
         """Make a task's shard count, once: returns the receipt that holds, ours or an earlier one.

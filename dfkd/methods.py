@@ -47,3 +47,8 @@ def way_of(method: Method) -> Way:
 def coupled(method: Method) -> bool:
     """Whether the images of a method depend on each other."""
     return method not in get_args(PromptMethod)
+
+
+def chained(method: Method) -> bool:
+    """Whether each part of a method's images depends on all parts before it."""
+    return method in ("dfad", "cmi", "pre")

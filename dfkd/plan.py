@@ -49,7 +49,10 @@ def _of_class(manifest: Manifest, class_index: int) -> Iterator[Task]:
 
 @dataclass(frozen=True)
 class Unit:
-    """Tasks that a worker does in one go: one, or the missing ones of a part."""
+    """Tasks that a worker does in one go: one, or the missing ones of a part.
+
+    A part that is made again only for the state that it leaves to the next has no tasks.
+    """
 
     tasks: tuple[Task, ...]
     made: tuple[Task, ...]
@@ -57,13 +60,13 @@ class Unit:
 
     @property
     def id(self) -> str:
-        """Unique in a run: the first task's."""
-        return self.tasks[0].id
+        """Unique in a run: that of the first task whose images are made."""
+        return self.made[0].id
 
     @property
     def part(self) -> int:
         """The shard index that all of its tasks have."""
-        return self.tasks[0].shard_index
+        return self.made[0].shard_index
 
     @property
     def count(self) -> int:
@@ -80,10 +83,15 @@ def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
     if not coupled(manifest.method):
         yield from (Unit((task,), (task,)) for task in tasks(manifest) if task.id not in done)
         return
-    classes = (_of_class(manifest, index) for index in range(len(manifest.classes)))
-    for together in zip(*classes, strict=True):
+    for together in parts(manifest):
         if missing := tuple(task for task in together if task.id not in done):
             yield Unit(missing, together)
+
+
+def parts(manifest: Manifest) -> Iterator[tuple[Task, ...]]:
+    """The tasks of each part: one shard index, every class."""
+    classes = (_of_class(manifest, index) for index in range(len(manifest.classes)))
+    return zip(*classes, strict=True)
 
 
 def fresh_tasks(manifest: Manifest) -> Iterator[Task]:

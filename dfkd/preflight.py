@@ -8,7 +8,7 @@ from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
 from dfkd.methods import coupled, prompt_method
 from dfkd.parquet import MAX_BYTES
-from dfkd.plan import image_count
+from dfkd.plan import image_count, part_count, task_count
 from dfkd.prompts import check_prompts
 from dfkd.streaming import steps_per_epoch
 from dfkd.student import build
@@ -30,9 +30,34 @@ def check_synthesis(manifest: Manifest) -> None:
     _check_part(manifest, teacher)
     for method in filter(coupled, manifest.methods):
         require_batch_norm(teacher, method)
+    _check_games(manifest)
     if any(map(prompt_method, manifest.methods)):
         _check_generator(manifest)
 
+
+def _check_games(manifest: Manifest) -> None:
+    """Refuse sizes that the networks of dfad and pre cannot make, and parts without a round."""
+    size, parts = manifest.synthesis.image_size, part_count(manifest)
+    rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}
+    for method in rounds.keys() & set(manifest.methods):
+        if size % SIDE:
+            raise ManifestError(
+                "synthesis.image_size",
+                f"must be a multiple of {SIDE} for {method}",
+                size,
+                f"use {max(1, size // SIDE) * SIDE}",
+            )
+        if rounds[method] < parts:
+            raise ManifestError(
+                f"inversion.{method}.rounds",
+                f"must be at least one for each of the {parts} parts",
+                rounds[method],
+                "raise it, or synthesis.shard_size",
+            )
+
+
+SIDE = 16
+"""Pixels; the generator of dfad doubles a map four times, and the encoder of pre halves thrice."""
 
 PROMPT_BYTES = 256
 """Of a prompt's row beside its vectors, rounded up."""

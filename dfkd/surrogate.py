@@ -3,7 +3,7 @@
 import dataclasses
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from dfkd.candidates import Candidates
 from dfkd.errors import DfkdError
 from dfkd.generator import Generator
 from dfkd.imaging import Synthesis
+from dfkd.inversion.inverter import Inverter
 from dfkd.inversion.methods import METHODS
-from dfkd.inversion.run import Classifier, Run
+from dfkd.inversion.run import Classifier, Course, Run
 from dfkd.manifest import Manifest
 from dfkd.methods import coupled
 from dfkd.pixels import from_bytes
@@ -28,6 +29,7 @@ from dfkd.plan import (
     Task,
     Unit,
     derive_seed,
+    image_count,
     image_seed,
     own_rate,
     own_steps,
@@ -77,6 +79,7 @@ class SurrogateMaker:
         generator: Generator | None,
         tell: Callable[[str], object] = lambda note: None,
         start: Begin | None = None,
+        earlier: Callable[[int], Tensor] | None = None,
     ) -> None:
         """Prepare.
 
@@ -85,6 +88,8 @@ class SurrogateMaker:
             generator: None for methods without latents.
             tell: called with a sentence when memory has run out.
             start: where latents start, if not as the manifest's `initialisation` says.
+            earlier: gives the stored images of a part by its number, uint8 [N, H, W, 3]. A chained
+                method (`dfkd.methods.chained`) needs it, and makes the parts in their order.
         """
         self.manifest = manifest
         self.teacher = teacher
@@ -101,6 +106,23 @@ class SurrogateMaker:
         self.batch_size = first_batch(manifest.synthesis, teacher.device)
         self.coupled = coupled(manifest.method)
         self.class_texts = class_texts(manifest, teacher)
+        self.inverter = None if generator is not None else self._inverter(earlier or _none)
+
+    def _inverter(self, earlier: Callable[[int], Tensor]) -> Inverter:
+        manifest = self.manifest
+        seed = derive_seed("inversion", *root_seed(manifest))
+        course = Course(seed, image_count(manifest), manifest.synthesis.image_size, earlier)
+        classifier = Classifier(self.teacher, self.class_texts)
+        return METHODS[manifest.method](classifier, course, manifest.inversion)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next part of a chained method depends on; empty for other methods."""
+        return self.inverter.state() if self.inverter else {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on after the part that left `state`."""
+        if self.inverter:
+            self.inverter.restore(state)
 
     def shards(
         self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
@@ -216,13 +238,14 @@ class SurrogateMaker:
 
     def _pixels(self, batch: list[Wanted], seeds: list[int], on_step: OnStep | None) -> Synthesised:
         manifest, device = self.manifest, self.class_texts.device
-        if self.synthesiser is None:
-            invert = METHODS[manifest.method]
+        if self.inverter:
             labels = torch.tensor([w.class_index for w in batch], device=device)
-            run = Run(labels, seeds, manifest.synthesis.image_size)
-            return invert(
-                Classifier(self.teacher, self.class_texts), run, manifest.inversion, on_step
-            )
+            size = manifest.synthesis.shard_size
+            part = batch[0].index // size
+            before = part * size * len(manifest.classes)
+            run = Run(labels, seeds, manifest.synthesis.image_size, part, before)
+            return self.inverter.make(run, on_step)
+        assert self.synthesiser is not None  # noqa: S101 - there is a generator
         targets = torch.stack([w.target for w in batch]).to(device)
         return self.synthesiser(targets, seeds, on_step)
 
@@ -262,6 +285,11 @@ class SurrogateMaker:
         labels = distances(embeddings, self.class_texts)
         logits = self.teacher.logit_scale * embeddings @ self.class_texts.T
         return embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()
+
+
+def _none(part: int) -> Tensor:
+    """For methods that look at no earlier part."""
+    raise ValueError(f"part {part} is asked for, and nobody was told where parts are")
 
 
 def first_batch(config: Synthesis, device: torch.device) -> int:

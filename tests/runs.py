@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
-from dfkd.inversion.run import Classifier, Run
+from dfkd.inversion.run import Classifier, Course, Run
 from dfkd.manifest import Manifest
 from dfkd.prompts import class_texts
 from dfkd.teacher import Teacher
@@ -45,3 +46,8 @@ def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, Run]:
     """A classifier of the two classes, and a run for images of these classes."""
     classifier = Classifier(teacher, class_texts(read(), teacher))
     return classifier, Run(torch.tensor(labels), range(len(labels)), 64)
+
+
+def course(images: int = 4, *parts: Tensor) -> Course:
+    """A run of so many images, with the stored images of its first parts."""
+    return Course(5, images, 64, parts.__getitem__)

@@ -134,7 +134,7 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
     ):
         assert found(other) != found(), other
     alone = read(tmp_path, "synthesis.method=deepinversion")
-    student = read(tmp_path, "synthesis.method=deepinversion", "inversion.student.momentum=0.5")
+    student = read(tmp_path, "synthesis.method=deepinversion", "inversion.student.stem=small")
     assert identity(alone, teacher) == identity(student, teacher)
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
 from dfkd import fingerprint as fingerprints
 from dfkd import generator, teacher
 from dfkd.amortised import fresh_start
 from dfkd.budget import Budget
 from dfkd.catalogue import PROMPTS_KEY, START_KEY
+from dfkd.chain import Chain
 from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.prompt_worker import write_prompts
@@ -28,7 +30,7 @@ from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.errors import InfrastructureError, PartialError
 from dfkd.lease import reading
 from dfkd.manifest import Manifest
-from dfkd.methods import Method, prompt_method
+from dfkd.methods import Method, chained, prompt_method
 from dfkd.plan import (
     Task,
     Unit,
@@ -179,15 +181,15 @@ class SynthesisWorker(Worker):
 
     def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
         """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
-        if self._maker is None:
-            self._maker = self._load()
+        # A maker that fails may be half-way through a part: the next try loads one anew.
+        maker, self._maker = self._maker or self._load(unit), None
         curve, begun = Curve(), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
                 require_room(Path(folder, "shards"), size)
                 prompts = self._prompts(unit)
-                failed = self._maker.shards(unit, prompts, Path(folder), curve)
+                failed = maker.shards(unit, prompts, Path(folder), curve)
                 found = [
                     self._commit(task, Path(folder), failed[task], curve) for task in unit.tasks
                 ]
@@ -195,11 +197,14 @@ class SynthesisWorker(Worker):
                 raise InfrastructureError(
                     f"task {unit.id}: {error}; free space, run again"
                 ) from None
+        if chained(self.manifest.method):
+            Chain(self.version).keep(self.manifest, unit.part, maker.state())
+        self._maker = maker
         rate = sum(glimpse.samples for _, glimpse in found) / (time.perf_counter() - begun)
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
         return found
 
-    def _load(self) -> SurrogateMaker:
+    def _load(self, unit: Unit) -> SurrogateMaker:
         manifest, loaded = self.manifest, self.load_teacher()
         decoder, begin = self.load_generator(), None
         if decoder is not None and has_start(manifest):
@@ -207,7 +212,15 @@ class SynthesisWorker(Worker):
             storage = self.version.storage
             start.load(storage.get(START_KEY), storage.location(START_KEY))
             begin = start.latents
-        return SurrogateMaker(manifest, loaded, decoder, self.notes.append, begin)
+        chain = Chain(self.version)
+
+        def earlier(part: int) -> Tensor:
+            return chain.images(manifest, part)
+
+        maker = SurrogateMaker(manifest, loaded, decoder, self.notes.append, begin, earlier)
+        if chained(manifest.method) and unit.part:
+            maker.restore(chain.states.read(unit.part))
+        return maker
 
     def _prompts(self, unit: Unit) -> pa.Table:
         if len(unit.made) == 1:
@@ -229,7 +242,7 @@ def write_shards(
 ) -> dict[str, str]:
     """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
     version.carry(fresh_tasks(manifest))
-    done = version.done()
+    done, chain = version.done(), Chain(version) if chained(manifest.method) else None
     sizes = [len(unit.made) for unit in units(manifest, done)]
     left, largest = len(sizes), max(sizes, default=1)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
@@ -237,30 +250,31 @@ def write_shards(
     board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
     cost = purse.cost
     with (
-        pool_of(manifest, kind, version, left, largest) as pool,
+        pool_of(manifest, kind, version, 1 if chain else left, largest) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
         teller = Teller(manifest, version, pool)
-        remaining = units(manifest, done)
+        remaining = chain.units(manifest, done) if chain else units(manifest, done)
         for made in pool.run(remaining, lambda unit: purse.covers(pool, unit.count)):
             made.count(cost)
             cost.workers = pool.largest
-            unit = made.result[0][0].task
             for receipt, glimpse in made.result:
                 seconds = made.seconds / len(made.result)
-                teller.done(receipt, glimpse.steps, seconds, made.node, pool.tries(unit))
+                teller.done(receipt, glimpse.steps, seconds, made.node, pool.tries(made.unit))
                 cost.images += receipt.samples
                 cost.bytes += receipt.bytes
                 tracker.record(glimpse)
                 progress.update(receipt.samples)
             teller.quarantined()
             for note in made.notes:
-                progress.say(f"note: task {unit}: {note}")
+                progress.say(f"note: task {made.unit}: {note}")
             progress.note(_failures(tracker.failed, len(pool.quarantine)))
         teller.quarantined()
         progress.note(_failures(tracker.failed, len(pool.quarantine)))
     purse.close(pool)
+    if chain:
+        return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
 
 

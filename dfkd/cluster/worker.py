@@ -40,6 +40,8 @@ class Done(Generic[R]):
     """Sentences for a person, such as that memory ran out."""
     node: str = ""
     """Address of the worker's node."""
+    unit: str = ""
+    """The id of what was done."""
 
     def count(self, cost: Cost) -> None:
         """Add this worker's time to a stage's cost."""
@@ -70,7 +72,7 @@ class Worker(ABC):
         result, notes = self.work(unit), tuple(self.notes)
         self.notes.clear()
         seconds, node = time.perf_counter() - begun, ray.util.get_node_ip_address()
-        return Done(result, seconds, device_name(pick_device()), notes, node)
+        return Done(result, seconds, device_name(pick_device()), notes, node, unit.id)
 
     @abstractmethod
     def work(self, unit: Any) -> Any:

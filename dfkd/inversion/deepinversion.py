@@ -6,9 +6,16 @@ For a batch of B images x of classes y, in the teacher's whitened pixels:
 
 Adam from noise, first at half the side and then at the full one, each with a warm-up and a cosine
 to zero; the batch is shifted (around the edges) and mirrored at random at every step, and clipped
-to real pixels. The batch of the lowest loss at the full side is kept. CLIP's tower has one input
-size: at half the side it sees the batch enlarged. Adaptive DeepInversion, which adds a student's
-disagreement, is not part of this: Table 5 names the plain method.
+to real pixels. Numbers and schedule are those of the command in the published README.
+
+Two things are not as published. CLIP's tower has one input size, as its attention pool has a place
+for each position: at half the side it sees the batch enlarged, where a ResNet sees it at half the
+side. And the published code keeps the lowest loss of both resolutions, whose total variations and
+norms are of other sizes; here the lowest one at the full side is kept.
+
+A part is cut into even batches. A batch depends on no other, so that parts are made side by side.
+Adaptive DeepInversion, which adds a student's disagreement, is not part of this: Table 5 names the
+plain method.
 """
 
 import math
@@ -19,9 +26,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.batch_norm import Moments, Taps, batch_norm_loss
+from dfkd.inversion.inverter import Inverter
 from dfkd.inversion.priors import mean_norm, total_variation
-from dfkd.inversion.run import Classifier, Run, synthesised
-from dfkd.inversion.settings import DeepInversion, Inversion
+from dfkd.inversion.run import Classifier, Run, batches, synthesised
+from dfkd.inversion.settings import DeepInversion
 from dfkd.pixels import to_bytes
 from dfkd.synthesis import OnStep, Synthesised
 from dfkd.teacher import batch_norm_taps
@@ -31,18 +39,20 @@ WARMUP = 100
 """Steps at the most; at most a tenth of all."""
 
 
-def invert(
-    classifier: Classifier, run: Run, settings: Inversion, on_step: OnStep | None = None
-) -> Synthesised:
-    """Make the images of a run batch after batch, each image from noise of its own seed."""
-    config = settings.deepinversion
-    starts = range(0, len(run.seeds), config.batch_size)
-    with batch_norm_taps(classifier.teacher, "deepinversion") as taps:
-        batches = [run.select(slice(start, start + config.batch_size)) for start in starts]
-        made = [_Batch(classifier, taps, batch, config, on_step).made() for batch in batches]
-    pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in made])
-    steps = config.low_resolution_steps + config.steps
-    return synthesised(pixels, torch.cat([losses for _, losses in made]), steps)
+class DeepInverter(Inverter):
+    """Makes each image from noise of its own seed."""
+
+    name = "deepinversion"
+
+    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+        """Make a part batch after batch."""
+        classifier, config = self.classifier, self.settings.deepinversion
+        with batch_norm_taps(classifier.teacher, self.name) as taps:
+            cut = [run.select(rows) for rows in batches(len(run.seeds), config.batch_size)]
+            made = [_Batch(classifier, taps, batch, config, on_step).made() for batch in cut]
+        pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in made])
+        steps = config.low_resolution_steps + config.steps
+        return synthesised(pixels, torch.cat([losses for _, losses in made]), steps)
 
 
 class _Batch:

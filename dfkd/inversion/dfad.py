@@ -6,53 +6,71 @@ the generator makes of noise z ~ N(0, 1), each round is
     student_steps times   student:   min d(G(z))
     once                  generator: max d(G(z))
 
-Logits as in `Classifier`, which are what the published discrepancy is of. Neither classes nor
-batch-norm statistics enter: the generator is unconditional (`Harvest` files its images), and a
-teacher without batch norm is refused only so that the rows of Table 5 have the same teachers.
+Rates of both fall to a tenth after a third of the rounds, and again after two. Generator and
+student play one game over the whole run: each part takes its share of the rounds.
+
+Two things are not as published. Logits are those of `Classifier`. And the published student learns
+from every image once, while it is made, and is the result; here a data set is the result, a sample
+of the way (`Harvest`), and the student of the game is thrown away.
+
+Neither classes nor batch-norm statistics enter: the generator is unconditional (`Harvest` files its
+images), and a teacher without batch norm is refused only so that the rows of Table 5 have the same
+teachers.
 """
 
 import torch
 from torch import Tensor
 
 from dfkd.inversion.harvest import Harvest
-from dfkd.inversion.inner import Learner, absolute
-from dfkd.inversion.network import GeneratorNetwork, built
-from dfkd.inversion.run import Classifier, Run
-from dfkd.inversion.settings import Dfad, Inversion
+from dfkd.inversion.inner import Learner, absolute, set_rate
+from dfkd.inversion.inverter import Inverter
+from dfkd.inversion.network import DfadGenerator, built
+from dfkd.inversion.run import Classifier, Course, Run
+from dfkd.inversion.settings import Inversion
 from dfkd.synthesis import OnStep, Synthesised
 
 
-def invert(
-    classifier: Classifier, run: Run, settings: Inversion, on_step: OnStep | None = None
-) -> Synthesised:
-    """Train a generator and a student against each other; the images are from the way."""
-    config, game = settings.dfad, _Game(classifier, run, settings)
-    harvest = Harvest(run, config.rounds, config.snapshots)
-    for number in range(config.rounds):
-        loss = game.play()
-        if on_step is not None:
-            on_step(number, loss[None])
-        harvest.take(number, game.draw, loss)
-    return harvest.filed(classifier)
+class DfadInverter(Inverter):
+    """Generator and student of a run, trained against each other."""
 
+    name = "dfad"
 
-class _Game:
-    """Generator and student of one run."""
-
-    def __init__(self, classifier: Classifier, run: Run, settings: Inversion) -> None:
-        self.classifier, self.config = classifier, settings.dfad
+    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+        super().__init__(classifier, course, settings)
+        config = self.config = settings.dfad
         self.device = classifier.texts.device
-        self.draws = run.draws("latents")
-        self.learner = Learner(settings.student, run, len(classifier.texts), absolute)
+        rate, decay = config.student_learning_rate, config.student_weight_decay
+        self.learner = Learner(classifier, course, settings.student, absolute, rate, decay)
         self.generator = built(
-            lambda: network(self.config, run.image_size), run.seed("generator"), self.device
+            lambda: DfadGenerator(config.latent, config.width, course.image_size),
+            course.seed_of("generator"),
+            self.device,
         )
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), self.config.learning_rate)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
+        self.draws = torch.Generator()
+        self.networks = {"generator": self.generator, "student": self.learner.student}
+        self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
+
+    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+        """Play the part's rounds; its images are from the way."""
+        rounds = run.rounds(self.config.rounds, self.course)
+        self.draws = run.draws("latents")
+        harvest = Harvest(run, rounds, self.config.snapshots)
+        for number in rounds:
+            fallen = tenth(number, self.config.rounds)
+            set_rate(self.optimizer, self.config.learning_rate * fallen)
+            set_rate(self.learner.optimizer, self.config.student_learning_rate * fallen)
+            loss = self.play()
+            if on_step is not None:
+                on_step(number, loss[None])
+            harvest.take(number, self.draw, loss)
+        return harvest.filed(self.classifier)
 
     def draw(self) -> Tensor:
         """Pixels [B, 3, S, S] of fresh latents."""
         latents = torch.randn(self.config.batch_size, self.config.latent, generator=self.draws)
-        return self.classifier.pixels(self.generator(latents.to(self.device)))
+        pixels: Tensor = self.generator(latents.to(self.device))
+        return pixels
 
     def play(self) -> Tensor:
         """One round; returns the generator's loss."""
@@ -69,6 +87,6 @@ class _Game:
         return loss.detach()
 
 
-def network(config: Dfad, side: int) -> GeneratorNetwork:
-    """The generator of the publication's small images."""
-    return GeneratorNetwork(config.latent, config.width, side, whitened=True)
+def tenth(number: int, rounds: int) -> float:
+    """The factor of rates in a 0-based round: 1, 0.1 and 0.01 in its thirds."""
+    return float(0.1 ** (3 * number // rounds))

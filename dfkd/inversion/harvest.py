@@ -15,17 +15,17 @@ LABELLED = 64
 
 
 class Harvest:
-    """N images of an unconditional generator, taken at evenly spread rounds of its training.
+    """The N images of a part: of an unconditional generator, at evenly spread rounds of training.
 
     DFAD and PRE-DFKD train their student on what the generator gives on the way and have no data
     set in the end; so that a stored one shows a student what theirs saw, it is a sample of the way,
     and not of the last generator alone.
     """
 
-    def __init__(self, run: Run, rounds: int, snapshots: int) -> None:
+    def __init__(self, run: Run, rounds: range, snapshots: int) -> None:
         self.run = run
-        taken = min(snapshots, rounds)
-        ends = [rounds * (number + 1) // taken - 1 for number in range(taken)]
+        taken = min(snapshots, len(rounds))
+        ends = [rounds[len(rounds) * (number + 1) // taken - 1] for number in range(taken)]
         shares = [len(run.seeds) * (number + 1) // taken for number in range(taken)]
         self.due = dict(zip(ends, shares, strict=True))
         self.pixels: list[Tensor] = []

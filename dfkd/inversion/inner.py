@@ -1,12 +1,13 @@
 """The student within a method: it disagrees with the teacher, and learns while images are made."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd.inversion.run import Run
+from dfkd.inversion.run import Classifier, Course
 from dfkd.inversion.settings import InnerStudent
 from dfkd.student import build
 from dfkd.training import Distillation
@@ -14,21 +15,31 @@ from dfkd.training import Distillation
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of the student's and the teacher's logits [N, M]: a scalar."""
 
+MOMENTUM = 0.9
+"""Of SGD in all three publications."""
+
 
 class Learner:
     """A student of a run, in training; its outputs are logits."""
 
-    def __init__(self, config: InnerStudent, run: Run, classes: int, loss: Loss) -> None:
-        shape = Distillation(
-            student=config.architecture, stem=config.stem, weights="none", warmup_epochs=0
+    def __init__(
+        self,
+        classifier: Classifier,
+        course: Course,
+        shape: InnerStudent,
+        loss: Loss,
+        rate: float,
+        decay: float,
+    ) -> None:
+        """`rate` and `decay` are SGD's learning rate and weight decay."""
+        config = Distillation(
+            student=shape.architecture, stem=shape.stem, weights="none", warmup_epochs=0
         )
-        student = build(shape, classes, run.image_size, run.seed("student"))
-        self.student, self.loss = student.to(run.labels.device).train(), loss
+        seed = course.seed_of("student")
+        student = build(config, len(classifier.texts), course.image_size, seed)
+        self.student, self.loss = student.to(classifier.texts.device).train(), loss
         self.optimizer = torch.optim.SGD(
-            self.student.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            self.student.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=decay
         )
 
     def judge(self, pixels: Tensor) -> Tensor:
@@ -43,6 +54,17 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.student(pixels), taught).backward()
         self.optimizer.step()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters of an optimizer this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def cosine(done: float) -> float:
+    """The factor of a rate when a share of the run is done: from 1 to 0."""
+    return (1 + math.cos(math.pi * done)) / 2
 
 
 def absolute(logits: Tensor, taught: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """The conventional methods by the names that a manifest gives them."""
 
-from dfkd.inversion import cmi, deepinversion, dfad, pre
-from dfkd.inversion.run import Invert
+from dfkd.inversion.cmi import CmiInverter
+from dfkd.inversion.deepinversion import DeepInverter
+from dfkd.inversion.dfad import DfadInverter
+from dfkd.inversion.inverter import Inverter
+from dfkd.inversion.pre import PreInverter
 
-METHODS: dict[str, Invert] = {
-    "deepinversion": deepinversion.invert,
-    "dfad": dfad.invert,
-    "cmi": cmi.invert,
-    "pre": pre.invert,
+METHODS: dict[str, type[Inverter]] = {
+    method.name: method for method in (DeepInverter, DfadInverter, CmiInverter, PreInverter)
 }

@@ -6,28 +6,36 @@ Each round the novelty generator takes one step of minimising, over a batch x of
 
 p is the batch's mean class probability, f the teacher's embedding before it is normalised, and JS
 the divergence of the student's and the teacher's softened outputs. Then the student takes its
-steps: each on a novel batch and an eighth as many replayed images, by L1 on logits. After the first
-of them the memory, a variational autoencoder whose decoder replays, learns from half of the novel
-images and from its own replays; it is to give the same pixels and the same logits of the teacher.
-Latents of replays are drawn from N(0, 1) and moved once to lower the class and entropy terms while
-their mean and variance stay near 0 and 1.
+steps: each on a novel batch and an eighth as many replayed images, by L1 on logits, at a rate that
+falls by a cosine over the run. After the first of them the memory, a variational autoencoder whose
+decoder replays, learns from half of the novel images and, but for the run's first round, from its
+own replays; it is to give the same pixels and the same logits of the teacher. Latents of replays
+are drawn from N(0, 1) and moved once to lower the class and entropy terms while their mean and
+variance stay near 0 and 1. Generators, encoder and student play one game over the whole run: each
+part takes its share of the rounds.
 
-Logits as in `Classifier`, which all terms but f were published for. Batch-norm statistics do not
-enter; a teacher without them is refused only so that the rows of Table 5 have the same teachers.
+Five things are not as published. Logits are those of `Classifier`, which all terms but f were
+published for. f is CLIP's embedding, where a ResNet has the pooled feature before its classifier.
+The generators start from a map of 7 px at 224 px and double it five times: the published ones start
+from a quarter of the side, which at 224 px is 401 million weights in the first layer of each
+and, with the encoder, 12 GB of state between parts. A batch has 128 images by default (1,024 of 32
+px are published). And, as with DFAD, the result is a data set, a sample of the way (`Harvest`), and
+the student is thrown away, where the published one learns from every image once and is the result.
+
+Batch-norm statistics do not enter; a teacher without them is refused only so that the rows of Table
+5 have the same teachers.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd.batch_norm import Taps
 from dfkd.inversion.features import embedding_taps
 from dfkd.inversion.harvest import Harvest
-from dfkd.inversion.inner import Learner, absolute
-from dfkd.inversion.network import Encoder, GeneratorNetwork, built
-from dfkd.inversion.run import Classifier, Run
+from dfkd.inversion.inner import Learner, absolute, cosine, set_rate
+from dfkd.inversion.inverter import Inverter
+from dfkd.inversion.network import PreEncoder, PreGenerator, built
+from dfkd.inversion.run import Classifier, Course, Run
 from dfkd.inversion.settings import Inversion
 from dfkd.synthesis import OnStep, Synthesised
 
@@ -35,22 +43,6 @@ SOFTNESS, FLOOR = 3.0, 0.01
 """Of `agreement`: temperature, and the least probability that counts."""
 REPLAYED, SLOWER, PRIOR = 8, 40, 1e-5
 """Novel images for each replayed one; novelty's rate by the memory's; weight of its KL term."""
-
-
-def invert(
-    classifier: Classifier, run: Run, settings: Inversion, on_step: OnStep | None = None
-) -> Synthesised:
-    """Play the rounds; the images are from the way, novel and replayed as the student sees them."""
-    config = settings.pre
-    with embedding_taps(classifier.teacher) as embeddings:
-        game = _Game(classifier, run, settings, embeddings)
-        harvest = Harvest(run, config.rounds, config.snapshots)
-        for number in range(config.rounds):
-            loss = game.play()
-            if on_step is not None:
-                on_step(number, loss[None])
-            harvest.take(number, game.seen, loss)
-    return harvest.filed(classifier)
 
 
 def certainty(logits: Tensor) -> Tensor:
@@ -84,35 +76,61 @@ def prior(mean: Tensor, variance: Tensor) -> Tensor:
     return (-0.5 * (1 + variance - mean.square() - variance.exp()).sum(dim=1)).mean()
 
 
-class _Game:
-    """Novelty generator, memory and student of one run."""
+class PreInverter(Inverter):
+    """Novelty generator, memory and student of a run."""
 
-    def __init__(
-        self, classifier: Classifier, run: Run, settings: Inversion, embeddings: Taps[Tensor]
-    ) -> None:
+    name = "pre"
+
+    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+        super().__init__(classifier, course, settings)
         config = self.config = settings.pre
-        self.classifier, self.embeddings = classifier, embeddings
-        self.device, self.draws = classifier.texts.device, run.draws("latents")
-        self.learner = Learner(settings.student, run, len(classifier.texts), absolute)
-
-        def network(spectral: bool) -> Callable[[], GeneratorNetwork]:
-            shape = config.latent, config.width, run.image_size
-            return lambda: GeneratorNetwork(*shape, whitened=True, spectral=spectral)
-
-        def encoder() -> Encoder:
-            return Encoder(config.latent, config.width, run.image_size)
-
-        self.novelty = built(network(spectral=True), run.seed("novelty"), self.device)
-        self.memory = built(network(spectral=False), run.seed("memory"), self.device)
-        self.encoder = built(encoder, run.seed("encoder"), self.device)
+        device = self.device = classifier.texts.device
+        self.draws = torch.Generator()
+        rate, decay = config.student_learning_rate, config.student_weight_decay
+        self.learner = Learner(classifier, course, settings.student, absolute, rate, decay)
+        shape = config.latent, config.width, course.image_size
+        self.novelty = built(
+            lambda: PreGenerator(*shape, spectral=True), course.seed_of("novelty"), device
+        )
+        self.memory = built(lambda: PreGenerator(*shape), course.seed_of("memory"), device)
+        self.encoder = built(lambda: PreEncoder(*shape), course.seed_of("encoder"), device)
         self.improver = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
         self.keeper = torch.optim.Adam(
             [*self.memory.parameters(), *self.encoder.parameters()], config.learning_rate / SLOWER
         )
-        self.remembers = False
+        self.networks = {
+            "novelty": self.novelty,
+            "memory": self.memory,
+            "encoder": self.encoder,
+            "student": self.learner.student,
+        }
+        self.optimizers = {
+            "novelty": self.improver,
+            "memory": self.keeper,
+            "student": self.learner.optimizer,
+        }
 
-    def play(self) -> Tensor:
-        """One round; returns the novelty generator's loss."""
+    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+        """Play the part's rounds; its images, novel and replayed as the student sees them."""
+        config, rounds = self.config, run.rounds(self.config.rounds, self.course)
+        self.draws = run.draws("latents")
+        harvest = Harvest(run, rounds, config.snapshots)
+        with embedding_taps(self.classifier.teacher) as self.embeddings:
+            for number in rounds:
+                fallen = cosine(number / config.rounds)
+                set_rate(self.learner.optimizer, config.student_learning_rate * fallen)
+                loss = self.play(remembers=number > 0)
+                if on_step is not None:
+                    on_step(number, loss[None])
+                harvest.take(number, self.seen, loss)
+            return harvest.filed(self.classifier)
+
+    def play(self, remembers: bool) -> Tensor:
+        """One round; returns the novelty generator's loss.
+
+        Args:
+            remembers: whether the memory has anything to replay to itself.
+        """
         loss = self._renew()
         for step in range(self.config.student_steps):
             with torch.no_grad():
@@ -120,7 +138,7 @@ class _Game:
             self.memory.eval()
             self._teach(torch.cat([novel, self._replayed()]))
             if step < self.config.memory_steps:
-                self._remember(novel)
+                self._remember(novel, remembers)
         return loss
 
     def seen(self) -> Tensor:
@@ -174,13 +192,12 @@ class _Game:
             replayed: Tensor = self.memory(latents)
         return replayed
 
-    def _remember(self, novel: Tensor) -> Tensor:
-        """One step of the memory, on novel images alone until it has any of its own; its loss."""
+    def _remember(self, novel: Tensor, replays: bool) -> Tensor:
+        """One step of the memory, on novel images and perhaps its own; its loss."""
         self.memory.train()
         images = novel[: self.config.batch_size // 2]
-        if self.remembers:
+        if replays:
             images = torch.cat([images, self._replayed()])
-        self.remembers = True
         with torch.no_grad():
             taught = self.classifier.logits(self.classifier.pixels(images))
         mean, variance = self.encoder(images)

@@ -1,14 +1,15 @@
-"""One run of a method: the images that it is to make, and the teacher as a classifier."""
+"""What a method is given: the teacher as a classifier, the whole run, and one part of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from dfkd.inversion.settings import Inversion
 from dfkd.plan import derive_seed
-from dfkd.synthesis import OnStep, Synthesised
+from dfkd.synthesis import Synthesised
 from dfkd.teacher import Teacher
 
 
@@ -45,34 +46,66 @@ class Classifier:
 
 
 @dataclass(frozen=True)
+class Course:
+    """The whole run, which a method makes part after part.
+
+    Attributes:
+        seed: of the networks that its parts share.
+        images: of all parts together.
+        image_size: pixels a side.
+        earlier: gives the stored images of a finished part by its number, uint8 [N, H, W, 3].
+    """
+
+    seed: int
+    images: int
+    image_size: int
+    earlier: Callable[[int], Tensor]
+
+    def seed_of(self, purpose: str) -> int:
+        """Of one network, or of anything else that parts share."""
+        return derive_seed(purpose, self.seed)
+
+
+@dataclass(frozen=True)
 class Run:
-    """The images that a run makes. Same run and settings, same images.
+    """The images of one part, or of a batch of it. Same course, state and run, same images.
 
     Attributes:
         labels: class of each image, int64 [N] on the teacher's device.
         seeds: one for each image; together they are the seed of all that images share.
         image_size: pixels a side.
+        part: its number.
+        before: images of all parts before it.
     """
 
     labels: Tensor
     seeds: Sequence[int]
     image_size: int
+    part: int = 0
+    before: int = 0
 
     def draws(self, purpose: str) -> torch.Generator:
         """A source of random numbers, on the CPU so that devices draw alike; one a purpose."""
-        return torch.Generator().manual_seed(self.seed(purpose))
-
-    def seed(self, purpose: str) -> int:
-        """Of something that the images of the run share."""
-        return derive_seed(purpose, *self.seeds)
+        return torch.Generator().manual_seed(derive_seed(purpose, *self.seeds))
 
     def select(self, rows: slice) -> "Run":
         """The run that makes only these images."""
         return Run(self.labels[rows], self.seeds[rows], self.image_size)
 
+    def rounds(self, total: int, course: Course) -> range:
+        """Of `total` rounds of the course, those in which this part is made."""
+        first, last = self.before, self.before + len(self.seeds)
+        return range(total * first // course.images, total * last // course.images)
 
-Invert = Callable[[Classifier, Run, Inversion, OnStep | None], Synthesised]
-"""A method: makes the images of a run, in the order of its labels."""
+
+def batches(count: int, size: int) -> list[slice]:
+    """As few batches as possible of at most `size` of `count` images, as even as possible.
+
+    A small rest would have batch-norm statistics of its own.
+    """
+    number = math.ceil(count / size)
+    edges = [math.ceil(count * i / number) for i in range(number + 1)]
+    return [slice(*pair) for pair in pairwise(edges)]
 
 
 def synthesised(pixels: Tensor, losses: Tensor, steps: int | Tensor) -> Synthesised:

@@ -15,15 +15,11 @@ Batch = Annotated[int, Field(ge=2)]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class InnerStudent:
-    """The student that dfad, cmi and pre train while they synthesise, and then throw away."""
+    """The student that dfad, cmi and pre train by SGD while they synthesise, and throw away."""
 
     architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     stem: Literal["imagenet", "small"] = "imagenet"
     """As `distillation.stem`."""
-    learning_rate: Positive = 0.1
-    """Of SGD, constant."""
-    momentum: Fraction = 0.9
-    weight_decay: NonNegative = 5e-4
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -33,8 +29,8 @@ class DeepInversion:
     low_resolution_steps: Natural = 2000
     """Steps at half the side, which come first."""
     steps: Count = 1000
-    batch_size: Count = 64
-    """Images that share batch-norm statistics."""
+    batch_size: Count = 84
+    """Images that share batch-norm statistics at the most; a part is cut into even batches."""
     learning_rate: Positive = 0.25
     batch_norm_weight: NonNegative = 0.01
     first_layer_factor: NonNegative = 10.0
@@ -48,20 +44,22 @@ class DeepInversion:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Dfad:
-    """Fang et al. 2019; the numbers of its Caltech-101 script."""
+    """Fang et al. 2019; the numbers of its README's command for Caltech-101, at 128 pixels."""
 
     rounds: Count = 15000
-    """Steps of the generator in one run."""
+    """Steps of the generator in the whole run; each part has its share of them."""
     student_steps: Count = 5
     """In each round."""
     batch_size: Batch = 64
     learning_rate: Positive = 1e-3
-    """Of the generator."""
+    """Of the generator; like the student's a tenth after each third of the rounds."""
+    student_learning_rate: Positive = 0.05
+    student_weight_decay: NonNegative = 5e-4
     latent: Count = 256
     width: Count = 64
-    """Channels of the generator's last layers, half of those before."""
+    """Channels of the generator's last layers, an eighth of the first."""
     snapshots: Count = 20
-    """Rounds, evenly spread, whose generators the images come from."""
+    """Rounds of each part, evenly spread, whose generators its images come from."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -71,9 +69,11 @@ class Cmi:
     steps: Count = 200
     """Of each batch's generator and latents."""
     batch_size: Batch = 256
+    """Images at the most; a part is cut into even batches."""
     learning_rate: Positive = 1e-3
     latent: Count = 256
     width: Count = 64
+    """Channels of the generator's last layers, half of those before."""
     batch_norm_weight: NonNegative = 1.0
     class_weight: NonNegative = 1.0
     adversarial_weight: NonNegative = 0.5
@@ -83,11 +83,14 @@ class Cmi:
     head: Count = 256
     """Dimensions in which instances are told apart."""
     bank: Count = 40960
-    """Images whose features a run remembers; the oldest leave first."""
+    """Images whose features the run remembers; the oldest leave first."""
     negatives: Natural = 4096
     """Drawn from the bank at each step."""
     student_steps: Natural = 400
     """Of the student, on all images of the run so far, after each batch."""
+    student_learning_rate: Positive = 0.1
+    """Falls to zero over the run by a cosine."""
+    student_weight_decay: NonNegative = 1e-4
     student_temperature: Positive = 20.0
 
 
@@ -96,7 +99,7 @@ class Pre:
     """PRE-DFKD, Binici et al. 2022; the numbers of its code, but for the batch: 1,024 at 32 px."""
 
     rounds: Count = 14400
-    """Steps of the novelty generator in one run."""
+    """Steps of the novelty generator in the whole run; each part has its share of them."""
     student_steps: Count = 10
     """In each round."""
     memory_steps: Natural = 4
@@ -105,8 +108,12 @@ class Pre:
     """Novel images of a step; an eighth as many are replayed."""
     learning_rate: Positive = 0.02
     """Of the novelty generator and of replayed latents; the memory learns at a fortieth of it."""
+    student_learning_rate: Positive = 0.1
+    """Falls to zero over the run by a cosine."""
+    student_weight_decay: NonNegative = 5e-4
     latent: Count = 1000
     width: Count = 64
+    """As `cmi.width`."""
     class_weight: NonNegative = 1.0
     entropy_weight: NonNegative = 5.0
     activation_weight: NonNegative = 0.1

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfkd.inversion.cmi import Bank, _Inverter, contrast, disagreement, head, invert
+from dfkd.inversion.cmi import Bank, CmiInverter, Pool, contrast, disagreement, head
 from dfkd.inversion.features import stage_taps
-from dfkd.inversion.inner import divergence, softened
-from dfkd.inversion.settings import Cmi, InnerStudent, Inversion
+from dfkd.inversion.inner import cosine, divergence, softened
+from dfkd.inversion.run import Run
+from dfkd.inversion.settings import Cmi, Inversion
 from dfkd.teacher import Teacher, batch_norm_taps
-from runs import problem
+from runs import course, problem
 
 SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, head=4, student_steps=2)
 
@@ -59,16 +60,45 @@ def test_softened_outputs_are_compared_at_their_temperature() -> None:
 
 def test_the_bank_forgets_the_oldest_and_draws_different_rows() -> None:
     bank, draws = Bank(4), torch.Generator().manual_seed(0)
-    assert bank.draw(3, draws) is None
+    assert len(bank.draw(3, draws)) == 0
     bank.add(torch.tensor([[0.0], [1.0], [2.0]]))
     bank.add(torch.tensor([[3.0], [4.0]]))
     drawn = bank.draw(9, draws)
-    assert drawn is not None
     assert sorted(drawn.flatten().tolist()) == [1.0, 2.0, 3.0, 4.0]
-    few = bank.draw(2, draws)
-    assert few is not None
-    assert len(few.unique()) == 2
-    assert bank.draw(0, draws) is None
+    assert len(bank.draw(2, draws).unique()) == 2
+    assert len(bank.draw(0, draws)) == 0
+
+
+def test_the_pool_has_the_stored_images_of_finished_parts_and_the_fresh_ones_of_this() -> None:
+    parts = [torch.full((3, 1, 1, 3), 0), torch.full((1, 1, 1, 3), 1)]
+    asked: list[int] = []
+
+    def earlier(part: int) -> torch.Tensor:
+        asked.append(part)
+        return parts[part]
+
+    pool, draws = Pool(), torch.Generator().manual_seed(0)
+    pool.add(torch.full((2, 1, 1, 3), 8))  # of a part that is finished when the next one begins
+    pool.keep(earlier, 1)
+    pool.keep(earlier, 2)
+    assert asked == [0, 1]
+    pool.add(torch.full((4, 1, 1, 3), 2))
+    counts = pool.draw(800, draws)[:, 0, 0, 0].bincount().tolist()
+    for count, images in zip(counts, (3, 1, 4), strict=True):
+        assert abs(count - 100 * images) < 60
+
+
+def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
+    assert [cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    classifier, run = problem(teacher, 0, 1)
+    config = Cmi(steps=1, batch_size=2, latent=8, width=4, head=4, student_steps=1)
+    made = CmiInverter(classifier, course(8), Inversion(cmi=config))
+    made.make(run)
+    assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    made.course = course(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+    made.make(Run(run.labels, (7, 8), 64, part=1, before=2))
+    assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * cosine(2 / 8))
+    assert made.learner.optimizer.defaults["weight_decay"] == 1e-4
 
 
 def test_the_loss_is_statistics_class_adversary_and_contrast(teacher: Teacher) -> None:
@@ -81,7 +111,8 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(teacher: Teacher) -
         for chosen in [*((name,) for name in names), names]:
             weights = {name: 2.0 if name in chosen else 0.0 for name in names}
             config = Inversion(cmi=Cmi(latent=8, width=4, head=4, **weights))
-            made = _Inverter(classifier, run, config, moments, features)
+            made = CmiInverter(classifier, course(), config)
+            made.moments, made.features = moments, features
             made.learner.student.eval()
             made.draws = torch.Generator().manual_seed(3)
             loss, seen = made._loss(images, run.labels)
@@ -92,29 +123,34 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(teacher: Teacher) -
     assert seen.shape == (2, 2 * (32 + 128 + 256 + 512))
 
 
-def test_each_batch_is_remembered_and_taught_before_the_next(teacher: Teacher) -> None:
+def test_each_batch_is_remembered_and_taught_before_the_next(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, run = problem(teacher, 0, 1, 0)
-    with batch_norm_taps(teacher, "test") as moments, stage_taps(teacher) as features:
-        made = _Inverter(classifier, run, Inversion(cmi=SMALL), moments, features)
-        weights = made.learner.student.head.weight.clone()
-        made.add(run.labels[:2], None)
-        assert made.bank.features is not None
-        assert len(made.bank.features) == 2
+    made = CmiInverter(classifier, course(3), Inversion(cmi=SMALL))
+    weights = made.learner.student.head.weight.clone()
+    seen = []
+    teach = made.teach
+
+    def watched(done: float) -> None:
         assert torch.equal(made.learner.student.head.weight, weights)
-        made.teach()
+        seen.append((done, len(made.bank.features), len(made.pool.draw(9, made.draws))))
+        teach(done)
         assert not torch.equal(made.learner.student.head.weight, weights)
-        made.add(run.labels[2:], None)
-        assert len(made.bank.features) == 3
-    whole = invert(classifier, run, Inversion(cmi=SMALL))
-    assert torch.equal(whole.pixels, torch.cat(made.pixels))
+
+    monkeypatch.setattr(made, "teach", watched)
+    whole = made.make(run)
+    assert seen == [(0, 2, 9)]  # after the last batch of the run nothing is to be learned any more
+    assert len(made.bank.features) == 3
+    assert whole.pixels.shape == (3, 64, 64, 3)
 
 
 def test_the_lowest_loss_is_kept_and_falls(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     config = Cmi(steps=10, batch_size=4, latent=16, width=8, head=8, learning_rate=0.01)
     told: list[float] = []
-    settings = Inversion(cmi=config, student=InnerStudent())
-    made = invert(classifier, run, settings, lambda step, loss: told.append(float(loss)))
+    inverter = CmiInverter(classifier, course(), Inversion(cmi=config))
+    made = inverter.make(run, lambda step, loss: told.append(float(loss)))
     assert len(told) == 10
     assert made.losses.tolist() == pytest.approx([min(told)] * 4)
     assert min(told) < told[0]

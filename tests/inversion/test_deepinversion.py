@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.batch_norm import batch_norm_loss
-from dfkd.inversion.deepinversion import _Batch, invert, moved, rate
+from dfkd.inversion.deepinversion import DeepInverter, _Batch, moved, rate
 from dfkd.inversion.priors import mean_norm, total_variation
 from dfkd.inversion.settings import DeepInversion, Inversion
 from dfkd.teacher import Teacher, batch_norm_taps
-from runs import problem
+from runs import course, problem
 
 SHORT = DeepInversion(low_resolution_steps=4, steps=12, batch_size=4)
 
@@ -74,9 +74,8 @@ def _rolled(images: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
 def test_the_teacher_comes_to_see_the_classes(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     seen: list[Tensor] = []
-    made = invert(
-        classifier, run, Inversion(deepinversion=SHORT), lambda step, losses: seen.append(losses)
-    )
+    inverter = DeepInverter(classifier, course(), Inversion(deepinversion=SHORT))
+    made = inverter.make(run, lambda step, losses: seen.append(losses))
     pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
     assert classifier.logits(pixels).argmax(1).tolist() == [0, 1, 0, 1]
     assert len(seen) == 4 + 12
@@ -95,7 +94,7 @@ def test_statistics_alone_are_matched(teacher: Teacher) -> None:
             batch_norm_weight=weight,
             first_layer_factor=1.0,
         )
-        made = invert(classifier, run, Inversion(deepinversion=config))
+        made = DeepInverter(classifier, course(), Inversion(deepinversion=config)).make(run)
         with batch_norm_taps(teacher, "test") as taps:
             teacher.encode_image(made.pixels.permute(0, 3, 1, 2).float() / 255)
             values.append(float(batch_norm_loss(taps.read)))
@@ -105,9 +104,11 @@ def test_statistics_alone_are_matched(teacher: Teacher) -> None:
 def test_a_batch_is_made_by_itself_from_noise_of_its_images(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 1)
     config = Inversion(deepinversion=DeepInversion(low_resolution_steps=1, steps=2, batch_size=2))
-    whole = invert(classifier, run, config)
-    alone = invert(classifier, run.select(slice(2, 3)), config)
+    inverter = DeepInverter(classifier, course(), config)
+    assert not inverter.state()  # so that parts are made in any order
+    whole = inverter.make(run)
+    alone = inverter.make(run.select(slice(2, 3)))
     assert torch.equal(whole.pixels[2], alone.pixels[0])
-    first = invert(classifier, run.select(slice(0, 2)), config)
+    first = inverter.make(run.select(slice(0, 2)))
     assert torch.equal(whole.pixels[:2], first.pixels)
     assert F.l1_loss(whole.pixels[0].float(), whole.pixels[1].float()) > 1

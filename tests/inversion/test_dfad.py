@@ -1,14 +1,17 @@
 """DFAD: its discrepancy by hand, and a game in which each side gets what it wants."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from dfkd.inversion.dfad import _Game, invert
+from dfkd.inversion.dfad import DfadInverter, tenth
 from dfkd.inversion.inner import Learner, absolute
+from dfkd.inversion.run import Classifier, Run
 from dfkd.inversion.settings import Dfad, InnerStudent, Inversion
 from dfkd.teacher import Teacher
-from runs import problem
+from runs import course, problem
 
 GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)
 
@@ -18,44 +21,48 @@ def test_the_discrepancy_is_a_mean_over_images_and_classes() -> None:
     assert float(absolute(student, teacher)) == pytest.approx((2 + 1 + 0 + 0.5) / 4)
 
 
+def learner(classifier: Classifier, rate: float = 0.1) -> Learner:
+    return Learner(classifier, course(), InnerStudent(), absolute, rate, 5e-4)
+
+
 def test_a_student_comes_to_agree(teacher: Teacher) -> None:
-    classifier, run = problem(teacher, 0, 1)
+    classifier, _ = problem(teacher, 0, 1)
     pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     taught = classifier.logits(pixels)
-    learner = Learner(InnerStudent(learning_rate=1e-3), run, 2, absolute)
+    inner = learner(classifier, rate=1e-3)
     with torch.no_grad():
-        before = float(absolute(learner.student(pixels), taught))
+        before = float(absolute(inner.student(pixels), taught))
     for _ in range(20):
-        learner.learn(pixels, taught)
+        inner.learn(pixels, taught)
     with torch.no_grad():
-        assert float(absolute(learner.student(pixels), taught)) < 0.5 * before
+        assert float(absolute(inner.student(pixels), taught)) < 0.5 * before
 
 
 def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
-    _, run = problem(teacher, 0, 1)
-    learner = Learner(InnerStudent(), run, 2, absolute)
+    classifier, _ = problem(teacher, 0, 1)
+    inner = learner(classifier)
     pixels = torch.rand(2, 3, 64, 64).requires_grad_()
-    learner.judge(pixels).sum().backward()
+    inner.judge(pixels).sum().backward()
     assert pixels.grad is not None
-    assert all(parameter.grad is None for parameter in learner.student.parameters())
-    assert all(parameter.requires_grad for parameter in learner.student.parameters())
+    assert all(parameter.grad is None for parameter in inner.student.parameters())
+    assert all(parameter.requires_grad for parameter in inner.student.parameters())
 
 
 def test_a_generator_comes_to_make_what_a_student_that_stands_still_gets_wrong(
     teacher: Teacher,
 ) -> None:
-    classifier, run = problem(teacher, 0, 1)
-    still = InnerStudent(learning_rate=1e-12)
-    game = _Game(classifier, run, Inversion(dfad=GAME, student=still))
+    classifier, _ = problem(teacher, 0, 1)
+    still = dataclasses.replace(GAME, student_learning_rate=1e-12)
+    game = DfadInverter(classifier, course(), Inversion(dfad=still))
     losses = [float(game.play()) for _ in range(10)]
     assert all(loss < 0 for loss in losses)  # minus the discrepancy
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
 
 
 def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(teacher: Teacher) -> None:
-    classifier, run = problem(teacher, 0, 1)
+    classifier, _ = problem(teacher, 0, 1)
     config = Dfad(student_steps=3, batch_size=4, latent=8, width=4)
-    game = _Game(classifier, run, Inversion(dfad=config))
+    game = DfadInverter(classifier, course(), Inversion(dfad=config))
     learned: list[Tensor] = []
     learn = game.learner.learn
     game.learner.learn = lambda pixels, taught: (learned.append(pixels), learn(pixels, taught))[1]  # type: ignore[method-assign, func-returns-value]
@@ -71,8 +78,24 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(teacher: 
 def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1, 0, 1)
     told: list[int] = []
-    made = invert(classifier, run, Inversion(dfad=GAME), lambda number, loss: told.append(number))
+    game = DfadInverter(
+        classifier, course(12), Inversion(dfad=dataclasses.replace(GAME, rounds=12))
+    )
+    made = game.make(run, lambda number, loss: told.append(number))
     assert told == list(range(6))
     assert sorted(made.steps.tolist()) == [2, 2, 4, 4, 6, 6]
+    second = Run(run.labels, range(6, 12), 64, part=1, before=6)
+    assert sorted(game.make(second).steps.tolist()) == [8, 8, 10, 10, 12, 12]
     assert made.pixels.shape == (6, 64, 64, 3)
     assert not made.diverged.any()
+
+
+def test_rates_fall_to_a_tenth_with_each_third_of_the_rounds(teacher: Teacher) -> None:
+    rates = [tenth(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    classifier, run = problem(teacher, 0, 1)
+    game = DfadInverter(classifier, course(2), Inversion(dfad=GAME))
+    seen = []
+    game.make(run, lambda number, loss: seen.append(game.learner.optimizer.param_groups[0]["lr"]))
+    assert seen == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005])
+    assert game.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)

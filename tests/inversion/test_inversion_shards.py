@@ -1,6 +1,7 @@
 """The shards of every method: of the usual form, the same each time, and whole parts at once."""
 
 import io
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ from PIL import Image
 
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.generator import VQGAN
-from dfkd.inversion import methods
+from dfkd.inversion.deepinversion import DeepInverter
+from dfkd.inversion.run import Run
 from dfkd.manifest import Manifest
+from dfkd.methods import chained
 from dfkd.plan import Unit, image_seed, units
 from dfkd.preflight import check_synthesis
 from dfkd.prompts import PromptMaker
 from dfkd.shards import Sample, parse_shard
 from dfkd.surrogate import SurrogateMaker
+from dfkd.synthesis import OnStep, Synthesised
 from dfkd.teacher import Teacher, distances
 from models import model_config, write_teacher
 from runs import CLASSES, read
@@ -35,13 +39,25 @@ def chosen(method: str, *overrides: str) -> Manifest:
 def make(
     manifest: Manifest, teacher: Teacher, generator: VQGAN, unit: Unit, folder: Path
 ) -> dict[str, bytes]:
-    """The shards of a unit by task id, all of whose images were made."""
+    """The shards of a unit by task id, all of whose images were made.
+
+    Of a chained method the parts before it are made first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     needed = generator if manifest.method == "vanilla-bn" else None
-    prompts = PromptMaker(manifest, teacher).part(unit.part)
-    failed = SurrogateMaker(manifest, teacher, needed).shards(unit, prompts, folder)
-    assert failed == dict.fromkeys(unit.tasks, ())
-    return {path.stem: path.read_bytes() for path in folder.iterdir()}
+    stored: list[torch.Tensor] = []
+    maker = SurrogateMaker(manifest, teacher, needed, earlier=stored.__getitem__)
+    before = unit.part if chained(manifest.method) else 0
+    for each in [*islice(units(manifest, ()), before), unit]:
+        place = folder if each is unit else folder.with_name(f"{folder.name}-{each.part}")
+        place.mkdir(exist_ok=True)
+        prompts = PromptMaker(manifest, teacher).part(each.part)
+        failed = maker.shards(each, prompts, place)
+        assert failed == dict.fromkeys(each.tasks, ())
+        made = {path.stem: path.read_bytes() for path in sorted(place.iterdir())}
+        pixels = [np.asarray(Image.open(io.BytesIO(s.image))) for s in samples(made)]
+        stored.append(torch.from_numpy(np.stack(pixels)))
+    return made
 
 
 def samples(shards: dict[str, bytes]) -> list[Sample]:
@@ -116,16 +132,16 @@ def test_an_image_that_diverges_is_tried_with_all_of_its_run(
     """The first run of a method that fails as a real one may: every image is no number."""
     manifest = chosen("deepinversion")
     unit = next(units(manifest, ()))
-    real, seen = methods.METHODS["deepinversion"], []
+    real, seen = DeepInverter.images, []
 
-    def failing(*arguments: object) -> object:
-        made = real(*arguments)  # type: ignore[arg-type]
+    def failing(inverter: DeepInverter, run: Run, on_step: OnStep | None) -> Synthesised:
+        made = real(inverter, run, on_step)
         seen.append(made)
         if len(seen) == 1:
             made.diverged[:] = True
         return made
 
-    monkeypatch.setitem(methods.METHODS, "deepinversion", failing)  # type: ignore[arg-type]
+    monkeypatch.setattr(DeepInverter, "images", failing)
     found = samples(make(manifest, teacher, None, unit, tmp_path))  # type: ignore[arg-type]
     assert [sample.metadata["attempt"] for sample in found] == [1] * 4
     assert not torch.equal(seen[0].pixels, seen[1].pixels)
@@ -148,11 +164,11 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(teacher, "encode_image", full)
     manifest = chosen(method)
     prompts = PromptMaker(manifest, teacher).part(0)
     needed = generator if method == "vanilla-bn" else None
     maker = SurrogateMaker(manifest, teacher, needed)
+    monkeypatch.setattr(teacher, "encode_image", full)
     with pytest.raises(DfkdError, match=rf"memory had no room .* lower {field}$"):
         maker.shards(next(units(manifest, ())), prompts, tmp_path)
 

@@ -7,18 +7,10 @@ import torch
 from torch import Tensor
 
 from dfkd.inversion.features import embedding_taps
-from dfkd.inversion.pre import (
-    _Game,
-    agreement,
-    certainty,
-    drift,
-    imbalance,
-    invert,
-    prior,
-)
+from dfkd.inversion.pre import PreInverter, agreement, certainty, drift, imbalance, prior
 from dfkd.inversion.settings import Inversion, Pre
 from dfkd.teacher import Teacher
-from runs import problem
+from runs import course, problem
 
 GAME = Pre(
     rounds=4, student_steps=2, memory_steps=1, batch_size=16, latent=16, width=8, snapshots=2
@@ -70,14 +62,15 @@ def test_the_prior_is_a_kl_to_a_standard_normal() -> None:
 
 
 def test_the_novelty_loss_is_the_sum_of_its_terms(teacher: Teacher) -> None:
-    classifier, run = problem(teacher, 0, 1)
+    classifier, _ = problem(teacher, 0, 1)
     names = ("class_weight", "entropy_weight", "activation_weight")
     values = []
     with embedding_taps(teacher) as embeddings:
         for chosen in [(), *((name,) for name in names), names]:
             weights = {name: 2.0 if name in chosen else 0.0 for name in names}
             config = Pre(batch_size=16, latent=8, width=4, **weights)
-            game = _Game(classifier, run, Inversion(pre=config), embeddings)
+            game = PreInverter(classifier, course(), Inversion(pre=config))
+            game.embeddings = embeddings
             values.append(float(game._renew()))
     alone = values[0]
     assert 0 <= alone <= 1  # the agreement
@@ -89,26 +82,39 @@ def test_the_novelty_loss_is_the_sum_of_its_terms(teacher: Teacher) -> None:
 
 def test_the_memory_comes_to_give_back_what_it_is_shown(teacher: Teacher) -> None:
     """Images of one colour each, told apart by nothing else."""
-    classifier, run = problem(teacher, 0, 1)
+    classifier, _ = problem(teacher, 0, 1)
     config = Pre(batch_size=16, latent=16, width=8)
     colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     shown = classifier.whiten(colours.expand(16, 3, 64, 64))
-    with embedding_taps(teacher) as embeddings:
-        game = _Game(classifier, run, Inversion(pre=config), embeddings)
-        assert not game.remembers
-        losses = [float(game._remember(shown)) for _ in range(30)]
-        assert game.remembers
+    game = PreInverter(classifier, course(), Inversion(pre=config))
+    losses = [float(game._remember(shown, replays=False)) for _ in range(30)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
-def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -> None:
+def test_the_memory_replays_to_itself_from_the_second_round_on(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, run = problem(teacher, 0, 1)
-    with embedding_taps(teacher) as embeddings:
-        game = _Game(classifier, run, Inversion(pre=GAME), embeddings)
-        before = [parameter.clone() for parameter in game.memory.parameters()]
-        with torch.no_grad():  # as the harvest asks
-            seen = game.seen()
-        assert game._replayed().shape == (2, 3, 64, 64)
+    game = PreInverter(classifier, course(2), Inversion(pre=GAME))
+    told: list[bool] = []
+    play = game.play
+
+    def watched(remembers: bool) -> Tensor:
+        told.append(remembers)
+        return play(remembers)
+
+    monkeypatch.setattr(game, "play", watched)
+    game.make(run)
+    assert told == [False, True, True, True]
+
+
+def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -> None:
+    classifier, _ = problem(teacher, 0, 1)
+    game = PreInverter(classifier, course(), Inversion(pre=GAME))
+    before = [parameter.clone() for parameter in game.memory.parameters()]
+    with torch.no_grad():  # as the harvest asks
+        seen = game.seen()
+    assert game._replayed().shape == (2, 3, 64, 64)
     assert seen.shape == (16 + 2, 3, 64, 64)
     after = game.memory.parameters()
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
@@ -117,7 +123,10 @@ def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -
 def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     told: list[int] = []
-    made = invert(classifier, run, Inversion(pre=GAME), lambda number, loss: told.append(number))
+    game = PreInverter(classifier, course(), Inversion(pre=GAME))
+    made = game.make(run, lambda number, loss: told.append(number))
     assert told == list(range(4))
+    last = game.learner.optimizer.param_groups[0]["lr"]
+    assert last == pytest.approx(0.1 * (1 + math.cos(math.pi * 3 / 4)) / 2)
     assert sorted(made.steps.tolist()) == [2, 2, 4, 4]
     assert not made.diverged.any()

@@ -2,10 +2,12 @@
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dfkd.inversion.run import Run, synthesised
+from dfkd.inversion.run import Run, batches, synthesised
 from dfkd.teacher import Teacher
-from runs import problem
+from runs import course, problem
 
 
 def test_logits_are_scaled_cosines_without_their_mean(teacher: Teacher) -> None:
@@ -30,8 +32,9 @@ def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
 
 def test_what_a_run_draws_depends_on_its_images_and_the_purpose() -> None:
     one, two = (Run(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
-    assert one.seed("a") == Run(one.labels, (1, 2), 32).seed("a")
-    assert len({one.seed("a"), one.seed("b"), two.seed("a")}) == 3
+    same = Run(one.labels, (1, 2), 32)
+    assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
+    assert len({r.draws(p).initial_seed() for r in (one, two) for p in "ab"}) == 4
     part = one.select(slice(1, 2))
     assert (part.labels.tolist(), list(part.seeds)) == ([1], [2])
 
@@ -41,3 +44,28 @@ def test_an_image_whose_loss_is_no_number_has_diverged() -> None:
     made = synthesised(pixels, torch.tensor([1.0, torch.nan, -torch.inf]), 4)
     assert made.diverged.tolist() == [False, True, True]
     assert made.steps.tolist() == [4, 4, 4]
+
+
+@given(st.integers(1, 500), st.integers(1, 300))
+def test_batches_are_few_and_even_and_hold_every_image_once(count: int, size: int) -> None:
+    found = batches(count, size)
+    assert [row for rows in found for row in range(count)[rows]] == list(range(count))
+    sizes = [rows.stop - rows.start for rows in found]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(found) == -(-count // size)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
+def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: int) -> None:
+    """With as many rounds as parts or more, which a manifest must have."""
+    whole, starts = course(images), range(0, images, size)
+    total = len(starts) + more
+    found = [
+        Run(torch.empty(0), range(start, min(start + size, images)), 64, before=start).rounds(
+            total, whole
+        )
+        for start in starts
+    ]
+    assert [number for rounds in found for number in rounds] == list(range(total))
+    assert all(found)
