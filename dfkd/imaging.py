@@ -125,7 +125,7 @@ class Synthesis:
     images_per_class: Count = 3000
     shard_size: Count = 100
     """Images a shard, and so the work one task does and can lose; where images depend on each other
-    (`inversion`, L_bn), a worker makes those of every class at once."""
+    (`inversion`, L_bn), a worker makes those of every class at once. It then changes the images."""
     image_size: Count = 224
     """Pixels a side; a multiple of the generator's down-sampling factor."""
     steps: Count = 500

@@ -17,12 +17,14 @@ from dfkd import manifest as keys
 from dfkd.artifacts import data_set
 from dfkd.benchmarks.memory import watched
 from dfkd.dataset import current
+from dfkd.inversion.run import batches
 from dfkd.manifest import Manifest
 from dfkd.needs import needs
 from dfkd.shards import read_shard
 from dfkd.storage import open_storage
 from models import (
     F16,
+    RESNET,
     VIT,
     model_config,
     official_yaml,
@@ -35,6 +37,7 @@ FOLDER = Path(__file__).parent.parent / "manifests"
 PAPER = ("pacs", "vlcs", "imageclef", "visda")
 DOMAINS = {
     "pacs": ("art_painting", "cartoon", "photo", "sketch"),
+    "pacs_conventional": ("art_painting", "cartoon", "photo", "sketch"),
     "vlcs": ("Caltech101", "LabelMe", "SUN09", "VOC2007"),
     "imageclef": ("c", "i", "p"),
     "visda": ("train", "validation"),
@@ -44,6 +47,7 @@ DOMAINS = {
 """Folders as the data sets have them."""
 NAMES = {
     "pacs": "PACS",
+    "pacs_conventional": "PACS",
     "vlcs": "VLCS",
     "imageclef": "ImageCLEF-DA",
     "visda": "VisDA-2017",
@@ -84,7 +88,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_paper_s_four_data_sets_and_two_more_are_there() -> None:
+def test_the_paper_s_four_data_sets_its_table_5_and_two_more_are_there() -> None:
     assert of_real_weights() == sorted(DOMAINS)
 
 
@@ -100,11 +104,32 @@ def test_the_settings_are_the_paper_s(name: str) -> None:
     assert len(manifest.classes) == {"pacs": 7, "vlcs": 5}.get(name, 12)
 
 
+def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> None:
+    manifest, plain = read("pacs_conventional"), read("pacs")
+    assert manifest.methods == (
+        *("deepinversion", "dfad", "cmi", "pre"),
+        *("contrastive-bn", "contrastive"),
+    )
+    assert manifest.inversion == keys.Inversion()
+    assert manifest.teacher == keys.Teacher(model="RN50-quickgelu")
+    ways = {"method", "batch_norm_weight", "shard_size"}
+    alike = [vars(m.synthesis).items() for m in (manifest, plain)]
+    assert {key for key, value in alike[0] if (key, value) not in alike[1]} == ways
+    for section in ("classes", "generator", "distillation", "evaluation"):
+        assert getattr(manifest, section) == getattr(plain, section)
+    assert manifest.prompts.contrastive == plain.prompts.contrastive
+    # Batches of statistics are full: of DeepInversion all, of CMI as far as parts allow.
+    part = len(manifest.classes) * manifest.synthesis.shard_size
+    assert manifest.synthesis.images_per_class % manifest.synthesis.shard_size == 0
+    for size, even in ((84, 84), (256, 210)):
+        assert {rows.stop - rows.start for rows in batches(part, size)} == {even}
+
+
 @pytest.mark.parametrize("name", sorted(DOMAINS))
 def test_all_that_is_needed_can_be_fetched(name: str) -> None:
     manifest = read(name)
     assert [need.artifact.file for need in needs(manifest)] == [
-        "ViT-B-32.pt",
+        "RN50.pt" if name == "pacs_conventional" else "ViT-B-32.pt",
         "vqgan-imagenet-f16-16384.yaml",
         "vqgan-imagenet-f16-16384.ckpt",
         "resnet18-f37072fd.pth",
@@ -124,7 +149,9 @@ def test_a_whole_run_can_be_planned(
     """With CLIP's own tokenizer, so that each name is known to say something of its own."""
     monkeypatch.syspath_prepend(FOLDER.parent / "jobs")
     manifest = read(name)
-    teacher = write_teacher(tmp_path / "teacher", model_config(VIT, quick=True, context_length=77))
+    tower = RESNET if name == "pacs_conventional" else VIT
+    config = model_config(tower, quick=True, context_length=77)
+    teacher = write_teacher(tmp_path / "teacher", config)
     write_images(tmp_path / "data", name, manifest.classes)
     settings = {
         "cache": cache,
@@ -137,7 +164,7 @@ def test_a_whole_run_can_be_planned(
     job = jobs.load("pipeline")
     assert job.main([str(FOLDER / f"{name}.yaml"), *words, "--dry-run"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    methods, classes = len(manifest.prompts.method), len(manifest.classes)
+    methods, classes = len(manifest.methods), len(manifest.classes)
     images = methods * classes * manifest.synthesis.images_per_class
     assert planned["synthesize"]["images"] == images
     assert planned["distill"]["students"] == methods * 5

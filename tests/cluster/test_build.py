@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.budget import Budget
 from dfkd.catalogue import START_KEY
+from dfkd.chain import Chain
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster import build as making
 from dfkd.cluster import capacity, start_worker
-from dfkd.cluster.build import build, finished, identify
+from dfkd.cluster.build import SynthesisWorker, build, finished, identify
 from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.connect import connected
 from dfkd.cluster.prompt_worker import write_prompts
@@ -22,9 +23,11 @@ from dfkd.dataset import Version, begin, verify
 from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
 from dfkd.lease import held
 from dfkd.manifest import Manifest
+from dfkd.plan import units
 from dfkd.record import Cost
 from dfkd.storage import open_storage
 from models import RESNET, model_config, write_teacher
+from runs import read as inversion
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,33 @@ def test_a_start_network_is_trained_once_and_taken_up_after_a_stop(
     assert found[0] == found[1]
     version.storage.put(START_KEY, b"other")
     assert "start.safetensors: is not what was published" in verify(built.version)[0]
+
+
+@pytest.mark.parametrize("method", ["cmi", "dfad"])
+def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
+    cluster: None, tmp_path: Path, method: str
+) -> None:
+    """Stopped between two parts, and by another process: the same bytes as of one run.
+
+    In JPEG, so that images of earlier parts must be those that are stored.
+    """
+    found = []
+    for name in ("whole", "stopped"):
+        words = (f"synthesis.method={method}", "synthesis.shard_size=1", "synthesis.format=jpg")
+        manifest = inversion(*words, root=str(tmp_path / name))
+        home = open_storage(manifest.storage.root).child(f"data/{method}")
+        version = begin(home, identify(manifest))
+        if name == "stopped":
+            write_prompts(manifest, version, Purse(Budget(), Cost()))
+            SynthesisWorker(manifest, version, 1.0).run(next(units(manifest, ())))
+            assert Chain(version).states.newest() == 1
+            assert len(version.done()) == 2
+        built = build(manifest, identify(manifest))
+        assert verify(built.version) == []
+        assert not list(version.storage.list("state/"))
+        found.append([receipt.sha256 for receipt in built.version.shards])
+    assert len(found[0]) == 6
+    assert found[0] == found[1]
 
 
 def test_budgets() -> None:
