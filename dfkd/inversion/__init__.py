@@ -12,8 +12,8 @@ unconditional generator makes all of them.
 DeepInversion makes each part by itself, side by side on as many workers as there are. The other
 three are chained: CMI's bank and student, and the networks and students of DFAD and PRE-DFKD, go
 through the whole run, as they do in the publications. Their parts are made in order, by one worker
-at a time, and between two parts storage keeps their state (`dfkd.chain`), so that a killed run costs
-one part. They are as fast as one worker is, whatever the cluster.
+at a time, and between two parts storage keeps their state (`dfkd.chain`), so that a killed run
+costs one part. They are as fast as one worker is, whatever the cluster.
 
 All promises about restarts and order hold for parts as they do elsewhere for images: the same
 manifest gives the same part. `synthesis.shard_size` is hence a setting of these methods: it says
