@@ -7,12 +7,12 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch import Tensor
 
 from dfkd import fingerprint as fingerprints
 from dfkd import generator, teacher
@@ -213,10 +213,7 @@ class SynthesisWorker(Worker):
             start.load(storage.get(START_KEY), storage.location(START_KEY))
             begin = start.latents
         chain = Chain(self.version)
-
-        def earlier(part: int) -> Tensor:
-            return chain.images(manifest, part)
-
+        earlier = partial(chain.images, manifest)
         maker = SurrogateMaker(manifest, loaded, decoder, self.notes.append, begin, earlier)
         if chained(manifest.method) and unit.part:
             maker.restore(chain.states.read(unit.part))
