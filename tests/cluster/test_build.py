@@ -16,7 +16,7 @@ from dfkd.cluster import capacity, start_worker
 from dfkd.cluster.build import SynthesisWorker, build, finished, identify
 from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.connect import connected
-from dfkd.cluster.prompt_worker import write_prompts
+from dfkd.cluster.prompt_worker import Part, PromptWorker, write_prompts
 from dfkd.cluster.start_worker import Segment, StartWorker
 from dfkd.cluster.worker import Purse
 from dfkd.dataset import Version, begin, verify
@@ -128,20 +128,43 @@ def test_a_start_network_is_trained_once_and_taken_up_after_a_stop(
     assert "start.safetensors: is not what was published" in verify(built.version)[0]
 
 
-@pytest.mark.parametrize("method", ["cmi", "dfad"])
-def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
-    cluster: None, tmp_path: Path, method: str
-) -> None:
-    """Stopped between two parts, and by another process: the same bytes as of one run.
+def chain_of(method: str, root: Path) -> tuple[Manifest, Version]:
+    """A chained method's version of three parts.
 
     In JPEG, so that images of earlier parts must be those that are stored.
     """
+    words = (f"synthesis.method={method}", "synthesis.shard_size=1", "synthesis.format=jpg")
+    manifest = inversion(*words, "inversion.pre.rounds=3", root=str(root))
+    home = open_storage(manifest.storage.root).child(f"data/{method}")
+    return manifest, begin(home, identify(manifest))
+
+
+@pytest.mark.parametrize("method", ["cmi", "dfad", "pre"])
+def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, method: str) -> None:
+    """As when each is killed after one: the same bytes as of one worker that makes them all."""
+    found = []
+    for name in ("one", "three"):
+        manifest, version = chain_of(method, tmp_path / name)
+        prompts = PromptWorker(manifest, version, 1.0)
+        for number in range(3):
+            prompts.work(Part(number))
+        worker = SynthesisWorker(manifest, version, 1.0)
+        for unit in Chain(version).units(manifest, version.done()):
+            assert unit is not None
+            assert len(worker.work(unit)) == 2
+            worker = worker if name == "one" else SynthesisWorker(manifest, version, 1.0)
+        found.append([receipt.sha256 for receipt in version.receipts().values()])
+    assert len(set(found[0])) == 6
+    assert found[0] == found[1]
+
+
+def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
+    cluster: None, tmp_path: Path
+) -> None:
+    """Stopped between two parts, and by another process: the same bytes as of one run."""
     found = []
     for name in ("whole", "stopped"):
-        words = (f"synthesis.method={method}", "synthesis.shard_size=1", "synthesis.format=jpg")
-        manifest = inversion(*words, root=str(tmp_path / name))
-        home = open_storage(manifest.storage.root).child(f"data/{method}")
-        version = begin(home, identify(manifest))
+        manifest, version = chain_of("cmi", tmp_path / name)
         if name == "stopped":
             write_prompts(manifest, version, Purse(Budget(), Cost()))
             SynthesisWorker(manifest, version, 1.0).run(next(units(manifest, ())))
