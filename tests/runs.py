@@ -20,6 +20,7 @@ TREE: dict[str, Any] = {
     "name": "inversion",
     "classes": list(CLASSES),
     "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {"images_per_class": 3, "shard_size": 2, "image_size": 64},
     "inversion": {

@@ -111,7 +111,7 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
         *("contrastive-bn", "contrastive"),
     )
     assert manifest.inversion == keys.Inversion()
-    assert manifest.teacher == keys.Teacher(model="RN50-quickgelu")
+    assert manifest.teacher == keys.Teacher(model="RN50-quickgelu", weights="openai")
     ways = {"method", "batch_norm_weight", "shard_size"}
     alike = [vars(m.synthesis).items() for m in (manifest, plain)]
     assert {key for key, value in alike[0] if (key, value) not in alike[1]} == ways
