@@ -8,7 +8,7 @@ from dfkd.generator import VQGAN
 from dfkd.manifest import Manifest
 from dfkd.methods import coupled, prompt_method
 from dfkd.parquet import MAX_BYTES
-from dfkd.plan import image_count, part_count, task_count
+from dfkd.plan import image_count, part_count
 from dfkd.prompts import check_prompts
 from dfkd.streaming import steps_per_epoch
 from dfkd.student import build
