@@ -152,7 +152,7 @@ def distill(
     """
     students = []
     # One worker on this machine needs no Ray runtime, and so does not wait for one to start.
-    alone = manifest.distillation.workers == 1 and not named()
+    alone = manifest.distillation.ranks == (1, 1) and not named()
     with contextlib.nullcontext() if alone else connected():
         for method in manifest.methods:
             for seed in manifest.distillation.seeds:

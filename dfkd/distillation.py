@@ -92,8 +92,14 @@ class Distiller:
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,
+        weight: float = 1.0,
     ) -> None:
-        """`label` None trains on the distances stored with the images."""
+        """`label` None trains on the distances stored with the images.
+
+        `weight` is this rank's images in a step over the mean of all ranks', so that the mean of
+        the ranks' gradients is that of the whole batch.
+        """
+        self.weight = weight
         self.config, self.course, self.seed, self.label = config, course, seed, label
         self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,7 +137,7 @@ class Distiller:
             outputs = self.model(views)
         loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (self.weight * loss).backward()
         for group in self.optimizer.param_groups:
             group["lr"] = self.course.rate(self.config, self.step)
         self.optimizer.step()

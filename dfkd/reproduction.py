@@ -231,8 +231,8 @@ class _Runner:
 
     def _made(self, orders: list[Order]) -> Iterator[Done]:
         """What came of each order; those of one rank are made side by side, where there is room."""
-        single = [each for each in orders if each.cell.manifest.distillation.workers == 1]
-        several = [each for each in orders if each.cell.manifest.distillation.workers > 1]
+        single = [each for each in orders if each.cell.manifest.distillation.ranks == (1, 1)]
+        several = [each for each in orders if each.cell.manifest.distillation.ranks != (1, 1)]
         if single and self._have_room(len(single)):
             yield from abreast(single, self.at_once, self.threads)
             single = []

@@ -112,7 +112,7 @@ class Stream:
         self.shards = self.examples.shards
         images = len(self.examples)
         self.steps = steps_per_epoch(images, batch_size)
-        self.rows = batch_size // share.world
+        self.rows = batch_size // share.world + (share.rank < batch_size % share.world)
         mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
         run = min(run_length(self.buffer, self.rows), max(1, int(RUN_BYTES / mean_bytes)))

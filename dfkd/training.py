@@ -75,8 +75,9 @@ class Distillation(Training):
     standardise: bool = True
     """Train on (distance - mean) / std of the labels, so that learning rates suit the small
     differences between a CLIP's distances; the student still gives distances."""
-    workers: Count = 1
-    """DDP ranks of a student. Students are trained one after the other, in a study side by side."""
+    workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
+    """DDP ranks of a student: a number, or `[least, most]`, as many of them as the cluster has room
+    for while it changes. Students are trained one after the other, in a study side by side."""
     loader_workers: Natural = 0
     """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead. Where images
     are large or a GPU is fast, that one is the limit."""
@@ -107,13 +108,23 @@ class Distillation(Training):
                 self.texts,
                 "set distillation.labels=live or restyled",
             )
-        if self.batch_size % self.workers:
+        least, most = self.ranks
+        if least > most:
+            raise ManifestError(
+                "distillation.workers", "must be [least, most]", self.workers, "swap the two"
+            )
+        if self.batch_size < 2 * most:
             raise ManifestError(
                 "distillation.batch_size",
-                f"must be a multiple of distillation.workers ({self.workers})",
+                f"must be 2 or more for each of the {most} ranks of distillation.workers",
                 self.batch_size,
-                "change one of the two",
+                "raise it or lower distillation.workers",
             )
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The least and the most DDP ranks."""
+        return self.workers[0], self.workers[-1]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -10,14 +10,14 @@ import ray
 from dfkd.benchmarks.measure import spread
 from dfkd.benchmarks.memory import watched
 from dfkd.cluster.capacity import worker_share
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool import Actor, Pool
 from dfkd.manifest import Manifest
 from dfkd.plan import Task
 
 TENTHS = 10
 
 
-class Idle:
+class Idle(Actor):
     """An actor whose tasks are done at once."""
 
     def run(self, task: Task) -> str:

@@ -11,8 +11,8 @@ import ray.train
 from dfkd.benchmarks.measure import Figure, beside, spread
 from dfkd.benchmarks.scratch import changed, scratch
 from dfkd.benchmarks.standin import put_version
+from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller
-from dfkd.cluster.train import Workers, run_ranks
 from dfkd.dataset import open_version
 from dfkd.device import device_name, pick_device, settle
 from dfkd.distillation import Distiller

@@ -1,20 +1,14 @@
 """What a cluster can hold: shares of its nodes, nodes that are leaving it, and an autoscaler."""
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._private.state import state
-from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.experimental.internal_kv import _internal_kv_get
 
+from dfkd.cluster.ray_internals import draining, node_types, request_nodes
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.manifest import Cluster
 
@@ -57,11 +51,11 @@ class Share:
 
 def staying() -> dict[str, dict[str, float]]:
     """The resources of each node that takes work, by node id: alive, and not being drained."""
-    draining = state.get_draining_nodes()  # as Ray Train asks; there is no public way yet
+    leaving = draining()
     return {
         node["NodeID"]: node["Resources"]
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
+        if node["Alive"] and node["NodeID"] not in leaving
     }
 
 
@@ -113,14 +107,14 @@ def room(share: Share, wanted: int) -> Iterator[None]:
     nodes = staying()
     asked = share.slots(nodes) < max(1, wanted) and autoscaled()
     if asked:
-        request_resources(bundles=[share.bundle] * max(1, wanted))
+        request_nodes([share.bundle] * max(1, wanted))
     elif not share.slots(nodes):
         _refuse(share, nodes)
     try:
         yield
     finally:
         if asked:
-            request_resources(bundles=[])
+            request_nodes([])
 
 
 def _refuse(share: Share, nodes: Mapping[str, Mapping[str, float]]) -> None:
@@ -156,14 +150,5 @@ def require_shared(root: str) -> None:
 
 
 def autoscaled() -> bool:
-    """Whether nodes come by themselves: an autoscaler runs that has node types of its own.
-
-    Without one Ray runs a stand-in, which only looks on and names a type after each node.
-    """
-    types: Any
-    if status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):
-        types = json.loads(status).get("autoscaler_report", {}).get("active_nodes", {})
-    else:
-        found = get_cluster_status(ray.get_runtime_context().gcs_address)
-        types = [node.ray_node_type_name for node in [*found.active_nodes, *found.idle_nodes]]
-    return any(name and not name.startswith("node_") for name in types)
+    """Whether nodes come by themselves: an autoscaler runs that has node types of its own."""
+    return any(name and not name.startswith("node_") for name in node_types())

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from dfkd.cluster.ray_internals import quiet_authentication
 from dfkd.errors import InfrastructureError, ManifestError
 
 LOCAL_OBJECT_STORE = 128 << 20
@@ -41,8 +42,7 @@ def connected() -> Iterator[None]:
     # Threads that spin while they wait can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = named()
-    # That Ray uses tokens is its default here and no news to the reader of a job's output.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    quiet_authentication()
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}

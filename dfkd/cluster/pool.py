@@ -32,6 +32,14 @@ class Identified(Protocol):
 T = TypeVar("T", bound=Identified)
 
 
+class Actor:
+    """The base of what a pool runs tasks on; a subclass adds the method `run(task)`."""
+
+    def node_id(self) -> str:
+        """Of the node that it is on; the pool's first question, answered once it has started."""
+        return _node_id()
+
+
 @dataclass(frozen=True)
 class Quarantined(Generic[T]):
     """A task that failed at every try, and why it did the last time."""
@@ -56,7 +64,7 @@ class Member(Generic[T]):
 
 @dataclass
 class Pool(Generic[T]):
-    """Runs tasks on at most `size` actors that `start` makes; an actor has a method `run(task)`.
+    """Runs tasks on at most `size` actors (see `Actor`) that `start` makes.
 
     The pool follows the cluster: it has as many actors as shares fit the nodes that are there, so
     that nodes may join and leave while it runs. A node that is being drained gets no new task.
@@ -214,8 +222,7 @@ class Pool(Generic[T]):
         for _ in range(wanted - len(lasting)):
             actor = self.start()
             # Ray keeps it waiting until it has room for it, and only then is it given a task.
-            start = actor.__ray_call__.remote(_node)
-            self._members.append(Member(actor, start, time.monotonic()))
+            self._members.append(Member(actor, actor.node_id.remote(), time.monotonic()))
         waiting = [member for member in lasting if not member.node]
         for member in waiting[: max(0, len(lasting) - wanted)]:
             self._end(member)
@@ -272,9 +279,11 @@ class Pool(Generic[T]):
     def _call(self, node: str) -> None:
         """Find out whether a node still answers, which Ray itself may notice only seconds later."""
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        ask: Any = ray.remote(_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        ask: Any = ray.remote(_node_id).options(
+            num_cpus=0, max_retries=0, scheduling_strategy=there
+        )
         with contextlib.suppress(RayError):
-            ray.get(ask.remote(None), timeout=NOTICE)
+            ray.get(ask.remote(), timeout=NOTICE)
         self._look()
 
     def _held(self, tries: list[str]) -> int:
@@ -282,6 +291,5 @@ class Pool(Generic[T]):
         return sum(not node or node in self._nodes for node in tries)
 
 
-def _node(actor: object) -> str:
-    """Runs in an actor once it has started."""
+def _node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())

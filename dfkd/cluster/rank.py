@@ -8,7 +8,6 @@ from typing import Any
 import ray.train
 import ray.train.collective
 import torch
-from ray.experimental import tqdm_ray
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dfkd import progress
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.metrics import Pace, count_request
+from dfkd.cluster.notice import Notice
+from dfkd.cluster.ray_internals import relayed_bar
 from dfkd.dataset import PublishedVersion, open_version
 from dfkd.device import pick_device, settle
 from dfkd.distillation import Course, Distiller, Distribute, Scale
@@ -53,8 +54,13 @@ class Job:
     """Whether somebody looks at the driver's terminal."""
 
 
-def train(config: dict[str, Any]) -> None:
-    """Train one student with all ranks together; rank 0 writes what is kept."""
+def train(config: dict[str, Any]) -> bool:
+    """Train one student with all ranks together; rank 0 writes what is kept.
+
+    Returns:
+        Whether the ranks are to start again: they stopped, with a checkpoint of their last step,
+        because the node of one of them is about to be taken away.
+    """
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -63,8 +69,7 @@ def train(config: dict[str, Any]) -> None:
     folder = root.child(f"students/{job.name}")
     # A rank that died right after rank 0 had written the student makes all of them start again.
     if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
-        ray.train.report({})
-        return
+        return False
     version = open_version(root.child(f"data/{job.method}"), job.version)
     if not job.local and job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
@@ -77,10 +82,8 @@ def train(config: dict[str, Any]) -> None:
         distiller.restore(checkpoints.read(newest))
     pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
     if rank == 0:
-        _lead(job, version, folder, stream, distiller, checkpoints, pace)
-    else:
-        _run(stream, distiller, pace, distiller.advance, lambda: None)
-    ray.train.report({"step": distiller.step})
+        return _lead(job, version, folder, stream, distiller, checkpoints, pace)
+    return _run(stream, distiller, pace, distiller.advance, lambda: None)
 
 
 def open_stream(
@@ -92,20 +95,50 @@ def open_stream(
     return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
 
 
+@torch.no_grad()
+def agree(module: nn.Module) -> None:
+    """Make every rank's floating-point buffers the mean over all ranks.
+
+    These are the running means and variances of batch norm, of which each rank has those of its own
+    images. The mean is taken in float64, so that what is equal on all ranks stays as it is.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    means = torch.cat([buffer.double().flatten() for buffer in buffers])
+    torch.distributed.all_reduce(means)
+    means /= torch.distributed.get_world_size()
+    sizes = [buffer.numel() for buffer in buffers]
+    for buffer, mean in zip(buffers, means.split(sizes), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
 def _run(
     stream: Stream,
     distiller: Distiller,
     pace: Pace,
     advance: Callable[[Batch], object],
-    on_epoch: Callable[[], None],
-) -> None:
-    """Train from the distiller's step to the end."""
-    steps = distiller.course.steps_per_epoch
-    while not distiller.done:
-        for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
-            advance(batch)
-        on_epoch()
+    save: Callable[[], None],
+) -> bool:
+    """Train from the distiller's step to the end, or until a node is about to go; whether one is.
+
+    Before each checkpoint and at the end all ranks agree on the batch-norm statistics.
+    """
+    steps, interval = distiller.course.steps_per_epoch, distiller.config.checkpoint_epochs
+    leaving = False
+    with Notice() as notice:
+        while not (distiller.done or leaving):
+            for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
+                advance(batch)
+                leaving = notice.given() and not distiller.done
+                if leaving:
+                    break
+            if distiller.done or leaving or distiller.epoch % interval == 0:
+                agree(distiller.student)
+                if not distiller.done:
+                    save()
     pace.report()
+    return leaving
 
 
 def _lead(
@@ -116,8 +149,8 @@ def _lead(
     distiller: Distiller,
     checkpoints: Checkpoints,
     pace: Pace,
-) -> None:
-    """Rank 0: train, show progress, write checkpoints, and at the end the student."""
+) -> bool:
+    """Rank 0: as `_run`, show progress, write checkpoints, and at the end the student."""
     config, course = job.manifest.distillation, distiller.course
     done, total = distiller.step * config.batch_size, course.total * config.batch_size
     bar = _bar(job, f"{job.method} student", total, done)
@@ -133,16 +166,17 @@ def _lead(
                 rate = course.rate(config, distiller.step - 1)
                 means.update(tracker.log(distiller.step, rate))
 
-        def on_epoch() -> None:
-            if distiller.epoch % config.checkpoint_epochs == 0 and not distiller.done:
-                checkpoints.write(distiller.step, distiller.state())
-                tracker.upload()
+        def save() -> None:
+            checkpoints.write(distiller.step, distiller.state())
+            tracker.upload()
 
-        _run(stream, distiller, pace, advance, on_epoch)
+        if _run(stream, distiller, pace, advance, save):
+            return True
         tracker.upload()
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
     save_student(folder, student, _card(job, version, course) | {"training": means})
     checkpoints.clear()
+    return False
 
 
 def _card(job: Job, version: PublishedVersion, course: Course) -> dict[str, Any]:
@@ -163,9 +197,7 @@ def _bar(job: Job, description: str, total: int, done: int) -> Bar:
         return LineBar(description, total, "img", done)
     if job.local:
         return progress.bar(description, total, "img", done)
-    relayed: Bar = tqdm_ray.tqdm(desc=description, total=total, unit="img")
-    relayed.update(done)
-    return relayed
+    return relayed_bar(description, total, "img", done)
 
 
 def open_distiller(
@@ -186,6 +218,7 @@ def open_distiller(
         device=device,
         rank=rank,
         distribute=distribute(device, config.precision) if world > 1 else lambda module: module,
+        weight=stream.rows * world / config.batch_size,
     )
 
 
@@ -197,7 +230,7 @@ def _scale(config: Distillation, version: PublishedVersion) -> Scale:
 
 
 def distribute(device: torch.device, precision: str) -> Distribute:
-    """DDP without broadcasting buffers: batch-norm statistics are used only when rank 0 exports.
+    """DDP without broadcasting buffers: of batch-norm statistics `agree` takes the mean over ranks.
 
     What is computed in bfloat16 is sent in it: on a CPU the sum over ranks costs as much time as
     half a step otherwise. By the setting and not by what a device can, so that all ranks agree.

@@ -12,7 +12,7 @@ from dfkd.cells import Outcome, Place
 from dfkd.cluster import train
 from dfkd.cluster.build import environment
 from dfkd.cluster.capacity import Share, room, staying
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool import Actor, Pool
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.evaluation import evaluate
 from dfkd.machine import machine
@@ -98,7 +98,7 @@ def attempt(order: Order, threads: int = 0, share: Share | None = None) -> Done:
         return Done(order, None, " ".join(str(error).split()))
 
 
-class Trainer:
+class Trainer(Actor):
     """An actor that makes one student after the other."""
 
     def __init__(self, share: Share, threads: int) -> None:

@@ -9,25 +9,12 @@ dead worker, the same command after a kill, and another world size all resume in
 """
 
 import json
-import logging
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
-import torch
-from ray._private.worker import get_dashboard_url
-from ray.train.torch import TorchConfig
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from dfkd import machine
 from dfkd.checkpoints import Checkpoints
@@ -39,10 +26,11 @@ from dfkd.cluster.capacity import (
     staying,
     worker_share,
 )
+from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, check_teacher, place
-from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.lease import reading
 from dfkd.manifest import Cluster, Manifest
 from dfkd.methods import Method
@@ -50,12 +38,6 @@ from dfkd.published import refuse_removal
 from dfkd.record import Cost, recorded
 from dfkd.storage import open_storage
 from dfkd.student import CARD, build
-
-FAILURES = 2
-"""Failures of a worker that one run outlives by restarting all ranks from the last checkpoint."""
-
-STARTS = 30
-"""Times, a minute each, that one run waits for room for all ranks before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +76,8 @@ def distill(
         _checkpoints(target).clear()  # of a run that was killed right after it had finished
         return Finished(target, reused=True)
     _refuse_early(manifest, target)
-    wanted = manifest.distillation.workers
-    workers = _here(share) if share else find_workers(wanted, manifest.cluster)
+    ranks = manifest.distillation.ranks
+    workers = _here(share) if share else find_workers(ranks, manifest.cluster)
     job = _job(manifest, target, workers)
     root = open_storage(manifest.storage.root)
     with (
@@ -110,7 +92,7 @@ def distill(
     return Finished(target, reused=False)
 
 
-def _job(manifest: Manifest, target: Place, workers: "Workers") -> Job:
+def _job(manifest: Manifest, target: Place, workers: Workers) -> Job:
     """What each of the ranks is told of the student."""
     return Job(
         manifest=manifest,
@@ -128,63 +110,53 @@ def _job(manifest: Manifest, target: Place, workers: "Workers") -> Job:
 def _refuse_early(manifest: Manifest, target: Place) -> None:
     """Raise here, before any rank starts, what each rank would raise."""
     config = manifest.distillation
-    open_stream(manifest, target.version, target.seed, 0, config.workers)
+    open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
     classes, size = len(manifest.classes), manifest.synthesis.image_size
     build(config, classes, size, target.seed, manifest.cache)
     if config.labels != "stored":
         check_teacher(manifest, target.method, target.version)
 
 
-@dataclass(frozen=True)
-class Workers:
-    """How many ranks, and what each has; 0 ranks is Ray Train's local mode."""
-
-    count: int
-    cpus: float
-    device: str
-    """`cpu`, or the name of each one's GPU."""
-
-    @property
-    def gpu(self) -> bool:
-        """Whether each has one."""
-        return self.device != "cpu"
-
-
 def _here(share: Share) -> Workers:
     return Workers(0, share.cpus, _own_device())
 
 
-def find_workers(wanted: int, cluster: Cluster) -> Workers:
-    """Ranks that fit, once an autoscaler has brought nodes for them.
+def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
+    """As many ranks as fit, from the least to the most, and what each can have.
+
+    Waits until an autoscaler, if there is one, has brought nodes for the least.
 
     Raises:
         ManifestError: what Ray would wait for in silence.
         InfrastructureError: the nodes have not come.
     """
+    least, most = ranks
     if ray.is_initialized():
-        gather(worker_share(cluster), wanted)
-    if wanted == 1 and count_nodes() == 1:
+        gather(worker_share(cluster), least)
+    if most == 1 and count_nodes() == 1:
         return Workers(0, float(machine.cpus()), _own_device())
     nodes = staying()
     gpus = Share(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
-    if device != "cpu" and gpus < wanted:
+    if device != "cpu" and gpus < least:
         raise ManifestError(
             "distillation.workers",
             f"must not exceed the cluster's {gpus} GPUs",
-            wanted,
+            least,
             "lower it or add nodes",
         )
-    cpus = cpus_each(nodes, wanted, float(device != "cpu"))
+    each = float(device != "cpu")
+    count = max(least, min(most, Share(1.0, each).slots(nodes)))
+    cpus = cpus_each(nodes, count, each)
     if not cpus:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
         raise ManifestError(
             "distillation.workers",
             f"must not exceed what the cluster's {total:g} CPUs on {len(nodes)} nodes hold",
-            wanted,
+            least,
             "lower it or add nodes",
         )
-    return Workers(wanted, cpus, device)
+    return Workers(count, cpus, device, ranks if least < most else None)
 
 
 def cpus_each(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
@@ -223,93 +195,3 @@ def _counted(job: Job, target: Place, workers: Workers, cost: Cost) -> Iterator[
 
 def _checkpoints(target: Place) -> Checkpoints:
     return Checkpoints(target.storage.child("checkpoints"))
-
-
-class _Trainer(TorchTrainer):
-    """Without the actor that frees what a killed run had reserved, where it can only complain.
-
-    It asks the dashboard each second whether the run lives. A local cluster has none, and ends
-    with its run.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()
-        if get_dashboard_url():
-            return callbacks
-        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
-
-
-def run_ranks(
-    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], name: str, workers: Workers
-) -> None:
-    """Run `loop(config)` on every rank under Ray Train.
-
-    Raises:
-        DfkdError: as `explained` says.
-    """
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
-        trainer = _Trainer(
-            loop,
-            train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-            scaling_config=_scaling(workers),
-            run_config=RunConfig(
-                name=name,
-                storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
-                failure_config=FailureConfig(
-                    max_failures=FAILURES, controller_failure_limit=STARTS
-                ),
-                logging_config=LoggingConfig(log_level="WARNING"),
-            ),
-        )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise explained(error) from None
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _scaling(workers: Workers) -> ScalingConfig:
-    if not workers.count:
-        return ScalingConfig(num_workers=0)
-    resources = {"CPU": workers.cpus}
-    if workers.gpu:
-        resources["GPU"] = 1.0
-    return ScalingConfig(
-        num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources
-    )
-
-
-def explained(error: TrainingFailedError) -> Exception:
-    """What a failed run comes down to.
-
-    The project's own error if a rank raised one; `InfrastructureError` if a rank died (the others
-    then raise whatever their broken connection gives) or could not be started; else `error` itself,
-    a defect that keeps its traceback.
-    """
-    if isinstance(error, ControllerError):
-        return InfrastructureError(
-            f"distillation: the cluster had no room for all ranks ({_last_line(error)}); "
-            "free or add nodes and run the same command again, it resumes"
-        )
-    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-    raised = [f._base_exc for f in failures if isinstance(f, UserExceptionWithTraceback)]
-    for cause in raised:
-        if isinstance(cause, DfkdError):
-            return cause
-    deaths = [f for f in failures if not isinstance(f, UserExceptionWithTraceback)]
-    if raised and not deaths:
-        return error
-    words = _last_line(deaths[0] if deaths else error)
-    return InfrastructureError(
-        f"distillation: ranks died more than {FAILURES} times ({words}); "
-        "run the same command again, it resumes"
-    )
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return lines[-1][:300]

@@ -13,7 +13,7 @@ from dfkd import generator, teacher
 from dfkd.budget import Budget
 from dfkd.cluster.capacity import room, worker_share
 from dfkd.cluster.metrics import count_request
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool import Actor, Pool
 from dfkd.dataset import Version
 from dfkd.device import device_name, pick_device, settle
 from dfkd.errors import BudgetError, WeightsError
@@ -50,7 +50,7 @@ class Done(Generic[R]):
 
 
 @dataclass
-class Worker(ABC):
+class Worker(Actor, ABC):
     """What both actors share: the run, and models that are loaded by the first unit of work.
 
     Loading in the constructor would turn a clear error into an actor that dies again and again.

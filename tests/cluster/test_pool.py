@@ -13,7 +13,7 @@ import ray
 
 from dfkd.cluster.capacity import Share, autoscaled, room, staying, worker_share
 from dfkd.cluster.connect import _knock, connected
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool import Actor, Pool
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.manifest import Cluster
 
@@ -27,7 +27,7 @@ class Item:
         return f"item {self.number}"
 
 
-class Worker:
+class Worker(Actor):
     """Notes every try in a file; `behaviour` says what an item does at its nth try."""
 
     def __init__(self, notes: Path, behaviour: dict[int, str]) -> None:

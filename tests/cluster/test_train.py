@@ -8,48 +8,27 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.config import ScalingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ranks import prepare, two_cpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jobs
 from dfkd.checkpoints import Checkpoints
-from dfkd.cluster import rank, train
+from dfkd.cluster import launch, rank
 from dfkd.cluster.connect import connected
+from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job
-from dfkd.cluster.train import (
-    Workers,
-    _Trainer,
-    cpus_each,
-    distill,
-    explained,
-    find_workers,
-    run_ranks,
-)
+from dfkd.cluster.train import cpus_each, distill, find_workers
 from dfkd.distillation import Course
 from dfkd.distilled import place
-from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.manifest import Cluster, Manifest
 from dfkd.student import load_student
-from surrogates import publish, write_manifest
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20
-        )
+    with two_cpus():
         yield
-        ray.shutdown()
-
-
-def prepare(folder: Path, **distillation: object) -> Manifest:
-    manifest = Manifest.read(write_manifest(folder, distillation={"workers": 2, **distillation}))
-    publish(manifest)
-    return manifest
 
 
 @pytest.mark.faults
@@ -98,27 +77,12 @@ def test_ranks_that_start_again_after_the_end_leave_the_student_alone(tmp_path: 
     assert list(target.storage.list()) == before  # and no curve of another training
 
 
-def test_our_own_error_in_a_rank_is_the_one_that_is_shown() -> None:
-    ours = CorruptionError("shard x: cut; restore it")
-    wrapped = UserExceptionWithTraceback(ours, "Traceback ...")
-    assert explained(WorkerGroupError("ranks failed", {1: wrapped})) is ours
-
-
-def test_dead_ranks_are_worth_a_retry() -> None:
-    broken = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "Traceback ...")
-    dead = RuntimeError("a line\nthe reason")
-    error = explained(WorkerGroupError("ranks failed", {0: broken, 1: dead}))
-    assert isinstance(error, InfrastructureError)
-    assert "the reason" in str(error)
-    assert "\n" not in str(error)
-
-
 def test_ranks_that_find_no_room_end_the_run_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's own default is to wait for ever, and to say nothing."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    monkeypatch.setattr(train, "STARTS", 1)
+    monkeypatch.setattr(launch, "STARTS", 1)
     manifest = prepare(tmp_path)
     other = ray.remote(num_cpus=2, max_retries=0)(lambda: time.sleep(600)).remote()
     try:
@@ -128,15 +92,9 @@ def test_ranks_that_find_no_room_end_the_run_after_a_while(
         ray.cancel(other, force=True)
 
 
-def test_a_defect_keeps_its_traceback() -> None:
-    defect = UserExceptionWithTraceback(ZeroDivisionError(), "Traceback ...")
-    error = WorkerGroupError("Traceback ...", {0: defect})
-    assert explained(error) is error
-
-
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
-        find_workers(3, Cluster())
+        find_workers((3, 3), Cluster())
     unknown = prepare(tmp_path, student="resnet19")
     with pytest.raises(ManifestError, match=r"distillation\.student"):
         distill(unknown, "vanilla", 0)
@@ -149,14 +107,6 @@ def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
     assert [cpus_each(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
 
 
-def test_nothing_asks_for_a_dashboard_that_is_not_there() -> None:
-    """Ray's own default would complain each second."""
-    trainer = _Trainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
-    kinds = {type(each).__name__ for each in trainer._create_default_callbacks()}
-    assert "BackendSetupCallback" in kinds
-    assert "PlacementGroupCleanerCallback" not in kinds
-
-
 def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
     before = ray.get_runtime_context().gcs_address
     with connected():
@@ -165,7 +115,14 @@ def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
 
 
 def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
-    workers = find_workers(1, Cluster())
+    workers = find_workers((1, 1), Cluster())
     assert workers.count == 0
     assert workers.cpus == len(os.sched_getaffinity(0))
-    assert find_workers(2, Cluster()).count == 2
+    assert find_workers((2, 2), Cluster()).count == 2
+
+
+def test_elastic_ranks_are_as_many_as_fit() -> None:
+    workers = find_workers((1, 4), Cluster())
+    assert (workers.count, workers.cpus, workers.elastic) == (2, 1.0, (1, 4))
+    with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
+        find_workers((3, 4), Cluster())

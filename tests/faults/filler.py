@@ -10,7 +10,7 @@ import ray
 import filling
 from dfkd.cluster.capacity import Share, room
 from dfkd.cluster.connect import connected
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool import Actor, Pool
 from dfkd.dataset import Version
 from dfkd.plan import Task
 from jobs import contents
@@ -45,7 +45,7 @@ class Fill:
                 time.sleep(0.02)
 
 
-class Filler:
+class Filler(Actor):
     """Notes that it tries a task, then writes and commits it."""
 
     def __init__(self, version: Version, run: Fill) -> None:

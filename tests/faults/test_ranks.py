@@ -17,6 +17,7 @@ import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfkd.checkpoints import Checkpoints
+from dfkd.cluster import launch
 from dfkd.cluster import train as module
 from dfkd.cluster.rank import train
 from dfkd.cluster.train import distill
@@ -150,7 +151,7 @@ def test_ranks_killed_in_both_phases_change_no_bit_of_the_student(
 def test_after_too_many_deaths_the_same_command_goes_on_with_another_number_of_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FAILURES", 0)
+    monkeypatch.setattr(launch, "FAILURES", 0)
     manifest = prepare(tmp_path / "run")
     with pytest.raises(InfrastructureError, match="ranks died more than 0 times"):
         run(manifest, {WARMUP + INTERVAL + 3: (1, 0.0)}, tmp_path / "marks", monkeypatch)

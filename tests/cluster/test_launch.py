@@ -1,0 +1,165 @@
+"""What becomes of an error in one of two real ranks."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+import safetensors.torch
+from ranks import prepare, two_cpus
+
+import jobs
+from dfkd.cluster import launch
+from dfkd.cluster import train as module
+from dfkd.cluster.rank import train
+from dfkd.cluster.train import distill
+from dfkd.distillation import Distiller
+from dfkd.errors import CorruptionError, Exit, InfrastructureError, WeightsError
+from dfkd.manifest import Manifest
+
+STEP = 2
+"""Before which a rank fails."""
+
+Loop = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with two_cpus():
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Loop], None]:
+    """Distil with another function in the ranks."""
+
+    def run(loop: Loop) -> None:
+        monkeypatch.setattr(module, "train", loop)
+        distill(prepare(tmp_path), "vanilla", 0)
+
+    return run
+
+
+def failing(fail: Callable[[int], None]) -> Loop:
+    """`train`, in which `fail(rank)` is called before `STEP`.
+
+    A function within a function travels to the ranks by value: they know no module of tests.
+    """
+    step = STEP
+
+    def loop(config: dict[str, Any]) -> Any:
+        advance = Distiller.advance
+
+        def failing(self: Distiller, batch: Any) -> Any:
+            if self.step == step:
+                fail(self.rank)
+            return advance(self, batch)
+
+        Distiller.advance = failing  # type: ignore[method-assign]
+        return train(config)
+
+    return loop
+
+
+def starts(mark: Path) -> int:
+    """How often a rank came to the step of a mark."""
+    return len(mark.read_text()) if mark.exists() else 0
+
+
+def test_a_flipped_bit_ends_the_job_with_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = prepare(tmp_path)
+    shard = sorted((tmp_path / "run").rglob("*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert manifest.distillation.ranks == (2, 2)
+    code = jobs.load("distill").main([str(tmp_path / "manifest.yaml")])
+    told = capfd.readouterr()
+    assert code == Exit.FAILED
+    (line,) = [text for text in told.err.splitlines() if text.startswith("error: ")]
+    assert shard.stem in line
+    assert "sha256" in line
+    assert "Traceback" not in told.out + told.err
+    assert "Error in training function" not in told.out + told.err
+
+
+def test_what_only_a_rank_can_see_is_refused_as_any_bad_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file of initial weights that is on the driver's machine alone."""
+    weights = tmp_path / "initial.safetensors"
+    manifest = prepare(tmp_path)
+    student = module.build(manifest.distillation, 3, 32, 0)
+    safetensors.torch.save_file(student.backbone.state_dict(), weights)
+
+    def loop(config: dict[str, Any]) -> Any:
+        if ray.train.get_context().get_world_rank() == 1:
+            weights.unlink()
+        ray.train.collective.barrier()
+        return train(config)
+
+    monkeypatch.setattr(module, "train", loop)
+    settings = (f"distillation.weights={weights}",)
+    with pytest.raises(
+        WeightsError, match=r"distillation\.weights: must be an existing file"
+    ) as caught:
+        distill(Manifest.read(tmp_path / "manifest.yaml", settings), "vanilla", 0)
+    assert caught.value.exit_code == Exit.USAGE
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_defect_keeps_its_traceback_and_is_not_repeated(
+    tmp_path: Path, run: Callable[[Loop], None]
+) -> None:
+    mark = tmp_path / "mark"
+
+    def fail(rank: int) -> None:
+        if rank == 1:
+            with mark.open("a") as stream:
+                stream.write("x")
+            [].pop()
+
+    with pytest.raises(IndexError, match="pop from empty list") as caught:
+        run(failing(fail))
+    (note,) = caught.value.__notes__
+    assert "in fail\n    [].pop()" in note
+    assert starts(mark) == 1
+
+
+def test_a_killed_rank_is_replaced_so_many_times_and_then_the_command_is_to_be_repeated(
+    tmp_path: Path, run: Callable[[Loop], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "FAILURES", 1)
+    mark = tmp_path / "mark"
+
+    def fail(rank: int) -> None:
+        if rank == 1:
+            with mark.open("a") as stream:
+                stream.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(InfrastructureError, match=r"ranks died more than 1 times.*it resumes"):
+        run(failing(fail))
+    assert starts(mark) == 2
+
+
+def test_our_own_error_is_told_where_other_ranks_die(
+    tmp_path: Path, run: Callable[[Loop], None]
+) -> None:
+    """Whether Ray notices both at once, or the death alone and the error at the second start."""
+    mark = tmp_path / "mark"
+
+    def fail(rank: int) -> None:
+        if rank == 1:
+            raise CorruptionError("shard x: cut; restore it")
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(CorruptionError, match="shard x: cut; restore it"):
+        run(failing(fail))
