@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -117,14 +116,3 @@ def driver(target: Callable[..., None], *arguments: Any) -> Iterator[multiproces
         if child.is_alive():
             child.kill()
         child.join()
-
-
-def drain(cluster: Cluster, node: Node) -> None:
-    """The notice that a provider gives before it takes a node away."""
-    from ray.core.generated import autoscaler_pb2
-
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    client = ray._raylet.GcsClient(address=cluster.address)
-    deadline = time.time_ns() // 1_000_000 + 600_000
-    accepted, why = client.drain_node(node.node_id, reason, "spot", deadline)
-    assert accepted, why

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from filler import TASKS, Fill, drive, undisturbed
-from machines import Nodes, drain, driver, wait_for
+from machines import Nodes, driver, wait_for
 
+from draining import drain
 from jobs import contents
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]

@@ -1,0 +1,133 @@
+"""What is used of Ray beyond its public API still does what it is for, and is in one module."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray._private.authentication import authentication_token_setup
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.train import ScalingConfig
+
+from dfkd.cluster import ray_internals
+from dfkd.cluster.capacity import autoscaled, staying
+from dfkd.cluster.pool import Actor
+from draining import drain
+
+ROOT = Path(__file__).parent.parent.parent
+PRIVATE = re.compile(
+    r"\bray[.\w]*\.(_\w+|experimental|autoscaler|v2)\b|\b_internal\b|\b__ray_\w+__"
+    r"|from ray import .*\b_\w+"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        small = {"object_store_memory": 80 << 20}
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, **small},
+        )
+        cluster.add_node(num_cpus=1, **small)
+        ray.init(address=cluster.address)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether something becomes true, which Ray tells from process to process."""
+    return any(condition() or time.sleep(0.1) for _ in range(300))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ray._private.worker import get_dashboard_url",
+        "from ray.train.v2.api.config import RunConfig",
+        "from ray.experimental import tqdm_ray",
+        "from ray.autoscaler.sdk import request_resources",
+        "actor.__ray_call__.remote(f)",
+        "ray._private.state.state",
+    ],
+)
+def test_what_is_not_public_is_known_by_its_name(line: str) -> None:
+    assert PRIVATE.search(line)
+
+
+def test_only_one_module_uses_what_is_not_public() -> None:
+    files = [file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")]
+    found = {file.name for file in files if PRIVATE.search(file.read_text())}
+    assert found == {"ray_internals.py"}
+
+
+def test_nothing_asks_for_a_dashboard_that_is_not_there(cluster: Cluster) -> None:
+    """Ray's own default would complain each second."""
+    trainer = ray_internals.Trainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
+    kinds = {type(each).__name__ for each in trainer._create_default_callbacks()}
+    assert "BackendSetupCallback" in kinds
+    assert "PlacementGroupCleanerCallback" not in kinds
+    default = super(ray_internals.Trainer, trainer)._create_default_callbacks()
+    assert "PlacementGroupCleanerCallback" in {type(each).__name__ for each in default}
+
+
+def test_without_an_autoscaler_a_type_is_named_after_each_node(cluster: Cluster) -> None:
+    assert soon(lambda: len(list(ray_internals.node_types())) == 2)
+    assert all(name.startswith("node_") for name in ray_internals.node_types())
+    assert not autoscaled()
+
+
+def test_nodes_are_asked_for_and_the_wish_is_taken_back(cluster: Cluster) -> None:
+    """As Ray notes it for an autoscaler; test_autoscaler.py has a real one."""
+    ray_internals.request_nodes([{"CPU": 7.0}])
+    assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == [{"CPU": 7.0}]
+    ray_internals.request_nodes([])
+    assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
+
+
+def test_a_bar_of_an_actor_shows_on_the_terminal_of_the_driver(
+    cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        bar = ray_internals.relayed_bar("far away", 10, "img", 3)
+        bar.update(4)
+        time.sleep(0.5)
+        bar.close()
+
+    ray.get(ray.remote(work).remote())
+    told = []
+
+    def shown() -> bool:
+        told.append(capfd.readouterr().err)
+        return re.search(r"far away.*7.*10", "".join(told)) is not None
+
+    assert soon(shown), told
+
+
+def test_a_start_says_nothing_of_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    authentication_token_setup._warn_token_auth_enabled()
+    assert "Token authentication" in caplog.text
+    caplog.clear()
+    ray_internals.quiet_authentication()
+    authentication_token_setup._warn_token_auth_enabled()
+    assert caplog.text == ""
+    logging.getLogger("ray._private.authentication").setLevel(logging.NOTSET)
+
+
+def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
+    node = cluster.add_node(num_cpus=1, resources={"leaving": 1}, object_store_memory=80 << 20)
+    assert node.node_id in staying()
+    assert ray_internals.draining() == set()
+    actor = ray.remote(resources={"leaving": 1})(Actor).remote()  # an idle node would go at once
+    assert ray.get(actor.node_id.remote()) == node.node_id
+    drain(cluster, node)
+    assert soon(lambda: ray_internals.draining() == {node.node_id})
+    assert node.node_id not in staying()

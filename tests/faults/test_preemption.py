@@ -1,0 +1,153 @@
+"""A node that is taken away with a notice, while ranks of a distillation work on it."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+from machines import Nodes, wait_for
+
+from dfkd.checkpoints import Checkpoints
+from dfkd.cluster import launch
+from dfkd.cluster import train as module
+from dfkd.cluster.rank import train
+from dfkd.cluster.ray_internals import draining
+from dfkd.cluster.train import distill
+from dfkd.distillation import Distiller
+from dfkd.distilled import Place
+from dfkd.manifest import Manifest
+from dfkd.student import load_student
+from draining import drain
+from surrogates import publish, write_manifest
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+
+STEPS = 40
+"""Of the one epoch: 240 images in batches of 6. No checkpoint is written but after a notice."""
+GATE = 5
+"""The step before which a node comes or goes."""
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
+    cluster = Nodes(1)
+    ray.init(address=cluster.cluster.address)
+    yield cluster
+    ray.shutdown()
+    cluster.close()
+
+
+def prepare(folder: Path) -> Manifest:
+    path = write_manifest(
+        folder,
+        synthesis={"images_per_class": 80, "shard_size": 10},
+        distillation={
+            "workers": [1, 2],
+            "warmup_epochs": 0,
+            "epochs": 1,
+            "checkpoint_epochs": 100,
+        },
+    )
+    manifest = Manifest.read(path)
+    publish(manifest)
+    return manifest
+
+
+def noted(notes: Path, gate: Path) -> Callable[[dict[str, Any]], Any]:
+    """`train`, whose first rank notes each step, its node and the number of ranks.
+
+    All wait before step `GATE` until `gate` is there, and then take their time for what Ray has to
+    tell them, until they are started again.
+    """
+    step = GATE
+
+    def loop(config: dict[str, Any]) -> Any:
+        world = ray.train.get_context().get_world_size()
+        node = ray.get_runtime_context().get_node_id()
+        again = gate.exists()
+        advance = Distiller.advance
+
+        @functools.wraps(advance)
+        def noting(self: Distiller, batch: Any) -> Any:
+            if self.step == step:
+                (notes / f"at the gate {self.rank}").touch()
+                while not gate.exists():
+                    time.sleep(0.05)
+            outcome = advance(self, batch)
+            if self.rank == 0:
+                with (notes / "steps").open("a") as stream:
+                    stream.write(f"{self.step - 1} {world} {node}\n")
+            time.sleep(0.0 if again or self.step < step else 0.3)
+            return outcome
+
+        Distiller.advance = noting  # type: ignore[method-assign]
+        return train(config)
+
+    return loop
+
+
+def made(notes: Path) -> list[tuple[int, int, str]]:
+    """Each step, the number of ranks that made it, and the first one's node."""
+    lines = (notes / "steps").read_text().splitlines()
+    return [(int(step), int(world), node) for step, world, node in map(str.split, lines)]
+
+
+@pytest.fixture
+def run(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Path], None]], tuple[Place, Path]]:
+    """Distil, while `change(notes)` is called with all ranks at the gate."""
+
+    def run(change: Callable[[Path], None]) -> tuple[Place, Path]:
+        manifest, notes, gate = prepare(tmp_path), tmp_path / "notes", tmp_path / "gate"
+        notes.mkdir()
+        monkeypatch.setattr(module, "train", noted(notes, gate))
+
+        def watch() -> None:
+            world = len(nodes.workers)
+            wait_for(lambda: len(list(notes.glob("at the gate *"))) == world, lambda: True, 120)
+            change(notes)
+            gate.touch()
+
+        threading.Thread(target=watch, daemon=True).start()
+        return distill(manifest, "vanilla", 0).place, notes
+
+    return run
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first rank's", "the other rank's"])
+def test_no_step_is_lost_or_made_twice_when_a_node_goes_with_a_notice(
+    nodes: Nodes, run: Callable[..., tuple[Place, Path]], first: bool
+) -> None:
+    nodes.add()
+
+    def give_notice(notes: Path) -> None:
+        of_first = made(notes)[0][2]
+        (node,) = [each for each in nodes.workers if (each.node_id == of_first) == first]
+        drain(nodes.cluster, node)
+        wait_for(lambda: draining() == {node.node_id}, lambda: True, 60)
+
+    student, notes = run(give_notice)
+    steps, worlds, _ = zip(*made(notes), strict=True)
+    assert list(steps) == list(range(STEPS))
+    assert set(worlds) == {1, 2}
+    assert load_student(student.storage)[1]["steps"] == STEPS
+    assert Checkpoints(student.storage.child("checkpoints")).newest() == 0
+    print(f"{worlds.count(2)} steps of two ranks, a notice, {worlds.count(1)} steps of one")
+
+
+def test_ranks_grow_into_a_node_that_joins(
+    nodes: Nodes, run: Callable[..., tuple[Place, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last checkpoint on; here there is none."""
+    monkeypatch.setattr(launch, "RESIZE_SECONDS", 1.0)
+    _, notes = run(lambda notes: nodes.add())
+    found = made(notes)
+    assert found[0][:2] == (0, 1)
+    assert [step for step, world, _ in found if world == 2] == list(range(STEPS))
