@@ -112,7 +112,9 @@ class Stream:
         self.shards = self.examples.shards
         images = len(self.examples)
         self.steps = steps_per_epoch(images, batch_size)
-        self.rows = batch_size // share.world + (share.rank < batch_size % share.world)
+        equal, over = divmod(batch_size, share.world)  # the first ranks have one image more
+        self.rows = equal + (share.rank < over)
+        self.before = share.rank * equal + min(share.rank, over)
         mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
         run = min(run_length(self.buffer, self.rows), max(1, int(RUN_BYTES / mean_bytes)))
@@ -126,9 +128,9 @@ class Stream:
 
     def order(self, epoch: int) -> Numbers:
         """The samples that this rank sees in `epoch`: [steps * rows]."""
-        rank, world, wanted = self.share.rank, self.share.world, self.steps * self.rows
+        rank, world, start = self.share.rank, self.share.world, self.steps * self.before
         shuffle = np.random.default_rng(derive_seed("runs", self.seed, epoch))
-        own = reading_order(self.runs, shuffle)[rank * wanted : (rank + 1) * wanted]
+        own = reading_order(self.runs, shuffle)[start : start + self.steps * self.rows]
         mix = np.random.default_rng(derive_seed("samples", self.seed, epoch, rank, world))
         return mixed(own, self.buffer, mix)
 

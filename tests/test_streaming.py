@@ -111,6 +111,16 @@ def test_ranks_read_what_they_would_keep_in_memory(version: PublishedVersion) ->
         assert same(kept, read(stream(version, share=share, cache_bytes=0), epoch=1))
 
 
+@pytest.mark.parametrize("world", range(1, 10))
+def test_a_batch_is_as_large_at_any_number_of_ranks(version: PublishedVersion, world: int) -> None:
+    ranks = [stream(version, batch_size=10, share=Share(rank, world)) for rank in range(world)]
+    rows = [rank.rows for rank in ranks]
+    assert sum(rows) == 10
+    assert max(rows) - min(rows) <= 1
+    seen = np.concatenate([rank.order(0) for rank in ranks]).tolist()
+    assert len(set(seen)) == len(seen) == 30
+
+
 def watched(version: PublishedVersion) -> tuple[PublishedVersion, list[Request]]:
     """The version, and the requests that are made for it."""
     seen: list[Request] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ranks import prepare, two_cpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,13 +17,13 @@ from dfkd.checkpoints import Checkpoints
 from dfkd.cluster import launch, rank
 from dfkd.cluster.connect import connected
 from dfkd.cluster.launch import Workers, run_ranks
-from dfkd.cluster.rank import Job
+from dfkd.cluster.rank import Job, open_stream
 from dfkd.cluster.train import cpus_each, distill, find_workers
-from dfkd.distillation import Course
-from dfkd.distilled import place
+from dfkd.distillation import Course, Distiller
+from dfkd.distilled import Place, place
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.manifest import Cluster, Manifest
-from dfkd.student import load_student
+from dfkd.student import Student, build, load_student
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +58,36 @@ def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     steps = [event.step for event in events.Scalars("loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == course.total
+
+
+def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    """The gradient is the mean over all images, batch-norm statistics are the mean over ranks.
+
+    Of both there is one step, so that each rank's part can be had by itself.
+    """
+    manifest = prepare(tmp_path, batch_size=23, warmup_epochs=0, epochs=1)
+    target = distill(manifest, "vanilla", 0).place
+    student = load_student(target.storage)[0].state_dict()
+    alone = [one_step(manifest, target, rank) for rank in range(2)]
+    trained = dict(alone[0].named_parameters())
+    states = [each.state_dict() for each in alone]
+    statistics = [name for name in student if "running" in name]
+    assert len(statistics) > 2
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in statistics)
+    for name in [*trained, *statistics]:
+        shares = (12 / 23, 11 / 23) if name in trained else (0.5, 0.5)
+        expected = sum(share * state[name] for share, state in zip(shares, states, strict=True))
+        torch.testing.assert_close(student[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def one_step(manifest: Manifest, target: Place, rank: int) -> Student:
+    """The student after the only step, made of one rank's images alone."""
+    config = manifest.distillation
+    stream = open_stream(manifest, target.version, 0, rank, 2)
+    assert (stream.steps, stream.rows) == (1, 12 - rank)
+    student = build(config, 3, 32, 0)
+    Distiller(student, config, Course.of(config, 1), 0).advance(next(stream.batches(0)))
+    return student
 
 
 def test_ranks_that_start_again_after_the_end_leave_the_student_alone(tmp_path: Path) -> None:
