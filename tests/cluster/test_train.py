@@ -65,7 +65,7 @@ def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(tmp_path
 
     Of both there is one step, so that each rank's part can be had by itself.
     """
-    manifest = prepare(tmp_path, batch_size=23, warmup_epochs=0, epochs=1)
+    manifest = prepare(tmp_path, batch_size=23, warmup_epochs=0, epochs=1, standardise=False)
     target = distill(manifest, "vanilla", 0).place
     student = load_student(target.storage)[0].state_dict()
     alone = [one_step(manifest, target, rank) for rank in range(2)]
