@@ -1,6 +1,7 @@
 """Ranks under Ray Train: how they are started, when again, and what their errors come to."""
 
 import logging
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
@@ -101,6 +102,7 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
     Ray itself starts them again only where they are not to blame: a node was taken away, or there
     was no room yet. It would repeat an error of the code as it repeats a death.
     """
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path is the same to ranks and driver
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
         trainer: Any = Trainer(
             _carrying(loop) if workers.count else loop,

@@ -78,7 +78,10 @@ def test_a_flipped_bit_ends_the_job_with_one_line(
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert manifest.distillation.ranks == (2, 2)
-    code = jobs.load("distill").main([str(tmp_path / "manifest.yaml")])
+    root = os.path.relpath(tmp_path / "run")  # which ranks are to find as well
+    code = jobs.load("distill").main(
+        [str(tmp_path / "manifest.yaml"), "--set", f"storage.root={root}"]
+    )
     told = capfd.readouterr()
     assert code == Exit.FAILED
     (line,) = [text for text in told.err.splitlines() if text.startswith("error: ")]
