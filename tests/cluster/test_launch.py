@@ -69,6 +69,12 @@ def starts(mark: Path) -> int:
     return len(mark.read_text()) if mark.exists() else 0
 
 
+def no_traceback(told: str) -> bool:
+    """Of a rank or the driver; on a busy machine the controller of Ray may print one of its own."""
+    lines = [line for line in told.splitlines() if "TrainController" not in line]
+    return not any("Traceback" in line or "Error in training" in line for line in lines)
+
+
 def test_a_flipped_bit_ends_the_job_with_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,8 +93,7 @@ def test_a_flipped_bit_ends_the_job_with_one_line(
     (line,) = [text for text in told.err.splitlines() if text.startswith("error: ")]
     assert shard.stem in line
     assert "sha256" in line
-    assert "Traceback" not in told.out + told.err
-    assert "Error in training function" not in told.out + told.err
+    assert no_traceback(told.out + told.err)
 
 
 def test_what_only_a_rank_can_see_is_refused_as_any_bad_manifest(
@@ -113,7 +118,7 @@ def test_what_only_a_rank_can_see_is_refused_as_any_bad_manifest(
     ) as caught:
         distill(Manifest.read(tmp_path / "manifest.yaml", settings), "vanilla", 0)
     assert caught.value.exit_code == Exit.USAGE
-    assert "Traceback" not in capfd.readouterr().err
+    assert no_traceback(capfd.readouterr().err)
 
 
 def test_a_defect_keeps_its_traceback_and_is_not_repeated(

@@ -13,7 +13,6 @@ import ray.train
 from machines import Nodes, wait_for
 
 from dfkd.checkpoints import Checkpoints
-from dfkd.cluster import launch
 from dfkd.cluster import train as module
 from dfkd.cluster.rank import train
 from dfkd.cluster.ray_internals import draining
@@ -140,14 +139,3 @@ def test_no_step_is_lost_or_made_twice_when_a_node_goes_with_a_notice(
     assert load_student(student.storage)[1]["steps"] == STEPS
     assert Checkpoints(student.storage.child("checkpoints")).newest() == 0
     print(f"{worlds.count(2)} steps of two ranks, a notice, {worlds.count(1)} steps of one")
-
-
-def test_ranks_grow_into_a_node_that_joins(
-    nodes: Nodes, run: Callable[..., tuple[Place, Path]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the last checkpoint on; here there is none."""
-    monkeypatch.setattr(launch, "RESIZE_SECONDS", 1.0)
-    _, notes = run(lambda notes: nodes.add())
-    found = made(notes)
-    assert found[0][:2] == (0, 1)
-    assert [step for step, world, _ in found if world == 2] == list(range(STEPS))
