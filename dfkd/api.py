@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd import evaluation, fewshot, fewshot_results, takehome
+from dfkd import evaluation, fewshot, fewshot_results, footprint, takehome
 from dfkd.budget import Budget
 from dfkd.cluster import train
 from dfkd.cluster.build import Built, build, finished, identify
@@ -162,10 +162,10 @@ def distill(
 
 
 def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
-    """Score the teacher zero-shot and every student, per domain and class.
+    """Score the teacher zero-shot, a text-only classifier and every student, per domain and class.
 
-    Writes `results.json`, `results.parquet` and, where there are students, `contact-sheet.png`
-    under the run's root. Images that cannot be read are left out and named in
+    Writes `results.json`, `results.parquet`, `latency.json` and, where there are students,
+    `contact-sheet.png` under the run's root. Images that cannot be read are left out and named in
     `results["data"]["unreadable"]`.
 
     Args:
@@ -186,6 +186,9 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
     with joined, _threads(threads) as chosen:
         evaluated = evaluation.evaluate(manifest, chosen)
         tell_accuracy(manifest.name, evaluated.results)
+        root = open_storage(manifest.storage.root)
+        ms = footprint.write(root, footprint.networks(manifest))
+    evaluated = dataclasses.replace(evaluated, ms=ms)
     if not evaluated.versions:
         return evaluated
     sheet = contact_sheet(manifest, evaluated.versions)

@@ -54,6 +54,14 @@ class ManifestError(DfkdError):
         super().__init__(f"{field}: {rule}, got {shown}; {remedy}")
         self.field = field
 
+    def of_section(self, found: str, section: str) -> "ManifestError":
+        """The same error, with the keys of one section named as those of another.
+
+        For sections that share the code which reads them, such as `teacher` and `text_only`.
+        """
+        renamed = (text.replace(f"{found}.", f"{section}.") for text in (self.field, str(self)))
+        return _arrived(type(self), *renamed)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, (type(self), self.field, str(self))  # to another process
 

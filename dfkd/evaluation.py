@@ -6,7 +6,7 @@ A model is anything that maps pixels to distances; the smallest distance is its 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dfkd import footprint
 from dfkd.dataset import PublishedVersion
 from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, load, place
@@ -27,9 +28,10 @@ from dfkd.pixels import from_bytes
 from dfkd.progress import bar
 from dfkd.prompts import class_texts
 from dfkd.record import recorded
-from dfkd.results import ZERO_SHOT, Row, results, row, write_results
+from dfkd.results import CLASSIFIER, ZERO_SHOT, Row, results, row, write_results
 from dfkd.storage import Storage, open_storage
 from dfkd.teacher import Teacher, check_classes, distances
+from dfkd.text_only import class_vectors, load_tower
 
 AHEAD = 2
 """Batches that are decoded while a model works on one: bounds memory."""
@@ -43,7 +45,7 @@ class Candidate:
     """A model to score, and what its rows call it."""
 
     model: str
-    """teacher or student."""
+    """teacher, text-only or student."""
     method: str
     seed: int
     image_size: int
@@ -73,6 +75,8 @@ class Evaluated:
     """The data set that the students of each method learned from; empty without students."""
     sheet: str = ""
     """Of the contact sheet of these versions, if one was written."""
+    ms: dict[str, float] = field(default_factory=dict)
+    """By model, one image on one core, if that was measured."""
 
 
 def evaluate(
@@ -81,7 +85,8 @@ def evaluate(
     """Score the models that a manifest names and write `results.json` and `results.parquet`.
 
     The teacher answers zero-shot, by `teacher.template`; the students are those of every method and
-    seed on the current versions. Always in float32, and again each time: it costs little.
+    seed on the current versions. A text-only classifier of each seed is trained, or found. Scores
+    are always in float32, and taken again each time: that costs little.
 
     Args:
         manifest: of the run; all its students are to be finished.
@@ -97,9 +102,11 @@ def evaluate(
     wanted = manifest.evaluation.models
     places = list(_students(manifest, version)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
-    models = _recorded(root, _load(manifest, "teacher" in wanted, places), len(data.items))
+    models = _recorded(root, _load(manifest, root, places), len(data.items))
     scores = score(models, data, manifest.evaluation.batch_size, threads)
-    content = results(data, scores.rows, scores.unreadable, manifest.evaluation.average)
+    sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
+    average = manifest.evaluation.average
+    content = results(data, scores.rows, scores.unreadable, sizes, average)
     location = write_results(root.child(folder) if folder else root, content)
     return Evaluated(content, location, {place.method: place.version for place in places})
 
@@ -118,10 +125,12 @@ def _students(manifest: Manifest, version: str) -> Iterator[Place]:
             yield found
 
 
-def _load(manifest: Manifest, teacher: bool, places: Sequence[Place]) -> Iterator[Candidate]:
-    device = pick_device()
-    if teacher:
+def _load(manifest: Manifest, root: Storage, places: Sequence[Place]) -> Iterator[Candidate]:
+    device, wanted = pick_device(), manifest.evaluation.models
+    if "teacher" in wanted:
         yield _load_teacher(manifest, device)
+    if "text-only" in wanted:
+        yield from _load_text_only(manifest, root)
     for found in places:
         student, card = load(found, manifest.classes, device)
         yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
@@ -131,7 +140,8 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
     """The candidates, each leaving a record of what passed until the next one was asked for."""
     for candidate in candidates:
         seed = None if candidate.method == ZERO_SHOT else candidate.seed
-        with recorded(root, "evaluate", candidate.method, seed) as cost:
+        name = candidate.model if candidate.model == "text-only" else candidate.method
+        with recorded(root, "evaluate", name, seed) as cost:
             yield candidate
             cost.images, cost.device = images, device_name(candidate.device)
 
@@ -139,14 +149,28 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
 def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
-    texts = class_texts(manifest, teacher)
+    return _nearest("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
+
+
+def _load_text_only(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
+    """The classifier of each seed; before it, of a tower that is not the teacher, zero-shot."""
+    tower = load_tower(manifest, pick_device())
+    if manifest.text_only.model:
+        yield _nearest("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
+    for seed in manifest.distillation.seeds:
+        vectors = class_vectors(manifest, tower, seed, root)
+        yield _nearest("text-only", CLASSIFIER, seed, tower, vectors)
+
+
+def _nearest(model: str, method: str, seed: int, tower: Teacher, vectors: Tensor) -> Candidate:
+    """A tower that answers with the nearest of its classes' unit vectors [M, E]."""
     return Candidate(
-        "teacher",
-        ZERO_SHOT,
-        0,
-        teacher.image_size,
-        lambda pixels: distances(teacher.encode_image(pixels), texts),
-        device,
+        model,
+        method,
+        seed,
+        tower.image_size,
+        lambda pixels: distances(tower.encode_image(pixels), vectors),
+        tower.device,
     )
 
 

@@ -32,10 +32,12 @@ from dfkd.inversion.settings import Inversion
 from dfkd.methods import Method, compared, prompt_method, way_of
 from dfkd.objects import split_root
 from dfkd.presets import PRESETS
-from dfkd.training import Distillation, FewShot
+from dfkd.training import Distillation, FewShot, TextOnly
 from dfkd.yaml import load
 
 Average = Literal["images", "classes"]
+Model = Literal["teacher", "text-only", "student"]
+"""What can be scored, in the order in which it is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -90,7 +92,9 @@ class Evaluation:
     """What the data call a class, where that is not its name here: `{plane: aeroplane}`."""
     average: Average = "images"
     """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
-    models: Several[Literal["teacher", "student"]] = ("teacher", "student")
+    models: Several[Model] = ("teacher", "student")
+    """The teacher answers zero-shot; `text-only` is a classifier that no image has been synthesised
+    for, with the settings of `text_only`."""
     batch_size: Count = 64
 
     def __post_init__(self) -> None:
@@ -102,7 +106,7 @@ class Evaluation:
                 "evaluation.models",
                 "must name a model",
                 self.models,
-                "use teacher, student or both",
+                "name one or more of teacher, text-only and student",
             )
 
 
@@ -179,6 +183,7 @@ class Manifest:
     synthesis: Synthesis = Synthesis()
     inversion: Inversion = Inversion()
     distillation: Distillation = Distillation()
+    text_only: TextOnly = TextOnly()
     evaluation: Evaluation = Evaluation()
     fewshot: FewShot = FewShot()
     cluster: Cluster = Cluster()
@@ -224,6 +229,14 @@ class Manifest:
             ManifestError: the file or an override breaks a rule, which the text names.
         """
         return load(cls, path, overrides, PRESETS)
+
+    @property
+    def text_tower(self) -> Teacher:
+        """The tower of the text-only classifier."""
+        own = self.text_only
+        if not own.model:
+            return self.teacher
+        return dataclasses.replace(self.teacher, model=own.model, weights=own.weights)
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -12,6 +12,7 @@ from dfkd.artifacts import Artifact, published
 from dfkd.generator import find_file
 from dfkd.manifest import Manifest, Teacher
 from dfkd.methods import prompt_method
+from dfkd.text_only import own_keys
 from dfkd.vqgan_config import read_model
 from dfkd.weights import read_state_dict
 
@@ -58,6 +59,7 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
     """
     found = {
         "teacher.weights": _teacher(manifest.teacher),
+        "text_only.weights": _text_only(manifest),
         "generator.config": _generator(manifest, "config"),
         "generator.weights": _generator(manifest, "weights"),
         "distillation.weights": student.published(manifest.distillation),
@@ -80,6 +82,13 @@ def _teacher(config: Teacher) -> Artifact | None:
     return tags.published(config.model, config.weights)
 
 
+def _text_only(manifest: Manifest) -> Artifact | None:
+    if "text-only" not in manifest.evaluation.models:
+        return None
+    with own_keys(manifest):
+        return _teacher(manifest.text_tower)
+
+
 def _generator(manifest: Manifest, key: str) -> Artifact | None:
     """Nothing where no method of the run has latents."""
     if not any(map(prompt_method, manifest.methods)):
@@ -99,13 +108,22 @@ def _few_shot(manifest: Manifest) -> Artifact | None:
     return student.published(config, "fewshot.library")
 
 
+def towers(manifest: Manifest) -> dict[str, Teacher]:
+    """The CLIP models that a manifest names, by the key of their weights."""
+    found = {"teacher.weights": manifest.teacher}
+    if "text-only" in manifest.evaluation.models and manifest.text_only.model:
+        found["text_only.weights"] = manifest.text_tower
+    return found
+
+
 def hub_models(manifest: Manifest) -> list[HubModel]:
     """The models that a manifest names and that only a hub has."""
-    teacher, config = manifest.teacher, manifest.distillation
+    config = manifest.distillation
     found = []
-    hub_id = tags.hub_id(teacher.model, teacher.weights)
-    if hub_id and not tags.published(teacher.model, teacher.weights):
-        found.append(HubModel("teacher.weights", "open_clip", hub_id))
+    for field, tower in towers(manifest).items():
+        hub_id = tags.hub_id(tower.model, tower.weights)
+        if hub_id and not tags.published(tower.model, tower.weights):
+            found.append(HubModel(field, "open_clip", hub_id))
     if config.student.startswith("timm:") and student.names_library(config.weights):
         found.append(HubModel("distillation.weights", "timm", config.student))
     return found

@@ -13,6 +13,7 @@ from dfkd.prompts import check_prompts
 from dfkd.streaming import steps_per_epoch
 from dfkd.student import build
 from dfkd.teacher import Teacher, check_classes, require_batch_norm
+from dfkd.text_only import load_tower
 
 
 def check_synthesis(manifest: Manifest) -> None:
@@ -101,5 +102,8 @@ def check_batches(manifest: Manifest) -> None:
 
 
 def check_evaluation(manifest: Manifest) -> None:
-    """Refuse evaluation data that is missing or that lacks a class; looks at names only."""
+    """Refuse evaluation data that is missing or lacks a class, by names only, and a tower of the
+    text-only classifier that is missing or cannot read a class."""
     open_data(manifest.evaluation, manifest.classes)
+    if "text-only" in manifest.evaluation.models:
+        load_tower(manifest, torch.device("cpu"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfkd import cells
+from dfkd import cells, footprint
 from dfkd.cells import Outcome, Place
 from dfkd.cluster.build import build, finished, identify
 from dfkd.cluster.capacity import staying
@@ -27,6 +27,7 @@ from dfkd.embedding import before_and_after, require_tsne
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.fewshot import read_domain
 from dfkd.fingerprint import fingerprint, identity
+from dfkd.footprint import Network
 from dfkd.lease import reading
 from dfkd.machine import cpus
 from dfkd.manifest import Manifest
@@ -274,6 +275,21 @@ class _Runner:
     def _connect(self) -> None:
         """Join a cluster, or start a local one, unless that is done."""
         self.runtime.enter_context(connected())
+
+
+def networks(study: Study, found: Found) -> dict[str, Network]:
+    """What answers an image in each row that has a finished cell, by the row's label."""
+    rows: dict[str, Network] = {}
+    if found.teacher:
+        rows[study.described.teacher] = footprint.teacher(study.manifest)
+    shapes: dict[tuple[object, ...], Network] = {}
+    for row in (name for name, scored in found.students.items() if scored):
+        manifest = study.rows[row][0].manifest
+        shape = _shape(manifest)
+        if shape not in shapes:
+            shapes[shape] = footprint.student(manifest)
+        rows[row] = shapes[shape]
+    return rows
 
 
 def maps(study: Study, data: Domains, found: Found, threads: int = 0) -> Iterator[Map]:

@@ -7,10 +7,13 @@
     average    "images" | "classes": what `summary` is of, each row's `accuracy` or its `class_mean`
     data       {source, domains: [name, ...], unscored: [class, ...], notes: [line, ...],
                 unreadable: [name, ...]}: what was scored, in the order to show, and what not
+    parameters {model: count}: of what answers an image, which is the whole student, or the image
+               tower of the teacher or of the text-only classifier
     rows       one per model, method, seed and domain:
-        model      "teacher" | "student"
-        method     "zero-shot" for the teacher, else the method by whose images the student learned
-        seed       the student's distillation seed; 0 for the teacher, which has none
+        model      "teacher" | "text-only" | "student"
+        method     "zero-shot" of a tower; "classifier" of the text-only classifier; else the method
+                   by whose images the student learned
+        seed       of the student's distillation or of the classifier; 0 of "zero-shot"
         domain     name
         images     how many were scored
         accuracy   right / images, 0-1
@@ -40,13 +43,15 @@ import pyarrow.parquet as pq
 
 from dfkd.domains import Domains
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Average
+from dfkd.manifest import Average, Model
 from dfkd.methods import Method
 from dfkd.storage import Storage
 
 SCHEMA = 1
-ZERO_SHOT = "zero-shot"
-ORDER = (ZERO_SHOT, *get_args(Method))
+ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
+"""The methods of rows that no image was synthesised for."""
+MODELS = get_args(Model)
+ORDER = (ZERO_SHOT, CLASSIFIER, *get_args(Method))
 
 COLUMNS = pa.schema(
     [
@@ -136,11 +141,11 @@ def row(
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Teacher first, then the methods as the paper lists them, then seed and domain."""
+    """By model in the order of `MODELS`, method as the paper lists them, seed and domain."""
     return sorted(
         rows,
         key=lambda row: (
-            row["model"] != "teacher",
+            MODELS.index(row["model"]),
             ORDER.index(row["method"]) if row["method"] in ORDER else len(ORDER),
             row["method"],
             row["seed"],
@@ -211,9 +216,13 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def results(
-    data: Domains, rows: Sequence[Row], unreadable: Sequence[str], average: Average = "images"
+    data: Domains,
+    rows: Sequence[Row],
+    unreadable: Sequence[str],
+    parameters: Mapping[str, int],
+    average: Average = "images",
 ) -> dict[str, Any]:
-    """The content of `results.json`."""
+    """The content of `results.json`; `parameters` are those of each model in the rows."""
     return {
         "schema": SCHEMA,
         "classes": list(data.classes),
@@ -225,6 +234,7 @@ def results(
             "notes": list(data.notes),
             "unreadable": sorted(unreadable),
         },
+        "parameters": dict(parameters),
         "rows": ordered(rows),
         "summary": summarise(rows, average),
     }
@@ -294,18 +304,27 @@ def validate_results(results: Mapping[str, Any]) -> None:
         if key in keys:
             _refuse(f"rows[{number}]", "model, method, seed and domain must occur once", key)
         keys.add(key)
+    _validate_parameters(results.get("parameters"), {row["model"] for row in rows})
     if average_of(results) not in get_args(Average):
         _refuse("average", "must be images or classes", results.get("average"))
     if results.get("summary") != summarise(rows, average_of(results)):
         _refuse("summary", "must follow from the rows", "other figures")
 
 
+def _validate_parameters(found: Any, models: set[str]) -> None:
+    if not isinstance(found, dict) or not models <= found.keys():
+        _refuse("parameters", f"must have {', '.join(sorted(models))}", found)
+    for model, count in found.items():
+        if type(count) is not int or count < 1:
+            _refuse(f"parameters.{model}", "must be a count of 1 or more", count)
+
+
 def _validate_row(place: str, found: Any, classes: list[str]) -> None:
     types = Row.__annotations__.keys()
     if not isinstance(found, dict) or found.keys() != types:
         _refuse(place, f"must have the fields {', '.join(types)}", found)
-    if found["model"] not in ("teacher", "student"):
-        _refuse(f"{place}.model", "must be teacher or student", found["model"])
+    if found["model"] not in MODELS:
+        _refuse(f"{place}.model", f"must be one of {', '.join(MODELS)}", found["model"])
     for key, kind in (("method", str), ("domain", str), ("seed", int), ("images", int)):
         if type(found[key]) is not kind:
             _refuse(f"{place}.{key}", f"must be {kind.__name__}", found[key])

@@ -8,6 +8,7 @@ cells give the same bytes.
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from dfkd.cells import Outcome
@@ -75,6 +76,8 @@ class Row:
     """Accuracy over seeds."""
     mean: Spread | None
     """Over seeds, of the mean over domains; None in a gallery."""
+    parameters: int | None = None
+    """Of what answers an image, a student or the teacher's image tower; None in a gallery."""
 
     @classmethod
     def of(
@@ -82,12 +85,13 @@ class Row:
         names: tuple[str, ...],
         model: Literal["teacher", "student"],
         cells: tuple[Measured, ...],
+        parameters: int | None = None,
     ) -> "Row":
         """From one cell or more, all of which were scored on the same domains, or on none."""
         domains = cells[0].accuracy
         spreads = {name: spread([cell.accuracy[name] for cell in cells]) for name in domains}
         means = [statistics.fmean(cell.accuracy.values()) for cell in cells if domains]
-        return cls(names, model, cells, spreads, spread(means) if means else None)
+        return cls(names, model, cells, spreads, spread(means) if means else None, parameters)
 
     @property
     def label(self) -> str:
@@ -194,9 +198,18 @@ class Results:
 
 
 def gather(
-    study: Study, found: Found, command: str, commit: str | None, maps: Iterable[Map] = ()
+    study: Study,
+    found: Found,
+    command: str,
+    commit: str | None,
+    maps: Iterable[Map] = (),
+    parameters: Mapping[str, int] = MappingProxyType({}),
 ) -> Results:
-    """The results of what a study's cells have left."""
+    """The results of what a study's cells have left.
+
+    Args:
+        parameters: of what answers an image, by the label of the row.
+    """
     outcomes = [cell.outcome for cells in found.students.values() for cell in cells]
     outcomes += [found.teacher.outcome] if found.teacher else []
     scores = outcomes[0].scores if outcomes else ()
@@ -210,22 +223,26 @@ def gather(
         domains={score.domain: score.images for score in scores},
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
-        rows=tuple(_scored_rows(study, found) if study.trains else _gallery_rows(study, found)),
+        rows=tuple(
+            _scored_rows(study, found, parameters) if study.trains else _gallery_rows(study, found)
+        ),
         failed=dict(found.failed),
         made=_made(outcomes, found.versions.values()),
         maps=tuple(maps),
     )
 
 
-def _scored_rows(study: Study, found: Found) -> Iterable[Row]:
+def _scored_rows(study: Study, found: Found, parameters: Mapping[str, int]) -> Iterable[Row]:
     if found.teacher:
         blanks = ("",) * (len(study.described.chosen_axes) - 1)
         names = (study.described.teacher, *blanks)
-        yield Row.of(names, "teacher", (Measured.of(found.teacher),))
+        size = parameters.get(study.described.teacher)
+        yield Row.of(names, "teacher", (Measured.of(found.teacher),), size)
     for name, cells in found.students.items():
         if cells:
             measured = tuple(map(Measured.of, cells))
-            yield Row.of(study.rows[name][0].names, "student", measured)
+            names = study.rows[name][0].names
+            yield Row.of(names, "student", measured, parameters.get(name))
 
 
 def _gallery_rows(study: Study, found: Found) -> Iterable[Row]:

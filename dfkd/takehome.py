@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.dataset import PublishedVersion
 from dfkd.distilled import Place, place
@@ -31,6 +31,7 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation import Candidate, Model, score_together
 from dfkd.export import INPUT, OPSET, OUTPUT, export, load, quantise
 from dfkd.fingerprint import sha256_file
+from dfkd.footprint import FLOAT32, parameters
 from dfkd.latency import one_core
 from dfkd.manifest import Average, Manifest
 from dfkd.model_card import model_card
@@ -196,7 +197,7 @@ def _origin(
             "folder": chosen.name,
             "method": chosen.method,
             "seed": chosen.seed,
-            "parameters": _parameters(student),
+            "parameters": parameters(student),
         },
         "data": {
             "version": chosen.version.id,
@@ -207,16 +208,12 @@ def _origin(
             "model": manifest.teacher.model,
             "weights": chosen.version.manifest["weights"],
             "image_size": teacher.image_size,
-            "parameters": _parameters(tower),
-            "bytes": 4 * _parameters(tower),
+            "parameters": parameters(tower),
+            "bytes": FLOAT32 * parameters(tower),
         },
         "opset": OPSET,
         "libraries": {name: library(name) for name in ("onnx", "onnxruntime", "torch")},
     }
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(tensor.numel() for tensor in module.parameters())
 
 
 class Comparison:

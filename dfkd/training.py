@@ -61,7 +61,8 @@ class Distillation(Training):
     stem: Literal["imagenet", "small"] = "imagenet"
     """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0,)
-    """One student is trained for each."""
+    """One student is trained for each, and one text-only classifier if `evaluation.models` has it.
+    """
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step over all ranks together; no more than a version has."""
     labels: Literal["live", "stored", "restyled"] = "live"
@@ -125,6 +126,38 @@ class Distillation(Training):
     def ranks(self) -> tuple[int, int]:
         """The least and the most DDP ranks."""
         return self.workers[0], self.workers[-1]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TextOnly:
+    """A linear classifier on a frozen CLIP image tower, trained on texts alone (`dfkd.text_only`).
+
+    The defaults are PromptStyler's. One is trained for each of `distillation.seeds`.
+    """
+
+    model: str = ""
+    """The tower, named as in `teacher.model`; empty is the teacher with its weights."""
+    weights: str = ""
+    """Of that tower, named as in `teacher.weights`."""
+    styles: Count = 80
+    """K, the style words that are learned."""
+    updates: Count = 100
+    """Steps in which each style word is learned."""
+    style_rate: Positive = 0.002
+    """Learning rate of these steps."""
+    epochs: Count = 50
+    """Passes of the classifier over the texts of all styles and classes."""
+    learning_rate: Positive = 0.005
+    """Of the classifier."""
+
+    def __post_init__(self) -> None:
+        if bool(self.model) != bool(self.weights):
+            raise ManifestError(
+                "text_only.weights",
+                "model and weights of the tower must be given together",
+                [self.model, self.weights],
+                "name both, or neither to take the teacher's",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -1,4 +1,4 @@
-"""Score the teacher zero-shot and every finished student, per domain and class."""
+"""Score the teacher zero-shot, a text-only classifier and every finished student."""
 
 import argparse
 import sys
@@ -10,20 +10,22 @@ from dfkd.api import Evaluated, evaluate
 from dfkd.domains import open_data
 from dfkd.errors import PartialError
 from dfkd.manifest import Manifest
-from dfkd.report.table import class_table, table
+from dfkd.report.table import SIZES, class_table, table
 from dfkd.results import average_of
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would score."""
     data = open_data(manifest.evaluation, manifest.classes)
-    students = len(manifest.methods) * len(manifest.distillation.seeds)
+    seeds = len(manifest.distillation.seeds)
+    students = len(manifest.methods) * seeds
     return {
         "domains": list(data.names),
         "images": len(data.items),
         "unscored_classes": list(data.unscored),
         "notes": list(data.notes),
         "teacher": int("teacher" in manifest.evaluation.models),
+        "text_only": seeds if "text-only" in manifest.evaluation.models else 0,
         "students": students if "student" in manifest.evaluation.models else 0,
     }
 
@@ -44,7 +46,8 @@ def tell(evaluated: Evaluated) -> None:
     """Print the table of accuracies, by class too where they are means over classes, and notes."""
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
-    print(table(evaluated.results))
+    print(table(evaluated.results, evaluated.ms))
+    print(SIZES)
     if average_of(evaluated.results) == "classes":
         print(f"\n{class_table(evaluated.results)}")
     for note in evaluated.results["data"]["notes"]:

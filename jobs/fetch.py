@@ -11,7 +11,7 @@ from dfkd import command, tags
 from dfkd.artifacts import DataSet, data_set
 from dfkd.download import Fetched, Fetcher
 from dfkd.manifest import Manifest
-from dfkd.needs import Need, hub_models, needs
+from dfkd.needs import Need, hub_models, needs, towers
 from dfkd.preflight import check_distillation
 
 WIDTH = 80
@@ -29,7 +29,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         print(f"{need.field}: {_told(need, fetched)}", flush=True)
     for model in hub_models(manifest):
         if model.library == "open_clip":
-            path = tags.find(manifest.teacher.model, manifest.teacher.weights, manifest.cache)
+            tower = towers(manifest)[model.field]
+            path = tags.find(tower.model, tower.weights, manifest.cache)
             print(f"{model.field}: {model.id}, fetched by open_clip: {path}", flush=True)
         else:
             check_distillation(manifest)  # building the student is what makes timm download it

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfkd import command
+from dfkd import command, footprint
 from dfkd.cells import Outcome
 from dfkd.distillation import Course
 from dfkd.errors import CorruptionError, DfkdError, ManifestError, PartialError
@@ -17,7 +17,7 @@ from dfkd.published import read_json
 from dfkd.report import study as report
 from dfkd.report.facts import commit
 from dfkd.report.grid import markdown
-from dfkd.reproduction import maps, open_evaluation, reproduce
+from dfkd.reproduction import maps, networks, open_evaluation, reproduce
 from dfkd.storage import Storage, open_storage
 from dfkd.streaming import steps_per_epoch
 from dfkd.study import FILE, Study
@@ -104,13 +104,15 @@ def work(study: Study, options: argparse.Namespace) -> str:
     output = open_output(study, options)
     found = reproduce(study, data, options.threads, _tell, options.at_once)
     laid_out = maps(study, data, found, options.threads) if data else ()
-    again = command.again("reproduce", options)
-    results = gather(study, found, again, commit(), laid_out)
+    again, rows = command.again("reproduce", options), networks(study, found)
+    sizes = {label: network.parameters for label, network in rows.items()}
+    results = gather(study, found, again, commit(), laid_out, sizes)
     if results.failed and not results.rows:
         raise _failed(study, results)
-    place = report.write(output, study, results, found.versions, data)
+    ms = footprint.find_or_write(output, rows) if rows else {}
+    place = report.write(output, study, results, found.versions, data, ms)
     if study.trains:
-        print(markdown(report.grid(study.described, results)), flush=True)
+        print(markdown(report.grid(study.described, results, ms)), flush=True)
     if results.failed:
         print(f"wrote {place}", flush=True)
         raise _failed(study, results)

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import jobs
-from dfkd import architecture
+from dfkd import architecture, record
 from dfkd.distilled import place
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.results import validate_results
+from dfkd.storage import open_storage
 from dfkd.student import Student, build, card, save_student
 from surrogates import CLASSES, publish, write_manifest
 
@@ -166,11 +167,59 @@ def test_means_over_classes_are_everywhere_where_they_are_asked_for(
     vanilla = next(line for line in found["summary"] if line["method"] == "vanilla")
     assert vanilla["mean"] == pytest.approx((1 + 1 / 3) / 2)
     lines = [line.split() for line in job.stdout.splitlines()]
-    assert ["class", "mean,", "%", "odd", "flat", "mean"] in lines
-    assert ["student", "vanilla", "66.7", "66.7", "66.7", "±47.1"] in lines
+    assert ["class", "mean,", "%", "odd", "flat", "mean", "MB", "ms"] in lines
+    assert ["student", "vanilla", "66.7", "66.7", "66.7", "±47.1"] in [line[:6] for line in lines]
     assert ["odd,", "%", "red", "green", "blue", "mean"] in lines
     assert lines.count(["student", "vanilla", "50.0", "50.0", "100.0", "66.7", "±47.1"]) == 2
     assert "note: the layout is domain/class folders" in job.stdout
+
+
+def test_sizes_and_latencies_stand_beside_the_scores(evaluate: Evaluate, run: Path) -> None:
+    """The counts in results.json, the milliseconds apart from it, and both in the table."""
+    job, root = evaluate(run), run.parent / "run"
+    sizes = json.loads((root / "results.json").read_text())["parameters"]
+    latency = json.loads((root / "latency.json").read_text())
+    assert list(sizes) == list(latency["ms"]) == ["student", "teacher"]
+    assert (latency["batch"], latency["threads"]) == (1, 1)
+    lines = [line.split() for line in job.stdout.splitlines()]
+    assert next(line for line in lines if "MB" in line)[-2:] == ["MB", "ms"]
+    for model in ("teacher", "student"):
+        line = next(line for line in lines if line[:1] == [model])
+        assert line[-2:] == [f"{4 * sizes[model] / 1e6:.1f}", f"{latency['ms'][model]:.1f}"]
+
+
+def test_a_text_only_classifier_of_each_seed_is_scored(
+    evaluate: Evaluate, run: Path, tmp_path: Path
+) -> None:
+    """On the teacher's tower, or on one of its own, which then answers zero-shot too."""
+    common = (
+        "--set=evaluation.models=[text-only, teacher]",
+        "--set=text_only.styles=2",
+        "--set=text_only.updates=1",
+        f"--set=storage.root={tmp_path}",
+    )
+    job = evaluate(run, *common)
+    assert job.returncode == 0, job.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    validate_results(found)
+    rows = [(row["model"], row["method"], row["seed"]) for row in found["rows"][::2]]
+    classifiers = [("text-only", "classifier", 0), ("text-only", "classifier", 1)]
+    assert rows == [("teacher", "zero-shot", 0), *classifiers]
+    assert found["parameters"]["text-only"] == found["parameters"]["teacher"]
+    assert any(line.startswith("text-only classifier ") for line in job.stdout.splitlines())
+    before = (tmp_path / "results.json").read_bytes()
+    assert evaluate(run, *common).returncode == 0
+    assert (tmp_path / "results.json").read_bytes() == before
+
+    own = write_teacher(tmp_path)
+    tower = [f"--set=text_only.{key}={value}" for key, value in own.items()]
+    job = evaluate(run, *common, *tower)
+    assert job.returncode == 0, job.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    rows = [(row["model"], row["method"], row["seed"]) for row in found["rows"][::2]]
+    assert rows == [("teacher", "zero-shot", 0), ("text-only", "zero-shot", 0), *classifiers]
+    names = {entry.key for entry in record.read(open_storage(str(tmp_path)))}
+    assert "records/evaluate-text-only-s1.json" in names
 
 
 def test_the_teacher_alone_needs_no_student(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def write_run(folder: Path, right: int) -> Path:
     counts = np.array([[right, 10 - right], [10 - right, right]])
     rows = [row("teacher", "zero-shot", 0, "photo", CLASSES, counts)]
     content = {"schema": 1, "classes": CLASSES, "rows": rows, "summary": summarise(rows)}
+    content["parameters"] = {"teacher": 1000}
     write_results(open_storage(str(folder / "run")), content)
     path = folder / "run.yaml"
     tree = {

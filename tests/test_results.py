@@ -28,6 +28,7 @@ from dfkd.results import (
 from dfkd.storage import open_storage
 
 CLASSES = ("cat", "dög")
+SIZES = {"teacher": 1000, "student": 250}
 
 
 def scored(method: str, seed: int, domain: str, right: int, wrong: int) -> Row:
@@ -50,7 +51,9 @@ ROWS = [
 
 def content() -> dict[str, Any]:
     items = (Item("flat", 0, "a.png"), Item("ink", 0, "b.png"))
-    return results(Domains("bundled", CLASSES, items, ("a note",)), ROWS, ["z: torn", "b: torn"])
+    return results(
+        Domains("bundled", CLASSES, items, ("a note",)), ROWS, ["z: torn", "b: torn"], SIZES
+    )
 
 
 def lopsided(domain: str, seed: int) -> Row:
@@ -75,7 +78,7 @@ def test_class_means_are_summarised_where_they_are_the_figure() -> None:
 def test_the_figures_and_their_order_are_part_of_the_results() -> None:
     rows = [lopsided(domain, 0) for domain in ("flat", "ink")]
     data = Domains("there", CLASSES, (Item("ink", 0, "b"), Item("flat", 0, "a")), ())
-    found = results(data, rows, [], "classes")
+    found = results(data, rows, [], SIZES, "classes")
     validate_results(found)
     assert found["average"] == "classes"
     assert found["summary"][0]["mean"] == 0.5
@@ -147,7 +150,7 @@ def test_the_same_scores_are_the_same_bytes_in_any_order(tmp_path: Path) -> None
     first, second = open_storage(str(tmp_path / "a")), open_storage(str(tmp_path / "b"))
     write_results(first, content())
     data = Domains("bundled", CLASSES, (Item("flat", 0, "a"), Item("ink", 0, "b")), ("a note",))
-    write_results(second, results(data, ROWS[::-1], ["b: torn", "z: torn"]))
+    write_results(second, results(data, ROWS[::-1], ["b: torn", "z: torn"], SIZES))
     for name in ("results.json", "results.parquet"):
         assert first.get(name) == second.get(name)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.report.facts import URIS, Facts, collect
+from dfkd.report.facts import URIS, Facts, Scored, collect
 from dfkd.report.gallery import thinned
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline
@@ -74,6 +74,7 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
         domains=domains,
         comparable=_measured(first) == _measured(second),
         differences=differences(first, second, domains),
+        sizes=sizes(first, second),
         settings=settings(first, second),
         manifests=bool(first.origin and second.origin),
     )
@@ -101,8 +102,29 @@ def differences(
     ]
 
 
+Pair = tuple[float | None, float | None]
+
+
+def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
+    """By label the megabytes and the milliseconds in both runs; None where it was not scored."""
+    labels = dict.fromkeys(model.label for facts in (first, second) for model in facts.scored)
+    found = {}
+    for label in labels:
+        one, two = (_size(_model(facts, label)) for facts in (first, second))
+        found[label] = ((one[0], two[0]), (one[1], two[1]))
+    return found
+
+
+def _size(model: Scored | None) -> Pair:
+    return (model.megabytes, model.ms) if model else (None, None)
+
+
+def _model(facts: Facts, label: str) -> Scored | None:
+    return next((model for model in facts.scored if model.label == label), None)
+
+
 def _mean(facts: Facts, label: str, domain: str) -> float | None:
-    model = next((model for model in facts.scored if model.label == label), None)
+    model = _model(facts, label)
     if model is None:
         return None
     found = model.summary["domains"].get(domain) if domain else model.summary

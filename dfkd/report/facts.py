@@ -2,7 +2,7 @@
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as checked
 from safetensors import SafetensorError, safe_open
 
 import dfkd
-from dfkd import record
+from dfkd import footprint, record
 from dfkd.dataset import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.fields import CHECKED
@@ -96,11 +96,25 @@ class Scored:
     summary: Summary
     confusion: npt.NDArray[Any]
     """M x M counts, true x predicted, summed over domains and seeds."""
+    parameters: int
+    """Of what answers an image."""
+    ms: float | None
+    """One image on one core; None where it was not measured."""
 
     @property
     def label(self) -> str:
         """What charts and tables call it."""
-        return "teacher" if self.summary["model"] == "teacher" else self.summary["method"]
+        return label_of(self.summary["model"], self.summary["method"])
+
+    @property
+    def megabytes(self) -> float:
+        """Of the parameters in float32."""
+        return footprint.megabytes(self.parameters)
+
+
+def label_of(model: str, method: str) -> str:
+    """What charts and tables call a model: a student by its method."""
+    return {"teacher": model, "student": method}.get(model, f"{model} {method}")
 
 
 @dataclass(frozen=True)
@@ -191,7 +205,11 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
     classes = tuple(results["classes"])
     rows = ordered(results["rows"])
     origin = _origin(storage)
-    scored = [_scored(summary, rows, len(classes)) for summary in results["summary"]]
+    ms = footprint.read(root or storage).ms
+    scored = [
+        _scored(summary, rows, len(classes), results["parameters"], ms)
+        for summary in results["summary"]
+    ]
     data = results.get("data")
     described = data if isinstance(data, dict) else {}
     name = origin.manifest.get("name") if origin else None
@@ -231,12 +249,19 @@ def _origin(storage: Storage) -> Origin | None:
         ) from None
 
 
-def _scored(summary: Summary, rows: Sequence[Row], classes: int) -> Scored:
+def _scored(
+    summary: Summary,
+    rows: Sequence[Row],
+    classes: int,
+    parameters: Mapping[str, int],
+    ms: Mapping[str, float],
+) -> Scored:
     total = np.zeros((classes, classes), dtype=np.int64)
     for row in rows:
         if (row["model"], row["method"]) == (summary["model"], summary["method"]):
             total += np.array(row["confusion"], dtype=np.int64)
-    return Scored(summary, total)
+    model = summary["model"]
+    return Scored(summary, total, parameters[model], ms.get(model))
 
 
 def _made(

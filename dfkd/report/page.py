@@ -17,7 +17,7 @@ from dfkd.manifest import Manifest
 from dfkd.record import Entry
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import MEASURES, diversities, rank_correlation
-from dfkd.report.facts import Facts, collect, note_origin, require_finished
+from dfkd.report.facts import Facts, collect, label_of, note_origin, require_finished
 from dfkd.report.gallery import shown_classes
 from dfkd.report.table import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
@@ -137,6 +137,7 @@ def _environment() -> jinja2.Environment:
         "js": Markup((package / "page.js").read_text("utf-8")),  # noqa: S704 - our own
         "version": dfkd.__version__,
         "shown": _shown,
+        "label_of": label_of,
         "own_class": _own_class,
         "rank_correlation": rank_correlation,
     }

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dfkd.dataset import PublishedVersion
 from dfkd.domains import Domains
+from dfkd.footprint import megabytes
 from dfkd.paired import Difference
 from dfkd.pictures import pixels
 from dfkd.report import figures
@@ -24,6 +25,7 @@ from dfkd.study_file import Description, Paper
 from dfkd.study_results import FILE, Results, Row
 
 MEAN = "mean"
+SIZES = ("MB", "ms")
 
 
 def write(
@@ -32,12 +34,14 @@ def write(
     results: Results,
     versions: Mapping[str, PublishedVersion],
     data: Domains | None,
+    ms: Mapping[str, float],
 ) -> str:
     """Write all files of a study with at least one row; returns the place of the main one.
 
     Args:
         versions: the data set of each row, of a gallery or a case.
         data: the evaluation set; None of a gallery.
+        ms: of one image on one core, by the label of the row.
 
     Raises:
         CorruptionError: a shard that is to be shown is not what was published.
@@ -46,7 +50,7 @@ def write(
     storage.put(FILE, results.encode())
     main = FILE
     if study.trains:
-        table = grid(described, results)
+        table = grid(described, results, ms)
         storage.put("table.csv", as_csv(table).encode())
         storage.put("table.tex", latex(table).encode())
         storage.put("table.md", markdown(table).encode())
@@ -61,8 +65,8 @@ def write(
     return storage.location(main)
 
 
-def grid(described: Description, results: Results) -> Grid:
-    """The table of a study with students."""
+def grid(described: Description, results: Results, ms: Mapping[str, float]) -> Grid:
+    """The table of a study with students; `ms` as for `write`."""
     axes = tuple(axis.name for axis in described.chosen_axes)
     shape = _by_class if described.columns == "classes" else _by_domain
     head, rows = shape(described, results)
@@ -73,12 +77,13 @@ def grid(described: Description, results: Results) -> Grid:
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
     return Grid(
         title=described.title,
-        head=(*names, *head, *compared, *papers),
+        head=(*names, *head, *compared, *SIZES, *papers),
         names=len(names),
         rows=tuple(
             (
                 *cells,
                 *(differences.get(row.label) for _ in compared),
+                *_size(row, ms),
                 *(number for paper in described.paper for number in _printed(paper, row)),
             )
             for row, cells in rows
@@ -132,6 +137,12 @@ def _differences(described: Description, results: Results) -> dict[str, Differen
     return {label: each for label, each in found.items() if each}
 
 
+def _size(row: Row, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
+    """Of what answers an image: megabytes in float32, and milliseconds."""
+    size = None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
+    return size, (f"{ms[row.label]:.1f}" if row.label in ms else None)
+
+
 def _printed(paper: Paper, row: Row) -> Sequence[float | None]:
     return paper.rows.get(row.label, (None,) * len(paper.columns))
 
@@ -144,6 +155,10 @@ def _notes(described: Description, results: Results) -> Iterator[str]:
     alone = ", of all classes" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
     yield f"Accuracy{of} in percent{over}. Images scored{alone}: {scored}."
+    yield (
+        "MB: parameters of what answers an image, in float32. ms: one image on one core, measured "
+        "when this table was written."
+    )
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
     if _differences(described, results):

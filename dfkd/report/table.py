@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfkd.footprint import megabytes
 from dfkd.results import ClassSummary, Spread, Summary, average_of, images_of, summarise_classes
 
 WIDTH = 80
@@ -11,18 +12,22 @@ CELL = 9
 """Letters of a column's head line at the most, where there is room."""
 NARROW = 6
 """Letters of a column's head line at the least; no cell is wider, but for millions of images."""
+SIZES = "MB: parameters in float32; ms: one image on one core of this machine."
+"""What the last two columns are."""
 HEADS = {"images": "accuracy, %", "classes": "class mean, %"}
 """What the figures are, by `average`."""
 
 
-def table(results: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
     """Accuracies in percent as a fixed-width text of at most 80 columns, without a final newline.
 
     One line for each model and method, one column for each domain, and the mean over domains with
-    its standard deviation over seeds if there are several. What does not fit continues below.
+    its standard deviation over seeds if there are several; then the size of the model and what one
+    image takes. What does not fit continues below.
 
     Args:
         results: the content of `results.json`.
+        ms: milliseconds by model, as far as they were measured.
     """
     summaries, images = results["summary"], images_of(results)
     labels = [HEADS[average_of(results)], *map(_label, summaries), "images"]
@@ -30,7 +35,20 @@ def table(results: Mapping[str, Any]) -> str:
         name: [*(_percent(line["domains"].get(name)) for line in summaries), str(count)]
         for name, count in images.items()
     }
-    return _grid(labels, columns, _means(summaries, sum(images.values())))
+    means = _means(summaries, sum(images.values()))
+    models = [line["model"] for line in summaries]
+    sizes = [f"{megabytes(results['parameters'][model]):.1f}" for model in models]
+    times = [f"{ms[model]:.1f}" if model in ms else "-" for model in models]
+    return _grid(labels, columns, _beside(means, ["MB", *sizes, ""], ["ms", *times, ""]))
+
+
+def _beside(means: Sequence[str], *columns: Sequence[str]) -> list[str]:
+    """The last cells of each line with more of them, aligned."""
+    found = list(means)
+    for cells in columns:
+        width = max(map(len, cells))
+        found = [f"{line} {cell:>{width}}" for line, cell in zip(found, cells, strict=True)]
+    return found
 
 
 def class_table(results: Mapping[str, Any]) -> str:

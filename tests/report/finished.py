@@ -25,6 +25,8 @@ METHODS = ("vanilla", "contrastive")
 DOMAINS = ("photo", "line_drawing", "sketch")
 TEXT = 'A <script>alert(2)</script> of "things"'
 SEEDS = (0, 1)
+LATENCY = {"schema": 1, "ms": {"teacher": 9.0, "student": 4.06}, "machine": "slow"}
+SIZES = {"teacher": 1_000_000, "student": 250_000}
 
 
 def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> Manifest:
@@ -45,6 +47,7 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
         for seed in SEEDS:
             put_student(manifest, method, seed)
     put_results(storage, gain)
+    storage.put("latency.json", json.dumps(LATENCY).encode())
     put_records(storage)
     put_takehome(storage)
     return manifest
@@ -105,7 +108,7 @@ def put_results(storage: Storage, gain: float) -> None:
             for method, share in zip(METHODS, (0.4, 0.6), strict=True):
                 rows.append(scored("student", method, seed, domain, share + gain + seed / 20))
     data = {"domains": list(DOMAINS), "notes": ["<i>a note</i>"], "unreadable": []}
-    content = {"schema": 1, "classes": list(CLASSES), "data": data}
+    content = {"schema": 1, "classes": list(CLASSES), "data": data, "parameters": SIZES}
     write_results(storage, content | {"rows": ordered(rows), "summary": summarise(rows)})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import CLASSES, TEXT, finished
+from finished import CLASSES, SIZES, TEXT, finished
 from large import large_run
 
 from dfkd.errors import ManifestError
@@ -178,7 +178,14 @@ def test_many_classes_are_still_a_page(
     ]  # fmt: skip
     summary = summarise(rows)
     write_results(
-        storage, {"schema": 1, "classes": names, "rows": ordered(rows), "summary": summary}
+        storage,
+        {
+            "schema": 1,
+            "classes": names,
+            "parameters": SIZES,
+            "rows": ordered(rows),
+            "summary": summary,
+        },
     )
     html = Path(page.write_stored(storage)).read_text()
     assert len(html) < 5_000_000
@@ -199,11 +206,15 @@ def test_means_over_classes_are_shown_as_such_and_class_by_class(tmp_path: Path)
     ]
     data = {"domains": ["synthetic", "real"]}
     content = {"schema": 1, "classes": list(CLASSES), "average": "classes", "data": data}
+    content["parameters"] = SIZES
     write_results(storage, content | {"rows": ordered(rows), "summary": summarise(rows, "classes")})
     html = Path(page.write_stored(storage)).read_text()
     words = " ".join(Outline(html).text.split())
     assert "Mean over classes of the share of their images" in words
-    assert "class mean, % synthetic real mean teacher 70.0 70.0 70.0 mix 70.0 70.0 70.0" in words
+    assert (
+        "class mean, % synthetic real mean MB ms teacher 70.0 70.0 70.0 4.0 - "
+        "mix 70.0 70.0 70.0 1.0 -"
+    ) in words
     assert "mean class accuracy, mix 70.0 %" in words
     assert f"synthetic accuracy, % {CLASSES[0]} {CLASSES[1]} mean teacher 90.0 50.0 70.0" in words
     assert "89.2" not in words.partition("Confusions")[0]

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dfkd.report.study import _lines, grid
+from dfkd.report.study import SIZES, _lines, grid
 from dfkd.study import read
 from dfkd.study_results import Made, Measured, Results, Row
 from studies import EPOCHS, METHODS, write
@@ -26,7 +26,7 @@ def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> Row:
         )
         for seed, value in enumerate(accuracy)
     )
-    return Row.of(names, "student", cells)
+    return Row.of(names, "student", cells, parameters=2_500_000)
 
 
 def results(*rows: Row, **changes: Any) -> Results:
@@ -56,21 +56,29 @@ def test_classes_as_columns_make_a_line_of_each_domain(tmp_path: Path) -> None:
     paper = {"of": "Table 4", "data": "VisDA", "columns": ["Real"], "rows": {"Baseline": [65.58]}}
     study = read(write(tmp_path, columns="classes", paper=[paper]))
     rows = [row(("Baseline",), 0.5, 0.7), row(("Random_Prompt",), 0.2, 0.2)]
-    found = grid(study.described, results(*rows))
-    assert found.head == ("domain", "Method", "clock", "book", "mean", "Real (VisDA, paper)")
+    found = grid(study.described, results(*rows), {"Baseline": 4.06})
+    assert found.head == (
+        "domain",
+        "Method",
+        "clock",
+        "book",
+        "mean",
+        *SIZES,
+        "Real (VisDA, paper)",
+    )
     assert [texts(line) for line in found.rows] == [
-        ["photo", "Baseline", 60, 6, 60, 65.58],
-        ["photo", "Random_Prompt", 20, 2, 20, None],
-        ["sketch", "Baseline", 60, None, 30, 65.58],
-        ["sketch", "Random_Prompt", 20, None, 10, None],
+        ["photo", "Baseline", 60, 6, 60, "10.0", "4.1", 65.58],
+        ["photo", "Random_Prompt", 20, 2, 20, "10.0", None, None],
+        ["sketch", "Baseline", 60, None, 30, "10.0", "4.1", 65.58],
+        ["sketch", "Random_Prompt", 20, None, 10, "10.0", None, None],
     ]
     assert found.names == 2
 
 
 def test_a_case_is_about_its_class(tmp_path: Path) -> None:
     study = read(write(tmp_path, kind="case", pictures={"classes": ["book"]}))
-    found = grid(study.described, results(row(("Baseline",), 0.5, 0.7)))
-    assert texts(found.rows[0]) == ["Baseline", 6, None, 6]
+    found = grid(study.described, results(row(("Baseline",), 0.5, 0.7)), {})
+    assert texts(found.rows[0]) == ["Baseline", 6, None, 6, "10.0", None]
     assert found.notes[0].startswith(
         "Accuracy of book in percent, mean ± standard deviation over 2"
     )
@@ -126,7 +134,7 @@ def test_rows_are_compared_with_one_of_them(tmp_path: Path) -> None:
 def test_what_is_missing_is_told_below(tmp_path: Path) -> None:
     study = read(write(tmp_path))
     failed = {"Baseline seed 1": "shard x: torn"}
-    found = grid(study.described, results(row(("Baseline",), 0.4), failed=failed))
+    found = grid(study.described, results(row(("Baseline",), 0.4), failed=failed), {})
     assert found.notes[-2:] == (
         "Baseline: 1 of 2 seeds.",
         "Missing: Baseline seed 1 (shard x: torn).",

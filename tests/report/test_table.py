@@ -8,6 +8,8 @@ from dfkd.manifest import Average
 from dfkd.report.table import class_table, table
 from dfkd.results import Row, row, summarise
 
+MS = {"teacher": 12.34, "student": 6.0}
+
 
 def scored(method: str, domain: str, accuracy: float, seed: int = 0) -> Row:
     model = "teacher" if method == "zero-shot" else "student"
@@ -28,6 +30,7 @@ def results(
         "average": average,
         "data": {"domains": list(domains)},
         "summary": summarise(rows, average),
+        "parameters": {"teacher": 2_900_000, "student": 11_200_000},
     }
 
 
@@ -40,13 +43,13 @@ def test_the_table_reads_like_the_papers() -> None:
         scored("zero-shot", "pixel", 0.451),
         scored("zero-shot", "color_emoji", 1.0),
     ]
-    assert table(results(rows)) == "\n".join(
+    assert table(results(rows), MS) == "\n".join(
         [
             "                    color",
-            "accuracy, %         emoji pixel  mean",
-            "------------------------------------------",
-            "teacher zero-shot   100.0  45.1  72.5",
-            "student contrastive  75.0  45.0  60.0 ±7.1",
+            "accuracy, %         emoji pixel  mean        MB   ms",
+            "----------------------------------------------------",
+            "teacher zero-shot   100.0  45.1  72.5      11.6 12.3",
+            "student contrastive  75.0  45.0  60.0 ±7.1 44.8  6.0",
             "images               1000  1000  2000",
         ]
     )
@@ -64,7 +67,7 @@ def test_no_line_is_wider_than_a_terminal_and_every_figure_is_there(
         for seed in range(seeds)
         for index, name in enumerate(names)
     ]
-    text = table(results(rows))
+    text = table(results(rows), MS)
     assert max(map(len, text.splitlines())) <= 80
     assert all("teacher zero-shot" in block for block in text.split("\n\n"))
     words = text.split()
@@ -75,15 +78,15 @@ def test_no_line_is_wider_than_a_terminal_and_every_figure_is_there(
 
 def test_a_domain_that_a_model_was_not_scored_on_is_a_dash() -> None:
     rows = [scored("zero-shot", "ink", 0.5), scored("zero-shot", "oil", 0.5)]
-    text = table(results([*rows, scored("mix", "ink", 0.25)]))
+    text = table(results([*rows, scored("mix", "ink", 0.25)]), MS)
     (line,) = (line for line in text.splitlines() if line.startswith("student mix"))
-    assert line.split()[2:] == ["25.0", "-", "25.0"]
+    assert line.split()[2:] == ["25.0", "-", "25.0", "44.8", "6.0"]
 
 
 def test_domains_stand_in_the_order_of_the_data() -> None:
     rows = [scored("zero-shot", name, 0.5) for name in ("cartoon", "photo", "sketch")]
-    head, *_ = table(results(rows, domains=("sketch", "photo"))).splitlines()
-    assert head.split() == ["accuracy,", "%", "sketch", "photo", "cartoon", "mean"]
+    head, *_ = table(results(rows, domains=("sketch", "photo")), MS).splitlines()
+    assert head.split() == ["accuracy,", "%", "sketch", "photo", "cartoon", "mean", "MB", "ms"]
 
 
 VISDA = ("plane", "bcycl", "bus", "car", "horse", "knife", "mcycl", "person", "plant", "sktbrd",
@@ -110,16 +113,16 @@ def table_4(domain: str, method: str = "zero-shot", lost: float = 0, seed: int =
 
 def test_class_means_are_those_of_the_papers_table_4() -> None:
     rows = [table_4(name) for name in CLIP]
-    text = table(results(rows, "classes", VISDA, domains=("synthetic", "real")))
+    text = table(results(rows, "classes", VISDA, domains=("synthetic", "real")), {})
     assert text == "\n".join(
         [
-            "class mean, %     synthetic  real   mean",
-            "----------------------------------------",
-            "teacher zero-shot      85.7  82.1   83.9",
+            "class mean, %     synthetic  real   mean   MB ms",
+            "------------------------------------------------",
+            "teacher zero-shot      85.7  82.1   83.9 11.6  -",
             "images                21000 21000  42000",
         ]
     )
-    assert "85.7" not in table(results(rows, "images", VISDA))
+    assert "85.7" not in table(results(rows, "images", VISDA), MS)
 
 
 def test_the_table_per_class_reads_like_the_papers_table_4() -> None:
