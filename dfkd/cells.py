@@ -3,7 +3,8 @@
     cells/{model}-{hash12}/cell.json     an `Outcome`; the cell is finished from here on
                            results.json  as the evaluation wrote it, with the confusions
 
-`model` is the student's name, which covers data set, settings and seed, or the teacher's. Studies
+`model` is the student's name, which covers data set, settings and seed, or the teacher's or a
+text-only classifier's. Studies
 that have a cell in common and one root find each other's.
 """
 
@@ -20,10 +21,12 @@ from dfkd.domains import Domains
 from dfkd.errors import CorruptionError
 from dfkd.fields import CHECKED, Fraction
 from dfkd.fingerprint import fingerprint
-from dfkd.results import Row
+from dfkd.manifest import Manifest
+from dfkd.results import ZERO_SHOT, Row
 from dfkd.shards import Sha256, canonical
 from dfkd.storage import MissingObject, Storage
 from dfkd.study import Cell
+from dfkd.text_only import classifier_name
 
 SCHEMA = 1
 """Raised whenever a change of code changes the scores that the same student gets."""
@@ -50,9 +53,9 @@ class Outcome:
 
     schema: Literal[1] = 1
     model: str
-    """Name of the student's folder, or `teacher-{hash12}`."""
+    """Name of the student's folder, `teacher-{hash12}`, or `text-only-s{seed}-{hash12}`."""
     version: Sha256 | Literal[""]
-    """Fingerprint of the data set that the student learned from; empty for a teacher."""
+    """Fingerprint of the data set that the student learned from; empty for all others."""
     data: Sha256
     """Of the images that were scored, with their labels."""
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
@@ -133,6 +136,11 @@ def of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> Plac
     return Place(storage, name, "", data)
 
 
+def of_text_only(storage: Storage, manifest: Manifest, seed: int, data: str) -> Place:
+    """The place of the text-only classifier of a manifest and seed."""
+    return Place(storage, f"text-only-{classifier_name(manifest, seed)}", "", data)
+
+
 def digest(data: Domains) -> str:
     """The sha256 of all images with domain and class; whatever the files are called.
 
@@ -149,7 +157,7 @@ def digest(data: Domains) -> str:
 
 
 def scores(rows: list[Row]) -> tuple[Score, ...]:
-    """Of the one model that the rows are about."""
+    """Of the one model that the rows are about; of a text-only tower of its own the classifier."""
     return tuple(
         Score(
             domain=row["domain"],
@@ -159,4 +167,5 @@ def scores(rows: list[Row]) -> tuple[Score, ...]:
             per_class=row["per_class"],
         )
         for row in rows
+        if (row["model"], row["method"]) != ("text-only", ZERO_SHOT)
     )

@@ -1,7 +1,7 @@
 """How large the models of a run are, and how long each takes for one image on one core.
 
-Counts of parameters follow from the manifest and stand in `results.json`. Milliseconds are measured,
-so they lie apart, in `latency.json`, and nothing is ever compared with them:
+Counts of parameters follow from the manifest and stand in `results.json`. Milliseconds are
+measured, so they lie apart, in `latency.json`, and nothing is ever compared with them:
 
     {"schema": 1, "ms": {name: median}, "batch": 1, "threads": 1, "runs", "machine"}
 """

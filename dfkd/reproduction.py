@@ -37,6 +37,7 @@ from dfkd.storage import Storage, open_storage
 from dfkd.student import load_student
 from dfkd.study import Cell, Study
 from dfkd.study_results import Found, Map, Scored
+from dfkd.text_only import load_tower
 
 Tell = Callable[[str, Outcome, bool], object]
 """Called with the label, the outcome, and whether it was found, of each cell that is there."""
@@ -91,8 +92,25 @@ def reproduce(
     root = open_storage(study.manifest.storage.root)
     jobs = list(_jobs(study, root, cells.digest(data) if data else ""))
     _check([job for job in jobs if not job.finished])
+    if study.described.text_only:
+        load_tower(study.manifest, pick_device())  # refuses now what would be refused after hours
     with contextlib.ExitStack() as runtime:
-        return _Runner(study, threads, at_once, tell, runtime).run(jobs)
+        found = _Runner(study, threads, at_once, tell, runtime).run(jobs)
+    if data is None or not study.described.text_only:
+        return found
+    return dataclasses.replace(found, text_only=tuple(_text_only(study, root, data, threads)))
+
+
+def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[Scored]:
+    """The text-only classifier of each seed, made or found."""
+    digest, manifest = cells.digest(data), study.manifest
+    evaluation = dataclasses.replace(manifest.evaluation, models=("text-only",))
+    for seed in study.described.chosen_seeds:
+        place = cells.of_text_only(root, manifest, seed, digest)
+        distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
+        alone = dataclasses.replace(manifest, evaluation=evaluation, distillation=distillation)
+        outcome = place.read() or score(alone, place, threads=threads)
+        yield Scored(seed, place.folder, outcome)
 
 
 @dataclass(frozen=True)
@@ -282,6 +300,8 @@ def networks(study: Study, found: Found) -> dict[str, Network]:
     rows: dict[str, Network] = {}
     if found.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
+    if found.text_only:
+        rows[study.described.text_only] = footprint.text_only(study.manifest)
     shapes: dict[tuple[object, ...], Network] = {}
     for row in (name for name, scored in found.students.items() if scored):
         manifest = study.rows[row][0].manifest

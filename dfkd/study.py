@@ -108,6 +108,7 @@ def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
         raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
     study = Study(described, path.parent, cells)
     _check_alike(study)
+    _check_text_only(study)
     _check_apart(study)
     _check_pictures(study)
     if described.size == "full":
@@ -238,6 +239,19 @@ def _check_alike(study: Study) -> None:
                 )
 
 
+def _check_text_only(study: Study) -> None:
+    """A row that is the same for all others must not depend on which of them is asked."""
+    for cell in study.cells if study.described.text_only else ():
+        for field in ("text_tower", "text_only"):
+            if getattr(cell.manifest, field) != getattr(study.manifest, field):
+                raise ManifestError(
+                    "text_only",
+                    f"must be empty where rows have several towers or settings, as {cell.row} has",
+                    study.described.text_only,
+                    "empty it, or move teacher and text_only to settings",
+                )
+
+
 def _check_apart(study: Study) -> None:
     """Rows of one name, or with the same settings, are a slip."""
     seen: dict[str, str] = {}
@@ -263,7 +277,7 @@ def _check_pictures(study: Study) -> None:
 
 
 def _check_paper(study: Study) -> None:
-    known = [*study.rows, *([study.described.teacher] if study.described.teacher else [])]
+    known = [*study.rows, *filter(None, (study.described.teacher, study.described.text_only))]
     for number, paper in enumerate(study.described.paper):
         for label in paper.rows:
             if label not in known:

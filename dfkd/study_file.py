@@ -110,6 +110,8 @@ class Description:
     their means over domains, with its 95 % interval. Empty compares none."""
     teacher: str = ""
     """Name of the row of the teacher's zero-shot accuracy; empty leaves it out."""
+    text_only: str = ""
+    """Name of the row of text-only classifiers, one of each seed; empty leaves it out."""
     columns: Literal["domains", "classes"] = "domains"
     """`classes`: a row for each domain, as in Table 4."""
     x: str = ""

@@ -6,12 +6,13 @@ cells give the same bytes.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from dfkd.cells import Outcome
+from dfkd.manifest import Model
 from dfkd.paired import Difference, difference
 from dfkd.published import PublishedVersion
 from dfkd.results import Spread, spread
@@ -70,7 +71,7 @@ class Row:
 
     names: tuple[str, ...]
     """A value of each axis; of the teacher's row its name, then blanks."""
-    model: Literal["teacher", "student"]
+    model: Model
     cells: tuple[Measured, ...]
     domains: dict[str, Spread]
     """Accuracy over seeds."""
@@ -83,7 +84,7 @@ class Row:
     def of(
         cls,
         names: tuple[str, ...],
-        model: Literal["teacher", "student"],
+        model: Model,
         cells: tuple[Measured, ...],
         parameters: int | None = None,
     ) -> "Row":
@@ -166,6 +167,8 @@ class Found:
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
     """Why a cell is missing, by its label."""
+    text_only: tuple[Scored, ...] = ()
+    """The classifier of each seed, where the study has a row for them."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ def gather(
     """
     outcomes = [cell.outcome for cells in found.students.values() for cell in cells]
     outcomes += [found.teacher.outcome] if found.teacher else []
+    outcomes += [cell.outcome for cell in found.text_only]
     scores = outcomes[0].scores if outcomes else ()
     return Results(
         study=study.described.name,
@@ -233,11 +237,15 @@ def gather(
 
 
 def _scored_rows(study: Study, found: Found, parameters: Mapping[str, int]) -> Iterable[Row]:
-    if found.teacher:
-        blanks = ("",) * (len(study.described.chosen_axes) - 1)
-        names = (study.described.teacher, *blanks)
-        size = parameters.get(study.described.teacher)
-        yield Row.of(names, "teacher", (Measured.of(found.teacher),), size)
+    others: list[tuple[str, Model, Sequence[Scored]]] = [
+        (study.described.teacher, "teacher", [found.teacher] if found.teacher else []),
+        (study.described.text_only, "text-only", found.text_only),
+    ]
+    blanks = ("",) * (len(study.described.chosen_axes) - 1)
+    for name, model, scored in others:
+        if scored:
+            measured = tuple(map(Measured.of, scored))
+            yield Row.of((name, *blanks), model, measured, parameters.get(name))
     for name, cells in found.students.items():
         if cells:
             measured = tuple(map(Measured.of, cells))

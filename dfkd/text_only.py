@@ -83,21 +83,12 @@ def own_keys(manifest: Manifest) -> Iterator[None]:
 def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) -> Tensor:
     """The classifier of a seed: unit vectors [M, E], float32, on the tower's device.
 
-    It is trained once and then found under `root`, as `text-only/s{seed}-{hash12}.safetensors`;
-    the hash covers all that can change it.
+    It is trained once and then found under `root`, as `text-only/{classifier_name}.safetensors`.
 
     Raises:
         CorruptionError: what lies there is not what was written.
     """
-    config = manifest.text_tower
-    about = {
-        "schema": SCHEMA,
-        "settings": asdict(manifest.text_only) | {"model": "", "weights": ""},
-        "tower": {"teacher.model": config.model} | resolve(config, manifest.cache).digests,
-        "classes": list(manifest.classes),
-        "seed": seed,
-    }
-    key = f"text-only/s{seed}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}.safetensors"
+    key = f"text-only/{classifier_name(manifest, seed)}.safetensors"
     wanted = (len(manifest.classes), tower.embedding_dim)
     try:
         found = safetensors.torch.load(root.get(key))["vectors"]
@@ -112,6 +103,25 @@ def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) 
             "jobs/evaluate.py again, which trains it anew"
         )
     return found.to(tower.device)
+
+
+def classifier_name(manifest: Manifest, seed: int) -> str:
+    """`s{seed}-{hash12}`: the hash covers all that can change the classifier.
+
+    Raises:
+        ManifestError, WeightsError: as `load_tower`.
+    """
+    config = manifest.text_tower
+    with own_keys(manifest):
+        digests = resolve(config, manifest.cache).digests
+    about = {
+        "schema": SCHEMA,
+        "settings": asdict(manifest.text_only) | {"model": "", "weights": ""},
+        "tower": {"teacher.model": config.model} | digests,
+        "classes": list(manifest.classes),
+        "seed": seed,
+    }
+    return f"s{seed}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
 
 
 def train(tower: Teacher, classes: Sequence[str], settings: TextOnly, seed: int) -> Tensor:

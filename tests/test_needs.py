@@ -80,6 +80,13 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
     ("sections", "reason"),
     [
         ({"teacher": {"model": "ViT-B-32"}}, "set teacher.model=ViT-B-32-quickgelu"),
+        (
+            {
+                "text_only": {"model": "RN50", "weights": "openai"},
+                "evaluation": {"models": ["teacher", "text-only"]},
+            },
+            "set text_only.model=RN50-quickgelu",
+        ),
         ({"teacher": {"model": "ViT-B-99"}}, "teacher.model: must be an open_clip architecture"),
         ({"teacher": {"weights": "opneai"}}, "teacher.weights: must be an existing file"),
         ({"generator": {"weights": "vqgan"}}, f"a published VQGAN .*{VQGAN}.*jobs/fetch.py"),
