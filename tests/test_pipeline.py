@@ -17,6 +17,8 @@ SMALL = [
     "prompts.contrastive.updates=2",
     "distillation.epochs=2",
     "distillation.batch_size=8",
+    "text_only.styles=1",
+    "text_only.updates=1",
 ]
 
 
@@ -46,6 +48,7 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     assert results["schema"] == 1
     methods = {(row["model"], row["method"]) for row in results["rows"]}
     assert {("student", "vanilla"), ("student", "contrastive")} <= methods
+    assert {("teacher", "zero-shot"), ("text-only", "classifier")} <= methods
     assert all(0.0 <= row["accuracy"] <= 1.0 for row in results["rows"])
     assert (tmp_path / "run" / "results.parquet").is_file()
     assert (tmp_path / "run" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")

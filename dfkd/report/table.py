@@ -93,8 +93,9 @@ def _grid(labels: Sequence[str], cells: Mapping[str, list[str]], means: Sequence
     """The named columns behind the labels, as many blocks as they need; `means` ends the last."""
     left = min(max(map(len, labels)), WIDTH // 2)
     space = WIDTH - left - len(means[0])
-    size = max(1, space // (NARROW + 1))
     names = list(cells)
+    whole = sum(len(head[0]) + 1 for head, _ in _columns(cells, space)) <= space
+    size = len(names) if whole else max(1, space // (NARROW + 1))
     parts = []
     for start in range(0, len(names), size):
         block = {name: cells[name] for name in names[start : start + size]}

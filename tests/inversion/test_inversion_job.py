@@ -95,6 +95,7 @@ def test_table_5_is_one_command(tmp_path: Path) -> None:
         "prompts.contrastive.updates=2",
         "distillation.epochs=1",
         "distillation.batch_size=4",
+        "text_only.styles=1",
     ]
     words = [word for setting in settings for word in ("--set", setting)]
     found = run("pipeline", ROOT / "manifests" / "dfkd_miniature.yaml", *words)
