@@ -283,13 +283,13 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
 
 
 def test_a_damaged_student_is_refused(evaluate: Evaluate, run: Path) -> None:
-    manifest = Manifest.read(run, ("distillation.epochs=3", "prompts.method=mix"))
+    manifest = Manifest.read(run, ("distillation.epochs=5", "prompts.method=mix"))
     for seed in (0, 1):
         finish(manifest, "mix", seed)
     target = place(manifest, "mix", 1).storage
     damaged = io.BytesIO(target.get("student.safetensors")).getbuffer()
     damaged[-1] ^= 1
     target.put("student.safetensors", bytes(damaged))
-    job = evaluate(run, "--set", "distillation.epochs=3", "--set", "prompts.method=mix")
+    job = evaluate(run, "--set", "distillation.epochs=5", "--set", "prompts.method=mix")
     assert job.returncode == 1
     assert "student.safetensors" in job.stderr.strip().splitlines()[-1]

@@ -25,7 +25,7 @@ BENEATH = {**SMALLEST, "teacher": {"model": "ViT-B-32-quickgelu", "weights": "op
 
 def manifest(folder: Path, **sections: Any) -> Manifest:
     """Without `sections` it names only what the package ships."""
-    given = {name: BENEATH[name] | section for name, section in sections.items()}
+    given = {name: BENEATH.get(name, {}) | section for name, section in sections.items()}
     path = folder / "manifest.yaml"
     path.write_text(yaml.safe_dump(SMALLEST | given))
     return Manifest.read(path)
