@@ -44,6 +44,8 @@ def write_run(folder: Path, right: int) -> Path:
         "name": folder.name,
         "classes": CLASSES,
         "storage": {"root": str(folder / "run")},
+        "teacher": {"model": "miniature", "weights": "miniature"},
+        "generator": {"config": "miniature", "weights": "miniature"},
         "evaluation": {"models": "teacher"},
     }
     path.write_text(yaml.safe_dump(tree))
