@@ -109,7 +109,7 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     study = read(write(tmp_path))
 
     def note(*rows: Row) -> str:
-        return grid(study.described, results(*rows)).notes[0].partition("over ")[2]
+        return grid(study.described, results(*rows), {}).notes[0].partition("over ")[2]
 
     baseline, random = ("Baseline",), ("Random_Prompt",)
     students, runs = row(baseline, 0.5, 0.7), row(random, 0.5, 0.7, whole=True)
@@ -125,10 +125,10 @@ def test_rows_are_compared_with_one_of_them(tmp_path: Path) -> None:
     study = read(write(tmp_path, compare="Baseline"))
     teacher = dataclasses.replace(row(("CLIP",), 0.9), model="teacher")
     rows = [row(("Baseline",), 0.4, 0.6), row(("Random_Prompt",), 0.44, 0.68)]
-    found = grid(study.described, results(teacher, *rows))
-    assert found.head == ("Method", "photo", "sketch", "mean", "vs Baseline")
-    assert [line[-1] for line in found.rows] == [None, None, rows[1].against(rows[0])]
-    assert found.notes[1].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
+    found = grid(study.described, results(teacher, *rows), {})
+    assert found.head == ("Method", "photo", "sketch", "mean", "vs Baseline", *SIZES)
+    assert [line[-3] for line in found.rows] == [None, None, rows[1].against(rows[0])]
+    assert found.notes[2].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
 
 
 def test_what_is_missing_is_told_below(tmp_path: Path) -> None:
