@@ -275,9 +275,12 @@ def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
 def distances(images: Tensor, texts: Tensor) -> Tensor:
     """`spherical_distance` of every image [N, E] to every text [M, E]: [N, M] float32."""
     images, texts = images.float(), texts.float()
-    exact = "donot_use_mm_for_euclid_dist"  # so that a pair's value does not depend on its batch
-    apart = torch.cdist(images, texts, compute_mode=exact)
-    return 2 * torch.atan2(apart, torch.cdist(images, -texts, compute_mode=exact)).square()
+    # A pair's value must not depend on its batch. Matrix products would make it so, and so would
+    # atan2 in float32, whose vector and scalar kernels round differently.
+    exact = "donot_use_mm_for_euclid_dist"
+    apart = torch.cdist(images, texts, compute_mode=exact).double()
+    opposite = torch.cdist(images, -texts, compute_mode=exact).double()
+    return (2 * torch.atan2(apart, opposite).square()).float()
 
 
 def _square(name: str, size: int | tuple[int, int]) -> int:

@@ -23,18 +23,19 @@ from dfkd.yaml import load
 
 
 def read(path: str, overrides: tuple[str, ...]) -> Description:
-    """The study in file `path` with overrides applied."""
-    return load(Description, path, overrides)
+    """The study in file `path` with overrides applied; each of its rows is a manifest."""
+    study = load(Description, path, overrides)
+    for row in study.rows.values():
+        recipe.manifest_of(study, Path(path).parent, row)
+    return study
 
 
 def plan(study: Description, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train."""
-    folder = Path(options.manifest).parent
-    manifests = {name: recipe.manifest_of(study, folder, row) for name, row in study.rows.items()}
     return {
-        "rows": list(manifests),
+        "rows": list(study.rows),
         "seeds": list(study.seeds),
-        "students": len(manifests) * len(study.seeds),
+        "students": len(study.rows) * len(study.seeds),
     }
 
 

@@ -55,6 +55,7 @@ def write_manifest(folder: Path, **sections: Any) -> Path:
         "cache": str(folder / "cache"),
         "teacher": MINIATURE,
         "generator": {"config": NAME, "weights": NAME},
+        "distillation": {"weights": "none", "warmup_epochs": 0},
     }
     path = folder / "manifest.yaml"
     path.write_text(yaml.safe_dump({**tree, **sections}))

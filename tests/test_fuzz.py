@@ -113,6 +113,8 @@ VALID: dict[str, Any] = {
     "name": "small",
     "classes": ["dog", "cat"],
     "storage": {"root": "runs/small"},
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": ["vanilla", "mix"], "styles": ["red", "blue"], "guard": {"attempts": 2}},
     "synthesis": {"steps": 3, "learning_rate": 0.1, "optimizer": "adamw", "weight_decay": 0.1},
     "distillation": {"seeds": [0, 1], "labels": "live", "batch_size": 8, "workers": 2},

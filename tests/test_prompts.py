@@ -22,6 +22,7 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
     file.write_text(
         "name: prompts\nclasses: [dog, house, car]\nstorage: {root: unused}\n"
         "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
         "prompts: {styles: [music, metal, water], scale: 3.0}\n"
         "synthesis: {images_per_class: 10, shard_size: 4}\n"
     )

@@ -24,14 +24,15 @@ MANIFEST = {
     "name": "scheduled",
     "classes": list(CLASSES),
     "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {
         "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
         "views": 0,
     },
     "distillation": {
-        "labels": "stored", "augmentation": [], "warmup_epochs": 0, "epochs": 1, "batch_size": 6,
-        "stem": "small",
+        "labels": "stored", "augmentation": [], "weights": "none", "warmup_epochs": 0, "epochs": 1,
+        "batch_size": 6, "stem": "small",
     },
     "regeneration": {"lease_seconds": 60},
 }  # fmt: skip

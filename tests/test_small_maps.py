@@ -80,7 +80,8 @@ def test_a_layer_of_few_weights_stays_a_convolution(monkeypatch: pytest.MonkeyPa
 
 
 def student() -> Student:
-    return build(Distillation(student="resnet18"), classes=3, image_size=64, seed=0)
+    config = Distillation(student="resnet18", weights="none", warmup_epochs=0)
+    return build(config, classes=3, image_size=64, seed=0)
 
 
 def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -27,7 +27,9 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
     file = tmp_path / "manifest.yaml"
     file.write_text(
         "name: surrogate\nclasses: [dog, house]\nstorage: {root: unused}\n"
-        "teacher: {model: miniature, weights: miniature}\nprompts: {method: random, scale: 2.0}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+        "prompts: {method: random, scale: 2.0}\n"
         "synthesis: {images_per_class: 5, shard_size: 3, batch_size: 2, image_size: 64, steps: 2}\n"
     )
     return Manifest.read(file, overrides)

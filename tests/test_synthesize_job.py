@@ -21,6 +21,7 @@ TREE = {
     "name": "small",
     "classes": ["dog", "house", "car"],
     "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {
         "method": "contrastive",
         "scale": 3.0,

@@ -24,6 +24,7 @@ TREE = {
     "name": "autoscaled",
     "classes": ["dog", "house"],
     "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {
         "images_per_class": 12,
@@ -34,6 +35,7 @@ TREE = {
     },
     "distillation": {
         "student": "timm:test_resnet",
+        "weights": "none",
         "labels": "stored",
         "augmentation": [],
         "batch_size": 6,

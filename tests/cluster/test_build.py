@@ -40,7 +40,9 @@ def read_file(folder: Path) -> Path:
     path = folder / "manifest.yaml"
     path.write_text(
         f"name: budget\nclasses: [dog, house]\nstorage: {{root: {folder / 'run'}}}\n"
-        "teacher: {model: miniature, weights: miniature}\nprompts: {method: vanilla}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+        "prompts: {method: vanilla}\n"
         "synthesis: {images_per_class: 4, shard_size: 2, image_size: 64, steps: 1}\n"
     )
     return path

@@ -24,7 +24,9 @@ def write(folder: Path) -> Path:
     path = folder / "manifest.yaml"
     path.write_text(
         f"name: memory\nclasses: [dog, house]\nstorage: {{root: {folder / 'run'}}}\n"
-        "teacher: {model: miniature, weights: miniature}\nprompts: {method: vanilla}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+        "prompts: {method: vanilla}\n"
         "synthesis: {images_per_class: 17, shard_size: 16, batch_size: 16, image_size: 64,"
         " views: 0}\n"
     )

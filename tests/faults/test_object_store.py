@@ -27,6 +27,7 @@ TREE = {
     "name": "small",
     "classes": ["dog", "house", "car"],
     "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "random"},
     "synthesis": {
         "images_per_class": 8,

@@ -26,6 +26,7 @@ TREE = {
     "name": "tiny",
     "classes": ["dog", "house", "car"],
     "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {
         "images_per_class": 8,
