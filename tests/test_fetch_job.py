@@ -30,6 +30,7 @@ from publisher import Publisher, give_tag, keep_hub_model
 
 NAME = "vqgan-imagenet-f16-1024"
 MINIATURE = {"model": "miniature", "weights": "miniature"}
+GENERATOR = {"config": "miniature", "weights": "miniature"}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_other_bytes_under_openais_name_are_refused(
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "ViT-B-32.pt").write_bytes(b"another model")
     teacher = {"model": "ViT-B-32-quickgelu", "weights": "openai"}
-    path = write_manifest(tmp_path, teacher=teacher, generator={})
+    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
     assert run(str(path), "--mirror", str(tmp_path / "mirror")) == Exit.FAILED
     assert "has 13 bytes, not 353976522" in capsys.readouterr().err
     assert run(str(path), "--mirror", "http://me:secret@a.org") == Exit.USAGE
@@ -190,7 +191,7 @@ def test_a_list_and_a_plan_know_what_is_there(
 def test_a_manifest_without_published_weights_needs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_manifest(tmp_path, generator={})
+    path = write_manifest(tmp_path, generator=GENERATOR)
     assert run(str(path), "--list") == Exit.DONE
     assert capsys.readouterr().out.startswith("nothing to fetch")
 
@@ -202,7 +203,7 @@ def test_a_hubs_model_is_left_to_the_library(
     give_tag(monkeypatch, hf_hub="someone/tiny/")
     written = write_teacher(tmp_path / "files", model_config(VIT))
     teacher = {"model": written.model, "weights": "tiny"}
-    path = write_manifest(tmp_path, teacher=teacher, generator={})
+    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
     assert run(str(path), "--list") == Exit.DONE
     out = capsys.readouterr().out
     assert "teacher.weights      someone/tiny" in out
