@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd import manifest
+from dfkd.seeding import seeded
 from dfkd.teacher import Teacher
 
 TEACHER = manifest.Teacher(model="miniature", weights="miniature")
@@ -140,6 +141,7 @@ def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> manifes
 
 
 def write_backbone(path: Path, name: str = "test_resnet") -> Path:
-    """Random weights of a model of timm, as a file that a student's backbone may start from."""
-    save_file(timm.create_model(name, pretrained=False).state_dict(), path)
+    """Random weights of a model of timm, the same each time, that a backbone may start from."""
+    with seeded(0):
+        save_file(timm.create_model(name, pretrained=False).state_dict(), path)
     return path
