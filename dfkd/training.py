@@ -40,8 +40,8 @@ class Training:
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Of the rate; a cosine runs to zero within each phase. The paper names none, and at a constant
-    rate its SGD does not converge (manifests/studies/recipe)."""
+    """Of the rate; a cosine runs to zero within each phase. The paper names none; the study
+    manifests/studies/recipe compares the two."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
     precision: Precision = "float32"
     """Of the student's layers in training, in float32 on a device that does not multiply bfloat16,
