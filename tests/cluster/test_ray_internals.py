@@ -113,13 +113,14 @@ def test_a_bar_of_an_actor_shows_on_the_terminal_of_the_driver(
 
 
 def test_a_start_says_nothing_of_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    # As before any connection of this process, which silences the logger; undone after the test.
+    caplog.set_level(logging.INFO, "ray._private.authentication")
     authentication_token_setup._warn_token_auth_enabled()
     assert "Token authentication" in caplog.text
     caplog.clear()
     ray_internals.quiet_authentication()
     authentication_token_setup._warn_token_auth_enabled()
     assert caplog.text == ""
-    logging.getLogger("ray._private.authentication").setLevel(logging.NOTSET)
 
 
 def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
