@@ -136,15 +136,6 @@ class Outcome:
         return sum(self.accuracy.values()) / len(self.accuracy)
 
 
-def read(path: Path) -> Description:
-    """The study in a file.
-
-    Raises:
-        ManifestError: it breaks a rule, which the text names.
-    """
-    return check(Description, read_tree(path))
-
-
 def manifest_of(study: Description, folder: Path, row: Row, **changes: Any) -> Manifest:
     """The manifest of a row: base, settings of all, settings of the row, then `changes`."""
     tree = merged(read_tree(folder / study.base), study.settings)
