@@ -63,6 +63,8 @@ class Row:
     """Of the section `distillation`, over the base's."""
     labels: Spread | None = None
     """None leaves the teacher's distances as they are."""
+    against: Name | None = None
+    """The row that this one is compared with."""
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
@@ -78,10 +80,8 @@ class Description:
     held_out_images: Count = 12
     """Images a class of another data set, on which agreement is measured."""
     rows: Annotated[dict[Name, Row], Field(min_length=1)]
-    reference: Name
-    """The row that every other one is compared with."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
-    """A student of each row for each of them."""
+    """A data set and, of each row, a student of it for each of them."""
     notes: tuple[Name, ...] = ()
     """Sentences below the table."""
 
@@ -92,10 +92,11 @@ class Description:
 
     def __post_init__(self) -> None:
         require_unique("seeds", self.seeds)
-        if self.reference not in self.rows:
-            raise ManifestError(
-                "reference", "must be among rows", self.reference, "name one of them"
-            )
+        for name, row in self.rows.items():
+            if row.against is not None and row.against not in self.rows:
+                raise ManifestError(
+                    f"rows.{name}.against", "must be among rows", row.against, "name one of them"
+                )
 
 
 @dataclass(frozen=True)
@@ -247,15 +248,17 @@ def cells(study: Description, folder: Path, make: Callable[[Manifest], str]) -> 
         ManifestError: a row is no manifest.
     """
     manifests = {name: manifest_of(study, folder, row) for name, row in study.rows.items()}
-    plain = manifest_of(study, folder, Row(settings={}))
-    salted = {"salt": plain.salt + 1, "synthesis": {"images_per_class": study.held_out_images}}
-    learned = make(plain)
-    unseen = make(manifest_of(study, folder, Row(settings={}), **salted))
-    return [
-        Cell(name, seed, manifests[name], study.rows[name].labels, learned, unseen)
-        for seed in study.seeds
-        for name in study.rows
-    ]
+    plain = Row(settings={})
+    # The data sets of seeds are 0, 1, 2, .. salts on; the held-out one is before them.
+    salt = manifest_of(study, folder, plain).salt
+    few = {"images_per_class": study.held_out_images}
+    held_out = make(manifest_of(study, folder, plain, salt=salt, synthesis=few))
+    found = []
+    for seed in study.seeds:
+        learned = make(manifest_of(study, folder, plain, salt=salt + 1 + seed))
+        for name, row in study.rows.items():
+            found.append(Cell(name, seed, manifests[name], row.labels, learned, held_out))
+    return found
 
 
 def run(cells: Sequence[Cell], processes: int) -> Iterator[tuple[Cell, Outcome]]:
@@ -279,31 +282,39 @@ def grid(study: Description, outcomes: Mapping[tuple[str, int], Outcome]) -> Gri
         for name in study.rows
     }
     domains = list(next(iter(outcomes.values())).accuracy)
-    reference = {seed: each.mean for seed, each in by_row[study.reference].items()}
     lines: list[tuple[Figure, ...]] = []
     for name, found in by_row.items():
         runs = list(found.values())
         if not runs:
             continue
-        against = difference({seed: each.mean for seed, each in found.items()}, reference)
         lines.append(
             (
                 name,
                 spread([each.agreement for each in runs]),
                 *(spread([each.accuracy[domain] for each in runs]) for domain in domains),
                 spread([each.mean for each in runs]),
-                against if name != study.reference else None,
+                *_compared(found, by_row.get(study.rows[name].against or "", {})),
             )
         )
     return Grid(
         title=study.title,
-        head=("Recipe", "agreement", *domains, "mean", f"vs {study.reference}"),
+        head=("Recipe", "agreement", *domains, "mean", "difference", "share"),
         names=1,
         rows=tuple(lines),
         notes=(
-            "Accuracy in percent, mean ± standard deviation over students; the last column is the "
-            "difference of means with its 95 % interval, paired by seed.",
+            "Accuracy in percent, mean ± standard deviation over seeds, a data set each.",
+            "difference: from the row that a row is compared with, with its 95 % interval, paired "
+            "by seed; share: the mean in percent of that row's.",
             "agreement: share of held-out synthetic images that student and teacher name alike.",
             *study.notes,
         ),
     )
+
+
+def _compared(
+    found: Mapping[int, Outcome], other: Mapping[int, Outcome]
+) -> tuple[Figure | None, Figure | None]:
+    """Difference and ratio of mean accuracies over the seeds that both have; None without any."""
+    ours, theirs = ({seed: run.mean for seed, run in runs.items()} for runs in (found, other))
+    ratios = [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return difference(ours, theirs), spread(ratios) if ratios else None

@@ -30,7 +30,7 @@ def write_manifest(folder: Path, **sections: dict[str, object]) -> Path:
         "teacher": {"model": "miniature", "weights": "miniature"},
         "generator": {"config": "miniature", "weights": "miniature"},
         "prompts": {"method": "vanilla"},
-        "synthesis": {"images_per_class": 8, "shard_size": 4, "image_size": 32},
+        "synthesis": {"images_per_class": 8, "shard_size": 4, "image_size": 32, "views": 1},
         "distillation": {
             "student": "timm:test_resnet",
             "weights": "none",

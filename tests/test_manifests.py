@@ -212,6 +212,7 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
         "prompts.contrastive.updates": 2,
         "synthesis.images_per_class": 1,
         "synthesis.steps": 2,
+        "synthesis.views": 2,
         "distillation.seeds": "[0]",
         "distillation.warmup_epochs": 1,
         "distillation.epochs": 1,

@@ -62,7 +62,7 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
         ("synthesize", "vanilla", None, 16),
     ]
     scored = {entry.method: entry.images for entry in entries if entry.stage == "evaluate"}
-    assert set(scored) == {"zero-shot", "vanilla", "contrastive"}
+    assert set(scored) == {"zero-shot", "text-only", "vanilla", "contrastive"}
     assert set(scored.values()) == {sum(row["images"] for row in results["rows"]) // 3}
 
     before = contents(tmp_path / "run")

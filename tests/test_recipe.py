@@ -27,8 +27,10 @@ def described(**changes: object) -> Description:
         "name": "tiny",
         "title": "Tiny",
         "base": "manifest.yaml",
-        "rows": {"one": {"settings": {}}, "two": {"settings": {"schedule": "constant"}}},
-        "reference": "one",
+        "rows": {
+            "one": {"settings": {}},
+            "two": {"settings": {"schedule": "constant"}, "against": "one"},
+        },
         "seeds": [0, 1],
     }
     return check(Description, {**tree, **changes})
@@ -76,14 +78,16 @@ def test_the_table_compares_each_row_with_the_reference_by_seed() -> None:
     }
     one, two = recipe.grid(described(), outcomes).rows
     assert one[1]["mean"] == pytest.approx(0.6)  # type: ignore[call-overload,index]
-    assert one[-1] is None
-    assert two[-1].mean == pytest.approx(0.1)  # type: ignore[union-attr]
-    assert two[-1].low is None  # type: ignore[union-attr] - a single pair has no interval
+    assert one[-2:] == (None, None)
+    assert two[-2].mean == pytest.approx(0.1)  # type: ignore[union-attr]
+    assert two[-2].low is None  # type: ignore[union-attr] - a single pair has no interval
+    assert two[-1]["mean"] == pytest.approx(0.4 / 0.3)  # type: ignore[call-overload,index]
 
 
-def test_a_reference_must_be_a_row() -> None:
-    with pytest.raises(ManifestError, match=r"reference: must be among rows.*three"):
-        described(reference="three")
+def test_a_row_is_compared_with_another_row() -> None:
+    rows = {"one": {"settings": {}, "against": "three"}}
+    with pytest.raises(ManifestError, match=r"rows.one.against: must be among rows.*three"):
+        described(rows=rows)
 
 
 def test_rows_are_manifests(tmp_path: Path) -> None:
