@@ -11,7 +11,7 @@ Keys under a method's storage (`data/{method}` of a run):
                   index.parquet, README.md
                   manifest.json    written last, once: the version is published
                   abandoned        an unfinished version that stands in nobody's way
-                  removing         jobs/gc.py has begun to remove it
+                  removing         jobs/clean.py has begun to remove it
     current/{n:08d}.json           names a version; the highest number holds
 """
 
@@ -68,7 +68,7 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
 
     Raises:
         FingerprintError: another identity's work is unfinished; the text shows the difference.
-        InfrastructureError: jobs/gc.py is just removing this version.
+        InfrastructureError: jobs/clean.py is just removing this version.
     """
     wanted = json.loads(canonical(dict(identity)))
     version = Version(storage, fingerprints.fingerprint(wanted))

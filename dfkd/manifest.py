@@ -133,7 +133,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Regeneration:
-    """What `jobs/regenerate.py` makes anew, what it accepts, and what `jobs/gc.py` leaves."""
+    """What `jobs/regenerate.py` makes anew, what it accepts, and what `jobs/clean.py` leaves."""
 
     classes: tuple[Name, ...] = ()
     """Made anew, the rest is carried over from the current version; empty is all of them."""
@@ -146,7 +146,7 @@ class Regeneration:
     diversity_floor: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Least mean over classes of 1 - the mean cosine between the teacher's embeddings."""
     keep: Count = 3
-    """Versions that jobs/gc.py keeps, the current one included."""
+    """Versions that jobs/clean.py keeps, the current one included."""
     images: Natural = 0
     """Images that one call may make before it stops, to be resumed; 0 is no limit."""
     worker_seconds: Natural = 0

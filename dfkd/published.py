@@ -62,7 +62,7 @@ class _Pointer(BaseModel, strict=True):
 
 
 REMOVING = "removing"
-"""The object in a version's folder that says that jobs/gc.py has begun to remove it."""
+"""The object in a version's folder that says that jobs/clean.py has begun to remove it."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
             somebody else has taken over in the meantime.
 
     Raises:
-        InfrastructureError: jobs/gc.py is just removing the version.
+        InfrastructureError: jobs/clean.py is just removing the version.
     """
     digest = sha256_object(storage, f"versions/{name}/manifest.json")
     written = False
@@ -236,7 +236,7 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
 
 
 def refuse_removal(storage: Storage, name: str) -> None:
-    """Raise `InfrastructureError` if jobs/gc.py has begun to remove the version `name`.
+    """Raise `InfrastructureError` if jobs/clean.py has begun to remove the version `name`.
 
     It marks a version, then looks whether a lease names it; whoever is to use one names it in a
     lease, then looks for the mark. So one of the two always sees the other.
@@ -244,7 +244,7 @@ def refuse_removal(storage: Storage, name: str) -> None:
     if storage.exists(f"versions/{name}/{REMOVING}"):
         raise InfrastructureError(
             f"{storage.location(f'versions/{name}')}: is being removed; "
-            "run jobs/gc.py once more, then the same command again"
+            "run jobs/clean.py once more, then the same command again"
         )
 
 

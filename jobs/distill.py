@@ -1,21 +1,24 @@
 """Distil a student from the current version of each prompt method, one for each seed."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import dfkd
 from dfkd import command
-from dfkd.api import Finished, distill
-from dfkd.distillation import Course
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count
-from dfkd.preflight import check_distillation
-from dfkd.streaming import steps_per_epoch
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, if no image fails in synthesis."""
+    from dfkd.distillation import Course
+    from dfkd.preflight import check_distillation
+    from dfkd.streaming import steps_per_epoch
+
     check_distillation(manifest)
     config = manifest.distillation
     course = Course.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
@@ -35,10 +38,10 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Train or find every student; returns the location of the last one's card."""
-    return distill(manifest, on_student=_tell)[-1].place.location
+    return dfkd.distill(manifest, on_student=_tell)[-1].place.location
 
 
-def _tell(finished: Finished) -> None:
+def _tell(finished: dfkd.Finished) -> None:
     place, did = finished.place, "reused" if finished.reused else "trained"
     print(f"{place.method} seed {place.seed}: {did} {place.location}", flush=True)
 

@@ -1,17 +1,17 @@
 """Score the teacher zero-shot, a text-only classifier and every finished student."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import dfkd
 from dfkd import command
-from dfkd.api import Evaluated, evaluate
 from dfkd.domains import open_data
 from dfkd.errors import PartialError
 from dfkd.manifest import Manifest
-from dfkd.report.table import SIZES, class_table, table
-from dfkd.results import average_of
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -36,14 +36,17 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was scored and written.
     """
-    evaluated = evaluate(manifest, threads=options.threads)
+    evaluated = dfkd.evaluate(manifest, threads=options.threads)
     tell(evaluated)
     refuse_unreadable(evaluated.results["data"]["unreadable"], evaluated.location)
     return evaluated.location
 
 
-def tell(evaluated: Evaluated) -> None:
+def tell(evaluated: dfkd.Evaluated) -> None:
     """Print the table of accuracies, by class too where they are means over classes, and notes."""
+    from dfkd.report.table import SIZES, class_table, table
+    from dfkd.results import average_of
+
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results, evaluated.ms))

@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import dfkd
 import evaluate
-from dfkd import command, fewshot
-from dfkd.api import few_shot
+from dfkd import command
 from dfkd.manifest import Manifest
-from dfkd.report.fewshot_table import table
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, finished trainings included."""
+    from dfkd import fewshot
+
     config = manifest.fewshot
     data, names = fewshot.choose(manifest)
     return {
@@ -34,7 +35,9 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was used and written.
     """
-    curves = few_shot(manifest, threads=options.threads)
+    from dfkd.report.fewshot_table import table
+
+    curves = dfkd.few_shot(manifest, threads=options.threads)
     print(table(curves.results))
     for note in curves.results.data.notes:
         print(f"note: {note}")

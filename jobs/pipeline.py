@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import dfkd
 import distill
 import evaluate
 import synthesize
-from dfkd import api, command
+from dfkd import command
 from dfkd.manifest import Manifest
-from dfkd.preflight import check_batches, check_distillation, check_evaluation
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -28,16 +28,18 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
     """
+    from dfkd.preflight import check_batches, check_distillation, check_evaluation
+
     check_distillation(manifest)  # before the hours of synthesis, not after them
     check_batches(manifest)
     check_evaluation(manifest)
     synthesize.work(manifest, options)
     distill.work(manifest, options)
-    evaluated = api.evaluate(manifest, threads=options.threads)
+    evaluated = dfkd.evaluate(manifest, threads=options.threads)
     evaluate.tell(evaluated)
     if evaluated.versions:
-        print(f"student to take home {api.take_home(manifest, threads=options.threads)}")
-    page = api.write_report(manifest, command.again("pipeline", options))
+        print(f"student to take home {dfkd.take_home(manifest, threads=options.threads)}")
+    page = dfkd.write_report(manifest, command.again("pipeline", options))
     evaluate.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page
 

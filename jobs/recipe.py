@@ -1,5 +1,7 @@
 """Compare settings of the students' training on the miniature world: a study of its own kind."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses
@@ -7,24 +9,23 @@ import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dfkd import command, recipe
-from dfkd.cluster.build import build, environment, finished, identify
-from dfkd.cluster.connect import connected
-from dfkd.machine import cpus, machine
+from dfkd import command
 from dfkd.manifest import Manifest
 from dfkd.progress import bar
-from dfkd.recipe import Description
-from dfkd.report.grid import markdown
-from dfkd.shards import canonical
 from dfkd.storage import open_storage
 from dfkd.yaml import load
+
+if TYPE_CHECKING:
+    from dfkd.recipe import Description, Outcome
 
 
 def read(path: str, overrides: tuple[str, ...]) -> Description:
     """The study in file `path` with overrides applied; each of its rows is a manifest."""
-    study = load(Description, path, overrides)
+    from dfkd import recipe
+
+    study = load(recipe.Description, path, overrides)
     for row in study.rows.values():
         recipe.manifest_of(study, Path(path).parent, row)
     return study
@@ -41,9 +42,15 @@ def plan(study: Description, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(study: Description, options: argparse.Namespace) -> str:
     """Train what is missing, then write results and table; returns the table's path."""
+    from dfkd import recipe
+    from dfkd.cluster.build import environment
+    from dfkd.machine import cpus, machine
+    from dfkd.report.grid import markdown
+    from dfkd.shards import canonical
+
     folder = Path(options.manifest).parent
     cells = recipe.cells(study, folder, data_set)
-    outcomes: dict[tuple[str, int], recipe.Outcome] = {}
+    outcomes: dict[tuple[str, int], Outcome] = {}
     with bar("students", len(cells), "student") as progress:
         for cell, outcome in recipe.run(cells, options.at_once or cpus()):
             outcomes[cell.row, cell.seed] = outcome
@@ -68,6 +75,9 @@ def work(study: Description, options: argparse.Namespace) -> str:
 
 def data_set(manifest: Manifest) -> str:
     """The id of a manifest's version, which is made unless it is there."""
+    from dfkd.cluster.build import build, finished, identify
+    from dfkd.cluster.connect import connected
+
     identity = identify(manifest)
     with contextlib.nullcontext() if finished(manifest, identity) else connected():
         return build(manifest, identity, abandon=True, make_current=False).version.id

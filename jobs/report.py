@@ -11,8 +11,6 @@ from dfkd import command
 from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
 from dfkd.objects import split_root
-from dfkd.report import compare, diversity, page
-from dfkd.report.facts import require_finished
 from dfkd.storage import Storage, is_there, open_storage
 
 
@@ -29,6 +27,8 @@ class Run:
 
     def open(self) -> Storage:
         """The run's storage; `ManifestError` where no run was finished, and nothing made."""
+        from dfkd.report.facts import require_finished
+
         if not is_there(self.root):
             raise ManifestError(
                 "storage.root", "must be there", self.root, "run jobs/pipeline.py first"
@@ -58,6 +58,8 @@ def read(place: str, overrides: tuple[str, ...]) -> Run:
 
 def work(run: Run, options: argparse.Namespace) -> str:
     """Write the page; returns its place."""
+    from dfkd.report import compare, diversity, page
+
     storage = run.open()
     if options.other is not None:
         return compare.write(storage, read(options.other, ()).open())
@@ -71,6 +73,8 @@ def work(run: Run, options: argparse.Namespace) -> str:
 
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What would be written."""
+    from dfkd.report import compare, page
+
     runs = [run, *([read(options.other, ())] if options.other is not None else [])]
     name = page.PAGE if options.other is None else compare.PAGE
     return {"runs": [each.root for each in runs], "page": name}

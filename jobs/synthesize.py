@@ -1,19 +1,22 @@
 """Synthesise a manifest's images: prompts, shards, and one published version a method."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import dfkd
 from dfkd import command
-from dfkd.api import Built, synthesize
 from dfkd.manifest import Manifest
 from dfkd.plan import estimated_bytes, image_count, image_steps, task_count
-from dfkd.preflight import check_synthesis
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make, if no image stops early; the steps are those of latents."""
+    from dfkd.preflight import check_synthesis
+
     check_synthesis(manifest)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
@@ -28,7 +31,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Build the version of each method; returns the location of the last one's manifest."""
-    versions = synthesize(
+    versions = dfkd.synthesize(
         manifest,
         abandon=options.abandon,
         accept_partial=options.accept_partial,
@@ -37,20 +40,15 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     return versions[-1].version.storage.location("manifest.json")
 
 
-def _tell(built: Built) -> None:
+def _tell(built: dfkd.Built) -> None:
     facts = built.prompts
     print(
         f"{built.method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
-        f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class"
-        f"{_inconsistent(built)}; version {built.version.id}",
+        f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class; "
+        f"{built.version.manifest['inconsistent']} images taken for another class; "
+        f"version {built.version.id}",
         flush=True,
     )
-
-
-def _inconsistent(built: Built) -> str:
-    """Versions of earlier releases did not count them."""
-    count = built.version.manifest.get("inconsistent")
-    return "" if count is None else f"; {count} images taken for another class"
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:

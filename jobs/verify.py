@@ -5,10 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd import command, dataset
+from dfkd import command
 from dfkd.errors import CorruptionError
 from dfkd.manifest import Manifest
-from dfkd.shards import canonical
 from dfkd.storage import Storage, open_storage
 
 REPORT = "verify.json"
@@ -16,6 +15,8 @@ REPORT = "verify.json"
 
 def verify(manifest: Manifest, options: argparse.Namespace) -> str:
     """Verify, print each problem, write verify.json under the root; returns its location."""
+    from dfkd.shards import canonical
+
     root = open_storage(manifest.storage.root)
     reports = [_report(root, method) for method in manifest.methods]
     root.put(REPORT, canonical({"schema": 1, "versions": reports}))
@@ -31,6 +32,8 @@ def verify(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _report(root: Storage, method: str) -> dict[str, Any]:
+    from dfkd import dataset
+
     home = root.child(f"data/{method}")
     report: dict[str, Any] = {"method": method, "version": None, "shards": 0, "samples": 0}
     try:

@@ -103,7 +103,7 @@ def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: 
     base = fill(tmp_path)
     candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
     home(tmp_path).put(f"versions/{candidate.id}/{REMOVING}", b"")
-    with pytest.raises(InfrastructureError, match=r"is being removed; run jobs/gc\.py"):
+    with pytest.raises(InfrastructureError, match=r"is being removed; run jobs/clean\.py"):
         advance(home(tmp_path), candidate.id)
     with pytest.raises(InfrastructureError, match="is being removed"):
         regenerated(tmp_path, base, 1, TASKS[:1])

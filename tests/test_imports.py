@@ -21,7 +21,7 @@ SOURCES = {
     name_of(file): file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")
 }
 MODULES = {name for name in SOURCES if name.startswith("dfkd")}
-TOP = {"dfkd.api", "dfkd.benchmarks.stages", "dfkd.example", "dfkd.reproduction"}
+TOP = {"dfkd.api", "dfkd.benchmarks.stages", "dfkd.example", "dfkd.regenerate", "dfkd.reproduction"}
 """The stages as functions, and what runs them all: they stand where the jobs stand, above all."""
 
 
@@ -80,8 +80,8 @@ def test_the_graph_of_imports_has_no_circle() -> None:
 
 
 def test_nothing_in_the_package_imports_a_job() -> None:
-    # jobs/gc.py has the name of a built-in module, which always comes first.
-    jobs = {file.stem for file in (ROOT / "jobs").glob("*.py")} - set(sys.stdlib_module_names)
+    jobs = {file.stem for file in (ROOT / "jobs").glob("*.py")}
+    assert not jobs & set(sys.stdlib_module_names), "a job would hide a module of Python"
     assert "pipeline" in jobs
     for module in MODULES:
         assert not packages(imported(module)) & (jobs | {"jobs"}), module
@@ -137,3 +137,19 @@ def test_a_take_home_student_needs_no_more_than_its_runtime() -> None:
     assert importers("onnx") == {"dfkd.export"}
     needed = packages(reached("dfkd.predict")) - set(sys.stdlib_module_names)
     assert needed == {"dfkd", "onnxruntime", "numpy", "PIL"}
+
+
+@pytest.mark.parametrize("job", sorted(file.stem for file in (ROOT / "jobs").glob("*.py")))
+def test_help_and_refusals_of_a_job_import_nothing_heavy(job: str) -> None:
+    heavy = {
+        "torch",
+        "torchvision",
+        "ray",
+        "open_clip",
+        "timm",
+        "boto3",
+        "pyarrow",
+        "altair",
+        "PIL",
+    }
+    assert packages(reached(f"jobs.{job}")).isdisjoint(heavy)

@@ -48,7 +48,7 @@ def load(name: str) -> Any:
     return module
 
 
-regenerate, gc = load("regenerate"), load("gc")
+regenerate, clean = load("regenerate"), load("clean")
 
 
 @pytest.fixture
@@ -135,12 +135,12 @@ def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str
     assert root.get("results.json") == root.get("regenerations/00000002/candidate/results.json")
     assert second.fingerprint in root.get("report.html").decode()
 
-    assert run(gc, manifest, place, "--keep=1", "--grace=0", "--dry-run") == Exit.DONE
+    assert run(clean, manifest, place, "--keep=1", "--grace=0", "--dry-run") == Exit.DONE
     planned = json.loads(capsys.readouterr().out)
     assert {f"vanilla/{second.id}"} == planned["keep"].keys()
     gone = {key for removal in planned["remove"] for key in removal["objects"]}
     assert all(root.exists(key) for key in gone)
-    assert run(gc, manifest, place, "--keep=1", "--grace=0") == Exit.DONE
+    assert run(clean, manifest, place, "--keep=1", "--grace=0") == Exit.DONE
     assert f"removed {len(gone)} objects, {planned['bytes']} bytes" in capsys.readouterr().out
     assert not any(root.exists(key) for key in gone)
     assert held(root) == second.id
@@ -173,7 +173,7 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = open_storage(str(tmp_path / "run"))
-    with lease.holding(root, regenerate.LEASE, 600) as first:
+    with lease.holding(root, "regenerate", 600) as first:
         assert run(regenerate, manifest, str(tmp_path / "run")) == Exit.RETRY
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: lease regenerate: is held by {first.holder} until ")

@@ -14,6 +14,7 @@ import ray
 from PIL import Image
 
 import jobs
+from dfkd import study_listing
 from dfkd.errors import Exit
 from jobs import ROOT
 from studies import EPOCHS, METHODS, write
@@ -363,7 +364,7 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     assert ended.value.code == Exit.DONE
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["study", "shows", "rows", "seeds"]
-    names = {path.parent.name for path in job.files()}
+    names = {path.parent.name for path in study_listing.files()}
     blank = lines.index("")
     assert {line.split()[0] for line in lines[:blank]} == names
     dictionary = next(line for line in lines if line.startswith("dictionary"))
@@ -383,7 +384,7 @@ def test_the_list_has_no_image_steps_of_a_study_without_latents(
 ) -> None:
     dfad = [{"name": "Method", "values": {"DFAD": {"synthesis": {"method": "dfad"}}}}]
     path = write(tmp_path, axes=dfad)
-    monkeypatch.setattr(job, "files", lambda: [path])
+    monkeypatch.setattr(study_listing, "files", lambda: [path])
     with pytest.raises(SystemExit):
         job.main(["--list"])
     _, line, *_ = capsys.readouterr().out.splitlines()

@@ -106,7 +106,7 @@ def build(
     require_shared(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(f"data/{method}"), fingerprints.fingerprint(identity))
-    # It may be an abandoned one, or an old one that becomes current again, while jobs/gc.py runs.
+    # The version may be abandoned or old, and then jobs/clean.py may be removing it.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
         quarantined = {} if version.published else _fill(manifest, root, version, budget)

@@ -5,28 +5,32 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd import command, retention
+from dfkd import command
 from dfkd.errors import ManifestError
-from dfkd.lease import holding
 from dfkd.manifest import Manifest
-from dfkd.shards import canonical
 from dfkd.storage import Storage, is_there, open_storage
 
-REPORT = "gc.json"
+REPORT = "clean.json"
 GRACE = 24 * 3600.0
 """Seconds for which whatever is written is left alone, unless --grace says otherwise."""
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """Exactly what would be removed, with its bytes, and why the rest is kept."""
+    from dfkd import retention
+
     keep = _keep(manifest, options)
     return retention.plan(_open(manifest), manifest, keep, options.grace).as_dict()
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Remove it, print what went, write gc.json under the root; returns its location."""
+    """Remove it, print what went, write clean.json under the root; returns its location."""
+    from dfkd import retention
+    from dfkd.lease import holding
+    from dfkd.shards import canonical
+
     root, keep = _open(manifest), _keep(manifest, options)
-    with holding(root, "gc", manifest.regeneration.lease_seconds):
+    with holding(root, "clean", manifest.regeneration.lease_seconds):
         planned = retention.plan(root, manifest, keep, options.grace)
         for key, why in planned.kept.items():
             print(f"keep {key}: {why}", flush=True)

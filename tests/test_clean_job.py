@@ -20,7 +20,7 @@ from test_retention import age
 
 def load_job() -> Any:
     """The job as a module; `jobs` is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location("gc_job", ROOT / "jobs" / "gc.py")
+    spec = importlib.util.spec_from_file_location("clean_job", ROOT / "jobs" / "clean.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,7 +28,7 @@ def load_job() -> Any:
     return module
 
 
-gc = load_job()
+clean = load_job()
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
 ) -> None:
     manifest = str(root.parent / "manifest.yaml")
     before = filling.tree(root)
-    assert gc.main([manifest, "--dry-run"]) == Exit.DONE
+    assert clean.main([manifest, "--dry-run"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out)["objects"] == 0  # all of it is younger than a day
-    assert gc.main([manifest, "--dry-run", "--keep=2", "--grace=0"]) == Exit.DONE
+    assert clean.main([manifest, "--dry-run", "--keep=2", "--grace=0"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out)["remove"] == []
-    age(root, 2 * gc.GRACE)
-    assert gc.main([manifest, "--dry-run"]) == Exit.DONE
+    age(root, 2 * clean.GRACE)
+    assert clean.main([manifest, "--dry-run"]) == Exit.DONE
     planned = json.loads(capsys.readouterr().out)
     assert filling.tree(root) == before
     objects = {
@@ -58,21 +58,21 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
     assert planned["objects"] == len(objects) > 5
     assert objects == {key: len(before[key]) for key in objects}
 
-    assert gc.main([manifest]) == Exit.DONE
+    assert clean.main([manifest]) == Exit.DONE
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last == f"wrote {root / 'gc.json'}"
+    assert last == f"wrote {root / 'clean.json'}"
     assert f"removed {planned['objects']} objects, {planned['bytes']} bytes" in lines
     assert before.keys() - filling.tree(root).keys() == objects.keys()
-    assert json.loads((root / "gc.json").read_text()) == planned | {"schema": 1}
+    assert json.loads((root / "clean.json").read_text()) == planned | {"schema": 1}
     held = current(home(root))
     assert held is not None
     assert verify(held) == []
 
 
 def test_two_sweeps_do_not_run_at_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with lease.holding(open_storage(str(root)), "gc", 600):
-        assert gc.main([str(root.parent / "manifest.yaml")]) == Exit.RETRY
-    assert "lease gc: is held by" in capsys.readouterr().err
+    with lease.holding(open_storage(str(root)), "clean", 600):
+        assert clean.main([str(root.parent / "manifest.yaml")]) == Exit.RETRY
+    assert "lease clean: is held by" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_there_is_refused_and_not_made(
@@ -80,7 +80,7 @@ def test_a_run_that_is_not_there_is_refused_and_not_made(
 ) -> None:
     path = write_manifest(tmp_path)
     for more in ([], ["--dry-run"]):
-        assert gc.main([str(path), *more]) == Exit.USAGE
+        assert clean.main([str(path), *more]) == Exit.USAGE
         assert "storage.root: must be there" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -88,5 +88,5 @@ def test_a_run_that_is_not_there_is_refused_and_not_made(
 @pytest.mark.parametrize("words", [["--keep=0"], ["--grace=-1"], ["--grace=inf"], ["--keep=x"]])
 def test_nonsense_is_refused(tmp_path: Path, words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        gc.main([str(write_manifest(tmp_path)), *words])
+        clean.main([str(write_manifest(tmp_path)), *words])
     assert caught.value.code == Exit.USAGE
