@@ -26,9 +26,8 @@ from dfkd.cluster.build import Built, build, finished, identify
 from dfkd.cluster.connect import connected, named
 from dfkd.cluster.metrics import tell_accuracy
 from dfkd.cluster.train import Finished
-from dfkd.device import pick_device, use_threads
+from dfkd.device import pick_device, threads_of
 from dfkd.evaluation import Evaluated
-from dfkd.machine import cpus
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.pictures import pixels
@@ -183,7 +182,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
     """
     # The models work in this process; a cluster is joined for its Prometheus to be told.
     joined = connected() if named() else contextlib.nullcontext()
-    with joined, _threads(threads) as chosen:
+    with joined, threads_of(threads) as chosen:
         evaluated = evaluation.evaluate(manifest, chosen)
         tell_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
@@ -231,7 +230,7 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
             trained.
         CorruptionError: a student or a finished training is not what was written.
     """
-    with _threads(threads) as chosen:
+    with threads_of(threads) as chosen:
         fewshot.few_shot(manifest, chosen)
     root = open_storage(manifest.storage.root)
     results = fewshot_results.read(root)
@@ -260,7 +259,7 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
     """
     storage = open_storage(manifest.storage.root)
     require_finished(storage)
-    with _threads(threads) as chosen:
+    with threads_of(threads) as chosen:
         return takehome.write(manifest, read_json(storage, "results.json"), chosen)
 
 
@@ -279,18 +278,6 @@ def write_report(manifest: Manifest, command: str = "") -> str:
         CorruptionError: something that the run left is not what was written.
     """
     return page.write(manifest, command)
-
-
-@contextlib.contextmanager
-def _threads(wanted: int) -> Iterator[int]:
-    """Use so many threads, or all that this process may, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    chosen = wanted if wanted > 0 else min(cpus(), before)
-    use_threads(chosen)
-    try:
-        yield chosen
-    finally:
-        use_threads(before)
 
 
 @dataclass(frozen=True)

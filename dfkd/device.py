@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 
 import torch
 
 from dfkd.fields import Precision
+from dfkd.machine import cpus
 
 
 def pick_device() -> torch.device:
@@ -36,9 +38,9 @@ def device_name(device: torch.device) -> str:
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
 
 
-def use_threads(cpus: float) -> None:
+def use_threads(count: float) -> None:
     """Let torch use the CPUs that were reserved, at least one, and no more."""
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(max(1, int(count)))
 
 
 def settle(cpus: float) -> None:
@@ -75,3 +77,15 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Mixed precision for what runs inside: bfloat16 if asked for and the device multiplies it."""
     mixed = precision == "bfloat16" and multiplies_bfloat16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
+
+
+@contextlib.contextmanager
+def threads_of(wanted: int) -> Iterator[int]:
+    """Use so many threads within, or with 0 all that this process may; yields their number."""
+    before = torch.get_num_threads()
+    chosen = wanted if wanted > 0 else min(cpus(), before)
+    use_threads(chosen)
+    try:
+        yield chosen
+    finally:
+        use_threads(before)

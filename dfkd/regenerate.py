@@ -8,22 +8,24 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd import api, regeneration
+from dfkd import regeneration, takehome
 from dfkd.budget import Budget
 from dfkd.cluster import train
 from dfkd.cluster.build import build, identify
 from dfkd.cluster.connect import connected
 from dfkd.dataset import PublishedVersion, open_version
+from dfkd.device import threads_of
 from dfkd.errors import GateError
 from dfkd.evaluation import evaluate
 from dfkd.lease import Lease, holding
 from dfkd.manifest import Manifest
 from dfkd.plan import fresh_tasks, task_count, tasks
 from dfkd.preflight import check_batches, check_distillation, check_evaluation, check_synthesis
-from dfkd.published import advance, refuse_removal
+from dfkd.published import advance, read_json, refuse_removal
 from dfkd.regeneration import Attempt, Decision
-from dfkd.report import compare
+from dfkd.report import compare, page
 from dfkd.report.facts import collect, note_origin
+from dfkd.report.sheet import write_contact_sheet
 from dfkd.results import validate_results
 from dfkd.storage import Storage, is_there, open_storage
 
@@ -196,6 +198,9 @@ class _Run:
         print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
         for name in COPIED:
             attempt.root.put(name, attempt.storage.get(f"candidate/{name}"))
-        api.contact_sheet(manifest, {manifest.method: open_version(home, attempt.candidate)})
-        print(f"student to take home {api.take_home(manifest, threads=self.threads)}", flush=True)
-        return api.write_report(manifest, self.command)
+        version = open_version(home, attempt.candidate)
+        write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
+        with threads_of(self.threads) as threads:
+            student = takehome.write(manifest, read_json(attempt.root, "results.json"), threads)
+        print(f"student to take home {student}", flush=True)
+        return page.write(manifest, self.command)
