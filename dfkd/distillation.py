@@ -19,9 +19,8 @@ from dfkd.streaming import Batch
 from dfkd.student import Student
 from dfkd.training import Distillation, Training
 
-Label = Callable[[Tensor, Batch, torch.Generator], Tensor]
-"""The teacher's distances [B, M] float32 for the views [B, 3, H, W] in [0, 1] of a batch; labels
-that are drawn are drawn from the generator, which is the step's own."""
+Label = Callable[[Tensor], Tensor]
+"""The teacher's distances [B, M] float32 for views [B, 3, H, W] in [0, 1]."""
 
 Distribute = Callable[[nn.Module], nn.Module]
 """Wraps a module so that its gradients are the mean over all ranks; with one rank, the identity."""
@@ -135,7 +134,8 @@ class Distiller:
         distances = self._distances(views, batch)
         with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
-        loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
+        targets = (distances - self.scale.mean) / self.scale.std
+        loss = F.l1_loss(outputs.float(), targets)  # equation 5
         self.optimizer.zero_grad(set_to_none=True)
         (self.weight * loss).backward()
         for group in self.optimizer.param_groups:
@@ -164,20 +164,7 @@ class Distiller:
     def _distances(self, pixels: Tensor, batch: Batch) -> Tensor:
         if self.label is None:
             return batch.distances.to(self.device, non_blocking=True)
-        seed = derive_seed("label", self.seed, self.step, self.rank)
-        return self.label(pixels, batch, torch.Generator().manual_seed(seed))
-
-    def _loss(self, outputs: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """Equation 5; images that the teacher takes for another class count `inconsistent` times.
-
-        The sum is divided by all images, so that the weights of a batch do not depend on its ranks.
-        """
-        if self.config.inconsistent == 1:
-            return F.l1_loss(outputs, targets)
-        errors = F.l1_loss(outputs, targets, reduction="none").mean(dim=1)
-        consistent = batch.distances.argmin(dim=1).cpu() == batch.labels
-        weights = torch.where(consistent, 1.0, self.config.inconsistent)
-        return (weights.to(self.device, non_blocking=True) * errors).mean()
+        return self.label(pixels)
 
     def state(self) -> dict[str, Tensor]:
         """Flat named tensors: student.*, optimizer.INDEX.NAME and step."""

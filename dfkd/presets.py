@@ -48,7 +48,6 @@ PAPER: dict[str, Any] = {
         "standardise": True,
         "labels": "live",
         "texts": "template",
-        "inconsistent": 1.0,
         "augmentation": ["flip", "crop"],
     },
 }

@@ -21,8 +21,10 @@ from dfkd.fields import (
 
 Start = Literal["student", "library", "scratch"]
 """What few-shot training starts from."""
+Texts = Literal["template", "styles"]
+"""What the teacher compares images with: the class prompt, or a mean over styles."""
 Augmentation = Literal[
-    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase", "style", "mix"
+    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase"
 ]
 
 
@@ -65,14 +67,11 @@ class Distillation(Training):
     """
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step over all ranks together; no more than a version has."""
-    labels: Literal["live", "stored", "restyled"] = "live"
-    """Teacher on the augmented view, the distances stored in the shard, or those of the stored
-    embedding, which each step moves along a style of `prompts.styles`."""
-    texts: Literal["template", "styles"] = "template"
+    labels: Literal["live", "stored"] = "live"
+    """Teacher on the augmented view, or the distances stored in the shard (the letter of Eq 4)."""
+    texts: Texts = "template"
     """What the teacher compares images with: the class prompt, or an ensemble, each class' mean
     over `prompts.styles`. Stored distances are to the class prompt."""
-    inconsistent: Fraction = 1.0
-    """Weight in the loss of an image that the teacher takes for another class; 0 drops it."""
     standardise: bool = True
     """Train on (distance - mean) / std of the labels, so that learning rates suit the small
     differences between a CLIP's distances; the student still gives distances."""
@@ -95,10 +94,10 @@ class Distillation(Training):
                 self.warmup_epochs,
                 "set it to 0, or name the weights that the backbone starts from",
             )
-        if self.labels != "live" and self.augmentation:
+        if self.labels == "stored" and self.augmentation:
             raise ManifestError(
                 "distillation.labels",
-                f"{self.labels} labels belong to the plain image and allow no augmentation",
+                "stored labels belong to the plain image and allow no augmentation",
                 self.labels,
                 "set distillation.labels=live or distillation.augmentation=[]",
             )
@@ -107,7 +106,7 @@ class Distillation(Training):
                 "distillation.texts",
                 "must be template with stored labels, which are distances to it",
                 self.texts,
-                "set distillation.labels=live or restyled",
+                "set distillation.labels=live",
             )
         least, most = self.ranks
         if least > most:

@@ -42,15 +42,10 @@ def _tell(built: Built) -> None:
     print(
         f"{built.method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
         f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class"
-        f"{_inconsistent(built)}; version {built.version.id}",
+        f"; {built.version.manifest['inconsistent']} images taken for another class"
+        f"; version {built.version.id}",
         flush=True,
     )
-
-
-def _inconsistent(built: Built) -> str:
-    """Versions of earlier releases did not count them."""
-    count = built.version.manifest.get("inconsistent")
-    return "" if count is None else f"; {count} images taken for another class"
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:

@@ -90,9 +90,7 @@ def test_plain_distillation_is_distillation_without_any_switch(
     )
     texts = teacher.encode_text(["A cat", "A clock"])
     pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    batch = Batch(
-        pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64), torch.ones(4)
-    )
+    batch = Batch(pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
     course, label = Course(1, warmup=0, total=9), live(teacher, texts)
     ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
     losses = [float(ours.advance(batch).loss) for _ in range(3)]

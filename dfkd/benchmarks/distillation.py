@@ -37,13 +37,11 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
-    batch, limit = _batch(manifest, teacher, config.batch_size), f"convolution, {config.precision}"
+    batch, limit = _batch(manifest, config.batch_size), f"convolution, {config.precision}"
     main = _training(manifest, batch, device, teacher)
     each = operations(main) / (STEPS * config.batch_size)
     others = {
-        f"{LIVE}, batch of {rows}": _training(
-            manifest, _batch(manifest, teacher, rows), device, teacher
-        )
+        f"{LIVE}, batch of {rows}": _training(manifest, _batch(manifest, rows), device, teacher)
         for rows in (int(part * config.batch_size) for part in BATCHES)
     }
     others[STORED] = _training(manifest, batch, device, None)
@@ -126,7 +124,7 @@ def _student(manifest: Manifest, config: Distillation) -> Student:
     return build(config, classes, size, seed=0, cache=manifest.cache)
 
 
-def _batch(manifest: Manifest, teacher: Teacher, rows: int) -> Batch:
+def _batch(manifest: Manifest, rows: int) -> Batch:
     """Noise, with labels of every class in turn."""
     size = manifest.synthesis.image_size
     noise = torch.Generator().manual_seed(0)
@@ -134,5 +132,4 @@ def _batch(manifest: Manifest, teacher: Teacher, rows: int) -> Batch:
         torch.randint(256, (rows, 3, size, size), generator=noise, dtype=torch.uint8),
         torch.ones(rows, len(manifest.classes)),
         torch.arange(rows) % len(manifest.classes),
-        torch.ones(rows, teacher.embedding_dim),
     )
