@@ -19,6 +19,9 @@ from dfkd.streaming import Batch
 from dfkd.student import Student
 from dfkd.training import Distillation, Training
 
+MOMENTUM = 0.9
+"""Of SGD, as in A.2 of the paper, which names no weight decay."""
+
 Label = Callable[[Tensor], Tensor]
 """The teacher's distances [B, M] float32 for views [B, 3, H, W] in [0, 1]."""
 
@@ -203,10 +206,7 @@ def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.op
         return torch.optim.SGD(
             parameters,
             lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            momentum=MOMENTUM,
             fused=True,
         )
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)

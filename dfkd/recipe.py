@@ -27,7 +27,7 @@ from dfkd.device import use_threads
 from dfkd.distillation import Course, Distiller, Label, Scale
 from dfkd.domains import open_data
 from dfkd.errors import ManifestError
-from dfkd.evaluation import Candidate, score
+from dfkd.evaluation import BATCH, Candidate, score
 from dfkd.fields import CHECKED, Count, Name, Natural, Positive, require_unique
 from dfkd.labels import label_source
 from dfkd.manifest import Manifest
@@ -228,7 +228,7 @@ def _accuracy(cell: Cell, student: nn.Module) -> dict[str, float]:
     size = manifest.synthesis.image_size
     candidate = Candidate("student", manifest.method, cell.seed, size, student, CPU)
     data = open_data(manifest.evaluation, manifest.classes)
-    scores = score([candidate], data, manifest.evaluation.batch_size, threads=1)
+    scores = score([candidate], data, BATCH, threads=1)
     return {row["domain"]: row["accuracy"] for row in scores.rows}
 
 

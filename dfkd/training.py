@@ -9,10 +9,8 @@ from dfkd.errors import ManifestError
 from dfkd.fields import (
     CHECKED,
     Count,
-    Fraction,
     Name,
     Natural,
-    NonNegative,
     Positive,
     Precision,
     Several,
@@ -39,8 +37,6 @@ class Training:
     learning_rate: Positive = 0.1
     finetune_factor: Positive = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Fraction = 0.9
-    weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine"] = "cosine"
     """Of the rate; a cosine runs to zero within each phase. The paper names none; the study
     manifests/studies/recipe compares the two."""
@@ -61,7 +57,8 @@ class Distillation(Training):
     `pretrained` for a model of timm, a safetensors file, or `none` for random weights, which allow
     no warm-up."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
+    """`small`: one 3 x 3 convolution instead of the stride-4 stem. Whoever trains on images below
+    100 px (CIFAR's) needs it, because the large stem leaves them a map of a few pixels."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0,)
     """One student is trained for each, and one text-only classifier if `evaluation.models` has it.
     """
@@ -77,10 +74,11 @@ class Distillation(Training):
     differences between a CLIP's distances; the student still gives distances."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]`, as many of them as the cluster has room
-    for while it changes. Students are trained one after the other, in a study side by side."""
+    for while it changes. Students are trained one after the other, in a study side by side. Whoever
+    has several GPUs, or spot nodes, raises it."""
     loader_workers: Natural = 0
-    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead. Where images
-    are large or a GPU is fast, that one is the limit."""
+    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead. Whoever has
+    224 px images and a fast GPU raises it, because one thread then keeps the GPU waiting."""
     checkpoint_epochs: Count = 1
     """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
 
@@ -131,7 +129,7 @@ class Distillation(Training):
 class TextOnly:
     """A linear classifier on a frozen CLIP image tower, trained on texts alone (`dfkd.text_only`).
 
-    The defaults are PromptStyler's. One is trained for each of `distillation.seeds`.
+    All else is as PromptStyler has it. One is trained for each of `distillation.seeds`.
     """
 
     model: str = ""
@@ -140,14 +138,6 @@ class TextOnly:
     """Of that tower, named as in `teacher.weights`."""
     styles: Count = 80
     """K, the style words that are learned."""
-    updates: Count = 100
-    """Steps in which each style word is learned."""
-    style_rate: Positive = 0.002
-    """Learning rate of these steps."""
-    epochs: Count = 50
-    """Passes of the classifier over the texts of all styles and classes."""
-    learning_rate: Positive = 0.005
-    """Of the classifier."""
 
     def __post_init__(self) -> None:
         if bool(self.model) != bool(self.weights):
@@ -174,20 +164,21 @@ class FewShot:
     """k, the training images of each class; of a class with too few, all but one."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Of the draw, fresh weights and the views. Seed n takes the student of
-    `distillation.seeds[n % len(seeds)]`."""
+    `distillation.seeds[n % len(seeds)]`. Whoever wants a first look takes one seed instead of five.
+    """
     starts: Annotated[Several[Start], Field(min_length=1)] = ("student", "library", "scratch")
     """What is fine-tuned: all of them have the architecture of `distillation.student`."""
     library: Name = "IMAGENET1K_V1"
-    """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file."""
+    """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file. Whoever
+    has a student of timm needs it, because timm knows only `pretrained`."""
     epochs: Count = 20
-    """Of every start."""
+    """Of every start. Like the two rates, for whoever has other images than the miniature's icons,
+    by which the defaults were chosen."""
     learning_rate: Positive = 0.0001
     """Of weights that have learned something: the student, and the backbone of `library`."""
     fresh_rate: Positive = 0.001
     """Of random weights: all of `scratch`, and the head of `library`."""
-    batch_size: Annotated[int, Field(ge=2)] = 32
-    augmentation: tuple[Augmentation, ...] = ("flip", "crop")
 
     def __post_init__(self) -> None:
-        for key in ("domains", "shots", "seeds", "starts", "augmentation"):
+        for key in ("domains", "shots", "seeds", "starts"):
             require_unique(f"fewshot.{key}", getattr(self, key))

@@ -11,7 +11,6 @@ from dfkd.domains import open_data
 from dfkd.errors import PartialError
 from dfkd.manifest import Manifest
 from dfkd.report.table import SIZES, class_table, table
-from dfkd.results import average_of
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def tell(evaluated: Evaluated) -> None:
         print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results, evaluated.ms))
     print(SIZES)
-    if average_of(evaluated.results) == "classes":
+    if evaluated.results["average"] == "classes":
         print(f"\n{class_table(evaluated.results)}")
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")

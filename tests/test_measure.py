@@ -85,7 +85,6 @@ def test_plain_distillation_is_distillation_without_any_switch(
         schedule="constant",
         learning_rate=0.002,
         finetune_factor=1.0,
-        weight_decay=0.01,
         augmentation=(),
     )
     texts = teacher.encode_text(["A cat", "A clock"])

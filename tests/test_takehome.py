@@ -70,7 +70,7 @@ def prepare(folder: Path) -> Manifest:
         teacher=write_teacher(folder),
         prompts={"method": ["vanilla", "mix"]},
         distillation={"seeds": [1, 0]},
-        evaluation={"data": str(folder / "data"), "batch_size": 4},
+        evaluation={"data": str(folder / "data")},
     )
     manifest = Manifest.read(path)
     for method in manifest.prompts.method:

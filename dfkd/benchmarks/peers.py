@@ -103,7 +103,7 @@ def plain_distillation(
     Args:
         texts: unit embeddings [M, E] of the class prompts.
     """
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002, weight_decay=0.0)
     draws = torch.Generator(pixels.device).manual_seed(0)
     for _ in range(steps):
         views = augment(pixels, ("flip", "crop"), draws)
