@@ -103,7 +103,7 @@ def test_nothing_below_the_stages_imports_them() -> None:
 
 
 def test_only_the_s3_storage_knows_boto3() -> None:
-    assert importers("boto3", "botocore") == {"dfkd.s3", "dfkd.s3_connection"}
+    assert importers("boto3", "botocore") == {"dfkd.s3", "dfkd.s3_client"}
 
 
 def test_only_the_report_draws_charts_and_fills_templates() -> None:
