@@ -9,7 +9,7 @@ import evaluate
 from dfkd import command, fewshot
 from dfkd.api import few_shot
 from dfkd.manifest import Manifest
-from dfkd.report.fewshot_table import table
+from dfkd.report.few_shot import table
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_only_the_s3_storage_knows_boto3() -> None:
 
 
 def test_only_the_report_draws_charts_and_fills_templates() -> None:
-    drawing = {"charts", "fewshot_chart", "figures", "svg"}
+    drawing = {"charts", "few_shot", "figures", "svg"}
     assert importers("altair", "vl_convert") == {f"dfkd.report.{name}" for name in drawing}
     assert importers("jinja2") == {"dfkd.report.page"}
 

@@ -25,7 +25,7 @@ from dfkd.manifest import Manifest
 from dfkd.model_card import EXAMPLE, model_card
 from dfkd.pictures import batch, pixels
 from dfkd.predict import Predictor, main
-from dfkd.report.takehome import read_takehome
+from dfkd.report.readers import read_takehome
 from dfkd.storage import LocalStorage, open_storage
 from dfkd.student import load_student
 from dfkd.teacher import Teacher, distances

@@ -20,7 +20,6 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.fields import CHECKED
 from dfkd.manifest import Average, Manifest
 from dfkd.published import read_json
-from dfkd.report.curves import Curve, read_curve
 from dfkd.report.gallery import (
     MAX_PICTURES,
     PER_CLASS,
@@ -31,8 +30,7 @@ from dfkd.report.gallery import (
     shown_classes,
     thinned,
 )
-from dfkd.report.prompts import Prompts, read_prompts
-from dfkd.report.takehome import Takehome, read_takehome
+from dfkd.report.readers import Curve, Prompts, Takehome, read_curve, read_prompts, read_takehome
 from dfkd.results import Row, Summary, images_of, ordered, validate_results
 from dfkd.shards import canonical
 from dfkd.storage import Storage
