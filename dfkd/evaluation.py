@@ -20,7 +20,7 @@ from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, load, place
 from dfkd.domains import Domains, Item, open_data
 from dfkd.errors import DfkdError, ManifestError
-from dfkd.machine import cpus
+from dfkd.hardware import cpus
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.pictures import pixels

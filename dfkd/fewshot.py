@@ -39,7 +39,7 @@ from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import BATCH, decoded
 from dfkd.fewshot_results import FOLDER, Curve, Data, Results, Row, ordered, row, summarise, write
 from dfkd.fields import CHECKED, Natural
-from dfkd.machine import cpus
+from dfkd.hardware import cpus
 from dfkd.manifest import Manifest
 from dfkd.plan import derive_seed
 from dfkd.progress import bar

@@ -53,7 +53,7 @@ PAPER: dict[str, Any] = {
 
 A.2 states SGD, its rates, a momentum of 0.9, and 150 + 150 epochs. It leaves open the initial
 weights ("the pre-trained model"), the schedule, the scale of the labels and the augmentation: what
-stands here for these is a choice. The study `manifests/studies/recipe` compares schedules and scales.
+stands here for these is a choice. `manifests/studies/recipe` compares schedules and scales.
 
 The paper does not mention views, but builds on VQGAN-CLIP, which shows CLIP 32 of them at a step.
 Their expected gradient is the same however many there are, and 8 are a compromise: an image-step at

@@ -32,7 +32,7 @@ from dfkd.evaluation import BATCH, Candidate, Model, score_together
 from dfkd.export import INPUT, OPSET, OUTPUT, export, load, quantise
 from dfkd.fingerprint import sha256_file
 from dfkd.footprint import FLOAT32, parameters
-from dfkd.latency import one_core
+from dfkd.hardware import one_core
 from dfkd.manifest import Average, Manifest
 from dfkd.model_card import model_card
 from dfkd.pictures import pixels

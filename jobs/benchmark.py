@@ -11,11 +11,18 @@ from functools import partial
 from typing import Any
 
 from dfkd import command
-from dfkd.benchmarks import distillation, export, prompts, requests, stages, streaming, synthesis
-from dfkd.benchmarks.measure import Figure, keep
+from dfkd.benchmarks import (
+    distillation,
+    driver,
+    export,
+    prompts,
+    scale,
+    stages,
+    streaming,
+    synthesis,
+)
+from dfkd.benchmarks.measure import Figure, keep, page, table
 from dfkd.benchmarks.memory import watched
-from dfkd.benchmarks.table import page, table
-from dfkd.cluster import benchmark_driver, benchmark_ranks, benchmark_scale
 from dfkd.cluster.build import environment
 from dfkd.cluster.connect import connected
 from dfkd.device import pick_device, settle
@@ -88,7 +95,7 @@ def time_distillation(manifest: Manifest, options: argparse.Namespace) -> Result
     asked = effort(options)
     found = distillation.measure(manifest, pick_device(), asked.repeats)
     with connected():
-        ranks = benchmark_ranks.measure(
+        ranks = distillation.ranks(
             manifest, asked.per_class, asked.batches, min(asked.repeats, RANK_REPEATS)
         )
     return {**found, **ranks, "figures": found["figures"] + ranks["figures"]}
@@ -103,13 +110,13 @@ def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
     """Tasks that do nothing, and the requests of versions of several sizes."""
     asked = effort(options)
     with connected():
-        pools = [benchmark_driver.measure(manifest, count) for count in asked.tasks]
+        pools = [driver.idle_tasks(manifest, count) for count in asked.tasks]
     figures = [
         Figure(f"{pool['tasks']} idle tasks", "tasks/s", (pool["tasks_per_s"],)) for pool in pools
     ]
     return {
         "pool": pools,
-        "requests": requests.measure(manifest, asked.shards),
+        "requests": driver.requests(manifest, asked.shards),
         "figures": [figure.as_dict() for figure in figures],
     }
 
@@ -117,7 +124,7 @@ def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
 def time_scale(manifest: Manifest, options: argparse.Namespace) -> Results:
     """A whole run without models, of the size that the manifest and --classes say."""
     with connected():
-        return benchmark_scale.measure(benchmark_scale.sized(manifest, options.classes))
+        return scale.measure(scale.sized(manifest, options.classes))
 
 
 def time_stages(manifest: Manifest, options: argparse.Namespace) -> Results:
@@ -145,7 +152,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be measured."""
-    simulated, asked = benchmark_scale.sized(manifest, options.classes), effort(options)
+    simulated, asked = scale.sized(manifest, options.classes), effort(options)
     return {
         "benchmarks": chosen(options),
         "repeats": asked.repeats,

@@ -12,7 +12,7 @@ from typing import Any
 from dfkd import command, recipe
 from dfkd.cluster.build import build, environment, finished, identify
 from dfkd.cluster.connect import connected
-from dfkd.machine import cpus, machine
+from dfkd.hardware import cpus, machine
 from dfkd.manifest import Manifest
 from dfkd.progress import bar
 from dfkd.recipe import Description
