@@ -34,7 +34,8 @@ from dfkd.pictures import pixels
 from dfkd.pixels import from_bytes
 from dfkd.preflight import check_synthesis
 from dfkd.published import PublishedVersion, read_json
-from dfkd.report import fewshot_chart, fewshot_table, page
+from dfkd.report import few_shot as few_shot_report
+from dfkd.report import page
 from dfkd.report.facts import require_finished
 from dfkd.report.sheet import write_contact_sheet
 from dfkd.storage import open_storage
@@ -235,9 +236,9 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
     root = open_storage(manifest.storage.root)
     results = fewshot_results.read(root)
     storage = root.child(fewshot_results.FOLDER)
-    storage.put("table.md", fewshot_table.markdown(results).encode())
-    storage.put("curves.svg", fewshot_chart.svg(results).encode())
-    storage.put("curves.png", fewshot_chart.png(results))
+    storage.put("table.md", few_shot_report.markdown(results).encode())
+    storage.put("curves.svg", few_shot_report.svg(results).encode())
+    storage.put("curves.png", few_shot_report.png(results))
     return Curves(results, root.location(fewshot_results.KEY), storage.location("curves.svg"))
 
 

@@ -20,10 +20,6 @@ GREY, INVERT, BLUR, ERASE = 0.25, 0.15, 0.3, 0.3
 """Shares of images that are made grey, inverted, blurred, partly erased."""
 NOISE = 0.08
 """Largest standard deviation of the pixel noise."""
-STYLE, MIX = 0.5, 0.5
-"""Shares of images that take on another one's colours, or are mixed with another one."""
-FLAT = 1e-3
-"""Least standard deviation of a channel: a flat one has no contrast to be stretched."""
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -46,14 +42,6 @@ class _Draws:
         """bool [N], true for about `share` of the images."""
         return self.between(0, 1) < share
 
-    def others(self, rows: Tensor) -> Tensor:
-        """For each image another one of the batch, in one random ring: `rows` [N, ...] moved."""
-        device = self.generator.device
-        ring = torch.randperm(self.batch, generator=self.generator, device=device)
-        moved = torch.empty_like(rows)
-        moved[ring] = rows[ring.roll(1)]
-        return moved
-
 
 def augment(pixels: Tensor, options: Collection[Augmentation], generator: Generator) -> Tensor:
     """Views of `pixels` [N, 3, H, W] float32 in [0, 1], of the same shape and range.
@@ -70,11 +58,6 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
         pixels = _colours(pixels, options, draws)
     if "blur" in options:
         pixels = _blur(pixels, draws)
-    if "style" in options:
-        pixels = _style(pixels, draws)
-    if "mix" in options:
-        weight = draws.between(0, 1).where(draws.chosen(MIX), 1.0).view(-1, 1, 1, 1)
-        pixels = torch.lerp(draws.others(pixels), pixels, weight)
     if "noise" in options:
         noise = torch.randn(
             pixels.shape, generator=generator, device=pixels.device, dtype=pixels.dtype
@@ -156,20 +139,6 @@ def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
         blurred = F.avg_pool2d(blurred, 2 * reach, 1, padding, count_include_pad=False)
     degree = draws.chosen(BLUR) * draws.between(0.3, 1)
     return torch.lerp(pixels, blurred, degree.view(-1, 1, 1, 1))
-
-
-def _style(pixels: Tensor, draws: _Draws) -> Tensor:
-    """A share of the images with channel means and deviations on the way to another image's.
-
-    Instance statistics carry style and not content: adaptive instance normalisation (Huang and
-    Belongie, 2017), mixed as in MixStyle (Zhou et al., 2021), of pixels instead of features.
-    """
-    deviation, mean = torch.std_mean(pixels, dim=(2, 3), keepdim=True, correction=0)
-    deviation = deviation.clamp_min(FLAT)
-    weight = draws.between(0, 1).where(draws.chosen(STYLE), 0.0).view(-1, 1, 1, 1)
-    statistics = torch.cat([mean, deviation], 1)
-    new_mean, new_deviation = torch.lerp(statistics, draws.others(statistics), weight).chunk(2, 1)
-    return (pixels - mean) / deviation * new_deviation + new_mean
 
 
 def _erase(pixels: Tensor, draws: _Draws) -> Tensor:

@@ -242,7 +242,8 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"- teacher: {identity.get('teacher.model')}",
         f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
         f"{manifest['label_std']:.6f} over all distances",
-        *_inconsistent(manifest),
+        f"- images that the teacher takes for another class than their own: "
+        f"{manifest['inconsistent']}",
         f"- images that diverged and were left out: {manifest['failed']}",
         f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
         *_carried(manifest["shards"]),
@@ -262,14 +263,6 @@ def card(manifest: Mapping[str, Any]) -> str:
         TERMS,
     ]
     return "\n".join(lines)
-
-
-def _inconsistent(manifest: Mapping[str, Any]) -> list[str]:
-    """Versions of earlier releases did not count them."""
-    count = manifest.get("inconsistent")
-    if count is None:
-        return []
-    return [f"- images that the teacher takes for another class than their own: {count}"]
 
 
 def _carried(shards: Sequence[Mapping[str, Any]]) -> list[str]:

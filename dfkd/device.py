@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from dfkd.fields import Precision
-from dfkd.machine import cpus
+from dfkd.hardware import cpus
 
 
 def pick_device() -> torch.device:

@@ -19,9 +19,11 @@ from dfkd.streaming import Batch
 from dfkd.student import Student
 from dfkd.training import Distillation, Training
 
-Label = Callable[[Tensor, Batch, torch.Generator], Tensor]
-"""The teacher's distances [B, M] float32 for the views [B, 3, H, W] in [0, 1] of a batch; labels
-that are drawn are drawn from the generator, which is the step's own."""
+MOMENTUM = 0.9
+"""Of SGD, as in A.2 of the paper, which names no weight decay."""
+
+Label = Callable[[Tensor], Tensor]
+"""The teacher's distances [B, M] float32 for views [B, 3, H, W] in [0, 1]."""
 
 Distribute = Callable[[nn.Module], nn.Module]
 """Wraps a module so that its gradients are the mean over all ranks; with one rank, the identity."""
@@ -135,7 +137,8 @@ class Distiller:
         distances = self._distances(views, batch)
         with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
-        loss = self._loss(outputs.float(), (distances - self.scale.mean) / self.scale.std, batch)
+        targets = (distances - self.scale.mean) / self.scale.std
+        loss = F.l1_loss(outputs.float(), targets)  # equation 5
         self.optimizer.zero_grad(set_to_none=True)
         (self.weight * loss).backward()
         for group in self.optimizer.param_groups:
@@ -164,20 +167,7 @@ class Distiller:
     def _distances(self, pixels: Tensor, batch: Batch) -> Tensor:
         if self.label is None:
             return batch.distances.to(self.device, non_blocking=True)
-        seed = derive_seed("label", self.seed, self.step, self.rank)
-        return self.label(pixels, batch, torch.Generator().manual_seed(seed))
-
-    def _loss(self, outputs: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """Equation 5; images that the teacher takes for another class count `inconsistent` times.
-
-        The sum is divided by all images, so that the weights of a batch do not depend on its ranks.
-        """
-        if self.config.inconsistent == 1:
-            return F.l1_loss(outputs, targets)
-        errors = F.l1_loss(outputs, targets, reduction="none").mean(dim=1)
-        consistent = batch.distances.argmin(dim=1).cpu() == batch.labels
-        weights = torch.where(consistent, 1.0, self.config.inconsistent)
-        return (weights.to(self.device, non_blocking=True) * errors).mean()
+        return self.label(pixels)
 
     def state(self) -> dict[str, Tensor]:
         """Flat named tensors: student.*, optimizer.INDEX.NAME and step."""
@@ -216,10 +206,7 @@ def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.op
         return torch.optim.SGD(
             parameters,
             lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            momentum=MOMENTUM,
             fused=True,
         )
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)

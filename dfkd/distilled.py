@@ -22,10 +22,6 @@ from dfkd.weights import existing_file
 HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
 """Settings that say how a student is trained, not which one: a training may go on with others."""
 
-ADDED = {"texts": "template", "inconsistent": 1.0}
-"""Settings that came after the first students were named, with what leaves all as it was before
-them: then they are no part of a name, and a student is found where it lies."""
-
 
 @dataclass(frozen=True)
 class Place:
@@ -138,12 +134,9 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     settings = dataclasses.asdict(config)
     for key in HARMLESS:
         del settings[key]
-    for key, off in ADDED.items():
-        if settings[key] == off:
-            del settings[key]
     if names_file(config.weights):
         settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))
     identity = {"distillation": settings, "version": fingerprint, "seed": seed}
-    if config.texts == "styles" or config.labels == "restyled":
+    if config.texts == "styles":
         identity["styles"] = [manifest.prompts.template, *dictionary(manifest.prompts)]
     return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"

@@ -20,7 +20,7 @@ from dfkd.device import device_name, pick_device
 from dfkd.distilled import Place, load, place
 from dfkd.domains import Domains, Item, open_data
 from dfkd.errors import DfkdError, ManifestError
-from dfkd.machine import cpus
+from dfkd.hardware import cpus
 from dfkd.manifest import Manifest
 from dfkd.methods import Method
 from dfkd.pictures import pixels
@@ -33,6 +33,8 @@ from dfkd.storage import Storage, open_storage
 from dfkd.teacher import Teacher, check_classes, distances
 from dfkd.text_only import class_vectors, load_tower
 
+BATCH = 64
+"""Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
 AHEAD = 2
 """Batches that are decoded while a model works on one: bounds memory."""
 
@@ -103,7 +105,7 @@ def evaluate(
     places = list(_students(manifest, version)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
     models = _recorded(root, _load(manifest, root, places), len(data.items))
-    scores = score(models, data, manifest.evaluation.batch_size, threads)
+    scores = score(models, data, BATCH, threads)
     sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
     average = manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, average)

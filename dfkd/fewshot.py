@@ -36,10 +36,10 @@ from dfkd.device import pick_device
 from dfkd.domains import Domains, open_data
 from dfkd.draw import Draw, draw, taken
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
-from dfkd.evaluation import decoded
+from dfkd.evaluation import BATCH, decoded
 from dfkd.fewshot_results import FOLDER, Curve, Data, Results, Row, ordered, row, summarise, write
 from dfkd.fields import CHECKED, Natural
-from dfkd.machine import cpus
+from dfkd.hardware import cpus
 from dfkd.manifest import Manifest
 from dfkd.plan import derive_seed
 from dfkd.progress import bar
@@ -52,8 +52,6 @@ from dfkd.tuning import Labelled, answers, rates, tune
 CELLS = f"{FOLDER}/cells"
 CELL_LIMIT = 1 << 20
 """Bytes of one cell at the most."""
-OWN = ("epochs", "batch_size", "augmentation")
-"""Settings of a training, beside its rates."""
 
 
 @checked(frozen=True, config=CHECKED)
@@ -216,7 +214,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     labels: list[int] = []
     unreadable = []
     digest = hashlib.sha256()
-    for chunk, images in decoded(items, size, manifest.evaluation.batch_size, threads):
+    for chunk, images in decoded(items, size, BATCH, threads):
         for item, image in zip(chunk, images, strict=True):
             if isinstance(image, str):
                 unreadable.append(f"{item.name}: {image}")
@@ -263,8 +261,7 @@ class _Bench:
     def trained(self, shots: int) -> Row:
         """The scores at k = `shots`, of a training that is done now or was done before."""
         config = self.manifest.fewshot
-        settings = {name: getattr(config, name) for name in OWN}
-        settings["rates"] = rates(config, self.origin.start)
+        settings = {"epochs": config.epochs, "rates": rates(config, self.origin.start)}
         return self._row(self.origin.start, shots, settings)
 
     def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> Row:
@@ -319,8 +316,7 @@ class _Bench:
         return test[answered == images.labels[test]]
 
     def _answers(self, classifier: Student, places: Tensor) -> Tensor:
-        size = self.manifest.evaluation.batch_size
-        return answers(classifier, self.domain.images.pixels, places, size)
+        return answers(classifier, self.domain.images.pixels, places, BATCH)
 
     def _read(
         self, key: str, about: tuple[Curve, str, int, int], tested: Sequence[int]

@@ -14,7 +14,7 @@ SCHEMA = 1
 """Raised whenever a change of code changes a pixel or a label that the same manifest gives by more
 than rounding, which libraries and processors change as well: each version records those."""
 
-SECTIONS = ("seed", "classes", "teacher", "generator", "prompts", "synthesis")
+SECTIONS = ("seed", "salt", "classes", "teacher", "generator", "prompts", "synthesis")
 
 SHARED = ("method", "images_per_class", "shard_size", "image_size", "precision", "format")
 """Keys of `synthesis` that methods without latents use."""
@@ -40,8 +40,6 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
         _only_latent(chosen)
     else:
         _only_inversion(chosen, plain["inversion"])
-    if manifest.salt:
-        chosen["salt"] = manifest.salt
     if base:
         regeneration = plain["regeneration"]
         chosen["carried"] = {"from": base, **{key: regeneration[key] for key in FRESH}}
@@ -56,26 +54,8 @@ def _only_latent(chosen: dict[str, Any]) -> None:
     """Drop what a method with latents does not depend on."""
     if chosen["prompts"]["method"] != ["contrastive"]:
         del chosen["prompts"]["contrastive"]
-    else:
-        added = {"memory": 16384, "parallel": 1, "similarity": 1.0}
-        _without(chosen["prompts"]["contrastive"], added)
-    del chosen["synthesis"]["method"]
-    later: dict[str, Any] = {
-        "batch_norm_weight": [0.0],
-        "compile": False,
-        "pace": 1.0,
-        "candidates": 0,
-    }
-    _without(chosen["synthesis"], later)
     if not chosen["synthesis"]["amortised"]["training"]:
         del chosen["synthesis"]["amortised"]
-
-
-def _without(section: dict[str, Any], added: Mapping[str, Any]) -> None:
-    """Drop keys that came after the first fingerprints and leave all as it was before them."""
-    for key, off in added.items():
-        if section[key] == off:
-            del section[key]
 
 
 def _only_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:

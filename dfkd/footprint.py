@@ -16,8 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from dfkd.errors import CorruptionError
-from dfkd.latency import one_core
-from dfkd.machine import processor
+from dfkd.hardware import one_core, processor
 from dfkd.manifest import Manifest
 from dfkd.shards import canonical
 from dfkd.storage import Storage

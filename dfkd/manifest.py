@@ -89,13 +89,13 @@ class Evaluation:
     domains: Several[Name] = ()
     """The domains that are scored, in the order in which they are shown; empty is all, by name."""
     aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
-    """What the data call a class, where that is not its name here: `{plane: aeroplane}`."""
+    """What the data call a class, where that is not its name here: `{plane: aeroplane}`. Whoever
+    scores on data of others needs it, since a folder's name makes a poor prompt."""
     average: Average = "images"
     """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
     models: Several[Model] = ("teacher", "student")
     """The teacher answers zero-shot; `text-only` is a classifier that no image has been synthesised
     for, with the settings of `text_only`."""
-    batch_size: Count = 64
 
     def __post_init__(self) -> None:
         require_unique("evaluation.domains", self.domains)
@@ -120,11 +120,14 @@ class Cluster:
     An autoscaler is asked for as many; with 0 for one for each task, at most a few hundred, so that
     its own maximum is the cap on cost."""
     cpus_per_worker: Positive = 1.0
+    """What a worker reserves, and torch's threads in it. Whoever has nodes of many CPUs and no GPU
+    raises it."""
     gpus_per_worker: NonNegative | None = None
     """None is one where a node has any when the stage begins, else none: give 1 where nodes with
     GPUs are still to come."""
     attempts: Count = 3
-    """Tries of a task before it is quarantined."""
+    """Tries of a task before it is quarantined. Whoever runs on nodes that are often taken away
+    raises it."""
     task_timeout: NonNegative = 3600.0
     """Seconds after which a worker that has not finished its task counts as hung; 0 is never.
 
@@ -133,7 +136,10 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Regeneration:
-    """What `jobs/regenerate.py` makes anew, what it accepts, and what `jobs/clean.py` leaves."""
+    """What `jobs/regenerate.py` makes anew, and what it accepts.
+
+    Whoever runs that job by a schedule sets these; no manifest here does.
+    """
 
     classes: tuple[Name, ...] = ()
     """Made anew, the rest is carried over from the current version; empty is all of them."""
@@ -145,8 +151,6 @@ class Regeneration:
     """Images that the new version must have of every class."""
     diversity_floor: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Least mean over classes of 1 - the mean cosine between the teacher's embeddings."""
-    keep: Count = 3
-    """Versions that jobs/clean.py keeps, the current one included."""
     images: Natural = 0
     """Images that one call may make before it stops, to be resumed; 0 is no limit."""
     worker_seconds: Natural = 0

@@ -42,21 +42,18 @@ PAPER: dict[str, Any] = {
         "optimizer": "sgd",
         "learning_rate": 0.1,
         "finetune_factor": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
         "schedule": "cosine",
         "standardise": True,
         "labels": "live",
         "texts": "template",
-        "inconsistent": 1.0,
         "augmentation": ["flip", "crop"],
     },
 }
 """The paper's method: equation 12 without a guard, and the students' training of A.2.
 
-A.2 states SGD, its rates and momentum, and 150 + 150 epochs. It leaves open the initial weights
-("the pre-trained model"), the schedule, the scale of the labels and the augmentation: what stands
-here for these is a choice. The study `manifests/studies/recipe` compares schedules and scales.
+A.2 states SGD, its rates, a momentum of 0.9, and 150 + 150 epochs. It leaves open the initial
+weights ("the pre-trained model"), the schedule, the scale of the labels and the augmentation: what
+stands here for these is a choice. `manifests/studies/recipe` compares schedules and scales.
 
 The paper does not mention views, but builds on VQGAN-CLIP, which shows CLIP 32 of them at a step.
 Their expected gradient is the same however many there are, and 8 are a compromise: an image-step at

@@ -20,14 +20,14 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
-from torch import Tensor, nn
+from torch import nn
 
 from dfkd.checkpoints import Checkpoints
 from dfkd.device import use_threads
 from dfkd.distillation import Course, Distiller, Label, Scale
 from dfkd.domains import open_data
 from dfkd.errors import ManifestError
-from dfkd.evaluation import Candidate, score
+from dfkd.evaluation import BATCH, Candidate, score
 from dfkd.fields import CHECKED, Count, Name, Natural, Positive, require_unique
 from dfkd.labels import label_source
 from dfkd.manifest import Manifest
@@ -40,7 +40,7 @@ from dfkd.results import spread
 from dfkd.seeding import CPU
 from dfkd.shards import canonical
 from dfkd.storage import MissingObject, Storage, open_storage
-from dfkd.streaming import Batch, Stream
+from dfkd.streaming import Stream
 from dfkd.student import build, fold
 from dfkd.yaml import check, expanded, merged, read_tree
 
@@ -210,12 +210,7 @@ def _distiller(cell: Cell, version: PublishedVersion) -> Distiller:
 
 def moved(label: Label, own: Spread, wanted: Spread) -> Label:
     """Labels of spread `own` with the spread `wanted`; which class is nearest stays as it is."""
-
-    def answer(pixels: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        standard = (label(pixels, batch, generator) - own.mean) / own.std
-        return wanted.mean + wanted.std * standard
-
-    return answer
+    return lambda views: wanted.mean + wanted.std * (label(views) - own.mean) / own.std
 
 
 @torch.no_grad()
@@ -233,7 +228,7 @@ def _accuracy(cell: Cell, student: nn.Module) -> dict[str, float]:
     size = manifest.synthesis.image_size
     candidate = Candidate("student", manifest.method, cell.seed, size, student, CPU)
     data = open_data(manifest.evaluation, manifest.classes)
-    scores = score([candidate], data, manifest.evaluation.batch_size, threads=1)
+    scores = score([candidate], data, BATCH, threads=1)
     return {row["domain"]: row["accuracy"] for row in scores.rows}
 
 

@@ -137,8 +137,8 @@ def next_number(root: Storage, held: PublishedVersion | None, manifest: Manifest
     used = [attempt.number for attempt in attempts(root)]
     if held is None and not used:
         return manifest.salt
-    salt = held.manifest["identity"].get("salt", 0) if held else 0
-    return max([*used, int(salt), manifest.salt]) + 1
+    published = held.manifest["identity"]["salt"] if held else 0
+    return max([*used, int(published), manifest.salt]) + 1
 
 
 def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:

@@ -28,8 +28,8 @@ from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.fewshot import read_domain
 from dfkd.fingerprint import fingerprint, identity
 from dfkd.footprint import Network
+from dfkd.hardware import cpus
 from dfkd.lease import reading
-from dfkd.machine import cpus
 from dfkd.manifest import Manifest
 from dfkd.paired import require_scipy
 from dfkd.preflight import check_distillation, check_synthesis

@@ -240,19 +240,11 @@ def results(
     }
 
 
-def average_of(results: Mapping[str, Any]) -> Average:
-    """What accuracy on a domain is in some results."""
-    average: Average = results.get("average", "images")
-    return average
-
-
 def images_of(results: Mapping[str, Any]) -> dict[str, int]:
     """How many images were scored of each domain, in the order in which domains are shown."""
     images = {row["domain"]: row["images"] for row in ordered(results["rows"])}
-    data = results.get("data")
-    order = data.get("domains") if isinstance(data, dict) else None
-    shown = [name for name in order if isinstance(name, str)] if isinstance(order, list) else []
-    return {name: images[name] for name in dict.fromkeys([*shown, *images]) if name in images}
+    order = dict.fromkeys([*results["data"]["domains"], *images])
+    return {name: images[name] for name in order if name in images}
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
@@ -305,10 +297,19 @@ def validate_results(results: Mapping[str, Any]) -> None:
             _refuse(f"rows[{number}]", "model, method, seed and domain must occur once", key)
         keys.add(key)
     _validate_parameters(results.get("parameters"), {row["model"] for row in rows})
-    if average_of(results) not in get_args(Average):
-        _refuse("average", "must be images or classes", results.get("average"))
-    if results.get("summary") != summarise(rows, average_of(results)):
+    average: Any = results.get("average")
+    if average not in get_args(Average):
+        _refuse("average", "must be images or classes", average)
+    _validate_data(results.get("data"))
+    if results.get("summary") != summarise(rows, average):
         _refuse("summary", "must follow from the rows", "other figures")
+
+
+def _validate_data(found: Any) -> None:
+    for key in ("domains", "notes", "unreadable"):
+        lines = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            _refuse(f"data.{key}", "must be a list of texts", lines)
 
 
 def _validate_parameters(found: Any, models: set[str]) -> None:

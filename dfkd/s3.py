@@ -1,4 +1,4 @@
-"""S3 buckets as storage, over `dfkd.s3_connection`."""
+"""S3 buckets as storage, over `dfkd.s3_client`."""
 
 import contextlib
 import uuid
@@ -25,8 +25,7 @@ from dfkd.objects import (
     no_room,
     require_room,
 )
-from dfkd.s3_connection import UPLOADS, Connection
-from dfkd.s3_errors import code, explain, redact, status
+from dfkd.s3_client import UPLOADS, Connection, code, explain, redact, status
 
 T = TypeVar("T")
 

@@ -93,8 +93,6 @@ class Example:
     extension: str
     distances: Array
     """float32 [M]."""
-    embedding: Array
-    """float16 [E]."""
 
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -278,12 +276,10 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
             key, _, suffix = member.partition(".")
             files[suffix] = data[place]
         (extension,) = files.keys() & EXTENSIONS
-        distances, embedding = (
-            np.frombuffer(files[file], dtype, offset=NPY_HEADER) for file, dtype in FILES.items()
-        )
+        distances = np.frombuffer(files["distances.npy"], ARRAYS["distances"], offset=NPY_HEADER)
     except (ValueError, KeyError) as error:
         _refuse(name, f"not the members of a sample ({error})")
-    return Example(key, files[extension], extension, distances, embedding)
+    return Example(key, files[extension], extension, distances)
 
 
 def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:

@@ -54,8 +54,6 @@ class Batch:
     """float32 [B, M], of the plain image."""
     labels: Tensor
     """int64 [B], the class that each image was made for."""
-    embeddings: Tensor
-    """float32 [B, E], of the plain image, of unit length but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +117,11 @@ class Stream:
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
         run = min(run_length(self.buffer, self.rows), max(1, int(RUN_BYTES / mean_bytes)))
         self.runs = run_bounds([receipt.samples for receipt in self.shards], run)
-        self._width: dict[str, int] = {}
         self.cached = images * 3 * image_size**2 <= cache_bytes
 
     @cached_property
     def _cache(self) -> "_Cache":
-        return _Cache(len(self.examples), self.image_size)
+        return _Cache(len(self.examples), self.image_size, len(self.version.classes))
 
     def order(self, epoch: int) -> Numbers:
         """The samples that this rank sees in `epoch`: [steps * rows]."""
@@ -149,9 +146,9 @@ class Stream:
             with contextlib.closing(_ahead(lambda: self._stream(order), AHEAD)) as batches:
                 yield from batches
 
-    def _batch(self, chosen: Numbers, pixels: Tensor, distances: Tensor, others: Tensor) -> Batch:
+    def _batch(self, chosen: Numbers, pixels: Tensor, distances: Tensor) -> Batch:
         labels = torch.from_numpy(self.examples.labels[chosen])
-        return Batch(pixels.permute(0, 3, 1, 2), distances, labels, others.float())
+        return Batch(pixels.permute(0, 3, 1, 2), distances, labels)
 
     def _read(self, order: Numbers) -> Generator[dict[int, Example]]:
         """The samples of each run that `order` needs, in the order in which it needs them first."""
@@ -175,10 +172,6 @@ class Stream:
         if len(example.distances) != classes:
             wanted = f"must be {classes} numbers, one for each class"
             raise _unusable(example, "distances.npy", wanted)
-        # One step, which readers on several threads cannot interleave.
-        width = self._width.setdefault("embedding", len(example.embedding))
-        if len(example.embedding) != width:
-            raise _unusable(example, "embedding.npy", f"must be {width} numbers, as of the others")
 
     def _stream(self, order: Numbers) -> Generator[Batch]:
         """Decode in order; a run is fetched at its first sample, and each dropped at its own."""
@@ -195,42 +188,34 @@ class Stream:
                         held |= next(runs)
                     batch.append(held.pop(sample))
                 images = list(spread(lambda example: decode(example, self.image_size), batch))
-                yield self._batch(chosen, torch.stack(images), *_said(batch))
+                yield self._batch(chosen, torch.stack(images), _distances(batch))
 
 
 class _Cache:
     """All decoded images of a small version in one tensor, filled as they are first needed."""
 
-    def __init__(self, images: int, image_size: int) -> None:
+    def __init__(self, images: int, image_size: int, classes: int) -> None:
         self.image_size = image_size
         self.pixels = torch.empty(images, image_size, image_size, 3, dtype=torch.uint8)
-        self.said: tuple[Tensor, ...] = ()
-        """See `_said`, of all images; empty until the widths are known."""
+        self.distances = torch.empty(images, classes)
         self.filled = np.zeros(images, bool)
 
     def fill(self, runs: Iterable[dict[int, Example]]) -> None:
         """Decode and keep some samples, given by number."""
         for run in runs:
-            fresh = _said(list(run.values()))
-            if not self.said:
-                self.said = tuple(v.new_empty(len(self.pixels), *v.shape[1:]) for v in fresh)
-            for values, some in zip(self.said, fresh, strict=True):
-                values[list(run)] = some
+            self.distances[list(run)] = _distances(list(run.values()))
             for sample, example in run.items():
                 self.pixels[sample] = decode(example, self.image_size)
             self.filled[list(run)] = True
 
-    def take(self, chosen: Numbers) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels [B, H, W, 3], distances and embeddings of samples that are there."""
-        distances, embeddings = (values[chosen] for values in self.said)
-        return self.pixels[chosen], distances, embeddings
+    def take(self, chosen: Numbers) -> tuple[Tensor, Tensor]:
+        """Pixels [B, H, W, 3] and distances [B, M] of samples that are there."""
+        return self.pixels[chosen], self.distances[chosen]
 
 
-def _said(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Distances float32 [B, M] and embeddings float16 [B, E]."""
-    distances = np.stack([example.distances for example in examples])
-    embeddings = np.stack([example.embedding for example in examples])
-    return torch.from_numpy(distances), torch.from_numpy(embeddings)
+def _distances(examples: Sequence[Example]) -> Tensor:
+    """Of some samples, float32 [B, M]."""
+    return torch.from_numpy(np.stack([example.distances for example in examples]))
 
 
 def _split(order: Numbers, rows: int) -> list[Numbers]:

@@ -28,16 +28,16 @@ from dfkd.dataset import PublishedVersion
 from dfkd.distilled import Place, place
 from dfkd.domains import open_data
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.evaluation import Candidate, Model, score_together
+from dfkd.evaluation import BATCH, Candidate, Model, score_together
 from dfkd.export import INPUT, OPSET, OUTPUT, export, load, quantise
 from dfkd.fingerprint import sha256_file
 from dfkd.footprint import FLOAT32, parameters
-from dfkd.latency import one_core
+from dfkd.hardware import one_core
 from dfkd.manifest import Average, Manifest
 from dfkd.model_card import model_card
 from dfkd.pictures import pixels
 from dfkd.predict import FACTS, INT8, LABELS, MODEL, RULES
-from dfkd.results import Row, average_of, figure, summarise
+from dfkd.results import Row, figure, summarise
 from dfkd.shards import Sample
 from dfkd.storage import Storage, open_storage
 from dfkd.student import Student, load_student
@@ -103,7 +103,7 @@ def _scored(results: Mapping[str, Any], chosen: Place) -> dict[str, Any]:
             "run jobs/evaluate.py with evaluation.models=[teacher, student]",
         )
     teacher = [row for row in rows if row["model"] == "teacher"]
-    average = average_of(results)
+    average = results["average"]
     return {
         "torch": _accuracy(own, average),
         "teacher": _accuracy(teacher, average) if teacher else None,
@@ -269,10 +269,10 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Accuracy of all that is handed out, beside that of PyTorch and of the teacher."""
     data = open_data(manifest.evaluation, manifest.classes)
-    size, batch_size = about["image_size"], manifest.evaluation.batch_size
+    size = about["image_size"]
     models: dict[str, Model] = {"onnx": comparison, "int8": comparison.int8}
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
-    scores = score_together(candidates, data, batch_size, threads)
+    scores = score_together(candidates, data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}
     found = {name: [row for row in scores.rows if row["method"] == name] for name in models}
     right = sum(row["images"] * row["accuracy"] for row in found["onnx"])

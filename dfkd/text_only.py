@@ -20,7 +20,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import safetensors.torch
 import torch
@@ -36,11 +35,14 @@ from dfkd.pseudo import PseudoWords
 from dfkd.shards import canonical
 from dfkd.storage import MissingObject, Storage
 from dfkd.teacher import Teacher, check_classes, resolve
-from dfkd.training import TextOnly
 
 STYLE, STYLED = "a {style} style of a", "a {style} style of a {class}"
 """The sentences that hold a style word, without and with a class."""
 
+UPDATES, STYLE_RATE = 100, 0.002
+"""Steps in which each style word is learned, and their rate, as published."""
+EPOCHS, RATE = 50, 0.005
+"""Passes of the classifier over all features, and their rate, as published."""
 SPREAD = 0.02
 """Standard deviation of a style word before it is learned, as published."""
 MOMENTUM = 0.9
@@ -93,7 +95,7 @@ def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) 
     try:
         found = safetensors.torch.load(root.get(key))["vectors"]
     except MissingObject:
-        found = train(tower, manifest.classes, manifest.text_only, seed)
+        found = train(tower, manifest.classes, manifest.text_only.styles, seed)
         root.put(key, safetensors.torch.save({"vectors": found.cpu()}))
     except (SafetensorError, KeyError):
         found = torch.empty(0)
@@ -116,7 +118,7 @@ def classifier_name(manifest: Manifest, seed: int) -> str:
         digests = resolve(config, manifest.cache).digests
     about = {
         "schema": SCHEMA,
-        "settings": asdict(manifest.text_only) | {"model": "", "weights": ""},
+        "styles": manifest.text_only.styles,
         "tower": {"teacher.model": config.model} | digests,
         "classes": list(manifest.classes),
         "seed": seed,
@@ -124,30 +126,29 @@ def classifier_name(manifest: Manifest, seed: int) -> str:
     return f"s{seed}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
 
 
-def train(tower: Teacher, classes: Sequence[str], settings: TextOnly, seed: int) -> Tensor:
-    """Learn style words, then the classifier; returns its unit vectors [M, E], float32.
+def train(tower: Teacher, classes: Sequence[str], styles: int, seed: int) -> Tensor:
+    """Learn K = `styles` words, then the classifier; returns its unit vectors [M, E], float32.
 
     All that is random comes from `seed`.
     """
     draw = torch.Generator().manual_seed(derive_seed("text-only", seed))
-    features = style_features(tower, classes, settings, draw)
-    return fit(features, settings, draw)
+    return fit(style_features(tower, classes, styles, draw), draw)
 
 
 def style_features(
-    tower: Teacher, classes: Sequence[str], settings: TextOnly, draw: torch.Generator
+    tower: Teacher, classes: Sequence[str], count: int, draw: torch.Generator
 ) -> Tensor:
-    """Unit text features [K, M, E] of every class in every learned style."""
+    """Unit text features [K, M, E] of every class in each of K = `count` learned styles."""
     names, templates = ["", *classes], [STYLE, *[STYLED] * len(classes)]
     sentences = PseudoWords(tower, STYLED).sentences(names, templates)
     contents, width = tower.encode_text(classes), tower.token_table.shape[1]
     styles: list[Tensor] = []
     features: list[Tensor] = []
-    with bar("text-only classifier", settings.styles, "style") as progress:
-        for _ in range(settings.styles):
+    with bar("text-only classifier", count, "style") as progress:
+        for _ in range(count):
             word = (SPREAD * torch.randn(width, generator=draw)).to(tower.device).requires_grad_()
-            optimizer = torch.optim.SGD([word], settings.style_rate, MOMENTUM)
-            for _ in range(settings.updates):
+            optimizer = torch.optim.SGD([word], STYLE_RATE, MOMENTUM)
+            for _ in range(UPDATES):
                 encoded = sentences.encode(word.expand(len(names), -1))
                 loss = style_loss(encoded[0], styles) + content_loss(encoded[1:], contents)
                 optimizer.zero_grad()
@@ -176,15 +177,15 @@ def content_loss(styled: Tensor, contents: Tensor) -> Tensor:
     return F.cross_entropy(styled @ contents.T, torch.arange(len(styled), device=styled.device))
 
 
-def fit(features: Tensor, settings: TextOnly, draw: torch.Generator) -> Tensor:
+def fit(features: Tensor, draw: torch.Generator) -> Tensor:
     """The linear classifier on unit features [K, M, E] of M classes: unit vectors [M, E]."""
     K, M, E = features.shape
     device = features.device
     inputs, labels = features.flatten(0, 1), torch.arange(M, device=device).repeat(K)
     start = (2 * torch.rand(M, E, generator=draw) - 1) / math.sqrt(E)  # as nn.Linear begins
     vectors = start.to(device).requires_grad_()
-    optimizer = torch.optim.SGD([vectors], settings.learning_rate, MOMENTUM)
-    for _ in range(settings.epochs):
+    optimizer = torch.optim.SGD([vectors], RATE, MOMENTUM)
+    for _ in range(EPOCHS):
         for rows in torch.randperm(K * M, generator=draw).to(device).split(BATCH):
             cosines = inputs[rows] @ F.normalize(vectors, dim=1).T
             loss = F.cross_entropy(arcface(cosines, labels[rows]), labels[rows])

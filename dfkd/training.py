@@ -9,10 +9,8 @@ from dfkd.errors import ManifestError
 from dfkd.fields import (
     CHECKED,
     Count,
-    Fraction,
     Name,
     Natural,
-    NonNegative,
     Positive,
     Precision,
     Several,
@@ -21,8 +19,10 @@ from dfkd.fields import (
 
 Start = Literal["student", "library", "scratch"]
 """What few-shot training starts from."""
+Texts = Literal["template", "styles"]
+"""What the teacher compares images with: the class prompt, or a mean over styles."""
 Augmentation = Literal[
-    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase", "style", "mix"
+    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase"
 ]
 
 
@@ -37,8 +37,6 @@ class Training:
     learning_rate: Positive = 0.1
     finetune_factor: Positive = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Fraction = 0.9
-    weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine"] = "cosine"
     """Of the rate; a cosine runs to zero within each phase. The paper names none; the study
     manifests/studies/recipe compares the two."""
@@ -59,29 +57,28 @@ class Distillation(Training):
     `pretrained` for a model of timm, a safetensors file, or `none` for random weights, which allow
     no warm-up."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """`small`: one 3 x 3 convolution instead of the stride-4 stem, for images below 100 px."""
+    """`small`: one 3 x 3 convolution instead of the stride-4 stem. Whoever trains on images below
+    100 px (CIFAR's) needs it, because the large stem leaves them a map of a few pixels."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0,)
     """One student is trained for each, and one text-only classifier if `evaluation.models` has it.
     """
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step over all ranks together; no more than a version has."""
-    labels: Literal["live", "stored", "restyled"] = "live"
-    """Teacher on the augmented view, the distances stored in the shard, or those of the stored
-    embedding, which each step moves along a style of `prompts.styles`."""
-    texts: Literal["template", "styles"] = "template"
+    labels: Literal["live", "stored"] = "live"
+    """Teacher on the augmented view, or the distances stored in the shard (the letter of Eq 4)."""
+    texts: Texts = "template"
     """What the teacher compares images with: the class prompt, or an ensemble, each class' mean
     over `prompts.styles`. Stored distances are to the class prompt."""
-    inconsistent: Fraction = 1.0
-    """Weight in the loss of an image that the teacher takes for another class; 0 drops it."""
     standardise: bool = True
     """Train on (distance - mean) / std of the labels, so that learning rates suit the small
     differences between a CLIP's distances; the student still gives distances."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]`, as many of them as the cluster has room
-    for while it changes. Students are trained one after the other, in a study side by side."""
+    for while it changes. Students are trained one after the other, in a study side by side. Whoever
+    has several GPUs, or spot nodes, raises it."""
     loader_workers: Natural = 0
-    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead. Where images
-    are large or a GPU is fast, that one is the limit."""
+    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead. Whoever has
+    224 px images and a fast GPU raises it, because one thread then keeps the GPU waiting."""
     checkpoint_epochs: Count = 1
     """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
 
@@ -95,10 +92,10 @@ class Distillation(Training):
                 self.warmup_epochs,
                 "set it to 0, or name the weights that the backbone starts from",
             )
-        if self.labels != "live" and self.augmentation:
+        if self.labels == "stored" and self.augmentation:
             raise ManifestError(
                 "distillation.labels",
-                f"{self.labels} labels belong to the plain image and allow no augmentation",
+                "stored labels belong to the plain image and allow no augmentation",
                 self.labels,
                 "set distillation.labels=live or distillation.augmentation=[]",
             )
@@ -107,7 +104,7 @@ class Distillation(Training):
                 "distillation.texts",
                 "must be template with stored labels, which are distances to it",
                 self.texts,
-                "set distillation.labels=live or restyled",
+                "set distillation.labels=live",
             )
         least, most = self.ranks
         if least > most:
@@ -132,7 +129,7 @@ class Distillation(Training):
 class TextOnly:
     """A linear classifier on a frozen CLIP image tower, trained on texts alone (`dfkd.text_only`).
 
-    The defaults are PromptStyler's. One is trained for each of `distillation.seeds`.
+    All else is as PromptStyler has it. One is trained for each of `distillation.seeds`.
     """
 
     model: str = ""
@@ -141,14 +138,6 @@ class TextOnly:
     """Of that tower, named as in `teacher.weights`."""
     styles: Count = 80
     """K, the style words that are learned."""
-    updates: Count = 100
-    """Steps in which each style word is learned."""
-    style_rate: Positive = 0.002
-    """Learning rate of these steps."""
-    epochs: Count = 50
-    """Passes of the classifier over the texts of all styles and classes."""
-    learning_rate: Positive = 0.005
-    """Of the classifier."""
 
     def __post_init__(self) -> None:
         if bool(self.model) != bool(self.weights):
@@ -175,20 +164,21 @@ class FewShot:
     """k, the training images of each class; of a class with too few, all but one."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Of the draw, fresh weights and the views. Seed n takes the student of
-    `distillation.seeds[n % len(seeds)]`."""
+    `distillation.seeds[n % len(seeds)]`. Whoever wants a first look takes one seed instead of five.
+    """
     starts: Annotated[Several[Start], Field(min_length=1)] = ("student", "library", "scratch")
     """What is fine-tuned: all of them have the architecture of `distillation.student`."""
     library: Name = "IMAGENET1K_V1"
-    """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file."""
+    """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file. Whoever
+    has a student of timm needs it, because timm knows only `pretrained`."""
     epochs: Count = 20
-    """Of every start."""
+    """Of every start. Like the two rates, for whoever has other images than the miniature's icons,
+    by which the defaults were chosen."""
     learning_rate: Positive = 0.0001
     """Of weights that have learned something: the student, and the backbone of `library`."""
     fresh_rate: Positive = 0.001
     """Of random weights: all of `scratch`, and the head of `library`."""
-    batch_size: Annotated[int, Field(ge=2)] = 32
-    augmentation: tuple[Augmentation, ...] = ("flip", "crop")
 
     def __post_init__(self) -> None:
-        for key in ("domains", "shots", "seeds", "starts", "augmentation"):
+        for key in ("domains", "shots", "seeds", "starts"):
             require_unique(f"fewshot.{key}", getattr(self, key))

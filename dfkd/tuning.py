@@ -15,7 +15,10 @@ from dfkd.augmentation import augment
 from dfkd.plan import derive_seed
 from dfkd.seeding import seeded
 from dfkd.student import Student, fold
-from dfkd.training import FewShot, Start
+from dfkd.training import Augmentation, FewShot, Start
+
+BATCH = 32
+AUGMENTATION: tuple[Augmentation, ...] = ("flip", "crop")
 
 TEMPERATURE = 0.01
 """CLIP's own: it divides cosines by it, as a student's distances are divided here."""
@@ -102,14 +105,14 @@ def tune(classifier: Student, shots: Labelled, config: FewShot, seed: int, start
     classifier.train()
     classifier.backbone.train(start == "scratch")
     classifier.requires_grad_(True)
-    size = min(config.batch_size, len(shots))
+    size = min(BATCH, len(shots))
     steps = config.epochs * -(-len(shots) // size)
     peaks = rates(config, start)
     parts = (classifier.backbone, classifier.head)
     groups = [{"params": list(part.parameters())} for part in parts]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     for step, chosen in enumerate(batches(len(shots), size, steps, seed)):
-        logits = _logits(classifier, shots.pixels[chosen], config, derive_seed("view", seed, step))
+        logits = _logits(classifier, shots.pixels[chosen], derive_seed("view", seed, step))
         loss = F.cross_entropy(logits, shots.labels[chosen].to(logits.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -125,12 +128,11 @@ def rates(config: FewShot, start: Start) -> tuple[float, float]:
     return {"student": (known, known), "library": (known, fresh), "scratch": (fresh, fresh)}[start]
 
 
-def _logits(classifier: Student, pixels: Tensor, config: FewShot, seed: int) -> Tensor:
+def _logits(classifier: Student, pixels: Tensor, seed: int) -> Tensor:
     """float32 [B, M] of the views of one step; the same each time."""
     device = classifier.mean.device
-    views = _scaled(pixels, device)
-    if config.augmentation:
-        views = augment(views, config.augmentation, torch.Generator(device).manual_seed(seed))
+    generator = torch.Generator(device).manual_seed(seed)
+    views = augment(_scaled(pixels, device), AUGMENTATION, generator)
     with seeded(seed, device):
         logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
     return logits

@@ -1,141 +1,46 @@
 """Measure what things cost on this machine, and keep the figures as benchmarks/NAME.json."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
-import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfkd import command
-from dfkd.benchmarks import distillation, export, prompts, requests, stages, streaming, synthesis
-from dfkd.benchmarks.measure import Figure, keep
-from dfkd.benchmarks.memory import watched
-from dfkd.benchmarks.table import page, table
-from dfkd.cluster import benchmark_driver, benchmark_ranks, benchmark_scale
-from dfkd.cluster.build import environment
-from dfkd.cluster.connect import connected
-from dfkd.device import pick_device, settle
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count, task_count
-from dfkd.storage import Storage, open_storage
 
-Results = dict[str, Any]
+if TYPE_CHECKING:
+    from dfkd.benchmarks.suite import Effort
 
-
-RANK_REPEATS = 3
-"""Turns of ranks: each starts processes."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
-
-    repeats: int
-    """Timed turns."""
-    tasks: tuple[int, ...]
-    """Of the driver, that do nothing; one run for each number."""
-    shards: tuple[int, ...]
-    """Of versions whose requests are counted."""
-    per_class: int
-    """Images of each class that are streamed."""
-    updates: int
-    """Of the prompts whose diversity is compared; 0 for the manifest's."""
-    batches: tuple[int, ...]
-    """Of several ranks, as multiples of the manifest's."""
-    whole: bool
-    """Whether the run that is split by stages is the manifest's, and not a short one."""
-
-
-FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, 0, (1, 2, 4), whole=True)
-QUICK = Effort(2, (200, 400), (12, 24), 16, 3, (1,), whole=False)
+BENCHMARKS = (
+    "synthesis",
+    "prompts",
+    "streaming",
+    "distillation",
+    "export",
+    "driver",
+    "scale",
+    "stages",
+)
 
 
 def effort(options: argparse.Namespace) -> Effort:
-    """As the options ask for it."""
+    """How much is measured, as the options ask for it."""
+    from dfkd.benchmarks.suite import FULL, QUICK
+
     usual = QUICK if options.quick else FULL
     return dataclasses.replace(
         usual,
         repeats=options.repeats or usual.repeats,
         tasks=tuple(options.tasks or usual.tasks),
         shards=tuple(options.shards or usual.shards),
+        classes=options.classes,
     )
-
-
-def time_synthesis(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """Optimisation steps."""
-    return synthesis.measure(manifest, pick_device(), effort(options).repeats)
-
-
-def time_prompts(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """Contrastive updates."""
-    asked, device = effort(options), pick_device()
-    found = prompts.measure(manifest, device, asked.repeats)
-    return {**found, "diversity": prompts.diversity(manifest, device, asked.updates)}
-
-
-def time_streaming(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """Reading shards."""
-    asked = effort(options)
-    return streaming.measure(manifest, asked.per_class, asked.repeats)
-
-
-def time_distillation(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """Training steps, of one rank by itself and of several."""
-    asked = effort(options)
-    found = distillation.measure(manifest, pick_device(), asked.repeats)
-    with connected():
-        ranks = benchmark_ranks.measure(
-            manifest, asked.per_class, asked.batches, min(asked.repeats, RANK_REPEATS)
-        )
-    return {**found, **ranks, "figures": found["figures"] + ranks["figures"]}
-
-
-def time_export(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """The student where it is used."""
-    return export.measure(manifest)
-
-
-def time_driver(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """Tasks that do nothing, and the requests of versions of several sizes."""
-    asked = effort(options)
-    with connected():
-        pools = [benchmark_driver.measure(manifest, count) for count in asked.tasks]
-    figures = [
-        Figure(f"{pool['tasks']} idle tasks", "tasks/s", (pool["tasks_per_s"],)) for pool in pools
-    ]
-    return {
-        "pool": pools,
-        "requests": requests.measure(manifest, asked.shards),
-        "figures": [figure.as_dict() for figure in figures],
-    }
-
-
-def time_scale(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """A whole run without models, of the size that the manifest and --classes say."""
-    with connected():
-        return benchmark_scale.measure(benchmark_scale.sized(manifest, options.classes))
-
-
-def time_stages(manifest: Manifest, options: argparse.Namespace) -> Results:
-    """A whole run, from class names to a report."""
-    asked = effort(options)
-    return stages.measure(manifest if asked.whole else stages.shortened(manifest))
-
-
-BENCHMARKS: dict[str, Callable[[Manifest, argparse.Namespace], Results]] = {
-    "synthesis": time_synthesis,
-    "prompts": time_prompts,
-    "streaming": time_streaming,
-    "distillation": time_distillation,
-    "export": time_export,
-    "driver": time_driver,
-    "scale": time_scale,
-    "stages": time_stages,
-}
 
 
 def chosen(options: argparse.Namespace) -> list[str]:
@@ -145,7 +50,9 @@ def chosen(options: argparse.Namespace) -> list[str]:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be measured."""
-    simulated, asked = benchmark_scale.sized(manifest, options.classes), effort(options)
+    from dfkd.benchmarks.scale import sized
+
+    simulated, asked = sized(manifest, options.classes), effort(options)
     return {
         "benchmarks": chosen(options),
         "repeats": asked.repeats,
@@ -164,24 +71,14 @@ def work(manifest: Manifest, options: argparse.Namespace, words: Sequence[str]) 
     Args:
         words: the arguments of the job, which the records name.
     """
-    storage = open_storage(manifest.storage.root)
+    from dfkd.benchmarks import suite
+
+    names = chosen(options)
     again = shlex.join(["python", "jobs/benchmark.py", *words])
-    settle(options.threads)  # as workers do
-    for name in chosen(options):
-        with watched() as watch:
-            results = BENCHMARKS[name](manifest, options)
-        results["memory"] = watch.summary()
-        place = keep(storage, name, again, environment(), results)
-        put_page(storage)
-        print("\n".join([*table(results), f"{name}: {place}"]), flush=True)
+    records = suite.run(names, manifest, effort(options), options.threads, again)
+    for name, (lines, place) in zip(names, records, strict=True):
+        print("\n".join([*lines, f"{name}: {place}"]), flush=True)
     return place
-
-
-def put_page(storage: Storage) -> None:
-    """Write `benchmarks/table.md` of all records that are there."""
-    keys = (f"benchmarks/{name}.json" for name in BENCHMARKS)
-    records = [json.loads(storage.get(key)) for key in keys if storage.exists(key)]
-    storage.put("benchmarks/table.md", page(records).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
     add = arguments.add_argument
     add("--quick", action="store_true", help="few repeats of small sizes: it runs, in minutes")
-    add("--repeats", type=int, metavar="N", help=f"timed turns ({FULL.repeats})")
+    add("--repeats", type=int, metavar="N", help="timed turns (7)")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of torch (1)")
     add(
         "--tasks",

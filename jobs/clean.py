@@ -11,6 +11,8 @@ from dfkd.manifest import Manifest
 from dfkd.storage import Storage, is_there, open_storage
 
 REPORT = "clean.json"
+KEEP = 3
+"""Versions that stay, unless --keep says otherwise."""
 GRACE = 24 * 3600.0
 """Seconds for which whatever is written is left alone, unless --grace says otherwise."""
 
@@ -19,8 +21,8 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """Exactly what would be removed, with its bytes, and why the rest is kept."""
     from dfkd import retention
 
-    keep = _keep(manifest, options)
-    return retention.plan(_open(manifest), manifest, keep, options.grace).as_dict()
+    planned = retention.plan(_open(manifest), manifest, options.keep, options.grace)
+    return planned.as_dict()
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
@@ -29,7 +31,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     from dfkd.lease import holding
     from dfkd.shards import canonical
 
-    root, keep = _open(manifest), _keep(manifest, options)
+    root, keep = _open(manifest), options.keep
     with holding(root, "clean", manifest.regeneration.lease_seconds):
         planned = retention.plan(root, manifest, keep, options.grace)
         for key, why in planned.kept.items():
@@ -50,10 +52,6 @@ def _open(manifest: Manifest) -> Storage:
     return open_storage(place)
 
 
-def _keep(manifest: Manifest, options: argparse.Namespace) -> int:
-    return manifest.regeneration.keep if options.keep is None else int(options.keep)
-
-
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -72,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command.parser(__doc__ or "")
     arguments.add_argument(
-        "--keep", type=_count, metavar="N", help="versions to keep; default: regeneration.keep"
-    )
+        "--keep", type=_count, default=KEEP, metavar="N",
+        help=f"versions to keep, the current one included; default: {KEEP}",
+    )  # fmt: skip
     arguments.add_argument(
         "--grace",
         type=_seconds,

@@ -45,13 +45,12 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 def tell(evaluated: dfkd.Evaluated) -> None:
     """Print the table of accuracies, by class too where they are means over classes, and notes."""
     from dfkd.report.table import SIZES, class_table, table
-    from dfkd.results import average_of
 
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results, evaluated.ms))
     print(SIZES)
-    if average_of(evaluated.results) == "classes":
+    if evaluated.results["average"] == "classes":
         print(f"\n{class_table(evaluated.results)}")
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")

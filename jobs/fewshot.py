@@ -35,7 +35,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was used and written.
     """
-    from dfkd.report.fewshot_table import table
+    from dfkd.report.few_shot import table
 
     curves = dfkd.few_shot(manifest, threads=options.threads)
     print(table(curves.results))

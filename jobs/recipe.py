@@ -44,7 +44,7 @@ def work(study: Description, options: argparse.Namespace) -> str:
     """Train what is missing, then write results and table; returns the table's path."""
     from dfkd import recipe
     from dfkd.cluster.build import environment
-    from dfkd.machine import cpus, machine
+    from dfkd.hardware import cpus, machine
     from dfkd.report.grid import markdown
     from dfkd.shards import canonical
 

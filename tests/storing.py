@@ -21,7 +21,7 @@ from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, M
 from dfkd.random_access import Examples
 from dfkd.retries import Patience
 from dfkd.s3 import S3Storage
-from dfkd.s3_connection import UPLOADS, Connection, Limits
+from dfkd.s3_client import UPLOADS, Connection, Limits
 from dfkd.storage import MissingObject, Request, Storage, open_storage
 from proxy import Proxy
 

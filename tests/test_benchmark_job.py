@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import jobs
-from dfkd.benchmarks import requests, stages, streaming
+from dfkd.benchmarks import driver, stages, streaming
+from dfkd.benchmarks.driver import Counts, counted
 from dfkd.benchmarks.memory import Memory, Watch, watched
-from dfkd.benchmarks.requests import Counts, counted
 from dfkd.dataset import current
 from dfkd.manifest import Manifest
 from dfkd.storage import open_storage
@@ -78,7 +78,7 @@ def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path)
 
 def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
-    small, large = requests.measure(manifest, [6, 12])
+    small, large = driver.requests(manifest, [6, 12])
 
     def of(version: dict[str, Any], stage: str) -> dict[str, int]:
         found: dict[str, int] = version["stages"][stage]["requests"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.benchmarks.standin import StandIn
+from dfkd.benchmarks.stand_in import StandIn
 from dfkd.chain import Chain
 from dfkd.dataset import Version, begin
 from dfkd.errors import CorruptionError

@@ -93,7 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher=write_teacher(folder),
         prompts={"method": ["vanilla", "mix"]},
         distillation={"seeds": [0, 1]},
-        evaluation={"data": str(folder / "data"), "batch_size": 4},
+        evaluation={"data": str(folder / "data")},
     )
     manifest = Manifest.read(path)
     publish(manifest, "vanilla")
@@ -141,7 +141,7 @@ def test_scoring_again_gives_the_same_bytes(evaluate: Evaluate, run: Path) -> No
     root = run.parent / "run"
     assert evaluate(run).returncode == 0
     before = {name: (root / name).read_bytes() for name in names}
-    assert evaluate(run, "--set", "evaluation.batch_size=3").returncode == 0
+    assert evaluate(run).returncode == 0
     assert {name: (root / name).read_bytes() for name in names} == before
 
 
@@ -195,7 +195,6 @@ def test_a_text_only_classifier_of_each_seed_is_scored(
     common = (
         "--set=evaluation.models=[text-only, teacher]",
         "--set=text_only.styles=2",
-        "--set=text_only.updates=1",
         f"--set=storage.root={tmp_path}",
     )
     job = evaluate(run, *common)

@@ -248,7 +248,6 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
         ("fewshot.starts=[]", ["fewshot.starts"]),
         ("fewshot.shots=[1, 0]", ["fewshot.shots.1"]),
         ("fewshot.shots=[2, 2]", ["fewshot.shots", "once"]),
-        ("fewshot.batch_size=1", ["fewshot.batch_size"]),
         ("fewshot.epochs=0", ["fewshot.epochs", "greater than or equal to 1"]),
         ("distillation.seeds=[0, 7]", ["fewshot.starts", "seed 7", "jobs/distill.py"]),
         ("distillation.student=resnet18", ["fewshot.starts", "jobs/distill.py"]),

@@ -34,7 +34,6 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
     distillation = manifest.distillation
     assert (distillation.warmup_epochs, distillation.epochs) == (150, 150)
     assert (distillation.learning_rate, distillation.finetune_factor) == (0.1, 0.1)
-    assert distillation.momentum == 0.9
     fewshot = manifest.fewshot
     assert (fewshot.shots, len(fewshot.seeds)) == ((1, 2, 4, 8, 16), 5)
     assert fewshot.starts == ("student", "library", "scratch")
@@ -202,7 +201,7 @@ def test_the_printed_manifest_reads_back_as_the_same(path: Path, tmp_path: Path)
         "prompts.method=[mix, vanilla]",
         "evaluation.aliases.dog=hound",
         "classes=[dog, no, '1e-3', 1_0]",
-        "distillation.weight_decay=1e-7",
+        "distillation.learning_rate=1e-7",
     )
     manifest = Manifest.read(path, settings)
     assert manifest.evaluation.aliases == {"dog": "hound"}

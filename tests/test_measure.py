@@ -8,9 +8,18 @@ import pytest
 import torch
 
 from dfkd import contrastive
-from dfkd.benchmarks import limits, peers, prompts
-from dfkd.benchmarks.measure import Figure, operations, profile, quotient, turns
-from dfkd.benchmarks.table import HEAD, page, scaled, table
+from dfkd.benchmarks import prompts, reference
+from dfkd.benchmarks.measure import (
+    HEAD,
+    Figure,
+    operations,
+    page,
+    profile,
+    quotient,
+    scaled,
+    table,
+    turns,
+)
 from dfkd.distillation import Course, Distiller
 from dfkd.fields import Precision
 from dfkd.generator import VQGAN
@@ -58,7 +67,7 @@ def test_operations_are_counted_backwards_too() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_limits_do_what_they_count(precision: Precision) -> None:
-    for limit in (limits.product(CPU, precision), limits.convolution(CPU, precision)):
+    for limit in (reference.product(CPU, precision), reference.convolution(CPU, precision)):
         assert operations(limit) == limit() > 0
 
 
@@ -70,14 +79,14 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
     config = Synthesis(image_size=64, steps=3, batch_size=2, views=0)
     Synthesiser(teacher, generator, config)(targets, [0, 1], lambda _, found: losses.append(found))
     assert torch.allclose(
-        peers.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
+        reference.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
     )
 
 
 def test_plain_distillation_is_distillation_without_any_switch(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "augment", lambda pixels, names, draws: pixels)
+    monkeypatch.setattr(reference, "augment", lambda pixels, names, draws: pixels)
     config = Distillation(
         weights="none",
         warmup_epochs=0,
@@ -85,18 +94,15 @@ def test_plain_distillation_is_distillation_without_any_switch(
         schedule="constant",
         learning_rate=0.002,
         finetune_factor=1.0,
-        weight_decay=0.01,
         augmentation=(),
     )
     texts = teacher.encode_text(["A cat", "A clock"])
     pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    batch = Batch(
-        pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64), torch.ones(4)
-    )
+    batch = Batch(pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
     course, label = Course(1, warmup=0, total=9), live(teacher, texts)
     ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
     losses = [float(ours.advance(batch).loss) for _ in range(3)]
-    plain = peers.plain_distillation(
+    plain = reference.plain_distillation(
         build(config, 2, 64, seed=0).train(), teacher, texts, batch.pixels / 255, 3
     )
     assert float(plain) == pytest.approx(losses[-1], rel=1e-2)
@@ -114,7 +120,7 @@ def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path)
     ours = contrastive.optimise(problem, start, manifest.prompts, draws[0])
     remembered = problem.bank.draw(4, draws[1])
     assert remembered is not None
-    plain = peers.plain_prompts(
+    plain = reference.plain_prompts(
         teacher, problem.words, problem.names, start, remembered, 3, draws[1]
     )
     torch.testing.assert_close(plain, ours.pseudo, rtol=1e-3, atol=1e-3)
@@ -125,9 +131,9 @@ def test_the_cutout_loop_shows_the_teacher_32_crops(
 ) -> None:
     generator = VQGAN.load(GENERATOR, CPU, "float32")
     shapes = []
-    encode = peers._encode
-    monkeypatch.setattr(peers, "_encode", lambda t, p: shapes.append(p.shape) or encode(t, p))
-    loss = peers.cutout_loop(teacher, generator, teacher.encode_text(["A cat"])[0], 64, 2)
+    encode = reference._encode
+    monkeypatch.setattr(reference, "_encode", lambda t, p: shapes.append(p.shape) or encode(t, p))
+    loss = reference.cutout_loop(teacher, generator, teacher.encode_text(["A cat"])[0], 64, 2)
     assert torch.isfinite(loss)
     assert shapes == [(32, 3, 64, 64)] * 2
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfkd import parts
-from dfkd.benchmarks.requests import Counts, counted
+from dfkd.benchmarks.driver import Counts, counted
 from dfkd.errors import CorruptionError
 from dfkd.objects import Request
 from dfkd.storage import MissingObject, Storage, open_storage

@@ -18,7 +18,6 @@ SMALL = [
     "distillation.epochs=2",
     "distillation.batch_size=8",
     "text_only.styles=1",
-    "text_only.updates=1",
 ]
 
 

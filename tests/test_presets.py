@@ -73,11 +73,11 @@ def test_a_study_takes_presets_as_values_of_an_axis(tmp_path: Path) -> None:
         "name: s\ntitle: t\nshows: ['-']\nkind: table\nbase: base.yaml\nseeds: [0]\n"
         "axes:\n  - name: Preset\n    values:\n"
         "      paper: {preset: paper}\n"
-        "      more: {preset: paper, distillation: {inconsistent: 0.0}}\n"
+        "      more: {preset: paper, distillation: {batch_size: 9}}\n"
         "quick: {settings: {storage: {root: b}}}\n"
     )
     paper, more = (cell.manifest for cell in read_study(tmp_path).cells)
     assert paper.distillation.texts == "template"
     assert paper.prompts.guard.attempts == 9  # the base's own key
-    assert more.distillation.inconsistent == 0.0
+    assert more.distillation.batch_size == 9
     assert more.distillation.augmentation == paper.distillation.augmentation

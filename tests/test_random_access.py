@@ -38,7 +38,6 @@ def test_each_sample_is_what_its_shard_holds(version: PublishedVersion) -> None:
             assert (example.key, example.image) == (sample.key, sample.image)
             assert example.extension == sample.extension
             assert np.array_equal(example.distances, sample.arrays["distances"])
-            assert np.array_equal(example.embedding, sample.arrays["embedding"])
     assert [e.key for e in examples.read(np.array([4, 7]))] == [whole[4].key, whole[7].key]
     assert examples.labels.tolist() == [sample.metadata["class_index"] for sample in whole]
 

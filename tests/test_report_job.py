@@ -37,7 +37,8 @@ def write_run(folder: Path, right: int) -> Path:
     counts = np.array([[right, 10 - right], [10 - right, right]])
     rows = [row("teacher", "zero-shot", 0, "photo", CLASSES, counts)]
     content = {"schema": 1, "classes": CLASSES, "rows": rows, "summary": summarise(rows)}
-    content["parameters"] = {"teacher": 1000}
+    content["parameters"], content["average"] = {"teacher": 1000}, "images"
+    content["data"] = {"domains": ["photo"], "notes": [], "unreadable": []}
     write_results(open_storage(str(folder / "run")), content)
     path = folder / "run.yaml"
     tree = {

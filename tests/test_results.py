@@ -15,7 +15,6 @@ from dfkd.domains import Domains, Item
 from dfkd.errors import CorruptionError
 from dfkd.results import (
     Row,
-    average_of,
     images_of,
     ordered,
     results,
@@ -88,17 +87,6 @@ def test_the_figures_and_their_order_are_part_of_the_results() -> None:
         validate_results(found | {"average": "images"})
 
 
-def test_results_of_before_there_was_a_choice_are_means_over_images() -> None:
-    old = {key: value for key, value in content().items() if key != "average"}
-    validate_results(old)
-    assert average_of(old) == "images"
-
-
-@pytest.mark.parametrize("domains", [None, "ink", [["ink"], "nowhere", "ink"], [1]])
-def test_an_order_that_is_none_is_passed_over(domains: object) -> None:
-    assert images_of({"rows": ROWS, "data": {"domains": domains}}).keys() == {"ink", "flat"}
-
-
 def test_order_is_teacher_then_methods_seeds_and_domains() -> None:
     keys = [(line["method"], line["seed"], line["domain"]) for line in ordered(ROWS)]
     assert keys == [
@@ -156,7 +144,7 @@ def test_the_same_scores_are_the_same_bytes_in_any_order(tmp_path: Path) -> None
 
 
 def test_counts_stand_on_one_line_and_texts_are_left_alone(tmp_path: Path) -> None:
-    odd = content() | {"data": {"notes": ["[1,\n  2]"]}}
+    odd = content() | {"data": {"domains": [], "notes": ["[1,\n  2]"], "unreadable": []}}
     write_results(open_storage(str(tmp_path)), odd)
     text = (tmp_path / "results.json").read_text()
     assert "[9, 1]" in text
@@ -179,7 +167,11 @@ def test_counts_stand_on_one_line_and_texts_are_left_alone(tmp_path: Path) -> No
         (("rows", 0, "confusion"), [[0, 0], [0, 0]], r"confusion: must count"),
         (("rows", 0, "extra"), 1, r"rows\[0\]: must have the fields"),
         (("rows", 1, "domain"), "flat", "must occur once"),
+        (("average",), "median", "average: must be images or classes"),
         (("average",), ["classes"], "average: must be images or classes"),
+        (("data",), [], "data.domains: must be a list of texts"),
+        (("data", "domains"), [["ink"], "flat"], "data.domains: must be a list of texts"),
+        (("data", "notes"), "one", "data.notes: must be a list of texts"),
         (("summary", 0, "mean"), 0.5, "summary: must follow"),
     ],
 )

@@ -207,14 +207,6 @@ def test_images_of_no_class_are_not_trained_on(tmp_path: Path, own: int) -> None
             first_batch(version, cache_bytes)
 
 
-@pytest.mark.parametrize("length", [0, 1, 999])
-def test_embeddings_of_several_lengths_are_not_trained_on(tmp_path: Path, length: int) -> None:
-    version = hostile_version(tmp_path, embedding=np.ones(length, np.float16))
-    for cache_bytes in (0, 1 << 20):
-        with pytest.raises(CorruptionError, match=r"embedding\.npy: must be \d+ numbers"):
-            first_batch(version, cache_bytes)
-
-
 # --- Parquet --------------------------------------------------------------------------------------
 
 

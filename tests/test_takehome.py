@@ -25,7 +25,7 @@ from dfkd.manifest import Manifest
 from dfkd.model_card import EXAMPLE, model_card
 from dfkd.pictures import batch, pixels
 from dfkd.predict import Predictor, main
-from dfkd.report.takehome import read_takehome
+from dfkd.report.readers import read_takehome
 from dfkd.storage import LocalStorage, open_storage
 from dfkd.student import load_student
 from dfkd.teacher import Teacher, distances
@@ -70,7 +70,7 @@ def prepare(folder: Path) -> Manifest:
         teacher=write_teacher(folder),
         prompts={"method": ["vanilla", "mix"]},
         distillation={"seeds": [1, 0]},
-        evaluation={"data": str(folder / "data"), "batch_size": 4},
+        evaluation={"data": str(folder / "data")},
     )
     manifest = Manifest.read(path)
     for method in manifest.prompts.method:

@@ -16,20 +16,19 @@ from dfkd.manifest import Manifest
 from dfkd.storage import open_storage
 from dfkd.teacher import Teacher, distances
 from dfkd.text_only import arcface, class_vectors, content_loss, load_tower, style_loss, train
-from dfkd.training import TextOnly
 from models import VIT, model_config, write_teacher
 from surrogates import write_manifest
 
 CPU = torch.device("cpu")
 CLASSES = ("clock", "book", "house", "cat")
-SHORT = {"styles": 3, "updates": 3}
+STYLES = 3
 
 
 def miniature(folder: Path, **settings: object) -> Manifest:
     path = write_manifest(
         folder,
         teacher={"model": "miniature", "weights": "miniature"},
-        text_only={**SHORT, **settings},
+        text_only={"styles": STYLES, **settings},
         evaluation={"models": ["teacher", "text-only"]},
     )
     return Manifest.read(path, (f"classes=[{', '.join(CLASSES)}]",))
@@ -38,6 +37,12 @@ def miniature(folder: Path, **settings: object) -> Manifest:
 @pytest.fixture(scope="module")
 def tower() -> Teacher:
     return Teacher.load(Manifest.read("manifests/miniature.yaml").teacher, CPU)
+
+
+@pytest.fixture(autouse=True)
+def few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published 100 for each style would take a minute."""
+    monkeypatch.setattr(text_only, "UPDATES", 3)
 
 
 def test_style_loss_is_the_mean_cosine_to_earlier_styles_without_its_sign() -> None:
@@ -85,14 +90,15 @@ def test_a_style_word_moves_away_from_the_earlier_ones(
         return loss
 
     monkeypatch.setattr(text_only, "style_loss", noted)
-    settings = TextOnly(styles=2, updates=30, style_rate=0.2)
-    text_only.style_features(tower, CLASSES, settings, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(text_only, "UPDATES", 30)
+    monkeypatch.setattr(text_only, "STYLE_RATE", 0.2)
+    text_only.style_features(tower, CLASSES, 2, torch.Generator().manual_seed(0))
     assert len(seen) == 30
     assert seen[-1] < seen[0] - 0.01
 
 
 def test_the_classifier_names_each_class_by_its_text(tower: Teacher) -> None:
-    vectors = train(tower, CLASSES, TextOnly(**SHORT), seed=0)
+    vectors = train(tower, CLASSES, STYLES, seed=0)
     assert vectors.shape == (len(CLASSES), tower.embedding_dim)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(len(CLASSES)), atol=1e-6)
     for sentence in ("{}", "a red {}", "a line drawing of a {}"):
@@ -101,19 +107,20 @@ def test_the_classifier_names_each_class_by_its_text(tower: Teacher) -> None:
 
 
 def test_all_that_is_random_comes_from_the_seed(tower: Teacher) -> None:
-    settings = TextOnly(styles=2, updates=1, epochs=2)
     torch.manual_seed(1)
-    first = train(tower, CLASSES, settings, seed=0)
+    first = train(tower, CLASSES, 2, seed=0)
     torch.manual_seed(2)
-    assert torch.equal(train(tower, CLASSES, settings, seed=0), first)
-    assert not torch.allclose(train(tower, CLASSES, settings, seed=1), first)
+    assert torch.equal(train(tower, CLASSES, 2, seed=0), first)
+    assert not torch.allclose(train(tower, CLASSES, 2, seed=1), first)
 
 
-def test_the_classifier_is_fitted_with_a_margin_between_angles() -> None:
+def test_the_classifier_is_fitted_with_a_margin_between_angles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of features that are the unit axes: each is nearer to its vector by more than the margin."""
     features = torch.eye(4).expand(8, 4, 4)
-    settings = TextOnly(learning_rate=0.5)
-    vectors = text_only.fit(features, settings, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(text_only, "RATE", 0.5)
+    vectors = text_only.fit(features, torch.Generator().manual_seed(0))
     angles = vectors.clamp(-1, 1).acos()
     others = angles.masked_fill(torch.eye(4, dtype=torch.bool), torch.inf)
     assert float((others.amin(dim=1) - angles.diagonal()).min()) > text_only.MARGIN
@@ -122,14 +129,14 @@ def test_the_classifier_is_fitted_with_a_margin_between_angles() -> None:
 def test_a_classifier_is_trained_once_and_then_found(
     tower: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = miniature(tmp_path, updates=1)
+    manifest = miniature(tmp_path)
     root = open_storage(str(tmp_path / "run"))
     first = class_vectors(manifest, tower, 0, root)
     (key,) = root.list("text-only/")
     with monkeypatch.context() as patch:
         patch.setattr(text_only, "train", lambda *_: pytest.fail("trained again"))
         assert torch.equal(class_vectors(manifest, tower, 0, root), first)
-    class_vectors(miniature(tmp_path, updates=2), tower, 0, root)
+    class_vectors(miniature(tmp_path, styles=2), tower, 0, root)
     class_vectors(manifest, tower, 1, root)
     assert len(list(root.list("text-only/"))) == 3
     root.put(key, b"torn")

@@ -7,11 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dfkd import tuning
 from dfkd.student import Student, build
 from dfkd.training import Distillation, FewShot, Start
 from dfkd.tuning import TEMPERATURE, Labelled, answers, batches, from_distances, rates, tune
 
-CONFIG = FewShot(epochs=2, learning_rate=0.01, fresh_rate=0.02, augmentation=(), batch_size=4)
+CONFIG = FewShot(epochs=2, learning_rate=0.01, fresh_rate=0.02)
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of four images as they are."""
+    monkeypatch.setattr(tuning, "BATCH", 4)
+    monkeypatch.setattr(tuning, "AUGMENTATION", ())
 
 
 def classifier(seed: int = 0) -> Student:
@@ -85,11 +93,12 @@ def test_a_student_answers_as_before_once_its_distances_are_logits() -> None:
     [("student", (0.01, 0.01)), ("library", (0.01, 0.02)), ("scratch", (0.02, 0.02))],
 )
 def test_what_is_random_moves_at_the_fresh_rate(
-    start: Start, expected: tuple[float, float]
+    start: Start, expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adam's first step moves each weight by its rate, against the sign of its gradient."""
     assert rates(CONFIG, start) == expected
-    model = tuned(dataclasses.replace(CONFIG, epochs=1, batch_size=6), start=start)
+    monkeypatch.setattr(tuning, "BATCH", 6)
+    model = tuned(dataclasses.replace(CONFIG, epochs=1), start=start)
     before = classifier()
     for part, rate in zip(("backbone", "head"), expected, strict=True):
         pairs = zip(
@@ -108,14 +117,16 @@ def test_what_has_learned_keeps_its_statistics_and_random_weights_find_theirs() 
     assert not any(torch.equal(found[name], before[name]) for name in running)
 
 
-def test_the_same_seed_is_the_same_classifier_and_leaves_global_randomness_alone() -> None:
-    config = dataclasses.replace(CONFIG, augmentation=("flip", "crop"))
+def test_the_same_seed_is_the_same_classifier_and_leaves_global_randomness_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuning, "AUGMENTATION", ("flip", "crop"))
     before = torch.get_rng_state()
-    first = tuned(config)
+    first = tuned()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(7)
-    assert equal(tuned(config), first)
-    assert not equal(tuned(config, seed=1), first)
+    assert equal(tuned(), first)
+    assert not equal(tuned(seed=1), first)
     assert not first.training
 
 

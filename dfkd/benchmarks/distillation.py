@@ -1,17 +1,38 @@
-"""How fast a student learns: images a second of one rank, without the reading of shards."""
+"""How fast a student learns: one rank without the reading of shards, and real ranks that read."""
 
 import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import ray.train
 import torch
 
-from dfkd.benchmarks import limits, peers
-from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
+from dfkd.benchmarks import reference
+from dfkd.benchmarks.measure import (
+    Call,
+    Figure,
+    beside,
+    operations,
+    profile,
+    quotient,
+    spread,
+    turns,
+)
+from dfkd.benchmarks.stand_in import changed, put_version, scratch
+from dfkd.cluster.launch import Workers, run_ranks
+from dfkd.cluster.rank import Job, open_distiller
+from dfkd.dataset import open_version
+from dfkd.device import device_name, pick_device, settle
 from dfkd.distillation import Course, Distiller, Label
 from dfkd.labels import live
 from dfkd.manifest import Manifest
 from dfkd.prompts import class_texts
-from dfkd.streaming import Batch
+from dfkd.shards import canonical
+from dfkd.storage import open_storage
+from dfkd.streaming import Batch, Share, Stream
 from dfkd.student import Student, build
 from dfkd.teacher import Teacher
 from dfkd.training import Distillation
@@ -25,6 +46,10 @@ FOREVER = 1_000_000
 UNIT = "images/s"
 LIVE, STORED = "distillation, live labels", "distillation, stored labels"
 PLAIN, WARMUP = "plain loop", "warm-up, stored labels"
+RANKS = (1, 2)
+RANK_WARM, RANK_STEPS = 3, 12
+"""Steps before the clock starts, and under it."""
+FOUND = "ranks.json"
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
@@ -37,20 +62,18 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
-    batch, limit = _batch(manifest, teacher, config.batch_size), f"convolution, {config.precision}"
+    batch, limit = _batch(manifest, config.batch_size), f"convolution, {config.precision}"
     main = _training(manifest, batch, device, teacher)
     each = operations(main) / (STEPS * config.batch_size)
     others = {
-        f"{LIVE}, batch of {rows}": _training(
-            manifest, _batch(manifest, teacher, rows), device, teacher
-        )
+        f"{LIVE}, batch of {rows}": _training(manifest, _batch(manifest, rows), device, teacher)
         for rows in (int(part * config.batch_size) for part in BATCHES)
     }
     others[STORED] = _training(manifest, batch, device, None)
     others[PLAIN] = _peer(manifest, batch, device)
     others[WARMUP] = _warming(manifest, batch, device)
     found = turns(
-        {LIVE: main, **others, limit: limits.convolution(device, config.precision)}, repeats
+        {LIVE: main, **others, limit: reference.convolution(device, config.precision)}, repeats
     )
     share, ratio = quotient(found[LIVE], found[limit], each), quotient(found[LIVE], found[PLAIN])
     figures = [
@@ -78,11 +101,11 @@ def _peer(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
     """The loop that the paper states, in float32, on networks as they are published."""
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     student = _student(manifest, manifest.distillation).to(device).train()
-    peers.as_published(teacher.model, student)
+    reference.as_published(teacher.model, student)
     texts, pixels = class_texts(manifest, teacher), batch.pixels.to(device).float() / 255
 
     def call() -> float:
-        peers.plain_distillation(student, teacher, texts, pixels, STEPS)
+        reference.plain_distillation(student, teacher, texts, pixels, STEPS)
         return float(STEPS * len(pixels))
 
     return call
@@ -126,7 +149,7 @@ def _student(manifest: Manifest, config: Distillation) -> Student:
     return build(config, classes, size, seed=0, cache=manifest.cache)
 
 
-def _batch(manifest: Manifest, teacher: Teacher, rows: int) -> Batch:
+def _batch(manifest: Manifest, rows: int) -> Batch:
     """Noise, with labels of every class in turn."""
     size = manifest.synthesis.image_size
     noise = torch.Generator().manual_seed(0)
@@ -134,5 +157,94 @@ def _batch(manifest: Manifest, teacher: Teacher, rows: int) -> Batch:
         torch.randint(256, (rows, 3, size, size), generator=noise, dtype=torch.uint8),
         torch.ones(rows, len(manifest.classes)),
         torch.arange(rows) % len(manifest.classes),
-        torch.ones(rows, teacher.embedding_dim),
     )
+
+
+def ranks(
+    manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int
+) -> dict[str, Any]:
+    """Images a second of one rank and of two, each with a core (or a GPU) of its own.
+
+    They read a version of noise, shard after shard, verified and never cached.
+
+    Args:
+        manifest: whose student, size and batch are taken.
+        per_class: images of each class.
+        multiples: of the manifest's batch, that all ranks share.
+
+    Returns:
+        `figures`, and `waiting`: by figure the share of a rank's time in which it waits for data.
+    """
+    figures: list[Figure] = []
+    waiting: dict[str, Any] = {}
+    for multiple in multiples:
+        batch = multiple * manifest.distillation.batch_size
+        names = [f"distillation, {n} rank{'s' * (n > 1)}, batch of {batch}" for n in RANKS]
+        with scratch(_sized(manifest, per_class, batch)) as sized:
+            home = open_storage(sized.storage.root).child(f"data/{sized.method}")
+            version = put_version(sized, home).id
+            rounds = [[_fit(sized, version, count) for count in RANKS] for _ in range(repeats)]
+        speeds = [[turn[i]["images_per_s"] for turn in rounds] for i in range(len(RANKS))]
+        found = dict(zip(names, speeds, strict=True))
+        figures += [Figure(names[0], UNIT, tuple(speeds[0]))]
+        figures += [beside(names[0], name, UNIT, found) for name in names[1:]]
+        waiting |= {
+            name: spread([turn[i]["waiting"] for turn in rounds]) for i, name in enumerate(names)
+        }
+    return {"figures": [figure.as_dict() for figure in figures], "waiting": waiting}
+
+
+def _sized(manifest: Manifest, per_class: int, batch: int) -> Manifest:
+    return changed(
+        manifest.with_method(manifest.method),
+        synthesis={"images_per_class": per_class, "shard_size": max(1, per_class // 4)},
+        distillation={"batch_size": batch, "warmup_epochs": 0, "standardise": False},
+    )
+
+
+def _fit(manifest: Manifest, version: str, count: int) -> dict[str, float]:
+    device = device_name(pick_device())
+    workers = Workers(count, 1.0, device)
+    job = Job(
+        manifest=manifest,
+        method=manifest.method,
+        seed=0,
+        version=version,
+        name="benchmark",
+        cpus=workers.cpus,
+        gpu=workers.gpu,
+    )
+    run_ranks(_timed, {"job": job}, "benchmark", workers)
+    found: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(FOUND))
+    return found
+
+
+def _timed(config: dict[str, Any]) -> None:
+    """One epoch of steps on every rank; the first writes down its speed and its waiting."""
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    settle(job.cpus)
+    manifest = job.manifest
+    root = open_storage(manifest.storage.root)
+    version = open_version(root.child(f"data/{job.method}"), job.version)
+    size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
+    stream = Stream(version, size, batch, job.seed, Share(rank, world), cache_bytes=0)
+    distiller = open_distiller(job, version, stream, rank, world)
+    spans = list(itertools.islice(_spans(distiller, stream), RANK_WARM, RANK_WARM + RANK_STEPS))
+    waited, seconds = sum(wait for wait, _ in spans), sum(wait + work for wait, work in spans)
+    if rank == 0:
+        found = {"images_per_s": RANK_STEPS * batch / seconds, "waiting": waited / seconds}
+        root.put(FOUND, canonical(found))
+
+
+def _spans(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, float]]:
+    """Seconds of waiting and of work of each step, epoch after epoch."""
+    for epoch in itertools.count():
+        asked = time.perf_counter()
+        for batch in stream.batches(epoch):
+            given = time.perf_counter()
+            distiller.advance(batch).loss.item()  # which waits for a GPU
+            done = time.perf_counter()
+            yield given - asked, done - given
+            asked = done

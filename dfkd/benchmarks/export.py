@@ -10,7 +10,7 @@ import torch
 
 from dfkd.benchmarks.measure import Figure
 from dfkd.export import export, load, quantise
-from dfkd.latency import one_core
+from dfkd.hardware import one_core
 from dfkd.manifest import Manifest
 from dfkd.student import build
 from dfkd.teacher import Teacher, resolve

@@ -8,9 +8,9 @@ import pyarrow as pa
 import torch
 
 from dfkd import contrastive
-from dfkd.benchmarks import limits, peers
+from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
-from dfkd.benchmarks.scratch import changed
+from dfkd.benchmarks.stand_in import changed
 from dfkd.contrastive import Bank, Problem
 from dfkd.manifest import Manifest
 from dfkd.plan import part_count
@@ -51,7 +51,7 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     each = operations(main) / (UPDATES * config.batch_size)
     plain = _plain(manifest, teacher)
     found = turns(
-        {name: main, **others, "plain prompts": plain, limit: limits.product(device)}, repeats
+        {name: main, **others, "plain prompts": plain, limit: reference.product(device)}, repeats
     )
     share = quotient(found[name], found[limit], each)
     ratio = quotient(found[name], found["plain prompts"])
@@ -94,7 +94,9 @@ def _plain(manifest: Manifest, teacher: Teacher) -> Call:
         draw = np.random.default_rng(0)
         remembered = problem.bank.draw(config.bank, draw)
         assert remembered is not None  # noqa: S101 - the bank is full
-        peers.plain_prompts(teacher, problem.words, problem.names, start, remembered, UPDATES, draw)
+        reference.plain_prompts(
+            teacher, problem.words, problem.names, start, remembered, UPDATES, draw
+        )
         return float(UPDATES * len(start))
 
     return call

@@ -6,7 +6,7 @@ from typing import Any
 
 from dfkd import api
 from dfkd.benchmarks.measure import Figure
-from dfkd.benchmarks.scratch import changed, scratch
+from dfkd.benchmarks.stand_in import changed, scratch
 from dfkd.distillation import Course
 from dfkd.manifest import Manifest
 from dfkd.plan import image_count, image_steps

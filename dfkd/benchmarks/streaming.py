@@ -11,8 +11,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.benchmarks.measure import Call, Figure, quotient, turns
-from dfkd.benchmarks.scratch import changed, scratch
-from dfkd.benchmarks.standin import put_version
+from dfkd.benchmarks.stand_in import changed, put_version, scratch
 from dfkd.dataset import PublishedVersion
 from dfkd.manifest import Manifest
 from dfkd.order import Numbers, mixed, reading_order, run_bounds, run_length

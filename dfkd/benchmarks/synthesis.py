@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.benchmarks import limits, peers
+from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
 from dfkd.fields import Precision
 from dfkd.generator import VQGAN
@@ -44,7 +44,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     others = _switched(manifest, device, models, config, text, batch)
     others |= _peers(manifest, device, text)
     found = turns(
-        {"synthesis": main, **others, limit: limits.convolution(device, config.precision)}, repeats
+        {"synthesis": main, **others, limit: reference.convolution(device, config.precision)},
+        repeats,
     )
     profiles = {"synthesis": profile(main), PLAIN: profile(others[PLAIN])}
     share = quotient(found["synthesis"], found[limit], each)
@@ -97,16 +98,16 @@ def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, b
 def _peers(manifest: Manifest, device: torch.device, text: Tensor) -> dict[str, Call]:
     """The loops that people use instead, on models as they are published."""
     teacher, generator = _models(manifest, device, "float32")
-    peers.as_published(teacher.model, generator.network)
+    reference.as_published(teacher.model, generator.network)
     size = manifest.synthesis.image_size
 
     def plain() -> float:
-        targets = text.expand(peers.BATCH, -1)
-        peers.plain_loop(teacher, generator, targets, size, STEPS)
-        return float(STEPS * peers.BATCH)
+        targets = text.expand(reference.BATCH, -1)
+        reference.plain_loop(teacher, generator, targets, size, STEPS)
+        return float(STEPS * reference.BATCH)
 
     def cutouts() -> float:
-        peers.cutout_loop(teacher, generator, text[0], size, 1)
+        reference.cutout_loop(teacher, generator, text[0], size, 1)
         return 1.0
 
     return {PLAIN: plain, "cutout loop": cutouts}

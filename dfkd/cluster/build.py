@@ -21,10 +21,9 @@ from dfkd.budget import Budget
 from dfkd.catalogue import PROMPTS_KEY, START_KEY
 from dfkd.chain import Chain
 from dfkd.cluster.capacity import require_shared
-from dfkd.cluster.metrics import WORKER_RATE, count_request
+from dfkd.cluster.metrics import WORKER_RATE, Teller, count_request
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.start_worker import write_start
-from dfkd.cluster.tell import Teller
 from dfkd.cluster.worker import Purse, Worker, pool_of
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.errors import InfrastructureError, PartialError

@@ -1,4 +1,4 @@
-"""What a run tells Prometheus while it runs: each measure by name, through Ray.
+"""What a run tells while it runs: measures for Prometheus, through Ray, and lines for the log.
 
 Ray exports them on every node as `ray_NAME` (`ray_NAME_total` of a count), with the node's and the
 process's labels beside those given here. Without a Ray that runs, nothing is measured.
@@ -12,8 +12,12 @@ from typing import Any, TypeVar
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from dfkd import logs
+from dfkd.cluster.pool import Pool
+from dfkd.dataset import Receipt, Version
+from dfkd.manifest import Manifest
 from dfkd.objects import Request
-from dfkd.results import average_of, figure
+from dfkd.results import figure
 
 T = TypeVar("T")
 
@@ -148,4 +152,52 @@ def tell_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
     """Set the accuracy of each row of a `results.json`."""
     for row in results["rows"]:
         labels = {key: str(row[key]) for key in ("model", "method", "seed", "domain")}
-        ACCURACY.set(figure(row, average_of(results)), manifest=manifest, **labels)
+        ACCURACY.set(figure(row, results["average"]), manifest=manifest, **labels)
+
+
+@dataclass
+class Teller:
+    """Tells of each task of a pool once, when it ends."""
+
+    manifest: Manifest
+    version: Version
+    pool: Pool[Any]
+    _told: int = 0
+    """Quarantined tasks that have been told of."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of the run's measures."""
+        return {"manifest": self.manifest.name, "method": self.manifest.method}
+
+    def done(
+        self, receipt: Receipt, steps: int, seconds: float, node: str, attempt: int = 1
+    ) -> None:
+        """A task is finished: after so many optimisation steps of its images, on that node."""
+        failed = len(receipt.failed)
+        IMAGES.add(receipt.samples, outcome="done", **self.labels)
+        IMAGES.add(failed, outcome="failed", **self.labels)
+        IMAGE_STEPS.add(steps, **self.labels)
+        TASK_SECONDS.add(seconds, **self.labels)
+        logs.task_done(
+            run=self.version.id,
+            task=receipt.task,
+            attempt=attempt,
+            seconds=seconds,
+            images=receipt.samples,
+            failed=failed,
+            bytes=receipt.bytes,
+            node=node,
+        )
+
+    def quarantined(self) -> None:
+        """Look for tasks that were quarantined since the last call."""
+        for item in self.pool.quarantine[self._told :]:
+            self._told += 1
+            IMAGES.add(item.task.count, outcome="quarantined", **self.labels)
+            logs.task_quarantined(
+                run=self.version.id,
+                task=item.task.id,
+                images=item.task.count,
+                reason=item.reason,
+            )

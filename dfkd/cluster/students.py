@@ -15,7 +15,7 @@ from dfkd.cluster.capacity import Share, room, staying
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.evaluation import evaluate
-from dfkd.machine import machine
+from dfkd.hardware import machine
 from dfkd.manifest import Manifest
 from dfkd.study import Cell
 

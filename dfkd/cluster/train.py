@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import ray
 
-from dfkd import machine
+from dfkd import hardware
 from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.capacity import (
     Share,
@@ -134,7 +134,7 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     if ray.is_initialized():
         gather(worker_share(cluster), least)
     if most == 1 and count_nodes() == 1:
-        return Workers(0, float(machine.cpus()), _own_device())
+        return Workers(0, float(hardware.cpus()), _own_device())
     nodes = staying()
     gpus = Share(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"

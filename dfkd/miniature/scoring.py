@@ -18,7 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfkd.machine import processor
+from dfkd.hardware import processor
 from dfkd.miniature import evaluation_set, generator_recipe, teacher_recipe
 from dfkd.miniature.captions import PSEUDO_WORD
 from dfkd.miniature.evaluation_set import Picture

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from dfkd.report.curves import Curve
-from dfkd.report.prompts import Prompts
+from dfkd.report.readers import Curve, Prompts
 from dfkd.report.svg import COLOURS, SERIES, draw
 
 WIDTH = 250

@@ -20,7 +20,6 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.fields import CHECKED
 from dfkd.manifest import Average, Manifest
 from dfkd.published import read_json
-from dfkd.report.curves import Curve, read_curve
 from dfkd.report.gallery import (
     MAX_PICTURES,
     PER_CLASS,
@@ -31,12 +30,11 @@ from dfkd.report.gallery import (
     shown_classes,
     thinned,
 )
-from dfkd.report.prompts import Prompts, read_prompts
-from dfkd.report.takehome import Takehome, read_takehome
-from dfkd.results import Row, Summary, average_of, images_of, ordered, validate_results
+from dfkd.report.readers import Curve, Prompts, Takehome, read_curve, read_prompts, read_takehome
+from dfkd.results import Row, Summary, images_of, ordered, validate_results
 from dfkd.shards import canonical
 from dfkd.storage import Storage
-from dfkd.student import CARD, WEIGHTS
+from dfkd.student import WEIGHTS, read_card
 
 ORIGIN = "report.json"
 """What a page needs beside the run's own objects, so that a folder is enough to write it again."""
@@ -210,8 +208,6 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         _scored(summary, rows, len(classes), results["parameters"], ms)
         for summary in results["summary"]
     ]
-    data = results.get("data")
-    described = data if isinstance(data, dict) else {}
     name = origin.manifest.get("name") if origin else None
     methods = [s.summary["method"] for s in scored if s.summary["model"] == "student"]
     return Facts(
@@ -219,10 +215,10 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         name=str(name or Path(storage.location()).name),
         classes=classes,
         rows=rows,
-        average=average_of(results),
+        average=results["average"],
         images=images_of(results),
-        notes=_lines(described.get("notes")),
-        unreadable=_lines(described.get("unreadable")),
+        notes=tuple(results["data"]["notes"]),
+        unreadable=tuple(results["data"]["unreadable"]),
         scored=scored,
         made=_made(root or storage, methods, classes, version),
         trained=_trained(root or storage, rows, origin),
@@ -230,10 +226,6 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         takehome=read_takehome(storage),
         origin=origin,
     )
-
-
-def _lines(value: object) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def _origin(storage: Storage) -> Origin | None:
@@ -309,16 +301,16 @@ def _trained(storage: Storage, rows: Sequence[Row], origin: Origin | None) -> li
 
 
 def _student(storage: Storage, name: str, method: str, seed: int) -> dict[str, Any]:
-    card = read_json(storage, CARD)
+    card = read_card(storage)
     return {
         "name": name,
         "method": method,
         "seed": seed,
-        "architecture": str(card.get("architecture", "student")),
-        "image_size": int(card.get("image_size", 0)),
+        "architecture": card["architecture"],
+        "image_size": card["image_size"],
         "parameters": _parameters(storage),
-        "bytes": int(card.get("bytes", 0)),
-        "sha256": str(card.get("sha256", "")),
+        "bytes": card["bytes"],
+        "sha256": card["sha256"],
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfkd.footprint import megabytes
-from dfkd.results import ClassSummary, Spread, Summary, average_of, images_of, summarise_classes
+from dfkd.results import ClassSummary, Spread, Summary, images_of, summarise_classes
 
 WIDTH = 80
 """Columns of a table."""
@@ -30,7 +30,7 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
         ms: milliseconds by model, as far as they were measured.
     """
     summaries, images = results["summary"], images_of(results)
-    labels = [HEADS[average_of(results)], *map(_label, summaries), "images"]
+    labels = [HEADS[results["average"]], *map(_label, summaries), "images"]
     columns = {
         name: [*(_percent(line["domains"].get(name)) for line in summaries), str(count)]
         for name, count in images.items()

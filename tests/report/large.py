@@ -31,7 +31,8 @@ def large_run(storage: Storage) -> None:
     counts = 10 * np.eye(CLASSES, dtype=np.int64)
     rows = [row("student", "mix", 0, "photo", NAMES, counts)]
     content = {"schema": 1, "classes": NAMES, "rows": rows, "summary": summarise(rows)}
-    content["parameters"] = {"student": 1000}
+    content["parameters"], content["average"] = {"student": 1000}, "images"
+    content["data"] = {"domains": ["photo"], "notes": [], "unreadable": []}
     write_results(storage, content)
 
 

@@ -3,8 +3,8 @@ import pytest
 from markupsafe import escape
 
 from dfkd.report.charts import Bar, apart, bars, curves, histogram, prompt_map
-from dfkd.report.curves import Curve
 from dfkd.report.facts import Facts
+from dfkd.report.readers import Curve
 from dfkd.report.svg import COLOURS
 
 NAME = "<b>&\"'"

@@ -183,6 +183,8 @@ def test_many_classes_are_still_a_page(
             "schema": 1,
             "classes": names,
             "parameters": SIZES,
+            "average": "images",
+            "data": {"domains": ["photo"], "notes": [], "unreadable": []},
             "rows": ordered(rows),
             "summary": summary,
         },
@@ -204,7 +206,7 @@ def test_means_over_classes_are_shown_as_such_and_class_by_class(tmp_path: Path)
         for model, method in [("teacher", "zero-shot"), ("student", "mix")]
         for domain in ("real", "synthetic")
     ]
-    data = {"domains": ["synthetic", "real"]}
+    data = {"domains": ["synthetic", "real"], "notes": [], "unreadable": []}
     content = {"schema": 1, "classes": list(CLASSES), "average": "classes", "data": data}
     content["parameters"] = SIZES
     write_results(storage, content | {"rows": ordered(rows), "summary": summarise(rows, "classes")})

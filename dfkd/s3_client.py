@@ -1,4 +1,5 @@
-"""The connection to an S3 server: boto3's client, its limits, and requests that are tried again.
+"""The connection to an S3 server: boto3's client, its limits, and requests that are tried again,
+and what a store's refusals mean, in one line each.
 
 boto3's own retries are off: they cannot be counted, end before a store has come back from a
 restart, and hide that an earlier try of a conditional write may have won. Checksums of the newer
@@ -6,6 +7,7 @@ kind are off too, since not every store reads them: receipts have their own sha2
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +21,9 @@ from botocore import exceptions as boto
 from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
-from dfkd.errors import ManifestError
-from dfkd.objects import Observe, Request, ignore
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.objects import Observe, Request, ignore, missing_object
 from dfkd.retries import Patience
-from dfkd.s3_errors import busy, code, redact
 
 T = TypeVar("T")
 
@@ -37,6 +38,9 @@ LOST = (
 """No answer, or not all of it."""
 UPLOADS = 4
 """Bodies that are sent at once by a storage and all of its children."""
+BUSY = {409, 429, 500, 502, 503, 504}
+"""What a store answers when the same request may succeed later; 409: another writer is at work."""
+BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,37 @@ def _may_pass(error: Exception) -> bool:
 def _name(error: Exception) -> str:
     """For an observer."""
     return code(error) if isinstance(error, ClientError) else type(error).__name__
+
+
+def status(error: Any) -> int:
+    """The HTTP status of a refusal, 0 if it has none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def code(error: Any) -> str:
+    """The code of a refusal, else its status: an answer without a body has no code."""
+    return str(error.response.get("Error", {}).get("Code", "")) or str(status(error))
+
+
+def busy(error: Any) -> bool:
+    """Whether a refusal may pass."""
+    return status(error) in BUSY or code(error) in BUSY_CODES
+
+
+def redact(error: Exception) -> str:
+    """Its text without what stands before the @ of a URL, where some write a password."""
+    return re.sub(r"\S*@", "", str(error))
+
+
+def explain(error: Any, location: str) -> DfkdError:
+    """The refusal of a request about `location`, for a person."""
+    reason = code(error)
+    if reason in ("NoSuchKey", "NoSuchUpload", "404", "NotFound"):
+        return missing_object(location)
+    if reason in ("NoSuchBucket", "InvalidBucketName") or status(error) in (301, 401, 403):
+        return ManifestError(
+            "storage.root", "must be a bucket you may use", f"{location} ({reason})", "check it"
+        )
+    return InfrastructureError(
+        f"storage: {location}: {reason}; run the same command again, it resumes"
+    )

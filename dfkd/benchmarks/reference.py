@@ -1,7 +1,7 @@
-"""What people would use instead, written down plainly to be timed beside it.
+"""What is measured beside us: what this machine can do at best, and what people would use instead.
 
-These are re-implementations of published loops, faithful in what they compute a step and in nothing
-else: no data set comes of them.
+The loops of others are re-implementations of published ones, faithful in what they compute a step
+and in nothing else: no data set comes of them.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,57 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.augmentation import augment
+from dfkd.benchmarks.measure import Call
 from dfkd.contrastive import contrast
+from dfkd.device import multiplies_bfloat16
+from dfkd.fields import Precision
 from dfkd.generator import VQGAN, to_pixels
 from dfkd.pseudo import PseudoWords, encode_whole
 from dfkd.student import Student
 from dfkd.teacher import Teacher, distances, spherical_distance
 
+SIDE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices that are multiplied."""
+IMAGES = {"cpu": 8, "cuda": 64}
+CHANNELS, CELLS = 128, 32
+"""Of the convolution: channels in and out, and a side of its maps."""
 BATCH = 8
 """The paper's."""
 CUTOUTS = 32
 """Of VQGAN-CLIP."""
+
+
+def product(device: torch.device, precision: Precision = "float32") -> Call:
+    """A matrix product; its units are floating-point operations."""
+    side, dtype = SIDE[device.type], _dtype(device, precision)
+    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+
+    def call() -> float:
+        torch.mm(left, right)
+        return 2.0 * side**3
+
+    return call
+
+
+def convolution(device: torch.device, precision: Precision = "float32") -> Call:
+    """A 3 x 3 convolution, forward; its units are floating-point operations."""
+    images, dtype = IMAGES[device.type], _dtype(device, precision)
+    maps = torch.ones(images, CHANNELS, CELLS, CELLS, dtype=dtype, device=device)
+    kernel = torch.ones(CHANNELS, CHANNELS, 3, 3, dtype=dtype, device=device)
+    if device.type == "cuda":
+        maps = maps.contiguous(memory_format=torch.channels_last)
+
+    def call() -> float:
+        with torch.no_grad():
+            F.conv2d(maps, kernel, padding=1)
+        return 2.0 * images * CELLS**2 * 9 * CHANNELS**2
+
+    return call
+
+
+def _dtype(device: torch.device, precision: Precision) -> torch.dtype:
+    mixed = precision == "bfloat16" and multiplies_bfloat16(device)
+    return torch.bfloat16 if mixed else torch.float32
 
 
 def plain_loop(
@@ -103,7 +144,7 @@ def plain_distillation(
     Args:
         texts: unit embeddings [M, E] of the class prompts.
     """
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002, weight_decay=0.0)
     draws = torch.Generator(pixels.device).manual_seed(0)
     for _ in range(steps):
         views = augment(pixels, ("flip", "crop"), draws)

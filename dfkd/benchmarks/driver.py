@@ -1,19 +1,24 @@
-"""What a version asks of its storage: requests of each kind, counted on the way."""
+"""What the driver costs: requests to storage of whole versions, and tasks that do nothing."""
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, cast
 
-from dfkd.benchmarks.scratch import changed, scratch
-from dfkd.benchmarks.standin import StandIn, put_prompts, put_shards
+import ray
+
+from dfkd.benchmarks.measure import spread
+from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.stand_in import StandIn, changed, put_prompts, put_shards, scratch
+from dfkd.cluster.capacity import worker_share
+from dfkd.cluster.pool import Actor, Pool
 from dfkd.dataset import begin, open_version
 from dfkd.fingerprint import identity
 from dfkd.manifest import Manifest
-from dfkd.plan import tasks
+from dfkd.plan import Task, tasks
 from dfkd.storage import Storage, open_storage
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
@@ -21,6 +26,7 @@ SAMPLES = 5
 """Of a shard: their number changes no request."""
 PAGE = 1000
 """Keys that an object store gives in answer to one request for a list."""
+TENTHS = 10
 
 
 @dataclass
@@ -78,7 +84,7 @@ def counted(storage: Storage, counts: Counts) -> Storage:
     return cast(Storage, Counted(storage, counts))
 
 
-def measure(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def requests(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Requests and seconds of whole versions with so many shards, in this process.
 
     Args:
@@ -92,7 +98,7 @@ def measure(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
     found = []
     for size in sizes:
         with scratch(_sized(manifest, size)) as sized:
-            found.append(_measure(sized, size))
+            found.append(_requests(sized, size))
     return found
 
 
@@ -105,7 +111,7 @@ def _sized(manifest: Manifest, shards: int) -> Manifest:
     )
 
 
-def _measure(manifest: Manifest, size: int) -> dict[str, Any]:
+def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
     planned = list(islice(tasks(manifest), size))
     stages: dict[str, Any] = {}
     counts = Counts()
@@ -125,3 +131,48 @@ def _measure(manifest: Manifest, size: int) -> dict[str, Any]:
     stage("publish", lambda: version.publish(planned, {}))
     stage("open", lambda: open_version(version.home, version.id))
     return {"shards": len(planned), "stages": stages}
+
+
+class Idle(Actor):
+    """An actor whose tasks are done at once."""
+
+    def run(self, task: Task) -> str:
+        """The task's name."""
+        return task.id
+
+
+def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[str, Any]:
+    """Run `count` tasks that do nothing.
+
+    Args:
+        manifest: whose `cluster` section says how many workers, and how stubbornly.
+        count: of tasks; ten at least.
+        interval: seconds between two looks at the memory.
+
+    Returns:
+        `tasks`, `workers`, `tasks_per_s`, the `ms_per_task` of each tenth of the tasks, and
+        `memory` as `Watch.summary` gives it.
+    """
+    cluster = manifest.cluster
+    share = worker_share(cluster)
+    actor: Any = ray.remote(Idle).options(max_restarts=0, max_task_retries=0, **share.options)
+    pool: Pool[Task] = Pool(actor.remote, cluster.workers or count, cluster.attempts, share)
+    with watched(interval) as watch:
+        marks = list(_marks(pool, count))
+    tenth = count // TENTHS
+    return {
+        "tasks": count,
+        "workers": pool.largest,
+        "tasks_per_s": round(tenth * TENTHS / (marks[-1] - marks[0]), 1),
+        "ms_per_task": spread([(b - a) / tenth * 1000 for a, b in pairwise(marks)]),
+        "memory": watch.summary(),
+    }
+
+
+def _marks(pool: Pool[Task], count: int) -> Iterator[float]:
+    """The clock after the first task and after each tenth of the others."""
+    tenth = count // TENTHS
+    planned = (Task(number // 100, number % 100, 0, 1) for number in range(tenth * TENTHS + 1))
+    for number, _ in enumerate(pool.run(planned)):
+        if number % tenth == 0:
+            yield time.perf_counter()

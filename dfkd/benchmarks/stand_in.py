@@ -1,9 +1,14 @@
-"""Shards of the right form without any model: what everything around synthesis costs."""
+"""Runs that are made only to be timed: where they lie, and shards that no model has made."""
 
+import dataclasses
 import io
+import shutil
 import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +31,40 @@ from dfkd.plan import (
     tasks,
 )
 from dfkd.shards import Sample, write_shard
-from dfkd.storage import Storage
+from dfkd.storage import Storage, open_storage
 from dfkd.synthesis import OnStep
 
 EMBEDDING = 16
 """Dimensions, where a real embedding has 512 or more."""
+
+
+def changed(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifest:
+    """The manifest with other values for some keys of some sections, by the section's name.
+
+    Raises:
+        TypeError: a section has no such key.
+        ManifestError: the values break a rule.
+    """
+    others = {
+        name: dataclasses.replace(getattr(manifest, name), **values)
+        for name, values in sections.items()
+    }
+    return dataclasses.replace(manifest, **others)
+
+
+@contextmanager
+def scratch(manifest: Manifest) -> Iterator[Manifest]:
+    """The manifest with a new folder of `benchmarks/` as its root, which is deleted at the end."""
+    root, folder = manifest.storage.root.rstrip("/"), f"benchmarks/{uuid.uuid4().hex}"
+    home = open_storage(root)
+    try:
+        yield dataclasses.replace(
+            manifest, storage=dataclasses.replace(manifest.storage, root=f"{root}/{folder}")
+        )
+    finally:
+        for key in list(home.list(f"{folder}/")):
+            home.delete(key)
+        shutil.rmtree(home.location(folder), ignore_errors=True)  # on a disk, folders are left
 
 
 class StandIn:

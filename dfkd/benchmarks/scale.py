@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.memory import watched
-from dfkd.benchmarks.standin import EMBEDDING, StandIn
+from dfkd.benchmarks.stand_in import EMBEDDING, StandIn
 from dfkd.budget import Budget
 from dfkd.cluster.build import SynthesisWorker, environment, identify, write_shards
 from dfkd.cluster.prompt_worker import write_prompts

@@ -1,0 +1,279 @@
+"""What a page reads of a run: a student's curves, a version's prompts, the student handed out."""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, Field, ValidationError
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from dfkd import parquet, strict_json
+from dfkd.dataset import PublishedVersion
+from dfkd.diversity import pair_cosines, plane, vendi_score
+from dfkd.errors import CorruptionError
+from dfkd.report.gallery import evenly
+from dfkd.storage import MissingObject, Storage
+
+MAX_POINTS = 2000
+"""Points that are kept of each scalar; of more, TensorBoard draws a sample with its own seed."""
+MAX_PARTS = 4
+"""Files of prompts that are read; each holds a shard's worth of every class."""
+MAX_PROMPTS = 420
+RESTORE = "restore them, or synthesise into another storage.root"
+COLUMNS = ("class_index", "text", "embedding")
+KEY = "student/takehome.json"
+FORMS = (
+    ("teacher's image tower", "teacher", None),
+    ("student in PyTorch", "torch", None),
+    ("student, model.onnx (float32)", "onnx", "model.onnx"),
+    ("student, model.int8.onnx", "int8", "model.int8.onnx"),
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What training logged about one student."""
+
+    method: str
+    seed: int
+    name: str
+    """As a chart labels it."""
+    steps: tuple[int, ...]
+    loss: tuple[float, ...]
+    agreement: tuple[float, ...]
+    """Share of images whose nearest class is the teacher's, 0-1; as long as `steps`, like `loss`.
+    """
+
+
+def read_curve(student: Storage, method: str, seed: int, name: str) -> Curve | None:
+    """The curve of the student in a folder; None if it left no events.
+
+    Args:
+        student: the student's folder.
+        method: of its prompts.
+        seed: of its distillation.
+        name: for charts.
+    """
+    keys = list(student.list("tensorboard/"))
+    with tempfile.TemporaryDirectory(prefix="dfkd-events-") as folder:
+        for key in keys:
+            student.get_file(key, Path(folder, Path(key).name))
+        events = EventAccumulator(folder, size_guidance={"scalars": MAX_POINTS})
+        events.Reload()
+        if not {"loss", "agreement"} <= set(events.Tags()["scalars"]):
+            return None
+        loss, agreement = (_finite(events, tag) for tag in ("loss", "agreement"))
+    steps = tuple(sorted(loss.keys() & agreement.keys()))
+    return Curve(
+        method,
+        seed,
+        name,
+        steps,
+        tuple(loss[step] for step in steps),
+        tuple(agreement[step] for step in steps),
+    )
+
+
+def _finite(events: EventAccumulator, tag: str) -> dict[int, float]:
+    found = {event.step: float(event.value) for event in events.Scalars(tag)}
+    return {step: value for step, value in found.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A sample of one version's prompts."""
+
+    method: str
+    total: int
+    """Prompts of the version."""
+    labels: npt.NDArray[Any]
+    """Class indices [N]."""
+    texts: list[str]
+    points: npt.NDArray[Any]
+    """First two principal components [N, 2]."""
+    within: npt.NDArray[Any]
+    """Cosines of the pairs of one class."""
+    across: npt.NDArray[Any]
+    """Cosines of the pairs of two classes."""
+    vendi: float
+    statistics: dict[str, Any]
+    """The content of prompts.json, which covers all prompts; empty without one."""
+
+
+def read_prompts(version: PublishedVersion, method: str) -> Prompts | None:
+    """The sample of a version; None if it has no prompts.
+
+    Raises:
+        CorruptionError: a file of prompts cannot be read, or is not what it should be.
+    """
+    keys = evenly(list(version.storage.list("prompts/")), MAX_PARTS)
+    if not keys:
+        return None
+    tables = [_part(version, key) for key in keys]
+    rows = evenly(
+        [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
+    )
+    chosen = [table.take([i for owner, i in rows if owner == t]) for t, table in enumerate(tables)]
+    table = pa.concat_tables(chosen).sort_by("class_index")
+    labels, embeddings = _arrays(version, table)
+    within, across = pair_cosines(embeddings, labels)
+    return Prompts(
+        method=method,
+        total=int(version.manifest["samples"]),
+        labels=labels,
+        texts=[str(text) for text in table["text"].to_pylist()],
+        points=plane(embeddings),
+        within=within,
+        across=across,
+        vendi=vendi_score(embeddings),
+        statistics=_statistics(version),
+    )
+
+
+def _part(version: PublishedVersion, key: str) -> pa.Table:
+    where = version.storage.location(key)
+    return parquet.read(version.storage.get(key), COLUMNS, where, RESTORE).select(COLUMNS)
+
+
+def _arrays(
+    version: PublishedVersion, table: pa.Table
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    try:
+        labels = table["class_index"].to_numpy().astype(np.int64)
+        embeddings = np.stack(table["embedding"].to_numpy()).astype(np.float64)
+        usable = np.isfinite(embeddings).all() and (np.abs(embeddings).sum(axis=1) > 0).all()
+        known = ((labels >= 0) & (labels < len(version.classes))).all()
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(version, "prompts", str(error)) from None
+    if not usable or not known:
+        raise _damaged(version, "prompts", "a row is not finite, zero, or of no class")
+    return labels, embeddings
+
+
+def _statistics(version: PublishedVersion) -> dict[str, Any]:
+    try:
+        found = strict_json.parse(version.storage.get("prompts.json"))
+    except (MissingObject, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _damaged(version: PublishedVersion, key: str, problem: str) -> CorruptionError:
+    return CorruptionError(
+        f"{version.storage.location(key)}: no readable prompts ({' '.join(problem.split())}); "
+        f"{RESTORE}"
+    )
+
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Accuracy(BaseModel):
+    mean: Amount
+
+
+class _Size(BaseModel):
+    bytes: int
+
+
+class _Difference(BaseModel):
+    max_difference: Amount
+    equal_predictions: Amount
+
+
+class _Parts(BaseModel):
+    accuracy: dict[str, _Accuracy | None]
+
+
+class _Latency(BaseModel):
+    ms: dict[str, Amount]
+
+
+class _Student(BaseModel):
+    method: str
+    seed: int
+    parameters: int
+
+
+class _Card(BaseModel):
+    """The parts of the file that a page shows; it holds more."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    student: _Student
+    teacher: _Size
+    files: dict[str, _Size]
+    latency: _Latency
+    evaluation: _Parts
+    check: dict[str, _Difference | int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One form of a model; None where nothing was measured."""
+
+    name: str
+    size: int | None
+    """Bytes."""
+    ms: float | None
+    """Median milliseconds of one image on one core."""
+    accuracy: float | None
+    """Mean over domains."""
+    difference: float | None
+    """The largest of its distances from PyTorch's."""
+    equal: float | None
+    """Share of evaluation images with the same answer as PyTorch's."""
+
+
+@dataclass(frozen=True)
+class Takehome:
+    """The student that a run hands out."""
+
+    method: str
+    seed: int
+    lines: tuple[Line, ...]
+    """The teacher's image tower, the student in PyTorch, and the files, smallest last."""
+
+
+def read_takehome(storage: Storage) -> Takehome | None:
+    """The student handed out by the run under `storage`; None if there is none.
+
+    Raises:
+        CorruptionError: takehome.json is not what was written.
+    """
+    if not storage.exists(KEY):
+        return None
+    try:
+        card = _Card.model_validate_json(storage.get(KEY))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise CorruptionError(
+            f"{storage.location(KEY)}: {place}: {first['msg']}; run jobs/pipeline.py again, "
+            "which measures it anew"
+        ) from None
+    lines = tuple(_line(card, *form) for form in FORMS)
+    return Takehome(card.student.method, card.student.seed, lines)
+
+
+def _line(card: _Card, name: str, form: str, file: str | None) -> Line:
+    size = {"teacher": card.teacher.bytes, "torch": 4 * card.student.parameters}.get(form)
+    if file and file in card.files:
+        size = card.files[file].bytes
+    scored = card.evaluation.accuracy.get(form)
+    checked = card.check.get(file) if file else None
+    measured = checked if isinstance(checked, _Difference) else None
+    return Line(
+        name,
+        size,
+        card.latency.ms.get(form),
+        scored.mean if scored else None,
+        measured.max_difference if measured else None,
+        measured.equal_predictions if measured else None,
+    )
