@@ -56,26 +56,7 @@ def _only_latent(chosen: dict[str, Any]) -> None:
     """Drop what a method with latents does not depend on."""
     if chosen["prompts"]["method"] != ["contrastive"]:
         del chosen["prompts"]["contrastive"]
-    else:
-        added = {"memory": 16384, "parallel": 1, "similarity": 1.0}
-        _without(chosen["prompts"]["contrastive"], added)
     del chosen["synthesis"]["method"]
-    later: dict[str, Any] = {
-        "batch_norm_weight": [0.0],
-        "compile": False,
-        "pace": 1.0,
-        "candidates": 0,
-    }
-    _without(chosen["synthesis"], later)
-    if not chosen["synthesis"]["amortised"]["training"]:
-        del chosen["synthesis"]["amortised"]
-
-
-def _without(section: dict[str, Any], added: Mapping[str, Any]) -> None:
-    """Drop keys that came after the first fingerprints and leave all as it was before them."""
-    for key, off in added.items():
-        if section[key] == off:
-            del section[key]
 
 
 def _only_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:

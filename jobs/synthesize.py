@@ -13,7 +13,7 @@ from dfkd.preflight import check_synthesis
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make, if no image stops early; the steps are those of latents."""
+    """What a run would make; the steps are those of latents."""
     check_synthesis(manifest)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
