@@ -23,7 +23,6 @@ SCHEMA = 2
 """Of manifest.json and index.parquet; raised when a reader must know about a change."""
 
 INDEX_KEY, CARD_KEY, PROMPTS_KEY = "index.parquet", "README.md", "prompts.json"
-START_KEY = "start.safetensors"
 
 INDEX = pa.schema(
     [
@@ -153,15 +152,13 @@ def publish(
 ) -> None:
     """Write index, data card and, last and once, manifest.json with their sha256.
 
-    It also holds that of the start network and of prompts.json, which in turn holds those of the
-    prompts. `home` is the method's storage.
+    It also holds that of prompts.json, which in turn holds those of the prompts. `home` is the
+    method's storage.
     """
     storage = home.child(f"versions/{fingerprint[:16]}")
     manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
     if storage.exists(PROMPTS_KEY):
         manifest["prompts"] = hashlib.sha256(storage.get(PROMPTS_KEY)).hexdigest()
-    if storage.exists(START_KEY):
-        manifest["start"] = hashlib.sha256(storage.get(START_KEY)).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, INDEX_KEY)
         moments = write_index(home, receipts, index)

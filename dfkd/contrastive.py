@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from dfkd.imaging import Prompts
 from dfkd.pseudo import PseudoWords
 
-PATIENCE = 10
-"""Times `updates` that prompts are moved at the most, so that they meet `similarity`."""
+GUARD_TEMPERATURE = 0.1
+"""Of the cross-entropy that `guard.weight` adds, over cosine similarities."""
 
 
 class Bank:
@@ -69,8 +69,6 @@ def optimise(
 ) -> Solution:
     """Move pseudo-words so that each prompt stays near its disturbed self and leaves the others.
 
-    After `updates` it goes on until the mean cosine within classes meets `similarity`.
-
     Args:
         problem: the batch, its classes and the bank, of which one sample serves all updates.
         start: pseudo-words [N, D].
@@ -82,13 +80,8 @@ def optimise(
     optimizer = torch.optim.Adam([pseudo], lr=config.learning_rate)
     remembered = problem.bank.draw(config.bank, draw)
     losses = []
-    patience = 1 if config.similarity == 1 else PATIENCE
-    for update in range(patience * config.updates):
+    for _ in range(config.updates):
         texts = sentences.encode(pseudo)
-        if update >= config.updates:
-            alike = similarity_in_class(texts.detach(), problem.labels, remembered)
-            if alike <= config.similarity:
-                break
         disturbed = [
             problem.words.disturbed(name, config.positive, config.disturbance, draw)
             for name in problem.names
@@ -98,7 +91,7 @@ def optimise(
         loss = contrast(texts, positives, problem.labels, remembered, config.temperature, within)
         losses.append(loss.detach())
         if prompts.guard.weight:
-            logits = texts @ problem.class_texts.T / prompts.guard.temperature
+            logits = texts @ problem.class_texts.T / GUARD_TEMPERATURE
             drift = F.cross_entropy(logits, problem.labels, reduction="none")
             loss = loss + prompts.guard.weight * drift
         optimizer.zero_grad()
@@ -108,21 +101,6 @@ def optimise(
     with torch.no_grad():
         embeddings = sentences.encode(pseudo)
     return Solution(pseudo.detach(), embeddings, torch.stack(losses).cpu())
-
-
-def similarity_in_class(
-    texts: Tensor, labels: Tensor, remembered: tuple[Tensor, Tensor] | None
-) -> float:
-    """Mean cosine of texts [N, E] with the other ones of their class, remembered ones included.
-
-    Without such a pair it is -1.
-    """
-    others, other_labels = _with_remembered(texts, labels, remembered)
-    pairs = labels[:, None] == other_labels[None, :]
-    pairs &= ~torch.eye(len(texts), len(others), dtype=torch.bool, device=texts.device)
-    if not pairs.any():
-        return -1.0
-    return float((texts @ others.T)[pairs].mean())
 
 
 def contrast(

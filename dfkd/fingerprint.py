@@ -54,8 +54,7 @@ def _only_latent(chosen: dict[str, Any]) -> None:
     """Drop what a method with latents does not depend on."""
     if chosen["prompts"]["method"] != ["contrastive"]:
         del chosen["prompts"]["contrastive"]
-    if not chosen["synthesis"]["amortised"]["training"]:
-        del chosen["synthesis"]["amortised"]
+    del chosen["synthesis"]["method"]
 
 
 def _only_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from taming.modules.diffusionmodules.model import Decoder
@@ -23,8 +23,6 @@ from dfkd.miniature import GENERATOR_CONFIG, GENERATOR_WEIGHTS
 from dfkd.vqgan_config import Model, read_model
 from dfkd.weights import MINIATURE, existing_file, load_into, match, read_state_dict
 
-Initialisation = Literal["codes", "normal"]
-
 SEARCH = 1 << 24
 """Distances between latents and codes that are held at once on a GPU: 64 MB."""
 
@@ -35,16 +33,11 @@ class Generator(Protocol):
     downsampling: int
     """Pixels a side of one latent cell; an image size must be a multiple of it."""
 
-    def fresh(
-        self, seeds: Sequence[int], image_size: int, initialisation: Initialisation
-    ) -> Tensor:
+    def fresh(self, seeds: Sequence[int], image_size: int) -> Tensor:
         """Starting latents [B, C, h, w] float32, each from its own seed alone."""
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """C, h and w of the latent of an image."""
-
-    def squash(self, values: Tensor) -> Tensor:
-        """Values [B, C, h, w] of any size to latents that the generator can decode."""
 
     def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
         """Pixels [B, 3, H, W] float32 in [0, 1], differentiable in the latent."""
@@ -147,26 +140,20 @@ class VQGAN:
         load_into("generator.weights", weights, network, state)
         return cls(network, precision)
 
-    def fresh(
-        self, seeds: Sequence[int], image_size: int, initialisation: Initialisation
-    ) -> Tensor:
+    def fresh(self, seeds: Sequence[int], image_size: int) -> Tensor:
         """Starting latents [B, C, h, w] float32; each image's come from its own seed alone.
+
+        Codes are drawn uniformly, as VQGAN-CLIP draws them.
 
         Args:
             image_size: a multiple of `downsampling`.
-            initialisation: `codes` draws codes uniformly, as VQGAN-CLIP does; `normal` draws every
-                channel with the codebook's mean and standard deviation in that channel.
         """
         _, side, _ = self.latent_shape(image_size)
         codebook = self.codebook.cpu()  # a generator on the CPU draws alike whatever the device
         latents = []
         for seed in seeds:
             random = torch.Generator().manual_seed(seed)
-            if initialisation == "codes":
-                drawn = codebook[torch.randint(len(codebook), (side * side,), generator=random)]
-            else:
-                noise = torch.randn(side * side, codebook.shape[1], generator=random)
-                drawn = codebook.mean(dim=0) + noise * codebook.std(dim=0)
+            drawn = codebook[torch.randint(len(codebook), (side * side,), generator=random)]
             latents.append(drawn.view(side, side, -1).permute(2, 0, 1))
         return torch.stack(latents).contiguous().to(self.codebook.device)
 
@@ -181,10 +168,6 @@ class VQGAN:
                 f"use {max(1, side) * self.downsampling}",
             )
         return self.codebook.shape[1], side, side
-
-    def squash(self, values: Tensor) -> Tensor:
-        """Into the codebook's range in each channel, by a sigmoid that is 0 and 1 at its ends."""
-        return self._low + (self._high - self._low) * values.sigmoid()
 
     def nearest(self, latent: Tensor) -> Tensor:
         """Indices [B, h, w] of the codes nearest to each cell of a latent [B, C, h, w].

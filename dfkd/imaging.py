@@ -27,12 +27,8 @@ class Guard:
 
     weight: NonNegative = 0.0
     """Weight of the cross-entropy of a contrastive prompt against the class texts."""
-    temperature: Positive = 0.1
-    """Temperature of that cross-entropy over cosine similarities."""
     attempts: Natural = 0
     """New draws of a prompt that is nearest to a foreign class, before it falls back to vanilla."""
-    margin: NonNegative = 0.0
-    """How much nearer (in cosine) its own class must be than any other for a prompt to pass."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -40,28 +36,22 @@ class Contrastive:
     """Equation 12 and the variants that the paper ablates."""
 
     updates: Count = 100
-    """At the least: with `similarity` up to ten times as many, until a batch meets it."""
     learning_rate: Positive = 0.1
     batch_size: Annotated[int, Field(ge=2)] = 256
     bank: Natural = 2048
     """Negatives drawn from the memory bank of earlier prompts; 0 uses the batch alone."""
-    memory: Count = 16384
-    """Prompts that the bank remembers, of all classes; the oldest leave first."""
     parallel: Count = 1
-    """Parts (`shard_size` prompts of each class) that are made side by side. A prompt knows those
-    of its own part and of all before, but not of the `parallel` - 1 parts right before."""
+    """Parts (`shard_size` prompts of each class) that are made side by side, for a run of many
+    prompts on several GPUs. A prompt knows those of its own part and of all before, but not of the
+    `parallel` - 1 parts right before."""
     temperature: Positive = 0.1
-    """The paper names no value."""
+    """The tau of equation 12. The paper names no value, so those who reproduce it have to try."""
     positive: Literal["shuffle", "substitute"] = "shuffle"
     """How letters of the template's frozen words are disturbed in the positive view."""
     disturbance: Annotated[float, Field(gt=0, le=1)] = 0.3
     """The share of those letters that end up changed. The paper says "some characters"; 0.3 is what
     nlpaug, the usual library for this, substitutes or swaps of a word by default."""
     negatives: Literal["instance", "intra-class"] = "instance"
-    initialisation: Literal["random", "mix"] = "random"
-    similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Most that the mean cosine over pairs of prompts of one class may be: a run whose prompts miss
-    it is refused once they are made, before any image is; 1 accepts all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -86,32 +76,9 @@ class Prompts:
         if not isinstance(self.styles, str):
             require_unique("prompts.styles", self.styles)
         few = not isinstance(self.styles, str) and len(self.styles) < 2
-        if few and ("mix" in self.method or self.contrastive.initialisation == "mix"):
+        if few and "mix" in self.method:
             raise ManifestError(
                 "prompts.styles", "mix needs two styles or more", self.styles, "add styles"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Amortised:
-    """A network that guesses where latents start, trained on the run's own prompts."""
-
-    training: NonNegative = 0.0
-    """Its image-steps for each image of the run, as a share of `steps`; 0 is no network."""
-    refinement: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Steps that an image itself takes then, as a share of `steps`."""
-    batch_size: Count = 32
-    learning_rate: Positive = 0.002
-    width: Count = 512
-    """Numbers in each of its two hidden layers."""
-
-    def __post_init__(self) -> None:
-        if not self.training and self.refinement < 1:
-            raise ManifestError(
-                "synthesis.amortised.refinement",
-                "must be 1 without training",
-                self.refinement,
-                "set amortised.training, or lower synthesis.steps",
             )
 
 
@@ -132,14 +99,10 @@ class Synthesis:
     batch_size: Natural = 8
     """Images optimised at once. 0 finds what a GPU's memory holds, from `shard_size` downwards, and
     is 8 on a CPU. A batch that memory has no room for is halved in any case."""
-    optimizer: Literal["adam", "adamw", "normalised"] = "adam"
-    """`normalised` moves each latent down its gradient; the root mean square of its change is
-    `learning_rate`."""
     learning_rate: Positive = 0.15
+    """Of Adam; it stays constant."""
     pace: Annotated[float, Field(ge=1)] = 1.0
     """An image takes `steps` / `pace` steps at `pace` times the rate: as far, in longer strides."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    weight_decay: NonNegative = 0.0
     views: Natural = 8
     """Augmented views (`dfkd.views`) that the teacher sees at each step; 0 shows the plain image.
     `dfkd.presets` says why it is 8."""
@@ -148,22 +111,14 @@ class Synthesis:
     quantise: bool = True
     """Decode the nearest codes, straight-through, instead of the continuous latent. The paper names
     neither; in the miniature false is 5.1 points better (manifests/studies/latent)."""
-    initialisation: Literal["codes", "normal"] = "codes"
-    candidates: Natural = 0
-    """Latents that are drawn so and shown to the teacher once: an image starts from the nearest to
-    its prompt in a quarter of them that is its own. 0 draws each image a latent unseen."""
-    amortised: Amortised = Amortised()
-    """Takes the place of `initialisation` and `candidates` where it is trained."""
-    patience: Natural = 0
-    """Steps without a better loss than the best so far after which an image stops; 0 never stops
-    early."""
     precision: Precision = "float32"
     """Of the networks; a device that does not multiply bfloat16 works in float32. Labels and
     distances are float32."""
     compile: bool = False
     """Compile the step by torch.compile (on a CPU that needs a C++ compiler): the same images up to
-    rounding, faster on a GPU after minutes of waiting."""
+    rounding, faster on a GPU after minutes of waiting, for runs of hours."""
     format: Literal["png", "jpg"] = "png"
+    """`jpg` (quality 95) is for data sets whose storage costs more than a little loss does."""
     batch_norm_weight: Annotated[Several[NonNegative], Field(min_length=1, max_length=2)] = (0.0,)
     """Of DeepInversion's L_bn, which `latent` adds to each image's distance; images then depend on
     those that share their batch. `[0, w]` compares: the methods with it are called `...-bn`."""
@@ -184,11 +139,4 @@ class Synthesis:
                 "must be given where images depend on those of their batch (batch_norm_weight)",
                 self.batch_size,
                 "set it to what every worker's memory holds",
-            )
-        if self.optimizer != "adamw" and self.weight_decay:
-            raise ManifestError(
-                "synthesis.weight_decay",
-                f"must be 0 with optimizer {self.optimizer}",
-                self.weight_decay,
-                "set synthesis.optimizer=adamw or the decay to 0",
             )

@@ -178,8 +178,8 @@ class Manifest:
     """Named together with the generator, since their images must be of one world."""
     generator: Generator
     cache: Name = CACHE
-    """The folder that `jobs/fetch.py` fills with published weights; on a cluster each node needs
-    one. Results do not depend on it."""
+    """The folder that `jobs/fetch.py` fills with published weights. Name another one where the home
+    folder has no room for them; on a cluster each node needs one. Results do not depend on it."""
     seed: Natural = 0
     salt: Natural = 0
     """Another data set from the same settings; `jobs/regenerate.py` counts it up."""

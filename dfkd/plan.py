@@ -129,22 +129,10 @@ def estimated_bytes(manifest: Manifest) -> int:
     return image_count(manifest) * (pixels + labels + SAMPLE_OVERHEAD)
 
 
-def has_start(manifest: Manifest) -> bool:
-    """Whether the latents of a run with one method start from a network's guess."""
-    return manifest.synthesis.amortised.training > 0 and prompt_method(manifest.method) is not None
-
-
-def training_steps(manifest: Manifest) -> int:
-    """Optimizer steps of that network, each of one batch of images."""
-    config = manifest.synthesis
-    image_steps = image_count(manifest) * config.steps * config.amortised.training
-    return math.ceil(image_steps / config.amortised.batch_size)
-
-
 def own_steps(manifest: Manifest) -> int:
     """Steps that each image takes by itself."""
     config = manifest.synthesis
-    return max(1, round(config.steps * config.amortised.refinement / config.pace))
+    return max(1, round(config.steps / config.pace))
 
 
 def own_rate(manifest: Manifest) -> float:
@@ -155,14 +143,12 @@ def own_rate(manifest: Manifest) -> float:
 def image_steps(manifest: Manifest) -> int:
     """Optimisation steps of latents, summed over images, of a run with one method.
 
-    The steps that train a network for their start count too. 0 for the inversion methods, which
-    optimise no latents of ours; what each step shows the teacher (`synthesis.views`) is not in it,
-    nor the pass over `synthesis.candidates`, which each worker makes once.
+    0 for the inversion methods, which optimise no latents of ours; what each step shows the teacher
+    (`synthesis.views`) is not in it.
     """
     if prompt_method(manifest.method) is None:
         return 0
-    training = training_steps(manifest) * manifest.synthesis.amortised.batch_size
-    return image_count(manifest) * own_steps(manifest) + training * has_start(manifest)
+    return image_count(manifest) * own_steps(manifest)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dfkd.yaml import merged
 PAPER: dict[str, Any] = {
     "prompts": {
         "method": ["contrastive"],
-        "guard": {"weight": 0.0, "attempts": 0, "margin": 0.0},
+        "guard": {"weight": 0.0, "attempts": 0},
         "contrastive": {
             "updates": 100,
             "learning_rate": 0.1,
@@ -21,19 +21,13 @@ PAPER: dict[str, Any] = {
             "positive": "shuffle",
             "disturbance": 0.3,
             "negatives": "instance",
-            "initialisation": "random",
-            "similarity": 1.0,
         },
     },
     "synthesis": {
-        "optimizer": "adam",
-        "schedule": "constant",
         "views": 8,
         "view_noise": 0.0,
-        "candidates": 0,
         "pace": 1.0,
         "batch_norm_weight": 0.0,
-        "amortised": {"training": 0.0, "refinement": 1.0},
     },
     "distillation": {
         "weights": "IMAGENET1K_V1",

@@ -6,9 +6,8 @@ mixes classes, a synthesis task reads one file, and memory holds one part howeve
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,6 @@ from torch.nn import functional as F
 
 from dfkd import contrastive
 from dfkd.contrastive import Bank
-from dfkd.errors import ManifestError
 from dfkd.manifest import Manifest
 from dfkd.methods import prompt_method
 from dfkd.plan import (
@@ -56,6 +54,10 @@ SCHEMA = pa.schema(
 losses belong to contrastive prompts only, and `pseudo` to those that hold a pseudo-word."""
 
 
+MEMORY = 16384
+"""Prompts of all classes that the memory bank holds, eight times the paper's draw of 2,048; the
+oldest leave first."""
+
 BATCH = 1024
 """Prompts encoded at once where the method does not say how many share a batch."""
 
@@ -87,7 +89,7 @@ class PromptMaker:
         self.base = base
         self.method = prompt_method(manifest.method) or "vanilla"
         self.class_texts = class_texts(manifest, teacher)
-        self.bank = Bank(manifest.prompts.contrastive.memory)
+        self.bank = Bank(MEMORY)
         self._known: int | None = 0
         """How many parts the bank remembers, if they are the first ones."""
         self._styles: dict[str, Tensor] = {}
@@ -226,33 +228,24 @@ class PromptMaker:
         )
 
     def consistent(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Which prompts are nearer to their own class text than to any other by `guard.margin`."""
+        """Which prompts are nearer to their own class text than to any other."""
         cosine = embeddings @ self.class_texts.T
         own = cosine.gather(1, labels[:, None])[:, 0]
         others = cosine.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-        return own - others > self.manifest.prompts.guard.margin
+        return own > others
 
     def _start(self, rows: Sequence[Row], attempt: int) -> Tensor:
         """Pseudo-words [N, D] before any optimisation; each later attempt halves the spread."""
         prompts, dimensions = self.manifest.prompts, self.teacher.token_table.shape[1]
-        if prompts.contrastive.initialisation == "mix" and self.method == "contrastive":
-            return torch.stack([self._mixed_word(row, attempt) for row in rows])
         seeds = (derive_seed(row.seed, attempt) for row in rows)
         draws = (torch.Generator().manual_seed(seed) for seed in seeds)
         noise = torch.stack([torch.randn(dimensions, generator=draw) for draw in draws])
         return self.words.around_the_mean(noise, prompts.scale * 0.5**attempt)
 
-    def _mixed_word(self, row: Row, attempt: int) -> Tensor:
-        """A pseudo-word between the mean token embeddings of two styles."""
-        first, second, weight = self._mixture(row, attempt)
-        styles = dictionary(self.manifest.prompts)
-        one, two = (self.words.mean_embedding(styles[i]) for i in (first, second))
-        return weight * one + (1 - weight) * two
-
-    def _mixture(self, row: Row, attempt: int = 0) -> tuple[int, int, float]:
+    def _mixture(self, row: Row) -> tuple[int, int, float]:
         """Two different styles and the weight of the first, from the row's own seed."""
         styles = dictionary(self.manifest.prompts)
-        draw = np.random.default_rng(derive_seed(row.seed, attempt))
+        draw = np.random.default_rng(derive_seed(row.seed, 0))
         first, second = draw.choice(len(styles), size=2, replace=False).tolist()
         return (
             first,
@@ -287,25 +280,6 @@ def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
         return
     words = PseudoWords(teacher, manifest.prompts.template)
     words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
-
-
-def check_similarity(manifest: Manifest, facts: Mapping[str, Any]) -> None:
-    """Refuse contrastive prompts that are more alike than `contrastive.similarity` allows.
-
-    Args:
-        facts: `statistics` of the prompts.
-
-    Raises:
-        ManifestError: naming what they are.
-    """
-    allowed, found = manifest.prompts.contrastive.similarity, facts["similarity_in_class"]
-    if prompt_method(manifest.method) == "contrastive" and allowed < found:
-        raise ManifestError(
-            "prompts.contrastive.similarity",
-            f"must not be exceeded by the prompts, whose mean cosine in a class is {found:.4f}",
-            allowed,
-            "raise it, contrastive.updates or their learning_rate, or lower guard.weight",
-        )
 
 
 def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:

@@ -106,10 +106,6 @@ class PseudoWords:
         table = self.teacher.token_table
         return table.mean(dim=0) + scale * noise.to(table.device) * table.std(dim=0)
 
-    def mean_embedding(self, words: str) -> Tensor:
-        """The mean token embedding [D] of some words."""
-        return self.teacher.token_table[list(self._content(words))].mean(dim=0)
-
     def _sentence(self, name: str, template: str) -> tuple[Tensor, int, int] | None:
         """Tokens in the whole context, the pseudo-word's place, the length; None if too long."""
         before, after = template.replace("{class}", name).split("{style}")

@@ -27,7 +27,7 @@ METHOD = r"(?P<method>[a-z]+(?:-bn)?)"
 VERSION = re.compile(
     rf"data/{METHOD}/versions/(?P<id>[0-9a-f]{{16}})/(?P<name>(?:identity|manifest|prompts)"
     r"\.json|index\.parquet|README\.md|abandoned|removing|prompts/[0-9]{5}\.parquet"
-    r"|start\.safetensors|(?:start|state)/[0-9]{10}\.safetensors"
+    r"|state/[0-9]{10}\.safetensors"
     r"|receipts/[0-9]{4}-[0-9]{5}\.json|shards/[0-9]{4}-[0-9]{5}\.tar)"
 )
 CURRENT = re.compile(rf"data/{METHOD}/(?P<name>{POINTER.pattern})")

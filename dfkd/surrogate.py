@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.candidates import Candidates
 from dfkd.errors import DfkdError
 from dfkd.generator import Generator
 from dfkd.imaging import Synthesis
@@ -38,7 +37,7 @@ from dfkd.plan import (
 )
 from dfkd.prompts import class_texts
 from dfkd.shards import Sample, write_shard
-from dfkd.synthesis import Begin, OnStep, Synthesised, Synthesiser
+from dfkd.synthesis import OnStep, Synthesised, Synthesiser
 from dfkd.teacher import Teacher, distances
 
 ATTEMPTS = 2
@@ -78,7 +77,6 @@ class SurrogateMaker:
         teacher: Teacher,
         generator: Generator | None,
         tell: Callable[[str], object] = lambda note: None,
-        start: Begin | None = None,
         earlier: Callable[[int], Tensor] | None = None,
     ) -> None:
         """Prepare.
@@ -87,7 +85,6 @@ class SurrogateMaker:
             manifest: of one method.
             generator: None for methods without latents.
             tell: called with a sentence when memory has run out.
-            start: where latents start, if not as the manifest's `initialisation` says.
             earlier: gives the stored images of a part by its number, uint8 [N, H, W, 3]. A chained
                 method (`dfkd.methods.chained`) needs it, and makes the parts in their order.
         """
@@ -98,10 +95,7 @@ class SurrogateMaker:
         if generator is not None:
             steps, rate = own_steps(manifest), own_rate(manifest)
             config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
-            if start is None and config.candidates:
-                seed = derive_seed("candidates", *root_seed(manifest))
-                start = Candidates(teacher, generator, config, seed).latents
-            self.synthesiser = Synthesiser(teacher, generator, config, start)
+            self.synthesiser = Synthesiser(teacher, generator, config)
         self.tell = tell
         self.batch_size = first_batch(manifest.synthesis, teacher.device)
         self.coupled = coupled(manifest.method)

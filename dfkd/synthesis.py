@@ -9,7 +9,6 @@ from torch import Tensor
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import Generator
 from dfkd.imaging import Synthesis
-from dfkd.normalised import NormalisedDescent
 from dfkd.pixels import to_bytes
 from dfkd.plan import derive_seed
 from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
@@ -17,9 +16,6 @@ from dfkd.views import Drawn, Views, show
 
 OnStep = Callable[[int, Tensor], None]
 """Called with the step and the losses [B] of the images still at work."""
-
-Begin = Callable[[Tensor, Sequence[int]], Tensor]
-"""Latents [B, C, h, w] from targets [B, E] and seeds."""
 
 CHECK = 10
 """Steps on a GPU after which the host asks which images are finished."""
@@ -45,27 +41,21 @@ class _Kept:
     Not of its best one: with views a low loss is a lucky view as often as a good image.
     """
 
-    def __init__(self, latents: Tensor, config: Synthesis) -> None:
-        self.config = config
+    def __init__(self, latents: Tensor) -> None:
         self.latents = latents.detach().clone()
         self.losses = torch.full((len(latents),), torch.inf, device=latents.device)
-        self.best = self.losses.clone()
         self.steps = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        self.stale = self.steps.clone()
         self.diverged = torch.zeros_like(self.steps, dtype=torch.bool)
 
     def update(self, rows: Tensor, latents: Tensor, losses: Tensor) -> None:
         """Take in the losses [R] that the latents of images `rows` [R] gave at this step.
 
-        Nothing of an image that is finished, so that when it leaves the batch changes nothing.
+        Nothing of an image that has diverged, so that when it leaves the batch changes nothing.
         """
         losses = losses.detach()
-        live = ~self.finished()[rows]
+        live = ~self.diverged[rows]
         finite = losses.isfinite()
         taken = live & finite
-        better = taken & (losses < self.best[rows])
-        self.best[rows] = torch.where(better, losses, self.best[rows])
-        self.stale[rows] = torch.where(better, 0, self.stale[rows] + 1)
         self.steps[rows] += live
         self.diverged[rows] |= ~finite
         self.losses[rows] = torch.where(taken, losses, self.losses[rows])
@@ -73,24 +63,12 @@ class _Kept:
         mask = taken.view(-1, 1, 1, 1)
         self.latents[rows] = torch.where(mask, latents.detach(), self.latents[rows])
 
-    def finished(self) -> Tensor:
-        """Images [B] that need no further step."""
-        patience = self.config.patience
-        return self.diverged | (self.stale >= patience if patience else self.diverged)
-
 
 class Synthesiser:
     """Makes batches of images with models, and what is compiled for them, that stay the same."""
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        generator: Generator,
-        config: Synthesis,
-        start: Begin | None = None,
-    ) -> None:
-        """`start` makes the latents that `config.initialisation` makes otherwise."""
-        self.teacher, self.generator, self.config, self.start = teacher, generator, config, start
+    def __init__(self, teacher: Teacher, generator: Generator, config: Synthesis) -> None:
+        self.teacher, self.generator, self.config = teacher, generator, config
         self.distances: Callable[[Tensor, Tensor, Drawn | None], Tensor] = self._distances
         """Mean distance [B] of each latent's views to its own target [B, E]."""
         if config.compile:
@@ -112,7 +90,7 @@ class Synthesiser:
 
         With `config.batch_norm_weight` that is over: L_bn of the batch is added to the loss of each
         of its images (so that its share does not depend on batch size either), and every image
-        depends on all others. What needs no further step leaves such a batch at once.
+        depends on all others. An image that diverges leaves such a batch at once.
 
         Raises:
             ManifestError: L_bn is asked for, and the teacher has no batch norm.
@@ -136,14 +114,11 @@ class Synthesiser:
     ) -> Synthesised:
         """`shared` is a loss that all images of the batch have together, of the last pass."""
         config, generator = self.config, self.generator
-        if self.start is None:
-            latents = generator.fresh(seeds, config.image_size, config.initialisation)
-        else:
-            latents = self.start(targets, seeds)
-        kept = _Kept(latents, config)
+        latents = generator.fresh(seeds, config.image_size)
+        kept = _Kept(latents)
         rows = torch.arange(len(seeds), device=latents.device)
         views = self._views(seeds, latents.device)
-        optimizer = _optimizer(config, latents.requires_grad_())
+        optimizer = _adam(latents.requires_grad_(), config.learning_rate)
         for step in range(config.steps):
             losses = self.distances(latents, targets[rows], views.draw(step))
             if shared is not None:
@@ -153,10 +128,10 @@ class Synthesiser:
                 on_step(step, losses.detach())
             # A host that asks for what a GPU has found waits for it, and the GPU then for the host.
             asking = shared is not None or not latents.is_cuda or step % CHECK == CHECK - 1
-            finished = kept.finished()[rows]
+            finished = kept.diverged[rows]
             if step == config.steps - 1 or (asking and bool(finished.all())):
                 break  # the last loss is known: nobody would look at what is beyond it
-            _improve(generator, latents, losses, optimizer, learning_rate(config, step))
+            _improve(generator, latents, losses, optimizer)
             if asking and self._worth_leaving(finished, shared is not None):
                 rows = rows[~finished]
                 views.select(~finished)
@@ -192,38 +167,17 @@ def _result(generator: Generator, config: Synthesis, kept: _Kept) -> Synthesised
     )
 
 
-def learning_rate(config: Synthesis, step: int) -> float:
-    """The rate of a step: constant, a cosine to a tenth of the full rate, or a line towards 0."""
-    if config.schedule == "constant" or config.steps == 1:
-        return config.learning_rate
-    if config.schedule == "linear":
-        return config.learning_rate * (1 - step / config.steps)
-    progress = torch.tensor(torch.pi * step / (config.steps - 1), dtype=torch.float64)
-    return config.learning_rate * (0.55 + 0.45 * float(progress.cos()))
-
-
 def _improve(
-    generator: Generator,
-    latents: Tensor,
-    losses: Tensor,
-    optimizer: torch.optim.Optimizer,
-    rate: float,
+    generator: Generator, latents: Tensor, losses: Tensor, optimizer: torch.optim.Optimizer
 ) -> None:
     """One step of the optimizer, in place, to where the generator can decode."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     (latents.grad,) = torch.autograd.grad(losses.sum(), [latents])
     optimizer.step()
     latents.data = generator.constrain(latents.data)
 
 
-def _optimizer(config: Synthesis, latents: Tensor) -> torch.optim.Optimizer:
-    if config.optimizer == "normalised":
-        return NormalisedDescent([latents], config.learning_rate)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        [latents], config.learning_rate, weight_decay=config.weight_decay, fused=latents.is_cuda
-    )
+def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam([latents], rate, fused=latents.is_cuda)
 
 
 def _compact(
@@ -232,7 +186,7 @@ def _compact(
     """The active latents with an optimizer that goes on from where the old one was."""
     moments = optimizer.state[latents]
     chosen = latents.detach()[active].clone().requires_grad_()
-    renewed = _optimizer(config, chosen)
+    renewed = _adam(chosen, config.learning_rate)
     renewed.state[chosen] = {
         name: value[active].clone() if value.shape == latents.shape else value.clone()
         for name, value in moments.items()

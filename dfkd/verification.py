@@ -24,7 +24,7 @@ def verify(version: PublishedVersion) -> list[str]:
     Reads everything once, a shard at a time. A store that cannot be reached still raises.
     """
     problems = [problem for receipt in version.shards for problem in _receipt(version, receipt)]
-    problems += [*_start(version), *_prompts(version)]
+    problems += _prompts(version)
     damaged = [
         key
         for key, digest in version.files.items()
@@ -52,12 +52,6 @@ def verify(version: PublishedVersion) -> list[str]:
 
 
 MEND = "restore it from a copy, or give another storage.root and synthesise again"
-
-
-def _start(version: PublishedVersion) -> Iterator[str]:
-    storage, wanted = version.storage, version.manifest.get("start")
-    if wanted is not None and sha256_object(storage, catalogue.START_KEY) != wanted:
-        yield f"{storage.location(catalogue.START_KEY)}: is not what was published; {MEND}"
 
 
 def _prompts(version: PublishedVersion) -> Iterator[str]:

@@ -14,7 +14,7 @@ from dfkd.plan import estimated_bytes, image_count, image_steps, task_count
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make, if no image stops early; the steps are those of latents."""
+    """What a run would make; the steps are those of latents."""
     from dfkd.preflight import check_synthesis
 
     check_synthesis(manifest)

@@ -16,9 +16,8 @@ def main(folder: Path) -> None:
     # pdoc documents the names that a module has; `dfkd` has none before their first use.
     for name in dfkd.__all__:
         getattr(dfkd, name)
-    # Where there is an __all__, pdoc leaves submodules out. The example is a script: it would run.
+    # Where there is an __all__, pdoc leaves submodules out.
     below = [f"dfkd.{module.name}" for module in pkgutil.iter_modules(dfkd.__path__)]
-    below.remove("dfkd.example")
     # An annotation inside pydantic, of which the pages show nothing.
     warnings.filterwarnings("ignore", ".*PydanticDataclass", UserWarning)
     pdoc.render.configure(docformat="google")

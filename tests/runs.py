@@ -26,7 +26,7 @@ TREE: dict[str, Any] = {
     "inversion": {
         "deepinversion": {"low_resolution_steps": 2, "steps": 3, "batch_size": 3},
         "dfad": {**NETWORK, "rounds": 3, "student_steps": 1, "batch_size": 4, "snapshots": 2},
-        "cmi": {**NETWORK, "steps": 2, "batch_size": 2, "student_steps": 2, "head": 4},
+        "cmi": {**NETWORK, "steps": 2, "batch_size": 2, "student_steps": 2},
         "pre": {
             **NETWORK, "rounds": 2, "student_steps": 2, "memory_steps": 2, "batch_size": 16,
             "snapshots": 2,

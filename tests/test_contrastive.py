@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfkd.contrastive import PATIENCE, Bank, Problem, contrast, optimise, similarity_in_class
+from dfkd.contrastive import Bank, Problem, contrast, optimise
 from dfkd.imaging import Contrastive, Guard, Prompts
 from dfkd.pseudo import PseudoWords
 from dfkd.teacher import Teacher
@@ -109,32 +109,3 @@ def test_the_same_seed_gives_the_same_prompts(teacher: Teacher) -> None:
     other = optimise(task, pseudo, config, np.random.default_rng(8))
     assert torch.equal(one.pseudo, two.pseudo)
     assert not torch.equal(one.pseudo, other.pseudo)
-
-
-def test_similarity_in_class_by_hand() -> None:
-    """A pair of class 0 at 0.6, each with a remembered one of it; class 1 is alone."""
-    texts = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    labels = torch.tensor([0, 0, 1])
-    assert similarity_in_class(texts, labels, None) == pytest.approx(0.6)
-    remembered = (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 2]))
-    # of the first: 0.6 and 0; of the second: 0.6 and 0.8.
-    assert similarity_in_class(texts, labels, remembered) == pytest.approx(2.0 / 4)
-    assert similarity_in_class(texts, torch.tensor([0, 1, 2]), None) == -1.0
-
-
-def test_prompts_are_moved_on_until_they_meet_their_similarity(teacher: Teacher) -> None:
-    task = problem(teacher, ["dog", "house", "car"], rows=24)
-    pseudo = start(teacher, 24, scale=3.0)
-    plain = Contrastive(updates=2, learning_rate=0.02)
-    found = optimise(task, pseudo, Prompts(contrastive=plain), np.random.default_rng(1))
-    alike = similarity_in_class(found.embeddings, task.labels, None)
-    assert len(found.losses) == 2
-
-    wanted = Contrastive(updates=2, learning_rate=0.02, similarity=alike - 0.002)
-    longer = optimise(task, pseudo, Prompts(contrastive=wanted), np.random.default_rng(1))
-    assert 2 < len(longer.losses) < 2 * PATIENCE
-    assert similarity_in_class(longer.embeddings, task.labels, None) <= wanted.similarity
-
-    never = Contrastive(updates=2, learning_rate=1e-6, similarity=0.01)
-    tried = optimise(task, pseudo, Prompts(contrastive=never), np.random.default_rng(1))
-    assert len(tried.losses) == 2 * PATIENCE

@@ -116,7 +116,7 @@ VALID: dict[str, Any] = {
     "teacher": {"model": "miniature", "weights": "miniature"},
     "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": ["vanilla", "mix"], "styles": ["red", "blue"], "guard": {"attempts": 2}},
-    "synthesis": {"steps": 3, "learning_rate": 0.1, "optimizer": "adamw", "weight_decay": 0.1},
+    "synthesis": {"steps": 3, "learning_rate": 0.1, "format": "jpg"},
     "distillation": {"seeds": [0, 1], "labels": "live", "batch_size": 8, "workers": 2},
     "evaluation": {"models": "teacher"},
 }

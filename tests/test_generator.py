@@ -72,7 +72,7 @@ def test_the_published_size_loads_and_decodes(tmp_path: Path) -> None:
     """ch 128 and 256 latent channels: the 42 M parameters of the official f16 decoders."""
     tree = official_yaml(codes=1024, width=128, latent=256, **F16)
     generator = VQGAN.load(write_generator(tmp_path, tree), CPU)
-    latent = generator.fresh([0], 32, "codes").requires_grad_()
+    latent = generator.fresh([0], 32).requires_grad_()
     generator.decode(latent).sum().backward()
     assert round(sum(p.numel() for p in generator.network.decoder.parameters()) / 1e5) == 424
     assert latent.grad is not None
@@ -140,33 +140,29 @@ def test_the_pixel_clamp_lets_out_of_range_pixels_return(vqgan: VQGAN) -> None:
             bias.copy_(kept)
 
 
-@pytest.mark.parametrize("initialisation", ["codes", "normal"])
-def test_a_fresh_latent_depends_on_its_seed_alone(vqgan: VQGAN, initialisation: Any) -> None:
-    together = vqgan.fresh([5, 6, 2**62], 32, initialisation)
+def test_a_fresh_latent_depends_on_its_seed_alone(vqgan: VQGAN) -> None:
+    together = vqgan.fresh([5, 6, 2**62], 32)
     assert together.shape == (3, 16, 4, 4)
     assert together.dtype == torch.float32
     torch.manual_seed(123)
-    assert torch.equal(vqgan.fresh([2**62], 32, initialisation)[0], together[2])
+    assert torch.equal(vqgan.fresh([2**62], 32)[0], together[2])
     assert not torch.equal(together[0], together[1])
 
 
-def test_fresh_latents_are_codes_or_spread_like_them(vqgan: VQGAN) -> None:
-    codes = vqgan.fresh([0], 64, "codes")
+def test_fresh_latents_are_codes(vqgan: VQGAN) -> None:
+    codes = vqgan.fresh([0], 64)
     assert torch.equal(vqgan.quantise(codes), codes)
-    normal = vqgan.fresh(list(range(20)), 128, "normal").permute(1, 0, 2, 3).flatten(1)
-    torch.testing.assert_close(normal.mean(dim=1), vqgan.codebook.mean(dim=0), atol=0.1, rtol=0)
-    torch.testing.assert_close(normal.std(dim=1), vqgan.codebook.std(dim=0), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("side", [4, 33])
 def test_image_sizes_that_the_generator_cannot_make_are_refused(vqgan: VQGAN, side: int) -> None:
     with pytest.raises(ManifestError, match=r"synthesis.image_size: must be a multiple of 8"):
-        vqgan.fresh([0], side, "codes")
+        vqgan.fresh([0], side)
 
 
 def test_constrain_clamps_in_place_to_the_range_of_each_channel(vqgan: VQGAN) -> None:
     latent = (100 * torch.randn(2, 16, 2, 2)).requires_grad_()
-    inside = vqgan.fresh([3], 32, "codes")
+    inside = vqgan.fresh([3], 32)
     assert torch.equal(vqgan.constrain(inside.clone()), inside)
     returned = vqgan.constrain(latent)
     assert returned.data_ptr() == latent.data_ptr()
@@ -219,7 +215,7 @@ def test_safetensors_with_the_same_keys_give_the_same_model(
     state = official_state(official_yaml())
     save_file({k: v for k, v in state.items() if not k.startswith(("encoder", "loss"))}, path)
     loaded = VQGAN.load(manifest.Generator(config=files.config, weights=str(path)), CPU)
-    latent = loaded.fresh([1], 32, "codes")
+    latent = loaded.fresh([1], 32)
     assert torch.equal(loaded.decode(latent), vqgan.decode(latent))
 
 

@@ -21,7 +21,7 @@ SOURCES = {
     name_of(file): file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")
 }
 MODULES = {name for name in SOURCES if name.startswith("dfkd")}
-TOP = {"dfkd.api", "dfkd.benchmarks.stages", "dfkd.example", "dfkd.regenerate", "dfkd.reproduction"}
+TOP = {"dfkd.api", "dfkd.benchmarks.stages", "dfkd.regenerate", "dfkd.reproduction"}
 """The stages as functions, and what runs them all: they stand where the jobs stand, above all."""
 ABOVE = ("dfkd.cluster", "dfkd.benchmarks.", "jobs.")
 """Who may know Ray: what runs on a cluster, and what measures that."""

@@ -71,7 +71,6 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("synthesis.batch_norm_weight=true", "synthesis.batch_norm_weight.0", "number"),
         ("inversion.dfad.batch_size=1", "inversion.dfad.batch_size", "or equal to 2"),
         ("inversion.student.architecture=vgg", "inversion.student.architecture", "resnet18"),
-        ("synthesis.weight_decay=0.1", "synthesis.weight_decay", "adam"),
         ("distillation.labels=stored", "distillation.labels", "augmentation"),
         ("distillation={workers: [1, 8], batch_size: 15}", "distillation.batch_size", "8 ranks"),
         ("distillation.workers=[2, 1]", "distillation.workers", "least, most"),

@@ -97,25 +97,6 @@ def test_pace_takes_fewer_steps_at_a_higher_rate(
     assert paced != images("synthesis.steps=2", "synthesis.learning_rate=0.0625")
 
 
-def test_candidates_are_where_images_start(
-    teacher: Teacher, generator: VQGAN, tmp_path: Path
-) -> None:
-    """Each run draws its own; an image is the same whatever task asks for it first."""
-
-    def images(number: int, *overrides: str) -> list[Sample]:
-        manifest = read(tmp_path, "synthesis.steps=1", *overrides)
-        return make(manifest, teacher, generator, list(tasks(manifest))[number], tmp_path)[1]
-
-    some = "synthesis.candidates=24"
-    first, second = images(0, some), images(1, some)
-    for other in (images(0), images(0, some, "salt=1"), images(0, some, "seed=1")):
-        assert [s.image for s in other] != [s.image for s in first]
-    assert [s.image for s in images(0, some)] == [s.image for s in first]
-    plain = images(0) + images(1)
-    lost, seen = (np.mean([s.metadata["loss"] for s in each]) for each in (plain, first + second))
-    assert seen < lost
-
-
 def test_an_image_that_fails_twice_is_counted_and_not_written(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:

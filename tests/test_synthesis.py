@@ -11,7 +11,7 @@ from torch import Tensor
 from dfkd.batch_norm import batch_norm_loss
 from dfkd.generator import VQGAN
 from dfkd.imaging import Synthesis
-from dfkd.synthesis import Synthesised, Synthesiser, learning_rate
+from dfkd.synthesis import Synthesised, Synthesiser
 from dfkd.teacher import Teacher, batch_norm_taps, spherical_distance
 from models import GENERATOR, TEACHER
 
@@ -101,14 +101,6 @@ def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> N
     assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
 
 
-def test_patience_stops_an_image_by_itself(teacher: Teacher, generator: VQGAN) -> None:
-    """With a vanishing rate nothing improves, so that each image stops after `patience` steps."""
-    config = Synthesis(image_size=64, views=0, steps=50, patience=3, learning_rate=1e-12)
-    made = run(teacher, generator, config, PROMPTS, [1, 2, 3, 4])
-    assert bool((made.steps < 50).all())
-    assert bool((made.steps >= 4).all())
-
-
 def test_images_that_go_on_are_not_disturbed_by_those_that_stop(
     teacher: Teacher, generator: VQGAN
 ) -> None:
@@ -165,19 +157,6 @@ def test_a_nan_leaves_the_batch_whose_statistics_it_would_spoil(
     assert made.steps.tolist() == [4, 4, 1, 4]
 
 
-def test_learning_rate_schedules() -> None:
-    constant = Synthesis(steps=5, learning_rate=0.2)
-    assert [learning_rate(constant, i) for i in range(5)] == [0.2] * 5
-    cosine = Synthesis(steps=5, learning_rate=0.2, schedule="cosine")
-    rates = [learning_rate(cosine, i) for i in range(5)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[2] == pytest.approx(0.11)
-    assert rates[4] == pytest.approx(0.02)
-    assert learning_rate(Synthesis(steps=1, schedule="cosine"), 0) == 0.15
-    linear = Synthesis(steps=4, learning_rate=0.2, schedule="linear")
-    assert [learning_rate(linear, i) for i in range(4)] == pytest.approx([0.2, 0.15, 0.1, 0.05])
-
-
 @pytest.mark.parametrize(("steps", "passes"), [(1, 0), (4, 3)])
 def test_the_last_step_computes_no_gradient(
     steps: int, passes: int, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
@@ -214,32 +193,12 @@ def test_bfloat16_makes_nearly_the_same_image() -> None:
     assert torch.allclose(one.losses, two.losses, atol=0.02)
 
 
-def test_normalised_descent_comes_nearer_in_few_steps(teacher: Teacher, generator: VQGAN) -> None:
-    adam = Synthesis(image_size=64, views=0, steps=6, quantise=False, learning_rate=0.6)
-    normalised = dataclasses.replace(adam, optimizer="normalised", schedule="linear")
-    one, two = (run(teacher, generator, c, PROMPTS, [1, 2, 3, 4]) for c in (adam, normalised))
-    assert float(two.losses.mean()) < float(one.losses.mean()) - 0.02
-    alone = run(teacher, generator, normalised, PROMPTS[1:2], [2])
-    assert float(alone.losses[0]) == pytest.approx(float(two.losses[1]), abs=0.01)
-
-
-def test_normalised_descent_goes_on_when_others_leave(teacher: Teacher, generator: VQGAN) -> None:
-    """A prompt that is no number ends at once, as do two of its kind: the batch is compacted."""
-    targets = teacher.encode_text(PROMPTS)
-    config = dataclasses.replace(SMALL, optimizer="normalised")
-    clean = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
-    targets[1:] = torch.nan
-    made = Synthesiser(teacher, generator, config)(targets, [1, 2, 3, 4])
-    assert made.diverged.tolist() == [False, True, True, True]
-    assert float(made.losses[0]) == pytest.approx(float(clean.losses[0]), abs=0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_a_compiled_step_makes_the_same_image(teacher: Teacher, generator: VQGAN) -> None:
     """Up to rounding: in so few steps hardly a grey level."""
     targets = teacher.encode_text(PROMPTS)
-    config = dataclasses.replace(SMALL, steps=3, patience=2)
+    config = dataclasses.replace(SMALL, steps=3)
     plain, compiled = (
         Synthesiser(teacher, generator, dataclasses.replace(config, compile=switch))
         for switch in (False, True)

@@ -72,8 +72,6 @@ def _ours(manifest: Manifest, teacher: Teacher, bank: int) -> Call:
     config = dataclasses.replace(
         manifest.prompts.contrastive,
         updates=UPDATES,
-        similarity=1.0,
-        initialisation="random",
         bank=bank,
     )
     settings = dataclasses.replace(manifest.prompts, contrastive=config)

@@ -33,9 +33,7 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         `figures`, also of other batches and precisions, `flop_per_image_step` as counted, and a
         `profile` of ours and of the plain loop: seconds of `STEPS` steps by operation.
     """
-    config = dataclasses.replace(
-        manifest.synthesis, steps=STEPS + 1, patience=0, batch_norm_weight=(0.0,)
-    )
+    config = dataclasses.replace(manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,))
     models = _models(manifest, device, config.precision)
     text = class_texts(manifest, models[0])[:1]
     batch, limit = first_batch(config, device), f"convolution, {config.precision}"

@@ -16,14 +16,12 @@ import pyarrow as pa
 
 from dfkd import fingerprint as fingerprints
 from dfkd import generator, teacher
-from dfkd.amortised import fresh_start
 from dfkd.budget import Budget
-from dfkd.catalogue import PROMPTS_KEY, START_KEY
+from dfkd.catalogue import PROMPTS_KEY
 from dfkd.chain import Chain
 from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.metrics import WORKER_RATE, Teller, count_request
 from dfkd.cluster.prompt_worker import write_prompts
-from dfkd.cluster.start_worker import write_start
 from dfkd.cluster.worker import Purse, Worker, pool_of
 from dfkd.dataset import PublishedVersion, Receipt, Version, begin
 from dfkd.errors import InfrastructureError, PartialError
@@ -35,7 +33,6 @@ from dfkd.plan import (
     Unit,
     estimated_bytes,
     fresh_tasks,
-    has_start,
     image_count,
     part_name,
     task_count,
@@ -43,7 +40,6 @@ from dfkd.plan import (
     units,
 )
 from dfkd.progress import bar
-from dfkd.prompts import check_similarity
 from dfkd.published import refuse_removal
 from dfkd.record import recorded
 from dfkd.shards import parse_shard
@@ -127,8 +123,6 @@ def _fill(
     with recorded(root, "synthesize", manifest.method) as cost:
         purse = Purse(budget or Budget(), cost)
         write_prompts(manifest, version, purse)
-        check_similarity(manifest, _prompts(version))
-        write_start(manifest, version, purse)
         return write_shards(manifest, version, purse)
 
 
@@ -205,15 +199,9 @@ class SynthesisWorker(Worker):
 
     def _load(self, unit: Unit) -> SurrogateMaker:
         manifest, loaded = self.manifest, self.load_teacher()
-        decoder, begin = self.load_generator(), None
-        if decoder is not None and has_start(manifest):
-            start = fresh_start(manifest, decoder, loaded.embedding_dim, loaded.device)
-            storage = self.version.storage
-            start.load(storage.get(START_KEY), storage.location(START_KEY))
-            begin = start.latents
-        chain = Chain(self.version)
+        chain, decoder = Chain(self.version), self.load_generator()
         earlier = partial(chain.images, manifest)
-        maker = SurrogateMaker(manifest, loaded, decoder, self.notes.append, begin, earlier)
+        maker = SurrogateMaker(manifest, loaded, decoder, self.notes.append, earlier)
         if chained(manifest.method) and unit.part:
             maker.restore(chain.states.read(unit.part))
         return maker

@@ -8,7 +8,7 @@ what it gives at the lowest loss is the batch. With x' a lightly and x'' a stron
     L_cr = -log exp(s(x'', x') / tau) / sum over all images j of exp(s(x'', x'_j) / tau)
 
 s is the cosine of what a head (two layers, trained along) makes of the teacher's features: the
-means of what enters each stage. The other images are those of the batch and `negatives` from the
+means of what enters each stage. The other images are those of the batch and `NEGATIVES` from the
 memory bank; L_cr is the mean over the batch plus that over the bank, and x' is taken as given in
 it, so that views come nearer through x''. After each batch the student S learns by softened KL from
 all images of the run so far, at a rate that falls by a cosine over the run.
@@ -46,6 +46,13 @@ from dfkd.synthesis import OnStep, Synthesised
 from dfkd.teacher import batch_norm_taps
 
 BETAS = (0.5, 0.999)
+BATCH_NORM_WEIGHT, CLASS_WEIGHT, ADVERSARIAL_WEIGHT, CONTRAST_WEIGHT = 1.0, 1.0, 0.5, 0.8
+TEMPERATURE, HEAD = 0.2, 256
+"""Of the contrast, and the dimensions in which instances are told apart."""
+REMEMBERED, NEGATIVES = 40960, 4096
+"""Images whose features the bank holds, of which the oldest leave first; those drawn at a step."""
+STUDENT_RATE, STUDENT_DECAY, STUDENT_TEMPERATURE = 0.1, 1e-4, 20.0
+"""Of the student: learning rate at the beginning, weight decay, and temperature of its loss."""
 
 
 class CmiInverter(Inverter):
@@ -58,10 +65,11 @@ class CmiInverter(Inverter):
         config = self.config = settings.cmi
         device, side = classifier.texts.device, course.image_size
         self.device, self.draws = device, torch.Generator()
-        self.bank, self.pool = Bank(config.bank), Pool()
-        kl = partial(softened, temperature=config.student_temperature)
-        rate, decay = config.student_learning_rate, config.student_weight_decay
-        self.learner = Learner(classifier, course, settings.student, kl, rate, decay)
+        self.bank, self.pool = Bank(REMEMBERED), Pool()
+        kl = partial(softened, temperature=STUDENT_TEMPERATURE)
+        self.learner = Learner(
+            classifier, course, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
+        )
         self.generator = built(
             lambda: CmiGenerator(config.latent, config.width, side),
             course.seed_of("generator"),
@@ -69,7 +77,7 @@ class CmiInverter(Inverter):
         )
         with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
             width = self._features(torch.zeros(1, 3, side, side, device=device))[1].shape[1]
-        self.head = built(lambda: head(width, config.head), course.seed_of("head"), device)
+        self.head = built(lambda: head(width, HEAD), course.seed_of("head"), device)
         self.improver = torch.optim.Adam(self.head.parameters(), config.learning_rate)
         self.networks = {"head": self.head, "student": self.learner.student}
         self.optimizers = {"head": self.improver, "student": self.learner.optimizer}
@@ -131,17 +139,17 @@ class CmiInverter(Inverter):
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L of a batch, and its features [B, 2F] for the bank."""
-        config, light = self.config, shifted(images, self.draws)
+        light = shifted(images, self.draws)
         logits, whole = self._features(light)
         # Read now: the pass over the crops, which is the next, overwrites what the taps hold.
         statistics = batch_norm_loss(self.moments.read)
         _, local = self._features(cropped(images, self.draws))
         student = disagreement(self.learner.judge(light), logits).mean()
         loss = (
-            config.batch_norm_weight * statistics
-            + config.class_weight * F.cross_entropy(logits, labels)
-            + config.adversarial_weight * student
-            + config.contrast_weight * self._contrast(local, whole)
+            BATCH_NORM_WEIGHT * statistics
+            + CLASS_WEIGHT * F.cross_entropy(logits, labels)
+            + ADVERSARIAL_WEIGHT * student
+            + CONTRAST_WEIGHT * self._contrast(local, whole)
         )
         return loss, torch.cat([local, whole], dim=1).detach()
 
@@ -152,12 +160,12 @@ class CmiInverter(Inverter):
 
     def _contrast(self, local: Tensor, whole: Tensor) -> Tensor:
         own = len(local)
-        remembered = self.bank.draw(self.config.negatives, self.draws)
+        remembered = self.bank.draw(NEGATIVES, self.draws)
         if len(remembered):
             others = remembered.to(self.device).chunk(2, dim=1)
             local, whole = torch.cat([local, others[0]]), torch.cat([whole, others[1]])
         near, far = F.normalize(self.head(torch.cat([local, whole])), dim=1).chunk(2)
-        return contrast(near, far, own, self.config.temperature)
+        return contrast(near, far, own, TEMPERATURE)
 
     def teach(self, done: float) -> None:
         """Train the student on views of the run's images so far.
@@ -165,7 +173,7 @@ class CmiInverter(Inverter):
         Args:
             done: the share of the run before the newest batch, which says the rate.
         """
-        set_rate(self.learner.optimizer, self.config.student_learning_rate * cosine(done))
+        set_rate(self.learner.optimizer, STUDENT_RATE * cosine(done))
         self.learner.student.train()
         for _ in range(self.config.student_steps):
             pixels = from_bytes(self.pool.draw(self.config.batch_size, self.draws).to(self.device))

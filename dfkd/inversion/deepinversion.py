@@ -35,6 +35,11 @@ from dfkd.synthesis import OnStep, Synthesised
 from dfkd.teacher import batch_norm_taps
 
 BETAS = (0.5, 0.9)
+BATCH_NORM_WEIGHT, FIRST_LAYER_FACTOR = 0.01, 10.0
+"""Weight of L_bn in the loss; by how much the first batch norm counts more than the others."""
+TOTAL_VARIATION_WEIGHT, NORM_WEIGHT = 1e-4, 1e-5
+JITTER = 0.134
+"""Largest random shift, as a share of the side: 30 of 224 pixels."""
 WARMUP = 100
 """Steps at the most; at most a tenth of all."""
 
@@ -85,7 +90,7 @@ class _Batch:
         best, lowest = self.images.detach().clone(), torch.inf
         kept = best.new_full((len(best),), torch.nan)
         for step in range(steps):
-            losses = self._losses(moved(show(self.images), self.config, self.draws))
+            losses = self._losses(moved(show(self.images), self.draws))
             loss = losses.mean()
             if loss.item() < lowest:
                 best, kept, lowest = self.images.detach().clone(), losses.detach(), loss.item()
@@ -100,14 +105,13 @@ class _Batch:
 
     def _losses(self, seen: Tensor) -> Tensor:
         """Cross-entropies [B], each with what the batch has in common."""
-        config = self.config
         logits = self.classifier.logits(self.classifier.pixels(seen))
         own = F.cross_entropy(logits, self.labels, reduction="none")
         return (
             own
-            + config.batch_norm_weight * batch_norm_loss(self.taps.read, config.first_layer_factor)
-            + config.total_variation_weight * total_variation(seen)
-            + config.norm_weight * mean_norm(seen)
+            + BATCH_NORM_WEIGHT * batch_norm_loss(self.taps.read, FIRST_LAYER_FACTOR)
+            + TOTAL_VARIATION_WEIGHT * total_variation(seen)
+            + NORM_WEIGHT * mean_norm(seen)
         )
 
 
@@ -116,15 +120,15 @@ def _noise(seeds: Sequence[int], side: int) -> Tensor:
     return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws])
 
 
-def moved(images: Tensor, config: DeepInversion, draws: torch.Generator) -> Tensor:
+def moved(images: Tensor, draws: torch.Generator) -> Tensor:
     """The whole batch shifted around the edges and perhaps mirrored, by one draw."""
-    reach = int(config.jitter * images.shape[-1])
+    reach = int(JITTER * images.shape[-1])
     down, right, mirrored = (
         int(torch.randint(low, high, (1,), generator=draws))
         for low, high in ((-reach, reach + 1), (-reach, reach + 1), (0, 2))
     )
     shifted = images.roll((down, right), dims=(2, 3))
-    return shifted.flip(3) if mirrored and config.flip else shifted
+    return shifted.flip(3) if mirrored else shifted
 
 
 def rate(peak: float, step: int, steps: int) -> float:

@@ -29,6 +29,9 @@ from dfkd.inversion.run import Classifier, Course, Run
 from dfkd.inversion.settings import Inversion
 from dfkd.synthesis import OnStep, Synthesised
 
+STUDENT_RATE, STUDENT_DECAY = 0.05, 5e-4
+"""Learning rate of the student at the beginning, and its weight decay."""
+
 
 class DfadInverter(Inverter):
     """Generator and student of a run, trained against each other."""
@@ -39,8 +42,9 @@ class DfadInverter(Inverter):
         super().__init__(classifier, course, settings)
         config = self.config = settings.dfad
         self.device = classifier.texts.device
-        rate, decay = config.student_learning_rate, config.student_weight_decay
-        self.learner = Learner(classifier, course, settings.student, absolute, rate, decay)
+        self.learner = Learner(
+            classifier, course, settings.student, absolute, STUDENT_RATE, STUDENT_DECAY
+        )
         self.generator = built(
             lambda: DfadGenerator(config.latent, config.width, course.image_size),
             course.seed_of("generator"),
@@ -59,7 +63,7 @@ class DfadInverter(Inverter):
         for number in rounds:
             fallen = tenth(number, self.config.rounds)
             set_rate(self.optimizer, self.config.learning_rate * fallen)
-            set_rate(self.learner.optimizer, self.config.student_learning_rate * fallen)
+            set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
             loss = self.play()
             if on_step is not None:
                 on_step(number, loss[None])

@@ -45,7 +45,7 @@ class Inverter(ABC):
         if self.networks and (made.diverged.any() or not self._finite()):
             raise DfkdError(
                 f"inversion.{self.name}: diverged in part {run.part}, on which all later ones "
-                f"depend; lower inversion.{self.name}.learning_rate or student_learning_rate"
+                f"depend; lower inversion.{self.name}.learning_rate"
             )
         return made
 

@@ -39,6 +39,9 @@ from dfkd.inversion.run import Classifier, Course, Run
 from dfkd.inversion.settings import Inversion
 from dfkd.synthesis import OnStep, Synthesised
 
+CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
+STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
+"""Learning rate of the student at the beginning, and its weight decay."""
 SOFTNESS, FLOOR = 3.0, 0.01
 """Of `agreement`: temperature, and the least probability that counts."""
 REPLAYED, SLOWER, PRIOR = 8, 40, 1e-5
@@ -86,8 +89,9 @@ class PreInverter(Inverter):
         config = self.config = settings.pre
         device = self.device = classifier.texts.device
         self.draws = torch.Generator()
-        rate, decay = config.student_learning_rate, config.student_weight_decay
-        self.learner = Learner(classifier, course, settings.student, absolute, rate, decay)
+        self.learner = Learner(
+            classifier, course, settings.student, absolute, STUDENT_RATE, STUDENT_DECAY
+        )
         shape = config.latent, config.width, course.image_size
         self.novelty = built(
             lambda: PreGenerator(*shape, spectral=True), course.seed_of("novelty"), device
@@ -118,7 +122,7 @@ class PreInverter(Inverter):
         with embedding_taps(self.classifier.teacher) as self.embeddings:
             for number in rounds:
                 fallen = cosine(number / config.rounds)
-                set_rate(self.learner.optimizer, config.student_learning_rate * fallen)
+                set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
                 loss = self.play(remembers=number > 0)
                 if on_step is not None:
                     on_step(number, loss[None])
@@ -150,14 +154,13 @@ class PreInverter(Inverter):
 
     def _renew(self) -> Tensor:
         """One step of the novelty generator."""
-        config = self.config
-        pixels = self.classifier.pixels(self.novelty(self._latents(config.batch_size)))
+        pixels = self.classifier.pixels(self.novelty(self._latents(self.config.batch_size)))
         taught = self.classifier.logits(pixels)
         (embeddings,) = self.embeddings.read
         loss = (
-            config.class_weight * certainty(taught)
-            + config.entropy_weight * imbalance(taught)
-            - config.activation_weight * embeddings.abs().mean()
+            CLASS_WEIGHT * certainty(taught)
+            + ENTROPY_WEIGHT * imbalance(taught)
+            - ACTIVATION_WEIGHT * embeddings.abs().mean()
             + agreement(self.learner.judge(pixels), taught.detach())
         )
         self.improver.zero_grad(set_to_none=True)
@@ -182,9 +185,7 @@ class PreInverter(Inverter):
         optimizer = torch.optim.Adam([latents], config.learning_rate)
         logits = self.classifier.logits(self.classifier.pixels(self.memory(latents)))
         loss = (
-            config.class_weight * certainty(logits)
-            + config.entropy_weight * imbalance(logits)
-            + drift(latents)
+            CLASS_WEIGHT * certainty(logits) + ENTROPY_WEIGHT * imbalance(logits) + drift(latents)
         )
         (latents.grad,) = torch.autograd.grad(loss, [latents])
         optimizer.step()

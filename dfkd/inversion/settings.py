@@ -1,6 +1,7 @@
-"""The manifest's section `inversion`: what each conventional method can be told.
+"""The manifest's section `inversion`: how long each conventional method works, and at what size.
 
-Defaults are those of the published code, where it names them, for the images nearest in size.
+Defaults are those of the published code, where it names them, for the images nearest in size. The
+weights of its losses and the rates of its student are constants of each method's module.
 """
 
 from typing import Annotated, Literal
@@ -8,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.fields import CHECKED, Count, Fraction, Natural, NonNegative, Positive
+from dfkd.fields import CHECKED, Count, Natural, Positive
 
 Batch = Annotated[int, Field(ge=2)]
 
@@ -32,14 +33,6 @@ class DeepInversion:
     batch_size: Count = 84
     """Images that share batch-norm statistics at the most; a part is cut into even batches."""
     learning_rate: Positive = 0.25
-    batch_norm_weight: NonNegative = 0.01
-    first_layer_factor: NonNegative = 10.0
-    """Times the first batch norm's share of that loss."""
-    total_variation_weight: NonNegative = 1e-4
-    norm_weight: NonNegative = 1e-5
-    jitter: Fraction = 0.134
-    """Largest random shift, as a share of the side: 30 of 224 pixels."""
-    flip: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -53,8 +46,6 @@ class Dfad:
     batch_size: Batch = 64
     learning_rate: Positive = 1e-3
     """Of the generator; like the student's a tenth after each third of the rounds."""
-    student_learning_rate: Positive = 0.05
-    student_weight_decay: NonNegative = 5e-4
     latent: Count = 256
     width: Count = 64
     """Channels of the generator's last layers, an eighth of the first."""
@@ -74,24 +65,8 @@ class Cmi:
     latent: Count = 256
     width: Count = 64
     """Channels of the generator's last layers, half of those before."""
-    batch_norm_weight: NonNegative = 1.0
-    class_weight: NonNegative = 1.0
-    adversarial_weight: NonNegative = 0.5
-    contrast_weight: NonNegative = 0.8
-    temperature: Positive = 0.2
-    """Of the contrast."""
-    head: Count = 256
-    """Dimensions in which instances are told apart."""
-    bank: Count = 40960
-    """Images whose features the run remembers; the oldest leave first."""
-    negatives: Natural = 4096
-    """Drawn from the bank at each step."""
     student_steps: Natural = 400
     """Of the student, on all images of the run so far, after each batch."""
-    student_learning_rate: Positive = 0.1
-    """Falls to zero over the run by a cosine."""
-    student_weight_decay: NonNegative = 1e-4
-    student_temperature: Positive = 20.0
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -108,15 +83,9 @@ class Pre:
     """Novel images of a step; an eighth as many are replayed."""
     learning_rate: Positive = 0.02
     """Of the novelty generator and of replayed latents; the memory learns at a fortieth of it."""
-    student_learning_rate: Positive = 0.1
-    """Falls to zero over the run by a cosine."""
-    student_weight_decay: NonNegative = 5e-4
     latent: Count = 1000
     width: Count = 64
     """As `cmi.width`."""
-    class_weight: NonNegative = 1.0
-    entropy_weight: NonNegative = 5.0
-    activation_weight: NonNegative = 0.1
     snapshots: Count = 20
     """As `dfad.snapshots`."""
 

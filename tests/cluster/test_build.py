@@ -4,20 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from dfkd.budget import Budget
-from dfkd.catalogue import START_KEY
 from dfkd.chain import Chain
-from dfkd.checkpoints import Checkpoints
 from dfkd.cluster import build as making
-from dfkd.cluster import capacity, start_worker
+from dfkd.cluster import capacity
 from dfkd.cluster.build import SynthesisWorker, build, finished, identify
 from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.connect import connected
 from dfkd.cluster.prompt_worker import Part, PromptWorker, write_prompts
-from dfkd.cluster.start_worker import Segment, StartWorker
 from dfkd.cluster.worker import Purse
 from dfkd.dataset import Version, begin, verify
 from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
@@ -96,38 +92,6 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(cluster: None, tmp_pat
         assert len(parts) == 3
         found.append([part.read_bytes() for part in parts] + [str(built.prompts).encode()])
     assert found[0] == found[1]
-
-
-def test_a_start_network_is_trained_once_and_taken_up_after_a_stop(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped between two segments: the same network, and so the same images, as of one run."""
-    monkeypatch.setattr(start_worker, "SEGMENT", 8)
-    settings = (
-        "synthesis.steps=4",
-        "synthesis.amortised={training: 0.5, refinement: 0.5, batch_size: 1, width: 16}",
-    )
-    found = []
-    for name in ("whole", "stopped"):
-        manifest = Manifest.read(
-            read_file(tmp_path), (*settings, f"storage.root={tmp_path / name}")
-        )
-        version = begin(
-            open_storage(manifest.storage.root).child("data/vanilla"), identify(manifest)
-        )
-        if name == "stopped":
-            write_prompts(manifest, version, Purse(Budget(), Cost()))
-            StartWorker(manifest, version, 1.0).run(Segment(0, 8))
-            assert Checkpoints(version.storage.child("start")).newest() == 8
-        built = build(manifest, identify(manifest))
-        assert verify(built.version) == []
-        assert not list(version.storage.list("start/"))
-        samples = [s for receipt in built.version.shards for s in built.version.samples(receipt)]
-        assert {sample.metadata["steps"] for sample in samples} == {2}
-        found.append((version.storage.get(START_KEY), [sample.image for sample in samples]))
-    assert found[0] == found[1]
-    version.storage.put(START_KEY, b"other")
-    assert "start.safetensors: is not what was published" in verify(built.version)[0]
 
 
 def chain_of(method: str, root: Path) -> tuple[Manifest, Version]:
@@ -216,16 +180,6 @@ def test_a_node_with_other_weights_is_refused(cluster: None, tmp_path: Path) -> 
     with pytest.raises(WeightsError, match=r"teacher\.weights: must be the same on every node"):
         build(manifest, identity)
     assert receipts(tmp_path) == 0
-
-
-def test_a_segment_follows_the_one_before(tmp_path: Path) -> None:
-    """A second worker may be there while the first still works on a node that leaves."""
-    version = Version(open_storage(str(tmp_path)), "f" * 64)
-    segments = start_worker._segments(version, 0, 2 * start_worker.SEGMENT)
-    first = next(segments)
-    assert (first, next(segments)) == (Segment(0, start_worker.SEGMENT), None)
-    start_worker._checkpoints(version).write(start_worker.SEGMENT, {"step": torch.tensor(0)})
-    assert next(segments) == Segment(start_worker.SEGMENT, 2 * start_worker.SEGMENT)
 
 
 def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:

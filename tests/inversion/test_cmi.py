@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dfkd.inversion import cmi
 from dfkd.inversion.cmi import Bank, CmiInverter, Pool, contrast, disagreement, head
 from dfkd.inversion.features import stage_taps
 from dfkd.inversion.inner import cosine, divergence, softened
@@ -14,7 +15,7 @@ from dfkd.inversion.settings import Cmi, Inversion
 from dfkd.teacher import Teacher, batch_norm_taps
 from runs import course, problem
 
-SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, head=4, student_steps=2)
+SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, student_steps=2)
 
 
 def test_the_contrast_tells_each_image_from_all_others() -> None:
@@ -91,7 +92,7 @@ def test_the_pool_has_the_stored_images_of_finished_parts_and_the_fresh_ones_of_
 def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
     assert [cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     classifier, run = problem(teacher, 0, 1)
-    config = Cmi(steps=1, batch_size=2, latent=8, width=4, head=4, student_steps=1)
+    config = Cmi(steps=1, batch_size=2, latent=8, width=4, student_steps=1)
     made = CmiInverter(classifier, course(8), Inversion(cmi=config))
     made.make(run)
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
@@ -101,16 +102,19 @@ def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
     assert made.learner.optimizer.defaults["weight_decay"] == 1e-4
 
 
-def test_the_loss_is_statistics_class_adversary_and_contrast(teacher: Teacher) -> None:
+def test_the_loss_is_statistics_class_adversary_and_contrast(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each weight alone, with the same random views, adds up to all together."""
     classifier, run = problem(teacher, 0, 1)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    names = ("batch_norm_weight", "class_weight", "adversarial_weight", "contrast_weight")
+    names = ("BATCH_NORM_WEIGHT", "CLASS_WEIGHT", "ADVERSARIAL_WEIGHT", "CONTRAST_WEIGHT")
     values = []
     with batch_norm_taps(teacher, "test") as moments, stage_taps(teacher) as features:
         for chosen in [*((name,) for name in names), names]:
-            weights = {name: 2.0 if name in chosen else 0.0 for name in names}
-            config = Inversion(cmi=Cmi(latent=8, width=4, head=4, **weights))
+            for name in names:
+                monkeypatch.setattr(cmi, name, 2.0 if name in chosen else 0.0)
+            config = Inversion(cmi=Cmi(latent=8, width=4))
             made = CmiInverter(classifier, course(), config)
             made.moments, made.features = moments, features
             made.learner.student.eval()
@@ -147,7 +151,7 @@ def test_each_batch_is_remembered_and_taught_before_the_next(
 
 def test_the_lowest_loss_is_kept_and_falls(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
-    config = Cmi(steps=10, batch_size=4, latent=16, width=8, head=8, learning_rate=0.01)
+    config = Cmi(steps=10, batch_size=4, latent=16, width=8, learning_rate=0.01)
     told: list[float] = []
     inverter = CmiInverter(classifier, course(), Inversion(cmi=config))
     made = inverter.make(run, lambda step, loss: told.append(float(loss)))

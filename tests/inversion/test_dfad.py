@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd.inversion import dfad
 from dfkd.inversion.dfad import DfadInverter, tenth
 from dfkd.inversion.inner import Learner, absolute
 from dfkd.inversion.run import Classifier, Run
@@ -49,11 +50,11 @@ def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
 
 
 def test_a_generator_comes_to_make_what_a_student_that_stands_still_gets_wrong(
-    teacher: Teacher,
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dfad, "STUDENT_RATE", 1e-12)
     classifier, _ = problem(teacher, 0, 1)
-    still = dataclasses.replace(GAME, student_learning_rate=1e-12)
-    game = DfadInverter(classifier, course(), Inversion(dfad=still))
+    game = DfadInverter(classifier, course(), Inversion(dfad=GAME))
     losses = [float(game.play()) for _ in range(10)]
     assert all(loss < 0 for loss in losses)  # minus the discrepancy
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dfkd.errors import CorruptionError, DfkdError
+from dfkd.inversion import cmi
 from dfkd.inversion.inverter import Inverter
 from dfkd.inversion.methods import METHODS
 from dfkd.inversion.run import Run
@@ -34,9 +35,10 @@ def test_the_methods_that_carry_something_are_the_chained_ones(teacher: Teacher)
 
 @pytest.mark.parametrize("method", CHAINED)
 def test_a_part_from_a_state_is_the_one_of_the_run_that_went_on(
-    method: str, teacher: Teacher
+    method: str, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = read("inversion.pre.rounds=3", "inversion.cmi.negatives=3").inversion
+    monkeypatch.setattr(cmi, "NEGATIVES", 3)  # fewer than the bank holds, so that draws count
+    settings = read("inversion.pre.rounds=3").inversion
     whole = begun(method, teacher, settings)
     first = whole.make(run(0)).pixels
     states = [whole.state()]
@@ -65,7 +67,7 @@ def test_a_state_of_another_network_is_refused(teacher: Teacher) -> None:
 
 @pytest.mark.parametrize("method", CHAINED)
 def test_a_part_that_diverges_ends_the_chain(method: str, teacher: Teacher) -> None:
-    settings = read(f"inversion.{method}.student_learning_rate=1e35").inversion
+    settings = read(f"inversion.{method}.learning_rate=1e35").inversion
     inverter = begun(method, teacher, settings)
     with pytest.raises(DfkdError, match=rf"inversion\.{method}: diverged in part 0, on which all"):
         inverter.make(Run(torch.tensor([0, 1, 0, 1]), range(4), 64))

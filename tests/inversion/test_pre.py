@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd.inversion import pre
 from dfkd.inversion.features import embedding_taps
 from dfkd.inversion.pre import PreInverter, agreement, certainty, drift, imbalance, prior
 from dfkd.inversion.settings import Inversion, Pre
@@ -61,14 +62,17 @@ def test_the_prior_is_a_kl_to_a_standard_normal() -> None:
     assert float(prior(torch.zeros(1, 1), wide)) == pytest.approx(expected)
 
 
-def test_the_novelty_loss_is_the_sum_of_its_terms(teacher: Teacher) -> None:
+def test_the_novelty_loss_is_the_sum_of_its_terms(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, _ = problem(teacher, 0, 1)
-    names = ("class_weight", "entropy_weight", "activation_weight")
+    names = ("CLASS_WEIGHT", "ENTROPY_WEIGHT", "ACTIVATION_WEIGHT")
     values = []
     with embedding_taps(teacher) as embeddings:
         for chosen in [(), *((name,) for name in names), names]:
-            weights = {name: 2.0 if name in chosen else 0.0 for name in names}
-            config = Pre(batch_size=16, latent=8, width=4, **weights)
+            for name in names:
+                monkeypatch.setattr(pre, name, 2.0 if name in chosen else 0.0)
+            config = Pre(batch_size=16, latent=8, width=4)
             game = PreInverter(classifier, course(), Inversion(pre=config))
             game.embeddings = embeddings
             values.append(float(game._renew()))
