@@ -18,6 +18,7 @@ class InnerStudent:
     """The student that dfad, cmi and pre train by SGD while they synthesise, and throw away."""
 
     architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    """A torchvision ResNet."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """As `distillation.stem`."""
 
@@ -29,9 +30,11 @@ class DeepInversion:
     low_resolution_steps: Natural = 2000
     """Steps at half the side, which come first."""
     steps: Count = 1000
+    """Steps at the full side."""
     batch_size: Count = 84
     """Images that share batch-norm statistics at the most; a part is cut into even batches."""
     learning_rate: Positive = 0.25
+    """Of the pixels."""
     batch_norm_weight: NonNegative = 0.01
     first_layer_factor: NonNegative = 10.0
     """Times the first batch norm's share of that loss."""
@@ -51,11 +54,13 @@ class Dfad:
     student_steps: Count = 5
     """In each round."""
     batch_size: Batch = 64
+    """Images of a step."""
     learning_rate: Positive = 1e-3
     """Of the generator; like the student's a tenth after each third of the rounds."""
     student_learning_rate: Positive = 0.05
     student_weight_decay: NonNegative = 5e-4
     latent: Count = 256
+    """Dimensions of the generator's input."""
     width: Count = 64
     """Channels of the generator's last layers, an eighth of the first."""
     snapshots: Count = 20
@@ -71,7 +76,9 @@ class Cmi:
     batch_size: Batch = 256
     """Images at the most; a part is cut into even batches."""
     learning_rate: Positive = 1e-3
+    """Of the generator and of latents."""
     latent: Count = 256
+    """As `dfad.latent`."""
     width: Count = 64
     """Channels of the generator's last layers, half of those before."""
     batch_norm_weight: NonNegative = 1.0
@@ -112,6 +119,7 @@ class Pre:
     """Falls to zero over the run by a cosine."""
     student_weight_decay: NonNegative = 5e-4
     latent: Count = 1000
+    """As `dfad.latent`."""
     width: Count = 64
     """As `cmi.width`."""
     class_weight: NonNegative = 1.0
