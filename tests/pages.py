@@ -17,6 +17,9 @@ PAGES = sorted(
 )
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:python|make|ray job submit) [^`\n]+)`")
+PLACEHOLDER = re.compile(r"\b[A-Z]+\b(?!=)|\.\.\.|\$")
+"""What a reader puts something in place of: `JOB`, `MANIFEST`, `...`."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -55,11 +58,15 @@ def anchors(page: Path) -> set[str]:
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """Every command of the bash blocks of a page; a variable stands for what it was given before.
+    """Every command of a page, of its bash blocks and within its sentences.
 
-    `NAME="..."` alone is no command. `$(...)` stays one word, as it is written.
+    In a block, a variable stands for what it was given before, and `"$(...)"` for one word. A
+    sentence's command with a placeholder is none.
     """
     name = str(page.relative_to(ROOT))
+    for line in INLINE.findall(FENCE.sub("", page.read_text())):
+        if not PLACEHOLDER.search(line):
+            yield Command(name, tuple(shlex.split(line)))
     for code in blocks(page, "bash"):
         variables: dict[str, str] = {}
         for line in re.sub(r"\\\n\s*", "", code).splitlines():

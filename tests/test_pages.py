@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,14 @@ def mine(tmp_path: Path) -> Path:
     return path
 
 
-def script(words: tuple[str, ...]) -> tuple[str, list[str]] | None:
+def script(words: Sequence[str]) -> tuple[str, list[str]] | None:
     """The Python file that a command runs and its options, also where it is submitted to Ray."""
     if words[:3] == ("ray", "job", "submit") and "--" in words:
         words = words[words.index("--") + 1 :]
-    runs = words[0] in ("python", ".venv/bin/python") and words[1].endswith(".py")
-    return (words[1], list(words[2:])) if runs else None
+    match words:
+        case ("python" | ".venv/bin/python", path, *options) if path.endswith(".py"):
+            return path, options
+    return None
 
 
 JOBS = [each for each in ALL if (found := script(each.words)) and found[0].startswith("jobs/")]
