@@ -37,7 +37,9 @@ class Contrastive:
 
     updates: Count = 100
     learning_rate: Positive = 0.1
+    """Of the pseudo-words, in each update."""
     batch_size: Annotated[int, Field(ge=2)] = 256
+    """Prompts that are pushed apart together."""
     bank: Natural = 2048
     """Negatives drawn from the memory bank of earlier prompts; 0 uses the batch alone."""
     parallel: Count = 1
@@ -52,6 +54,7 @@ class Contrastive:
     """The share of those letters that end up changed. The paper says "some characters"; 0.3 is what
     nlpaug, the usual library for this, substitutes or swaps of a word by default."""
     negatives: Literal["instance", "intra-class"] = "instance"
+    """What a prompt is pushed away from: all other prompts, or those of its own class."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -61,6 +64,7 @@ class Prompts:
     method: Annotated[Several[PromptMethod], Field(min_length=1)] = ("contrastive",)
     """One method, or a list that `jobs/pipeline.py` compares."""
     template: Name = "{class} in the style of {style}"
+    """The sentence of every prompt with a style or a pseudo-word."""
     styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"
     """The style dictionary of mix: a named one or a list."""
     alpha: Positive = 1.0
@@ -90,12 +94,14 @@ class Synthesis:
     """`latent` optimises VQGAN latents towards `prompts`; the others have vanilla prompts, and of
     this section they use the sizes, `precision` and `format`. A list is compared."""
     images_per_class: Count = 3000
+    """Images of each class; the paper settles on 3,000 (Figure 7)."""
     shard_size: Count = 100
     """Images a shard, and so the work one task does and can lose; where images depend on each other
     (`inversion`, L_bn), a worker makes those of every class at once. It then changes the images."""
     image_size: Count = 224
     """Pixels a side; a multiple of the generator's down-sampling factor."""
     steps: Count = 500
+    """Optimisation steps of each image."""
     batch_size: Natural = 8
     """Images optimised at once. 0 finds what a GPU's memory holds, from `shard_size` downwards, and
     is 8 on a CPU. A batch that memory has no room for is halved in any case."""

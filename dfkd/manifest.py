@@ -172,7 +172,9 @@ class Manifest:
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    """Of the run, for its reports: letters, digits, `-` and `_`."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    """What the student tells apart, as prompts say it and in the order of the labels."""
     storage: Storage
     teacher: Teacher
     """Named together with the generator, since their images must be of one world."""
@@ -181,6 +183,7 @@ class Manifest:
     """The folder that `jobs/fetch.py` fills with published weights. Name another one where the home
     folder has no room for them; on a cluster each node needs one. Results do not depend on it."""
     seed: Natural = 0
+    """Every random number of the run is derived from it."""
     salt: Natural = 0
     """Another data set from the same settings; `jobs/regenerate.py` counts it up."""
     prompts: Prompts = Prompts()

@@ -35,12 +35,16 @@ class Training:
     epochs: Count = 150
     """Epochs with everything trained, at `finetune_factor` times the rate."""
     learning_rate: Positive = 0.1
+    """Of the warm-up; fine-tuning multiplies it by `finetune_factor`."""
     finetune_factor: Positive = 0.1
+    """Times `learning_rate`, once everything is trained."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The paper's SGD with momentum, or AdamW."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Of the rate; a cosine runs to zero within each phase. The paper names none; the study
     manifests/studies/recipe compares the two."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
+    """Random changes of each image; teacher and student see the same view."""
     precision: Precision = "float32"
     """Of the student's layers in training, in float32 on a device that does not multiply bfloat16,
     and of the gradients that ranks send each other."""

@@ -1,7 +1,7 @@
-"""Every error and warning that the system can give, collected from its source for the README.
+"""Every error and warning that the system can give, collected from its source for jobs/MESSAGES.md.
 
-`python tests/messages.py` writes the list anew between the two markers of README.md; a test fails
-where it no longer is what the source says.
+`python tests/messages.py` writes that page anew; a test fails where it no longer is what the source
+says.
 
 An error is a call of one of the error classes; where a small function makes it from its arguments
 (one that is declared to return an error, or never to return), each call of that function counts
@@ -11,15 +11,13 @@ instead. What is only known at run time stands in braces.
 import ast
 import importlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-BEGIN, END = "<!-- messages -->", "<!-- /messages -->"
+PAGE = ROOT / "jobs" / "MESSAGES.md"
 
 WARNINGS = {
     ("dfkd.verification", ""): "problem",
@@ -274,46 +272,39 @@ def _cell(words: str) -> str:
     return re.sub(r"([|<>*_`\[\]])", r"\\\1", words)
 
 
-def section() -> str:
-    """The list as it stands in the README, without the markers."""
-    rows = [
-        f"| {row.exit_code} | {row.kind} | {_cell(row.text)} | {_cell(row.remedy)} |"
-        for row in messages()
-    ]
+TITLES = {
+    0: "Notes",
+    1: "Failed",
+    2: "Bad manifest or usage",
+    3: "Partial",
+    4: "Infrastructure: worth retrying",
+}
+"""What each exit code means."""
+
+
+def page() -> str:
+    """The page as Markdown: one table for each exit code."""
+    found = messages()
     lines = [
-        "<details>",
-        f"<summary>All {len(rows)} messages, with their exit codes and remedies</summary>",
+        "# Messages",
         "",
-        "An error is the last line on stderr, behind `error: `; what stands in braces is known",
-        "when it happens. `problem` and `note` lines are on stdout. Beside these, argparse names",
-        "what is wrong with a command line (exit code 2), and each key's type and range is",
-        "checked as [dfkd/manifest.py](dfkd/manifest.py) says. This list is written by",
-        "`python tests/messages.py`.",
-        "",
-        "| exit code | kind | message | what to do |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        "</details>",
+        f"All {len(found)} errors and warnings, with their remedies, by",
+        "[exit code](README.md#exit-codes). An error is the last line on stderr, behind `error: `;",
+        "what stands in braces is known when it happens. `problem` and `note` lines are on stdout.",
+        "Besides these, argparse names what is wrong with a command line (exit code 2), and the",
+        "type and range of each key are checked as [manifests/README.md](../manifests/README.md)",
+        "says. This page is written by `python tests/messages.py`.",
     ]
-    return "\n".join(lines)
-
-
-def written() -> str:
-    """What stands between the markers of the README now."""
-    return README.read_text().partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
-
-
-def main() -> int:
-    """Write the list; returns the exit code."""
-    head, begin, rest = README.read_text().partition(f"{BEGIN}\n")
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        print(f"README.md: needs the lines {BEGIN} and {END}", file=sys.stderr)
-        return 1
-    README.write_text(f"{head}{begin}{section()}\n{end}{tail}")
-    return 0
+    for code in sorted({row.exit_code for row in found}):
+        lines += ["", f"## {code}: {TITLES[code]}", ""]
+        lines += ["| kind | message | what to do |", "|---|---|---|"]
+        lines += [
+            f"| {row.kind} | {_cell(row.text)} | {_cell(row.remedy)} |"
+            for row in found
+            if row.exit_code == code
+        ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page())

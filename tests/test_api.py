@@ -142,17 +142,15 @@ def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:
 
 
 def lines_for_python() -> str:
-    """The code in README.md that begins with `import dfkd`, without its indentation."""
-    text = (ROOT / "README.md").read_text()
+    """The code in dfkd/README.md that begins with `import dfkd`."""
+    text = (ROOT / "dfkd" / "README.md").read_text()
     found = re.search(r"^( *)import dfkd\n(?:\1(?!```).*\n|\n)+", text, re.MULTILINE)
     assert found is not None
     return textwrap.dedent(found[0])
 
 
 @pytest.mark.slow
-def test_the_lines_for_python_in_the_readme_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer images, steps and epochs than they ask for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

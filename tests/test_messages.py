@@ -1,4 +1,4 @@
-"""The README's list of errors and warnings is what the source says, and each has a remedy."""
+"""The page of errors and warnings is what the source says, and each has a remedy."""
 
 import ast
 import re
@@ -13,8 +13,8 @@ from dfkd.yaml import check
 from messages import Message, Module
 
 
-def test_the_readme_lists_what_the_source_says() -> None:
-    assert messages.written() == messages.section(), "run python tests/messages.py"
+def test_the_page_lists_what_the_source_says() -> None:
+    assert messages.PAGE.read_text() == messages.page(), "run python tests/messages.py"
 
 
 def test_every_error_class_is_known_with_its_exit_code() -> None:

@@ -95,6 +95,6 @@ def test_a_fact_that_is_missing_is_no_blank() -> None:
         model_card(facts)
 
 
-def test_the_readme_shows_the_same_example() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert f"```python\n{EXAMPLE}```" in readme
+def test_the_page_of_the_jobs_shows_the_same_example() -> None:
+    page = (Path(__file__).parent.parent / "jobs" / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{EXAMPLE}```" in page

@@ -19,6 +19,7 @@ class InnerStudent:
     """The student that dfad, cmi and pre train by SGD while they synthesise, and throw away."""
 
     architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    """A torchvision ResNet."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """As `distillation.stem`."""
 
@@ -30,9 +31,11 @@ class DeepInversion:
     low_resolution_steps: Natural = 2000
     """Steps at half the side, which come first."""
     steps: Count = 1000
+    """Steps at the full side."""
     batch_size: Count = 84
     """Images that share batch-norm statistics at the most; a part is cut into even batches."""
     learning_rate: Positive = 0.25
+    """Of the pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -44,9 +47,11 @@ class Dfad:
     student_steps: Count = 5
     """In each round."""
     batch_size: Batch = 64
+    """Images of a step."""
     learning_rate: Positive = 1e-3
     """Of the generator; like the student's a tenth after each third of the rounds."""
     latent: Count = 256
+    """Dimensions of the generator's input."""
     width: Count = 64
     """Channels of the generator's last layers, an eighth of the first."""
     snapshots: Count = 20
@@ -62,7 +67,9 @@ class Cmi:
     batch_size: Batch = 256
     """Images at the most; a part is cut into even batches."""
     learning_rate: Positive = 1e-3
+    """Of the generator and of latents."""
     latent: Count = 256
+    """As `dfad.latent`."""
     width: Count = 64
     """Channels of the generator's last layers, half of those before."""
     student_steps: Natural = 400
@@ -84,6 +91,7 @@ class Pre:
     learning_rate: Positive = 0.02
     """Of the novelty generator and of replayed latents; the memory learns at a fortieth of it."""
     latent: Count = 1000
+    """As `dfad.latent`."""
     width: Count = 64
     """As `cmi.width`."""
     snapshots: Count = 20

@@ -1,0 +1,172 @@
+"""Every key of a manifest, collected from the dataclasses that check it, for manifests/README.md.
+
+`python tests/manifest_keys.py` writes the list anew between the two markers of that page; a test
+fails where it no longer is what the code says.
+"""
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import annotated_types
+import yaml
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from dfkd import Manifest
+
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+PAGE = ROOT / "manifests" / "README.md"
+BEGIN, END = "<!-- keys -->", "<!-- /keys -->"
+
+PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A row of the list."""
+
+    name: str
+    """With the names of its sections, as `--set` takes it."""
+    type: str
+    default: str
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A dataclass of the manifest: its dotted name, what it is about, and its own keys."""
+
+    name: str
+    about: str
+    keys: tuple[Key, ...]
+
+
+@cache
+def docstrings(schema: type) -> dict[str, str]:
+    """The text below each field of a dataclass and of its bases, on one line."""
+    texts: dict[str, str] = {}
+    for base in reversed(schema.__mro__[:-1]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                texts[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
+    return texts
+
+
+def type_text(annotation: Any) -> str:
+    """The values that an annotation allows, for people."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        base, *rules = arguments
+        text = type_text(base) + _limits(rules)
+        single = any(isinstance(rule, BeforeValidator) for rule in rules)
+        return f"{text.removeprefix('list of ')}, or a list" if single else text
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join("null" if each is NoneType else type_text(each) for each in arguments)
+    if origin is tuple:
+        return f"list of {type_text(arguments[0])}"
+    if origin is dict:
+        return "mapping of text to text"
+    return PLAIN[annotation]
+
+
+def _limits(rules: list[Any]) -> str:
+    """The bounds of a number; how long a text or a list must be is left to the error."""
+    flat = [part for rule in rules if isinstance(rule, FieldInfo) for part in rule.metadata]
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    kinds = (annotated_types.Ge, annotated_types.Gt, annotated_types.Le, annotated_types.Lt)
+    bounds = [
+        f"{sign} {getattr(part, name):g}"
+        for part in flat
+        if isinstance(part, kinds)
+        for name, sign in signs.items()
+        if hasattr(part, name)
+    ]
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def default_text(field: dataclasses.Field[Any]) -> str:
+    """The default as YAML writes it on one line."""
+    value = field.default
+    if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is dataclasses.MISSING:
+        return "required"
+    plain = list(value) if isinstance(value, tuple) else value
+    # A document of a single scalar ends in a line of three dots.
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).splitlines()[0]
+    return f"`{text}`"
+
+
+def sections(schema: type = Manifest, prefix: str = "") -> Iterator[Section]:
+    """The sections of a dataclass: itself, then those below it, in the order of the code."""
+    hints, texts = get_type_hints(schema, include_extras=True), docstrings(schema)
+    fields = dataclasses.fields(schema)
+    nested = [field for field in fields if dataclasses.is_dataclass(hints[field.name])]
+    keys = tuple(
+        Key(
+            f"{prefix}{field.name}",
+            type_text(hints[field.name]),
+            default_text(field),
+            texts.get(field.name, ""),
+        )
+        for field in fields
+        if field not in nested
+    )
+    about = " ".join((schema.__doc__ or "").split())
+    yield Section(prefix.removesuffix("."), about, keys)
+    for field in nested:
+        yield from sections(hints[field.name], f"{prefix}{field.name}.")
+
+
+def _cell(words: str) -> str:
+    return words.replace("|", "\\|")
+
+
+def listing() -> str:
+    """The list as it stands in the page, without the markers."""
+    found = [section for section in sections() if section.keys]
+    lines = [f"{sum(len(section.keys) for section in found)} keys. {WRITTEN}"]
+    for section in found:
+        title = f"`{section.name}`" if section.name else "Top level"
+        lines += ["", f"### {title}", "", section.about, ""]
+        lines += ["| key | type | default | |", "|---|---|---|---|"]
+        lines += [
+            f"| `{key.name}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.sentence)} |"
+            for key in section.keys
+        ]
+    return "\n".join(lines)
+
+
+WRITTEN = "This list is written by `python tests/manifest_keys.py`."
+
+
+def written() -> str:
+    """What stands between the markers of the page now."""
+    return PAGE.read_text().partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
+
+
+def main() -> int:
+    """Write the list; returns the exit code."""
+    head, begin, rest = PAGE.read_text().partition(f"{BEGIN}\n")
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        print(f"manifests/README.md: needs the lines {BEGIN} and {END}", file=sys.stderr)
+        return 1
+    PAGE.write_text(f"{head}{begin}{listing()}\n{end}{tail}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
