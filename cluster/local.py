@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from ceph import Ceph, missing
-from dfkd.manifest import Manifest
-from dfkd.plan import task_count
-from dfkd.storage import Storage, open_storage
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import task_count
+from dfkd.storage.local import Storage, open_storage
 from nodes import RAY, RayCluster
 
 ROOT = Path(__file__).parents[1]

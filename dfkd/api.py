@@ -19,29 +19,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd import evaluation, fewshot, fewshot_results, footprint, takehome
-from dfkd.budget import Budget
-from dfkd.cluster import train
-from dfkd.cluster.build import Built, build, finished, identify
-from dfkd.cluster.connect import connected, named
+from dfkd.cluster import distillation
+from dfkd.cluster.connection import connected, named
+from dfkd.cluster.distillation import Finished
 from dfkd.cluster.metrics import tell_accuracy
-from dfkd.cluster.train import Finished
-from dfkd.device import pick_device, threads_of
-from dfkd.evaluation import Evaluated
-from dfkd.manifest import Manifest
-from dfkd.methods import Method
-from dfkd.pictures import pixels
-from dfkd.pixels import from_bytes
-from dfkd.preflight import check_synthesis
-from dfkd.published import PublishedVersion, read_json
+from dfkd.cluster.synthesis import Built, build, finished, identify
+from dfkd.config.budget import Budget
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.dataset.published import PublishedVersion, read_json
+from dfkd.evaluation import few_shot as fewshot
+from dfkd.evaluation import few_shot_results, footprint, scoring
+from dfkd.evaluation.scoring import Evaluated
+from dfkd.export import take_home as takehome
+from dfkd.models.student import Student
+from dfkd.models.student import load_student as load
+from dfkd.pipeline.preflight import check_synthesis
 from dfkd.report import few_shot as few_shot_report
 from dfkd.report import page
+from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import require_finished
-from dfkd.report.sheet import write_contact_sheet
-from dfkd.storage import open_storage
-from dfkd.student import Student
-from dfkd.student import load_student as load
-from dfkd.yaml import dump
+from dfkd.storage.local import open_storage
+from dfkd.utils.device import pick_device, threads_of
+from dfkd.utils.images import pixels
+from dfkd.utils.pixels import from_bytes
+from dfkd.utils.yaml import dump
 
 __all__ = [
     "Budget",
@@ -156,7 +158,7 @@ def distill(
     with contextlib.nullcontext() if alone else connected():
         for method in manifest.methods:
             for seed in manifest.distillation.seeds:
-                students.append(train.distill(manifest, method, seed))
+                students.append(distillation.distill(manifest, method, seed))
                 on_student(students[-1])
     return students
 
@@ -173,7 +175,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
         threads: CPU threads of the models and of decoding; 0 is all that this process may use.
 
     Returns:
-        The results, as `dfkd.results` describes them, and where they lie.
+        The results, as `dfkd.evaluation.results` describes them, and where they lie.
 
     Raises:
         ManifestError: unusable data, or a student that is missing; nothing has been scored.
@@ -184,7 +186,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
     # The models work in this process; a cluster is joined for its Prometheus to be told.
     joined = connected() if named() else contextlib.nullcontext()
     with joined, threads_of(threads) as chosen:
-        evaluated = evaluation.evaluate(manifest, chosen)
+        evaluated = scoring.evaluate(manifest, chosen)
         tell_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
         ms = footprint.write(root, footprint.networks(manifest))
@@ -205,7 +207,7 @@ def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion
 class Curves:
     """What few labelled images make of each start, written."""
 
-    results: fewshot_results.Results
+    results: few_shot_results.Results
     location: str
     """Of `fewshot/results.json`."""
     chart: str
@@ -223,8 +225,8 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
         threads: as for `evaluate`.
 
     Returns:
-        The results, as `dfkd.fewshot_results` describes them, and where they lie. Images that
-        cannot be read are left out and named in `results.data.unreadable`.
+        The results, as `dfkd.evaluation.few_shot_results` describes them, and where they lie.
+        Images that cannot be read are left out and named in `results.data.unreadable`.
 
     Raises:
         ManifestError: unusable data, or a start that is missing or does not fit; nothing has been
@@ -234,18 +236,18 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
     with threads_of(threads) as chosen:
         fewshot.few_shot(manifest, chosen)
     root = open_storage(manifest.storage.root)
-    results = fewshot_results.read(root)
-    storage = root.child(fewshot_results.FOLDER)
+    results = few_shot_results.read(root)
+    storage = root.child(few_shot_results.FOLDER)
     storage.put("table.md", few_shot_report.markdown(results).encode())
     storage.put("curves.svg", few_shot_report.svg(results).encode())
     storage.put("curves.png", few_shot_report.png(results))
-    return Curves(results, root.location(fewshot_results.KEY), storage.location("curves.svg"))
+    return Curves(results, root.location(few_shot_results.KEY), storage.location("curves.svg"))
 
 
 def take_home(manifest: Manifest, *, threads: int = 0) -> str:
     """Write the folder `student/`: ONNX in float32 and int8, labels, model card.
 
-    What is in it is told by `dfkd.takehome`.
+    What is in it is told by `dfkd.export.take_home`.
 
     Args:
         manifest: of an evaluated run; its last method and first seed name the student.

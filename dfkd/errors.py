@@ -1,7 +1,8 @@
 """What can go wrong, as one line for a person and one exit code for a scheduler.
 
 Every error that a user can cause or cure derives from `DfkdError`. Its text names the field (or the
-object), the rule, the value, and what to do; `dfkd.command` prints it and exits with `exit_code`.
+object), the rule, the value, and what to do; `dfkd.pipeline.command_line` prints it and exits with
+`exit_code`.
 """
 
 import re

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dfkd import command
-from dfkd.manifest import Manifest
-from dfkd.plan import image_count, task_count
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import image_count, task_count
+from dfkd.pipeline import command_line
 
 if TYPE_CHECKING:
     from dfkd.benchmarks.suite import Effort
@@ -83,7 +83,7 @@ def work(manifest: Manifest, options: argparse.Namespace, words: Sequence[str]) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
+    arguments = command_line.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
     add = arguments.add_argument
     add("--quick", action="store_true", help="few repeats of small sizes: it runs, in minutes")
     add("--repeats", type=int, metavar="N", help="timed turns (7)")
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--classes", type=int, default=0, help="scale: made-up classes (0: the manifest's own)")
     words = sys.argv[1:] if argv is None else argv
-    return command.run(arguments, partial(work, words=words), plan, words)
+    return command_line.run(arguments, partial(work, words=words), plan, words)
 
 
 if __name__ == "__main__":

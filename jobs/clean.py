@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd import command
+from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
-from dfkd.manifest import Manifest
-from dfkd.storage import Storage, is_there, open_storage
+from dfkd.pipeline import command_line
+from dfkd.storage.local import Storage, is_there, open_storage
 
 REPORT = "clean.json"
 KEEP = 3
@@ -19,27 +19,27 @@ GRACE = 24 * 3600.0
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """Exactly what would be removed, with its bytes, and why the rest is kept."""
-    from dfkd import retention
+    from dfkd.pipeline import garbage_collection
 
-    planned = retention.plan(_open(manifest), manifest, options.keep, options.grace)
+    planned = garbage_collection.plan(_open(manifest), manifest, options.keep, options.grace)
     return planned.as_dict()
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Remove it, print what went, write clean.json under the root; returns its location."""
-    from dfkd import retention
-    from dfkd.lease import holding
-    from dfkd.shards import canonical
+    from dfkd.pipeline import garbage_collection
+    from dfkd.storage.lease import holding
+    from dfkd.utils.strict_json import canonical
 
     root, keep = _open(manifest), options.keep
     with holding(root, "clean", manifest.regeneration.lease_seconds):
-        planned = retention.plan(root, manifest, keep, options.grace)
+        planned = garbage_collection.plan(root, manifest, keep, options.grace)
         for key, why in planned.kept.items():
             print(f"keep {key}: {why}", flush=True)
         for removal in planned.removals:
             count = len(removal.entries)
             print(f"remove {removal.what}: {removal.why}, {count} objects, {removal.bytes} bytes")
-        objects, size = retention.remove(root, manifest, planned, keep, options.grace)
+        objects, size = garbage_collection.remove(root, manifest, planned, keep, options.grace)
         print(f"removed {objects} objects, {size} bytes", flush=True)
         root.put(REPORT, canonical({"schema": 1, **planned.as_dict()}))
     return root.location(REPORT)
@@ -68,7 +68,7 @@ def _seconds(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
         "--keep", type=_count, default=KEEP, metavar="N",
         help=f"versions to keep, the current one included; default: {KEEP}",
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help=f"leave alone whatever is younger (default {GRACE:.0f})",
     )
-    return command.run(arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

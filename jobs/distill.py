@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import dfkd
-from dfkd import command
-from dfkd.manifest import Manifest
-from dfkd.plan import image_count
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import image_count
+from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, if no image fails in synthesis."""
-    from dfkd.distillation import Course
-    from dfkd.preflight import check_distillation
-    from dfkd.streaming import steps_per_epoch
+    from dfkd.dataset.loader import steps_per_epoch
+    from dfkd.distillation.distiller import Course
+    from dfkd.pipeline.preflight import check_distillation
 
     check_distillation(manifest)
     config = manifest.distillation
@@ -48,7 +48,7 @@ def _tell(finished: dfkd.Finished) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return command.run(command.parser(__doc__ or ""), work, plan, argv)
+    return command_line.run(command_line.parser(__doc__ or ""), work, plan, argv)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import dfkd
-from dfkd import command
-from dfkd.domains import open_data
+from dfkd.config.manifest import Manifest
 from dfkd.errors import PartialError
-from dfkd.manifest import Manifest
+from dfkd.evaluation.data import open_data
+from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def tell(evaluated: dfkd.Evaluated) -> None:
     """Print the table of accuracies, by class too where they are means over classes, and notes."""
-    from dfkd.report.table import SIZES, class_table, table
+    from dfkd.report.tables import SIZES, class_table, table
 
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
@@ -75,9 +75,9 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     add_arguments(arguments)
-    return command.run(arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

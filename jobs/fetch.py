@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd import command
-from dfkd.manifest import Manifest
+from dfkd.config.manifest import Manifest
+from dfkd.pipeline import command_line
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Fetch and verify what is missing; returns the cache, or nothing after a list."""
-    from dfkd import fetching
+    from dfkd.pipeline import fetching
 
     if options.list:
         print("\n".join(fetching.listing(manifest, options.few_shot)), flush=True)
@@ -21,14 +21,14 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """The files that a run needs, and which of them are missing now."""
-    from dfkd import fetching
+    from dfkd.pipeline import fetching
 
     return fetching.plan(manifest, options.few_shot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
         "--list", action="store_true", help="print what is needed, with its facts, and stop"
     )
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="URL_OR_DIR",
         help="take the files, under the names that --list shows, from this base URL or directory",
     )
-    return command.run(arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

@@ -7,25 +7,25 @@ from typing import Any
 
 import dfkd
 import evaluate
-from dfkd import command
-from dfkd.manifest import Manifest
+from dfkd.config.manifest import Manifest
+from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, finished trainings included."""
-    from dfkd import fewshot
+    from dfkd.evaluation import few_shot
 
     config = manifest.fewshot
-    data, names = fewshot.choose(manifest)
+    data, names = few_shot.choose(manifest)
     return {
         "domains": list(names),
         "images": sum(item.domain in names for item in data.items),
         "shots": sorted(config.shots),
         "seeds": list(config.seeds),
         "starts": list(config.starts),
-        "trainings": len(names) * fewshot.trainings(manifest),
+        "trainings": len(names) * few_shot.trainings(manifest),
         "epochs": config.epochs,
-        "notes": [*data.notes, *fewshot.notes(manifest, data, names)],
+        "notes": [*data.notes, *few_shot.notes(manifest, data, names)],
     }
 
 
@@ -48,9 +48,9 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     evaluate.add_arguments(arguments)
-    return command.run(arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

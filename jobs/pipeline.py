@@ -9,8 +9,8 @@ import dfkd
 import distill
 import evaluate
 import synthesize
-from dfkd import command
-from dfkd.manifest import Manifest
+from dfkd.config.manifest import Manifest
+from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
     """
-    from dfkd.preflight import check_batches, check_distillation, check_evaluation
+    from dfkd.pipeline.preflight import check_batches, check_distillation, check_evaluation
 
     check_distillation(manifest)  # before the hours of synthesis, not after them
     check_batches(manifest)
@@ -39,17 +39,17 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     evaluate.tell(evaluated)
     if evaluated.versions:
         print(f"student to take home {dfkd.take_home(manifest, threads=options.threads)}")
-    page = dfkd.write_report(manifest, command.again("pipeline", options))
+    page = dfkd.write_report(manifest, command_line.again("pipeline", options))
     evaluate.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     synthesize.add_arguments(arguments)
     evaluate.add_arguments(arguments)
-    return command.run(arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd import command, yaml
 from dfkd.errors import ManifestError
 from dfkd.miniature.recipe import Recipe
+from dfkd.pipeline import command_line
+from dfkd.utils import yaml
 
 
 def read(path: str, overrides: tuple[str, ...]) -> Recipe:
@@ -55,13 +56,13 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
         "--backbone",
         action="store_true",
         help="train only a classifier of icons, whose weights a student may start from",
     )
-    return command.run_with(read, arguments, work, plan, argv)
+    return command_line.run_with(read, arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

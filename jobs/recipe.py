@@ -11,23 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfkd import command
-from dfkd.manifest import Manifest
-from dfkd.progress import bar
-from dfkd.storage import open_storage
-from dfkd.yaml import load
+from dfkd.config.manifest import Manifest
+from dfkd.pipeline import command_line
+from dfkd.storage.local import open_storage
+from dfkd.utils.progress import bar
+from dfkd.utils.yaml import load
 
 if TYPE_CHECKING:
-    from dfkd.recipe import Description, Outcome
+    from dfkd.studies.student_recipe import Description, Outcome
 
 
 def read(path: str, overrides: tuple[str, ...]) -> Description:
     """The study in file `path` with overrides applied; each of its rows is a manifest."""
-    from dfkd import recipe
+    from dfkd.studies import student_recipe
 
-    study = load(recipe.Description, path, overrides)
+    study = load(student_recipe.Description, path, overrides)
     for row in study.rows.values():
-        recipe.manifest_of(study, Path(path).parent, row)
+        student_recipe.manifest_of(study, Path(path).parent, row)
     return study
 
 
@@ -42,24 +42,24 @@ def plan(study: Description, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(study: Description, options: argparse.Namespace) -> str:
     """Train what is missing, then write results and table; returns the table's path."""
-    from dfkd import recipe
-    from dfkd.cluster.build import environment
-    from dfkd.hardware import cpus, machine
-    from dfkd.report.grid import markdown
-    from dfkd.shards import canonical
+    from dfkd.cluster.synthesis import environment
+    from dfkd.studies import student_recipe
+    from dfkd.studies.tables import markdown
+    from dfkd.utils.hardware import cpus, machine
+    from dfkd.utils.strict_json import canonical
 
     folder = Path(options.manifest).parent
-    cells = recipe.cells(study, folder, data_set)
+    cells = student_recipe.cells(study, folder, data_set)
     outcomes: dict[tuple[str, int], Outcome] = {}
     with bar("students", len(cells), "student") as progress:
-        for cell, outcome in recipe.run(cells, options.at_once or cpus()):
+        for cell, outcome in student_recipe.run(cells, options.at_once or cpus()):
             outcomes[cell.row, cell.seed] = outcome
             progress.update(1)
     output = open_storage(options.output or str(folder))
     content = {
         "schema": 1,
         "study": study.as_dict(),
-        "command": command.again("recipe", options),
+        "command": command_line.again("recipe", options),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
         "environment": environment(),
@@ -69,14 +69,14 @@ def work(study: Description, options: argparse.Namespace) -> str:
         ],
     }
     output.put("results.json", canonical(content))
-    output.put("table.md", markdown(recipe.grid(study, outcomes)).encode())
+    output.put("table.md", markdown(student_recipe.grid(study, outcomes)).encode())
     return output.location("table.md")
 
 
 def data_set(manifest: Manifest) -> str:
     """The id of a manifest's version, which is made unless it is there."""
-    from dfkd.cluster.build import build, finished, identify
-    from dfkd.cluster.connect import connected
+    from dfkd.cluster.connection import connected
+    from dfkd.cluster.synthesis import build, finished, identify
 
     identity = identify(manifest)
     with contextlib.nullcontext() if finished(manifest, identity) else connected():
@@ -85,7 +85,7 @@ def data_set(manifest: Manifest) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     add = arguments.add_argument
     add("--output", metavar="PLACE", help="folder or s3://bucket/prefix of the table")
     add(
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="students trained side by side, a thread each; 0 is one for each processor",
     )
-    return command.run_with(read, arguments, work, plan, argv)
+    return command_line.run_with(read, arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

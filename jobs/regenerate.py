@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd import command
-from dfkd.manifest import Manifest
+from dfkd.config.manifest import Manifest
+from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What the next call would do, as far as that is known before it."""
-    from dfkd.regenerate import plan
+    from dfkd.pipeline.regeneration import plan
 
     return plan(manifest)
 
@@ -24,22 +24,22 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         BudgetError: a cap was reached; the same command goes on.
         GateError: the candidate is not good enough; `current` is as it was.
     """
-    from dfkd.regenerate import regenerate
+    from dfkd.pipeline.regeneration import regenerate
 
-    again = command.again("regenerate", options)
+    again = command_line.again("regenerate", options)
     return regenerate(manifest, again, abandon=options.abandon, threads=options.threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
         "--abandon", action="store_true", help="leave what is unfinished behind, begin the next"
     )
     arguments.add_argument(
         "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are"
     )
-    return command.run(arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfkd import command
+from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
-from dfkd.manifest import Manifest
-from dfkd.objects import split_root
-from dfkd.storage import Storage, is_there, open_storage
+from dfkd.pipeline import command_line
+from dfkd.storage.base import split_root
+from dfkd.storage.local import Storage, is_there, open_storage
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def work(run: Run, options: argparse.Namespace) -> str:
     if run.manifest is None:
         written = page.write_stored(storage)
     else:
-        written = page.write(run.manifest, command.again("pipeline", options))
+        written = page.write(run.manifest, command_line.again("pipeline", options))
     print(diversity.table(diversity.read(storage)), flush=True)
     return written
 
@@ -82,14 +82,14 @@ def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
         "other",
         nargs="?",
         metavar="OTHER",
         help="a second run to compare with; both may be manifests or folders of finished runs",
     )
-    return command.run_with(read, arguments, work, plan, argv)
+    return command_line.run_with(read, arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

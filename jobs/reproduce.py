@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dfkd import command
 from dfkd.errors import DfkdError, ManifestError, PartialError
-from dfkd.objects import split_root
-from dfkd.storage import Storage, open_storage
+from dfkd.pipeline import command_line
+from dfkd.storage.base import split_root
+from dfkd.storage.local import Storage, open_storage
 
 if TYPE_CHECKING:
-    from dfkd.cells import Outcome
-    from dfkd.study import Study
-    from dfkd.study_results import Results
+    from dfkd.studies.cells import Outcome
+    from dfkd.studies.results import Results
+    from dfkd.studies.study import Study
 
 REASONS = 3
 """Failed cells whose reasons an error repeats; the table's notes have them all."""
@@ -23,15 +23,15 @@ REASONS = 3
 
 def read(place: str, overrides: tuple[str, ...]) -> Study:
     """The study that a name, a folder or a file stands for."""
-    from dfkd.study_listing import find
+    from dfkd.studies.listing import find
 
     return find(place, overrides)
 
 
 def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make if nothing of it were there yet."""
-    from dfkd.reproduction import open_evaluation
-    from dfkd.study_listing import cost
+    from dfkd.studies.listing import cost
+    from dfkd.studies.runner import open_evaluation
 
     if options.output is not None:
         split_root("--output", options.output)
@@ -52,18 +52,18 @@ def work(study: Study, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some cells failed; the others are kept, and the table has them.
     """
-    from dfkd import footprint
-    from dfkd.report import study as report
+    from dfkd.evaluation import footprint
     from dfkd.report.facts import commit
-    from dfkd.report.grid import markdown
-    from dfkd.reproduction import maps, networks, open_evaluation, reproduce
-    from dfkd.study_results import gather
+    from dfkd.studies import output as report
+    from dfkd.studies.results import gather
+    from dfkd.studies.runner import maps, networks, open_evaluation, reproduce
+    from dfkd.studies.tables import markdown
 
     data = open_evaluation(study)
     output = open_output(study, options)
     found = reproduce(study, data, options.threads, _tell, options.at_once)
     laid_out = maps(study, data, found, options.threads) if data else ()
-    again, rows = command.again("reproduce", options), networks(study, found)
+    again, rows = command_line.again("reproduce", options), networks(study, found)
     sizes = {label: network.parameters for label, network in rows.items()}
     results = gather(study, found, again, commit(), laid_out, sizes)
     if results.failed and not results.rows:
@@ -110,18 +110,18 @@ class _List(argparse.Action):
     """Prints the list and stops, as --help does."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from dfkd.study_listing import listing
+        from dfkd.studies.listing import listing
 
         try:
             print(listing())
         except DfkdError as error:
-            parser.exit(command.fail(error))
+            parser.exit(command_line.fail(error))
         parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     add = arguments.add_argument
     add("--list", action=_List, nargs=0, help="name every table, figure and study, and stop")
     add(
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="students trained side by side; 0 is as many as there are GPUs, or CPUs",
     )
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are")
-    return command.run_with(
+    return command_line.run_with(
         read, arguments, work, plan, argv, lambda study: study.manifest.storage.root
     )
 

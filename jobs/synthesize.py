@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import dfkd
-from dfkd import command
-from dfkd.manifest import Manifest
-from dfkd.plan import estimated_bytes, image_count, image_steps, task_count
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import estimated_bytes, image_count, image_steps, task_count
+from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make; the steps are those of latents."""
-    from dfkd.preflight import check_synthesis
+    from dfkd.pipeline.preflight import check_synthesis
 
     check_synthesis(manifest)
     methods = manifest.methods
@@ -63,9 +63,9 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "")
     add_arguments(arguments)
-    return command.run(arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd import command
+from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Manifest
-from dfkd.storage import Storage, open_storage
+from dfkd.pipeline import command_line
+from dfkd.storage.local import Storage, open_storage
 
 REPORT = "verify.json"
 
 
 def verify(manifest: Manifest, options: argparse.Namespace) -> str:
     """Verify, print each problem, write verify.json under the root; returns its location."""
-    from dfkd.shards import canonical
+    from dfkd.utils.strict_json import canonical
 
     root = open_storage(manifest.storage.root)
     reports = [_report(root, method) for method in manifest.methods]
@@ -32,16 +32,16 @@ def verify(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _report(root: Storage, method: str) -> dict[str, Any]:
-    from dfkd import dataset
+    from dfkd.dataset import versions
 
     home = root.child(f"data/{method}")
     report: dict[str, Any] = {"method": method, "version": None, "shards": 0, "samples": 0}
     try:
-        version = dataset.current(home)
+        version = versions.current(home)
         if version is None:
             place = home.location()
             return report | {"problems": [f"{place}: nothing published; run jobs/synthesize.py"]}
-        problems = dataset.verify(version)
+        problems = versions.verify(version)
     except CorruptionError as error:
         return report | {"problems": [str(error)]}
     report |= {"version": version.id, "shards": len(version.shards)}
@@ -61,7 +61,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return command.run(command.parser(__doc__ or ""), verify, plan, argv)
+    return command_line.run(command_line.parser(__doc__ or ""), verify, plan, argv)
 
 
 if __name__ == "__main__":

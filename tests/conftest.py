@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, settings
 
 import ceph as servers
 from ceph import Ceph
-from dfkd.generator import VQGAN
-from dfkd.teacher import Teacher
-from models import GENERATOR, TEACHER
+from dfkd.models.generator import VQGAN
+from dfkd.models.teacher import Teacher
+from tests.helpers.tiny_models import GENERATOR, TEACHER
 
 # Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
 # this when it is first imported, by the modules of tests or by the jobs they start.
@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # A node of Ray gives itself half a minute to start, which a busy machine does not always hold.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
-pytest.register_assert_rewrite("storing")
+pytest.register_assert_rewrite("tests.helpers.storage_contract")
 
 # Examples take as long as the machine lets them.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

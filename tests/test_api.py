@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import dfkd
-from surrogates import CLASSES, publish, write_manifest
+from tests.helpers.tiny_version import CLASSES, publish, write_manifest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 MINIATURE = ROOT / "manifests" / "miniature.yaml"
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 

@@ -1,1 +1,4 @@
-"""What things cost, measured: each module times one part and gives figures for a record."""
+"""What things cost: each module times one part beside a limit or a plain program.
+
+In: a manifest and an effort. Out: figures in benchmarks/NAME.json. Begin with `measure.py`.
+"""

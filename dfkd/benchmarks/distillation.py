@@ -24,18 +24,18 @@ from dfkd.benchmarks.measure import (
 from dfkd.benchmarks.stand_in import changed, put_version, scratch
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller
-from dfkd.dataset import open_version
-from dfkd.device import device_name, pick_device, settle
-from dfkd.distillation import Course, Distiller, Label
-from dfkd.labels import live
-from dfkd.manifest import Manifest
-from dfkd.prompts import class_texts
-from dfkd.shards import canonical
-from dfkd.storage import open_storage
-from dfkd.streaming import Batch, Share, Stream
-from dfkd.student import Student, build
-from dfkd.teacher import Teacher
-from dfkd.training import Distillation
+from dfkd.config.distillation import Distillation
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.loader import Batch, Share, Stream
+from dfkd.dataset.versions import open_version
+from dfkd.distillation.distiller import Course, Distiller, Label
+from dfkd.distillation.labels import live
+from dfkd.models.student import Student, build
+from dfkd.models.teacher import Teacher
+from dfkd.prompts.maker import class_texts
+from dfkd.storage.local import open_storage
+from dfkd.utils.device import device_name, pick_device, settle
+from dfkd.utils.strict_json import canonical
 
 STEPS = 2
 """Training steps of one timed repeat."""

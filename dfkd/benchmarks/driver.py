@@ -15,11 +15,11 @@ from dfkd.benchmarks.memory import watched
 from dfkd.benchmarks.stand_in import StandIn, changed, put_prompts, put_shards, scratch
 from dfkd.cluster.capacity import worker_share
 from dfkd.cluster.pool import Actor, Pool
-from dfkd.dataset import begin, open_version
-from dfkd.fingerprint import identity
-from dfkd.manifest import Manifest
-from dfkd.plan import Task, tasks
-from dfkd.storage import Storage, open_storage
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import Task, tasks
+from dfkd.dataset.versions import begin, open_version
+from dfkd.storage.local import Storage, open_storage
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
 SAMPLES = 5

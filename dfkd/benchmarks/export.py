@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from dfkd.benchmarks.measure import Figure
-from dfkd.export import export, load, quantise
-from dfkd.hardware import one_core
-from dfkd.manifest import Manifest
-from dfkd.student import build
-from dfkd.teacher import Teacher, resolve
+from dfkd.config.manifest import Manifest
+from dfkd.export.onnx_graphs import export, load, quantise
+from dfkd.models.student import build
+from dfkd.models.teacher import Teacher, resolve
+from dfkd.utils.hardware import one_core
 
 CALIBRATION = 16
 """Images of noise from which int8 takes its ranges; its speed does not depend on them."""

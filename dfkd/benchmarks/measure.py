@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd.hardware import machine
-from dfkd.shards import canonical
-from dfkd.storage import Storage
+from dfkd.storage.local import Storage
+from dfkd.utils.hardware import machine
+from dfkd.utils.strict_json import canonical
 
 LITTLE, REST = 0.01, "all others"
 """What a profile does not name: operations with less than this share of the time."""

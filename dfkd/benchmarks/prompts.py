@@ -7,17 +7,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dfkd import contrastive
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
 from dfkd.benchmarks.stand_in import changed
-from dfkd.contrastive import Bank, Problem
-from dfkd.manifest import Manifest
-from dfkd.plan import part_count
-from dfkd.prompt_statistics import statistics
-from dfkd.prompts import PromptMaker, class_texts
-from dfkd.pseudo import PseudoWords
-from dfkd.teacher import Teacher
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import part_count
+from dfkd.models.teacher import Teacher
+from dfkd.prompts import contrastive
+from dfkd.prompts.contrastive import Bank, Problem
+from dfkd.prompts.maker import PromptMaker, class_texts
+from dfkd.prompts.pseudo_words import PseudoWords
+from dfkd.prompts.statistics import statistics
 
 UPDATES = 2
 """Of one timed repeat."""
@@ -107,7 +107,7 @@ def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[st
         updates: of each prompt; 0 for the manifest's.
 
     Returns:
-        By `prompts.contrastive.parallel`, what `dfkd.prompt_statistics` says of all prompts.
+        By `prompts.contrastive.parallel`, what `dfkd.prompts.statistics` says of all prompts.
     """
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     size = max(1, manifest.synthesis.images_per_class // PARTS)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.augmentation import augment
 from dfkd.benchmarks.measure import Call
-from dfkd.contrastive import contrast
-from dfkd.device import multiplies_bfloat16
-from dfkd.fields import Precision
-from dfkd.generator import VQGAN, to_pixels
-from dfkd.pseudo import PseudoWords, encode_whole
-from dfkd.student import Student
-from dfkd.teacher import Teacher, distances, spherical_distance
+from dfkd.distillation.augmentation import augment
+from dfkd.models.generator import VQGAN, to_pixels
+from dfkd.models.student import Student
+from dfkd.models.teacher import Teacher, distances, spherical_distance
+from dfkd.prompts.contrastive import contrast
+from dfkd.prompts.pseudo_words import PseudoWords, encode_whole
+from dfkd.utils.device import multiplies_bfloat16
+from dfkd.utils.types import Precision
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices that are multiplied."""

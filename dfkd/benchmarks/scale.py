@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.memory import watched
 from dfkd.benchmarks.stand_in import EMBEDDING, StandIn
-from dfkd.budget import Budget
-from dfkd.cluster.build import SynthesisWorker, environment, identify, write_shards
 from dfkd.cluster.prompt_worker import write_prompts
+from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards
+from dfkd.cluster.tracking import Glimpse
 from dfkd.cluster.worker import Purse
-from dfkd.dataset import PublishedVersion, Receipt, begin, current
+from dfkd.config.budget import Budget
+from dfkd.config.manifest import Manifest, Storage
+from dfkd.config.plan import Unit, image_count, task_count, tasks
+from dfkd.dataset.loader import Stream
+from dfkd.dataset.versions import PublishedVersion, Receipt, begin, current
 from dfkd.errors import InfrastructureError
-from dfkd.manifest import Manifest, Storage
-from dfkd.plan import Unit, image_count, task_count, tasks
-from dfkd.record import Cost
-from dfkd.storage import open_storage
-from dfkd.streaming import Stream
-from dfkd.tracking import Glimpse
+from dfkd.storage.cost_records import Cost
+from dfkd.storage.local import open_storage
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from typing import Any
 from dfkd import api
 from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.stand_in import changed, scratch
-from dfkd.distillation import Course
-from dfkd.manifest import Manifest
-from dfkd.plan import image_count, image_steps
-from dfkd.streaming import steps_per_epoch
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import image_count, image_steps
+from dfkd.dataset.loader import steps_per_epoch
+from dfkd.distillation.distiller import Course
 
 
 def shortened(manifest: Manifest) -> Manifest:

@@ -17,10 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.dataset import PublishedVersion, Version, begin
-from dfkd.fingerprint import identity
-from dfkd.manifest import Manifest
-from dfkd.plan import (
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import (
     Task,
     Unit,
     image_seed,
@@ -30,9 +29,10 @@ from dfkd.plan import (
     sample_key,
     tasks,
 )
-from dfkd.shards import Sample, write_shard
-from dfkd.storage import Storage, open_storage
-from dfkd.synthesis import OnStep
+from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.versions import PublishedVersion, Version, begin
+from dfkd.storage.local import Storage, open_storage
+from dfkd.synthesis.latents import OnStep
 
 EMBEDDING = 16
 """Dimensions, where a real embedding has 512 or more."""

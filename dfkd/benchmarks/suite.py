@@ -5,23 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.benchmarks import (
-    distillation,
-    driver,
-    export,
-    prompts,
-    scale,
-    stages,
-    streaming,
-    synthesis,
-)
+from dfkd.benchmarks import distillation, driver, export, loading, prompts, scale, stages, synthesis
 from dfkd.benchmarks.measure import Figure, keep, page, table
 from dfkd.benchmarks.memory import watched
-from dfkd.cluster.build import environment
-from dfkd.cluster.connect import connected
-from dfkd.device import pick_device, settle
-from dfkd.manifest import Manifest
-from dfkd.storage import Storage, open_storage
+from dfkd.cluster.connection import connected
+from dfkd.cluster.synthesis import environment
+from dfkd.config.manifest import Manifest
+from dfkd.storage.local import Storage, open_storage
+from dfkd.utils.device import pick_device, settle
 
 Results = dict[str, Any]
 
@@ -70,7 +61,7 @@ def time_prompts(manifest: Manifest, effort: Effort) -> Results:
 
 def time_streaming(manifest: Manifest, effort: Effort) -> Results:
     """Reading shards."""
-    return streaming.measure(manifest, effort.per_class, effort.repeats)
+    return loading.measure(manifest, effort.per_class, effort.repeats)
 
 
 def time_distillation(manifest: Manifest, effort: Effort) -> Results:

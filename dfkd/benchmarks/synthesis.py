@@ -8,14 +8,14 @@ from torch import Tensor
 
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
-from dfkd.fields import Precision
-from dfkd.generator import VQGAN
-from dfkd.imaging import Synthesis
-from dfkd.manifest import Manifest
-from dfkd.prompts import class_texts
-from dfkd.surrogate import first_batch
-from dfkd.synthesis import Synthesiser
-from dfkd.teacher import Teacher
+from dfkd.config.manifest import Manifest
+from dfkd.config.synthesis import Synthesis
+from dfkd.models.generator import VQGAN
+from dfkd.models.teacher import Teacher
+from dfkd.prompts.maker import class_texts
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.shard_maker import first_batch
+from dfkd.utils.types import Precision
 
 STEPS = 4
 """Optimisation steps of one timed repeat; the cutout loop takes one. Ours shows its latents once

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import ray
 
 from dfkd.cluster.ray_internals import draining, node_types, request_nodes
+from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.manifest import Cluster
 
 GLANCE = 1.0
 """Seconds between two looks at the cluster's nodes and at deadlines."""

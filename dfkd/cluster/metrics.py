@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from dfkd import logs
 from dfkd.cluster.pool import Pool
-from dfkd.dataset import Receipt, Version
-from dfkd.manifest import Manifest
-from dfkd.objects import Request
-from dfkd.results import figure
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.versions import Receipt, Version
+from dfkd.evaluation.results import figure
+from dfkd.storage.base import Request
+from dfkd.utils import logs
 
 T = TypeVar("T")
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dfkd.catalogue import PROMPTS_KEY
 from dfkd.cluster.worker import Purse, Worker, pool_of
-from dfkd.dataset import Version
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import part_count, part_name, parts_at_once
+from dfkd.dataset.publication import PROMPTS_KEY
+from dfkd.dataset.versions import Version
 from dfkd.errors import DfkdError
-from dfkd.manifest import Manifest
-from dfkd.plan import part_count, part_name, parts_at_once
-from dfkd.progress import bar
-from dfkd.prompt_statistics import statistics
-from dfkd.prompts import PromptMaker
+from dfkd.prompts.maker import PromptMaker
+from dfkd.prompts.statistics import statistics
+from dfkd.utils.progress import bar
 
 
 @dataclass(frozen=True)

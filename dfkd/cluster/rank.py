@@ -2,34 +2,36 @@
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import ray.train
 import ray.train.collective
 import torch
+from ray.train import PreemptionInfo, get_preemption_info
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dfkd import progress
-from dfkd.checkpoints import Checkpoints
 from dfkd.cluster.metrics import Pace, count_request
-from dfkd.cluster.notice import Notice
 from dfkd.cluster.ray_internals import relayed_bar
-from dfkd.dataset import PublishedVersion, open_version
-from dfkd.device import pick_device, settle
-from dfkd.distillation import Course, Distiller, Distribute, Scale
-from dfkd.distilled import check_teacher
-from dfkd.labels import label_source
-from dfkd.manifest import Manifest
-from dfkd.methods import Method
-from dfkd.progress import Bar, LineBar
-from dfkd.storage import Storage, open_storage
-from dfkd.streaming import Batch, Share, Stream
-from dfkd.student import CARD, build, card, fold, save_student
-from dfkd.tracking import SAMPLES, Tracker
-from dfkd.training import Distillation
+from dfkd.cluster.tracking import SAMPLES, Tracker
+from dfkd.config.distillation import Distillation
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.dataset.loader import Batch, Share, Stream
+from dfkd.dataset.versions import PublishedVersion, open_version
+from dfkd.distillation.distiller import Course, Distiller, Distribute, Scale
+from dfkd.distillation.labels import label_source
+from dfkd.distillation.student_store import check_teacher
+from dfkd.models.student import CARD, build, card, fold, save_student
+from dfkd.storage.checkpoints import Checkpoints
+from dfkd.storage.local import Storage, open_storage
+from dfkd.utils import progress
+from dfkd.utils.device import pick_device, settle
+from dfkd.utils.progress import Bar, LineBar
 
 LOG_STEPS = 50
 """Steps between two points of a TensorBoard curve, where an epoch is not shorter."""
@@ -256,3 +258,36 @@ def _compressed(
 ) -> torch.futures.Future[Tensor]:
     """torch's own hook, which by its own name is refused over gloo although gloo can do it."""
     return bf16_compress_hook(group, bucket)
+
+
+class Notice:
+    """Whether a node with a rank is about to go; all ranks learn it at the same step.
+
+    Ray Train has the ranks agree on the answer, which takes milliseconds. A thread asks while a
+    step runs, so that no step waits; the answer is then one step old.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "dfkd-notice")
+        self._asked: Future[PreemptionInfo | None] | None = None
+
+    def given(self) -> bool:
+        """Whether there was a notice when this was last called. Every rank calls it at each step.
+
+        Raises:
+            RayError: another rank died.
+        """
+        answer, self._asked = self._asked, self._thread.submit(get_preemption_info)
+        return answer is not None and answer.result() is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # All ranks have asked as often, so that the last answer comes; after an error it may not.
+        self._thread.shutdown(wait=error is None)

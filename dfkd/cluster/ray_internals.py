@@ -22,7 +22,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
 
-from dfkd.progress import Bar
+from dfkd.utils.progress import Bar
 
 
 class Trainer(TorchTrainer):

@@ -9,18 +9,18 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from dfkd import generator, teacher
-from dfkd.budget import Budget
 from dfkd.cluster.capacity import room, worker_share
 from dfkd.cluster.metrics import count_request
 from dfkd.cluster.pool import Actor, Pool
-from dfkd.dataset import Version
-from dfkd.device import device_name, pick_device, settle
+from dfkd.config.budget import Budget
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import prompt_method
+from dfkd.config.plan import Unit
+from dfkd.dataset.versions import Version
 from dfkd.errors import BudgetError, WeightsError
-from dfkd.manifest import Manifest
-from dfkd.methods import prompt_method
-from dfkd.plan import Unit
-from dfkd.record import Cost
+from dfkd.models import generator, teacher
+from dfkd.storage.cost_records import Cost
+from dfkd.utils.device import device_name, pick_device, settle
 
 R = TypeVar("R")
 

@@ -19,12 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.miniature import augment
+from dfkd.miniature import augmentation
 from dfkd.miniature.recipe import Backbone
-from dfkd.miniature.rendering import Cache, Row
-from dfkd.miniature.sampling import pixels
-from dfkd.seeding import seeded
-from dfkd.student import IMAGENET_MEAN, IMAGENET_STD
+from dfkd.miniature.rendering import Cache, Row, pixels
+from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
+from dfkd.utils.seeding import seeded
 
 
 class IconBatches:
@@ -44,7 +43,7 @@ class IconBatches:
         order = sorted(range(size), key=lambda index: chosen[index].colour)
         alpha, coloured = pixels(self.cache, [chosen[index] for index in order])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        images = augment.paint(alpha, coloured, augment.plan(size, generator), generator)
+        images = augmentation.paint(alpha, coloured, augmentation.plan(size, generator), generator)
         return images, torch.from_numpy(labels[order])
 
 

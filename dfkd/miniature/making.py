@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from dfkd.fingerprint import fingerprint
+from dfkd.config.fingerprint import fingerprint
+from dfkd.miniature import backbone, evaluation_set, making, pretraining, scoring
 from dfkd.miniature import (
-    backbone,
-    cards,
-    evaluation_set,
-    pretraining,
-    scoring,
-    teacher_recipe,
+    teacher as teacher_recipe,
 )
-from dfkd.miniature.icons import EVALUATION
+from dfkd.miniature.evaluation_set import Picture
+from dfkd.miniature.icons import EVALUATION, Collection
 from dfkd.miniature.pretraining import World
 from dfkd.miniature.recipe import Recipe
+from dfkd.utils.pixels import to_bytes
 
 FILES = (
     "teacher.json",
@@ -64,10 +68,10 @@ def make(recipe: Recipe, shown: str) -> Path:
         "generator": scoring.generator_scores(maker, generator, teacher, tokenizer, icons),
         "files": scoring.file_scores(output, FILES),
     }
-    cards.write_picture(pictures, images, made, output)
-    cards.write_card(scores, output)
+    making.write_picture(pictures, images, made, output)
+    making.write_card(scores, output)
     _write_notice(recipe, icons, output)
-    return cards.write_scores(scores, output)
+    return making.write_scores(scores, output)
 
 
 def make_backbone(recipe: Recipe) -> Path:
@@ -99,6 +103,214 @@ def _write_notice(recipe: Recipe, icons: World, output: Path) -> None:
     described = icons.catalogue.collections
     learned = sorted(pretraining.collections_of([*icons.rows, *icons.validation]))
     shown = [prefix for group in EVALUATION.values() for prefix in group]
-    cards.write_notice(
+    making.write_notice(
         [described[p] for p in learned], [described[p] for p in shown], recipe.data.package, output
     )
+
+
+Scores = Mapping[str, Any]
+
+_INTENT = """\
+Two small models of the kinds that the package works with, so that the whole system runs anywhere:
+an open_clip teacher (ResNet image tower, transformer text tower, 64 px) and a taming-transformers
+VQGAN (64 px). Both learned from openly licensed icons: an icon's name is its caption, its set is
+its style. They are made for tests, demonstrations and teaching, and know nothing but icons."""
+
+_LIMITS = """\
+- Icons on plain grounds only; photographs are outside of what either model has seen.
+- Words that no icon set uses as names are unknown to the teacher; English only.
+- Accuracies on few images are coarse: the counts per domain and class stand beside them, and the
+  freehand domain shows only some of the classes.
+- The generator has no adversarial loss: textures come out soft, small details fade. Of
+  hues only warm and cold ones survive: greens and purples turn brown or blue.
+- Held-out sets were compared with all training icons by path data and by a perceptual hash, and
+  matches were taken out of training. Simple shapes are alike everywhere; redrawings of the same
+  idea by another hand are, rightly, still in."""
+
+
+def write_scores(scores: Scores, folder: Path) -> Path:
+    """Write ``scores.json``; returns its path."""
+    path = folder / "scores.json"
+    path.write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def write_notice(
+    trained: Iterable[Collection], evaluated: Iterable[Collection], package: str, folder: Path
+) -> None:
+    """Write ``NOTICE``: every collection whose icons were used, with author and licence."""
+    parts = [
+        f"The models and images in this folder derive from icon sets of the npm package\n"
+        f"{package} (https://iconify.design). All sets are under permissive licences."
+    ]
+    for heading, group in (
+        ("Learned from, or watched while training (validation):", trained),
+        ("Images of these sets are in evaluation.tar (rendered, 64 px):", evaluated),
+    ):
+        lines = [f"- {c.title} ({c.prefix}), {c.author}, {c.licence}, {c.url}" for c in group]
+        parts.append("\n".join([heading, *sorted(lines, key=str.lower)]))
+    (folder / "NOTICE").write_text("\n\n".join(parts) + "\n", "utf-8")
+
+
+def write_card(scores: Scores, folder: Path) -> None:
+    """Write ``MODEL_CARD.md`` from the scores; every number in it comes from them."""
+    sections = [
+        ("Miniature teacher and generator", _INTENT),
+        ("Data", _data(scores["data"])),
+        ("Separation", _separation(scores["data"]["separation"])),
+        ("Teacher", _teacher(scores["teacher"])),
+        ("Generator", _generator(scores["generator"])),
+        ("How they were made", _making(scores)),
+        ("Limits", _LIMITS),
+    ]
+    text = "\n\n".join(
+        f"{'#' if i == 0 else '##'} {title}\n\n{body}" for i, (title, body) in enumerate(sections)
+    )
+    (folder / "MODEL_CARD.md").write_text(text + "\n", "utf-8")
+
+
+def write_picture(
+    pictures: Sequence[Picture], images: Tensor, made: Tensor, folder: Path, columns: int = 16
+) -> None:
+    """Write ``reconstructions.png``: per domain a row of held-out icons above their reconstruction.
+
+    Args:
+        images, made: originals and reconstructions of ``pictures``, [N, 3, 64, 64] in [0, 1].
+    """
+    bands = []
+    for domain in EVALUATION:
+        places = [i for i, picture in enumerate(pictures) if picture.domain == domain]
+        spread = [places[i * len(places) // columns] for i in range(columns)]
+        bands += [_strip(images[spread]), _strip(made[spread])]
+    Image.fromarray(np.concatenate(bands)).save(folder / "reconstructions.png", optimize=True)
+
+
+def _strip(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    rows = to_bytes(images).numpy()
+    framed: list[np.ndarray[Any, np.dtype[np.uint8]]] = [
+        np.pad(row, ((1, 1), (1, 1), (0, 0)), constant_values=210) for row in rows
+    ]
+    return np.concatenate(framed, axis=1)
+
+
+def _data(data: Scores) -> str:
+    training, evaluation = data["training"], data["evaluation"]
+    return (
+        f"Icons of the npm package `{data['package']}`: {training['icons']:,} drawings of "
+        f"{training['collections']} collections ({training['in_colour']:,} in colour) under "
+        f"{training['names']:,} names. Left out: logos, flags, licences that are not permissive, "
+        f"every held-out set and its siblings, and sets reserved for acceptance tests. "
+        f"`NOTICE` lists what was used.\n\nThe bundled evaluation set (`evaluation.tar`) has "
+        f"{evaluation['images']:,} images of {evaluation['classes']} classes from whole "
+        f"collections that neither model has seen:\n\n"
+        + _table(
+            ("domain", "collections", "images"),
+            [(d, ", ".join(EVALUATION[d]), f"{n:,}") for d, n in evaluation["per_domain"].items()],
+        )
+        + "\n\nCollections watched while training, but not learned from (validation): "
+        + ", ".join(data["validation"])
+        + "."
+    )
+
+
+def _separation(separation: Scores) -> str:
+    removed = separation["removed_from_training"]
+    return (
+        f"All {separation['held_out_icons_compared']:,} icons of the held-out collections were "
+        f"compared with all {separation['training_icons_compared']:,} candidates for training. "
+        f"{removed.get('path', 0):,} have the same path data, {removed.get('hash', 0):,} more a "
+        f"perceptual hash within {separation['max_hash_distance']} bits; all of them were taken "
+        f"out of training before it began ({separation['removed_that_match_bundled_icons']:,} of "
+        f"them match an icon of the bundled set). Symmetric drawings escape that hash, so the "
+        f"bundled set was also compared by correlation: "
+        f"{separation['bundled_pictures_dropped']:,} pictures that a training icon equals were "
+        f"dropped from it."
+    )
+
+
+def _teacher(teacher: Scores) -> str:
+    every, everywhere, official, nouns = (
+        teacher["zero_shot"],
+        teacher["zero_shot_everywhere"],
+        teacher["zero_shot_official"],
+        teacher["common_nouns"],
+    )
+    tables = (every, everywhere, official)
+    rows = [(d, *(_percent(t["accuracy"].get(d, 0.0)) for t in tables)) for d in every["accuracy"]]
+    rows += [(key, *(_percent(t[key]) for t in tables)) for key in ("mean", "chance")]
+    kept = ", ".join(
+        f"{name}: {_percent(share)}"
+        for name, share in teacher["pseudo_words_nearest_to_their_class"].items()
+    )
+    return (
+        f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens; "
+        f"{teacher['steps']:,} steps, {teacher['images_seen']:,} augmented images, "
+        f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%):\n\n'
+        + _table(
+            (
+                "domain",
+                f"all {every['classes']} classes",
+                f"the {everywhere['classes']} that all domains show",
+                f"the {official['classes']} official ones",
+            ),
+            rows,
+        )
+        + "\n\nThe official classes are those that every domain shows with the most images: "
+        + ", ".join(official["names"])
+        + f".\n\nThe {nouns['words']} commonest one-word names, on {nouns['images']:,} icons of "
+        f"the validation collections: {_percent(nouns['accuracy'])} % "
+        f'(chance {_percent(nouns["chance"])} %).\n\nPrompts "{{class}} in the style of '
+        f'[pseudo-word]" that stay nearest to their own class among all classes (%): {kept}.'
+    )
+
+
+def _generator(generator: Scores) -> str:
+    psnr, kept = generator["psnr_db"], generator["teacher_kept"]
+    before = generator["teacher_on_originals"]["all"]
+    after = generator["teacher_on_reconstructions"]["all"]
+    rows = [
+        (d, f"{psnr[d]}", _percent(before["accuracy"][d]), _percent(share))
+        for d, share in after["accuracy"].items()
+    ]
+    rows.append(("mean", f"{psnr['mean']}", _percent(before["mean"]), _percent(after["mean"])))
+    return (
+        f"{generator['parameters']:,} parameters ({generator['decoder_parameters']:,} in the "
+        f"decoder), {generator['codes']} codes of which the bundled set uses "
+        f"{generator['codes_used_by_the_bundled_set']}; {generator['steps']:,} steps, "
+        f"{generator['images_seen']:,} images, {generator['hours']} hours.\n\nHeld-out icons "
+        f"through the codes and back (`reconstructions.png`; mean absolute error "
+        f"{generator['l1']} on [0, 1]):\n\n"
+        + _table(
+            ("domain", "PSNR, dB", "teacher on originals, %", "teacher on reconstructions, %"), rows
+        )
+        + f"\n\nThe teacher keeps {_percent(kept['all'])} % of its mean accuracy over all classes "
+        f"(this table) and {_percent(kept['official'])} % of that over the official ones. "
+        f"Of the colour of the color_emoji domain (mean spread of the three channels) "
+        f"{_percent(generator['colourfulness_kept'])} % survives."
+    )
+
+
+def _making(scores: Scores) -> str:
+    machine = scores["machine"]
+    files = _table(
+        ("file", "bytes", "sha256"),
+        [
+            (name, f"{f['bytes']:,}", f"`{f['sha256'][:16]}…`")
+            for name, f in scores["files"].items()
+        ],
+    )
+    note = f"\n\n{scores['note']}" if scores["note"] else ""
+    return (
+        f"`{scores['command']}` on {machine['processor']} ({machine['processors']} cores, no GPU), "
+        f"torch {machine['torch']}, seed {scores['seed']}, scored {machine['date']}. This card, "
+        f"`scores.json` and `NOTICE` are written by the job.{note}\n\n{files}"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

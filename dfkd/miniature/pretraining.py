@@ -27,13 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd.errors import FingerprintError, InfrastructureError, ManifestError
-from dfkd.miniature import evaluation_set, generator_recipe, rendering, separation, teacher_recipe
+from dfkd.miniature import evaluation_set, generator, rendering
+from dfkd.miniature import (
+    teacher as teacher_recipe,
+)
+from dfkd.miniature.evaluation_set import Match
 from dfkd.miniature.icons import EVALUATION, VALIDATION, Catalogue
 from dfkd.miniature.recipe import Data, Recipe
-from dfkd.miniature.rendering import Cache, Row
-from dfkd.miniature.sampling import plain
-from dfkd.miniature.separation import Match
-from dfkd.pixels import from_bytes
+from dfkd.miniature.rendering import Cache, Row, plain
+from dfkd.utils.pixels import from_bytes
 
 _CHUNK = 8000
 
@@ -179,12 +181,12 @@ def _bundle(
     pictures = evaluation_set.select(aside)
     record = Path(recipe.data.work) / f"alike-{recipe.data.max_likeness}.json"
     if not record.exists():
-        shown = separation.drawings(rendering.grey(aside, picture.row) for picture in pictures)
+        shown = evaluation_set.drawings(rendering.grey(aside, picture.row) for picture in pictures)
         highest = np.full(len(pictures), -1.0, np.float32)
         for start in range(0, len(keep), _CHUNK):
             rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
-            learned = separation.drawings(rendering.grey(training, row) for row in rows)
-            highest = np.maximum(highest, separation.likeness(shown, learned))
+            learned = evaluation_set.drawings(rendering.grey(training, row) for row in rows)
+            highest = np.maximum(highest, evaluation_set.likeness(shown, learned))
         limit = recipe.data.max_likeness
         found = [p.member for p, like in zip(pictures, highest, strict=True) if like >= limit]
         record.write_text(json.dumps(found), "utf-8")
@@ -201,33 +203,33 @@ def _matches(catalogue: Catalogue, training: Cache, aside: Cache, recipe: Recipe
             for name, cache in (("training", training), ("held-out", aside))
         ]
         paths = [_path_keys(catalogue, cache.rows) for cache in (training, aside)]
-        found = separation.find_matches(
+        found = evaluation_set.find_matches(
             paths[0], bits[0], paths[1], bits[1], recipe.data.max_hash_distance
         )
         record.write_text(json.dumps([asdict(match) for match in found]), "utf-8")
     return [Match(**match) for match in json.loads(record.read_text("utf-8"))]
 
 
-def _hashes(folder: Path, cache: Cache, processes: int) -> separation.Bits:
+def _hashes(folder: Path, cache: Cache, processes: int) -> evaluation_set.Bits:
     saved = folder / "bits.npy"
     if not saved.exists():
         starts = range(0, len(cache.rows), _CHUNK)
         with ProcessPoolExecutor(processes) as pool:
             parts = [pool.submit(_hash_part, folder, start) for start in starts]
             np.save(saved, np.concatenate([part.result() for part in parts]))
-    bits: separation.Bits = np.load(saved)
+    bits: evaluation_set.Bits = np.load(saved)
     return bits
 
 
-def _hash_part(folder: Path, start: int) -> separation.Bits:
+def _hash_part(folder: Path, start: int) -> evaluation_set.Bits:
     cache = rendering.read(folder)
     rows = cache.rows[start : start + _CHUNK]
-    return separation.hashes(rendering.grey(cache, row) for row in rows)
+    return evaluation_set.hashes(rendering.grey(cache, row) for row in rows)
 
 
 def _path_keys(catalogue: Catalogue, rows: Sequence[Row]) -> list[str]:
     keys = {
-        (prefix, icon.name): separation.path_key(icon.body, max(icon.box[2:]))
+        (prefix, icon.name): evaluation_set.path_key(icon.body, max(icon.box[2:]))
         for prefix in sorted({row.collection for row in rows})
         for icon in catalogue.icons(prefix)
     }
@@ -275,22 +277,22 @@ def train_teacher(
 
 def train_generator(
     recipe: Recipe, icons: World, teacher: nn.Module, output: Path
-) -> generator_recipe.Trainer:
+) -> generator.Trainer:
     """Train the VQGAN, exporting it at every checkpoint in the official layout."""
-    config = generator_recipe.config(recipe.generator)
+    config = generator.config(recipe.generator)
     (output / "generator.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
     # Not the bundled set: what is looked at while training must not be what is scored at the end.
     pictures = plain(icons.training, icons.validation[:: 1 + len(icons.validation) // 256])
 
-    def validate(network: generator_recipe.Network, step: int) -> None:
+    def validate(network: generator.Network, step: int) -> None:
         network.eval()
         made = reconstruct(network, pictures)
-        quality = generator_recipe.psnr(made, pictures)
+        quality = generator.psnr(made, pictures)
         log(f"generator step {step} validation icons: {quality:.2f} dB")
         export(network.official(), output / "generator.safetensors")
         network.train()
 
-    trainer = generator_recipe.Trainer(
+    trainer = generator.Trainer(
         recipe.generator, icons.training, icons.keep, teacher, _models(recipe), recipe.seed, log
     )
     validate(trainer.run(validate), trainer.step)
@@ -298,7 +300,7 @@ def train_generator(
 
 
 @torch.no_grad()
-def reconstruct(network: generator_recipe.Network, images: Tensor) -> Tensor:
+def reconstruct(network: generator.Network, images: Tensor) -> Tensor:
     """Images [N, 3, 64, 64] in [0, 1] through the generator's codes and back, in parts."""
     return torch.cat([network.reconstruct(part) for part in images.split(64)])
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.fields import (
+from dfkd.utils.types import (
     CHECKED,
     Count,
     Fraction,

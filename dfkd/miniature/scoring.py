@@ -18,18 +18,14 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfkd.hardware import processor
-from dfkd.miniature import evaluation_set, generator_recipe, teacher_recipe
+from dfkd.miniature import evaluation_set, generator
+from dfkd.miniature import teacher as teacher_recipe
 from dfkd.miniature.captions import PSEUDO_WORD
 from dfkd.miniature.evaluation_set import Picture
 from dfkd.miniature.icons import EVALUATION
-from dfkd.miniature.pretraining import (
-    World,
-    collections_of,
-    evaluation_images,
-    reconstruct,
-)
+from dfkd.miniature.pretraining import World, collections_of, evaluation_images, reconstruct
 from dfkd.miniature.recipe import Recipe
+from dfkd.utils.hardware import processor
 
 Scores = dict[str, Any]
 _SCALES = (1.0, 3.0, 10.0)
@@ -102,8 +98,8 @@ def teacher_scores(
 
 
 def generator_scores(
-    trainer: generator_recipe.Trainer,
-    network: generator_recipe.Network,
+    trainer: generator.Trainer,
+    network: generator.Network,
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
     icons: World,
@@ -125,7 +121,7 @@ def generator_scores(
 
 
 @torch.no_grad()
-def _codes_used(network: generator_recipe.Network, images: Tensor) -> int:
+def _codes_used(network: generator.Network, images: Tensor) -> int:
     parts = [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
     return len(torch.cat(parts).unique())
 
@@ -134,8 +130,8 @@ def _fidelity(pictures: Sequence[Picture], images: Tensor, made: Tensor) -> Scor
     """How near the pixels of the reconstructions `made` are to those of `images`."""
     domains = _domains(pictures)
     colour = domains["color_emoji"]
-    ratios = {name: generator_recipe.psnr(made[at], images[at]) for name, at in domains.items()}
-    ratios["mean"] = generator_recipe.psnr(made, images)
+    ratios = {name: generator.psnr(made[at], images[at]) for name, at in domains.items()}
+    ratios["mean"] = generator.psnr(made, images)
     return {
         "l1": round(float((made - images).abs().mean()), 4),
         "colourfulness_kept": _colourfulness_kept(made[colour], images[colour]),
@@ -191,9 +187,9 @@ def exported_teacher(trainer: teacher_recipe.Trainer, path: Path, vocabulary: in
     return model.eval().requires_grad_(False)
 
 
-def exported_generator(trainer: generator_recipe.Trainer, path: Path) -> generator_recipe.Network:
+def exported_generator(trainer: generator.Trainer, path: Path) -> generator.Network:
     """The generator as the package loads it (its codebook's running sums are not exported)."""
-    network = generator_recipe.Network(trainer.recipe)
+    network = generator.Network(trainer.recipe)
     found = network.load_state_dict(load_file(path), strict=False)
     if found.unexpected_keys or any(".weight" in key for key in found.missing_keys):
         raise RuntimeError(f"{path} does not fit its recipe: {found}")

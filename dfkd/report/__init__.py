@@ -1,1 +1,5 @@
-"""What people look at: the table, the contact sheet, and `report.html`, the page of a run."""
+"""Pages about a finished run: report.html, comparison.html, the contact sheet, tables.
+
+In: the folder of a run. Out: HTML that needs no network, PNG, and text for a terminal. Begin with
+`page.py`; `facts.py` reads everything that it shows.
+"""

@@ -9,7 +9,7 @@ from dfkd.report.facts import URIS, Facts, Scored, collect
 from dfkd.report.gallery import thinned
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline
-from dfkd.storage import Storage
+from dfkd.storage.local import Storage
 
 PAGE = "comparison.html"
 SECTIONS = [

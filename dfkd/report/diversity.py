@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError
-from dfkd.published import read_json
 from dfkd.report.facts import Facts, Made
-from dfkd.shards import canonical
-from dfkd.storage import Storage
+from dfkd.storage.local import Storage
+from dfkd.utils.strict_json import canonical
 
 FILE = "diversity.json"
 """{"schema": 1, "rows": [the fields of `Diversity`], "rank_correlation": {measure: -1 to 1}}"""

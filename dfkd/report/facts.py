@@ -13,13 +13,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 from safetensors import SafetensorError, safe_open
 
-import dfkd
-from dfkd import footprint, record
-from dfkd.dataset import PublishedVersion, current, open_version
+from dfkd.config.manifest import Average, Manifest
+from dfkd.dataset.published import read_json
+from dfkd.dataset.versions import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.fields import CHECKED
-from dfkd.manifest import Average, Manifest
-from dfkd.published import read_json
+from dfkd.evaluation import footprint
+from dfkd.evaluation.results import Row, Summary, images_of, ordered, validate_results
+from dfkd.models.student import WEIGHTS, read_card
 from dfkd.report.gallery import (
     MAX_PICTURES,
     PER_CLASS,
@@ -31,10 +31,10 @@ from dfkd.report.gallery import (
     thinned,
 )
 from dfkd.report.readers import Curve, Prompts, Takehome, read_curve, read_prompts, read_takehome
-from dfkd.results import Row, Summary, images_of, ordered, validate_results
-from dfkd.shards import canonical
-from dfkd.storage import Storage
-from dfkd.student import WEIGHTS, read_card
+from dfkd.storage import cost_records
+from dfkd.storage.local import Storage
+from dfkd.utils.strict_json import canonical
+from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
 """What a page needs beside the run's own objects, so that a folder is enough to write it again."""
@@ -133,7 +133,7 @@ class Facts:
     """The teacher first."""
     made: list[Made]
     trained: list[Trained]
-    entries: list[record.Entry]
+    entries: list[cost_records.Entry]
     takehome: Takehome | None
     origin: Origin | None
 
@@ -174,7 +174,7 @@ def note_origin(
 
 def commit() -> str | None:
     """The commit of the checkout that this package lies in; None if it lies in none."""
-    folder = Path(dfkd.__file__).parents[1]
+    folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
@@ -222,7 +222,7 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         scored=scored,
         made=_made(root or storage, methods, classes, version),
         trained=_trained(root or storage, rows, origin),
-        entries=[] if root else record.read(storage),
+        entries=[] if root else cost_records.read(storage),
         takehome=read_takehome(storage),
         origin=origin,
     )

@@ -13,9 +13,9 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from dfkd.fewshot_results import CURVES, Band, Curve, Results, gains
-from dfkd.report.table import WIDTH
-from dfkd.results import Spread
+from dfkd.evaluation.few_shot_results import CURVES, Band, Curve, Results, gains
+from dfkd.evaluation.results import Spread
+from dfkd.report.tables import WIDTH
 
 CELL = 10
 """Letters of a column at the most: `78.9 ±12.3`."""

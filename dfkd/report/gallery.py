@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from dfkd.dataset import PublishedVersion
-from dfkd.diversity import pair_cosines, twins, vendi_score
+from dfkd.config.plan import sample_key
+from dfkd.dataset.shards import Receipt, Sample
+from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
-from dfkd.pictures import opened
-from dfkd.plan import sample_key
-from dfkd.shards import Receipt, Sample
+from dfkd.prompts.diversity import pair_cosines, twins, vendi_score
+from dfkd.utils.images import opened
 
 MAX_ROWS = 250_000
 """Rows of an index that are kept; of more, every second, third, ... one."""

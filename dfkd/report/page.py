@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 import jinja2
@@ -10,20 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-import dfkd
-from dfkd.distilled import place
-from dfkd.diversity import TWIN
-from dfkd.manifest import Manifest
-from dfkd.record import Entry
+from dfkd.config.manifest import Manifest
+from dfkd.distillation.student_store import place
+from dfkd.evaluation.results import ClassSummary, summarise_classes
+from dfkd.prompts.diversity import TWIN
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import MEASURES, diversities, rank_correlation
 from dfkd.report.facts import Facts, collect, label_of, note_origin, require_finished
 from dfkd.report.gallery import shown_classes
-from dfkd.report.table import HEADS
+from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
-from dfkd.results import ClassSummary, summarise_classes
-from dfkd.storage import Storage, open_storage
-from dfkd.yaml import dump
+from dfkd.storage.cost_records import Entry
+from dfkd.storage.local import Storage, open_storage
+from dfkd.utils.yaml import dump
 
 PAGE = "report.html"
 SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
@@ -135,7 +134,7 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "css": Markup((package / "page.css").read_text("utf-8")),  # noqa: S704 - our own
         "js": Markup((package / "page.js").read_text("utf-8")),  # noqa: S704 - our own
-        "version": dfkd.__version__,
+        "version": metadata.version("dfkd"),
         "shown": _shown,
         "label_of": label_of,
         "own_class": _own_class,

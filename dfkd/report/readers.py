@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from dfkd import parquet, strict_json
-from dfkd.dataset import PublishedVersion
-from dfkd.diversity import pair_cosines, plane, vendi_score
+from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
+from dfkd.prompts.diversity import pair_cosines, plane, vendi_score
 from dfkd.report.gallery import evenly
-from dfkd.storage import MissingObject, Storage
+from dfkd.storage.local import MissingObject, Storage
+from dfkd.utils import parquet, strict_json
 
 MAX_POINTS = 2000
 """Points that are kept of each scalar; of more, TensorBoard draws a sample with its own seed."""

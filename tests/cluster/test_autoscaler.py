@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import jobs
-from dfkd.dataset import current, verify
-from dfkd.storage import open_storage
+from dfkd.dataset.versions import current, verify
+from dfkd.storage.local import open_storage
 from nodes import Node, RayCluster, descendants
+from tests.helpers import jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

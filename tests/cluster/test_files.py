@@ -26,8 +26,8 @@ from pydantic import ConfigDict, TypeAdapter
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from dfkd.cluster import metrics
-from dfkd.manifest import Manifest
-from jobs import ROOT
+from dfkd.config.manifest import Manifest
+from tests.helpers.jobs import ROOT
 
 FOLDER = ROOT / "cluster"
 KUBERNETES = "1.37"

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import ray.train
 import safetensors.torch
-from ranks import prepare, two_cpus
 
-import jobs
+from dfkd.cluster import distillation as module
 from dfkd.cluster import launch
-from dfkd.cluster import train as module
+from dfkd.cluster.distillation import distill
 from dfkd.cluster.rank import train
-from dfkd.cluster.train import distill
-from dfkd.distillation import Distiller
+from dfkd.config.manifest import Manifest
+from dfkd.distillation.distiller import Distiller
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, WeightsError
-from dfkd.manifest import Manifest
+from tests.helpers import jobs
+from tests.helpers.ranks import prepare, two_cpus
 
 STEP = 2
 """Before which a rank fails."""

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 import ray
 
-from dfkd import logs
 from dfkd.cluster import metrics
 from dfkd.cluster.capacity import Share
 from dfkd.cluster.metrics import ALL, Count, Level, Measure, Pace, Teller
 from dfkd.cluster.pool import Pool, Quarantined
-from dfkd.dataset import begin
-from dfkd.fingerprint import identity
-from dfkd.manifest import Manifest
-from dfkd.objects import Request
-from dfkd.plan import tasks
-from dfkd.shards import Receipt
-from dfkd.storage import open_storage
-from prometheus import Found, wait_for
-from surrogates import publish, write_manifest
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import tasks
+from dfkd.dataset.shards import Receipt
+from dfkd.dataset.versions import begin
+from dfkd.storage.base import Request
+from dfkd.storage.local import open_storage
+from dfkd.utils import logs
+from tests.helpers.prometheus import Found, wait_for
+from tests.helpers.tiny_version import publish, write_manifest
 
 BOTH = ("uploads_total", "upload_bytes_total", "upload_seconds_total", "storage_retries_total")
 """What driver and worker count."""

@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from dfkd.cluster.capacity import Share, autoscaled, room, staying, worker_share
-from dfkd.cluster.connect import _knock, connected
+from dfkd.cluster.connection import _knock, connected
 from dfkd.cluster.pool import Actor, Pool
+from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.manifest import Cluster
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from ray.train import ScalingConfig
 from dfkd.cluster import ray_internals
 from dfkd.cluster.capacity import autoscaled, staying
 from dfkd.cluster.pool import Actor
-from draining import drain
+from tests.helpers.draining import drain
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 PRIVATE = re.compile(
     r"\bray[.\w]*\.(_\w+|experimental|autoscaler|v2)\b|\b_internal\b|\b__ray_\w+__"
     r"|from ray import .*\b_\w+"

@@ -11,7 +11,7 @@ import certifi
 import pytest
 
 import submit
-from jobs import ROOT
+from tests.helpers.jobs import ROOT
 
 RAYJOBS = "/apis/ray.io/v1/namespaces/dfkd/rayjobs"
 RAYJOB = ROOT / "cluster" / "kubernetes" / "rayjob.yaml"

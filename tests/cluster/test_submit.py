@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from dfkd.manifest import Manifest
-from dfkd.plan import tasks
-from jobs import ROOT
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import tasks
 from nodes import RAY, RayCluster
-from prometheus import scraped
+from tests.helpers.jobs import ROOT
+from tests.helpers.prometheus import scraped
 
 PATIENCE = 600.0
 """Seconds for anything to happen, on a machine that does other things too."""

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from machines import Nodes
+
+from tests.helpers.machines import Nodes
 
 
 @pytest.fixture(scope="session")

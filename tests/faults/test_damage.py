@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.dataset import PublishedVersion, Version, begin, verify
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.loader import Stream
+from dfkd.dataset.versions import PublishedVersion, Version, begin, verify
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Manifest
-from dfkd.streaming import Stream
-from dfkd.takehome import calibration_images
-from filling import ENVIRONMENT, IDENTITY, TASKS, commit, home, write_task
-from surrogates import publish, write_manifest
+from dfkd.export.take_home import calibration_images
+from tests.helpers.partial_version import ENVIRONMENT, IDENTITY, TASKS, commit, home, write_task
+from tests.helpers.tiny_version import publish, write_manifest
 
 pytestmark = pytest.mark.faults
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.cluster.build import SynthesisWorker, identify
 from dfkd.cluster.prompt_worker import Part, PromptWorker
-from dfkd.dataset import begin
-from dfkd.manifest import Manifest
-from dfkd.plan import units
-from dfkd.storage import open_storage
+from dfkd.cluster.synthesis import SynthesisWorker, identify
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import units
+from dfkd.dataset.versions import begin
+from dfkd.storage.local import open_storage
 
 pytestmark = pytest.mark.faults
 

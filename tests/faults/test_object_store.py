@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 import ceph as servers
-import filling
 from ceph import Ceph
-from dfkd.dataset import PublishedVersion, current, verify
+from dfkd.dataset.versions import PublishedVersion, current, verify
 from dfkd.errors import InfrastructureError
-from dfkd.s3 import S3Storage
-from dfkd.storage import open_storage
-from jobs import command, environment
-from proxy import Proxy
+from dfkd.storage.local import open_storage
+from dfkd.storage.s3 import S3Storage
+from tests.helpers import partial_version
+from tests.helpers.jobs import command, environment
+from tests.helpers.s3_proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(1200)]
 
@@ -151,15 +151,15 @@ def fill(root: str) -> PublishedVersion:
     """A version without models, in this process; again, as a scheduler does, where that helps."""
     for _ in range(20):
         with contextlib.suppress(InfrastructureError):
-            return filling.fill(root)
+            return partial_version.fill(root)
     raise AssertionError("the store did not come back")
 
 
 def require_filled(root: str, folder: Path) -> None:
     """Byte for byte what a directory holds after an undisturbed run, and nothing beside it."""
-    filling.fill(folder)
+    partial_version.fill(folder)
     storage = open_storage(root)
-    assert {key: storage.get(key) for key in storage.list()} == filling.tree(folder)
+    assert {key: storage.get(key) for key in storage.list()} == partial_version.tree(folder)
     assert verify(published(root, "data/vanilla")) == []
     assert storage.abort_uploads(older_than=0) == 0
 

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import ray
 import ray.train
-from machines import Nodes, wait_for
 
-from dfkd.checkpoints import Checkpoints
-from dfkd.cluster import train as module
+from dfkd.cluster import distillation as module
+from dfkd.cluster.distillation import distill
 from dfkd.cluster.rank import train
 from dfkd.cluster.ray_internals import draining
-from dfkd.cluster.train import distill
-from dfkd.distillation import Distiller
-from dfkd.distilled import Place
-from dfkd.manifest import Manifest
-from dfkd.student import load_student
-from draining import drain
-from surrogates import publish, write_manifest
+from dfkd.config.manifest import Manifest
+from dfkd.distillation.distiller import Distiller
+from dfkd.distillation.student_store import Place
+from dfkd.models.student import load_student
+from dfkd.storage.checkpoints import Checkpoints
+from tests.helpers.draining import drain
+from tests.helpers.machines import Nodes, wait_for
+from tests.helpers.tiny_version import publish, write_manifest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 

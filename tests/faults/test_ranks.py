@@ -16,18 +16,18 @@ import pytest
 import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfkd.checkpoints import Checkpoints
+from dfkd.cluster import distillation as module
 from dfkd.cluster import launch
-from dfkd.cluster import train as module
+from dfkd.cluster.distillation import distill
 from dfkd.cluster.rank import train
-from dfkd.cluster.train import distill
-from dfkd.distillation import Course, Distiller
-from dfkd.distilled import Place, place
+from dfkd.config.manifest import Manifest
+from dfkd.distillation.distiller import Course, Distiller
+from dfkd.distillation.student_store import Place, place
 from dfkd.errors import InfrastructureError
-from dfkd.manifest import Manifest
-from dfkd.student import WEIGHTS, load_student
-from models import write_backbone
-from surrogates import publish, write_manifest
+from dfkd.models.student import WEIGHTS, load_student
+from dfkd.storage.checkpoints import Checkpoints
+from tests.helpers.tiny_models import write_backbone
+from tests.helpers.tiny_version import publish, write_manifest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.dataset import current, verify
+from dfkd.dataset.versions import current, verify
 from dfkd.errors import Exit
-from dfkd.storage import Storage, open_storage
-from jobs import command, environment
-from test_regenerate_job import manifest
+from dfkd.storage.local import Storage, open_storage
+from tests.helpers.jobs import command, environment
+from tests.jobs.test_regenerate import manifest
 
 __all__ = ["manifest"]
 

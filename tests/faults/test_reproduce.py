@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import below, title, wait_for
 
 from dfkd.errors import Exit
-from jobs import command, environment
-from studies import METHODS, write
+from tests.helpers.jobs import command, environment
+from tests.helpers.machines import below, title, wait_for
+from tests.helpers.tiny_study import METHODS, write
 
 MOMENTS = ("data/random/versions/*/receipts/*", "cells/vanilla-s0-*/cell.json", "students/random*")
 """Objects after whose appearance the job is killed."""

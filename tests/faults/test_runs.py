@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from machines import Nodes, wait_for
 
-import jobs
-from dfkd.dataset import PublishedVersion, current, verify
-from dfkd.storage import open_storage
-from jobs import contents, last_error
+from dfkd.dataset.versions import PublishedVersion, current, verify
+from dfkd.storage.local import open_storage
+from tests.helpers import jobs
+from tests.helpers.jobs import contents, last_error
+from tests.helpers.machines import Nodes, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from filler import TASKS, Fill, drive, undisturbed
-from machines import Nodes, driver, wait_for
 
-from draining import drain
-from jobs import contents
+from tests.helpers.disk_filler import TASKS, Fill, drive, undisturbed
+from tests.helpers.draining import drain
+from tests.helpers.jobs import contents
+from tests.helpers.machines import Nodes, driver, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

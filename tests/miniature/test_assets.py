@@ -13,9 +13,9 @@ import yaml
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
-from dfkd import miniature
-from dfkd.miniature import evaluation_set, generator_recipe, icons, recipe
-from dfkd.yaml import load
+from dfkd.config import bundled
+from dfkd.miniature import evaluation_set, generator, icons, recipe
+from dfkd.utils.yaml import load
 
 MANIFEST = "manifests/pretrain.yaml"
 OFFICIAL = {"clock", "book", "camera", "house", "cat", "microphone", "hourglass"} | {
@@ -25,24 +25,24 @@ OFFICIAL = {"clock", "book", "camera", "house", "cat", "microphone", "hourglass"
 
 @pytest.fixture(scope="module")
 def scores() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((miniature.ASSETS / "scores.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads((bundled.ASSETS / "scores.json").read_text("utf-8"))
     return found
 
 
 @pytest.fixture(scope="module")
 def members() -> list[tarfile.TarInfo]:
-    with tarfile.open(miniature.EVALUATION) as bundle:
+    with tarfile.open(bundled.EVALUATION) as bundle:
         return bundle.getmembers()
 
 
 def test_weights_are_small_enough_to_ship() -> None:
-    weights = (miniature.TEACHER_WEIGHTS, miniature.GENERATOR_WEIGHTS)
+    weights = (bundled.TEACHER_WEIGHTS, bundled.GENERATOR_WEIGHTS)
     assert sum(path.stat().st_size for path in weights) <= 25e6
 
 
 def test_files_are_the_ones_that_were_scored(scores: dict[str, Any]) -> None:
     for name, known in scores["files"].items():
-        data = (miniature.ASSETS / name).read_bytes()
+        data = (bundled.ASSETS / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (known["bytes"], known["sha256"])
 
 
@@ -53,13 +53,13 @@ def test_targets_are_met(scores: dict[str, Any]) -> None:
 
 
 def test_teacher_loads_strictly_into_open_clip() -> None:
-    config = json.loads(miniature.TEACHER_CONFIG.read_text("utf-8"))
+    config = json.loads(bundled.TEACHER_CONFIG.read_text("utf-8"))
     text = config["text_cfg"]
-    merges = miniature.ASSETS / text.pop("tokenizer_kwargs")["bpe_path"]
+    merges = bundled.ASSETS / text.pop("tokenizer_kwargs")["bpe_path"]
     tokenizer = SimpleTokenizer(str(merges), context_length=text["context_length"])
     assert tokenizer.vocab_size == text["vocab_size"]
     model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text)
-    model.load_state_dict(load_file(miniature.TEACHER_WEIGHTS), strict=True)
+    model.load_state_dict(load_file(bundled.TEACHER_WEIGHTS), strict=True)
     with torch.no_grad():
         embedding = model.eval().encode_text(tokenizer(["A dog", "A house"]))
     assert embedding.shape == (2, config["embed_dim"])
@@ -67,16 +67,16 @@ def test_teacher_loads_strictly_into_open_clip() -> None:
 
 @pytest.mark.parametrize("text", ["a dog", "umbrella in the style of pixel art", "zeppelin 7"])
 def test_tokenizer_round_trip(text: str) -> None:
-    tokenizer = SimpleTokenizer(str(miniature.ASSETS / "bpe.txt.gz"), context_length=24)
+    tokenizer = SimpleTokenizer(str(bundled.ASSETS / "bpe.txt.gz"), context_length=24)
     assert tokenizer.decode(tokenizer.encode(text)).strip() == text
 
 
 def test_generator_has_the_official_layout() -> None:
-    config = yaml.safe_load(miniature.GENERATOR_CONFIG.read_text("utf-8"))
+    config = yaml.safe_load(bundled.GENERATOR_CONFIG.read_text("utf-8"))
     made = load(recipe.Recipe, MANIFEST).generator
-    assert config == generator_recipe.config(made)
-    network = generator_recipe.Network(made)
-    state = load_file(miniature.GENERATOR_WEIGHTS)
+    assert config == generator.config(made)
+    network = generator.Network(made)
+    state = load_file(bundled.GENERATOR_WEIGHTS)
     assert set(state) == set(network.official())
     network.load_state_dict(state, strict=False)
 
@@ -117,7 +117,7 @@ def test_bundle_is_deterministic_and_of_the_held_out_sets(members: list[tarfile.
 
 
 def test_notice_names_every_set_with_its_licence(scores: dict[str, Any]) -> None:
-    lines = (miniature.ASSETS / "NOTICE").read_text("utf-8").splitlines()
+    lines = (bundled.ASSETS / "NOTICE").read_text("utf-8").splitlines()
     entries = [line for line in lines if line.startswith("- ")]
     shown = [p for group in icons.EVALUATION.values() for p in group]
     used = scores["data"]["training"]["collections"] + len(scores["data"]["validation"])
@@ -130,7 +130,7 @@ def test_notice_names_every_set_with_its_licence(scores: dict[str, Any]) -> None
 
 
 def test_the_card_is_the_job_s(scores: dict[str, Any]) -> None:
-    card = (miniature.ASSETS / "MODEL_CARD.md").read_text("utf-8")
+    card = (bundled.ASSETS / "MODEL_CARD.md").read_text("utf-8")
     means = [
         f"{100 * scores['teacher'][key]['mean']:.1f}"
         for key in ("zero_shot", "zero_shot_everywhere", "zero_shot_official")

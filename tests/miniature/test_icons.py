@@ -4,7 +4,6 @@ import itertools
 import json
 from pathlib import Path
 
-import icon_package
 import pytest
 
 from dfkd.miniature.icons import (
@@ -18,6 +17,7 @@ from dfkd.miniature.icons import (
     choose,
     split_name,
 )
+from tests.helpers import icon_package
 
 
 def icon(body: str, name: str = "clock") -> Icon:

@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
-import icon_package
 import pytest
 import yaml
 
-import jobs
 from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestError
 from dfkd.miniature import pretraining
 from dfkd.miniature.recipe import Data, Recipe
-from dfkd.yaml import load
+from dfkd.utils.yaml import load
+from tests.helpers import icon_package, jobs
 
 MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
 

@@ -9,7 +9,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from dfkd.miniature import augment, captions, generator_recipe, sampling, teacher_recipe
+from dfkd.miniature import augmentation, captions, generator, rendering
+from dfkd.miniature import teacher as teacher_recipe
 from dfkd.miniature.recipe import Generator, Teacher
 from dfkd.miniature.rendering import Cache, Row
 
@@ -87,7 +88,7 @@ def test_captions_tell_only_what_is_true() -> None:
 
 
 def test_mates_share_a_name(cache: Cache) -> None:
-    rows, *_ = sampling.Batches(cache, np.arange(8), 8, 0).draw(3, mates=True)
+    rows, *_ = rendering.Batches(cache, np.arange(8), 8, 0).draw(3, mates=True)
     names = [one.name for one in rows]
     assert len(rows) == 8
     assert len(set(names)) <= 4
@@ -100,31 +101,31 @@ def test_things_that_sets_share_are_seen_more_than_interface_parts() -> None:
         row("arrow left"),
         row("odd compound name"),
     ]
-    shares = sampling.weights(rows)
+    shares = rendering.weights(rows)
     assert shares.sum() == pytest.approx(1)
     assert shares[0] > shares[5]
     assert shares[0] > shares[6]
-    assert sampling.easy_weights(rows)[5:].sum() == 0
+    assert rendering.easy_weights(rows)[5:].sum() == 0
 
 
 def test_batches_depend_on_seed_and_step_only(cache: Cache) -> None:
     keep = np.arange(len(cache.rows))
-    first = sampling.Batches(cache, keep, 16, 3).draw(5)
-    second = sampling.Batches(cache, keep, 16, 3).draw(5)
+    first = rendering.Batches(cache, keep, 16, 3).draw(5)
+    second = rendering.Batches(cache, keep, 16, 3).draw(5)
     assert first[0] == second[0]
     assert torch.equal(first[1], second[1])
     assert len(first[1]) + len(first[2]) == 16
     assert [r.colour for r in first[0]] == sorted(r.colour for r in first[0])
-    assert sampling.Batches(cache, keep, 16, 3).draw(6)[0] != first[0]
+    assert rendering.Batches(cache, keep, 16, 3).draw(6)[0] != first[0]
 
 
 def test_augmentation_is_reproducible_and_in_range(cache: Cache) -> None:
-    rows, alpha, coloured, _ = sampling.Batches(cache, np.arange(8), 64, 0).draw(0)
+    rows, alpha, coloured, _ = rendering.Batches(cache, np.arange(8), 64, 0).draw(0)
     made = []
     for _ in range(2):
         gen = torch.Generator().manual_seed(1)
-        plan = augment.plan(len(rows), gen)
-        made.append(augment.paint(alpha, coloured, plan, gen))
+        plan = augmentation.plan(len(rows), gen)
+        made.append(augmentation.paint(alpha, coloured, plan, gen))
     assert torch.equal(made[0], made[1])
     assert made[0].shape == (64, 3, 64, 64)
     assert made[0].min() >= 0
@@ -133,9 +134,9 @@ def test_augmentation_is_reproducible_and_in_range(cache: Cache) -> None:
 
 def test_without_strength_icons_stay_black_on_white(cache: Cache) -> None:
     gen = torch.Generator().manual_seed(0)
-    plan = augment.plan(64, gen, 0.0)
-    assert set(plan.ink.tolist()) == {augment.BLACK}
-    assert set(plan.ground.tolist()) == {augment.WHITE}
+    plan = augmentation.plan(64, gen, 0.0)
+    assert set(plan.ink.tolist()) == {augmentation.BLACK}
+    assert set(plan.ground.tolist()) == {augmentation.WHITE}
     assert not plan.noise.any()
 
 
@@ -144,7 +145,7 @@ def test_enclosed_places_are_filled() -> None:
     ring[..., 4:12, 4:12] = 1
     ring[..., 6:10, 6:10] = 0
     ring[..., 0, 3:5] = 1
-    filled = augment.fill_holes(ring)
+    filled = augmentation.fill_holes(ring)
     assert filled[0, 0, 4:12, 4:12].min() == 1
     assert filled.sum() == 64 + 2
 
@@ -227,7 +228,7 @@ def test_generator_trains_with_codes_and_exports_official_names(
         batch_size=4, checkpoint_every=3, compile=False,
     )  # fmt: skip
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
-    trainer = generator_recipe.Trainer(
+    trainer = generator.Trainer(
         recipe, cache, np.arange(8), teacher, tmp_path, 0, lambda text: None
     )
     network = trainer.run(lambda made, step: None)
@@ -244,12 +245,12 @@ def test_generator_trains_with_codes_and_exports_official_names(
 def test_perceptual_gradients_stay_finite_on_empty_images(tokenizer: SimpleTokenizer) -> None:
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
     blank = torch.ones(2, 3, 64, 64, requires_grad=True)
-    generator_recipe.Perception(teacher)(blank, torch.rand(2, 3, 64, 64)).backward()
+    generator.Perception(teacher)(blank, torch.rand(2, 3, 64, 64)).backward()
     assert blank.grad is not None
     assert blank.grad.abs().max() < 10
 
 
 def test_psnr_of_known_errors() -> None:
-    assert generator_recipe.psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)) == (
+    assert generator.psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)) == (
         pytest.approx(20.0, abs=1e-4)
     )

@@ -1,11 +1,11 @@
 """Finished runs that tests of the page share; they only read them."""
 
 import pytest
-from finished import finished
 
-from dfkd.manifest import Manifest
+from dfkd.config.manifest import Manifest
 from dfkd.report.facts import Facts, collect
-from dfkd.storage import open_storage
+from dfkd.storage.local import open_storage
+from tests.helpers.finished_run import finished
 
 
 @pytest.fixture(scope="session")

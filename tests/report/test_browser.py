@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from finished import finished
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from dfkd.report import compare, page
-from dfkd.storage import open_storage
+from dfkd.storage.local import open_storage
+from tests.helpers.finished_run import finished
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"

@@ -2,12 +2,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from finished import METHODS, finished
 
-from dfkd.manifest import Manifest
+from dfkd.config.manifest import Manifest
 from dfkd.report import compare
 from dfkd.report.facts import Facts, Origin, collect
-from dfkd.storage import open_storage
+from dfkd.storage.local import open_storage
+from tests.helpers.finished_run import METHODS, finished
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from finished import finished
 
 from dfkd.report.diversity import Diversity, diversities, rank_correlation, read, table
 from dfkd.report.facts import collect
 from dfkd.report.page import write_stored
-from dfkd.storage import open_storage
+from dfkd.storage.local import open_storage
+from tests.helpers.finished_run import finished
 
 
 def of(method: str, cosine: float | None, accuracy: float | None) -> Diversity:

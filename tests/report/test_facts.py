@@ -3,13 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import CLASSES, DOMAINS, METHODS, SEEDS
 
+from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.manifest import Manifest
+from dfkd.models.student import load_student
 from dfkd.report.facts import Facts, collect, note_origin
-from dfkd.storage import Storage, open_storage
-from dfkd.student import load_student
+from dfkd.storage.local import Storage, open_storage
+from tests.helpers.finished_run import CLASSES, DOMAINS, METHODS, SEEDS
 
 
 @pytest.fixture

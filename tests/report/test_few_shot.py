@@ -3,9 +3,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from PIL import Image
-from shots import CURVES, results
 
 from dfkd.report.few_shot import STYLES, markdown, png, svg, table
+from tests.helpers.screenshots import CURVES, results
 
 
 def test_the_table_has_a_line_for_each_curve_and_a_column_for_each_k() -> None:

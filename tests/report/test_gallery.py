@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from large import CLASSES, EACH, large_version
 from PIL import Image
 
-from dfkd.dataset import PublishedVersion
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
-from dfkd.manifest import Manifest
 from dfkd.report import gallery as module
 from dfkd.report.gallery import Gallery, Picture, data_uri, evenly, gallery, read_index, thinned
-from dfkd.storage import open_storage
-from surrogates import publish, write_manifest
+from dfkd.storage.local import open_storage
+from tests.helpers.large_run import CLASSES, EACH, large_version
+from tests.helpers.tiny_version import publish, write_manifest
 
 
 @pytest.fixture

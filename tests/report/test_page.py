@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import CLASSES, SIZES, TEXT, finished
-from large import large_run
 
+from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
-from dfkd.manifest import Manifest
+from dfkd.evaluation.results import ordered, row, summarise, write_results
 from dfkd.report import page
 from dfkd.report.facts import Facts, Origin
 from dfkd.report.wording import headline
-from dfkd.results import ordered, row, summarise, write_results
-from dfkd.storage import open_storage
+from dfkd.storage.local import open_storage
+from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
+from tests.helpers.large_run import large_run
 
 COMMAND = "python jobs/pipeline.py 'my <run>.yaml'"
 

@@ -1,0 +1,268 @@
+"""Building a version on a cluster: prompts first, then every task's shard, then one publication."""
+
+import contextlib
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dfkd.cluster.capacity import require_shared
+from dfkd.cluster.metrics import WORKER_RATE, Teller, count_request
+from dfkd.cluster.prompt_worker import write_prompts
+from dfkd.cluster.tracking import Curve, Glimpse, ShardTracker
+from dfkd.cluster.worker import Purse, Worker, pool_of
+from dfkd.config import fingerprint as fingerprints
+from dfkd.config.budget import Budget
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method, chained, prompt_method
+from dfkd.config.plan import (
+    Task,
+    Unit,
+    estimated_bytes,
+    fresh_tasks,
+    image_count,
+    part_name,
+    task_count,
+    tasks,
+    units,
+)
+from dfkd.dataset.chain import Chain
+from dfkd.dataset.publication import PROMPTS_KEY
+from dfkd.dataset.published import refuse_removal
+from dfkd.dataset.shards import parse_shard
+from dfkd.dataset.versions import PublishedVersion, Receipt, Version, begin
+from dfkd.errors import InfrastructureError, PartialError
+from dfkd.models import generator, teacher
+from dfkd.storage.cost_records import recorded
+from dfkd.storage.lease import reading
+from dfkd.storage.local import Storage, open_storage, require_room, require_space
+from dfkd.synthesis.shard_maker import SurrogateMaker
+from dfkd.utils.progress import bar
+
+LIBRARIES = (
+    "dfkd",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "taming-transformers",
+    "timm",
+    "pillow",
+    "numpy",
+)
+"""Those whose version can change a pixel or a student, as far as they are installed."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A published version and what was counted in the making."""
+
+    method: Method
+    version: PublishedVersion
+    images: int
+    """In the version."""
+    failed: int
+    """Images that diverged at every try and are not in it."""
+    prompts: dict[str, Any]
+    """Content of `prompts.json`: diversity and faithfulness of the prompts."""
+
+
+def build(
+    manifest: Manifest,
+    identity: Mapping[str, Any],
+    abandon: bool = False,
+    accept_partial: bool = False,
+    budget: Budget | None = None,
+    make_current: bool = True,
+) -> Built:
+    """Make and publish the version of a manifest with one method; resumes what is there.
+
+    Args:
+        identity: of the manifest, from `identify`.
+        abandon: leave unfinished work of another manifest behind instead of refusing.
+        accept_partial: publish although tasks are quarantined.
+        budget: what this call may spend on making prompts and shards.
+        make_current: False publishes a candidate, which readers do not use yet.
+
+    Raises:
+        BudgetError: the budget is spent; what is finished is kept, and the same command resumes.
+        PartialError: tasks are quarantined; all others are kept, and the same command tries again.
+        ManifestError: no node of the cluster can hold a worker.
+    """
+    method = manifest.method
+    require_space(manifest.storage.root, estimated_bytes(manifest))
+    require_shared(manifest.storage.root)
+    root = open_storage(manifest.storage.root).observed(count_request)
+    version = Version(root.child(f"data/{method}"), fingerprints.fingerprint(identity))
+    # The version may be abandoned or old, and then jobs/clean.py may be removing it.
+    with reading(root, [f"{method}/{version.id}"]):
+        begin(version.home, identity, abandon)
+        quarantined = {} if version.published else _fill(manifest, root, version, budget)
+        if quarantined and not accept_partial:
+            _refuse_quarantined(manifest, version, quarantined)
+        refuse_removal(version.home, version.id)
+        published = version.publish(
+            tasks(manifest), environment(), quarantined.keys(), make_current
+        )
+    images = sum(receipt.samples for receipt in published.shards)
+    failed = sum(len(receipt.failed) for receipt in published.shards)
+    return Built(method, published, images, failed, _prompts(version))
+
+
+def _fill(
+    manifest: Manifest, root: Storage, version: Version, budget: Budget | None
+) -> dict[str, str]:
+    """Make all that a version lacks; the reason of each task that is quarantined."""
+    with recorded(root, "synthesize", manifest.method) as cost:
+        purse = Purse(budget or Budget(), cost)
+        write_prompts(manifest, version, purse)
+        return write_shards(manifest, version, purse)
+
+
+def _prompts(version: Version) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(version.storage.get(PROMPTS_KEY))
+    return facts
+
+
+def _refuse_quarantined(
+    manifest: Manifest, version: Version, quarantined: Mapping[str, str]
+) -> None:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
+    raise PartialError(
+        f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
+        f"({reasons}); run the same command again, or add --accept-partial to publish without"
+    )
+
+
+def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
+    """Whether the version of an identity of the manifest is published already."""
+    home = open_storage(manifest.storage.root).child(f"data/{manifest.method}")
+    return Version(home, fingerprints.fingerprint(identity)).published
+
+
+def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
+    """What is hashed of a manifest with one method; reads its weight files whole.
+
+    Args:
+        base: fingerprint of the version that all but the regenerated tasks are carried over from.
+    """
+    cache = manifest.cache
+    weights = teacher.resolve(manifest.teacher, cache).digests
+    if prompt_method(manifest.method):
+        weights = weights | generator.resolve(manifest.generator, cache).digests
+    return fingerprints.identity(manifest, weights, base)
+
+
+def environment() -> dict[str, Any]:
+    """Library versions, which published manifests and scores record."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+class SynthesisWorker(Worker):
+    """Makes shards."""
+
+    def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
+        """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
+        # A maker that fails may be half-way through a part: the next try loads one anew.
+        maker, self._maker = self._maker or self._load(unit), None
+        curve, begun = Curve(), time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
+                require_room(Path(folder, "shards"), size)
+                prompts = self._prompts(unit)
+                failed = maker.shards(unit, prompts, Path(folder), curve)
+                found = [
+                    self._commit(task, Path(folder), failed[task], curve) for task in unit.tasks
+                ]
+            except OSError as error:
+                raise InfrastructureError(
+                    f"task {unit.id}: {error}; free space, run again"
+                ) from None
+        if chained(self.manifest.method):
+            Chain(self.version).keep(self.manifest, unit.part, maker.state())
+        self._maker = maker
+        rate = sum(glimpse.samples for _, glimpse in found) / (time.perf_counter() - begun)
+        WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
+        return found
+
+    def _load(self, unit: Unit) -> SurrogateMaker:
+        manifest, loaded = self.manifest, self.load_teacher()
+        chain, decoder = Chain(self.version), self.load_generator()
+        earlier = partial(chain.images, manifest)
+        maker = SurrogateMaker(manifest, loaded, decoder, self.notes.append, earlier)
+        if chained(manifest.method) and unit.part:
+            maker.restore(chain.states.read(unit.part))
+        return maker
+
+    def _prompts(self, unit: Unit) -> pa.Table:
+        if len(unit.made) == 1:
+            return self.version.prompts(unit.made[0])
+        return self.version.prompt_part(part_name(unit.part))
+
+    def _commit(
+        self, task: Task, folder: Path, failed: tuple[int, ...], curve: Curve
+    ) -> tuple[Receipt, Glimpse]:
+        tar = folder / f"{task.id}.tar"
+        receipt = self.version.commit(task, tar, failed)
+        samples = list(parse_shard(tar.read_bytes(), receipt.shard))
+        name = self.manifest.classes[task.class_index]
+        return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
+
+
+def write_shards(
+    manifest: Manifest, version: Version, purse: Purse, kind: type[Worker] = SynthesisWorker
+) -> dict[str, str]:
+    """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
+    version.carry(fresh_tasks(manifest))
+    done, chain = version.done(), Chain(version) if chained(manifest.method) else None
+    sizes = [len(unit.made) for unit in units(manifest, done)]
+    left, largest = len(sizes), max(sizes, default=1)
+    finished = sum(task.count for task in tasks(manifest) if task.id in done)
+    method = manifest.method
+    board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
+    cost = purse.cost
+    with (
+        pool_of(manifest, kind, version, 1 if chain else left, largest) as pool,
+        bar(f"{method} images", image_count(manifest), "img", finished) as progress,
+        ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
+    ):
+        teller = Teller(manifest, version, pool)
+        remaining = chain.units(manifest, done) if chain else units(manifest, done)
+        for made in pool.run(remaining, lambda unit: purse.covers(pool, unit.count)):
+            made.count(cost)
+            cost.workers = pool.largest
+            for receipt, glimpse in made.result:
+                seconds = made.seconds / len(made.result)
+                teller.done(receipt, glimpse.steps, seconds, made.node, pool.tries(made.unit))
+                cost.images += receipt.samples
+                cost.bytes += receipt.bytes
+                tracker.record(glimpse)
+                progress.update(receipt.samples)
+            teller.quarantined()
+            for note in made.notes:
+                progress.say(f"note: task {made.unit}: {note}")
+            progress.note(_failures(tracker.failed, len(pool.quarantine)))
+        teller.quarantined()
+        progress.note(_failures(tracker.failed, len(pool.quarantine)))
+    purse.close(pool)
+    if chain:
+        return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
+    return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
+
+
+def _failures(images: int, tasks: int) -> str:
+    """For the bar: what went wrong so far, or nothing."""
+    counts = {"failed": images, "quarantined": tasks}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -1,0 +1,204 @@
+"""What a run tells while it runs, for TensorBoard: scalars and sample images as event files."""
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from dfkd.dataset.shards import Sample
+from dfkd.distillation.distiller import Outcome
+from dfkd.storage.local import Storage
+from dfkd.utils.images import pixels
+from dfkd.utils.progress import Bar, Closing
+
+UPLOAD_SECONDS = 60.0
+"""Between two uploads of a synthesis, whose shards may come many times a second."""
+
+SAMPLES = 4
+"""Images of a class that are shown."""
+SIDE = 96
+"""Pixels a side of a shown image at the most: event files are uploaded whole each time."""
+CLASSES = 100
+"""Classes that are shown at the most, for the same reason."""
+
+
+class Board(Closing):
+    """Event files: written in a local folder, put into storage whenever `upload` is called."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.folder = tempfile.TemporaryDirectory(prefix="dfkd-tensorboard-")
+        self.writer = SummaryWriter(self.folder.name)
+
+    def close(self) -> None:
+        """Leave nothing behind but what was uploaded."""
+        self.writer.close()
+        self.folder.cleanup()
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """A point of each named curve."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def images(self, name: str, batch: Tensor, step: int) -> None:
+        """Images [N, 3, H, W], uint8 or float32 in [0, 1], side by side as one picture."""
+        self.writer.add_image(name, torch.cat(list(batch.cpu()), dim=2), step)
+
+    def upload(self) -> None:
+        """Put the event files where `tensorboard --logdir` finds them."""
+        self.writer.flush()
+        for file in Path(self.folder.name).iterdir():
+            self.storage.put(file.name, file)
+
+
+class Tracker(Board):
+    """Of a training: means of loss and agreement between two `log` calls, and images/s."""
+
+    def __init__(self, bar: Bar, storage: Storage, images_per_step: int) -> None:
+        super().__init__(storage)
+        self.bar, self.images_per_step = bar, images_per_step
+        self.outcomes: list[Outcome] = []
+        self.since = time.monotonic()
+
+    def close(self) -> None:
+        """See `Board.close`; the bar is left as it stands."""
+        self.bar.close()
+        super().close()
+
+    def record(self, outcome: Outcome) -> None:
+        """Count one step; its numbers stay on the device until `log`."""
+        self.outcomes.append(outcome)
+        self.bar.update(self.images_per_step)
+
+    def log(self, step: int, rate: float) -> dict[str, float]:
+        """Write the means since the last call under `step`; returns loss and agreement."""
+        means = {
+            "loss": _mean([outcome.loss for outcome in self.outcomes]),
+            "agreement": _mean([outcome.agreement for outcome in self.outcomes]),
+        }
+        now = time.monotonic()
+        speed = len(self.outcomes) * self.images_per_step / max(now - self.since, 1e-9)
+        self.scalars({**means, "learning_rate": rate, "images_per_second": speed}, step)
+        self.outcomes.clear()
+        self.since = now
+        return means
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.stack(values).mean())
+
+
+class Curve:
+    """The mean loss of each optimisation step over images (an `OnStep`) or over shards."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, Tensor] = {}
+        self.counts: dict[int, Tensor] = {}
+
+    def __call__(self, step: int, losses: Tensor) -> None:
+        """Take in the losses [B] of a step, which stay on their device; skips what is no number."""
+        finite = losses.isfinite()
+        total = torch.where(finite, losses, 0).sum()
+        count = finite.sum()
+        if step in self.sums:
+            self.sums[step] = self.sums[step] + total
+            self.counts[step] = self.counts[step] + count
+        else:
+            self.sums[step], self.counts[step] = total, count
+
+    def points(self) -> tuple[float, ...]:
+        """One mean for each step, from the first to the last that any image took; NaN of none."""
+        return tuple(float(self.sums[step] / self.counts[step]) for step in self.sums)
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """The little of a finished shard that is shown while a run goes on."""
+
+    class_name: str
+    samples: int
+    failed: int
+    loss: float
+    """Mean of the kept steps; NaN without samples."""
+    confidence: float
+    """Mean probability of the own class; NaN without samples."""
+    steps: int
+    """Optimisation steps, summed over the samples."""
+    curve: tuple[float, ...]
+    """See `Curve.points`."""
+    images: tuple[bytes, ...]
+    """Encoded, of the class's first shard; empty of the others."""
+
+    @classmethod
+    def of(
+        cls, class_name: str, samples: Sequence[Sample], failed: int, curve: Curve, show: bool
+    ) -> Self:
+        """The glimpse of a shard's samples; with some of its images if `show`."""
+        facts = [sample.metadata for sample in samples]
+        return cls(
+            class_name,
+            len(samples),
+            failed,
+            float(np.mean([fact["loss"] for fact in facts])) if facts else float("nan"),
+            float(np.mean([fact["confidence"] for fact in facts])) if facts else float("nan"),
+            sum(fact["steps"] for fact in facts),
+            curve.points(),
+            tuple(sample.image for sample in samples[:SAMPLES]) if show else (),
+        )
+
+
+class ShardTracker(Board):
+    """Of a synthesis: what each shard shows, over the number of images that are finished."""
+
+    def __init__(self, storage: Storage, image_size: int, done: int = 0) -> None:
+        """`done` images of `image_size` pixels a side were finished by earlier runs."""
+        super().__init__(storage)
+        self.side = min(image_size, SIDE)
+        self.initial = self.done = done
+        self.failed = self.shown = 0
+        self.curve = Curve()
+        self.started = self.uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """See `Board.close`; the mean loss of each step is written first."""
+        try:
+            for step, loss in enumerate(self.curve.points()):
+                if math.isfinite(loss):
+                    self.scalars({"loss_by_step": loss}, step)
+            if self.curve.sums:
+                self.upload()
+        finally:
+            super().close()
+
+    def record(self, glimpse: Glimpse) -> None:
+        """Show one more shard; its images too, if its class is one of the first `CLASSES`."""
+        self.done += glimpse.samples
+        self.failed += glimpse.failed
+        now = time.monotonic()
+        speed = (self.done - self.initial) / max(now - self.started, 1e-9)
+        values = {"images_per_second": speed, "failed": float(self.failed)}
+        if glimpse.samples:
+            values |= {"loss": glimpse.loss, "confidence": glimpse.confidence}
+        self.scalars(values, self.done)
+        for step, mean in enumerate(glimpse.curve):
+            self.curve(step, torch.tensor([mean]))
+        if glimpse.images and self.shown < CLASSES:
+            self.shown += 1
+            shown = np.stack([pixels(image, self.side) for image in glimpse.images])
+            self.images(f"samples/{glimpse.class_name}", _channels_first(shown), 0)
+        if now - self.uploaded > UPLOAD_SECONDS:
+            self.uploaded = now
+            self.upload()
+
+
+def _channels_first(images: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,0 +1,65 @@
+"""Named settings of the method, which a manifest asks for with the key `preset`.
+
+They say how a run proceeds: how prompts are optimised and how students are trained. How many images
+are made, of how many pixels and in how many steps, stays the manifest's own. All keys of a manifest
+stand above its preset.
+"""
+
+from typing import Any
+
+from dfkd.utils.yaml import merged
+
+PAPER: dict[str, Any] = {
+    "prompts": {
+        "method": ["contrastive"],
+        "guard": {"weight": 0.0, "attempts": 0},
+        "contrastive": {
+            "updates": 100,
+            "learning_rate": 0.1,
+            "batch_size": 256,
+            "bank": 2048,
+            "positive": "shuffle",
+            "disturbance": 0.3,
+            "negatives": "instance",
+        },
+    },
+    "synthesis": {
+        "views": 8,
+        "view_noise": 0.0,
+        "pace": 1.0,
+        "batch_norm_weight": 0.0,
+    },
+    "distillation": {
+        "weights": "IMAGENET1K_V1",
+        "warmup_epochs": 150,
+        "epochs": 150,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "finetune_factor": 0.1,
+        "schedule": "cosine",
+        "standardise": True,
+        "labels": "live",
+        "texts": "template",
+        "augmentation": ["flip", "crop"],
+    },
+}
+"""The paper's method: equation 12 without a guard, and the students' training of A.2.
+
+A.2 states SGD, its rates, a momentum of 0.9, and 150 + 150 epochs. It leaves open the initial
+weights ("the pre-trained model"), the schedule, the scale of the labels and the augmentation: what
+stands here for these is a choice. `manifests/studies/recipe` compares schedules and scales.
+
+The paper does not mention views, but builds on VQGAN-CLIP, which shows CLIP 32 of them at a step.
+Their expected gradient is the same however many there are, and 8 are a compromise: an image-step at
+224 px (ViT-B/32, f16 decoder) takes 405 GFLOP with none or one, 529 with 8 and 954 with 32. No
+noise is added to them, because it is drawn on the CPU.
+"""
+
+BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
+"""The paper's method with ensemble labels, which cost next to nothing; manifests/studies/better has
+what they bring."""
+
+FAST = merged(PAPER, {"synthesis": {"pace": 4.0}})
+"""A quarter of the image-steps; manifests/studies/fewer and strides have what that costs."""
+
+PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}

@@ -1,0 +1,284 @@
+"""What publishing writes: index, data card and manifest, all byte-deterministic."""
+
+import hashlib
+import math
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfkd.config.fingerprint import method_of, sha256_file
+from dfkd.dataset.shards import Place, Receipt, Sample, read_placed
+from dfkd.errors import CorruptionError
+from dfkd.storage.local import Storage
+from dfkd.utils.strict_json import canonical
+
+SCHEMA = 2
+"""Of manifest.json and index.parquet; raised when a reader must know about a change."""
+
+INDEX_KEY, CARD_KEY, PROMPTS_KEY = "index.parquet", "README.md", "prompts.json"
+
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("class", pa.string(), nullable=False),
+        pa.field("class_index", pa.int32(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("confidence", pa.float64(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("extension", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+    ]
+)
+"""One row per sample: enough to choose or count samples without opening a shard, and to read one
+without reading the others (`start` and `sha256` are a `shards.Place`)."""
+
+GROUP_ROWS = 8192
+"""Rows of the index in memory at once."""
+
+AHEAD = 16
+"""Shards fetched at once and held: over a network each is a round trip."""
+
+
+def index_row(sample: Sample, place: Place, shard: str) -> dict[str, Any]:
+    """The index's row about one sample."""
+    row = {name: sample.metadata.get(name) for name in INDEX.names}
+    own = {"key": sample.key, "shard": shard, "extension": sample.extension}
+    return row | own | vars(place)
+
+
+@dataclass
+class LabelMoments:
+    """Mean and standard deviation of all distances, summed in float64 in the order of shards."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    inconsistent: int = 0
+    """Images that the teacher takes for another class than their own."""
+
+    def add(self, distances: np.ndarray[Any, Any], own: int) -> None:
+        """Take the M distances of one image, which is of class `own`, into account."""
+        self.inconsistent += int(not distances.size or distances.argmin() != own)
+        values = distances.astype(np.float64)
+        self.count += values.size
+        self.total += float(values.sum())
+        self.squares += float((values**2).sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean distance; 0 without any."""
+        return self.total / self.count if self.count else 0.0
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 0 without any."""
+        spread = self.squares / self.count - self.mean**2 if self.count else 0.0
+        return math.sqrt(max(spread, 0.0))
+
+
+def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> LabelMoments:
+    """Write index.parquet at `path` from verified shards, one by one; returns label statistics.
+
+    `home` is the method's storage, as shards may lie in the folders of several versions.
+    """
+    moments = LabelMoments()
+    rows: list[dict[str, Any]] = []
+    with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
+        for receipt, data in _fetched(home, receipts):
+            for sample, place in read_placed(data, receipt):
+                moments.add(sample.arrays["distances"], sample.metadata["class_index"])
+                rows.append(index_row(sample, place, receipt.shard))
+            if len(rows) >= GROUP_ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, INDEX))
+                rows.clear()
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, INDEX))
+    return moments
+
+
+def _fetched(home: Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes]]:
+    """Each receipt with its shard's bytes, in order, `AHEAD` of them at once."""
+    coming: deque[tuple[Receipt, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(AHEAD, "dfkd-fetch") as pool:
+        for receipt in receipts:
+            coming.append((receipt, pool.submit(home.get, receipt.key)))
+            if len(coming) == AHEAD:
+                first, data = coming.popleft()
+                yield first, data.result()
+        for last, data in coming:
+            yield last, data.result()
+
+
+def read_index(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of index.parquet, in its order, a row group at a time.
+
+    Raises:
+        CorruptionError: no Parquet, or one with other columns.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(INDEX):
+                raise pa.ArrowInvalid("its columns are not those of dfkd")
+            for batch in file.iter_batches(GROUP_ROWS):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptionError(
+            f"{INDEX_KEY}: no readable index ({' '.join(str(error).split())}); "
+            "run jobs/synthesize.py again, which restores it"
+        ) from None
+
+
+def publish(
+    home: Storage,
+    identity: Mapping[str, Any],
+    fingerprint: str,
+    environment: Mapping[str, Any],
+    receipts: Sequence[Receipt],
+    quarantined: Sequence[str],
+) -> None:
+    """Write index, data card and, last and once, manifest.json with their sha256.
+
+    It also holds that of prompts.json, which in turn holds those of the prompts. `home` is the
+    method's storage.
+    """
+    storage = home.child(f"versions/{fingerprint[:16]}")
+    manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
+    if storage.exists(PROMPTS_KEY):
+        manifest["prompts"] = hashlib.sha256(storage.get(PROMPTS_KEY)).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder, INDEX_KEY)
+        moments = write_index(home, receipts, index)
+        manifest |= {"label_mean": moments.mean, "label_std": moments.std}
+        manifest["inconsistent"] = moments.inconsistent
+        manifest["files"] = {
+            CARD_KEY: hashlib.sha256(card(manifest).encode()).hexdigest(),
+            INDEX_KEY: sha256_file(index),
+        }
+        storage.put(INDEX_KEY, index)
+        storage.put(CARD_KEY, card(manifest).encode())
+        storage.put_if_absent("manifest.json", canonical(manifest))
+
+
+def restore(home: Storage, manifest: Mapping[str, Any], receipts: Sequence[Receipt]) -> None:
+    """Write index and data card anew from a version's manifest and shards."""
+    storage = home.child(f"versions/{manifest['fingerprint'][:16]}")
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder, INDEX_KEY)
+        write_index(home, receipts, index)
+        storage.put(INDEX_KEY, index)
+        storage.put(CARD_KEY, card(manifest).encode())
+
+
+def _describe(
+    identity: Mapping[str, Any],
+    fingerprint: str,
+    environment: Mapping[str, Any],
+    receipts: Sequence[Receipt],
+    quarantined: Sequence[str],
+) -> dict[str, Any]:
+    suffix = ".sha256"
+    weights = {
+        key.removesuffix(suffix): digest for key, digest in identity.items() if key.endswith(suffix)
+    }
+    return {
+        "schema": SCHEMA,
+        "fingerprint": fingerprint,
+        "identity": dict(identity),
+        "environment": dict(environment),
+        "weights": weights,
+        "classes": list(identity["classes"]),
+        "samples": sum(receipt.samples for receipt in receipts),
+        "bytes": sum(receipt.bytes for receipt in receipts),
+        "failed": sum(len(receipt.failed) for receipt in receipts),
+        "quarantined": sorted(quarantined),
+        "shards": [receipt.as_dict() for receipt in receipts],
+    }
+
+
+INTRODUCTION = """\
+{samples} images in {shards} WebDataset shards ({bytes} bytes), synthesised by dfkd from class names
+alone: no image was read to make them. Each image was optimised until a vision-language teacher
+took it for its prompt, and carries the teacher's distances (`distances.npy`, smaller is closer) and
+its embedding (`embedding.npy`).
+"""
+
+TERMS = """\
+The images derive from these weights and fall under whatever terms the weights carry. They are
+training material for a student, not pictures of real things: they inherit the teacher's biases, and
+how a class looks is the teacher's idea of its name.
+
+`manifest.json` holds the full configuration, library versions and the sha256 of each shard;
+`index.parquet` one row per image with its prompt, seed, loss and confidence.
+"""
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """The data card (README.md of a version) as Markdown, from its manifest alone."""
+    identity, shards = manifest["identity"], len(manifest["shards"])
+    counts = {"samples": manifest["samples"], "shards": shards, "bytes": manifest["bytes"]}
+    lines = [
+        f"# Synthetic images of {len(manifest['classes'])} classes",
+        "",
+        INTRODUCTION.format(**counts),
+        f"- version: `{manifest['fingerprint'][:16]}` (fingerprint `{manifest['fingerprint']}`)",
+        f"- method: {method_of(identity)}",
+        f"- teacher: {identity.get('teacher.model')}",
+        f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
+        f"{manifest['label_std']:.6f} over all distances",
+        f"- images that the teacher takes for another class than their own: "
+        f"{manifest['inconsistent']}",
+        f"- images that diverged and were left out: {manifest['failed']}",
+        f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
+        *_carried(manifest["shards"]),
+        "",
+        "## Images per class",
+        "",
+        "| class | images | failed |",
+        "|---|---|---|",
+        *_class_rows(manifest),
+        "",
+        "## Provenance and licence",
+        "",
+        "| weights | sha256 |",
+        "|---|---|",
+        *(f"| {role} | `{digest}` |" for role, digest in sorted(manifest["weights"].items())),
+        "",
+        TERMS,
+    ]
+    return "\n".join(lines)
+
+
+def _carried(shards: Sequence[Mapping[str, Any]]) -> list[str]:
+    counts = Counter(shard["version"] for shard in shards if shard.get("version"))
+    return [
+        f"- shards that lie in `versions/{version}`, from which they were carried over: {count}"
+        for version, count in sorted(counts.items())
+    ]
+
+
+def _class_rows(manifest: Mapping[str, Any]) -> list[str]:
+    made = [0] * len(manifest["classes"])
+    failed = [0] * len(manifest["classes"])
+    for shard in manifest["shards"]:
+        class_index = int(shard["task"].partition("-")[0])
+        made[class_index] += shard["samples"]
+        failed[class_index] += len(shard["failed"])
+    return [
+        f"| {name.replace('|', chr(92) + '|')} | {made[row]} | {failed[row]} |"
+        for row, name in enumerate(manifest["classes"])
+    ]

@@ -1,0 +1,160 @@
+"""Augmented views of a batch: every image draws its own, the batch is computed at once.
+
+What moves pixels (flip, crop, affine) is composed into one matrix an image and sampled once; what
+changes colours (colour, grey, invert) into another. So a view costs about the same whatever is on.
+"""
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from dfkd.config.distillation import Augmentation
+
+CROP_AREA = (0.5, 1.0)
+ROTATION, SHEAR, SHIFT, SCALE = math.radians(20), 0.15, 0.1, (0.8, 1.2)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, (0.6, 1.4), (0.2, 1.8), math.pi / 6
+GREY, INVERT, BLUR, ERASE = 0.25, 0.15, 0.3, 0.3
+"""Shares of images that are made grey, inverted, blurred, partly erased."""
+NOISE = 0.08
+"""Largest standard deviation of the pixel noise."""
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+class _Draws:
+    """Numbers for each image of a batch, on the pixels' device, from one generator."""
+
+    def __init__(self, batch: int, generator: Generator) -> None:
+        self.batch, self.generator = batch, generator
+
+    def between(self, low: float, high: float) -> Tensor:
+        """float32 [N], uniform."""
+        return (
+            torch.rand(self.batch, generator=self.generator, device=self.generator.device)
+            .mul_(high - low)
+            .add_(low)
+        )
+
+    def chosen(self, share: float) -> Tensor:
+        """bool [N], true for about `share` of the images."""
+        return self.between(0, 1) < share
+
+
+def augment(pixels: Tensor, options: Collection[Augmentation], generator: Generator) -> Tensor:
+    """Views of `pixels` [N, 3, H, W] float32 in [0, 1], of the same shape and range.
+
+    `generator` must be on the device of `pixels`; the same state gives the same views.
+    """
+    draws = _Draws(len(pixels), generator)
+    if "crop" in options or "affine" in options:
+        pixels = _sample(pixels, _geometry(options, draws))
+    elif "flip" in options:
+        mirrored = draws.chosen(0.5).view(-1, 1, 1, 1)
+        pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+    if not {"colour", "grey", "invert"}.isdisjoint(options):
+        pixels = _colours(pixels, options, draws)
+    if "blur" in options:
+        pixels = _blur(pixels, draws)
+    if "noise" in options:
+        noise = torch.randn(
+            pixels.shape, generator=generator, device=pixels.device, dtype=pixels.dtype
+        )
+        pixels = torch.addcmul(pixels, noise, draws.between(0, NOISE).view(-1, 1, 1, 1))
+    if "erase" in options:
+        pixels = _erase(pixels, draws)
+    return pixels.clamp(0, 1)
+
+
+def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
+    """float32 [N, 2, 3]: where in the image (coordinates -1..1) each place of the view lies."""
+    one, zero = draws.between(1, 1), draws.between(0, 0)
+    linear = torch.eye(2, device=one.device).expand(draws.batch, 2, 2)
+    shift = torch.stack([zero, zero], 1)
+    if "affine" in options:
+        angle = draws.between(-ROTATION, ROTATION)
+        size = draws.between(*SCALE)
+        shear = draws.between(-SHEAR, SHEAR)
+        cos, sin = angle.cos() / size, angle.sin() / size
+        linear = torch.stack(
+            [torch.stack([cos, cos * shear - sin], 1), torch.stack([sin, sin * shear + cos], 1)], 1
+        )
+        shift = torch.stack([draws.between(-SHIFT, SHIFT), draws.between(-SHIFT, SHIFT)], 1)
+    if "crop" in options:
+        side = draws.between(*CROP_AREA).sqrt()
+        room = 1 - side
+        corner = torch.stack([draws.between(-1, 1), draws.between(-1, 1)], 1) * room[:, None]
+        shift = shift + (linear @ corner[:, :, None])[:, :, 0]
+        linear = linear * side[:, None, None]
+    if "flip" in options:
+        sign = 1 - 2 * draws.chosen(0.5).float()
+        linear = linear * torch.stack([sign, one], 1)[:, None, :]
+    return torch.cat([linear, shift[:, :, None]], 2)
+
+
+def _sample(pixels: Tensor, geometry: Tensor) -> Tensor:
+    grid = F.affine_grid(geometry, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -> Tensor:
+    """x' = A x + b with an own A [3, 3] and b [3] for each image."""
+    batch, device = draws.batch, pixels.device
+    matrix = torch.eye(3, device=device).expand(batch, 3, 3)
+    offset = torch.zeros(batch, 3, device=device)
+    luma = torch.tensor(LUMA, device=device).expand(3, 3)
+    if "colour" in options:
+        saturation = draws.between(*SATURATION)[:, None, None]
+        matrix = saturation * _hue(draws.between(-HUE, HUE)) + (1 - saturation) * luma
+        contrast = draws.between(*CONTRAST)
+        matrix = matrix * contrast[:, None, None]
+        brightness = (1 - contrast) / 2 + draws.between(-BRIGHTNESS, BRIGHTNESS)
+        offset = offset + brightness[:, None]
+    if "grey" in options:
+        grey = draws.chosen(GREY)[:, None, None]
+        matrix = torch.where(grey, luma @ matrix, matrix)
+    if "invert" in options:
+        invert = draws.chosen(INVERT)
+        matrix = torch.where(invert[:, None, None], -matrix, matrix)
+        offset = torch.where(invert[:, None], 1 - offset, offset)
+    flat = torch.baddbmm(offset[:, :, None], matrix, pixels.flatten(2))
+    return flat.view_as(pixels).clamp(0, 1)
+
+
+def _hue(angle: Tensor) -> Tensor:
+    """float32 [N, 3, 3]: rotations about the grey axis (Rodrigues); they keep greys and whites."""
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    mean = torch.full((3, 3), 1 / 3, device=angle.device)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / 3**0.5
+    return cos * torch.eye(3, device=angle.device) + (1 - cos) * mean + sin * cross
+
+
+def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
+    """A share of the images mixed with their blur (two box filters), each to its own degree."""
+    reach = max(1, pixels.shape[-1] // 64)
+    blurred = pixels
+    for padding in (reach, reach - 1):  # an even filter adds a pixel, and the next takes it
+        blurred = F.avg_pool2d(blurred, 2 * reach, 1, padding, count_include_pad=False)
+    degree = draws.chosen(BLUR) * draws.between(0.3, 1)
+    return torch.lerp(pixels, blurred, degree.view(-1, 1, 1, 1))
+
+
+def _erase(pixels: Tensor, draws: _Draws) -> Tensor:
+    """A rectangle of a share of the images filled with one colour."""
+    height, width = pixels.shape[-2:]
+    rows = _stripe(height, draws, pixels.device)
+    columns = _stripe(width, draws, pixels.device)
+    colour = torch.stack([draws.between(0, 1) for _ in range(3)], 1)[:, :, None, None]
+    hole = rows[:, None, :, None] & columns[:, None, None, :]
+    hole = hole & draws.chosen(ERASE).view(-1, 1, 1, 1)
+    return torch.where(hole, colour, pixels)
+
+
+def _stripe(length: int, draws: _Draws, device: torch.device) -> Tensor:
+    """bool [N, length]: one interval an image, 1/5 to 1/2 of the length."""
+    size = draws.between(0.2, 0.5)
+    start = draws.between(0, 1) * (1 - size)
+    place = (torch.arange(length, device=device) + 0.5) / length
+    return (place >= start[:, None]) & (place < (start + size)[:, None])

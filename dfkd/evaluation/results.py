@@ -1,0 +1,354 @@
+"""Rows of accuracy: their schema, their summary, and `results.json` and `results.parquet`.
+
+`results.json` (schema 1), keys sorted, no dates, so that the same scores are the same bytes:
+
+    schema     1
+    classes    [name, ...]: what every model chose among, in the order of `confusion`
+    average    "images" | "classes": what `summary` is of, each row's `accuracy` or its `class_mean`
+    data       {source, domains: [name, ...], unscored: [class, ...], notes: [line, ...],
+                unreadable: [name, ...]}: what was scored, in the order to show, and what not
+    parameters {model: count}: of what answers an image, which is the whole student, or the image
+               tower of the teacher or of the text-only classifier
+    rows       one per model, method, seed and domain:
+        model      "teacher" | "text-only" | "student"
+        method     "zero-shot" of a tower; "classifier" of the text-only classifier; else the method
+                   by whose images the student learned
+        seed       of the student's distillation or of the classifier; 0 of "zero-shot"
+        domain     name
+        images     how many were scored
+        accuracy   right / images, 0-1
+        class_mean mean of `per_class`, 0-1 (VisDA's figure)
+        per_class  {class name: accuracy}, classes with an image in this domain only
+        confusion  M x M counts: row = true class, column = predicted class
+    summary    one per model and method:
+        model, method, seeds: [int, ...]
+        domains    {name: {mean, std}} of the figure over seeds
+        mean, std  of the mean over domains, over seeds; std (n - 1) is null for one seed
+
+Without `average` (results of before there was a choice) it is "images". `results.parquet` holds
+`rows` with the same column names.
+"""
+
+import io
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypedDict, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfkd.config.manifest import Average, Model
+from dfkd.config.methods import Method
+from dfkd.errors import CorruptionError
+from dfkd.evaluation.data import Domains
+from dfkd.storage.local import Storage
+
+SCHEMA = 1
+ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
+"""The methods of rows that no image was synthesised for."""
+MODELS = get_args(Model)
+ORDER = (ZERO_SHOT, CLASSIFIER, *get_args(Method))
+
+COLUMNS = pa.schema(
+    [
+        ("model", pa.string()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("domain", pa.string()),
+        ("images", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("class_mean", pa.float64()),
+        ("per_class", pa.map_(pa.string(), pa.float64())),
+        ("confusion", pa.list_(pa.list_(pa.int64()))),
+    ]
+)
+
+
+class Row(TypedDict):
+    """One model's scores on one domain; the fields are described above."""
+
+    model: str
+    method: str
+    seed: int
+    domain: str
+    images: int
+    accuracy: float
+    class_mean: float
+    per_class: dict[str, float]
+    confusion: list[list[int]]
+
+
+class Spread(TypedDict):
+    """Mean and standard deviation (n - 1) over seeds; the latter is None for one seed."""
+
+    mean: float
+    std: float | None
+
+
+class Summary(TypedDict):
+    """One model and method over domains and seeds; the fields are described above."""
+
+    model: str
+    method: str
+    seeds: list[int]
+    domains: dict[str, Spread]
+    mean: float
+    std: float | None
+
+
+class ClassSummary(TypedDict):
+    """One model and method on one domain, class by class, over seeds."""
+
+    model: str
+    method: str
+    classes: dict[str, Spread]
+    """Of the accuracy on each class that has an image there."""
+    mean: float
+    """Over classes; `std` over seeds of that."""
+    std: float | None
+
+
+def row(
+    model: str,
+    method: str,
+    seed: int,
+    domain: str,
+    classes: Sequence[str],
+    confusion: npt.NDArray[np.int64],
+) -> Row:
+    """The row that follows from M x M counts (true x predicted), of which one is not zero."""
+    totals, right = confusion.sum(axis=1), confusion.diagonal()
+    per_class = {
+        name: int(right[index]) / int(totals[index])
+        for index, name in enumerate(classes)
+        if totals[index]
+    }
+    return Row(
+        model=model,
+        method=method,
+        seed=seed,
+        domain=domain,
+        images=int(totals.sum()),
+        accuracy=int(right.sum()) / int(totals.sum()),
+        class_mean=statistics.fmean(per_class.values()),
+        per_class=per_class,
+        confusion=confusion.tolist(),
+    )
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """By model in the order of `MODELS`, method as the paper lists them, seed and domain."""
+    return sorted(
+        rows,
+        key=lambda row: (
+            MODELS.index(row["model"]),
+            ORDER.index(row["method"]) if row["method"] in ORDER else len(ORDER),
+            row["method"],
+            row["seed"],
+            row["domain"],
+        ),
+    )
+
+
+def figure(row: Row, average: Average) -> float:
+    """The accuracy of a row, 0-1: over its images, or the mean over its classes."""
+    return row["class_mean"] if average == "classes" else row["accuracy"]
+
+
+def summarise(rows: Sequence[Row], average: Average = "images") -> list[Summary]:
+    """Mean over domains, mean and standard deviation over seeds, for each model and method."""
+    return [
+        _summary(model, method, group, average) for (model, method), group in by_model(rows).items()
+    ]
+
+
+def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each model and method, all ordered."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in ordered(rows):
+        groups.setdefault((row["model"], row["method"]), []).append(row)
+    return groups
+
+
+def summarise_classes(rows: Sequence[Row], domain: str) -> list[ClassSummary]:
+    """Each model and method on one of the domains, as in the paper's Table 4."""
+    found = []
+    for (model, method), group in by_model([r for r in rows if r["domain"] == domain]).items():
+        mean = spread([row["class_mean"] for row in group])
+        classes = {
+            name: spread([row["per_class"][name] for row in group])
+            for name in group[0]["per_class"]
+        }
+        found.append(ClassSummary(model=model, method=method, classes=classes, **mean))
+    return found
+
+
+def _summary(model: str, method: str, rows: Sequence[Row], average: Average) -> Summary:
+    seeds = sorted({row["seed"] for row in rows})
+    names = sorted({row["domain"] for row in rows})
+    overall = spread(
+        [
+            statistics.fmean(figure(row, average) for row in rows if row["seed"] == seed)
+            for seed in seeds
+        ]
+    )
+    domains = {
+        name: spread([figure(row, average) for row in rows if row["domain"] == name])
+        for name in names
+    }
+    return Summary(
+        model=model,
+        method=method,
+        seeds=seeds,
+        domains=domains,
+        **overall,
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of a figure over seeds."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(mean=statistics.fmean(values), std=std)
+
+
+def results(
+    data: Domains,
+    rows: Sequence[Row],
+    unreadable: Sequence[str],
+    parameters: Mapping[str, int],
+    average: Average = "images",
+) -> dict[str, Any]:
+    """The content of `results.json`; `parameters` are those of each model in the rows."""
+    return {
+        "schema": SCHEMA,
+        "classes": list(data.classes),
+        "average": average,
+        "data": {
+            "source": data.source,
+            "domains": list(data.names),
+            "unscored": list(data.unscored),
+            "notes": list(data.notes),
+            "unreadable": sorted(unreadable),
+        },
+        "parameters": dict(parameters),
+        "rows": ordered(rows),
+        "summary": summarise(rows, average),
+    }
+
+
+def images_of(results: Mapping[str, Any]) -> dict[str, int]:
+    """How many images were scored of each domain, in the order in which domains are shown."""
+    images = {row["domain"]: row["images"] for row in ordered(results["rows"])}
+    order = dict.fromkeys([*results["data"]["domains"], *images])
+    return {name: images[name] for name in order if name in images}
+
+
+def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
+    """Write `results.json` and `results.parquet`, each whole or not at all.
+
+    Returns:
+        The place of `results.json`, for display.
+    """
+    validate_results(results)
+    stream = io.BytesIO()
+    table = pa.Table.from_pylist(
+        [{**row, "per_class": list(row["per_class"].items())} for row in results["rows"]], COLUMNS
+    )
+    pq.write_table(table, stream)
+    storage.put("results.parquet", stream.getvalue())
+    storage.put("results.json", as_json(results).encode())
+    return storage.location("results.json")
+
+
+def as_json(results: Mapping[str, Any]) -> str:
+    """Indented JSON with each list of counts on one line (a raw newline never is inside a text)."""
+    text = json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    lists = re.compile(r"\[\n[\d,\s]+\]")
+    return (
+        lists.sub(
+            lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+        )
+        + "\n"
+    )
+
+
+def validate_results(results: Mapping[str, Any]) -> None:
+    """Check that `results` has schema 1 and that its figures follow from its counts.
+
+    Raises:
+        CorruptionError: naming the first thing that does not fit.
+    """
+    if results.get("schema") != SCHEMA:
+        _refuse("schema", f"must be {SCHEMA}", results.get("schema"))
+    classes, rows = results.get("classes"), results.get("rows")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        _refuse("classes", "must be a list of names", classes)
+    if not isinstance(rows, list) or not rows:
+        _refuse("rows", "must be a list with at least one row", rows)
+    keys = set()
+    for number, found in enumerate(rows):
+        _validate_row(f"rows[{number}]", found, classes)
+        key = (found["model"], found["method"], found["seed"], found["domain"])
+        if key in keys:
+            _refuse(f"rows[{number}]", "model, method, seed and domain must occur once", key)
+        keys.add(key)
+    _validate_parameters(results.get("parameters"), {row["model"] for row in rows})
+    average: Any = results.get("average")
+    if average not in get_args(Average):
+        _refuse("average", "must be images or classes", average)
+    _validate_data(results.get("data"))
+    if results.get("summary") != summarise(rows, average):
+        _refuse("summary", "must follow from the rows", "other figures")
+
+
+def _validate_data(found: Any) -> None:
+    for key in ("domains", "notes", "unreadable"):
+        lines = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            _refuse(f"data.{key}", "must be a list of texts", lines)
+
+
+def _validate_parameters(found: Any, models: set[str]) -> None:
+    if not isinstance(found, dict) or not models <= found.keys():
+        _refuse("parameters", f"must have {', '.join(sorted(models))}", found)
+    for model, count in found.items():
+        if type(count) is not int or count < 1:
+            _refuse(f"parameters.{model}", "must be a count of 1 or more", count)
+
+
+def _validate_row(place: str, found: Any, classes: list[str]) -> None:
+    types = Row.__annotations__.keys()
+    if not isinstance(found, dict) or found.keys() != types:
+        _refuse(place, f"must have the fields {', '.join(types)}", found)
+    if found["model"] not in MODELS:
+        _refuse(f"{place}.model", f"must be one of {', '.join(MODELS)}", found["model"])
+    for key, kind in (("method", str), ("domain", str), ("seed", int), ("images", int)):
+        if type(found[key]) is not kind:
+            _refuse(f"{place}.{key}", f"must be {kind.__name__}", found[key])
+    confusion = found["confusion"]
+    square = isinstance(confusion, list) and len(confusion) == len(classes)
+    if not square or any(
+        not isinstance(line, list)
+        or len(line) != len(classes)
+        or any(type(count) is not int or count < 0 for count in line)
+        for line in confusion
+    ):
+        _refuse(f"{place}.confusion", f"must be {len(classes)} x {len(classes)} counts", "another")
+    counts = np.array(confusion, dtype=np.int64)
+    if not counts.any():
+        _refuse(f"{place}.confusion", "must count at least one image", 0)
+    model, method, seed, domain = (found[key] for key in ("model", "method", "seed", "domain"))
+    expected = row(model, method, seed, domain, classes, counts)
+    for key in types:
+        if found[key] != expected[key]:  # type: ignore[literal-required]
+            _refuse(f"{place}.{key}", "must follow from the confusion counts", found[key])
+
+
+def _refuse(place: str, rule: str, value: object) -> NoReturn:
+    raise CorruptionError(
+        f"results {place}: {rule}, got {value!r}; score again with jobs/evaluate.py"
+    )

@@ -1,0 +1,309 @@
+"""Accuracy per domain and class: a model's distances on data that no stage has seen.
+
+A model is anything that maps pixels to distances; the smallest distance is its answer.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.dataset.versions import PublishedVersion
+from dfkd.distillation.student_store import Place, load, place
+from dfkd.distillation.text_only import class_vectors, load_tower
+from dfkd.errors import DfkdError, ManifestError
+from dfkd.evaluation import footprint
+from dfkd.evaluation.data import Domains, Item, open_data
+from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, Row, results, row, write_results
+from dfkd.models.teacher import Teacher, check_classes, distances
+from dfkd.prompts.maker import class_texts
+from dfkd.storage.cost_records import recorded
+from dfkd.storage.local import Storage, open_storage
+from dfkd.utils.device import device_name, pick_device
+from dfkd.utils.hardware import cpus
+from dfkd.utils.images import pixels
+from dfkd.utils.pixels import from_bytes
+from dfkd.utils.progress import bar
+
+BATCH = 64
+"""Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
+AHEAD = 2
+"""Batches that are decoded while a model works on one: bounds memory."""
+
+Model = Callable[[Tensor], Tensor]
+"""Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to score, and what its rows call it."""
+
+    model: str
+    """teacher, text-only or student."""
+    method: str
+    seed: int
+    image_size: int
+    """Pixels a side that the model takes."""
+    distances: Model
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rows of one or more models, and the images that could not be scored."""
+
+    rows: tuple[Row, ...]
+    unreadable: tuple[str, ...]
+    """`name: reason` of each image that no decoder could read, sorted."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The scores of a whole manifest, written."""
+
+    results: dict[str, Any]
+    """The content of `results.json`, as `dfkd.evaluation.results` describes it."""
+    location: str
+    """Of `results.json`."""
+    versions: dict[Method, PublishedVersion]
+    """The data set that the students of each method learned from; empty without students."""
+    sheet: str = ""
+    """Of the contact sheet of these versions, if one was written."""
+    ms: dict[str, float] = field(default_factory=dict)
+    """By model, one image on one core, if that was measured."""
+
+
+def evaluate(
+    manifest: Manifest, threads: int | None = None, version: str = "", folder: str = ""
+) -> Evaluated:
+    """Score the models that a manifest names and write `results.json` and `results.parquet`.
+
+    The teacher answers zero-shot, by `teacher.template`; the students are those of every method and
+    seed on the current versions. A text-only classifier of each seed is trained, or found. Scores
+    are always in float32, and taken again each time: that costs little.
+
+    Args:
+        manifest: of the run; all its students are to be finished.
+        threads: that decode images; None is one for each processor.
+        version: id of the version whose students are scored; the current one if none is named.
+        folder: under the root, where the results are written; the root itself if none is named.
+
+    Raises:
+        ManifestError: unusable data, or a student that is missing; nothing has been scored.
+        CorruptionError: a student is not what was written.
+    """
+    data = open_data(manifest.evaluation, manifest.classes)
+    wanted = manifest.evaluation.models
+    places = list(_students(manifest, version)) if "student" in wanted else []
+    root = open_storage(manifest.storage.root)
+    models = _recorded(root, _load(manifest, root, places), len(data.items))
+    scores = score(models, data, BATCH, threads)
+    sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
+    average = manifest.evaluation.average
+    content = results(data, scores.rows, scores.unreadable, sizes, average)
+    location = write_results(root.child(folder) if folder else root, content)
+    return Evaluated(content, location, {place.method: place.version for place in places})
+
+
+def _students(manifest: Manifest, version: str) -> Iterator[Place]:
+    for method in manifest.methods:
+        for seed in manifest.distillation.seeds:
+            found = place(manifest, method, seed, version)
+            if not found.finished:
+                raise ManifestError(
+                    "evaluation.models",
+                    f"needs the student of method {method} seed {seed} at {found.location}",
+                    list(manifest.evaluation.models),
+                    "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
+                )
+            yield found
+
+
+def _load(manifest: Manifest, root: Storage, places: Sequence[Place]) -> Iterator[Candidate]:
+    device, wanted = pick_device(), manifest.evaluation.models
+    if "teacher" in wanted:
+        yield _load_teacher(manifest, device)
+    if "text-only" in wanted:
+        yield from _load_text_only(manifest, root)
+    for found in places:
+        student, card = load(found, manifest.classes, device)
+        yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
+
+
+def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> Iterator[Candidate]:
+    """The candidates, each leaving a record of what passed until the next one was asked for."""
+    for candidate in candidates:
+        seed = None if candidate.method == ZERO_SHOT else candidate.seed
+        name = candidate.model if candidate.model == "text-only" else candidate.method
+        with recorded(root, "evaluate", name, seed) as cost:
+            yield candidate
+            cost.images, cost.device = images, device_name(candidate.device)
+
+
+def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
+    teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
+    check_classes(teacher, manifest.classes, manifest.teacher.template)
+    return _nearest("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
+
+
+def _load_text_only(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
+    """The classifier of each seed; before it, of a tower that is not the teacher, zero-shot."""
+    tower = load_tower(manifest, pick_device())
+    if manifest.text_only.model:
+        yield _nearest("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
+    for seed in manifest.distillation.seeds:
+        vectors = class_vectors(manifest, tower, seed, root)
+        yield _nearest("text-only", CLASSIFIER, seed, tower, vectors)
+
+
+def _nearest(model: str, method: str, seed: int, tower: Teacher, vectors: Tensor) -> Candidate:
+    """A tower that answers with the nearest of its classes' unit vectors [M, E]."""
+    return Candidate(
+        model,
+        method,
+        seed,
+        tower.image_size,
+        lambda pixels: distances(tower.encode_image(pixels), vectors),
+        tower.device,
+    )
+
+
+def score(
+    candidates: Iterable[Candidate], data: Domains, batch_size: int, threads: int | None = None
+) -> Scores:
+    """Every candidate on every domain; each is taken from the iterable when its turn comes.
+
+    Args:
+        candidates: models; a lazy iterable keeps at most two of them in memory.
+        data: what to score, with the classes in the order of the models' outputs.
+        batch_size: images a batch.
+        threads: that decode images; None is one for each processor.
+
+    Raises:
+        DfkdError: a model whose output is no finite [N, M], or data without a readable image.
+    """
+    return _score(((candidate,) for candidate in candidates), data, batch_size, threads)
+
+
+def score_together(
+    candidates: Sequence[Candidate], data: Domains, batch_size: int, threads: int | None = None
+) -> Scores:
+    """`score` of models that take images of one size: each image is decoded once for all."""
+    if len({candidate.image_size for candidate in candidates}) != 1:
+        raise ValueError("models that are scored together take images of one size")
+    return _score([candidates], data, batch_size, threads)
+
+
+def _score(
+    groups: Iterable[Sequence[Candidate]], data: Domains, batch_size: int, threads: int | None
+) -> Scores:
+    rows: list[Row] = []
+    unreadable: dict[str, str] = {}
+    for group in groups:
+        counts = _confusions(group, data, batch_size, threads or cpus(), unreadable)
+        for candidate, domains in zip(group, counts, strict=True):
+            about = (candidate.model, candidate.method, candidate.seed)
+            rows += [
+                row(*about, domain, data.classes, confusion)
+                for domain, confusion in domains.items()
+                if confusion.any()
+            ]
+    if not rows and unreadable:
+        name, reason = min(unreadable.items())
+        raise DfkdError(
+            f"evaluation.data: none of {len(data.items)} images can be read, the first being "
+            f"{name} ({reason}); check {data.source}"
+        )
+    return Scores(
+        tuple(rows), tuple(f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
+    )
+
+
+def _confusions(
+    group: Sequence[Candidate],
+    data: Domains,
+    batch_size: int,
+    threads: int,
+    unreadable: dict[str, str],
+) -> list[dict[str, npt.NDArray[np.int64]]]:
+    """For each model the counts true x predicted of each domain; adds to `unreadable`."""
+    M = len(data.classes)
+    counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
+    title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
+    with bar(title, len(data.items), "img") as progress:
+        for chunk, images in decoded(data.items, group[0].image_size, batch_size, threads):
+            readable = []
+            for item, image in zip(chunk, images, strict=True):
+                if isinstance(image, str):
+                    unreadable[item.name] = image
+                else:
+                    readable.append((item, image))
+            if readable:
+                items, arrays = zip(*readable, strict=True)
+                for candidate, domains in zip(group, counts, strict=True):
+                    for item, answer in zip(items, _predict(candidate, arrays, M), strict=True):
+                        domains[item.domain][item.class_index, answer] += 1
+            progress.note(f"{len(unreadable)} unreadable" if unreadable else "")
+            progress.update(len(chunk))
+    return counts
+
+
+def _predict(
+    candidate: Candidate, images: Sequence[npt.NDArray[np.uint8]], classes: int
+) -> list[int]:
+    batch = torch.from_numpy(np.stack(images)).to(candidate.device)
+    with torch.inference_mode():
+        distances = candidate.distances(from_bytes(batch).contiguous())
+    wanted = (len(images), classes)
+    if distances.shape != wanted or not torch.isfinite(distances).all():
+        raise DfkdError(
+            f"{candidate.model} {candidate.method} seed {candidate.seed}: must give finite "
+            f"distances {wanted}, got {tuple(distances.shape)} or NaN; train it again"
+        )
+    answers: list[int] = distances.argmin(dim=1).tolist()
+    return answers
+
+
+Decoded = npt.NDArray[np.uint8] | str
+"""An image, or why there is none."""
+
+
+def decoded(
+    items: Sequence[Item], image_size: int, batch_size: int, threads: int
+) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
+    """Items with their pixels in order, decoded by threads `AHEAD` batches in advance.
+
+    An image is [S, S, 3] uint8 with S = `image_size`, or a text that says why it cannot be read.
+    """
+    starts = range(0, len(items), batch_size)
+    waiting: deque[tuple[Sequence[Item], list[Future[Decoded]]]] = deque()
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        for start in starts:
+            chunk = items[start : start + batch_size]
+            waiting.append((chunk, [pool.submit(_decode, item, image_size) for item in chunk]))
+            if len(waiting) > AHEAD:
+                yield _collect(waiting.popleft())
+        while waiting:
+            yield _collect(waiting.popleft())
+
+
+def _collect(
+    batch: tuple[Sequence[Item], list[Future[Decoded]]],
+) -> tuple[Sequence[Item], list[Decoded]]:
+    chunk, futures = batch
+    return chunk, [future.result() for future in futures]
+
+
+def _decode(item: Item, image_size: int) -> Decoded:
+    try:
+        return pixels(item.read(), image_size)
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())

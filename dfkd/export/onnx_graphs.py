@@ -1,0 +1,141 @@
+"""A student as ONNX: float32 as it was trained, and int8 calibrated on synthesised images.
+
+Both are one file without external data. Paths and stack traces of the exporter are left out, so
+that the same student gives the same bytes with the same library versions.
+"""
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+from dfkd.utils.images import Array, batch
+
+OPSET = 18
+"""The version of the operators; runtimes since 2023 know it."""
+
+INPUT, OUTPUT = "pixels", "distances"
+
+Run = Callable[[Array], Array]
+"""Pixels [N, 3, S, S] float32 in [0, 1] to distances [N, M]; smaller is closer."""
+
+
+def export(student: nn.Module, image_size: int, path: Path) -> None:
+    """Write `student` (in eval mode, on the CPU) as an ONNX graph with a free batch dimension.
+
+    Its input `pixels` is float32 [N, 3, S, S] RGB in [0, 1], its output `distances` float32 [N, M];
+    what the student does to normalise its input is part of the graph.
+    """
+    example = torch.zeros(2, 3, image_size, image_size)  # a batch of 1 would be taken for fixed
+    with _quiet():
+        program = torch.onnx.export(
+            student,
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101 - for the type checker
+    _save(program.model_proto, path)
+
+
+def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) -> None:
+    """Write the graph at `source` with int8 weights and uint8 activations at `path`.
+
+    The last layer stays float32: in 8 bits its outputs, which are the answer, would tie and clip.
+
+    Args:
+        images: [S, S, 3] uint8 each; what passes through the graph sets the ranges of activations.
+    """
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared).graph
+        quantize_static(
+            prepared,
+            quantised,
+            _Calibration(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=_quantised(graph),
+            nodes_to_exclude=[node.name for node in graph.node if OUTPUT in node.output],
+            per_channel=True,
+            reduce_range=True,  # 7 bits of weight: no kernel of an older processor overflows
+            activation_type=QuantType.QUInt8,  # with int8 weights the fastest kernels there are
+            weight_type=QuantType.QInt8,
+        )
+        _save(onnx.load(quantised), path)
+
+
+def _quantised(graph: onnx.GraphProto) -> list[str] | None:
+    """The operators to quantise, None for all: sums of transformers have outliers beyond int8."""
+    found = {node.op_type for node in graph.node}
+    return ["Conv", "Gemm", "MatMul"] if "LayerNormalization" in found else None
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: Sequence[npt.NDArray[np.uint8]]) -> None:
+        self.left = iter(images)
+
+    def get_next(self) -> dict[str, Array] | None:
+        image = next(self.left, None)
+        return None if image is None else {INPUT: batch([image])}
+
+
+def load(path: Path, threads: int) -> Run:
+    """The graph at `path` on the CPU, with `threads` of them."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Array) -> Array:
+        distances: Array = session.run([OUTPUT], {INPUT: pixels})[0]
+        return distances
+
+    return run
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a checked graph without the exporter's notes, which hold paths of this machine."""
+    graphs = [model.graph, *model.functions]
+    for graph in graphs:
+        graph.ClearField("doc_string")
+        graph.ClearField("metadata_props")
+        for node in graph.node:
+            node.ClearField("doc_string")
+            node.ClearField("metadata_props")
+        for value in graph.value_info:
+            value.ClearField("metadata_props")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks about their own steps; errors are exceptions anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

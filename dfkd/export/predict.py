@@ -1,0 +1,229 @@
+"""Labels of pictures by a take-home student: `python -m dfkd.export.predict FOLDER PICTURE...`.
+
+Needs onnxruntime, numpy and pillow, and neither torch nor a GPU. The folder is read as a file from
+a stranger: what does not fit is refused in one line, with exit code 2.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from dfkd.errors import DfkdError, Exit, ManifestError
+from dfkd.utils.images import Array, batch, pixels
+
+MODEL, INT8, LABELS, RULES, FACTS = (
+    "model.onnx",
+    "model.int8.onnx",
+    "labels.json",
+    "preprocess.json",
+    "takehome.json",
+)
+"""The files that a program reads; the last one is written last and says that all are there."""
+
+MAX_SIZE = 4096
+"""Pixels a side; no classifier takes more, and a larger picture would only fill the memory."""
+MIN_TEMPERATURE = 1e-6
+"""Distances are of the order of 1; with less, a softmax would overflow."""
+MAX_JSON = 16 << 20
+"""Bytes of a JSON file; ten thousand labels are far fewer."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What `preprocess.json` says that a program needs."""
+
+    size: int
+    input: str
+    output: str
+    temperature: float
+
+
+class Predictor:
+    """A take-home student on the CPU."""
+
+    def __init__(self, folder: Path, int8: bool = False) -> None:
+        """Raises `ManifestError` for a folder that `dfkd` would not have written."""
+        self.labels = _labels(folder)
+        self.rules = _rules(folder)
+        self._session = _session(folder, INT8 if int8 else MODEL)
+        self._check()
+
+    def _check(self) -> None:
+        """Inputs and outputs are what `preprocess.json` and `labels.json` say."""
+        size, classes = self.rules.size, len(self.labels)
+        inputs = [_signature(port) for port in self._session.get_inputs()]
+        outputs = [_signature(port) for port in self._session.get_outputs()]
+        if inputs != [(self.rules.input, "tensor(float)", (3, size, size))]:
+            _refuse("model", f"must take float32 [N, 3, {size}, {size}] as its one input", inputs)
+        if outputs != [(self.rules.output, "tensor(float)", (classes,))]:
+            _refuse("model", f"must give float32 [N, {classes}], one for each label", outputs)
+
+    def distances(self, encoded: bytes) -> Array:
+        """The distances [M] of an encoded picture, smaller is closer.
+
+        Raises:
+            ValueError: no picture, or one that is cut short or too large.
+            ManifestError: the model gives anything but finite distances.
+        """
+        feed = {self.rules.input: batch([pixels(encoded, self.rules.size)])}
+        try:
+            found: Array = self._session.run([self.rules.output], feed)[0]
+        except Exception as error:  # its errors have no other class in common
+            _refuse("model", "must run on one picture", _line(error))
+        if found.shape != (1, len(self.labels)) or not np.isfinite(found).all():
+            _refuse("model", f"must give {len(self.labels)} finite distances", found.shape)
+        distances: Array = found[0]
+        return distances
+
+    def probabilities(self, encoded: bytes) -> npt.NDArray[np.float64]:
+        """softmax(-distances / temperature) [M] of an encoded picture; raises as `distances`."""
+        logits = -self.distances(encoded).astype(np.float64) / self.rules.temperature
+        weights = np.exp(logits - logits.max())
+        probabilities: npt.NDArray[np.float64] = weights / weights.sum()
+        return probabilities
+
+
+def _signature(port: Any) -> tuple[str, str, tuple[Any, ...]]:
+    """Name, type and shape without the batch dimension, which is free or 1."""
+    return port.name, port.type, tuple(port.shape[1:])
+
+
+def _labels(folder: Path) -> tuple[str, ...]:
+    found = _json(folder / LABELS)
+    names = isinstance(found, list) and all(isinstance(name, str) and name for name in found)
+    if not names or not found:
+        _refuse(str(folder / LABELS), "must be a list of names", _short(found))
+    return tuple(found)
+
+
+def _rules(folder: Path) -> Rules:
+    path = folder / RULES
+    found = _json(path)
+    if not isinstance(found, dict) or found.get("schema") != 1:
+        _refuse(str(path), "must be an object with schema 1", _short(found))
+    size: Any = found.get("size")
+    if type(size) is not int or not 0 < size <= MAX_SIZE:
+        _refuse(f"{path} size", f"must be a whole number from 1 to {MAX_SIZE}", _short(size))
+    temperature: Any = found.get("temperature")
+    if type(temperature) not in (int, float) or not MIN_TEMPERATURE <= temperature < math.inf:
+        rule = f"must be a number from {MIN_TEMPERATURE}"
+        _refuse(f"{path} temperature", rule, _short(temperature))
+    source, target = (_name(path, found, key) for key in ("input", "output"))
+    return Rules(size, source, target, float(temperature))
+
+
+def _name(path: Path, rules: dict[str, Any], key: str) -> str:
+    port = rules.get(key)
+    name = port.get("name") if isinstance(port, dict) else None
+    if not isinstance(name, str) or not name:
+        _refuse(f"{path} {key}.name", "must be a name", _short(name))
+    return name
+
+
+def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
+    """The model, if it is the one that `takehome.json` was written about."""
+    path = folder / name
+    facts = _json(folder / FACTS)
+    files = facts.get("files") if isinstance(facts, dict) else None
+    stated = files.get(name) if isinstance(files, dict) else None
+    data = _read(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if not isinstance(stated, dict) or stated.get("sha256") != digest:
+        _refuse(str(path), f"must have the sha256 that {FACTS} states", digest)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is said once, here
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no other class in common
+        _refuse(str(path), "must be an ONNX model", _line(error))
+
+
+def _json(path: Path) -> Any:
+    data = _read(path, MAX_JSON)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        _refuse(str(path), "must be JSON", _line(error))
+
+
+def _read(path: Path, limit: int | None = None) -> bytes:
+    try:
+        if limit is not None and path.stat().st_size > limit:
+            _refuse(str(path), f"must have at most {limit} bytes", path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        _refuse(str(path), "must be a readable file", error.strerror)
+
+
+def _refuse(place: str, rule: str, value: object) -> NoReturn:
+    remedy = "give a student/ folder as dfkd wrote it"
+    raise ManifestError(f"student {place}", rule, value, remedy)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _line(error: Exception) -> str:
+    return _short(" ".join(str(error).split()) or type(error).__name__)
+
+
+def describe(probabilities: npt.NDArray[np.float64], labels: Sequence[str], top: int) -> str:
+    """The `top` labels with their probabilities, likeliest first: `cat 0.912, dog 0.051`."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return ", ".join(f"{labels[index]} {probabilities[index]:.3f}" for index in order)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dfkd.export.predict", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the student/ folder of a run")
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="picture")
+    parser.add_argument("--int8", action="store_true", help=f"use {INT8}")
+    parser.add_argument(
+        "--top", type=_positive, default=3, metavar="K", help="labels a picture (3)"
+    )
+    return parser
+
+
+def _work(options: argparse.Namespace) -> None:
+    predictor = Predictor(options.folder, options.int8)
+    for path in options.pictures:
+        try:
+            found = predictor.probabilities(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ManifestError(
+                "picture", f"cannot be read ({_line(error)})", str(path), "give a picture file"
+            ) from None
+        print(f"{path}: {describe(found, predictor.labels, options.top)}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one line for each picture; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        _work(options)
+    except DfkdError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

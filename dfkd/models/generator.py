@@ -1,0 +1,284 @@
+"""The frozen generator: a taming-transformers VQGAN decoder and its codebook."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from taming.modules.diffusionmodules.model import Decoder
+from torch import Tensor, nn
+
+from dfkd.config import manifest
+from dfkd.config.bundled import GENERATOR_CONFIG, GENERATOR_WEIGHTS
+from dfkd.config.fingerprint import sha256_file
+from dfkd.config.manifest import CACHE
+from dfkd.errors import ManifestError, WeightsError
+from dfkd.models.generator_config import Model, read_model
+from dfkd.models.generator_decoder import decode
+from dfkd.models.weights.artifacts import FETCH, cached, published
+from dfkd.models.weights.artifacts import VQGAN as NAMES
+from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, match, read_state_dict
+from dfkd.utils.device import multiplies_bfloat16
+from dfkd.utils.types import Precision
+
+SEARCH = 1 << 24
+"""Distances between latents and codes that are held at once on a GPU: 64 MB."""
+
+
+class Generator(Protocol):
+    """What synthesis needs of a generator; another one (a diffusion model, say) is one file."""
+
+    downsampling: int
+    """Pixels a side of one latent cell; an image size must be a multiple of it."""
+
+    def fresh(self, seeds: Sequence[int], image_size: int) -> Tensor:
+        """Starting latents [B, C, h, w] float32, each from its own seed alone."""
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """C, h and w of the latent of an image."""
+
+    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
+        """Pixels [B, 3, H, W] float32 in [0, 1], differentiable in the latent."""
+
+    def constrain(self, latent: Tensor) -> Tensor:
+        """Bring a latent, in place, back to where the generator can decode it."""
+
+
+@dataclass(frozen=True)
+class ResolvedGenerator:
+    """A generator whose files exist and fit each other."""
+
+    model: Model
+    weights: Path
+    digests: dict[str, str]
+    """sha256 by the role that `fingerprint.identity` expects, e.g. `generator.weights`."""
+
+
+def find_file(field: str, value: str, cache: str = CACHE) -> Path:
+    """The file that a key of `generator` names.
+
+    Raises:
+        WeightsError: no such file or name, or nothing in the cache.
+    """
+    if value == MINIATURE:
+        return existing_file(field, _MINIATURE[field])
+    if artifact := published(field, value):
+        return cached(field, value, artifact, cache)
+    path = Path(value).expanduser()
+    if not path.is_file():
+        rule = f"must be an existing file or a published VQGAN ({', '.join(NAMES)})"
+        raise WeightsError(field, rule, value, f"check the path, or name one and run {FETCH}")
+    return path
+
+
+def resolve(config: manifest.Generator, cache: str = CACHE) -> ResolvedGenerator:
+    """Find, check and hash the generator's files.
+
+    Args:
+        cache: the folder that holds what a name of a published VQGAN stands for.
+
+    Raises:
+        WeightsError: missing, corrupt, hostile, or of different architectures.
+    """
+    yaml, weights = _files(config, cache)
+    model = read_model(yaml)
+    with torch.device("meta"):
+        network = _Network(model)
+    _read(weights, network)
+    digests = {"generator.config": sha256_file(yaml), "generator.weights": sha256_file(weights)}
+    return ResolvedGenerator(model, weights, digests)
+
+
+class VQGAN:
+    """Decoder and codebook of a taming-transformers VQModel; use `VQGAN.load`.
+
+    Attributes:
+        downsampling: pixels a side of one code (16 for f16).
+        codebook: [K, C] float32.
+        network: decoder and codebook, frozen.
+    """
+
+    def __init__(self, network: "_Network", precision: Precision = "float32") -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.codebook: Tensor = network.get_parameter("quantize.embedding.weight")
+        self.downsampling = network.downsampling
+        self._norms = self.codebook.square().sum(dim=1)
+        self._transposed = self.codebook.t().contiguous()
+        channels = (1, -1, 1, 1)
+        self._low = self.codebook.amin(dim=0).view(channels)
+        self._high = self.codebook.amax(dim=0).view(channels)
+        self._cuda = self.codebook.device.type == "cuda"
+        # Asked here, as a compiled pass cannot ask.
+        self._mixed = precision == "bfloat16" and multiplies_bfloat16(self.codebook.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(
+        cls,
+        config: manifest.Generator,
+        device: torch.device,
+        precision: Precision = "float32",
+        cache: str = CACHE,
+    ) -> "VQGAN":
+        """The generator that a manifest names.
+
+        Args:
+            precision: `bfloat16` autocasts the decoder on devices that multiply it; codes are
+                chosen in float32.
+            cache: as for `resolve`.
+
+        Raises:
+            WeightsError: as `resolve`.
+        """
+        yaml, weights = _files(config, cache)
+        with torch.device("meta"):
+            network = _Network(read_model(yaml))
+        state = _read(weights, network)
+        network.to_empty(device=device)
+        load_into("generator.weights", weights, network, state)
+        return cls(network, precision)
+
+    def fresh(self, seeds: Sequence[int], image_size: int) -> Tensor:
+        """Starting latents [B, C, h, w] float32; each image's come from its own seed alone.
+
+        Codes are drawn uniformly, as VQGAN-CLIP draws them.
+
+        Args:
+            image_size: a multiple of `downsampling`.
+        """
+        _, side, _ = self.latent_shape(image_size)
+        codebook = self.codebook.cpu()  # a generator on the CPU draws alike whatever the device
+        latents = []
+        for seed in seeds:
+            random = torch.Generator().manual_seed(seed)
+            drawn = codebook[torch.randint(len(codebook), (side * side,), generator=random)]
+            latents.append(drawn.view(side, side, -1).permute(2, 0, 1))
+        return torch.stack(latents).contiguous().to(self.codebook.device)
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """C, h and w; `ManifestError` of an image that is no multiple of `downsampling`."""
+        side, rest = divmod(image_size, self.downsampling)
+        if rest or not side:
+            raise ManifestError(
+                "synthesis.image_size",
+                f"must be a multiple of {self.downsampling}",
+                image_size,
+                f"use {max(1, side) * self.downsampling}",
+            )
+        return self.codebook.shape[1], side, side
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """Indices [B, h, w] of the codes nearest to each cell of a latent [B, C, h, w].
+
+        By |z|^2 - 2 z.e + |e|^2 without the first term, which decides nothing. On a CPU one image
+        is searched at a time: the same matrix product whatever the batch, and it fits the cache.
+        """
+        batch, channels, height, width = latent.shape
+        cells = latent.detach().float().permute(0, 2, 3, 1).reshape(-1, channels)
+        rows = max(1, SEARCH // len(self.codebook)) if self._cuda else height * width
+        found = [
+            torch.addmm(self._norms, part, self._transposed, alpha=-2).argmin(dim=1)
+            for part in cells.split(rows)
+        ]
+        return torch.cat(found).view(batch, height, width)
+
+    def quantise(self, latent: Tensor) -> Tensor:
+        """The nearest codes [B, C, h, w]; gradients pass straight through to the latent."""
+        codes = self.codebook[self.nearest(latent)].permute(0, 3, 1, 2).contiguous()
+        straight: Tensor = _StraightThrough.apply(latent, codes)  # type: ignore[no-untyped-call]
+        return straight
+
+    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
+        """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w].
+
+        Args:
+            quantise: decode the nearest codes, straight-through, instead of the latent itself.
+
+        The pixel clamp passes the gradient on, except where a step would push a pixel that is out
+        of range further out (VQGAN-CLIP's clamp).
+        """
+        codes = self.quantise(latent) if quantise else latent
+        with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._mixed):
+            image = self.network(codes)
+        return to_pixels(image.float())
+
+    @torch.no_grad()
+    def constrain(self, latent: Tensor) -> Tensor:
+        """Clamp a latent, in place, to the codebook's range in each channel; returns it."""
+        return latent.clamp_(self._low, self._high)
+
+
+class _Network(nn.Module):
+    """The parts of a VQModel that make an image from codes, under the checkpoint's names."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        params = model.params
+        with contextlib.redirect_stdout(io.StringIO()):  # taming prints the shape it works with
+            self.decoder = Decoder(**params.ddconfig.arguments())
+        codebook = nn.Embedding(params.n_embed, params.embed_dim)
+        self.quantize = nn.ModuleDict({"embedding": codebook})
+        self.post_quant_conv = nn.Conv2d(params.embed_dim, params.ddconfig.z_channels, 1)
+        self.downsampling = params.ddconfig.downsampling
+
+    def forward(self, codes: Tensor) -> Tensor:
+        inner = self.post_quant_conv(codes)
+        image: Tensor = self.decoder(inner) if codes.is_cuda else decode(self.decoder, inner)
+        return image
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """The decoder's [-1, 1] as pixels in [0, 1]; gradients pass as `VQGAN.decode` says."""
+    pixels: Tensor = _Clamp.apply(image.add(1).div(2))  # type: ignore[no-untyped-call]
+    return pixels
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, codes: Tensor) -> Tensor:
+        return codes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor) -> Tensor:
+        clamped = pixels.clamp(0, 1)
+        ctx.save_for_backward(pixels - clamped)
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (excess,) = ctx.saved_tensors
+        (gradient,) = gradients
+        kept: Tensor = gradient * (gradient * excess >= 0)
+        return kept
+
+
+_PARTS = ("decoder.", "quantize.", "post_quant_conv.")
+_MINIATURE = {
+    "generator.config": GENERATOR_CONFIG,
+    "generator.weights": GENERATOR_WEIGHTS,
+}
+
+
+def _files(config: manifest.Generator, cache: str) -> tuple[Path, Path]:
+    return (
+        find_file("generator.config", config.config, cache),
+        find_file("generator.weights", config.weights, cache),
+    )
+
+
+def _read(weights: Path, network: _Network) -> dict[str, Tensor]:
+    """The network's tensors; encoder, loss and what else a checkpoint has are left out."""
+    state = read_state_dict("generator.weights", weights)
+    state = {key: value for key, value in state.items() if key.startswith(_PARTS)}
+    remedy = "give the checkpoint that belongs to generator.config"
+    match("generator.weights", weights, state, network.state_dict(), remedy)
+    return state

@@ -1,0 +1,107 @@
+"""The official `model.yaml` of a VQGAN, checked as input from a stranger.
+
+Only what shapes the decoder and the codebook is read; `target` is compared, never imported.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from dfkd.errors import ManifestError, WeightsError
+from dfkd.utils import yaml
+
+Channels = Annotated[int, Field(ge=1, le=1024)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+GROUPS = 32
+"""Every width is normalised in 32 groups."""
+MAX_WIDTH = 4096
+
+_LENIENT = ConfigDict(extra="ignore", strict=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_LENIENT)
+class Decoder:
+    """`ddconfig`."""
+
+    z_channels: Channels
+    resolution: Side
+    in_channels: Literal[3]
+    out_ch: Literal[3]
+    ch: Channels
+    ch_mult: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=32)], ...], Field(min_length=1, max_length=8)
+    ]
+    num_res_blocks: Annotated[int, Field(ge=1, le=8)]
+    attn_resolutions: Annotated[tuple[Side, ...], Field(max_length=8)]
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    resamp_with_conv: bool = True
+
+    def __post_init__(self) -> None:
+        for factor in self.ch_mult:
+            width = self.ch * factor
+            if width % GROUPS or width > MAX_WIDTH:
+                raise _refusal(
+                    "ch * ch_mult", f"must be a multiple of {GROUPS} up to {MAX_WIDTH}", width
+                )
+        if self.resolution % self.downsampling:
+            raise _refusal(
+                "resolution", f"must be a multiple of {self.downsampling}", self.resolution
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side of one code."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of taming's Decoder."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, kw_only=True, config=_LENIENT)
+class Params:
+    """`model.params`."""
+
+    embed_dim: Channels
+    n_embed: Annotated[int, Field(ge=2, le=1 << 18)]
+    ddconfig: Decoder
+
+
+@dataclass(frozen=True, kw_only=True, config=_LENIENT)
+class Model:
+    """`model`."""
+
+    params: Params
+    target: Literal["taming.models.vqgan.VQModel"] = "taming.models.vqgan.VQModel"
+
+
+@dataclass(frozen=True, kw_only=True, config=_LENIENT)
+class _File:
+    model: Model
+
+
+def read_model(path: Path) -> Model:
+    """The `model` part of a `model.yaml`.
+
+    Raises:
+        WeightsError: not such a file, or a value out of bounds.
+    """
+    try:
+        return yaml.load(_File, path).model
+    except WeightsError:
+        raise
+    except ManifestError as error:
+        raise WeightsError(
+            "generator.config",
+            f"must be an official VQGAN model.yaml ({error})",
+            str(path),
+            "give the model.yaml that came with the checkpoint",
+        ) from None
+
+
+def _refusal(field: str, rule: str, value: object) -> WeightsError:
+    remedy = "give the model.yaml that came with the checkpoint"
+    return WeightsError(f"generator.config: ddconfig.{field}", rule, value, remedy)

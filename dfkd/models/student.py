@@ -1,0 +1,369 @@
+"""Students: a library's backbone and one linear layer; pixels go in, distances come out."""
+
+import contextlib
+import copy
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import safetensors.torch
+import torch
+import torchvision
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dfkd.config.distillation import Distillation
+from dfkd.config.manifest import CACHE
+from dfkd.config.plan import derive_seed
+from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.models.small_convolutions import SmallMaps
+from dfkd.models.weights.artifacts import Artifact, at_address, cached
+from dfkd.models.weights.reading import load_into, match, read_state_dict
+from dfkd.storage.local import Storage, open_storage
+from dfkd.utils import strict_json
+from dfkd.utils.seeding import seeded
+from dfkd.utils.strict_json import canonical
+from dfkd.utils.types import Sha256, Size
+
+WEIGHTS, CARD = "student.safetensors", "student.json"
+"""The two objects of a finished student; the card is written last and says that it is complete."""
+
+MAX_SIDE = 4096
+"""Pixels; no student takes larger images."""
+
+FIELD = "distillation.weights"
+"""The manifest's key of the initial weights, unless they are another section's."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Student(nn.Module):
+    """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M] float32; SMALLER is closer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Linear,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Distances [N, M] (standardised ones while training with `standardise`)."""
+        features, device = self.features(pixels), pixels.device.type
+        if not torch.is_autocast_enabled(device):
+            distances: Tensor = self.head(features)
+        else:
+            # Classes differ by a few hundredths, and near 0.87 bfloat16 has steps of 0.004: the
+            # backbone may run in it, the head may not.
+            with torch.autocast(device, enabled=False):
+                distances = self.head(features.float())
+        return distances
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the backbone makes of `pixels`: float32 [N, F]."""
+        normal = (pixels - self.mean) / self.std
+        # Only in training: what is exported must show convolutions as what they are.
+        quick = self.training and pixels.device.type == "cpu"
+        with SmallMaps() if quick else contextlib.nullcontext():
+            features: Tensor = self.backbone(normal)
+        return features
+
+
+def build(
+    config: Distillation,
+    classes: int,
+    image_size: int,
+    seed: int,
+    cache: str = CACHE,
+    field: str = FIELD,
+) -> Student:
+    """A student that nobody has trained; what is random in it comes from `seed` alone.
+
+    Args:
+        cache: the folder that holds what torchvision's names of weights stand for.
+        field: of the manifest, that an error about the initial weights names.
+
+    Raises:
+        ManifestError: no such architecture, or a stem that does not fit it.
+        WeightsError: initial weights that are missing or belong to another architecture.
+    """
+    with seeded(derive_seed("student", seed)):
+        return _assemble(config, classes, image_size, cache, field)
+
+
+def _assemble(
+    config: Distillation, classes: int, image_size: int, cache: str, field: str
+) -> Student:
+    if config.student.startswith("timm:"):
+        backbone, mean, std = _timm(config, image_size, names_library(config.weights), field)
+    else:
+        backbone, mean, std = _resnet(config, image_size, field)
+    if artifact := published(config, field):
+        _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
+    elif names_file(config.weights):
+        _load_backbone(backbone, Path(config.weights), field)
+    head = nn.Linear(_width(backbone, image_size, config.student), classes)
+    return Student(backbone, head, mean, std)
+
+
+def names_file(weights: str) -> bool:
+    """Whether the manifest names a file rather than one of the library's weights."""
+    return "/" in weights or "." in weights
+
+
+def names_library(weights: str) -> bool:
+    """Whether the manifest names weights that a library has."""
+    return weights != "none" and not names_file(weights)
+
+
+def published(config: Distillation, field: str = FIELD) -> Artifact | None:
+    """The file with the initial weights, where they are torchvision's.
+
+    Raises:
+        ManifestError: torchvision has no such student.
+        WeightsError: it has no such weights of this student; `field` is the key that names them.
+    """
+    if config.student.startswith("timm:") or not names_library(config.weights):
+        return None
+    _require_resnet(config.student)
+    known = torchvision.models.get_model_weights(config.student).__members__
+    if config.weights not in known:
+        raise WeightsError(
+            field,
+            f"must be none, a safetensors file, or {', '.join(known)}",
+            config.weights,
+            "name one of these",
+        )
+    licence = "BSD-3-Clause (pytorch/vision); trained on ImageNet"
+    return at_address(known[config.weights].url, licence)
+
+
+def _require_resnet(student: str) -> None:
+    names = torchvision.models.list_models(module=torchvision.models)
+    resnets = [name for name in names if "resne" in name]
+    if student not in resnets:
+        raise ManifestError(
+            "distillation.student",
+            "must be a torchvision ResNet or timm:NAME",
+            student,
+            f"use one of {', '.join(resnets)}",
+        )
+
+
+def _resnet(
+    config: Distillation, image_size: int, field: str
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    _require_resnet(config.student)
+    model = torchvision.models.get_model(config.student, weights=None)
+    if config.stem == "small" and names_library(config.weights):
+        raise ManifestError(
+            "distillation.stem",
+            "the library's weights have the imagenet stem",
+            config.stem,
+            f"set distillation.stem=imagenet or change {field}",
+        )
+    if config.stem == "small":
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, _stride(image_size), 1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    model.fc = nn.Identity()
+    return model, IMAGENET_MEAN, IMAGENET_STD
+
+
+def _stride(image_size: int) -> int:
+    """Of the small stem: images up to 48 px stay whole, larger ones are halved once.
+
+    Either way the last feature map is about 4 x 4; at 64 px a stride of 1 would cost four times as
+    much as this and fifteen times as much as the imagenet stem.
+    """
+    return 1 if image_size <= 48 else 2
+
+
+def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        field,
+        f"the library could not load them ({_first_line(error)})",
+        config.weights,
+        "download them elsewhere and give the path of a safetensors file, or do without",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
+
+
+def _timm(
+    config: Distillation, image_size: int, library: bool, field: str
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    import timm  # takes seconds, which a ResNet need not wait
+
+    name = config.student.removeprefix("timm:")
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"{name[:6]}*")[:5])
+        raise ManifestError(
+            "distillation.student", "must be a model of timm", name, f"near it: {near or 'none'}"
+        )
+    if config.stem == "small":
+        raise ManifestError(
+            "distillation.stem",
+            "small is for torchvision's ResNets",
+            config.student,
+            "set distillation.stem=imagenet",
+        )
+    settings = timm.models.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"num_classes": 0}
+    if settings and settings.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        model = timm.create_model(name, pretrained=library, **options)
+    except (OSError, RuntimeError) as error:
+        if library:
+            raise _not_loaded(config, field, error) from None
+        raise ManifestError(
+            "distillation.student",
+            f"cannot be built for {image_size} px ({_first_line(error)})",
+            config.student,
+            "choose another model or synthesis.image_size",
+        ) from None
+    mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+    return model, tuple(mean), tuple(std)
+
+
+def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
+    """Fill a backbone from a library's state dict or from a student of this project."""
+    state = read_state_dict(field, path)
+    if any(key.startswith("backbone.") for key in state):
+        state = {
+            key.removeprefix("backbone."): tensor
+            for key, tensor in state.items()
+            if key.startswith("backbone.")
+        }
+    wanted = backbone.state_dict()
+    fitting = {key: tensor for key, tensor in state.items() if key in wanted}  # without its head
+    for key in wanted.keys() - fitting.keys():
+        if key.endswith("num_batches_tracked"):  # files from before PyTorch had this count
+            fitting[key] = wanted[key]
+    remedy = "give weights of distillation.student with distillation.stem"
+    match(field, path, fitting, wanted, remedy)
+    load_into(field, path, backbone, fitting)
+
+
+@torch.no_grad()
+def _width(backbone: nn.Module, image_size: int, name: str) -> int:
+    """Features that the backbone gives; asked of the network, as libraries name it differently."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        shape = backbone(torch.zeros(1, 3, image_size, image_size)).shape
+    except (RuntimeError, AssertionError) as error:
+        raise ManifestError(
+            "distillation.student",
+            f"does not take images of {image_size} px ({_first_line(error)})",
+            name,
+            "choose another model or synthesis.image_size",
+        ) from None
+    backbone.train(training)
+    return int(shape[1])
+
+
+def fold(student: Student, mean: float, std: float) -> Student:
+    """A copy whose outputs are `std * output + mean`: from standardised labels to distances."""
+    folded = copy.deepcopy(student)
+    with torch.no_grad():
+        folded.head.weight.mul_(std)
+        folded.head.bias.mul_(std).add_(mean)
+    return folded
+
+
+def card(config: Distillation, classes: tuple[str, ...], image_size: int) -> dict[str, Any]:
+    """What `load_student` needs beside the tensors, and what a reader of the file wants to know."""
+    return {
+        "schema": 1,
+        "architecture": config.student,
+        "stem": config.stem,
+        "classes": list(classes),
+        "image_size": image_size,
+        "input": "float32 RGB [N, 3, image_size, image_size] in [0, 1]; the model normalises",
+        "output": "squared spherical distances [N, classes]; smaller is closer, predict by argmin",
+    }
+
+
+def save_student(storage: Storage, student: Student, meta: dict[str, Any]) -> bool:
+    """Put weights, then the card `meta`, under `storage`; False if a student was there already."""
+    tensors = {
+        key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()
+    }
+    data = safetensors.torch.save(tensors)
+    if not storage.put_if_absent(WEIGHTS, data):
+        data = storage.get(WEIGHTS)  # of an attempt that died before its card, or of a rival
+    stored = {**meta, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    return storage.put_if_absent(CARD, canonical(stored))
+
+
+def load_student(
+    source: Storage | str | Path, device: torch.device | str = "cpu"
+) -> tuple[Student, dict[str, Any]]:
+    """A finished student in eval mode and its card, from its folder (a storage child or a path).
+
+    Raises:
+        CorruptionError: an object is missing, or is not what was written.
+    """
+    storage = open_storage(str(source)) if isinstance(source, str | Path) else source
+    meta = read_card(storage)
+    data = storage.get(WEIGHTS)
+    if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+        raise _damaged(storage.location(WEIGHTS), f"sha256 differs from {CARD}")
+    config = Distillation(
+        student=meta["architecture"], stem=meta["stem"], weights="none", warmup_epochs=0
+    )
+    student = build(config, len(meta["classes"]), meta["image_size"], seed=0)
+    try:
+        student.load_state_dict(safetensors.torch.load(data))
+    except (SafetensorError, RuntimeError) as error:
+        raise _damaged(storage.location(WEIGHTS), _first_line(error)) from None
+    return student.eval().requires_grad_(False).to(device), meta
+
+
+class _Card(BaseModel, strict=True):
+    """The parts of a card that a reader relies on; it holds more."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    architecture: str
+    stem: Literal["imagenet", "small"]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    sha256: Sha256
+    bytes: Size
+
+
+def read_card(storage: Storage) -> dict[str, Any]:
+    """The card of a finished student.
+
+    Raises:
+        CorruptionError: it is missing, or is not what was written.
+    """
+    data = storage.get(CARD)
+    try:
+        meta: dict[str, Any] = strict_json.parse(data)
+        _Card.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged(storage.location(CARD), f"{place}: {first['msg']}") from None
+    except ValueError as error:
+        raise _damaged(storage.location(CARD), str(error)) from None
+    return meta
+
+
+def _damaged(place: str, problem: str) -> CorruptionError:
+    return CorruptionError(f"{place}: {problem}; delete the student's folder and distil again")

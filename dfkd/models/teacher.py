@@ -1,0 +1,300 @@
+"""The frozen vision-language teacher: towers, the token-level text path of Eq 7, distances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from dfkd.config import manifest
+from dfkd.config.fingerprint import sha256_file
+from dfkd.config.manifest import CACHE
+from dfkd.errors import ManifestError
+from dfkd.models import teacher_architecture
+from dfkd.models.batch_norm import Moments, Taps, layers, moments
+from dfkd.models.teacher_architecture import Architecture, Source
+from dfkd.models.weights.reading import load_into
+from dfkd.utils.device import multiplies_bfloat16
+from dfkd.utils.types import Precision
+
+TEXT_BATCH = 256
+"""Texts that are encoded at once."""
+
+
+@dataclass(frozen=True)
+class ResolvedTeacher:
+    """A teacher whose files exist and fit each other."""
+
+    teacher_architecture: Architecture
+    source: Source
+    digests: dict[str, str]
+    """sha256 by the role that `fingerprint.identity` expects, e.g. `teacher.weights`."""
+
+
+def resolve(config: manifest.Teacher, cache: str = CACHE) -> ResolvedTeacher:
+    """Find, check and hash the teacher's files.
+
+    Args:
+        cache: the folder that holds what an open_clip tag names.
+
+    Raises:
+        ManifestError: the architecture is unknown or unsupported.
+        WeightsError: weights missing, corrupt, or of another architecture or activation.
+    """
+    shape = teacher_architecture.read_architecture(config.model)
+    source = teacher_architecture.find_weights(config.weights, shape, cache)
+    teacher_architecture.read_weights(source, shape)
+    files = teacher_architecture.files(shape, source)
+    return ResolvedTeacher(shape, source, {role: sha256_file(p) for role, p in files.items()})
+
+
+class Teacher:
+    """An open_clip model that never trains; use `Teacher.load`.
+
+    Embeddings are float32 and, unless said otherwise, L2-normalised, of dimension `embedding_dim`.
+
+    Attributes:
+        name: as the manifest gives it.
+        model: the open_clip module, in eval mode, without gradients of its own.
+        tokenizer: open_clip's, which `tokenize` and `content_tokens` read texts with.
+        device: where the model is.
+        text: the module that holds the parts of the text tower.
+        image_size: pixels a side of the images that the image tower sees.
+        embedding_dim: E.
+        logit_scale: what cosines are multiplied with before a softmax over texts.
+        context_length: L, tokens of a text with start, end and padding.
+        token_table: [K, D], the token embeddings whose mean and spread Eq 8-11 use.
+        causal: whether what follows a sentence's end leaves its embedding as it is.
+        has_batch_norm: whether the image tower has batch-norm statistics.
+        mean, std: [1, 3, 1, 1], of pixels in [0, 1], by which the image tower's input is whitened.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str,
+        preprocess: dict[str, Any],
+        precision: Precision = "float32",
+    ) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.text: Any = getattr(model, "text", model)  # CustomTextCLIP has it apart, CLIP within
+        apart = self.text is not model
+        self._pool_type = self.text.pool_type if apart else self.text.text_pool_type
+        self._eos_id = self.text.eos_id if apart else self.text.text_eos_id
+        self.causal = self.text.attn_mask is not None and self._pool_type in ("argmax", "eos")
+        visual: Any = model.visual
+        visual.to(memory_format=torch.channels_last)
+        self._visual = visual
+        self.image_size = _square(name, visual.image_size)
+        self.token_table: Tensor = self.text.token_embedding.weight
+        self.device = self.token_table.device
+        self.context_length = int(self.text.context_length)
+        self.embedding_dim = _embedding_dim(self.text)
+        self.logit_scale = float(model.get_parameter("logit_scale").exp())
+        self.has_batch_norm = bool(layers(visual))
+        mean = torch.tensor(preprocess.get("mean", OPENAI_DATASET_MEAN), device=self.device)
+        std = torch.tensor(preprocess.get("std", OPENAI_DATASET_STD), device=self.device)
+        self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        self._scale, self._shift = 1 / self.std, -self.mean / self.std
+        self._interpolation = preprocess.get("interpolation", "bicubic")
+        self._precision = precision
+        # Asked here, as a compiled pass cannot ask.
+        self._multiplies = multiplies_bfloat16(self.device)
+
+    @classmethod
+    def load(
+        cls,
+        config: manifest.Teacher,
+        device: torch.device,
+        precision: Precision = "float32",
+        cache: str = CACHE,
+    ) -> "Teacher":
+        """The teacher that a manifest names.
+
+        Args:
+            precision: `bfloat16` autocasts the image tower on devices that multiply it.
+            cache: as for `resolve`.
+
+        Raises:
+            ManifestError, WeightsError: as `resolve`.
+        """
+        shape = teacher_architecture.read_architecture(config.model)
+        source = teacher_architecture.find_weights(config.weights, shape, cache)
+        state = teacher_architecture.read_weights(source, shape)
+        model = teacher_architecture.build(shape)
+        load_into("teacher.weights", source.path, model, state)
+        tokenizer = teacher_architecture.build_tokenizer(shape)
+        preprocess = source.preprocess or shape.preprocess
+        return cls(model.to(device), tokenizer, config.model, preprocess, precision)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of the texts, LongTensor [N, L] on the teacher's device."""
+        ids: Tensor = self.tokenizer(list(texts))
+        return ids.to(self.device)
+
+    def content_tokens(self, text: str) -> list[int]:
+        """The ids of a text without start, end and padding; empty if nothing is left of it."""
+        if hasattr(self.tokenizer, "encode"):
+            return list(self.tokenizer.encode(text))
+        inner = self.tokenizer.tokenizer
+        return list(inner.encode(self.tokenizer.clean_fn(text), add_special_tokens=False))
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """E_token of Eq 7: tokens [N, L] to embeddings [N, L, D]."""
+        dtype = self.text.transformer.get_cast_dtype()
+        embeddings: Tensor = self.text.token_embedding(tokens).to(dtype)
+        return embeddings
+
+    def encode_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """E_sentence of Eq 7: embeddings [N, L, D] to text embeddings [N, E], differentiable.
+
+        Not normalised. `encode_embeddings(embed_tokens(t), t)` is bit-equal to open_clip's
+        `encode_text(t)`.
+
+        Args:
+            tokens: [N, L]; where they end is where the sentence is read off. Of a `causal` teacher
+                L may be anything from the longest sentence to the context length.
+        """
+        text, length = self.text, embeddings.shape[1]
+        x = embeddings + text.positional_embedding[:length].to(embeddings.dtype)
+        mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
+        return self.read_off(text.transformer(x, attn_mask=mask), tokens)
+
+    def read_off(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Text embeddings [N, E], not normalised, of the last block's output [N, L, D]."""
+        pooled: Tensor = text_global_pool(
+            self.text.ln_final(hidden), tokens, self._pool_type, eos_token_id=self._eos_id
+        )
+        projection = self.text.text_projection
+        if isinstance(projection, nn.Linear):
+            projected: Tensor = projection(pooled)
+            return projected
+        return pooled if projection is None else pooled @ projection
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Normalised embeddings of texts, [N, E] float32."""
+        chunks = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
+        encoded = []
+        for chunk in chunks:
+            tokens = self.tokenize(chunk)
+            encoded.append(self.encode_embeddings(self.embed_tokens(tokens), tokens))
+        return F.normalize(torch.cat(encoded).float(), dim=-1)
+
+    def encode_image(self, pixels: Tensor, precision: Precision | None = None) -> Tensor:
+        """Normalised embeddings [N, E] of pixels [N, 3, H, W] in [0, 1], differentiable.
+
+        Images of another size are squashed to `image_size` (bicubic, antialiased), so crop first
+        what is not square.
+
+        Args:
+            precision: of this call, instead of the teacher's.
+        """
+        side = self.image_size
+        if pixels.shape[-2:] != (side, side):
+            pixels = F.interpolate(
+                pixels, (side, side), mode=self._interpolation, antialias=True, align_corners=False
+            )
+        mixed = self._multiplies and (precision or self._precision) == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            seen = torch.addcmul(self._shift, pixels, self._scale)
+            features: Tensor = self._visual(seen.contiguous(memory_format=torch.channels_last))
+        return F.normalize(features.float(), dim=-1)
+
+
+def class_prompt(template: str, name: str) -> str:
+    """The vanilla prompt of a class: `template` (`teacher.template`) with its name."""
+    return template.replace("{class}", name)
+
+
+def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{class}") -> None:
+    """Refuse class names that the teacher cannot read.
+
+    Raises:
+        ManifestError: a name tokenises to nothing, reads like another one, or makes a prompt that
+            does not fit the context.
+    """
+    room = teacher.context_length - 2
+    seen: dict[tuple[int, ...], str] = {}
+    for name in classes:
+        tokens = tuple(teacher.content_tokens(name))
+        if not tokens:
+            raise ManifestError("classes", "tokenises to nothing", name, "give the class a word")
+        if tokens in seen:
+            rule = f"reads to the teacher exactly like {seen[tokens]!r}"
+            raise ManifestError("classes", rule, name, "rename one of the two")
+        seen[tokens] = name
+        length = len(teacher.content_tokens(class_prompt(template, name)))
+        if length > room:
+            rule = f"a class prompt has at most {room} tokens, this one {length}"
+            raise ManifestError("classes", rule, name, "shorten the name")
+
+
+def require_batch_norm(teacher: Teacher, what: str) -> None:
+    """Refuse a teacher without batch-norm statistics for a method (`what`) that matches them.
+
+    On such a teacher the loss of these methods would be silently zero.
+    """
+    if not teacher.has_batch_norm:
+        raise ManifestError(
+            "teacher.model",
+            f"{what} needs an image tower with batch norm",
+            teacher.name,
+            "choose a ResNet teacher such as RN50-quickgelu",
+        )
+
+
+def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Moments]:
+    """Taps on every batch-norm layer of the image tower, in the order of the forward pass.
+
+    Raises:
+        ManifestError: the tower has none, so that L_bn of the method (`what`) would be nothing.
+    """
+    require_batch_norm(teacher, what)
+    visual: nn.Module = teacher.model.get_submodule("visual")
+    return Taps(layers(visual), moments)
+
+
+def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
+    """D = 2 * arcsin(||x - y|| / 2) ** 2 of unit vectors over the last dimension, float32.
+
+    In [0, pi^2 / 2]; smaller is closer. The arcsin is computed as atan2(||x - y||, ||x + y||): the
+    same on unit vectors, and finite in value and gradient from identical to opposite ones.
+    """
+    x, y = x.float(), y.float()
+    apart = torch.linalg.vector_norm(x - y, dim=-1)
+    return 2 * torch.atan2(apart, torch.linalg.vector_norm(x + y, dim=-1)).square()
+
+
+def distances(images: Tensor, texts: Tensor) -> Tensor:
+    """`spherical_distance` of every image [N, E] to every text [M, E]: [N, M] float32."""
+    images, texts = images.float(), texts.float()
+    # A pair's value must not depend on its batch. Matrix products would make it so, and so would
+    # atan2 in float32, whose vector and scalar kernels round differently.
+    exact = "donot_use_mm_for_euclid_dist"
+    apart = torch.cdist(images, texts, compute_mode=exact).double()
+    opposite = torch.cdist(images, -texts, compute_mode=exact).double()
+    return (2 * torch.atan2(apart, opposite).square()).float()
+
+
+def _square(name: str, size: int | tuple[int, int]) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ManifestError("teacher.model", "must see square images", name, "choose another")
+    return height
+
+
+def _embedding_dim(text: Any) -> int:
+    projection = text.text_projection
+    if projection is None:
+        return int(text.ln_final.weight.shape[0])
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    return int(projection.shape[1])

@@ -1,0 +1,379 @@
+"""What a teacher is made of: which open_clip configuration, which weight file, which tokenizer.
+
+Resolving reads small files only and never touches open_clip's global registry of configurations,
+so that two teachers in one process cannot shadow each other.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import open_clip
+import torch
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.pretrained import get_pretrained_cfg
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from dfkd.config.bundled import TEACHER_CONFIG, TEACHER_WEIGHTS
+from dfkd.config.manifest import CACHE
+from dfkd.errors import ManifestError, WeightsError
+from dfkd.models.weights import open_clip_tags
+from dfkd.models.weights.reading import (
+    MINIATURE,
+    OPENAI_KEYS,
+    existing_file,
+    is_torchscript,
+    match,
+    read_state_dict,
+)
+
+DIRECTORY = "local-dir:"
+CONFIG = "open_clip_config.json"
+MAX_CONFIG_BYTES = 1 << 20
+
+_Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
+_Spread = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+
+
+class _Preprocess(TypedDict, total=False):
+    """The part of open_clip's `preprocess_cfg` that turns pixels into the tower's input."""
+
+    mean: _Channel
+    std: _Spread
+    interpolation: Literal["bicubic", "bilinear"]
+
+
+_TOKENIZER_KEYS = {"bpe_path", "clean", "strip_sep_token"}
+_CHECKPOINTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An open_clip model without its weights."""
+
+    name: str
+    """As the manifest gives it."""
+    model: dict[str, Any]
+    """open_clip's `model_cfg`."""
+    preprocess: dict[str, Any]
+    """open_clip's `preprocess_cfg`, possibly empty."""
+    path: Path | None
+    """The configuration file, or None for one that open_clip ships."""
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the towers use the activation that OpenAI's weights were trained with."""
+        return bool(self.model.get("quick_gelu", False))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weight file of a teacher and what is known about how it was trained."""
+
+    path: Path
+    preprocess: dict[str, Any]
+    quick_gelu: bool | None
+    """None where nothing tells."""
+
+
+def read_architecture(model: str) -> Architecture:
+    """The architecture that `teacher.model` names.
+
+    Args:
+        model: an open_clip name, a JSON file, a directory holding `open_clip_config.json`, or
+            `miniature`.
+
+    Raises:
+        ManifestError: unknown, unreadable, or of a kind without a token-level text path.
+    """
+    if model == MINIATURE:
+        path: Path | None = TEACHER_CONFIG
+    elif model.startswith(DIRECTORY) or Path(model).expanduser().is_dir():
+        path = Path(model.removeprefix(DIRECTORY)).expanduser() / CONFIG
+    elif model.endswith(".json"):
+        path = Path(model).expanduser()
+    else:
+        path = None
+    tree = _shipped(model) if path is None else _read_json(path)
+    config = tree.get("model_cfg", tree)
+    preprocess = tree.get("preprocess_cfg", {})
+    if not _is_config(config):
+        raise ManifestError(
+            "teacher.model",
+            "must be an open_clip model configuration (embed_dim, vision_cfg, text_cfg)",
+            model,
+            "give another file or the name of an open_clip architecture",
+        )
+    _refuse_unsupported(model, config)
+    return Architecture(model, config, _checked_preprocess(model, preprocess), path)
+
+
+def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -> Source:
+    """The weight file that `teacher.weights` names; of an open_clip tag, the one in the cache.
+
+    Raises:
+        WeightsError: no such tag, file or directory, nothing in the cache, or weights that were
+            trained with another activation than the architecture has.
+    """
+    if weights == MINIATURE:
+        source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
+    elif weights.startswith(DIRECTORY) or Path(weights).expanduser().is_dir():
+        source = _in_directory(Path(weights.removeprefix(DIRECTORY)).expanduser())
+    elif tag := get_pretrained_cfg(architecture.name, weights):
+        quick_gelu = bool(tag.get("quick_gelu"))
+        require_activation(weights, quick_gelu, architecture)
+        source = Source(open_clip_tags.find(architecture.name, weights, cache), tag, quick_gelu)
+    elif Path(weights).expanduser().is_file():
+        path = Path(weights).expanduser()
+        source = Source(path, {}, True if is_torchscript(path) else None)
+    else:
+        names = open_clip.list_pretrained_tags_by_model(architecture.name)
+        known = f"one of open_clip's tags {', '.join(names)}" if names else "no tag is known for it"
+        raise WeightsError(
+            "teacher.weights",
+            f"must be an existing file or directory, or a tag of {architecture.name} ({known})",
+            weights,
+            "check the path",
+        )
+    require_activation(str(source.path), source.quick_gelu, architecture)
+    return source
+
+
+def require_activation(weights: str, quick_gelu: bool | None, architecture: Architecture) -> None:
+    """Refuse weights whose training activation is known and differs: they load, but score wrong."""
+    if quick_gelu is None or quick_gelu == architecture.quick_gelu:
+        return
+    trained, built = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
+    base = architecture.name.removesuffix("-quickgelu")
+    other = f"{base}-quickgelu" if quick_gelu else base
+    if architecture.path is not None:
+        remedy = f"set quick_gelu to {str(quick_gelu).lower()} in {architecture.path.name}"
+    elif other in open_clip.list_models():
+        remedy = f"set teacher.model={other}"
+    else:
+        remedy = "choose an architecture with their activation"
+    raise WeightsError(
+        "teacher.weights",
+        f"were trained with {trained}, but {architecture.name} is built with {built}",
+        weights,
+        remedy,
+    )
+
+
+def build(architecture: Architecture) -> nn.Module:
+    """The model with arbitrary weights; the global random state is left as it was.
+
+    Raises:
+        ManifestError: open_clip cannot build such a configuration.
+    """
+    config = {key: value for key, value in architecture.model.items() if key != "custom_text"}
+    vision = dict(config["vision_cfg"])
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    text = {k: v for k, v in config["text_cfg"].items() if k != "tokenizer_kwargs"}
+    kind = CustomTextCLIP if architecture.model.get("custom_text") else CLIP
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = kind(**{**config, "vision_cfg": vision, "text_cfg": text})
+    except Exception as error:  # whatever a malformed configuration makes its constructors raise
+        raise ManifestError(
+            "teacher.model",
+            f"must be buildable by open_clip ({' '.join(str(error).split())[:160]})",
+            architecture.name,
+            "mend the configuration",
+        ) from None
+    assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker
+    return model
+
+
+def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors of the weight file under the names of the architecture's model; a strict match.
+
+    Raises:
+        WeightsError: corrupt, of another architecture, or OpenAI's in a model without QuickGELU.
+    """
+    state = read_state_dict("teacher.weights", source.path)
+    if any(key in state for key in OPENAI_KEYS):
+        require_activation(str(source.path), True, architecture)
+        state = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
+    # A traced module saves its causal mask beside its weights; every model makes its own.
+    state = {key: value for key, value in state.items() if key.split(".")[-1] != "attn_mask"}
+    with torch.device("meta"):  # shapes without memory, so that a misfit costs nothing
+        model = build(architecture)
+    state = dict(convert_state_dict(model, state))
+    if hasattr(model, "text"):
+        state = dict(convert_to_custom_text_state_dict(state))
+    wanted = model.state_dict()
+    scale = state.get("logit_scale")
+    if scale is not None and scale.numel() == wanted["logit_scale"].numel():
+        state["logit_scale"] = scale.reshape(wanted["logit_scale"].shape)
+    remedy = f"give weights of {architecture.name}, or set teacher.model to theirs"
+    match("teacher.weights", source.path, state, wanted, remedy)
+    return state
+
+
+def build_tokenizer(architecture: Architecture) -> Any:
+    """open_clip's tokenizer for the architecture: a callable from texts to LongTensor [N, L].
+
+    Raises:
+        ManifestError: its files are missing or cannot be downloaded.
+    """
+    text = architecture.model["text_cfg"]
+    length = text.get("context_length", 77)
+    options = dict(text.get("tokenizer_kwargs") or {})
+    merges = tokenizer_file(architecture)
+    if merges is not None:
+        options["bpe_path"] = str(merges)
+    try:
+        if text.get("hf_tokenizer_name"):
+            name = text["hf_tokenizer_name"]
+            if architecture.path is not None and architecture.path.name == CONFIG:
+                name = str(architecture.path.parent)
+            mode = text.get("tokenizer_mode")
+            return open_clip.tokenizer.HFTokenizer(
+                name, context_length=length, tokenizer_mode=mode, **options
+            )
+        if architecture.path is None and "siglip" in architecture.name.lower():
+            return open_clip.get_tokenizer(architecture.name)
+        return open_clip.tokenizer.SimpleTokenizer(context_length=length, **options)
+    except Exception as error:  # files, network and parsers raise whatever they like
+        raise ManifestError(
+            "teacher.model",
+            f"its tokenizer cannot be loaded ({' '.join(str(error).split())[:160]})",
+            architecture.name,
+            "put its files beside the configuration, or run where they can be downloaded",
+        ) from None
+
+
+def files(architecture: Architecture, source: Source) -> dict[str, Path]:
+    """The files that decide what the teacher computes, by the manifest key they stand for."""
+    roles = {"teacher.weights": source.path}
+    if architecture.path is not None:
+        roles["teacher.model"] = architecture.path
+    merges = tokenizer_file(architecture)
+    if merges is not None:
+        roles["teacher.tokenizer"] = merges
+    return roles
+
+
+def tokenizer_file(architecture: Architecture) -> Path | None:
+    """The merges file that the configuration names, relative to the configuration file."""
+    options = architecture.model["text_cfg"].get("tokenizer_kwargs") or {}
+    if "bpe_path" not in options:
+        return None
+    base = architecture.path.parent if architecture.path else Path()
+    return existing_file("teacher.model (bpe_path)", base / str(options["bpe_path"]))
+
+
+def _shipped(model: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(model) if ":" not in model else None
+    if config is None:
+        near = difflib.get_close_matches(model, open_clip.list_models(), n=1, cutoff=0.4)
+        remedy = f"did you mean {near[0]!r}?" if near else "see open_clip.list_models()"
+        raise ManifestError(
+            "teacher.model", "must be an open_clip architecture or a JSON file", model, remedy
+        )
+    return {"model_cfg": config, "preprocess_cfg": _usual_preprocess(model)}
+
+
+def _usual_preprocess(model: str) -> dict[str, Any]:
+    """What all published weights of an architecture agree on; SigLIP's, say, is not CLIP's."""
+    keys = ("mean", "std", "interpolation")
+    published = [
+        get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)
+    ]
+    usual = [{key: config[key] for key in keys} for config in published]
+    return usual[0] if usual and all(each == usual[0] for each in usual) else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    existing_file("teacher.model", path)
+    remedy = "give an open_clip configuration file"
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        rule = f"must have at most {MAX_CONFIG_BYTES} bytes"
+        raise ManifestError("teacher.model", rule, path.stat().st_size, remedy)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        rule = f"must be valid JSON ({str(error)[:80]})"
+        raise ManifestError("teacher.model", rule, str(path), remedy) from None
+    if not isinstance(tree, dict):
+        raise ManifestError("teacher.model", "must hold a JSON object", str(path), remedy)
+    return tree
+
+
+def _is_config(config: Any) -> bool:
+    return (
+        isinstance(config, dict)
+        and type(config.get("embed_dim")) is int
+        and isinstance(config.get("vision_cfg"), dict)
+        and isinstance(config.get("text_cfg"), dict)
+        and isinstance(config["text_cfg"].get("tokenizer_kwargs") or {}, dict)
+    )
+
+
+def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
+    text = config["text_cfg"]
+    reason = None
+    if "multimodal_cfg" in config or text.get("embed_cls"):
+        reason = "a class embedding (CoCa, cls_emb)"
+    elif text.get("use_pad_mask"):
+        reason = "a padding mask (use_pad_mask)"
+    elif text.get("hf_model_name"):
+        reason = "a Hugging Face encoder (hf_model_name)"
+    elif text.get("pool_type", "argmax") not in ("argmax", "eos", "first", "last"):
+        reason = f"pool_type {text['pool_type']!r}"
+    if reason:
+        raise ManifestError(
+            "teacher.model",
+            f"must have a text tower that can start from token embeddings; this one has {reason}",
+            model,
+            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+        )
+    unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
+    if unknown:
+        raise ManifestError(
+            "teacher.model",
+            f"its tokenizer_kwargs may hold {', '.join(sorted(_TOKENIZER_KEYS))} only",
+            sorted(unknown)[0],
+            "remove it from the configuration",
+        )
+
+
+def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
+    try:
+        checked = TypeAdapter(_Preprocess).validate_python(preprocess)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(("preprocess_cfg", *map(str, problem["loc"])))
+        raise ManifestError(
+            "teacher.model", f"{field}: {problem['msg']}", model, "mend the configuration"
+        ) from None
+    return dict(checked)
+
+
+def _in_directory(directory: Path) -> Source:
+    if not directory.is_dir():
+        raise WeightsError(
+            "teacher.weights", "must be an existing directory", str(directory), "check the path"
+        )
+    found = [path for pattern in _CHECKPOINTS for path in sorted(directory.glob(pattern))]
+    preferred = [path for path in found if path.stem.startswith("open_clip")]
+    if not found:
+        raise WeightsError(
+            "teacher.weights",
+            f"must hold a checkpoint ({', '.join(_CHECKPOINTS)})",
+            str(directory),
+            "give the path of the file itself",
+        )
+    path = (preferred or found)[0]
+    if not (directory / CONFIG).is_file():
+        return Source(path, {}, True if is_torchscript(path) else None)
+    beside = read_architecture(str(directory))
+    return Source(path, beside.preprocess, beside.quick_gelu)

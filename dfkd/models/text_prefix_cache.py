@@ -1,0 +1,83 @@
+"""The text tower in two pieces: what stands before a pseudo-word once, and the rest many times.
+
+A causal tower looks back only. So nothing before the pseudo-word depends on it: these tokens' keys
+and values are computed once and without gradients, and each update pays for the few that follow.
+"""
+
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, Transformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd.models.teacher import Teacher
+
+
+def can_split(teacher: Teacher) -> bool:
+    """Whether a teacher's text tower is causal and made of open_clip's plain blocks."""
+    tower = teacher.text.transformer
+    return (
+        teacher.causal
+        and type(tower) is Transformer
+        and all(
+            type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention
+            for block in tower.resblocks
+        )
+    )
+
+
+class Beginning:
+    """The first tokens of N sentences, as what follows them sees them."""
+
+    @torch.no_grad()
+    def __init__(self, teacher: Teacher, tokens: Tensor, lengths: Tensor) -> None:
+        """`lengths` [N] of the tokens [N, P] belong to the sentences' beginnings."""
+        self.teacher, self.lengths = teacher, lengths
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        """Keys and values [N, heads, P, D / heads] of each block."""
+        text, size = teacher.text, tokens.shape[1]
+        hidden = teacher.embed_tokens(tokens)
+        hidden = hidden + text.positional_embedding[:size].to(hidden.dtype)
+        causal = torch.ones(size, size, dtype=torch.bool, device=tokens.device).tril()
+        for block in text.transformer.resblocks:
+            hidden, keys, values = _pass(block, hidden, (), causal)
+            self.seen.append((keys, values))
+        self.known = torch.arange(size, device=tokens.device) < lengths[:, None]
+
+    def end(self, embedded: Tensor, tokens: Tensor) -> Tensor:
+        """Text embeddings [N, E], not normalised, of sentences that go on like this.
+
+        Args:
+            embedded: [N, S, D], the token embeddings of the rest; gradients flow to them.
+            tokens: [N, S], their ids, which tell where each sentence ends.
+        """
+        text, size = self.teacher.text, tokens.shape[1]
+        steps = torch.arange(size, device=tokens.device)
+        # Behind a sentence's end there may be no place left, and nobody looks there.
+        places = (self.lengths[:, None] + steps).clamp_max(self.teacher.context_length - 1)
+        hidden = embedded + text.positional_embedding[places].to(embedded.dtype)
+        later = (steps <= steps[:, None]).expand(len(tokens), -1, -1)
+        earlier = self.known[:, None, :].expand(-1, size, -1)
+        mask = torch.cat([earlier, later], dim=2)[:, None]
+        for block, before in zip(text.transformer.resblocks, self.seen, strict=True):
+            hidden, _, _ = _pass(block, hidden, before, mask)
+        return self.teacher.read_off(hidden, tokens)
+
+
+def _pass(
+    block: Any, hidden: Tensor, before: tuple[Tensor, ...], mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's output [N, S, D], and its keys and values, where others stand `before` these."""
+    attention = block.attn
+    projected = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
+    queries, keys, values = (
+        part.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        for part in projected.chunk(3, dim=2)
+    )
+    everything = (keys, values)
+    if before:
+        everything = (torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2))
+    attended = F.scaled_dot_product_attention(queries, *everything, attn_mask=mask)
+    hidden = hidden + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(2)))
+    return hidden + block.ls_2(block.mlp(block.ln_2(hidden))), keys, values

@@ -1,0 +1,171 @@
+"""Weight files into tensors: by content, never by trust. The only code that opens a checkpoint.
+
+Three formats hold every published teacher and generator. safetensors holds nothing but tensors.
+`torch.save` files are pickles and are read with `weights_only=True`. An OpenAI archive is
+TorchScript, which `torch.jit.load` would compile and, where a module defines `__setstate__`, run;
+`dfkd.models.weights.torchscript` reads only its tensors instead.
+"""
+
+import contextlib
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dfkd.errors import DfkdError, WeightsError
+from dfkd.models.weights import torchscript
+
+MINIATURE = "miniature"
+"""Stands, in a manifest, for the models that the package ships."""
+
+OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
+"""Sizes that only OpenAI's own checkpoints carry beside their weights."""
+
+_ELSEWHERE = "give the path of an intact file with tensors only, or download it again"
+
+
+def existing_file(field: str, path: str | Path) -> Path:
+    """`path` as an existing regular file.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise WeightsError(field, "must be an existing file", str(path), "check the path")
+    return found
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive, the format in which OpenAI published CLIP."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU, possibly memory-mapped.
+
+    Unwraps `{"state_dict": ...}` and the `module.` prefix of DDP.
+
+    Args:
+        field: the manifest key that an error names.
+        path: a safetensors file, a `torch.save` file or a TorchScript archive.
+
+    Raises:
+        WeightsError: missing or corrupt, or it holds something other than tensors.
+    """
+    existing_file(field, path)
+    try:
+        tree = _read(path)
+    except DfkdError:
+        raise
+    except Exception as error:  # torch raises whatever its parsers meet in a damaged file
+        raise WeightsError(
+            field, f"must be a readable checkpoint ({_first_line(error)})", str(path), _ELSEWHERE
+        ) from None
+    state = tree.get("state_dict", tree) if isinstance(tree, Mapping) else tree
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(field, "must hold a state dict", str(path), _ELSEWHERE)
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(field, f"must hold tensors only, not {key!r}", str(path), _ELSEWHERE)
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+def match(
+    field: str, path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], remedy: str
+) -> None:
+    """Check that `state` has exactly the names and shapes of `wanted`, and finite values.
+
+    Raises:
+        WeightsError: one line with the first names that are missing, unexpected or misshapen.
+    """
+    problems = _listed("lacks", sorted(wanted.keys() - state.keys()))
+    problems += _listed("has no use for", sorted(state.keys() - wanted.keys()))
+    shapes = [
+        f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
+        for key in sorted(wanted.keys() & state.keys())
+        if state[key].shape != wanted[key].shape
+    ]
+    problems += _listed("differs in shape at", shapes)
+    if problems:
+        rule = f"must match the architecture, but it {'; '.join(problems)}"
+        raise WeightsError(field, rule, str(path), remedy)
+
+
+def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state`, which `match` has passed, into `module`.
+
+    Raises:
+        WeightsError: a value is NaN or infinite, which no trained model is.
+    """
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise WeightsError(field, f"must be finite, but {key} is not", str(path), _ELSEWHERE)
+    module.load_state_dict(state, strict=True)
+
+
+def _read(path: Path) -> Any:
+    if _is_safetensors(path):
+        try:
+            return load_file(path, device="cpu")
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
+    if is_torchscript(path):
+        return torchscript.read_tensors(path)
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _require_checksums(path)
+    with torch.serialization.safe_globals([(_Callback, _CALLBACK)]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _require_checksums(path: Path) -> None:
+    """torch.load itself passes a flipped bit on, though its zip files hold checksums."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:  # torch compresses none; a bomb would be
+                raise ValueError(f"{member.filename} is compressed")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"bad CRC-32 of {damaged}")
+
+
+_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
+class _Callback:
+    """Stands in for the Lightning class that old VQGAN checkpoints name in their callbacks."""
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if len(head) < 9 or head[8:] != b"{":
+        return False
+    (length,) = struct.unpack("<Q", head[:8])
+    return bool(0 < length <= path.stat().st_size)
+
+
+def _listed(what: str, names: list[str], shown: int = 3) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return [f"{what} {', '.join(names[:shown])}{more}"]
+
+
+def _first_line(error: Exception) -> str:
+    with contextlib.suppress(IndexError):
+        return str(error).strip().splitlines()[0][:160]
+    return type(error).__name__

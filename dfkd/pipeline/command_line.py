@@ -1,0 +1,149 @@
+"""The command line that all jobs share: manifest, overrides, exit codes, the last line."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from dfkd.config.fingerprint import fingerprint
+from dfkd.config.manifest import Manifest
+from dfkd.errors import DfkdError, Exit, InfrastructureError
+from dfkd.utils import logs
+from dfkd.utils.yaml import dump
+
+
+class Described(Protocol):
+    """A manifest of any kind: it can show itself as plain values."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every key with its value."""
+
+
+D = TypeVar("D", bound=Described)
+
+Work = Callable[[Manifest, argparse.Namespace], str]
+"""Does the job and returns the path of what it wrote, or nothing if it only told something; raises
+`DfkdError` for what one can mend."""
+
+Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
+"""What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
+
+
+COMMON = ("manifest", "overrides", "print_manifest", "dry_run", "submission_id")
+"""Options of every job: the manifest tells what they come to, or nothing is done."""
+
+
+def parser(description: str, **choices: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser with the arguments that every job takes, behind one for each of `choices`."""
+    arguments = argparse.ArgumentParser(
+        description=description,
+        epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, "
+        "3 partial (something quarantined), 4 worth retrying (infrastructure)",
+    )
+    for name, values in choices.items():
+        arguments.add_argument(name, choices=values, help="one of {%(choices)s}", metavar=name)
+    arguments.add_argument("manifest", help="YAML file that fully describes the run")
+    arguments.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a manifest key, e.g. --set synthesis.steps=50 (repeatable)",
+    )
+    arguments.add_argument(
+        "--print-manifest", action="store_true", help="print the resolved manifest and stop"
+    )
+    arguments.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    arguments.add_argument(
+        "--submission-id",
+        action="store_true",
+        help="print the name of this run for `ray job submit --submission-id`, and stop",
+    )
+    return arguments
+
+
+def run(
+    arguments: argparse.ArgumentParser,
+    work: Work,
+    plan: Plan,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """`run_with` a `Manifest`, as every job but one does; returns the exit code."""
+    return run_with(Manifest.read, arguments, work, plan, argv, lambda found: found.storage.root)
+
+
+def _nowhere(described: object) -> str:
+    return ""
+
+
+def run_with(
+    read: Callable[[str, tuple[str, ...]], D],
+    arguments: argparse.ArgumentParser,
+    work: Callable[[D, argparse.Namespace], str],
+    plan: Callable[[D, argparse.Namespace], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+    root: Callable[[D], str] = _nowhere,
+) -> int:
+    """Parse, read the manifest, work, and report; returns the exit code.
+
+    The last line on stdout of a job that wrote something is `wrote PATH`. A failure that a person
+    can fix is one line on stderr; anything else is a defect and keeps its traceback.
+
+    Args:
+        root: where the run lies that a manifest describes; empty if it describes none.
+    """
+    options = arguments.parse_args(argv)
+    try:
+        manifest = read(options.manifest, tuple(options.overrides))
+        if options.print_manifest:
+            print(dump(manifest.as_dict()), end="")
+            return Exit.DONE
+        if options.submission_id:
+            print(submission_id(arguments.prog, manifest, options))
+            return Exit.DONE
+        if options.dry_run:
+            print(json.dumps(plan(manifest, options), indent=2))
+            return Exit.DONE
+        with logs.shown(Path(arguments.prog).stem, root(manifest)):
+            written = work(manifest, options)
+    except DfkdError as error:
+        return fail(error)
+    except OSError as error:
+        return fail(
+            InfrastructureError(
+                f"operating system: {error}; mend that and run the same command again, it resumes"
+            )
+        )
+    if written:
+        print(f"wrote {written}", flush=True)
+    return Exit.DONE
+
+
+def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -> str:
+    """The name of a job, its manifest with all overrides and its own options, among a cluster's
+    submissions: `dfkd-JOB-` and 16 hexadecimal digits.
+
+    Ray takes each name once: of two that submit the same run at the same time the second is told.
+    """
+    own = {key: value for key, value in vars(options).items() if key not in COMMON}
+    run = {"manifest": manifest.as_dict(), "options": own}
+    return f"dfkd-{Path(prog).stem}-{fingerprint(run)[:16]}"
+
+
+def again(job: str, options: argparse.Namespace) -> str:
+    """The command line that runs a job with the same manifest and overrides."""
+    words = ["python", f"jobs/{job}.py", options.manifest]
+    for setting in options.overrides:
+        words += ["--set", setting]
+    return shlex.join(words)
+
+
+def fail(error: DfkdError) -> int:
+    """Print an error as its one line and return its exit code."""
+    sys.stdout.flush()
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.exit_code

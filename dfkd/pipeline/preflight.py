@@ -1,0 +1,109 @@
+"""All that can be refused before any work starts: files, names and sizes that do not fit."""
+
+import torch
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import coupled, prompt_method
+from dfkd.config.plan import image_count, part_count
+from dfkd.dataset.loader import steps_per_epoch
+from dfkd.distillation.text_only import load_tower
+from dfkd.errors import ManifestError
+from dfkd.evaluation.data import open_data
+from dfkd.models.generator import VQGAN
+from dfkd.models.student import build
+from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
+from dfkd.prompts.maker import check_prompts
+from dfkd.utils.parquet import MAX_BYTES
+
+
+def check_synthesis(manifest: Manifest) -> None:
+    """Refuse weights that are missing or foreign, names that say nothing, sizes that clash.
+
+    The models are really loaded, on the CPU: seconds now instead of a failure on every worker.
+
+    Raises:
+        ManifestError: naming the field.
+    """
+    cpu, cache = torch.device("cpu"), manifest.cache
+    teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
+    check_classes(teacher, manifest.classes, manifest.teacher.template)
+    check_prompts(manifest, teacher)
+    _check_part(manifest, teacher)
+    for method in filter(coupled, manifest.methods):
+        require_batch_norm(teacher, method)
+    _check_games(manifest)
+    if any(map(prompt_method, manifest.methods)):
+        _check_generator(manifest)
+
+
+def _check_games(manifest: Manifest) -> None:
+    """Refuse sizes that the networks of dfad and pre cannot make, and parts without a round."""
+    size, parts = manifest.synthesis.image_size, part_count(manifest)
+    rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}
+    for method in rounds.keys() & set(manifest.methods):
+        if size % SIDE:
+            raise ManifestError(
+                "synthesis.image_size",
+                f"must be a multiple of {SIDE} for {method}",
+                size,
+                f"use {max(1, size // SIDE) * SIDE}",
+            )
+        if rounds[method] < parts:
+            raise ManifestError(
+                f"inversion.{method}.rounds",
+                f"must be at least one for each of the {parts} parts",
+                rounds[method],
+                "raise it, or synthesis.shard_size",
+            )
+
+
+SIDE = 16
+"""Pixels; the generator of dfad doubles a map four times, and the encoder of pre halves thrice."""
+
+PROMPT_BYTES = 256
+"""Of a prompt's row beside its vectors, rounded up."""
+
+
+def _check_part(manifest: Manifest, teacher: Teacher) -> None:
+    """Refuse prompts that could be written but, as one table, not be read again."""
+    vectors = 2 * teacher.embedding_dim + teacher.token_table.shape[1]
+    most = MAX_BYTES // (len(manifest.classes) * (4 * vectors + PROMPT_BYTES))
+    if manifest.synthesis.shard_size > most:
+        raise ManifestError(
+            "synthesis.shard_size",
+            f"the prompts of one shard of all {len(manifest.classes)} classes must fit into "
+            f"{MAX_BYTES} bytes",
+            manifest.synthesis.shard_size,
+            f"use at most {most}",
+        )
+
+
+def _check_generator(manifest: Manifest) -> None:
+    cpu = torch.device("cpu")
+    factor = VQGAN.load(manifest.generator, cpu, cache=manifest.cache).downsampling
+    if manifest.synthesis.image_size % factor:
+        raise ManifestError(
+            "synthesis.image_size",
+            f"must be a multiple of the generator's {factor}",
+            manifest.synthesis.image_size,
+            f"use {max(1, manifest.synthesis.image_size // factor) * factor}",
+        )
+
+
+def check_distillation(manifest: Manifest) -> None:
+    """Refuse a student that cannot be built, or whose initial weights are missing."""
+    size, classes = manifest.synthesis.image_size, len(manifest.classes)
+    build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
+
+
+def check_batches(manifest: Manifest) -> None:
+    """Refuse a batch that all images to be made do not fill."""
+    steps_per_epoch(image_count(manifest), manifest.distillation.batch_size)
+
+
+def check_evaluation(manifest: Manifest) -> None:
+    """Refuse evaluation data that is missing or lacks a class, by names only, and a tower of the
+    text-only classifier that is missing or cannot read a class."""
+    open_data(manifest.evaluation, manifest.classes)
+    if "text-only" in manifest.evaluation.models:
+        load_tower(manifest, torch.device("cpu"))

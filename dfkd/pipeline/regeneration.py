@@ -1,0 +1,210 @@
+"""A regeneration from end to end: make the candidate, train, score, decide, accept.
+
+Every step leaves its result in storage, so a killed call costs the step at work, and the same call
+goes on.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dfkd.cluster import distillation
+from dfkd.cluster.connection import connected
+from dfkd.cluster.synthesis import build, identify
+from dfkd.config.budget import Budget
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import fresh_tasks, task_count, tasks
+from dfkd.dataset.published import advance, read_json, refuse_removal
+from dfkd.dataset.versions import PublishedVersion, open_version
+from dfkd.errors import GateError
+from dfkd.evaluation.results import validate_results
+from dfkd.evaluation.scoring import evaluate
+from dfkd.export import take_home
+from dfkd.pipeline import attempts
+from dfkd.pipeline.attempts import Attempt, Decision
+from dfkd.pipeline.preflight import (
+    check_batches,
+    check_distillation,
+    check_evaluation,
+    check_synthesis,
+)
+from dfkd.report import compare, page
+from dfkd.report.contact_sheet import write_contact_sheet
+from dfkd.report.facts import collect, note_origin
+from dfkd.storage.lease import Lease, holding
+from dfkd.storage.local import Storage, is_there, open_storage
+from dfkd.utils.device import threads_of
+
+LEASE = "regenerate"
+COPIED = ("results.json", "results.parquet")
+"""Of the candidate's folder; they become those of the root when it is accepted."""
+
+
+def plan(manifest: Manifest) -> dict[str, Any]:
+    """What the next call would do, as far as that is known before it."""
+    attempts.require_comparable(manifest)
+    config = manifest.regeneration
+    salt, current = manifest.salt, None
+    if is_there(manifest.storage.root):
+        root = open_storage(manifest.storage.root)
+        current = attempts.current_of(root, manifest.method)
+        unfinished = attempts.unfinished(root)
+        salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)
+    salted = dataclasses.replace(manifest, salt=salt)
+    fresh = list(fresh_tasks(salted) if current else tasks(manifest))
+    return {
+        "method": manifest.method,
+        "tasks": task_count(manifest),
+        "salt": salt,
+        "current": current.id if current else "none",
+        "fresh_tasks": len(fresh),
+        "fresh_images": sum(task.count for task in fresh),
+        "images_cap": config.images,
+        "worker_seconds_cap": config.worker_seconds,
+        "students": len(manifest.distillation.seeds) * (2 if current else 1),
+    }
+
+
+def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int) -> str:
+    """Make, train, score and decide, or go on with what was begun; returns the page's place.
+
+    Args:
+        command: the command line that does this again; results and report name it.
+        abandon: leave an unfinished regeneration behind and begin the next one.
+        threads: CPU threads of scoring; 0 is all there are.
+
+    Raises:
+        LeaseError: another regeneration is at work.
+        BudgetError: a cap was reached; the same command goes on.
+        GateError: the candidate is not good enough; `current` is as it was.
+    """
+    attempts.require_comparable(manifest)
+    check_distillation(manifest)
+    check_batches(manifest)
+    check_evaluation(manifest)
+    check_synthesis(manifest)
+    root = open_storage(manifest.storage.root)
+    with holding(root, LEASE, manifest.regeneration.lease_seconds) as lease, connected():
+        attempt = _begin(root, manifest, abandon)
+        salted = dataclasses.replace(manifest, salt=attempt.number)
+        print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
+        run = _Run(salted, attempt, lease, command, threads)
+        candidate = run.build(abandon)
+        lease.fence()
+        decision = attempt.decision or run.decide(candidate)
+        page = attempt.storage.location(compare.PAGE)
+        if decision.current:
+            print(f"old and new side by side {page}", flush=True)
+        if decision.accepted:
+            page = run.accept(decision)
+        attempt.finish()
+    if not decision.accepted:
+        print(f"wrote {page}", flush=True)
+        raise GateError(
+            f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
+            f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py removes "
+            "it"
+        )
+    return page
+
+
+def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
+    """The regeneration that is unfinished, or the next one."""
+    method = manifest.method
+    unfinished = attempts.unfinished(root)
+    if unfinished and abandon:
+        unfinished.finish()
+        key = f"data/{unfinished.method}/versions/{unfinished.candidate}/abandoned"
+        root.put(key, b"")
+        unfinished = None
+    current = attempts.current_of(root, method)
+    if unfinished:
+        number, base = unfinished.number, unfinished.base
+    else:
+        number = attempts.next_number(root, current, manifest)
+        base = current.fingerprint if current and not manifest.regeneration.whole else ""
+    identity = identify(dataclasses.replace(manifest, salt=number), base)
+    if base and current and current.fingerprint == base:
+        attempts.require_same_settings(current, identity)
+    attempt = attempts.begin(root, number, identity)
+    if base:
+        refuse_removal(root.child(f"data/{method}"), base[:16])
+    return attempt
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The steps of one regeneration."""
+
+    manifest: Manifest
+    """With the attempt's number as its salt."""
+    attempt: Attempt
+    lease: Lease
+    command: str
+    threads: int
+
+    def build(self, abandon: bool) -> PublishedVersion:
+        """The candidate, published but not current."""
+        config = self.manifest.regeneration
+        built = build(
+            self.manifest,
+            self.attempt.claim["identity"],
+            abandon=abandon,
+            budget=Budget(config.images or None, config.worker_seconds or None),
+            make_current=False,
+        )
+        print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)
+        return built.version
+
+    def decide(self, candidate: PublishedVersion) -> Decision:
+        """Train and score students of candidate and current version; write the page of both."""
+        attempt, config = self.attempt, self.manifest.regeneration
+        current = attempts.current_of(attempt.root, attempt.method)
+        if current and current.id == candidate.id:
+            current = None
+        accuracy = self.score(candidate, "candidate")
+        before = self.score(current, "current") if current else None
+        self.lease.fence()
+        decision = attempt.decide(attempts.gate(config, candidate, accuracy, current, before))
+        if current:
+            old, new = (
+                dataclasses.replace(
+                    collect(attempt.storage.child(name), attempt.root, version.id),
+                    name=f"{name} {version.id}",
+                )
+                for name, version in (("current", current), ("candidate", candidate))
+            )
+            page = compare.render(old, new, attempts.rules(config, decision))
+            attempt.storage.put(compare.PAGE, page.encode())
+        return decision
+
+    def score(self, version: PublishedVersion, name: str) -> float:
+        """Mean accuracy of a version's students, trained or found; results go to a folder."""
+        students = []
+        for seed in self.manifest.distillation.seeds:
+            finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
+            did = "reused" if finished.reused else "trained"
+            print(f"{name} {version.id} seed {seed}: {did} {finished.place.location}", flush=True)
+            students.append(finished.place.name)
+        folder = f"{self.attempt.folder}/{name}"
+        scored = evaluate(self.manifest, self.threads or None, version.id, folder)
+        note_origin(self.attempt.root.child(folder), self.manifest, self.command, students)
+        validate_results(scored.results)
+        (summary,) = [s for s in scored.results["summary"] if s["model"] == "student"]
+        print(f"{name} {version.id}: accuracy {summary['mean']:.4f}", flush=True)
+        return float(summary["mean"])
+
+    def accept(self, decision: Decision) -> str:
+        """Move current; make results, student and report of the root those of the new version."""
+        attempt, manifest = self.attempt, self.manifest
+        home = attempt.root.child(f"data/{attempt.method}")
+        advance(home, attempt.candidate, self.lease.fence)
+        print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
+        for name in COPIED:
+            attempt.root.put(name, attempt.storage.get(f"candidate/{name}"))
+        version = open_version(home, attempt.candidate)
+        write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
+        with threads_of(self.threads) as threads:
+            student = take_home.write(manifest, read_json(attempt.root, "results.json"), threads)
+        print(f"student to take home {student}", flush=True)
+        return page.write(manifest, self.command)

@@ -1,0 +1,155 @@
+"""The contact sheet: synthesised images of each class and method in one picture."""
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from PIL import Image, ImageDraw, ImageFont
+
+from dfkd.config.methods import Method
+from dfkd.dataset.shards import Sample
+from dfkd.dataset.versions import PublishedVersion
+from dfkd.errors import CorruptionError
+from dfkd.storage.local import Storage
+from dfkd.utils.images import opened
+
+Examples = list[list[Image.Image]]
+"""For each class a few images."""
+
+
+def examples(version: PublishedVersion, count: int = 8) -> Examples:
+    """The first `count` images of each class of a published version, as RGB.
+
+    Reads no more shards than it needs, each verified against its receipt.
+
+    Raises:
+        CorruptionError: a shard is not what was published.
+    """
+    found: Examples = [[] for _ in version.classes]
+    for receipt in sorted(version.shards, key=lambda receipt: receipt.task):
+        images = found[int(receipt.task.split("-")[0])]
+        if len(images) < count:
+            samples = islice(version.samples(receipt), count - len(images))
+            images += [_decode(sample, receipt.shard) for sample in samples]
+    return found
+
+
+def _decode(sample: Sample, shard: str) -> Image.Image:
+    try:
+        with opened(sample.image) as image:
+            return image.convert("RGB")
+    except ValueError as error:
+        raise CorruptionError(
+            f"shard {shard}: image {sample.key} cannot be read ({error}); synthesise it again"
+        ) from None
+
+
+def write_contact_sheet(
+    storage: Storage, name: str, versions: Mapping[Method, PublishedVersion]
+) -> str:
+    """Write `contact-sheet.png` of each method's version; returns its place, for display."""
+    classes = next(iter(versions.values())).classes
+    count = 8 if len(versions) < 3 else 5
+    blocks = {str(method): examples(version, count) for method, version in versions.items()}
+    title = f"{name}: images made from class names alone"
+    footer = ", ".join(f"{method} version {version.id}" for method, version in versions.items())
+    storage.put("contact-sheet.png", contact_sheet(title, classes, blocks, footer))
+    return storage.location("contact-sheet.png")
+
+
+MARGIN = 28
+GAP = 4
+BLOCK_GAP = 24
+MAX_CLASSES = 48
+"""Rows of a sheet; a picture much taller opens nowhere."""
+INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
+
+
+def contact_sheet(
+    title: str, classes: Sequence[str], blocks: Mapping[str, Examples], footer: str = ""
+) -> bytes:
+    """A PNG with one row for each class and one block of images for each method.
+
+    Args:
+        title: first line.
+        classes: row labels; after 48 rows the sheet says how many are left out.
+        blocks: `examples` of each method, in the order in which they are shown.
+        footer: small last line, e.g. which versions these are.
+
+    Returns:
+        The file's bytes; the same images and texts give the same ones.
+    """
+    shown = list(classes[:MAX_CLASSES])
+    if len(shown) < len(classes):
+        footer = f"first {len(shown)} of {len(classes)} classes. {footer}".strip()
+    sheet = _Sheet(shown, blocks)
+    canvas = Image.new("RGB", sheet.size(title, footer), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, MARGIN), title, INK, _font(22))
+    for method, x in sheet.places():
+        draw.text((x, sheet.top - 10), method, INK, _font(16), anchor="ls")
+        for row, images in enumerate(blocks[method][: len(shown)]):
+            for column, image in enumerate(images):
+                place = (x + column * sheet.step, sheet.top + row * sheet.step)
+                _paste(canvas, draw, image, place, sheet.cell)
+    for row, name in enumerate(shown):
+        middle = sheet.top + row * sheet.step + sheet.cell // 2
+        draw.text((MARGIN + sheet.label, middle), name, INK, _font(15), anchor="rm")
+    draw.text((MARGIN, sheet.bottom + 14), footer, GREY, _font(12))
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+class _Sheet:
+    """Where things are on a contact sheet, in pixels."""
+
+    def __init__(self, classes: Sequence[str], blocks: Mapping[str, Examples]) -> None:
+        sizes = [image.width for block in blocks.values() for row in block for image in row]
+        self.cell = 64 if max(sizes, default=64) <= 64 else 96
+        self.step = self.cell + GAP
+        self.label = max(math.ceil(_font(15).getlength(name)) for name in classes)
+        self.top = MARGIN + 74
+        self.bottom = self.top + len(classes) * self.step - GAP
+        self.columns = {
+            method: max((len(row) for row in block), default=0) for method, block in blocks.items()
+        }
+
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Each method and the left edge of its block."""
+        x = MARGIN + self.label + 14
+        for method, columns in self.columns.items():
+            yield method, x
+            x += self.width(method, columns) + BLOCK_GAP
+
+    def width(self, method: str, columns: int) -> int:
+        """Of a block, which is at least as wide as its head."""
+        return max(columns * self.step - GAP, math.ceil(_font(16).getlength(method)))
+
+    def size(self, title: str, footer: str) -> tuple[int, int]:
+        """Of the whole sheet."""
+        blocks = sum(self.width(*item) for item in self.columns.items())
+        gaps = BLOCK_GAP * (len(self.columns) - 1)
+        body = self.label + 14 + blocks + gaps
+        texts = (_font(22).getlength(title), _font(12).getlength(footer))
+        width = max(body, *map(math.ceil, texts)) + 2 * MARGIN
+        return width, self.bottom + (14 + 12 if footer else 0) + MARGIN
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _paste(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    image: Image.Image,
+    place: tuple[int, int],
+    cell: int,
+) -> None:
+    if image.size != (cell, cell):
+        image = image.resize((cell, cell), Image.Resampling.LANCZOS)
+    canvas.paste(image, place)
+    x, y = place
+    draw.rectangle((x - 1, y - 1, x + cell, y + cell), outline=LINE)

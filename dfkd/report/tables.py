@@ -1,0 +1,147 @@
+"""The tables of accuracies that a terminal shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dfkd.evaluation.footprint import megabytes
+from dfkd.evaluation.results import ClassSummary, Spread, Summary, images_of, summarise_classes
+
+WIDTH = 80
+"""Columns of a table."""
+CELL = 9
+"""Letters of a column's head line at the most, where there is room."""
+NARROW = 6
+"""Letters of a column's head line at the least; no cell is wider, but for millions of images."""
+SIZES = "MB: parameters in float32; ms: one image on one core of this machine."
+"""What the last two columns are."""
+HEADS = {"images": "accuracy, %", "classes": "class mean, %"}
+"""What the figures are, by `average`."""
+
+
+def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
+    """Accuracies in percent as a fixed-width text of at most 80 columns, without a final newline.
+
+    One line for each model and method, one column for each domain, and the mean over domains with
+    its standard deviation over seeds if there are several; then the size of the model and what one
+    image takes. What does not fit continues below.
+
+    Args:
+        results: the content of `results.json`.
+        ms: milliseconds by model, as far as they were measured.
+    """
+    summaries, images = results["summary"], images_of(results)
+    labels = [HEADS[results["average"]], *map(_label, summaries), "images"]
+    columns = {
+        name: [*(_percent(line["domains"].get(name)) for line in summaries), str(count)]
+        for name, count in images.items()
+    }
+    means = _means(summaries, sum(images.values()))
+    models = [line["model"] for line in summaries]
+    sizes = [f"{megabytes(results['parameters'][model]):.1f}" for model in models]
+    times = [f"{ms[model]:.1f}" if model in ms else "-" for model in models]
+    return _grid(labels, columns, _beside(means, ["MB", *sizes, ""], ["ms", *times, ""]))
+
+
+def _beside(means: Sequence[str], *columns: Sequence[str]) -> list[str]:
+    """The last cells of each line with more of them, aligned."""
+    found = list(means)
+    for cells in columns:
+        width = max(map(len, cells))
+        found = [f"{line} {cell:>{width}}" for line, cell in zip(found, cells, strict=True)]
+    return found
+
+
+def class_table(results: Mapping[str, Any]) -> str:
+    """Accuracies per class in percent, one table like `table`'s for each domain.
+
+    One column for each class that has an image there, and the mean over classes.
+    """
+    return "\n\n".join(_domain_table(results, name) for name in images_of(results))
+
+
+def _domain_table(results: Mapping[str, Any], domain: str) -> str:
+    summaries = summarise_classes(results["rows"], domain)
+    row = next(row for row in results["rows"] if row["domain"] == domain)
+    images = dict(zip(results["classes"], map(sum, row["confusion"]), strict=True))
+    labels = [f"{domain}, %", *map(_label, summaries), "images"]
+    columns = {
+        name: [*(_percent(line["classes"].get(name)) for line in summaries), str(images[name])]
+        for name in results["classes"]
+        if images[name]
+    }
+    return _grid(labels, columns, _means(summaries, row["images"]))
+
+
+def _label(line: Summary | ClassSummary) -> str:
+    return f"{line['model']} {line['method']}"
+
+
+def _percent(found: Spread | None) -> str:
+    return "-" if found is None else f"{100 * found['mean']:.1f}"
+
+
+def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
+    figures = ["mean", *(f"{100 * line['mean']:.1f}" for line in lines), str(images)]
+    stds = (line["std"] for line in lines)
+    spreads = ["", *("" if std is None else f" ±{100 * std:.1f}" for std in stds), ""]
+    width, more = max(map(len, figures)), max(map(len, spreads))
+    cells = zip(figures, spreads, strict=True)
+    return [f"  {figure:>{width}}{spread:{more}}" for figure, spread in cells]
+
+
+def _grid(labels: Sequence[str], cells: Mapping[str, list[str]], means: Sequence[str]) -> str:
+    """The named columns behind the labels, as many blocks as they need; `means` ends the last."""
+    left = min(max(map(len, labels)), WIDTH // 2)
+    space = WIDTH - left - len(means[0])
+    names = list(cells)
+    whole = sum(len(head[0]) + 1 for head, _ in _columns(cells, space)) <= space
+    size = len(names) if whole else max(1, space // (NARROW + 1))
+    parts = []
+    for start in range(0, len(names), size):
+        block = {name: cells[name] for name in names[start : start + size]}
+        last = start + size >= len(names)
+        parts.append(_block(labels, _columns(block, space), means if last else [], left))
+    return "\n\n".join(parts)
+
+
+Column = tuple[list[str], list[str]]
+"""Head lines and body cells, all of one width."""
+
+
+def _columns(cells: Mapping[str, list[str]], space: int) -> Sequence[Column]:
+    """The columns with heads as long as `space` allows."""
+    columns: list[Column] = []
+    for limit in range(CELL, NARROW - 1, -1):
+        columns = [_column(name, body, limit) for name, body in cells.items()]
+        if sum(len(head[0]) + 1 for head, _ in columns) <= space:
+            break
+    return columns
+
+
+def _column(name: str, body: Sequence[str], limit: int) -> Column:
+    words = name.replace("_", " ").replace("-", " ").split() or [name]
+    head = [_short(word, limit) for word in words]
+    width = max(map(len, [*head, *body]))
+    return [word.rjust(width) for word in head], [cell.rjust(width) for cell in body]
+
+
+def _short(word: str, limit: int) -> str:
+    return word if len(word) <= limit else word[: limit - 1] + "."
+
+
+def _block(
+    labels: Sequence[str], columns: Sequence[Column], means: Sequence[str], left: int
+) -> str:
+    height = max(len(head) for head, _ in columns)
+    first = [" " * left] * (height - 1) + [_short(label, left).ljust(left) for label in labels]
+    grid = [first]
+    for head, body in columns:
+        grid.append([" " * len(head[0])] * (height - len(head)) + head + body)
+    lines = [" ".join(cells) for cells in zip(*grid, strict=True)]
+    if means:
+        lines = [
+            line + mean for line, mean in zip(lines, [""] * (height - 1) + list(means), strict=True)
+        ]
+    lines = [line.rstrip() for line in lines]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([*lines[:height], rule, *lines[height:]])

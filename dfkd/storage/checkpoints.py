@@ -1,0 +1,117 @@
+"""Checkpoints of a training run: numbered objects, each written at once, tensors only.
+
+Each is a safetensors file whose metadata hold a sha256 of the tensors.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dfkd.errors import CorruptionError
+from dfkd.storage.local import Storage
+
+KEEP = 2
+"""The newest, and the one before it, which readers on another rank may still be reading."""
+NAME = re.compile(r"([0-9]{10})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints under one storage prefix, named by the step that they were taken after."""
+
+    storage: Storage
+
+    def newest(self) -> int:
+        """The last step that was saved; 0 before the first."""
+        steps = self._steps()
+        return steps[-1] if steps else 0
+
+    def write(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Save the state after `step` and drop what is older than the last `KEEP`."""
+        held = {"sha256": _digest(tensors)}
+        self.storage.put_if_absent(_key(step), safetensors.torch.save(tensors, held))
+        for old in self._steps()[:-KEEP]:
+            self.storage.delete(_key(old))
+
+    def read(self, step: int) -> dict[str, Tensor]:
+        """The state after `step`, on the CPU; `CorruptionError` if it is damaged."""
+        data = self.storage.get(_key(step))
+        try:
+            tensors: dict[str, Tensor] = safetensors.torch.load(data)
+            if _metadata(data).get("sha256") != _digest(tensors):
+                raise SafetensorError("its tensors have another sha256 than they were written with")
+        except SafetensorError as error:
+            raise CorruptionError(
+                f"{self.storage.location(_key(step))}: not a checkpoint ({error}); delete it and "
+                "run again, training resumes from the one before"
+            ) from None
+        return tensors
+
+    def clear(self) -> None:
+        """Remove all of them: the run is finished."""
+        for step in self._steps():
+            self.storage.delete(_key(step))
+
+    def _steps(self) -> list[int]:
+        return [int(found[1]) for key in self.storage.list() if (found := NAME.fullmatch(key))]
+
+
+def _key(step: int) -> str:
+    return f"{step:010d}.safetensors"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of a safetensors file that could be read: its length of the header, then that as JSON."""
+    size = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return found
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, as `optimizer.INDEX.NAME`."""
+    return {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer what `moments` took of one with the same parameters.
+
+    Raises:
+        LookupError, ValueError, RuntimeError: it was one with others.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in below(tensors, "optimizer.").items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # Fused kernels walk memory: a moment must lie in the order of its parameter.
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

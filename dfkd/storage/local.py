@@ -1,0 +1,316 @@
+"""The storage at a root: a local directory (here) or an S3 bucket (`dfkd.storage.s3`)."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from dfkd.errors import ManifestError
+from dfkd.storage.base import (
+    KEY,
+    Entry,
+    MissingObject,
+    Observe,
+    Request,
+    Storage,
+    check_key,
+    ignore,
+    missing_object,
+    no_room,
+    require_room,
+    split_root,
+)
+
+__all__ = [
+    "Entry",
+    "LocalStorage",
+    "MissingObject",
+    "Observe",
+    "Request",
+    "Storage",
+    "is_there",
+    "open_storage",
+    "require_room",
+    "require_space",
+]
+
+PARTIAL = ".partial"
+"""Directory of files being written; no key can name it."""
+
+
+def open_storage(root: str) -> Storage:
+    """The storage at a directory (made if missing) or at `s3://bucket/prefix`.
+
+    Raises:
+        ManifestError: no storage serves it, it cannot be written, or the store does not honour
+            put-if-absent.
+    """
+    bucket, path = split_root("storage.root", root)
+    if bucket:
+        from dfkd.storage.s3 import (
+            open_s3,
+        )  # boto3 takes long to import, and a directory needs none
+
+        return open_s3(bucket, path)
+    local = LocalStorage(Path(path).absolute())
+    local.prepare()
+    return local
+
+
+def is_there(root: str) -> bool:
+    """Whether opening a root makes nothing: it names a bucket, or a directory that exists."""
+    return "://" in root or Path(root).is_dir()
+
+
+def require_space(root: str, size: int) -> None:
+    """Refuse a local `root` on a disk with less than `size` bytes free (`ManifestError`)."""
+    if "://" in root:
+        return
+    place = Path(root).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise ManifestError(
+            "storage.root",
+            f"needs {size} bytes of free disk for this run",
+            f"{free} bytes free at {place}",
+            "free space, or give another storage.root",
+        )
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """A directory. A write goes to a locked file in `.partial`, then is linked or renamed."""
+
+    root: Path
+    prefix: str = ""
+    observe: Observe = field(default=ignore, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path, str]]:
+        return LocalStorage, (self.root, self.prefix)  # an observer cannot travel
+
+    def prepare(self) -> None:
+        """Make the directory, try it, and remove what killed writers left behind."""
+        folder = self.root / PARTIAL
+        try:
+            with no_room(self.root, 1):
+                folder.mkdir(parents=True, exist_ok=True)
+                _try_link(folder)
+        except OSError as error:
+            raise ManifestError(
+                "storage.root",
+                "must be a writable directory on a file system with hard links",
+                f"{self.root} ({error.strerror})",
+                "change it, or its owner or mode",
+            ) from None
+        for leftover in folder.iterdir():
+            _remove_unless_locked(leftover)
+
+    def _path(self, key: str) -> Path:
+        return self.root / self.prefix / check_key(key)
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """See `Storage.put`."""
+        target = self._path(key)
+        with self._written(target, data) as partial:
+            os.replace(partial, target)
+            _sync_directory(target.parent)
+
+    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
+        """See `Storage.put_if_absent`."""
+        target = self._path(key)
+        if target.exists():
+            return False
+        with self._written(target, data) as partial:
+            try:
+                os.link(partial, target)
+            except FileExistsError:
+                return False
+            _sync_directory(target.parent)
+        return True
+
+    @contextlib.contextmanager
+    def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
+        """A synced file with `data`, locked so that `prepare` elsewhere leaves it alone."""
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        with self._told("put", size), no_room(target, size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial, stream = _open_partial(self.root / PARTIAL)
+            try:
+                with stream:
+                    _copy(data, stream)
+                    yield partial
+            finally:
+                partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self, operation: str, size: int) -> Iterator[None]:
+        """Tell the observer of what is done within."""
+        request = Request(operation)
+        begun = time.perf_counter()
+        try:
+            yield
+            request.bytes = size
+        except Exception as error:
+            request.error = type(error).__name__
+            raise
+        finally:
+            request.seconds = time.perf_counter() - begun
+            self.observe(request)
+
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """See `Storage.get`."""
+        with self._found(key, limit) as path, path.open("rb") as stream:
+            return stream.read(limit)
+
+    def size(self, key: str) -> int:
+        """See `Storage.size`."""
+        if not self.exists(key):
+            raise missing_object(self.location(key))
+        return self._path(key).stat().st_size
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """See `Storage.get_range`."""
+        size = max(0, stop - start)
+        with self._found(key, size) as path, path.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(size)
+
+    def get_file(self, key: str, path: Path) -> None:
+        """See `Storage.get_file`."""
+        with self._found(key) as found:
+            size = found.stat().st_size
+            require_room(path, size)
+            with no_room(path, size):
+                shutil.copyfile(found, path)
+
+    @contextlib.contextmanager
+    def _found(self, key: str, size: int | None = None) -> Iterator[Path]:
+        """The path of an object that is there; what is done with it is told as a get."""
+        path = self._path(key)
+        try:
+            there = path.stat().st_size
+            with self._told("get", there if size is None else min(there, size)):
+                yield path
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise missing_object(self.location(key)) from None
+
+    def exists(self, key: str) -> bool:
+        """See `Storage.exists`."""
+        return self._path(key).is_file()
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list`."""
+        folder, _, _ = prefix.rpartition("/")
+        return _walk(self.root / self.prefix / folder, folder and f"{folder}/", prefix)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """See `Storage.entries`."""
+        now = self._now()
+        for key in self.list(prefix):
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                found = self._path(key).stat()
+                yield Entry(key, found.st_size, max(0.0, now - found.st_mtime))
+
+    def _now(self) -> float:
+        """The file system's time, which on a network is not this machine's."""
+        partial, stream = _open_partial(self.root / PARTIAL)
+        with stream:
+            partial.unlink()
+            return os.fstat(stream.fileno()).st_mtime
+
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """See `Storage.folders`."""
+        place = self.root / self.prefix / prefix
+        if not place.is_dir():
+            return ()
+        names = (entry.name for entry in os.scandir(place) if entry.is_dir())
+        return tuple(sorted(name for name in names if any(self.list(f"{prefix}{name}/"))))
+
+    def delete(self, key: str) -> None:
+        """See `Storage.delete`."""
+        self._path(key).unlink(missing_ok=True)
+
+    def abort_uploads(self, older_than: float) -> int:
+        """See `Storage.abort_uploads`."""
+        return 0
+
+    def location(self, key: str = "") -> str:
+        """See `Storage.location`."""
+        return str(self.root / self.prefix / key)
+
+    def child(self, prefix: str) -> "LocalStorage":
+        """See `Storage.child`."""
+        return replace(self, prefix=str(Path(self.prefix, check_key(prefix))))
+
+    def observed(self, observe: Observe) -> "LocalStorage":
+        """See `Storage.observed`; tells of put and get."""
+        return replace(self, observe=observe)
+
+
+def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
+    if not folder.is_dir():
+        return
+    # A directory sorts as 'name/', so that the whole walk is in the order of the keys' characters.
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
+    for name in names:
+        key = head + name
+        if name.startswith("."):
+            continue
+        if name.endswith("/"):
+            if key.startswith(prefix) or prefix.startswith(key):
+                yield from _walk(folder / name, key, prefix)
+        elif key.startswith(prefix) and KEY.fullmatch(key):
+            yield key
+
+
+def _copy(data: bytes | Path, stream: BinaryIO) -> None:
+    if isinstance(data, bytes):
+        stream.write(data)
+    else:
+        with data.open("rb") as source:
+            shutil.copyfileobj(source, stream, 1 << 20)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _try_link(folder: Path) -> None:
+    partial, stream = _open_partial(folder)
+    link = partial.with_suffix(".link")
+    with stream:
+        try:
+            os.link(partial, link)
+        finally:
+            partial.unlink(missing_ok=True)
+            link.unlink(missing_ok=True)
+
+
+def _open_partial(folder: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        path = folder / uuid.uuid4().hex
+        stream = path.open("xb")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:
+            return path, stream
+        stream.close()  # another process's `prepare` removed it between open and lock
+
+
+def _remove_unless_locked(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,153 @@
+"""The charts of a study, as files of their own: drawn in colours, on white."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from dfkd.evaluation.results import Spread
+from dfkd.report.charts import SHAPES
+from dfkd.report.svg import files
+
+COLOURS = (
+    "#4b5563", "#0072b2", "#d98e04", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d31",
+    "#6b4fa1", "#c0392b", "#7f8c1f", "#1f8a8c",
+)  # fmt: skip
+"""Told apart also by most of those who see few colours; what is more takes other shapes."""
+INK, GREY, LINE = "#14181f", "#5b6472", "#e3e6eb"
+WIDTH, HEIGHT = 420, 280
+"""Pixels of a plot without its axes."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line, or the bars of one colour: values 0-1 at places."""
+
+    name: str
+    values: tuple[tuple[float | str, Spread], ...]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A map: points on a plane and a label of each."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    labels: Sequence[str]
+    pale: Sequence[bool]
+    """Whether a point is drawn so."""
+
+
+def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
+    return alt.InlineData(values=list(rows))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart as the bytes of two files; the same chart gives the same SVG."""
+
+    svg: bytes
+    png: bytes
+
+
+def _finished(chart: Any) -> Drawn:
+    axis: dict[str, Any] = {
+        "labelColor": GREY, "titleColor": GREY, "gridColor": LINE, "domainColor": LINE,
+        "tickColor": LINE, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
+    }  # fmt: skip
+    chart = chart.configure(background="white", padding=12).configure_view(stroke=None)
+    chart = chart.configure_legend(title=None, labelColor=INK, labelFontSize=11, symbolOpacity=1)
+    chart = chart.configure_title(color=INK, fontSize=13, anchor="start")
+    return Drawn(*files(chart.configure_axis(**axis)))
+
+
+def _rows(found: Sequence[Series]) -> list[dict[str, Any]]:
+    return [
+        {
+            "series": series.name, "x": x, "y": 100 * spread["mean"],
+            "low": 100 * max(spread["mean"] - (spread["std"] or 0), 0),
+            "high": 100 * min(spread["mean"] + (spread["std"] or 0), 1),
+        }
+        for series in found
+        for x, spread in series.values
+    ]  # fmt: skip
+
+
+def _colour(names: Sequence[str]) -> alt.Color:
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
+    return alt.Color("series:N", sort=None, scale=alt.Scale(domain=list(names), range=colours))
+
+
+def curve(title: str, x: str, found: Sequence[Series]) -> Drawn:
+    """Accuracy over a number on a logarithmic axis; a rule is one standard deviation each way.
+
+    Args:
+        x: title of the axis.
+        found: a line each; the first is drawn as the one that sums the others up.
+    """
+    rows = _rows(found)
+    places = sorted({float(row["x"]) for row in rows})
+    base = alt.Chart(_data(rows)).encode(
+        x=alt.X("x:Q", title=x, scale=_scale(places), axis=alt.Axis(values=places, grid=False)),
+        color=_colour([series.name for series in found]),
+    )
+    y = alt.Y("y:Q", title="accuracy, %", scale=alt.Scale(zero=False))
+    first = alt.datum.series == found[0].name
+    size = alt.condition(first, alt.value(3.0), alt.value(1.4))
+    lines = base.mark_line().encode(y=y, size=size)
+    rules = base.mark_rule(opacity=0.6).encode(y="low:Q", y2="high:Q")
+    points = base.mark_point(filled=True, size=36, opacity=1).encode(y=y)
+    chart = alt.layer(rules, lines, points).properties(title=title, width=WIDTH, height=HEIGHT)
+    return _finished(chart)
+
+
+def _scale(places: Sequence[float]) -> alt.Scale:
+    """Logarithmic from the first place to the last, with a margin; as it is where one is zero."""
+    if places[0] <= 0:
+        return alt.Scale(nice=False)
+    return alt.Scale(type="log", domain=[places[0] / 1.1, places[-1] * 1.1], nice=False)
+
+
+def bars(title: str, found: Sequence[Series]) -> Drawn:
+    """A group of bars at each place, one for each series; a rule is one deviation each way."""
+    rows, names = _rows(found), [series.name for series in found]
+    x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
+    base = alt.Chart(_data(rows)).encode(x=x, xOffset=alt.XOffset("series:N", sort=names))
+    scale = alt.Scale(domain=[0, 100])
+    bar = base.mark_bar().encode(
+        y=alt.Y("y:Q", title="accuracy, %", scale=scale), color=_colour(names)
+    )
+    rules = base.mark_rule(color=INK).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    places = len({row["x"] for row in rows})
+    width = max(WIDTH, places * (14 * len(names) + 24))
+    return _finished(alt.layer(bar, rules).properties(title=title, width=width, height=HEIGHT))
+
+
+def maps(title: str, found: Sequence[Sequence[Scatter]]) -> Drawn:
+    """A plot for each map, in the given lines, with one legend."""
+    known = sorted({label for line in found for scatter in line for label in scatter.labels})
+    lines = [alt.hconcat(*(_plot(scatter, known) for scatter in line)) for line in found]
+    return _finished(alt.vconcat(*lines).properties(title=title))
+
+
+def _plot(scatter: Scatter, known: Sequence[str]) -> alt.Chart:
+    rows = [
+        {"x": x, "y": y, "series": label, "pale": pale}
+        for (x, y), label, pale in zip(scatter.points, scatter.labels, scatter.pale, strict=True)
+    ]
+    shapes = [SHAPES[number // len(COLOURS) % len(SHAPES)] for number in range(len(known))]
+    hidden = alt.Axis(title=None, labels=False, ticks=False, domain=False, grid=False)
+    chart: alt.Chart = (
+        alt.Chart(_data(rows))
+        .mark_point(filled=True, size=28)
+        .encode(
+            opacity=alt.condition(alt.datum.pale, alt.value(0.3), alt.value(0.9)),
+            x=alt.X("x:Q", axis=hidden, scale=alt.Scale(nice=False)),
+            y=alt.Y("y:Q", axis=hidden, scale=alt.Scale(nice=False)),
+            color=_colour(known),
+            shape=alt.Shape("series:N", sort=None, scale=alt.Scale(domain=known, range=shapes)),
+        )
+        .properties(title=scatter.name, width=WIDTH * 2 // 3, height=HEIGHT)
+    )
+    return chart

@@ -1,0 +1,119 @@
+"""Studies by name, what each costs, and which figure or table of the paper it shows."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dfkd.config.plan import image_count, image_steps
+from dfkd.dataset.loader import steps_per_epoch
+from dfkd.dataset.published import read_json
+from dfkd.distillation.distiller import Course
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.storage.local import open_storage
+from dfkd.studies.results import FILE as RESULTS
+from dfkd.studies.study import FILE, Study
+from dfkd.studies.study import read as read_study
+
+STUDIES = Path(__file__).parents[1] / "manifests" / "studies"
+
+PAPER = {
+    **{f"Figure {number}": "no study yet" for number in range(1, 12)},
+    **{f"Table {number}": "no study yet" for number in range(1, 9)},
+    "Figure 1": "a drawing of the task",
+    "Figure 3": "a drawing of the idea",
+    "Figure 4": "a drawing of the prompt methods",
+    "Figure 5": "jobs/fewshot.py, of any finished run",
+    "Table 8": "the style dictionary, which is prompts.styles: paper",
+}
+"""Every figure and table, and why it may have no study."""
+
+
+def find(place: str, overrides: tuple[str, ...]) -> Study:
+    """The study that a name, a folder or a file stands for.
+
+    Raises:
+        ManifestError: there is none, or it breaks a rule.
+    """
+    if Path(place).exists():
+        return read_study(place, overrides)
+    names = [path.parent.name for path in files()]
+    if place in names:
+        return read_study(STUDIES / place, overrides)
+    near = difflib.get_close_matches(place, names, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+    raise ManifestError("study", "must be a study's name, folder or file", place, remedy)
+
+
+def files() -> list[Path]:
+    """Of all studies that are shipped, by name."""
+    return sorted(STUDIES.glob(f"*/{FILE}"))
+
+
+def cost(study: Study) -> dict[str, int]:
+    """Data sets, image-steps, students, and images that these see in training; counted."""
+    data_sets = study.data_sets().values()
+    seen = 0
+    for cell in study.cells if study.trains else ():
+        config = cell.manifest.distillation
+        steps = steps_per_epoch(image_count(cell.manifest), config.batch_size)
+        seen += Course.of(config, steps).total * config.batch_size
+    return {
+        "data_sets": len(data_sets),
+        "image_steps": sum(map(image_steps, data_sets)),
+        "students": len(study.cells) if study.trains else 0,
+        "student_images": seen,
+    }
+
+
+HEADS = ("study", "shows", "rows", "seeds", "image-steps", "student images", "results")
+
+
+def listing() -> str:
+    """Every figure and table of the paper, and every study with its cost and its results."""
+    studies = sorted((read_study(path) for path in files()), key=_order)
+    lines = [HEADS, *(_line(study) for study in studies)]
+    widths = [max(len(line[number]) for line in lines) for number in range(len(HEADS))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if number < 2 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, "", *_index(studies)])
+
+
+def _order(study: Study) -> tuple[int, str]:
+    """Figures, tables, then what the paper does not have."""
+    found = [list(PAPER).index(name) for name in study.described.shows if name in PAPER]
+    return min(found, default=len(PAPER)), study.described.name
+
+
+def _line(study: Study) -> tuple[str, ...]:
+    counted = cost(study)
+    return (
+        study.described.name,
+        ", ".join(study.described.shows),
+        str(len(study.rows)),
+        str(len(study.described.chosen_seeds)),
+        f"{counted['image_steps']:,}" if counted["image_steps"] else "-",
+        f"{counted['student_images']:,}",
+        _committed(study),
+    )
+
+
+def _committed(study: Study) -> str:
+    """The day of the results beside the study's file, if there are any."""
+    if not (study.folder / RESULTS).is_file():
+        return "-"
+    try:
+        dates = read_json(open_storage(str(study.folder)), RESULTS)["made"]["dates"]
+    except (CorruptionError, KeyError, TypeError):
+        return "damaged"
+    return str(dates[-1]) if dates else "yes"
+
+
+def _index(studies: Sequence[Study]) -> Iterator[str]:
+    for name, reason in PAPER.items():
+        showing = [each.described.name for each in studies if name in each.described.shows]
+        yield f"{name}: {', '.join(showing) or reason}"

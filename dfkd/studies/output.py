@@ -1,0 +1,270 @@
+"""What a study shows: its table in the paper's shape, its figure, and the files of both.
+
+results.json                      as `dfkd.studies.results` describes it
+table.md, table.csv, table.tex    not of a gallery
+figure.svg, figure.png            a gallery and a case have pictures only, as PNG
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from PIL import Image
+
+from dfkd.dataset.versions import PublishedVersion
+from dfkd.evaluation.data import Domains
+from dfkd.evaluation.footprint import megabytes
+from dfkd.evaluation.results import Spread
+from dfkd.report.contact_sheet import contact_sheet, examples
+from dfkd.storage.local import Storage
+from dfkd.studies import figures
+from dfkd.studies.figures import Drawn, Scatter, Series
+from dfkd.studies.results import FILE, Results, Row
+from dfkd.studies.schema import Description, Paper
+from dfkd.studies.study import Study
+from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
+from dfkd.utils.images import pixels
+from dfkd.utils.paired import Difference
+
+MEAN = "mean"
+SIZES = ("MB", "ms")
+
+
+def write(
+    storage: Storage,
+    study: Study,
+    results: Results,
+    versions: Mapping[str, PublishedVersion],
+    data: Domains | None,
+    ms: Mapping[str, float],
+) -> str:
+    """Write all files of a study with at least one row; returns the place of the main one.
+
+    Args:
+        versions: the data set of each row, of a gallery or a case.
+        data: the evaluation set; None of a gallery.
+        ms: of one image on one core, by the label of the row.
+
+    Raises:
+        CorruptionError: a shard that is to be shown is not what was published.
+    """
+    described = study.described
+    storage.put(FILE, results.encode())
+    main = FILE
+    if study.trains:
+        table = grid(described, results, ms)
+        storage.put("table.csv", as_csv(table).encode())
+        storage.put("table.tex", latex(table).encode())
+        storage.put("table.md", markdown(table).encode())
+        main = "table.md"
+    drawn = chart(described, results)
+    if drawn is not None:
+        storage.put("figure.svg", drawn.svg)
+        storage.put("figure.png", drawn.png)
+    if described.pictures:
+        storage.put("figure.png", sheet(study, versions, data))
+        main = main if study.trains else "figure.png"
+    return storage.location(main)
+
+
+def grid(described: Description, results: Results, ms: Mapping[str, float]) -> Grid:
+    """The table of a study with students; `ms` as for `write`."""
+    axes = tuple(axis.name for axis in described.chosen_axes)
+    shape = _by_class if described.columns == "classes" else _by_domain
+    head, rows = shape(described, results)
+    printed = [(paper, column) for paper in described.paper for column in paper.columns]
+    names = ("domain", *axes) if described.columns == "classes" else axes
+    differences = _differences(described, results)
+    compared = (f"vs {described.compare}",) if differences else ()
+    papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
+    return Grid(
+        title=described.title,
+        head=(*names, *head, *compared, *SIZES, *papers),
+        names=len(names),
+        rows=tuple(
+            (
+                *cells,
+                *(differences.get(row.label) for _ in compared),
+                *_size(row, ms),
+                *(number for paper in described.paper for number in _printed(paper, row)),
+            )
+            for row, cells in rows
+        ),
+        notes=tuple(_notes(described, results)),
+    )
+
+
+Rows = list[tuple[Row, tuple[Cell, ...]]]
+
+
+def _by_domain(described: Description, results: Results) -> tuple[tuple[str, ...], Rows]:
+    """Columns of domains and their mean: of accuracy or, in a case, of that of its class."""
+    domains = tuple(results.domains)
+    rows: Rows = []
+    for row in results.rows:
+        cells = tuple(_accuracy(described, row, domain) for domain in domains)
+        rows.append((row, (*row.names, *cells, _mean(described, row))))
+    return (*domains, MEAN), rows
+
+
+def _accuracy(described: Description, row: Row, domain: str) -> Spread | None:
+    if described.kind == "case" and described.pictures:
+        return row.of_class(domain, described.pictures.classes[0])
+    return row.domains[domain]
+
+
+def _mean(described: Description, row: Row) -> Spread | None:
+    if described.kind == "case" and described.pictures:
+        return row.of_class_everywhere(described.pictures.classes[0])
+    return row.mean
+
+
+def _by_class(described: Description, results: Results) -> tuple[tuple[str, ...], Rows]:
+    """Columns of classes and their mean, lines of domains."""
+    rows: Rows = []
+    for domain in results.domains:
+        for row in results.rows:
+            cells = tuple(row.of_class(domain, name) for name in results.classes)
+            rows.append((row, (domain, *row.names, *cells, row.class_mean(domain))))
+    return (*results.classes, MEAN), rows
+
+
+def _differences(described: Description, results: Results) -> dict[str, Difference]:
+    """Of the other students' rows from the one that is compared with, by their labels."""
+    students = {row.label: row for row in results.rows if row.model == "student"}
+    reference = students.pop(described.compare, None)
+    if reference is None:
+        return {}
+    found = {label: row.against(reference) for label, row in students.items()}
+    return {label: each for label, each in found.items() if each}
+
+
+def _size(row: Row, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
+    """Of what answers an image: megabytes in float32, and milliseconds."""
+    size = None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
+    return size, (f"{ms[row.label]:.1f}" if row.label in ms else None)
+
+
+def _printed(paper: Paper, row: Row) -> Sequence[float | None]:
+    return paper.rows.get(row.label, (None,) * len(paper.columns))
+
+
+def _notes(described: Description, results: Results) -> Iterator[str]:
+    """What a reader of the table must know."""
+    several = len(results.seeds) > 1
+    over = f", mean ± standard deviation over {_repeats(results)}" if several else ""
+    of = f" of {described.pictures.classes[0]}" if described.pictures else ""
+    alone = ", of all classes" if described.pictures else ""
+    scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
+    yield f"Accuracy{of} in percent{over}. Images scored{alone}: {scored}."
+    yield (
+        "MB: parameters of what answers an image, in float32. ms: one image on one core, measured "
+        "when this table was written."
+    )
+    if results.size == "quick":
+        yield "Made with --quick: it shows that the study runs, and measures nothing."
+    if _differences(described, results):
+        yield (
+            f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
+            "with its 95 % interval (Student's t over the same runs)."
+        )
+    for paper in described.paper:
+        yield (
+            f"({paper.data}, paper): printed in {paper.of} of the paper, about its own data, "
+            "teacher and students; not part of any mean here."
+        )
+    yield from described.notes
+    for row in results.rows:
+        if row.model == "student" and len(row.cells) < len(results.seeds):
+            yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
+    for label, reason in results.failed.items():
+        yield f"Missing: {label} ({reason})."
+
+
+def _repeats(results: Results) -> str:
+    """What a deviation is over, which the data sets of each row's students tell."""
+    count = len(results.seeds)
+    rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
+    whole = [row.label for row in rows if row.data_sets == len(row.cells)]
+    if not whole:
+        return f"{count} students of one data set"
+    if len(whole) == len(rows):
+        return f"{count} whole runs (data set and student)"
+    return (
+        f"{count} seeds: whole runs (data set and student) of {', '.join(whole)}, students of one "
+        "data set of the others"
+    )
+
+
+def chart(described: Description, results: Results) -> Drawn | None:
+    """The drawn figure of a curve, bars or an embedding; None of any other kind."""
+    if described.kind == "curve":
+        found = _lines(described, results)
+        return figures.curve(described.title, described.x, found) if found else None
+    if described.kind == "bars":
+        return figures.bars(described.title, [_bars(row) for row in results.rows])
+    if described.kind == "embedding":
+        return figures.maps(described.title, _pairs(results)) if results.maps else None
+    return None
+
+
+def _pairs(results: Results) -> list[list[Scatter]]:
+    """Of each row its map before any training and the one after."""
+    rows: dict[str, list[Scatter]] = {}
+    for each in results.maps:
+        when = f"after {each.shots} shots" if each.shots else "before"
+        name = f"{each.row}, {when} (silhouette {each.silhouette:.2f})"
+        rows.setdefault(each.row, []).append(Scatter(name, each.points, each.classes, each.taught))
+    return list(rows.values())
+
+
+def _lines(described: Description, results: Results) -> list[Series]:
+    """Of a single axis the mean and each domain; of several the mean for each of the others."""
+    at = [axis.name for axis in described.chosen_axes].index(described.x)
+    rows = [row for row in results.rows if row.model == "student"]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(" ".join(row.names[:at] + row.names[at + 1 :]), []).append(row)
+    if len(described.chosen_axes) > 1:
+        return [_line(name, at, group, None) for name, group in groups.items()]
+    return [_line(name or MEAN, at, rows, name) for name in (None, *results.domains) if rows]
+
+
+def _line(name: str, at: int, rows: Sequence[Row], domain: str | None) -> Series:
+    values = [(float(row.names[at]), row.domains[domain] if domain else row.mean) for row in rows]
+    return Series(name, tuple((x, spread) for x, spread in values if spread))
+
+
+def _bars(row: Row) -> Series:
+    values = [*row.domains.items(), *([(MEAN, row.mean)] if row.mean else [])]
+    return Series(row.label, tuple(values))
+
+
+def sheet(study: Study, versions: Mapping[str, PublishedVersion], data: Domains | None) -> bytes:
+    """The pictures of a gallery, classes beside methods, or of a case, rows above real domains."""
+    described, shown = study.described, study.described.pictures
+    if shown is None:
+        raise ValueError("only a gallery and a case have pictures")
+    places = [study.manifest.classes.index(name) for name in shown.classes]
+    made = {
+        row: [examples(version, shown.count)[place] for place in places]
+        for row, version in versions.items()
+    }
+    footer = ", ".join(f"{row} version {version.id}" for row, version in versions.items())
+    if data is None:
+        return contact_sheet(described.title, shown.classes, made, footer)
+    real = {f"{name} (real)": _real(study, data, name, places[0]) for name in data.names}
+    rows = {row: images for row, (images,) in made.items()} | real
+    block = {shown.classes[0]: list(rows.values())}
+    return contact_sheet(described.title, list(rows), block, footer)
+
+
+def _real(study: Study, data: Domains, domain: str, place: int) -> list[Image.Image]:
+    """Images of a class in a domain, as a student takes them; those that can be read."""
+    size, found = study.manifest.synthesis.image_size, []
+    count = study.described.pictures.count if study.described.pictures else 0
+    chosen = [i for i in data.items if i.domain == domain and i.class_index == place]
+    for item in chosen[:count]:
+        try:
+            found.append(Image.fromarray(pixels(item.read(), size)))
+        except (OSError, ValueError):
+            continue
+    return found

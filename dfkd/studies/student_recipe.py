@@ -1,0 +1,315 @@
+"""The study of the student's recipe: which settings of SGD learn a CLIP's distances?
+
+Each cell trains a student in this process, with exactly the settings of its recipe, and is measured
+twice: by its agreement with the teacher on synthetic images that it has not seen, and by its
+accuracy on the evaluation data. Two things can be varied here that no manifest has: the labels may
+be moved to the mean and spread of a real CLIP's distances, and the backbone may start from a
+classifier of training icons, which stands for ImageNet's weights.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
+from torch import nn
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.presets import PRESETS
+from dfkd.dataset.loader import Stream
+from dfkd.dataset.published import PublishedVersion, open_version
+from dfkd.distillation.distiller import Course, Distiller, Label, Scale
+from dfkd.distillation.labels import label_source
+from dfkd.errors import ManifestError
+from dfkd.evaluation.data import open_data
+from dfkd.evaluation.results import spread
+from dfkd.evaluation.scoring import BATCH, Candidate, score
+from dfkd.models.student import build, fold
+from dfkd.storage.checkpoints import Checkpoints
+from dfkd.storage.local import MissingObject, Storage, open_storage
+from dfkd.studies.tables import Cell as Figure
+from dfkd.studies.tables import Grid
+from dfkd.utils.device import use_threads
+from dfkd.utils.paired import difference
+from dfkd.utils.seeding import CPU
+from dfkd.utils.strict_json import canonical
+from dfkd.utils.types import CHECKED, Count, Name, Natural, Positive, require_unique
+from dfkd.utils.yaml import check, expanded, merged, read_tree
+
+Settings = dict[str, Any]
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Spread:
+    """Labels are moved to this mean and standard deviation."""
+
+    mean: float
+    std: Positive
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Row:
+    """One way to train."""
+
+    settings: Settings
+    """Of the section `distillation`, over the base's."""
+    labels: Spread | None = None
+    """None leaves the teacher's distances as they are."""
+    against: Name | None = None
+    """The row that this one is compared with."""
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Description:
+    """The content of the study's file."""
+
+    name: Name
+    title: Name
+    base: Name
+    """The manifest that all cells start from; a path, relative to the study's file."""
+    settings: Settings = dataclasses.field(default_factory=dict)
+    """Of all cells, over the base."""
+    held_out_images: Count = 12
+    """Images a class of another data set, on which agreement is measured."""
+    rows: Annotated[dict[Name, Row], Field(min_length=1)]
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
+    """A data set and, of each row, a student of it for each of them."""
+    notes: tuple[Name, ...] = ()
+    """Sentences below the table."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content with every default, as plain values."""
+        tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return tree
+
+    def __post_init__(self) -> None:
+        require_unique("seeds", self.seeds)
+        for name, row in self.rows.items():
+            if row.against is not None and row.against not in self.rows:
+                raise ManifestError(
+                    f"rows.{name}.against", "must be among rows", row.against, "name one of them"
+                )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row with a seed."""
+
+    row: str
+    seed: int
+    manifest: Manifest
+    """Of one method and one student."""
+    labels: Spread | None
+    version: str
+    """Id of the data set that is learned."""
+    held_out: str
+    """Id of the data set that agreement is measured on."""
+
+    @property
+    def folder(self) -> str:
+        """Under the root; covers all that can change the outcome."""
+        about = self.manifest.as_dict() | {"evaluation": None, "storage": None, "name": None}
+        spread = dataclasses.asdict(self.labels) if self.labels else None
+        content = canonical([about, self.seed, spread, self.version, self.held_out])
+        return f"recipe/{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell."""
+
+    agreement: float
+    """Share of the held-out images that student and teacher put into the same class."""
+    accuracy: dict[str, float]
+    """Share of right answers by domain of the evaluation data."""
+
+    @property
+    def mean(self) -> float:
+        """Accuracy, the mean over domains."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+
+def manifest_of(study: Description, folder: Path, row: Row, **changes: Any) -> Manifest:
+    """The manifest of a row: base, settings of all, settings of the row, then `changes`."""
+    tree = merged(read_tree(folder / study.base), study.settings)
+    tree = merged(tree, {"distillation": row.settings})
+    return check(Manifest, expanded(merged(tree, changes), PRESETS))
+
+
+def train(cell: Cell) -> Outcome:
+    """The outcome of a cell, which is trained unless it is there; a killed one goes on.
+
+    Uses one thread, so that as many cells as there are processors can train side by side.
+    """
+    use_threads(1)
+    home = open_storage(cell.manifest.storage.root)
+    place = home.child(cell.folder)
+    if found := _kept(place):
+        return found
+    data = home.child(f"data/{cell.manifest.method}")
+    version, held_out = (open_version(data, name) for name in (cell.version, cell.held_out))
+    distiller = _distiller(cell, version)
+    checkpoints = Checkpoints(place.child("checkpoints"))
+    if newest := checkpoints.newest():
+        distiller.restore(checkpoints.read(newest))
+    stream = _stream(cell, version)
+    steps = distiller.course.steps_per_epoch
+    while not distiller.done:
+        for batch in stream.batches(distiller.epoch, distiller.step % steps):
+            distiller.advance(batch)
+        if distiller.epoch % cell.manifest.distillation.checkpoint_epochs == 0:
+            checkpoints.write(distiller.step, distiller.state())
+    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std).eval()
+    outcome = Outcome(agreement(student, _stream(cell, held_out)), _accuracy(cell, student))
+    place.put_if_absent("outcome.json", canonical(dataclasses.asdict(outcome)))
+    checkpoints.clear()
+    return outcome
+
+
+def _kept(place: Storage) -> Outcome | None:
+    try:
+        return Outcome(**json.loads(place.get("outcome.json")))
+    except MissingObject:
+        return None
+
+
+def _stream(cell: Cell, version: PublishedVersion) -> Stream:
+    manifest = cell.manifest
+    size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
+    return Stream(version, size, batch, cell.seed)
+
+
+def _distiller(cell: Cell, version: PublishedVersion) -> Distiller:
+    config, manifest = cell.manifest.distillation, cell.manifest
+    label = label_source(manifest, CPU)
+    if label is None:
+        raise ManifestError(
+            "distillation.labels", "must be live in this study", config.labels, "change it"
+        )
+    mean, std = version.manifest["label_mean"], version.manifest["label_std"]
+    if cell.labels:
+        label = moved(label, Spread(mean=mean, std=std), cell.labels)
+        mean, std = cell.labels.mean, cell.labels.std
+    return Distiller(
+        build(config, len(manifest.classes), manifest.synthesis.image_size, cell.seed),
+        config,
+        Course.of(config, _stream(cell, version).steps),
+        cell.seed,
+        label,
+        Scale(mean, std) if config.standardise else Scale(),
+    )
+
+
+def moved(label: Label, own: Spread, wanted: Spread) -> Label:
+    """Labels of spread `own` with the spread `wanted`; which class is nearest stays as it is."""
+    return lambda views: wanted.mean + wanted.std * (label(views) - own.mean) / own.std
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, stream: Stream) -> float:
+    """Share of a stream's images that a student and the stored distances put into one class."""
+    same = [
+        student(batch.pixels.float() / 255).argmin(1) == batch.distances.argmin(1)
+        for batch in stream.batches(0)
+    ]
+    return float(torch.cat(same).float().mean())
+
+
+def _accuracy(cell: Cell, student: nn.Module) -> dict[str, float]:
+    manifest = cell.manifest
+    size = manifest.synthesis.image_size
+    candidate = Candidate("student", manifest.method, cell.seed, size, student, CPU)
+    data = open_data(manifest.evaluation, manifest.classes)
+    scores = score([candidate], data, BATCH, threads=1)
+    return {row["domain"]: row["accuracy"] for row in scores.rows}
+
+
+def cells(study: Description, folder: Path, make: Callable[[Manifest], str]) -> list[Cell]:
+    """Every row with every seed, seed after seed.
+
+    Args:
+        folder: of the study's file.
+        make: makes or finds the data set of a manifest; returns the id of its version.
+
+    Raises:
+        ManifestError: a row is no manifest.
+    """
+    manifests = {name: manifest_of(study, folder, row) for name, row in study.rows.items()}
+    plain = Row(settings={})
+    # The data sets of seeds are 0, 1, 2, .. salts on; the held-out one is before them.
+    salt = manifest_of(study, folder, plain).salt
+    few = {"images_per_class": study.held_out_images}
+    held_out = make(manifest_of(study, folder, plain, salt=salt, synthesis=few))
+    found = []
+    for seed in study.seeds:
+        learned = make(manifest_of(study, folder, plain, salt=salt + 1 + seed))
+        for name, row in study.rows.items():
+            found.append(Cell(name, seed, manifests[name], row.labels, learned, held_out))
+    return found
+
+
+def run(cells: Sequence[Cell], processes: int) -> Iterator[tuple[Cell, Outcome]]:
+    """Train cells side by side, a process each; yields each as it is done."""
+    # Spawned, since a fork of a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        futures = {pool.submit(train, cell): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def grid(study: Description, outcomes: Mapping[tuple[str, int], Outcome]) -> Grid:
+    """The table: a line a row, each figure over the seeds that are finished.
+
+    Args:
+        outcomes: by row and seed.
+    """
+    by_row = {
+        name: {seed: outcomes[name, seed] for seed in study.seeds if (name, seed) in outcomes}
+        for name in study.rows
+    }
+    domains = list(next(iter(outcomes.values())).accuracy)
+    lines: list[tuple[Figure, ...]] = []
+    for name, found in by_row.items():
+        runs = list(found.values())
+        if not runs:
+            continue
+        lines.append(
+            (
+                name,
+                spread([each.agreement for each in runs]),
+                *(spread([each.accuracy[domain] for each in runs]) for domain in domains),
+                spread([each.mean for each in runs]),
+                *_compared(found, by_row.get(study.rows[name].against or "", {})),
+            )
+        )
+    return Grid(
+        title=study.title,
+        head=("Recipe", "agreement", *domains, "mean", "difference", "share"),
+        names=1,
+        rows=tuple(lines),
+        notes=(
+            "Accuracy in percent, mean ± standard deviation over seeds, a data set each.",
+            "difference: from the row that a row is compared with, with its 95 % interval, paired "
+            "by seed; share: the mean in percent of that row's.",
+            "agreement: share of held-out synthetic images that student and teacher name alike.",
+            *study.notes,
+        ),
+    )
+
+
+def _compared(
+    found: Mapping[int, Outcome], other: Mapping[int, Outcome]
+) -> tuple[Figure | None, Figure | None]:
+    """Difference and ratio of mean accuracies over the seeds that both have; None without any."""
+    ours, theirs = ({seed: run.mean for seed, run in runs.items()} for runs in (found, other))
+    ratios = [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return difference(ours, theirs), spread(ratios) if ratios else None

@@ -1,0 +1,307 @@
+"""Studies: a table or figure of the paper as a YAML file that spans manifests and seeds.
+
+A study names a base manifest, settings that change it, and axes of named settings. A value of each
+axis makes a row, a row with a seed a cell: the manifest of one student or, in a gallery, of one
+data set. No torch and no ray here, so that a bad study is refused at once.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dfkd.config.fingerprint import fingerprint, identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.config.presets import PRESETS
+from dfkd.errors import ManifestError
+from dfkd.studies.schema import Description, Settings
+from dfkd.utils.yaml import check, expanded, load, merged, read_tree
+
+FILE = "study.yaml"
+
+MAX_ROWS = 1000
+"""A few long axes span more rows than any memory holds."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row with a seed."""
+
+    names: tuple[str, ...]
+    """A value of each axis."""
+    seed: int
+    manifest: Manifest
+    """Of one prompt method and one student; only the student is scored."""
+
+    @property
+    def row(self) -> str:
+        """The row's name."""
+        return " ".join(self.names)
+
+    @property
+    def method(self) -> Method:
+        """By which its images are made."""
+        return self.manifest.method
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.row} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has been checked and expanded."""
+
+    described: Description
+    folder: Path
+    """Of its file."""
+    cells: tuple[Cell, ...]
+    """Row after row, seed after seed."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the first cell: storage, classes and evaluation are those of all."""
+        return self.cells[0].manifest
+
+    @cached_property
+    def rows(self) -> dict[str, tuple[Cell, ...]]:
+        """The cells of each row, by its name."""
+        rows: dict[str, tuple[Cell, ...]] = {}
+        for cell in self.cells:
+            rows[cell.row] = (*rows.get(cell.row, ()), cell)
+        return rows
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has students; a gallery shows images only."""
+        return self.described.kind != "gallery"
+
+    def data_sets(self) -> dict[str, Manifest]:
+        """The manifest of each different data set, by what of it can change a pixel."""
+        return {fingerprint(identity(cell.manifest, {})): cell.manifest for cell in self.cells}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content with every default, as plain values."""
+        tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.described)))
+        return tree
+
+
+def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
+    """The study in a folder or file, with `key.sub=value` overrides of the file's own keys.
+
+    Raises:
+        ManifestError: the file, or the manifest of a cell, breaks a rule, which the text names.
+    """
+    path = Path(place)
+    path = path / FILE if path.is_dir() else path
+    described = load(Description, path, overrides)
+    base = read_tree(path.parent / described.base)
+    cells = tuple(_cells(described, base))
+    if not cells:
+        raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
+    study = Study(described, path.parent, cells)
+    _check_alike(study)
+    _check_text_only(study)
+    _check_apart(study)
+    _check_pictures(study)
+    if described.size == "full":
+        _check_paper(study)
+        _check_compared(study)
+    _check_root(described, base)
+    return study
+
+
+def _cells(described: Description, base: Settings) -> Iterator[Cell]:
+    common = [base, described.settings]
+    if described.size == "quick":
+        common.append(described.quick.settings)
+    given = _given(described, described.chosen_seeds[0])
+    _refuse_given("settings", described.settings, given)
+    _refuse_given("quick.settings", described.quick.settings, given)
+    for names, alternatives in _rows(described):
+        for number, seed in enumerate(described.chosen_seeds):
+            settings = [_of_seed(names, each, number) for each in alternatives]
+            for each in settings:
+                _refuse_given(f"axes: {' '.join(names)}", each, given)
+            yield Cell(names, seed, _manifest(names, [*common, *settings], _given(described, seed)))
+
+
+Alternatives = list[Settings | tuple[Settings, ...]]
+"""What each axis sets in a row."""
+
+
+def _rows(described: Description) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
+    """The names of each row, and what they set."""
+    axes = described.chosen_axes
+    total = math.prod(len(axis.values) for axis in axes)
+    if total > MAX_ROWS:
+        raise ManifestError("axes", f"span at most {MAX_ROWS} rows", total, "shorten them")
+    skipped = [_skipped(described, entry) for entry in described.skip]
+    for choice in itertools.product(*(axis.values.items() for axis in axes)):
+        names = {axis.name: name for axis, (name, _) in zip(axes, choice, strict=True)}
+        if not any(entry.items() <= names.items() for entry in skipped):
+            yield tuple(names.values()), [settings for _, settings in choice]
+
+
+def _skipped(described: Description, entry: Mapping[str, str]) -> dict[str, str]:
+    known = {axis.name: axis.values for axis in described.chosen_axes}
+    for axis, value in entry.items():
+        if described.size == "full" and value not in known.get(axis, ()):
+            raise ManifestError(
+                "skip", "must name values by their axes", dict(entry), "mend or remove it"
+            )
+    return dict(entry)
+
+
+def _of_seed(
+    names: tuple[str, ...], settings: Settings | tuple[Settings, ...], number: int
+) -> Settings:
+    if not isinstance(settings, tuple):
+        return settings
+    if number >= len(settings):
+        raise ManifestError(
+            f"axes: {' '.join(names)}",
+            "a list of settings must have one for each seed",
+            len(settings),
+            "lengthen it or name fewer seeds",
+        )
+    return settings[number]
+
+
+def _given(described: Description, seed: int) -> Settings:
+    """What the study itself gives the manifest of a cell."""
+    given: Settings = {
+        "name": described.name,
+        "distillation": {"seeds": [seed]},
+        "evaluation": {"models": ["student"]},
+    }
+    return given | ({"salt": seed} if described.repeat == "run" else {})
+
+
+def _refuse_given(field: str, settings: Any, given: Settings, parent: str = "") -> None:
+    """Settings that would be overwritten are a mistake."""
+    for name, value in given.items():
+        if not isinstance(settings, dict) or name not in settings:
+            continue
+        key = f"{parent}{name}"
+        if not isinstance(value, dict):
+            raise ManifestError(
+                field,
+                f"must not hold {key}, which the study gives",
+                settings[name],
+                "remove it; seeds are a key of the study",
+            )
+        _refuse_given(field, settings[name], value, f"{key}.")
+
+
+def _manifest(names: tuple[str, ...], parts: list[Settings], given: Settings) -> Manifest:
+    tree: Settings = {}
+    for part in parts:
+        tree = merged(tree, part)
+    tree = expanded(tree, PRESETS)
+    for key, value in given.items():
+        section = isinstance(value, dict)
+        if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
+            tree = merged(tree, {key: value})
+    try:
+        manifest = check(Manifest, tree)
+    except ManifestError as error:
+        raise ManifestError(
+            f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "mend the study"
+        ) from None
+    if len(manifest.methods) != 1:
+        raise ManifestError(
+            f"axes: {' '.join(names)}",
+            "prompts.method, synthesis.method and batch_norm_weight must make one method",
+            list(manifest.methods),
+            "make it an axis",
+        )
+    return manifest
+
+
+def _check_alike(study: Study) -> None:
+    """Rows that are not scored alike have no common table."""
+    for cell in study.cells:
+        for field in ("storage", "classes", "evaluation"):
+            if getattr(cell.manifest, field) != getattr(study.manifest, field):
+                raise ManifestError(
+                    f"axes: {cell.row}",
+                    f"{field} must be the same in all rows",
+                    cell.manifest.as_dict()[field],
+                    "move it to settings",
+                )
+
+
+def _check_text_only(study: Study) -> None:
+    """A row that is the same for all others must not depend on which of them is asked."""
+    for cell in study.cells if study.described.text_only else ():
+        for field in ("text_tower", "text_only"):
+            if getattr(cell.manifest, field) != getattr(study.manifest, field):
+                raise ManifestError(
+                    "text_only",
+                    f"must be empty where rows have several towers or settings, as {cell.row} has",
+                    study.described.text_only,
+                    "empty it, or move teacher and text_only to settings",
+                )
+
+
+def _check_apart(study: Study) -> None:
+    """Rows of one name, or with the same settings, are a slip."""
+    seen: dict[str, str] = {}
+    for cell in study.cells:
+        if study.rows[cell.row][0].names != cell.names:
+            raise ManifestError(
+                "axes", "must give each row a name of its own", cell.row, "rename a value"
+            )
+        twin = seen.setdefault(fingerprint(cell.manifest.as_dict()), cell.row)
+        if twin != cell.row:
+            raise ManifestError(
+                f"axes: {cell.row}", "must differ from the other rows", twin, "remove one"
+            )
+
+
+def _check_pictures(study: Study) -> None:
+    shown = study.described.pictures.classes if study.described.pictures else ()
+    for name in shown:
+        if name not in study.manifest.classes:
+            raise ManifestError(
+                "pictures.classes", "must be among classes", name, "name one of them"
+            )
+
+
+def _check_paper(study: Study) -> None:
+    known = [*study.rows, *filter(None, (study.described.teacher, study.described.text_only))]
+    for number, paper in enumerate(study.described.paper):
+        for label in paper.rows:
+            if label not in known:
+                raise ManifestError(
+                    f"paper.{number}.rows", f"must be among {', '.join(known)}", label, "mend it"
+                )
+
+
+def _check_compared(study: Study) -> None:
+    if study.described.compare and study.described.compare not in study.rows:
+        raise ManifestError(
+            "compare",
+            f"must be among {', '.join(study.rows)}",
+            study.described.compare,
+            "name a row, or remove it",
+        )
+
+
+def _check_root(described: Description, base: Settings) -> None:
+    full = merged(base, described.settings)
+    if merged(full, described.quick.settings).get("storage") == full.get("storage"):
+        raise ManifestError(
+            "quick.settings.storage.root",
+            "must be another than that of the full study",
+            full.get("storage"),
+            "name another root",
+        )

@@ -1,0 +1,255 @@
+"""CMI (Fang et al. 2021b): inversion in which every image is to be told apart from all others.
+
+For each batch of classes y the generator is drawn anew and trained together with latents z, and
+what it gives at the lowest loss is the batch. With x' a lightly and x'' a strongly cropped view:
+
+    L = w_bn L_bn(x') + w_class CE(T(x'), y) - w_adv KL(T(x') || S(x')) [S and T agree] + w_cr L_cr
+
+    L_cr = -log exp(s(x'', x') / tau) / sum over all images j of exp(s(x'', x'_j) / tau)
+
+s is the cosine of what a head (two layers, trained along) makes of the teacher's features: the
+means of what enters each stage. The other images are those of the batch and `NEGATIVES` from the
+memory bank; L_cr is the mean over the batch plus that over the bank, and x' is taken as given in
+it, so that views come nearer through x''. After each batch the student S learns by softened KL from
+all images of the run so far, at a rate that falls by a cosine over the run.
+
+Bank, head and student go through the whole run, as published. So parts are made one after the
+other by one worker at a time, however many there are, and that worker holds all images of the run
+(150 KB each at 224 px: 3.2 GB of PACS' 21,000). The state between two parts is the bank, the head
+and the student: up to 600 MB with RN50's features. Images of earlier parts are read from their
+shards.
+
+Three things are not as published. Logits are those of `Classifier`. A batch holds as many images of
+each class as of any other, as a data set does here, and not classes of chance. And a part is cut
+into even batches.
+"""
+
+from bisect import bisect
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd.config.inversion import Inversion
+from dfkd.models.batch_norm import batch_norm_loss
+from dfkd.models.teacher import batch_norm_taps
+from dfkd.synthesis.inversion.crops import cropped, shifted
+from dfkd.synthesis.inversion.features import stage_taps
+from dfkd.synthesis.inversion.inner_student import Learner, cosine, divergence, set_rate, softened
+from dfkd.synthesis.inversion.inverter import Inverter
+from dfkd.synthesis.inversion.networks import CmiGenerator, built, normal
+from dfkd.synthesis.inversion.run import Classifier, Course, Run, batches, synthesised
+from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.utils.pixels import from_bytes, to_bytes
+
+BETAS = (0.5, 0.999)
+BATCH_NORM_WEIGHT, CLASS_WEIGHT, ADVERSARIAL_WEIGHT, CONTRAST_WEIGHT = 1.0, 1.0, 0.5, 0.8
+TEMPERATURE, HEAD = 0.2, 256
+"""Of the contrast, and the dimensions in which instances are told apart."""
+REMEMBERED, NEGATIVES = 40960, 4096
+"""Images whose features the bank holds, of which the oldest leave first; those drawn at a step."""
+STUDENT_RATE, STUDENT_DECAY, STUDENT_TEMPERATURE = 0.1, 1e-4, 20.0
+"""Of the student: learning rate at the beginning, weight decay, and temperature of its loss."""
+
+
+class CmiInverter(Inverter):
+    """Makes batch after batch; bank, head and student go along."""
+
+    name = "cmi"
+
+    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+        super().__init__(classifier, course, settings)
+        config = self.config = settings.cmi
+        device, side = classifier.texts.device, course.image_size
+        self.device, self.draws = device, torch.Generator()
+        self.bank, self.pool = Bank(REMEMBERED), Pool()
+        kl = partial(softened, temperature=STUDENT_TEMPERATURE)
+        self.learner = Learner(
+            classifier, course, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
+        )
+        self.generator = built(
+            lambda: CmiGenerator(config.latent, config.width, side),
+            course.seed_of("generator"),
+            device,
+        )
+        with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
+            width = self._features(torch.zeros(1, 3, side, side, device=device))[1].shape[1]
+        self.head = built(lambda: head(width, HEAD), course.seed_of("head"), device)
+        self.improver = torch.optim.Adam(self.head.parameters(), config.learning_rate)
+        self.networks = {"head": self.head, "student": self.learner.student}
+        self.optimizers = {"head": self.improver, "student": self.learner.optimizer}
+
+    def state(self) -> dict[str, Tensor]:
+        """Networks, optimizers and bank."""
+        return super().state() | {"bank": self.bank.features.clone()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """As `Inverter.restore`."""
+        super().restore(state)
+        self.bank.features = state["bank"]
+
+    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+        """Make a part batch after batch."""
+        self.draws = run.draws("cmi")
+        # Of the part before, what is stored takes the place of what was made: JPEG is not the same.
+        self.pool.keep(self.course.earlier, run.part)
+        pixels, losses, before = [], [], run.before
+        with (
+            batch_norm_taps(self.classifier.teacher, self.name) as self.moments,
+            stage_taps(self.classifier.teacher) as self.features,
+        ):
+            for rows in batches(len(run.seeds), self.config.batch_size):
+                made, lowest = self.batch(run.labels[rows], on_step)
+                pixels.append(made)
+                losses.append(torch.full((len(made),), lowest))
+                if before + len(made) < self.course.images:
+                    self.teach(before / self.course.images)
+                before += len(made)
+        return synthesised(torch.cat(pixels), torch.cat(losses), self.config.steps)
+
+    def batch(self, labels: Tensor, on_step: OnStep | None) -> tuple[Tensor, float]:
+        """Make a batch of these classes [B]: images uint8 [B, H, W, 3], and the loss they had."""
+        self.learner.student.eval()
+        normal(self.generator, self.draws)
+        latents = torch.randn(len(labels), self.config.latent, generator=self.draws)
+        latents = latents.to(self.device).requires_grad_()
+        optimizer = torch.optim.Adam(
+            [*self.generator.parameters(), latents], self.config.learning_rate, BETAS
+        )
+        lowest, best, known = torch.inf, to_bytes(self.generator(latents)), None
+        for step in range(self.config.steps):
+            images = self.generator(latents)
+            loss, seen = self._loss(images, labels)
+            if on_step is not None:
+                on_step(step, loss.detach()[None])
+            if loss.item() < lowest:
+                lowest, best, known = loss.item(), to_bytes(images), seen
+            for trained in (optimizer, self.improver):
+                trained.zero_grad(set_to_none=True)
+            loss.backward()
+            for trained in (optimizer, self.improver):
+                trained.step()
+        if known is not None:
+            self.bank.add(known)
+        self.pool.add(best)
+        return best, lowest
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """L of a batch, and its features [B, 2F] for the bank."""
+        light = shifted(images, self.draws)
+        logits, whole = self._features(light)
+        # Read now: the pass over the crops, which is the next, overwrites what the taps hold.
+        statistics = batch_norm_loss(self.moments.read)
+        _, local = self._features(cropped(images, self.draws))
+        student = disagreement(self.learner.judge(light), logits).mean()
+        loss = (
+            BATCH_NORM_WEIGHT * statistics
+            + CLASS_WEIGHT * F.cross_entropy(logits, labels)
+            + ADVERSARIAL_WEIGHT * student
+            + CONTRAST_WEIGHT * self._contrast(local, whole)
+        )
+        return loss, torch.cat([local, whole], dim=1).detach()
+
+    def _features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, M] and what instances are told apart by [B, F]."""
+        logits = self.classifier.logits(pixels)
+        return logits, torch.cat(self.features.read, dim=1)
+
+    def _contrast(self, local: Tensor, whole: Tensor) -> Tensor:
+        own = len(local)
+        remembered = self.bank.draw(NEGATIVES, self.draws)
+        if len(remembered):
+            others = remembered.to(self.device).chunk(2, dim=1)
+            local, whole = torch.cat([local, others[0]]), torch.cat([whole, others[1]])
+        near, far = F.normalize(self.head(torch.cat([local, whole])), dim=1).chunk(2)
+        return contrast(near, far, own, TEMPERATURE)
+
+    def teach(self, done: float) -> None:
+        """Train the student on views of the run's images so far.
+
+        Args:
+            done: the share of the run before the newest batch, which says the rate.
+        """
+        set_rate(self.learner.optimizer, STUDENT_RATE * cosine(done))
+        self.learner.student.train()
+        for _ in range(self.config.student_steps):
+            pixels = from_bytes(self.pool.draw(self.config.batch_size, self.draws).to(self.device))
+            with torch.no_grad():
+                pixels = shifted(pixels, self.draws)
+                taught = self.classifier.logits(pixels)
+            self.learner.learn(pixels, taught)
+
+
+def head(features: int, dimensions: int) -> nn.Module:
+    """Two layers, the first as wide as the features."""
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dimensions))
+
+
+class Bank:
+    """The memory: features [N, 2F] of the run's images (x'', then x'); the oldest leave first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.features = torch.empty(0, 0)
+
+    def add(self, features: Tensor) -> None:
+        """Remember features [N, 2F]."""
+        new = features.detach().cpu()
+        known = [self.features] if len(self.features) else []
+        self.features = torch.cat([*known, new])[-self.capacity :]
+
+    def draw(self, count: int, draws: torch.Generator) -> Tensor:
+        """At most `count` different rows."""
+        if not len(self.features) or count == 0:
+            return self.features[:0]
+        return self.features[torch.randperm(len(self.features), generator=draws)[:count]]
+
+
+class Pool:
+    """The run's images so far, uint8 [N, H, W, 3] each: of finished parts as they are stored."""
+
+    def __init__(self) -> None:
+        self.stored: list[Tensor] = []
+        self.fresh: list[Tensor] = []
+
+    def keep(self, earlier: Callable[[int], Tensor], parts: int) -> None:
+        """Read what is missing of the first `parts` parts, and forget what is fresh."""
+        self.fresh = []
+        self.stored += [earlier(part) for part in range(len(self.stored), parts)]
+
+    def add(self, images: Tensor) -> None:
+        """Take in a batch of the part that is being made."""
+        self.fresh.append(images)
+
+    def draw(self, count: int, draws: torch.Generator) -> Tensor:
+        """So many images by chance, some perhaps twice."""
+        held = [*self.stored, *self.fresh]
+        ends = list(accumulate(map(len, held)))
+        drawn = []
+        for row in torch.randint(ends[-1], (count,), generator=draws).tolist():
+            place = bisect(ends, row)
+            drawn.append(held[place][row - ends[place]])  # counted from the end
+        return torch.stack(drawn)
+
+
+def contrast(local: Tensor, whole: Tensor, own: int, temperature: float) -> Tensor:
+    """L_cr: a scalar.
+
+    Args:
+        local: unit vectors [N, D] of strongly cropped views, the batch's `own` rows first.
+        whole: of the lightly cropped ones, in the same order; they get no gradient.
+    """
+    logits = local @ whole.detach().T / temperature
+    losses = F.cross_entropy(
+        logits, torch.arange(len(logits), device=logits.device), reduction="none"
+    )
+    return losses[:own].mean() + (losses[own:].mean() if len(losses) > own else 0)
+
+
+def disagreement(student: Tensor, taught: Tensor) -> Tensor:
+    """-KL(teacher || student) of logits [N, M], over images of which both take one class: [N]."""
+    agree = (student.argmax(dim=1) == taught.argmax(dim=1)).float()
+    return -divergence(student, taught) * agree

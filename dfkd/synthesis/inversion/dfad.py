@@ -1,0 +1,96 @@
+"""DFAD (Fang et al. 2019): a generator makes what student and teacher disagree about.
+
+With d(x) the mean absolute difference of the student's and the teacher's logits of images x, which
+the generator makes of noise z ~ N(0, 1), each round is
+
+    student_steps times   student:   min d(G(z))
+    once                  generator: max d(G(z))
+
+Rates of both fall to a tenth after a third of the rounds, and again after two. Generator and
+student play one game over the whole run: each part takes its share of the rounds.
+
+Two things are not as published. Logits are those of `Classifier`. And the published student learns
+from every image once, while it is made, and is the result; here a data set is the result, a sample
+of the way (`Harvest`), and the student of the game is thrown away.
+
+Neither classes nor batch-norm statistics enter: the generator is unconditional (`Harvest` files its
+images), and a teacher without batch norm is refused only so that the rows of Table 5 have the same
+teachers.
+"""
+
+import torch
+from torch import Tensor
+
+from dfkd.config.inversion import Inversion
+from dfkd.synthesis.inversion.inner_student import Learner, absolute, set_rate
+from dfkd.synthesis.inversion.inverter import Inverter
+from dfkd.synthesis.inversion.networks import DfadGenerator, built
+from dfkd.synthesis.inversion.run import Classifier, Course, Run
+from dfkd.synthesis.inversion.snapshots import Harvest
+from dfkd.synthesis.latents import OnStep, Synthesised
+
+STUDENT_RATE, STUDENT_DECAY = 0.05, 5e-4
+"""Learning rate of the student at the beginning, and its weight decay."""
+
+
+class DfadInverter(Inverter):
+    """Generator and student of a run, trained against each other."""
+
+    name = "dfad"
+
+    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+        super().__init__(classifier, course, settings)
+        config = self.config = settings.dfad
+        self.device = classifier.texts.device
+        self.learner = Learner(
+            classifier, course, settings.student, absolute, STUDENT_RATE, STUDENT_DECAY
+        )
+        self.generator = built(
+            lambda: DfadGenerator(config.latent, config.width, course.image_size),
+            course.seed_of("generator"),
+            self.device,
+        )
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
+        self.draws = torch.Generator()
+        self.networks = {"generator": self.generator, "student": self.learner.student}
+        self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
+
+    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+        """Play the part's rounds; its images are from the way."""
+        rounds = run.rounds(self.config.rounds, self.course)
+        self.draws = run.draws("latents")
+        harvest = Harvest(run, rounds, self.config.snapshots)
+        for number in rounds:
+            fallen = tenth(number, self.config.rounds)
+            set_rate(self.optimizer, self.config.learning_rate * fallen)
+            set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
+            loss = self.play()
+            if on_step is not None:
+                on_step(number, loss[None])
+            harvest.take(number, self.draw, loss)
+        return harvest.filed(self.classifier)
+
+    def draw(self) -> Tensor:
+        """Pixels [B, 3, S, S] of fresh latents."""
+        latents = torch.randn(self.config.batch_size, self.config.latent, generator=self.draws)
+        pixels: Tensor = self.generator(latents.to(self.device))
+        return pixels
+
+    def play(self) -> Tensor:
+        """One round; returns the generator's loss."""
+        for _ in range(self.config.student_steps):
+            with torch.no_grad():
+                pixels = self.draw()
+                taught = self.classifier.logits(pixels)
+            self.learner.learn(pixels, taught)
+        pixels = self.draw()
+        loss = -absolute(self.learner.judge(pixels), self.classifier.logits(pixels))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def tenth(number: int, rounds: int) -> float:
+    """The factor of rates in a 0-based round: 1, 0.1 and 0.01 in its thirds."""
+    return float(0.1 ** (3 * number // rounds))

@@ -1,0 +1,11 @@
+"""The conventional methods by the names that a manifest gives them."""
+
+from dfkd.synthesis.inversion.cmi import CmiInverter
+from dfkd.synthesis.inversion.deepinversion import DeepInverter
+from dfkd.synthesis.inversion.dfad import DfadInverter
+from dfkd.synthesis.inversion.inverter import Inverter
+from dfkd.synthesis.inversion.pre import PreInverter
+
+METHODS: dict[str, type[Inverter]] = {
+    method.name: method for method in (DeepInverter, DfadInverter, CmiInverter, PreInverter)
+}

@@ -1,0 +1,100 @@
+"""Encoded pictures to the pixels that a model takes: the same for scoring and for
+`dfkd.export.predict`.
+
+Needs numpy and pillow only, so that who uses a student needs no torch.
+"""
+
+import io
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+Array = npt.NDArray[np.float32]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""What is decoded, whatever a file's name says: Pillow's other readers run programs or are old."""
+MAX_PIXELS = 1 << 26
+"""A picture that claims more is not decoded: a file of a few kilobytes could fill the memory."""
+LONG = 8
+"""A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
+
+
+def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+    """An encoded image as CLIP sees it: [H, W, 3] uint8 with H = W = `image_size`.
+
+    Turned upright as its EXIF says, transparency on white, shorter side resized bicubically, centre
+    cut out.
+
+    Raises:
+        ValueError: no image, or a truncated or oversized one; the text says why.
+    """
+    with opened(encoded) as image:
+        upright = _on_white(ImageOps.exif_transpose(image))
+    return np.asarray(_fit(upright, image_size))
+
+
+@contextmanager
+def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """A picture whose header has been read; whatever fails on it inside is a `ValueError`.
+
+    Raises:
+        ValueError: no image of these formats, or a truncated or oversized one; the text says why.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
+            yield image
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+
+
+def header_size(encoded: bytes, kind: str) -> tuple[int, int]:
+    """Width and height that the header of a `PNG` or `JPEG` claims; nothing else is looked at.
+
+    Raises:
+        ValueError: no header of that kind, or as `opened`.
+    """
+    if kind == "PNG" and encoded.startswith(PNG_START) and len(encoded) >= len(PNG_START) + 8:
+        width, height = struct.unpack_from(">II", encoded, len(PNG_START))
+        return width, height
+    with opened(encoded, (kind,)) as image:
+        return image.size
+
+
+def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
+    """Images [S, S, 3] uint8 as a student takes them: float32 [N, 3, S, S] in [0, 1]."""
+    stacked = np.stack(images).astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size`, then the centre; pixel for pixel what torchvision gives CLIP."""
+    short = min(image.size)
+    if max(image.size) > LONG * short:
+        image = _centre(image, [min(side, LONG * short) for side in image.size])
+    scaled = [size if side == short else int(size * side / short) for side in image.size]
+    return _centre(image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC), [size, size])
+
+
+def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
+    left, top = (round((side - kept) / 2) for side, kept in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; PIL would clip them to white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")

@@ -1,0 +1,209 @@
+"""Figures: turns, quotients, counted operations, limits, peers, and their table."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.benchmarks import prompts, reference
+from dfkd.benchmarks.measure import (
+    HEAD,
+    Figure,
+    operations,
+    page,
+    profile,
+    quotient,
+    scaled,
+    table,
+    turns,
+)
+from dfkd.config.distillation import Distillation
+from dfkd.config.manifest import Manifest
+from dfkd.config.synthesis import Synthesis
+from dfkd.dataset.loader import Batch
+from dfkd.distillation.distiller import Course, Distiller
+from dfkd.distillation.labels import live
+from dfkd.models.generator import VQGAN
+from dfkd.models.student import build
+from dfkd.models.teacher import Teacher
+from dfkd.prompts import contrastive
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.utils.types import Precision
+from tests.helpers.tiny_models import GENERATOR
+from tests.helpers.tiny_version import write_manifest
+
+CPU = torch.device("cpu")
+
+
+def test_calls_take_turns_and_the_first_turn_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order, clock = [], [0.0]
+    slow = {"a": 0.25, "b": 0.5}
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def call(name: str) -> float:
+        order.append(name)
+        clock[0] += slow[name] if len(order) > 2 else 8.0
+        return 3.0
+
+    found = turns({name: lambda name=name: call(name) for name in slow}, repeats=3)
+    assert order == ["a", "b"] * 4
+    assert found == {"a": (12.0,) * 3, "b": (6.0,) * 3}
+
+
+def test_a_quotient_is_taken_turn_by_turn() -> None:
+    assert quotient([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
+    assert quotient([1.0, 8.0, 3.0], [2.0, 2.0, 3.0], factor=10.0) == 10.0
+
+
+def test_operations_are_counted_backwards_too() -> None:
+    left = torch.ones(4, 5, requires_grad=True)
+    assert operations(lambda: left @ torch.ones(5, 6)) == 2 * 4 * 5 * 6
+    assert operations(lambda: (left @ torch.ones(5, 6)).sum().backward()) == 2 * 2 * 4 * 5 * 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_limits_do_what_they_count(precision: Precision) -> None:
+    for limit in (reference.product(CPU, precision), reference.convolution(CPU, precision)):
+        assert operations(limit) == limit() > 0
+
+
+def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> None:
+    """The same losses at the same step, as far as float32 goes."""
+    generator = VQGAN.load(GENERATOR, CPU, "float32")
+    targets = teacher.encode_text(["A cat", "A clock"])
+    losses = []
+    config = Synthesis(image_size=64, steps=3, batch_size=2, views=0)
+    Synthesiser(teacher, generator, config)(targets, [0, 1], lambda _, found: losses.append(found))
+    assert torch.allclose(
+        reference.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
+    )
+
+
+def test_plain_distillation_is_distillation_without_any_switch(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "augment", lambda pixels, names, draws: pixels)
+    config = Distillation(
+        weights="none",
+        warmup_epochs=0,
+        optimizer="adamw",
+        schedule="constant",
+        learning_rate=0.002,
+        finetune_factor=1.0,
+        augmentation=(),
+    )
+    texts = teacher.encode_text(["A cat", "A clock"])
+    pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    batch = Batch(pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+    course, label = Course(1, warmup=0, total=9), live(teacher, texts)
+    ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
+    losses = [float(ours.advance(batch).loss) for _ in range(3)]
+    plain = reference.plain_distillation(
+        build(config, 2, 64, seed=0).train(), teacher, texts, batch.pixels / 255, 3
+    )
+    assert float(plain) == pytest.approx(losses[-1], rel=1e-2)
+
+
+def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path) -> None:
+    manifest = Manifest.read(
+        write_manifest(
+            tmp_path,
+            prompts={"contrastive": {"updates": 3, "batch_size": 6, "bank": 4}},
+        )
+    )
+    problem, start = prompts.example(manifest, teacher, 6)
+    draws = [np.random.default_rng(0) for _ in range(2)]
+    ours = contrastive.optimise(problem, start, manifest.prompts, draws[0])
+    remembered = problem.bank.draw(4, draws[1])
+    assert remembered is not None
+    plain = reference.plain_prompts(
+        teacher, problem.words, problem.names, start, remembered, 3, draws[1]
+    )
+    torch.testing.assert_close(plain, ours.pseudo, rtol=1e-3, atol=1e-3)
+
+
+def test_the_cutout_loop_shows_the_teacher_32_crops(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = VQGAN.load(GENERATOR, CPU, "float32")
+    shapes = []
+    encode = reference._encode
+    monkeypatch.setattr(reference, "_encode", lambda t, p: shapes.append(p.shape) or encode(t, p))
+    loss = reference.cutout_loop(teacher, generator, teacher.encode_text(["A cat"])[0], 64, 2)
+    assert torch.isfinite(loss)
+    assert shapes == [(32, 3, 64, 64)] * 2
+
+
+def test_operations_are_counted_where_a_gradient_ends_at_a_module_s_input() -> None:
+    layer, inputs = torch.nn.Linear(8, 4).requires_grad_(False), torch.ones(2, 8)
+    inputs.requires_grad_()
+    counted = operations(lambda: torch.autograd.grad(layer(inputs).sum(), [inputs]))
+    assert counted == 2 * (2 * 2 * 8 * 4)
+
+
+def test_a_profile_says_where_the_time_goes() -> None:
+    matrix = torch.ones(300, 300)
+    calls = []
+
+    def call() -> None:
+        calls.append(None)
+        (matrix @ matrix).exp()
+
+    spent = profile(call)
+    assert len(calls) == 2
+    assert list(spent)[-1] == "all others"
+    assert "aten::mm" in spent
+    ordered = list(spent.values())[:-1]
+    assert ordered == sorted(ordered, reverse=True)
+
+
+def test_a_page_has_a_table_for_each_record() -> None:
+    figure = Figure("stream", "images/s", (1500.0,), "bare decoding", 0.634).as_dict()
+    record = {
+        "benchmark": "streaming",
+        "command": "python jobs/benchmark.py streaming x.yaml",
+        "date": "2026-01-02",
+        "machine": {"processor": "a CPU", "cpus": 2},
+        "environment": {"torch": "2.8.0"},
+        "results": {
+            "memory": {"tree_most": 2_500_000},
+            "figures": [figure],
+            "profile": {"stream": {"a": 3.0, "b": 1.0}, "other": {"b": 0.5, "c": 1.5}},
+        },
+    }
+    lines = page([record, record]).splitlines()
+    assert lines.count("## streaming") == 2
+    assert lines[2] == (
+        "`python jobs/benchmark.py streaming x.yaml`, 2026-01-02, a CPU with 2 CPUs, torch 2.8.0, "
+        "most memory of all processes 2.5 MB"
+    )
+    assert lines[6] == "| stream | 1.5 k | 1.5 k | 1.5 k | images/s | 63% of bare decoding | - |"
+    assert lines[8:13] == [
+        "| share of the time | stream | other |",
+        "|---|---:|---:|",
+        "| a | 75.0% | 0.0% |",
+        "| b | 25.0% | 25.0% |",
+        "| c | 0.0% | 75.0% |",
+    ]
+    widths = {line.count("|") for line in lines[4:7]}
+    assert widths == {len(HEAD) + 1}
+
+
+def test_a_table_has_a_line_for_each_figure() -> None:
+    figures = [
+        Figure("stream", "images/s", (1500.0, 1000.0, 2000.0), "bare decoding", 0.634),
+        Figure("bare decoding", "images/s", (2.5e9,), peer="stream", ratio=2.0),
+    ]
+    lines = table({"figures": [each.as_dict() for each in figures]})
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "stream 1.5 k 1 k 2 k images/s 63% of bare decoding -",
+        "bare decoding 2.5 G 2.5 G 2.5 G images/s - 2.00 x stream",
+    ]
+    assert table({"pool": []}) == []
+    assert [scaled(value) for value in (0.1234, 12.34, 999.4, 1e16)] == [
+        "0.123", "12.3", "999", "10 P",
+    ]  # fmt: skip

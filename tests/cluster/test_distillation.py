@@ -1,0 +1,159 @@
+"""Ranks as real processes: DDP, and a change of their number; faults/test_ranks.py kills them."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dfkd.cluster import launch, rank
+from dfkd.cluster.connection import connected
+from dfkd.cluster.distillation import cpus_each, distill, find_workers
+from dfkd.cluster.launch import Workers, run_ranks
+from dfkd.cluster.rank import Job, open_stream
+from dfkd.config.manifest import Cluster, Manifest
+from dfkd.distillation.distiller import Course, Distiller
+from dfkd.distillation.student_store import Place, place
+from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.models.student import Student, build, load_student
+from dfkd.storage.checkpoints import Checkpoints
+from tests.helpers import jobs
+from tests.helpers.ranks import prepare, two_cpus
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with two_cpus():
+        yield
+
+
+@pytest.mark.faults
+def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    manifest = prepare(tmp_path, epochs=8, workers=1)
+    target = place(manifest, "vanilla", 0)
+    checkpoints = Checkpoints(target.storage.child("checkpoints"))
+    command = jobs.command("distill", tmp_path / "manifest.yaml")
+    with subprocess.Popen(command, env=jobs.environment()) as process:
+        while not checkpoints.newest():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    step = checkpoints.newest()
+    wider = Manifest.read(tmp_path / "manifest.yaml", ("distillation.workers=2",))
+    course = Course.of(wider.distillation, 4)
+    assert 0 < step < course.total
+    assert place(wider, "vanilla", 0).name == target.name
+    distill(wider, "vanilla", 0)
+    _, meta = load_student(target.storage)
+    assert meta["steps"] == course.total
+    assert checkpoints.newest() == 0
+    # A run that had begun anew would have written its curve from the first steps on.
+    events = EventAccumulator(target.storage.location("tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == course.total
+
+
+def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    """The gradient is the mean over all images, batch-norm statistics are the mean over ranks.
+
+    Of both there is one step, so that each rank's part can be had by itself.
+    """
+    manifest = prepare(tmp_path, batch_size=23, warmup_epochs=0, epochs=1, standardise=False)
+    target = distill(manifest, "vanilla", 0).place
+    student = load_student(target.storage)[0].state_dict()
+    alone = [one_step(manifest, target, rank) for rank in range(2)]
+    trained = dict(alone[0].named_parameters())
+    states = [each.state_dict() for each in alone]
+    statistics = [name for name in student if "running" in name]
+    assert len(statistics) > 2
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in statistics)
+    for name in [*trained, *statistics]:
+        shares = (12 / 23, 11 / 23) if name in trained else (0.5, 0.5)
+        expected = sum(share * state[name] for share, state in zip(shares, states, strict=True))
+        torch.testing.assert_close(student[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def one_step(manifest: Manifest, target: Place, rank: int) -> Student:
+    """The student after the only step, made of one rank's images alone."""
+    config = manifest.distillation
+    stream = open_stream(manifest, target.version, 0, rank, 2)
+    assert (stream.steps, stream.rows) == (1, 12 - rank)
+    student = build(config, 3, 32, 0)
+    Distiller(student, config, Course.of(config, 1), 0).advance(next(stream.batches(0)))
+    return student
+
+
+def test_ranks_that_start_again_after_the_end_leave_the_student_alone(tmp_path: Path) -> None:
+    """As all do when one has died right after the first had written it."""
+    manifest = prepare(tmp_path)
+    target = distill(manifest, "vanilla", 0).place
+    before = list(target.storage.list())
+    job = Job(
+        manifest=manifest,
+        method="vanilla",
+        seed=0,
+        version=target.version.id,
+        name=target.name,
+        cpus=1.0,
+        gpu=False,
+    )
+    run_ranks(rank.train, {"job": job}, "again", Workers(2, 1.0, "cpu"))
+    assert list(target.storage.list()) == before  # and no curve of another training
+
+
+def test_ranks_that_find_no_room_end_the_run_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own default is to wait for ever, and to say nothing."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(launch, "STARTS", 1)
+    manifest = prepare(tmp_path)
+    other = ray.remote(num_cpus=2, max_retries=0)(lambda: time.sleep(600)).remote()
+    try:
+        with pytest.raises(InfrastructureError, match=r"no room for all ranks.*resumes"):
+            distill(manifest, "vanilla", 0)
+    finally:
+        ray.cancel(other, force=True)
+
+
+def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
+        find_workers((3, 3), Cluster())
+    unknown = prepare(tmp_path, student="resnet19")
+    with pytest.raises(ManifestError, match=r"distillation\.student"):
+        distill(unknown, "vanilla", 0)
+
+
+def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
+    nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0}}
+    assert [cpus_each(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
+    nodes["a"]["GPU"] = 1.0
+    assert [cpus_each(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
+
+
+def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
+    before = ray.get_runtime_context().gcs_address
+    with connected():
+        assert ray.get_runtime_context().gcs_address == before
+    assert ray.is_initialized()
+
+
+def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
+    workers = find_workers((1, 1), Cluster())
+    assert workers.count == 0
+    assert workers.cpus == len(os.sched_getaffinity(0))
+    assert find_workers((2, 2), Cluster()).count == 2
+
+
+def test_elastic_ranks_are_as_many_as_fit() -> None:
+    workers = find_workers((1, 4), Cluster())
+    assert (workers.count, workers.cpus, workers.elastic) == (2, 1.0, (1, 4))
+    with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
+        find_workers((3, 4), Cluster())

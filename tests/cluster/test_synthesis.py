@@ -1,0 +1,192 @@
+"""A version is built within a budget, and the same call goes on where it stopped."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from dfkd.cluster import capacity
+from dfkd.cluster import synthesis as making
+from dfkd.cluster.capacity import require_shared
+from dfkd.cluster.connection import connected
+from dfkd.cluster.prompt_worker import Part, PromptWorker, write_prompts
+from dfkd.cluster.synthesis import SynthesisWorker, build, finished, identify
+from dfkd.cluster.worker import Purse
+from dfkd.config.budget import Budget
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import units
+from dfkd.dataset.chain import Chain
+from dfkd.dataset.versions import Version, begin, verify
+from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
+from dfkd.storage.cost_records import Cost
+from dfkd.storage.lease import held
+from dfkd.storage.local import open_storage
+from tests.helpers.inversion_runs import read as inversion
+from tests.helpers.tiny_models import RESNET, model_config, write_teacher
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connected():
+        yield
+
+
+def read_file(folder: Path) -> Path:
+    path = folder / "manifest.yaml"
+    path.write_text(
+        f"name: budget\nclasses: [dog, house]\nstorage: {{root: {folder / 'run'}}}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+        "prompts: {method: vanilla}\n"
+        "synthesis: {images_per_class: 4, shard_size: 2, image_size: 64, steps: 1}\n"
+    )
+    return path
+
+
+def read(folder: Path) -> Manifest:
+    return Manifest.read(read_file(folder))
+
+
+def receipts(folder: Path) -> int:
+    return len(list(folder.glob("run/data/vanilla/versions/*/receipts/*.json")))
+
+
+def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
+    cluster: None, tmp_path: Path
+) -> None:
+    manifest = read(tmp_path)
+    identity = identify(manifest)
+    with pytest.raises(BudgetError, match=r"4 images and \d+ worker-seconds .* 5 images") as caught:
+        build(manifest, identity, budget=Budget(images=5))
+    assert caught.value.exit_code == Exit.PARTIAL
+    assert "the same command again, it resumes" in str(caught.value)
+    assert receipts(tmp_path) == 2
+    assert not finished(manifest, identity)
+    with pytest.raises(BudgetError, match="0 images and 0 worker-seconds"):
+        build(manifest, identity, budget=Budget(worker_seconds=0.0))
+    assert receipts(tmp_path) == 2
+    built = build(manifest, identity, budget=Budget(images=4, worker_seconds=1e6))
+    assert built.images == 8
+    assert verify(built.version) == []
+    assert finished(manifest, identity)
+
+
+def test_parallel_prompts_are_the_same_whoever_makes_them(cluster: None, tmp_path: Path) -> None:
+    """On one worker and on two, which wait for what each part knows."""
+    settings = (
+        "prompts.method=contrastive",
+        "prompts.contrastive={updates: 2, batch_size: 4, bank: 4, parallel: 2}",
+        "synthesis.images_per_class=6",
+        "synthesis.steps=1",
+    )
+    found = []
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        root.mkdir()
+        own = (*settings, f"cluster.workers={workers}", f"storage.root={root}")
+        manifest = Manifest.read(read_file(tmp_path), own)
+        built = build(manifest, identify(manifest))
+        assert verify(built.version) == []
+        parts = sorted(root.glob("data/contrastive/versions/*/prompts/*.parquet"))
+        assert len(parts) == 3
+        found.append([part.read_bytes() for part in parts] + [str(built.prompts).encode()])
+    assert found[0] == found[1]
+
+
+def chain_of(method: str, root: Path) -> tuple[Manifest, Version]:
+    """A chained method's version of three parts.
+
+    In JPEG, so that images of earlier parts must be those that are stored.
+    """
+    words = (f"synthesis.method={method}", "synthesis.shard_size=1", "synthesis.format=jpg")
+    manifest = inversion(*words, "inversion.pre.rounds=3", root=str(root))
+    home = open_storage(manifest.storage.root).child(f"data/{method}")
+    return manifest, begin(home, identify(manifest))
+
+
+@pytest.mark.parametrize("method", ["cmi", "dfad", "pre"])
+def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, method: str) -> None:
+    """As when each is killed after one: the same bytes as of one worker that makes them all."""
+    found = []
+    for name in ("one", "three"):
+        manifest, version = chain_of(method, tmp_path / name)
+        prompts = PromptWorker(manifest, version, 1.0)
+        for number in range(3):
+            prompts.work(Part(number))
+        worker = SynthesisWorker(manifest, version, 1.0)
+        for unit in Chain(version).units(manifest, version.done()):
+            assert unit is not None
+            assert len(worker.work(unit)) == 2
+            worker = worker if name == "one" else SynthesisWorker(manifest, version, 1.0)
+        found.append([receipt.sha256 for receipt in version.receipts().values()])
+    assert len(set(found[0])) == 6
+    assert found[0] == found[1]
+
+
+def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
+    cluster: None, tmp_path: Path
+) -> None:
+    """Stopped between two parts, and by another process: the same bytes as of one run."""
+    found = []
+    for name in ("whole", "stopped"):
+        manifest, version = chain_of("cmi", tmp_path / name)
+        if name == "stopped":
+            write_prompts(manifest, version, Purse(Budget(), Cost()))
+            SynthesisWorker(manifest, version, 1.0).run(next(units(manifest, ())))
+            assert Chain(version).states.newest() == 1
+            assert len(version.done()) == 2
+        built = build(manifest, identify(manifest))
+        assert verify(built.version) == []
+        assert not list(version.storage.list("state/"))
+        found.append([receipt.sha256 for receipt in built.version.shards])
+    assert len(found[0]) == 6
+    assert found[0] == found[1]
+
+
+def test_budgets() -> None:
+    assert Budget().covers(10**9, 1e12)
+    assert Budget(images=5).covers(5, 1e12)
+    assert not Budget(images=5).covers(6, 0.0)
+    assert not Budget(worker_seconds=5.0).covers(0, 5.0)
+    assert Budget(images=5, worker_seconds=1.5).caps == "5 images and 1.5 worker-seconds"
+
+
+def test_a_version_in_the_making_is_kept_from_removal(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read(tmp_path)
+    identity = identify(manifest)
+    root = open_storage(manifest.storage.root)
+    found = []
+
+    def write_and_look(manifest: Manifest, version: Version, purse: Purse) -> None:
+        found.extend(name for record in held(root).values() for name in record.versions)
+        write_prompts(manifest, version, purse)
+
+    monkeypatch.setattr(making, "write_prompts", write_and_look)
+    built = build(manifest, identity)
+    assert found == [f"vanilla/{built.version.id}"]
+    assert held(root) == {}
+
+
+def test_a_node_with_other_weights_is_refused(cluster: None, tmp_path: Path) -> None:
+    teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
+    settings = (f"teacher.model={teacher.model}", f"teacher.weights={teacher.weights}")
+    manifest = Manifest.read(read_file(tmp_path), settings)
+    identity = identify(manifest)
+    other = {name: tensor + 1 for name, tensor in load_file(teacher.weights).items()}
+    save_file(other, teacher.weights)  # as on another node
+    with pytest.raises(WeightsError, match=r"teacher\.weights: must be the same on every node"):
+        build(manifest, identity)
+    assert receipts(tmp_path) == 0
+
+
+def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "count_nodes", lambda: 2)
+    for root in ("s3://bucket/run", "/shared/run"):
+        require_shared(root)
+    with pytest.raises(ManifestError, match=r"storage\.root: must be s3://.*got 'runs/mine'"):
+        require_shared("runs/mine")
+    monkeypatch.setattr(capacity, "count_nodes", lambda: 1)
+    require_shared("runs/mine")

@@ -1,0 +1,141 @@
+"""Scalars and images arrive as event files that TensorBoard reads."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dfkd.cluster.tracking import CLASSES, SAMPLES, Curve, Glimpse, ShardTracker, Tracker
+from dfkd.dataset.shards import Sample
+from dfkd.distillation.distiller import Outcome
+from dfkd.storage.local import open_storage
+from dfkd.utils.progress import LineBar
+from tests.helpers.partial_version import make_sample
+
+
+def events(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder), size_guidance={"images": 0})
+    found.Reload()
+    return found
+
+
+def points(found: EventAccumulator, name: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in found.Scalars(name)]
+
+
+def picture(found: EventAccumulator, name: str) -> Image.Image:
+    (event,) = found.Images(name)
+    return Image.open(io.BytesIO(event.encoded_image_string))
+
+
+def test_scalars_are_means_and_arrive_in_storage(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Tracker(LineBar("student", 40, "img"), open_storage(str(tmp_path)), 10) as tracker:
+        for loss in (1.0, 2.0):
+            tracker.record(Outcome(torch.tensor(loss), torch.tensor(0.5)))
+        assert tracker.log(2, rate=0.1) == {"loss": 1.5, "agreement": 0.5}
+        tracker.record(Outcome(torch.tensor(4.0), torch.tensor(1.0)))
+        tracker.log(3, rate=0.01)
+        tracker.upload()
+    found = events(tmp_path)
+    assert points(found, "loss") == [(2, 1.5), (3, 4.0)]
+    assert [rate for _, rate in points(found, "learning_rate")] == pytest.approx([0.1, 0.01])
+    assert points(found, "agreement") == [(2, 0.5), (3, 1.0)]
+    assert all(speed > 0 for _, speed in points(found, "images_per_second"))
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "30/40" in lines[0]
+
+
+def test_images_lie_side_by_side(tmp_path: Path) -> None:
+    views = torch.zeros(3, 3, 8, 8)
+    views[1] = 1.0
+    with Tracker(LineBar("student", 1, "img"), open_storage(str(tmp_path)), 1) as tracker:
+        tracker.images("augmented", views, 0)
+        tracker.upload()
+    shown = np.asarray(picture(events(tmp_path), "augmented"))
+    assert shown.shape == (8, 24, 3)
+    assert shown[:, 8:16].min() == 255
+    assert shown[:, :8].max() == shown[:, 16:].max() == 0
+
+
+def sample(index: int, loss: float, confidence: float, colour: tuple[int, int, int]) -> Sample:
+    made = make_sample(0, index)
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), colour).save(stream, "PNG")
+    facts = made.metadata | {"loss": loss, "confidence": confidence}
+    return Sample(made.key, stream.getvalue(), "png", facts, made.arrays)
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def curve(*steps: float) -> Curve:
+    made = Curve()
+    for step, loss in enumerate(steps):
+        made(step, torch.tensor([loss]))
+    return made
+
+
+def test_a_curve_is_the_mean_over_images_and_skips_what_is_no_number() -> None:
+    made = curve(1.0, 0.5)
+    made(0, torch.tensor([2.0, 4.0, math.inf, math.nan]))
+    assert made.points() == (pytest.approx(7 / 3), 0.5)
+    assert Curve().points() == ()
+
+
+def test_shards_are_shown_over_the_images_that_are_finished(tmp_path: Path) -> None:
+    first = [sample(0, 0.2, 0.9, RED), sample(1, 0.4, 0.7, BLUE)]
+    with ShardTracker(open_storage(str(tmp_path)), 16, done=10) as tracker:
+        tracker.record(Glimpse.of("owl", first, 0, curve(1.0, 0.5), show=True))
+        tracker.record(
+            Glimpse.of("owl", [sample(2, 0.6, 0.1, RED)], 1, curve(2.0, 1.5, 1.0), show=False)
+        )
+        tracker.record(Glimpse.of("tree", [], 2, curve(math.nan), show=True))
+        assert (tracker.done, tracker.failed) == (13, 3)
+    found = events(tmp_path)
+    assert points(found, "loss") == [(12, pytest.approx(0.3)), (13, pytest.approx(0.6))]
+    assert points(found, "confidence") == [(12, pytest.approx(0.8)), (13, pytest.approx(0.1))]
+    assert points(found, "failed") == [(12, 0.0), (13, 1.0), (13, 3.0)]
+    assert all(speed > 0 for _, speed in points(found, "images_per_second"))
+    assert found.Tags()["images"] == ["samples/owl"]
+    shown = np.asarray(picture(found, "samples/owl"))
+    assert shown.shape == (16, 32, 3)
+    assert tuple(shown[8, 8]) == RED
+    assert tuple(shown[8, 24]) == BLUE
+
+
+def test_a_shard_of_nothing_spoils_no_curve(tmp_path: Path) -> None:
+    with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
+        tracker.record(Glimpse.of("owl", [], 2, curve(math.nan, 2.0), show=False))
+        tracker.record(Glimpse.of("owl", [], 0, curve(1.0, 4.0, 5.0), show=False))
+    assert points(events(tmp_path), "loss_by_step") == [(0, 1.0), (1, 3.0), (2, 5.0)]
+
+
+def test_a_run_that_ends_with_an_error_keeps_what_it_showed(tmp_path: Path) -> None:
+    def fail() -> None:
+        with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
+            tracker.record(Glimpse.of("owl", [sample(0, 0.2, 0.9, RED)], 0, curve(1.0), True))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert points(events(tmp_path), "loss") == [(1, pytest.approx(0.2))]
+
+
+def test_nothing_made_leaves_no_file_and_what_is_shown_is_bounded(tmp_path: Path) -> None:
+    with ShardTracker(open_storage(str(tmp_path)), 16):
+        pass
+    assert not list(tmp_path.glob("events*"))
+    many = [sample(index, 0.2, 0.9, RED) for index in range(SAMPLES + 3)]
+    assert len(Glimpse.of("owl", many, 0, curve(1.0), show=True).images) == SAMPLES
+    with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
+        for number in range(CLASSES + 3):
+            tracker.record(Glimpse.of(f"class {number}", many[:1], 0, curve(1.0), show=True))
+    assert len(events(tmp_path).Tags()["images"]) == CLASSES

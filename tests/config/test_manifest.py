@@ -1,0 +1,209 @@
+"""The manifest refuses what cannot be run, in one line that names field, rule and value."""
+
+from pathlib import Path
+
+import pytest
+
+from dfkd.api import read_manifest
+from dfkd.config.manifest import Manifest
+from dfkd.errors import ManifestError
+from dfkd.utils.yaml import dump
+
+SMALLEST = "name: small\nclasses: [dog, cat]\nstorage: {root: runs/small}\n"
+SMALLEST += "teacher: {model: miniature, weights: miniature}\n"
+SMALLEST += "generator: {config: miniature, weights: miniature}\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(SMALLEST)
+    return file
+
+
+def test_defaults_are_the_papers_numbers(path: Path) -> None:
+    manifest = Manifest.read(path)
+    assert manifest.synthesis.images_per_class == 3000
+    assert (manifest.synthesis.steps, manifest.synthesis.learning_rate) == (500, 0.15)
+    assert (manifest.synthesis.batch_size, manifest.synthesis.image_size) == (8, 224)
+    assert (manifest.prompts.scale, manifest.prompts.alpha) == (10.0, 1.0)
+    contrastive = manifest.prompts.contrastive
+    assert (contrastive.updates, contrastive.batch_size, contrastive.bank) == (100, 256, 2048)
+    assert contrastive.learning_rate == 0.1
+    assert manifest.teacher.template == "A {class}"
+    distillation = manifest.distillation
+    assert (distillation.warmup_epochs, distillation.epochs) == (150, 150)
+    assert (distillation.learning_rate, distillation.finetune_factor) == (0.1, 0.1)
+    fewshot = manifest.fewshot
+    assert (fewshot.shots, len(fewshot.seeds)) == ((1, 2, 4, 8, 16), 5)
+    assert fewshot.starts == ("student", "library", "scratch")
+    assert fewshot.library == "IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "rule"),
+    [
+        ("prompts.methd=mix", "prompts.methd", "not a key"),
+        ("synthesis.steps=0", "synthesis.steps", "greater than or equal to 1"),
+        ("synthesis.steps=1.5", "synthesis.steps", "integer"),
+        ('synthesis.steps="5"', "synthesis.steps", "integer"),
+        ("seed=true", "seed", "integer"),
+        ("seed=-1", "seed", "greater than or equal to 0"),
+        ("classes=[dog, dog]", "classes", "once"),
+        ("classes=[dog]", "classes", "at least 2"),
+        ("classes=[dog, '']", "classes", "empty"),
+        ("classes=[dog, ' cat']", "classes", "outer spaces"),
+        ("classes=[dog, a/b]", "classes", "'/'"),
+        ("classes=[dog, true]", "classes.1", "string"),
+        ("name=two words", "name", "pattern"),
+        ("cache=s3://bucket/weights", "cache", "folder of this machine"),
+        ("prompts.method=poetry", "prompts.method.0", "vanilla"),
+        ("prompts.method=[mix, mix]", "prompts.method", "once"),
+        ("prompts.method=[]", "prompts.method", "at least 1"),
+        ("prompts={method: mix, styles: [one]}", "prompts.styles", "two styles"),
+        ("prompts.template='in the style of {style}'", "prompts.template", "{class}"),
+        ("teacher.template=a picture", "teacher.template", "{class}"),
+        ("synthesis.method=poetry", "synthesis.method.0", "latent"),
+        ("synthesis.method=[cmi, cmi]", "synthesis.method", "once"),
+        ("synthesis.batch_norm_weight=[0.1, 0.2]", "synthesis.batch_norm_weight", "0 and another"),
+        ("synthesis.batch_norm_weight=[0, 0.0]", "synthesis.batch_norm_weight", "once"),
+        ("synthesis.batch_norm_weight=-1", "synthesis.batch_norm_weight.0", "or equal to 0"),
+        ("synthesis.batch_norm_weight=true", "synthesis.batch_norm_weight.0", "number"),
+        ("inversion.dfad.batch_size=1", "inversion.dfad.batch_size", "or equal to 2"),
+        ("inversion.student.architecture=vgg", "inversion.student.architecture", "resnet18"),
+        ("distillation.labels=stored", "distillation.labels", "augmentation"),
+        ("distillation={workers: [1, 8], batch_size: 15}", "distillation.batch_size", "8 ranks"),
+        ("distillation.workers=[2, 1]", "distillation.workers", "least, most"),
+        ("distillation.workers=[1, 2, 3]", "distillation.workers", "at most 2"),
+        ("distillation.workers=0", "distillation.workers.0", "or equal to 1"),
+        ("distillation.seeds=[1, 1]", "distillation.seeds", "once"),
+        ("distillation.seeds=true", "distillation.seeds.0", "integer"),
+        ("fewshot.domains=[ink, ink]", "fewshot.domains", "once"),
+        ("fewshot.shots=[]", "fewshot.shots", "at least 1"),
+        ("fewshot.fresh_rate=0", "fewshot.fresh_rate", "greater than 0"),
+        ("fewshot.epochs=0", "fewshot.epochs", "equal to 1"),
+        ("evaluation.models=[]", "evaluation.models", "must name a model"),
+        ("evaluation.average=pixels", "evaluation.average", "images"),
+        ("evaluation.domains=[ink, ink]", "evaluation.domains", "once"),
+        ("evaluation.domains={ink: 1}", "evaluation.domains", "array"),
+        ("evaluation.aliases={plane: aeroplane}", "evaluation.aliases", "have none but classes"),
+        ("evaluation.aliases={dog: x, cat: x}", "evaluation.aliases", "once"),
+        ("evaluation.aliases={dog: 1}", "evaluation.aliases.dog", "string"),
+        ("evaluation.aliases={dog: ''}", "evaluation.aliases.dog", "1 character"),
+        ("evaluation.models=critic", "evaluation.models.0", "teacher"),
+        ("storage=here", "storage", "object"),
+        ("prompts={method: mix, method: random}", "method", "given twice"),
+        ("synthesis.steps", "--set", "key.sub=value"),
+        ("name.first=a", "--set name.first", "holds a value"),
+        ("seed=[", "--set seed", "valid YAML"),
+    ],
+)
+def test_a_broken_rule_is_one_line(path: Path, override: str, field: str, rule: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.read(path, (override,))
+    message = str(caught.value)
+    assert message.startswith(f"{field}: ")
+    assert rule in message
+    assert ", got " in message
+    assert "; " in message
+    assert "\n" not in message
+
+
+def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Path) -> None:
+    assert Manifest.read(path).methods == ("contrastive",)
+    manifest = Manifest.read(
+        path,
+        (
+            "prompts.method=[mix, contrastive]",
+            "synthesis.method=[dfad, latent, deepinversion]",
+            "synthesis.batch_norm_weight=[0.5, 0]",
+        ),
+    )
+    latent = ("mix-bn", "contrastive-bn", "mix", "contrastive")
+    assert manifest.methods == ("dfad", *latent, "deepinversion")
+    for method in manifest.methods:
+        chosen = manifest.with_method(method)
+        assert chosen.methods == (chosen.method,) == (method,)
+        assert chosen.with_method(method) == chosen
+    assert manifest.with_method("mix-bn").synthesis.batch_norm_weight == (0.5,)
+    assert manifest.with_method("mix").synthesis.batch_norm_weight == (0.0,)
+    assert manifest.with_method("dfad").prompts.method == ("vanilla",)
+    plain = Manifest.read(path, ("synthesis.batch_norm_weight=1",))
+    assert plain.methods == ("contrastive-bn",)
+
+
+def test_a_misspelt_key_is_recognised(path: Path) -> None:
+    with pytest.raises(ManifestError, match="did you mean 'method'"):
+        Manifest.read(path, ("prompts.metod=mix",))
+
+
+def test_overrides_win_over_the_file_and_one_method_may_stand_alone(path: Path) -> None:
+    manifest = Manifest.read(path, ("prompts.method=mix", "seed=3", "prompts.styles=[red, blue]"))
+    assert manifest.prompts.method == ("mix",)
+    assert manifest.prompts.styles == ("red", "blue")
+    assert manifest.seed == 3
+
+
+def test_a_single_value_may_stand_for_a_list_of_one(path: Path) -> None:
+    alone = ("distillation.seeds=3", "fewshot.shots=4", "fewshot.seeds=1", "fewshot.starts=scratch")
+    manifest = Manifest.read(path, (*alone, "fewshot.domains=ink", "evaluation.domains=ink"))
+    assert manifest.distillation.seeds == (3,)
+    fewshot = manifest.fewshot
+    assert (fewshot.shots, fewshot.seeds, fewshot.starts) == ((4,), (1,), ("scratch",))
+    assert fewshot.domains == manifest.evaluation.domains == ("ink",)
+
+
+def test_numbers_and_words_are_as_people_write_them(path: Path) -> None:
+    words = ["no", "on", "yes", "off", "1e-3", "1:30", "null"]
+    settings = ("distillation.learning_rate=1e-3", "classes=[no, on, 'yes', off, '1e-3', 1:30]")
+    manifest = Manifest.read(path, settings)
+    assert manifest.distillation.learning_rate == 0.001
+    assert manifest.classes == ("no", "on", "yes", "off", "1e-3", "1:30")
+    assert read_manifest(path, classes=words).classes == tuple(words)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"- a\n- b\n", "mapping"),
+        (b"name: [", "valid YAML"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"name: &a [*a]\n", "no aliases"),
+        (b"a: &a [x]\nb: [*a, *a]\n", "no aliases.*line 2"),
+        (b"name: " + b"[" * 5000, "valid YAML"),
+        (b"? [a]\n: b\n", "valid YAML"),
+        (b"name: 2024-01-01\n", "plain"),
+        (b"a: " + b"x" * (1 << 20), "bytes"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused(tmp_path: Path, content: bytes, rule: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ManifestError, match=rule):
+        Manifest.read(file)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="existing file"):
+        Manifest.read(tmp_path / "none.yaml")
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.yaml"
+    file.write_text("name: small\nclasses: [dog, cat]\n")
+    with pytest.raises(ManifestError, match="storage: is required"):
+        Manifest.read(file)
+
+
+def test_the_printed_manifest_reads_back_as_the_same(path: Path, tmp_path: Path) -> None:
+    settings = (
+        "prompts.method=[mix, vanilla]",
+        "evaluation.aliases.dog=hound",
+        "classes=[dog, no, '1e-3', 1_0]",
+        "distillation.learning_rate=1e-7",
+    )
+    manifest = Manifest.read(path, settings)
+    assert manifest.evaluation.aliases == {"dog": "hound"}
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump(manifest.as_dict()))
+    assert Manifest.read(copy) == manifest

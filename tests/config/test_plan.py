@@ -1,0 +1,157 @@
+"""Tasks cover every image once, and a seed depends on what it is derived from alone."""
+
+import dataclasses
+import math
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfkd.config.manifest import Manifest, Regeneration, Storage
+from dfkd.config.plan import (
+    derive_seed,
+    fresh_tasks,
+    image_count,
+    image_seed,
+    part_rows,
+    sample_key,
+    task_count,
+    tasks,
+    units,
+)
+from dfkd.config.synthesis import Synthesis
+from tests.helpers.tiny_models import GENERATOR, TEACHER
+
+
+def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
+    return Manifest(
+        name="plan",
+        classes=tuple(f"class {i}" for i in range(classes)),
+        storage=Storage(root="unused"),
+        teacher=TEACHER,
+        generator=GENERATOR,
+        seed=seed,
+        synthesis=Synthesis(images_per_class=images, shard_size=size),
+    )
+
+
+@given(st.integers(2, 6), st.integers(1, 60), st.integers(1, 25))
+def test_tasks_cover_every_image_exactly_once(classes: int, images: int, size: int) -> None:
+    manifest = plan(classes, images, size)
+    found = list(tasks(manifest))
+    covered = [(task.class_index, index) for task in found for index in task.indices]
+    assert covered == [(c, i) for c in range(classes) for i in range(images)]
+    assert len(found) == task_count(manifest)
+    assert len(covered) == image_count(manifest)
+    assert len({task.id for task in found}) == len(found)
+    assert all(1 <= task.count <= size for task in found)
+
+
+@given(st.integers(2, 5), st.integers(1, 30), st.integers(1, 12), st.randoms())
+def test_units_are_the_work_that_is_left(
+    classes: int, images: int, size: int, random: Random
+) -> None:
+    """Task by task; part by part where images are coupled, each with all that its run makes."""
+    manifest = plan(classes, images, size)
+    every = list(tasks(manifest))
+    done = {task.id for task in every if random.random() < 0.5}
+    left = [task for task in every if task.id not in done]
+    found = list(units(manifest, done))
+    assert [unit.tasks for unit in found] == [(task,) for task in left]
+    assert all(unit.made == unit.tasks for unit in found)
+
+    coupled = dataclasses.replace(
+        manifest, synthesis=dataclasses.replace(manifest.synthesis, method=("cmi",))
+    )
+    parts = list(units(coupled, done))
+    assert sorted((t for unit in parts for t in unit.tasks), key=every.index) == left
+    for unit in parts:
+        assert unit.made == tuple(t for t in every if t.shard_index == unit.part)
+        assert unit.count == sum(task.count for task in unit.tasks)
+    assert len({unit.id for unit in parts}) == len(parts)
+
+
+def test_ids_and_keys_sort_as_their_numbers_and_hold_no_dots() -> None:
+    ids = [task.id for task in tasks(plan(12, 30, 10))]
+    assert ids == sorted(ids)
+    assert ids[0] == "0000-00000"
+    assert sample_key(3, 12) == "0003-0000012"
+
+
+def test_a_seed_depends_on_manifest_class_index_and_attempt_only() -> None:
+    manifest = plan(3, 10, 5)
+    seeds = {
+        image_seed(manifest, c, i, attempt)
+        for c in range(3)
+        for i in range(10)
+        for attempt in (0, 1)
+    }
+    assert len(seeds) == 60
+    regrouped = plan(3, 10, 2)
+    assert image_seed(manifest, 1, 7) == image_seed(regrouped, 1, 7)
+    assert image_seed(manifest, 1, 7) != image_seed(plan(3, 10, 5, seed=1), 1, 7)
+
+
+def test_a_class_keeps_its_seeds_when_others_join(tmp_path: Path) -> None:
+    few, many = plan(2, 5, 5), plan(4, 5, 5)
+    assert [image_seed(few, 1, i) for i in range(5)] == [image_seed(many, 1, i) for i in range(5)]
+
+
+@given(st.lists(st.text(), min_size=1), st.lists(st.text(), min_size=1))
+def test_different_parts_give_different_seeds(one: list[str], two: list[str]) -> None:
+    same = "\x1f".join(one) == "\x1f".join(two)
+    assert (derive_seed(*one) == derive_seed(*two)) == same
+    assert 0 <= derive_seed(*one) < 2**63
+
+
+def test_the_derivation_never_changes() -> None:
+    """Published versions depend on it: a new value here breaks every resumed run."""
+    assert derive_seed("image", 0, "dog", 0, 0) == 7092162310753564152
+    manifest = plan(3, 10, 5)
+    assert image_seed(manifest, 1, 7) == derive_seed("image", 0, "class 1", 7, 0)
+    assert image_seed(manifest, 2, 3, 1) == derive_seed("image", 0, "class 2", 3, 1)
+    assert part_rows(manifest, 1)[2].seed == derive_seed("prompt", 0, "class 0", 7)
+
+
+def test_a_salt_gives_other_seeds_to_every_image_and_prompt() -> None:
+    plain, salted = plan(3, 10, 5), dataclasses.replace(plan(3, 10, 5), salt=1)
+    for c, i in ((0, 0), (1, 7), (2, 9)):
+        assert image_seed(plain, c, i) != image_seed(salted, c, i)
+    assert not {r.seed for r in part_rows(plain, 0)} & {r.seed for r in part_rows(salted, 0)}
+
+
+@given(
+    st.integers(2, 5),
+    st.integers(1, 40),
+    st.integers(1, 7),
+    st.floats(0.01, 1.0),
+    st.integers(0, 5),
+    st.data(),
+)
+def test_a_regeneration_makes_the_same_share_of_each_named_class_anew(
+    classes: int, images: int, size: int, share: float, salt: int, data: st.DataObject
+) -> None:
+    manifest = plan(classes, images, size)
+    named = data.draw(st.lists(st.sampled_from(manifest.classes), unique=True))
+    regeneration = Regeneration(classes=tuple(named), share=share)
+    manifest = dataclasses.replace(manifest, salt=salt, regeneration=regeneration)
+    fresh = list(fresh_tasks(manifest))
+    everything = list(tasks(manifest))
+    assert fresh == [task for task in everything if task in set(fresh)]
+    shards = -(-images // size)
+    wanted = min(shards, math.ceil(share * shards))
+    counts = Counter(manifest.classes[task.class_index] for task in fresh)
+    assert counts == dict.fromkeys(named or manifest.classes, wanted)
+    if regeneration.whole:
+        assert fresh == everything
+
+
+def test_another_salt_draws_other_tasks() -> None:
+    manifest = dataclasses.replace(plan(4, 40, 2), regeneration=Regeneration(share=0.25))
+    drawn = {
+        tuple(task.id for task in fresh_tasks(dataclasses.replace(manifest, salt=salt)))
+        for salt in range(4)
+    }
+    assert len(drawn) == 4

@@ -1,0 +1,124 @@
+"""A version that carries shards of another one by reference: nothing is copied, all of it reads."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dfkd.dataset.published import REMOVING, advance
+from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
+from dfkd.dataset.versions import PublishedVersion, begin, current, open_version, verify
+from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.report.gallery import read_index
+from dfkd.utils.strict_json import canonical
+from tests.helpers import partial_version
+from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, regenerated
+
+
+def losses(version: PublishedVersion) -> list[set[float]]:
+    return [{s.metadata["loss"] for s in version.samples(r)} for r in version.shards]
+
+
+def test_carried_shards_are_read_where_they_lie(tmp_path: Path) -> None:
+    base = fill(tmp_path)
+    version = regenerated(tmp_path, base, 1, TASKS[:1])
+    assert list(version.storage.list("shards/")) == [f"shards/{TASKS[0].id}.tar"]
+    assert [r.version for r in version.shards] == ["", *[base.id] * 3]
+    assert losses(version) == [{1.5}, {0.5}, {0.5}, {0.5}]
+    assert version.fetch(version.shards[1]) == base.fetch(base.shards[1])
+    assert verify(version) == []
+    assert current(home(tmp_path)) == version
+    card = version.storage.get("README.md").decode()
+    assert f"versions/{base.id}`, from which they were carried over: 3" in card
+
+
+def test_a_chain_ends_at_the_version_that_holds_the_bytes(tmp_path: Path) -> None:
+    base = fill(tmp_path)
+    first = regenerated(tmp_path, base, 1, TASKS[:1])
+    second = regenerated(tmp_path, first, 2, TASKS[1:2])
+    assert [r.version for r in second.shards] == [first.id, "", base.id, base.id]
+    assert losses(second) == [{1.5}, {2.5}, {0.5}, {0.5}]
+    assert verify(second) == []
+    table = pq.read_table(io.BytesIO(second.storage.get("index.parquet")))
+    assert table.num_rows == 11
+    assert read_index(second).total == 11
+
+
+def test_carrying_again_changes_nothing(tmp_path: Path) -> None:
+    base = fill(tmp_path)
+    regenerated(tmp_path, base, 1, TASKS[:1])
+    before = partial_version.tree(tmp_path)
+    regenerated(tmp_path, base, 1, TASKS[:1])
+    assert partial_version.tree(tmp_path) == before
+
+
+def test_a_candidate_is_published_and_not_current(tmp_path: Path) -> None:
+    base = fill(tmp_path)
+    candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
+    assert current(home(tmp_path)) == base
+    assert open_version(home(tmp_path), candidate.id) == candidate
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_a_damaged_carried_shard_is_named_before_use(tmp_path: Path, damage: str) -> None:
+    base = fill(tmp_path)
+    version = regenerated(tmp_path, base, 1, TASKS[:1])
+    key = version.shards[2].key
+    assert key.startswith(f"versions/{base.id}/")
+    data = bytearray(version.home.get(key))
+    data[600] ^= 1
+    if damage == "flip":
+        version.home.put(key, bytes(data))
+    else:
+        version.home.delete(key)
+    with pytest.raises(CorruptionError, match=version.shards[2].shard):
+        version.fetch(version.shards[2])
+    assert len(verify(version)) == 1
+
+
+def test_a_receipt_says_where_its_shard_lies_only_if_it_is_elsewhere() -> None:
+    receipt = Receipt("0000-00000", "shards/0000-00000.tar", "ab" * 32, 10, 1, (2,), "cd" * 32)
+    own = canonical({
+        "bytes": 10, "failed": [2], "fingerprint": "cd" * 32, "samples": 1, "sha256": "ab" * 32,
+        "shard": "shards/0000-00000.tar", "task": "0000-00000",
+    })  # fmt: skip
+    assert encode_receipt(receipt) == own  # as ever: the receipts of old roots are these
+    carried = dataclasses.replace(receipt, version="0123456789abcdef")
+    assert receipt.key == f"versions/{'cd' * 8}/shards/0000-00000.tar"
+    assert carried.key == "versions/0123456789abcdef/shards/0000-00000.tar"
+    for each in (receipt, carried):
+        assert decode_receipt(encode_receipt(each), "there") == each
+
+
+@pytest.mark.parametrize("name", ["../" + "0" * 13, "0" * 15, "0" * 16 + "/x", "G" * 16])
+def test_a_receipt_cannot_name_another_folder_than_a_version(tmp_path: Path, name: str) -> None:
+    receipt = fill(tmp_path).shards[0]
+    data = canonical(receipt.as_dict() | {"version": name})
+    with pytest.raises(CorruptionError, match="not a receipt"):
+        decode_receipt(data, "there")
+
+
+def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: Path) -> None:
+    base = fill(tmp_path)
+    candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
+    home(tmp_path).put(f"versions/{candidate.id}/{REMOVING}", b"")
+    with pytest.raises(InfrastructureError, match=r"is being removed; run jobs/clean\.py"):
+        advance(home(tmp_path), candidate.id)
+    with pytest.raises(InfrastructureError, match="is being removed"):
+        regenerated(tmp_path, base, 1, TASKS[:1])
+    begin(home(tmp_path), IDENTITY | {"salt": 5})  # it stands in nobody's way
+
+
+def test_who_has_lost_the_lease_does_not_move_current(tmp_path: Path) -> None:
+    base = fill(tmp_path)
+    candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
+
+    def lost() -> None:
+        raise InfrastructureError("lost")
+
+    with pytest.raises(InfrastructureError, match="lost"):
+        advance(home(tmp_path), candidate.id, lost)
+    assert current(home(tmp_path)) == base
+    advance(home(tmp_path), base.id, lost)  # nothing is to be moved

@@ -1,0 +1,174 @@
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.loader import AHEAD, FETCHES, Share, Stream, steps_per_epoch
+from dfkd.dataset.versions import PublishedVersion
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.storage.local import Request
+from tests.helpers.tiny_version import publish, write_manifest
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> PublishedVersion:
+    """3 classes x 10 images in shards of 4, 4 and 2."""
+    folder = tmp_path_factory.mktemp("streaming")
+    path = write_manifest(folder, synthesis={"images_per_class": 10})
+    return publish(Manifest.read(path))
+
+
+def stream(version: PublishedVersion, batch_size: int = 6, **options: object) -> Stream:
+    return Stream(version, 32, batch_size, seed=5, **options)  # type: ignore[arg-type]
+
+
+def read(source: Stream, epoch: int = 0, step: int = 0) -> list[tuple[torch.Tensor, ...]]:
+    return [(batch.pixels, batch.distances, batch.labels) for batch in source.batches(epoch, step)]
+
+
+def same(left: list[tuple[torch.Tensor, ...]], right: list[tuple[torch.Tensor, ...]]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, b)
+        for x, y in zip(left, right, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_steps_are_whole_batches() -> None:
+    assert steps_per_epoch(100, 30) == 3
+    with pytest.raises(ManifestError, match=r"distillation\.batch_size.*99 images"):
+        steps_per_epoch(99, 100)
+
+
+def test_an_epoch_is_one_pass_with_the_labels_of_its_images(version: PublishedVersion) -> None:
+    batches = read(stream(version))
+    assert len(batches) == 5
+    pixels, distances, labels = map(torch.cat, zip(*batches, strict=True))
+    assert pixels.shape == (30, 3, 32, 32)
+    assert pixels.dtype == torch.uint8
+    assert len(pixels.flatten(1).unique(dim=0)) == 30
+    colour = pixels.float().mean(dim=(2, 3)).argmax(1)
+    assert torch.equal(colour, distances.argmin(1))
+    assert torch.equal(colour, labels)
+
+
+def test_the_order_depends_on_seed_and_epoch(version: PublishedVersion) -> None:
+    orders = [stream(version).order(epoch).tolist() for epoch in (0, 1, 0)]
+    orders.append(Stream(version, 32, 6, seed=6).order(0).tolist())
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[3]
+
+
+@pytest.mark.parametrize("readers", [0, 1, 3])
+@pytest.mark.parametrize("buffer_bytes", [1, 1 << 27])
+def test_how_it_is_read_changes_nothing(
+    version: PublishedVersion, readers: int, buffer_bytes: int
+) -> None:
+    cached = stream(version, buffer_bytes=buffer_bytes)
+    streamed = stream(
+        version, buffer_bytes=buffer_bytes, cache_bytes=0, share=Share(readers=readers)
+    )
+    assert cached.cached
+    assert not streamed.cached
+    for epoch in (0, 1):
+        assert same(read(cached, epoch), read(streamed, epoch))
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_resuming_within_an_epoch_gives_the_rest_of_it(
+    version: PublishedVersion, cache_bytes: int
+) -> None:
+    whole = read(stream(version, cache_bytes=cache_bytes), epoch=2)
+    assert same(read(stream(version, cache_bytes=cache_bytes), epoch=2, step=3), whole[3:])
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 6), (3, 9), (9, 9), (10, 20)])
+def test_each_rank_sees_equally_many_samples_and_none_is_seen_by_two(
+    version: PublishedVersion, world: int, batch_size: int
+) -> None:
+    """With more ranks than shards too."""
+    ranks = [stream(version, batch_size, share=Share(rank, world)) for rank in range(world)]
+    for epoch in range(3):
+        orders = [rank.order(epoch) for rank in ranks]
+        assert {len(order) for order in orders} == {30 // batch_size * (batch_size // world)}
+        seen = np.concatenate(orders).tolist()
+        assert len(set(seen)) == len(seen) == 30 // batch_size * batch_size
+
+
+def test_ranks_read_what_they_would_keep_in_memory(version: PublishedVersion) -> None:
+    for rank in range(2):
+        share = Share(rank, 2)
+        kept = read(stream(version, share=share), epoch=1)
+        assert same(kept, read(stream(version, share=share, cache_bytes=0), epoch=1))
+
+
+@pytest.mark.parametrize("world", range(1, 10))
+def test_a_batch_is_as_large_at_any_number_of_ranks(version: PublishedVersion, world: int) -> None:
+    ranks = [stream(version, batch_size=10, share=Share(rank, world)) for rank in range(world)]
+    rows = [rank.rows for rank in ranks]
+    assert sum(rows) == 10
+    assert max(rows) - min(rows) <= 1
+    seen = np.concatenate([rank.order(0) for rank in ranks]).tolist()
+    assert len(set(seen)) == len(seen) == 30
+
+
+def watched(version: PublishedVersion) -> tuple[PublishedVersion, list[Request]]:
+    """The version, and the requests that are made for it."""
+    seen: list[Request] = []
+    return dataclasses.replace(version, home=version.home.observed(seen.append)), seen
+
+
+def test_a_run_is_read_by_one_request(version: PublishedVersion) -> None:
+    total = sum(receipt.bytes for receipt in version.shards)
+    observed, seen = watched(version)
+    source = stream(observed, cache_bytes=0, buffer_bytes=24 * total // 30 + 1)
+    assert source.buffer == 24
+    assert np.diff(source.runs).tolist() == [2] * 15  # so many for each image of a batch of 6
+    seen.clear()
+    read(source)
+    assert len(seen) == 15
+    assert sum(each.bytes for each in seen) == total
+
+
+def test_little_more_than_what_is_needed_is_read_ahead(version: PublishedVersion) -> None:
+    observed, seen = watched(version)
+    batches = stream(observed, 2, cache_bytes=0, buffer_bytes=1).batches(0)
+    seen.clear()
+    next(batches)
+    batches.close()
+    # Each run is one image: those of the batch, of the next ones that are decoded, and in flight.
+    assert len(seen) <= 2 * (1 + AHEAD + 1 + 1) + FETCHES < 30
+
+
+def test_a_damaged_shard_stops_the_stream_before_it_is_used(tmp_path: Path) -> None:
+    version = publish(Manifest.read(write_manifest(tmp_path)))
+    shard = Path(version.storage.location(version.shards[0].shard))
+    data = bytearray(shard.read_bytes())
+    shard.chmod(0o644)
+    for place in (600, len(data) - 1):  # a label, and the mark at the end
+        data[place] ^= 1
+        shard.write_bytes(data)
+        for cache_bytes in (0, 1 << 20):
+            with pytest.raises(CorruptionError, match=version.shards[0].shard):
+                read(stream(version, cache_bytes=cache_bytes))
+        data[place] ^= 1
+    shard.write_bytes(data[:2048])
+    with pytest.raises(CorruptionError, match="a sample of 2048 bytes"):
+        read(stream(version, cache_bytes=0))
+
+
+def test_images_of_another_size_are_refused(version: PublishedVersion) -> None:
+    with pytest.raises(CorruptionError, match="48 px"):
+        next(Stream(version, 48, 6, seed=0).batches(0))
+
+
+def test_leaving_early_ends_the_reading_thread(version: PublishedVersion) -> None:
+    batches = stream(version, cache_bytes=0, share=Share(readers=2)).batches(0)
+    next(batches)
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("dfkd")]

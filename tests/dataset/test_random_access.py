@@ -1,0 +1,103 @@
+"""Single samples of a version, each verified by itself."""
+
+import dataclasses
+import hashlib
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.random_access import Examples
+from dfkd.dataset.shards import parse_example
+from dfkd.dataset.versions import PublishedVersion
+from dfkd.errors import CorruptionError
+from tests.helpers.tiny_version import publish, write_manifest
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> PublishedVersion:
+    """3 classes x 10 images in shards of 4, 4 and 2."""
+    return publish(Manifest.read(write_manifest(tmp_path, synthesis={"images_per_class": 10})))
+
+
+def place(version: PublishedVersion, shard: int) -> Path:
+    path = Path(version.home.location(version.shards[shard].key))
+    path.chmod(0o644)
+    return path
+
+
+def test_each_sample_is_what_its_shard_holds(version: PublishedVersion) -> None:
+    examples = Examples(version)
+    whole = [sample for receipt in version.shards for sample in version.samples(receipt)]
+    assert len(examples) == len(whole) == 30
+    for begin, end in ((0, 4), (4, 8), (8, 10), (1, 2), (29, 30)):
+        found = examples.read(np.arange(begin, end))
+        for example, sample in zip(found, whole[begin:end], strict=True):
+            assert (example.key, example.image) == (sample.key, sample.image)
+            assert example.extension == sample.extension
+            assert np.array_equal(example.distances, sample.arrays["distances"])
+    assert [e.key for e in examples.read(np.array([4, 7]))] == [whole[4].key, whole[7].key]
+    assert examples.labels.tolist() == [sample.metadata["class_index"] for sample in whole]
+
+
+def refuses(examples: Examples, sample: int) -> bool:
+    try:
+        examples.read(np.array([sample]))
+    except CorruptionError:
+        return True
+    return False
+
+
+def test_any_flipped_bit_of_a_shard_is_found_by_the_sample_it_lies_in(
+    version: PublishedVersion,
+) -> None:
+    """Headers, contents, padding and end mark: each byte of a shard belongs to one sample."""
+    examples, path = Examples(version), place(version, 1)
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    for _ in range(200):
+        bit = chance.randrange(8 * len(whole))
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        assert sum(refuses(examples, sample) for sample in range(4, 8)) == 1
+        with pytest.raises(CorruptionError, match="the index says"):
+            examples.read(np.arange(4, 8))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 600, 5000])
+def test_a_shard_that_is_cut_is_found(version: PublishedVersion, kept: int) -> None:
+    examples, path = Examples(version), place(version, 0)
+    path.write_bytes(path.read_bytes()[:kept])
+    for sample in (0, 3):
+        if kept < 5000 or sample:
+            with pytest.raises(CorruptionError, match="the index says"):
+                examples.read(np.array([sample]))
+
+
+def test_a_damaged_index_is_refused(version: PublishedVersion) -> None:
+    path = Path(version.storage.location("index.parquet"))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptionError, match="index that was published"):
+        Examples(version)
+
+
+def test_an_index_of_other_receipts_is_refused(version: PublishedVersion) -> None:
+    first, second, *others = version.shards
+    for shards in (
+        (second, first, *others),
+        (first, second),
+        (dataclasses.replace(first, bytes=1024), second, *others),
+    ):
+        with pytest.raises(CorruptionError, match="does not fit the receipts"):
+            Examples(dataclasses.replace(version, shards=shards))
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 2000, b"a.png\0" + bytes(2000)])
+def test_bytes_that_are_no_sample_are_refused_whatever_their_hash(data: bytes) -> None:
+    digest = hashlib.sha256(data).digest()
+    with pytest.raises(CorruptionError, match="not the members of a sample"):
+        parse_example(data, digest, "x")

@@ -1,0 +1,402 @@
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import pickle
+import random
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dfkd.dataset.shards import (
+    MAX_MEMBER,
+    Receipt,
+    Sample,
+    decode_receipt,
+    encode_receipt,
+    parse_shard,
+    read_shard,
+    write_shard,
+)
+from dfkd.errors import CorruptionError
+from tests.helpers import partial_version
+
+SAMPLES = [partial_version.make_sample(0, index) for index in range(3)]
+
+
+def shard_bytes(samples: list[Sample]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "shard.tar")
+        assert write_shard(samples, path) == len(samples)
+        return path.read_bytes()
+
+
+def receipt_of(data: bytes, samples: int = 3) -> Receipt:
+    digest = hashlib.sha256(data).hexdigest()
+    return Receipt("0000-00000", "shards/0000-00000.tar", digest, len(data), samples, (), "f" * 64)
+
+
+SHARD = shard_bytes(SAMPLES)
+
+
+def equal(one: Sample, other: Sample) -> bool:
+    plain = (one.key, one.image, one.extension, one.metadata)
+    same = plain == (other.key, other.image, other.extension, other.metadata)
+    return same and all(
+        array.dtype == other.arrays[name].dtype and array.tobytes() == other.arrays[name].tobytes()
+        for name, array in one.arrays.items()
+    )
+
+
+def finite(width: Any = 64) -> st.SearchStrategy[float]:
+    return st.floats(allow_nan=False, allow_infinity=False, width=width)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> list[Sample]:
+    keys = draw(st.lists(st.text("aZ09_-", min_size=1), unique=True, max_size=4))
+    return [
+        Sample(
+            key,
+            draw(st.binary(max_size=40)),
+            draw(st.sampled_from(["png", "jpg"])),
+            SAMPLES[0].metadata | {"prompt": draw(st.text()), "loss": draw(finite())},
+            {
+                "distances": np.array(draw(st.lists(finite(32))), np.float32),
+                "embedding": np.array(draw(st.lists(finite(16))), np.float16),
+            },
+        )
+        for key in keys
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(samples(), st.randoms(use_true_random=False))
+def test_bytes_depend_on_the_samples_alone_and_give_them_back(
+    made: list[Sample], shuffle: random.Random
+) -> None:
+    data = shard_bytes(made)
+    other = list(made)
+    shuffle.shuffle(other)
+    assert shard_bytes(other) == data
+    read = list(read_shard(data, receipt_of(data, len(made))))
+    assert all(map(equal, read, sorted(made, key=lambda sample: sample.key)))
+
+
+def test_the_bytes_of_the_format_have_not_changed() -> None:
+    # A change here changes the sha256 of every shard there is: raise fingerprint.SCHEMA with it.
+    sample = dataclasses.replace(SAMPLES[0], image=b"image")
+    digest = hashlib.sha256(shard_bytes([sample])).hexdigest()
+    assert digest == "5bf830e75b397da8405cd8f4a8ffee3548dc7bf1ffccbc13b7b0ce2ff603be89"
+
+
+def test_webdataset_reads_a_shard(tmp_path: Path) -> None:
+    write_shard(SAMPLES, tmp_path / "a.tar")
+    data = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
+    read = list(data.decode())  # type: ignore[no-untyped-call]
+    assert [item["__key__"] for item in read] == [sample.key for sample in SAMPLES]
+    assert read[1]["json"] == SAMPLES[1].metadata
+    assert np.array_equal(read[2]["distances.npy"], SAMPLES[2].arrays["distances"])
+
+
+def refused(data: bytes, receipt: Receipt, reason: str) -> None:
+    reader = read_shard(data, receipt)
+    with pytest.raises(CorruptionError, match=reason) as caught:
+        next(reader)  # nothing is yielded first
+    assert "shards/0000-00000.tar" in str(caught.value)
+    assert "restore the file" in str(caught.value)
+
+
+@given(st.integers(0, len(SHARD) * 8 - 1))
+def test_any_flipped_bit_is_found_before_a_sample_is_yielded(bit: int) -> None:
+    data = bytearray(SHARD)
+    data[bit // 8] ^= 1 << bit % 8
+    refused(bytes(data), receipt_of(SHARD), "sha256 .* its receipt says")
+
+
+@given(st.integers(0, len(SHARD) - 1))
+def test_any_truncation_is_found(size: int) -> None:
+    refused(SHARD[:size], receipt_of(SHARD), f"{size} bytes, its receipt says {len(SHARD)}")
+
+
+def member_ends() -> list[int]:
+    with tarfile.open(fileobj=io.BytesIO(SHARD)) as tar:
+        return [member.offset for member in tar][1:]
+
+
+@pytest.mark.parametrize("end", member_ends())
+def test_truncation_at_a_member_is_found_even_without_a_receipt(end: int) -> None:
+    with tarfile.open(fileobj=io.BytesIO(SHARD[:end])) as tar:
+        assert tar.getnames()  # tarfile itself sees nothing wrong
+    with pytest.raises(CorruptionError, match="without the end mark"):
+        list(parse_shard(SHARD[:end], "x"))
+
+
+@pytest.mark.parametrize(("member", "end"), list(enumerate(member_ends(), start=1)))
+def test_truncation_with_a_forged_end_leaves_whole_samples_or_an_error(
+    member: int, end: int
+) -> None:
+    forged = SHARD[:end] + bytes(2 * tarfile.RECORDSIZE - end % tarfile.RECORDSIZE)
+    samples, parts = divmod(member, 4)  # a sample has four members
+    reader = parse_shard(forged, "x")
+    assert [next(reader).key for _ in range(samples)] == [s.key for s in SAMPLES[:samples]]
+    if parts:
+        with pytest.raises(CorruptionError, match="and one image"):
+            next(reader)
+    else:
+        assert list(reader) == []
+        refused(forged, receipt_of(forged), f"{samples} samples, its receipt says 3")
+
+
+def test_a_wrong_sample_count_is_found() -> None:
+    refused(SHARD, receipt_of(SHARD, 4), "3 samples, its receipt says 4")
+
+
+def repack(change: Callable[[tarfile.TarFile], None]) -> bytes:
+    """A tar with the members of SHARD and what `change` adds."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        with tarfile.open(fileobj=io.BytesIO(SHARD)) as source:
+            for member in source:
+                tar.addfile(member, source.extractfile(member))
+        change(tar)
+    return stream.getvalue()
+
+
+def add(name: str, data: bytes = b"x", **fields: Any) -> Callable[[tarfile.TarFile], None]:
+    def change(tar: tarfile.TarFile) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        for field, value in fields.items():
+            setattr(member, field, value)
+        tar.addfile(member, io.BytesIO(data))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (add("../escape.png"), "not a plain file"),
+        (add("/etc/cron.d/x.png"), "not a plain file"),
+        (add("a/b.png"), "not a plain file"),
+        (add("a\\b.png"), "not a plain file"),
+        (add("a.b.png"), "not a plain file"),
+        (add("a.pkl"), "not a plain file"),
+        (add("a.pyd"), "not a plain file"),
+        (add("new.png\0.npy"), "and one image"),
+        (add("l.png", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "not a plain file"),
+        (add("l.png", b"", type=tarfile.LNKTYPE, linkname=f"{SAMPLES[0].key}.png"), "not a plain"),
+        (add("d.png", b"", type=tarfile.DIRTYPE), "not a plain file"),
+        (add("p.png", b"", type=tarfile.FIFOTYPE), "not a plain file"),
+        (add("c.png", b"", type=tarfile.CHRTYPE), "not a plain file"),
+        (add("x.png", pax_headers={"path": "../../escape.png"}), "not a plain file"),
+        (add("s.png", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}), "plain file"),
+        (add("x.png", pax_headers={"size": "-512"}), "plain file"),
+        (add("x.png", pax_headers={"size": str(1 << 62)}), "plain file"),
+        (add("x.png", pax_headers={"comment": "x" * 100_000}), "plain file"),
+        (add("s.png", pax_headers={"GNU.sparse.size": "x"}), "no readable tar"),
+        (add("s.png", pax_headers={"GNU.sparse.map": "x,y"}), "no readable tar"),
+        (add("s.png", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "readable"),
+        (add("b.png", b"", type=tarfile.BLKTYPE), "not a plain file"),
+        (add("b.png", b"", type=tarfile.CONTTYPE), "and one image"),
+        (add("x.png\n"), "not a plain file"),
+        (add(".png"), "not a plain file"),
+        (add("ä.png"), "not a plain file"),
+        (add("C:x.png"), "not a plain file"),
+        (add("x" * 300 + ".gif"), "not a plain file"),
+        (add(f"{SAMPLES[2].key}.png"), "is there twice"),
+        (add(f"{SAMPLES[0].key}.png"), "are not side by side"),
+        (add("lonely.png"), "and one image"),
+        (add("lonely.json", b"{}"), "and one image"),
+        (add(f"{SAMPLES[2].key}.jpg"), "and one image"),
+    ],
+)
+def test_tricks_in_an_archive_are_refused(
+    change: Callable[[tarfile.TarFile], None], reason: str
+) -> None:
+    data = repack(change)
+    samples = 4 if "one image" in reason and f"{SAMPLES[2].key}.jpg".encode() not in data else 3
+    reader = read_shard(data, receipt_of(data, samples))
+    with pytest.raises(CorruptionError, match=reason):
+        list(reader)
+
+
+def test_a_member_that_claims_to_be_huge_is_refused_unread() -> None:
+    member = tarfile.TarInfo("x.png")
+    member.size = MAX_MEMBER + 1
+    data = member.tobuf() + bytes(tarfile.RECORDSIZE - 512)
+    with pytest.raises(CorruptionError, match=f"has {MAX_MEMBER + 1} bytes, at most"):
+        list(read_shard(data, receipt_of(data)))
+
+
+def npy(array: np.ndarray[Any, Any], **options: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+DISTANCES, EMBEDDING = (npy(SAMPLES[0].arrays[name]) for name in ("distances", "embedding"))
+
+
+def with_sample(metadata: bytes, distances: bytes = DISTANCES) -> bytes:
+    """SHARD with one more sample, `z`."""
+
+    def change(tar: tarfile.TarFile) -> None:
+        add("z.png")(tar)
+        add("z.json", metadata)(tar)
+        add("z.distances.npy", distances)(tar)
+        add("z.embedding.npy", EMBEDDING)(tar)
+
+    return repack(change)
+
+
+METADATA = json.dumps(SAMPLES[0].metadata).encode()
+
+
+def test_a_sample_that_another_program_adds_can_be_read() -> None:
+    assert [sample.key for sample in parse_shard(with_sample(METADATA), "x")][3:] == ["z"]
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("/tmp/dfkd-test-bomb").touch, ())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\xff\xff{",
+        b"\x93NUMPY\x03\x00" + npy(np.zeros(2, np.float32))[8:],
+        npy(np.array([Bomb()], object), allow_pickle=True),
+        pickle.dumps(Bomb()),
+        npy(np.zeros((2, 2), np.float32, order="F")),
+        npy(np.zeros(2, np.float64)),
+        npy(np.zeros(2, np.float32))[:-1],
+        npy(np.zeros(2, np.float32)) + b"x",
+        npy(np.zeros(2, np.float32)).replace(b"(2,)", b"(9999999999,)", 1),
+        npy(np.zeros(2, np.float32)).replace(b"(2,)", b"(-2,)", 1),
+        npy(np.array([1, np.nan], np.float32)),
+        npy(np.array([np.inf, 1], np.float32)),
+        npy(np.zeros(2, np.dtype(">f4"))),
+        npy(np.zeros(2, np.dtype([("a", "<f4")]))),
+        npy(np.array(3, np.float32)),
+        npy(np.zeros(2, np.float32)).replace(b"<f4", b"|O8", 1),
+        npy(np.zeros(2, np.float32)).replace(b"(2,)", b"(1<<40,)", 1),
+        npy(np.zeros(2, np.float32)).replace(b"{", b"__import__('os').abort() or {", 1),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{",
+    ],
+)
+def test_arrays_that_are_no_plain_arrays_are_refused(content: bytes) -> None:
+    data = with_sample(METADATA, content)
+    with pytest.raises(CorruptionError, match="sample 'z'"):
+        list(read_shard(data, receipt_of(data, 4)))
+    assert not Path("/tmp/dfkd-test-bomb").exists()
+
+
+TEXT = METADATA.decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        "{",
+        '{"class": 3}',
+        "[" * 10**6,
+        TEXT.replace('"loss": 0.5', '"loss": NaN'),
+        TEXT.replace('"loss": 0.5', '"loss": 1e999'),
+        TEXT.replace('"loss": 0.5', '"loss": true'),
+        TEXT.replace('"loss": 0.5', '"loss": 0.5, "loss": 0.25'),
+        TEXT.replace('"steps": 20', '"steps": ' + "9" * 5000),
+        TEXT.replace('"steps": 20', '"steps": 20, "more": NaN'),
+        TEXT.replace('"steps": 20', '"steps": 20, "more": ' + "[" * 5000 + "]" * 5000),
+    ],
+)
+def test_metadata_that_says_too_little_is_refused(text: str) -> None:
+    data = with_sample(text.encode())
+    with pytest.raises(CorruptionError, match="sample 'z'"):
+        list(read_shard(data, receipt_of(data, 4)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, len(SHARD) - 1), st.integers(0, 255)), max_size=8))
+@example([(257, 0), (0, 0)])
+def test_a_damaged_tar_ends_in_one_kind_of_error(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(SHARD)
+    for place, value in changes:
+        data[place] = value
+    with contextlib.suppress(CorruptionError):
+        list(parse_shard(bytes(data), "x"))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, len(DISTANCES) - 1), st.integers(0, 255)), min_size=1))
+def test_a_damaged_array_ends_in_one_kind_of_error(changes: list[tuple[int, int]]) -> None:
+    content = bytearray(DISTANCES)
+    for place, value in changes:
+        content[place] = value
+
+    with contextlib.suppress(CorruptionError):
+        for sample in parse_shard(with_sample(METADATA, bytes(content)), "x"):
+            assert sample.arrays["distances"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"key": "a.b"}, "no such member"),
+        ({"key": "../a"}, "no such member"),
+        ({"extension": "gif"}, "no such member"),
+        ({"metadata": SAMPLES[0].metadata | {"seed": "1"}}, "'seed' must be int"),
+        ({"metadata": SAMPLES[0].metadata | {"loss": float("nan")}}, "'loss' must be finite"),
+        ({"arrays": {}}, "arrays must be .*, are"),
+        (
+            {"arrays": SAMPLES[0].arrays | {"distances": np.zeros(2)}},
+            "'distances' must be float32 with 1 axis, is float64",
+        ),
+        (
+            {"arrays": SAMPLES[0].arrays | {"extra": np.array([Bomb()], object)}},
+            "arrays must be",
+        ),
+    ],
+)
+def test_a_writer_is_told_what_breaks_the_format(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        write_shard([dataclasses.replace(SAMPLES[0], **changes)], tmp_path / "x")
+
+
+def test_a_key_given_twice_is_the_writers_defect(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="same key"):
+        write_shard([SAMPLES[0], SAMPLES[0]], tmp_path / "x")
+
+
+def test_an_empty_shard_is_a_shard() -> None:
+    data = shard_bytes([])
+    assert list(read_shard(data, receipt_of(data, 0))) == []
+
+
+def test_receipts_round_trip() -> None:
+    receipt = dataclasses.replace(receipt_of(SHARD), failed=(3, 5))
+    assert decode_receipt(encode_receipt(receipt), "here") == receipt
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"task": 3}'])
+def test_what_is_no_receipt_is_refused(data: bytes) -> None:
+    with pytest.raises(CorruptionError, match="here: not a receipt"):
+        decode_receipt(data, "here")

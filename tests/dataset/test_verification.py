@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dfkd.config.manifest import Manifest
+from dfkd.errors import Exit
+from tests.helpers import jobs, tiny_version
+
+verify = jobs.load("verify")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tiny_version.write_manifest(tmp_path)
+    tiny_version.publish(Manifest.read(path))
+    return path
+
+
+def shard_of(root: Path) -> Path:
+    return next(root.glob("data/vanilla/versions/*/shards/0001-00000.tar"))
+
+
+def test_a_whole_run(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main([str(manifest)]) == Exit.DONE
+    lines = capsys.readouterr().out.splitlines()
+    report = manifest.parent / "run" / "verify.json"
+    assert lines[-1] == f"wrote {report}"
+    assert "6 shards, 24 samples, 0 problems" in lines[0]
+    (version,) = json.loads(report.read_text())["versions"]
+    assert version["method"] == "vanilla"
+    assert version["problems"] == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_named(
+    manifest: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    shard = shard_of(manifest.parent / "run")
+    data = bytearray(shard.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+    elif damage == "cut":
+        shard.write_bytes(data[:512])
+    else:
+        shard.unlink()
+    assert verify.main([str(manifest)]) == Exit.FAILED
+    printed = capsys.readouterr()
+    problems = [line for line in printed.out.splitlines() if line.startswith("problem: ")]
+    assert len(problems) == 1
+    assert "shards/0001-00000.tar" in problems[0]
+    assert "restore" in problems[0]
+    assert "wrote" not in printed.out
+    assert len(printed.err.splitlines()) == 1
+    assert "1 problems" in printed.err
+    report = json.loads((manifest.parent / "run" / "verify.json").read_text())
+    assert report["versions"][0]["problems"] == [problems[0].removeprefix("problem: ")]
+
+
+def test_a_method_without_a_version_is_named(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = verify.main([str(manifest), "--set", "prompts.method=[vanilla, mix]"])
+    assert code == Exit.FAILED
+    assert "data/mix: nothing published; run jobs/synthesize.py" in capsys.readouterr().out
+
+
+def test_a_damaged_manifest_does_not_hide_the_other_methods(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_version.publish(Manifest.read(manifest), "mix")
+    next((manifest.parent / "run").glob("data/mix/versions/*/manifest.json")).write_bytes(b"{")
+    assert verify.main([str(manifest), "--set", "prompts.method=[mix, vanilla]"]) == Exit.FAILED
+    printed = capsys.readouterr().out
+    assert "vanilla: version" in printed
+    assert "no readable JSON" in printed
+
+
+def test_dry_run_reads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_version.write_manifest(tmp_path)
+    assert verify.main([str(path), "--dry-run"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["methods"] == "vanilla"
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,230 @@
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dfkd.config.distillation import Distillation
+from dfkd.dataset.loader import Batch
+from dfkd.distillation.distiller import Course, Distiller, Scale
+from dfkd.models.student import Student, build, fold
+from dfkd.utils.device import multiplies_bfloat16
+
+CONFIG = Distillation(
+    student="resnet18",
+    weights="backbone.safetensors",
+    labels="stored",
+    augmentation=(),
+    warmup_epochs=2,
+    epochs=3,
+    learning_rate=0.05,
+    batch_size=12,
+    schedule="constant",
+    standardise=False,
+)
+LONG = dataclasses.replace(
+    CONFIG,
+    weights="none",
+    warmup_epochs=0,
+    epochs=20,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    finetune_factor=1.0,
+    schedule="cosine",
+)
+STEPS = 2
+COURSE = Course.of(CONFIG, STEPS)
+
+
+def batch(seed: int) -> Batch:
+    """Twelve 16 px images of three colours, and the distances a teacher would give."""
+    noise = torch.Generator().manual_seed(seed)
+    classes = torch.arange(12) % 3
+    pixels = torch.randint(0, 120, (12, 3, 16, 16), generator=noise, dtype=torch.uint8)
+    pixels[torch.arange(12), classes] += 120
+    distances = 1.2 - 0.4 * nn.functional.one_hot(classes, 3).float()
+    return Batch(pixels, distances, classes)
+
+
+def student(config: Distillation) -> Student:
+    """One with random weights; what `CONFIG` names stands for a backbone that has learned."""
+    return build(dataclasses.replace(config, weights="none", warmup_epochs=0), 3, 16, seed=0)
+
+
+def distiller(config: Distillation = CONFIG, **options: object) -> Distiller:
+    return Distiller(student(config), config, COURSE, seed=0, **options)  # type: ignore[arg-type]
+
+
+def advance(run: Distiller, to: int) -> Distiller:
+    while run.step < to:
+        run.advance(batch(run.step))
+    return run
+
+
+def equal(left: Student, right: Student) -> bool:
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_course_has_two_phases() -> None:
+    assert Course(STEPS, warmup=4, total=10) == COURSE
+    rates = [COURSE.rate(CONFIG, step) for step in range(10)]
+    assert rates == [0.05] * 4 + [pytest.approx(0.005)] * 6
+
+
+@given(st.integers(0, 5), st.integers(1, 5), st.integers(1, 7))
+def test_a_cosine_falls_within_each_phase(warmup: int, epochs: int, steps: int) -> None:
+    config = Distillation(warmup_epochs=warmup, epochs=epochs)
+    course = Course.of(config, steps)
+    rates = [course.rate(config, step) for step in range(course.total)]
+    for phase, peak in ((rates[: course.warmup], 0.1), (rates[course.warmup :], 0.01)):
+        assert sorted(phase, reverse=True) == phase
+        assert not phase or phase[0] == pytest.approx(peak)
+        assert all(rate > 0 for rate in phase)
+
+
+def test_warm_up_trains_the_head_alone_on_a_backbone_in_evaluation_mode() -> None:
+    run = distiller()
+    before = {name: tensor.clone() for name, tensor in run.student.state_dict().items()}
+    advance(run, COURSE.warmup)
+    changed = {n for n, t in run.student.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed == {"head.weight", "head.bias"}  # and no statistics of batch norm
+    run.advance(batch(99))
+    after = run.student.state_dict()
+    still = [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
+    assert still == ["mean", "std"]
+
+
+def test_warm_up_drops_nothing() -> None:
+    config = dataclasses.replace(CONFIG, student="timm:vit_tiny_patch16_224")
+    run = Distiller(student(config), config, COURSE, seed=0)
+    run.student.backbone.pos_drop.p = 0.5  # type: ignore[union-attr]
+    twins = [run.student.features(batch(0).pixels / 255) for _ in range(2)]
+    assert torch.equal(*twins)
+    advance(run, COURSE.warmup)
+    twins = [run.student.features(batch(0).pixels / 255) for _ in range(2)]
+    assert not torch.equal(*twins)
+
+
+def test_a_step_leaves_the_generator_of_the_process_alone() -> None:
+    run, before = distiller(), torch.get_rng_state()
+    run.advance(batch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_student_learns_the_teacher_s_classes() -> None:
+    run = Distiller(student(LONG), LONG, Course.of(LONG, STEPS), seed=0)
+    first = run.advance(batch(0)).loss
+    while not run.done:
+        outcome = run.advance(batch(run.step))
+    assert outcome.loss < 0.4 * first
+    trained = run.student.eval()
+    unseen = batch(12345)
+    predicted = trained(unseen.pixels / 255).argmin(1)
+    assert (predicted == torch.arange(12) % 3).float().mean() > 0.7
+
+
+def test_standardised_training_still_gives_a_student_of_distances() -> None:
+    config = dataclasses.replace(LONG, standardise=True)
+    scale = Scale(mean=1.0667, std=0.1886)
+    run = Distiller(student(config), config, Course.of(config, STEPS), 0, scale=scale)
+    while not run.done:
+        run.advance(batch(run.step))
+    unseen = batch(777)
+    outputs = fold(run.student, scale.mean, scale.std).eval()(unseen.pixels / 255)
+    assert (outputs - unseen.distances).abs().mean() < 0.06
+
+
+@pytest.mark.parametrize("cut", [1, 3, COURSE.warmup, 5, 9])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_restored_run_ends_with_the_same_bits(cut: int, optimizer: str) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        student="timm:test_resnet",
+        optimizer=optimizer,
+        augmentation=("crop", "colour", "noise"),
+        labels="live",
+    )
+    options = {"label": lambda pixels, *_: pixels.mean(dim=(2, 3))}
+    whole = advance(distiller(config, **options), COURSE.total)
+    state = advance(distiller(config, **options), cut).state()
+    resumed = distiller(config, **options)
+    resumed.restore(state)
+    assert resumed.step == cut
+    assert equal(advance(resumed, COURSE.total).student, whole.student)
+
+
+def test_live_labels_belong_to_the_augmented_view() -> None:
+    seen: dict[str, Tensor] = {}
+    config = dataclasses.replace(CONFIG, labels="live", augmentation=("crop", "invert"))
+
+    def label(pixels: Tensor, *_: object) -> Tensor:
+        assert not torch.is_grad_enabled()
+        seen["teacher"] = pixels.clone()
+        return pixels.mean(dim=(2, 3))
+
+    run = distiller(config, label=label)
+    run.student.register_forward_pre_hook(lambda m, inputs: seen.update(student=inputs[0].clone()))
+    outcome = run.advance(batch(0))
+    assert torch.equal(seen["teacher"], seen["student"])
+    assert not torch.equal(seen["teacher"], batch(0).pixels / 255)
+    assert torch.isfinite(outcome.loss)
+
+
+def test_ranks_augment_differently_and_steps_too() -> None:
+    config = dataclasses.replace(CONFIG, labels="live", augmentation=("noise",))
+    views = []
+    for rank in (0, 1):
+        run = distiller(config, label=lambda p: views.append(p) or p.mean((2, 3)), rank=rank)
+        run.advance(batch(0))
+        run.advance(batch(0))
+    assert len(torch.stack(views).flatten(1).unique(dim=0)) == 4
+
+
+def test_agreement_is_the_share_of_equal_nearest_classes() -> None:
+    run = distiller()
+    with torch.no_grad():
+        run.student.head.weight.zero_()
+        run.student.head.bias.copy_(torch.tensor([0.1, 0.5, 0.9]))
+    assert run.advance(batch(0)).agreement == pytest.approx(4 / 12)
+
+
+def test_bfloat16_is_taken_where_the_device_multiplies_it() -> None:
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    run = distiller(config)
+    dtypes = []
+    run.student.backbone.conv1.register_forward_hook(lambda m, i, o: dtypes.append(o.dtype))
+    outcome = run.advance(batch(0))
+    assert dtypes == [torch.bfloat16 if multiplies_bfloat16(run.device) else torch.float32]
+    assert outcome.loss.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in run.student.parameters())
+
+
+def test_in_bfloat16_the_head_keeps_what_separates_the_classes_of_a_clip() -> None:
+    """Its distances lie near 0.87, where bfloat16 has steps of 0.004, and differ by hundredths."""
+    learner, pixels = student(CONFIG).eval(), batch(0).pixels / 255
+    with torch.no_grad():
+        learner.head.weight.mul_(0.01)
+        learner.head.bias.copy_(torch.tensor([0.868, 0.870, 0.872]))
+    with torch.autocast("cpu", torch.bfloat16):
+        features, distances = learner.features(pixels), learner(pixels)
+    assert features.dtype == torch.bfloat16
+    exact = nn.functional.linear(features.float(), learner.head.weight, learner.head.bias)
+    assert torch.equal(distances, exact)
+    rounded = (distances - distances.bfloat16().float()).abs().max()
+    assert rounded > 0.0005  # what the same head would lose in bfloat16
+
+
+def test_a_wrapper_is_made_for_each_phase() -> None:
+    wrapped: list[list[bool]] = []
+
+    def distribute(module: nn.Module) -> nn.Module:
+        wrapped.append([p.requires_grad for p in module.parameters()])
+        return module
+
+    advance(distiller(distribute=distribute), COURSE.total)
+    assert len(wrapped) == 2
+    assert sum(wrapped[0]) == 2
+    assert all(wrapped[1])

@@ -1,0 +1,75 @@
+"""What the student is told: live labels, and ensembles of texts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.loader import Batch
+from dfkd.distillation.labels import label_source, target_texts
+from dfkd.models.teacher import Teacher, distances
+from dfkd.prompts.maker import class_texts
+
+STYLES = ["sketch", "pixel art", "oil paint"]
+
+
+def read(tmp_path: Path, *overrides: str) -> Manifest:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(
+        "name: x\nclasses: [cat, clock]\nstorage: {root: a}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+        f"prompts: {{styles: {STYLES}}}\n"
+        "distillation: {augmentation: []}\n"
+    )
+    return Manifest.read(file, overrides)
+
+
+@pytest.fixture
+def batch(teacher: Teacher) -> Batch:
+    pixels = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    texts = teacher.encode_text(["A cat", "A clock"])
+    stored = distances(teacher.encode_image(pixels), texts)
+    return Batch((pixels * 255).to(torch.uint8), stored, torch.arange(6) % 2)
+
+
+def test_stored_labels_need_no_teacher(tmp_path: Path) -> None:
+    manifest = read(tmp_path, "distillation.labels=stored", "teacher.weights=/nowhere.pt")
+    assert label_source(manifest, torch.device("cpu")) is None
+
+
+def test_live_labels_are_float32_whatever_the_students_precision(
+    tmp_path: Path, teacher: Teacher, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A device that multiplies bfloat16, which this one may not.
+    monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
+    manifest = read(tmp_path, "distillation.precision=bfloat16")
+    label = label_source(manifest, torch.device("cpu"))
+    assert label is not None
+    views = batch.pixels.float().div(255)
+    exact = distances(teacher.encode_image(views), class_texts(manifest, teacher))
+    assert torch.equal(label(views), exact)
+
+
+def test_live_labels_are_the_distances_of_the_views(
+    tmp_path: Path, teacher: Teacher, batch: Batch
+) -> None:
+    label = label_source(read(tmp_path), torch.device("cpu"))
+    assert label is not None
+    views = batch.pixels.float().div(255).flip(-1)
+    texts = class_texts(read(tmp_path), teacher)
+    found = label(views)
+    assert torch.allclose(found, distances(teacher.encode_image(views), texts))
+    assert not torch.allclose(found, batch.distances, atol=1e-3)
+
+
+def test_an_ensemble_is_the_mean_over_styles_and_the_class_prompt(
+    tmp_path: Path, teacher: Teacher
+) -> None:
+    found = target_texts(read(tmp_path, "distillation.texts=styles"), teacher)
+    texts = ["A clock", *(f"clock in the style of {style}" for style in STYLES)]
+    by_hand = F.normalize(teacher.encode_text(texts).mean(dim=0), dim=0)
+    assert torch.allclose(found[1], by_hand, atol=1e-6)
+    assert torch.equal(target_texts(read(tmp_path), teacher), class_texts(read(tmp_path), teacher))

@@ -1,0 +1,113 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.config.distillation import Texts
+from dfkd.config.manifest import Manifest, Storage
+from dfkd.distillation.student_store import check_teacher, place, student_name
+from dfkd.errors import ManifestError, WeightsError
+from dfkd.models.teacher import resolve
+from tests.helpers.tiny_models import GENERATOR, RESNET, TEACHER, model_config, write_teacher
+from tests.helpers.tiny_version import publish, write_manifest
+
+MANIFEST = Manifest(
+    name="named",
+    classes=("a", "b"),
+    storage=Storage(root="runs/named"),
+    teacher=TEACHER,
+    generator=GENERATOR,
+)
+
+
+def named(fingerprint: str = "f", seed: int = 0, **settings: Any) -> str:
+    """The name of a student with some settings of distillation."""
+    config = dataclasses.replace(MANIFEST.distillation, **settings)
+    manifest = dataclasses.replace(MANIFEST, distillation=config)
+    return student_name(manifest, fingerprint, "mix", seed)
+
+
+def test_a_name_says_method_and_seed() -> None:
+    name = named("f" * 64, 3)
+    assert name.startswith("mix-s3-")
+    assert len(name) == len("mix-s3-") + 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"workers": 2}, {"loader_workers": 3}, {"checkpoint_epochs": 9}, {"seeds": (0, 1, 2)}],
+)
+def test_how_a_student_is_trained_does_not_rename_it(change: dict[str, Any]) -> None:
+    assert named(**change) == named()
+
+
+def test_whatever_can_change_a_weight_renames_it(tmp_path: Path) -> None:
+    weights = [tmp_path / name for name in ("a.safetensors", "copy.safetensors", "b.safetensors")]
+    for path, content in zip(weights, (b"1", b"1", b"2"), strict=True):
+        path.write_bytes(content)
+    same, moved, other = (named(weights=str(path)) for path in weights)
+    assert same == moved
+    names = [
+        same,
+        other,
+        *(named(f, seed) for f in "fg" for seed in (0, 1)),
+        named(learning_rate=0.2),
+        named(batch_size=64),
+        named(stem="small"),
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_missing_weights_are_refused() -> None:
+    with pytest.raises(WeightsError, match=r"distillation\.weights"):
+        named(weights="/nowhere.safetensors")
+
+
+def test_styles_rename_a_student_whose_labels_use_them() -> None:
+    """An inversion's data set has no styles in its fingerprint, and so cannot tell."""
+    changes = [{"styles": ("oil", "ink")}, {"styles": "miniature"}, {"template": "{style} {class}"}]
+
+    def names(texts: Texts) -> set[str]:
+        config = dataclasses.replace(MANIFEST.distillation, texts=texts)
+        manifests = [
+            dataclasses.replace(
+                MANIFEST,
+                distillation=config,
+                prompts=dataclasses.replace(MANIFEST.prompts, **change),
+            )
+            for change in [{}, *changes]
+        ]
+        return {student_name(manifest, "f", "dfad", 0) for manifest in manifests}
+
+    assert len(names("styles")) == 1 + len(changes)
+    assert len(names("template")) == 1
+
+
+def test_a_student_needs_a_published_version_of_its_classes(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    with pytest.raises(ManifestError, match=r"published version of method vanilla.*synthesize"):
+        place(manifest, "vanilla", 0)
+    version = publish(manifest)
+    found = place(manifest, "vanilla", 0)
+    assert found.version.id == version.id
+    assert not found.finished
+    assert found.location.endswith(f"{found.name}/student.json")
+    for change in ("classes=[a, b, c]", "synthesis.image_size=64", "teacher.template=The {class}"):
+        other = Manifest.read(tmp_path / "manifest.yaml", (change,))
+        with pytest.raises(ManifestError, match=rf"{change.partition('=')[0]}.*current version"):
+            place(other, "vanilla", 0)
+
+
+def test_live_labels_must_come_from_the_teacher_of_the_version(tmp_path: Path) -> None:
+    teachers = [write_teacher(tmp_path / name, model_config(RESNET)) for name in ("a", "moved")]
+    path = write_manifest(tmp_path, teacher=dataclasses.asdict(teachers[0]))
+    manifest = Manifest.read(path)
+    version = publish(manifest, digests=resolve(teachers[0]).digests)
+    check_teacher(manifest, "vanilla", version)
+    moved = dataclasses.replace(manifest, teacher=teachers[1])
+    check_teacher(moved, "vanilla", version)
+    other = write_teacher(tmp_path / "other", model_config({**RESNET, "width": 16}))
+    foreign = dataclasses.replace(manifest, teacher=other)
+    with pytest.raises(ManifestError, match=r"teacher\..*sha256.*current version"):
+        check_teacher(foreign, "vanilla", version)

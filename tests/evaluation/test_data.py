@@ -1,0 +1,245 @@
+import io
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfkd.config.manifest import Evaluation
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.evaluation.data import Domains, open_bundle, open_data
+from dfkd.evaluation.public_data_sets import alike
+
+CLASSES = ("dog", "alarm clock", "house")
+
+
+def write(root: Path, *names: str, content: bytes = b"never decoded") -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def bundle(path: Path, *names: str, kind: bytes = tarfile.REGTYPE, size: int = 3) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            member.linkname = "photo/dog/target.png"
+            member.size = size if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+    return path
+
+
+def open_folder(root: Path, classes: tuple[str, ...] = CLASSES) -> Domains:
+    return open_data(Evaluation(data=str(root)), classes)
+
+
+def counts(data: Domains) -> Counter[tuple[str, str]]:
+    return Counter((item.domain, data.classes[item.class_index]) for item in data.items)
+
+
+def test_a_folder_gives_domains_classes_and_files(tmp_path: Path) -> None:
+    write(tmp_path, "photo/dog/1.png", "photo/dog/2.JPG", "photo/house/1.webp", "sketch/dog/1.bmp")
+    write(tmp_path, "sketch/Alarm_Clock/1.jpeg", "sketch/house/1.png", "photo/alarm-clock/1.png")
+    data = open_folder(tmp_path)
+    assert data.names == ("photo", "sketch")
+    assert counts(data) == {
+        ("photo", "dog"): 2,
+        ("photo", "alarm clock"): 1,
+        ("photo", "house"): 1,
+        ("sketch", "dog"): 1,
+        ("sketch", "alarm clock"): 1,
+        ("sketch", "house"): 1,
+    }
+    assert data.notes == ("the layout is domain/class folders",)
+    assert data.unscored == ()
+    assert data.items == tuple(sorted(data.items, key=lambda i: (i.domain, i.class_index, i.name)))
+    assert data.items[0].read() == b"never decoded"
+
+
+def test_what_the_manifest_does_not_use_is_ignored_and_counted(tmp_path: Path) -> None:
+    write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/alarm clock/1.png")
+    write(tmp_path, "photo/cat/1.png", "photo/dog/notes.txt", "photo/dog/.hidden.png", "read.me")
+    write(tmp_path, "photo/list.txt", "photo/dog/deeper/1.png", "photo/cat/not looked at.txt")
+    data = open_folder(tmp_path)
+    assert len(data.items) == 3
+    assert data.notes == (
+        "the layout is domain/class folders",
+        "ignored: 1 other classes (cat)",
+        "ignored: 1 files beside the class folders",
+        "ignored: 1 files beside the domain folders",
+        "ignored: 3 files that are not png, jpg, jpeg, webp or bmp images",
+    )
+
+
+def test_a_class_in_no_domain_is_refused_by_name_before_any_image_is_read(tmp_path: Path) -> None:
+    write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/cat/1.png")
+    with pytest.raises(ManifestError, match=r"'alarm clock'.*also has cat") as caught:
+        open_folder(tmp_path)
+    assert caught.value.field == "evaluation.data"
+    assert caught.value.exit_code == 2
+
+
+def test_an_empty_class_folder_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/alarm clock/notes.txt")
+    with pytest.raises(ManifestError, match="alarm clock"):
+        open_folder(tmp_path)
+
+
+def test_a_class_missing_from_one_domain_only_is_reported(tmp_path: Path) -> None:
+    write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/alarm clock/1.png")
+    write(tmp_path, "sketch/dog/1.png")
+    data = open_folder(tmp_path)
+    assert data.notes[1:] == ("domain sketch has no image of alarm clock, house",)
+
+
+def test_classes_that_no_folder_name_could_tell_apart_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "photo/hot dog/1.png")
+    with pytest.raises(ManifestError, match="hot-dog"):
+        open_folder(tmp_path, ("hot dog", "hot-dog"))
+
+
+@pytest.mark.parametrize("name", ["missing", "file.json", "s3://bucket/data"])
+def test_data_that_is_neither_folder_nor_list_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "file.json")
+    with pytest.raises(ManifestError, match=r"evaluation\.data: must be a folder"):
+        open_data(Evaluation(data=str(tmp_path / name)), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "a b.png\tphoto\tdog\n#\n\nc.png\tphoto\tAlarm clock\nd.png\tink\thouse\n"),
+        (
+            "list.csv",
+            'path,Domain,class\n"a b.png",photo,dog\nc.png, photo,alarm-clock\nd.png,ink,house',
+        ),
+        ("list.txt", '"a b.png" photo dog\nc.png photo "alarm clock"\nd.png ink house\n'),
+        ("list.txt", "\ufeffa b.png,photo,dog\r\nc.png,photo,alarm clock\r\nd.png,ink,house\r\n"),
+    ],
+)
+def test_a_list_file_names_images_beside_it(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, "a b.png", "c.png", "d.png")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    data = open_folder(tmp_path / name)
+    assert counts(data) == {
+        ("photo", "dog"): 1,
+        ("photo", "alarm clock"): 1,
+        ("ink", "house"): 1,
+    }
+    assert {Path(item.name).name for item in data.items} == {"a b.png", "c.png", "d.png"}
+    assert all(item.read() == b"never decoded" for item in data.items)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("b.png\tphoto", "must be: path, domain, class"),
+        ("b.png\tphoto\tdog\tmore", "must be: path, domain, class"),
+        ("\tphoto\tdog", "must be: path, domain, class"),
+        ("nowhere.png\tphoto\tdog", "must name an existing"),
+        ("list.txt\tphoto\tdog", "must name an existing"),
+        ("../a.png\tphoto\tdog", r"must not lead through '\.\.'"),
+        ("b.png\tphoto\t" + "dog" * 3000, "must be at most 8192 bytes long"),
+        ("a.png\tink\tdog", "repeats the image of line 1"),
+        ('"b.png\tphoto\tdog', "must be: path, domain, class"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, reason: str) -> None:
+    write(tmp_path, "a.png", "b.png")
+    path = tmp_path / "list.txt"
+    path.write_text(f"a.png\tphoto\tdog\n\n{line}\n")
+    with pytest.raises(ManifestError, match=rf"list\.txt:3: {reason}"):
+        open_folder(path, ("dog",))
+
+
+def test_domains_and_aliases_hold_for_lists_and_the_bundle_too(tmp_path: Path) -> None:
+    names = ("flat/hound/1.png", "ink/hound/1.png", "oil/hound/1.png")
+    write(tmp_path, *names)
+    path = tmp_path / "list.csv"
+    path.write_text("".join(f"{name},{name.partition('/')[0]},hound\n" for name in names))
+    settings = Evaluation(data=str(path), domains=("oil", "flat"), aliases={"dog": "hound"})
+    assert open_data(settings, ("dog",)).names == ("oil", "flat")
+    settings = Evaluation(domains=("oil", "flat"), aliases={"dog": "hound"})
+    data = open_bundle(bundle(tmp_path / "set.tar", *names), ("dog", "cat"), settings)
+    assert data.names == ("oil", "flat")
+    assert data.unscored == ("cat",)
+    with pytest.raises(ManifestError, match=r"evaluation\.domains: .* flat, ink, oil, got 'tar'"):
+        open_bundle(
+            tmp_path / "set.tar", ("dog",), Evaluation(domains=("tar",), aliases={"dog": "hound"})
+        )
+
+
+def test_a_list_without_one_of_the_classes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text("a.png,photo,dog\n")
+    with pytest.raises(ManifestError, match="'house'"):
+        open_folder(tmp_path / "list.csv", ("dog", "house"))
+
+
+def test_a_list_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ManifestError, match="UTF-8"):
+        open_folder(tmp_path / "list.csv")
+
+
+def test_the_bundle_is_read_without_unpacking_it(tmp_path: Path) -> None:
+    names = ("flat/dog/1.png", "flat/house/1.png", "ink/alarm-clock/a.png", "ink/cat/1.png")
+    data = open_bundle(bundle(tmp_path / "set.tar", *names), CLASSES)
+    assert counts(data) == {("flat", "dog"): 1, ("flat", "house"): 1, ("ink", "alarm clock"): 1}
+    assert data.items[0].read() == b"xxx"
+    assert list(tmp_path.iterdir()) == [tmp_path / "set.tar"]
+
+
+def test_words_that_the_bundle_lacks_are_unscored_and_said_so(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "set.tar", "flat/dog/1.png", "flat/cat/1.png")
+    data = open_bundle(path, ("rocket", "dog", "pizza"))
+    assert data.classes == ("rocket", "dog", "pizza")
+    assert data.unscored == ("rocket", "pizza")
+    assert [item.class_index for item in data.items] == [1]
+    (note,) = data.notes
+    assert "no pizza, rocket" in note
+    assert "cat" in note
+
+
+def test_a_bundle_with_none_of_the_classes_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "set.tar", "flat/dog/1.png", "flat/cat/1.png")
+    with pytest.raises(ManifestError, match=r"only cat, dog.*root/domain/class"):
+        open_bundle(path, ("rocket", "pizza"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../dog/1.png", "/flat/dog/1.png", "flat/../1.png", "flat/dog", "a/b/dog/1.png", "a/dog/1.py"],
+)
+def test_a_bundle_with_a_strange_member_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CorruptionError, match=r"domain/class/name\.png"):
+        open_bundle(bundle(tmp_path / "set.tar", name), CLASSES)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_a_bundle_with_a_link_or_device_is_refused(tmp_path: Path, kind: bytes) -> None:
+    with pytest.raises(CorruptionError, match="not a small"):
+        open_bundle(bundle(tmp_path / "set.tar", "flat/dog/1.png", kind=kind), CLASSES)
+
+
+def test_a_bundle_with_a_huge_member_is_refused(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "set.tar", "flat/dog/1.png", size=(1 << 20) + 1)
+    with pytest.raises(CorruptionError, match="not a small"):
+        open_bundle(path, CLASSES)
+
+
+def test_a_truncated_bundle_is_refused(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "set.tar", "flat/dog/1.png", "flat/house/1.png", size=4000)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(CorruptionError, match="no readable tar"):
+        open_bundle(path, CLASSES)
+
+
+@given(st.text(alphabet="ab -_AB", max_size=12))
+def test_alike_is_idempotent_and_blind_to_case_and_separators(name: str) -> None:
+    assert alike(alike(name)) == alike(name)
+    assert alike(name.upper().replace("-", "_")) == alike(name)

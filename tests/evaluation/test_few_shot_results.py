@@ -1,0 +1,211 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.errors import CorruptionError
+from dfkd.evaluation.few_shot_results import (
+    KEY,
+    Curve,
+    Data,
+    Results,
+    Row,
+    gains,
+    ordered,
+    read,
+    row,
+    summarise,
+    write,
+)
+from dfkd.storage.local import open_storage
+
+CLASSES = ("cat", "dög")
+
+
+def scored(curve: Curve, domain: str, shots: int, seed: int, right: tuple[int, int]) -> Row:
+    return row(curve, domain, shots, seed, (shots, shots), (10, 30), right)
+
+
+ROWS = [
+    scored("scratch", "ink", 2, 0, (1, 3)),
+    scored("scratch", "ink", 2, 1, (2, 6)),
+    scored("scratch", "oil", 2, 0, (5, 3)),
+    scored("scratch", "oil", 2, 1, (10, 30)),
+    *(
+        scored(curve, domain, shots, seed, (8, 24 + seed * shots * (curve == "student")))
+        for domain in ("oil", "ink")
+        for curve, shots in (("student", 2), ("untouched", 2), ("untouched", 0))
+        for seed in (1, 0)
+    ),
+]
+
+
+def content(rows: list[Row] | None = None) -> Results:
+    found = ordered(rows or ROWS)
+    return Results(
+        architecture="resnet18",
+        classes=CLASSES,
+        data=Data("bundled", ("ink", "oil"), ("a note",), ("b.png: torn",)),
+        curves={"untouched": "before", "student": "distilled", "scratch": "random weights"},
+        rows=tuple(found),
+        summary=tuple(summarise(found)),
+    )
+
+
+def test_a_row_follows_from_its_counts() -> None:
+    found = scored("student", "ink", 2, 0, (8, 6))
+    assert found.accuracy == 14 / 40
+    assert found.class_mean == pytest.approx((0.8 + 0.2) / 2)
+    alone = row("student", "ink", 2, 0, (0, 2), (0, 4), (0, 1))
+    assert alone.class_mean == alone.accuracy == 0.25
+
+
+def test_the_summary_is_a_mean_over_domains_and_then_over_seeds() -> None:
+    untouched, _, _, scratch = found = summarise(ROWS)
+    assert [(point.curve, point.shots) for point in found] == [
+        ("untouched", 0),
+        ("untouched", 2),
+        ("student", 2),
+        ("scratch", 2),
+    ]
+    assert scratch.seeds == (0, 1)
+    first, second = (4 / 40 + 8 / 40) / 2, (8 / 40 + 1) / 2
+    assert scratch.mean == pytest.approx((first + second) / 2)
+    assert scratch.std == pytest.approx((second - first) / 2**0.5)
+    assert scratch.domains["ink"].mean == pytest.approx(6 / 40)
+    assert (untouched.mean, untouched.std) == (pytest.approx(0.8), pytest.approx(0))
+    (single,) = summarise(ROWS[:1])
+    assert single.std is None
+
+
+def test_a_gain_is_the_mean_difference_of_each_seed_on_its_own_test_images() -> None:
+    """Seed 0 adds nothing, seed 1 adds 2 of 40 in both domains."""
+    assert gains(ROWS) == {2: {"mean": pytest.approx(0.025), "std": pytest.approx(0.05 / 2**0.5)}}
+    assert gains([found for found in ROWS if found.curve == "scratch"]) == {}
+
+
+def test_what_is_written_is_read_and_the_order_of_work_changes_no_byte(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    place = write(storage, content())
+    assert place == str(tmp_path / KEY)
+    assert read(storage) == content()
+    written = storage.get(KEY)
+    write(storage, content(ROWS[::-1]))
+    assert storage.get(KEY) == written
+    assert json.loads(written)["schema"] == 1
+    assert "dög" in written.decode()
+
+
+def test_results_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptionError, match="no such object"):
+        read(open_storage(str(tmp_path)))
+
+
+def nothing(tree: Any) -> None:
+    tree["rows"] = []
+
+
+def foreign_schema(tree: Any) -> None:
+    tree["schema"] = 2
+
+
+def another_key(tree: Any) -> None:
+    tree["more"] = 1
+
+
+def better(tree: Any) -> None:
+    tree["rows"][0]["accuracy"] = 0.9
+
+
+def more_than_all(tree: Any) -> None:
+    tree["rows"][0]["right"][0] = 11
+
+
+def fewer_counts(tree: Any) -> None:
+    tree["rows"][0]["right"].pop()
+
+
+def untested(tree: Any) -> None:
+    tree["rows"][0] |= {"tested": [0, 0], "right": [0, 0]}
+
+
+def negative(tree: Any) -> None:
+    tree["rows"][0]["right"][0] = -1
+
+
+def as_text(tree: Any) -> None:
+    tree["rows"][0]["seed"] = "0"
+
+
+def gap(tree: Any) -> None:
+    tree["rows"].pop()
+
+
+def twice(tree: Any) -> None:
+    tree["rows"].append(copy.deepcopy(tree["rows"][0]))
+
+
+def unknown_domain(tree: Any) -> None:
+    tree["data"]["domains"] = ["ink"]
+
+
+def unknown_curve(tree: Any) -> None:
+    del tree["curves"]["scratch"]
+
+
+def no_untouched(tree: Any) -> None:
+    tree["rows"] = [found for found in tree["rows"] if found["curve"] != "untouched"]
+    del tree["curves"]["untouched"]
+
+
+def other_summary(tree: Any) -> None:
+    tree["summary"][0]["mean"] = 0.1
+
+
+def infinite(tree: Any) -> None:
+    tree["summary"][0]["std"] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        (nothing, "rows"),
+        (foreign_schema, "schema"),
+        (another_key, "more"),
+        (better, r"rows\.0: .*counts"),
+        (more_than_all, r"rows\.0: more"),
+        (fewer_counts, r"rows\.0: needs 2 counts"),
+        (untested, r"rows\.0: needs"),
+        (negative, r"rows\.0\.right\.0"),
+        (as_text, r"rows\.0\.seed"),
+        (gap, "rows: each"),
+        (twice, "rows: each"),
+        (unknown_domain, "rows: each"),
+        (unknown_curve, "rows: each"),
+        (no_untouched, "rows: each"),
+        (other_summary, "summary"),
+        (infinite, "the whole"),
+    ],
+)
+def test_whatever_does_not_fit_is_named_in_one_line(
+    tmp_path: Path, damage: Any, place: str
+) -> None:
+    storage = open_storage(str(tmp_path))
+    write(storage, content())
+    tree = json.loads(storage.get(KEY))
+    damage(tree)
+    storage.put(KEY, json.dumps(tree).encode())
+    with pytest.raises(CorruptionError, match=place) as caught:
+        read(storage)
+    assert "\n" not in str(caught.value)
+    assert "jobs/fewshot.py" in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"a": 1, "a": 2}', b"[" * 5000])
+def test_bytes_that_are_no_results_are_refused(tmp_path: Path, data: bytes) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put(KEY, data)
+    with pytest.raises(CorruptionError, match=r"fewshot/results\.json"):
+        read(storage)

@@ -1,0 +1,89 @@
+"""How large models are, and that what was measured once is found."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd.config.manifest import Manifest
+from dfkd.errors import CorruptionError
+from dfkd.evaluation import footprint
+from dfkd.evaluation.footprint import (
+    Network,
+    find_or_write,
+    megabytes,
+    networks,
+    parameters,
+    read,
+    write,
+)
+from dfkd.storage.local import open_storage
+from tests.helpers.tiny_models import RESNET, VIT, model_config, random_model, write_teacher
+from tests.helpers.tiny_version import write_manifest
+
+
+def network(name: str, calls: list[str]) -> Network:
+    return Network(name, 10, 4, lambda pixels: calls.append(f"{name} {tuple(pixels.shape)}"))
+
+
+def test_models_count_what_answers_an_image(tmp_path: Path) -> None:
+    teacher, own = model_config(VIT), model_config(RESNET)
+    files = write_teacher(tmp_path / "own", own)
+    given = write_teacher(tmp_path / "teacher", teacher)
+    path = write_manifest(
+        tmp_path,
+        teacher={"model": given.model, "weights": given.weights},
+        text_only={"model": files.model, "weights": files.weights},
+        distillation={"student": "resnet18"},
+        evaluation={"models": ["teacher", "text-only", "student"]},
+    )
+    found = networks(Manifest.read(path))
+    assert list(found) == ["teacher", "text-only", "student"]
+    for model, config in (("teacher", teacher), ("text-only", own)):
+        visual = random_model(config).get_submodule("visual")
+        assert found[model].parameters == sum(p.numel() for p in visual.parameters())
+    assert found["student"].parameters == 11_176_512 + 3 * (512 + 1)  # ResNet-18 and its head
+    assert found["student"].answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    assert megabytes(found["student"].parameters) == pytest.approx(44.712, abs=1e-3)
+
+
+def test_statistics_are_no_parameters() -> None:
+    assert parameters(torch.nn.BatchNorm2d(5)) == 10
+
+
+def test_networks_of_one_shape_are_measured_once(tmp_path: Path) -> None:
+    calls: list[str] = []
+    storage = open_storage(str(tmp_path))
+    found = {"teacher": network("x", calls), "text-only": network("x", calls)}
+    ms = write(storage, {**found, "student": network("y", calls)})
+    assert set(calls) == {"x (1, 3, 4, 4)", "y (1, 3, 4, 4)"}
+    assert calls.count("x (1, 3, 4, 4)") == calls.count("y (1, 3, 4, 4)")
+    assert ms["teacher"] == ms["text-only"] >= 0
+    assert read(storage).ms == ms
+
+
+def test_what_this_machine_has_measured_is_found_by_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    storage = open_storage(str(tmp_path))
+    first = find_or_write(storage, {"mix": network("x", calls), "random": network("x", calls)})
+    assert first["mix"] == first["random"]
+    calls.clear()
+    assert find_or_write(storage, {"other": network("x", calls)}) == {"other": first["mix"]}
+    assert not calls
+    find_or_write(storage, {"mix": network("z", calls)})
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(footprint, "processor", lambda: "another")
+    find_or_write(storage, {"mix": network("z", calls)})
+    assert calls
+
+
+def test_nothing_was_measured_or_the_file_is_damaged(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    assert read(storage).ms == {}
+    storage.put("latency.json", json.dumps({"schema": 1, "ms": {"x": -1}, "machine": ""}).encode())
+    with pytest.raises(CorruptionError, match=r"latency\.json: .*delete it"):
+        read(storage)

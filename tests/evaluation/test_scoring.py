@@ -1,0 +1,153 @@
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dfkd.config.manifest import Evaluation
+from dfkd.errors import DfkdError
+from dfkd.evaluation import scoring
+from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.scoring import Candidate, score, score_together
+from dfkd.utils.images import pixels
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+CLASSES = tuple(COLOURS)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def paint(root: Path, domain: str, name: str, colour: str, count: int, start: int = 0) -> None:
+    folder = root / domain / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(start, start + count):
+        image = Image.new("RGB", (20, 30), COLOURS[colour])
+        (folder / f"{index}.png").write_bytes(encode(image))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Domains:
+    """Flat: all as labelled. Odd: of 4 red images one is blue, the only green one is red."""
+    for name in CLASSES:
+        paint(tmp_path, "flat", name, name, 3)
+    paint(tmp_path, "odd", "red", "red", 3)
+    paint(tmp_path, "odd", "red", "blue", 1, start=3)
+    paint(tmp_path, "odd", "green", "red", 1)
+    return open_data(Evaluation(data=str(tmp_path)), CLASSES)
+
+
+def nearest_colour(pixels: Tensor) -> Tensor:
+    """Distances to the class's colour, so that argmin is right and argmax wrong."""
+    return torch.stack([1 - pixels[:, channel].mean(dim=(1, 2)) for channel in range(3)], dim=1)
+
+
+def candidate(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Candidate:
+    return Candidate("student", "mix", 7, 16, distances, torch.device("cpu"))
+
+
+def test_rows_count_what_the_smallest_distance_says(data: Domains) -> None:
+    flat, odd = score([candidate()], data, batch_size=4, threads=2).rows
+    assert (flat["model"], flat["method"], flat["seed"]) == ("student", "mix", 7)
+    assert (flat["domain"], flat["images"], flat["accuracy"]) == ("flat", 9, 1.0)
+    assert flat["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
+    assert (odd["domain"], odd["images"], odd["accuracy"]) == ("odd", 5, 3 / 5)
+    assert odd["confusion"] == [[3, 0, 1], [1, 0, 0], [0, 0, 0]]
+    assert odd["per_class"] == {"red": 0.75, "green": 0.0}
+    assert odd["class_mean"] == 0.375
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (3, 4), (64, 2)])
+def test_scores_do_not_depend_on_batches_or_threads(
+    data: Domains, batch_size: int, threads: int
+) -> None:
+    assert score([candidate()], data, batch_size, threads) == score([candidate()], data, 5, 1)
+
+
+def test_models_get_their_own_size_in_the_unit_range_and_the_asked_batches(data: Domains) -> None:
+    seen: list[Tensor] = []
+
+    def remember(pixels: Tensor) -> Tensor:
+        seen.append(pixels)
+        return nearest_colour(pixels)
+
+    score([candidate(remember)], data, batch_size=4)
+    assert [tuple(batch.shape) for batch in seen] == [(4, 3, 16, 16)] * 3 + [(2, 3, 16, 16)]
+    assert {batch.dtype for batch in seen} == {torch.float32}
+    assert torch.cat(seen).min() == 0
+    assert torch.cat(seen).max() == 1
+
+
+def test_candidates_are_taken_one_after_the_other(data: Domains) -> None:
+    events: list[str] = []
+
+    def candidates() -> object:
+        for name in ("a", "b"):
+            events.append(f"load {name}")
+            yield candidate(lambda pixels, name=name: events.append(name) or nearest_colour(pixels))
+
+    score(candidates(), data, batch_size=64)
+    assert events == ["load a", "a", "load b", "b"]
+
+
+def test_models_scored_together_decode_each_image_once(
+    data: Domains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def counting(encoded: bytes, image_size: int) -> np.ndarray:
+        decoded.append(image_size)
+        return pixels(encoded, image_size)
+
+    monkeypatch.setattr(scoring, "pixels", counting)
+    one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))
+    together = score_together([one, other], data, batch_size=4)
+    assert len(decoded) == len(data.items)
+    assert together == score([one, other], data, batch_size=5)
+    assert together.rows[0] != together.rows[len(together.rows) // 2]
+    with pytest.raises(ValueError, match="one size"):
+        score_together([one, dataclasses.replace(one, image_size=9)], data, batch_size=4)
+
+
+def test_an_unreadable_image_is_named_and_left_out_of_every_count(
+    data: Domains, tmp_path: Path
+) -> None:
+    broken = tmp_path / "flat" / "red" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    gone = tmp_path / "flat" / "green" / "2.png"
+    gone.unlink()
+    scores = score([candidate(), candidate()], data, batch_size=4)
+    assert [row["images"] for row in scores.rows] == [7, 5, 7, 5]
+    assert scores.rows[0]["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 3]]
+    assert [name.split(": ")[0] for name in scores.unreadable] == [str(gone), str(broken)]
+
+
+def test_data_without_a_readable_image_is_refused(data: Domains, tmp_path: Path) -> None:
+    for item in data.items:
+        Path(item.name).write_bytes(b"no image")
+    with pytest.raises(DfkdError, match=r"evaluation\.data: none of 14 images"):
+        score([candidate()], data, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda pixels: nearest_colour(pixels) * float("nan"),
+        lambda pixels: nearest_colour(pixels)[:, :2],
+        lambda pixels: nearest_colour(pixels)[:1],
+    ],
+    ids=["nan", "classes", "batch"],
+)
+def test_a_model_with_impossible_output_is_refused(
+    data: Domains, wrong: Callable[[Tensor], Tensor]
+) -> None:
+    with pytest.raises(DfkdError, match=r"student mix seed 7: must give finite distances \(4, 3\)"):
+        score([candidate(wrong)], data, batch_size=4)

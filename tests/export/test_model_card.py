@@ -1,0 +1,100 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.export.model_card import EXAMPLE, model_card
+
+SCORES = {"domains": {"flat": 0.5, "ink": 0.25}, "mean": 0.375}
+FACTS: dict[str, Any] = {
+    "name": "tiny",
+    "classes": 3,
+    "opset": 18,
+    "temperature": 0.0571,
+    "confidence": 0.8,
+    "student": {
+        "architecture": "resnet18",
+        "image_size": 64,
+        "parameters": 1234567,
+        "method": "mix",
+        "seed": 4,
+        "folder": "mix-s4-abc",
+        "sha256": "cafe",
+    },
+    "data": {"version": "v1", "fingerprint": "f1", "images": 2880},
+    "teacher": {
+        "model": "a|b",
+        "weights": {"teacher.weights": "beef"},
+        "image_size": 224,
+        "bytes": 350_000_000,
+    },
+    "calibration": {"images": 256},
+    "evaluation": {
+        "source": "folder {x}",
+        "images": {"flat": 30, "ink": 10},
+        "average": "images",
+        "right": 0.4375,
+        "accuracy": {"teacher": SCORES, "torch": SCORES, "onnx": SCORES, "int8": SCORES},
+    },
+    "check": {
+        "images": 40,
+        "model.onnx": {"max_difference": 1.5e-6, "equal_predictions": 1.0},
+        "model.int8.onnx": {"max_difference": 0.07, "equal_predictions": 0.975},
+    },
+    "latency": {
+        "ms": {"teacher": 80.04, "onnx": 6.0, "int8": 1.51, "torch": 9.0},
+        "runs": 21,
+        "machine": "Some CPU",
+    },
+    "files": {"model.onnx": {"bytes": 44_700_000}, "model.int8.onnx": {"bytes": 11_300_000}},
+    "libraries": {"torch": "2", "onnx": "1"},
+}
+
+
+def test_every_figure_is_that_of_the_facts() -> None:
+    card = model_card(FACTS)
+    for line in (
+        "A resnet18 (1,234,567 parameters, 64 px)",
+        "seen 2,880 synthesised images and no real one",
+        "`folder {x}`",
+        "|  | flat | ink | mean |",
+        "| teacher zero-shot | 50.0 | 25.0 | 37.5 |",
+        "| images | 30 | 10 | 40 |",
+        "at most 1.5e-06",
+        "100.00 % and 97.50 % of the predictions",
+        "| teacher's image tower, PyTorch, 224 px | 350.0 | 80.0 |",
+        "| `model.int8.onnx` | 11.3 | 1.5 |",
+        r"| teacher | a\|b |",
+        "| teacher.weights sha256 | `beef` |",
+        "softmax(-distances / 0.0571)",
+        "highest probability is 80 % on average, and 44 % of the answers are right.",
+    ):
+        assert line in card, line
+
+
+def test_means_over_classes_are_called_so() -> None:
+    facts = copy.deepcopy(FACTS)
+    assert "The mean is over domains. Over all 40 images" in model_card(facts)
+    facts["evaluation"]["average"] = "classes"
+    assert "Each figure is a mean over classes, the last one over domains too." in model_card(facts)
+
+
+def test_a_teacher_that_was_not_scored_has_no_line() -> None:
+    facts = copy.deepcopy(FACTS)
+    facts["evaluation"]["accuracy"]["teacher"] = None
+    card = model_card(facts)
+    assert "teacher zero-shot" not in card
+    assert "| student, PyTorch | 50.0" in card
+
+
+def test_a_fact_that_is_missing_is_no_blank() -> None:
+    facts = copy.deepcopy(FACTS)
+    del facts["check"]["model.int8.onnx"]
+    with pytest.raises(KeyError):
+        model_card(facts)
+
+
+def test_the_page_of_the_jobs_shows_the_same_example() -> None:
+    page = (Path(__file__).parents[2] / "jobs" / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{EXAMPLE}```" in page

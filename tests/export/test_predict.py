@@ -1,0 +1,206 @@
+"""The command on a graph of three nodes, whose distances are 1 - the mean of a channel."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES, Predictor, main
+
+SIZE = 8
+NAMES = ["red", "green", "blue"]
+
+
+def colours(outputs: int = 3, size: int = SIZE, offset: float = 1.0, kind: int = 1) -> bytes:
+    """The graph; `kind` is the type of its input (1: float32)."""
+    source = helper.make_tensor_value_info("pixels", kind, ["N", 3, size, size])
+    target = helper.make_tensor_value_info("distances", TensorProto.FLOAT, ["N", outputs])
+    values = [
+        helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]),
+        helper.make_tensor("one", TensorProto.FLOAT, [], [offset]),
+        helper.make_tensor("first", TensorProto.INT64, [outputs], list(range(outputs))),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Sub", ["one", "mean"], ["all"]),
+        helper.make_node("Gather", ["all", "first"], ["distances"], axis=1),
+    ]
+    graph = helper.make_graph(nodes, "colours", [source], [target], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def put_model(folder: Path, content: bytes, name: str = MODEL) -> None:
+    (folder / name).write_bytes(content)
+    facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else {"files": {}}
+    facts["files"][name] = {"sha256": hashlib.sha256(content).hexdigest()}
+    (folder / FACTS).write_text(json.dumps(facts))
+
+
+def put_rules(folder: Path, **changes: object) -> None:
+    rules = {
+        "schema": 1,
+        "size": SIZE,
+        "temperature": 0.1,
+        "input": {"name": "pixels"},
+        "output": {"name": "distances"},
+    }
+    (folder / RULES).write_text(json.dumps({**rules, **changes}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "student"
+    place.mkdir()
+    (place / LABELS).write_text(json.dumps(NAMES))
+    put_rules(place)
+    put_model(place, colours())
+    put_model(place, colours(offset=2.0), INT8)
+    return place
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (20, 30), (0, 255, 51)).save(path)
+    return path
+
+
+def test_labels_come_by_probability(
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder), str(picture)]) == 0
+    weights = np.exp(np.array([0, 10, 2.0]))  # softmax(-distances / 0.1), distances 1, 0, 0.8
+    red, green, blue = weights / weights.sum()
+    expected = f"{picture}: green {green:.3f}, blue {blue:.3f}, red {red:.3f}\n"
+    assert capsys.readouterr() == (expected, "")
+
+
+def test_top_and_several_pictures(
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder), str(picture), str(picture), "--top", "1"]) == 0
+    line = f"{picture}: green 1.000\n"
+    assert capsys.readouterr().out == line * 2
+
+
+def test_int8_is_the_other_model(folder: Path, picture: Path) -> None:
+    exact, small = Predictor(folder), Predictor(folder, int8=True)
+    difference = small.distances(picture.read_bytes()) - exact.distances(picture.read_bytes())
+    np.testing.assert_allclose(difference, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "distances"),
+    [
+        (Image.new("RGBA", (9, 9), (0, 0, 0, 0)), [0, 0, 0]),
+        (Image.new("L", (9, 9), 51), [0.8, 0.8, 0.8]),
+        (Image.fromarray(np.full((9, 9), 51 * 256, np.uint16)), [0.8, 0.8, 0.8]),
+        (Image.new("1", (9, 9), 1), [0, 0, 0]),
+    ],
+    ids=["transparent", "grey", "16 bits", "one bit"],
+)
+def test_pictures_of_any_mode(
+    folder: Path, tmp_path: Path, image: Image.Image, distances: list[float]
+) -> None:
+    image.save(tmp_path / "other.png")
+    found = Predictor(folder).distances((tmp_path / "other.png").read_bytes())
+    np.testing.assert_allclose(found, distances, atol=1e-6)
+
+
+def without(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def text(name: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(content)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no model": (without(MODEL), "model.onnx"),
+    "unfinished": (without(FACTS), "takehome.json"),
+    "no labels": (without(LABELS), "labels.json"),
+    "facts are a list": (text(FACTS, "[]"), "sha256"),
+    "files are a list": (text(FACTS, '{"files": []}'), "sha256"),
+    "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of names"),
+    "labels are numbers": (text(LABELS, "[1, 2, 3]"), "must be a list of names"),
+    "no label": (text(LABELS, "[]"), "must be a list of names"),
+    "labels are deep": (text(LABELS, "[" * 100_000), "must be JSON"),
+    "labels are no text": (lambda f: (f / LABELS).write_bytes(b"\xff\xfe\x00"), "must be JSON"),
+    "a label more": (text(LABELS, json.dumps([*NAMES, "x"])), r"must give float32 \[N, 4\]"),
+    "rules are a list": (text(RULES, "[]"), "schema 1"),
+    "another schema": (lambda f: put_rules(f, schema=2), "schema 1"),
+    "absurd size": (lambda f: put_rules(f, size=10**9), "size: must be a whole number from 1"),
+    "negative size": (lambda f: put_rules(f, size=-8), "size: must be a whole number from 1"),
+    "size is true": (lambda f: put_rules(f, size=True), "size: must be a whole number from 1"),
+    "foreign size": (lambda f: put_rules(f, size=16), r"must take float32 \[N, 3, 16, 16\]"),
+    "no heat": (lambda f: put_rules(f, temperature=0), "temperature: must be a number"),
+    "nan": (lambda f: put_rules(f, temperature=float("nan")), "temperature: must be a number"),
+    "text heat": (lambda f: put_rules(f, temperature="1"), "temperature: must be a number"),
+    "no input": (lambda f: put_rules(f, input="pixels"), "input.name: must be a name"),
+    "foreign input": (lambda f: put_rules(f, input={"name": "x"}), "as its one input"),
+    "a flipped bit": (lambda f: (f / MODEL).write_bytes(colours()[:-1] + b"\1"), "sha256"),
+    "no graph": (lambda f: put_model(f, b"no model at all"), "must be an ONNX model"),
+    "empty": (lambda f: put_model(f, b""), "must be an ONNX model"),
+    "two outputs": (lambda f: put_model(f, colours(outputs=2)), r"must give float32 \[N, 3\]"),
+    "integers": (lambda f: put_model(f, colours(kind=6)), "as its one input"),
+    "nan out": (lambda f: put_model(f, colours(offset=float("nan"))), "finite"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
+    name: str, folder: Path, picture: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil, message = HOSTILE[name]
+    spoil(folder)
+    assert main([str(folder), str(picture)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: student ")
+    assert err.count("\n") == 1
+    assert len(err) < 600
+    assert re.search(message, err)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_an_unreadable_picture_is_named(
+    content: bytes | None, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.png"
+    if content is not None:
+        path.write_bytes(content)
+    assert main([str(folder), str(path)]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: picture: cannot be read")
+    assert "broken.png" in err
+
+
+@pytest.mark.parametrize("options", [[], ["--top", "0"], ["--top", "x"], ["--unknown"]])
+def test_wrong_usage_is_exit_code_2(options: list[str], folder: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(folder), *options])
+    assert ended.value.code == 2
+
+
+def test_no_more_is_needed_than_onnxruntime_numpy_and_pillow(folder: Path, picture: Path) -> None:
+    hidden = ("torch", "torchvision", "yaml", "pydantic", "pyarrow", "open_clip", "onnx", "tqdm")
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
+        f"from dfkd.export.predict import main; sys.exit(main({[str(folder), str(picture)]}))"
+    )
+    job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.startswith(f"{picture}: green 1.000")

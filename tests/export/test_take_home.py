@@ -1,0 +1,317 @@
+"""The folder of a small run: a teacher of random weights, and students that know three colours."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dfkd.config.manifest import Manifest
+from dfkd.distillation.student_store import place
+from dfkd.errors import ManifestError
+from dfkd.evaluation.data import open_data
+from dfkd.evaluation.scoring import evaluate
+from dfkd.export import take_home
+from dfkd.export.model_card import EXAMPLE, model_card
+from dfkd.export.onnx_graphs import load
+from dfkd.export.predict import Predictor, main
+from dfkd.models.student import load_student
+from dfkd.models.teacher import Teacher, distances
+from dfkd.report.readers import read_takehome
+from dfkd.storage.local import LocalStorage, open_storage
+from dfkd.utils.images import batch, pixels
+from tests.helpers.tiny_version import CLASSES, publish, write_manifest
+from tests.jobs.test_evaluate import finish, paint, write_teacher
+
+FILES = {
+    "model.onnx",
+    "model.int8.onnx",
+    "labels.json",
+    "preprocess.json",
+    "README.md",
+    "takehome.json",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    manifest: Manifest
+    results: dict[str, Any]
+    folder: Path
+    events: list[str]
+    """What happened in the folder, in order."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "takehome.json").read_text())
+        return found
+
+
+def prepare(folder: Path) -> Manifest:
+    """Vanilla and mix, seeds 1 and 0; the student of mix and seed 1 takes red for green and back.
+
+    Seed 1 comes first in the manifest, so that the first seed is not the smallest.
+    """
+    for name in CLASSES:
+        paint(folder / "data", "flat", name)
+    paint(folder / "data", "ink", "red", count=4)
+    (folder / "data" / "ink" / "red" / "broken.png").write_bytes(b"no picture")
+    path = write_manifest(
+        folder,
+        teacher=write_teacher(folder),
+        prompts={"method": ["vanilla", "mix"]},
+        distillation={"seeds": [1, 0]},
+        evaluation={"data": str(folder / "data")},
+    )
+    manifest = Manifest.read(path)
+    for method in manifest.prompts.method:
+        publish(manifest, method)
+        for seed in manifest.distillation.seeds:
+            finish(manifest, method, seed, swap=(method, seed) == ("mix", 1))
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    manifest = prepare(tmp_path_factory.mktemp("takehome"))
+    results = evaluate(manifest, 1).results
+    events: list[str] = []
+    put, delete = LocalStorage.put, LocalStorage.delete
+
+    def noted_put(self: LocalStorage, key: str, data: bytes | Path) -> None:
+        put(self, key, data)
+        events.append(f"put {key}")
+
+    def noted_delete(self: LocalStorage, key: str) -> None:
+        delete(self, key)
+        events.append(f"delete {key}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "put", noted_put)
+        patch.setattr(LocalStorage, "delete", noted_delete)
+        location = take_home.write(manifest, results, threads=1)
+    return Run(manifest, results, Path(location), events)
+
+
+def test_the_folder_lies_beside_the_results_and_is_whole(run: Run) -> None:
+    assert run.folder == Path(run.manifest.storage.root) / "student"
+    assert {path.name for path in run.folder.iterdir()} == FILES
+    assert run.facts["files"].keys() == FILES - {"takehome.json"}
+    for name, stated in run.facts["files"].items():
+        content = (run.folder / name).read_bytes()
+        found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert stated == found, name
+
+
+def test_the_folder_is_incomplete_until_all_is_there(run: Run) -> None:
+    assert run.events[0] == "delete takehome.json"
+    assert run.events[-1] == "put takehome.json"
+    assert {event.removeprefix("put ") for event in run.events[1:]} == FILES
+
+
+def test_it_is_the_student_of_the_last_method_and_the_first_seed(run: Run) -> None:
+    chosen = place(run.manifest, "mix", 1)
+    about = run.facts["student"]
+    assert (about["method"], about["seed"], about["folder"]) == ("mix", 1, chosen.name)
+    card = json.loads(chosen.storage.get("student.json"))
+    assert about["sha256"] == card["sha256"]
+    assert run.facts["data"]["fingerprint"] == chosen.version.fingerprint
+
+
+def test_the_graph_is_the_student(run: Run) -> None:
+    student, _ = load_student(place(run.manifest, "mix", 1).storage)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    inputs = batch(list(noise))
+    found = load(run.folder / "model.onnx", threads=1)(inputs)
+    np.testing.assert_allclose(found, student(torch.from_numpy(inputs)).numpy(), atol=1e-5)
+
+
+def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
+    check = run.facts["check"]
+    data = open_data(run.manifest.evaluation, run.manifest.classes)
+    images = [
+        pixels(item.read(), 32) for item in data.items if not item.name.endswith("broken.png")
+    ]
+    assert check["images"] == len(images) == 10
+    assert run.facts["evaluation"]["unreadable"] == 1
+    student, _ = load_student(place(run.manifest, "mix", 1).storage)
+    expected = student(torch.from_numpy(batch(images))).numpy()
+    for name in ("model.onnx", "model.int8.onnx"):
+        found = load(run.folder / name, threads=1)(batch(images))
+        largest = np.abs(found - expected).max()
+        assert check[name]["max_difference"] == pytest.approx(largest, rel=0.01, abs=1e-6)
+        same = (found.argmin(1) == expected.argmin(1)).mean()
+        assert check[name]["equal_predictions"] == pytest.approx(same)
+    assert check["model.onnx"]["max_difference"] < 1e-5 < check["model.int8.onnx"]["max_difference"]
+
+
+def test_confidence_is_the_mean_of_the_highest_probability(run: Run) -> None:
+    predictor = Predictor(run.folder)
+    data = open_data(run.manifest.evaluation, run.manifest.classes)
+    whole = [item for item in data.items if not item.name.endswith("broken.png")]
+    highest = [predictor.probabilities(item.read()).max() for item in whole]
+    assert run.facts["confidence"] == pytest.approx(np.mean(highest), rel=1e-4)
+
+
+def test_the_report_reads_it(run: Run) -> None:
+    found = read_takehome(open_storage(run.manifest.storage.root))
+    assert found is not None
+    assert (found.method, found.seed) == ("mix", 1)
+    exact = found.lines[2]
+    assert exact.size == run.facts["files"]["model.onnx"]["bytes"]
+    assert exact.accuracy == run.facts["evaluation"]["accuracy"]["onnx"]["mean"]
+
+
+def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.int8.onnx"):
+        shutil.copy(run.folder / "model.onnx", tmp_path / name)
+    other, _ = load_student(place(run.manifest, "mix", 0).storage)  # knows red from green
+    comparison = take_home.Comparison(other, tmp_path, temperature=0.1, threads=1)
+    red = np.full((1, 32, 32, 3), (200, 60, 60), np.uint8)
+    comparison(torch.from_numpy(batch(list(red))))
+    found = comparison.facts()["model.onnx"]
+    assert found["max_difference"] > 0.5
+    assert found["equal_predictions"] == 0
+
+
+def test_accuracies_are_those_of_the_results_and_of_the_graphs(run: Run) -> None:
+    accuracy = run.facts["evaluation"]["accuracy"]
+    rows = [row for row in run.results["rows"] if (row["method"], row["seed"]) == ("mix", 1)]
+    assert accuracy["torch"]["domains"] == {row["domain"]: row["accuracy"] for row in rows}
+    assert accuracy["onnx"] == accuracy["torch"]
+    assert accuracy["onnx"]["domains"] == {"flat": pytest.approx(1 / 3), "ink": 0.0}
+    assert accuracy["onnx"]["mean"] == pytest.approx(1 / 6)
+    assert accuracy["int8"]["domains"].keys() == {"flat", "ink"}
+    assert accuracy["teacher"]["domains"].keys() == {"flat", "ink"}
+
+
+def test_means_over_classes_are_those_of_the_folder_too(run: Run, tmp_path: Path) -> None:
+    """The student takes red for green and back: 1 of 6 images is right, and 1 of 3 classes."""
+    for name, count in zip(CLASSES, (4, 1, 1), strict=True):
+        paint(tmp_path / "data", "odd", name, count)
+    shutil.copytree(run.manifest.storage.root, tmp_path / "run")
+    manifest = dataclasses.replace(
+        run.manifest,
+        storage=dataclasses.replace(run.manifest.storage, root=str(tmp_path / "run")),
+        evaluation=dataclasses.replace(
+            run.manifest.evaluation, data=str(tmp_path / "data"), average="classes"
+        ),
+    )
+    folder = Path(take_home.write(manifest, evaluate(manifest, 1).results, threads=1))
+    found = json.loads((folder / "takehome.json").read_text())["evaluation"]
+    assert found["average"] == "classes"
+    assert found["accuracy"]["torch"] == found["accuracy"]["onnx"]
+    assert found["accuracy"]["onnx"]["domains"] == {"odd": pytest.approx(1 / 3)}
+    assert found["right"] == pytest.approx(1 / 6)
+    card = (folder / "README.md").read_text()
+    assert "mean over classes" in card
+    assert "17 % of the answers are right" in card
+
+
+def test_calibration_sees_synthesised_images_only(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = place(run.manifest, "mix", 1).version
+    made = {
+        pixels(sample.image, 32).tobytes()
+        for receipt in version.shards
+        for sample in version.samples(receipt)
+    }
+    found = take_home.calibration_images(version, 32)
+    assert run.facts["calibration"] == {"images": 24, "version": version.id}
+    assert {image.tobytes() for image in found} == made
+    monkeypatch.setattr(take_home, "CALIBRATION", 7)
+    few = take_home.calibration_images(version, 32)
+    assert [int(image.mean((0, 1)).argmax()) for image in few] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_sizes_and_latencies_are_measured(run: Run) -> None:
+    facts, latency = run.facts, run.facts["latency"]
+    assert latency["ms"].keys() == {"onnx", "int8", "torch", "teacher"}
+    assert all(found > 0 for found in latency["ms"].values())
+    assert (latency["batch"], latency["threads"], latency["runs"]) == (1, 1, 21)
+    student, _ = load_student(place(run.manifest, "mix", 1).storage)
+    assert facts["student"]["parameters"] == sum(p.numel() for p in student.parameters())
+    assert facts["files"]["model.int8.onnx"]["bytes"] < 0.5 * facts["files"]["model.onnx"]["bytes"]
+    assert facts["teacher"]["bytes"] == 4 * facts["teacher"]["parameters"] > 0
+
+
+def test_the_rules_say_how_to_read_the_output(run: Run) -> None:
+    rules = json.loads((run.folder / "preprocess.json").read_text())
+    assert rules["schema"] == 1
+    assert (rules["size"], rules["colours"], rules["range"]) == (32, "RGB", [0, 1])
+    assert rules["output"]["name"] == "distances"
+    assert "smaller is closer" in rules["output"]["meaning"]
+    assert json.loads((run.folder / "labels.json").read_text()) == list(CLASSES)
+    teacher = Teacher.load(run.manifest.teacher, torch.device("cpu"))
+    assert rules["temperature"] == pytest.approx(1 / teacher.logit_scale)
+
+
+def test_the_temperature_makes_clip_s_probabilities_of_distances() -> None:
+    """softmax(-D / T) is softmax(scale * cosine) to the second order of the angle."""
+    noise = np.random.default_rng(0)
+    image = torch.from_numpy(noise.normal(size=(1, 64)))
+    texts = torch.nn.functional.normalize(image + torch.from_numpy(noise.normal(size=(5, 64))) / 3)
+    image, scale = torch.nn.functional.normalize(image), 20.0
+    expected = (scale * image @ texts.T).softmax(1)
+    found = (-distances(image, texts) * scale).softmax(1)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=0.02)
+
+
+def test_the_card_says_what_was_measured(run: Run) -> None:
+    card, facts = (run.folder / "README.md").read_text(), run.facts
+    del facts["files"]["README.md"]
+    assert card == model_card(facts)
+    for found in (
+        facts["data"]["version"],
+        facts["data"]["fingerprint"],
+        facts["teacher"]["model"],
+        f"{facts['check']['model.onnx']['max_difference']:.2g}",
+        "| `model.onnx` | 33.3 | 0.0 | 16.7 |",
+        "opset 18",
+        "## Limits",
+        "## Licence",
+    ):
+        assert found in card, found
+
+
+@pytest.mark.parametrize("shape", [(40, 101, 3), (77, 40, 4), (32, 32)])
+def test_the_card_s_example_does_what_the_command_does(
+    shape: tuple[int, ...], run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "picture.png")
+    for file in FILES:
+        shutil.copy(run.folder / file, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    script = card.split("```python\n")[1].split("```")[0]
+    assert script == EXAMPLE
+    hidden = "import sys; sys.modules.update(torch=None, dfkd=None, torchvision=None)\n"
+    job = subprocess.run(
+        [sys.executable, "-c", hidden + script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert job.returncode == 0, job.stderr
+    found = [line.rsplit(" ", 1) for line in job.stdout.splitlines()]
+    predictor = Predictor(tmp_path)
+    chances = predictor.probabilities((tmp_path / "picture.png").read_bytes())
+    order = np.argsort(-chances)
+    assert [label for label, _ in found] == [CLASSES[index] for index in order]
+    stated = [float(chance) for _, chance in found]
+    np.testing.assert_allclose(stated, chances[order], atol=6e-4)
+    assert main([str(tmp_path), str(tmp_path / "picture.png")]) == 0
+    assert capsys.readouterr().out.split(": ")[1].startswith(found[0][0])
+
+
+def test_a_student_that_nobody_scored_is_not_handed_out(run: Run) -> None:
+    rows = [row for row in run.results["rows"] if row["model"] == "teacher"]
+    with pytest.raises(ManifestError, match=r"evaluation\.models.*method mix seed 1"):
+        take_home.write(run.manifest, {**run.results, "rows": rows}, threads=1)

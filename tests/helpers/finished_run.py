@@ -1,0 +1,141 @@
+"""Small finished runs, made without training: versions, prompts, students, events, results."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.versions import begin
+from dfkd.distillation.student_store import place
+from dfkd.evaluation.results import Row, ordered, row, summarise, write_results
+from dfkd.models.student import build, card, save_student
+from dfkd.storage import cost_records
+from dfkd.storage.local import Storage, open_storage
+from tests.helpers.tiny_version import publish, write_manifest
+
+CLASSES = ("red", "<img src=x onerror=alert(1)>", "Æ & 'blue'")
+"""Of which one would run a script if it were not escaped."""
+METHODS = ("vanilla", "contrastive")
+DOMAINS = ("photo", "line_drawing", "sketch")
+TEXT = 'A <script>alert(2)</script> of "things"'
+SEEDS = (0, 1)
+LATENCY = {"schema": 1, "ms": {"teacher": 9.0, "student": 4.06}, "machine": "slow"}
+SIZES = {"teacher": 1_000_000, "student": 250_000}
+
+
+def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> Manifest:
+    """The manifest of a run under `folder`, finished; students are right `gain` more often."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_manifest(
+        folder,
+        prompts={"method": list(METHODS)},
+        distillation={"seeds": list(SEEDS)},
+        **sections,
+    )
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"classes": list(CLASSES)}))
+    manifest = Manifest.read(path)
+    storage = open_storage(manifest.storage.root)
+    for method in METHODS:
+        put_prompts(manifest, method)
+        publish(manifest, method)
+        for seed in SEEDS:
+            put_student(manifest, method, seed)
+    put_results(storage, gain)
+    storage.put("latency.json", json.dumps(LATENCY).encode())
+    put_records(storage)
+    put_takehome(storage)
+    return manifest
+
+
+def put_prompts(manifest: Manifest, method: str) -> None:
+    """Two parts of 8-dimensional prompts, those of a class alike."""
+    chosen = manifest.with_method(method)  # type: ignore[arg-type]
+    home = open_storage(manifest.storage.root).child(f"data/{method}")
+    version = begin(home, identity(chosen, {}))
+    noise = np.random.default_rng(len(method))
+    for part in range(2):
+        labels = np.repeat(np.arange(len(CLASSES), dtype=np.int32), 4)
+        spread = 0.1 if method == "vanilla" else 0.6
+        embeddings = np.eye(8)[labels] + spread * noise.normal(size=(len(labels), 8))
+        table = pa.table(
+            {
+                "class_index": labels,
+                "index": np.tile(np.arange(4, dtype=np.int32), len(CLASSES)) + 4 * part,
+                "text": [TEXT] * len(labels),
+                "embedding": pa.array(embeddings.astype("f4").tolist(), pa.list_(pa.float32())),
+            }
+        )
+        version.put_prompts(f"{part:05d}", table)
+
+
+def put_student(manifest: Manifest, method: str, seed: int) -> None:
+    """A student of random weights with the events of three steps."""
+    storage = place(manifest, method, seed).storage  # type: ignore[arg-type]
+    student = build(manifest.distillation, len(CLASSES), 32, seed)
+    save_student(storage, student, card(manifest.distillation, manifest.classes, 32))
+    with tempfile.TemporaryDirectory() as folder:
+        writer = SummaryWriter(folder)
+        for step in range(1, 4):
+            writer.add_scalar("loss", 1.0 / step + seed / 10, step)
+            writer.add_scalar("agreement", 0.25 * step, step)
+        writer.close()
+        for file in Path(folder).iterdir():
+            storage.put(f"tensorboard/{file.name}", file)
+
+
+def scored(model: str, method: str, seed: int, domain: str, right: float) -> Row:
+    """A row in which each of 20 images a class is right with this share, else the next class."""
+    M = len(CLASSES)
+    counts = np.zeros((M, M), dtype=np.int64)
+    for c in range(M):
+        counts[c, c] = round(20 * right)
+        counts[c, (c + 1) % M] = 20 - round(20 * right)
+    return row(model, method, seed, domain, CLASSES, counts)
+
+
+def put_results(storage: Storage, gain: float) -> None:
+    """The teacher is right in 80 %, vanilla in 40 and contrastive in 60 (and 5 more of seed 1)."""
+    rows = []
+    for domain in DOMAINS:
+        rows.append(scored("teacher", "zero-shot", 0, domain, 0.8))
+        for seed in SEEDS:
+            for method, share in zip(METHODS, (0.4, 0.6), strict=True):
+                rows.append(scored("student", method, seed, domain, share + gain + seed / 20))
+    data = {"domains": list(DOMAINS), "notes": ["<i>a note</i>"], "unreadable": []}
+    content = {"schema": 1, "classes": list(CLASSES), "data": data, "parameters": SIZES}
+    content["average"] = "images"
+    write_results(storage, content | {"rows": ordered(rows), "summary": summarise(rows)})
+
+
+def put_records(storage: Storage) -> None:
+    """An hour of synthesis by two workers."""
+    entry = cost_records.Entry(
+        stage="synthesize", method="vanilla", seed=None, seconds=3600.0, worker_seconds=7000.0,
+        images=24, bytes=123_456, workers=2, device="cpu",
+    )  # fmt: skip
+    cost_records.add(storage, entry)
+
+
+def put_takehome(storage: Storage) -> None:
+    """The parts of student/takehome.json that a page shows."""
+    mean = {"mean": 0.6, "domains": {}}
+    facts = {
+        "schema": 1,
+        "student": {"method": "contrastive", "seed": 0, "parameters": 250},
+        "teacher": {"bytes": 4_000_000},
+        "files": {"model.onnx": {"bytes": 1000}, "model.int8.onnx": {"bytes": 300}},
+        "latency": {"ms": {"teacher": 9.0, "torch": 4.0, "onnx": 3.0, "int8": 1.5}},
+        "evaluation": {"accuracy": {"teacher": None, "torch": mean, "onnx": mean, "int8": mean}},
+        "check": {
+            "images": 60,
+            "model.onnx": {"max_difference": 1e-6, "equal_predictions": 1.0},
+            "model.int8.onnx": {"max_difference": 0.02, "equal_predictions": 0.95},
+        },
+    }
+    storage.put("student/takehome.json", json.dumps(facts).encode())

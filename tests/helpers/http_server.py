@@ -1,0 +1,173 @@
+"""A web server on loopback that publishes files as real ones do, and fails as real ones do.
+
+What happens to a request is a script (`inject`); nothing waits longer than it takes to be seen.
+"""
+
+import contextlib
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.models.weights.artifacts import Artifact
+
+
+class Publisher:
+    """Serves `files` by name, with ranges and validators; use as a context.
+
+    Faults, one for a request each: `cut N` ends the connection after N bytes of the body, `busy` is
+    503, `gone` 404, `whole` ignores a range, `shifted` gives another one, `silent` never answers,
+    `held` stops in the middle until `released`, `endless` sends without end, `away URL` redirects.
+    """
+
+    def __init__(self, **files: bytes) -> None:
+        self.files = dict(files)
+        self.validators = True
+        """Whether answers carry an ETag."""
+        self.seen: list[tuple[str, str]] = []
+        """Path and range of each request."""
+        self.held, self.released = threading.Event(), threading.Event()
+        self._script: list[str] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "Publisher":
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def inject(self, *faults: str) -> None:
+        """These, one for each of the next requests."""
+        with self._lock:
+            self._script += faults
+
+    @property
+    def ranges(self) -> list[str]:
+        """What each request asked for; empty is the whole file."""
+        return [asked for _, asked in self.seen]
+
+    def artifact(self, file: str, known: bool = True) -> Artifact:
+        """A file as a catalogue has it, with or without its hash."""
+        digest = hashlib.sha256(self.files[file]).hexdigest() if known else ""
+        return Artifact(file, (f"{self.address}/{file}",), "MIT", digest)
+
+    def publish(self, folder: Path) -> None:
+        """Serve what lies in a folder."""
+        self.files |= {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    def _next(self, path: str, asked: str) -> tuple[str, str]:
+        with self._lock:
+            self.seen.append((path, asked))
+            kind, _, detail = (self._script.pop(0) if self._script else "").partition(" ")
+            return kind, detail
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        publisher = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                kind, detail = publisher._next(self.path, self.headers.get("Range", ""))
+                with contextlib.suppress(OSError):  # the client is gone
+                    self._answer(kind, detail)
+
+            def _answer(self, kind: str, detail: str) -> None:
+                body = publisher.files.get(self.path.rsplit("/", 1)[1])
+                if kind == "silent":
+                    self.connection.recv(1)  # until the client goes away
+                elif kind == "busy" or kind == "gone" or body is None:
+                    self._plain(503 if kind == "busy" else 404)
+                elif kind == "away":
+                    self._plain(302, Location=detail)
+                elif kind == "endless":
+                    self._endless()
+                else:
+                    self._file(kind, detail, body)
+
+            def _plain(self, status: int, **headers: str) -> None:
+                self.send_response_only(status)
+                for name, value in {**headers, "Content-Length": "0"}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def _endless(self) -> None:
+                self.send_response_only(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                while True:
+                    self.wfile.write(b"1000\r\n" + bytes(0x1000) + b"\r\n")
+
+            def _file(self, kind: str, detail: str, body: bytes) -> None:
+                tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+                start = self._start(kind, tag)
+                if start >= len(body) > 0:
+                    self._plain(416, **{"Content-Range": f"bytes */{len(body)}"})
+                    return
+                start = min(start + 1, len(body) - 1) if kind == "shifted" else start
+                rest = body[start:]
+                self.send_response_only(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+                if publisher.validators:
+                    self.send_header("ETag", tag)
+                self.send_header("Content-Length", str(len(rest)))
+                self.end_headers()
+                if kind == "held":
+                    self.wfile.write(rest[: len(rest) // 2])
+                    publisher.held.set()
+                    publisher.released.wait()
+                    self._cut()
+                elif kind == "cut":
+                    self.wfile.write(rest[: int(detail)])
+                    self._cut()
+                else:
+                    self.wfile.write(rest)
+
+            def _start(self, kind: str, tag: str) -> int:
+                """Where the answer begins: 0 unless a range is asked for of this very file."""
+                condition = self.headers.get("If-Range", tag)
+                asked = self.headers.get("Range", "")
+                if kind == "whole" or not asked or condition != tag:
+                    return 0
+                return int(asked.removeprefix("bytes=").removesuffix("-"))
+
+            def _cut(self) -> None:
+                self.close_connection = True
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+        return Handler
+
+
+def give_tag(monkeypatch: pytest.MonkeyPatch, **config: Any) -> None:
+    """Let every model have one tag, `tiny`, with this entry of open_clip's table."""
+
+    def find(model: str, tag: str) -> dict[str, Any]:
+        return config if tag == "tiny" else {}
+
+    for module in ("architecture", "tags", "needs"):
+        monkeypatch.setattr(f"dfkd.{module}.get_pretrained_cfg", find)
+
+
+def keep_hub_model(cache: Path, name: str, weights: Path) -> None:
+    """Leave a model in a cache as the hub's client does when it has downloaded it."""
+    home, commit = cache / "hub" / f"models--{name.replace('/', '--')}", "0" * 40
+    for part in ("refs", f"snapshots/{commit}"):
+        (home / part).mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    kept = home / "snapshots" / commit / "open_clip_model.safetensors"
+    kept.write_bytes(weights.read_bytes())

@@ -1,0 +1,54 @@
+"""The smallest runs of the conventional methods, for tests."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from dfkd.config.manifest import Manifest
+from dfkd.models.teacher import Teacher
+from dfkd.prompts.maker import class_texts
+from dfkd.synthesis.inversion.run import Classifier, Course, Run
+
+CLASSES = ("dog", "house")
+
+NETWORK = {"latent": 8, "width": 4}
+TREE: dict[str, Any] = {
+    "name": "inversion",
+    "classes": list(CLASSES),
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
+    "prompts": {"method": "vanilla"},
+    "synthesis": {"images_per_class": 3, "shard_size": 2, "image_size": 64},
+    "inversion": {
+        "deepinversion": {"low_resolution_steps": 2, "steps": 3, "batch_size": 3},
+        "dfad": {**NETWORK, "rounds": 3, "student_steps": 1, "batch_size": 4, "snapshots": 2},
+        "cmi": {**NETWORK, "steps": 2, "batch_size": 2, "student_steps": 2},
+        "pre": {
+            **NETWORK, "rounds": 2, "student_steps": 2, "memory_steps": 2, "batch_size": 16,
+            "snapshots": 2,
+        },
+    },
+}  # fmt: skip
+
+
+def read(*overrides: str, root: str = "unused") -> Manifest:
+    """A manifest of two classes with three images each, in parts of two and of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "manifest.yaml")
+        file.write_text(yaml.safe_dump(TREE | {"storage": {"root": root}}))
+        return Manifest.read(file, overrides)
+
+
+def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, Run]:
+    """A classifier of the two classes, and a run for images of these classes."""
+    classifier = Classifier(teacher, class_texts(read(), teacher))
+    return classifier, Run(torch.tensor(labels), range(len(labels)), 64)
+
+
+def course(images: int = 4, *parts: Tensor) -> Course:
+    """A run of so many images, with the stored images of its first parts."""
+    return Course(5, images, 64, parts.__getitem__)

@@ -1,0 +1,61 @@
+"""Running the jobs as a user does: a process, its exit code, and what it printed."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(job: str, manifest: Path, *arguments: str) -> list[str]:
+    """The command line of a job."""
+    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), str(manifest), *arguments]
+
+
+def load(job: str) -> ModuleType:
+    """A job's module, to be called in this process, which saves an interpreter's start."""
+    spec = importlib.util.spec_from_file_location(f"{job}_job", ROOT / "jobs" / f"{job}.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(job)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def environment() -> dict[str, str]:
+    """Of a job in a test: small, and without a cluster that happens to be up."""
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return own | {"OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def run(
+    job: str, manifest: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end, in `environment()` or another one."""
+    return subprocess.run(
+        command(job, manifest, *arguments), capture_output=True, text=True, env=env or environment()
+    )
+
+
+def run_words(job: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a job with a command line of its own to its end."""
+    script = str(ROOT / "jobs" / f"{job}.py")
+    return subprocess.run(
+        [sys.executable, script, *words], capture_output=True, text=True, env=environment()
+    )
+
+
+def last_error(found: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a failed job has for its user."""
+    (line,) = [text for text in found.stderr.splitlines() if text.startswith("error: ")]
+    return line
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its relative path."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

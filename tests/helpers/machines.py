@@ -1,0 +1,118 @@
+"""A Ray cluster of several nodes on this machine, whose parts can be killed for real."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
+
+from tests.helpers import jobs
+
+TESTS = Path(__file__).parents[1]
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["filler"])
+"""Drivers are children of a process that has imported all that is slow to import."""
+
+
+class Nodes:
+    """A head without CPUs, and worker nodes of one CPU each."""
+
+    def __init__(self, workers: int) -> None:
+        path = [str(TESTS.parent), str(TESTS), str(TESTS / "faults")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)  # as Ray's workers and drivers see it
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL},
+        )
+        self.workers: list[Node] = []
+        for _ in range(workers):
+            self.add()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a job that joins this cluster."""
+        return jobs.environment() | {"RAY_ADDRESS": self.cluster.address}
+
+    def add(self) -> Node:
+        """Start another worker node."""
+        self.workers.append(self.cluster.add_node(num_cpus=1, **SMALL))
+        return self.workers[-1]
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL to a node's raylet and all its workers."""
+        self.workers.remove(node)
+        for pid in [raylet(node), *below(raylet(node))]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def actors(self, name: str) -> list[tuple[Node, int]]:
+        """Node and process id of each actor of a class."""
+        family = ((node, pid) for node in self.workers for pid in sorted(below(raylet(node))))
+        return [(node, pid) for node, pid in family if f"ray::{name}" in title(pid)]
+
+    def close(self) -> None:
+        """End all that was started."""
+        self.cluster.shutdown()
+
+
+SMALL = {"object_store_memory": 80 << 20}
+
+
+def raylet(node: Node) -> int:
+    """Process id of a node."""
+    (found,) = node.all_processes["raylet"]
+    return int(found.process.pid)
+
+
+def title(pid: int) -> str:
+    """What a process calls itself; nothing if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def below(pid: int) -> set[int]:
+    """All descendants of a process."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int(
+                (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            )
+    found, new = set(), {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new}
+        found |= new
+    return found
+
+
+def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], limit: float = 600.0) -> Any:
+    """Poll until a condition holds; what it gave. Fails once the driver is not `alive` any more."""
+    for _ in range(int(limit / 0.02)):
+        last = not alive()
+        if found := condition():
+            return found
+        assert not last, "the driver has ended before that"
+        time.sleep(0.02)
+    raise AssertionError("did not happen")
+
+
+@contextlib.contextmanager
+def driver(target: Callable[..., None], *arguments: Any) -> Iterator[multiprocessing.Process]:
+    """A driver in a process of its own; one that still runs at the end is killed."""
+    child = CONTEXT.Process(target=target, args=arguments)
+    child.start()
+    try:
+        yield child  # type: ignore[misc]
+    finally:
+        if child.is_alive():
+            child.kill()
+        child.join()

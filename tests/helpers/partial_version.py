@@ -1,0 +1,199 @@
+"""Fills a small version step by step, as a run does, so that tests can kill it on the way."""
+
+import os
+import random
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dfkd.config.plan import Task, sample_key
+from dfkd.dataset import versions
+from dfkd.dataset.shards import Sample, write_shard
+from dfkd.storage.local import Storage, open_storage
+
+IDENTITY: dict[str, Any] = {
+    "schema": 1,
+    "seed": 0,
+    "classes": ["owl", "tree"],
+    "prompts.method": ["vanilla"],
+    "teacher.model": "miniature",
+    "teacher.weights.sha256": "ab" * 32,
+}
+TASKS = tuple(Task(row, shard, shard * 3, 3) for shard in range(2) for row in range(2))
+ENVIRONMENT = {"torch": "2"}
+
+
+def make_sample(class_index: int, index: int, shift: float = 0.0) -> Sample:
+    """The sample that this class and index always give; `shift` makes another one."""
+    noise = np.random.default_rng([class_index, index])
+    metadata = {
+        "class": IDENTITY["classes"][class_index],
+        "class_index": class_index,
+        "index": index,
+        "seed": int(noise.integers(2**62)) * 2 + 1,
+        "method": "vanilla",
+        "prompt": f"A {IDENTITY['classes'][class_index]} in the style of ½ {index}",
+        "loss": 0.5 + shift,
+        "confidence": float(noise.random()),
+        "steps": 20,
+        "attempt": 0,
+    }
+    arrays = {
+        "distances": noise.random(2, np.float32) + 1,
+        "embedding": noise.random(4, np.float32).astype(np.float16),
+    }
+    return Sample(sample_key(class_index, index), noise.bytes(700), "png", metadata, arrays)
+
+
+def write_task(task: Task, path: Path, failed: Collection[int] = (), shift: float = 0.0) -> Path:
+    """The task's shard at `path`, without the failed indices."""
+    wanted = [index for index in task.indices if index not in failed]
+    write_shard([make_sample(task.class_index, index, shift) for index in wanted], path)
+    return path
+
+
+def commit(
+    version: versions.Version, task: Task, failed: Collection[int] = (), shift: float = 0.0
+) -> versions.Receipt:
+    """Write a task's shard and commit it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return version.commit(task, write_task(task, Path(folder, "shard"), failed, shift), failed)
+
+
+def home(root: Path | str) -> Storage:
+    """The vanilla method's storage in a run's root."""
+    return open_storage(str(root)).child("data/vanilla")
+
+
+def open_filling(root: Path | str, tasks: Collection[Task] = TASKS) -> versions.Version:
+    """Begin or resume, and have the prompts there."""
+    version = versions.begin(home(root), IDENTITY)
+    shards = sorted({task.shard_index for task in tasks})
+    for shard in shards:
+        mine = [task for task in tasks if task.shard_index == shard]
+        rows = [{"class_index": t.class_index, "index": i} for t in mine for i in t.indices]
+        version.put_prompts(f"{shard:05d}", pa.Table.from_pylist(rows))
+    version.seal_prompts([f"{shard:05d}" for shard in shards], {})
+    return version
+
+
+def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> versions.PublishedVersion:
+    """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
+    version = open_filling(root, tasks)
+    done = version.receipts()
+    for task in tasks:
+        if task.id not in done:
+            commit(version, task, failed=[4] if task.id == "0001-00001" else [])
+    return version.publish(tasks, ENVIRONMENT)
+
+
+def regenerated(
+    root: Path,
+    base: versions.PublishedVersion,
+    salt: int,
+    fresh: Collection[Task],
+    make_current: bool = True,
+) -> versions.PublishedVersion:
+    """A version in which only some tasks are made anew, with other samples than the base's."""
+    version = versions.begin(
+        home(root), IDENTITY | {"salt": salt, "carried.from": base.fingerprint}
+    )
+    version.carry(fresh)
+    done = version.receipts()
+    for task in TASKS:
+        if task.id not in done:
+            commit(version, task, shift=float(salt))
+    return version.publish(TASKS, ENVIRONMENT, make_current=make_current)
+
+
+def fill_and_die(root: Path, tasks: Collection[Task], calls: int) -> None:
+    """`fill`, but this process kills itself before its `calls`-th step on the file system."""
+    left = calls
+
+    def dying(step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "link", "replace"):
+        setattr(os, name, dying(getattr(os, name)))
+    fill(root, tasks)
+
+
+def fork(target: Callable[..., Any], *arguments: Any, kill_after: float | None = None) -> int:
+    """Run in a child, perhaps with a SIGKILL after some seconds: its exit code, -9 if killed."""
+    child = os.fork()
+    if not child:
+        try:
+            target(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def require_unharmed(root: Path, undisturbed: dict[str, bytes]) -> None:
+    """Whatever is visible is whole: every file but those being written is as it will stay."""
+    for name, data in tree(root).items():
+        if not name.startswith(".partial/") and data != undisturbed[name]:
+            raise AssertionError(f"{name} is half-written")
+
+
+def require_resumed(root: Path, tasks: Collection[Task], undisturbed: dict[str, bytes]) -> None:
+    """The same command again ends in the bytes of an undisturbed run, and leaves nothing else."""
+    if fork(fill, root, tasks) or tree(root) != undisturbed:
+        raise AssertionError(f"{root} differs: {tree(root).keys() ^ undisturbed.keys()}")
+
+
+def kill_at_every_step(root: Path) -> tuple[int, int]:
+    """Kill a run before each of its steps, resume each; the number of steps and of objects."""
+    tasks = TASKS[2:]
+    fork(fill, root / "undisturbed", tasks)
+    undisturbed = tree(root / "undisturbed")
+    step = 1
+    while fork(fill_and_die, place := root / str(step), tasks, step) == -9:
+        require_unharmed(place, undisturbed)
+        require_resumed(place, tasks, undisturbed)
+        step += 1
+    if tree(place) != undisturbed:
+        raise AssertionError("the run that was not killed differs")
+    return step, len(undisturbed)
+
+
+def kill_at_random(root: Path, kills: int) -> int:
+    """Kill runs in one directory again and again, then resume; the number that died."""
+    started = time.monotonic()
+    fork(fill, root / "undisturbed")
+    usual = time.monotonic() - started
+    undisturbed = tree(root / "undisturbed")
+    moments = random.Random(1)
+    died = 0
+    for kill in range(kills):
+        place = root / str(kill // 4)  # each directory suffers four kills
+        died += fork(fill, place, kill_after=moments.uniform(0, usual)) == -9
+        require_unharmed(place, undisturbed)
+        if kill % 4 == 3:
+            require_resumed(place, TASKS, undisturbed)
+    return died
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below `root`, hidden ones too, by path."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}

@@ -1,0 +1,282 @@
+"""What a storage must do, wherever it is: the tests that a directory, moto and Ceph share.
+
+A subclass has fixtures `root` (for `open_storage`, empty) and `storage`, opened there.
+"""
+
+import os
+import pickle
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfkd.dataset import versions
+from dfkd.dataset.random_access import Examples
+from dfkd.dataset.versions import current, verify
+from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.storage.local import MissingObject, Request, Storage, open_storage
+from dfkd.storage.retries import Patience
+from dfkd.storage.s3 import S3Storage
+from dfkd.storage.s3_client import UPLOADS, Connection, Limits
+from tests.helpers import partial_version
+from tests.helpers.s3_proxy import Proxy
+
+
+class StorageTests:
+    """The protocol's promises."""
+
+    @pytest.fixture
+    def storage(self, root: str) -> Storage:
+        return open_storage(root)
+
+    def test_opening_leaves_nothing_to_be_seen(self, storage: Storage) -> None:
+        assert list(storage.list()) == []
+        assert storage.folders() == ()
+
+    def test_put_replaces_and_put_if_absent_does_not(self, storage: Storage) -> None:
+        storage.put("a/b", b"1")
+        storage.put("a/b", b"2")
+        assert not storage.put_if_absent("a/b", b"3")
+        assert storage.get("a/b") == b"2"
+        assert storage.put_if_absent("empty", b"")
+        assert storage.get("empty") == b""
+
+    def test_no_more_of_an_object_is_read_than_is_asked_for(self, storage: Storage) -> None:
+        storage.put("a/b", b"12345")
+        assert [storage.get("a/b", limit) for limit in (1, 5, 6)] == [b"1", b"12345", b"12345"]
+        with pytest.raises(MissingObject):
+            storage.get("a/c", 1)
+
+    def test_a_range_is_cut_where_the_object_ends(self, storage: Storage) -> None:
+        storage.put("a/b", b"12345")
+        ranges = [(0, 5), (1, 3), (3, 9), (5, 9), (7, 9), (2, 2)]
+        found = [storage.get_range("a/b", *each) for each in ranges]
+        assert found == [b"12345", b"23", b"45", b"", b"", b""]
+        with pytest.raises(MissingObject):
+            storage.get_range("a/c", 0, 1)
+
+    def test_objects_from_files_and_into_files(self, storage: Storage, tmp_path: Path) -> None:
+        (tmp_path / "in").write_bytes(b"x" * 9999)
+        assert storage.child("a").put_if_absent("c.d", tmp_path / "in")
+        storage.get_file("a/c.d", tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == b"x" * 9999
+
+    def test_listing(self, storage: Storage) -> None:
+        for key in ("a/b", "a-b", "a/c.d"):
+            storage.put(key, b"")
+        assert list(storage.list()) == ["a-b", "a/b", "a/c.d"]
+        assert list(storage.child("a").list("c")) == ["c.d"]
+        assert storage.folders() == ("a",)
+        assert storage.location("a/b").endswith("/runs/one/a/b")
+
+    def test_entries_have_sizes_and_ages_by_the_clock_of_the_store(self, storage: Storage) -> None:
+        def ages() -> dict[str, float]:
+            return {entry.key: entry.age for entry in storage.entries("b")}
+
+        storage.put("a", b"")
+        storage.put("b/old", b"123")
+        while ages()["b/old"] < 1:
+            pass
+        storage.put("b/young", b"")
+        found = ages()
+        assert 0 <= found["b/young"] < found["b/old"]
+        sizes = [(entry.key, entry.size) for entry in storage.entries()]
+        assert sizes == [("a", 0), ("b/old", 3), ("b/young", 0)]
+
+    def test_missing_objects(self, storage: Storage, tmp_path: Path) -> None:
+        storage.put("a/b", b"")
+        storage.delete("a/b")
+        storage.delete("a/b")
+        assert not storage.exists("a/b")
+        for read in (storage.get, lambda key: storage.get_file(key, tmp_path / "out")):
+            with pytest.raises(MissingObject, match="no such object"):
+                read("a/b")
+
+    def test_it_travels_to_other_processes(self, storage: Storage) -> None:
+        storage.child("a").put("b", b"1")
+        assert pickle.loads(pickle.dumps(storage)).get("a/b") == b"1"
+        assert pickle.loads(pickle.dumps(storage.child("a"))).get("b") == b"1"
+
+    def test_exactly_one_of_sixteen_racing_writers_wins(self, storage: Storage) -> None:
+        with ThreadPoolExecutor(16) as pool:
+            won = list(pool.map(lambda n: storage.put_if_absent("prize", bytes([n])), range(16)))
+        assert sum(won) == 1
+        assert storage.get("prize") == bytes([won.index(True)])
+
+    def test_a_version_is_the_same_bytes_everywhere(
+        self, storage: Storage, root: str, tmp_path: Path
+    ) -> None:
+        partial_version.fill(tmp_path / "elsewhere")
+        published = partial_version.fill(root)
+        assert current(storage.child("data/vanilla")) == published
+        assert verify(published) == []
+        copy = {key: storage.get(key) for key in storage.list()}
+        assert copy == partial_version.tree(tmp_path / "elsewhere")
+
+    def test_single_samples_are_verified_wherever_they_lie(
+        self, storage: Storage, root: str
+    ) -> None:
+        version = partial_version.fill(root)
+        examples, receipt = Examples(version), version.shards[0]
+        whole = [sample.key for sample in version.samples(receipt)]
+        assert [example.key for example in examples.read(np.arange(3))] == whole
+        data = storage.get(f"data/vanilla/{receipt.key}")
+        for kept in (data[:1000], data[:-1], data[:600] + b"x" + data[601:]):
+            storage.put(f"data/vanilla/{receipt.key}", kept)
+            with pytest.raises(CorruptionError, match=f"{receipt.shard}: a sample of"):
+                [examples.read(np.array([sample])) for sample in range(3)]
+
+
+class FaultTests:
+    """What an S3 storage makes of a bad network and of a bad store.
+
+    A subclass has a fixture `root` as above, whose environment reaches the store.
+    """
+
+    @pytest.fixture
+    def proxy(self, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+        with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            yield proxy
+
+    @pytest.fixture
+    def storage(self, root: str, proxy: Proxy) -> S3Storage:
+        bucket, _, prefix = root.removeprefix("s3://").partition("/")
+        return S3Storage(bucket, prefix, Connection(Limits(Patience(pause=0.01), part=5 << 20)))
+
+    def test_busy_stores_are_asked_again(self, storage: S3Storage, proxy: Proxy) -> None:
+        seen: list[Request] = []
+        watched = storage.child("a").observed(seen.append)
+        for kinds in (("busy", "busy", "throttled"), ("cut answer", "lost")):
+            proxy.inject(*kinds)
+            watched.put("b", b"12345")
+            proxy.inject(*kinds)
+            assert watched.get("b") == b"12345"
+            proxy.inject(*kinds)
+            assert list(watched.list()) == ["b"]
+            proxy.inject(*kinds)
+            assert watched.exists("b")
+            proxy.inject(*kinds)
+            watched.delete("b")
+        assert len(proxy.struck) == 5 * (3 + 2)
+        assert len(seen) == len(proxy.seen)
+        first = [(each.operation, each.attempt, each.error, each.bytes) for each in seen[:4]]
+        busy = ["SlowDown", "SlowDown", "TooManyRequests"]
+        assert first[:3] == [("put", n, code, 0) for n, code in enumerate(busy, 1)]
+        assert first[3] == ("put", 4, "", 5)
+        assert all(each.seconds > 0 for each in seen)
+        assert pickle.loads(pickle.dumps(watched)).put_if_absent("c", b"")
+        assert len(seen) == len(proxy.seen) - 1  # an observer stays behind
+
+    def test_bodies_that_break_off_are_sent_and_read_again(
+        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        data = random.Random(0).randbytes(3 << 20)
+        (tmp_path / "in").write_bytes(data)
+        proxy.inject("cut request", "cut request")
+        storage.put("a", tmp_path / "in")
+        proxy.inject("cut request")
+        assert storage.put_if_absent("b", data)
+        proxy.inject("cut answer", "cut answer", "slow")
+        assert storage.get("a") == data
+        proxy.inject("cut answer", "slow")
+        storage.get_file("b", tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == data
+
+    def test_an_answer_that_never_comes_is_given_up(self, storage: S3Storage, proxy: Proxy) -> None:
+        limits = Limits(Patience(pause=0.01), read=2.0)
+        impatient = S3Storage(storage.bucket, storage.prefix, Connection(limits))
+        proxy.inject("silent", "silent")
+        assert impatient.put_if_absent("a", b"1")
+        assert impatient.get("a") == b"1"
+
+    def test_a_put_whose_answer_was_lost_is_known_again(
+        self, storage: S3Storage, proxy: Proxy
+    ) -> None:
+        proxy.inject("lost", "busy", "lost")
+        assert storage.put_if_absent("ours", b"same")
+        assert not storage.put_if_absent("ours", b"same")
+
+    def test_an_answer_that_was_lost_makes_no_second_winner(
+        self, storage: S3Storage, proxy: Proxy
+    ) -> None:
+        assert storage.put_if_absent("theirs", b"same")
+        proxy.inject("lost", "lost", "busy")
+        assert not storage.put_if_absent("theirs", b"same")
+        proxy.storm(seed=1, share=0.4, kinds=["lost", "busy", "cut answer", "cut request"])
+        with ThreadPoolExecutor(16) as pool:
+            won = list(pool.map(lambda n: storage.put_if_absent("prize", bytes([n])), range(16)))
+        proxy.storm(seed=1, share=0, kinds=[])
+        assert sum(won) == 1
+        assert storage.get("prize") == bytes([won.index(True)])
+        assert "lost" in proxy.struck
+
+    def test_large_objects_are_put_in_parts(
+        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        data = random.Random(0).randbytes(12 << 20)
+        (tmp_path / "in").write_bytes(data)
+        proxy.inject("busy", "lost", method="PUT", target="partNumber=2")
+        proxy.inject("cut request", method="PUT", target="partNumber=3")
+        proxy.inject("lost", "busy", method="POST", target="uploadId=")
+        seen: list[Request] = []
+        storage.observed(seen.append).put("a/large", tmp_path / "in")
+        assert storage.get("a/large") == data
+        done = [(each.operation, each.bytes) for each in seen if not each.error]
+        parts = [("part", 5 << 20), ("part", 5 << 20), ("part", 2 << 20)]
+        assert sorted(done)[-3:] == sorted(parts)
+        assert storage.abort_uploads(0) == 0
+        storage.put("a/large", data[: 6 << 20])
+        assert storage.get("a/large") == data[: 6 << 20]
+
+    def test_a_failed_upload_leaves_nothing(self, storage: S3Storage, proxy: Proxy) -> None:
+        brief = S3Storage(
+            storage.bucket,
+            storage.prefix,
+            Connection(Limits(Patience(2, pause=0.01), part=5 << 20)),
+        )
+        proxy.inject("busy", "busy", method="PUT", target="partNumber=2")
+        with pytest.raises(InfrastructureError, match=r"large: SlowDown; run the same command"):
+            brief.put("large", bytes(11 << 20))
+        assert not storage.exists("large")
+        assert storage.abort_uploads(0) == 0
+
+    def test_an_object_too_large_for_one_request_is_refused(
+        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        with (tmp_path / "huge").open("wb") as stream:
+            stream.truncate((5 << 30) + 1)
+        with pytest.raises(DfkdError, match=r"at most 5368709120 bytes .*shard_size") as caught:
+            storage.put_if_absent("huge", tmp_path / "huge")
+        assert caught.value.exit_code == Exit.FAILED
+        assert proxy.seen == []
+
+    def test_few_bodies_are_sent_at_once(self, storage: S3Storage, proxy: Proxy) -> None:
+        proxy.gate = threading.Barrier(UPLOADS)  # so that as many as may be are there
+        with ThreadPoolExecutor(3 * UPLOADS) as pool:
+            list(pool.map(lambda n: storage.put(f"a{n}", b"1"), range(3 * UPLOADS)))
+        assert proxy.most_uploads == UPLOADS
+
+    def test_a_store_in_which_both_writers_win_is_refused(
+        self, root: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_storage(root)
+        with Proxy(os.environ["AWS_ENDPOINT_URL"], drop_conditions=True) as ignorant:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", ignorant.endpoint)
+            for place in (root, f"{root}/never-opened"):
+                with pytest.raises(ManifestError, match="a store that honours PUT with If-None"):
+                    open_storage(place)
+
+    def test_opening_costs_one_request_after_the_first_time(self, root: str, proxy: Proxy) -> None:
+        assert [len(proxy.seen) for _ in range(3) if open_storage(root)] == [2, 3, 4]
+
+    def test_a_shard_costs_three_requests(self, root: str, proxy: Proxy) -> None:
+        version = versions.begin(partial_version.home(root), partial_version.IDENTITY)
+        before = len(proxy.seen)
+        for task in partial_version.TASKS:
+            partial_version.commit(version, task)
+        assert len(proxy.seen) - before == 3 * len(partial_version.TASKS)

@@ -1,0 +1,92 @@
+"""A small published version whose classes can be told apart by their colours, for tests."""
+
+import io
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import Task, sample_key, tasks
+from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.versions import PublishedVersion, begin
+from dfkd.storage.local import open_storage
+
+CLASSES = ("red", "green", "blue")
+EMBEDDING = 8
+
+
+def write_manifest(folder: Path, **sections: dict[str, object]) -> Path:
+    """A manifest file of a run under `folder`; `sections` are merged into it."""
+    tree: dict[str, object] = {
+        "name": "tiny",
+        "classes": list(CLASSES),
+        "storage": {"root": str(folder / "run")},
+        "teacher": {"model": "miniature", "weights": "miniature"},
+        "generator": {"config": "miniature", "weights": "miniature"},
+        "prompts": {"method": "vanilla"},
+        "synthesis": {"images_per_class": 8, "shard_size": 4, "image_size": 32, "views": 1},
+        "distillation": {
+            "student": "timm:test_resnet",
+            "weights": "none",
+            "labels": "stored",
+            "augmentation": [],
+            "batch_size": 6,
+            "warmup_epochs": 0,
+            "epochs": 3,
+            "learning_rate": 0.05,
+        },
+    }
+    for name, section in sections.items():
+        known = tree.setdefault(name, {})
+        assert isinstance(known, dict)
+        known.update(section)
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def publish(
+    manifest: Manifest, method: str = "vanilla", digests: Mapping[str, str] = MappingProxyType({})
+) -> PublishedVersion:
+    """The version of a manifest, made of noisy images in the colour of their class."""
+    chosen = manifest.with_method(method)  # type: ignore[arg-type]
+    home = open_storage(manifest.storage.root).child(f"data/{method}")
+    version = begin(home, identity(chosen, digests))
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks(manifest):
+            tar = Path(folder, f"{task.id}.tar")
+            write_shard([_sample(chosen, task, index) for index in task.indices], tar)
+            version.commit(task, tar)
+    return version.publish(tasks(manifest), {})
+
+
+def _sample(manifest: Manifest, task: Task, index: int) -> Sample:
+    noise = np.random.default_rng([task.class_index, index])
+    size, classes = manifest.synthesis.image_size, len(manifest.classes)
+    pixels = noise.integers(0, 120, (size, size, 3), dtype=np.uint8)
+    pixels[..., task.class_index % 3] += 120
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    distances = np.full(classes, 1.2, np.float32) + noise.normal(0, 0.01, classes).astype("f4")
+    distances[task.class_index] -= 0.4
+    metadata = {
+        "class": manifest.classes[task.class_index],
+        "class_index": task.class_index,
+        "index": index,
+        "seed": index,
+        "method": manifest.prompts.method[0],
+        "prompt": "A thing",
+        "loss": 0.5,
+        "confidence": 0.9,
+        "steps": 1,
+        "attempt": 0,
+    }
+    embedding = np.eye(EMBEDDING, dtype=np.float16)[task.class_index % EMBEDDING]
+    arrays = {"distances": distances, "embedding": embedding}
+    return Sample(sample_key(task.class_index, index), stream.getvalue(), "png", metadata, arrays)

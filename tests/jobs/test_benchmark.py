@@ -1,0 +1,206 @@
+"""What things cost: the benchmarks at their smallest sizes, on real parts."""
+
+import json
+import mmap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.benchmarks import driver, loading, stages
+from dfkd.benchmarks.driver import Counts, counted
+from dfkd.benchmarks.memory import Memory, Watch, watched
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.versions import current
+from dfkd.storage.local import open_storage
+from tests.helpers import jobs
+from tests.helpers.jobs import run_words
+from tests.helpers.tiny_version import write_manifest
+
+
+def record(folder: Path, name: str) -> dict[str, Any]:
+    found = json.loads((folder / "run" / "benchmarks" / f"{name}.json").read_text())
+    assert found["benchmark"] == name
+    assert found["machine"]["cpus"] >= 1
+    assert found["environment"]["torch"]
+    assert {name, "all"} & set(found["command"].split())
+    results: dict[str, Any] = found["results"]
+    return results
+
+
+def test_the_scale_benchmark_builds_and_reads_a_version(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, teacher={"model": "miniature", "weights": "miniature"})
+    done = run_words("benchmark", "scale", str(manifest), "--classes", "4")
+    assert done.returncode == 0, done.stderr
+    results = record(tmp_path, "scale")
+    assert (results["classes"], results["tasks"], results["samples"]) == (4, 8, 32)
+    assert results["found_tasks"] == 0
+    assert list(results["steps"]) == ["check", "open", "prompts", "publish", "shards", "stream"]
+    for step in results["steps"].values():
+        assert 0 < step["memory"]["driver_most"] < step["memory"]["tree_most"]
+
+    # No reader of the run itself ever meets a stand-in.
+    root = open_storage(str(tmp_path / "run"))
+    assert current(root.child("data/vanilla")) is None
+    version = current(root.child("benchmarks/scale/data/vanilla"))
+    assert version is not None
+    assert sum(len(list(version.samples(receipt))) for receipt in version.shards) == 32
+
+
+def test_the_record_names_the_arguments_that_were_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.load("benchmark")
+    monkeypatch.setattr("sys.argv", ["pytest", "-q"])
+    monkeypatch.setattr(job, "settle", lambda threads: None)
+    monkeypatch.setitem(job.BENCHMARKS, "export", lambda manifest, options: {"image_size": {}})
+    path = str(write_manifest(tmp_path))
+    assert job.main(["export", path, "--set", "synthesis.steps=1"]) == 0
+    kept = json.loads((tmp_path / "run" / "benchmarks" / "export.json").read_text())
+    assert kept["command"] == f"python jobs/benchmark.py export {path} --set synthesis.steps=1"
+
+
+def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path)
+    sizes = ["--tasks", "20", "40", "--shards", "3", "6"]
+    done = run_words("benchmark", "driver", str(manifest), *sizes)
+    assert done.returncode == 0, done.stderr
+    results = record(tmp_path, "driver")
+    assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
+    assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
+    assert all(len(pool["ms_per_task"]["values"]) == 10 for pool in results["pool"])
+    assert [version["shards"] for version in results["requests"]] == [3, 6]
+    # The versions that were counted are gone; the record is all that is left.
+    left = list(open_storage(str(tmp_path / "run")).list())
+    assert left == ["benchmarks/driver.json", "benchmarks/table.md"]
+
+
+def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    small, large = driver.requests(manifest, [6, 12])
+
+    def of(version: dict[str, Any], stage: str) -> dict[str, int]:
+        found: dict[str, int] = version["stages"][stage]["requests"]
+        return found
+
+    for stage in ("shards", "publish"):
+        once, twice = of(small, stage), of(large, stage)
+        assert {name: twice[name] - once[name] for name in twice if twice[name] > once[name]} == (
+            {name: 6 * count for name, count in PER_SHARD[stage].items()}
+        )
+    for stage in ("resume", "open"):
+        assert of(small, stage) == of(large, stage)
+
+
+PER_SHARD = {
+    # Its prompts: size, and Parquet's footer and one row group; its tar, its receipt.
+    "shards": {"exists": 1, "get_range": 2, "put_if_absent": 2, "size": 1},
+    "publish": {"get": 2},  # the receipt and the shard
+}
+
+
+@pytest.mark.parametrize("classes", [7, 345])
+def test_batches_hold_classes_nearly_as_evenly_as_under_uniform_shuffling(classes: int) -> None:
+    found = {figure.name: figure.ratio for figure in loading.mixing(classes)}
+    ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
+    assert ratios[f"a class's share varies, {classes} classes, runs"] < 1.2
+    assert ratios[f"a class's share varies, {classes} classes, whole shards"] > 2
+
+
+def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:
+    counts = Counts()
+    storage = counted(open_storage(str(tmp_path)), counts)
+    child = storage.child("a")
+    assert child.put_if_absent("b", b"123")
+    assert child.get("b") == b"123"
+    assert child.get_range("b", 1, 3) == b"23"
+    assert list(storage.list("a/")) == ["a/b"]
+    assert list(storage.list("c/")) == []
+    assert storage.location("a/b") == str(tmp_path / "a" / "b")
+    assert counts.by_operation == {"put_if_absent": 1, "get": 1, "get_range": 1, "list": 2}
+
+
+def test_a_run_without_latents_has_no_rate_of_image_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"synthesize": 2.0, "distill": 4.0}
+    monkeypatch.setattr(stages, "_timed", lambda manifest: seconds)
+    manifest = Manifest.read(write_manifest(tmp_path))
+
+    def names(manifest: Manifest) -> list[str]:
+        return [figure["name"] for figure in stages.measure(manifest)["figures"]]
+
+    whole = names(manifest)
+    assert "image-steps in stage synthesize" in whole
+    dfad = replace(manifest, synthesis=replace(manifest.synthesis, method=("dfad",)))
+    assert names(dfad) == [name for name in whole if "image-steps" not in name]
+
+
+def test_memory_is_watched_from_outside() -> None:
+    # mapped, because an allocation may be served from pages that this process has kept
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, 64 << 20, flags=private) as held, watched(interval=0.01) as watch:
+        for page in range(0, len(held), mmap.PAGESIZE):
+            held[page] = 1  # a page counts once it is written to
+    first, last = watch.samples[0], watch.samples[-1]
+    assert last.driver - first.driver > 48 << 20
+    assert last.tree >= last.driver
+    assert last.seconds >= first.seconds
+
+
+def test_a_summary_shows_growth() -> None:
+    watch = Watch([Memory(second, second * 10, 100) for second in range(101)])
+    summary = watch.summary()
+    assert summary["driver_most"] == 1000
+    assert summary["tree_most"] == 100
+    assert summary["driver_by_tenth"] == sorted(summary["driver_by_tenth"])
+    assert len(summary["driver_by_tenth"]) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_hot_paths_are_timed(tmp_path: Path) -> None:
+    manifest = write_manifest(
+        tmp_path,
+        teacher={"model": "miniature", "weights": "miniature"},
+        synthesis={"image_size": 64, "batch_size": 2},
+        prompts={"contrastive": {"batch_size": 4, "bank": 8}},
+    )
+    options = ("--quick", "--repeats", "1", "--set", "classes=[clock, cat, bell]")
+    done = run_words("benchmark", "all", str(manifest), *options)
+    assert done.returncode == 0, done.stderr
+    for name, figure in FIGURES.items():
+        results = record(tmp_path, name)
+        assert 0 < results["memory"]["driver_most"] <= results["memory"]["tree_most"]
+        found = {each["name"]: each for each in results["figures"]}
+        assert all(each["median"] > 0 for each in found.values())
+        assert 0 < found[figure]["share"] < 2  # of a limit that noise may understate
+        assert figure in done.stdout
+    export = record(tmp_path, "export")["image_size"]
+    assert export.keys() == {"32", "64", "128"}
+    for at in export.values():
+        assert at["ms"].keys() == at["bytes"].keys() == {"teacher", "student", "student, int8"}
+        assert at["bytes"]["student, int8"] < at["bytes"]["student"]
+    diversity = record(tmp_path, "prompts")["diversity"]
+    assert list(diversity) == ["1", "12", "2", "4"]
+    assert len({facts["similarity"] for facts in diversity.values()}) == 4
+    waiting = record(tmp_path, "distillation")["waiting"].values()
+    assert all(0 < share["median"] < 1 for share in waiting)
+
+    # What was built to be timed is gone.
+    left = list(open_storage(str(tmp_path / "run" / "benchmarks")).list())
+    names = [*FIGURES, "export", "driver", "stages"]
+    assert {key for key in left if not key.startswith("scale/")} == {
+        "table.md", "scale.json", *(f"{name}.json" for name in names)
+    }  # fmt: skip
+    written = (tmp_path / "run" / "benchmarks" / "table.md").read_text()
+    assert all(f"## {name}\n" in written for name in names)
+
+
+FIGURES = {
+    "synthesis": "synthesis",
+    "prompts": "contrastive prompts",
+    "streaming": "stream, 64 px",
+    "distillation": "distillation, live labels",
+}

@@ -1,0 +1,92 @@
+"""The job as a user meets it: shows what it would do, does exactly that, and refuses nonsense."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.dataset.versions import current, verify
+from dfkd.errors import Exit
+from dfkd.storage import lease
+from dfkd.storage.local import open_storage
+from tests.helpers import partial_version
+from tests.helpers.jobs import ROOT
+from tests.helpers.partial_version import TASKS, fill, home, regenerated
+from tests.helpers.tiny_version import write_manifest
+from tests.pipeline.test_garbage_collection import age
+
+
+def load_job() -> Any:
+    """The job as a module; `jobs` is a folder of scripts, not a package."""
+    spec = importlib.util.spec_from_file_location("clean_job", ROOT / "jobs" / "clean.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+clean = load_job()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A run with two versions, of which the second carries three shards of the first over."""
+    write_manifest(tmp_path)
+    regenerated(tmp_path / "run", fill(tmp_path / "run"), 1, TASKS[:1])
+    return tmp_path / "run"
+
+
+def test_a_dry_run_says_exactly_what_the_next_call_removes(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = str(root.parent / "manifest.yaml")
+    before = partial_version.tree(root)
+    assert clean.main([manifest, "--dry-run", "--keep=1"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["objects"] == 0  # all of it is younger than a day
+    assert clean.main([manifest, "--dry-run", "--keep=2", "--grace=0"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["remove"] == []
+    age(root, 2 * clean.GRACE)
+    assert clean.main([manifest, "--dry-run", "--keep=1"]) == Exit.DONE
+    planned = json.loads(capsys.readouterr().out)
+    assert partial_version.tree(root) == before
+    objects = {
+        key: size for removal in planned["remove"] for key, size in removal["objects"].items()
+    }
+    assert planned["objects"] == len(objects) > 5
+    assert objects == {key: len(before[key]) for key in objects}
+
+    assert clean.main([manifest, "--keep=1"]) == Exit.DONE
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"wrote {root / 'clean.json'}"
+    assert f"removed {planned['objects']} objects, {planned['bytes']} bytes" in lines
+    assert before.keys() - partial_version.tree(root).keys() == objects.keys()
+    assert json.loads((root / "clean.json").read_text()) == planned | {"schema": 1}
+    held = current(home(root))
+    assert held is not None
+    assert verify(held) == []
+
+
+def test_two_sweeps_do_not_run_at_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lease.holding(open_storage(str(root)), "clean", 600):
+        assert clean.main([str(root.parent / "manifest.yaml")]) == Exit.RETRY
+    assert "lease clean: is held by" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_is_refused_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_manifest(tmp_path)
+    for more in ([], ["--dry-run"]):
+        assert clean.main([str(path), *more]) == Exit.USAGE
+        assert "storage.root: must be there" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["--keep=0"], ["--grace=-1"], ["--grace=inf"], ["--keep=x"]])
+def test_nonsense_is_refused(tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        clean.main([str(write_manifest(tmp_path)), *words])
+    assert caught.value.code == Exit.USAGE

@@ -1,0 +1,131 @@
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dfkd.config.manifest import Manifest
+from dfkd.models.student import load_student
+from dfkd.models.teacher import resolve
+from dfkd.storage import cost_records
+from dfkd.storage.local import open_storage
+from tests.helpers import jobs
+from tests.helpers.tiny_models import RESNET, model_config, write_backbone, write_teacher
+from tests.helpers.tiny_version import publish, write_manifest
+
+
+def student(folder: Path) -> Path:
+    (found,) = (folder / "run" / "students").iterdir()
+    return found
+
+
+def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) -> None:
+    teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
+    settings = {
+        "weights": str(write_backbone(tmp_path / "backbone.safetensors")),
+        "warmup_epochs": 2,
+        "epochs": 6,
+        "augmentation": ["crop", "noise"],
+        "labels": "live",
+        "learning_rate": 0.01,
+    }
+    manifests = {}
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+        manifests[name] = write_manifest(
+            tmp_path / name,
+            distillation=settings,
+            teacher={"model": teacher.model, "weights": teacher.weights},
+        )
+        publish(Manifest.read(manifests[name]), digests=resolve(teacher).digests)
+    assert jobs.run("distill", manifests["undisturbed"]).returncode == 0
+
+    process = subprocess.Popen(jobs.command("distill", manifests["killed"]), env=jobs.environment())
+    checkpoints = tmp_path / "killed" / "run" / "students"
+    while len(list(checkpoints.glob("*/checkpoints/*.safetensors"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (student(tmp_path / "killed") / "student.json").exists()
+
+    done = jobs.run("distill", manifests["killed"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"wrote {student(tmp_path / 'killed')}/student.json"
+    left, right = (student(tmp_path / name) for name in ("undisturbed", "killed"))
+    for name in ("student.safetensors", "student.json"):
+        assert (left / name).read_bytes() == (right / name).read_bytes()
+    assert not list((right / "checkpoints").iterdir())
+    (whole,), (rest,) = (
+        cost_records.read(open_storage(str(tmp_path / name / "run")))
+        for name in ("undisturbed", "killed")
+    )
+    assert whole.key == "records/distill-vanilla-s0.json"
+    assert (whole.images, whole.workers) == (8 * 4 * 6, 1)  # epochs, steps, images of a step
+    assert whole.bytes == len((left / "student.safetensors").read_bytes())
+    assert whole.worker_seconds == whole.seconds > 0
+    assert 0 < rest.images <= 6 * 4 * 6  # of what the kill had left, after two checkpoints
+    events = EventAccumulator(str(left / "tensorboard"))
+    events.Reload()
+    (views,) = events.Images("augmented")
+    assert (views.step, views.width, views.height) == (0, 6 * 32, 32)
+    assert list((right / "tensorboard").iterdir())
+
+
+def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, distillation={"epochs": 1, "warmup_epochs": 0})
+    publish(Manifest.read(manifest))
+    first = jobs.run("distill", manifest)
+    assert first.returncode == 0, first.stderr
+    assert "vanilla seed 0: trained" in first.stdout
+    written = (student(tmp_path) / "student.safetensors").stat().st_mtime_ns
+    second = jobs.run("distill", manifest, "--set", "distillation.seeds=[0, 1]")
+    assert second.returncode == 0, second.stderr
+    assert "vanilla seed 0: reused" in second.stdout
+    assert "vanilla seed 1: trained" in second.stdout
+    entries = cost_records.read(open_storage(str(tmp_path / "run")))
+    assert [entry.seed for entry in entries] == [0, 1]
+    students = sorted((tmp_path / "run" / "students").iterdir())
+    assert [found.name[:11] for found in students] == ["vanilla-s0-", "vanilla-s1-"]
+    assert (students[0] / "student.safetensors").stat().st_mtime_ns == written
+    loaded, meta = load_student(students[1])
+    assert meta["seed"] == 1
+    assert loaded.head.out_features == 3
+
+
+def test_the_plan_is_printed_without_touching_anything(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path)
+    done = jobs.run("distill", manifest, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["steps_per_epoch"] == 4
+    assert plan["steps_per_student"] == 12
+    assert plan["images_seen"] == 72
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_ends_in_one_line_and_its_exit_code(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path)
+    done = jobs.run("distill", manifest)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: storage.root: must hold a published version")
+
+    version = publish(Manifest.read(manifest))
+    done = jobs.run("distill", manifest, "--set", "distillation.batch_size=25")
+    assert done.returncode == 2
+    assert "distillation.batch_size: must not exceed the 24 images" in done.stderr
+
+    shard = Path(version.storage.location(version.shards[0].shard))
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.unlink()
+    shard.write_bytes(data)
+    done = jobs.run("distill", manifest)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: shard {version.shards[0].shard}: a sample of ")
+    assert "the index says" in last
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,295 @@
+"""The job on a small run: a teacher of random weights, and students that know three colours."""
+
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.distillation.student_store import place
+from dfkd.evaluation.results import validate_results
+from dfkd.models import teacher_architecture
+from dfkd.models.student import Student, build, card, save_student
+from dfkd.storage import cost_records
+from dfkd.storage.local import open_storage
+from tests.helpers import jobs
+from tests.helpers.tiny_version import CLASSES, publish, write_manifest
+
+PURE = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
+TOWERS = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+
+
+class Evaluate(Protocol):
+    def __call__(self, manifest: Path, *options: str) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    """The job in this process, which saves an interpreter's start for each call."""
+    job = jobs.load("evaluate")
+
+    def call(manifest: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = job.main([str(manifest), "--threads", "1", *options])
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess([], code, printed.out, printed.err)
+
+    return call
+
+
+def write_teacher(folder: Path) -> dict[str, object]:
+    config, weights = folder / "teacher.json", folder / "teacher.safetensors"
+    config.write_text(json.dumps(TOWERS))
+    model = teacher_architecture.build(teacher_architecture.read_architecture(str(config)))
+    safetensors.torch.save_file(model.state_dict(), weights)
+    return {"model": str(config), "weights": str(weights)}
+
+
+def paint(root: Path, domain: str, name: str, count: int = 2) -> None:
+    (root / domain / name).mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (40, 32), PURE[name]).save(root / domain / name / f"{index}.png")
+
+
+def student_of_colours(manifest: Manifest, seed: int, swap: bool = False) -> Student:
+    """A random backbone whose head is solved: each colour is nearest its class, or red to green."""
+    student = build(manifest.distillation, 3, 32, seed).eval()
+    colours = torch.tensor([PURE[name] for name in CLASSES]) / 255
+    wanted = torch.full((3, 3), 1.2) - 0.9 * torch.eye(3)[[1, 0, 2] if swap else [0, 1, 2]]
+    with torch.inference_mode():
+        pixels = colours[:, :, None, None].expand(3, 3, 32, 32)
+        features = student.backbone((pixels - student.mean) / student.std)
+        student.head.bias.zero_()
+        student.head.weight.copy_((torch.linalg.pinv(features) @ wanted).T)
+    return student
+
+
+def finish(manifest: Manifest, method: Method, seed: int, swap: bool = False) -> None:
+    meta = card(manifest.distillation, manifest.classes, 32)
+    target = place(manifest, method, seed).storage
+    assert save_student(target, student_of_colours(manifest, seed, swap), meta)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vanilla and mix, seeds 0 and 1; vanilla's student of seed 1 takes red for green and back."""
+    folder = tmp_path_factory.mktemp("run")
+    for name in CLASSES:
+        paint(folder / "data", "flat", name)
+    paint(folder / "data", "ink", "red", count=4)
+    path = write_manifest(
+        folder,
+        teacher=write_teacher(folder),
+        prompts={"method": ["vanilla", "mix"]},
+        distillation={"seeds": [0, 1]},
+        evaluation={"data": str(folder / "data")},
+    )
+    manifest = Manifest.read(path)
+    publish(manifest, "vanilla")
+    publish(manifest, "mix")
+    for method in manifest.prompts.method:
+        for seed in manifest.distillation.seeds:
+            finish(manifest, method, seed, swap=(method, seed) == ("vanilla", 1))
+    return path
+
+
+def test_a_run_is_scored_and_written(evaluate: Evaluate, run: Path) -> None:
+    job = evaluate(run)
+    root = run.parent / "run"
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.splitlines()[-1] == f"wrote {root / 'results.json'}"
+    found = json.loads((root / "results.json").read_text())
+    validate_results(found)
+    scores = {
+        (row["model"], row["method"], row["seed"], row["domain"]): row["accuracy"]
+        for row in found["rows"]
+    }
+    assert scores.keys() == {
+        *(("teacher", "zero-shot", 0, domain) for domain in ("flat", "ink")),
+        *(
+            ("student", method, seed, domain)
+            for method in ("vanilla", "mix")
+            for seed in (0, 1)
+            for domain in ("flat", "ink")
+        ),
+    }
+    assert scores["student", "mix", 0, "flat"] == scores["student", "mix", 1, "ink"] == 1.0
+    assert scores["student", "vanilla", 0, "ink"] == 1.0
+    assert scores["student", "vanilla", 1, "flat"] == pytest.approx(1 / 3)
+    assert scores["student", "vanilla", 1, "ink"] == 0.0
+    assert [row["images"] for row in found["rows"]] == [6, 4] * 5
+    assert pq.read_table(root / "results.parquet").num_rows == 10
+    assert "student vanilla" in job.stdout
+    assert "note: domain ink has no image of blue, green" in job.stdout
+    with Image.open(root / "contact-sheet.png") as sheet:
+        assert sheet.width > 2 * 8 * 32
+
+
+def test_scoring_again_gives_the_same_bytes(evaluate: Evaluate, run: Path) -> None:
+    names = ("results.json", "results.parquet", "contact-sheet.png")
+    root = run.parent / "run"
+    assert evaluate(run).returncode == 0
+    before = {name: (root / name).read_bytes() for name in names}
+    assert evaluate(run).returncode == 0
+    assert {name: (root / name).read_bytes() for name in names} == before
+
+
+def test_means_over_classes_are_everywhere_where_they_are_asked_for(
+    evaluate: Evaluate, run: Path, tmp_path: Path
+) -> None:
+    """The student of seed 1 takes red for green and back: right in blue, 1 of 6 images."""
+    for name, count in zip(CLASSES, (4, 1, 1), strict=True):
+        paint(tmp_path, "odd", name, count)
+        paint(tmp_path, "flat", name, 1)
+    settings = {
+        "data": tmp_path, "models": "student", "average": "classes", "domains": "[odd, flat]",
+    }  # fmt: skip
+    options = [f"--set=evaluation.{key}={value}" for key, value in settings.items()]
+    job = evaluate(run, *options)
+    assert job.returncode == 0, job.stderr
+    found = json.loads((run.parent / "run" / "results.json").read_text())
+    validate_results(found)
+    assert found["average"] == "classes"
+    assert found["data"]["domains"] == ["odd", "flat"]
+    (worse,) = (r for r in found["rows"] if r["accuracy"] < 0.2)
+    assert (worse["domain"], worse["accuracy"]) == ("odd", pytest.approx(1 / 6))
+    vanilla = next(line for line in found["summary"] if line["method"] == "vanilla")
+    assert vanilla["mean"] == pytest.approx((1 + 1 / 3) / 2)
+    lines = [line.split() for line in job.stdout.splitlines()]
+    assert ["class", "mean,", "%", "odd", "flat", "mean", "MB", "ms"] in lines
+    assert ["student", "vanilla", "66.7", "66.7", "66.7", "±47.1"] in [line[:6] for line in lines]
+    assert ["odd,", "%", "red", "green", "blue", "mean"] in lines
+    assert lines.count(["student", "vanilla", "50.0", "50.0", "100.0", "66.7", "±47.1"]) == 2
+    assert "note: the layout is domain/class folders" in job.stdout
+
+
+def test_sizes_and_latencies_stand_beside_the_scores(evaluate: Evaluate, run: Path) -> None:
+    """The counts in results.json, the milliseconds apart from it, and both in the table."""
+    job, root = evaluate(run), run.parent / "run"
+    sizes = json.loads((root / "results.json").read_text())["parameters"]
+    latency = json.loads((root / "latency.json").read_text())
+    assert list(sizes) == list(latency["ms"]) == ["student", "teacher"]
+    assert (latency["batch"], latency["threads"]) == (1, 1)
+    lines = [line.split() for line in job.stdout.splitlines()]
+    assert next(line for line in lines if "MB" in line)[-2:] == ["MB", "ms"]
+    for model in ("teacher", "student"):
+        line = next(line for line in lines if line[:1] == [model])
+        assert line[-2:] == [f"{4 * sizes[model] / 1e6:.1f}", f"{latency['ms'][model]:.1f}"]
+
+
+def test_a_text_only_classifier_of_each_seed_is_scored(
+    evaluate: Evaluate, run: Path, tmp_path: Path
+) -> None:
+    """On the teacher's tower, or on one of its own, which then answers zero-shot too."""
+    common = (
+        "--set=evaluation.models=[text-only, teacher]",
+        "--set=text_only.styles=2",
+        f"--set=storage.root={tmp_path}",
+    )
+    job = evaluate(run, *common)
+    assert job.returncode == 0, job.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    validate_results(found)
+    rows = [(row["model"], row["method"], row["seed"]) for row in found["rows"][::2]]
+    classifiers = [("text-only", "classifier", 0), ("text-only", "classifier", 1)]
+    assert rows == [("teacher", "zero-shot", 0), *classifiers]
+    assert found["parameters"]["text-only"] == found["parameters"]["teacher"]
+    assert any(line.startswith("text-only classifier ") for line in job.stdout.splitlines())
+    before = (tmp_path / "results.json").read_bytes()
+    assert evaluate(run, *common).returncode == 0
+    assert (tmp_path / "results.json").read_bytes() == before
+
+    own = write_teacher(tmp_path)
+    tower = [f"--set=text_only.{key}={value}" for key, value in own.items()]
+    job = evaluate(run, *common, *tower)
+    assert job.returncode == 0, job.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    rows = [(row["model"], row["method"], row["seed"]) for row in found["rows"][::2]]
+    assert rows == [("teacher", "zero-shot", 0), ("text-only", "zero-shot", 0), *classifiers]
+    names = {entry.key for entry in cost_records.read(open_storage(str(tmp_path)))}
+    assert "records/evaluate-text-only-s1.json" in names
+
+
+def test_the_teacher_alone_needs_no_student(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:
+    options = ("--set", "evaluation.models=teacher", "--set", f"storage.root={tmp_path}")
+    job = evaluate(run, *options)
+    assert job.returncode == 0, job.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"teacher"}
+    assert not (tmp_path / "contact-sheet.png").exists()
+
+
+def test_a_missing_student_is_named_with_the_job_that_trains_it(
+    evaluate: Evaluate, run: Path
+) -> None:
+    job = evaluate(run, "--set", "distillation.seeds=[0, 5]")
+    assert job.returncode == 2
+    (line,) = job.stderr.strip().splitlines()
+    assert "method vanilla seed 5" in line
+    assert "jobs/distill.py" in line
+
+
+def test_a_class_in_no_domain_is_refused_even_in_a_dry_run(evaluate: Evaluate, run: Path) -> None:
+    for option in ((), ("--dry-run",)):
+        job = evaluate(run, "--set", "classes=[red, green, blue, mauve]", *option)
+        assert job.returncode == 2
+        (line,) = job.stderr.strip().splitlines()
+        assert line.startswith("error: evaluation.data: ")
+        assert "'mauve'" in line
+
+
+def test_the_command_line_is_the_same_job(run: Path) -> None:
+    command = jobs.command("evaluate", run, "--dry-run")
+    job = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert job.returncode == 0, job.stderr
+    assert json.loads(job.stdout)["teacher"] == 1
+
+
+def test_a_dry_run_says_what_would_be_scored(evaluate: Evaluate, run: Path) -> None:
+    job = evaluate(run, "--dry-run")
+    assert job.returncode == 0, job.stderr
+    plan = json.loads(job.stdout)
+    assert (plan["domains"], plan["images"], plan["students"]) == (["flat", "ink"], 10, 4)
+
+
+def test_an_unreadable_image_ends_partial_with_everything_else_written(
+    evaluate: Evaluate, run: Path, tmp_path: Path
+) -> None:
+    for name in CLASSES:
+        paint(tmp_path / "data", "flat", name)
+    (tmp_path / "data" / "flat" / "red" / "0.png").write_bytes(b"torn")
+    options = ("--set", "evaluation.models=teacher", "--set", f"storage.root={tmp_path}")
+    job = evaluate(run, *options, "--set", f"evaluation.data={tmp_path / 'data'}")
+    assert job.returncode == 3
+    assert job.stdout.splitlines()[-1] == f"wrote {tmp_path / 'results.json'}"
+    line = job.stderr.strip().splitlines()[-1]
+    assert "1 images could not be read" in line
+    assert "red/0.png" in line
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["rows"][0]["images"] == 5
+    assert len(found["data"]["unreadable"]) == 1
+
+
+def test_a_damaged_student_is_refused(evaluate: Evaluate, run: Path) -> None:
+    manifest = Manifest.read(run, ("distillation.epochs=5", "prompts.method=mix"))
+    for seed in (0, 1):
+        finish(manifest, "mix", seed)
+    target = place(manifest, "mix", 1).storage
+    damaged = io.BytesIO(target.get("student.safetensors")).getbuffer()
+    damaged[-1] ^= 1
+    target.put("student.safetensors", bytes(damaged))
+    job = evaluate(run, "--set", "distillation.epochs=5", "--set", "prompts.method=mix")
+    assert job.returncode == 1
+    assert "student.safetensors" in job.stderr.strip().splitlines()[-1]

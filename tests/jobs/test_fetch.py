@@ -1,0 +1,215 @@
+"""`jobs/fetch.py`: official formats with random weights, from a server and from a directory."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dfkd.config import manifest
+from dfkd.config.manifest import Manifest
+from dfkd.errors import Exit
+from dfkd.models.generator import VQGAN
+from dfkd.pipeline.preflight import check_synthesis
+from tests.helpers import jobs
+from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
+from tests.helpers.tiny_models import (
+    F16,
+    VIT,
+    model_config,
+    official_yaml,
+    openai_archive,
+    write_published,
+    write_teacher,
+)
+
+NAME = "vqgan-imagenet-f16-1024"
+MINIATURE = {"model": "miniature", "weights": "miniature"}
+GENERATOR = {"config": "miniature", "weights": "miniature"}
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a VQGAN in the official files, under the names of the cache."""
+    folder = tmp_path_factory.mktemp("mirror")
+    write_published(folder, official_yaml(codes=1024, **F16))
+    return folder
+
+
+@pytest.fixture
+def server(mirror: Path) -> Iterator[Publisher]:
+    with Publisher() as publisher:
+        publisher.publish(mirror)
+        yield publisher
+
+
+def write_manifest(folder: Path, **sections: Any) -> Path:
+    tree = {
+        "name": "x",
+        "classes": ["dog", "cat"],
+        "storage": {"root": str(folder / "run")},
+        "cache": str(folder / "cache"),
+        "teacher": MINIATURE,
+        "generator": {"config": NAME, "weights": NAME},
+        "distillation": {"weights": "none", "warmup_epochs": 0},
+    }
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump({**tree, **sections}))
+    return path
+
+
+def run(*words: str) -> int:
+    """The job in this process, which saves an interpreter's start."""
+    return int(jobs.load("fetch").main(words))
+
+
+def test_a_vqgan_arrives_over_a_bad_line_and_is_pinned(server: Publisher, tmp_path: Path) -> None:
+    """The whole job as a user starts it; nobody states a hash of these two."""
+    path, cache = write_manifest(tmp_path), tmp_path / "cache"
+    server.inject("busy", "", "cut 400000", "cut 100000")
+    done = jobs.run("fetch", path, "--mirror", server.address)
+    assert done.returncode == Exit.DONE, done.stderr
+    config, weights, last = done.stdout.splitlines()
+    for field, line, file in (("config", config, ".yaml"), ("weights", weights, ".ckpt")):
+        body = server.files[f"{NAME}{file}"]
+        assert line.startswith(f"generator.{field}: {NAME}{file} fetched, {len(body)} bytes, ")
+        assert hashlib.sha256(body).hexdigest() in line
+        assert "NOT VERIFIED, as nobody states it; pinned in" in line
+    assert last == f"wrote {cache}"
+    assert server.ranges == ["", "", "", "bytes=400000-", "bytes=500000-"]
+    subprocess.run(f"sha256sum --check {NAME}.*.sha256", shell=True, cwd=cache, check=True)
+    assert f"{NAME}.ckpt: 100%" in done.stderr
+
+    generator = VQGAN.load(
+        manifest.Generator(config=NAME, weights=NAME), torch.device("cpu"), cache=str(cache)
+    )
+    assert generator.downsampling == 16
+    assert len(generator.codebook) == 1024
+
+
+def test_what_was_fetched_is_verified_again_and_goes_on_to_the_next_machine(
+    mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, cache, other = write_manifest(tmp_path), tmp_path / "cache", str(tmp_path / "other")
+    for words in (
+        ("--mirror", str(mirror)),
+        (),
+        ("--mirror", str(cache), "--set", f"cache={other}"),
+    ):
+        assert run(str(path), *words) == Exit.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert [" fetched, " in line for line in lines if ".ckpt" in line] == [True, False, True]
+    assert lines[-1] == f"wrote {other}"
+    (cache / f"{NAME}.ckpt").write_bytes(b"damaged")
+    assert run(str(path)) == Exit.FAILED
+    assert "delete it and run again" in capsys.readouterr().err
+
+
+def test_an_openai_archive_is_fetched_verified_and_used(
+    mirror: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the published format but not the published size, so under an address of its own."""
+    quick = model_config(VIT, quick=True, context_length=77)
+    (tmp_path / "model.json").write_text(json.dumps(quick))
+    openai_archive(tmp_path / "Tiny.pt", quick)
+    body = (tmp_path / "Tiny.pt").read_bytes()
+    digest = hashlib.sha256(body).hexdigest()
+    with Publisher(**{"Tiny.pt": body}) as server:
+        give_tag(monkeypatch, url=f"{server.address}/{digest}/Tiny.pt", quick_gelu=True)
+        teacher = {"model": str(tmp_path / "model.json"), "weights": "tiny"}
+        generator = {
+            "config": str(mirror / f"{NAME}.yaml"),
+            "weights": str(mirror / f"{NAME}.ckpt"),
+        }
+        path = write_manifest(tmp_path, teacher=teacher, generator=generator)
+        server.inject("cut 100000")
+        assert run(str(path)) == Exit.DONE
+        assert server.ranges == ["", "bytes=100000-"]
+    out = capsys.readouterr().out
+    assert f"sha256 {digest} as stated by its publisher" in out
+    check_synthesis(Manifest.read(path))
+
+
+def test_other_bytes_under_openais_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "ViT-B-32.pt").write_bytes(b"another model")
+    teacher = {"model": "ViT-B-32-quickgelu", "weights": "openai"}
+    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
+    assert run(str(path), "--mirror", str(tmp_path / "mirror")) == Exit.FAILED
+    assert "has 13 bytes, not 353976522" in capsys.readouterr().err
+    assert run(str(path), "--mirror", "http://me:secret@a.org") == Exit.USAGE
+    assert "secret" not in capsys.readouterr().err
+    assert not (tmp_path / "cache" / "ViT-B-32.pt").exists()
+
+
+def test_the_list_fits_a_terminal_and_fetches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_manifest(
+        tmp_path,
+        teacher={"model": "ViT-B-32-quickgelu", "weights": "laion400m_e32"},
+        distillation={"weights": "IMAGENET1K_V1"},
+        evaluation={"data": "data/PACS"},
+    )
+    assert run(str(path), "--list") == Exit.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines if "://" not in line)
+    text = "\n".join(lines)
+    for fact in ("begins with 46683a32", "stated by nobody", "resnet18-f37072fd.pth", "licence"):
+        assert fact in text
+    assert [line for line in lines if line.endswith("missing")]
+    assert "9,991 images" in text
+    assert "Not fetched, as its terms are yours to accept" in text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_list_and_a_plan_know_what_is_there(
+    mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_manifest(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / f"{NAME}.yaml").write_bytes((mirror / f"{NAME}.yaml").read_bytes())
+    assert run(str(path), "--list") == Exit.DONE
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("generator.")]
+    assert [row.split()[-1] for row in rows] == ["cached", "missing"]
+    assert run(str(path), "--dry-run") == Exit.DONE
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["missing"] == [f"{NAME}.ckpt"]
+    assert planned["missing_of_unknown_size"] == 1
+
+
+def test_a_manifest_without_published_weights_needs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_manifest(tmp_path, generator=GENERATOR)
+    assert run(str(path), "--list") == Exit.DONE
+    assert capsys.readouterr().out.startswith("nothing to fetch")
+
+
+def test_a_hubs_model_is_left_to_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    give_tag(monkeypatch, hf_hub="someone/tiny/")
+    written = write_teacher(tmp_path / "files", model_config(VIT))
+    teacher = {"model": written.model, "weights": "tiny"}
+    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
+    assert run(str(path), "--list") == Exit.DONE
+    out = capsys.readouterr().out
+    assert "teacher.weights      someone/tiny" in out
+    assert "by open_clip itself" in out
+    assert run(str(path)) == Exit.USAGE
+    assert "its hub does not give someone/tiny" in capsys.readouterr().err
+    keep_hub_model(tmp_path / "cache", "someone/tiny", Path(written.weights))
+    assert run(str(path)) == Exit.DONE
+    assert "someone/tiny, fetched by open_clip: " in capsys.readouterr().out

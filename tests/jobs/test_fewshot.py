@@ -1,0 +1,355 @@
+"""The job on the bundled set with a tiny architecture, as a user runs it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import safetensors.torch
+from PIL import Image
+
+from dfkd.config.manifest import Manifest
+from dfkd.distillation.student_store import place
+from dfkd.evaluation.few_shot_results import Results, read
+from dfkd.evaluation.scoring import evaluate
+from dfkd.models.student import build, card, save_student
+from dfkd.storage.local import open_storage
+from tests.helpers import jobs
+from tests.helpers.jobs import contents, last_error
+from tests.helpers.tiny_version import publish, write_manifest
+
+CLASSES = ("clock", "book", "camera")
+SETTINGS: dict[str, Any] = {
+    "domains": ["pixel", "outline"],
+    "shots": [1, 4],
+    "seeds": [0, 1],
+    "epochs": 1,
+    "learning_rate": 0.001,
+    "fresh_rate": 0.01,
+}
+
+
+class FewShot(Protocol):
+    def __call__(self, manifest: Path, *options: str) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def fewshot(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> FewShot:
+    """The job in this process, which saves an interpreter's start for each call."""
+    monkeypatch.syspath_prepend(jobs.ROOT / "jobs")
+    job = jobs.load("fewshot")
+
+    def call(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        words = [word for setting in settings for word in ("--set", setting)]
+        words = ["--dry-run"] if settings == ("--dry-run",) else words
+        code = job.main([str(manifest), "--threads", "1", *words])
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess([], code, printed.out, printed.err)
+
+    return call
+
+
+def write(folder: Path, **settings: object) -> Path:
+    """A manifest of a run with a published version, finished students and library weights."""
+    library = folder / "library.safetensors"
+    path = write_manifest(
+        folder,
+        distillation={"seeds": [0, 1]},
+        fewshot={**SETTINGS, "library": str(library), **settings},
+    )
+    path.write_text(path.read_text().replace("- red\n- green\n- blue", "- " + "\n- ".join(CLASSES)))
+    manifest = Manifest.read(path)
+    config = manifest.distillation
+    safetensors.torch.save_file(build(config, 3, 32, seed=9).backbone.state_dict(), library)
+    publish(manifest)
+    for seed in config.seeds:
+        student = build(config, 3, 32, seed).eval()
+        save_student(place(manifest, "vanilla", seed).storage, student, card(config, CLASSES, 32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest whose run has students and nothing else; tests copy it."""
+    return write(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def manifest(prepared: Path, tmp_path: Path) -> Path:
+    """A run of a test's own."""
+    return copied(prepared, tmp_path)
+
+
+def copied(prepared: Path, folder: Path) -> Path:
+    shutil.copytree(prepared.parent / "run", folder / "run")
+    path = folder / "manifest.yaml"
+    path.write_text(prepared.read_text().replace(f"root: {prepared.parent}", f"root: {folder}"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never killed, by the job as a process."""
+    path = copied(prepared, tmp_path_factory.mktemp("undisturbed"))
+    done = jobs.run("fewshot", path, "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    (path.parent / "stdout").write_text(done.stdout)
+    return path
+
+
+def results(manifest: Path) -> Results:
+    return read(open_storage(Manifest.read(manifest).storage.root))
+
+
+def cells(manifest: Path) -> set[str]:
+    return {path.name for path in (manifest.parent / "run/fewshot/cells").glob("*")}
+
+
+def test_a_run_leaves_results_table_and_curves(undisturbed: Path) -> None:
+    folder = undisturbed.parent / "run" / "fewshot"
+    *table, drawn, last = (undisturbed.parent / "stdout").read_text().splitlines()
+    assert last == f"wrote {folder / 'results.json'}"
+    assert drawn == f"curves {folder / 'curves.svg'}"
+    assert max(len(line) for line in table if not line.startswith("note: ")) <= 80
+    curves = ["untouched", "student", "library", "scratch"]
+    assert [line.split()[0] for line in table[3:8]] == [*curves, "gain"]
+    found = results(undisturbed)
+    assert {row.domain for row in found.rows} == {"pixel", "outline"}
+    assert len(found.rows) == len(cells(undisturbed)) == 2 * 2 * (3 + 2 + 2 + 2)
+    assert "## pixel" in (folder / "table.md").read_text()
+    assert (folder / "curves.svg").read_text().startswith("<svg")
+    with Image.open(folder / "curves.png") as image:
+        assert image.format == "PNG"
+
+
+def test_all_starts_learn_from_the_same_images_and_the_rest_is_tested(undisturbed: Path) -> None:
+    """Counts of the bundled set: 5 clocks, 10 books and 7 cameras of `pixel`."""
+    rows = [row for row in results(undisturbed).rows if row.domain == "pixel"]
+    assert {row.trained for row in rows if row.shots == 0} == {(0, 0, 0)}
+    assert {row.tested for row in rows if row.shots == 0} == {(5, 10, 7)}
+    assert {(row.trained, row.tested) for row in rows if row.shots == 1} == {((1, 1, 1), (4, 9, 6))}
+    assert {(row.trained, row.tested) for row in rows if row.shots == 4} == {((4, 4, 4), (1, 6, 3))}
+    assert {row.curve for row in rows if row.shots == 4} == {
+        "untouched",
+        "student",
+        "library",
+        "scratch",
+    }
+
+
+def test_untouched_is_each_student_as_it_was_evaluated(undisturbed: Path) -> None:
+    manifest = Manifest.read(undisturbed, ("evaluation.models=student",))
+    scored = {
+        (row["seed"], row["domain"]): row["accuracy"]
+        for row in evaluate(manifest, threads=1, folder="scored").results["rows"]
+    }
+    left = {
+        (row.seed, row.domain): row.accuracy for row in results(undisturbed).rows if not row.shots
+    }
+    assert left == {key: scored[key] for key in left}
+
+
+def test_a_training_too_short_to_change_an_answer_has_the_untouched_accuracy(
+    fewshot: FewShot, manifest: Path
+) -> None:
+    """So both are of the same test images, and training starts from the student's own answers."""
+    job = fewshot(manifest, "fewshot.learning_rate=1.0e-12", "fewshot.starts=student")
+    assert job.returncode == 0, job.stderr
+    rows = {(r.curve, r.domain, r.shots, r.seed): r for r in results(manifest).rows if r.shots}
+    assert len(rows) == 2 * 2 * 2 * 2
+    for (curve, *about), row in rows.items():
+        assert row.right == rows[("untouched", *about)].right, curve  # type: ignore[index]
+
+
+def test_seeds_take_the_students_in_turn(fewshot: FewShot, manifest: Path) -> None:
+    job = fewshot(manifest, "fewshot.seeds=[4, 5, 6]", "fewshot.starts=student")
+    assert job.returncode == 0, job.stderr
+    rights = {
+        row.seed: row.right
+        for row in results(manifest).rows
+        if (row.shots, row.domain) == (0, "pixel")
+    }
+    assert rights[4] == rights[6]
+    assert rights[5] != rights[6]
+
+
+def test_the_same_command_again_trains_nothing_and_changes_no_byte(
+    fewshot: FewShot, undisturbed: Path, tmp_path: Path
+) -> None:
+    path = copied(undisturbed, tmp_path)
+    before = contents(tmp_path / "run")
+    assert fewshot(path).returncode == 0
+    assert contents(tmp_path / "run") == before
+    cell = next((tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*"))
+    tree = json.loads(cell.read_text())
+    cell.write_text(json.dumps(tree | {"right": [0, 0, 0]}))
+    assert fewshot(path).returncode == 0
+    (row,) = (
+        row
+        for row in results(path).rows
+        if (row.curve, row.domain, row.shots, row.seed) == ("scratch", tree["domain"], 1, 0)
+    )
+    assert row.accuracy == 0
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(
+    prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    path = copied(prepared, tmp_path)
+    process = subprocess.Popen(
+        jobs.command("fewshot", path, "--threads", "1"),
+        env=jobs.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = tmp_path / "run/fewshot"
+    while len(list(folder.glob("cells/*"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 5 <= len(cells(path)) < 36
+    assert not (folder / "results.json").exists()
+    done = jobs.run("fewshot", path, "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert contents(folder) == contents(undisturbed.parent / "run/fewshot")
+
+
+def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
+    fewshot: FewShot, undisturbed: Path, tmp_path: Path
+) -> None:
+    path = copied(undisturbed, tmp_path)
+    before = cells(path)
+    for setting in ("fewshot.seeds=[1]", "fewshot.shots=[4]", "fewshot.starts=[scratch]"):
+        assert fewshot(path, setting).returncode == 0
+        assert cells(path) == before
+    for setting, curves in (
+        ("learning_rate=0.01", {"student", "library"}),
+        ("fresh_rate=0.02", {"library", "scratch"}),
+        ("epochs=2", {"student", "library", "scratch"}),
+    ):
+        fewshot(path, f"fewshot.{setting}", "fewshot.shots=[1]")
+        assert {name.split("-")[0] for name in cells(path) - before} == curves
+        before = cells(path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("fewshot.domains=[pixel, photo]", ["fewshot.domains", "'photo'", "outline"]),
+        ("fewshot.library=none", ["fewshot.library", "'none'", "fewshot.starts"]),
+        ("fewshot.library=/nowhere.safetensors", ["fewshot.library", "/nowhere"]),
+        ("fewshot.starts=[student, chance]", ["fewshot.starts.1", "'chance'"]),
+        ("fewshot.starts=[]", ["fewshot.starts"]),
+        ("fewshot.shots=[1, 0]", ["fewshot.shots.1"]),
+        ("fewshot.shots=[2, 2]", ["fewshot.shots", "once"]),
+        ("fewshot.epochs=0", ["fewshot.epochs", "greater than or equal to 1"]),
+        ("distillation.seeds=[0, 7]", ["fewshot.starts", "seed 7", "jobs/distill.py"]),
+        ("distillation.student=resnet18", ["fewshot.starts", "jobs/distill.py"]),
+        ("evaluation.data=/nowhere", ["evaluation.data", "/nowhere"]),
+        ("prompts.method=mix", ["storage.root", "mix", "jobs/synthesize.py"]),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(
+    fewshot: FewShot, manifest: Path, setting: str, words: list[str]
+) -> None:
+    job = fewshot(manifest, setting)
+    assert job.returncode == 2
+    line = last_error(job)
+    assert all(word in line for word in words), line
+    assert not cells(manifest)
+
+
+def test_a_file_of_another_architecture_is_refused(fewshot: FewShot, manifest: Path) -> None:
+    other = manifest.parent / "other.safetensors"
+    tensors = build(Manifest.read(manifest).distillation, 3, 32, 0).head.state_dict()
+    safetensors.torch.save_file(tensors, other)
+    job = fewshot(manifest, f"fewshot.library={other}")
+    assert job.returncode == 2
+    assert "fewshot.library: must match the architecture" in last_error(job)
+
+
+def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(
+    fewshot: FewShot, manifest: Path
+) -> None:
+    data = manifest.parent / "data"
+    for number, (name, images) in enumerate({"clock": 3, "book": 1, "camera": 1}.items()):
+        (data / "flat" / name).mkdir(parents=True)
+        for image in range(images):
+            Image.new("RGB", (8, 8), (80 * number, 9 * image, 0)).save(
+                data / f"flat/{name}/{image}.png"
+            )
+    job = fewshot(manifest, f"evaluation.data={data}", "fewshot.domains=[]")
+    assert job.returncode == 2
+    assert "fewshot.domains: each needs two classes" in last_error(job)
+    assert "'flat'" in last_error(job)
+
+
+def test_an_unreadable_image_ends_partial_with_everything_else_written(
+    fewshot: FewShot, manifest: Path
+) -> None:
+    data = manifest.parent / "data"
+    for number, name in enumerate(CLASSES):
+        (data / "flat" / name).mkdir(parents=True)
+        for image in range(3):
+            Image.new("RGB", (8, 8), (80 * number, 9 * image, 0)).save(
+                data / f"flat/{name}/{image}.png"
+            )
+    (data / "flat" / "book" / "1.png").write_bytes(b"torn")
+    options = (f"evaluation.data={data}", "fewshot.domains=[]", "fewshot.starts=student")
+    job = fewshot(manifest, *options)
+    assert job.returncode == 3
+    assert "book/1.png" in last_error(job)
+    assert job.stdout.splitlines()[-1].startswith("wrote ")
+    found = results(manifest)
+    assert found.rows[0].tested == (3, 2, 3)
+    assert len(found.data.unreadable) == 1
+    assert found.data.notes == (
+        "the layout is domain/class folders",
+        "domain flat: too few images for 4 shots in 3 of 3 classes, 3 of clock; "
+        "all but one are trained on",
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{}",
+        b'{"schema": 1, "start": "scratch", "domain": "pixel", "shots": 1, "seed": 0, '
+        b'"right": [99, 0, 0]}',
+    ],
+)
+def test_a_damaged_cell_is_named(
+    fewshot: FewShot, undisturbed: Path, tmp_path: Path, damage: bytes
+) -> None:
+    path = copied(undisturbed, tmp_path)
+    cell = next((tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*"))
+    cell.write_bytes(damage)
+    job = fewshot(path)
+    assert job.returncode == 1
+    assert str(cell) in last_error(job)
+    cell.unlink()
+    assert fewshot(path).returncode == 0
+
+
+def test_a_training_that_diverges_is_no_score(fewshot: FewShot, manifest: Path) -> None:
+    job = fewshot(manifest, "fewshot.fresh_rate=1.0e+30", "fewshot.starts=scratch")
+    assert job.returncode == 1
+    assert "scratch on 'outline' with 1 shots and seed 0 diverged" in last_error(job)
+    assert last_error(job).endswith("lower fewshot.fresh_rate")
+    assert not cells(manifest)
+
+
+def test_a_dry_run_says_what_would_be_trained(fewshot: FewShot, manifest: Path) -> None:
+    job = fewshot(manifest, "--dry-run")
+    assert job.returncode == 0, job.stderr
+    plan = json.loads(job.stdout)
+    assert plan["trainings"] == 2 * 2 * 2 * 3
+    assert (plan["domains"], plan["images"]) == (["outline", "pixel"], 20 + 22)
+    assert not (manifest.parent / "run/fewshot").exists()

@@ -1,0 +1,99 @@
+"""Class names in, student out: the whole job as a user runs it, at the smallest size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dfkd.storage import cost_records
+from dfkd.storage.local import open_storage
+from tests.helpers.jobs import contents, run
+
+SMALL = [
+    "synthesis.images_per_class=4",
+    "synthesis.shard_size=2",
+    "synthesis.steps=3",
+    "prompts.contrastive.updates=2",
+    "distillation.epochs=2",
+    "distillation.batch_size=8",
+    "text_only.styles=1",
+]
+
+
+def settings(root: Path | str, *more: str) -> list[str]:
+    chosen = [*SMALL, f"storage.root={root}", *more]
+    return [word for setting in chosen for word in ("--set", setting)]
+
+
+MANIFEST = Path(__file__).parents[2] / "manifests" / "miniature.yaml"
+
+
+@pytest.mark.slow
+def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
+    """With classes that nobody prepared, twice: the second time everything is found finished."""
+    arguments = settings(tmp_path / "run", "classes=[rocket, umbrella, pizza, tree]")
+    found = run("pipeline", MANIFEST, *arguments)
+    assert found.returncode == 0, found.stderr
+    *table, last = found.stdout.splitlines()
+    assert last == f"wrote {tmp_path / 'run' / 'report.html'}"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "rocket" in page
+    assert f"--set storage.root={tmp_path / 'run'}" in page
+    assert max(len(line) for line in table if "student" in line and "/" not in line) <= 80
+    assert any("teacher" in line for line in table)
+    assert any("contrastive" in line for line in table)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["schema"] == 1
+    methods = {(row["model"], row["method"]) for row in results["rows"]}
+    assert {("student", "vanilla"), ("student", "contrastive")} <= methods
+    assert {("teacher", "zero-shot"), ("text-only", "classifier")} <= methods
+    assert all(0.0 <= row["accuracy"] <= 1.0 for row in results["rows"])
+    assert (tmp_path / "run" / "results.parquet").is_file()
+    assert (tmp_path / "run" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+
+    entries = cost_records.read(open_storage(str(tmp_path / "run")))
+    made = [entry for entry in entries if entry.stage != "evaluate"]
+    assert [(entry.stage, entry.method, entry.seed, entry.images) for entry in made] == [
+        ("distill", "contrastive", 0, 32),
+        ("distill", "vanilla", 0, 32),
+        ("synthesize", "contrastive", None, 16),
+        ("synthesize", "vanilla", None, 16),
+    ]
+    scored = {entry.method: entry.images for entry in entries if entry.stage == "evaluate"}
+    assert set(scored) == {"zero-shot", "text-only", "vanilla", "contrastive"}
+    assert set(scored.values()) == {sum(row["images"] for row in results["rows"]) // 3}
+
+    before = contents(tmp_path / "run")
+    again = run("pipeline", MANIFEST, *arguments)
+    assert again.returncode == 0
+    changed = {name for name, data in contents(tmp_path / "run").items() if before[name] != data}
+    measured = {"report.html", "student/README.md", "student/takehome.json"}  # seconds
+    assert changed - measured == {name for name in before if name.startswith("records/evaluate-")}
+    assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
+
+
+def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
+    found = run("pipeline", MANIFEST, *settings(tmp_path / "run"), "--dry-run")
+    planned = json.loads(found.stdout)
+    assert set(planned) == {"synthesize", "distill", "evaluate"}
+    assert planned["synthesize"]["methods"] == planned["distill"]["methods"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "photo" / "dog").mkdir(parents=True)
+    found = run("pipeline", MANIFEST, *settings(tmp_path / "run", f"evaluation.data={data}"))
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: evaluation.data: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_manifest_of_the_miniature_world_can_be_planned() -> None:
+    """Those of real weights are in test_manifests."""
+    for file in MANIFEST.parent.rglob("*.yaml"):
+        tree = yaml.safe_load(file.read_text())
+        if "classes" in tree and tree["teacher"]["model"] == "miniature":
+            found = run("pipeline", file, "--dry-run")
+            assert found.returncode == 0, f"{file.name}: {found.stderr}"

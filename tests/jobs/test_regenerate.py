@@ -1,0 +1,209 @@
+"""Regeneration as a scheduler runs it: published, refused at the gate, a share made anew, swept."""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import yaml
+from PIL import Image
+
+from dfkd.dataset.versions import current, verify
+from dfkd.errors import Exit
+from dfkd.evaluation.results import validate_results
+from dfkd.storage import lease
+from dfkd.storage.local import Storage, open_storage
+from tests.helpers.jobs import ROOT
+
+CLASSES = ("clock", "book", "key")
+MANIFEST = {
+    "name": "scheduled",
+    "classes": list(CLASSES),
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
+    "prompts": {"method": "vanilla"},
+    "synthesis": {
+        "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
+        "views": 0,
+    },
+    "distillation": {
+        "labels": "stored", "augmentation": [], "weights": "none", "warmup_epochs": 0, "epochs": 1,
+        "batch_size": 6, "stem": "small",
+    },
+    "regeneration": {"lease_seconds": 60},
+}  # fmt: skip
+
+
+def load(name: str) -> Any:
+    """A job as a module; `jobs` is a folder of scripts, not a package."""
+    spec = importlib.util.spec_from_file_location(f"{name}_job", ROOT / "jobs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+regenerate, clean = load("regenerate"), load("clean")
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    """One for all calls of the job, which otherwise start one each.
+
+    Its workers have the environment of this moment: a store's variables are set before.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        ray.init(
+            address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """A manifest file without its root, with two to four images a class to evaluate on."""
+    noise = np.random.default_rng(0)
+    for images, name in enumerate(CLASSES, start=2):
+        for number in range(images):
+            place = tmp_path / "data" / "photo" / name / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(place)
+    path = tmp_path / "manifest.yaml"
+    tree = MANIFEST | {"evaluation": {"data": str(tmp_path / "data")}, "storage": {"root": "?"}}
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def run(job: Any, manifest: Path, root: str, *arguments: str) -> int:
+    settings = [f"storage.root={root}", *(a for a in arguments if not a.startswith("--"))]
+    options = [a for a in arguments if a.startswith("--")]
+    words = [word for setting in settings for word in ("--set", setting)]
+    return int(job.main([str(manifest), *words, *options]))
+
+
+def held(root: Storage) -> str:
+    version = current(root.child("data/vanilla"))
+    assert version is not None
+    assert verify(version) == []
+    return version.id
+
+
+def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Published; refused by the gate; a share made anew and accepted; the rest swept."""
+    assert run(regenerate, manifest, place) == Exit.DONE
+    printed = capsys.readouterr().out
+    root = open_storage(place)
+    first = held(root)
+    assert f"current: none -> {first}" in printed
+    assert printed.splitlines()[-1] == f"wrote {root.location('report.html')}"
+    results = root.get("results.json")
+
+    strict = ["regeneration.minimum_per_class=5", "regeneration.tolerance=1.0"]
+    assert run(regenerate, manifest, place, *strict) == Exit.PARTIAL
+    found = capsys.readouterr()
+    (line,) = found.err.strip().splitlines()[-1:]
+    assert "does not become current (4 images of clock, at least 5)" in line
+    assert held(root) == first
+    assert root.get("results.json") == results
+    refused = json.loads(root.get("regenerations/00000001/decision.json"))
+    assert refused["current"] == first
+    assert "refused" in root.get("regenerations/00000001/comparison.html").decode()
+
+    some = ["regeneration.share=0.5", "regeneration.classes=[book]", "regeneration.tolerance=1.0"]
+    some.append("evaluation.average=classes")
+    assert run(regenerate, manifest, place, *some) == Exit.DONE
+    assert f"current: {first} -> " in capsys.readouterr().out
+    second = current(root.child("data/vanilla"))
+    assert second is not None
+    assert [r.version == first for r in second.shards].count(False) == 1
+    assert second.manifest["identity"]["salt"] == 2
+    assert verify(second) == []
+    decision = json.loads(root.get("regenerations/00000002/decision.json"))
+    assert decision["candidate"] == second.id
+    for name, figure in (("candidate", "accuracy"), ("current", "current_accuracy")):
+        scored = json.loads(root.get(f"regenerations/00000002/{name}/results.json"))
+        validate_results(scored)
+        (students,) = (line for line in scored["summary"] if line["model"] == "student")
+        assert (scored["average"], students["mean"]) == ("classes", decision[figure])
+    assert root.get("results.json") == root.get("regenerations/00000002/candidate/results.json")
+    assert second.fingerprint in root.get("report.html").decode()
+
+    assert run(clean, manifest, place, "--keep=1", "--grace=0", "--dry-run") == Exit.DONE
+    planned = json.loads(capsys.readouterr().out)
+    assert {f"vanilla/{second.id}"} == planned["keep"].keys()
+    gone = {key for removal in planned["remove"] for key in removal["objects"]}
+    assert all(root.exists(key) for key in gone)
+    assert run(clean, manifest, place, "--keep=1", "--grace=0") == Exit.DONE
+    assert f"removed {len(gone)} objects, {planned['bytes']} bytes" in capsys.readouterr().out
+    assert not any(root.exists(key) for key in gone)
+    assert held(root) == second.id
+    assert refused["candidate"] not in root.child("data/vanilla").folders("versions/")
+    assert len(root.folders("students/")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(900)
+def test_three_in_a_row_in_a_directory(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three_in_a_row(manifest, str(tmp_path / "run"), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+@pytest.mark.timeout(900)
+def test_three_in_a_row_on_a_real_s3_server(
+    manifest: Path,
+    s3_root: str,
+    local_ray: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    three_in_a_row(manifest, s3_root, capsys)
+
+
+def test_a_second_regeneration_is_refused_while_one_is_at_work(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = open_storage(str(tmp_path / "run"))
+    with lease.holding(root, "regenerate", 600) as first:
+        assert run(regenerate, manifest, str(tmp_path / "run")) == Exit.RETRY
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: lease regenerate: is held by {first.holder} until ")
+    assert list(root.list("regenerations/")) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("prompts.method=[vanilla, mix]", "prompts.method: must be one method"),
+        ("evaluation.models=teacher", "evaluation.models: must name student"),
+        ("regeneration.classes=[owl]", "regeneration.classes: must be among classes"),
+        ("regeneration.share=0", "regeneration.share"),
+        ("distillation.batch_size=13", "distillation.batch_size: must not exceed the 12 images"),
+    ],
+)
+def test_what_cannot_be_regenerated_is_refused_at_once(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, complaint: str
+) -> None:
+    assert run(regenerate, manifest, str(tmp_path / "run"), setting) == Exit.USAGE
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert complaint in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_makes_nothing(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(regenerate, manifest, str(tmp_path / "run"), "--dry-run") == Exit.DONE
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["salt"] == 0
+    assert planned["fresh_images"] == 12
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,117 @@
+"""The job in this process, on a run that has its results and nothing else."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dfkd.evaluation.results import row, summarise, write_results
+from dfkd.storage.local import open_storage
+from tests.helpers import jobs
+
+CLASSES = ["cat", "dog"]
+
+Report = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Report:
+    """The job: exit code, stdout and stderr."""
+    job = jobs.load("report")
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = job.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def write_run(folder: Path, right: int) -> Path:
+    """A finished run of which the teacher has `right` of 10 images a class right; its manifest."""
+    counts = np.array([[right, 10 - right], [10 - right, right]])
+    rows = [row("teacher", "zero-shot", 0, "photo", CLASSES, counts)]
+    content = {"schema": 1, "classes": CLASSES, "rows": rows, "summary": summarise(rows)}
+    content["parameters"], content["average"] = {"teacher": 1000}, "images"
+    content["data"] = {"domains": ["photo"], "notes": [], "unreadable": []}
+    write_results(open_storage(str(folder / "run")), content)
+    path = folder / "run.yaml"
+    tree = {
+        "name": folder.name,
+        "classes": CLASSES,
+        "storage": {"root": str(folder / "run")},
+        "teacher": {"model": "miniature", "weights": "miniature"},
+        "generator": {"config": "miniature", "weights": "miniature"},
+        "evaluation": {"models": "teacher"},
+    }
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_manifest_gives_a_page_that_names_the_run_and_its_command(
+    report: Report, tmp_path: Path
+) -> None:
+    manifest = write_run(tmp_path / "first", 9)
+    code, out, err = report(manifest, "--set", "seed=3")
+    assert code == 0, err
+    place = tmp_path / "first" / "run" / "report.html"
+    assert out.splitlines()[-1] == f"wrote {place}"
+    html = place.read_text()
+    assert f"python jobs/pipeline.py {manifest} --set seed=3" in html
+    assert "90.0\u00a0%" in html
+    before = html
+    code, _, err = report(tmp_path / "first" / "run")
+    assert code == 0, err
+    assert place.read_text() == before
+
+
+def test_two_runs_are_compared_whether_manifests_or_folders(report: Report, tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first", 9)
+    write_run(tmp_path / "second", 7)
+    code, out, err = report(first, tmp_path / "second" / "run")
+    assert code == 0, err
+    place = tmp_path / "first" / "run" / "comparison.html"
+    assert out.splitlines()[-1] == f"wrote {place}"
+    assert re.search(r">-20\.0<", place.read_text())
+    assert not (tmp_path / "second" / "run" / "comparison.html").exists()
+
+
+def test_a_dry_run_writes_nothing(report: Report, tmp_path: Path) -> None:
+    manifest = write_run(tmp_path / "first", 9)
+    code, out, _ = report(manifest, tmp_path, "--dry-run")
+    assert code == 0
+    assert json.loads(out)["page"] == "comparison.html"
+    assert sorted(p.name for p in (tmp_path / "first" / "run").iterdir() if p.is_file()) == [
+        "results.json",
+        "results.parquet",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["folder", "root", "other"])
+def test_a_run_that_is_not_there_is_one_line_and_makes_nothing(
+    report: Report, tmp_path: Path, missing: str
+) -> None:
+    manifest = write_run(tmp_path / "first", 9)
+    (tmp_path / "empty").mkdir()
+    arguments = {
+        "folder": [tmp_path / "empty"],
+        "root": [manifest, "--set", f"storage.root={tmp_path / 'nowhere'}"],
+        "other": [manifest, tmp_path / "empty"],
+    }
+    code, out, err = report(*arguments[missing])
+    assert (code, out) == (2, "")
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: storage.root: ")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_overrides_belong_to_a_manifest(report: Report, tmp_path: Path) -> None:
+    write_run(tmp_path / "first", 9)
+    code, _, err = report(tmp_path / "first" / "run", "--set", "seed=1")
+    assert code == 2
+    assert err.startswith("error: --set: ")

@@ -1,0 +1,427 @@
+"""A study as a user makes it: cells, table, figure; found again, shared, broken, refused."""
+
+import csv
+import io
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from PIL import Image
+
+from dfkd.errors import Exit
+from dfkd.studies import listing
+from tests.helpers import jobs
+from tests.helpers.jobs import ROOT
+from tests.helpers.tiny_study import EPOCHS, METHODS, write
+
+Reproduce = Callable[..., tuple[int, str, str]]
+"""Arguments to exit code, stdout and stderr."""
+
+PAPER = {
+    "of": "Table 1",
+    "data": "PACS",
+    "columns": ["P", "Avg."],
+    "rows": {"CLIP": [99.46, 94.15], "Random_Prompt": [91.27, 69.0]},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One for all calls of the job, which otherwise start one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20
+        )
+        yield
+        ray.shutdown()
+
+
+job = jobs.load("reproduce")
+
+
+@pytest.fixture
+def reproduce(capsys: pytest.CaptureFixture[str]) -> Reproduce:
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = int(job.main([*map(str, words), "--threads", "1"]))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of two methods and two seeds, made once: its root, its files."""
+    folder = tmp_path_factory.mktemp("study")
+    path = write(folder, teacher="CLIP", text_only="Texts", paper=[PAPER], notes=["A note."])
+    assert job.main([str(path), "--threads", "1"]) == Exit.DONE
+    return folder
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def shown(values: list[float]) -> str:
+    """Accuracies of seeds as a table shows them."""
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def test_the_table_follows_from_the_cells(made: Path) -> None:
+    found = results(made)
+    domains = list(found["domains"])
+    head = ["Method", *domains, "mean", "MB", "ms", "P (PACS, paper)", "Avg. (PACS, paper)"]
+    printed = {"CLIP": ["99.46", "94.15"], "Random_Prompt": ["91.27", "69.00"]}
+    lines = []
+    latency = json.loads((made / "latency.json").read_text())["ms"]
+    teacher, student = (latency[name] for name in sorted(latency))
+    for row, seeds in zip(found["rows"], ([0], [0, 1], [0, 1], [0, 1]), strict=True):
+        assert [cell["seed"] for cell in row["cells"]] == seeds
+        cells = [
+            json.loads((made / "root" / cell["cell"] / "cell.json").read_text())
+            for cell in row["cells"]
+        ]
+        scores = [{s["domain"]: s["accuracy"] for s in cell["scores"]} for cell in cells]
+        values = [[score[name] for score in scores] for name in domains]
+        means = [statistics.fmean(score.values()) for score in scores]
+        (name,) = row["names"]
+        ms = student if row["model"] == "student" else teacher
+        size = [f"{4 * row['parameters'] / 1e6:.1f}", f"{ms:.1f}"]
+        cells = [*map(shown, [*values, means]), *size, *printed.get(name, ["-", "-"])]
+        lines.append([name, *cells])
+    assert [line[0] for line in lines] == ["CLIP", "Texts", "Baseline", "Random_Prompt"]
+    table = (made / "table.md").read_text().splitlines()
+    assert table[0] == "# Tiny & small"
+    grid = [line.strip("| ").split("|") for line in table if line.startswith("|")]
+    assert [[cell.strip() for cell in line] for line in (grid[0], *grid[2:])] == [head, *lines]
+    images = ", ".join(f"{name} {count}" for name, count in found["domains"].items())
+    assert table[-4:] == [
+        "- Accuracy in percent, mean ± standard deviation over 2 students of one data set. Images "
+        f"scored: {images}.",
+        "- MB: parameters of what answers an image, in float32. ms: one image on one core, "
+        "measured when this table was written.",
+        "- (PACS, paper): printed in Table 1 of the paper, about its own data, teacher and "
+        "students; not part of any mean here.",
+        "- A note.",
+    ]
+    rows = list(csv.DictReader(io.StringIO((made / "table.csv").read_text())))
+    mean = statistics.fmean(found["rows"][3]["cells"][0]["accuracy"].values())
+    other = statistics.fmean(found["rows"][3]["cells"][1]["accuracy"].values())
+    assert rows[3]["mean"] == f"{50 * (mean + other):.4f}"
+    assert rows[3]["mean std"] == f"{100 * statistics.stdev([mean, other]):.4f}"
+    assert r"Random\_Prompt & " in (made / "table.tex").read_text()
+
+
+def test_results_say_where_they_come_from(made: Path) -> None:
+    found = results(made)
+    assert found["command"] == f"python jobs/reproduce.py {made / 'study.yaml'}"
+    assert {cell["version"] for row in found["rows"][2:] for cell in row["cells"]} == {
+        json.loads(path.read_text())["fingerprint"]
+        for path in (made / "root").glob("data/*/versions/*/manifest.json")
+    }
+    (environment,) = [e for e in found["made"]["environments"] if "torch" in e]
+    assert environment["python"]
+    assert found["made"]["machines"][0]["cpus"] >= 1
+    assert len(found["made"]["dates"][0]) == len("2026-01-01")
+    assert not list((made / "root").glob("data/*/current/*"))
+
+
+def test_what_is_finished_is_found_and_gives_the_same_bytes(
+    made: Path, reproduce: Reproduce, tmp_path: Path
+) -> None:
+    before = jobs.contents(made / "root")
+    (tmp_path / "again").mkdir()  # latencies are measured, and kept beside the tables
+    shutil.copy(made / "latency.json", tmp_path / "again")
+    code, out, _ = reproduce(made / "study.yaml", "--output", tmp_path / "again")
+    assert code == Exit.DONE
+    assert out.count(": found ") == 4
+    assert ": finished " not in out
+    assert jobs.contents(made / "root") == before
+    for name in ("results.json", "table.md", "table.csv", "table.tex"):
+        assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_cells_share_what_they_have_in_common(
+    made: Path, reproduce: Reproduce, tmp_path: Path
+) -> None:
+    """Of another study too: one data set, one student of each number of epochs, made once."""
+    axes = [{"name": "Epochs", "values": EPOCHS}]
+    start = {"storage": {"root": str(made / "root")}}
+    path = write(tmp_path, start, axes=axes, kind="curve", x="Epochs", seeds=[0])
+    before = {path.name for path in (made / "root" / "students").iterdir()}
+    code, out, _ = reproduce(path)
+    assert code == Exit.DONE
+    assert "1 seed 0: found " in out
+    assert "2 seed 0: finished " in out
+    assert len(list((made / "root").glob("data/vanilla/versions/*"))) == 1
+    after = {path.name for path in (made / "root" / "students").iterdir()}
+    assert len(after) == len(before) + 1
+    svg = (tmp_path / "figure.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "accuracy, %" in svg
+    assert Image.open(tmp_path / "figure.png").width > 400
+
+
+def test_whole_runs_are_compared_with_each_other(
+    made: Path, reproduce: Reproduce, tmp_path: Path
+) -> None:
+    """Run 0 is there already; run 1 makes its own data sets, and students of these."""
+    shutil.copytree(made / "root", tmp_path / "root")
+    code, out, _ = reproduce(write(tmp_path, repeat="run", compare="Baseline"))
+    assert code == Exit.DONE
+    assert out.count("seed 0: found ") == out.count("seed 1: finished ") == 2
+    baseline, other = results(tmp_path)["rows"]
+    versions = [cell["version"] for row in (baseline, other) for cell in row["cells"]]
+    assert len(set(versions)) == 4
+    salts = {
+        json.loads(path.read_text())["identity"].get("salt", 0)
+        for path in (tmp_path / "root").glob("data/*/versions/*/manifest.json")
+    }
+    assert salts == {0, 1}
+    ours, theirs = (
+        [statistics.fmean(cell["accuracy"].values()) for cell in row["cells"]]
+        for row in (other, baseline)
+    )
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    more = 100 * (statistics.fmean(ours) - statistics.fmean(theirs))
+    assert float(rows[1]["vs Baseline"]) == pytest.approx(more, abs=1e-4)
+    assert rows[0]["vs Baseline"] == ""
+    table = (tmp_path / "table.md").read_text()
+    assert "over 2 whole runs (data set and student). " in table
+
+
+@pytest.mark.parametrize("kind", ["bars", "embedding"])
+def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kind: str) -> None:
+    start = {"storage": {"root": str(made / "root")}}
+    shown = {"adaptation": {"domain": "pixel", "shots": 2}} if kind == "embedding" else {}
+    code, out, _ = reproduce(write(tmp_path, start, kind=kind, seeds=[0], **shown))
+    assert code == Exit.DONE
+    assert out.count(": found ") == 2
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "Random_Prompt" in svg
+    assert ("pixel" in svg) == (kind == "bars")
+    maps = results(tmp_path)["maps"]
+    rows = ("Baseline", "Random_Prompt") if kind == "embedding" else ()
+    assert [(each["row"], each["shots"]) for each in maps] == [(r, k) for r in rows for k in (0, 2)]
+    for each in maps:
+        images = results(tmp_path)["domains"]["pixel"]
+        assert len(each["points"]) == len(each["classes"]) == len(each["taught"]) == images
+        assert sum(each["taught"]) == 2 * 2
+        assert set(each["classes"]) == {"clock", "book"}
+
+
+def test_an_embedding_of_a_domain_that_is_not_there_is_refused(
+    reproduce: Reproduce, tmp_path: Path
+) -> None:
+    path = write(tmp_path, kind="embedding", adaptation={"domain": "photo"})
+    code, _, error = reproduce(path)
+    assert code == Exit.USAGE
+    assert "adaptation.domain: must be among those of evaluation.data" in error
+    assert "'photo'" in error
+
+
+def test_a_case_shows_one_class_made_and_real(
+    made: Path, reproduce: Reproduce, tmp_path: Path
+) -> None:
+    start = {"storage": {"root": str(made / "root")}}
+    pictures = {"classes": ["book"], "count": 3}
+    code, out, _ = reproduce(write(tmp_path, start, kind="case", pictures=pictures))
+    assert code == Exit.DONE
+    found = results(tmp_path)
+    row = next(line for line in out.splitlines() if line.startswith("| Baseline"))
+    values = [cell["per_class"]["pixel"]["book"] for cell in found["rows"][0]["cells"]]
+    at = 1 + list(found["domains"]).index("pixel")
+    assert row.strip("| ").split("|")[at].strip() == shown(values)
+    with Image.open(tmp_path / "figure.png") as sheet:  # two methods above six domains
+        assert sheet.height > 8 * 64
+
+
+def test_a_gallery_needs_no_student(made: Path, reproduce: Reproduce, tmp_path: Path) -> None:
+    pictures = {"classes": ["book"], "count": 2}
+    start = {"storage": {"root": str(made / "root")}}
+    code, out, _ = reproduce(write(tmp_path, start, kind="gallery", pictures=pictures))
+    assert code == Exit.DONE
+    assert out.splitlines()[-1] == f"wrote {tmp_path / 'figure.png'}"
+    assert Image.open(tmp_path / "figure.png").width > 4 * 64
+    assert not (tmp_path / "table.md").exists()
+    versions = [row["cells"][0]["version"] for row in results(tmp_path)["rows"]]
+    assert len(set(versions)) == 2
+
+
+def test_a_failed_cell_is_named_and_the_rest_is_kept(
+    made: Path, reproduce: Reproduce, tmp_path: Path
+) -> None:
+    """A shard of one data set is damaged before a third seed is asked for."""
+    root = tmp_path / "root"
+    shutil.copytree(made / "root", root)
+    shard = next(root.glob("data/random/versions/*/shards/*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    path = write(tmp_path, seeds=[0, 1, 2])
+    code, out, err = reproduce(path)
+    assert code == Exit.PARTIAL
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: study tiny: 1 of 6 cells failed (Random_Prompt seed 2: ")
+    assert shard.name in last
+    assert out.count(": found ") == 4
+    assert "Baseline seed 2: finished " in out
+    assert out.splitlines()[-1] == f"wrote {tmp_path / 'table.md'}"
+    table = (tmp_path / "table.md").read_text()
+    assert "- Random_Prompt: 2 of 3 seeds." in table
+    assert "- Missing: Random_Prompt seed 2 (" in table
+    assert [len(row["cells"]) for row in results(tmp_path)["rows"]] == [3, 2]
+    shutil.copy(made / shard.relative_to(tmp_path), shard)
+    code, out, _ = reproduce(path)
+    assert code == Exit.DONE
+    assert out.count(": found ") == 5
+    assert "Missing" not in (tmp_path / "table.md").read_text()
+
+
+def test_a_study_without_any_finished_cell_has_no_table(
+    made: Path, reproduce: Reproduce, tmp_path: Path
+) -> None:
+    """An evaluation set with a torn image: no cell is scored on what the others are not."""
+    for name in ("clock", "book"):
+        (tmp_path / "data" / "photo" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "data" / "photo" / name / "0.png")
+    (tmp_path / "data" / "photo" / "book" / "1.png").write_bytes(b"torn")
+    shutil.copytree(made / "root", tmp_path / "root")
+    path = write(tmp_path, settings={"evaluation": {"data": str(tmp_path / "data")}})
+    code, out, err = reproduce(path)
+    assert code == Exit.PARTIAL
+    assert "4 of 4 cells failed (Baseline seed 0: evaluation.data: 1 images could not" in err
+    assert "found" not in out
+    assert not (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"settings": {"distillation": {"student": "resnet1"}}}, "distillation.student"),
+        ({"settings": {"synthesis": {"image_size": 65}}}, "synthesis.image_size"),
+        ({"settings": {"teacher": {"weights": "absent.pt"}}}, "teacher.weights"),
+        (
+            {
+                "teacher": "CLIP",
+                "axes": [
+                    {
+                        "name": "t",
+                        "values": {n: {"teacher": {"template": n + " {class}"}} for n in "AB"},
+                    }
+                ],
+            },
+            "teacher: must be empty where rows have several teachers, as B has another",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    reproduce: Reproduce, tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    require_refusal(reproduce, write(tmp_path, **changes), complaint)
+
+
+def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(
+    reproduce: Reproduce, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "photo" / "clock").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / "photo" / "clock" / "0.png")
+    data = {"data": str(tmp_path / "data")}
+    settings = {"classes": ["clock", "zebra"], "evaluation": data}
+    require_refusal(reproduce, write(tmp_path, settings=settings), "evaluation.data")
+
+
+def require_refusal(reproduce: Reproduce, path: Path, complaint: str) -> None:
+    code, _, err = reproduce(path)
+    assert code == Exit.USAGE
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert complaint in line
+    assert not (path.parent / "root" / "data").exists()
+
+
+def test_a_study_that_is_not_there_is_refused(reproduce: Reproduce, tmp_path: Path) -> None:
+    code, _, err = reproduce("dictionry")
+    assert (code, err.count("\n")) == (Exit.USAGE, 1)
+    assert "did you mean 'dictionary'?" in err
+    (tmp_path / "file").write_text("")
+    code, _, err = reproduce(write(tmp_path), "--output", tmp_path / "file")
+    assert (code, err.count("\n")) == (Exit.USAGE, 1)
+    assert err.startswith("error: --output: must be a folder or s3://bucket/prefix")
+
+
+def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        job.main(["--list"])
+    assert ended.value.code == Exit.DONE
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["study", "shows", "rows", "seeds"]
+    names = {path.parent.name for path in listing.files()}
+    blank = lines.index("")
+    assert {line.split()[0] for line in lines[:blank]} == names
+    dictionary = next(line for line in lines if line.startswith("dictionary"))
+    # (5 + 5 + 1) data sets of 432 images and 36 steps; 15 students of 40 epochs of 9 x 48 images.
+    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "171,072", "259,200"]
+    index = dict(line.split(": ", 1) for line in lines[blank + 1 :])
+    assert list(index) == [
+        *(f"Figure {n}" for n in range(1, 12)),
+        *(f"Table {n}" for n in range(1, 9)),
+    ]
+    assert index["Table 2"] == "methods"
+    assert index["Figure 4"].startswith("a drawing")
+
+
+def test_the_list_has_no_image_steps_of_a_study_without_latents(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dfad = [{"name": "Method", "values": {"DFAD": {"synthesis": {"method": "dfad"}}}}]
+    path = write(tmp_path, axes=dfad)
+    monkeypatch.setattr(listing, "files", lambda: [path])
+    with pytest.raises(SystemExit):
+        job.main(["--list"])
+    _, line, *_ = capsys.readouterr().out.splitlines()
+    assert line.split()[-5:-2] == ["1", "2", "-"]
+
+
+def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
+    code, out, _ = reproduce(
+        write(
+            tmp_path,
+            quick={
+                "settings": {
+                    "storage": {"root": str(tmp_path / "quick")},
+                    "synthesis": {"steps": 3},
+                }
+            },
+        ),
+        "--quick",
+        "--dry-run",
+    )
+    assert code == Exit.DONE
+    plan = json.loads(out)
+    assert plan["size"] == "quick"
+    assert plan["seeds"] == [0]
+    assert (plan["data_sets"], plan["image_steps"]) == (2, 2 * 4 * 3)
+    assert (plan["students"], plan["student_images"]) == (2, 2 * 4)
+    assert not (tmp_path / "quick").exists()
+
+
+def test_quick_results_lie_under_its_own_root(reproduce: Reproduce, tmp_path: Path) -> None:
+    quick = {"settings": {"storage": {"root": str(tmp_path / "quick")}}}
+    axes = [{"name": "Method", "values": {"Baseline": METHODS["Baseline"]}}]
+    code, out, _ = reproduce(write(tmp_path, quick=quick, axes=axes), "--quick")
+    assert code == Exit.DONE
+    place = tmp_path / "quick" / "studies" / "tiny"
+    assert out.splitlines()[-1] == f"wrote {place / 'table.md'}"
+    assert "it shows that the study runs, and measures nothing" in (place / "table.md").read_text()
+    assert results(place)["size"] == "quick"
+    assert not (tmp_path / "table.md").exists()
+    assert not (tmp_path / "root").exists()

@@ -1,0 +1,174 @@
+"""The job that makes images, as a process: it resumes after kill -9 and refuses bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dfkd.dataset.versions import current, verify
+from dfkd.storage import cost_records
+from dfkd.storage.local import open_storage
+from tests.helpers.jobs import command, contents, environment, run
+
+TREE = {
+    "name": "small",
+    "classes": ["dog", "house", "car"],
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
+    "prompts": {
+        "method": "contrastive",
+        "scale": 3.0,
+        "contrastive": {"updates": 2, "batch_size": 3, "learning_rate": 0.02},
+    },
+    "synthesis": {
+        "images_per_class": 6,
+        "shard_size": 2,
+        "batch_size": 2,
+        "image_size": 64,
+        "steps": 8,
+        "views": 1,
+    },
+}
+
+
+def write(folder: Path, **extra: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(folder / "run")}} | extra))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small manifest."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    found = run("synthesize", write(folder))
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1].startswith("wrote ")
+    return folder
+
+
+def test_a_run_publishes_a_version_that_verifies(undisturbed: Path) -> None:
+    version = current(open_storage(str(undisturbed / "run")).child("data/contrastive"))
+    assert version is not None
+    assert verify(version) == []
+    assert sum(receipt.samples for receipt in version.shards) == 18
+    assert len(version.shards) == 9
+    prompts = json.loads(version.storage.get("prompts.json"))
+    assert prompts["prompts"] == 18
+    assert prompts["loss_last"] < prompts["loss_first"]
+
+
+def test_a_run_leaves_what_it_cost(undisturbed: Path) -> None:
+    root = open_storage(str(undisturbed / "run"))
+    version = current(root.child("data/contrastive"))
+    assert version is not None
+    (entry,) = cost_records.read(root)
+    assert entry.key == "records/synthesize-contrastive.json"
+    assert (entry.images, entry.device) == (18, "cpu")
+    assert entry.bytes == sum(receipt.bytes for receipt in version.shards)
+    assert 1 <= entry.workers <= os.cpu_count()
+    assert 0 < entry.worker_seconds < entry.seconds * entry.workers
+
+
+@pytest.mark.faults
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    manifest = write(tmp_path)
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            command("synthesize", manifest),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        _wait_for_work(tmp_path / "run", process, moments.uniform(0.0, 0.5))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+    found = run("synthesize", manifest)
+    assert found.returncode == 0, found.stderr
+    assert killed > 1  # once among the prompts and once among the shards
+    assert contents(tmp_path / "run/data") == contents(undisturbed / "run/data")
+
+
+def _wait_for_work(root: Path, process: subprocess.Popen[bytes], extra: float) -> None:
+    """Until prompts or shards have come since the call, and a little longer."""
+    before = len(contents(root)) if root.exists() else 0
+    while process.poll() is None:
+        if root.exists() and sum(1 for p in root.rglob("*") if p.is_file()) > before + 1:
+            break
+        time.sleep(0.01)
+    time.sleep(extra)
+
+
+def test_a_run_shows_its_shards_on_tensorboard(undisturbed: Path) -> None:
+    events = EventAccumulator(str(undisturbed / "run/tensorboard/synthesis-contrastive"))
+    events.Reload()
+    assert len(events.Scalars("loss")) == 9
+    assert [event.step for event in events.Scalars("confidence")] == list(range(2, 19, 2))
+    steps = events.Scalars("loss_by_step")
+    assert [event.step for event in steps] == list(range(8))
+    assert steps[-1].value < steps[0].value
+    assert set(events.Tags()["images"]) == {"samples/dog", "samples/house", "samples/car"}
+
+
+def test_a_finished_run_is_not_made_again(undisturbed: Path) -> None:
+    """Nor is a cluster started or joined for it: here none answers."""
+    before = contents(undisturbed / "run")
+    alone = environment() | {"RAY_ADDRESS": "127.0.0.2:1"}
+    found = run("synthesize", undisturbed / "manifest.yaml", env=alone)
+    assert found.returncode == 0, found.stderr
+    assert contents(undisturbed / "run") == before
+
+
+def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    version = tmp_path / "run/data/contrastive/versions/0123456789abcdef"
+    version.mkdir(parents=True)
+    (version / "identity.json").write_text('{"synthesis.steps": 99}')
+    found = run("synthesize", manifest)
+    assert found.returncode == 2
+    (line,) = [text for text in found.stderr.splitlines() if text.startswith("error: ")]
+    assert "synthesis.steps: 99 there, 8 here" in line
+    assert "--abandon" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("classes=[dog, '&nbsp;', cat]", "error: classes: "),
+        ("synthesis.image_size=60", "error: synthesis.image_size: must be a multiple"),
+        ("teacher.weights=/nowhere.pt", "error: teacher.weights: "),
+        ("generator.weights=/nowhere.ckpt", "error: generator.weights: "),
+        ("synthesis.images_per_class=2000000000", "error: storage.root: "),
+        ("prompts.template='{class} " + "very " * 30 + "{style}'", "error: prompts.template: "),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(tmp_path: Path, override: str, message: str) -> None:
+    found = run("synthesize", write(tmp_path), "--set", override)
+    assert found.returncode == 2
+    (line,) = found.stderr.strip().splitlines()
+    assert line.startswith(message)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_the_plan_and_the_resolved_manifest_are_shown_without_work(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    planned = json.loads(run("synthesize", manifest, "--dry-run").stdout)
+    assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (9, 18, 144)
+    assert planned["bytes_at_most"] > 18 * 64 * 64 * 3
+    printed = run("synthesize", manifest, "--print-manifest", "--set", "seed=5").stdout
+    assert yaml.safe_load(printed)["seed"] == 5
+    assert not (tmp_path / "run").exists()

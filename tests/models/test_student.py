@@ -1,0 +1,174 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from dfkd.config.distillation import Distillation
+from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.models.student import (
+    CARD,
+    WEIGHTS,
+    build,
+    card,
+    fold,
+    load_student,
+    names_file,
+    save_student,
+)
+from dfkd.storage.local import open_storage
+
+RANDOM = {"weights": "none", "warmup_epochs": 0}
+SMALL = Distillation(student="resnet18", stem="small", **RANDOM)  # type: ignore[arg-type]
+
+
+def pixels(size: int = 32) -> torch.Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_student_depends_on_its_seed_and_leaves_global_randomness_alone() -> None:
+    before = torch.get_rng_state()
+    first, again, other = (build(SMALL, 5, 32, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+    )
+    assert not torch.equal(first.backbone.conv1.weight, other.backbone.conv1.weight)
+    assert first(pixels()).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "side"), [("imagenet", 64, 2), ("small", 64, 4), ("small", 32, 4)]
+)
+def test_the_small_stem_keeps_a_larger_last_feature_map(stem: str, size: int, side: int) -> None:
+    student = build(dataclasses.replace(SMALL, stem=stem), 5, size, 0)
+    shapes = []
+    student.backbone.layer4.register_forward_hook(lambda m, i, o: shapes.append(o.shape[-1]))
+    student(pixels(size))
+    assert shapes == [side]
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
+def test_timm_students_take_the_run_s_image_size(name: str) -> None:
+    student = build(Distillation(student=name, **RANDOM), 4, 64, 0).eval()
+    assert student(pixels(64)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet19", "alexnet", "timm:no_such_model"])
+def test_unknown_students_are_refused(name: str) -> None:
+    with pytest.raises(ManifestError, match=r"distillation\.student"):
+        build(Distillation(student=name, **RANDOM), 4, 32, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"student": "timm:resnet10t", "stem": "small"}, r"distillation\.stem"),
+        ({"stem": "small", "weights": "IMAGENET1K_V1"}, r"distillation\.stem"),
+        ({"weights": "IMAGENET9K"}, r"distillation\.weights.*IMAGENET1K_V1"),
+        ({"weights": "/nowhere/w.safetensors"}, r"distillation\.weights.*/nowhere"),
+    ],
+)
+def test_impossible_combinations_are_refused(settings: dict[str, str], field: str) -> None:
+    with pytest.raises(ManifestError, match=field):
+        build(Distillation(**settings), 4, 32, 0)
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "before-num_batches_tracked"])
+def test_torchvisions_weights_come_from_the_cache(tmp_path: Path, counted: bool) -> None:
+    config, cache = Distillation(weights="IMAGENET1K_V1"), str(tmp_path)
+    with pytest.raises(WeightsError, match=r"IMAGENET1K_V1.*run python jobs/fetch\.py MANIFEST"):
+        build(config, 4, 32, 0, cache)
+    source = torchvision.models.resnet18()
+    state = source.state_dict()
+    if not counted:
+        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "resnet18-f37072fd.pth")
+    built = build(config, 4, 32, 0, cache)
+    assert torch.equal(built.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert built.head.out_features == 4
+    torch.save({"conv1.weight": state["conv1.weight"]}, tmp_path / "resnet18-f37072fd.pth")
+    with pytest.raises(WeightsError, match=r"lacks bn1\.bias"):
+        build(config, 4, 32, 0, cache)
+
+
+def test_weights_that_a_hub_does_not_give_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = Distillation(student="timm:test_resnet", weights="pretrained")
+    with pytest.raises(WeightsError, match=r"pretrained.*give the path of a safetensors file"):
+        build(config, 4, 32, 0)
+
+
+def test_initial_weights_come_from_a_library_s_file_or_from_a_student(tmp_path: Path) -> None:
+    source = build(SMALL, 5, 32, seed=3)
+    library = {**source.backbone.state_dict(), "fc.weight": torch.zeros(1000, 512)}
+    for name, state in (("library", library), ("student", source.state_dict())):
+        path = tmp_path / f"{name}.safetensors"
+        safetensors.torch.save_file(state, path)
+        assert names_file(str(path))
+        built = build(Distillation(stem="small", weights=str(path)), 7, 32, seed=0)
+        assert torch.equal(
+            built.backbone.layer4[1].conv2.weight, source.backbone.layer4[1].conv2.weight
+        )
+        assert built.head.out_features == 7
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(build(SMALL, 5, 32, 0).state_dict(), path)
+    with pytest.raises(WeightsError, match=r"distillation\.weights.*conv1"):
+        build(Distillation(stem="imagenet", weights=str(path)), 5, 32, 0)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="readable"):
+        build(Distillation(stem="small", weights=str(path)), 5, 32, 0)
+
+
+def test_folding_gives_distances_from_standardised_outputs() -> None:
+    student = build(SMALL, 5, 32, 0).eval()
+    folded = fold(student, mean=1.25, std=0.5)
+    assert torch.allclose(folded(pixels()), student(pixels()) * 0.5 + 1.25, atol=1e-5)
+
+
+def test_a_saved_student_loads_with_the_same_outputs(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    student = build(SMALL, 3, 32, 0).eval()
+    meta = card(SMALL, ("a", "b", "c"), 32)
+    assert save_student(storage, student, meta)
+    for source in (storage, tmp_path, str(tmp_path)):
+        loaded, stored = load_student(source)
+        assert torch.equal(loaded(pixels()), student(pixels()))
+        assert not any(p.requires_grad for p in loaded.parameters())
+    assert stored["classes"] == ["a", "b", "c"]
+
+
+def test_the_first_finished_student_stays(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    first, second = build(SMALL, 3, 32, 0), build(SMALL, 3, 32, 1)
+    meta = card(SMALL, ("a", "b", "c"), 32)
+    save_student(storage, first, meta)
+    assert not save_student(storage, second, meta)
+    assert torch.equal(load_student(storage)[0].head.weight, first.head.weight)
+
+
+def test_weights_left_by_a_killed_attempt_are_the_ones_described(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    save_student(storage, build(SMALL, 3, 32, 0), card(SMALL, ("a", "b", "c"), 32))
+    storage.delete(CARD)
+    assert save_student(storage, build(SMALL, 3, 32, 1), card(SMALL, ("a", "b", "c"), 32))
+    load_student(storage)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    save_student(storage, build(SMALL, 3, 32, 0), card(SMALL, ("a", "b", "c"), 32))
+    path = tmp_path / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match="sha256"):
+        load_student(storage)

@@ -1,0 +1,431 @@
+"""The teacher: the split text path, the image path, distances, and what is refused."""
+
+import gzip
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given
+from hypothesis import strategies as st
+from open_clip.tokenizer import default_bpe
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
+
+from dfkd.config import manifest
+from dfkd.config.fingerprint import sha256_file
+from dfkd.errors import ManifestError
+from dfkd.models.teacher import (
+    Teacher,
+    check_classes,
+    distances,
+    require_batch_norm,
+    resolve,
+    spherical_distance,
+)
+from tests.helpers.tiny_models import (
+    RESNET,
+    VIT,
+    load_teacher,
+    model_config,
+    openai_archive,
+    random_model,
+    write_teacher,
+)
+
+CPU = torch.device("cpu")
+TEXTS = ["a dog", "a photo of two cats, sleeping", "!", "x " * 40]
+
+TOWERS = {
+    "clip-vit": model_config(VIT),
+    "clip-resnet": model_config(RESNET),
+    "clip-quickgelu": model_config(VIT, quick=True),
+    "clip-eos": model_config(VIT, pool_type="eos", eos_id=49407),
+    "clip-last": model_config(VIT, pool_type="last"),
+    "custom-vit": model_config(VIT, custom=True),
+    "custom-resnet": model_config(RESNET, custom=True),
+    "custom-eos": model_config(VIT, custom=True, pool_type="eos", eos_id=49407),
+    "custom-siglip": model_config(
+        VIT, custom=True, pool_type="last", no_causal_mask=True, proj_bias=True
+    ),
+    "custom-unprojected": model_config(VIT, custom=True, proj_type="none", width=16),
+}
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return load_teacher(tmp_path_factory.mktemp("vit"), model_config(VIT))
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return load_teacher(tmp_path_factory.mktemp("resnet"), model_config(RESNET))
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_split_text_path_is_bit_equal_to_encode_text(tower: str, tmp_path: Path) -> None:
+    config = TOWERS[tower]
+    teacher = load_teacher(tmp_path, config)
+    reference = random_model(config).requires_grad_(False)
+    tokens = open_clip.tokenizer.SimpleTokenizer(context_length=16)(TEXTS)
+    assert torch.equal(teacher.tokenize(TEXTS), tokens)
+    sentence = teacher.encode_embeddings(teacher.embed_tokens(tokens), tokens)
+    assert torch.equal(sentence, reference.encode_text(tokens))
+    assert torch.equal(teacher.encode_text(TEXTS), reference.encode_text(tokens, normalize=True))
+    assert sentence.shape == (len(TEXTS), teacher.embedding_dim)
+
+
+def test_gradients_reach_token_embeddings_and_no_weight(vit: Teacher) -> None:
+    tokens = vit.tokenize(["a dog"])
+    embeddings = vit.embed_tokens(tokens).requires_grad_()
+    vit.encode_embeddings(embeddings, tokens).sum().backward()
+    end = int(tokens.argmax())
+    assert embeddings.grad is not None
+    assert (embeddings.grad[0, : end + 1].abs().sum(dim=1) > 0).all()
+    assert embeddings.grad[0, end + 1 :].abs().max() == 0  # what follows the end is never read
+    assert not any(weight.requires_grad for weight in vit.model.parameters())
+    assert not vit.model.training
+
+
+def test_a_replaced_token_embedding_is_what_another_word_would_give(vit: Teacher) -> None:
+    tokens, other = vit.tokenize(["dog in red", "dog in blue"])
+    embeddings = vit.embed_tokens(tokens[None])
+    embeddings[0, 3] = vit.token_table[other[3]]
+    replaced = vit.encode_embeddings(embeddings, tokens[None])
+    whole = vit.encode_embeddings(vit.embed_tokens(other[None]), other[None])
+    assert torch.equal(replaced, whole)
+
+
+@pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
+def test_images_of_the_model_size_are_only_normalised(
+    vision: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = load_teacher(tmp_path, model_config(vision))
+    picture = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 50).convert("RGB")
+    size = PreprocessCfg(size=32)
+    seen = image_transform_v2(size, is_train=False)(picture)
+    pixels = torch.tensor(list(picture.tobytes())).view(1, 32, 32, 3).permute(0, 3, 1, 2) / 255
+    expected = random_model(model_config(vision)).encode_image(seen[None], normalize=True)
+    torch.testing.assert_close(teacher.encode_image(pixels), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", [24, 50, 96])
+def test_other_sizes_are_resized_bicubic_and_antialiased(vit: Teacher, side: int) -> None:
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    small = F.interpolate(pixels, (32, 32), mode="bicubic", antialias=True)
+    torch.testing.assert_close(vit.encode_image(pixels), vit.encode_image(small))
+    plain = F.interpolate(pixels, (32, 32), mode="bicubic")
+    if side > 32:
+        assert (vit.encode_image(pixels) - vit.encode_image(plain)).abs().max() > 1e-4
+
+
+def test_the_image_path_passes_gradients_to_pixels(resnet: Teacher) -> None:
+    pixels = torch.full((2, 3, 64, 64), 0.5, requires_grad=True)
+    embeddings = resnet.encode_image(pixels)
+    embeddings[0, 0].backward()
+    assert pixels.grad is not None
+    assert pixels.grad[0].abs().sum() > 0
+    assert pixels.grad[1].abs().sum() == 0  # the images of a batch are independent
+    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2))
+
+
+def test_the_configuration_decides_mean_and_std(tmp_path: Path) -> None:
+    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
+    config = write_teacher(tmp_path, model_config(VIT))
+    tree = {"model_cfg": model_config(VIT), "preprocess_cfg": preprocess}
+    Path(config.model).write_text(json.dumps(tree))
+    teacher = Teacher.load(config, CPU)
+    pixels = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    expected = random_model(model_config(VIT)).encode_image(torch.zeros(1, 3, 32, 32), True)
+    torch.testing.assert_close(teacher.encode_image(pixels), expected)
+
+
+def test_an_image_embedding_does_not_depend_on_its_companions(resnet: Teacher) -> None:
+    """Bit-equal in a batch of the same size; across sizes the kernels differ in the last bits."""
+    draw = torch.Generator().manual_seed(0)
+    pixels, others = (torch.rand(4, 3, 32, 32, generator=draw) for _ in range(2))
+    others[3] = pixels[1]
+    embedding = resnet.encode_image(pixels)[1]
+    assert torch.equal(resnet.encode_image(others)[3], embedding)
+    alone = resnet.encode_image(pixels[1:2])[0]
+    torch.testing.assert_close(alone, embedding, atol=1e-6, rtol=0)
+
+
+def unit(*values: float) -> Tensor:
+    return F.normalize(torch.tensor(values, dtype=torch.float32), dim=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        (unit(1, 0), unit(1, 0), 0.0),
+        (unit(1, 0), unit(0, 1), 2 * (math.pi / 4) ** 2),
+        (unit(1, 0), unit(-1, 0), math.pi**2 / 2),
+        (unit(1, 0), unit(1, math.sqrt(3)), 2 * (math.pi / 6) ** 2),
+        (unit(1, 2, 2), unit(2, 1, -2), 2 * math.asin(math.sqrt(2) / 2) ** 2),
+    ],
+    ids=["identical", "orthogonal", "antipodal", "60 degrees", "3-d orthogonal"],
+)
+def test_distances_by_hand(x: Tensor, y: Tensor, expected: float) -> None:
+    assert float(spherical_distance(x, y)) == pytest.approx(expected, abs=1e-6)
+    assert float(distances(x[None], y[None])) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["identical", "antipodal"])
+def test_the_gradient_is_finite_where_the_arcsin_has_none(sign: int) -> None:
+    x = unit(0.6, 0.8, 0.1).requires_grad_()
+    spherical_distance(x, sign * x.detach()).backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+vectors = st.lists(st.floats(-1, 1, width=32), min_size=4, max_size=4).filter(
+    lambda values: sum(value * value for value in values) > 1e-3
+)
+
+
+@given(vectors, vectors)
+def test_the_distance_is_the_published_formula(a: list[float], b: list[float]) -> None:
+    x, y = unit(*a).double(), unit(*b).double()
+    chord = float((F.normalize(x, dim=0) - F.normalize(y, dim=0)).norm())
+    published = 2 * math.asin(min(1.0, chord / 2)) ** 2
+    found = float(spherical_distance(x, y))
+    assert found == pytest.approx(published, abs=5e-3 if chord > 1.999 else 1e-5)
+    assert 0 <= found <= math.pi**2 / 2 + 1e-5
+    assert found == float(spherical_distance(y, x))
+
+
+@given(st.lists(vectors, min_size=1, max_size=5), st.lists(vectors, min_size=1, max_size=5))
+@example([[0.0, 0.0, 0.0, 1.0]] * 4, [[0.0, 0.0, 0.0, 1.0]] * 3 + [[0.0, 0.0, 1.0, 0.0]])
+def test_the_matrix_holds_every_pair(images: list[list[float]], texts: list[list[float]]) -> None:
+    x, y = torch.stack([unit(*v) for v in images]), torch.stack([unit(*v) for v in texts])
+    found = distances(x, y)
+    assert found.shape == (len(x), len(y))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, spherical_distance(x[:, None], y[None]), atol=1e-5, rtol=0)
+    assert torch.equal(found[:1], distances(x[:1], y))
+
+
+def test_smaller_is_closer() -> None:
+    texts = torch.eye(3)
+    image = unit(0.1, 0.9, 0.2)[None]
+    assert int(distances(image, texts).argmin()) == 1
+
+
+def test_half_precision_inputs_give_float32_distances() -> None:
+    x = torch.eye(2, dtype=torch.bfloat16)
+    assert spherical_distance(x, x).dtype == distances(x, x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["\u3000", "\x1c\x1d", "&#32;"])
+def test_a_class_that_tokenises_to_nothing_is_named(vit: Teacher, name: str) -> None:
+    with pytest.raises(ManifestError, match="classes: tokenises to nothing") as caught:
+        check_classes(vit, ["dog", name])
+    assert repr(name) in str(caught.value)
+
+
+def test_class_names_must_differ_to_the_teacher_and_fit(vit: Teacher) -> None:
+    check_classes(vit, ["dog", "hot dog", "c++", "犬"], "A {class}")
+    with pytest.raises(ManifestError, match="reads to the teacher exactly like 'dog'"):
+        check_classes(vit, ["dog", "Dog"])
+    check_classes(vit, ["dog " * 14], "{class}")
+    with pytest.raises(ManifestError, match="at most 14 tokens, this one 15"):
+        check_classes(vit, ["dog " * 14], "A {class}")
+
+
+def test_batch_norm_is_detected_and_required(vit: Teacher, resnet: Teacher) -> None:
+    assert resnet.has_batch_norm
+    assert not vit.has_batch_norm
+    require_batch_norm(resnet, "DeepInversion")
+    with pytest.raises(ManifestError, match="DeepInversion needs an image tower with batch norm"):
+        require_batch_norm(vit, "DeepInversion")
+
+
+def test_resolve_hashes_every_file_that_matters(tmp_path: Path) -> None:
+    shutil.copy(default_bpe(), tmp_path / "merges.txt.gz")
+    kwargs = {"bpe_path": "merges.txt.gz"}
+    config = write_teacher(tmp_path, model_config(VIT, tokenizer_kwargs=kwargs))
+    assert resolve(config).digests == {
+        "teacher.model": sha256_file(config.model),
+        "teacher.weights": sha256_file(config.weights),
+        "teacher.tokenizer": sha256_file(tmp_path / "merges.txt.gz"),
+    }
+
+
+def test_a_smaller_vocabulary_comes_from_the_file_beside_the_configuration(tmp_path: Path) -> None:
+    merges = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")[:301]
+    (tmp_path / "merges.txt.gz").write_bytes(gzip.compress("\n".join(merges).encode()))
+    kwargs = {"bpe_path": "merges.txt.gz"}
+    teacher = load_teacher(tmp_path, model_config(VIT, vocab_size=814, tokenizer_kwargs=kwargs))
+    tokens = teacher.tokenize(["the dog"])
+    assert int(tokens.max()) == 813
+    assert teacher.token_table.shape[0] == 814
+    assert torch.isfinite(teacher.encode_text(["the dog"])).all()
+
+
+def test_loading_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
+    config = write_teacher(tmp_path, model_config(RESNET))
+    before = torch.random.get_rng_state()
+    Teacher.load(config, CPU)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_loading_registers_nothing_with_open_clip(tmp_path: Path) -> None:
+    before = open_clip.list_models()
+    load_teacher(tmp_path, model_config(VIT))
+    assert open_clip.list_models() == before
+
+
+def test_a_directory_holds_configuration_and_weights(tmp_path: Path) -> None:
+    config = write_teacher(tmp_path / "files", model_config(VIT, quick=True))
+    tree = {"model_cfg": model_config(VIT, quick=True), "preprocess_cfg": {}}
+    folder = tmp_path / "open_clip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(tree))
+    shutil.copy(config.weights, folder / "open_clip_model.safetensors")
+    (folder / "another.bin").write_bytes(b"not this one")
+    expected = Teacher.load(config, CPU).encode_text(TEXTS)
+    for place in (str(folder), f"local-dir:{folder}"):
+        teacher = Teacher.load(manifest.Teacher(model=place, weights=place), CPU)
+        assert torch.equal(teacher.encode_text(TEXTS), expected)
+
+
+def refusal(model: str, weights: str) -> str:
+    with pytest.raises(ManifestError) as caught:
+        resolve(manifest.Teacher(model=model, weights=weights))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_unknown_architectures_get_a_suggestion() -> None:
+    assert "did you mean 'ViT-B-32'" in refusal("ViTB32", "openai")
+    assert "teacher.model" in refusal("hf-hub:someone/something", "openai")
+
+
+def test_unknown_weights_name_the_tags() -> None:
+    text = refusal("ViT-B-32", "laion9b")
+    assert "tag of ViT-B-32" in text
+    assert "laion2b_s34b_b79k" in text
+    assert "/no/such/file.pt" in refusal("ViT-B-32", "/no/such/file.pt")
+
+
+@pytest.mark.parametrize("tag", ["openai", "OpenAI"])
+def test_an_openai_tag_needs_the_quickgelu_architecture(tag: str) -> None:
+    text = refusal("RN50", tag)
+    assert "trained with QuickGELU, but RN50 is built with GELU" in text
+    assert "set teacher.model=RN50-quickgelu" in text
+
+
+def test_openai_archives_load_into_quickgelu_and_nothing_else(tmp_path: Path) -> None:
+    quick = model_config(VIT, quick=True)
+    config = write_teacher(tmp_path, quick)
+    archive = tmp_path / "ViT-B-32.pt"
+    model = openai_archive(archive, quick)
+    teacher = Teacher.load(manifest.Teacher(model=config.model, weights=str(archive)), CPU)
+    tokens = teacher.tokenize(TEXTS)
+    expected = random_model(quick).requires_grad_(False).encode_text(tokens, normalize=True)
+    assert torch.equal(teacher.encode_text(TEXTS), expected)
+
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(model_config(VIT)))
+    text = refusal(str(plain), str(archive))
+    assert "trained with QuickGELU" in text
+    assert "set quick_gelu to true in plain.json" in text
+
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    assert "trained with QuickGELU" in refusal(str(plain), str(tmp_path / "state.pt"))
+
+
+def test_half_precision_weights_load_as_float32(tmp_path: Path) -> None:
+    config = write_teacher(tmp_path, model_config(VIT))
+    state = {
+        key: value.half() for key, value in random_model(model_config(VIT)).state_dict().items()
+    }
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "h.pt"
+    )
+    teacher = Teacher.load(
+        manifest.Teacher(model=config.model, weights=str(tmp_path / "h.pt")), CPU
+    )
+    assert teacher.token_table.dtype == torch.float32
+    assert torch.equal(teacher.token_table, state["token_embedding.weight"].float())
+
+
+def test_a_clip_state_dict_loads_into_the_custom_text_form(tmp_path: Path) -> None:
+    plain = write_teacher(tmp_path, model_config(VIT))
+    custom = tmp_path / "custom.json"
+    custom.write_text(json.dumps(model_config(VIT, custom=True)))
+    teacher = Teacher.load(manifest.Teacher(model=str(custom), weights=plain.weights), CPU)
+    assert torch.equal(teacher.encode_text(TEXTS), Teacher.load(plain, CPU).encode_text(TEXTS))
+
+
+def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Path) -> None:
+    vit = write_teacher(tmp_path / "vit", model_config(VIT))
+    resnet = write_teacher(tmp_path / "resnet", model_config(RESNET))
+    wide = write_teacher(tmp_path / "wide", model_config(VIT, width=64))
+    text = refusal(vit.model, resnet.weights)
+    assert "lacks visual.class_embedding" in text
+    assert "has no use for visual.attnpool" in text
+    text = refusal(vit.model, wide.weights)
+    assert "differs in shape at" in text
+    assert "ln_final.bias (64,) for (32,)" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (model_config(VIT, custom=True, embed_cls=True), "cls_emb"),
+        (model_config(VIT, custom=True, no_causal_mask=True, use_pad_mask=True), "use_pad_mask"),
+        (model_config(VIT, custom=True, hf_model_name="bert-base-uncased"), "hf_model_name"),
+        (model_config(VIT) | {"multimodal_cfg": {}}, "CoCa"),
+        (model_config(VIT, custom=True, pool_type="none"), "pool_type 'none'"),
+        (model_config(VIT, tokenizer_kwargs={"trust_remote_code": True}), "trust_remote_code"),
+        ({"embed_dim": 16}, "vision_cfg, text_cfg"),
+        (model_config(VIT, layers="many"), "buildable by open_clip"),
+        (model_config(VIT | {"patch_size": 0}), "buildable by open_clip"),
+        (
+            {"model_cfg": model_config(VIT), "preprocess_cfg": {"std": [0, 1, 1]}},
+            "preprocess_cfg.std",
+        ),
+    ],
+)
+def test_configurations_that_cannot_serve_are_refused(
+    config: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    weights = write_teacher(tmp_path, model_config(VIT)).weights
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(config))
+    assert reason in refusal(str(bad), weights)
+
+
+def test_coca_by_name_is_refused() -> None:
+    assert "cls_emb" in refusal("coca_ViT-B-32", "laion2b_s13b_b90k")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"embed_dim": 1e999}', "[" * 100000])
+def test_broken_configuration_files_are_refused(text: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text(text)
+    assert "teacher.model" in refusal(str(bad), "openai")
+
+
+def test_missing_directories_and_empty_ones_are_refused(tmp_path: Path) -> None:
+    config = write_teacher(tmp_path / "files", model_config(VIT))
+    (tmp_path / "empty").mkdir()
+    assert "must hold a checkpoint" in refusal(config.model, str(tmp_path / "empty"))
+    assert "existing directory" in refusal(config.model, f"local-dir:{tmp_path}/none")
+
+
+def test_a_directory_with_another_activation_is_refused(tmp_path: Path) -> None:
+    config = write_teacher(tmp_path, model_config(VIT))
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_config(VIT, quick=True)})
+    )
+    assert "trained with QuickGELU" in refusal(config.model, str(tmp_path))

@@ -1,0 +1,131 @@
+"""Published files: their facts, the names that manifests have for them, and what is not cached."""
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import open_clip
+import pytest
+import torchvision
+
+from dfkd.errors import Exit, WeightsError
+from dfkd.models.weights import open_clip_tags
+from dfkd.models.weights.artifacts import (
+    DATA,
+    VQGAN,
+    Artifact,
+    at_address,
+    cached,
+    data_set,
+    published,
+)
+
+OPENAI = {"ViT-B-32-quickgelu": "ViT-B-32.pt", "RN50-quickgelu": "RN50.pt"}
+
+
+def of_open_clip() -> list[Artifact]:
+    """What has an address of its own among open_clip's tags, each file once."""
+    found = (open_clip_tags.published(model, tag) for model, tag in open_clip.list_pretrained())
+    return list({artifact.addresses: artifact for artifact in found if artifact}.values())
+
+
+def of_torchvision() -> list[Artifact]:
+    names = [name for name in torchvision.models.list_models() if name.startswith("resnet")]
+    sets = [torchvision.models.get_model_weights(name) for name in names]
+    return [at_address(each.url, "") for weights in sets for each in weights]
+
+
+def every() -> list[Artifact]:
+    vqgans = [artifact for files in VQGAN.values() for artifact in files.values()]
+    return [*of_open_clip(), *of_torchvision(), *vqgans]
+
+
+def test_facts_have_the_form_that_is_relied_upon() -> None:
+    artifacts = every()
+    assert len(artifacts) > 40
+    for artifact in artifacts:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", artifact.file)
+        assert re.fullmatch(r"|[0-9a-f]{8}|[0-9a-f]{64}", artifact.sha256), artifact
+        assert all(urlsplit(address).scheme == "https" for address in artifact.addresses)
+
+
+def test_no_two_files_share_a_name_in_the_cache() -> None:
+    addresses: dict[str, tuple[str, ...]] = {}
+    for artifact in every():
+        assert addresses.setdefault(artifact.file, artifact.addresses) == artifact.addresses
+
+
+@pytest.mark.parametrize("model", OPENAI)
+def test_openais_archives_have_their_hash_and_size(model: str) -> None:
+    artifact = open_clip_tags.published(model, "openai")
+    assert artifact is not None
+    assert artifact.file == OPENAI[model]
+    assert artifact.certain
+    assert all(f"/{artifact.sha256}/{artifact.file}" in place for place in artifact.addresses)
+    assert len({urlsplit(place).hostname for place in artifact.addresses}) == 2
+    assert artifact.bytes is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "digest"),
+    [
+        (f"https://a.org/clip/{'0a' * 32}/RN50.pt", "0a" * 32),
+        ("https://a.org/models/resnet18-f37072fd.pth", "f37072fd"),
+        ("https://a.org/vit_b_32-quickgelu-laion400m_e32-46683a32.pt?x=y", "46683a32"),
+        ("https://a.org/b32_400m.pt", ""),
+        ("https://a.org/f37072fd/model.pt", ""),
+        ("https://a.org/model-decade.pt", ""),
+    ],
+)
+def test_an_address_may_hold_the_hash(address: str, digest: str) -> None:
+    assert at_address(address, "MIT").sha256 == digest
+
+
+def test_a_vqgan_has_a_configuration_and_weights() -> None:
+    for codes in (1024, 16384):
+        name = f"vqgan-imagenet-f16-{codes}"
+        config, weights = (published(f"generator.{key}", name) for key in ("config", "weights"))
+        assert config is not None
+        assert weights is not None
+        assert (config.file, weights.file) == (f"{name}.yaml", f"{name}.ckpt")
+        assert published("teacher.weights", name) is None
+    assert published("generator.weights", "vqgan-imagenet-f16-512") is None
+
+
+def test_what_was_not_fetched_is_one_line_with_the_command(tmp_path: Path) -> None:
+    artifact = Artifact("w.pt", ("https://a.org/w.pt",), "MIT")
+    with pytest.raises(WeightsError) as caught:
+        cached("teacher.weights", "openai", artifact, tmp_path)
+    text = str(caught.value)
+    assert text == (
+        f"teacher.weights: needs w.pt, which is not in the cache {tmp_path}, got 'openai'; "
+        "run python jobs/fetch.py MANIFEST"
+    )
+    assert caught.value.exit_code == Exit.USAGE
+    (tmp_path / "w.pt").write_bytes(b"x")
+    assert cached("teacher.weights", "openai", artifact, str(tmp_path)) == tmp_path / "w.pt"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("data/PACS", "PACS"),
+        ("/mnt/vlcs/VLCS/list.txt", "VLCS"),
+        ("~/image_CLEF", "ImageCLEF-DA"),
+        ("data/visda17", "VisDA-2017, classification"),
+        ("data/office_home", "Office-Home"),
+        ("data/DomainNet/", "DomainNet, cleaned version"),
+        ("bundled", None),
+        ("data/mine", None),
+    ],
+)
+def test_data_sets_are_known_by_the_names_of_folders(place: str, name: str | None) -> None:
+    found = data_set(place)
+    assert (found.name if found else None) == name
+
+
+def test_each_data_set_says_where_it_is_and_under_which_terms() -> None:
+    for each in DATA.values():
+        assert all(urlsplit(address).hostname for address in each.addresses)
+        assert each.size
+        assert each.terms

@@ -1,0 +1,399 @@
+"""Published files into the cache: real answers of a real server, cut, wrong, late and lost."""
+
+import hashlib
+import multiprocessing
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.models.weights.artifacts import Artifact
+from dfkd.models.weights.download import Fetched, Fetcher
+from dfkd.models.weights.http import LARGEST, Part, Refusal, receive
+from dfkd.storage.retries import Patience
+from tests.helpers.http_server import Publisher
+
+BODY = bytes(range(256)) * 1000
+FILE = "w.ckpt"
+HASTE = Patience(attempts=4, pause=0.001, longest_pause=0.001)
+
+
+@pytest.fixture
+def server() -> Iterator[Publisher]:
+    with Publisher(**{FILE: BODY}) as publisher:
+        yield publisher
+
+
+def anything(path: Path) -> None:
+    """A check that every file passes."""
+
+
+def fetch(
+    cache: Path, artifact: Artifact, mirror: str = "", told: list[str] | None = None
+) -> Fetched:
+    tell = (told if told is not None else []).append
+    fetcher = Fetcher(cache, mirror, tell, HASTE, silence=5)
+    return fetcher.fetch(artifact, anything)
+
+
+def failure(cache: Path, artifact: Artifact, mirror: str = "") -> DfkdError:
+    """The error of a fetch that leaves no file behind."""
+    with pytest.raises(DfkdError) as caught:
+        fetch(cache, artifact, mirror)
+    assert not artifact.within(cache).exists()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def left(cache: Path) -> set[str]:
+    """The names of the files in a cache."""
+    return {path.name for path in cache.iterdir()} - {".lock"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_is_there_whole_or_not_at_all(
+    server: Publisher, tmp_path: Path, known: bool
+) -> None:
+    fetched = fetch(tmp_path / "cache", server.artifact(FILE, known))
+    assert fetched.path == tmp_path / "cache" / FILE
+    assert fetched.path.read_bytes() == BODY
+    assert fetched.sha256 == hashlib.sha256(BODY).hexdigest()
+    assert not fetched.reused
+    assert left(tmp_path / "cache") == ({FILE} if known else {FILE, f"{FILE}.sha256"})
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_there_is_verified_and_not_fetched_again(
+    server: Publisher, tmp_path: Path, known: bool
+) -> None:
+    artifact = server.artifact(FILE, known)
+    fetch(tmp_path, artifact)
+    assert fetch(tmp_path, artifact).reused
+    assert len(server.seen) == 1
+    (tmp_path / FILE).write_bytes(BODY[:-1] + b"x")
+    with pytest.raises(CorruptionError, match=r"sha256 .* is not .*; delete it and run again"):
+        fetch(tmp_path, artifact)
+    (tmp_path / FILE).unlink()
+    assert not fetch(tmp_path, artifact).reused
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cut_connection_goes_on_where_it_ended(
+    server: Publisher, tmp_path: Path, known: bool
+) -> None:
+    server.inject("cut 100000", "cut 7", "busy", "cut 0", "cut 55000")
+    told: list[str] = []
+    fetched = fetch(tmp_path, server.artifact(FILE, known), told=told)
+    assert fetched.path.read_bytes() == BODY
+    assert server.ranges == [
+        "", "bytes=100000-", "bytes=100007-", "bytes=100007-", "bytes=100007-", "bytes=155007-",
+    ]  # fmt: skip
+    assert len(told) == 5
+    assert all(FILE in note and "trying again" in note for note in told)
+
+
+@settings(max_examples=25)
+@given(cuts=st.lists(st.integers(0, 40_000), max_size=6), validators=st.booleans())
+def test_however_it_is_cut_the_file_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], validators: bool
+) -> None:
+    """A new process for each try, as it were: nothing but the cache is kept between them."""
+    cache = tmp_path_factory.mktemp("cache")
+    with Publisher(**{FILE: BODY}) as server:
+        server.validators = validators
+        artifact = server.artifact(FILE, known=False)
+        for cut in cuts:
+            server.inject(f"cut {cut}")
+            with Part(artifact, cache) as part, pytest.raises(OSError, match="cut off"):
+                receive(artifact.addresses[0], artifact, part, 5)
+        assert fetch(cache, artifact).path.read_bytes() == BODY
+        resumed = validators and sum(cuts) > 0
+        assert server.ranges[-1] == (f"bytes={sum(cuts)}-" if resumed else "")
+
+
+def fetch_apart(cache: Path, artifact: Artifact) -> None:
+    fetch(cache, artifact)
+
+
+def test_a_killed_process_is_resumed_by_the_next(server: Publisher, tmp_path: Path) -> None:
+    artifact = server.artifact(FILE)
+    server.inject("held")
+    child = multiprocessing.get_context("spawn").Process(
+        target=fetch_apart, args=(tmp_path, artifact)
+    )
+    child.start()
+    assert server.held.wait(120)
+    part = tmp_path / f"{FILE}.part"
+    while not part.exists() or part.stat().st_size < 60_000:
+        assert child.is_alive()
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    arrived = part.stat().st_size
+    assert fetch(tmp_path, artifact).path.read_bytes() == BODY
+    assert server.ranges == ["", f"bytes={arrived}-"]
+
+
+@pytest.mark.parametrize("fault", ["whole", "shifted"])
+def test_a_server_that_cannot_resume_starts_anew(
+    server: Publisher, tmp_path: Path, fault: str
+) -> None:
+    server.inject("cut 1000", fault)
+    assert fetch(tmp_path, server.artifact(FILE)).path.read_bytes() == BODY
+
+
+def test_two_files_are_never_mixed(server: Publisher, tmp_path: Path) -> None:
+    """A file that changes while it is fetched, and no hash that would tell."""
+    artifact = server.artifact(FILE, known=False)
+    server.inject("cut 1000")
+    with Part(artifact, tmp_path) as part, pytest.raises(OSError, match="cut off at 1000 of"):
+        receive(artifact.addresses[0], artifact, part, 5)
+    server.files[FILE] = changed = BODY[::-1]
+    assert fetch(tmp_path, artifact).path.read_bytes() == changed
+    assert server.ranges == ["", "bytes=1000-"]
+
+
+@pytest.mark.parametrize("length", [1000, len(BODY), len(BODY) + 1])
+def test_an_old_part_of_something_else_does_no_harm(
+    server: Publisher, tmp_path: Path, length: int
+) -> None:
+    server.validators = False
+    (tmp_path / f"{FILE}.part").write_bytes(b"?" * length)
+    fetched = fetch(tmp_path, server.artifact(FILE))
+    assert fetched.path.read_bytes() == BODY
+    assert left(tmp_path) == {FILE}
+
+
+def test_a_part_that_was_complete_is_only_verified(server: Publisher, tmp_path: Path) -> None:
+    (tmp_path / f"{FILE}.part").write_bytes(BODY)
+    assert fetch(tmp_path, server.artifact(FILE)).path.read_bytes() == BODY
+    assert server.ranges == [f"bytes={len(BODY)}-"]
+
+
+def test_what_is_not_the_published_file_is_refused(server: Publisher, tmp_path: Path) -> None:
+    artifact = server.artifact(FILE)
+    server.files[FILE] = BODY[:-1] + b"x"
+    error = failure(tmp_path, artifact)
+    assert isinstance(error, CorruptionError)
+    assert artifact.sha256 in str(error)
+    assert "give another --mirror" in str(error)
+    assert left(tmp_path) == set()
+
+
+def test_the_beginning_of_a_hash_is_compared_too(server: Publisher, tmp_path: Path) -> None:
+    artifact = server.artifact(FILE)
+    assert fetch(tmp_path / "right", replace(artifact, sha256=artifact.sha256[:8])).pin is None
+    failure(tmp_path / "wrong", replace(artifact, sha256="0123abcd"))
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_taken(
+    server: Publisher, tmp_path: Path
+) -> None:
+    error = failure(tmp_path, replace(server.artifact(FILE), bytes=7))
+    assert f"has {len(BODY)} bytes, not 7" in str(error)
+    assert left(tmp_path) == set()
+
+
+def test_an_answer_without_end_ends(server: Publisher, tmp_path: Path) -> None:
+    server.inject("endless")
+    assert "sends more than 9000 bytes" in str(
+        failure(tmp_path, replace(server.artifact(FILE), bytes=9000))
+    )
+    assert LARGEST > 1e9
+
+
+def test_an_address_without_the_file_is_a_failure_and_not_tried_again(
+    server: Publisher, tmp_path: Path
+) -> None:
+    server.inject("gone")
+    error = failure(tmp_path, server.artifact(FILE))
+    assert "127.0.0.1 answers 404; give a --mirror that has it" in str(error)
+    assert error.exit_code == Exit.FAILED
+    assert len(server.seen) == 1
+
+
+def test_a_server_that_stays_busy_is_worth_another_run(server: Publisher, tmp_path: Path) -> None:
+    server.inject("cut 1000", *["busy"] * 4)
+    error = failure(tmp_path, server.artifact(FILE))
+    assert isinstance(error, InfrastructureError)
+    assert "answers 503; run the same command again, it resumes" in str(error)
+    assert fetch(tmp_path, server.artifact(FILE)).path.read_bytes() == BODY
+    assert server.ranges[-1] == "bytes=1000-"
+
+
+def test_a_silent_server_is_given_up_and_asked_again(server: Publisher, tmp_path: Path) -> None:
+    server.inject("silent")
+    fetcher = Fetcher(tmp_path, patience=HASTE, silence=0.2)
+    assert fetcher.fetch(server.artifact(FILE), anything).path.read_bytes() == BODY
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize("first", ["gone", "down"])
+def test_another_address_serves_when_the_first_does_not(
+    server: Publisher, tmp_path: Path, first: str
+) -> None:
+    artifact = server.artifact(FILE)
+    elsewhere = f"{server.address}/none" if first == "gone" else "http://127.0.0.1:9/w.ckpt"
+    fetched = fetch(tmp_path, replace(artifact, addresses=(elsewhere, *artifact.addresses)))
+    assert fetched.path.read_bytes() == BODY
+
+
+def test_an_unpublished_hash_is_pinned_as_sha256sum_reads_it(
+    server: Publisher, tmp_path: Path
+) -> None:
+    artifact = server.artifact(FILE, known=False)
+    fetched = fetch(tmp_path, artifact)
+    assert fetched.pin == tmp_path / f"{FILE}.sha256"
+    subprocess.run(["sha256sum", "--check", fetched.pin.name], cwd=tmp_path, check=True)
+    fetched.path.unlink()
+    server.files[FILE] = BODY[::-1]
+    error = failure(tmp_path, artifact)
+    assert str(fetched.pin) in str(error)
+    assert fetched.sha256 in str(error)
+    server.files[FILE] = BODY
+    assert fetch(tmp_path, artifact).sha256 == fetched.sha256
+
+
+def test_a_damaged_pin_is_named(server: Publisher, tmp_path: Path) -> None:
+    (tmp_path / f"{FILE}.sha256").write_text("no hash")
+    assert "holds no sha256; delete it" in str(failure(tmp_path, server.artifact(FILE, False)))
+
+
+def test_a_page_instead_of_the_file_is_neither_kept_nor_pinned(
+    server: Publisher, tmp_path: Path
+) -> None:
+    def check(path: Path) -> None:
+        if path.read_bytes() != BODY:
+            raise ManifestError("w", "must be a checkpoint", path, "download it again")
+
+    server.files[FILE] = b"<html>Please log in</html>"
+    fetcher = Fetcher(tmp_path, patience=HASTE)
+    artifact = server.artifact(FILE, known=False)
+    with pytest.raises(CorruptionError, match=r"is something else \(w: must be a checkpoint\)"):
+        fetcher.fetch(artifact, check)
+    assert left(tmp_path) == set()
+    (tmp_path / FILE).write_bytes(b"put there by hand")
+    with pytest.raises(CorruptionError, match="is something else"):
+        fetcher.fetch(artifact, check)
+    assert left(tmp_path) == {FILE}
+
+
+def test_a_directory_can_be_the_mirror(tmp_path: Path) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    artifact = Artifact(FILE, ("https://nowhere.invalid/w",), "MIT", digest, len(BODY))
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    assert f"--mirror: must hold {FILE}" in str(failure(tmp_path / "cache", artifact, str(mirror)))
+    (mirror / FILE).write_bytes(BODY[:-1])
+    error = failure(tmp_path / "cache", artifact, str(mirror))
+    assert f"has {len(BODY) - 1} bytes, not {len(BODY)}" in str(error)
+    (mirror / FILE).write_bytes(BODY)
+    assert fetch(tmp_path / "cache", artifact, str(mirror)).path.read_bytes() == BODY
+    assert left(tmp_path / "cache") == {FILE}
+
+
+def test_a_mirror_has_files_under_their_names(server: Publisher, tmp_path: Path) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    artifact = Artifact(FILE, ("https://nowhere.invalid/other-name",), "MIT", digest)
+    for number, mirror in enumerate((server.address, f"{server.address}/deep/er/")):
+        assert fetch(tmp_path / str(number), artifact, mirror).path.read_bytes() == BODY
+    assert [path for path, _ in server.seen] == [f"/{FILE}", f"/deep/er/{FILE}"]
+
+
+@pytest.mark.parametrize(
+    ("mirror", "reason"),
+    [
+        ("ftp://a.org/x", "must be a directory, or a plain http or https address"),
+        ("file:///etc", "must be a directory"),
+        ("https://", "must be a directory"),
+        ("http://[::1", "must be a directory"),
+        ("https://a.org/x?sig=secret", "must be a directory"),
+        ("https://me:secret@a.org/x", "without credentials"),
+        ("http://a.org/x", "must be https, as nobody has published the sha256"),
+    ],
+)
+def test_a_mirror_that_cannot_be_trusted_is_refused(
+    tmp_path: Path, mirror: str, reason: str
+) -> None:
+    for sha256 in ("", "f37072fd"):
+        error = failure(tmp_path, Artifact(FILE, (), "MIT", sha256), mirror)
+        assert isinstance(error, ManifestError)
+        assert reason in str(error)
+        assert "me:secret" not in str(error)
+
+
+def test_a_redirect_is_followed_but_not_into_the_open(server: Publisher, tmp_path: Path) -> None:
+    server.files["elsewhere"] = BODY
+    artifact = server.artifact(FILE, known=False)
+    server.inject(f"away {server.address}/elsewhere")
+    assert fetch(tmp_path / "one", artifact).path.read_bytes() == BODY
+    server.inject("away http://example.org/w.ckpt")
+    assert "leads to an address that is not https" in str(failure(tmp_path / "two", artifact))
+    server.inject("away file:///etc/passwd")
+    failure(tmp_path / "three", server.artifact(FILE))
+    server.inject("away http://[::1")
+    assert "no address" in str(failure(tmp_path / "four", server.artifact(FILE)))
+
+
+@pytest.mark.parametrize("small_disk", ["192k"], indirect=True)
+def test_a_file_that_does_not_fit_is_refused_before_it_is_taken(
+    server: Publisher, small_disk: Path
+) -> None:
+    error = failure(small_disk, server.artifact(FILE))
+    assert isinstance(error, InfrastructureError)
+    assert f"no room for {small_disk / FILE}.part ({len(BODY)} bytes" in str(error)
+    assert left(small_disk) == set()
+
+
+@pytest.mark.parametrize("small_disk", ["192k"], indirect=True)
+def test_a_disk_that_fills_up_is_one_line(server: Publisher, small_disk: Path) -> None:
+    server.inject("endless")
+    error = failure(small_disk, server.artifact(FILE))
+    assert isinstance(error, InfrastructureError)
+    assert f"no room for {small_disk / FILE}.part" in str(error)
+    assert "No space left on device" in str(error)
+
+
+def test_of_two_processes_one_waits_for_the_other(server: Publisher, tmp_path: Path) -> None:
+    artifact = server.artifact(FILE)
+    server.inject("held")
+    spawn = multiprocessing.get_context("spawn")
+    child = spawn.Process(target=fetch_apart, args=(tmp_path, artifact))
+    child.start()
+    assert server.held.wait(120)
+    told: list[str] = []
+
+    def tell(note: str) -> None:
+        told.append(note)
+        server.released.set()  # the first goes on with what is missing
+
+    assert Fetcher(tmp_path, tell=tell, patience=HASTE).fetch(artifact, anything).reused
+    child.join()
+    assert child.exitcode == 0
+    assert told == [f"waiting for another process that fetches into {tmp_path}"]
+    assert server.ranges == ["", f"bytes={len(BODY) // 2}-"]
+
+
+def test_a_refusal_names_no_address_of_a_redirect(server: Publisher, tmp_path: Path) -> None:
+    """Such addresses may hold tokens."""
+    server.inject(f"away {server.address}/token/none?Signature=secret")
+    assert "token" not in str(failure(tmp_path, server.artifact(FILE)))
+
+
+def test_a_try_alone_says_what_is_final(server: Publisher, tmp_path: Path) -> None:
+    artifact = server.artifact(FILE)
+    server.inject("gone", "busy")
+    with Part(artifact, tmp_path) as part:
+        with pytest.raises(Refusal):
+            receive(artifact.addresses[0], artifact, part, 5)
+        with pytest.raises(OSError, match="answers 503"):
+            receive(artifact.addresses[0], artifact, part, 5)
+    assert left(tmp_path) == set()

@@ -1,0 +1,75 @@
+"""open_clip's tags: a published file is read from the cache, a hub's model by the hub's client."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd.config import manifest
+from dfkd.errors import WeightsError
+from dfkd.models.teacher import Teacher, resolve
+from dfkd.models.weights import open_clip_tags
+from tests.helpers.http_server import give_tag, keep_hub_model
+from tests.helpers.tiny_models import VIT, model_config, openai_archive, random_model, write_teacher
+
+CPU = torch.device("cpu")
+QUICK = model_config(VIT, quick=True)
+TEXTS = ["a dog", "two cats"]
+
+
+def test_a_tag_that_only_a_hub_has_is_no_published_file() -> None:
+    assert open_clip_tags.published("ViT-B-32", "laion2b_s34b_b79k") is None
+    assert (
+        open_clip_tags.hub_id("ViT-B-32", "laion2b_s34b_b79k")
+        == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    )
+    assert open_clip_tags.published("ViT-B-32", "no_such_tag") is None
+    assert open_clip_tags.hub_id("ViT-B-32", "no_such_tag") == ""
+
+
+def test_an_openai_archive_is_read_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = write_teacher(tmp_path / "files", QUICK).model
+    archive = tmp_path / "Tiny.pt"
+    source = openai_archive(archive, QUICK)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    give_tag(monkeypatch, url=f"https://nowhere.invalid/{digest}/Tiny.pt", quick_gelu=True)
+    config = manifest.Teacher(model=model, weights="tiny")
+    teacher = Teacher.load(config, CPU, cache=str(tmp_path))
+    expected = source.requires_grad_(False).encode_text(teacher.tokenize(TEXTS), normalize=True)
+    assert torch.equal(teacher.encode_text(TEXTS), expected)
+    assert resolve(config, str(tmp_path)).digests["teacher.weights"] == digest
+    by_path = manifest.Teacher(model=model, weights=str(archive))
+    assert resolve(by_path).digests == resolve(config, str(tmp_path)).digests
+
+
+def test_a_tag_that_was_not_fetched_names_the_command(tmp_path: Path) -> None:
+    config = manifest.Teacher(model="ViT-B-32-quickgelu", weights="openai")
+    wanted = r"needs ViT-B-32\.pt.*; run python jobs/fetch\.py MANIFEST"
+    with pytest.raises(WeightsError, match=wanted):
+        resolve(config, str(tmp_path))
+    with pytest.raises(WeightsError, match="trained with QuickGELU"):
+        resolve(manifest.Teacher(model="ViT-B-32", weights="openai"), str(tmp_path))
+
+
+def test_a_hubs_model_is_found_in_the_cache_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    give_tag(monkeypatch, hf_hub="someone/tiny/")
+    written = write_teacher(tmp_path / "files", model_config(VIT))
+    config = manifest.Teacher(model=written.model, weights="tiny")
+    with pytest.raises(WeightsError) as caught:
+        resolve(config, str(tmp_path))
+    text = str(caught.value)
+    assert "its hub does not give someone/tiny" in text
+    assert "run python jobs/fetch.py MANIFEST where there is a network" in text
+    assert "\n" not in text
+
+    keep_hub_model(tmp_path, "someone/tiny", Path(written.weights))
+    teacher = Teacher.load(config, CPU, cache=str(tmp_path))
+    expected = random_model(model_config(VIT)).requires_grad_(False)
+    tokens = teacher.tokenize(TEXTS)
+    assert torch.equal(teacher.encode_text(TEXTS), expected.encode_text(tokens, normalize=True))

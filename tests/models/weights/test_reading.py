@@ -1,0 +1,287 @@
+"""Checkpoints from strangers: what is read, what is refused, and that nothing in them runs."""
+
+import io
+import os
+import pickle
+import sys
+import types
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dfkd.errors import Exit, WeightsError
+from dfkd.models.weights import torchscript
+from dfkd.models.weights.reading import is_torchscript, load_into, match, read_state_dict
+
+STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
+
+
+class Bomb:
+    """Pickles as a call that leaves a mark on disk."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        read_state_dict("teacher.weights", path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("teacher.weights: must")
+    assert str(path) in text
+    assert caught.value.exit_code == Exit.USAGE
+    return text
+
+
+def same(found: dict[str, Tensor]) -> bool:
+    return found.keys() == STATE.keys() and all(torch.equal(found[k], STATE[k]) for k in STATE)
+
+
+def test_every_format_gives_the_same_tensors_whatever_its_suffix(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "plain.pt")
+    torch.save({"state_dict": STATE, "epoch": 1}, tmp_path / "wrapped.bin")
+    torch.save({f"module.{key}": value for key, value in STATE.items()}, tmp_path / "ddp.pth")
+    torch.save(STATE, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    save_file(STATE, tmp_path / "tensors.ckpt")
+    for path in sorted(tmp_path.iterdir()):
+        assert same(read_state_dict("teacher.weights", path)), path.name
+
+
+def test_old_lightning_checkpoints_name_their_callback_class(tmp_path: Path) -> None:
+    """As the published VQGANs do; the class is not imported, and not needed."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    module = types.ModuleType(name)
+    callback = type("ModelCheckpoint", (), {"__module__": name})
+    module.ModelCheckpoint = callback  # type: ignore[attr-defined]
+    parents = {p: sys.modules.get(p) for p in ("pytorch_lightning", "pytorch_lightning.callbacks")}
+    try:
+        for parent in parents:
+            sys.modules.setdefault(parent, types.ModuleType(parent))
+        sys.modules[name] = module
+        content = {"callbacks": {callback: {"best_model_score": 0.5}}, "state_dict": STATE}
+        torch.save(content, tmp_path / "last.ckpt")
+    finally:
+        for missing in [name, *(parent for parent, found in parents.items() if found is None)]:
+            sys.modules.pop(missing, None)
+    assert same(read_state_dict("generator.weights", tmp_path / "last.ckpt"))
+    assert name not in sys.modules
+
+
+def test_pickled_code_is_refused_and_never_runs(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    torch.save({"state_dict": STATE, "hook": Bomb(mark)}, tmp_path / "bomb.ckpt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb(mark)))
+    for name in ("bomb.ckpt", "raw.pt"):
+        assert "must be a readable checkpoint" in refusal(tmp_path / name)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [{"state_dict": {"a": 1}}, {"state_dict": {}}, [torch.zeros(1)], {1: torch.zeros(1)}]
+)
+def test_what_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "odd.pt")
+    refusal(tmp_path / "odd.pt")
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    refusal(tmp_path / "none.pt")
+    refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("kept", [0, 1, 9, 60, 0.5, 0.97])
+def test_truncated_files_are_refused(kind: str, kept: float, tmp_path: Path) -> None:
+    path = tmp_path / "whole"
+    state = {"a": torch.ones(500)}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    refusal(path)
+
+
+@pytest.mark.parametrize("junk", [b"not a checkpoint", b"PK\x03\x04" + bytes(99), bytes(4096)])
+def test_other_files_are_refused(junk: bytes, tmp_path: Path) -> None:
+    (tmp_path / "junk.pt").write_bytes(junk)
+    refusal(tmp_path / "junk.pt")
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2).half()
+        self.norm = nn.BatchNorm1d(2)
+        self.tied = self.norm.weight
+        self.sizes = [1, 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.inner(x.half()).float()) * self.sizes[0]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "archive.pt"
+    with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated, its files are not
+        torch.jit.script(Small()).save(str(path))
+    return path
+
+
+def test_a_torchscript_archive_is_read_as_torch_would(archive: Path, tmp_path: Path) -> None:
+    found = read_state_dict("teacher.weights", archive)
+    with warnings.catch_warnings(action="ignore"):
+        expected = torch.jit.load(str(archive)).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert found["inner.weight"].dtype == torch.float16
+    assert is_torchscript(archive)
+    torch.save(STATE, tmp_path / "plain.pt")
+    assert not is_torchscript(tmp_path / "plain.pt")
+
+
+def test_only_tensors_come_out_of_a_torchscript_archive(archive: Path, tmp_path: Path) -> None:
+    """Its code is never read, and a class from elsewhere in its pickle is refused."""
+    stripped, hostile = tmp_path / "stripped.pt", tmp_path / "hostile.pt"
+    mark = tmp_path / "ran"
+    with zipfile.ZipFile(archive) as source:
+        for target, bomb in ((stripped, False), (hostile, True)):
+            with zipfile.ZipFile(target, "w") as copy:
+                for name in source.namelist():
+                    content = source.read(name)
+                    if name.endswith(".py"):
+                        content = b"this is no program"
+                    if name.endswith("/data.pkl") and bomb:
+                        content = pickle.dumps(Bomb(mark))
+                    copy.writestr(name, content)
+    assert read_state_dict("teacher.weights", stripped).keys()
+    assert "has no place among weights" in refusal(hostile)
+    assert not mark.exists()
+
+
+def rewrite(source: Path, target: Path, changes: dict[str, bytes], how: int = 0) -> None:
+    """A copy of an archive with other content for the members whose names end so."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", how) as new:
+        for name in old.namelist():
+            ends = [end for end in changes if name.endswith(end)]
+            new.writestr(name, changes[ends[0]] if ends else old.read(name))
+
+
+def test_a_compressed_archive_which_could_be_a_bomb_is_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    rewrite(archive, tmp_path / "bomb.pt", {"/data/0": bytes(1 << 26)}, zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pt").stat().st_size < 1 << 18
+    assert "is compressed" in refusal(tmp_path / "bomb.pt")
+    torch.save({"state_dict": STATE}, tmp_path / "plain.ckpt")
+    zeros = {"/data/0": bytes(1 << 26)}
+    rewrite(tmp_path / "plain.ckpt", tmp_path / "bomb.ckpt", zeros, zipfile.ZIP_DEFLATED)
+    assert "is compressed" in refusal(tmp_path / "bomb.ckpt")
+
+
+class Huge:
+    """A tensor of a terabyte in the space of one number: its strides are 0."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = torch.zeros(1).untyped_storage()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, (1 << 20, 1 << 20), (0, 0), False, {})
+
+
+class Nested:
+    """A module of the archive whose two attributes are one and the same module."""
+
+    def __init__(self, inner: object) -> None:
+        self.left = self.right = inner
+
+
+class Writer(pickle.Pickler):
+    """Writes storages as PyTorch does, by reference."""
+
+    def persistent_id(self, value: object) -> Any:
+        if isinstance(value, torch.UntypedStorage):
+            return ("storage", torch.FloatStorage, "0", "cpu", 1)
+        return None
+
+
+def pickled(value: object) -> bytes:
+    stream = io.BytesIO()
+    Writer(stream, 2).dump(value)
+    return (
+        stream.getvalue()
+        .replace(b"c__main__\n", b"c__torch__\n")
+        .replace(f"c{__name__}\n".encode(), b"c__torch__\n")
+    )
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(archive: Path, tmp_path: Path) -> None:
+    changes = {"/data.pkl": pickled(Huge()), "/data/0": bytes(4)}
+    rewrite(archive, tmp_path / "huge.pt", changes)
+    assert "larger than its storage" in refusal(tmp_path / "huge.pt")
+
+
+def test_modules_that_name_one_another_without_end_are_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    deep: object = torch.zeros(1).untyped_storage()
+    for _ in range(60):
+        deep = Nested(deep)
+    rewrite(archive, tmp_path / "deep.pt", {"/data.pkl": pickled(deep), "/data/0": bytes(4)})
+    assert "modules and tensors" in refusal(tmp_path / "deep.pt")
+    loop = Nested(None)
+    loop.left = loop
+    rewrite(archive, tmp_path / "loop.pt", {"/data.pkl": pickled(loop)})
+    assert "modules and tensors" in refusal(tmp_path / "loop.pt")
+
+
+def test_a_damaged_torchscript_archive_is_refused(archive: Path) -> None:
+    tensors = torchscript.read_tensors(archive)
+    raw = bytearray(archive.read_bytes())
+    place = raw.find(tensors["inner.weight"].numpy().tobytes())
+    assert place > 0
+    raw[place] ^= 0xFF
+    archive.write_bytes(raw)
+    assert "CRC" in refusal(archive)
+
+
+def test_a_flipped_bit_is_refused_where_the_format_has_checksums(tmp_path: Path) -> None:
+    values = torch.arange(1000.0)
+    torch.save({"a": values}, tmp_path / "flipped.pt")
+    raw = bytearray((tmp_path / "flipped.pt").read_bytes())
+    raw[raw.find(values.numpy().tobytes()) + 2000] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(raw)
+    assert "bad CRC-32" in refusal(tmp_path / "flipped.pt")
+
+
+def test_a_misfit_is_summarised() -> None:
+    wanted = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
+    state = {
+        "a": torch.zeros(2),
+        "b": torch.zeros(4),
+        **{f"x{i}": torch.zeros(1) for i in range(9)},
+    }
+    with pytest.raises(WeightsError) as caught:
+        match("teacher.weights", Path("w.pt"), state, wanted, "give others")
+    text = str(caught.value)
+    assert (
+        "lacks c; has no use for x0, x1, x2 and 6 more; differs in shape at b (4,) for (3,)" in text
+    )
+    match("teacher.weights", Path("w.pt"), wanted, wanted, "give others")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_refused(value: float) -> None:
+    module = nn.Linear(2, 1)
+    state = {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}
+    with pytest.raises(WeightsError, match="must be finite, but weight is not"):
+        load_into("teacher.weights", Path("w.pt"), module, state)

@@ -1,0 +1,185 @@
+"""What every job's command line promises: exit codes, one-line errors, the last line."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.config.manifest import Manifest
+from dfkd.errors import (
+    CorruptionError,
+    DfkdError,
+    Exit,
+    FingerprintError,
+    InfrastructureError,
+    ManifestError,
+    PartialError,
+    WeightsError,
+)
+from dfkd.pipeline import command_line
+from tests.helpers import jobs
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(
+        "name: small\nclasses: [dog, cat]\nstorage: {root: here}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+    )
+    return str(file)
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    return {"images": manifest.synthesis.images_per_class}
+
+
+def run(argv: list[str], error: Exception | None = None) -> int:
+    def work(manifest: Manifest, options: argparse.Namespace) -> str:
+        if error is not None:
+            raise error
+        return manifest.storage.root
+
+    return command_line.run(command_line.parser("A job."), work, plan, argv)
+
+
+def test_the_last_line_says_what_was_written(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([path, "--set", "storage.root=there"]) == Exit.DONE
+    assert capsys.readouterr().out == "wrote there\n"
+
+
+def test_a_job_that_wrote_nothing_names_nothing(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = command_line.run(
+        command_line.parser("A job."), lambda manifest, options: "", plan, [path]
+    )
+    assert told == Exit.DONE
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DfkdError("a: b"), 1),
+        (CorruptionError("shard: sha256 differs"), 1),
+        (ManifestError("seed", "a number", "x", "change it"), 2),
+        (WeightsError("teacher.weights", "must exist", "x", "change it"), 2),
+        (FingerprintError("other manifest"), 2),
+        (PartialError("two tasks quarantined"), 3),
+        (InfrastructureError("storage is away"), 4),
+        (OSError(28, "No space left on device"), 4),
+    ],
+)
+def test_each_error_has_its_exit_code_and_one_line(
+    path: str, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    assert run([path], error) == code
+    found = capsys.readouterr()
+    assert found.out == ""
+    (line,) = found.err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_a_defect_keeps_its_traceback(path: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run([path], ZeroDivisionError())
+
+
+def test_a_message_of_several_lines_becomes_one(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([path], DfkdError("first\n  second"))
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_plan_and_manifest_are_printed_without_work(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = AssertionError("worked")
+    assert run([path, "--dry-run", "--set", "synthesis.images_per_class=7"], error) == 0
+    assert '"images": 7' in capsys.readouterr().out
+    assert run([path, "--print-manifest"], error) == 0
+    assert "images_per_class: 3000" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_exit_code_2(path: str) -> None:
+    for argv in ([], [path, "--unknown"], [path, "more"]):
+        with pytest.raises(SystemExit) as caught:
+            run(argv)
+        assert caught.value.code == 2
+
+
+def test_a_submission_is_named_by_all_that_describes_the_run(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["jobs/pipeline.py"])
+
+    def name(*words: str) -> str:
+        assert run([path, "--submission-id", *words]) == Exit.DONE
+        (line,) = capsys.readouterr().out.splitlines()
+        return line
+
+    assert name() == name("--set", "storage.root=here")
+    assert re.fullmatch(r"dfkd-pipeline-[0-9a-f]{16}", name())
+    others = ("storage.root=there", "seed=1", "distillation.epochs=3", "classes=[cat, dog]")
+    assert len({name(), *(name("--set", other) for other in others)}) == 5
+
+
+def test_a_submission_is_named_by_the_job_and_its_own_options(path: str) -> None:
+    arguments = command_line.parser("A job.", benchmark=("driver", "scale"))
+    arguments.add_argument("--abandon", action="store_true")
+    lines = [["driver", path], ["scale", path], ["driver", path, "--abandon"]]
+    names = {
+        command_line.submission_id(f"/x/{job}.py", Manifest.read(path), arguments.parse_args(line))
+        for job in ("distill", "synthesize")
+        for line in [*lines, ["driver", path, "--submission-id"]]
+    }
+    assert len(names) == 6
+    assert all(name.startswith(("dfkd-distill-", "dfkd-synthesize-")) for name in names)
+
+
+RECIPE = jobs.ROOT / "manifests" / "studies" / "recipe" / "recipe.yaml"
+JOBS = sorted(file.stem for file in (jobs.ROOT / "jobs").glob("*.py"))
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--print-manifest"]])
+def test_every_job_refuses_at_once_what_no_storage_serves(
+    path: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    job: str,
+    options: list[str],
+) -> None:
+    monkeypatch.syspath_prepend(jobs.ROOT / "jobs")  # as Python does for a script
+    words, key = {
+        "benchmark": (["driver", path], "storage.root"),
+        "recipe": ([str(RECIPE)], "settings.storage.root"),
+        "pretrain": ([str(jobs.ROOT / "manifests" / "pretrain.yaml")], "output"),
+        "reproduce": (["dictionary"], "settings.storage.root"),
+    }.get(job, ([path], "storage.root"))
+    assert jobs.load(job).main([*words, *options, "--set", f"{key}=ftp://x/y"]) == Exit.USAGE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    rule = "must be a directory or s3://bucket/prefix, got 'ftp://x/y'; give one of the two"
+    if job == "pretrain":
+        rule = "must be a folder of this machine, got 'ftp://x/y'; name one"
+    (line,) = printed.err.splitlines()
+    assert f"{key.removeprefix('settings.')}: {rule}" in line
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_the_places_of_a_command_line_are_held_to_the_same_rule(
+    capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    for job, words, field in (
+        ("report", ["ftp://x/y"], "manifest"),
+        ("reproduce", ["dictionary", "--quick", "--output", "ftp://x/y"], "--output"),
+    ):
+        assert jobs.load(job).main([*words, *options]) == Exit.USAGE
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {field}: must be a directory or s3://bucket/prefix, got ")

@@ -1,0 +1,131 @@
+"""What manifests need of the world, known before anything is fetched."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dfkd.config.manifest import Manifest
+from dfkd.errors import ManifestError, WeightsError
+from dfkd.pipeline.required_weights import HubModel, hub_models, needs
+from tests.helpers.tiny_models import (
+    VIT,
+    model_config,
+    official_yaml,
+    write_generator,
+    write_teacher,
+)
+
+VQGAN = "vqgan-imagenet-f16-1024"
+SMALLEST: dict[str, Any] = {
+    "name": "x",
+    "classes": ["dog", "cat"],
+    "storage": {"root": "unused"},
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
+    "distillation": {"weights": "none", "warmup_epochs": 0},
+}
+BENEATH = {**SMALLEST, "teacher": {"model": "ViT-B-32-quickgelu", "weights": "openai"}}
+
+
+def manifest(folder: Path, **sections: Any) -> Manifest:
+    """Without `sections` it names only what the package ships."""
+    given = {name: BENEATH.get(name, {}) | section for name, section in sections.items()}
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST | given))
+    return Manifest.read(path)
+
+
+def wanted(config: Manifest) -> dict[str, str]:
+    return {need.field: need.artifact.file for need in needs(config)}
+
+
+def test_what_the_package_ships_or_a_path_names_needs_nothing(tmp_path: Path) -> None:
+    assert wanted(manifest(tmp_path)) == {}
+    teacher = write_teacher(tmp_path / "teacher", model_config(VIT))
+    generator = write_generator(tmp_path / "generator", official_yaml())
+    config = manifest(
+        tmp_path,
+        teacher={"model": teacher.model, "weights": teacher.weights},
+        generator={"config": generator.config, "weights": generator.weights},
+    )
+    assert wanted(config) == {}
+    assert hub_models(config) == []
+
+
+def test_names_stand_for_published_files(tmp_path: Path) -> None:
+    config = manifest(
+        tmp_path,
+        teacher={"model": "RN50-quickgelu", "weights": "openai"},
+        generator={"config": VQGAN, "weights": VQGAN},
+        distillation={"student": "resnet50", "weights": "IMAGENET1K_V2"},
+    )
+    assert wanted(config) == {
+        "teacher.weights": "RN50.pt",
+        "generator.config": f"{VQGAN}.yaml",
+        "generator.weights": f"{VQGAN}.ckpt",
+        "distillation.weights": "resnet50-11ad3fa6.pth",
+    }
+
+
+def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
+    config = manifest(
+        tmp_path,
+        teacher={"model": "ViT-B-32", "weights": "laion2b_s34b_b79k"},
+        distillation={"student": "timm:resnet18", "weights": "pretrained"},
+    )
+    assert wanted(config) == {}
+    assert hub_models(config) == [
+        HubModel("teacher.weights", "open_clip", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        HubModel("distillation.weights", "timm", "timm:resnet18"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"teacher": {"model": "ViT-B-32"}}, "set teacher.model=ViT-B-32-quickgelu"),
+        (
+            {
+                "text_only": {"model": "RN50", "weights": "openai"},
+                "evaluation": {"models": ["teacher", "text-only"]},
+            },
+            "set text_only.model=RN50-quickgelu",
+        ),
+        ({"teacher": {"model": "ViT-B-99"}}, "teacher.model: must be an open_clip architecture"),
+        ({"teacher": {"weights": "opneai"}}, "teacher.weights: must be an existing file"),
+        ({"generator": {"weights": "vqgan"}}, f"a published VQGAN .*{VQGAN}.*jobs/fetch.py"),
+        ({"generator": {"config": "none.yaml"}}, "generator.config: must be an existing file"),
+        ({"distillation": {"weights": "IMAGENET9K"}}, "IMAGENET1K_V1"),
+        ({"distillation": {"student": "resnet9", "weights": "DEFAULT"}}, "torchvision ResNet"),
+    ],
+)
+def test_names_of_nothing_are_refused(
+    sections: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ManifestError, match=reason):
+        needs(manifest(tmp_path, **sections))
+
+
+def test_a_file_is_read_as_what_it_is_to_be(tmp_path: Path) -> None:
+    config = manifest(tmp_path, generator={"config": VQGAN, "weights": VQGAN})
+    yaml_need, weights_need = needs(config)
+    files = write_generator(tmp_path / "generator", official_yaml())
+    yaml_need.check(Path(files.config))
+    weights_need.check(Path(files.weights))
+    page = tmp_path / "page"
+    page.write_text("<html>Please log in</html>")
+    with pytest.raises(WeightsError, match=r"official VQGAN model\.yaml"):
+        yaml_need.check(page)
+    with pytest.raises(WeightsError, match="readable checkpoint"):
+        weights_need.check(page)
+
+
+def test_library_weights_of_few_shot_are_needed_where_that_is_asked_for(tmp_path: Path) -> None:
+    manifest = Manifest.read("manifests/miniature.yaml", ("fewshot.starts=[student, library]",))
+    assert needs(manifest) == []
+    (need,) = needs(manifest, few_shot=True)
+    assert (need.field, need.artifact.file) == ("fewshot.library", "resnet18-f37072fd.pth")
+    started = Manifest.read("manifests/pacs.yaml")  # its students have the same weights
+    assert needs(started, few_shot=True) == needs(started)

@@ -1,0 +1,111 @@
+"""Equation 12 against hand-computed values, the memory bank, and what optimising does."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dfkd.config.synthesis import Contrastive, Guard, Prompts
+from dfkd.models.teacher import Teacher
+from dfkd.prompts.contrastive import Bank, Problem, contrast, optimise
+from dfkd.prompts.pseudo_words import PseudoWords
+
+AXES = torch.eye(3)
+
+
+def test_equation_12_by_hand() -> None:
+    """Two prompts at 60 degrees, each with a positive of similarity 1 and 0, and one remembered."""
+    half = torch.tensor([0.5, math.sqrt(3) / 2, 0.0])
+    texts = torch.stack([AXES[0], half])
+    positives = torch.stack([AXES[0], AXES[2]])
+    remembered = (AXES[2:3], torch.tensor([5]))
+    loss = contrast(texts, positives, torch.tensor([0, 1]), remembered, 0.5, within_class=False)
+    # similarities: to each other 0.5, to the remembered one 0; divided by tau = 0.5.
+    crowd = math.log(math.exp(1.0) + math.exp(0.0))
+    assert loss.tolist() == pytest.approx([crowd - 2.0, crowd - 0.0], abs=1e-6)
+
+
+def test_within_a_class_other_classes_do_not_push() -> None:
+    texts = torch.stack([AXES[0], AXES[0], AXES[1]])
+    labels = torch.tensor([0, 0, 1])
+    remembered = (AXES[:1], torch.tensor([1]))
+    loss = contrast(texts, texts, labels, remembered, 1.0, within_class=True)
+    # first two: one negative of similarity 1; third: the remembered one, similarity 0.
+    assert loss.tolist() == pytest.approx([1 - 1, 1 - 1, 0 - 1], abs=1e-6)
+
+
+def test_a_prompt_without_any_negative_only_holds_its_positive() -> None:
+    texts = AXES[:2]
+    loss = contrast(texts, texts, torch.tensor([0, 1]), None, 0.5, within_class=True)
+    assert loss.tolist() == pytest.approx([-2.0, -2.0])
+
+
+def test_the_bank_forgets_the_oldest_and_draws_without_repetition() -> None:
+    bank = Bank(capacity=4)
+    assert bank.draw(3, np.random.default_rng(0)) is None
+    for i in range(3):
+        bank.add(torch.full((2, 2), float(i)), torch.full((2,), i))
+    assert len(bank) == 4
+    drawn = bank.draw(10, np.random.default_rng(0))
+    assert drawn is not None
+    assert sorted(drawn[1].tolist()) == [1, 1, 2, 2]
+    assert torch.equal(drawn[0][:, 0].long(), drawn[1])
+    assert bank.draw(0, np.random.default_rng(0)) is None
+
+
+def problem(teacher: Teacher, names: list[str], rows: int) -> Problem:
+    words = PseudoWords(teacher, "{class} in the style of {style}")
+    labels = torch.arange(rows) % len(names)
+    texts = teacher.encode_text([f"A {name}" for name in names])
+    return Problem(words, [names[i] for i in labels.tolist()], labels, texts, Bank(100))
+
+
+def start(teacher: Teacher, rows: int, scale: float) -> torch.Tensor:
+    table = teacher.token_table
+    noise = torch.randn(rows, table.shape[1], generator=torch.Generator().manual_seed(0))
+    return table.mean(dim=0) + scale * noise * table.std(dim=0)
+
+
+def spread(embeddings: torch.Tensor) -> float:
+    similarity = embeddings @ embeddings.T
+    count = len(embeddings)
+    return float((similarity.sum() - count) / (count * (count - 1)))
+
+
+def test_the_loss_falls_and_prompts_move_apart(teacher: Teacher) -> None:
+    task = problem(teacher, ["dog", "house", "car"], rows=24)
+    pseudo = start(teacher, 24, scale=3.0)
+    before = task.words.encode(task.names, pseudo)
+    config = Prompts(contrastive=Contrastive(updates=20, learning_rate=0.02))
+    found = optimise(task, pseudo, config, np.random.default_rng(1))
+    assert found.losses.shape == (20, 24)
+    assert found.losses[-1].mean() < found.losses[0].mean()
+    assert spread(found.embeddings) < spread(before)
+    assert torch.allclose(found.embeddings.norm(dim=1), torch.ones(24), atol=1e-5)
+
+
+def test_the_guard_keeps_prompts_nearer_to_their_class(teacher: Teacher) -> None:
+    task = problem(teacher, ["dog", "house", "car"], rows=24)
+    pseudo = start(teacher, 24, scale=3.0)
+    own = []
+    for weight in (0.0, 4.0):
+        config = Prompts(
+            contrastive=Contrastive(updates=15, learning_rate=0.02), guard=Guard(weight=weight)
+        )
+        found = optimise(task, pseudo, config, np.random.default_rng(1))
+        logits = found.embeddings @ task.class_texts.T / 0.1
+        own.append(float(F.cross_entropy(logits, task.labels)))
+    assert own[1] < own[0]
+
+
+def test_the_same_seed_gives_the_same_prompts(teacher: Teacher) -> None:
+    task = problem(teacher, ["dog", "car"], rows=6)
+    task.bank.add(task.class_texts, torch.tensor([0, 1]))
+    pseudo = start(teacher, 6, scale=3.0)
+    config = Prompts(contrastive=Contrastive(updates=3))
+    one, two = (optimise(task, pseudo, config, np.random.default_rng(7)) for _ in range(2))
+    other = optimise(task, pseudo, config, np.random.default_rng(8))
+    assert torch.equal(one.pseudo, two.pseudo)
+    assert not torch.equal(one.pseudo, other.pseudo)

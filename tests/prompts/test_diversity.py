@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from dfkd.prompts.diversity import effective_number, pair_cosines, plane, twins, vendi_score
+
+
+def test_identical_vectors_count_once_and_orthogonal_ones_each() -> None:
+    assert vendi_score(np.ones((7, 3), np.float32)) == pytest.approx(1.0)
+    assert vendi_score(np.eye(6, dtype=np.float32)) == pytest.approx(6.0)
+    assert vendi_score(np.repeat(np.eye(3), 5, axis=0)) == pytest.approx(3.0)
+
+
+def test_length_does_not_count() -> None:
+    assert vendi_score(np.diag([1.0, 5.0, 0.1])) == pytest.approx(3.0)
+
+
+def test_two_vectors_by_hand() -> None:
+    """Cosine 0.6: eigenvalues of K / 2 are 0.8 and 0.2."""
+    found = vendi_score(np.array([[1.0, 0.0], [0.6, 0.8]]))
+    assert found == pytest.approx(0.8**-0.8 * 0.2**-0.2)
+
+
+def test_more_rows_than_dimensions_give_the_same_as_the_kernel() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 5))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    values = np.linalg.eigvalsh(unit @ unit.T / 40)
+    values = values[values > 1e-12]
+    assert vendi_score(rows) == pytest.approx(np.exp(-(values * np.log(values)).sum()))
+
+
+def test_pairs_are_told_apart_by_class() -> None:
+    rows = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+    within, across = pair_cosines(rows, np.array([0, 0, 1, 1]))
+    assert sorted(within) == pytest.approx([0.0, 1.0])
+    assert sorted(across) == pytest.approx([-1.0, -1.0, 0.0, 0.0])
+
+
+def test_the_plane_keeps_the_two_widest_directions() -> None:
+    rows = np.random.default_rng(1).normal(size=(200, 4)) * np.array([9.0, 0.1, 3.0, 0.1])
+    found = plane(rows)
+    assert abs(np.corrcoef(found[:, 0], rows[:, 0])[0, 1]) > 0.99
+    assert abs(np.corrcoef(found[:, 1], rows[:, 2])[0, 1]) > 0.99
+    assert found[:, 0] == pytest.approx(plane(rows[:, ::-1])[:, 0], abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (3, 1), (2, 2)])
+def test_few_rows_or_dimensions_still_have_a_plane(shape: tuple[int, int]) -> None:
+    found = plane(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    assert found.shape == (shape[0], 2)
+    assert np.isfinite(found).all()
+
+
+def test_twins_are_near_duplicates_within_a_class() -> None:
+    rows = np.array([[1.0, 0.0], [2.0, 0.1], [1.0, 0.0], [0.0, 1.0], [0.3, 1.0]])
+    assert twins(rows, np.array([0, 0, 1, 1, 1])).tolist() == [True, True, False, False, False]
+    assert twins(rows[:1], np.array([0])).tolist() == [False]
+
+
+def test_the_effective_number_of_a_sum_is_that_of_its_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 5))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert effective_number(unit.T @ unit / 40) == pytest.approx(vendi_score(rows))

@@ -1,0 +1,247 @@
+"""Each method gives each image the prompt that the paper's equations give it, from its own seed."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import part_count, part_name, part_rows
+from dfkd.models.teacher import Teacher
+from dfkd.prompts import maker as prompts
+from dfkd.prompts.maker import PromptMaker
+from dfkd.prompts.statistics import statistics
+from dfkd.prompts.styles import PAPER
+
+
+def read(tmp_path: Path, *overrides: str) -> Manifest:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(
+        "name: prompts\nclasses: [dog, house, car]\nstorage: {root: unused}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+        "prompts: {styles: [music, metal, water], scale: 3.0}\n"
+        "synthesis: {images_per_class: 10, shard_size: 4}\n"
+    )
+    return Manifest.read(file, overrides)
+
+
+def make(manifest: Manifest, teacher: Teacher, part: int = 0) -> dict[str, list[object]]:
+    return PromptMaker(manifest, teacher).part(part).to_pydict()
+
+
+def unit(vectors: list[object]) -> torch.Tensor:
+    found = torch.tensor(vectors)
+    assert torch.allclose(found.norm(dim=1), torch.ones(len(found)), atol=1e-5)
+    return found
+
+
+def test_parts_cover_every_image_once(tmp_path: Path) -> None:
+    manifest = read(tmp_path)
+    rows = [
+        (r.class_index, r.index)
+        for p in range(part_count(manifest))
+        for r in part_rows(manifest, p)
+    ]
+    assert sorted(rows) == [(c, i) for c in range(3) for i in range(10)]
+
+
+def test_vanilla_is_the_class_prompt(tmp_path: Path, teacher: Teacher) -> None:
+    table = make(read(tmp_path, "prompts.method=vanilla"), teacher)
+    assert table["text"][:4] == ["A dog"] * 4
+    house = teacher.encode_text(["A house"])[0]
+    assert torch.allclose(unit(table["embedding"])[4], house, atol=1e-6)
+    assert table["pseudo"] == [None] * 12
+
+
+def test_mix_is_equation_6(tmp_path: Path, teacher: Teacher) -> None:
+    table = make(read(tmp_path, "prompts.method=mix"), teacher)
+    embeddings = unit(table["embedding"])
+    for row, text in enumerate(table["text"]):
+        weights, sentences = zip(
+            *(str(p).split(" ", 1) for p in str(text).split(" + ")), strict=True
+        )
+        assert len(set(sentences)) == 2
+        assert all(f"{table['class'][row]} in the style of" in s for s in sentences)
+        one, two = teacher.encode_text(list(sentences))
+        expected = F.normalize(float(weights[0]) * one + float(weights[1]) * two, dim=0)
+        assert torch.allclose(embeddings[row], expected, atol=2e-3)  # the text rounds lambda
+
+
+def test_random_is_equations_8_to_11(tmp_path: Path, teacher: Teacher) -> None:
+    manifest = read(
+        tmp_path,
+        "prompts.method=random",
+        "synthesis.images_per_class=200",
+        "synthesis.shard_size=200",
+    )
+    table = make(manifest, teacher)
+    pseudo = torch.tensor(table["pseudo"])
+    mean, deviation = teacher.token_table.mean(dim=0), teacher.token_table.std(dim=0)
+    noise = (pseudo - mean) / (3.0 * deviation)
+    assert abs(float(noise.mean())) < 0.01
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
+    words = PromptMaker(manifest, teacher).words
+    again = words.encode(["dog"], pseudo[:1]).detach()
+    assert torch.allclose(unit(table["embedding"])[:1], again, atol=1e-5)
+
+
+def test_a_prompt_of_mix_or_random_depends_on_its_own_image_only(
+    tmp_path: Path, teacher: Teacher
+) -> None:
+    for method in ("mix", "random"):
+        whole = make(read(tmp_path, f"prompts.method={method}"), teacher, part=1)
+        other = read(tmp_path, f"prompts.method={method}", "synthesis.shard_size=2")
+        part = make(other, teacher, part=2)  # indices 4 and 5 of every class
+        rows = [0, 1, 4, 5, 8, 9]
+        assert torch.allclose(unit(part["embedding"]), unit(whole["embedding"])[rows], atol=1e-5)
+
+
+def test_contrastive_starts_from_random_and_a_new_maker_resumes_the_bank(
+    tmp_path: Path, teacher: Teacher
+) -> None:
+    overrides = (
+        "prompts.method=contrastive",
+        "prompts.contrastive={updates: 3, batch_size: 5, learning_rate: 0.02, bank: 8}",
+    )
+    manifest = read(tmp_path, *overrides)
+    maker = PromptMaker(manifest, teacher)
+    parts = [maker.part(p) for p in range(part_count(manifest))]
+    random = PromptMaker(read(tmp_path, "prompts.method=random"), teacher).part(0)
+    assert np.allclose(
+        np.stack(parts[0]["initial"].to_numpy()),
+        np.stack(random["embedding"].to_numpy()),
+        atol=1e-5,
+    )
+    late = PromptMaker(manifest, teacher)
+    late.remember(2, parts.__getitem__)
+    assert late.part(2).equals(parts[2])
+    forgetful = PromptMaker(manifest, teacher)
+    assert not forgetful.part(2).equals(parts[2])
+
+
+def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
+    tmp_path: Path, teacher: Teacher
+) -> None:
+    small = "updates: 3, batch_size: 5, learning_rate: 0.02, bank: 8"
+    manifest = read(
+        tmp_path,
+        "prompts.method=contrastive",
+        f"prompts.contrastive={{{small}, parallel: 2}}",
+        "synthesis.shard_size=2",
+    )
+    made: dict[int, pa.Table] = {}
+
+    def part(number: int) -> pa.Table:
+        maker = PromptMaker(manifest, teacher)
+        maker.remember(number, made.__getitem__)
+        return maker.part(number)
+
+    made[1] = part(1)  # of which part 0 need not be there
+    made[0] = part(0)
+    made[2] = part(2)
+    one = PromptMaker(manifest, teacher)
+    for number in range(3):
+        one.remember(number, made.__getitem__)
+        assert one.part(number).equals(made[number])
+    blind = PromptMaker(manifest, teacher)
+    assert not blind.part(2).equals(made[2])  # which knows part 0
+    blind = PromptMaker(manifest, teacher)
+    assert blind.part(1).equals(made[1])
+
+
+def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "MEMORY", 12)
+    manifest = read(
+        tmp_path,
+        "prompts.method=contrastive",
+        "prompts.contrastive={updates: 1, batch_size: 5, bank: 8}",
+        "synthesis.shard_size=2",
+    )
+    maker = PromptMaker(manifest, teacher)
+    parts = [maker.part(number) for number in range(part_count(manifest))]
+    asked: list[int] = []
+
+    def table(number: int) -> pa.Table:
+        asked.append(number)
+        return parts[number]
+
+    late = PromptMaker(manifest, teacher)
+    late.remember(len(parts), table)
+    assert asked == [len(parts) - 1, len(parts) - 2]  # of six prompts each
+    assert torch.equal(late.bank.embeddings, maker.bank.embeddings)
+    assert len(late.bank) == 12
+
+
+def test_the_guard_leaves_no_prompt_in_a_foreign_class(tmp_path: Path, teacher: Teacher) -> None:
+    """With names so near to each other that a wild word takes some prompts across."""
+    wild = (
+        "classes=[bug, beetle, ant]",
+        "prompts.method=random",
+        "prompts.scale=3000.0",
+        "synthesis.images_per_class=40",
+        "synthesis.shard_size=40",
+    )
+    texts = teacher.encode_text(["A bug", "A beetle", "A ant"]).numpy()
+    shares = []
+    for attempts in (0, 3):
+        manifest = read(tmp_path, *wild, f"prompts.guard.attempts={attempts}")
+        table = PromptMaker(manifest, teacher).part(0)
+        shares.append(statistics([table], texts)["own_class"])
+        if attempts:
+            tried = table["attempts"].to_pylist()
+            assert max(tried) > 0
+    assert shares[0] < 1.0
+    assert shares[1] == 1.0
+
+
+def test_statistics_by_hand() -> None:
+    """Three prompts, of which two share a direction and one is nearest to a foreign class."""
+
+    from dfkd.prompts.maker import SCHEMA
+
+    rows = {name: [None] * 3 for name in SCHEMA.names}
+    rows["class_index"] = [0, 0, 1]
+    rows["embedding"] = [[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]
+    found = statistics([pa.table(rows, schema=SCHEMA)], np.array([[1.0, 0.0], [0.8, -0.6]]))
+    assert found["prompts"] == 3
+    assert found["similarity"] == pytest.approx((1.0 + 0.6 + 0.6) / 3)
+    assert found["similarity_in_class"] == pytest.approx(1.0)
+    assert found["own_class"] == pytest.approx(2 / 3)
+    assert found["twins"] == pytest.approx(2 / 3)
+    # K / 3 with cosines 1, 0.6 and 0.6: its eigenvalues are 1/2 +- sqrt(1/4 - 2 * 0.64 / 9).
+    root = np.sqrt(1 / 4 - 2 * 0.64 / 9)
+    values = np.array([0.5 + root, 0.5 - root])
+    assert found["vendi"] == pytest.approx(np.exp(-(values * np.log(values)).sum()))
+    assert "loss_first" not in found
+
+
+def test_no_dictionary_names_a_test_domain() -> None:
+    assert len(PAPER) == 86
+    assert not {"photo", "art painting", "cartoon", "sketch"} & set(PAPER)
+
+
+def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher: Teacher) -> None:
+    """Also after a restart, which refills the memory bank with the fresh prompts alone."""
+    small = (
+        "prompts.method=contrastive",
+        "prompts.contrastive={updates: 2, batch_size: 5, learning_rate: 0.02, bank: 8}",
+    )
+    base = PromptMaker(read(tmp_path, *small), teacher)
+    parts = {part_name(i): base.part(i) for i in range(2)}
+    salted = read(tmp_path, *small, "salt=3", "regeneration.classes=[house]")
+    maker = PromptMaker(salted, teacher, parts.__getitem__)
+    made = [maker.part(i) for i in range(2)]
+    for table, old in zip(made, parts.values(), strict=True):
+        assert table["index"].equals(old["index"])
+        assert table["class_index"].equals(old["class_index"])
+        for row, was in zip(table.to_pylist(), old.to_pylist(), strict=True):
+            assert (row == was) == (row["class"] != "house")
+    late = PromptMaker(salted, teacher, parts.__getitem__)
+    late.remember(1, made.__getitem__)
+    assert late.part(1).equals(made[1])

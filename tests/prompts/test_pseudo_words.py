@@ -1,0 +1,145 @@
+"""Pseudo-words stand where the style word would, and disturbed templates keep class and slots."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from dfkd.errors import ManifestError
+from dfkd.models.teacher import Teacher
+from dfkd.prompts.pseudo_words import PseudoWords, disturb
+from tests.helpers.tiny_models import VIT, load_teacher, model_config
+
+TEMPLATE = "{class} in the style of {style}"
+
+
+def test_a_real_words_embedding_gives_that_words_sentence(teacher: Teacher) -> None:
+    """Eq 7 cut open and closed again: the vector of 'music' must act as the word 'music'."""
+    words = PseudoWords(teacher, TEMPLATE)
+    (token,) = teacher.content_tokens("music")
+    vector = teacher.token_table[token][None]
+    for name in ("dog", "alarm clock"):
+        written = teacher.encode_text([f"{name} in the style of music"])
+        assert torch.allclose(words.encode([name], vector), written, atol=1e-6)
+
+
+def test_the_slot_may_stand_anywhere(teacher: Teacher) -> None:
+    (token,) = teacher.content_tokens("music")
+    vector = teacher.token_table[token][None]
+    for template, text in [
+        ("{style} {class}", "music dog"),
+        ("a {style} picture of a {class}", "a music picture of a dog"),
+    ]:
+        encoded = PseudoWords(teacher, template).encode(["dog"], vector)
+        assert torch.allclose(encoded, teacher.encode_text([text]), atol=1e-6)
+
+
+def test_gradients_reach_each_pseudo_word_from_its_own_sentence_only(teacher: Teacher) -> None:
+    pseudo = torch.randn(2, teacher.token_table.shape[1]).requires_grad_()
+    encoded = PseudoWords(teacher, TEMPLATE).encode(["dog", "car"], pseudo)
+    encoded[0].sum().backward()
+    assert pseudo.grad is not None
+    assert pseudo.grad[0].abs().sum() > 0
+    assert pseudo.grad[1].abs().sum() == 0
+
+
+def test_a_sentence_that_does_not_fit_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(ManifestError, match=r"prompts.template: must fit \d+ tokens"):
+        PseudoWords(teacher, TEMPLATE).encode(["dog " * 40], torch.zeros(1, 1))
+
+
+FROZEN = st.text(st.sampled_from("abcdeE é,!"), max_size=20)
+"""Of few letters, so that some stand there often, in both cases."""
+
+
+def changed(before: str, after: str) -> int:
+    """Places whose letters differ to a reader of lower case."""
+    return sum(a != b for a, b in zip(before.lower(), after.lower(), strict=True))
+
+
+def most(letters: str) -> int:
+    """How many letters a permutation can change: a letter only takes the place of another one."""
+    return min(len(letters), 2 * (len(letters) - max(map(letters.count, letters), default=0)))
+
+
+@given(
+    before=FROZEN,
+    between=FROZEN,
+    share=st.floats(0.01, 1),
+    seed=st.integers(0, 2**32),
+    kind=st.sampled_from(["shuffle", "substitute"]),
+)
+def test_a_share_of_the_letters_of_frozen_words_is_disturbed(
+    before: str, between: str, share: float, seed: int, kind: str
+) -> None:
+    template = f"{before}{{class}}{between}{{style}}"
+    found = disturb(template, kind, share, np.random.default_rng(seed))
+    assert found == disturb(template, kind, share, np.random.default_rng(seed))
+    parts = re.fullmatch(r"(.*){class}(.*){style}", found)
+    assert parts is not None
+    assert [len(part) for part in parts.groups()] == [len(before), len(between)]
+    assert [c for c in found if not c.isalpha()] == [c for c in template if not c.isalpha()]
+    assert [c.isalpha() for c in found] == [c.isalpha() for c in template]
+    letters = [c for c in (before + between).lower() if c.isalpha()]
+    wanted = max(2, round(share * len(letters)))
+    if kind == "shuffle":
+        assert sorted(found) == sorted(template)
+        assert min(wanted, most("".join(letters))) - changed(template, found) in (0, 1)
+    else:
+        assert changed(template, found) == min(wanted, len(letters))
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "substitute"])
+@pytest.mark.parametrize(("share", "letters"), [(0.1, 2), (0.3, 4), (0.5, 6), (1.0, 12)])
+def test_of_the_papers_template_both_kinds_change_the_same_share(
+    kind: str, share: float, letters: int
+) -> None:
+    """Of its twelve letters; and no place is spared for ever."""
+    draw = np.random.default_rng(0)
+    found = [disturb(TEMPLATE, kind, share, draw) for _ in range(200)]
+    assert {changed(TEMPLATE, each) for each in found} == {letters}
+    places = {
+        i for each in found for i, (a, b) in enumerate(zip(TEMPLATE, each, strict=True)) if a != b
+    }
+    assert len(places) == 12
+
+
+def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
+    words = PseudoWords(teacher, TEMPLATE)
+    draw = np.random.default_rng(0)
+    templates = [words.disturbed("alarm clock", "shuffle", 1.0, draw) for _ in range(50)]
+    tokens, places = words.tokens(["alarm clock"] * 50, templates)
+    assert tokens.shape[1] <= teacher.context_length
+    ends = tokens.argmax(dim=1)
+    assert bool((places < ends).all())
+
+
+def test_unit_embeddings(teacher: Teacher) -> None:
+    encoded = PseudoWords(teacher, TEMPLATE).encode(["dog"], teacher.token_table[:1])
+    assert torch.allclose(encoded, F.normalize(encoded, dim=-1))
+
+
+@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])
+def test_a_sentence_ends_where_nothing_after_it_is_read(
+    text: dict[str, Any], tmp_path: Path
+) -> None:
+    """Left out, what follows changes no embedding; where it would, it is kept."""
+    config = model_config(VIT)
+    config["text_cfg"] |= text
+    config["custom_text"] = bool(text)
+    teacher = load_teacher(tmp_path, config)
+    words, names = PseudoWords(teacher, TEMPLATE), ["dog", "alarm clock"]
+    tokens, _ = words.tokens(names, [TEMPLATE] * 2)
+    written = teacher.tokenize([words.text(name) for name in names])
+    longest = max(int(sentence.count_nonzero()) for sentence in written)
+    assert tokens.shape[1] == (teacher.context_length if text else longest)
+    (token,) = teacher.content_tokens("music")
+    encoded = words.encode(names, teacher.token_table[[token, token]])
+    whole = teacher.encode_text([f"{name} in the style of music" for name in names])
+    assert torch.allclose(encoded, whole, atol=1e-6)

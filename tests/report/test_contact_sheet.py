@@ -1,0 +1,100 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfkd.config.manifest import Manifest
+from dfkd.errors import CorruptionError
+from dfkd.report.contact_sheet import contact_sheet, examples, write_contact_sheet
+from dfkd.storage.local import open_storage
+from tests.helpers.tiny_version import publish, write_manifest
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return Manifest.read(write_manifest(tmp_path, prompts={"method": ["vanilla", "mix"]}))
+
+
+def test_examples_are_the_first_images_of_each_class(manifest: Manifest) -> None:
+    version = publish(manifest)
+    found = examples(version, 6)
+    assert [len(images) for images in found] == [6, 6, 6]
+    for channel, images in enumerate(found):
+        for image in images:
+            assert image.size == (32, 32)
+            assert np.asarray(image).mean(axis=(0, 1)).argmax() == channel
+    shards = [sample for receipt in version.shards[:2] for sample in version.samples(receipt)]
+    for image, sample in zip(found[0], shards, strict=False):
+        with Image.open(io.BytesIO(sample.image)) as stored:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(stored))
+
+
+def test_examples_read_no_more_shards_than_they_need(manifest: Manifest) -> None:
+    version = publish(manifest)
+    for receipt in version.shards:
+        if receipt.task.endswith("00001"):
+            version.storage.delete(receipt.shard)
+    assert [len(images) for images in examples(version, 4)] == [4, 4, 4]
+
+
+def test_examples_of_a_damaged_shard_are_refused(manifest: Manifest) -> None:
+    version = publish(manifest)
+    damaged = bytearray(version.storage.get(version.shards[0].shard))
+    damaged[700] ^= 1
+    version.storage.put(version.shards[0].shard, bytes(damaged))
+    with pytest.raises(CorruptionError, match=version.shards[0].shard):
+        examples(version, 1)
+
+
+def test_the_sheet_shows_every_image_once_and_is_the_same_each_time(manifest: Manifest) -> None:
+    storage = open_storage(manifest.storage.root)
+    versions = {
+        method: publish(manifest, method) for method in manifest.prompts.method
+    }  # fmt: skip
+    place = write_contact_sheet(storage, "tiny", versions)
+    assert place.endswith("contact-sheet.png")
+    first = storage.get("contact-sheet.png")
+    write_contact_sheet(storage, "tiny", versions)
+    assert storage.get("contact-sheet.png") == first
+
+
+def plain(colour: str, size: int = 64) -> Image.Image:
+    return Image.new("RGB", (size, size), colour)
+
+
+def test_rows_are_classes_and_blocks_are_methods() -> None:
+    blocks = {
+        "vanilla": [[plain("#ff0000")] * 2, [plain("#00ff00")] * 2],
+        "mix": [[plain("#0000ff")] * 2, [plain("#ff00ff")] * 2],
+    }
+    encoded = contact_sheet("title", ("cat", "dog"), blocks)
+    with Image.open(io.BytesIO(encoded)) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    assert (sheet[0] == 255).all()
+    assert (sheet[-1] == 255).all()
+    assert (sheet[:, :16] == 255).all()
+    places = {}
+    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255)):
+        where = np.argwhere((sheet == colour).all(axis=2))
+        assert len(where) == 2 * 64 * 64
+        places[colour] = where.min(axis=0)
+    red, green, blue, pink = places.values()
+    assert red[0] == blue[0] < green[0] == pink[0]
+    assert red[1] == green[1] < blue[1] == pink[1]
+
+
+def test_a_sheet_of_many_classes_and_large_images_stays_a_picture() -> None:
+    classes = [f"class {index}" for index in range(100)]
+    blocks = {"mix": [[plain("red", 224)] * 8 for _ in classes]}
+    with Image.open(io.BytesIO(contact_sheet("title", classes, blocks))) as image:
+        assert image.width < 1100
+        assert image.height < 5100
+
+
+def test_a_class_without_images_keeps_its_row() -> None:
+    encoded = contact_sheet("title", ("cat", "dog"), {"mix": [[], [plain("#ff0000")]]})
+    with Image.open(io.BytesIO(encoded)) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    assert np.argwhere((sheet == (255, 0, 0)).all(axis=2)).min(axis=0)[0] > 64 + 28

@@ -1,0 +1,416 @@
+"""Whatever a manifest, a receipt or another small object holds: a valid value, or our one error."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import current
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.models.generator_config import read_model
+from dfkd.models.student import CARD, load_student
+from dfkd.storage import cost_records
+from dfkd.storage.checkpoints import Checkpoints
+from dfkd.storage.local import open_storage
+from tests.helpers.partial_version import TASKS, fill, home
+from tests.helpers.tiny_models import official_yaml
+
+FUZZ = settings(max_examples=100, deadline=None, derandomize=True)
+STORED = settings(FUZZ, max_examples=30, suppress_health_check=list(HealthCheck))
+"""Where each example writes files."""
+
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(10**400, 10**400 + 9)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["", "../x", "/etc/passwd", "a\0b", "\ud800", "s3://", "0" * 64, "miniature"])
+)
+TREES = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=12,
+)
+
+
+def places(tree: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of each value in a tree, its own (empty) one included."""
+    yield place
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from places(value, (*place, key))
+
+
+def changed(tree: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A copy of `tree` with `value` at `place`; `...` as the value removes what is there."""
+    if not place:
+        return {} if value is ... else value
+    key, *rest = place
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    if not rest and value is ...:
+        del copy[key]
+    else:
+        copy[key] = changed(tree[key], tuple(rest), value)
+    return copy
+
+
+def mutations(tree: Any) -> st.SearchStrategy[Any]:
+    """`tree` with one to three of its values replaced or removed."""
+
+    @st.composite
+    def mutate(draw: st.DrawFn) -> Any:
+        mutant = tree
+        for _ in range(draw(st.integers(1, 3))):
+            place = draw(st.sampled_from(list(places(mutant))))
+            mutant = changed(mutant, place, draw(TREES | st.just(...)))
+        return mutant
+
+    return mutate()
+
+
+def damaged(data: bytes) -> st.SearchStrategy[bytes]:
+    """`data` cut, or with some bytes replaced, or with other bytes put in between."""
+
+    @st.composite
+    def damage(draw: st.DrawFn) -> bytes:
+        copy = bytearray(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
+        for _ in range(draw(st.integers(0, 4))):
+            place = draw(st.integers(0, len(copy)))
+            copy[place : place + draw(st.integers(0, 3))] = draw(st.binary(max_size=6))
+        return bytes(copy)
+
+    return damage()
+
+
+def yaml_bytes(tree: Any) -> bytes:
+    return yaml.safe_dump(tree, allow_unicode=True).encode(errors="surrogatepass")
+
+
+def one_line(error: Exception) -> None:
+    message = str(error)
+    assert message.strip()
+    assert "\n" not in " ".join(message.split())
+    assert len(message) < 4000
+
+
+# --- manifests ------------------------------------------------------------------------------------
+
+VALID: dict[str, Any] = {
+    "name": "small",
+    "classes": ["dog", "cat"],
+    "storage": {"root": "runs/small"},
+    "teacher": {"model": "miniature", "weights": "miniature"},
+    "generator": {"config": "miniature", "weights": "miniature"},
+    "prompts": {"method": ["vanilla", "mix"], "styles": ["red", "blue"], "guard": {"attempts": 2}},
+    "synthesis": {"steps": 3, "learning_rate": 0.1, "format": "jpg"},
+    "distillation": {"seeds": [0, 1], "labels": "live", "batch_size": 8, "workers": 2},
+    "evaluation": {"models": "teacher"},
+}
+
+
+def read_manifest(content: bytes, *overrides: str) -> Manifest | None:
+    """The manifest in a file of these bytes, or None where it was refused in our way."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "m.yaml")
+        path.write_bytes(content)
+        try:
+            manifest = Manifest.read(path, overrides)
+        except ManifestError as error:
+            one_line(error)
+            return None
+    printed = yaml.safe_dump(manifest.as_dict(), allow_unicode=True)
+    assert yaml.safe_load(printed) == manifest.as_dict()
+    return manifest
+
+
+@FUZZ
+@given(st.binary(max_size=200) | damaged(yaml.safe_dump(VALID).encode()))
+@example(b"name: !!python/object/apply:os.system [id]\n")
+@example(b"name: !!binary aGk=\n")
+@example(b"? {a: b}\n: c\n")
+@example(b"a: 1e999\n")
+@example(b"a: " + b"9" * 5000)
+@example(b"a: 0x" + b"f" * 5000)
+@example(b"<<: {a: 1}\n")
+@example(b"<<: 1\n")
+@example(b"a: !!set {b, c}\n")
+@example(b"a: 12:30:45\n")
+@example(b"a: 0o9\n")
+@example(b"a: ! 3\n")
+@example(b"%YAML 9.9\n---\na: 1\n")
+@example(b"--- 1\n--- 2\n")
+@example(b"a: 2024-13-45\n")
+@example(b"{a: " * 400)
+@example(b"- " * 3000)
+@example(b'"\\ud800": 1\n')
+def test_any_bytes_are_a_manifest_or_refused(content: bytes) -> None:
+    read_manifest(content)
+
+
+@FUZZ
+@given(mutations(VALID))
+@example(VALID)
+def test_any_change_of_a_manifest_is_valid_or_refused(tree: Any) -> None:
+    found = read_manifest(yaml_bytes(tree))
+    assert found is not None or tree != VALID
+
+
+@FUZZ
+@given(st.text(max_size=40) | st.builds("{}={}".format, st.text(max_size=20), st.text(max_size=20)))
+@example("a.b.c.=1")
+@example("classes.0=x")
+@example("=1")
+@example("name==")
+@example("storage.root={a: b}")
+@example("seed=" + "[" * 5000)
+@example("seed=*a")
+@example("a." * 5000 + "b=1")
+def test_any_override_is_taken_or_refused(override: str) -> None:
+    read_manifest(yaml.safe_dump(VALID).encode(), override)
+
+
+@FUZZ
+@given(mutations(official_yaml()))
+def test_any_change_of_a_generators_yaml_is_valid_or_refused(tree: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.yaml")
+        path.write_bytes(yaml_bytes(tree))
+        try:
+            read_model(path)
+        except ManifestError as error:
+            one_line(error)
+
+
+# --- receipts -------------------------------------------------------------------------------------
+
+RECEIPT = Receipt("0001-00002", "shards/0001-00002.tar", "ab" * 32, 10240, 3, (4,), "cd" * 32)
+TREE = json.loads(encode_receipt(RECEIPT))
+
+
+def read_receipt(data: bytes) -> None:
+    try:
+        receipt = decode_receipt(data, "here")
+    except CorruptionError as error:
+        one_line(error)
+    else:
+        assert decode_receipt(encode_receipt(receipt), "there") == receipt
+        assert receipt.bytes >= 0
+        assert receipt.samples >= 0
+        assert len(receipt.sha256) == len(receipt.fingerprint) == 64
+
+
+@FUZZ
+@given(st.binary(max_size=200) | damaged(encode_receipt(RECEIPT)))
+@example(b"[" * 100_000)
+@example(b"{" * 100_000)
+@example(b'{"a":' * 50_000)
+@example(b"9" * 10_000)
+@example(encode_receipt(RECEIPT).replace(b'"bytes"', b'"bytes": 1, "bytes"'))
+@example(encode_receipt(RECEIPT).replace(b"10240", b"NaN"))
+@example(encode_receipt(RECEIPT).replace(b"10240", b"1e400"))
+@example(encode_receipt(RECEIPT).replace(b"10240", b"1" + b"0" * 400))
+@example(encode_receipt(RECEIPT).decode().encode("utf-16"))
+def test_any_bytes_are_a_receipt_or_refused(data: bytes) -> None:
+    read_receipt(data)
+
+
+@FUZZ
+@given(mutations(TREE))
+def test_any_change_of_a_receipt_is_valid_or_refused(tree: Any) -> None:
+    read_receipt(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "../../x"},
+        {"task": "0001-00002\n"},
+        {"task": 3},
+        {"sha256": "AB" * 32},
+        {"sha256": "ab" * 31},
+        {"bytes": -1},
+        {"bytes": True},
+        {"bytes": 3.0},
+        {"bytes": "10240"},
+        {"bytes": 1 << 63},
+        {"samples": -3},
+        {"failed": [-1]},
+        {"failed": {"0": 1}},
+        {"fingerprint": ""},
+    ],
+)
+def test_a_receipt_of_wrong_values_is_refused(change: dict[str, Any]) -> None:
+    (field,) = change
+    with pytest.raises(CorruptionError, match=rf"here: not a receipt \({field}"):
+        decode_receipt(json.dumps(TREE | change).encode(), "here")
+
+
+def test_a_key_given_twice_and_a_number_that_is_none_are_refused() -> None:
+    twice = encode_receipt(RECEIPT).replace(b'"bytes"', b'"bytes": 1, "bytes"')
+    with pytest.raises(CorruptionError, match="a key is there twice"):
+        decode_receipt(twice, "here")
+    for number in (b"NaN", b"-Infinity", b"1e999"):
+        with pytest.raises(CorruptionError, match="no finite number"):
+            decode_receipt(encode_receipt(RECEIPT).replace(b"10240", number), "here")
+
+
+# --- what a published version is read from --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("published")
+    fill(root, TASKS[:2])
+    return root
+
+
+@contextlib.contextmanager
+def replaced(path: Path, data: bytes) -> Iterator[None]:
+    """The file with other bytes, for a while."""
+    before = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def read_all(root: Path) -> None:
+    """What a reader does from `current` down; nothing but a whole version or our error."""
+    try:
+        version = current(home(root))
+    except CorruptionError as error:
+        one_line(error)
+        return
+    assert version is not None
+    for line in verify(version):
+        assert line.strip()
+    with contextlib.suppress(CorruptionError):
+        for receipt in version.shards:
+            for sample in version.samples(receipt):
+                assert sample.metadata["class"] in version.classes
+
+
+def fuzzed(name: str) -> Callable[[Path, st.DataObject], None]:
+    def fuzz(published: Path, data: st.DataObject) -> None:
+        (path,) = published.glob(f"data/vanilla/{name}")
+        before = path.read_bytes()
+        tree = mutations(json.loads(before)).map(lambda mutant: json.dumps(mutant).encode())
+        content = data.draw(damaged(before) | tree | st.binary(max_size=50))
+        assume(content != before)
+        with replaced(path, content):
+            read_all(published)
+
+    return fuzz
+
+
+@STORED
+@given(st.data())
+def test_any_pointer_leads_to_a_version_or_is_refused(published: Path, data: st.DataObject) -> None:
+    fuzzed("current/00000001.json")(published, data)
+
+
+@STORED
+@given(st.data())
+def test_any_receipt_of_a_version_is_verified(published: Path, data: st.DataObject) -> None:
+    fuzzed("versions/*/receipts/0000-00000.json")(published, data)
+
+
+@STORED
+@given(st.data())
+def test_any_manifest_of_a_version_is_refused_unless_it_is_its_own(
+    published: Path, data: st.DataObject
+) -> None:
+    """Once as it stands, once with a pointer that states the hash of the damaged one."""
+    (path,) = published.glob("data/vanilla/versions/*/manifest.json")
+    before = path.read_bytes()
+    tree = mutations(json.loads(before)).map(lambda mutant: json.dumps(mutant).encode())
+    content = data.draw(damaged(before) | tree | st.binary(max_size=50))
+    assume(content != before)
+    pointer = published / "data/vanilla/current/00000001.json"
+    forged = json.loads(pointer.read_text()) | {"manifest": hashlib.sha256(content).hexdigest()}
+    with replaced(path, content):
+        with pytest.raises(CorruptionError):
+            current(home(published))
+        with replaced(pointer, json.dumps(forged).encode()):
+            read_all(published)
+
+
+@STORED
+@given(st.data())
+def test_any_prompts_json_is_verified(published: Path, data: st.DataObject) -> None:
+    """Also where the manifest states the hash of the damaged one."""
+    (path,) = published.glob("data/vanilla/versions/*/prompts.json")
+    before = path.read_bytes()
+    names = st.sampled_from(["../../x", "/etc/passwd", "00000\0", "", "0" * 5, "a" * 300])
+    hostile = st.dictionaries(names, TREES, min_size=1).map(lambda parts: {"parts": parts})
+    tree = (mutations(json.loads(before)) | hostile).map(lambda tree: json.dumps(tree).encode())
+    content = data.draw(damaged(before) | tree)
+    assume(content != before)
+    version = current(home(published))
+    assert version
+    forged = version.manifest | {"prompts": hashlib.sha256(content).hexdigest()}
+    with replaced(path, content):
+        assert verify(version)
+        verify(dataclasses.replace(version, manifest=forged))
+
+
+# --- cards, records, checkpoints ------------------------------------------------------------------
+
+
+@STORED
+@given(data=st.data())
+def test_any_card_of_a_student_is_refused(data: st.DataObject) -> None:
+    valid = {
+        "schema": 1, "architecture": "resnet18", "stem": "small", "classes": ["a", "b"],
+        "image_size": 32, "sha256": "0" * 64, "bytes": 3,
+    }  # fmt: skip
+    tree = mutations(valid).map(lambda mutant: json.dumps(mutant).encode())
+    content = data.draw(tree | damaged(json.dumps(valid).encode()))
+    with tempfile.TemporaryDirectory() as folder:
+        storage = open_storage(folder)
+        storage.put(CARD, content)
+        storage.put("student.safetensors", b"\x80\x04.")
+        with pytest.raises(CorruptionError):
+            load_student(storage)
+
+
+@STORED
+@given(st.binary(max_size=80) | TREES.map(lambda tree: json.dumps(tree).encode()))
+def test_any_record_is_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        storage = open_storage(folder)
+        storage.put("records/distill-vanilla-s0.json", content)
+        with contextlib.suppress(CorruptionError):
+            assert cost_records.read(storage) == []
+
+
+@STORED
+@given(st.binary(max_size=200))
+@example(b"\x80\x04\x95.")
+@example((1 << 40).to_bytes(8, "little") + b"{")
+@example((2).to_bytes(8, "little") + b"{}")
+@example((64).to_bytes(8, "little") + b"[" * 64)
+def test_any_checkpoint_is_tensors_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        storage = open_storage(folder)
+        storage.put("0000000007.safetensors", content)
+        storage.put("notes.txt", content)
+        checkpoints = Checkpoints(storage)
+        assert checkpoints.newest() == 7
+        with contextlib.suppress(CorruptionError):
+            assert checkpoints.read(7) == {}

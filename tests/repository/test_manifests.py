@@ -1,0 +1,242 @@
+"""The manifests of the paper's data sets: its settings, planned whole, and run at full size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
+
+from dfkd.benchmarks.memory import watched
+from dfkd.config import manifest as keys
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.shards import read_shard
+from dfkd.dataset.versions import current
+from dfkd.models.weights.artifacts import data_set
+from dfkd.pipeline.required_weights import needs
+from dfkd.storage.local import open_storage
+from dfkd.synthesis.inversion.run import batches
+from tests.helpers import jobs
+from tests.helpers.tiny_models import (
+    F16,
+    RESNET,
+    VIT,
+    model_config,
+    official_yaml,
+    openai_archive,
+    write_published,
+    write_teacher,
+)
+
+FOLDER = Path(__file__).parents[2] / "manifests"
+PAPER = ("pacs", "vlcs", "imageclef", "visda")
+DOMAINS = {
+    "pacs": ("art_painting", "cartoon", "photo", "sketch"),
+    "pacs_conventional": ("art_painting", "cartoon", "photo", "sketch"),
+    "vlcs": ("Caltech101", "LabelMe", "SUN09", "VOC2007"),
+    "imageclef": ("c", "i", "p"),
+    "visda": ("train", "validation"),
+    "office_home": ("Art", "Clipart", "Product", "Real World"),
+    "domainnet": ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
+}
+"""Folders as the data sets have them."""
+NAMES = {
+    "pacs": "PACS",
+    "pacs_conventional": "PACS",
+    "vlcs": "VLCS",
+    "imageclef": "ImageCLEF-DA",
+    "visda": "VisDA-2017",
+    "office_home": "Office-Home",
+    "domainnet": "DomainNet",
+}
+
+
+def of_real_weights() -> list[str]:
+    trees = {path.stem: yaml.safe_load(path.read_text()) for path in FOLDER.glob("*.yaml")}
+    found = [name for name, tree in trees.items() if "classes" in tree]
+    return sorted(name for name in found if trees[name]["teacher"]["model"] != "miniature")
+
+
+def read(name: str) -> Manifest:
+    return Manifest.read(FOLDER / f"{name}.yaml")
+
+
+def write_images(root: Path, name: str, classes: tuple[str, ...]) -> None:
+    """A picture of each class in each domain, in folders named as the data sets name theirs."""
+    for domain in DOMAINS[name]:
+        for number, each in enumerate(classes):
+            folder = root / domain / each.title().replace(" ", "_")
+            folder.mkdir(parents=True)
+            Image.new("RGB", (40, 30), (number % 256, 99, 9)).save(folder / "1.jpg")
+
+
+def write_resnet(cache: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), cache / "resnet18-f37072fd.pth")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models in the published formats, under the published names."""
+    folder = tmp_path_factory.mktemp("cache")
+    write_published(folder, official_yaml(codes=16384, **F16))
+    write_resnet(folder)
+    return folder
+
+
+def test_the_paper_s_four_data_sets_its_table_5_and_two_more_are_there() -> None:
+    assert of_real_weights() == sorted(DOMAINS)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_settings_are_the_paper_s(name: str) -> None:
+    manifest = read(name)
+    assert manifest.teacher == keys.Teacher(model="ViT-B-32-quickgelu", weights="openai")
+    assert manifest.synthesis == keys.Synthesis()
+    methods = ("vanilla", "mix", "random", "contrastive")
+    assert manifest.prompts == keys.Prompts(method=methods)
+    student = keys.Distillation(seeds=(0, 1, 2, 3, 4))
+    assert manifest.distillation == student
+    assert len(manifest.classes) == {"pacs": 7, "vlcs": 5}.get(name, 12)
+
+
+def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> None:
+    manifest, plain = read("pacs_conventional"), read("pacs")
+    assert manifest.methods == (
+        *("deepinversion", "dfad", "cmi", "pre"),
+        *("contrastive-bn", "contrastive"),
+    )
+    assert manifest.inversion == keys.Inversion()
+    assert manifest.teacher == keys.Teacher(model="RN50-quickgelu", weights="openai")
+    ways = {"method", "batch_norm_weight", "shard_size"}
+    alike = [vars(m.synthesis).items() for m in (manifest, plain)]
+    assert {key for key, value in alike[0] if (key, value) not in alike[1]} == ways
+    for section in ("classes", "generator", "distillation", "evaluation"):
+        assert getattr(manifest, section) == getattr(plain, section)
+    assert manifest.prompts.contrastive == plain.prompts.contrastive
+    # Batches of statistics are full: of DeepInversion all, of CMI as far as parts allow.
+    part = len(manifest.classes) * manifest.synthesis.shard_size
+    assert manifest.synthesis.images_per_class % manifest.synthesis.shard_size == 0
+    for size, even in ((84, 84), (256, 210)):
+        assert {rows.stop - rows.start for rows in batches(part, size)} == {even}
+
+
+@pytest.mark.parametrize("name", sorted(DOMAINS))
+def test_all_that_is_needed_can_be_fetched(name: str) -> None:
+    manifest = read(name)
+    assert [need.artifact.file for need in needs(manifest)] == [
+        *([] if name == "pacs_conventional" else ["ViT-B-32.pt"]),
+        "RN50.pt",
+        "vqgan-imagenet-f16-16384.yaml",
+        "vqgan-imagenet-f16-16384.ckpt",
+        "resnet18-f37072fd.pth",
+    ]
+    assert all(need.artifact.sha256 for need in needs(manifest))
+    assert data_set(manifest.evaluation.data) is not None
+
+
+@pytest.mark.parametrize("name", sorted(DOMAINS))
+def test_a_whole_run_can_be_planned(
+    name: str,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With CLIP's own tokenizer, so that each name is known to say something of its own."""
+    monkeypatch.syspath_prepend(FOLDER.parent / "jobs")
+    manifest = read(name)
+    tower = RESNET if name == "pacs_conventional" else VIT
+    config = model_config(tower, quick=True, context_length=77)
+    teacher = write_teacher(tmp_path / "teacher", config)
+    write_images(tmp_path / "data", name, manifest.classes)
+    settings = {
+        "cache": cache,
+        "storage.root": tmp_path / "run",
+        "teacher.model": teacher.model,
+        "teacher.weights": teacher.weights,
+        "evaluation.data": tmp_path / "data",
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    job = jobs.load("pipeline")
+    assert job.main([str(FOLDER / f"{name}.yaml"), *words, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    methods, classes = len(manifest.methods), len(manifest.classes)
+    images = methods * classes * manifest.synthesis.images_per_class
+    assert planned["synthesize"]["images"] == images
+    assert planned["distill"]["students"] == methods * 5
+    assert planned["evaluate"]["text_only"] == 5
+    assert planned["evaluate"]["images"] == classes * len(DOMAINS[name])
+    assert planned["evaluate"]["unscored_classes"] == []
+    layout, *counts = planned["evaluate"]["notes"]
+    assert layout == f"the layout is {NAMES[name]} as domain/class folders"
+    assert all(f"{NAMES[name]} as published has" in line for line in counts)
+    assert not (tmp_path / "run").exists()
+
+
+KINDS = {
+    "ViT-B-32 and 16,384 codes": ("ViT-B-32-quickgelu", "ViT-B-32.pt", 16384, 512),
+    "RN50 and 1,024 codes": ("RN50-quickgelu", "RN50.pt", 1024, 1024),
+}
+"""Architecture, file, codes, dimension of an embedding."""
+MOST = 8 << 30
+"""Bytes that a run of two images may take, with all processes of Ray."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
+    """Made and learned from: the real architectures at 224 px, with random weights, in few steps.
+
+    The weights have the published formats and names.
+    """
+    model, file, codes, dimension = KINDS[kind]
+    cache = tmp_path / "cache"
+    write_published(cache, official_yaml(codes=codes, width=128, latent=256, **F16))
+    config: dict[str, Any] = open_clip.get_model_config(model)
+    openai_archive(cache / file, config)
+    write_resnet(cache)
+    name = f"vqgan-imagenet-f16-{codes}"
+    settings = {
+        "cache": cache,
+        "storage.root": tmp_path / "run",
+        "classes": "[dog, person]",
+        "teacher.model": model,
+        "generator.config": name,
+        "generator.weights": name,
+        "prompts.method": "contrastive",
+        "prompts.contrastive.updates": 2,
+        "synthesis.images_per_class": 1,
+        "synthesis.steps": 2,
+        "synthesis.views": 2,
+        "distillation.seeds": "[0]",
+        "distillation.warmup_epochs": 1,
+        "distillation.epochs": 1,
+        "distillation.batch_size": 2,
+        "cluster.workers": 1,
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    path = FOLDER / "pacs.yaml"
+    for job in ("synthesize", "distill"):
+        with watched() as watch:
+            done = jobs.run(job, path, *words)
+        assert done.returncode == 0, done.stderr
+        assert watch.summary()["tree_most"] < MOST
+
+    home = open_storage(str(tmp_path / "run")).child("data/contrastive")
+    version = current(home)
+    assert version is not None
+    samples = [
+        sample
+        for receipt in version.shards
+        for sample in read_shard(home.get(receipt.key), receipt)
+    ]
+    assert len(samples) == 2
+    for sample in samples:
+        assert sample.arrays["distances"].shape == (2,)
+        assert sample.arrays["embedding"].shape == (dimension,)
+        assert np.isfinite(sample.arrays["distances"]).all()

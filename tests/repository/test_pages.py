@@ -1,0 +1,206 @@
+"""Pages say what is true: links lead somewhere, commands are accepted, examples run."""
+
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dfkd
+from dfkd import Manifest
+from tests.helpers import jobs
+from tests.repository import manifest_keys
+from tests.repository.pages import PAGES, ROOT, Command, anchors, blocks, commands, links, prose
+
+MINIATURE = ROOT / "manifests" / "miniature.yaml"
+MINE = "manifests/mine.yaml"
+"""The reader writes it: the first manifest of README.md."""
+
+ELSEWHERE = {
+    "docker": "Docker",
+    "kubectl": "a Kubernetes cluster",
+    "ray": "a cluster, or an account at AWS",
+    "pip": "a machine of a cluster",
+    "tensorboard": "a finished run",
+    ".venv/bin/pre-commit": "changes the clone's git hooks",
+}
+"""Programs whose commands need what is not here."""
+SHELL = {"export", "."}
+"""What only prepares a shell."""
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+ALL = [command for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_are_fenced(page: Path) -> None:
+    """So that no command escapes the tests below."""
+    assert not re.search(r"^ {4}(python|make|ray|pip|docker|kubectl) ", prose(page), re.MULTILINE)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """The manifest that README.md tells its reader to write."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(blocks(ROOT / "README.md", "yaml")[0])
+    return path
+
+
+def script(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The Python file that a command runs and its options, also where it is submitted to Ray."""
+    if words[:3] == ("ray", "job", "submit") and "--" in words:
+        words = words[words.index("--") + 1 :]
+    match words:
+        case ("python" | ".venv/bin/python", path, *options) if path.endswith(".py"):
+            return path, options
+    return None
+
+
+JOBS = [each for each in ALL if (found := script(each.words)) and found[0].startswith("jobs/")]
+
+
+def exit_code(job: str, words: list[str]) -> object:
+    """Of a job that is called in this process; an option such as --list prints and exits itself."""
+    try:
+        return jobs.load(job).main(words)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.mark.parametrize("command", JOBS, ids=str)
+def test_every_job_takes_its_command(
+    command: Command,
+    mine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Options are known, and the manifest, the study or the run is read with what is set."""
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "manifests").symlink_to(ROOT / "manifests")
+    found = script(command.words)
+    assert found is not None
+    path, words = found
+    words = [str(mine) if word == MINE else word for word in words]
+    for run in (word for word in words if word.startswith("runs/")):  # of the reader
+        (tmp_path / run).mkdir(parents=True)
+    assert exit_code(Path(path).stem, [*words, "--print-manifest"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [each for each in ALL if each not in JOBS], ids=str)
+def test_every_other_command_names_what_is_there(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, *words = command.words
+    if found := script(command.words):
+        assert (ROOT / found[0]).is_file()
+    elif program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(words) <= set(targets)
+    elif program.endswith("python") and words[:2] == ["-m", "pytest"]:
+        assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
+    elif program.endswith("python") and words[0] == "-m":
+        with pytest.raises(SystemExit) as stop:
+            importlib.import_module(words[1]).main([*words[2:], "--help"])
+        assert stop.value.code == 0
+    elif program == ".ci/run":
+        assert (ROOT / program).is_file()
+    else:
+        assert program in SHELL or program in ELSEWHERE, f"nothing tests this: {command}"
+
+
+YAML = [(page, number) for page in PAGES for number in range(len(blocks(page, "yaml")))]
+
+
+@pytest.mark.parametrize(("page", "number"), YAML)
+def test_every_manifest_is_valid(page: Path, number: int, mine: Path) -> None:
+    """As it stands, or as a part of the reader's own."""
+    dfkd.read_manifest(mine, **yaml.safe_load(blocks(page, "yaml")[number]))
+
+
+def test_the_manifest_of_one_s_own_classes_is_short_and_the_demo_s_own(mine: Path) -> None:
+    assert len(mine.read_text().splitlines()) <= 12
+    assert Manifest.read(mine).synthesis.steps == Manifest.read(MINIATURE).synthesis.steps
+
+
+def rows(table: str) -> set[tuple[str, ...]]:
+    """The cells of each row of a Markdown table that begins with a student or CLIP."""
+    lines = [line for line in table.splitlines() if line.startswith(("| CLIP", "| ResNet"))]
+    return {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines}
+
+
+def test_the_results_of_the_readme_are_those_of_the_study() -> None:
+    shown = rows((ROOT / "README.md").read_text())
+    study = rows((ROOT / "manifests" / "studies" / "methods" / "table.md").read_text())
+    assert len(shown) == 5
+    assert shown <= {row[: len(next(iter(shown)))] for row in study}
+
+
+def test_the_keys_are_those_of_the_code() -> None:
+    assert manifest_keys.written() == manifest_keys.listing(), "run python tests/manifest_keys.py"
+
+
+def test_the_keys_are_all_keys_with_their_types_and_defaults() -> None:
+    sections = {section.name: section for section in manifest_keys.sections()}
+    keys = {key.name: key for section in sections.values() for key in section.keys}
+
+    def leaves(tree: dict[str, object], prefix: str = "") -> set[str]:
+        return {
+            leaf
+            for key, value in tree.items()
+            for leaf in (
+                leaves(value, f"{prefix}{key}.")
+                if isinstance(value, dict) and f"{prefix}{key}" in sections
+                else {f"{prefix}{key}"}
+            )
+        }
+
+    assert keys.keys() == leaves(Manifest.read(MINIATURE).as_dict())
+    assert keys["regeneration.tolerance"].type == "number ≥ 0 and ≤ 1"
+    assert keys["regeneration.tolerance"].default == "`0.02`"
+    assert keys["distillation.seeds"].type == "whole number ≥ 0, or a list"
+    assert "One student is trained for each" in keys["distillation.seeds"].sentence
+    assert keys["distillation.stem"].type == "`imagenet` or `small`"
+
+
+def test_every_manifest_job_and_package_has_its_line() -> None:
+    def mentioned(page: str) -> str:
+        return (ROOT / page / "README.md").read_text()
+
+    for path in (ROOT / "manifests").glob("*.yaml"):
+        assert f"[{path.name}]({path.name})" in mentioned("manifests")
+    for path in (ROOT / "jobs").glob("*.py"):
+        assert f"| `{path.name}` |" in mentioned("jobs")
+        assert f"| `jobs/{path.name}` |" in mentioned(".")
+    for folder in (path.parent for path in (ROOT / "dfkd").glob("*/__init__.py")):
+        assert re.search(rf"`(synthesis/)?{folder.name}`", mentioned("dfkd")), folder.name
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert {test for test in named if f"def {test}(" not in sources} == set()
+
+
+def test_a_wrong_command_is_found(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of jobs can fail: an unknown key, an unknown option."""
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    for wrong in (["--set", "synthesis.nonsense=1"], ["--nonsense"]):
+        assert exit_code("pipeline", [str(mine), *wrong, "--print-manifest"]) == 2

@@ -1,0 +1,32 @@
+"""The API reference is rendered of every module, without a warning."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def modules() -> set[str]:
+    """By dotted name."""
+    files = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "dfkd").rglob("*.py")]
+    return {".".join(file.parts).removesuffix(".__init__") for file in files}
+
+
+@pytest.mark.slow
+def test_every_module_is_rendered_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "reference.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if "Warn" in line or "Error" in line]
+    pages = {
+        ".".join(page.relative_to(tmp_path).with_suffix("").parts): page
+        for page in tmp_path.rglob("*.html")
+    }
+    assert modules() <= pages.keys()
+    for page in ("dfkd", "dfkd.api"):
+        text = pages[page].read_text()
+        for name in ("read_manifest", "synthesize", "distill", "evaluate", "load_student"):
+            assert f'id="{name}"' in text

@@ -1,0 +1,130 @@
+"""What a run cost: entries are appended, and what strangers wrote is refused by its name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.storage.cost_records import Entry, add, read, recorded
+from dfkd.storage.local import Storage, open_storage
+
+ENTRY = Entry(
+    stage="distill",
+    method="contrastive",
+    seed=3,
+    seconds=12.5,
+    worker_seconds=25.0,
+    images=4800,
+    bytes=44_000_000,
+    workers=2,
+    device="cpu",
+)
+KEY = "records/distill-contrastive-s3.json"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+def test_entries_are_appended_and_come_back(storage: Storage) -> None:
+    assert read(storage) == []
+    synthesis = replace(ENTRY, stage="synthesize", seed=None)
+    for entry in (ENTRY, synthesis, replace(ENTRY, images=7)):
+        add(storage, entry)
+    assert read(storage) == [ENTRY, replace(ENTRY, images=7), synthesis]
+    assert list(storage.list()) == [KEY, "records/synthesize-contrastive.json"]
+    tree = json.loads(storage.get(KEY))
+    assert tree["schema"] == 1
+    assert tree["entries"][0] == {
+        "stage": "distill",
+        "method": "contrastive",
+        "seed": 3,
+        "seconds": 12.5,
+        "worker_seconds": 25.0,
+        "images": 4800,
+        "bytes": 44_000_000,
+        "workers": 2,
+        "device": "cpu",
+    }
+
+
+def test_a_stage_is_timed_and_counted(storage: Storage) -> None:
+    with recorded(storage, "synthesize", "mix") as cost:
+        cost.worker_seconds, cost.images, cost.bytes, cost.workers = 4.0, 6, 600, 2
+    with recorded(storage, "distill", "mix", 0) as cost:
+        cost.images, cost.workers, cost.device = 48, 3, "H100"
+    trained, made = read(storage)
+    assert (made.seed, made.worker_seconds, made.images, made.bytes) == (None, 4.0, 6, 600)
+    assert (trained.seed, trained.workers, trained.device) == (0, 3, "H100")
+    assert trained.worker_seconds == pytest.approx(3 * trained.seconds, abs=0.01)
+
+
+def test_no_work_leaves_no_entry_and_half_of_it_does(storage: Storage) -> None:
+    with recorded(storage, "synthesize", "mix"):
+        pass
+    assert read(storage) == []
+
+    def half() -> None:
+        with recorded(storage, "synthesize", "mix") as cost:
+            cost.images = 5
+            raise InfrastructureError("the disk is full")
+
+    with pytest.raises(InfrastructureError):
+        half()
+    assert [entry.images for entry in read(storage)] == [5]
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {"schema": 1, "entries": [json.loads(json.dumps(ENTRY.__dict__))]}
+    tree["entries"][0] |= fields
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "the whole: Invalid JSON"),
+        ("[" * 100_000, "the whole"),
+        ("[]", "the whole"),
+        ('{"schema": 2, "entries": []}', "schema"),
+        ('{"schema": 1, "entries": {}}', "entries"),
+        (json.dumps(changed(seconds=-1.0)), "entries.0.seconds"),
+        (json.dumps(changed(seconds=float("nan"))), "entries.0.seconds"),
+        (json.dumps(changed(images="4")), "entries.0.images"),
+        (json.dumps(changed(images=True)), "entries.0.images"),
+        (json.dumps(changed(stage="cook")), "entries.0.stage"),
+        (json.dumps(changed(method="../../x")), "entries.0.method"),
+        (json.dumps(changed(method="<b>")), "entries.0.method"),
+        (json.dumps(changed(unknown=1)), "entries.0.unknown"),
+        (json.dumps(changed(seed=4)), "belongs elsewhere"),
+    ],
+)
+def test_a_damaged_record_is_named(storage: Storage, text: str, problem: str) -> None:
+    storage.put(KEY, text.encode())
+    for use in (lambda: read(storage), lambda: add(storage, ENTRY)):
+        with pytest.raises(CorruptionError) as caught:
+            use()
+        assert str(caught.value).startswith(storage.location(KEY))
+        assert problem in str(caught.value)
+    assert storage.get(KEY) == text.encode()
+
+
+def test_a_damaged_record_is_refused_before_the_work_that_it_would_lose(storage: Storage) -> None:
+    storage.put(KEY, b"torn")
+    with (
+        pytest.raises(CorruptionError, match="delete it"),
+        recorded(storage, "distill", "contrastive", 3),
+    ):
+        raise AssertionError("work began")
+
+
+def test_an_entry_that_could_not_be_read_again_is_not_made() -> None:
+    with pytest.raises(ValidationError):
+        replace(ENTRY, seconds=float("inf"))
+    with pytest.raises(ValidationError):
+        replace(ENTRY, method="a/b")

@@ -1,0 +1,222 @@
+"""One holder at a time, whoever races and whoever dies; readers beside it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfkd.errors import CorruptionError, Exit, LeaseError
+from dfkd.storage.lease import Lease, acquire, held, holding, newest, read, reading
+from dfkd.storage.local import Storage, open_storage
+from tests.helpers.jobs import ROOT, environment
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+@dataclass
+class Clock:
+    """Time as a test wants it."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_second_holder_is_refused_and_told_who_and_until_when(storage: Storage) -> None:
+    clock = Clock()
+    lease = acquire(storage, "regenerate", 60, clock=clock)
+    with pytest.raises(LeaseError, match=rf"held by {lease.holder} until 1970-01-01 00:17:40") as e:
+        acquire(storage, "regenerate", 60, clock=clock)
+    assert e.value.exit_code == Exit.RETRY
+    assert acquire(storage, "other", 60, clock=clock).key == "leases/other/00000001.json"
+    lease.release()
+    assert acquire(storage, "regenerate", 60, clock=clock).key == "leases/regenerate/00000002.json"
+
+
+def test_an_expired_lease_is_taken_over_and_its_holder_fenced_off(storage: Storage) -> None:
+    clock = Clock()
+    dead = acquire(storage, "regenerate", 60, clock=clock)
+    clock.now += 59
+    dead.renew()
+    clock.now += 59
+    with pytest.raises(LeaseError):
+        acquire(storage, "regenerate", 60, clock=clock)
+    dead.fence()
+    clock.now += 60
+    successor = acquire(storage, "regenerate", 60, clock=clock)
+    with pytest.raises(LeaseError, match=successor.holder):
+        dead.fence()
+    dead.renew()  # it has not noticed yet
+    dead.release()
+    assert newest(storage, "regenerate")[0] == successor.key
+    successor.fence()
+
+
+def test_of_racing_takers_one_wins(storage: Storage) -> None:
+    acquire(storage, "regenerate", 1, clock=lambda: 0.0)  # long expired
+    start = threading.Barrier(8)
+
+    def take(_: int) -> Lease | None:
+        start.wait()
+        try:
+            return acquire(storage, "regenerate", 60)
+        except LeaseError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [lease for lease in pool.map(take, range(8)) if lease]
+    assert len(winners) == 1
+    winners[0].fence()
+
+
+@dataclass
+class Memory:
+    """The objects of a storage in a dict: enough for leases, and fast."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+
+    def put(self, key: str, data: bytes) -> None:
+        self.objects[key] = data
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return self.objects.setdefault(key, data) is data
+
+    def get(self, key: str) -> bytes:
+        return self.objects[key]
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(key for key in self.objects if key.startswith(prefix))
+
+    def location(self, key: str) -> str:
+        return key
+
+
+@given(st.lists(st.tuples(st.sampled_from("tfwrdx"), st.integers(0, 2)), max_size=40))
+def test_never_two_holders_pass_their_fences(steps: list[tuple[str, int]]) -> None:
+    """Whatever three processes do: take, fence, wait, release, or die and come back."""
+    clock, storage = Clock(), Memory()
+    leases: dict[int, Lease] = {}
+    for step, who in steps:
+        lease = leases.get(who)
+        if step == "t" and lease is None:
+            with contextlib.suppress(LeaseError):
+                leases[who] = acquire(storage, "regenerate", 10, clock=clock)  # type: ignore[arg-type]
+        elif step == "w":
+            clock.now += 4 * (who + 1)
+        elif step == "f" and lease:
+            try:
+                lease.fence()
+            except LeaseError:
+                del leases[who]
+        elif step == "r" and lease:
+            lease.release()
+            del leases[who]
+        elif step == "d":
+            leases.pop(who, None)
+        passed = 0
+        for each in list(leases.values()):
+            try:
+                storage_before = dict(storage.objects)
+                each.fence()
+                passed += 1
+            except LeaseError:
+                pass
+            finally:
+                storage.objects = storage_before
+        assert passed <= 1
+
+
+def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(storage: Storage) -> None:
+    renewed = threading.Event()
+    put = type(storage).put
+
+    class Watched(type(storage)):  # type: ignore[misc]
+        def put(self, key: str, data: bytes | Path) -> None:
+            put(self, key, data)
+            renewed.set()
+
+    watched = Watched(storage.root)  # type: ignore[attr-defined]
+    with holding(watched, "regenerate", 0.3, ["mix/0123"]) as lease:
+        assert renewed.wait(60)
+        assert read(storage, lease.key).versions == ("mix/0123",)
+        assert not read(storage, lease.key).released
+    assert read(storage, lease.key).released
+    acquire(storage, "regenerate", 60)
+
+
+def test_a_failure_releases_it_too(storage: Storage) -> None:
+    with pytest.raises(RuntimeError), holding(storage, "regenerate", 60):
+        raise RuntimeError
+    acquire(storage, "regenerate", 60)
+
+
+def test_any_number_of_readers(storage: Storage) -> None:
+    with reading(storage, ["mix/a"]), reading(storage, ["mix/b", "mix/a"]):
+        found = [record.versions for record in held(storage).values()]
+        assert sorted(found) == [("mix/a",), ("mix/b", "mix/a")]
+        with holding(storage, "regenerate", 60):
+            assert len(held(storage)) == 3
+    assert held(storage) == {}
+    assert list(storage.list("leases/readers/")) == []
+
+
+def test_what_has_expired_or_was_superseded_is_not_held(storage: Storage) -> None:
+    clock = Clock()
+    acquire(storage, "regenerate", 10, ["mix/a"], clock)
+    clock.now += 11
+    last = acquire(storage, "regenerate", 10, ["mix/b"], clock)
+    assert list(held(storage, clock)) == [last.key]
+    clock.now += 11
+    assert held(storage, clock) == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"expires": "soon"}, {"holder": None}, {"more": 1}, {"expires": float("inf")}]
+)
+def test_a_damaged_lease_is_named(storage: Storage, change: dict[str, object]) -> None:
+    lease = acquire(storage, "regenerate", 60)
+    storage.put(lease.key, json.dumps(json.loads(lease.record()) | change).encode())
+    with pytest.raises(CorruptionError, match=r"00000001\.json: not a lease"):
+        acquire(storage, "regenerate", 60)
+
+
+HOLD = """
+import sys, time
+from dfkd.lease import holding
+from dfkd.storage import open_storage
+with holding(open_storage(sys.argv[1]), "regenerate", float(sys.argv[2])) as lease:
+    print(lease.holder, flush=True)
+    time.sleep(3600)
+"""
+
+
+def test_a_killed_holder_is_succeeded_once_its_lease_has_expired(
+    storage: Storage, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", HOLD, str(tmp_path), "600"]
+    own = environment() | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=own) as holder:
+        assert holder.stdout is not None
+        name = holder.stdout.readline().strip()
+        assert name.endswith(f":{holder.pid}")
+        with pytest.raises(LeaseError, match=name):
+            acquire(storage, "regenerate", 60)
+        os.kill(holder.pid, signal.SIGKILL)
+    with pytest.raises(LeaseError, match=name):
+        acquire(storage, "regenerate", 60)
+    expires = read(storage, "leases/regenerate/00000001.json").expires
+    acquire(storage, "regenerate", 60, clock=lambda: expires)

@@ -1,0 +1,274 @@
+import multiprocessing
+import pickle
+import resource
+import shutil
+import tempfile
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import ANY
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
+from dfkd.storage.base import KEY, split_root
+from dfkd.storage.local import Entry, LocalStorage, MissingObject, open_storage, require_space
+from tests.helpers.storage_contract import StorageTests
+
+CONTEXT = multiprocessing.get_context("forkserver")
+BIG = 3 << 20
+
+
+def leftovers(root: Path) -> list[Path]:
+    return list((root / ".partial").iterdir())
+
+
+class TestStorage(StorageTests):
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> str:
+        return str(tmp_path / "runs/one")
+
+
+def test_nothing_is_left_of_a_write_that_loses(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("a/b.json", b"1")
+    assert not storage.put_if_absent("a/b.json", b"3")
+    assert list(storage.entries()) == [Entry("a/b.json", 1, ANY)]
+    assert leftovers(tmp_path) == []
+    assert storage.abort_uploads(0) == 0
+
+
+def test_missing_objects(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("a/b", b"")
+    for key in ("nothing", "a", "a/b/c"):
+        with pytest.raises(MissingObject, match="no such object"):
+            storage.get(key)
+        with pytest.raises(MissingObject, match="no such object"):
+            storage.get_file(key, tmp_path / "out")
+        assert not storage.exists(key)
+    storage.delete("nothing")
+    storage.delete("a/b")
+    assert not storage.exists("a/b")
+
+
+def test_a_child_sees_its_own_keys_only(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    child = storage.child("data/mix").child("versions")
+    child.put("x", b"1")
+    storage.put("data/mixed", b"2")
+    assert list(child.list()) == ["x"]
+    assert list(storage.list("data/mix/")) == ["data/mix/versions/x"]
+    assert child.location("x") == str(tmp_path / "data/mix/versions/x")
+    assert storage.folders("data/") == ("mix",)
+    assert storage.folders("none/") == ()
+    assert pickle.loads(pickle.dumps(child)).get("x") == b"1"
+
+
+KEYS = st.lists(
+    st.text("ab.-_0", min_size=1, max_size=3).filter(lambda name: name[0] not in ".-"),
+    min_size=1,
+    max_size=3,
+).map("/".join)
+
+
+@given(st.lists(KEYS, max_size=12), st.sampled_from(["", "a", "a/", "a/b", "b.", "0/a/"]))
+def test_list_is_sorted_and_complete(keys: list[str], prefix: str) -> None:
+    # No key may be a directory of another one: S3 allows that, a file system does not.
+    chosen = [k for k in set(keys) if not any(other.startswith(f"{k}/") for other in keys)]
+    with tempfile.TemporaryDirectory() as root:
+        storage = LocalStorage(Path(root))
+        storage.prepare()
+        for key in chosen:
+            storage.put(key, b"")
+        assert list(storage.list(prefix)) == sorted(k for k in chosen if k.startswith(prefix))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a//b",
+        "a/",
+        ".partial/x",
+        "a/.hidden",
+        "a\\b",
+        "a\0b",
+        "a b",
+        "a\n",
+        "-rf",
+        "x" * 300,
+    ],
+)
+def test_keys_that_could_leave_the_root_are_refused(tmp_path: Path, key: str) -> None:
+    storage = open_storage(str(tmp_path / "root"))
+    (tmp_path / "x").write_bytes(b"outside")
+    for use in (storage.get, storage.exists, storage.delete, storage.child):
+        with pytest.raises(CorruptionError, match="object key"):
+            use(key)
+    with pytest.raises(CorruptionError, match="object key"):
+        storage.put(key, b"")
+    assert (tmp_path / "x").read_bytes() == b"outside"
+
+
+@given(st.from_regex(KEY, fullmatch=True))
+def test_no_accepted_key_leaves_the_root(key: str) -> None:
+    assert all(part and not part.startswith(".") for part in key.split("/"))
+    assert key.isprintable()
+    assert "\\" not in key
+
+
+def test_files_that_no_key_names_are_not_listed(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("a", b"")
+    (tmp_path / "contact sheet.png").write_bytes(b"")
+    (tmp_path / ".hidden").write_bytes(b"")
+    assert list(storage.list()) == ["a"]
+
+
+def _race(root: str, writer: int) -> bool:
+    return open_storage(root).put_if_absent("prize", bytes([writer]) * BIG)
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_exactly_one_of_racing_writers_wins(tmp_path: Path, kind: str) -> None:
+    pool = (
+        ThreadPoolExecutor(8) if kind == "threads" else ProcessPoolExecutor(4, mp_context=CONTEXT)
+    )
+    storage = open_storage(str(tmp_path))
+    seen: set[bytes] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            if storage.exists("prize"):
+                seen.add(storage.get("prize"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with pool:
+        won = list(pool.map(_race, [str(tmp_path)] * 8, range(8)))
+    done.set()
+    reader.join()
+    assert sum(won) == 1
+    assert storage.get("prize") == bytes([won.index(True)]) * BIG
+    assert seen <= {storage.get("prize")}
+    assert leftovers(tmp_path) == []
+
+
+def test_readers_see_the_old_or_the_new_object(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("a", b"0" * BIG)
+    done = threading.Event()
+
+    def write() -> None:
+        for value in (b"1", b"2", b"3", b"4"):
+            storage.put("a", value * BIG)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        data = storage.get("a")
+        assert data == data[:1] * BIG
+    writer.join()
+
+
+def test_opening_removes_what_dead_writers_left_but_not_what_live_ones_write(
+    tmp_path: Path,
+) -> None:
+    storage = open_storage(str(tmp_path))
+    assert isinstance(storage, LocalStorage)
+    (tmp_path / ".partial" / "dead").write_bytes(b"half")
+    with storage._written(tmp_path / "target", b"mine") as partial:
+        open_storage(str(tmp_path))
+        assert leftovers(tmp_path) == [partial]
+    assert leftovers(tmp_path) == []
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
+    storage = open_storage(str(small_disk))
+    storage.put("first", b"1" * (100 << 10))
+    for write in (storage.put, storage.put_if_absent):
+        with pytest.raises(InfrastructureError, match=r"no room for .*second.*free disk") as caught:
+            write("second", b"2" * (200 << 10))
+        assert caught.value.exit_code == Exit.RETRY
+        assert "204800 bytes" in str(caught.value)
+    assert list(storage.list()) == ["first"]
+    assert leftovers(small_disk) == []
+    assert storage.put_if_absent("second", b"2" * (100 << 10))
+
+
+def test_a_copy_that_does_not_fit_is_refused(small_disk: Path, tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "run"))
+    storage.put("big", b"x" * (400 << 10))
+    with pytest.raises(InfrastructureError, match=r"no room for .*copy \(409600 bytes"):
+        storage.get_file("big", small_disk / "copy")
+
+
+def _write_limited(root: str) -> str:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        open_storage(root).put_if_absent("big", b"x" * 5000)
+    except InfrastructureError as error:
+        return str(error)
+    return "written"
+
+
+def test_a_file_size_limit_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        message = pool.submit(_write_limited, str(tmp_path)).result()
+    assert "no room for" in message
+    assert "5000 bytes" in message
+    assert list(open_storage(str(tmp_path)).list()) == []
+    assert leftovers(tmp_path) == []
+
+
+def test_too_little_space_is_refused_before_work(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    require_space(str(tmp_path / "not/yet/there"), free // 2)
+    with pytest.raises(ManifestError, match=r"storage\.root: needs .* bytes of free disk"):
+        require_space(str(tmp_path / "not/yet/there"), free * 2)
+    assert not (tmp_path / "not").exists()
+
+
+def test_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
+        open_storage(str(tmp_path / "file"))
+    with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
+        open_storage("/proc/here")
+    with pytest.raises(ManifestError, match=r"storage\.root: must be a directory or s3://"):
+        open_storage("gs://bucket")
+
+
+@pytest.mark.parametrize(
+    ("root", "rule"),
+    [
+        ("ftp://x/y", "must be a directory or s3://bucket/prefix"),
+        ("file:///x/y", "must be a directory or s3://bucket/prefix"),
+        ("S3://bucket", "must be a directory or s3://bucket/prefix"),
+        ("s3:/bucket", "must be a directory or s3://bucket/prefix"),
+        ("s3://", "must name a bucket"),
+        ("s3:///prefix", "must name a bucket"),
+        ("s3://Bucket/prefix", "must name a bucket"),
+        ("s3://bucket/a b", "must have a prefix of names"),
+        ("s3://bucket/a/../b", "must have a prefix of names"),
+    ],
+)
+def test_a_root_that_no_storage_serves_is_refused(root: str, rule: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        split_root("--output", root)
+    assert str(caught.value).startswith(f"--output: {rule}")
+    assert f", got {root!r}; " in str(caught.value)
+
+
+def test_a_root_is_a_bucket_with_a_prefix_or_a_directory() -> None:
+    assert split_root("x", "s3://bucket") == split_root("x", "s3://bucket/") == ("bucket", "")
+    assert split_root("x", "s3://bucket/a/b/") == ("bucket", "a/b")
+    assert split_root("x", "runs/a:b") == ("", "runs/a:b")

@@ -1,0 +1,110 @@
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.s3 import S3Storage
+from tests.helpers.storage_contract import FaultTests, StorageTests
+
+server = pytest.importorskip("moto.server", reason="needs moto[server]")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    moto = server.ThreadedMotoServer(port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield f"http://{host}:{port}"
+    moto.stop()
+
+
+@pytest.fixture
+def root(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = tmp_path.name.replace("_", "-").lower()
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/runs/one"
+
+
+@pytest.fixture
+def storage(root: str) -> Storage:
+    return open_storage(root)
+
+
+class TestStorage(StorageTests):
+    pass
+
+
+class TestFaults(FaultTests):
+    pass
+
+
+def test_buckets_that_cannot_be_used_are_refused(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ManifestError, match=r"must be a bucket you may use.*NoSuchBucket"):
+        open_storage("s3://no-such-bucket-here/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(InfrastructureError, match="run the same command again"):
+        open_storage(root)
+
+
+def test_unfinished_uploads_are_removed(storage: Storage) -> None:
+    assert isinstance(storage, S3Storage)
+    client, place = storage._client, {"Bucket": storage.bucket, "Key": "runs/one/a/big"}
+    client.create_multipart_upload(**place)
+    client.create_multipart_upload(Bucket=storage.bucket, Key="runs/two/big")
+    assert storage.abort_uploads(older_than=1e9) == 0
+    assert storage.abort_uploads(older_than=0) == 1
+    assert storage.abort_uploads(older_than=0) == 0
+    kept = client.list_multipart_uploads(Bucket=storage.bucket)["Uploads"]
+    assert [upload["Key"] for upload in kept] == ["runs/two/big"]
+
+
+def test_a_download_that_does_not_fit_is_refused(storage: Storage, small_disk: Path) -> None:
+    storage.put("big", b"x" * (400 << 10))
+    with pytest.raises(
+        InfrastructureError, match=r"no room for .*copy \(409600 bytes, \d+ bytes fr"
+    ):
+        storage.get_file("big", small_disk / "copy")
+
+
+def test_secrets_are_in_no_error_and_no_repr(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    assert "hunter2" not in repr(open_storage(root))
+    refused: list[tuple[str, str, type[DfkdError]]] = [
+        ("http://me:hunter2@127.0.0.1:9", root, InfrastructureError),
+        ("me:hunter2@127.0.0.1", root, ManifestError),
+        ("", "s3://AKIA:hunter2@bucket/x", ManifestError),
+    ]
+    for endpoint, place, kind in refused:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(kind) as caught:
+            open_storage(place)
+        assert "hunter2" not in "".join(traceback.format_exception(caught.value)[-1:])
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_store_without_credentials_is_refused(
+    root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(ManifestError, match=r"storage\.root: needs S3 credentials"):
+        open_storage(root)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ManifestError, match=r"needs S3 credentials, got .*nobody"):
+        open_storage(root)

@@ -1,0 +1,125 @@
+"""A cell's name covers what can change its scores, and its content is what was written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dfkd.config.fingerprint import identity
+from dfkd.errors import CorruptionError
+from dfkd.evaluation.data import Domains, Item
+from dfkd.storage.local import open_storage
+from dfkd.studies.cells import Outcome, Place, Score, digest, of_student, of_teacher
+from dfkd.studies.study import read
+from tests.helpers.tiny_study import EPOCHS, METHODS, write
+
+VERSION, DATA = "1" * 64, "2" * 64
+SCORE = Score(domain="photo", images=4, accuracy=0.5, class_mean=0.5, per_class={"clock": 0.5})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(open_storage(str(tmp_path)), "vanilla-s0-abc", VERSION, DATA)
+
+
+def outcome(place: Place, accuracy: float = 0.5) -> Outcome:
+    return Outcome(
+        model=place.model,
+        version=place.version,
+        data=place.data,
+        scores=(replace(SCORE, accuracy=accuracy), replace(SCORE, domain="sketch", accuracy=1.0)),
+        notes=(),
+        date="2026-11-25",
+        machine={"cpus": 2},
+        environment={"torch": "2.13"},
+    )
+
+
+def test_the_first_outcome_holds(place: Place) -> None:
+    assert place.read() is None
+    first = place.keep(outcome(place))
+    assert first.mean == 0.75
+    assert place.keep(outcome(place, 0.25)) == first == place.read()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": NaN}'],
+)
+def test_what_is_no_cell_is_refused(place: Place, data: bytes) -> None:
+    place.storage.put(f"{place.folder}/cell.json", data)
+    with pytest.raises(CorruptionError, match=r"cell\.json: is not the cell that was written"):
+        place.read()
+
+
+def test_a_cell_about_another_model_or_beyond_reason_is_refused(place: Place) -> None:
+    key = f"{place.folder}/cell.json"
+    place.keep(outcome(place))
+    whole = place.storage.get(key)
+    for old, new in [(b"vanilla-s0", b"vanilla-s1"), (VERSION.encode(), b"3" * 64)]:
+        place.storage.put(key, whole.replace(old, new))
+        with pytest.raises(CorruptionError, match="not the cell that was written"):
+            place.read()
+    place.storage.put(key, whole.replace(b'"accuracy": 0.5', b'"accuracy": 1.5'))
+    with pytest.raises(CorruptionError, match="not the cell that was written"):
+        place.read()
+
+
+def test_the_folder_changes_with_all_that_can_change_the_scores(place: Place) -> None:
+    others = [
+        replace(place, model="vanilla-s1-abc"),
+        replace(place, version="3" * 64),
+        replace(place, data="3" * 64),
+    ]
+    assert len({each.folder for each in [place, *others]}) == 4
+    assert place.folder.startswith("cells/vanilla-s0-abc-")
+
+
+def test_students_differ_by_settings_seed_and_version(tmp_path: Path) -> None:
+    study = read(write(tmp_path, axes=[{"name": "Epochs", "values": EPOCHS}]))
+    storage = open_storage(str(tmp_path / "root"))
+    places = [
+        of_student(storage, cell, version, DATA)
+        for cell in study.cells
+        for version in (VERSION, "4" * 64)
+    ]
+    assert len({each.model for each in places}) == 8
+    again = of_student(storage, study.cells[0], VERSION, DATA)
+    assert again.folder == places[0].folder
+
+
+def test_teachers_differ_by_what_they_answer_with_and_not_by_prompts(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "root"))
+
+    def model(number: int, **changes: object) -> str:
+        axes = [{"name": "Method", "values": METHODS}]
+        study = read(write(tmp_path, axes=axes, settings=changes))
+        found = identity(study.cells[number].manifest, {"teacher.weights": "5" * 64})
+        return of_teacher(storage, found, DATA).model
+
+    assert model(0) == model(2) == model(0, synthesis={"steps": 9})
+    assert model(0) != model(0, teacher={"template": "One {class}"})
+    assert model(0) != model(0, classes=["book", "clock"])
+
+
+def items(folder: Path, *names: str, content: bytes = b"x") -> tuple[Item, ...]:
+    for name in names:
+        (folder / name).write_bytes(content + name[-1].encode())
+    return tuple(Item("photo", 0, str(folder / name)) for name in names)
+
+
+def test_data_is_what_is_seen_not_what_files_are_called(tmp_path: Path) -> None:
+    data = Domains("here", ("a", "b"), items(tmp_path, "1", "2"), ())
+    same = Domains("there", ("a", "b"), items(tmp_path, "x2", "x1"), ("note",))
+    assert digest(data) == digest(same)
+    others = [
+        replace(data, items=items(tmp_path, "1")),
+        replace(data, items=(*items(tmp_path, "1"), replace(data.items[1], domain="sketch"))),
+        replace(data, items=(*items(tmp_path, "1"), replace(data.items[1], class_index=1))),
+        replace(data, classes=("b", "a")),
+        replace(data, items=(*data.items, Item("photo", 0, str(tmp_path / "absent")))),
+    ]
+    assert len({digest(each) for each in [data, *others]}) == 6
+    before = digest(data)
+    (tmp_path / "1").write_bytes(b"another")
+    assert digest(data) != before

@@ -1,0 +1,141 @@
+"""Tables in the paper's shapes, and what a chart is drawn from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dfkd.studies.output import SIZES, _lines, grid
+from dfkd.studies.results import Made, Measured, Results, Row
+from dfkd.studies.study import read
+from tests.helpers.tiny_study import EPOCHS, METHODS, write
+
+
+def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> Row:
+    """Of one seed for each accuracy, which holds for class clock; the other class has a tenth.
+
+    The seeds are students of one data set or, if `whole`, have one each.
+    """
+    cells = tuple(
+        Measured(
+            seed=seed,
+            cell="",
+            version=str(seed) if whole else "",
+            accuracy={"photo": value, "sketch": value / 2},
+            class_mean={"photo": value, "sketch": value / 2},
+            per_class={"photo": {"clock": value, "book": value / 10}, "sketch": {"clock": value}},
+        )
+        for seed, value in enumerate(accuracy)
+    )
+    return Row.of(names, "student", cells, parameters=2_500_000)
+
+
+def results(*rows: Row, **changes: Any) -> Results:
+    found: dict[str, Any] = {
+        "study": "tiny",
+        "size": "full",
+        "shows": ("Table 4",),
+        "command": "",
+        "commit": None,
+        "seeds": (0, 1),
+        "domains": {"photo": 4, "sketch": 2},
+        "classes": ("clock", "book"),
+        "notes": (),
+        "rows": rows,
+        "failed": {},
+        "made": Made((), (), ()),
+    }
+    return Results(**{**found, **changes})
+
+
+def texts(cells: tuple[Any, ...]) -> list[Any]:
+    """Means in percent, the rest as it is."""
+    return [round(100 * cell["mean"], 6) if isinstance(cell, dict) else cell for cell in cells]
+
+
+def test_classes_as_columns_make_a_line_of_each_domain(tmp_path: Path) -> None:
+    paper = {"of": "Table 4", "data": "VisDA", "columns": ["Real"], "rows": {"Baseline": [65.58]}}
+    study = read(write(tmp_path, columns="classes", paper=[paper]))
+    rows = [row(("Baseline",), 0.5, 0.7), row(("Random_Prompt",), 0.2, 0.2)]
+    found = grid(study.described, results(*rows), {"Baseline": 4.06})
+    assert found.head == (
+        "domain",
+        "Method",
+        "clock",
+        "book",
+        "mean",
+        *SIZES,
+        "Real (VisDA, paper)",
+    )
+    assert [texts(line) for line in found.rows] == [
+        ["photo", "Baseline", 60, 6, 60, "10.0", "4.1", 65.58],
+        ["photo", "Random_Prompt", 20, 2, 20, "10.0", None, None],
+        ["sketch", "Baseline", 60, None, 30, "10.0", "4.1", 65.58],
+        ["sketch", "Random_Prompt", 20, None, 10, "10.0", None, None],
+    ]
+    assert found.names == 2
+
+
+def test_a_case_is_about_its_class(tmp_path: Path) -> None:
+    study = read(write(tmp_path, kind="case", pictures={"classes": ["book"]}))
+    found = grid(study.described, results(row(("Baseline",), 0.5, 0.7)), {})
+    assert texts(found.rows[0]) == ["Baseline", 6, None, 6, "10.0", None]
+    assert found.notes[0].startswith(
+        "Accuracy of book in percent, mean ± standard deviation over 2"
+    )
+
+
+def test_one_axis_gives_a_line_for_each_domain_under_their_mean(tmp_path: Path) -> None:
+    axes = [{"name": "Epochs", "values": EPOCHS}]
+    study = read(write(tmp_path, kind="curve", x="Epochs", axes=axes))
+    found = _lines(study.described, results(row(("1",), 0.4, 0.4), row(("2",), 0.8, 0.8)))
+    assert [(line.name, [(x, round(s["mean"], 6)) for x, s in line.values]) for line in found] == [
+        ("mean", [(1.0, 0.3), (2.0, 0.6)]),
+        ("photo", [(1.0, 0.4), (2.0, 0.8)]),
+        ("sketch", [(1.0, 0.2), (2.0, 0.4)]),
+    ]
+
+
+def test_of_two_axes_the_other_gives_the_lines(tmp_path: Path) -> None:
+    axes = [{"name": "Epochs", "values": EPOCHS}, {"name": "Method", "values": METHODS}]
+    study = read(write(tmp_path, kind="curve", x="Epochs", axes=axes))
+    rows = [row((epochs, "Baseline"), 0.4, 0.4) for epochs in "12"]
+    found = _lines(study.described, results(*rows, row(("1", "Random_Prompt"), 0.8, 0.8)))
+    assert [(line.name, len(line.values)) for line in found] == [
+        ("Baseline", 2), ("Random_Prompt", 1),
+    ]  # fmt: skip
+
+
+def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
+    study = read(write(tmp_path))
+
+    def note(*rows: Row) -> str:
+        return grid(study.described, results(*rows), {}).notes[0].partition("over ")[2]
+
+    baseline, random = ("Baseline",), ("Random_Prompt",)
+    students, runs = row(baseline, 0.5, 0.7), row(random, 0.5, 0.7, whole=True)
+    single = row(baseline, 0.5)  # the other failed, so that it tells nothing
+    assert note(students).startswith("2 students of one data set. Images")
+    assert note(single, runs).startswith("2 whole runs (data set and student). Images")
+    assert note(students, runs).startswith(
+        "2 seeds: whole runs (data set and student) of Random_Prompt, students of one data set of"
+    )
+
+
+def test_rows_are_compared_with_one_of_them(tmp_path: Path) -> None:
+    study = read(write(tmp_path, compare="Baseline"))
+    teacher = dataclasses.replace(row(("CLIP",), 0.9), model="teacher")
+    rows = [row(("Baseline",), 0.4, 0.6), row(("Random_Prompt",), 0.44, 0.68)]
+    found = grid(study.described, results(teacher, *rows), {})
+    assert found.head == ("Method", "photo", "sketch", "mean", "vs Baseline", *SIZES)
+    assert [line[-3] for line in found.rows] == [None, None, rows[1].against(rows[0])]
+    assert found.notes[2].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
+
+
+def test_what_is_missing_is_told_below(tmp_path: Path) -> None:
+    study = read(write(tmp_path))
+    failed = {"Baseline seed 1": "shard x: torn"}
+    found = grid(study.described, results(row(("Baseline",), 0.4), failed=failed), {})
+    assert found.notes[-2:] == (
+        "Baseline: 1 of 2 seeds.",
+        "Missing: Baseline seed 1 (shard x: torn).",
+    )

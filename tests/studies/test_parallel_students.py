@@ -1,0 +1,69 @@
+"""Students of a study side by side, on a Ray of this machine."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from dfkd.cluster.capacity import Share
+from dfkd.errors import Exit
+from dfkd.studies.parallel_students import shares
+from tests.helpers import jobs
+from tests.helpers.jobs import ROOT
+from tests.helpers.tiny_study import write
+
+job = jobs.load("reproduce")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "students", "most", "expected"),
+    [
+        ([{"CPU": 2.0}], 5, 0, (2, Share(1.0))),
+        ([{"CPU": 8.0}], 2, 0, (2, Share(4.0))),
+        ([{"CPU": 8.0}], 5, 2, (2, Share(4.0))),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, 0, (3, Share(4.0))),
+        ([{}, {"CPU": 4.0}], 9, 0, (4, Share(1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, 0, (4, Share(4.0, 1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}], 1, 0, (1, Share(16.0, 1.0))),
+        ([{}], 3, 0, (1, Share(1.0))),
+    ],
+)
+def test_devices_are_shared_among_students(
+    nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, Share]
+) -> None:
+    assert shares(dict(zip("abc", nodes, strict=False)), students, most) == expected
+
+
+@pytest.fixture
+def two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfkd.studies.runner.cpus", lambda: 2)  # whatever this machine has
+    axes = [{"name": "Batch", "values": {str(n): batch(n) for n in (4, 2, 9)}}]
+    code = job.main([str(write(tmp_path, axes=axes, seeds=[0]))])
+    printed = capsys.readouterr()
+    assert code == Exit.PARTIAL, printed.err
+    assert "1 of 3 cells failed (9 seed 0: distillation.batch_size: " in printed.err
+    assert printed.out.count(": finished ") == 2
+    made = json.loads((tmp_path / "results.json").read_text())
+    assert [len(row["cells"]) for row in made["rows"]] == [1, 1]
+    assert {machine["torch_threads"] for machine in made["made"]["machines"]} == {1}
+
+    code = job.main([str(write(tmp_path, axes=axes[:1], seeds=[0])), "--at-once", "1"])
+    assert capsys.readouterr().out.count(": found ") == 2
+
+
+def batch(size: int) -> dict[str, dict[str, int]]:
+    """Settings; of four images there is no batch of nine."""
+    return {"distillation": {"batch_size": size}}

@@ -1,0 +1,58 @@
+"""The map of a student's features: neighbours stay neighbours, the same rows give the same map."""
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.config.distillation import Distillation, FewShot
+from dfkd.evaluation.few_shot_tuning import Labelled
+from dfkd.models.student import build
+from dfkd.studies.tsne import before_and_after, silhouette, tsne
+
+
+def test_two_crowds_that_lie_apart_lie_apart_on_the_map() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    rows[20:] += 50
+    found = tsne(rows, perplexity=5.0)
+    assert found.shape == (40, 2)
+    middles = found[:20].mean(axis=0), found[20:].mean(axis=0)
+    widest = max(
+        np.linalg.norm(part - part.mean(axis=0), axis=1).max() for part in np.split(found, 2)
+    )
+    assert np.linalg.norm(middles[0] - middles[1]) > 2 * widest
+    np.testing.assert_array_equal(found, tsne(rows, perplexity=5.0))
+
+
+def test_few_rows_lie_on_their_principal_plane() -> None:
+    rows = np.array([[0.0, 0, 0], [4, 0, 0], [0, 0, 3]], np.float32)
+    found = tsne(rows, perplexity=30.0)
+    apart = np.linalg.norm(found[:, None] - found[None], axis=2)
+    np.testing.assert_allclose(apart, [[0, 4, 3], [4, 0, 5], [3, 5, 0]], atol=1e-5)
+    assert tsne(rows[:1], perplexity=30.0).shape == (1, 2)
+
+
+def test_a_silhouette_is_that_of_the_points_by_hand() -> None:
+    """On a line: 0 and 1 of one class, 4 and 6 of the other."""
+    rows = np.array([[0], [1], [4], [6]], np.float32)
+    each = [(5 - 1) / 5, (4 - 1) / 4, (3.5 - 2) / 3.5, (5.5 - 2) / 5.5]
+    assert silhouette(rows, np.array([0, 0, 1, 1])) == pytest.approx(np.mean(each))
+    assert silhouette(rows, np.array([1, 1, 1, 1])) == 0
+
+
+def test_training_moves_the_features_and_pale_images_are_those_it_learns_from() -> None:
+    noise = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 255, (12, 3, 32, 32), generator=noise, dtype=torch.uint8)
+    images = Labelled(pixels, torch.arange(12) % 2)
+    random = Distillation(student="timm:test_resnet", weights="none", warmup_epochs=0)
+    student = build(random, 2, 32, 0).eval()
+    config = FewShot(epochs=2, learning_rate=0.01)
+    before, after = before_and_after(student, images, ("cat", "dog"), "ink", config, 4, 5.0)
+    assert (before.shots, after.shots) == (0, 4)
+    assert before.points != after.points
+    assert before.taught == after.taught
+    assert [sum(before.taught[label::2]) for label in (0, 1)] == [4, 4]
+    assert before.labels == tuple(images.labels.tolist())
+    frozen = FewShot(epochs=2, learning_rate=1e-12)
+    first, last = before_and_after(student, images, ("cat", "dog"), "ink", frozen, 4, 5.0)
+    assert last.silhouette == pytest.approx(first.silhouette, abs=0.001)
+    assert after.silhouette != pytest.approx(before.silhouette, abs=0.001)

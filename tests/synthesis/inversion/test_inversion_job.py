@@ -1,0 +1,108 @@
+"""Methods of all kinds in one run, as a user runs it: one version each, whatever is killed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dfkd.dataset.versions import current, verify
+from dfkd.storage.local import open_storage
+from tests.helpers.inversion_runs import TREE
+from tests.helpers.jobs import ROOT, contents, last_error, run
+from tests.helpers.tiny_models import model_config, write_teacher
+
+METHODS = ("deepinversion", "vanilla-bn", "vanilla")
+WORDS = (
+    "--set", "synthesis.method=[deepinversion, latent]",
+    "--set", "synthesis.batch_norm_weight=[0.1, 0]",
+    "--set", "synthesis.steps=2",
+)  # fmt: skip
+
+
+def write(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(folder / "run")}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    found = run("synthesize", write(folder), *WORDS)
+    assert found.returncode == 0, found.stderr
+    return folder
+
+
+def test_each_method_has_a_version(undisturbed: Path) -> None:
+    root = open_storage(str(undisturbed / "run"))
+    assert set(root.folders("data/")) == set(METHODS)
+    for method in METHODS:
+        version = current(root.child(f"data/{method}"))
+        assert version is not None
+        assert verify(version) == []
+        assert sum(receipt.samples for receipt in version.shards) == 6
+        assert f"- method: {method}\n" in version.storage.get("README.md").decode()
+        identity = version.manifest["identity"]
+        assert ("generator.weights.sha256" in identity) == (method != "deepinversion")
+    records = sorted(path.name for path in (undisturbed / "run/records").iterdir())
+    assert records == sorted(f"synthesize-{method}.json" for method in METHODS)
+
+
+def test_a_run_that_died_within_a_part_resumes_to_the_same_bytes(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """Nothing is published, one shard of a part has its receipt, and another has lost its own."""
+    manifest = write(tmp_path)
+    shutil.copytree(undisturbed / "run" / "data", tmp_path / "run" / "data")
+    for version in (tmp_path / "run" / "data").glob("*/versions/*"):
+        for name in ("manifest.json", "index.parquet", "README.md", "receipts/0001-00000.json"):
+            (version / name).unlink()
+        if version.parts[-3] != "vanilla-bn":  # there the shard had come as far as storage
+            (version / "shards" / "0001-00000.tar").unlink()
+        shutil.rmtree(version.parents[1] / "current")
+    found = run("synthesize", manifest, *WORDS)
+    assert found.returncode == 0, found.stderr
+    assert contents(tmp_path / "run" / "data") == contents(undisturbed / "run" / "data")
+
+
+def test_a_teacher_without_statistics_is_refused_in_one_line(tmp_path: Path) -> None:
+    teacher = write_teacher(tmp_path, model_config())
+    words = (
+        "--set",
+        f"teacher.model={teacher.model}",
+        "--set",
+        f"teacher.weights={teacher.weights}",
+    )
+    found = run("synthesize", write(tmp_path), *words, *WORDS)
+    assert found.returncode == 2
+    assert last_error(found).startswith("error: teacher.model: deepinversion needs an image tower")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_table_5_is_one_command(tmp_path: Path) -> None:
+    inversion = yaml.safe_dump(TREE["inversion"], default_flow_style=True, width=10**6).strip()
+    settings = [
+        f"storage.root={tmp_path / 'run'}",
+        "classes=[clock, house]",
+        f"inversion={inversion}",
+        "synthesis.images_per_class=4",
+        "synthesis.shard_size=2",
+        "synthesis.steps=2",
+        "prompts.contrastive.updates=2",
+        "distillation.epochs=1",
+        "distillation.batch_size=4",
+        "text_only.styles=1",
+    ]
+    words = [word for setting in settings for word in ("--set", setting)]
+    found = run("pipeline", ROOT / "manifests" / "dfkd_miniature.yaml", *words)
+    assert found.returncode == 0, found.stderr
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    students = list(dict.fromkeys(row["method"] for row in rows if row["model"] == "student"))
+    assert students == ["contrastive", "contrastive-bn", "deepinversion", "dfad", "cmi", "pre"]
+    for method in students:
+        assert f"student {method}" in found.stdout
+    assert "contrastive-bn" in (tmp_path / "run" / "report.html").read_text()

@@ -1,0 +1,205 @@
+"""The shards of every method: of the usual form, the same each time, and whole parts at once."""
+
+import io
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import chained
+from dfkd.config.plan import Unit, image_seed, units
+from dfkd.dataset.shards import Sample, parse_shard
+from dfkd.errors import DfkdError, ManifestError
+from dfkd.models.generator import VQGAN
+from dfkd.models.teacher import Teacher, distances
+from dfkd.pipeline.preflight import check_synthesis
+from dfkd.prompts.maker import PromptMaker
+from dfkd.synthesis.inversion.deepinversion import DeepInverter
+from dfkd.synthesis.inversion.run import Run
+from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.synthesis.shard_maker import SurrogateMaker
+from tests.helpers.inversion_runs import CLASSES, read
+from tests.helpers.tiny_models import model_config, write_teacher
+
+METHODS = ("deepinversion", "dfad", "cmi", "pre")
+COUPLED = (*METHODS, "vanilla-bn")
+
+
+def chosen(method: str, *overrides: str) -> Manifest:
+    ways = ("synthesis.method=[latent, deepinversion, dfad, cmi, pre]",)
+    latent = ("synthesis.batch_norm_weight=0.1", "synthesis.steps=2", "synthesis.batch_size=3")
+    return read(*ways, *latent, *overrides).with_method(method)  # type: ignore[arg-type]
+
+
+def make(
+    manifest: Manifest, teacher: Teacher, generator: VQGAN, unit: Unit, folder: Path
+) -> dict[str, bytes]:
+    """The shards of a unit by task id, all of whose images were made.
+
+    Of a chained method the parts before it are made first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = generator if manifest.method == "vanilla-bn" else None
+    stored: list[torch.Tensor] = []
+    maker = SurrogateMaker(manifest, teacher, needed, earlier=stored.__getitem__)
+    before = unit.part if chained(manifest.method) else 0
+    for each in [*islice(units(manifest, ()), before), unit]:
+        place = folder if each is unit else folder.with_name(f"{folder.name}-{each.part}")
+        place.mkdir(exist_ok=True)
+        prompts = PromptMaker(manifest, teacher).part(each.part)
+        failed = maker.shards(each, prompts, place)
+        assert failed == dict.fromkeys(each.tasks, ())
+        made = {path.stem: path.read_bytes() for path in sorted(place.iterdir())}
+        pixels = [np.asarray(Image.open(io.BytesIO(s.image))) for s in samples(made)]
+        stored.append(torch.from_numpy(np.stack(pixels)))
+    return made
+
+
+def samples(shards: dict[str, bytes]) -> list[Sample]:
+    return [sample for name, data in shards.items() for sample in parse_shard(data, name)]
+
+
+@pytest.mark.parametrize("method", COUPLED)
+def test_a_part_is_made_of_labelled_images_and_is_the_same_each_time(
+    method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = chosen(method)
+    first, second = units(manifest, ())
+    shards = make(manifest, teacher, generator, first, tmp_path / "one")
+    assert shards == make(manifest, teacher, generator, first, tmp_path / "two")
+    assert sorted(shards) == ["0000-00000", "0001-00000"]
+    found = samples(shards)
+    assert sorted(s.key for s in found) == [f"{c:04d}-{i:07d}" for c in (0, 1) for i in (0, 1)]
+    texts = teacher.encode_text([f"A {name}" for name in CLASSES])
+    for sample in found:
+        facts = sample.metadata
+        index = facts["index"]
+        assert facts["method"] == method
+        assert facts["prompt"] == f"A {CLASSES[facts['class_index']]}"
+        assert facts["seed"] == image_seed(manifest, facts["class_index"], index)
+        assert facts["attempt"] == 0
+        pixels = np.asarray(Image.open(io.BytesIO(sample.image)))
+        assert pixels.shape == (64, 64, 3)
+        assert pixels.std() > 1
+        seen = teacher.encode_image(_batch(pixels))
+        assert np.allclose(sample.arrays["distances"], distances(seen, texts)[0], atol=1e-5)
+    assert len({sample.image for sample in found}) == len(found)
+    (one, other) = samples(make(manifest, teacher, generator, second, tmp_path / "second"))
+    assert {one.metadata["index"], other.metadata["index"]} == {2}
+
+
+def _batch(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("method", COUPLED)
+def test_what_is_missing_of_a_part_is_made_as_it_was(
+    method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    """A run that died between two shards of a part makes the part again, and the same bytes."""
+    manifest = chosen(method)
+    whole = make(manifest, teacher, generator, next(units(manifest, ())), tmp_path / "whole")
+    rest = next(units(manifest, {"0000-00000"}))
+    assert [task.id for task in rest.tasks] == ["0001-00000"]
+    found = make(manifest, teacher, generator, rest, tmp_path / "rest")
+    assert found == {"0001-00000": whole["0001-00000"]}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_salts_and_seeds_give_other_images(
+    method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    def images(name: str, *overrides: str, part: int = 0) -> set[bytes]:
+        manifest = chosen(method, *overrides)
+        unit = list(units(manifest, ()))[part]
+        found = samples(make(manifest, teacher, generator, unit, tmp_path / name))
+        return {sample.image for sample in found}
+
+    plain = images("plain")
+    assert plain.isdisjoint(images("part", part=1))
+    assert plain.isdisjoint(images("salt", "salt=1"))
+    assert plain.isdisjoint(images("seed", "seed=1"))
+
+
+def test_an_image_that_diverges_is_tried_with_all_of_its_run(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run of a method that fails as a real one may: every image is no number."""
+    manifest = chosen("deepinversion")
+    unit = next(units(manifest, ()))
+    real, seen = DeepInverter.images, []
+
+    def failing(inverter: DeepInverter, run: Run, on_step: OnStep | None) -> Synthesised:
+        made = real(inverter, run, on_step)
+        seen.append(made)
+        if len(seen) == 1:
+            made.diverged[:] = True
+        return made
+
+    monkeypatch.setattr(DeepInverter, "images", failing)
+    found = samples(make(manifest, teacher, None, unit, tmp_path))  # type: ignore[arg-type]
+    assert [sample.metadata["attempt"] for sample in found] == [1] * 4
+    assert not torch.equal(seen[0].pixels, seen[1].pixels)
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [("cmi", "inversion.cmi.batch_size"), ("vanilla-bn", "synthesis.batch_size")],
+)
+def test_a_batch_that_memory_has_no_room_for_is_not_halved(
+    method: str,
+    field: str,
+    tmp_path: Path,
+    teacher: Teacher,
+    generator: VQGAN,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its images would be others."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    manifest = chosen(method)
+    prompts = PromptMaker(manifest, teacher).part(0)
+    needed = generator if method == "vanilla-bn" else None
+    maker = SurrogateMaker(manifest, teacher, needed)
+    monkeypatch.setattr(teacher, "encode_image", full)
+    with pytest.raises(DfkdError, match=rf"memory had no room .* lower {field}$"):
+        maker.shards(next(units(manifest, ())), prompts, tmp_path)
+
+
+def test_a_part_needs_all_of_its_prompts(tmp_path: Path, teacher: Teacher) -> None:
+    manifest = chosen("cmi")
+    prompts = PromptMaker(manifest, teacher).part(0)
+    mine = prompts.filter(pa.compute.equal(prompts["class_index"], 1))
+    maker = SurrogateMaker(manifest, teacher, None)
+    with pytest.raises(ValueError, match="needs the prompts of images"):
+        maker.shards(next(units(manifest, {"0000-00000"})), mine, tmp_path)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "latent"])
+def test_a_teacher_without_batch_norm_is_refused_before_any_work(
+    method: str, tmp_path: Path
+) -> None:
+    teacher = write_teacher(tmp_path, model_config())
+    manifest = read(
+        f"synthesis.method={method}",
+        "synthesis.batch_norm_weight=0.1",
+        f"teacher.model={teacher.model}",
+        f"teacher.weights={teacher.weights}",
+    )
+    label = "vanilla-bn" if method == "latent" else method
+    with pytest.raises(ManifestError, match=f"^teacher.model: {label} needs an image tower with"):
+        check_synthesis(manifest)
+
+
+def test_a_method_without_latents_needs_no_generator(tmp_path: Path) -> None:
+    nowhere = "generator.weights=/nowhere.ckpt"
+    check_synthesis(read("synthesis.method=[dfad, cmi]", nowhere, "prompts.method=random"))
+    with pytest.raises(ManifestError, match=r"^generator.weights"):
+        check_synthesis(read("synthesis.method=[dfad, latent]", nowhere))

@@ -1,0 +1,136 @@
+"""PRE-DFKD: every term by hand, and a memory that learns to give back what it was shown."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfkd.config.inversion import Inversion, Pre
+from dfkd.models.teacher import Teacher
+from dfkd.synthesis.inversion import pre
+from dfkd.synthesis.inversion.features import embedding_taps
+from dfkd.synthesis.inversion.pre import PreInverter, agreement, certainty, drift, imbalance, prior
+from tests.helpers.inversion_runs import course, problem
+
+GAME = Pre(
+    rounds=4, student_steps=2, memory_steps=1, batch_size=16, latent=16, width=8, snapshots=2
+)
+
+
+def logits(*rows: list[float]) -> Tensor:
+    return torch.log(torch.tensor(rows))
+
+
+def test_certainty_is_the_cross_entropy_of_the_class_that_leads() -> None:
+    seen = logits([0.75, 0.25], [0.4, 0.6])
+    assert float(certainty(seen)) == pytest.approx(-(math.log(0.75) + math.log(0.6)) / 2)
+
+
+def test_imbalance_is_lowest_where_all_classes_are_there() -> None:
+    assert float(imbalance(logits([0.9, 0.1], [0.1, 0.9]))) == pytest.approx(math.log10(0.5))
+    expected = 0.8 * math.log10(0.8) + 0.2 * math.log10(0.2)
+    assert float(imbalance(logits([0.9, 0.1], [0.7, 0.3]))) == pytest.approx(expected)
+
+
+def test_agreement_is_one_less_the_divergence_at_temperature_three() -> None:
+    seen = logits([0.5, 0.5], [0.9, 0.1])
+    assert float(agreement(seen, seen)) == pytest.approx(1.0)
+    student, teacher = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 30.0]])
+    ours = [math.e / (math.e + 1), 1 / (math.e + 1)]
+    theirs = [0.01, 0.99]  # floored
+    exact = [1 / (1 + math.exp(10)), 1 / (1 + math.exp(-10))]
+    middle = [(a + b) / 2 for a, b in zip(ours, exact, strict=True)]
+
+    def apart(side: list[float]) -> float:
+        return sum(m * math.log(m / p) for m, p in zip(middle, side, strict=True)) / 2
+
+    expected = 1 - 0.5 * (apart(ours) + apart(theirs))
+    assert float(agreement(student, teacher)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_drift_is_of_mean_and_variance() -> None:
+    assert float(drift(torch.tensor([[1.0], [3.0]]))) == pytest.approx((2 - 1) ** 2 + 2**2)
+    assert float(drift(torch.tensor([[-(0.5**0.5)], [0.5**0.5]]))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_prior_is_a_kl_to_a_standard_normal() -> None:
+    mean, variance = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
+    assert float(prior(mean, variance)) == pytest.approx((0.5 + 2.0) / 2)
+    wide = torch.full((1, 1), math.log(4.0))
+    expected = 0.5 * (4 - 1 - math.log(4))
+    assert float(prior(torch.zeros(1, 1), wide)) == pytest.approx(expected)
+
+
+def test_the_novelty_loss_is_the_sum_of_its_terms(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, _ = problem(teacher, 0, 1)
+    names = ("CLASS_WEIGHT", "ENTROPY_WEIGHT", "ACTIVATION_WEIGHT")
+    values = []
+    with embedding_taps(teacher) as embeddings:
+        for chosen in [(), *((name,) for name in names), names]:
+            for name in names:
+                monkeypatch.setattr(pre, name, 2.0 if name in chosen else 0.0)
+            config = Pre(batch_size=16, latent=8, width=4)
+            game = PreInverter(classifier, course(), Inversion(pre=config))
+            game.embeddings = embeddings
+            values.append(float(game._renew()))
+    alone = values[0]
+    assert 0 <= alone <= 1  # the agreement
+    assert sum(value - alone for value in values[1:4]) == pytest.approx(values[4] - alone, rel=1e-3)
+    assert values[1] > alone  # cross-entropy is positive
+    assert values[2] < alone  # entropy and activations are to grow
+    assert values[3] < alone
+
+
+def test_the_memory_comes_to_give_back_what_it_is_shown(teacher: Teacher) -> None:
+    """Images of one colour each, told apart by nothing else."""
+    classifier, _ = problem(teacher, 0, 1)
+    config = Pre(batch_size=16, latent=16, width=8)
+    colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    shown = classifier.whiten(colours.expand(16, 3, 64, 64))
+    game = PreInverter(classifier, course(), Inversion(pre=config))
+    losses = [float(game._remember(shown, replays=False)) for _ in range(30)]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+
+
+def test_the_memory_replays_to_itself_from_the_second_round_on(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, run = problem(teacher, 0, 1)
+    game = PreInverter(classifier, course(2), Inversion(pre=GAME))
+    told: list[bool] = []
+    play = game.play
+
+    def watched(remembers: bool) -> Tensor:
+        told.append(remembers)
+        return play(remembers)
+
+    monkeypatch.setattr(game, "play", watched)
+    game.make(run)
+    assert told == [False, True, True, True]
+
+
+def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -> None:
+    classifier, _ = problem(teacher, 0, 1)
+    game = PreInverter(classifier, course(), Inversion(pre=GAME))
+    before = [parameter.clone() for parameter in game.memory.parameters()]
+    with torch.no_grad():  # as the harvest asks
+        seen = game.seen()
+    assert game._replayed().shape == (2, 3, 64, 64)
+    assert seen.shape == (16 + 2, 3, 64, 64)
+    after = game.memory.parameters()
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
+    classifier, run = problem(teacher, 0, 1, 0, 1)
+    told: list[int] = []
+    game = PreInverter(classifier, course(), Inversion(pre=GAME))
+    made = game.make(run, lambda number, loss: told.append(number))
+    assert told == list(range(4))
+    last = game.learner.optimizer.param_groups[0]["lr"]
+    assert last == pytest.approx(0.1 * (1 + math.cos(math.pi * 3 / 4)) / 2)
+    assert sorted(made.steps.tolist()) == [2, 2, 4, 4]
+    assert not made.diverged.any()

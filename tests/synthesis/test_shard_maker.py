@@ -1,0 +1,195 @@
+"""A task's shard holds each image with the teacher's view of the very bytes that are stored."""
+
+import io
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import Task, Unit, image_seed, tasks
+from dfkd.config.synthesis import Synthesis
+from dfkd.dataset.shards import Sample, parse_shard
+from dfkd.errors import ManifestError
+from dfkd.models.generator import VQGAN
+from dfkd.models.teacher import Teacher, distances
+from dfkd.prompts.maker import PromptMaker
+from dfkd.synthesis.latents import Synthesised
+from dfkd.synthesis.shard_maker import SurrogateMaker, first_batch
+
+
+def read(tmp_path: Path, *overrides: str) -> Manifest:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(
+        "name: surrogate\nclasses: [dog, house]\nstorage: {root: unused}\n"
+        "teacher: {model: miniature, weights: miniature}\n"
+        "generator: {config: miniature, weights: miniature}\n"
+        "prompts: {method: random, scale: 2.0}\n"
+        "synthesis: {images_per_class: 5, shard_size: 3, batch_size: 2, image_size: 64, steps: 2}\n"
+    )
+    return Manifest.read(file, overrides)
+
+
+def make(
+    manifest: Manifest,
+    teacher: Teacher,
+    generator: VQGAN,
+    task: Task,
+    folder: Path,
+    broken: tuple[int, ...] = (),
+) -> tuple[tuple[int, ...], list[Sample]]:
+    """Make one task's shard; the prompts of the `broken` rows are no numbers."""
+    table = PromptMaker(manifest, teacher).part(task.shard_index)
+    mine = table.filter(pa.compute.equal(table["class_index"], task.class_index))
+    embeddings = np.stack(mine["embedding"].to_numpy()).copy()
+    embeddings[list(broken)] = np.nan
+    column = pa.array(list(embeddings), pa.list_(pa.float32()))
+    mine = mine.set_column(mine.schema.get_field_index("embedding"), "embedding", column)
+    failed = SurrogateMaker(manifest, teacher, generator).shards(alone(task), mine, folder)
+    tar = folder / f"{task.id}.tar"
+    return failed[task], list(parse_shard(tar.read_bytes(), tar.name))
+
+
+def alone(task: Task) -> Unit:
+    return Unit((task,), (task,))
+
+
+def test_samples_tell_all_about_their_image(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path)
+    task = list(tasks(manifest))[3]  # the second shard of the second class
+    failed, samples = make(manifest, teacher, generator, task, tmp_path)
+    assert failed == ()
+    assert [s.key for s in samples] == ["0001-0000003", "0001-0000004"]
+    texts = teacher.encode_text(["A dog", "A house"])
+    for sample in samples:
+        facts = sample.metadata
+        assert (facts["class"], facts["class_index"], facts["method"]) == ("house", 1, "random")
+        assert facts["seed"] == image_seed(manifest, 1, facts["index"])
+        assert facts["prompt"] == "house in the style of *"
+        assert facts["steps"] == 2
+        picture = np.asarray(Image.open(io.BytesIO(sample.image)))
+        assert picture.shape == (64, 64, 3)
+        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+        seen = teacher.encode_image(pixels)
+        assert np.allclose(sample.arrays["distances"], distances(seen, texts)[0], atol=1e-5)
+        assert np.allclose(sample.arrays["embedding"], seen[0], atol=1e-3)
+        logits = teacher.logit_scale * seen @ texts.T
+        assert facts["confidence"] == pytest.approx(float(logits.softmax(1)[0, 1]), abs=1e-4)
+
+
+def test_pace_takes_fewer_steps_at_a_higher_rate(
+    teacher: Teacher, generator: VQGAN, tmp_path: Path
+) -> None:
+    def images(*overrides: str) -> list[bytes]:
+        manifest = read(tmp_path, *overrides)
+        _, samples = make(manifest, teacher, generator, Task(0, 0, 0, 3), tmp_path)
+        return [sample.image for sample in samples]
+
+    paced = images("synthesis.steps=4", "synthesis.learning_rate=0.0625", "synthesis.pace=2")
+    assert paced == images("synthesis.steps=2", "synthesis.learning_rate=0.125")
+    assert paced != images("synthesis.steps=2", "synthesis.learning_rate=0.0625")
+
+
+def test_an_image_that_fails_twice_is_counted_and_not_written(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path)
+    task = next(tasks(manifest))
+    _, clean = make(manifest, teacher, generator, task, tmp_path)
+    failed, samples = make(manifest, teacher, generator, task, tmp_path, broken=(1,))
+    assert failed == (1,)
+    assert [s.metadata["index"] for s in samples] == [0, 2]
+    assert samples[1].image == clean[2].image
+
+
+def test_a_retry_has_a_seed_of_its_own(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that gives no number for the first seed of one image, as a real one may."""
+    manifest = read(tmp_path)
+    task = next(tasks(manifest))
+    bad = image_seed(manifest, 0, 1)
+    real = generator.fresh
+
+    def fresh(seeds: list[int], *arguments: object) -> torch.Tensor:
+        latents = real(seeds, *arguments)  # type: ignore[arg-type]
+        for row, seed in enumerate(seeds):
+            if seed == bad:
+                latents[row] = torch.nan
+        return latents
+
+    monkeypatch.setattr(generator, "fresh", fresh)
+    monkeypatch.setattr(generator, "constrain", lambda latent: latent)
+    overrides = ("synthesis.quantise=false",)
+    failed, samples = make(read(tmp_path, *overrides), teacher, generator, task, tmp_path)
+    assert failed == ()
+    assert [s.metadata["attempt"] for s in samples] == [0, 1, 0]
+    assert samples[1].metadata["seed"] == image_seed(manifest, 0, 1, attempt=1)
+
+
+def test_images_are_encoded_while_the_next_batch_is_synthesised(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first image is not encoded before the second batch begins; without a thread it waits."""
+    second, begun, waited = Event(), [], []
+    real_pixels, real_encode = SurrogateMaker._pixels, SurrogateMaker._encode
+
+    def pixels(self: SurrogateMaker, *arguments: Any) -> Synthesised:
+        begun.append(arguments)
+        if len(begun) == 2:
+            second.set()
+        return real_pixels(self, *arguments)
+
+    def encode(self: SurrogateMaker, picture: np.ndarray) -> bytes:
+        waited.append(second.wait(timeout=60))
+        return real_encode(self, picture)
+
+    monkeypatch.setattr(SurrogateMaker, "_pixels", pixels)
+    monkeypatch.setattr(SurrogateMaker, "_encode", encode)
+    manifest = read(tmp_path)
+    _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path)
+    assert len(samples) == 3
+    assert waited == [True, True, True]
+
+
+def test_jpeg_labels_belong_to_the_stored_bytes(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path, "synthesis.format=jpg")
+    _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path)
+    texts = teacher.encode_text(["A dog", "A house"])
+    picture = np.asarray(Image.open(io.BytesIO(samples[0].image)).convert("RGB")).copy()
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    label = distances(teacher.encode_image(pixels), texts)[0]
+    assert samples[0].extension == "jpg"
+    assert np.allclose(samples[0].arrays["distances"], label, atol=1e-5)
+
+
+def test_prompts_of_another_task_are_refused(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path)
+    maker = SurrogateMaker(manifest, teacher, generator)
+    table = PromptMaker(manifest, teacher).part(0)
+    with pytest.raises(ValueError, match="needs the prompts of images"):
+        maker.shards(alone(next(tasks(manifest))), table, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "tried"), [("cpu", 0, 8), ("cuda", 0, 50), ("cuda", 3, 3)]
+)
+def test_the_batch_that_is_tried_first(kind: str, size: int, tried: int) -> None:
+    config = Synthesis(batch_size=size, shard_size=50)
+    assert first_batch(config, torch.device(kind)) == tried
+
+
+def test_coupled_images_need_a_batch_size_that_is_given() -> None:
+    with pytest.raises(ManifestError, match=r"synthesis.batch_size: must be given"):
+        Synthesis(batch_size=0, batch_norm_weight=(0.1,))

@@ -1,0 +1,110 @@
+"""How a process keeps memory, and that float32 is float32."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dfkd
+from dfkd.cluster.synthesis import SynthesisWorker, identify
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.versions import begin
+from dfkd.storage.local import open_storage
+from dfkd.utils.device import pick_device
+from tests.helpers.tiny_version import write_manifest
+
+FAULTS = """
+import resource, torch
+{before}
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    return [torch.ones(1 << 20) for _ in range(10)] and None
+for _ in range(3):
+    step()
+begun = faults()
+for _ in range(5):
+    step()
+print(faults() - begun)
+"""
+
+
+def page_faults(before: str) -> int:
+    """Of five steps that make ten tensors of 4 MiB and free them all."""
+    command = [sys.executable, "-c", FAULTS.format(before=before)]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def test_freed_memory_is_used_again() -> None:
+    """Most of it: a heap may still grow while it is new, and other processes press on memory."""
+    kept = page_faults("import dfkd.utils.device; dfkd.utils.device.keep_freed_memory()")
+    assert kept < 0.5 * page_faults("import dfkd.utils.device")
+
+
+FLAGS = """
+import json, torch
+{before}
+backends = torch.backends
+print(json.dumps([
+    torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32,
+    backends.cudnn.allow_tf32, backends.cudnn.conv.fp32_precision == "tf32",
+    backends.cudnn.rnn.fp32_precision == "tf32", backends.cuda.matmul.fp32_precision == "tf32",
+]))
+with backends.cudnn.flags(enabled=False):  # raises if old and new settings contradict each other
+    pass
+"""
+
+
+def flags(before: str) -> list[str | bool]:
+    """The precision of matrix products, and whether each of torch's settings allows TF32."""
+    command = [sys.executable, "-W", "error", "-c", FLAGS.format(before=before)]
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # as in NVIDIA's images
+    found = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
+    return list(json.loads(found.stdout))
+
+
+def test_a_process_that_works_for_us_has_no_tf32() -> None:
+    assert flags("") == ["high", True, True, True, True, True]
+    assert flags("import dfkd.utils.device; dfkd.utils.device.pick_device()") == [
+        "highest",
+        *[False] * 5,
+    ]
+
+
+def test_a_worker_has_no_tf32_once_it_has_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = {"model": "miniature", "weights": "miniature"}
+    manifest = Manifest.read(write_manifest(tmp_path, teacher=teacher))
+    version = begin(open_storage(manifest.storage.root), identify(manifest))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    SynthesisWorker(manifest, version, 1.0).load_teacher()
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_gpu_is_only_used_through_pick_device() -> None:
+    sources = Path(dfkd.__file__).parent.rglob("*.py")
+    making = ('device("cuda', "device='cuda", 'device="cuda', ".cuda(")
+    found = {path.name for path in sources if any(word in path.read_text() for word in making)}
+    assert found == {"device.py"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_multiplies_and_convolves_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 64, 32, 32, generator=generator)
+    kernels = torch.randn(64, 64, 3, 3, generator=generator)
+    left, right = torch.randn(2, 512, 512, generator=generator)
+    device = pick_device()
+    for operation, operands in (
+        (torch.nn.functional.conv2d, (images, kernels)),
+        (torch.mm, (left, right)),
+    ):
+        exact = operation(*(each.double() for each in operands))
+        found = operation(*(each.to(device) for each in operands)).cpu()
+        assert (found - exact).abs().max() < 1e-4 * exact.std()  # with TF32 about 1e-3

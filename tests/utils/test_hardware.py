@@ -1,0 +1,60 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd.utils.hardware import RUNS, WARMUP, cpus, machine, one_core, processor
+
+
+def test_the_facts_are_this_machine() -> None:
+    facts = json.loads(json.dumps(machine()))
+    assert facts["processor"] == processor() != ""
+    assert facts["cpus"] == cpus() == len(os.sched_getaffinity(0))
+    total = Path("/proc/meminfo").read_text().split()[1]
+    assert facts["memory"] == pytest.approx(1024 * int(total), rel=0.05)
+
+
+def test_where_the_system_knows_no_affinity_all_cpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert machine()["cpus"] == cpus() == os.cpu_count()
+
+
+def test_calls_take_turns_on_one_thread_which_is_given_back() -> None:
+    calls: list[tuple[str, int]] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = one_core(
+            {name: lambda name=name: calls.append((name, torch.get_num_threads())) for name in "ab"}
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert calls == [("a", 1), ("b", 1)] * (WARMUP + RUNS)
+    assert found["ms"].keys() == {"a", "b"}
+    assert (found["batch"], found["threads"], found["runs"]) == (1, 1, RUNS)
+    assert found["machine"] == processor() != ""
+
+
+def test_threads_are_given_back_after_a_failure() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        one_core({"a": lambda: 1 // 0})
+    assert torch.get_num_threads() == before
+
+
+def test_a_median_is_in_milliseconds_and_without_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a clock that a call moves by 5 ms, and by a minute while it warms up or once more."""
+    clock = iter([60.0] * WARMUP + [60.0] + [0.005] * (RUNS - 1))
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        now += next(clock)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    assert one_core({"a": call})["ms"]["a"] == pytest.approx(5.0)

@@ -1,0 +1,84 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+from dfkd.utils.images import batch, pixels
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [(300, 200), (227, 227), (64, 64), (101, 333), (50, 70)])
+@pytest.mark.parametrize("image_size", [64, 224])
+def test_pixels_are_those_of_clips_own_preprocessing(
+    size: tuple[int, int], image_size: int
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    clip = Compose([Resize(image_size, InterpolationMode.BICUBIC), CenterCrop(image_size)])
+    np.testing.assert_array_equal(pixels(encode(image), image_size), np.asarray(clip(image)))
+
+
+def test_transparency_is_white() -> None:
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (pixels(encode(clear), 8) == 255).all()
+    half = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
+    assert pixels(encode(half), 8)[0, 0].tolist() == [255, 127, 127]
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([0, 0, 255])
+    assert (pixels(encode(palette, transparency=0), 8) == 255).all()
+    assert pixels(encode(palette), 8)[0, 0].tolist() == [0, 0, 255]
+
+
+def test_other_modes_become_rgb() -> None:
+    assert pixels(encode(Image.new("L", (8, 8), 77)), 8)[0, 0].tolist() == [77, 77, 77]
+    deep = Image.fromarray(np.full((8, 8), 77 * 256, dtype=np.uint16))
+    assert pixels(encode(deep), 8)[0, 0].tolist() == [77, 77, 77]
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert pixels(encode(cmyk, "JPEG"), 8)[0, 0].tolist() == pytest.approx([255, 0, 0], abs=2)
+
+
+def test_a_camera_that_was_turned_is_turned_back() -> None:
+    image = Image.new("RGB", (16, 16), "black")
+    image.paste((255, 255, 255), (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = pixels(encode(image, exif=exif), 16)
+    assert (turned[:, 8:] == 255).all()
+    assert (turned[:, :8] == 0).all()
+
+
+def test_a_thin_strip_does_not_fill_the_memory() -> None:
+    strip = Image.new("RGB", (1, 30_000), "red")
+    assert pixels(encode(strip), 224)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_says_so(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        pixels(content, 16)
+
+
+def test_an_image_cut_short_is_not_half_read() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for kind in ("PNG", "JPEG", "WEBP", "BMP"):
+        whole = encode(Image.fromarray(noise), kind)
+        with pytest.raises(ValueError, match=r"\w"):
+            pixels(whole[: len(whole) // 2], 64)
+
+
+def test_a_batch_is_planes_in_the_unit_range_as_torch_divides() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    images = [np.stack([values, values.T, 255 - values], axis=2)] * 2
+    found = batch(images)
+    assert (found.dtype, found.shape) == (np.float32, (2, 3, 16, 16))
+    assert found.flags.c_contiguous
+    expected = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
+    np.testing.assert_array_equal(found, expected.numpy())

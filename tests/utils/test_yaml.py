@@ -1,0 +1,89 @@
+"""What the scalars of a manifest are read as, what is written, and how trees are merged."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfkd.utils.yaml import dump, merged, read_tree
+
+
+def scalar(folder: Path, text: str) -> Any:
+    path = folder / "scalar.yaml"
+    path.write_text(f"key: {text}\n")
+    return read_tree(path)["key"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("1e-05", 1e-5), ("1E3", 1e3), ("-2.5e+3", -2500.0), ("0.1", 0.1),
+        ("1.", 1.0), (".5", 0.5), ("+.5e1", 5.0), (".inf", math.inf), ("-.Inf", -math.inf),
+        ("0", 0), ("-7", -7), ("+12", 12), ("0x1F", 31), ("0b11", 3), ("010", 8),
+        ("true", True), ("False", False), ("TRUE", True), ("null", None), ("~", None), ("", None),
+    ],
+)  # fmt: skip
+def test_flags_and_numbers(tmp_path: Path, text: str, value: Any) -> None:
+    found = scalar(tmp_path, text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no", "No", "on", "YES", "off", "y", "n", "1:30", "1:30.5", "1_000", "1_0.5", "1e", "e1",
+     ".", "1.2.3", "08", "tRue", "inf", "nan", "-1-", "1e-3x", "0o7", "3 d"],
+)  # fmt: skip
+def test_all_else_is_text(tmp_path: Path, text: str) -> None:
+    assert scalar(tmp_path, text) == text
+
+
+def test_not_a_number_is_none(tmp_path: Path) -> None:
+    assert math.isnan(scalar(tmp_path, ".nan"))
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text("noyesf01e.-+:_x ~=<", max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3),
+)
+
+
+@given(st.dictionaries(st.text("no1e-", min_size=1), PLAIN), st.booleans())
+def test_what_is_written_reads_back_as_the_same(
+    tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any], inline: bool
+) -> None:
+    written = dump(tree, inline=inline)
+    path = tmp_path_factory.getbasetemp() / "written.yaml"
+    path.write_text(written, encoding="utf-8")
+    assert read_tree(path) == tree
+    assert not inline or written.count("\n") == 1
+    assert yaml.safe_load(written) == tree  # as do readers of YAML 1.1
+
+
+TREES = st.recursive(
+    st.integers() | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), TREES), st.dictionaries(st.sampled_from("abc"), TREES)
+)
+def test_what_is_merged_holds_every_leaf_of_the_second(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    found = merged(first, second)
+    assert merged(found, second) == found
+    assert merged(first, {}) == first
+    assert found.keys() == first.keys() | second.keys()
+    for key, value in second.items():
+        if not isinstance(value, dict) or not isinstance(first.get(key), dict):
+            assert found[key] == value
