@@ -46,7 +46,7 @@ lint: setup ## Format check, lint, types
 	$(BIN)/mypy
 
 docs: setup ## API reference from the docstrings, in build/docs
-	$(BIN)/python tests/reference.py build/docs
+	$(BIN)/python -m tests.repository.reference build/docs
 
 format: setup ## Apply the formatter and the safe fixes
 	$(BIN)/ruff format .

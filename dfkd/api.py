@@ -207,7 +207,7 @@ def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion
 class Curves:
     """What few labelled images make of each start, written."""
 
-    results: few_shot_results.Results
+    results: few_shot_results.FewShotResults
     location: str
     """Of `fewshot/results.json`."""
     chart: str

@@ -16,12 +16,12 @@ from dfkd.pipeline import command_line
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, if no image fails in synthesis."""
     from dfkd.dataset.loader import steps_per_epoch
-    from dfkd.distillation.distiller import Course
+    from dfkd.distillation.distiller import Schedule
     from dfkd.pipeline.preflight import check_distillation
 
     check_distillation(manifest)
     config = manifest.distillation
-    course = Course.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
+    course = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
     students = len(manifest.methods) * len(config.seeds)
     return {
         "methods": list(manifest.methods),

@@ -18,20 +18,20 @@ from dfkd.utils.progress import bar
 from dfkd.utils.yaml import load
 
 if TYPE_CHECKING:
-    from dfkd.studies.student_recipe import Description, Outcome
+    from dfkd.studies.student_recipe import RecipeResult, RecipeStudy
 
 
-def read(path: str, overrides: tuple[str, ...]) -> Description:
+def read(path: str, overrides: tuple[str, ...]) -> RecipeStudy:
     """The study in file `path` with overrides applied; each of its rows is a manifest."""
     from dfkd.studies import student_recipe
 
-    study = load(student_recipe.Description, path, overrides)
+    study = load(student_recipe.RecipeStudy, path, overrides)
     for row in study.rows.values():
         student_recipe.manifest_of(study, Path(path).parent, row)
     return study
 
 
-def plan(study: Description, options: argparse.Namespace) -> dict[str, Any]:
+def plan(study: RecipeStudy, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train."""
     return {
         "rows": list(study.rows),
@@ -40,7 +40,7 @@ def plan(study: Description, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def work(study: Description, options: argparse.Namespace) -> str:
+def work(study: RecipeStudy, options: argparse.Namespace) -> str:
     """Train what is missing, then write results and table; returns the table's path."""
     from dfkd.cluster.synthesis import environment
     from dfkd.studies import student_recipe
@@ -50,7 +50,7 @@ def work(study: Description, options: argparse.Namespace) -> str:
 
     folder = Path(options.manifest).parent
     cells = student_recipe.cells(study, folder, data_set)
-    outcomes: dict[tuple[str, int], Outcome] = {}
+    outcomes: dict[tuple[str, int], RecipeResult] = {}
     with bar("students", len(cells), "student") as progress:
         for cell, outcome in student_recipe.run(cells, options.at_once or cpus()):
             outcomes[cell.row, cell.seed] = outcome

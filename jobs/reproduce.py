@@ -13,8 +13,8 @@ from dfkd.storage.base import split_root
 from dfkd.storage.local import Storage, open_storage
 
 if TYPE_CHECKING:
-    from dfkd.studies.cells import Outcome
-    from dfkd.studies.results import Results
+    from dfkd.studies.cells import CellResult
+    from dfkd.studies.results import StudyResults
     from dfkd.studies.study import Study
 
 REASONS = 3
@@ -78,7 +78,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
     return place
 
 
-def _failed(study: Study, results: Results) -> PartialError:
+def _failed(study: Study, results: StudyResults) -> PartialError:
     shown = "; ".join(f"{label}: {why}" for label, why in list(results.failed.items())[:REASONS])
     return PartialError(
         f"study {study.described.name}: {len(results.failed)} of {len(study.cells)} cells failed "
@@ -86,7 +86,7 @@ def _failed(study: Study, results: Results) -> PartialError:
     )
 
 
-def _tell(label: str, outcome: Outcome, found: bool) -> None:
+def _tell(label: str, outcome: CellResult, found: bool) -> None:
     did = "found" if found else "finished"
     print(f"{label}: {did} {outcome.model}, accuracy {100 * outcome.mean:.1f}", flush=True)
 

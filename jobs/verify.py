@@ -8,6 +8,7 @@ from typing import Any
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
 from dfkd.pipeline import command_line
+from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 
 REPORT = "verify.json"
@@ -34,7 +35,7 @@ def verify(manifest: Manifest, options: argparse.Namespace) -> str:
 def _report(root: Storage, method: str) -> dict[str, Any]:
     from dfkd.dataset import versions
 
-    home = root.child(f"data/{method}")
+    home = root.child(layout.data(method))
     report: dict[str, Any] = {"method": method, "version": None, "shards": 0, "samples": 0}
     try:
         version = versions.current(home)

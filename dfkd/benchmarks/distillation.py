@@ -26,13 +26,14 @@ from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.loader import Batch, Share, Stream
+from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.versions import open_version
-from dfkd.distillation.distiller import Course, Distiller, Label
+from dfkd.distillation.distiller import Distiller, Label, Schedule
 from dfkd.distillation.labels import live
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_texts
+from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import device_name, pick_device, settle
 from dfkd.utils.strict_json import canonical
@@ -138,7 +139,7 @@ def _distiller(
     label: Label | None = None,
     warmup: int = 0,
 ) -> Distiller:
-    course = Course(steps_per_epoch=1, warmup=warmup, total=warmup + FOREVER)
+    course = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + FOREVER)
     student = _student(manifest, config)
     return Distiller(student, config, course, 0, label, device=device)
 
@@ -181,7 +182,7 @@ def ranks(
         batch = multiple * manifest.distillation.batch_size
         names = [f"distillation, {n} rank{'s' * (n > 1)}, batch of {batch}" for n in RANKS]
         with scratch(_sized(manifest, per_class, batch)) as sized:
-            home = open_storage(sized.storage.root).child(f"data/{sized.method}")
+            home = open_storage(sized.storage.root).child(layout.data(sized.method))
             version = put_version(sized, home).id
             rounds = [[_fit(sized, version, count) for count in RANKS] for _ in range(repeats)]
         speeds = [[turn[i]["images_per_s"] for turn in rounds] for i in range(len(RANKS))]
@@ -227,9 +228,9 @@ def _timed(config: dict[str, Any]) -> None:
     settle(job.cpus)
     manifest = job.manifest
     root = open_storage(manifest.storage.root)
-    version = open_version(root.child(f"data/{job.method}"), job.version)
+    version = open_version(root.child(layout.data(job.method)), job.version)
     size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
-    stream = Stream(version, size, batch, job.seed, Share(rank, world), cache_bytes=0)
+    stream = Stream(version, size, batch, job.seed, RankShare(rank, world), cache_bytes=0)
     distiller = open_distiller(job, version, stream, rank, world)
     spans = list(itertools.islice(_spans(distiller, stream), RANK_WARM, RANK_WARM + RANK_STEPS))
     waited, seconds = sum(wait for wait, _ in spans), sum(wait + work for wait, work in spans)

@@ -14,7 +14,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
-from dfkd.prompts.contrastive import Bank, Problem
+from dfkd.prompts.contrastive import Problem, PromptBank
 from dfkd.prompts.maker import PromptMaker, class_texts
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.statistics import statistics
@@ -147,7 +147,7 @@ def example(
     texts = class_texts(manifest, teacher)
     labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
     size = bank or manifest.prompts.contrastive.bank
-    memory = Bank(size)
+    memory = PromptBank(size)
     held = torch.arange(size, device=texts.device) % len(manifest.classes)
     memory.add(texts[held], held)
     names = [manifest.classes[label] for label in labels.tolist()]

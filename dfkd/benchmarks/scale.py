@@ -5,19 +5,19 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dfkd.benchmarks.measure import Figure
-from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.measure import Figure, watched
 from dfkd.benchmarks.stand_in import EMBEDDING, StandIn
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards
 from dfkd.cluster.tracking import Glimpse
-from dfkd.cluster.worker import Purse
+from dfkd.cluster.worker import BudgetTracker
 from dfkd.config.budget import Budget
-from dfkd.config.manifest import Manifest, Storage
+from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.config.plan import Unit, image_count, task_count, tasks
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.versions import PublishedVersion, Receipt, begin, current
 from dfkd.errors import InfrastructureError
+from dfkd.storage import layout
 from dfkd.storage.cost_records import Cost
 from dfkd.storage.local import open_storage
 
@@ -46,7 +46,7 @@ def sized(manifest: Manifest, classes: int) -> Manifest:
     """
     chosen = manifest.with_method(manifest.method)
     names = tuple(f"thing {number}" for number in range(classes)) or chosen.classes
-    root = Storage(root=f"{manifest.storage.root.rstrip('/')}/benchmarks/scale")
+    root = StorageConfig(root=f"{manifest.storage.root.rstrip('/')}/benchmarks/scale")
     return dataclasses.replace(chosen, classes=names, storage=root)
 
 
@@ -59,10 +59,10 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         The sizes; and for each step (prompts, shards, publish, open, check, stream) its `seconds`
         and its `memory` as `Watch.summary` gives it.
     """
-    home = open_storage(manifest.storage.root).child(f"data/{manifest.method}")
+    home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     found = len(unfinished.done())
-    purse = Purse(Budget(), Cost())
+    purse = BudgetTracker(Budget(), Cost())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:

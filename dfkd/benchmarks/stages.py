@@ -10,7 +10,7 @@ from dfkd.benchmarks.stand_in import changed, scratch
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count, image_steps
 from dfkd.dataset.loader import steps_per_epoch
-from dfkd.distillation.distiller import Course
+from dfkd.distillation.distiller import Schedule
 
 
 def shortened(manifest: Manifest) -> Manifest:
@@ -49,7 +49,7 @@ def _steps(manifest: Manifest) -> int:
 def _views(manifest: Manifest) -> int:
     """Of images, that all students see."""
     config = manifest.distillation
-    course = Course.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
+    course = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
     return course.total * config.batch_size * len(manifest.methods) * len(config.seeds)
 
 

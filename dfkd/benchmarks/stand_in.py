@@ -31,6 +31,7 @@ from dfkd.config.plan import (
 )
 from dfkd.dataset.shards import Sample, write_shard
 from dfkd.dataset.versions import PublishedVersion, Version, begin
+from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.synthesis.latents import OnStep
 
@@ -55,7 +56,7 @@ def changed(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifest:
 @contextmanager
 def scratch(manifest: Manifest) -> Iterator[Manifest]:
     """The manifest with a new folder of `benchmarks/` as its root, which is deleted at the end."""
-    root, folder = manifest.storage.root.rstrip("/"), f"benchmarks/{uuid.uuid4().hex}"
+    root, folder = manifest.storage.root.rstrip("/"), f"{layout.BENCHMARKS}{uuid.uuid4().hex}"
     home = open_storage(root)
     try:
         yield dataclasses.replace(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd.benchmarks import distillation, driver, export, loading, prompts, scale, stages, synthesis
-from dfkd.benchmarks.measure import Figure, keep, page, table
-from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.measure import Figure, keep, page, table, watched
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
+from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import pick_device, settle
 
@@ -139,6 +139,6 @@ def run(
 
 def _put_page(storage: Storage) -> None:
     """Write `benchmarks/table.md` of all records that are there."""
-    keys = (f"benchmarks/{name}.json" for name in BENCHMARKS)
+    keys = (f"{layout.BENCHMARKS}{name}.json" for name in BENCHMARKS)
     records = [json.loads(storage.get(key)) for key in keys if storage.exists(key)]
-    storage.put("benchmarks/table.md", page(records).encode())
+    storage.put(f"{layout.BENCHMARKS}table.md", page(records).encode())

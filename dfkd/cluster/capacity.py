@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerResources:
     """What one worker reserves of a node."""
 
     cpus: float
@@ -64,7 +64,7 @@ def count_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
 
 
-def gather(share: Share, wanted: int) -> None:
+def gather(share: WorkerResources, wanted: int) -> None:
     """Wait until an autoscaler, if there is one, has brought nodes that hold `wanted` shares.
 
     Raises:
@@ -80,7 +80,7 @@ def gather(share: Share, wanted: int) -> None:
             time.sleep(GLANCE)
 
 
-def no_room(share: Share) -> InfrastructureError:
+def no_room(share: WorkerResources) -> InfrastructureError:
     """That the cluster has held no such share for as long as `PATIENCE`."""
     return InfrastructureError(
         f"cluster: no node had room for a worker for {PATIENCE:g} seconds (each takes "
@@ -88,16 +88,16 @@ def no_room(share: Share) -> InfrastructureError:
     )
 
 
-def worker_share(cluster: Cluster) -> Share:
+def worker_share(cluster: Cluster) -> WorkerResources:
     """What each synthesis worker reserves."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if Share(0.0, 1.0).slots(staying()) else 0.0
-    return Share(cluster.cpus_per_worker, gpus)
+        gpus = 1.0 if WorkerResources(0.0, 1.0).slots(staying()) else 0.0
+    return WorkerResources(cluster.cpus_per_worker, gpus)
 
 
 @contextmanager
-def room(share: Share, wanted: int) -> Iterator[None]:
+def room(share: WorkerResources, wanted: int) -> Iterator[None]:
     """Ask an autoscaler for what `wanted` workers lack while the block runs.
 
     Raises:
@@ -117,7 +117,7 @@ def room(share: Share, wanted: int) -> Iterator[None]:
             request_nodes([])
 
 
-def _refuse(share: Share, nodes: Mapping[str, Mapping[str, float]]) -> None:
+def _refuse(share: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
     for key, name, amount in (
         ("cluster.cpus_per_worker", "CPU", share.cpus),
         ("cluster.gpus_per_worker", "GPU", share.gpus),

@@ -16,13 +16,20 @@ from dataclasses import dataclass
 
 import ray
 
-from dfkd.cluster.capacity import Share, count_nodes, gather, require_shared, staying, worker_share
+from dfkd.cluster.capacity import (
+    WorkerResources,
+    count_nodes,
+    gather,
+    require_shared,
+    staying,
+    worker_share,
+)
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import refuse_removal
-from dfkd.distillation.student_store import Place, check_teacher, place
+from dfkd.distillation.student_store import StudentLocation, check_teacher, place
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import CARD, build
 from dfkd.storage.checkpoints import Checkpoints
@@ -37,7 +44,7 @@ from dfkd.utils.device import device_name, pick_device
 class Finished:
     """A student that is in storage."""
 
-    place: Place
+    place: StudentLocation
     reused: bool
     """Whether an earlier run had finished it."""
 
@@ -47,7 +54,7 @@ def distill(
     method: Method,
     seed: int,
     version: str = "",
-    share: Share | None = None,
+    share: WorkerResources | None = None,
 ) -> Finished:
     """Train the student of a method and seed on a version, or find it finished.
 
@@ -85,7 +92,7 @@ def distill(
     return Finished(target, reused=False)
 
 
-def _job(manifest: Manifest, target: Place, workers: Workers) -> Job:
+def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
     """What each of the ranks is told of the student."""
     return Job(
         manifest=manifest,
@@ -100,7 +107,7 @@ def _job(manifest: Manifest, target: Place, workers: Workers) -> Job:
     )
 
 
-def _refuse_early(manifest: Manifest, target: Place) -> None:
+def _refuse_early(manifest: Manifest, target: StudentLocation) -> None:
     """Raise here, before any rank starts, what each rank would raise."""
     config = manifest.distillation
     open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
@@ -110,7 +117,7 @@ def _refuse_early(manifest: Manifest, target: Place) -> None:
         check_teacher(manifest, target.method, target.version)
 
 
-def _here(share: Share) -> Workers:
+def _here(share: WorkerResources) -> Workers:
     return Workers(0, share.cpus, _own_device())
 
 
@@ -129,7 +136,7 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     if most == 1 and count_nodes() == 1:
         return Workers(0, float(hardware.cpus()), _own_device())
     nodes = staying()
-    gpus = Share(0.0, 1.0).slots(nodes)
+    gpus = WorkerResources(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
     if device != "cpu" and gpus < least:
         raise ManifestError(
@@ -139,7 +146,7 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
             "lower it or add nodes",
         )
     each = float(device != "cpu")
-    count = max(least, min(most, Share(1.0, each).slots(nodes)))
+    count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
     cpus = cpus_each(nodes, count, each)
     if not cpus:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
@@ -155,7 +162,9 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
 def cpus_each(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
     """The most whole CPUs that each rank can have, as none spans two nodes; 0 if they fit not."""
     most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
-    fitting = (cpus for cpus in range(most, 0, -1) if Share(cpus, gpus).slots(nodes) >= wanted)
+    fitting = (
+        cpus for cpus in range(most, 0, -1) if WorkerResources(cpus, gpus).slots(nodes) >= wanted
+    )
     return float(next(fitting, 0))
 
 
@@ -170,7 +179,7 @@ def _own_device() -> str:
 
 
 @contextmanager
-def _counted(job: Job, target: Place, workers: Workers, cost: Cost) -> Iterator[None]:
+def _counted(job: Job, target: StudentLocation, workers: Workers, cost: Cost) -> Iterator[None]:
     """Fill in what a training costs, by the steps that its checkpoints and the student tell of."""
     checkpoints = _checkpoints(target)
     before = checkpoints.newest()
@@ -186,5 +195,5 @@ def _counted(job: Job, target: Place, workers: Workers, cost: Cost) -> Iterator[
         cost.device = workers.device
 
 
-def _checkpoints(target: Place) -> Checkpoints:
+def _checkpoints(target: StudentLocation) -> Checkpoints:
     return Checkpoints(target.storage.child("checkpoints"))

@@ -14,8 +14,8 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
-from dfkd.cluster.capacity import Share, staying
-from dfkd.cluster.ray_internals import Trainer, draining
+from dfkd.cluster.capacity import WorkerResources, staying
+from dfkd.cluster.ray_internals import LocalTorchTrainer, draining
 from dfkd.errors import DfkdError, InfrastructureError
 
 TRAIN: Any = ray.train
@@ -56,9 +56,9 @@ class Workers:
         return self.device != "cpu"
 
     @property
-    def share(self) -> Share:
+    def share(self) -> WorkerResources:
         """What each reserves."""
-        return Share(self.cpus, float(self.gpu))
+        return WorkerResources(self.cpus, float(self.gpu))
 
 
 def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> None:
@@ -104,7 +104,7 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
     """
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path is the same to ranks and driver
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
-        trainer: Any = Trainer(
+        trainer: Any = LocalTorchTrainer(
             _carrying(loop) if workers.count else loop,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),

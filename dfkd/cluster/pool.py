@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkd.cluster.capacity import GLANCE, PATIENCE, Share, no_room, staying
+from dfkd.cluster.capacity import GLANCE, PATIENCE, WorkerResources, no_room, staying
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 
 NOTICE = 30.0
@@ -80,7 +80,7 @@ class Pool(Generic[T]):
     start: Callable[[], Any]
     size: int
     attempts: int
-    share: Share
+    share: WorkerResources
     """What an actor reserves."""
     timeout: float = 0.0
     """Seconds that a task may take; 0 is any."""

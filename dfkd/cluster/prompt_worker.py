@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dfkd.cluster.worker import Purse, Worker, pool_of
+from dfkd.cluster.worker import BudgetTracker, Worker, pool_of
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count, part_name, parts_at_once
 from dfkd.dataset.publication import PROMPTS_KEY
@@ -17,7 +17,7 @@ from dfkd.utils.progress import bar
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
 
     number: int
@@ -29,7 +29,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Summary:
+class PromptSummary:
     """What all prompts of a version come to: the last unit of work of a `PromptWorker`."""
 
     id: str = "prompts summary"
@@ -38,13 +38,13 @@ class Summary:
 class PromptWorker(Worker):
     """Makes prompts part after part; a new one takes up where a dead one left."""
 
-    def work(self, unit: Part | Summary) -> int | None:
+    def work(self, unit: PromptPart | PromptSummary) -> int | None:
         """Write one part and return its number, or prompts.json once all parts are there."""
         if self._maker is None:
             base = self.version.base()
             carried = base.prompt_part if base else None
             self._maker = PromptMaker(self.manifest, self.load_teacher(), carried)
-        if isinstance(unit, Summary):
+        if isinstance(unit, PromptSummary):
             names = [part_name(i) for i in range(part_count(self.manifest))]
             texts = self._maker.class_texts.cpu().numpy()
             facts = statistics(map(self.version.prompt_part, names), texts)
@@ -58,7 +58,7 @@ class PromptWorker(Worker):
         return self.version.prompt_part(part_name(part))
 
 
-def write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
+def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) -> None:
     """Every part, on as many workers as may know nothing of each other, and prompts.json."""
     if version.storage.exists(PROMPTS_KEY):
         return
@@ -79,14 +79,14 @@ def write_prompts(manifest: Manifest, version: Version, purse: Purse) -> None:
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
 
 
-def _in_order(manifest: Manifest, done: set[int]) -> Iterator[Part | Summary | None]:
+def _in_order(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:
     """Each part that is not `done`, once those are that it knows; None while it must wait."""
     total, apart = part_count(manifest), parts_at_once(manifest)
-    parts = [Part(number) for number in range(total) if number not in done]
-    units: list[Part | Summary] = [*parts, Summary()]
+    parts = [PromptPart(number) for number in range(total) if number not in done]
+    units: list[PromptPart | PromptSummary] = [*parts, PromptSummary()]
     known = 0
     for unit in units:
-        needed = unit.number - apart + 1 if isinstance(unit, Part) else total
+        needed = unit.number - apart + 1 if isinstance(unit, PromptPart) else total
         while True:
             while known in done:
                 known += 1

@@ -21,12 +21,13 @@ from dfkd.cluster.tracking import SAMPLES, Tracker
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.loader import Batch, Share, Stream
+from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.versions import PublishedVersion, open_version
-from dfkd.distillation.distiller import Course, Distiller, Distribute, Scale
+from dfkd.distillation.distiller import Distiller, Distribute, Scale, Schedule
 from dfkd.distillation.labels import label_source
 from dfkd.distillation.student_store import check_teacher
 from dfkd.models.student import CARD, build, card, fold, save_student
+from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils import progress
@@ -68,11 +69,11 @@ def train(config: dict[str, Any]) -> bool:
     rank, world = context.get_world_rank(), context.get_world_size()
     settle(job.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
-    folder = root.child(f"students/{job.name}")
+    folder = root.child(layout.student(job.name))
     # A rank that died right after rank 0 had written the student makes all of them start again.
     if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
         return False
-    version = open_version(root.child(f"data/{job.method}"), job.version)
+    version = open_version(root.child(layout.data(job.method)), job.version)
     if not job.local and job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
     stream = open_stream(job.manifest, version, job.seed, rank, world)
@@ -93,7 +94,7 @@ def open_stream(
 ) -> Stream:
     """The batches of a version for one rank; raises `ManifestError` where they cannot be formed."""
     config = manifest.distillation
-    share = Share(rank, world, config.loader_workers)
+    share = RankShare(rank, world, config.loader_workers)
     return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
 
 
@@ -181,7 +182,7 @@ def _lead(
     return False
 
 
-def _card(job: Job, version: PublishedVersion, course: Course) -> dict[str, Any]:
+def _card(job: Job, version: PublishedVersion, course: Schedule) -> dict[str, Any]:
     manifest = job.manifest
     return {
         **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
@@ -213,7 +214,7 @@ def open_distiller(
     return Distiller(
         student,
         config,
-        Course.of(config, stream.steps),
+        Schedule.of(config, stream.steps),
         job.seed,
         label=label_source(manifest, device),
         scale=_scale(config, version),

@@ -25,7 +25,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 from dfkd.utils.progress import Bar
 
 
-class Trainer(TorchTrainer):
+class LocalTorchTrainer(TorchTrainer):
     """Without the actor that frees what a killed run had reserved, where it can only complain.
 
     It asks the dashboard each second whether the run lives. A local cluster has no dashboard, and

@@ -17,8 +17,8 @@ import pyarrow as pa
 from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.metrics import WORKER_RATE, Teller, count_request
 from dfkd.cluster.prompt_worker import write_prompts
-from dfkd.cluster.tracking import Curve, Glimpse, ShardTracker
-from dfkd.cluster.worker import Purse, Worker, pool_of
+from dfkd.cluster.tracking import Glimpse, MeanLoss, ShardTracker
+from dfkd.cluster.worker import BudgetTracker, Worker, pool_of
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
@@ -41,10 +41,11 @@ from dfkd.dataset.shards import parse_shard
 from dfkd.dataset.versions import PublishedVersion, Receipt, Version, begin
 from dfkd.errors import InfrastructureError, PartialError
 from dfkd.models import generator, teacher
+from dfkd.storage import layout
 from dfkd.storage.cost_records import recorded
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage, require_room, require_space
-from dfkd.synthesis.shard_maker import SurrogateMaker
+from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.progress import bar
 
 LIBRARIES = (
@@ -100,7 +101,7 @@ def build(
     require_space(manifest.storage.root, estimated_bytes(manifest))
     require_shared(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
-    version = Version(root.child(f"data/{method}"), fingerprints.fingerprint(identity))
+    version = Version(root.child(layout.data(method)), fingerprints.fingerprint(identity))
     # The version may be abandoned or old, and then jobs/clean.py may be removing it.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
@@ -121,7 +122,7 @@ def _fill(
 ) -> dict[str, str]:
     """Make all that a version lacks; the reason of each task that is quarantined."""
     with recorded(root, "synthesize", manifest.method) as cost:
-        purse = Purse(budget or Budget(), cost)
+        purse = BudgetTracker(budget or Budget(), cost)
         write_prompts(manifest, version, purse)
         return write_shards(manifest, version, purse)
 
@@ -143,7 +144,7 @@ def _refuse_quarantined(
 
 def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
     """Whether the version of an identity of the manifest is published already."""
-    home = open_storage(manifest.storage.root).child(f"data/{manifest.method}")
+    home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     return Version(home, fingerprints.fingerprint(identity)).published
 
 
@@ -176,7 +177,7 @@ class SynthesisWorker(Worker):
         """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
         # A maker that fails may be half-way through a part: the next try loads one anew.
         maker, self._maker = self._maker or self._load(unit), None
-        curve, begun = Curve(), time.perf_counter()
+        curve, begun = MeanLoss(), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
@@ -197,11 +198,11 @@ class SynthesisWorker(Worker):
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
         return found
 
-    def _load(self, unit: Unit) -> SurrogateMaker:
+    def _load(self, unit: Unit) -> ShardMaker:
         manifest, loaded = self.manifest, self.load_teacher()
         chain, decoder = Chain(self.version), self.load_generator()
         earlier = partial(chain.images, manifest)
-        maker = SurrogateMaker(manifest, loaded, decoder, self.notes.append, earlier)
+        maker = ShardMaker(manifest, loaded, decoder, self.notes.append, earlier)
         if chained(manifest.method) and unit.part:
             maker.restore(chain.states.read(unit.part))
         return maker
@@ -212,7 +213,7 @@ class SynthesisWorker(Worker):
         return self.version.prompt_part(part_name(unit.part))
 
     def _commit(
-        self, task: Task, folder: Path, failed: tuple[int, ...], curve: Curve
+        self, task: Task, folder: Path, failed: tuple[int, ...], curve: MeanLoss
     ) -> tuple[Receipt, Glimpse]:
         tar = folder / f"{task.id}.tar"
         receipt = self.version.commit(task, tar, failed)
@@ -222,7 +223,7 @@ class SynthesisWorker(Worker):
 
 
 def write_shards(
-    manifest: Manifest, version: Version, purse: Purse, kind: type[Worker] = SynthesisWorker
+    manifest: Manifest, version: Version, purse: BudgetTracker, kind: type[Worker] = SynthesisWorker
 ) -> dict[str, str]:
     """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
     version.carry(fresh_tasks(manifest))
@@ -231,7 +232,7 @@ def write_shards(
     left, largest = len(sizes), max(sizes, default=1)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
     method = manifest.method
-    board = open_storage(manifest.storage.root).child(f"tensorboard/synthesis-{method}")
+    board = open_storage(manifest.storage.root).child(f"{layout.TENSORBOARD}synthesis-{method}")
     cost = purse.cost
     with (
         pool_of(manifest, kind, version, 1 if chain else left, largest) as pool,

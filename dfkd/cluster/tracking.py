@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.dataset.shards import Sample
-from dfkd.distillation.distiller import Outcome
+from dfkd.distillation.distiller import StepMetrics
 from dfkd.storage.local import Storage
 from dfkd.utils.images import pixels
 from dfkd.utils.progress import Bar, Closing
@@ -66,7 +66,7 @@ class Tracker(Board):
     def __init__(self, bar: Bar, storage: Storage, images_per_step: int) -> None:
         super().__init__(storage)
         self.bar, self.images_per_step = bar, images_per_step
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[StepMetrics] = []
         self.since = time.monotonic()
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Tracker(Board):
         self.bar.close()
         super().close()
 
-    def record(self, outcome: Outcome) -> None:
+    def record(self, outcome: StepMetrics) -> None:
         """Count one step; its numbers stay on the device until `log`."""
         self.outcomes.append(outcome)
         self.bar.update(self.images_per_step)
@@ -97,7 +97,7 @@ def _mean(values: list[Tensor]) -> float:
     return float(torch.stack(values).mean())
 
 
-class Curve:
+class MeanLoss:
     """The mean loss of each optimisation step over images (an `OnStep`) or over shards."""
 
     def __init__(self) -> None:
@@ -134,13 +134,13 @@ class Glimpse:
     steps: int
     """Optimisation steps, summed over the samples."""
     curve: tuple[float, ...]
-    """See `Curve.points`."""
+    """See `MeanLoss.points`."""
     images: tuple[bytes, ...]
     """Encoded, of the class's first shard; empty of the others."""
 
     @classmethod
     def of(
-        cls, class_name: str, samples: Sequence[Sample], failed: int, curve: Curve, show: bool
+        cls, class_name: str, samples: Sequence[Sample], failed: int, curve: MeanLoss, show: bool
     ) -> Self:
         """The glimpse of a shard's samples; with some of its images if `show`."""
         facts = [sample.metadata for sample in samples]
@@ -165,7 +165,7 @@ class ShardTracker(Board):
         self.side = min(image_size, SIDE)
         self.initial = self.done = done
         self.failed = self.shown = 0
-        self.curve = Curve()
+        self.curve = MeanLoss()
         self.started = self.uploaded = time.monotonic()
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ are there for cost, hold below that."""
 
 
 @dataclass(frozen=True)
-class Done(Generic[R]):
+class TaskResult(Generic[R]):
     """What a worker gives back for a unit of work."""
 
     result: R
@@ -60,19 +60,19 @@ class Worker(Actor, ABC):
     version: Version
     cpus: float
     notes: list[str] = field(default_factory=list, init=False)
-    """See `Done.notes`; of the unit at work."""
+    """See `TaskResult.notes`; of the unit at work."""
     _maker: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.version = replace(self.version, home=self.version.home.observed(count_request))
 
-    def run(self, unit: Any) -> Done[Any]:
+    def run(self, unit: Any) -> TaskResult[Any]:
         """Do a unit of work; returns its result with what it cost."""
         begun = time.perf_counter()
         result, notes = self.work(unit), tuple(self.notes)
         self.notes.clear()
         seconds, node = time.perf_counter() - begun, ray.util.get_node_ip_address()
-        return Done(result, seconds, device_name(pick_device()), notes, node, unit.id)
+        return TaskResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
 
     @abstractmethod
     def work(self, unit: Any) -> Any:
@@ -108,7 +108,7 @@ class Worker(Actor, ABC):
 
 
 @dataclass
-class Purse:
+class BudgetTracker:
     """What a run may spend, and what it has spent."""
 
     budget: Budget

@@ -43,7 +43,7 @@ Model = Literal["teacher", "text-only", "student"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Storage:
+class StorageConfig:
     """Where a run keeps what it makes."""
 
     root: Name
@@ -55,7 +55,7 @@ class Storage:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Teacher:
+class TeacherConfig:
     """The frozen vision-language model (open_clip)."""
 
     model: Name
@@ -72,7 +72,7 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Generator:
+class GeneratorConfig:
     """The frozen VQGAN decoder (taming-transformers)."""
 
     config: Name
@@ -178,10 +178,10 @@ class Manifest:
     """Of the run, for its reports: letters, digits, `-` and `_`."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     """What the student tells apart, as prompts say it and in the order of the labels."""
-    storage: Storage
-    teacher: Teacher
+    storage: StorageConfig
+    teacher: TeacherConfig
     """Named together with the generator, since their images must be of one world."""
-    generator: Generator
+    generator: GeneratorConfig
     cache: Name = CACHE
     """The folder that `jobs/fetch.py` fills with published weights. Name another one where the home
     folder has no room for them; on a cluster each node needs one. Results do not depend on it."""
@@ -241,7 +241,7 @@ class Manifest:
         return load(cls, path, overrides, PRESETS)
 
     @property
-    def text_tower(self) -> Teacher:
+    def text_tower(self) -> TeacherConfig:
         """The tower of the text-only classifier."""
         own = self.text_only
         if not own.model:

@@ -152,7 +152,7 @@ def image_steps(manifest: Manifest) -> int:
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptRow:
     """The image that a prompt is for."""
 
     class_index: int
@@ -177,12 +177,12 @@ def parts_at_once(manifest: Manifest) -> int:
     return manifest.prompts.contrastive.parallel if contrastive else 1
 
 
-def part_rows(manifest: Manifest, part: int) -> list[Row]:
+def part_rows(manifest: Manifest, part: int) -> list[PromptRow]:
     """The images of shard `part` of every class, in the order of class and index."""
     start = part * manifest.synthesis.shard_size
     stop = min(start + manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
     return [
-        Row(c, i, name, derive_seed("prompt", *root_seed(manifest), name, i))
+        PromptRow(c, i, name, derive_seed("prompt", *root_seed(manifest), name, i))
         for c, name in enumerate(manifest.classes)
         for i in range(start, stop)
     ]

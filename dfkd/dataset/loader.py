@@ -57,7 +57,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """Which part of every global batch is this rank's, and how many threads read for it."""
 
     rank: int = 0
@@ -95,7 +95,7 @@ class Stream:
         image_size: int,
         batch_size: int,
         seed: int,
-        share: Share = Share(),
+        share: RankShare = RankShare(),
         cache_bytes: int = CACHE_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfkd.config.fingerprint import method_of, sha256_file
-from dfkd.dataset.shards import Place, Receipt, Sample, read_placed
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_placed
 from dfkd.errors import CorruptionError
+from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
@@ -54,7 +55,7 @@ AHEAD = 16
 """Shards fetched at once and held: over a network each is a round trip."""
 
 
-def index_row(sample: Sample, place: Place, shard: str) -> dict[str, Any]:
+def index_row(sample: Sample, place: SampleLocation, shard: str) -> dict[str, Any]:
     """The index's row about one sample."""
     row = {name: sample.metadata.get(name) for name in INDEX.names}
     own = {"key": sample.key, "shard": shard, "extension": sample.extension}
@@ -156,7 +157,7 @@ def publish(
     It also holds that of prompts.json, which in turn holds those of the prompts. `home` is the
     method's storage.
     """
-    storage = home.child(f"versions/{fingerprint[:16]}")
+    storage = home.child(layout.version(fingerprint[:16]))
     manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
     if storage.exists(PROMPTS_KEY):
         manifest["prompts"] = hashlib.sha256(storage.get(PROMPTS_KEY)).hexdigest()
@@ -176,7 +177,7 @@ def publish(
 
 def restore(home: Storage, manifest: Mapping[str, Any], receipts: Sequence[Receipt]) -> None:
     """Write index and data card anew from a version's manifest and shards."""
-    storage = home.child(f"versions/{manifest['fingerprint'][:16]}")
+    storage = home.child(layout.version(manifest["fingerprint"][:16]))
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, INDEX_KEY)
         write_index(home, receipts, index)

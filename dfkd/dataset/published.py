@@ -14,8 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.dataset import publication
-from dfkd.dataset.shards import Place, Receipt, Sample, read_placed, verify_bytes
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_placed, verify_bytes
 from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical
@@ -87,7 +88,7 @@ class PublishedVersion:
     @property
     def storage(self) -> Storage:
         """The version's own objects."""
-        return self.home.child(f"versions/{self.id}")
+        return self.home.child(layout.version(self.id))
 
     def fetch(self, receipt: Receipt) -> bytes:
         """A shard's bytes, verified against its receipt (`CorruptionError` if they differ)."""
@@ -99,7 +100,7 @@ class PublishedVersion:
         """The samples of a shard, verified before the first."""
         return (sample for sample, _ in self.placed(receipt))
 
-    def placed(self, receipt: Receipt) -> Iterator[tuple[Sample, Place]]:
+    def placed(self, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
         """What `samples` yields, each sample with its place in the shard."""
         return read_placed(self.home.get(receipt.key, receipt.bytes + 1), receipt)
 
@@ -123,7 +124,7 @@ class PublishedVersion:
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet; `CorruptionError` unless they are as published."""
-        key = f"prompts/{name}.parquet"
+        key = layout.prompts(name)
         sealed, data = self.storage.get(publication.PROMPTS_KEY), self.storage.get(key)
         where, digest = self.storage.location(key), hashlib.sha256(data).hexdigest()
         mend = "restore it from a copy, or give another storage.root and synthesise again"
@@ -153,7 +154,7 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
     Raises:
         CorruptionError: it is not published (`MissingObject`), or its manifest is damaged.
     """
-    key = f"versions/{name}/manifest.json"
+    key = f"{layout.version(name)}/manifest.json"
     data = storage.get(key)
     manifest = parse_json(data, storage.location(key))
     try:
@@ -216,7 +217,7 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
     Raises:
         InfrastructureError: jobs/clean.py is just removing the version.
     """
-    digest = sha256_object(storage, f"versions/{name}/manifest.json")
+    digest = sha256_object(storage, f"{layout.version(name)}/manifest.json")
     written = False
     while not written:
         held = _pointer(storage)
@@ -235,7 +236,7 @@ def refuse_removal(storage: Storage, name: str) -> None:
     It marks a version, then looks whether a lease names it; whoever is to use one names it in a
     lease, then looks for the mark. So one of the two always sees the other.
     """
-    if storage.exists(f"versions/{name}/{REMOVING}"):
+    if storage.exists(f"{layout.version(name)}/{REMOVING}"):
         raise InfrastructureError(
             f"{storage.location(f'versions/{name}')}: is being removed; "
             "run jobs/clean.py once more, then the same command again"

@@ -23,6 +23,7 @@ from webdataset import TarWriter
 from dfkd.dataset import tar as plain_tar
 from dfkd.dataset.tar import MODE, OWNER
 from dfkd.errors import CorruptionError
+from dfkd.storage import layout
 from dfkd.utils import strict_json
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
@@ -76,7 +77,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleLocation:
     """Where a sample lies in its shard, and what is there."""
 
     start: int
@@ -117,7 +118,7 @@ class Receipt:
     @property
     def key(self) -> str:
         """The shard's key under the method's storage."""
-        return f"versions/{self.version or self.fingerprint[:16]}/{self.shard}"
+        return f"{layout.version(self.version or self.fingerprint[:16])}/{self.shard}"
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, but `version` only where it says something."""
@@ -208,13 +209,13 @@ def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
     return (sample for sample, _ in read_placed(source, receipt))
 
 
-def read_placed(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, Place]]:
+def read_placed(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
     """What `read_shard` yields, each sample with its place in the shard."""
     data = source if isinstance(source, bytes) else source.read_bytes()
     verify_bytes(data, receipt)
     for sample, place in _placed(data, receipt.shard, receipt.samples):
         digest = hashlib.sha256(memoryview(data)[place]).digest()
-        yield sample, Place(place.start, digest)
+        yield sample, SampleLocation(place.start, digest)
 
 
 def verify_bytes(data: bytes, receipt: Receipt) -> None:

@@ -11,6 +11,7 @@ from dfkd.dataset import publication
 from dfkd.dataset.published import PublishedVersion, read_json, sha256_object
 from dfkd.dataset.shards import Receipt, decode_receipt
 from dfkd.errors import CorruptionError
+from dfkd.storage import layout
 
 Row = dict[str, Any]
 
@@ -70,13 +71,13 @@ def _prompts(version: PublishedVersion) -> Iterator[str]:
         yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {MEND}"
         return
     for name, digest in parts.items():
-        if sha256_object(storage, f"prompts/{name}.parquet") != digest:
-            place = storage.location(f"prompts/{name}.parquet")
+        if sha256_object(storage, layout.prompts(name)) != digest:
+            place = storage.location(layout.prompts(name))
             yield f"{place}: is not what was published; {MEND}"
 
 
 def _receipt(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
-    key = f"receipts/{receipt.task}.json"
+    key = layout.receipt(receipt.task)
     try:
         stored = decode_receipt(version.storage.get(key), version.storage.location(key))
     except CorruptionError as error:

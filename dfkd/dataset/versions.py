@@ -42,6 +42,7 @@ from dfkd.dataset.published import (
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_shard
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, PartialError
+from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
@@ -77,9 +78,9 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
         if other == version.id:
             continue
         if not abandon:
-            found = read_json(storage, f"versions/{other}/identity.json")
-            fingerprints.refuse_difference(found, wanted, storage.location(f"versions/{other}"))
-        storage.put(f"versions/{other}/abandoned", b"")
+            found = read_json(storage, f"{layout.version(other)}/identity.json")
+            fingerprints.refuse_difference(found, wanted, storage.location(layout.version(other)))
+        storage.put(f"{layout.version(other)}/abandoned", b"")
     if not version.storage.put_if_absent("identity.json", canonical(wanted)):
         fingerprints.refuse_difference(version.identity, wanted, version.storage.location())
     version.storage.delete("abandoned")
@@ -89,13 +90,13 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
 
 def _unfinished(storage: Storage) -> list[str]:
     def unfinished(name: str) -> bool:
-        head = f"versions/{name}"
+        head = layout.version(name)
         ended = ("manifest.json", "abandoned", REMOVING)
         return storage.exists(f"{head}/identity.json") and not any(
             storage.exists(f"{head}/{mark}") for mark in ended
         )
 
-    return [name for name in storage.folders("versions/") if unfinished(name)]
+    return [name for name in storage.folders(layout.VERSIONS) if unfinished(name)]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Version:
     @property
     def storage(self) -> Storage:
         """The version's own objects."""
-        return self.home.child(f"versions/{self.id}")
+        return self.home.child(layout.version(self.id))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -134,14 +135,16 @@ class Version:
         base = self.base()
         if base is None:
             return
-        known = {f"receipts/{task.id}.json" for task in fresh} | set(self.storage.list("receipts/"))
+        known = {layout.receipt(task.id) for task in fresh} | set(
+            self.storage.list(layout.RECEIPTS)
+        )
 
         def refer(receipt: Receipt) -> None:
             holder = receipt.version or base.id
             carried = replace(receipt, fingerprint=self.fingerprint, version=holder)
-            self.storage.put_if_absent(f"receipts/{receipt.task}.json", encode_receipt(carried))
+            self.storage.put_if_absent(layout.receipt(receipt.task), encode_receipt(carried))
 
-        missing = [r for r in base.shards if f"receipts/{r.task}.json" not in known]
+        missing = [r for r in base.shards if layout.receipt(r.task) not in known]
         with ThreadPoolExecutor(READERS) as pool:
             list(pool.map(refer, missing))
 
@@ -152,20 +155,20 @@ class Version:
 
     def done(self) -> frozenset[str]:
         """The ids of all tasks that have a receipt; from a listing, without reading any."""
-        keys = self.storage.list("receipts/")
-        return frozenset(key.removeprefix("receipts/").removesuffix(".json") for key in keys)
+        keys = self.storage.list(layout.RECEIPTS)
+        return frozenset(key.removeprefix(layout.RECEIPTS).removesuffix(".json") for key in keys)
 
     def receipts(self) -> dict[str, Receipt]:
         """The receipts of all complete shards, by task id, in order."""
         storage = self.storage
-        keys = list(storage.list("receipts/"))
+        keys = list(storage.list(layout.RECEIPTS))
         with ThreadPoolExecutor(READERS) as pool:
             found = list(pool.map(lambda key: _read_receipt(storage, key, self.fingerprint), keys))
         return {receipt.task: receipt for receipt in found}
 
     def receipt(self, task: Task) -> Receipt:
         """The receipt of a complete shard; `MissingObject` if it has none."""
-        return _read_receipt(self.storage, f"receipts/{task.id}.json", self.fingerprint)
+        return _read_receipt(self.storage, layout.receipt(task.id), self.fingerprint)
 
     def commit(self, task: Task, tar: Path, failed: Collection[int] = ()) -> Receipt:
         """Make a task's shard count, once: returns the receipt that holds, ours or an earlier one.
@@ -180,7 +183,7 @@ class Version:
                 this task's.
         """
         storage = self.storage
-        key = f"receipts/{task.id}.json"
+        key = layout.receipt(task.id)
         if storage.exists(key):
             return _read_receipt(storage, key, self.fingerprint)
         data = tar.read_bytes()
@@ -193,7 +196,7 @@ class Version:
         return receipt
 
     def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
-        shard = f"shards/{task.id}.tar"
+        shard = layout.shard(task.id)
         missing = {sample_key(task.class_index, index): index for index in task.indices}
         count = 0
         for sample in parse_shard(data, shard):
@@ -218,20 +221,20 @@ class Version:
         `name` is `{shard_index:05d}`: the rows of that shard of every class, with `class_index`
         and `index` at least.
         """
-        return self.storage.put_if_absent(f"prompts/{name}.parquet", prompt_tables.encode(table))
+        return self.storage.put_if_absent(layout.prompts(name), prompt_tables.encode(table))
 
     def seal_prompts(self, names: Iterable[str], facts: Mapping[str, Any]) -> None:
         """Write prompts.json: `facts` about all prompts, and the sha256 of each part in `parts`."""
-        digests = {name: sha256_object(self.storage, f"prompts/{name}.parquet") for name in names}
+        digests = {name: sha256_object(self.storage, layout.prompts(name)) for name in names}
         self.storage.put(PROMPTS_KEY, canonical({**facts, "parts": digests}))
 
     def has_prompts(self, name: str) -> bool:
         """Whether prompts/{name}.parquet is there."""
-        return self.storage.exists(f"prompts/{name}.parquet")
+        return self.storage.exists(layout.prompts(name))
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet; `MissingObject` if they were never written."""
-        return prompt_tables.read(self.storage, f"prompts/{name}.parquet")
+        return prompt_tables.read(self.storage, layout.prompts(name))
 
     def prompts(self, task: Task) -> pa.Table:
         """The rows of a task's images in the order of `index`, one for each.
@@ -239,7 +242,7 @@ class Version:
         Raises:
             CorruptionError: they are not all there, or were never written (`MissingObject`).
         """
-        key = f"prompts/{task.shard_index:05d}.parquet"
+        key = layout.prompts(f"{task.shard_index:05d}")
         table = prompt_tables.read_class(self.storage, key, task.class_index)
         if table["index"].to_pylist() != list(task.indices):
             raise CorruptionError(
@@ -294,7 +297,7 @@ class Version:
 
 def _read_receipt(storage: Storage, key: str, fingerprint: str) -> Receipt:
     receipt = decode_receipt(storage.get(key), storage.location(key))
-    if key != f"receipts/{receipt.task}.json" or receipt.fingerprint != fingerprint:
+    if key != layout.receipt(receipt.task) or receipt.fingerprint != fingerprint:
         raise CorruptionError(
             f"{storage.location(key)}: is about task {receipt.task} of version "
             f"{receipt.fingerprint[:16]}; delete it and run again"

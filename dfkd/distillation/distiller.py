@@ -30,7 +30,7 @@ Distribute = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """How many steps each phase takes."""
 
     steps_per_epoch: int
@@ -39,7 +39,7 @@ class Course:
     total: int
 
     @classmethod
-    def of(cls, config: Training, steps_per_epoch: int) -> "Course":
+    def of(cls, config: Training, steps_per_epoch: int) -> "Schedule":
         """The course of `warmup_epochs` and then `epochs`."""
         warmup = config.warmup_epochs * steps_per_epoch
         return cls(steps_per_epoch, warmup, warmup + config.epochs * steps_per_epoch)
@@ -63,7 +63,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepMetrics:
     """What one step measured on this rank; tensors, so that a GPU need not wait for them."""
 
     loss: Tensor
@@ -87,7 +87,7 @@ class Distiller:
         self,
         student: Student,
         config: Distillation,
-        course: Course,
+        course: Schedule,
         seed: int,
         label: Label | None = None,
         scale: Scale = Scale(),
@@ -130,7 +130,7 @@ class Distiller:
         """Whether no step is left."""
         return self.step >= self.course.total
 
-    def advance(self, batch: Batch) -> Outcome:
+    def advance(self, batch: Batch) -> StepMetrics:
         """One optimizer step on this rank's share of a batch."""
         assert self.model is not None  # noqa: S101 - for the type checker
         views = self.view(batch)
@@ -148,7 +148,7 @@ class Distiller:
         if self.step == self.course.warmup:
             self._enter_phase()
         agreement = (outputs.detach().argmin(1) == distances.argmin(1)).float().mean()
-        return Outcome(loss.detach(), agreement)
+        return StepMetrics(loss.detach(), agreement)
 
     def view(self, batch: Batch) -> Tensor:
         """The augmented images [B, 3, H, W] of this step, float32 in [0, 1]; the same each time."""

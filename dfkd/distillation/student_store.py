@@ -16,6 +16,7 @@ from dfkd.models.student import CARD, Student, load_student, names_file
 from dfkd.models.teacher import resolve
 from dfkd.models.weights.reading import existing_file
 from dfkd.prompts.styles import dictionary
+from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.strict_json import canonical
 
@@ -24,7 +25,7 @@ HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
 
 
 @dataclass(frozen=True)
-class Place:
+class StudentLocation:
     """The folder of one student, trained or to be trained."""
 
     method: Method
@@ -46,7 +47,7 @@ class Place:
         return self.storage.location(CARD)
 
 
-def place(manifest: Manifest, method: Method, seed: int, version: str = "") -> Place:
+def place(manifest: Manifest, method: Method, seed: int, version: str = "") -> StudentLocation:
     """Where the student of a method and seed belongs.
 
     Args:
@@ -57,9 +58,9 @@ def place(manifest: Manifest, method: Method, seed: int, version: str = "") -> P
         WeightsError: the initial weights are a file that is not there.
     """
     root = open_storage(manifest.storage.root)
-    found = _published(manifest, root.child(f"data/{method}"), method, version)
+    found = _published(manifest, root.child(layout.data(method)), method, version)
     name = student_name(manifest, found.fingerprint, method, seed)
-    return Place(method, seed, found, name, root.child(f"students/{name}"))
+    return StudentLocation(method, seed, found, name, root.child(layout.student(name)))
 
 
 def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> PublishedVersion:
@@ -93,7 +94,7 @@ def _refuse_foreign(version: PublishedVersion, method: Method, wanted: dict[str,
 
 
 def load(
-    found: Place, classes: tuple[str, ...], device: torch.device
+    found: StudentLocation, classes: tuple[str, ...], device: torch.device
 ) -> tuple[Student, dict[str, Any]]:
     """The finished student at a place, in eval mode, and its card.
 

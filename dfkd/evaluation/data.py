@@ -12,8 +12,7 @@ from pathlib import Path
 from dfkd.config.bundled import EVALUATION
 from dfkd.config.manifest import Evaluation
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.evaluation.folders import SUFFIXES, Entry, Tally
-from dfkd.evaluation.image_lists import FIELD, bad_line, rows
+from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, rows
 from dfkd.evaluation.layouts import Layout, recognise
 from dfkd.evaluation.public_data_sets import alike
 

@@ -39,16 +39,16 @@ from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot_results import (
     FOLDER,
     Curve,
-    Data,
-    Results,
-    Row,
+    FewShotData,
+    FewShotResults,
+    FewShotRow,
     ordered,
     row,
     summarise,
     write,
 )
 from dfkd.evaluation.few_shot_split import Draw, draw, taken
-from dfkd.evaluation.few_shot_starts import Origin
+from dfkd.evaluation.few_shot_starts import InitialWeights
 from dfkd.evaluation.few_shot_tuning import Labelled, answers, rates, tune
 from dfkd.evaluation.scoring import BATCH, decoded
 from dfkd.models.student import Student
@@ -65,7 +65,7 @@ CELL_LIMIT = 1 << 20
 
 
 @checked(frozen=True, config=CHECKED)
-class Cell:
+class Training:
     """What one training leaves, or the untouched student."""
 
     curve: Curve
@@ -78,7 +78,7 @@ class Cell:
     """Raised whenever a change of code changes what a training gives; part of the cell's hash."""
 
 
-CELL = TypeAdapter(Cell)
+CELL = TypeAdapter(Training)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Domain:
     """`name: reason` of the images that are left out."""
 
 
-def few_shot(manifest: Manifest, threads: int | None = None) -> Results:
+def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
     """Train and test every start, domain, number of shots and seed that has no cell yet.
 
     Args:
@@ -119,7 +119,7 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> Results:
         start: [few_shot_starts.origin(manifest, start, seed, device) for seed in config.seeds]
         for start in config.starts
     }
-    rows: list[Row] = []
+    rows: list[FewShotRow] = []
     unreadable: list[str] = []
     with bar("few-shot", len(names) * trainings(manifest), "training") as progress:
         for name in names:
@@ -141,14 +141,14 @@ def _results(
     manifest: Manifest,
     data: Domains,
     names: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[FewShotRow],
     unreadable: Sequence[str],
-) -> Results:
+) -> FewShotResults:
     remarks = (*data.notes, *notes(manifest, data, names))
-    return Results(
+    return FewShotResults(
         architecture=manifest.distillation.student,
         classes=manifest.classes,
-        data=Data(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
+        data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
         curves=few_shot_starts.described(manifest),
         rows=tuple(ordered(rows)),
         summary=tuple(summarise(rows)),
@@ -251,7 +251,7 @@ class _Bench:
     manifest: Manifest
     cells: Storage
     domain: Domain
-    origin: Origin
+    origin: InitialWeights
     seed: int
 
     @cached_property
@@ -264,17 +264,17 @@ class _Bench:
         """What the classifier says of all images before any training: int64 [N]."""
         return self._answers(self.classifier, torch.arange(len(self.domain.images)))
 
-    def untouched(self) -> list[Row]:
+    def untouched(self) -> list[FewShotRow]:
         """The scores before any training, on all images and on the test images of each k."""
         return [self._row("untouched", k, {}) for k in (0, *self.manifest.fewshot.shots)]
 
-    def trained(self, shots: int) -> Row:
+    def trained(self, shots: int) -> FewShotRow:
         """The scores at k = `shots`, of a training that is done now or was done before."""
         config = self.manifest.fewshot
         settings = {"epochs": config.epochs, "rates": rates(config, self.origin.start)}
         return self._row(self.origin.start, shots, settings)
 
-    def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> Row:
+    def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> FewShotRow:
         labels, classes = self.domain.images.labels, self.manifest.classes
         drawn = draw(labels.tolist(), classes, self.domain.name, shots, self.seed)
         trained, tested = (
@@ -286,13 +286,13 @@ class _Bench:
         if not self.cells.exists(key):
             right = labels[self._rightly(curve, drawn, shots)]
             counts = tuple(torch.bincount(right, minlength=len(classes)).tolist())
-            self.cells.put_if_absent(key, canonical(asdict(Cell(*about, counts))))
+            self.cells.put_if_absent(key, canonical(asdict(Training(*about, counts))))
         return row(*about, trained, tested, self._read(key, about, tested))
 
     def _key(self, curve: Curve, shots: int, settings: dict[str, Any]) -> str:
         """The cell's, by all that can change its counts."""
         identity = {
-            "schema": Cell.schema,
+            "schema": Training.schema,
             "settings": settings,
             "architecture": self.manifest.distillation.student,
             "stem": self.manifest.distillation.stem,

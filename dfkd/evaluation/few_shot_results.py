@@ -52,7 +52,7 @@ Counts = tuple[Natural, ...]
 
 
 @dataclass(frozen=True, config=CHECKED)
-class Row:
+class FewShotRow:
     """One training's scores; the fields are described above."""
 
     curve: Curve
@@ -87,7 +87,7 @@ class Point:
 
 
 @dataclass(frozen=True, config=CHECKED)
-class Data:
+class FewShotData:
     """What was drawn from, and what could not be read."""
 
     source: str
@@ -97,19 +97,19 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Results:
+class FewShotResults:
     """The content of `results.json`; the fields are described above."""
 
     schema: Literal[1] = 1
     architecture: str
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    data: Data
+    data: FewShotData
     curves: dict[Curve, str]
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    rows: Annotated[tuple[FewShotRow, ...], Field(min_length=1)]
     summary: tuple[Point, ...]
 
 
-RESULTS = TypeAdapter(Results)
+RESULTS = TypeAdapter(FewShotResults)
 
 
 def curves(starts: Sequence[Start]) -> tuple[Curve, ...]:
@@ -125,29 +125,29 @@ def row(
     trained: Sequence[int],
     tested: Sequence[int],
     right: Sequence[int],
-) -> Row:
+) -> FewShotRow:
     """The row that follows from counts by class, of which at least one image was tested."""
     shares = [done / all_ for done, all_ in zip(right, tested, strict=True) if all_]
     counts = (tuple(trained), tuple(tested), tuple(right))
     accuracy = sum(right) / sum(tested)
-    return Row(curve, domain, shots, seed, *counts, accuracy, statistics.fmean(shares))
+    return FewShotRow(curve, domain, shots, seed, *counts, accuracy, statistics.fmean(shares))
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
+def ordered(rows: Sequence[FewShotRow]) -> list[FewShotRow]:
     """By curve, domain, shots and seed."""
     return sorted(rows, key=lambda row: (CURVES.index(row.curve), row.domain, row.shots, row.seed))
 
 
-def summarise(rows: Sequence[Row]) -> list[Point]:
+def summarise(rows: Sequence[FewShotRow]) -> list[Point]:
     """Mean over domains, mean and standard deviation over seeds, for each curve and k."""
-    groups: dict[tuple[Curve, int], list[Row]] = {}
+    groups: dict[tuple[Curve, int], list[FewShotRow]] = {}
     for found in rows:
         groups.setdefault((found.curve, found.shots), []).append(found)
     keys = sorted(groups, key=lambda key: (CURVES.index(key[0]), key[1]))
     return [_point(*key, groups[key]) for key in keys]
 
 
-def _point(curve: Curve, shots: int, rows: Sequence[Row]) -> Point:
+def _point(curve: Curve, shots: int, rows: Sequence[FewShotRow]) -> Point:
     names = sorted({row.domain for row in rows})
     means = _means(rows)
     domains = {
@@ -156,7 +156,7 @@ def _point(curve: Curve, shots: int, rows: Sequence[Row]) -> Point:
     return Point(curve, shots, tuple(means), domains, **spread([*means.values()]))
 
 
-def _means(rows: Sequence[Row]) -> dict[int, float]:
+def _means(rows: Sequence[FewShotRow]) -> dict[int, float]:
     """By seed, the mean accuracy over the domains of `rows`."""
     return {
         seed: statistics.fmean(row.accuracy for row in rows if row.seed == seed)
@@ -164,7 +164,7 @@ def _means(rows: Sequence[Row]) -> dict[int, float]:
     }
 
 
-def gains(rows: Sequence[Row]) -> dict[int, Spread]:
+def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
     """By shots, what training adds to the student: its accuracy less that of the untouched one.
 
     Both are means over the domains of `rows`; the standard deviation over seeds is that of the
@@ -180,14 +180,14 @@ def gains(rows: Sequence[Row]) -> dict[int, Spread]:
     return found
 
 
-def write(storage: Storage, results: Results) -> str:
+def write(storage: Storage, results: FewShotResults) -> str:
     """Write `fewshot/results.json` under a run's root; returns its place."""
     _check(results)
     storage.put(KEY, as_json(asdict(results)).encode())
     return storage.location(KEY)
 
 
-def read(storage: Storage) -> Results:
+def read(storage: Storage) -> FewShotResults:
     """The few-shot results of a run.
 
     Args:
@@ -209,7 +209,7 @@ def read(storage: Storage) -> Results:
     return results
 
 
-def _check(results: Results) -> None:
+def _check(results: FewShotResults) -> None:
     """Refuse figures that do not follow from the counts, and curves with a gap."""
     domains, curves = set(results.data.domains), set(results.curves)
     seeds: dict[tuple[Curve, int, str], list[int]] = {}
@@ -222,7 +222,7 @@ def _check(results: Results) -> None:
         _refuse("summary", "does not follow from the rows")
 
 
-def _check_row(place: str, found: Row, classes: int) -> None:
+def _check_row(place: str, found: FewShotRow, classes: int) -> None:
     counts = (found.trained, found.tested, found.right)
     if any(len(each) != classes for each in counts) or not any(found.tested):
         _refuse(place, f"needs {classes} counts, and images that were tested")

@@ -16,7 +16,7 @@ import torch
 from dfkd.config.distillation import Start
 from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import Place, load, place
+from dfkd.distillation.student_store import StudentLocation, load, place
 from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
@@ -27,7 +27,7 @@ LIBRARY = "fewshot.library"
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitialWeights:
     """One start of one few-shot seed."""
 
     start: Start
@@ -37,7 +37,7 @@ class Origin:
     """A classifier that gives logits, on the device to work on."""
 
 
-def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) -> Origin:
+def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) -> InitialWeights:
     """The start of a few-shot seed.
 
     Of several students each seed takes another one, so that the standard deviation over seeds
@@ -49,7 +49,7 @@ def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) ->
     if start == "student":
         found = student_place(manifest, seed)
         sha256 = read_card(found.storage)["sha256"]
-        return Origin(start, f"student {sha256}", lambda: _student(manifest, found, device))
+        return InitialWeights(start, f"student {sha256}", lambda: _student(manifest, found, device))
     weights = manifest.fewshot.library if start == "library" else "none"
     # A warm-up, which is distillation's own, is refused where the backbone is random.
     config = dataclasses.replace(manifest.distillation, weights=weights, warmup_epochs=0)
@@ -59,12 +59,12 @@ def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) ->
         classes = len(manifest.classes)
         return build(config, classes, size, seed, manifest.cache, LIBRARY).to(device)
 
-    return Origin(
+    return InitialWeights(
         start, f"library {_digest(weights)}" if weights != "none" else f"seed {seed}", make
     )
 
 
-def student_place(manifest: Manifest, seed: int) -> Place:
+def student_place(manifest: Manifest, seed: int) -> StudentLocation:
     """Where the student of a few-shot seed lies: of the last method, as that to take home.
 
     Raises:
@@ -87,7 +87,7 @@ def student_seed(manifest: Manifest, seed: int) -> int:
     return seeds[seed % len(seeds)]
 
 
-def _student(manifest: Manifest, found: Place, device: torch.device) -> Student:
+def _student(manifest: Manifest, found: StudentLocation, device: torch.device) -> Student:
     student, _ = load(found, manifest.classes, device)
     return from_distances(student)
 

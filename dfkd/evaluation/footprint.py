@@ -31,7 +31,7 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSize:
     """What answers an image, on the CPU."""
 
     name: str
@@ -42,7 +42,7 @@ class Network:
     """Takes pixels [1, 3, S, S] float32."""
 
 
-def networks(manifest: Manifest) -> dict[str, Network]:
+def networks(manifest: Manifest) -> dict[str, NetworkSize]:
     """The networks behind the models that are scored, by name of the model.
 
     Raises:
@@ -52,29 +52,29 @@ def networks(manifest: Manifest) -> dict[str, Network]:
     return {model: makers[model](manifest) for model in manifest.evaluation.models}
 
 
-def teacher(manifest: Manifest) -> Network:
+def teacher(manifest: Manifest) -> NetworkSize:
     """The teacher's image tower."""
     return _tower(Teacher.load(manifest.teacher, CPU, cache=manifest.cache))
 
 
-def text_only(manifest: Manifest) -> Network:
+def text_only(manifest: Manifest) -> NetworkSize:
     """The image tower of the text-only classifier; its class vectors are nothing beside it."""
     return _tower(load_tower(manifest, CPU))
 
 
-def _tower(tower: Teacher) -> Network:
+def _tower(tower: Teacher) -> NetworkSize:
     visual = tower.model.get_submodule("visual")
     name = f"{tower.name}, {tower.image_size} px"
-    return Network(name, parameters(visual), tower.image_size, tower.encode_image)
+    return NetworkSize(name, parameters(visual), tower.image_size, tower.encode_image)
 
 
-def student(manifest: Manifest) -> Network:
+def student(manifest: Manifest) -> NetworkSize:
     """A student of the manifest's shape; nobody has trained it, which changes neither figure."""
     config = dataclasses.replace(manifest.distillation, weights="none")
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     module = build(config, classes, size, seed=0).eval()
     name = f"{config.student}, {config.stem} stem, {size} px, {classes} classes"
-    return Network(name, parameters(module), size, module)
+    return NetworkSize(name, parameters(module), size, module)
 
 
 def parameters(module: nn.Module) -> int:
@@ -113,7 +113,7 @@ def read(storage: Storage) -> Latency:
         ) from None
 
 
-def write(storage: Storage, found: Mapping[str, Network]) -> dict[str, float]:
+def write(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[str, float]:
     """Measure each network, once for each shape, and write `latency.json`; returns its `ms`."""
     content = measure(found)
     storage.put(FILE, canonical(content))
@@ -121,7 +121,7 @@ def write(storage: Storage, found: Mapping[str, Network]) -> dict[str, float]:
     return ms
 
 
-def find_or_write(storage: Storage, found: Mapping[str, Network]) -> dict[str, float]:
+def find_or_write(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[str, float]:
     """Milliseconds by key, as this machine has measured networks of these shapes before, or now.
 
     In this `latency.json` they go by the names of the networks. So a table that is written again
@@ -134,7 +134,7 @@ def find_or_write(storage: Storage, found: Mapping[str, Network]) -> dict[str, f
     return {key: ms[network.name] for key, network in found.items()}
 
 
-def measure(found: Mapping[str, Network]) -> dict[str, Any]:
+def measure(found: Mapping[str, NetworkSize]) -> dict[str, Any]:
     """The content of `latency.json`."""
     several = {network.name: network for network in found.values()}
     draw = torch.Generator().manual_seed(0)

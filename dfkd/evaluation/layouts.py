@@ -32,9 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd.errors import ManifestError
-from dfkd.evaluation.folders import Entry, Tally, folders, images, others
-from dfkd.evaluation.image_lists import FIELD, listed
-from dfkd.evaluation.public_data_sets import DATA_SETS, DataSet, alike
+from dfkd.evaluation.image_lists import FIELD, Entry, Tally, folders, images, listed, others
+from dfkd.evaluation.public_data_sets import DATA_SETS, PublicDataSet, alike
 
 SPLITS = frozenset({"train", "crossval", "val", "test", "full"})
 """Folders below a domain; JigenDG's `full` holds what `train` and `crossval` hold."""
@@ -57,7 +56,7 @@ class Layout:
     """The folder of each domain."""
     words: Set[str]
     """Names of the class folders; none where the images lie in the domain's own folder."""
-    data_set: DataSet | None = None
+    data_set: PublicDataSet | None = None
     lists: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     """Of each domain; none where the folders tell all."""
     split: bool = False
@@ -110,7 +109,7 @@ class Layout:
 
 
 def _differences(
-    data_set: DataSet, asked: Sequence[str], counts: Mapping[str, int]
+    data_set: PublicDataSet, asked: Sequence[str], counts: Mapping[str, int]
 ) -> Iterator[str]:
     for domain in asked:
         published, found = data_set.images[domain], counts.get(domain, 0)
@@ -202,7 +201,7 @@ def _list_files(root: Path, home: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _named(
-    data_set: DataSet, home: Path, files: Sequence[tuple[str, Path]]
+    data_set: PublicDataSet, home: Path, files: Sequence[tuple[str, Path]]
 ) -> dict[str, list[Path]]:
     """The lists of each domain of a data set that has a folder in `home`."""
     there = {data_set.domain(place.name) for place in folders(home)} - {""}
@@ -213,7 +212,7 @@ def _named(
     return named
 
 
-def _with_lists(data_set: DataSet, home: Path, named: Mapping[str, Sequence[Path]]) -> Layout:
+def _with_lists(data_set: PublicDataSet, home: Path, named: Mapping[str, Sequence[Path]]) -> Layout:
     domains = {place: data_set.domain(place.name) for place in folders(home)}
     homes = {name: place for place, name in domains.items() if name in named}
     words = {inner.name for place in homes.values() for inner in folders(place)}

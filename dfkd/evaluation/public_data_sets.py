@@ -13,7 +13,7 @@ def alike(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class PublicDataSet:
     """What is published about a data set."""
 
     name: str
@@ -40,27 +40,27 @@ class DataSet:
 
 
 DATA_SETS = (
-    DataSet(  # Li et al. 2017; lists of the authors' train, crossval and test splits
+    PublicDataSet(  # Li et al. 2017; lists of the authors' train, crossval and test splits
         name="PACS",
         images={"photo": 1670, "art_painting": 2048, "cartoon": 2344, "sketch": 3929},
         classes=7,
         first=1,
         broken=frozenset({"n02103406_4068-1.png"}),  # Dassl's reader passes it over
     ),
-    DataSet(  # Fang et al. 2013; DomainBed's and JigenDG's copies have the same numbers
+    PublicDataSet(  # Fang et al. 2013; DomainBed's and JigenDG's copies have the same numbers
         name="VLCS",
         images={"VOC2007": 3376, "LabelMe": 2656, "Caltech101": 1415, "SUN09": 3282},
         classes=5,
         also={"VOC2007": ["PASCAL"], "Caltech101": ["CALTECH"], "SUN09": ["SUN"]},
         order=("bird", "car", "chair", "dog", "person"),
     ),
-    DataSet(  # Venkateswara et al. 2017
+    PublicDataSet(  # Venkateswara et al. 2017
         name="Office-Home",
         images={"art": 2427, "clipart": 4365, "product": 4439, "real_world": 4357},
         classes=65,
         also={"real_world": ["RealWorld", "Real"]},
     ),
-    DataSet(  # Peng et al. 2019, the cleaned lists: 409,832 for training and 176,743 for tests
+    PublicDataSet(  # Peng et al. 2019, the cleaned lists: 409,832 to train, 176,743 to test
         name="DomainNet",
         images={
             "clipart": 48129,
@@ -72,7 +72,7 @@ DATA_SETS = (
         },
         classes=345,
     ),
-    DataSet(  # Caputo et al. 2014; the lists of Pascal name 9 of 591 images twice, in two classes
+    PublicDataSet(  # Caputo et al. 2014; lists of Pascal name 9 of 591 images in two classes
         name="ImageCLEF-DA",
         images={"caltech": 600, "imagenet": 600, "pascal": 600},
         classes=12,
@@ -83,7 +83,7 @@ DATA_SETS = (
             *("car", "dog", "horse", "monitor", "motorbike", "people"),
         ),
     ),
-    DataSet(  # Peng et al. 2018; the folders in test/ are no classes
+    PublicDataSet(  # Peng et al. 2018; the folders in test/ are no classes
         name="VisDA-2017",
         images={"synthetic": 152397, "real": 55388},
         classes=12,

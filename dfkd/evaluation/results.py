@@ -68,7 +68,7 @@ COLUMNS = pa.schema(
 )
 
 
-class Row(TypedDict):
+class ResultRow(TypedDict):
     """One model's scores on one domain; the fields are described above."""
 
     model: str
@@ -119,7 +119,7 @@ def row(
     domain: str,
     classes: Sequence[str],
     confusion: npt.NDArray[np.int64],
-) -> Row:
+) -> ResultRow:
     """The row that follows from M x M counts (true x predicted), of which one is not zero."""
     totals, right = confusion.sum(axis=1), confusion.diagonal()
     per_class = {
@@ -127,7 +127,7 @@ def row(
         for index, name in enumerate(classes)
         if totals[index]
     }
-    return Row(
+    return ResultRow(
         model=model,
         method=method,
         seed=seed,
@@ -140,7 +140,7 @@ def row(
     )
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
+def ordered(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """By model in the order of `MODELS`, method as the paper lists them, seed and domain."""
     return sorted(
         rows,
@@ -154,27 +154,27 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     )
 
 
-def figure(row: Row, average: Average) -> float:
+def figure(row: ResultRow, average: Average) -> float:
     """The accuracy of a row, 0-1: over its images, or the mean over its classes."""
     return row["class_mean"] if average == "classes" else row["accuracy"]
 
 
-def summarise(rows: Sequence[Row], average: Average = "images") -> list[Summary]:
+def summarise(rows: Sequence[ResultRow], average: Average = "images") -> list[Summary]:
     """Mean over domains, mean and standard deviation over seeds, for each model and method."""
     return [
         _summary(model, method, group, average) for (model, method), group in by_model(rows).items()
     ]
 
 
-def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+def by_model(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[ResultRow]]:
     """The rows of each model and method, all ordered."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[ResultRow]] = {}
     for row in ordered(rows):
         groups.setdefault((row["model"], row["method"]), []).append(row)
     return groups
 
 
-def summarise_classes(rows: Sequence[Row], domain: str) -> list[ClassSummary]:
+def summarise_classes(rows: Sequence[ResultRow], domain: str) -> list[ClassSummary]:
     """Each model and method on one of the domains, as in the paper's Table 4."""
     found = []
     for (model, method), group in by_model([r for r in rows if r["domain"] == domain]).items():
@@ -187,7 +187,7 @@ def summarise_classes(rows: Sequence[Row], domain: str) -> list[ClassSummary]:
     return found
 
 
-def _summary(model: str, method: str, rows: Sequence[Row], average: Average) -> Summary:
+def _summary(model: str, method: str, rows: Sequence[ResultRow], average: Average) -> Summary:
     seeds = sorted({row["seed"] for row in rows})
     names = sorted({row["domain"] for row in rows})
     overall = spread(
@@ -217,7 +217,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 def results(
     data: Domains,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     unreadable: Sequence[str],
     parameters: Mapping[str, int],
     average: Average = "images",
@@ -321,7 +321,7 @@ def _validate_parameters(found: Any, models: set[str]) -> None:
 
 
 def _validate_row(place: str, found: Any, classes: list[str]) -> None:
-    types = Row.__annotations__.keys()
+    types = ResultRow.__annotations__.keys()
     if not isinstance(found, dict) or found.keys() != types:
         _refuse(place, f"must have the fields {', '.join(types)}", found)
     if found["model"] not in MODELS:

@@ -17,12 +17,12 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.distillation.student_store import Place, load, place
+from dfkd.distillation.student_store import StudentLocation, load, place
 from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, Item, open_data
-from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, Row, results, row, write_results
+from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.maker import class_texts
 from dfkd.storage.cost_records import recorded
@@ -60,7 +60,7 @@ class Candidate:
 class Scores:
     """Rows of one or more models, and the images that could not be scored."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     unreadable: tuple[str, ...]
     """`name: reason` of each image that no decoder could read, sorted."""
 
@@ -113,7 +113,7 @@ def evaluate(
     return Evaluated(content, location, {place.method: place.version for place in places})
 
 
-def _students(manifest: Manifest, version: str) -> Iterator[Place]:
+def _students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
     for method in manifest.methods:
         for seed in manifest.distillation.seeds:
             found = place(manifest, method, seed, version)
@@ -127,7 +127,9 @@ def _students(manifest: Manifest, version: str) -> Iterator[Place]:
             yield found
 
 
-def _load(manifest: Manifest, root: Storage, places: Sequence[Place]) -> Iterator[Candidate]:
+def _load(
+    manifest: Manifest, root: Storage, places: Sequence[StudentLocation]
+) -> Iterator[Candidate]:
     device, wanted = pick_device(), manifest.evaluation.models
     if "teacher" in wanted:
         yield _load_teacher(manifest, device)
@@ -205,7 +207,7 @@ def score_together(
 def _score(
     groups: Iterable[Sequence[Candidate]], data: Domains, batch_size: int, threads: int | None
 ) -> Scores:
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
     for group in groups:
         counts = _confusions(group, data, batch_size, threads or cpus(), unreadable)

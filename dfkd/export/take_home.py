@@ -28,11 +28,11 @@ from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Average, Manifest
 from dfkd.dataset.shards import Sample
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.distillation.student_store import Place, place
+from dfkd.distillation.student_store import StudentLocation, place
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
-from dfkd.evaluation.results import Row, figure, summarise
+from dfkd.evaluation.results import ResultRow, figure, summarise
 from dfkd.evaluation.scoring import BATCH, Candidate, Model, score_together
 from dfkd.export.model_card import model_card
 from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load, quantise
@@ -90,9 +90,9 @@ def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
-def _scored(results: Mapping[str, Any], chosen: Place) -> dict[str, Any]:
+def _scored(results: Mapping[str, Any], chosen: StudentLocation) -> dict[str, Any]:
     """Accuracy of the student in PyTorch and of the teacher (if scored), as evaluation found it."""
-    rows: list[Row] = results["rows"]
+    rows: list[ResultRow] = results["rows"]
     wanted = ("student", chosen.method, chosen.seed)
     own = [row for row in rows if (row["model"], row["method"], row["seed"]) == wanted]
     if not own:
@@ -110,7 +110,7 @@ def _scored(results: Mapping[str, Any], chosen: Place) -> dict[str, Any]:
     }
 
 
-def _accuracy(rows: Sequence[Row], average: Average) -> dict[str, Any]:
+def _accuracy(rows: Sequence[ResultRow], average: Average) -> dict[str, Any]:
     """Per domain, and the mean over domains, from the rows of one model."""
     domains = {row["domain"]: figure(row, average) for row in rows}
     return {"domains": domains, "mean": summarise(rows, average)[0]["mean"]}
@@ -180,7 +180,7 @@ def rules(about: Mapping[str, Any], temperature: float) -> dict[str, Any]:
 
 def _origin(
     manifest: Manifest,
-    chosen: Place,
+    chosen: StudentLocation,
     about: Mapping[str, Any],
     student: Student,
     teacher: Teacher,

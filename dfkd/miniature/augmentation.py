@@ -40,7 +40,7 @@ BLACK, WHITE = _NAMES.index("black"), _NAMES.index("white")
 
 
 @dataclass(frozen=True)
-class Plan:
+class AugmentationPlan:
     """What is done to each of B images: booleans and colour numbers, all [B]."""
 
     ink: Tensor
@@ -82,7 +82,7 @@ class Plan:
         return looks
 
 
-def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> Plan:
+def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> AugmentationPlan:
     """Draw a plan for ``count`` images; at ``strength`` 0 they stay black on white."""
 
     def chance(p: float) -> Tensor:
@@ -100,7 +100,7 @@ def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> Plan:
     ground = torch.where(plain | chance(0.4), WHITE, torch.where(inverted, BLACK, colour()))
     grid = torch.where(chance(0.2), one_of(_GRIDS), 0)
     weight = torch.rand(count, generator=gen) / max(strength, 1e-6)
-    return Plan(
+    return AugmentationPlan(
         ink,
         colour(),
         ground,
@@ -117,7 +117,11 @@ def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> Plan:
 
 
 def paint(
-    alpha: Tensor, coloured: Tensor, p: Plan, gen: torch.Generator, strength: float = 1.0
+    alpha: Tensor,
+    coloured: Tensor,
+    p: AugmentationPlan,
+    gen: torch.Generator,
+    strength: float = 1.0,
 ) -> Tensor:
     """Render a batch: [N, 64, 64] ink coverage and [M, 4, 64, 64] RGBA to [N + M, 3, 64, 64]."""
     n, m = len(alpha), len(coloured)
@@ -198,7 +202,7 @@ def pixelate(x: Tensor, grid: Tensor, gen: torch.Generator) -> Tensor:
     return x
 
 
-def _restroke(x: Tensor, p: Plan, n: int) -> Tensor:
+def _restroke(x: Tensor, p: AugmentationPlan, n: int) -> Tensor:
     for flags, kind in ((p.bold[:n], "bold"), (p.thin[:n], "thin"), (p.edges[:n], "edges")):
         chosen = flags.nonzero().squeeze(1)
         if not len(chosen):
@@ -241,7 +245,7 @@ def _recolour(rgb: Tensor, gen: torch.Generator) -> Tensor:
     return torch.lerp(rgb, rgb.mean(1, keepdim=True).expand_as(rgb), fade)
 
 
-def _spoil(x: Tensor, p: Plan, gen: torch.Generator) -> Tensor:
+def _spoil(x: Tensor, p: AugmentationPlan, gen: torch.Generator) -> Tensor:
     """Soft, noisy and textured versions, such as a generator makes."""
     chosen = p.blur.nonzero().squeeze(1)
     soft = F.avg_pool2d(F.pad(x[chosen], (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.miniature import augmentation
-from dfkd.miniature.recipe import Backbone
-from dfkd.miniature.rendering import Cache, Row, pixels
+from dfkd.miniature.recipe import BackboneRecipe
+from dfkd.miniature.rendering import Cache, IconRow, pixels
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.seeding import seeded
 
@@ -29,7 +29,9 @@ from dfkd.utils.seeding import seeded
 class IconBatches:
     """Batch `step` of an endless stream of painted icons with labels; depends on (seed, step)."""
 
-    def __init__(self, cache: Cache, rows: Sequence[Row], nouns: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, cache: Cache, rows: Sequence[IconRow], nouns: Sequence[str], seed: int
+    ) -> None:
         """Uses the rows that are named by one of `nouns`; each noun is drawn equally often."""
         self.cache, self.seed = cache, seed
         self.named = [[row for row in rows if row.concept == noun] for noun in nouns]
@@ -47,10 +49,12 @@ class IconBatches:
         return images, torch.from_numpy(labels[order])
 
 
-class Trainer:
+class BackboneTrainer:
     """A classifier in training; `run` goes on from the last checkpoint in `folder`."""
 
-    def __init__(self, recipe: Backbone, batches: IconBatches, folder: Path, seed: int) -> None:
+    def __init__(
+        self, recipe: BackboneRecipe, batches: IconBatches, folder: Path, seed: int
+    ) -> None:
         self.recipe, self.batches, self.step = recipe, batches, 0
         with seeded(seed):
             network: nn.Module = torchvision.models.get_model(
@@ -129,7 +133,7 @@ def save(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def _share(step: int, recipe: Backbone) -> float:
+def _share(step: int, recipe: BackboneRecipe) -> float:
     """Of the learning rate at a 0-based step."""
     rise = min(1.0, (step + 1) / recipe.rising_steps)
     return rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))

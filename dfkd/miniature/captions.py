@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dfkd.miniature.rendering import Row
+from dfkd.miniature.rendering import IconRow
 
 Tokens = npt.NDArray[np.int64]
 
@@ -114,7 +114,7 @@ class Captioner:
 
     def caption(
         self,
-        row: Row,
+        row: IconRow,
         look: Look,
         rng: np.random.Generator,
         strength: float = 1.0,
@@ -133,12 +133,12 @@ class Captioner:
         says = told if form in _TOLD else ()
         return Caption(" ".join(name), self._noise(words, rng), says)
 
-    def truths(self, row: Row, look: Look) -> list[str]:
+    def truths(self, row: IconRow, look: Look) -> list[str]:
         """All that a caption could tell about how an icon is drawn."""
         colours = "colour" if row.colour else "monochrome"
         return [*look.words, *row.style, self.titles[row.collection], colours]
 
-    def _told(self, row: Row, look: Look, rng: np.random.Generator) -> tuple[str, ...]:
+    def _told(self, row: IconRow, look: Look, rng: np.random.Generator) -> tuple[str, ...]:
         choices = self.truths(row, look)
         count = 2 if rng.random() < 0.3 else 1
         return tuple(choices[rng.integers(len(choices))] for _ in range(count))
@@ -156,7 +156,7 @@ def _worded(
     name: list[str],
     style: list[str],
     kind: str,
-    row: Row,
+    row: IconRow,
     rng: np.random.Generator,
 ) -> list[str]:
     """The words of a form, in which X, S, K and C are name, style, kind and category."""
@@ -172,7 +172,7 @@ def _worded(
     return [word for part in form.split() for word in parts.get(part, [part])]
 
 
-def object_name(row: Row, rng: np.random.Generator) -> list[str]:
+def object_name(row: IconRow, rng: np.random.Generator) -> list[str]:
     """The words for the object: its name, an alias, a synonym, or fewer of its words."""
     words = list(row.words)
     draw = rng.random()

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from dfkd.miniature.icons import EVALUATION
-from dfkd.miniature.rendering import Cache, Pixels, Row, on_white
+from dfkd.miniature.rendering import Cache, IconRow, Pixels, on_white
 
 #: Names per class; a "/" separates names. Names of a thing with a badge on it are left out.
 NAMES: dict[str, str] = {
@@ -135,12 +135,12 @@ MOST = 10
 
 
 @dataclass(frozen=True)
-class Picture:
+class EvaluationImage:
     """One image of the set."""
 
     domain: str
     label: str
-    row: Row
+    row: IconRow
     pixels: Pixels
 
     @property
@@ -149,36 +149,36 @@ class Picture:
         return f"{self.domain}/{self.label}/{self.row.collection}_{self.row.name}.png"
 
 
-def select(cache: Cache) -> list[Picture]:
+def select(cache: Cache) -> list[EvaluationImage]:
     """The set's images, [64, 64, 3] uint8, sorted by their place in the bundle."""
     classes = {name: label for label, text in NAMES.items() for name in text.split("/")}
     domains = {prefix: domain for domain, prefixes in EVALUATION.items() for prefix in prefixes}
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[IconRow]] = {}
     for row in cache.rows:
         label = classes.get(row.concept)
         if label and row.collection in domains and NOT.isdisjoint(row.name.split("-")):
             groups.setdefault((row.collection, label), []).append(row)
     chosen = [
-        Picture(domains[prefix], label, row, image(cache, row))
+        EvaluationImage(domains[prefix], label, row, image(cache, row))
         for (prefix, label), rows in groups.items()
         for row in sorted(rows, key=_shuffled)[:MOST]
     ]
     return sorted(without_repetition(chosen), key=lambda picture: picture.member)
 
 
-def image(cache: Cache, row: Row) -> Pixels:
+def image(cache: Cache, row: IconRow) -> Pixels:
     """One icon as [64, 64, 3] uint8: in its colours, or black, on white."""
     if row.colour:
         return on_white(cache.colour[row.slot])
     return np.repeat(255 - cache.mono[row.slot][..., None], 3, axis=2)
 
 
-def without_repetition(pictures: Sequence[Picture]) -> list[Picture]:
+def without_repetition(pictures: Sequence[EvaluationImage]) -> list[EvaluationImage]:
     """The pictures without exact copies of an earlier one (sets hold icons under two names)."""
     return list({picture.pixels.tobytes(): picture for picture in reversed(pictures)}.values())
 
 
-def write(pictures: Sequence[Picture], path: Path) -> str:
+def write(pictures: Sequence[EvaluationImage], path: Path) -> str:
     """Write the bundle, a tar of PNGs, byte for byte the same each time; returns its sha256."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as bundle:
         for picture in pictures:
@@ -191,7 +191,7 @@ def write(pictures: Sequence[Picture], path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def counts(pictures: Sequence[Picture]) -> Mapping[str, dict[str, int]]:
+def counts(pictures: Sequence[EvaluationImage]) -> Mapping[str, dict[str, int]]:
     """Images per domain and class."""
     table: dict[str, dict[str, int]] = {domain: dict.fromkeys(NAMES, 0) for domain in EVALUATION}
     for picture in pictures:
@@ -210,7 +210,7 @@ def official(table: Mapping[str, Mapping[str, int]], size: int = 12) -> list[str
     return sorted(everywhere, key=lambda name: (-total[name], name))[:size]
 
 
-def _shuffled(row: Row) -> bytes:
+def _shuffled(row: IconRow) -> bytes:
     return hashlib.sha256(f"{row.collection}:{row.name}".encode()).digest()
 
 

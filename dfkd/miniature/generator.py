@@ -21,7 +21,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
 from dfkd.miniature import augmentation
-from dfkd.miniature.recipe import Generator
+from dfkd.miniature.recipe import GeneratorRecipe
 from dfkd.miniature.rendering import SIZE, Batches, Cache
 from dfkd.miniature.teacher import MEAN, STD, Log
 
@@ -29,7 +29,7 @@ _DECAY = 0.95
 _DEAD = 0.1
 
 
-def config(recipe: Generator) -> dict[str, Any]:
+def config(recipe: GeneratorRecipe) -> dict[str, Any]:
     """The layout of taming-transformers' ``model.yaml``."""
     networks = {
         "double_z": False,
@@ -103,7 +103,7 @@ class Codebook(nn.Module):
 class Network(nn.Module):
     """The autoencoder, with the parameter names of an official VQModel checkpoint."""
 
-    def __init__(self, recipe: Generator) -> None:
+    def __init__(self, recipe: GeneratorRecipe) -> None:
         super().__init__()
         params = config(recipe)["model"]["params"]
         width, latent = recipe.latent_channels, params["embed_dim"]
@@ -183,12 +183,12 @@ class Losses:
     index: Tensor
 
 
-class Trainer:
+class GeneratorTrainer:
     """One training run with checkpoints in ``folder``; the same call resumes."""
 
     def __init__(
         self,
-        recipe: Generator,
+        recipe: GeneratorRecipe,
         cache: Cache,
         keep: npt.NDArray[np.int64],
         teacher: nn.Module,

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.config.fingerprint import fingerprint
-from dfkd.miniature import backbone, evaluation_set, making, pretraining, scoring
+from dfkd.miniature import backbone, evaluation_set, pretraining, scoring
 from dfkd.miniature import (
     teacher as teacher_recipe,
 )
-from dfkd.miniature.evaluation_set import Picture
+from dfkd.miniature.evaluation_set import EvaluationImage
 from dfkd.miniature.icons import EVALUATION, Collection
 from dfkd.miniature.pretraining import World
 from dfkd.miniature.recipe import Recipe
@@ -68,10 +68,10 @@ def make(recipe: Recipe, shown: str) -> Path:
         "generator": scoring.generator_scores(maker, generator, teacher, tokenizer, icons),
         "files": scoring.file_scores(output, FILES),
     }
-    making.write_picture(pictures, images, made, output)
-    making.write_card(scores, output)
+    write_picture(pictures, images, made, output)
+    write_card(scores, output)
     _write_notice(recipe, icons, output)
-    return making.write_scores(scores, output)
+    return write_scores(scores, output)
 
 
 def make_backbone(recipe: Recipe) -> Path:
@@ -90,7 +90,9 @@ def make_backbone(recipe: Recipe) -> Path:
     ]
     batches = backbone.IconBatches(icons.training, icons.rows, nouns, recipe.seed)
     folder = Path(recipe.data.work) / "models"
-    network = backbone.Trainer(recipe.backbone, batches, folder, recipe.seed).run(pretraining.log)
+    network = backbone.BackboneTrainer(recipe.backbone, batches, folder, recipe.seed).run(
+        pretraining.log
+    )
     seen = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
     right = backbone.accuracy(network, *seen)
     pretraining.log(f"{right:.3f} of {len(seen[1])} validation icons named, of {len(nouns)} nouns")
@@ -103,7 +105,7 @@ def _write_notice(recipe: Recipe, icons: World, output: Path) -> None:
     described = icons.catalogue.collections
     learned = sorted(pretraining.collections_of([*icons.rows, *icons.validation]))
     shown = [prefix for group in EVALUATION.values() for prefix in group]
-    making.write_notice(
+    write_notice(
         [described[p] for p in learned], [described[p] for p in shown], recipe.data.package, output
     )
 
@@ -170,7 +172,11 @@ def write_card(scores: Scores, folder: Path) -> None:
 
 
 def write_picture(
-    pictures: Sequence[Picture], images: Tensor, made: Tensor, folder: Path, columns: int = 16
+    pictures: Sequence[EvaluationImage],
+    images: Tensor,
+    made: Tensor,
+    folder: Path,
+    columns: int = 16,
 ) -> None:
     """Write ``reconstructions.png``: per domain a row of held-out icons above their reconstruction.
 

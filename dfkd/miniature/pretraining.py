@@ -33,8 +33,8 @@ from dfkd.miniature import (
 )
 from dfkd.miniature.evaluation_set import Match
 from dfkd.miniature.icons import EVALUATION, VALIDATION, Catalogue
-from dfkd.miniature.recipe import Data, Recipe
-from dfkd.miniature.rendering import Cache, Row, plain
+from dfkd.miniature.recipe import IconData, Recipe
+from dfkd.miniature.rendering import Cache, IconRow, plain
 from dfkd.utils.pixels import from_bytes
 
 _CHUNK = 8000
@@ -49,16 +49,16 @@ class World:
     held_out: Cache
     keep: npt.NDArray[np.int64]
     """Positions in ``training`` that may be learned from."""
-    validation: list[Row]
+    validation: list[IconRow]
     matches: list[Match]
     """Training icons that are the same drawing as a held-out one; none of them is in ``keep``."""
-    bundle: list[evaluation_set.Picture]
+    bundle: list[evaluation_set.EvaluationImage]
     """The bundled evaluation set."""
     alike: list[str]
     """Pictures that are not in it, since a training icon is the same drawing."""
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[IconRow]:
         """The icons that are learned from."""
         return [self.training.rows[i] for i in self.keep]
 
@@ -103,7 +103,7 @@ def claim(recipe: Recipe) -> None:
         )
 
 
-def package(data: Data) -> Path:
+def package(data: IconData) -> Path:
     """The folder of the unpacked icon package, fetched with npm where the recipe names no folder.
 
     Raises:
@@ -121,7 +121,7 @@ def package(data: Data) -> Path:
     return folder
 
 
-def _fetched(data: Data) -> Path:
+def _fetched(data: IconData) -> Path:
     work = Path(data.work)
     unpacked = work / "package"
     if (unpacked / "collections.json").is_file():
@@ -176,7 +176,7 @@ def world(recipe: Recipe) -> World:
 
 def _bundle(
     training: Cache, keep: Sequence[int], aside: Cache, recipe: Recipe
-) -> tuple[list[evaluation_set.Picture], list[str]]:
+) -> tuple[list[evaluation_set.EvaluationImage], list[str]]:
     """The bundled set without pictures that some training icon equals, and the names of those."""
     pictures = evaluation_set.select(aside)
     record = Path(recipe.data.work) / f"alike-{recipe.data.max_likeness}.json"
@@ -227,7 +227,7 @@ def _hash_part(folder: Path, start: int) -> evaluation_set.Bits:
     return evaluation_set.hashes(rendering.grey(cache, row) for row in rows)
 
 
-def _path_keys(catalogue: Catalogue, rows: Sequence[Row]) -> list[str]:
+def _path_keys(catalogue: Catalogue, rows: Sequence[IconRow]) -> list[str]:
     keys = {
         (prefix, icon.name): evaluation_set.path_key(icon.body, max(icon.box[2:]))
         for prefix in sorted({row.collection for row in rows})
@@ -250,7 +250,7 @@ def tokenizer(recipe: Recipe, icons: World, folder: Path) -> tuple[SimpleTokeniz
 
 def train_teacher(
     recipe: Recipe, icons: World, made: SimpleTokenizer, words: Sequence[str], output: Path
-) -> teacher_recipe.Trainer:
+) -> teacher_recipe.TeacherTrainer:
     """Train the teacher, exporting its running average at every checkpoint."""
     nouns = teacher_recipe.common_nouns(icons.rows, 200)
     images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
@@ -260,7 +260,7 @@ def train_teacher(
         log(f"teacher step {step} validation: {right.float().mean():.4f} of {len(nouns)} nouns")
         export(model.state_dict(), output / "teacher.safetensors")
 
-    trainer = teacher_recipe.Trainer(
+    trainer = teacher_recipe.TeacherTrainer(
         recipe.teacher,
         icons.training,
         icons.keep,
@@ -277,7 +277,7 @@ def train_teacher(
 
 def train_generator(
     recipe: Recipe, icons: World, teacher: nn.Module, output: Path
-) -> generator.Trainer:
+) -> generator.GeneratorTrainer:
     """Train the VQGAN, exporting it at every checkpoint in the official layout."""
     config = generator.config(recipe.generator)
     (output / "generator.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
@@ -292,7 +292,7 @@ def train_generator(
         export(network.official(), output / "generator.safetensors")
         network.train()
 
-    trainer = generator.Trainer(
+    trainer = generator.GeneratorTrainer(
         recipe.generator, icons.training, icons.keep, teacher, _models(recipe), recipe.seed, log
     )
     validate(trainer.run(validate), trainer.step)
@@ -305,7 +305,7 @@ def reconstruct(network: generator.Network, images: Tensor) -> Tensor:
     return torch.cat([network.reconstruct(part) for part in images.split(64)])
 
 
-def evaluation_images(icons: World) -> tuple[list[evaluation_set.Picture], Tensor]:
+def evaluation_images(icons: World) -> tuple[list[evaluation_set.EvaluationImage], Tensor]:
     """The bundled set: its pictures, and their pixels [N, 3, 64, 64] in [0, 1]."""
     pictures = icons.bundle
     pixels = np.stack([picture.pixels for picture in pictures])
@@ -321,7 +321,7 @@ def export(state: dict[str, Tensor], path: Path) -> None:
     path.chmod(0o644)
 
 
-def collections_of(rows: Sequence[Row]) -> Counter[str]:
+def collections_of(rows: Sequence[IconRow]) -> Counter[str]:
     """Icons per collection."""
     return Counter(row.collection for row in rows)
 

@@ -20,7 +20,7 @@ from dfkd.utils.types import (
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Data:
+class IconData:
     """Which icons are learned from."""
 
     package: Name = "@iconify/json@2.2.535"
@@ -43,7 +43,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Teacher:
+class TeacherRecipe:
     """The open_clip model and its training."""
 
     embed_dim: Count = 192
@@ -75,7 +75,7 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Generator:
+class GeneratorRecipe:
     """The VQGAN and its training."""
 
     channels: Annotated[int, Field(ge=32, multiple_of=32)] = 32
@@ -96,7 +96,7 @@ class Generator:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Backbone:
+class BackboneRecipe:
     """A torchvision ResNet that names training icons (`--backbone`), and its training."""
 
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
@@ -124,10 +124,10 @@ class Recipe:
     """Where the assets go; `dfkd/miniature/assets` is what the package ships."""
     note: str = ""
     """A remark for the model card."""
-    data: Data = Field(default_factory=Data)
-    teacher: Teacher = Field(default_factory=Teacher)
-    generator: Generator = Field(default_factory=Generator)
-    backbone: Backbone = Field(default_factory=Backbone)
+    data: IconData = Field(default_factory=IconData)
+    teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
+    generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
+    backbone: BackboneRecipe = Field(default_factory=BackboneRecipe)
 
     def __post_init__(self) -> None:
         require_folder("output", self.output)

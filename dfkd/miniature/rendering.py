@@ -57,7 +57,7 @@ def on_white(pixels: Pixels) -> Pixels:
 
 
 @dataclass(frozen=True)
-class Row:
+class IconRow:
     """One line of the cache's index; ``slot`` counts within the array that ``colour`` selects."""
 
     collection: str
@@ -79,7 +79,7 @@ class Row:
 class Cache:
     """Rendered icons: alpha [N, 64, 64] of the black ones, RGBA [M, 64, 64, 4] of the others."""
 
-    rows: list[Row]
+    rows: list[IconRow]
     mono: Pixels
     colour: Pixels
 
@@ -118,7 +118,7 @@ def read(folder: Path) -> Cache:
     )
 
 
-def grey(cache: Cache, row: Row) -> Pixels:
+def grey(cache: Cache, row: IconRow) -> Pixels:
     """One icon as [64, 64] luminance on white, for hashing."""
     if not row.colour:
         return np.asarray(255 - cache.mono[row.slot])
@@ -182,9 +182,9 @@ def _write(folder: Path, parts: list[_Part]) -> None:
     os.replace(partial, folder / "rows.json")
 
 
-def _row(fields: dict[str, Any]) -> Row:
+def _row(fields: dict[str, Any]) -> IconRow:
     lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    return Row(**{**fields, **lists})
+    return IconRow(**{**fields, **lists})
 
 
 #: Words of user interfaces rather than things; drawings named by them are seen less often.
@@ -205,7 +205,7 @@ _PICTORIAL = frozenset(["emojione", "fxemoji", "streamline-emojis", "flat-color-
 _MACHINE_MADE = frozenset(("iconmind",))
 
 
-def easy_weights(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
+def easy_weights(rows: Sequence[IconRow]) -> npt.NDArray[np.float64]:
     """Probability of each row in the first steps: names that at least three sets share."""
     variants = Counter((r.collection, r.words) for r in rows)
     drawings = Counter(concept for _, concept in {(r.collection, r.words) for r in rows})
@@ -214,7 +214,7 @@ def easy_weights(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     return _shares(raw)
 
 
-def weights(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
+def weights(rows: Sequence[IconRow]) -> npt.NDArray[np.float64]:
     """Probability of each row: rare names, things, emoji and colour up; variants and UI down."""
     variants = Counter((r.collection, r.words) for r in rows)
     drawings = Counter(concept for _, concept in {(r.collection, r.words) for r in rows})
@@ -228,7 +228,7 @@ def _shares(raw: Sequence[float]) -> npt.NDArray[np.float64]:
     return shares
 
 
-def _weight(row: Row, variants: int, sharing: int) -> float:
+def _weight(row: IconRow, variants: int, sharing: int) -> float:
     weight: float = variants**-0.7
     if sharing == 1:
         weight *= 0.2
@@ -251,13 +251,13 @@ class Batches:
         self.cache, self.size, self.seed = cache, size, seed
         self.rows = [cache.rows[i] for i in keep]
         self.easy, self.usual = easy_weights(self.rows), weights(self.rows)
-        self.named: dict[tuple[str, ...], list[Row]] = {}
+        self.named: dict[tuple[str, ...], list[IconRow]] = {}
         for row in self.rows:
             self.named.setdefault(row.words, []).append(row)
 
     def draw(
         self, step: int, strength: float = 1.0, mates: bool = False
-    ) -> tuple[list[Row], Tensor, Tensor, np.random.Generator]:
+    ) -> tuple[list[IconRow], Tensor, Tensor, np.random.Generator]:
         """Rows (black ones first), their alpha [N, 64, 64], their premultiplied RGBA
         [M, 4, 64, 64], and the generator for what else is random in this step.
 
@@ -275,7 +275,7 @@ class Batches:
         return rows, *pixels(self.cache, rows), rng
 
 
-def pixels(cache: Cache, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def pixels(cache: Cache, rows: Sequence[IconRow]) -> tuple[Tensor, Tensor]:
     """Alpha [N, 64, 64] of the black rows, premultiplied RGBA [M, 4, 64, 64] of the others."""
     mono = [cache.mono[row.slot] for row in rows if not row.colour]
     colour = [cache.colour[row.slot] for row in rows if row.colour]
@@ -286,7 +286,7 @@ def pixels(cache: Cache, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(alpha).float() / 255, layers
 
 
-def plain(cache: Cache, rows: Sequence[Row]) -> Tensor:
+def plain(cache: Cache, rows: Sequence[IconRow]) -> Tensor:
     """Rows as they are, black or in colour on white, in the order given: [rows, 3, 64, 64]."""
     out = torch.empty(len(rows), 3, 64, 64)
     for line, row in zip(out, rows, strict=True):

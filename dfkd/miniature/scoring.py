@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dfkd.miniature import evaluation_set, generator
 from dfkd.miniature import teacher as teacher_recipe
 from dfkd.miniature.captions import PSEUDO_WORD
-from dfkd.miniature.evaluation_set import Picture
+from dfkd.miniature.evaluation_set import EvaluationImage
 from dfkd.miniature.icons import EVALUATION
 from dfkd.miniature.pretraining import World, collections_of, evaluation_images, reconstruct
 from dfkd.miniature.recipe import Recipe
@@ -66,7 +66,10 @@ def data_scores(recipe: Recipe, icons: World) -> Scores:
 
 
 def teacher_scores(
-    trainer: teacher_recipe.Trainer, model: nn.Module, tokenizer: SimpleTokenizer, icons: World
+    trainer: teacher_recipe.TeacherTrainer,
+    model: nn.Module,
+    tokenizer: SimpleTokenizer,
+    icons: World,
 ) -> Scores:
     """Zero-shot accuracy on the bundled set and on unseen training-side collections."""
     recipe = trainer.recipe
@@ -98,7 +101,7 @@ def teacher_scores(
 
 
 def generator_scores(
-    trainer: generator.Trainer,
+    trainer: generator.GeneratorTrainer,
     network: generator.Network,
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
@@ -126,7 +129,7 @@ def _codes_used(network: generator.Network, images: Tensor) -> int:
     return len(torch.cat(parts).unique())
 
 
-def _fidelity(pictures: Sequence[Picture], images: Tensor, made: Tensor) -> Scores:
+def _fidelity(pictures: Sequence[EvaluationImage], images: Tensor, made: Tensor) -> Scores:
     """How near the pixels of the reconstructions `made` are to those of `images`."""
     domains = _domains(pictures)
     colour = domains["color_emoji"]
@@ -142,7 +145,7 @@ def _fidelity(pictures: Sequence[Picture], images: Tensor, made: Tensor) -> Scor
 def _recognition(
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
-    pictures: Sequence[Picture],
+    pictures: Sequence[EvaluationImage],
     images: Tensor,
     made: Tensor,
 ) -> Scores:
@@ -180,14 +183,16 @@ def file_scores(folder: Path, names: Sequence[str]) -> Scores:
     }
 
 
-def exported_teacher(trainer: teacher_recipe.Trainer, path: Path, vocabulary: int) -> nn.Module:
+def exported_teacher(
+    trainer: teacher_recipe.TeacherTrainer, path: Path, vocabulary: int
+) -> nn.Module:
     """The teacher as the package loads it: half-precision numbers at full precision."""
     model = teacher_recipe.build(trainer.recipe, vocabulary)
     model.load_state_dict(load_file(path))
     return model.eval().requires_grad_(False)
 
 
-def exported_generator(trainer: generator.Trainer, path: Path) -> generator.Network:
+def exported_generator(trainer: generator.GeneratorTrainer, path: Path) -> generator.Network:
     """The generator as the package loads it (its codebook's running sums are not exported)."""
     network = generator.Network(trainer.recipe)
     found = network.load_state_dict(load_file(path), strict=False)
@@ -199,7 +204,7 @@ def exported_generator(trainer: generator.Trainer, path: Path) -> generator.Netw
 def _by_domain(
     model: nn.Module,
     tokenizer: SimpleTokenizer,
-    pictures: Sequence[Picture],
+    pictures: Sequence[EvaluationImage],
     images: Tensor,
     names: Sequence[str],
 ) -> Scores:
@@ -249,7 +254,7 @@ def _colourfulness_kept(made: Tensor, real: Tensor) -> float:
     return round(float(spread[0] / spread[1]), 4)
 
 
-def _domains(pictures: Sequence[Picture]) -> dict[str, list[int]]:
+def _domains(pictures: Sequence[EvaluationImage]) -> dict[str, list[int]]:
     places: dict[str, list[int]] = {domain: [] for domain in EVALUATION}
     for index, picture in enumerate(pictures):
         places[picture.domain].append(index)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from dfkd.miniature import augmentation
 from dfkd.miniature.captions import CAPTION_WORDS, PSEUDO_WORD, Caption, Captioner, merges_for
-from dfkd.miniature.recipe import Teacher
-from dfkd.miniature.rendering import UI_WORDS, Batches, Cache, Row, plain
+from dfkd.miniature.recipe import TeacherRecipe
+from dfkd.miniature.rendering import UI_WORDS, Batches, Cache, IconRow, plain
 
 Log = Callable[[str], None]
 #: Normalised images [B, 3, 64, 64], token ids [B, L], positives [B, B], generator.
@@ -33,7 +33,7 @@ MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
 
-def config(recipe: Teacher, vocabulary: int, merges: str) -> dict[str, Any]:
+def config(recipe: TeacherRecipe, vocabulary: int, merges: str) -> dict[str, Any]:
     """The open_clip model configuration."""
     return {
         "embed_dim": recipe.embed_dim,
@@ -54,7 +54,7 @@ def config(recipe: Teacher, vocabulary: int, merges: str) -> dict[str, Any]:
     }
 
 
-def vocabulary(rows: Sequence[Row], titles: dict[str, str], at_least: int) -> list[str]:
+def vocabulary(rows: Sequence[IconRow], titles: dict[str, str], at_least: int) -> list[str]:
     """The words that occur in at least ``at_least`` names, and those of captions, sorted."""
     counts = Counter(w for r in rows for w in {*r.words, *r.style, *" ".join(r.aliases).split()})
     titled = {w for title in titles.values() for w in re.sub("[^a-z ]", " ", title.lower()).split()}
@@ -68,7 +68,7 @@ def merges(words: Sequence[str]) -> str:
     return merges_for(words, default_bpe(), lambda word: full.bpe(word))
 
 
-def build(recipe: Teacher, vocab: int) -> nn.Module:
+def build(recipe: TeacherRecipe, vocab: int) -> nn.Module:
     """The untrained model."""
     cfg = config(recipe, vocab, "")
     text = {k: v for k, v in cfg["text_cfg"].items() if k != "tokenizer_kwargs"}
@@ -128,12 +128,12 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positive: Tenso
     return (by_row + by_column) / 2
 
 
-class Trainer:
+class TeacherTrainer:
     """One training run with checkpoints in ``folder``; the same call resumes."""
 
     def __init__(
         self,
-        recipe: Teacher,
+        recipe: TeacherRecipe,
         cache: Cache,
         keep: npt.NDArray[np.int64],
         tokenizer: SimpleTokenizer,
@@ -293,7 +293,7 @@ def zero_shot(
     return torch.cat(guesses) == labels
 
 
-def common_nouns(rows: Sequence[Row], count: int) -> list[str]:
+def common_nouns(rows: Sequence[IconRow], count: int) -> list[str]:
     """The ``count`` one-word names shared by most rows that are not words of user interfaces."""
     seen = Counter(r.concept for r in rows if len(r.words) == 1)
     names = [n for n, _ in seen.most_common() if n.isalpha() and len(n) > 2 and n not in UI_WORDS]
@@ -301,7 +301,7 @@ def common_nouns(rows: Sequence[Row], count: int) -> list[str]:
 
 
 def validation_set(
-    cache: Cache, rows: Sequence[Row], classes: Sequence[str]
+    cache: Cache, rows: Sequence[IconRow], classes: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Images and labels of the rows whose name is one of the classes."""
     chosen = [r for r in rows if r.concept in set(classes)]

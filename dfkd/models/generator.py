@@ -74,7 +74,7 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     return path
 
 
-def resolve(config: manifest.Generator, cache: str = CACHE) -> ResolvedGenerator:
+def resolve(config: manifest.GeneratorConfig, cache: str = CACHE) -> ResolvedGenerator:
     """Find, check and hash the generator's files.
 
     Args:
@@ -118,7 +118,7 @@ class VQGAN:
     @classmethod
     def load(
         cls,
-        config: manifest.Generator,
+        config: manifest.GeneratorConfig,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,
@@ -268,7 +268,7 @@ _MINIATURE = {
 }
 
 
-def _files(config: manifest.Generator, cache: str) -> tuple[Path, Path]:
+def _files(config: manifest.GeneratorConfig, cache: str) -> tuple[Path, Path]:
     return (
         find_file("generator.config", config.config, cache),
         find_file("generator.weights", config.weights, cache),

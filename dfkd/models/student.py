@@ -334,7 +334,7 @@ def load_student(
     return student.eval().requires_grad_(False).to(device), meta
 
 
-class _Card(BaseModel, strict=True):
+class _StudentCard(BaseModel, strict=True):
     """The parts of a card that a reader relies on; it holds more."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -355,7 +355,7 @@ def read_card(storage: Storage) -> dict[str, Any]:
     data = storage.get(CARD)
     try:
         meta: dict[str, Any] = strict_json.parse(data)
-        _Card.model_validate_json(data)
+        _StudentCard.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

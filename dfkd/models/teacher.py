@@ -35,7 +35,7 @@ class ResolvedTeacher:
     """sha256 by the role that `fingerprint.identity` expects, e.g. `teacher.weights`."""
 
 
-def resolve(config: manifest.Teacher, cache: str = CACHE) -> ResolvedTeacher:
+def resolve(config: manifest.TeacherConfig, cache: str = CACHE) -> ResolvedTeacher:
     """Find, check and hash the teacher's files.
 
     Args:
@@ -111,7 +111,7 @@ class Teacher:
     @classmethod
     def load(
         cls,
-        config: manifest.Teacher,
+        config: manifest.TeacherConfig,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,

@@ -24,10 +24,10 @@ from dfkd.dataset.published import read_json
 from dfkd.dataset.versions import PublishedVersion, current
 from dfkd.errors import LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
+from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
-FOLDER = "regenerations/"
 CLAIM = re.compile(r"regenerations/(?P<number>[0-9]{8})/claim\.json")
 SHARDS_PER_CLASS = 3
 """Shards that are read for a class's diversity."""
@@ -51,7 +51,7 @@ class Attempt:
     @property
     def folder(self) -> str:
         """Of its objects, under the root."""
-        return f"{FOLDER}{self.number:08d}"
+        return f"{layout.REGENERATIONS}{self.number:08d}"
 
     @cached_property
     def claim(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Decision:
 
 def attempts(root: Storage) -> list[Attempt]:
     """All regenerations of a root, oldest first."""
-    matches = (CLAIM.fullmatch(key) for key in root.list(FOLDER))
+    matches = (CLAIM.fullmatch(key) for key in root.list(layout.REGENERATIONS))
     return [Attempt(root, int(match["number"])) for match in matches if match]
 
 
@@ -285,4 +285,4 @@ def diversity(version: PublishedVersion) -> float:
 
 def current_of(root: Storage, method: str) -> PublishedVersion | None:
     """The version of a method that readers use."""
-    return current(root.child(f"data/{method}"))
+    return current(root.child(layout.data(method)))

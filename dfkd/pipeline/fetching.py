@@ -8,7 +8,7 @@ from typing import Any
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.weights import open_clip_tags
-from dfkd.models.weights.artifacts import DataSet, data_set
+from dfkd.models.weights.artifacts import EvaluationData, data_set
 from dfkd.models.weights.download import Fetched, Fetcher
 from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import Need, hub_models, needs, towers
@@ -86,7 +86,7 @@ def _state(need: Need, cache: str) -> tuple[str, str]:
     return ("unknown" if size is None else f"{size:,}"), "missing"
 
 
-def _data(manifest: Manifest, found: DataSet) -> Iterator[str]:
+def _data(manifest: Manifest, found: EvaluationData) -> Iterator[str]:
     place = manifest.evaluation.data
     state = "there" if Path(place).expanduser().exists() else "missing"
     yield from ("", "Not fetched, as its terms are yours to accept:")

@@ -19,10 +19,9 @@ from dfkd.dataset.versions import open_version
 from dfkd.distillation.student_store import student_name
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import Attempt, unfinished
-from dfkd.storage import lease
-from dfkd.storage.base import Entry
+from dfkd.storage import layout, lease
+from dfkd.storage.base import StoredObject
 from dfkd.storage.local import MissingObject, Storage
-from dfkd.studies import cells
 
 METHOD = r"(?P<method>[a-z]+(?:-bn)?)"
 VERSION = re.compile(
@@ -52,7 +51,7 @@ class Removal:
 
     what: str
     why: str
-    entries: tuple[Entry, ...]
+    entries: tuple[StoredObject, ...]
     """In the order of their removal."""
     version: str = ""
     """`{method}/{id}` of the version that they are, or belong to."""
@@ -66,7 +65,7 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RemovalPlan:
     """What is kept, with the reason, and what is not."""
 
     kept: dict[str, str]
@@ -92,7 +91,7 @@ class Plan:
         }
 
 
-Groups = dict[str, list[tuple[str, Entry]]]
+Groups = dict[str, list[tuple[str, StoredObject]]]
 """Name within the folder and entry of each object, by version, student or regeneration."""
 
 
@@ -104,7 +103,7 @@ class _Listing:
     students: Groups = field(default_factory=lambda: defaultdict(list))
     regenerations: Groups = field(default_factory=lambda: defaultdict(list))
     pointers: Groups = field(default_factory=lambda: defaultdict(list))
-    leases: list[Entry] = field(default_factory=list)
+    leases: list[StoredObject] = field(default_factory=list)
 
     @classmethod
     def of(cls, root: Storage) -> "_Listing":
@@ -119,9 +118,9 @@ class _Listing:
                 found.regenerations[match["id"]].append((match["name"], entry))
             elif match := CURRENT.fullmatch(entry.key):
                 found.pointers[match["method"]].append((match["name"], entry))
-            elif entry.key.startswith(lease.FOLDER):
+            elif entry.key.startswith(layout.LEASES):
                 found.leases.append(entry)
-            elif entry.key.startswith(cells.FOLDER):
+            elif entry.key.startswith(layout.CELLS):
                 raise ManifestError(
                     "storage.root",
                     "must not hold studies, whose cells need every version under it",
@@ -140,8 +139,8 @@ def rooted(root: Storage, keep: int) -> dict[str, str]:
         found |= {f"{attempt.method}/{name}": why for name in names}
     for key, record in lease.held(root).items():
         found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
-    for method in root.folders("data/"):
-        for number, version in _numbered(root.child(f"data/{method}"), keep).items():
+    for method in root.folders(layout.DATA):
+        for number, version in _numbered(root.child(layout.data(method)), keep).items():
             found.setdefault(f"{method}/{version}", f"current {number}")
     return found
 
@@ -158,7 +157,7 @@ def _numbered(home: Storage, keep: int) -> dict[int, str]:
     return found
 
 
-def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> Plan:
+def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalPlan:
     """What may be removed now; changes nothing.
 
     Args:
@@ -183,7 +182,7 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> Plan:
         *_orphans(root, listing, kept, referenced, grace),
         *_rest(root, listing, keep, grace),
     ]
-    return Plan(kept, tuple(removal for removal in removals if removal.entries))
+    return RemovalPlan(kept, tuple(removal for removal in removals if removal.entries))
 
 
 def _keep_unfinished(root: Storage, listing: _Listing, kept: dict[str, str], grace: float) -> None:
@@ -199,7 +198,9 @@ def _keep_unfinished(root: Storage, listing: _Listing, kept: dict[str, str], gra
     for key in [key for key in kept if key in listing.versions]:
         method, _, name = key.partition("/")
         if "manifest.json" not in {name for name, _ in listing.versions[key]}:
-            identity = read_json(root, f"data/{method}/versions/{name}/identity.json")
+            identity = read_json(
+                root, f"{layout.data(method)}/{layout.version(name)}/identity.json"
+            )
             if base := str(identity.get("carried.from", "")):
                 kept.setdefault(f"{method}/{base[:16]}", f"{key} carries over from it")
 
@@ -207,7 +208,7 @@ def _keep_unfinished(root: Storage, listing: _Listing, kept: dict[str, str], gra
 def _open(root: Storage, key: str) -> PublishedVersion | None:
     method, _, name = key.partition("/")
     try:
-        return open_version(root.child(f"data/{method}"), name)
+        return open_version(root.child(layout.data(method)), name)
     except MissingObject:
         return None
 
@@ -219,12 +220,12 @@ def _references(root: Storage, key: str) -> Iterator[str]:
         yield f"data/{key.partition('/')[0]}/{receipt.key}"
 
 
-def _age(objects: Iterable[tuple[str, Entry]]) -> float:
+def _age(objects: Iterable[tuple[str, StoredObject]]) -> float:
     """Of the youngest object but a mark of removal."""
     return min((entry.age for name, entry in objects if name != REMOVING), default=0.0)
 
 
-def _ordered(objects: Iterable[tuple[str, Entry]]) -> tuple[Entry, ...]:
+def _ordered(objects: Iterable[tuple[str, StoredObject]]) -> tuple[StoredObject, ...]:
     return tuple(
         entry
         for _, entry in sorted(
@@ -242,12 +243,12 @@ def _versions(
             continue
         free = [(name, entry) for name, entry in objects if entry.key not in referenced]
         what, why = f"version {key}", "older than the versions to keep"
-        if names <= {REMOVING, *(name for name in names if name.startswith("shards/"))}:
+        if names <= {REMOVING, *(name for name in names if name.startswith(layout.SHARDS))}:
             what, why = f"shards of removed version {key}", "no version refers to them"
         elif "abandoned" in names:
             why = "abandoned"
         method, _, name = key.partition("/")
-        mark = f"data/{method}/versions/{name}/{REMOVING}"
+        mark = f"{layout.data(method)}/{layout.version(name)}/{REMOVING}"
         yield Removal(what, why, _ordered(free), key, mark)
 
 
@@ -265,9 +266,9 @@ def _students(
         names = {part for part, _ in objects}
         marked = REMOVING in names
         if marked:
-            version = root.get(f"students/{name}/{REMOVING}").decode()
+            version = root.get(f"{layout.student(name)}/{REMOVING}").decode()
         elif "student.json" in names:
-            card = read_json(root, f"students/{name}/student.json")
+            card = read_json(root, f"{layout.student(name)}/student.json")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
             version = expected.get(name, "")
@@ -276,7 +277,7 @@ def _students(
             yield Removal(f"mark of student {name}", "it is kept", _ordered(marks))
         present = version in listing.versions and version not in gone
         if version and not present and version not in kept and (marked or _age(objects) >= grace):
-            mark = f"students/{name}/{REMOVING}"
+            mark = f"{layout.student(name)}/{REMOVING}"
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 
@@ -287,7 +288,9 @@ def _expected(root: Storage, manifest: Manifest, gone: Sequence[str]) -> dict[st
     for key in gone:
         method, _, name = key.partition("/")
         try:
-            identity = read_json(root, f"data/{method}/versions/{name}/identity.json")
+            identity = read_json(
+                root, f"{layout.data(method)}/{layout.version(name)}/identity.json"
+            )
             print_ = fingerprints.fingerprint(identity)
             for seed in manifest.distillation.seeds:
                 student = student_name(manifest, print_, method, seed)  # type: ignore[arg-type]
@@ -319,11 +322,11 @@ def _orphans(
         version = _open(root, key)
         if version is None:
             continue
-        known = {f"receipts/{receipt.task}.json" for receipt in version.shards}
+        known = {layout.receipt(receipt.task) for receipt in version.shards}
         free = [
             (name, entry)
             for name, entry in listing.versions.get(key, [])
-            if name.startswith(("receipts/", "shards/"))
+            if name.startswith((layout.RECEIPTS, layout.SHARDS))
             and name not in known
             and entry.key not in referenced
             and entry.age >= grace
@@ -334,7 +337,7 @@ def _orphans(
 def _rest(root: Storage, listing: _Listing, keep: int, grace: float) -> Iterator[Removal]:
     """Old pointers, and leases that have ended."""
     for method, pointers in listing.pointers.items():
-        lowest = min(_numbered(root.child(f"data/{method}"), keep), default=0)
+        lowest = min(_numbered(root.child(layout.data(method)), keep), default=0)
         old = [
             (name, entry)
             for name, entry in pointers
@@ -342,13 +345,13 @@ def _rest(root: Storage, listing: _Listing, keep: int, grace: float) -> Iterator
         ]
         yield Removal(f"numbers of {method}", "of versions that are not kept", _ordered(old))
     held = lease.held(root)
-    last = {lease.newest(root, name)[0] for name in root.folders(lease.FOLDER)}
+    last = {lease.newest(root, name)[0] for name in root.folders(layout.LEASES)}
     ended = [e for e in listing.leases if e.key not in held and e.key not in last]
     yield Removal("leases", "ended", tuple(e for e in ended if e.age >= grace))
 
 
 def remove(
-    root: Storage, manifest: Manifest, planned: Plan, keep: int, grace: float
+    root: Storage, manifest: Manifest, planned: RemovalPlan, keep: int, grace: float
 ) -> tuple[int, int]:
     """Remove what was planned but what is needed by now; returns objects and bytes.
 

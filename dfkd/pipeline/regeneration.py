@@ -31,6 +31,7 @@ from dfkd.pipeline.preflight import (
 from dfkd.report import compare, page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import collect, note_origin
+from dfkd.storage import layout
 from dfkd.storage.lease import Lease, holding
 from dfkd.storage.local import Storage, is_there, open_storage
 from dfkd.utils.device import threads_of
@@ -114,7 +115,7 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     unfinished = attempts.unfinished(root)
     if unfinished and abandon:
         unfinished.finish()
-        key = f"data/{unfinished.method}/versions/{unfinished.candidate}/abandoned"
+        key = f"{layout.data(unfinished.method)}/{layout.version(unfinished.candidate)}/abandoned"
         root.put(key, b"")
         unfinished = None
     current = attempts.current_of(root, method)
@@ -128,7 +129,7 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
         attempts.require_same_settings(current, identity)
     attempt = attempts.begin(root, number, identity)
     if base:
-        refuse_removal(root.child(f"data/{method}"), base[:16])
+        refuse_removal(root.child(layout.data(method)), base[:16])
     return attempt
 
 
@@ -197,7 +198,7 @@ class _Run:
     def accept(self, decision: Decision) -> str:
         """Move current; make results, student and report of the root those of the new version."""
         attempt, manifest = self.attempt, self.manifest
-        home = attempt.root.child(f"data/{attempt.method}")
+        home = attempt.root.child(layout.data(attempt.method))
         advance(home, attempt.candidate, self.lease.fence)
         print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
         for name in COPIED:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from open_clip.pretrained import get_pretrained_cfg
 
-from dfkd.config.manifest import Manifest, Teacher
+from dfkd.config.manifest import Manifest, TeacherConfig
 from dfkd.config.methods import prompt_method
 from dfkd.distillation.text_only import own_keys
 from dfkd.models import student
@@ -73,7 +73,7 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
     return list(files.values())
 
 
-def _teacher(config: Teacher) -> Artifact | None:
+def _teacher(config: TeacherConfig) -> Artifact | None:
     shape = read_architecture(config.model)
     tag = get_pretrained_cfg(config.model, config.weights)
     if not tag:
@@ -109,7 +109,7 @@ def _few_shot(manifest: Manifest) -> Artifact | None:
     return student.published(config, "fewshot.library")
 
 
-def towers(manifest: Manifest) -> dict[str, Teacher]:
+def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
     """The CLIP models that a manifest names, by the key of their weights."""
     found = {"teacher.weights": manifest.teacher}
     if "text-only" in manifest.evaluation.models and manifest.text_only.model:

@@ -15,7 +15,7 @@ GUARD_TEMPERATURE = 0.1
 """Of the cross-entropy that `guard.weight` adds, over cosine similarities."""
 
 
-class Bank:
+class PromptBank:
     """The memory bank: unit embeddings of earlier prompts and their classes, oldest first."""
 
     def __init__(self, capacity: int) -> None:
@@ -52,7 +52,7 @@ class Problem:
     names: Sequence[str]
     labels: Tensor
     class_texts: Tensor
-    bank: Bank
+    bank: PromptBank
 
 
 @dataclass(frozen=True)

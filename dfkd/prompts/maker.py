@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
 from dfkd.config.plan import (
-    Row,
+    PromptRow,
     derive_seed,
     fresh_tasks,
     part_name,
@@ -29,7 +29,7 @@ from dfkd.config.plan import (
 )
 from dfkd.models.teacher import Teacher, class_prompt
 from dfkd.prompts import contrastive
-from dfkd.prompts.contrastive import Bank
+from dfkd.prompts.contrastive import PromptBank
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.styles import dictionary
 
@@ -63,7 +63,7 @@ BATCH = 1024
 
 
 @dataclass
-class Drawn:
+class PromptBatch:
     """Prompts of some rows: texts and unit embeddings [N, E], and what a method has beside."""
 
     texts: list[str]
@@ -89,7 +89,7 @@ class PromptMaker:
         self.base = base
         self.method = prompt_method(manifest.method) or "vanilla"
         self.class_texts = class_texts(manifest, teacher)
-        self.bank = Bank(MEMORY)
+        self.bank = PromptBank(MEMORY)
         self._known: int | None = 0
         """How many parts the bank remembers, if they are the first ones."""
         self._styles: dict[str, Tensor] = {}
@@ -112,7 +112,7 @@ class PromptMaker:
             rows += newest[-1].num_rows
             if rows >= self.bank.capacity:
                 break
-        self.bank = Bank(self.bank.capacity)
+        self.bank = PromptBank(self.bank.capacity)
         for ordered in reversed(newest):
             if ordered.num_rows:
                 embeddings = np.stack(ordered["embedding"].to_numpy())
@@ -142,7 +142,7 @@ class PromptMaker:
         pairs = zip(table["class_index"].to_pylist(), table["index"].to_pylist(), strict=True)
         return pa.array([(c, index // size) in self.fresh for c, index in pairs], pa.bool_())
 
-    def _made(self, part: int, rows: Sequence[Row]) -> pa.Table:
+    def _made(self, part: int, rows: Sequence[PromptRow]) -> pa.Table:
         order = list(range(len(rows)))
         size = BATCH
         if self.method == "contrastive":
@@ -158,18 +158,18 @@ class PromptMaker:
             tables.append(_table(self.method, [rows[i] for i in chosen], drawn, places))
         return _sorted(tables)
 
-    def draw(self, rows: Sequence[Row], batch_seed: int) -> Drawn:
+    def draw(self, rows: Sequence[PromptRow], batch_seed: int) -> PromptBatch:
         """The prompts of some rows; `batch_seed` drives what contrastive rows share."""
         if self.method == "vanilla":
             texts = [class_prompt(self.manifest.teacher.template, r.name) for r in rows]
             labels = torch.tensor([r.class_index for r in rows])
-            return Drawn(texts, self.class_texts[labels.to(self.class_texts.device)])
+            return PromptBatch(texts, self.class_texts[labels.to(self.class_texts.device)])
         if self.method == "mix":
             return self._mix(rows)
         words, drawn = self._random(rows)
         return drawn if self.method == "random" else self._contrast(rows, words, drawn, batch_seed)
 
-    def _mix(self, rows: Sequence[Row]) -> Drawn:
+    def _mix(self, rows: Sequence[PromptRow]) -> PromptBatch:
         """Equation 6: lambda * T_1 + (1 - lambda) * T_2, two styles of one class, lambda ~ Beta."""
         styles, texts, mixed = dictionary(self.manifest.prompts), [], []
         for row in rows:
@@ -178,9 +178,9 @@ class PromptMaker:
             mixed.append(F.normalize(weight * pair[0] + (1 - weight) * pair[1], dim=0))
             one, two = (styled(self.manifest, row.name, styles[i]) for i in (first, second))
             texts.append(f"{weight:.3f} {one} + {1 - weight:.3f} {two}")
-        return Drawn(texts, torch.stack(mixed))
+        return PromptBatch(texts, torch.stack(mixed))
 
-    def _random(self, rows: Sequence[Row]) -> tuple[Tensor, Drawn]:
+    def _random(self, rows: Sequence[PromptRow]) -> tuple[Tensor, PromptBatch]:
         """Eq 8-11: V = mu + e * eps * sigma, redrawn nearer to mu where the guard refuses it."""
         labels = torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
         names = [r.name for r in rows]
@@ -200,9 +200,11 @@ class PromptMaker:
             for i in (~self.consistent(embeddings, labels)).nonzero().flatten().tolist():
                 embeddings[i] = self.class_texts[labels[i]]
                 texts[i] = class_prompt(self.manifest.teacher.template, names[i])
-        return pseudo, Drawn(texts, embeddings, pseudo, attempts)
+        return pseudo, PromptBatch(texts, embeddings, pseudo, attempts)
 
-    def _contrast(self, rows: Sequence[Row], words: Tensor, start: Drawn, batch_seed: int) -> Drawn:
+    def _contrast(
+        self, rows: Sequence[PromptRow], words: Tensor, start: PromptBatch, batch_seed: int
+    ) -> PromptBatch:
         """Equation 12 from a guarded start, to which a prompt returns that leaves its class."""
         labels = torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
         found = contrastive.optimise(
@@ -234,7 +236,7 @@ class PromptMaker:
         others = cosine.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
         return own > others
 
-    def _start(self, rows: Sequence[Row], attempt: int) -> Tensor:
+    def _start(self, rows: Sequence[PromptRow], attempt: int) -> Tensor:
         """Pseudo-words [N, D] before any optimisation; each later attempt halves the spread."""
         prompts, dimensions = self.manifest.prompts, self.teacher.token_table.shape[1]
         seeds = (derive_seed(row.seed, attempt) for row in rows)
@@ -242,7 +244,7 @@ class PromptMaker:
         noise = torch.stack([torch.randn(dimensions, generator=draw) for draw in draws])
         return self.words.around_the_mean(noise, prompts.scale * 0.5**attempt)
 
-    def _mixture(self, row: Row) -> tuple[int, int, float]:
+    def _mixture(self, row: PromptRow) -> tuple[int, int, float]:
         """Two different styles and the weight of the first, from the row's own seed."""
         styles = dictionary(self.manifest.prompts)
         draw = np.random.default_rng(derive_seed(row.seed, 0))
@@ -304,7 +306,7 @@ def _sorted(tables: Sequence[pa.Table]) -> pa.Table:
     return together.sort_by([("class_index", "ascending"), ("index", "ascending")])
 
 
-def _table(method: str, rows: Sequence[Row], drawn: Drawn, places: range) -> pa.Table:
+def _table(method: str, rows: Sequence[PromptRow], drawn: PromptBatch, places: range) -> pa.Table:
     def vectors(values: Tensor | None) -> pa.Array:
         if values is None:
             return pa.nulls(len(rows), pa.list_(pa.float32()))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from dfkd.report.readers import Curve, Prompts
+from dfkd.report.readers import PromptFacts, TrainingCurve
 from dfkd.report.svg import COLOURS, SERIES, draw
 
 WIDTH = 250
@@ -26,7 +26,7 @@ LABEL = 12
 
 
 @dataclass(frozen=True)
-class Bar:
+class ModelBar:
     """One model's accuracy."""
 
     name: str
@@ -63,7 +63,7 @@ def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
     return alt.InlineData(values=list(rows))
 
 
-def bars(title: str, models: Sequence[Bar]) -> Markup:
+def bars(title: str, models: Sequence[ModelBar]) -> Markup:
     """Accuracy of each model as a labelled bar; a line across it is one standard deviation."""
     rows = [
         {
@@ -125,7 +125,7 @@ def _lines(rows: Sequence[dict[str, Any]], high: float) -> alt.Chart:
     return chart
 
 
-def curves(kind: str, found: Sequence[tuple[Curve, int]]) -> Markup:
+def curves(kind: str, found: Sequence[tuple[TrainingCurve, int]]) -> Markup:
     """The loss or the agreement of each student over steps, labelled where its line ends.
 
     Args:
@@ -161,7 +161,7 @@ def curves(kind: str, found: Sequence[tuple[Curve, int]]) -> Markup:
     return _finished(chart, f"{kind.capitalize()} of each student over training steps")
 
 
-def _dashes(found: Sequence[Curve]) -> list[int]:
+def _dashes(found: Sequence[TrainingCurve]) -> list[int]:
     """The second seed of a method is dashed, the third dotted."""
     seeds: dict[str, list[int]] = {}
     for curve in found:
@@ -265,7 +265,7 @@ def _beside(labels: Sequence[dict[str, Any]]) -> list[alt.Chart]:
     return layers
 
 
-def prompt_map(prompts: Prompts, classes: Sequence[str]) -> Markup:
+def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
     """Prompt embeddings on their first two principal components, each class named at its mean."""
     height = 230
     points = prompts.points
@@ -301,7 +301,7 @@ def prompt_map(prompts: Prompts, classes: Sequence[str]) -> Markup:
 
 
 def _named(
-    prompts: Prompts,
+    prompts: PromptFacts,
     classes: Sequence[str],
     low: tuple[float, float],
     high: tuple[float, float],

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.report.facts import URIS, Facts, Scored, collect
+from dfkd.report.facts import URIS, Facts, ScoredModel, collect
 from dfkd.report.gallery import thinned
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline
@@ -20,7 +20,7 @@ MARKS = ("A", "B")
 
 
 @dataclass(frozen=True)
-class Cell:
+class AccuracyPair:
     """A model's accuracy on one domain in both runs, 0-1; None where it was not scored."""
 
     first: float | None
@@ -93,11 +93,17 @@ def _halved(facts: Facts) -> Facts:
 
 def differences(
     first: Facts, second: Facts, domains: Sequence[str]
-) -> list[tuple[str, list[Cell]]]:
+) -> list[tuple[str, list[AccuracyPair]]]:
     """For the teacher and each method a cell for each domain; '' is the mean over domains."""
     labels = dict.fromkeys(model.label for facts in (first, second) for model in facts.scored)
     return [
-        (label, [Cell(_mean(first, label, name), _mean(second, label, name)) for name in domains])
+        (
+            label,
+            [
+                AccuracyPair(_mean(first, label, name), _mean(second, label, name))
+                for name in domains
+            ],
+        )
         for label in labels
     ]
 
@@ -115,11 +121,11 @@ def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
     return found
 
 
-def _size(model: Scored | None) -> Pair:
+def _size(model: ScoredModel | None) -> Pair:
     return (model.megabytes, model.ms) if model else (None, None)
 
 
-def _model(facts: Facts, label: str) -> Scored | None:
+def _model(facts: Facts, label: str) -> ScoredModel | None:
     return next((model for model in facts.scored if model.label == label), None)
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError
-from dfkd.report.facts import Facts, Made
+from dfkd.report.facts import Facts, MethodImages
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
@@ -62,7 +62,7 @@ def diversities(facts: Facts) -> list[Diversity]:
     return [_row(made, scores.get(made.method, {})) for made in facts.made]
 
 
-def _row(made: Made, summary: Any) -> Diversity:
+def _row(made: MethodImages, summary: Any) -> Diversity:
     shown, prompts = made.gallery, made.prompts
     return Diversity(
         method=made.method,

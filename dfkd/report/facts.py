@@ -18,7 +18,7 @@ from dfkd.dataset.published import read_json
 from dfkd.dataset.versions import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation import footprint
-from dfkd.evaluation.results import Row, Summary, images_of, ordered, validate_results
+from dfkd.evaluation.results import ResultRow, Summary, images_of, ordered, validate_results
 from dfkd.models.student import WEIGHTS, read_card
 from dfkd.report.gallery import (
     MAX_PICTURES,
@@ -30,8 +30,15 @@ from dfkd.report.gallery import (
     shown_classes,
     thinned,
 )
-from dfkd.report.readers import Curve, Prompts, Takehome, read_curve, read_prompts, read_takehome
-from dfkd.storage import cost_records
+from dfkd.report.readers import (
+    PromptFacts,
+    Takehome,
+    TrainingCurve,
+    read_curve,
+    read_prompts,
+    read_takehome,
+)
+from dfkd.storage import cost_records, layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED
@@ -47,7 +54,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @checked(frozen=True, config=CHECKED)
-class Origin:
+class RunOrigin:
     """Where a run came from; kept as report.json."""
 
     schema: Literal[1]
@@ -61,14 +68,14 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Made:
+class MethodImages:
     """The images of one prompt method."""
 
     method: str
     version: PublishedVersion
     index: Index
     gallery: Gallery
-    prompts: Prompts | None
+    prompts: PromptFacts | None
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,11 @@ class Trained:
     parameters: int
     bytes: int
     sha256: str
-    curve: Curve | None
+    curve: TrainingCurve | None
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredModel:
     """One model and method over all domains and seeds."""
 
     summary: Summary
@@ -122,33 +129,33 @@ class Facts:
     location: str
     name: str
     classes: tuple[str, ...]
-    rows: list[Row]
+    rows: list[ResultRow]
     average: Average
     """What accuracy on a domain is."""
     images: dict[str, int]
     """Evaluation images of each domain, in the order in which domains are shown."""
     notes: tuple[str, ...]
     unreadable: tuple[str, ...]
-    scored: list[Scored]
+    scored: list[ScoredModel]
     """The teacher first."""
-    made: list[Made]
+    made: list[MethodImages]
     trained: list[Trained]
-    entries: list[cost_records.Entry]
+    entries: list[cost_records.CostRecord]
     takehome: Takehome | None
-    origin: Origin | None
+    origin: RunOrigin | None
 
     @property
-    def teacher(self) -> Scored | None:
+    def teacher(self) -> ScoredModel | None:
         """None if it was not scored."""
         return next((s for s in self.scored if s.summary["model"] == "teacher"), None)
 
     @property
-    def students(self) -> list[Scored]:
+    def students(self) -> list[ScoredModel]:
         """In the order of methods."""
         return [s for s in self.scored if s.summary["model"] == "student"]
 
     @property
-    def best(self) -> Scored | None:
+    def best(self) -> ScoredModel | None:
         """The student of the method with the highest mean; the first of equal ones."""
         return max(self.students, key=lambda s: s.summary["mean"], default=None)
 
@@ -168,7 +175,7 @@ def note_origin(
     storage: Storage, manifest: Manifest, command: str, students: Sequence[str]
 ) -> None:
     """Write report.json, from which a folder's page can be written without its manifest."""
-    origin = Origin(1, command, commit(), manifest.as_dict(), tuple(students))
+    origin = RunOrigin(1, command, commit(), manifest.as_dict(), tuple(students))
     storage.put(ORIGIN, canonical(asdict(origin)))
 
 
@@ -228,11 +235,11 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
     )
 
 
-def _origin(storage: Storage) -> Origin | None:
+def _origin(storage: Storage) -> RunOrigin | None:
     if not storage.exists(ORIGIN):
         return None
     try:
-        return TypeAdapter(Origin).validate_json(storage.get(ORIGIN), strict=True)
+        return TypeAdapter(RunOrigin).validate_json(storage.get(ORIGIN), strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]["msg"]
         raise CorruptionError(
@@ -243,25 +250,25 @@ def _origin(storage: Storage) -> Origin | None:
 
 def _scored(
     summary: Summary,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     classes: int,
     parameters: Mapping[str, int],
     ms: Mapping[str, float],
-) -> Scored:
+) -> ScoredModel:
     total = np.zeros((classes, classes), dtype=np.int64)
     for row in rows:
         if (row["model"], row["method"]) == (summary["model"], summary["method"]):
             total += np.array(row["confusion"], dtype=np.int64)
     model = summary["model"]
-    return Scored(summary, total, parameters[model], ms.get(model))
+    return ScoredModel(summary, total, parameters[model], ms.get(model))
 
 
 def _made(
     storage: Storage, methods: Sequence[str], classes: tuple[str, ...], version: str
-) -> list[Made]:
+) -> list[MethodImages]:
     """The current version of each method; of all methods with data where no student was scored."""
-    names = list(methods or storage.folders("data/"))
-    homes = {name: storage.child(f"data/{name}") for name in names}
+    names = list(methods or storage.folders(layout.DATA))
+    homes = {name: storage.child(layout.data(name)) for name in names}
     versions = {
         name: open_version(home, version) if version else current(home)
         for name, home in homes.items()
@@ -274,15 +281,17 @@ def _made(
         [gallery(version, indices[name], per_class) for name, version in present.items()], URIS
     )
     return [
-        Made(name, v, indices[name], shown, read_prompts(v, name))
+        MethodImages(name, v, indices[name], shown, read_prompts(v, name))
         for (name, v), shown in zip(present.items(), galleries, strict=True)
     ]
 
 
-def _trained(storage: Storage, rows: Sequence[Row], origin: Origin | None) -> list[Trained]:
+def _trained(
+    storage: Storage, rows: Sequence[ResultRow], origin: RunOrigin | None
+) -> list[Trained]:
     """The students that were scored: those that report.json names, or the only ones there are."""
     named = set(origin.students) if origin else None
-    folders = storage.folders("students/")
+    folders = storage.folders(layout.STUDENTS)
     keys = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
     seeds = {method: sum(m == method for m, _ in keys) for method, _ in keys}
     found = []
@@ -294,8 +303,10 @@ def _trained(storage: Storage, rows: Sequence[Row], origin: Origin | None) -> li
         ]
         if len(matching) == 1:
             label = method if seeds[method] == 1 else f"{method} {seed}"
-            student = _student(storage.child(f"students/{matching[0]}"), matching[0], method, seed)
-            curve = read_curve(storage.child(f"students/{matching[0]}"), method, seed, label)
+            student = _student(
+                storage.child(layout.student(matching[0])), matching[0], method, seed
+            )
+            curve = read_curve(storage.child(layout.student(matching[0])), method, seed, label)
             found.append(Trained(**student, curve=curve))
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from dfkd.evaluation.few_shot_results import CURVES, Band, Curve, Results, gains
+from dfkd.evaluation.few_shot_results import CURVES, Band, Curve, FewShotResults, gains
 from dfkd.evaluation.results import Spread
 from dfkd.report.tables import WIDTH
 
@@ -41,7 +41,7 @@ AXIS = "training images of each class (0: before any training)"
 INK, LINE = "#333333", "#DDDDDD"
 
 
-def table(results: Results) -> str:
+def table(results: FewShotResults) -> str:
     """Means over domains in percent, with their standard deviation over seeds.
 
     One column for each k; below them what training adds to the student, and the images of all
@@ -58,7 +58,7 @@ def table(results: Results) -> str:
     return "\n\n".join([f"few-shot accuracy, %, {_of(names)}\n{blocks[0]}", *blocks[1:]])
 
 
-def markdown(results: Results) -> str:
+def markdown(results: FewShotResults) -> str:
     """The same as Markdown, then each domain, and what there is to know about the figures."""
     ticks, names = _ticks(results), results.data.domains
     parts = [
@@ -79,11 +79,11 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _ticks(results: Results) -> list[int]:
+def _ticks(results: FewShotResults) -> list[int]:
     return sorted({point.shots for point in results.summary})
 
 
-def _means(results: Results) -> Bands:
+def _means(results: FewShotResults) -> Bands:
     return {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
 
 
@@ -91,7 +91,9 @@ def _of(names: Sequence[str]) -> str:
     return "one domain" if len(names) == 1 else f"mean of {len(names)} domains"
 
 
-def _grid(results: Results, bands: Bands, ticks: Sequence[int], names: Sequence[str]) -> Grid:
+def _grid(
+    results: FewShotResults, bands: Bands, ticks: Sequence[int], names: Sequence[str]
+) -> Grid:
     rows = [row for row in results.rows if row.domain in names]
     curves = [curve for curve, shots in bands if shots == max(ticks)]
     grid = [[curve, *(_figure(bands.get((curve, shots))) for shots in ticks)] for curve in curves]
@@ -142,18 +144,18 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", shown)
 
 
-def svg(results: Results) -> str:
+def svg(results: FewShotResults) -> str:
     """The picture as SVG; the same results are the same text."""
     return str(vl_convert.vegalite_to_svg(_chart(results).to_dict(), allowed_base_urls=[]))
 
 
-def png(results: Results) -> bytes:
+def png(results: FewShotResults) -> bytes:
     """The picture as PNG; the same results are the same bytes."""
     chart = _chart(results).to_dict()
     return bytes(vl_convert.vegalite_to_png(chart, scale=SCALE, allowed_base_urls=[]))
 
 
-def _chart(results: Results) -> alt.VConcatChart:
+def _chart(results: FewShotResults) -> alt.VConcatChart:
     domains, seeds = results.data.domains, len(results.summary[0].seeds)
     heads = [
         f"{results.architecture}: accuracy on the rest of a domain, %",
@@ -179,13 +181,13 @@ def _chart(results: Results) -> alt.VConcatChart:
     return chart
 
 
-def _of_domain(results: Results, name: str) -> alt.LayerChart | alt.FacetChart:
+def _of_domain(results: FewShotResults, name: str) -> alt.LayerChart | alt.FacetChart:
     bands = {(point.curve, point.shots): point.domains[name] for point in results.summary}
     return _panel(results, bands, [name], (SMALL, SMALL))
 
 
 def _panel(
-    results: Results,
+    results: FewShotResults,
     bands: Mapping[tuple[Curve, int], Band],
     heads: list[str],
     size: tuple[int, int],
@@ -231,7 +233,7 @@ def _rows(bands: Mapping[tuple[Curve, int], Band]) -> list[dict[str, Any]]:
     ]
 
 
-def _styles(results: Results, large: bool) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
+def _styles(results: FewShotResults, large: bool) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
     """Colour, shape and dash by curve, in one legend that says what each curve is."""
     names = [curve for curve in STYLES if curve in results.curves]
     words = {curve: f"{curve}: {results.curves[curve]}" for curve in names}

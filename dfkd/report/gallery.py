@@ -60,7 +60,7 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GalleryImage:
     """One synthesised image as a page shows it."""
 
     class_index: int
@@ -78,13 +78,13 @@ class Picture:
 class Gallery:
     """The images of one version that a page shows."""
 
-    strips: dict[int, list[Picture]]
+    strips: dict[int, list[GalleryImage]]
     """By class index, in the order of image indices."""
-    unsure: list[Picture]
+    unsure: list[GalleryImage]
     """Lowest confidence first."""
-    lossy: list[Picture]
+    lossy: list[GalleryImage]
     """Highest loss first."""
-    rejected: list[Picture]
+    rejected: list[GalleryImage]
     """Taken for another class: of each class the least confident one, lowest confidence first."""
     rejections: int
     """How many of `examined` are taken for another class."""
@@ -222,7 +222,7 @@ class _Look:
         """Those of `rejected`, the least confident first."""
         return sorted(self.rejected.values(), key=_doubt)[:WORST]
 
-    def pictures(self, index: Index, rows: Iterable[int]) -> list[Picture]:
+    def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
         found = (self.wanted.get(_key(index, row)) for row in rows)
         return [_picture(sample) for sample in found if sample is not None]
 
@@ -240,9 +240,9 @@ def predicted(sample: Sample) -> int:
     return int(sample.arrays["distances"].argmin())
 
 
-def _picture(sample: Sample) -> Picture:
+def _picture(sample: Sample) -> GalleryImage:
     facts = sample.metadata
-    return Picture(
+    return GalleryImage(
         class_index=facts["class_index"],
         index=facts["index"],
         prompt=facts["prompt"],
@@ -297,5 +297,5 @@ def _sizes(galleries: Sequence[Gallery]) -> Iterator[int]:
     return (len(p.uri) for g in galleries for strip in g.strips.values() for p in strip)
 
 
-def _with(old: Gallery, strips: dict[int, list[Picture]]) -> Gallery:
+def _with(old: Gallery, strips: dict[int, list[GalleryImage]]) -> Gallery:
     return dataclasses.replace(old, strips=strips)

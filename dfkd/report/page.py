@@ -20,7 +20,7 @@ from dfkd.report.facts import Facts, collect, label_of, note_origin, require_fin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
-from dfkd.storage.cost_records import Entry
+from dfkd.storage.cost_records import CostRecord
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.yaml import dump
 
@@ -179,7 +179,7 @@ def accuracy_charts(
             spread = model.summary["domains"].get(domain) if domain else model.summary
             if spread:
                 bars.append(
-                    charts.Bar(model.label, slots[model.label], spread["mean"], spread["std"])
+                    charts.ModelBar(model.label, slots[model.label], spread["mean"], spread["std"])
                 )
         title = domain.replace("_", " ") if domain else f"Mean of {len(domains)} domains"
         aside = f"{facts.images[domain]:,} images" if domain else ""
@@ -339,7 +339,7 @@ def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]
     ]
 
 
-def _by_stage(entries: Sequence[Entry]) -> list[Entry]:
+def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:
     order = ("synthesize", "distill", "evaluate")
     return sorted(entries, key=lambda entry: order.index(entry.stage))
 

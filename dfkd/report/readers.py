@@ -18,6 +18,7 @@ from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.prompts.diversity import pair_cosines, plane, vendi_score
 from dfkd.report.gallery import evenly
+from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
 
@@ -38,7 +39,7 @@ FORMS = (
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrainingCurve:
     """What training logged about one student."""
 
     method: str
@@ -52,7 +53,7 @@ class Curve:
     """
 
 
-def read_curve(student: Storage, method: str, seed: int, name: str) -> Curve | None:
+def read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingCurve | None:
     """The curve of the student in a folder; None if it left no events.
 
     Args:
@@ -61,7 +62,7 @@ def read_curve(student: Storage, method: str, seed: int, name: str) -> Curve | N
         seed: of its distillation.
         name: for charts.
     """
-    keys = list(student.list("tensorboard/"))
+    keys = list(student.list(layout.TENSORBOARD))
     with tempfile.TemporaryDirectory(prefix="dfkd-events-") as folder:
         for key in keys:
             student.get_file(key, Path(folder, Path(key).name))
@@ -71,7 +72,7 @@ def read_curve(student: Storage, method: str, seed: int, name: str) -> Curve | N
             return None
         loss, agreement = (_finite(events, tag) for tag in ("loss", "agreement"))
     steps = tuple(sorted(loss.keys() & agreement.keys()))
-    return Curve(
+    return TrainingCurve(
         method,
         seed,
         name,
@@ -87,7 +88,7 @@ def _finite(events: EventAccumulator, tag: str) -> dict[int, float]:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptFacts:
     """A sample of one version's prompts."""
 
     method: str
@@ -107,13 +108,13 @@ class Prompts:
     """The content of prompts.json, which covers all prompts; empty without one."""
 
 
-def read_prompts(version: PublishedVersion, method: str) -> Prompts | None:
+def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     """The sample of a version; None if it has no prompts.
 
     Raises:
         CorruptionError: a file of prompts cannot be read, or is not what it should be.
     """
-    keys = evenly(list(version.storage.list("prompts/")), MAX_PARTS)
+    keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
     if not keys:
         return None
     tables = [_part(version, key) for key in keys]
@@ -124,7 +125,7 @@ def read_prompts(version: PublishedVersion, method: str) -> Prompts | None:
     table = pa.concat_tables(chosen).sort_by("class_index")
     labels, embeddings = _arrays(version, table)
     within, across = pair_cosines(embeddings, labels)
-    return Prompts(
+    return PromptFacts(
         method=method,
         total=int(version.manifest["samples"]),
         labels=labels,
@@ -202,7 +203,7 @@ class _Student(BaseModel):
     parameters: int
 
 
-class _Card(BaseModel):
+class _ExportCard(BaseModel):
     """The parts of the file that a page shows; it holds more."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -250,7 +251,7 @@ def read_takehome(storage: Storage) -> Takehome | None:
     if not storage.exists(KEY):
         return None
     try:
-        card = _Card.model_validate_json(storage.get(KEY))
+        card = _ExportCard.model_validate_json(storage.get(KEY))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
@@ -262,7 +263,7 @@ def read_takehome(storage: Storage) -> Takehome | None:
     return Takehome(card.student.method, card.student.seed, lines)
 
 
-def _line(card: _Card, name: str, form: str, file: str | None) -> Line:
+def _line(card: _ExportCard, name: str, form: str, file: str | None) -> Line:
     size = {"teacher": card.teacher.bytes, "torch": 4 * card.student.parameters}.get(form)
     if file and file in card.files:
         size = card.files[file].bytes

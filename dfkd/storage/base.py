@@ -27,7 +27,7 @@ class MissingObject(CorruptionError):  # noqa: N818 - reads as what it is
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredObject:
     """An object as a listing tells of it."""
 
     key: str
@@ -92,7 +92,7 @@ class Storage(Protocol):
     def list(self, prefix: str = "") -> Iterator[str]:
         """All keys that begin with `prefix`, in the order of their characters."""
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
+    def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """What `list` gives, with sizes and ages; no more requests than `list`."""
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:

@@ -5,8 +5,8 @@ Records lie beside versions and students, never in them: `records/{stage}-{metho
     {"schema": 1, "entries": [{stage, method, seed, seconds, worker_seconds, images, bytes,
                                workers, device}, ...]}
 
-with the fields of `Entry`, in the order in which the processes ended. A run that resumes another
-adds a second entry; one that finds everything finished adds none.
+with the fields of `CostRecord`, in the order in which the processes ended. A run that resumes
+another adds a second entry; one that finds everything finished adds none.
 """
 
 import time
@@ -19,18 +19,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError
+from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Natural
-
-FOLDER = "records/"
 
 Stage = Literal["synthesize", "distill", "evaluate"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
-class Entry:
+class CostRecord:
     """What one process spent on one stage."""
 
     stage: Stage
@@ -61,16 +60,16 @@ class Entry:
 @checked(frozen=True, kw_only=True, config=CHECKED)
 class _Record:
     schema: Literal[1]
-    entries: tuple[Entry, ...]
+    entries: tuple[CostRecord, ...]
 
 
 def _key(stage: Stage, method: str, seed: int | None) -> str:
-    return f"{FOLDER}{stage}-{method}{'' if seed is None else f'-s{seed}'}.json"
+    return f"{layout.RECORDS}{stage}-{method}{'' if seed is None else f'-s{seed}'}.json"
 
 
 @dataclass
 class Cost:
-    """What is counted while a stage runs; see `Entry`."""
+    """What is counted while a stage runs; see `CostRecord`."""
 
     worker_seconds: float | None = None
     """None where every worker is at work from the start of the stage to its end."""
@@ -105,7 +104,7 @@ def recorded(
             spent = cost.worker_seconds
             add(
                 storage,
-                Entry(
+                CostRecord(
                     stage=stage,
                     method=method,
                     seed=seed,
@@ -119,7 +118,7 @@ def recorded(
             )
 
 
-def add(storage: Storage, entry: Entry) -> None:
+def add(storage: Storage, entry: CostRecord) -> None:
     """Append an entry to its record under the run's root.
 
     Of two processes that append at the same moment one may be lost: records are no part of what a
@@ -133,16 +132,16 @@ def add(storage: Storage, entry: Entry) -> None:
     storage.put(entry.key, canonical(tree))
 
 
-def read(storage: Storage) -> list[Entry]:
+def read(storage: Storage) -> list[CostRecord]:
     """All entries under a run's root, by stage, method and seed as text, oldest first in each.
 
     Raises:
         CorruptionError: an object under `records/` is none that `add` writes.
     """
-    return [entry for key in storage.list(FOLDER) for entry in _entries(storage, key)]
+    return [entry for key in storage.list(layout.RECORDS) for entry in _entries(storage, key)]
 
 
-def _entries(storage: Storage, key: str) -> tuple[Entry, ...]:
+def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
     if not storage.exists(key):
         return ()
     try:

@@ -25,11 +25,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, LeaseError
+from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED
 
-FOLDER = "leases/"
 READERS = "readers"
 READER_SECONDS = 600.0
 """Length of a reader's lease."""
@@ -143,7 +143,7 @@ def reading(
     storage: Storage, versions: Iterable[str], seconds: float = READER_SECONDS
 ) -> Iterator[None]:
     """Keep versions (`{method}/{id}`) from being removed while they are read."""
-    key = f"{FOLDER}{READERS}/{uuid.uuid4().hex}.json"
+    key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
     lease = Lease(storage, key, _holder(), seconds, tuple(versions))
     lease.renew()
     try:
@@ -174,7 +174,7 @@ def _renewing(lease: Lease) -> Iterator[None]:
 
 def newest(storage: Storage, name: str) -> tuple[str, Record | None]:
     """Key and content of the lease with the highest number; ("", None) before the first."""
-    keys = [key for key in storage.list(f"{FOLDER}{name}/") if NUMBERED.fullmatch(key)]
+    keys = [key for key in storage.list(f"{layout.LEASES}{name}/") if NUMBERED.fullmatch(key)]
     return (keys[-1], read(storage, keys[-1])) if keys else ("", None)
 
 
@@ -192,7 +192,7 @@ def read(storage: Storage, key: str) -> Record:
 def held(storage: Storage, clock: Clock = time.time) -> dict[str, Record]:
     """All leases that are held now, by key: the highest of each name, and every reader's."""
     last: dict[str, str] = {}
-    for key in storage.list(FOLDER):
+    for key in storage.list(layout.LEASES):
         last[key.rpartition("/")[0] if NUMBERED.fullmatch(key) else key] = key
     found = {}
     for key in last.values():
@@ -202,7 +202,7 @@ def held(storage: Storage, clock: Clock = time.time) -> dict[str, Record]:
 
 
 def _key(name: str, number: int) -> str:
-    return f"{FOLDER}{name}/{number:08d}.json"
+    return f"{layout.LEASES}{name}/{number:08d}.json"
 
 
 def _number(key: str) -> int:

@@ -14,11 +14,11 @@ from typing import BinaryIO
 from dfkd.errors import ManifestError
 from dfkd.storage.base import (
     KEY,
-    Entry,
     MissingObject,
     Observe,
     Request,
     Storage,
+    StoredObject,
     check_key,
     ignore,
     missing_object,
@@ -28,12 +28,12 @@ from dfkd.storage.base import (
 )
 
 __all__ = [
-    "Entry",
     "LocalStorage",
     "MissingObject",
     "Observe",
     "Request",
     "Storage",
+    "StoredObject",
     "is_there",
     "open_storage",
     "require_room",
@@ -211,13 +211,13 @@ class LocalStorage:
         folder, _, _ = prefix.rpartition("/")
         return _walk(self.root / self.prefix / folder, folder and f"{folder}/", prefix)
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
+    def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """See `Storage.entries`."""
         now = self._now()
         for key in self.list(prefix):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                 found = self._path(key).stat()
-                yield Entry(key, found.st_size, max(0.0, now - found.st_mtime))
+                yield StoredObject(key, found.st_size, max(0.0, now - found.st_mtime))
 
     def _now(self) -> float:
         """The file system's time, which on a network is not this machine's."""

@@ -17,10 +17,10 @@ from botocore.parsers import ResponseParserError
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
-    Entry,
     MissingObject,
     Observe,
     Request,
+    StoredObject,
     check_key,
     no_room,
     require_room,
@@ -268,13 +268,13 @@ class S3Storage:
         """See `Storage.list`."""
         return (entry.key for entry in self.entries(prefix))
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
+    def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """See `Storage.entries`."""
         for page in self._pages("list_objects_v2", prefix):
             for item in page.get("Contents", ()):
                 key = item["Key"].removeprefix(self._head)
                 if KEY.fullmatch(key):
-                    yield Entry(key, item["Size"], _age(page, item["LastModified"]))
+                    yield StoredObject(key, item["Size"], _age(page, item["LastModified"]))
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See `Storage.folders`."""

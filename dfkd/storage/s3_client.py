@@ -23,7 +23,7 @@ from botocore.parsers import ResponseParserError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import Observe, Request, ignore, missing_object
-from dfkd.storage.retries import Patience
+from dfkd.storage.retries import RetryPolicy
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLim
 class Limits:
     """What a process bears with, and what it asks for at most."""
 
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     connect: float = 10.0
     """Seconds to connect, and that a body which is sent may stand still."""
     read: float = 60.0

@@ -1,6 +1,6 @@
 """What a cell of a study leaves: its scores, once, under the name of all that can change them.
 
-    cells/{model}-{hash12}/cell.json     an `Outcome`; the cell is finished from here on
+    cells/{model}-{hash12}/cell.json     an `CellResult`; the cell is finished from here on
                            results.json  as the evaluation wrote it, with the confusions
 
 `model` is the student's name, which covers data set, settings and seed, or the teacher's or a
@@ -22,7 +22,8 @@ from dfkd.distillation.student_store import student_name
 from dfkd.distillation.text_only import classifier_name
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains
-from dfkd.evaluation.results import ZERO_SHOT, Row
+from dfkd.evaluation.results import ZERO_SHOT, ResultRow
+from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.studies.study import Cell
 from dfkd.utils.strict_json import canonical
@@ -31,7 +32,7 @@ from dfkd.utils.types import CHECKED, Fraction, Sha256
 SCHEMA = 1
 """Raised whenever a change of code changes the scores that the same student gets."""
 
-FOLDER, FILE = "cells/", "cell.json"
+FILE = "cell.json"
 LIMIT = 1 << 22
 """Bytes of a cell at the most."""
 
@@ -48,7 +49,7 @@ class Score:
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
-class Outcome:
+class CellResult:
     """A model's scores, and where, when and with what they were made."""
 
     schema: Literal[1] = 1
@@ -74,7 +75,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Place:
+class CellStore:
     """Where the outcome of a model on some data belongs."""
 
     storage: Storage
@@ -87,9 +88,9 @@ class Place:
     def folder(self) -> str:
         """Under the root."""
         about = {"schema": SCHEMA, "model": self.model, "version": self.version, "data": self.data}
-        return f"{FOLDER}{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
+        return f"{layout.CELLS}{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
 
-    def read(self) -> Outcome | None:
+    def read(self) -> CellResult | None:
         """The outcome, or None before the cell is finished.
 
         Raises:
@@ -97,7 +98,7 @@ class Place:
         """
         key = f"{self.folder}/{FILE}"
         try:
-            found = TypeAdapter(Outcome).validate_json(self.storage.get(key, LIMIT), strict=True)
+            found = TypeAdapter(CellResult).validate_json(self.storage.get(key, LIMIT), strict=True)
         except MissingObject:
             return None
         except ValidationError:
@@ -110,7 +111,7 @@ class Place:
             )
         return found
 
-    def keep(self, outcome: Outcome) -> Outcome:
+    def keep(self, outcome: CellResult) -> CellResult:
         """Write the outcome, unless there is one; returns the outcome that holds."""
         key = f"{self.folder}/{FILE}"
         if self.storage.put_if_absent(key, canonical(asdict(outcome))):
@@ -118,7 +119,7 @@ class Place:
         return self.read() or outcome
 
 
-def of_student(storage: Storage, cell: Cell, version: str, data: str) -> Place:
+def of_student(storage: Storage, cell: Cell, version: str, data: str) -> CellStore:
     """The place of a cell's student.
 
     Args:
@@ -126,19 +127,19 @@ def of_student(storage: Storage, cell: Cell, version: str, data: str) -> Place:
         data: from `digest`.
     """
     name = student_name(cell.manifest, version, cell.method, cell.seed)
-    return Place(storage, name, version, data)
+    return CellStore(storage, name, version, data)
 
 
-def of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> Place:
+def of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> CellStore:
     """The place of the teacher of a data set's identity, which answers zero-shot."""
     keys = [key for key in identity if key == "classes" or key.startswith("teacher.")]
     name = f"teacher-{fingerprint({key: identity[key] for key in keys})[:12]}"
-    return Place(storage, name, "", data)
+    return CellStore(storage, name, "", data)
 
 
-def of_text_only(storage: Storage, manifest: Manifest, seed: int, data: str) -> Place:
+def of_text_only(storage: Storage, manifest: Manifest, seed: int, data: str) -> CellStore:
     """The place of the text-only classifier of a manifest and seed."""
-    return Place(storage, f"text-only-{classifier_name(manifest, seed)}", "", data)
+    return CellStore(storage, f"text-only-{classifier_name(manifest, seed)}", "", data)
 
 
 def digest(data: Domains) -> str:
@@ -156,7 +157,7 @@ def digest(data: Domains) -> str:
     return hashlib.sha256(canonical([list(data.classes), sorted(found)])).hexdigest()
 
 
-def scores(rows: list[Row]) -> tuple[Score, ...]:
+def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
     """Of the one model that the rows are about; of a text-only tower of its own the classifier."""
     return tuple(
         Score(

@@ -44,14 +44,14 @@ def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RenderedChart:
     """A chart as the bytes of two files; the same chart gives the same SVG."""
 
     svg: bytes
     png: bytes
 
 
-def _finished(chart: Any) -> Drawn:
+def _finished(chart: Any) -> RenderedChart:
     axis: dict[str, Any] = {
         "labelColor": GREY, "titleColor": GREY, "gridColor": LINE, "domainColor": LINE,
         "tickColor": LINE, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
@@ -59,7 +59,7 @@ def _finished(chart: Any) -> Drawn:
     chart = chart.configure(background="white", padding=12).configure_view(stroke=None)
     chart = chart.configure_legend(title=None, labelColor=INK, labelFontSize=11, symbolOpacity=1)
     chart = chart.configure_title(color=INK, fontSize=13, anchor="start")
-    return Drawn(*files(chart.configure_axis(**axis)))
+    return RenderedChart(*files(chart.configure_axis(**axis)))
 
 
 def _rows(found: Sequence[Series]) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def _colour(names: Sequence[str]) -> alt.Color:
     return alt.Color("series:N", sort=None, scale=alt.Scale(domain=list(names), range=colours))
 
 
-def curve(title: str, x: str, found: Sequence[Series]) -> Drawn:
+def curve(title: str, x: str, found: Sequence[Series]) -> RenderedChart:
     """Accuracy over a number on a logarithmic axis; a rule is one standard deviation each way.
 
     Args:
@@ -109,7 +109,7 @@ def _scale(places: Sequence[float]) -> alt.Scale:
     return alt.Scale(type="log", domain=[places[0] / 1.1, places[-1] * 1.1], nice=False)
 
 
-def bars(title: str, found: Sequence[Series]) -> Drawn:
+def bars(title: str, found: Sequence[Series]) -> RenderedChart:
     """A group of bars at each place, one for each series; a rule is one deviation each way."""
     rows, names = _rows(found), [series.name for series in found]
     x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
@@ -124,7 +124,7 @@ def bars(title: str, found: Sequence[Series]) -> Drawn:
     return _finished(alt.layer(bar, rules).properties(title=title, width=width, height=HEIGHT))
 
 
-def maps(title: str, found: Sequence[Sequence[Scatter]]) -> Drawn:
+def maps(title: str, found: Sequence[Sequence[Scatter]]) -> RenderedChart:
     """A plot for each map, in the given lines, with one legend."""
     known = sorted({label for line in found for scatter in line for label in scatter.labels})
     lines = [alt.hconcat(*(_plot(scatter, known) for scatter in line)) for line in found]

@@ -7,14 +7,14 @@ from pathlib import Path
 from dfkd.config.plan import image_count, image_steps
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.dataset.published import read_json
-from dfkd.distillation.distiller import Course
+from dfkd.distillation.distiller import Schedule
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.local import open_storage
 from dfkd.studies.results import FILE as RESULTS
 from dfkd.studies.study import FILE, Study
 from dfkd.studies.study import read as read_study
 
-STUDIES = Path(__file__).parents[1] / "manifests" / "studies"
+STUDIES = Path(__file__).parents[2] / "manifests" / "studies"
 
 PAPER = {
     **{f"Figure {number}": "no study yet" for number in range(1, 12)},
@@ -56,7 +56,7 @@ def cost(study: Study) -> dict[str, int]:
     for cell in study.cells if study.trains else ():
         config = cell.manifest.distillation
         steps = steps_per_epoch(image_count(cell.manifest), config.batch_size)
-        seen += Course.of(config, steps).total * config.batch_size
+        seen += Schedule.of(config, steps).total * config.batch_size
     return {
         "data_sets": len(data_sets),
         "image_steps": sum(map(image_steps, data_sets)),

@@ -16,9 +16,9 @@ from dfkd.evaluation.results import Spread
 from dfkd.report.contact_sheet import contact_sheet, examples
 from dfkd.storage.local import Storage
 from dfkd.studies import figures
-from dfkd.studies.figures import Drawn, Scatter, Series
-from dfkd.studies.results import FILE, Results, Row
-from dfkd.studies.schema import Description, Paper
+from dfkd.studies.figures import RenderedChart, Scatter, Series
+from dfkd.studies.results import FILE, StudyResults, StudyRow
+from dfkd.studies.schema import Paper, StudyFile
 from dfkd.studies.study import Study
 from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
 from dfkd.utils.images import pixels
@@ -31,7 +31,7 @@ SIZES = ("MB", "ms")
 def write(
     storage: Storage,
     study: Study,
-    results: Results,
+    results: StudyResults,
     versions: Mapping[str, PublishedVersion],
     data: Domains | None,
     ms: Mapping[str, float],
@@ -65,7 +65,7 @@ def write(
     return storage.location(main)
 
 
-def grid(described: Description, results: Results, ms: Mapping[str, float]) -> Grid:
+def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -> Grid:
     """The table of a study with students; `ms` as for `write`."""
     axes = tuple(axis.name for axis in described.chosen_axes)
     shape = _by_class if described.columns == "classes" else _by_domain
@@ -92,10 +92,10 @@ def grid(described: Description, results: Results, ms: Mapping[str, float]) -> G
     )
 
 
-Rows = list[tuple[Row, tuple[Cell, ...]]]
+Rows = list[tuple[StudyRow, tuple[Cell, ...]]]
 
 
-def _by_domain(described: Description, results: Results) -> tuple[tuple[str, ...], Rows]:
+def _by_domain(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
     """Columns of domains and their mean: of accuracy or, in a case, of that of its class."""
     domains = tuple(results.domains)
     rows: Rows = []
@@ -105,19 +105,19 @@ def _by_domain(described: Description, results: Results) -> tuple[tuple[str, ...
     return (*domains, MEAN), rows
 
 
-def _accuracy(described: Description, row: Row, domain: str) -> Spread | None:
+def _accuracy(described: StudyFile, row: StudyRow, domain: str) -> Spread | None:
     if described.kind == "case" and described.pictures:
         return row.of_class(domain, described.pictures.classes[0])
     return row.domains[domain]
 
 
-def _mean(described: Description, row: Row) -> Spread | None:
+def _mean(described: StudyFile, row: StudyRow) -> Spread | None:
     if described.kind == "case" and described.pictures:
         return row.of_class_everywhere(described.pictures.classes[0])
     return row.mean
 
 
-def _by_class(described: Description, results: Results) -> tuple[tuple[str, ...], Rows]:
+def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
     """Columns of classes and their mean, lines of domains."""
     rows: Rows = []
     for domain in results.domains:
@@ -127,7 +127,7 @@ def _by_class(described: Description, results: Results) -> tuple[tuple[str, ...]
     return (*results.classes, MEAN), rows
 
 
-def _differences(described: Description, results: Results) -> dict[str, Difference]:
+def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
     """Of the other students' rows from the one that is compared with, by their labels."""
     students = {row.label: row for row in results.rows if row.model == "student"}
     reference = students.pop(described.compare, None)
@@ -137,17 +137,17 @@ def _differences(described: Description, results: Results) -> dict[str, Differen
     return {label: each for label, each in found.items() if each}
 
 
-def _size(row: Row, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
+def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
     """Of what answers an image: megabytes in float32, and milliseconds."""
     size = None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
     return size, (f"{ms[row.label]:.1f}" if row.label in ms else None)
 
 
-def _printed(paper: Paper, row: Row) -> Sequence[float | None]:
+def _printed(paper: Paper, row: StudyRow) -> Sequence[float | None]:
     return paper.rows.get(row.label, (None,) * len(paper.columns))
 
 
-def _notes(described: Description, results: Results) -> Iterator[str]:
+def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     """What a reader of the table must know."""
     several = len(results.seeds) > 1
     over = f", mean ± standard deviation over {_repeats(results)}" if several else ""
@@ -179,7 +179,7 @@ def _notes(described: Description, results: Results) -> Iterator[str]:
         yield f"Missing: {label} ({reason})."
 
 
-def _repeats(results: Results) -> str:
+def _repeats(results: StudyResults) -> str:
     """What a deviation is over, which the data sets of each row's students tell."""
     count = len(results.seeds)
     rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
@@ -194,7 +194,7 @@ def _repeats(results: Results) -> str:
     )
 
 
-def chart(described: Description, results: Results) -> Drawn | None:
+def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
     """The drawn figure of a curve, bars or an embedding; None of any other kind."""
     if described.kind == "curve":
         found = _lines(described, results)
@@ -206,7 +206,7 @@ def chart(described: Description, results: Results) -> Drawn | None:
     return None
 
 
-def _pairs(results: Results) -> list[list[Scatter]]:
+def _pairs(results: StudyResults) -> list[list[Scatter]]:
     """Of each row its map before any training and the one after."""
     rows: dict[str, list[Scatter]] = {}
     for each in results.maps:
@@ -216,11 +216,11 @@ def _pairs(results: Results) -> list[list[Scatter]]:
     return list(rows.values())
 
 
-def _lines(described: Description, results: Results) -> list[Series]:
+def _lines(described: StudyFile, results: StudyResults) -> list[Series]:
     """Of a single axis the mean and each domain; of several the mean for each of the others."""
     at = [axis.name for axis in described.chosen_axes].index(described.x)
     rows = [row for row in results.rows if row.model == "student"]
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[StudyRow]] = {}
     for row in rows:
         groups.setdefault(" ".join(row.names[:at] + row.names[at + 1 :]), []).append(row)
     if len(described.chosen_axes) > 1:
@@ -228,12 +228,12 @@ def _lines(described: Description, results: Results) -> list[Series]:
     return [_line(name or MEAN, at, rows, name) for name in (None, *results.domains) if rows]
 
 
-def _line(name: str, at: int, rows: Sequence[Row], domain: str | None) -> Series:
+def _line(name: str, at: int, rows: Sequence[StudyRow], domain: str | None) -> Series:
     values = [(float(row.names[at]), row.domains[domain] if domain else row.mean) for row in rows]
     return Series(name, tuple((x, spread) for x, spread in values if spread))
 
 
-def _bars(row: Row) -> Series:
+def _bars(row: StudyRow) -> Series:
     values = [*row.domains.items(), *([(MEAN, row.mean)] if row.mean else [])]
     return Series(row.label, tuple(values))
 

@@ -8,14 +8,14 @@ from typing import Any
 import ray
 
 from dfkd.cluster import distillation
-from dfkd.cluster.capacity import Share, room, staying
+from dfkd.cluster.capacity import WorkerResources, room, staying
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.evaluation.scoring import evaluate
 from dfkd.studies import cells
-from dfkd.studies.cells import Outcome, Place
+from dfkd.studies.cells import CellResult, CellStore
 from dfkd.studies.study import Cell
 from dfkd.utils.hardware import machine
 
@@ -25,7 +25,7 @@ class Order:
     """A cell whose data set is there and whose student is not."""
 
     cell: Cell
-    place: Place
+    place: CellStore
     """Of its outcome."""
     version: str
     """Id of the data set."""
@@ -37,16 +37,16 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Done:
+class StudentResult:
     """An order, and what came of it."""
 
     order: Order
-    outcome: Outcome | None
+    outcome: CellResult | None
     failure: str = ""
     """Why there is no outcome."""
 
 
-def make(order: Order, threads: int = 0, share: Share | None = None) -> Outcome:
+def make(order: Order, threads: int = 0, share: WorkerResources | None = None) -> CellResult:
     """The scores of a cell's student, which is trained first unless it is there.
 
     Args:
@@ -61,7 +61,7 @@ def make(order: Order, threads: int = 0, share: Share | None = None) -> Outcome:
     return score(cell.manifest, order.place, order.version, threads)
 
 
-def score(manifest: Manifest, place: Place, version: str = "", threads: int = 0) -> Outcome:
+def score(manifest: Manifest, place: CellStore, version: str = "", threads: int = 0) -> CellResult:
     """The outcome of the one model that a manifest's evaluation names, which is kept.
 
     Raises:
@@ -75,7 +75,7 @@ def score(manifest: Manifest, place: Place, version: str = "", threads: int = 0)
             f"{unreadable[0]}; mend or remove them"
         )
     return place.keep(
-        Outcome(
+        CellResult(
             model=place.model,
             version=place.version,
             data=place.data,
@@ -88,29 +88,29 @@ def score(manifest: Manifest, place: Place, version: str = "", threads: int = 0)
     )
 
 
-def attempt(order: Order, threads: int = 0, share: Share | None = None) -> Done:
+def attempt(order: Order, threads: int = 0, share: WorkerResources | None = None) -> StudentResult:
     """What comes of an order, by `make`; only a lost machine or storage is raised."""
     try:
-        return Done(order, make(order, threads, share))
+        return StudentResult(order, make(order, threads, share))
     except InfrastructureError:
         raise
     except DfkdError as error:
-        return Done(order, None, " ".join(str(error).split()))
+        return StudentResult(order, None, " ".join(str(error).split()))
 
 
-class Trainer(Actor):
+class StudentTrainer(Actor):
     """An actor that makes one student after the other."""
 
-    def __init__(self, share: Share, threads: int) -> None:
+    def __init__(self, share: WorkerResources, threads: int) -> None:
         """`share` is what it has reserved."""
         self.share, self.threads = share, threads or max(1, int(share.cpus))
 
-    def run(self, order: Order) -> Done:
+    def run(self, order: Order) -> StudentResult:
         """See `attempt`."""
         return attempt(order, self.threads, self.share)
 
 
-def abreast(orders: Sequence[Order], most: int = 0, threads: int = 0) -> Iterator[Done]:
+def abreast(orders: Sequence[Order], most: int = 0, threads: int = 0) -> Iterator[StudentResult]:
     """What came of each order, in no order; all have one rank, and the caller has connected.
 
     Args:
@@ -121,18 +121,18 @@ def abreast(orders: Sequence[Order], most: int = 0, threads: int = 0) -> Iterato
         InfrastructureError: as `Pool.run`.
     """
     count, share = shares(staying(), len(orders), most)
-    remote: Callable[..., Any] = ray.remote(**share.options)(Trainer).remote  # type: ignore[call-overload]
+    remote: Callable[..., Any] = ray.remote(**share.options)(StudentTrainer).remote  # type: ignore[call-overload]
     attempts = orders[0].cell.manifest.cluster.attempts
     pool: Pool[Order] = Pool(lambda: remote(share, threads), count, attempts, share)
     with room(share, count):
         yield from pool.run(iter(orders))
     for each in pool.quarantine:
-        yield Done(each.task, None, each.reason)
+        yield StudentResult(each.task, None, each.reason)
 
 
 def shares(
     nodes: Mapping[str, Mapping[str, float]], students: int, most: int = 0
-) -> tuple[int, Share]:
+) -> tuple[int, WorkerResources]:
     """How many of some students of one rank train at once, and what each of these reserves.
 
     Each gets a GPU where there are any, and as many whole CPUs as all of them can have.
@@ -141,6 +141,6 @@ def shares(
         nodes: their resources, as `staying` gives them.
         most: students at once; 0 is any number.
     """
-    gpus = 1.0 if Share(0.0, 1.0).slots(nodes) else 0.0
-    count = min(students, most or students, max(1, Share(1.0, gpus).slots(nodes)))
-    return count, Share(max(1.0, distillation.cpus_each(nodes, count, gpus)), gpus)
+    gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
+    count = min(students, most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
+    return count, WorkerResources(max(1.0, distillation.cpus_each(nodes, count, gpus)), gpus)

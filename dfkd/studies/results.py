@@ -1,7 +1,7 @@
 """What a study found: its cells by row, with mean and standard deviation over seeds.
 
-`results.json` (schema 1) holds the fields of `Results`; accuracies are 0-1. All that is shown in a
-table or a chart follows from it, and nothing in it tells when it was written, so that the same
+`results.json` (schema 1) holds the fields of `StudyResults`; accuracies are 0-1. All that is shown
+in a table or a chart follows from it, and nothing in it tells when it was written, so that the same
 cells give the same bytes.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dfkd.config.manifest import Model
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.results import Spread, spread
-from dfkd.studies.cells import Outcome
+from dfkd.studies.cells import CellResult
 from dfkd.studies.study import Study
 from dfkd.utils.paired import Difference, difference
 from dfkd.utils.strict_json import canonical
@@ -25,14 +25,14 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Scored:
+class CellScore:
     """A finished cell."""
 
     seed: int
     """Of the student; 0 of a teacher."""
     folder: str
     """Under the root."""
-    outcome: Outcome
+    outcome: CellResult
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Measured:
     """By domain and class."""
 
     @classmethod
-    def of(cls, cell: Scored) -> "Measured":
+    def of(cls, cell: CellScore) -> "Measured":
         """What a finished cell's outcome says."""
         scores = cell.outcome.scores
         return cls(
@@ -66,7 +66,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """The cells of one value of each axis, or those of the teacher."""
 
     names: tuple[str, ...]
@@ -87,7 +87,7 @@ class Row:
         model: Model,
         cells: tuple[Measured, ...],
         parameters: int | None = None,
-    ) -> "Row":
+    ) -> "StudyRow":
         """From one cell or more, all of which were scored on the same domains, or on none."""
         domains = cells[0].accuracy
         spreads = {name: spread([cell.accuracy[name] for cell in cells]) for name in domains}
@@ -104,7 +104,7 @@ class Row:
         """How many different ones its students learned from."""
         return len({cell.version for cell in self.cells})
 
-    def against(self, other: "Row") -> Difference | None:
+    def against(self, other: "StudyRow") -> Difference | None:
         """Of the means over domains, paired by seed; None where no seed is finished in both."""
         ours, theirs = (
             {cell.seed: statistics.fmean(cell.accuracy.values()) for cell in row.cells}
@@ -147,7 +147,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Made:
+class StudyOrigin:
     """Where the cells come from: what differs is listed once, sorted."""
 
     dates: tuple[str, ...]
@@ -159,20 +159,20 @@ class Made:
 class Found:
     """What a study's cells have left."""
 
-    teacher: Scored | None
+    teacher: CellScore | None
     """Where the study has a row for it."""
-    students: Mapping[str, tuple[Scored, ...]]
+    students: Mapping[str, tuple[CellScore, ...]]
     """The finished cells of each row, by its name."""
     versions: Mapping[str, PublishedVersion]
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
     """Why a cell is missing, by its label."""
-    text_only: tuple[Scored, ...] = ()
+    text_only: tuple[CellScore, ...] = ()
     """The classifier of each seed, where the study has a row for them."""
 
 
 @dataclass(frozen=True)
-class Results:
+class StudyResults:
     """A study's findings."""
 
     study: str
@@ -188,10 +188,10 @@ class Results:
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     """About the data."""
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
     """The teacher first; without those of which no cell is finished."""
     failed: dict[str, str]
-    made: Made
+    made: StudyOrigin
     maps: tuple[Map, ...] = ()
     schema: int = field(default=1)
 
@@ -207,7 +207,7 @@ def gather(
     commit: str | None,
     maps: Iterable[Map] = (),
     parameters: Mapping[str, int] = MappingProxyType({}),
-) -> Results:
+) -> StudyResults:
     """The results of what a study's cells have left.
 
     Args:
@@ -217,7 +217,7 @@ def gather(
     outcomes += [found.teacher.outcome] if found.teacher else []
     outcomes += [cell.outcome for cell in found.text_only]
     scores = outcomes[0].scores if outcomes else ()
-    return Results(
+    return StudyResults(
         study=study.described.name,
         size=study.described.size,
         shows=study.described.shows,
@@ -236,8 +236,8 @@ def gather(
     )
 
 
-def _scored_rows(study: Study, found: Found, parameters: Mapping[str, int]) -> Iterable[Row]:
-    others: list[tuple[str, Model, Sequence[Scored]]] = [
+def _scored_rows(study: Study, found: Found, parameters: Mapping[str, int]) -> Iterable[StudyRow]:
+    others: list[tuple[str, Model, Sequence[CellScore]]] = [
         (study.described.teacher, "teacher", [found.teacher] if found.teacher else []),
         (study.described.text_only, "text-only", found.text_only),
     ]
@@ -245,22 +245,22 @@ def _scored_rows(study: Study, found: Found, parameters: Mapping[str, int]) -> I
     for name, model, scored in others:
         if scored:
             measured = tuple(map(Measured.of, scored))
-            yield Row.of((name, *blanks), model, measured, parameters.get(name))
+            yield StudyRow.of((name, *blanks), model, measured, parameters.get(name))
     for name, cells in found.students.items():
         if cells:
             measured = tuple(map(Measured.of, cells))
             names = study.rows[name][0].names
-            yield Row.of(names, "student", measured, parameters.get(name))
+            yield StudyRow.of(names, "student", measured, parameters.get(name))
 
 
-def _gallery_rows(study: Study, found: Found) -> Iterable[Row]:
+def _gallery_rows(study: Study, found: Found) -> Iterable[StudyRow]:
     for name, version in found.versions.items():
         cell = study.rows[name][0]
         shown = Measured(cell.seed, "", version.fingerprint, {}, {}, {})
-        yield Row.of(cell.names, "student", (shown,))
+        yield StudyRow.of(cell.names, "student", (shown,))
 
 
-def _made(outcomes: Iterable[Outcome], versions: Iterable[PublishedVersion]) -> Made:
+def _made(outcomes: Iterable[CellResult], versions: Iterable[PublishedVersion]) -> StudyOrigin:
     cells = list(outcomes)
     machines = {canonical(cell.machine): cell.machine for cell in cells}
     libraries = [
@@ -268,7 +268,7 @@ def _made(outcomes: Iterable[Outcome], versions: Iterable[PublishedVersion]) -> 
         *(version.manifest["environment"] for version in versions),
     ]
     environments = {canonical(each): each for each in libraries}
-    return Made(
+    return StudyOrigin(
         tuple(sorted({cell.date for cell in cells})),
         tuple(machines[key] for key in sorted(machines)),
         tuple(environments[key] for key in sorted(environments)),

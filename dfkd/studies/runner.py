@@ -25,22 +25,23 @@ from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import read_domain
-from dfkd.evaluation.footprint import Network
+from dfkd.evaluation.footprint import NetworkSize
 from dfkd.models.student import load_student
 from dfkd.pipeline.preflight import check_distillation, check_synthesis
+from dfkd.storage import layout
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage
 from dfkd.studies import cells
-from dfkd.studies.cells import Outcome, Place
-from dfkd.studies.parallel_students import Done, Order, abreast, attempt, score, shares
-from dfkd.studies.results import Found, Map, Scored
+from dfkd.studies.cells import CellResult, CellStore
+from dfkd.studies.parallel_students import Order, StudentResult, abreast, attempt, score, shares
+from dfkd.studies.results import CellScore, Found, Map
 from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import before_and_after, require_tsne
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpus
 from dfkd.utils.paired import require_scipy
 
-Tell = Callable[[str, Outcome, bool], object]
+Tell = Callable[[str, CellResult, bool], object]
 """Called with the label, the outcome, and whether it was found, of each cell that is there."""
 
 
@@ -102,7 +103,7 @@ def reproduce(
     return dataclasses.replace(found, text_only=tuple(_text_only(study, root, data, threads)))
 
 
-def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[Scored]:
+def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[CellScore]:
     """The text-only classifier of each seed, made or found."""
     digest, manifest = cells.digest(data), study.manifest
     evaluation = dataclasses.replace(manifest.evaluation, models=("text-only",))
@@ -111,7 +112,7 @@ def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iter
         distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
         alone = dataclasses.replace(manifest, evaluation=evaluation, distillation=distillation)
         outcome = place.read() or score(alone, place, threads=threads)
-        yield Scored(seed, place.folder, outcome)
+        yield CellScore(seed, place.folder, outcome)
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ class _Job:
     cell: Cell
     identity: dict[str, Any]
     """Of its data set."""
-    place: Place | None
+    place: CellStore | None
     """None in a gallery, whose cells are data sets."""
-    teacher: Place | None
+    teacher: CellStore | None
     """Where the zero-shot scores of its teacher belong; None unless they are asked for."""
 
     @property
@@ -184,11 +185,11 @@ class _Runner:
     tell: Tell
     runtime: contextlib.ExitStack
     """Of Ray, which starts with the first cell that needs it."""
-    teacher: Scored | None = None
+    teacher: CellScore | None = None
     versions: dict[str, PublishedVersion] = field(default_factory=dict)
     broken: dict[str, DfkdError] = field(default_factory=dict)
     """Data sets that could not be made, by fingerprint: the other seeds need not try again."""
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, CellResult] = field(default_factory=dict)
     """Of cells, by label."""
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -227,7 +228,7 @@ class _Runner:
             evaluation = dataclasses.replace(cell.manifest.evaluation, models=("teacher",))
             scored = dataclasses.replace(cell.manifest, evaluation=evaluation)
             outcome = job.teacher.read() or score(scored, job.teacher, threads=self.threads)
-            self.teacher = Scored(0, job.teacher.folder, outcome)
+            self.teacher = CellScore(0, job.teacher.folder, outcome)
         if job.place is None:
             return []
         if found := job.place.read():
@@ -249,7 +250,7 @@ class _Runner:
             self.broken[key] = error
             raise
 
-    def _made(self, orders: list[Order]) -> Iterator[Done]:
+    def _made(self, orders: list[Order]) -> Iterator[StudentResult]:
         """What came of each order; those of one rank are made side by side, where there is room."""
         single = [each for each in orders if each.cell.manifest.distillation.ranks == (1, 1)]
         several = [each for each in orders if each.cell.manifest.distillation.ranks != (1, 1)]
@@ -264,7 +265,7 @@ class _Runner:
             except InfrastructureError:
                 raise
             except Exception as error:  # of one cell, such as memory that is too small for it
-                yield Done(order, None, " ".join(repr(error).split()))
+                yield StudentResult(order, None, " ".join(repr(error).split()))
 
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or room on this machine for more than one student at once."""
@@ -273,17 +274,17 @@ class _Runner:
             return bool(named()) or shares(staying(), students, self.at_once)[0] > 1
         return False
 
-    def _take(self, label: str, outcome: Outcome, found: bool) -> None:
+    def _take(self, label: str, outcome: CellResult, found: bool) -> None:
         self.outcomes[label] = outcome
         self.tell(label, outcome, found)
 
-    def _students(self, jobs: list[_Job]) -> dict[str, tuple[Scored, ...]]:
+    def _students(self, jobs: list[_Job]) -> dict[str, tuple[CellScore, ...]]:
         """By row, in the order of cells."""
-        students: dict[str, tuple[Scored, ...]] = {}
+        students: dict[str, tuple[CellScore, ...]] = {}
         for job in jobs:
             if job.place and (outcome := self.outcomes.get(job.cell.label)):
                 row = students.get(job.cell.row, ())
-                students[job.cell.row] = (*row, Scored(job.cell.seed, job.place.folder, outcome))
+                students[job.cell.row] = (*row, CellScore(job.cell.seed, job.place.folder, outcome))
         return students
 
     def _failures(self, jobs: list[_Job]) -> dict[str, str]:
@@ -296,14 +297,14 @@ class _Runner:
         self.runtime.enter_context(connected())
 
 
-def networks(study: Study, found: Found) -> dict[str, Network]:
+def networks(study: Study, found: Found) -> dict[str, NetworkSize]:
     """What answers an image in each row that has a finished cell, by the row's label."""
-    rows: dict[str, Network] = {}
+    rows: dict[str, NetworkSize] = {}
     if found.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
     if found.text_only:
         rows[study.described.text_only] = footprint.text_only(study.manifest)
-    shapes: dict[tuple[object, ...], Network] = {}
+    shapes: dict[tuple[object, ...], NetworkSize] = {}
     for row in (name for name, scored in found.students.items() if scored):
         manifest = study.rows[row][0].manifest
         shape = _shape(manifest)
@@ -321,10 +322,10 @@ def maps(study: Study, data: Domains, found: Found, threads: int = 0) -> Iterato
         return
     for row, done in found.students.items():
         if done:
-            student, _ = load_student(root.child(f"students/{done[0].outcome.model}"), device)
+            student, _ = load_student(root.child(layout.student(done[0].outcome.model)), device)
             manifest = study.rows[row][0].manifest
             domain = read_domain(manifest, data, shown.domain, threads or cpus())
-            for layout in before_and_after(
+            for points in before_and_after(
                 student,
                 domain.images,
                 data.classes,
@@ -333,7 +334,7 @@ def maps(study: Study, data: Domains, found: Found, threads: int = 0) -> Iterato
                 shown.shots,
                 shown.perplexity,
             ):
-                classes = tuple(data.classes[label] for label in layout.labels)
+                classes = tuple(data.classes[label] for label in points.labels)
                 yield Map(
-                    row, layout.shots, layout.points, classes, layout.taught, layout.silhouette
+                    row, points.shots, points.points, classes, points.taught, points.silhouette
                 )

@@ -82,7 +82,7 @@ class Quick:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Description:
+class StudyFile:
     """The content of a study's file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]

@@ -26,13 +26,14 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.presets import PRESETS
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, open_version
-from dfkd.distillation.distiller import Course, Distiller, Label, Scale
+from dfkd.distillation.distiller import Distiller, Label, Scale, Schedule
 from dfkd.distillation.labels import label_source
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.results import spread
 from dfkd.evaluation.scoring import BATCH, Candidate, score
 from dfkd.models.student import build, fold
+from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import MissingObject, Storage, open_storage
 from dfkd.studies.tables import Cell as Figure
@@ -48,7 +49,7 @@ Settings = dict[str, Any]
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
-class Spread:
+class LabelSpread:
     """Labels are moved to this mean and standard deviation."""
 
     mean: float
@@ -56,19 +57,19 @@ class Spread:
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
-class Row:
+class Recipe:
     """One way to train."""
 
     settings: Settings
     """Of the section `distillation`, over the base's."""
-    labels: Spread | None = None
+    labels: LabelSpread | None = None
     """None leaves the teacher's distances as they are."""
     against: Name | None = None
     """The row that this one is compared with."""
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
-class Description:
+class RecipeStudy:
     """The content of the study's file."""
 
     name: Name
@@ -79,7 +80,7 @@ class Description:
     """Of all cells, over the base."""
     held_out_images: Count = 12
     """Images a class of another data set, on which agreement is measured."""
-    rows: Annotated[dict[Name, Row], Field(min_length=1)]
+    rows: Annotated[dict[Name, Recipe], Field(min_length=1)]
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
     """A data set and, of each row, a student of it for each of them."""
     notes: tuple[Name, ...] = ()
@@ -100,14 +101,14 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Cell:
+class RecipeCell:
     """A row with a seed."""
 
     row: str
     seed: int
     manifest: Manifest
     """Of one method and one student."""
-    labels: Spread | None
+    labels: LabelSpread | None
     version: str
     """Id of the data set that is learned."""
     held_out: str
@@ -123,7 +124,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecipeResult:
     """What came of a cell."""
 
     agreement: float
@@ -137,14 +138,14 @@ class Outcome:
         return sum(self.accuracy.values()) / len(self.accuracy)
 
 
-def manifest_of(study: Description, folder: Path, row: Row, **changes: Any) -> Manifest:
+def manifest_of(study: RecipeStudy, folder: Path, row: Recipe, **changes: Any) -> Manifest:
     """The manifest of a row: base, settings of all, settings of the row, then `changes`."""
     tree = merged(read_tree(folder / study.base), study.settings)
     tree = merged(tree, {"distillation": row.settings})
     return check(Manifest, expanded(merged(tree, changes), PRESETS))
 
 
-def train(cell: Cell) -> Outcome:
+def train(cell: RecipeCell) -> RecipeResult:
     """The outcome of a cell, which is trained unless it is there; a killed one goes on.
 
     Uses one thread, so that as many cells as there are processors can train side by side.
@@ -154,7 +155,7 @@ def train(cell: Cell) -> Outcome:
     place = home.child(cell.folder)
     if found := _kept(place):
         return found
-    data = home.child(f"data/{cell.manifest.method}")
+    data = home.child(layout.data(cell.manifest.method))
     version, held_out = (open_version(data, name) for name in (cell.version, cell.held_out))
     distiller = _distiller(cell, version)
     checkpoints = Checkpoints(place.child("checkpoints"))
@@ -168,26 +169,26 @@ def train(cell: Cell) -> Outcome:
         if distiller.epoch % cell.manifest.distillation.checkpoint_epochs == 0:
             checkpoints.write(distiller.step, distiller.state())
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std).eval()
-    outcome = Outcome(agreement(student, _stream(cell, held_out)), _accuracy(cell, student))
+    outcome = RecipeResult(agreement(student, _stream(cell, held_out)), _accuracy(cell, student))
     place.put_if_absent("outcome.json", canonical(dataclasses.asdict(outcome)))
     checkpoints.clear()
     return outcome
 
 
-def _kept(place: Storage) -> Outcome | None:
+def _kept(place: Storage) -> RecipeResult | None:
     try:
-        return Outcome(**json.loads(place.get("outcome.json")))
+        return RecipeResult(**json.loads(place.get("outcome.json")))
     except MissingObject:
         return None
 
 
-def _stream(cell: Cell, version: PublishedVersion) -> Stream:
+def _stream(cell: RecipeCell, version: PublishedVersion) -> Stream:
     manifest = cell.manifest
     size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
     return Stream(version, size, batch, cell.seed)
 
 
-def _distiller(cell: Cell, version: PublishedVersion) -> Distiller:
+def _distiller(cell: RecipeCell, version: PublishedVersion) -> Distiller:
     config, manifest = cell.manifest.distillation, cell.manifest
     label = label_source(manifest, CPU)
     if label is None:
@@ -196,19 +197,19 @@ def _distiller(cell: Cell, version: PublishedVersion) -> Distiller:
         )
     mean, std = version.manifest["label_mean"], version.manifest["label_std"]
     if cell.labels:
-        label = moved(label, Spread(mean=mean, std=std), cell.labels)
+        label = moved(label, LabelSpread(mean=mean, std=std), cell.labels)
         mean, std = cell.labels.mean, cell.labels.std
     return Distiller(
         build(config, len(manifest.classes), manifest.synthesis.image_size, cell.seed),
         config,
-        Course.of(config, _stream(cell, version).steps),
+        Schedule.of(config, _stream(cell, version).steps),
         cell.seed,
         label,
         Scale(mean, std) if config.standardise else Scale(),
     )
 
 
-def moved(label: Label, own: Spread, wanted: Spread) -> Label:
+def moved(label: Label, own: LabelSpread, wanted: LabelSpread) -> Label:
     """Labels of spread `own` with the spread `wanted`; which class is nearest stays as it is."""
     return lambda views: wanted.mean + wanted.std * (label(views) - own.mean) / own.std
 
@@ -223,7 +224,7 @@ def agreement(student: nn.Module, stream: Stream) -> float:
     return float(torch.cat(same).float().mean())
 
 
-def _accuracy(cell: Cell, student: nn.Module) -> dict[str, float]:
+def _accuracy(cell: RecipeCell, student: nn.Module) -> dict[str, float]:
     manifest = cell.manifest
     size = manifest.synthesis.image_size
     candidate = Candidate("student", manifest.method, cell.seed, size, student, CPU)
@@ -232,7 +233,7 @@ def _accuracy(cell: Cell, student: nn.Module) -> dict[str, float]:
     return {row["domain"]: row["accuracy"] for row in scores.rows}
 
 
-def cells(study: Description, folder: Path, make: Callable[[Manifest], str]) -> list[Cell]:
+def cells(study: RecipeStudy, folder: Path, make: Callable[[Manifest], str]) -> list[RecipeCell]:
     """Every row with every seed, seed after seed.
 
     Args:
@@ -243,7 +244,7 @@ def cells(study: Description, folder: Path, make: Callable[[Manifest], str]) -> 
         ManifestError: a row is no manifest.
     """
     manifests = {name: manifest_of(study, folder, row) for name, row in study.rows.items()}
-    plain = Row(settings={})
+    plain = Recipe(settings={})
     # The data sets of seeds are 0, 1, 2, .. salts on; the held-out one is before them.
     salt = manifest_of(study, folder, plain).salt
     few = {"images_per_class": study.held_out_images}
@@ -252,11 +253,11 @@ def cells(study: Description, folder: Path, make: Callable[[Manifest], str]) -> 
     for seed in study.seeds:
         learned = make(manifest_of(study, folder, plain, salt=salt + 1 + seed))
         for name, row in study.rows.items():
-            found.append(Cell(name, seed, manifests[name], row.labels, learned, held_out))
+            found.append(RecipeCell(name, seed, manifests[name], row.labels, learned, held_out))
     return found
 
 
-def run(cells: Sequence[Cell], processes: int) -> Iterator[tuple[Cell, Outcome]]:
+def run(cells: Sequence[RecipeCell], processes: int) -> Iterator[tuple[RecipeCell, RecipeResult]]:
     """Train cells side by side, a process each; yields each as it is done."""
     # Spawned, since a fork of a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
@@ -266,7 +267,7 @@ def run(cells: Sequence[Cell], processes: int) -> Iterator[tuple[Cell, Outcome]]
             yield futures[future], future.result()
 
 
-def grid(study: Description, outcomes: Mapping[tuple[str, int], Outcome]) -> Grid:
+def grid(study: RecipeStudy, outcomes: Mapping[tuple[str, int], RecipeResult]) -> Grid:
     """The table: a line a row, each figure over the seeds that are finished.
 
     Args:
@@ -307,7 +308,7 @@ def grid(study: Description, outcomes: Mapping[tuple[str, int], Outcome]) -> Gri
 
 
 def _compared(
-    found: Mapping[int, Outcome], other: Mapping[int, Outcome]
+    found: Mapping[int, RecipeResult], other: Mapping[int, RecipeResult]
 ) -> tuple[Figure | None, Figure | None]:
     """Difference and ratio of mean accuracies over the seeds that both have; None without any."""
     ours, theirs = ({seed: run.mean for seed, run in runs.items()} for runs in (found, other))

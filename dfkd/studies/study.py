@@ -20,7 +20,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
-from dfkd.studies.schema import Description, Settings
+from dfkd.studies.schema import Settings, StudyFile
 from dfkd.utils.yaml import check, expanded, load, merged, read_tree
 
 FILE = "study.yaml"
@@ -59,7 +59,7 @@ class Cell:
 class Study:
     """A study that has been checked and expanded."""
 
-    described: Description
+    described: StudyFile
     folder: Path
     """Of its file."""
     cells: tuple[Cell, ...]
@@ -101,7 +101,7 @@ def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     """
     path = Path(place)
     path = path / FILE if path.is_dir() else path
-    described = load(Description, path, overrides)
+    described = load(StudyFile, path, overrides)
     base = read_tree(path.parent / described.base)
     cells = tuple(_cells(described, base))
     if not cells:
@@ -118,7 +118,7 @@ def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     return study
 
 
-def _cells(described: Description, base: Settings) -> Iterator[Cell]:
+def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
     common = [base, described.settings]
     if described.size == "quick":
         common.append(described.quick.settings)
@@ -137,7 +137,7 @@ Alternatives = list[Settings | tuple[Settings, ...]]
 """What each axis sets in a row."""
 
 
-def _rows(described: Description) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
+def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
     """The names of each row, and what they set."""
     axes = described.chosen_axes
     total = math.prod(len(axis.values) for axis in axes)
@@ -150,7 +150,7 @@ def _rows(described: Description) -> Iterator[tuple[tuple[str, ...], Alternative
             yield tuple(names.values()), [settings for _, settings in choice]
 
 
-def _skipped(described: Description, entry: Mapping[str, str]) -> dict[str, str]:
+def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
     known = {axis.name: axis.values for axis in described.chosen_axes}
     for axis, value in entry.items():
         if described.size == "full" and value not in known.get(axis, ()):
@@ -175,7 +175,7 @@ def _of_seed(
     return settings[number]
 
 
-def _given(described: Description, seed: int) -> Settings:
+def _given(described: StudyFile, seed: int) -> Settings:
     """What the study itself gives the manifest of a cell."""
     given: Settings = {
         "name": described.name,
@@ -296,7 +296,7 @@ def _check_compared(study: Study) -> None:
         )
 
 
-def _check_root(described: Description, base: Settings) -> None:
+def _check_root(described: StudyFile, base: Settings) -> None:
     full = merged(base, described.settings)
     if merged(full, described.quick.settings).get("storage") == full.get("storage"):
         raise ManifestError(

@@ -23,7 +23,7 @@ DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Layout:
+class TsneMap:
     """Where the images of a domain lie for one student."""
 
     shots: int
@@ -46,7 +46,7 @@ def before_and_after(
     config: FewShot,
     shots: int,
     perplexity: float,
-) -> Iterator[Layout]:
+) -> Iterator[TsneMap]:
     """A domain's images before and after few-shot training.
 
     Args:
@@ -65,7 +65,7 @@ def before_and_after(
     labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
     for learned, model in ((0, student), (shots, tuned)):
         rows = embed(model, images.pixels, shown, BATCH).cpu().numpy()
-        yield Layout(
+        yield TsneMap(
             learned,
             tuple(
                 (round(float(x), DIGITS), round(float(y), DIGITS))

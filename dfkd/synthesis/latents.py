@@ -11,7 +11,7 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
-from dfkd.synthesis.views import Drawn, Views, show
+from dfkd.synthesis.views import ViewParameters, Views, show
 from dfkd.utils.pixels import to_bytes
 
 OnStep = Callable[[int, Tensor], None]
@@ -69,7 +69,7 @@ class Synthesiser:
 
     def __init__(self, teacher: Teacher, generator: Generator, config: Synthesis) -> None:
         self.teacher, self.generator, self.config = teacher, generator, config
-        self.distances: Callable[[Tensor, Tensor, Drawn | None], Tensor] = self._distances
+        self.distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = self._distances
         """Mean distance [B] of each latent's views to its own target [B, E]."""
         if config.compile:
             self.distances = torch.compile(self._distances, dynamic=False)
@@ -138,7 +138,7 @@ class Synthesiser:
                 latents, optimizer = _compact(config, latents, optimizer, ~finished)
         return _result(generator, config, kept)
 
-    def _distances(self, latents: Tensor, targets: Tensor, drawn: Drawn | None) -> Tensor:
+    def _distances(self, latents: Tensor, targets: Tensor, drawn: ViewParameters | None) -> Tensor:
         pixels = self.generator.decode(latents, self.config.quantise)
         seen = self.teacher.encode_image(show(pixels, drawn))
         repeated = targets.repeat_interleave(len(seen) // len(targets), dim=0)

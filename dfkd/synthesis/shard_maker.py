@@ -36,7 +36,7 @@ from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import class_texts
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.methods import METHODS
-from dfkd.synthesis.inversion.run import Classifier, Course, Run
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.latents import OnStep, Synthesised, Synthesiser
 from dfkd.utils.pixels import from_bytes
 
@@ -45,7 +45,7 @@ ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImageRequest:
     """One image to be made: its class and index, prompt text and target embedding [E]."""
 
     class_index: int
@@ -55,10 +55,10 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _PendingSample:
     """A sample whose image is still being encoded."""
 
-    wanted: Wanted
+    wanted: ImageRequest
     image: Future[bytes]
     facts: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -68,7 +68,7 @@ class _Made:
         return Sample(key, self.image.result(), extension, self.facts, self.arrays)
 
 
-class SurrogateMaker:
+class ShardMaker:
     """Makes the shards of a run with models that are loaded once."""
 
     def __init__(
@@ -105,7 +105,7 @@ class SurrogateMaker:
     def _inverter(self, earlier: Callable[[int], Tensor]) -> Inverter:
         manifest = self.manifest
         seed = derive_seed("inversion", *root_seed(manifest))
-        course = Course(seed, image_count(manifest), manifest.synthesis.image_size, earlier)
+        course = RunContext(seed, image_count(manifest), manifest.synthesis.image_size, earlier)
         classifier = Classifier(self.teacher, self.class_texts)
         return METHODS[manifest.method](classifier, course, manifest.inversion)
 
@@ -142,10 +142,10 @@ class SurrogateMaker:
         return {t: tuple(i for c, i in failed if c == t.class_index) for t in unit.tasks}
 
     def _all(
-        self, wanted: list[Wanted], encoder: ThreadPoolExecutor, on_step: OnStep | None
-    ) -> tuple[dict[int, list[_Made]], list[Wanted]]:
+        self, wanted: list[ImageRequest], encoder: ThreadPoolExecutor, on_step: OnStep | None
+    ) -> tuple[dict[int, list[_PendingSample]], list[ImageRequest]]:
         """What was made of each class, and what failed at every attempt."""
-        made: dict[int, list[_Made]] = defaultdict(list)
+        made: dict[int, list[_PendingSample]] = defaultdict(list)
         for attempt in range(ATTEMPTS):
             failed = []
             for batch, results in self._batches(wanted, attempt, encoder, on_step):
@@ -157,7 +157,7 @@ class SurrogateMaker:
             wanted = failed
         return made, wanted
 
-    def _wanted(self, unit: Unit, prompts: pa.Table) -> list[Wanted]:
+    def _wanted(self, unit: Unit, prompts: pa.Table) -> list[ImageRequest]:
         """In the order of index and class, so that batches mix classes where there are several."""
         table = prompts.sort_by([("index", "ascending"), ("class_index", "ascending")])
         indices, classes = table["index"].to_pylist(), table["class_index"].to_pylist()
@@ -166,15 +166,15 @@ class SurrogateMaker:
             raise ValueError(f"unit {unit.id} needs the prompts of images {unit.made[0].indices}")
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
         rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
-        return [Wanted(*row) for row in rows]
+        return [ImageRequest(*row) for row in rows]
 
     def _batches(
         self,
-        wanted: list[Wanted],
+        wanted: list[ImageRequest],
         attempt: int,
         encoder: ThreadPoolExecutor,
         on_step: OnStep | None,
-    ) -> Iterator[tuple[list[Wanted], list[_Made | None]]]:
+    ) -> Iterator[tuple[list[ImageRequest], list[_PendingSample | None]]]:
         """Batch after batch; one that memory has no room for is halved, and all that follow."""
         start = 0
         while start < len(wanted):
@@ -208,16 +208,16 @@ class SurrogateMaker:
 
     def _batch(
         self,
-        batch: list[Wanted],
+        batch: list[ImageRequest],
         attempt: int,
         encoder: ThreadPoolExecutor,
         on_step: OnStep | None,
-    ) -> list[_Made | None]:
+    ) -> list[_PendingSample | None]:
         seeds = [image_seed(self.manifest, w.class_index, w.index, attempt) for w in batch]
         made = self._pixels(batch, seeds, on_step)
         pixels = made.pixels.numpy()
         encoded = [encoder.submit(self._encode, each) for each in pixels]
-        found: list[_Made | None] = []
+        found: list[_PendingSample | None] = []
         for start in range(0, len(batch), self.batch_size):
             rows = slice(start, start + self.batch_size)
             embeddings, labels, confidence = self._label(self._stored(pixels[rows], encoded[rows]))
@@ -228,24 +228,28 @@ class SurrogateMaker:
                     "distances": labels[i - start].numpy().astype(np.float32),
                     "embedding": embeddings[i - start].numpy().astype(np.float16),
                 }
-                found.append(None if made.diverged[i] else _Made(w, encoded[i], facts, arrays))
+                found.append(
+                    None if made.diverged[i] else _PendingSample(w, encoded[i], facts, arrays)
+                )
         return found
 
-    def _pixels(self, batch: list[Wanted], seeds: list[int], on_step: OnStep | None) -> Synthesised:
+    def _pixels(
+        self, batch: list[ImageRequest], seeds: list[int], on_step: OnStep | None
+    ) -> Synthesised:
         manifest, device = self.manifest, self.class_texts.device
         if self.inverter:
             labels = torch.tensor([w.class_index for w in batch], device=device)
             size = manifest.synthesis.shard_size
             part = batch[0].index // size
             before = part * size * len(manifest.classes)
-            run = Run(labels, seeds, manifest.synthesis.image_size, part, before)
+            run = PartRequest(labels, seeds, manifest.synthesis.image_size, part, before)
             return self.inverter.make(run, on_step)
         assert self.synthesiser is not None  # noqa: S101 - there is a generator
         targets = torch.stack([w.target for w in batch]).to(device)
         return self.synthesiser(targets, seeds, on_step)
 
     def _facts(
-        self, wanted: Wanted, seed: int, attempt: int, made: Synthesised, i: int
+        self, wanted: ImageRequest, seed: int, attempt: int, made: Synthesised, i: int
     ) -> dict[str, Any]:
         return {
             "class": self.manifest.classes[wanted.class_index],

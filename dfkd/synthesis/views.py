@@ -25,7 +25,7 @@ SHIFT, TURN, ZOOM = 0.1, math.radians(10), 0.15
 """Ranges of the affine views: share of the side, radians, and relative scale, each + or -."""
 
 
-class Drawn(NamedTuple):
+class ViewParameters(NamedTuple):
     """The views of one step: B images with V views each, image-major."""
 
     matrices: Tensor
@@ -62,7 +62,7 @@ class Views:
         self.matrices = self.matrices[:, keep]
         self.generators = [self.generators[i] for i in keep.tolist()]
 
-    def draw(self, step: int) -> Drawn | None:
+    def draw(self, step: int) -> ViewParameters | None:
         """The views of a step; None shows the pictures themselves. Steps are drawn in order."""
         if self.count == 0:
             return None
@@ -71,10 +71,10 @@ class Views:
             shape = (self.count, 3, self.size, self.size)
             grains = [torch.randn(shape, generator=g) for g in self.generators]
             noise = self.noise * torch.cat(grains).to(matrices.device)
-        return Drawn(matrices, noise, self.size)
+        return ViewParameters(matrices, noise, self.size)
 
 
-def show(pixels: Tensor, drawn: Drawn | None) -> Tensor:
+def show(pixels: Tensor, drawn: ViewParameters | None) -> Tensor:
     """Views [B * V, 3, S, S] of pixels [B, 3, H, W], image-major; or the pixels."""
     if drawn is None:
         return pixels

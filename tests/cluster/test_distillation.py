@@ -17,8 +17,8 @@ from dfkd.cluster.distillation import cpus_each, distill, find_workers
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest
-from dfkd.distillation.distiller import Course, Distiller
-from dfkd.distillation.student_store import Place, place
+from dfkd.distillation.distiller import Distiller, Schedule
+from dfkd.distillation.student_store import StudentLocation, place
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.storage.checkpoints import Checkpoints
@@ -45,7 +45,7 @@ def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
         process.kill()
     step = checkpoints.newest()
     wider = Manifest.read(tmp_path / "manifest.yaml", ("distillation.workers=2",))
-    course = Course.of(wider.distillation, 4)
+    course = Schedule.of(wider.distillation, 4)
     assert 0 < step < course.total
     assert place(wider, "vanilla", 0).name == target.name
     distill(wider, "vanilla", 0)
@@ -80,13 +80,13 @@ def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(tmp_path
         torch.testing.assert_close(student[name], expected, rtol=1e-4, atol=1e-6)
 
 
-def one_step(manifest: Manifest, target: Place, rank: int) -> Student:
+def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     """The student after the only step, made of one rank's images alone."""
     config = manifest.distillation
     stream = open_stream(manifest, target.version, 0, rank, 2)
     assert (stream.steps, stream.rows) == (1, 12 - rank)
     student = build(config, 3, 32, 0)
-    Distiller(student, config, Course.of(config, 1), 0).advance(next(stream.batches(0)))
+    Distiller(student, config, Schedule.of(config, 1), 0).advance(next(stream.batches(0)))
     return student
 
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from dfkd.cluster import metrics
-from dfkd.cluster.capacity import Share
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.metrics import ALL, Count, Level, Measure, Pace, Teller
 from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.config.fingerprint import identity
@@ -139,7 +139,7 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) ->
     home = open_storage(manifest.storage.root).child("data/vanilla")
     version = begin(home, identity(manifest, {}))
     poisoned, *_ = tasks(manifest)
-    pool: Pool = Pool(lambda: None, 1, 3, Share(1.0))
+    pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
     teller = Teller(manifest, version, pool)
     receipt: Receipt = published.shards[1]
     teller.done(receipt, steps=40, seconds=1.25, node="10.0.0.7")

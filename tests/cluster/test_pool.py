@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Share, autoscaled, room, staying, worker_share
+from dfkd.cluster.capacity import WorkerResources, autoscaled, room, staying, worker_share
 from dfkd.cluster.connection import _knock, connected
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.manifest import Cluster
@@ -66,7 +66,9 @@ def pool(
     notes: Path, behaviour: dict[int, str], size: int = 2, attempts: int = 3, timeout: float = 0
 ) -> Pool[Item]:
     actor = ray.remote(Worker).options(num_cpus=0.5, max_restarts=0, max_task_retries=0)
-    return Pool(lambda: actor.remote(notes, behaviour), size, attempts, Share(0.5), timeout)
+    return Pool(
+        lambda: actor.remote(notes, behaviour), size, attempts, WorkerResources(0.5), timeout
+    )
 
 
 def tries(notes: Path) -> dict[int, int]:
@@ -184,10 +186,10 @@ def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
 
 def test_a_share_never_spans_two_nodes() -> None:
     nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0, "GPU": 2.0}}
-    assert Share(2.0).slots(nodes) == 1
-    assert Share(0.1).slots({"a": {"CPU": 1.0}}) == 10
-    assert Share(0.5, 1.0).slots(nodes) == 2
-    assert Share(2.0, 1.0).slots(nodes) == 0
+    assert WorkerResources(2.0).slots(nodes) == 1
+    assert WorkerResources(0.1).slots({"a": {"CPU": 1.0}}) == 10
+    assert WorkerResources(0.5, 1.0).slots(nodes) == 2
+    assert WorkerResources(2.0, 1.0).slots(nodes) == 0
 
 
 def test_a_cluster_that_listens_is_joined(cluster: None) -> None:

@@ -10,9 +10,9 @@ from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared
 from dfkd.cluster.connection import connected
-from dfkd.cluster.prompt_worker import Part, PromptWorker, write_prompts
+from dfkd.cluster.prompt_worker import PromptPart, PromptWorker, write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, build, finished, identify
-from dfkd.cluster.worker import Purse
+from dfkd.cluster.worker import BudgetTracker
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
@@ -113,7 +113,7 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
         manifest, version = chain_of(method, tmp_path / name)
         prompts = PromptWorker(manifest, version, 1.0)
         for number in range(3):
-            prompts.work(Part(number))
+            prompts.work(PromptPart(number))
         worker = SynthesisWorker(manifest, version, 1.0)
         for unit in Chain(version).units(manifest, version.done()):
             assert unit is not None
@@ -132,7 +132,7 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     for name in ("whole", "stopped"):
         manifest, version = chain_of("cmi", tmp_path / name)
         if name == "stopped":
-            write_prompts(manifest, version, Purse(Budget(), Cost()))
+            write_prompts(manifest, version, BudgetTracker(Budget(), Cost()))
             SynthesisWorker(manifest, version, 1.0).run(next(units(manifest, ())))
             assert Chain(version).states.newest() == 1
             assert len(version.done()) == 2
@@ -160,7 +160,7 @@ def test_a_version_in_the_making_is_kept_from_removal(
     root = open_storage(manifest.storage.root)
     found = []
 
-    def write_and_look(manifest: Manifest, version: Version, purse: Purse) -> None:
+    def write_and_look(manifest: Manifest, version: Version, purse: BudgetTracker) -> None:
         found.extend(name for record in held(root).values() for name in record.versions)
         write_prompts(manifest, version, purse)
 

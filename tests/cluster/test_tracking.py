@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfkd.cluster.tracking import CLASSES, SAMPLES, Curve, Glimpse, ShardTracker, Tracker
+from dfkd.cluster.tracking import CLASSES, SAMPLES, Glimpse, MeanLoss, ShardTracker, Tracker
 from dfkd.dataset.shards import Sample
-from dfkd.distillation.distiller import Outcome
+from dfkd.distillation.distiller import StepMetrics
 from dfkd.storage.local import open_storage
 from dfkd.utils.progress import LineBar
 from tests.helpers.partial_version import make_sample
@@ -38,9 +38,9 @@ def test_scalars_are_means_and_arrive_in_storage(
 ) -> None:
     with Tracker(LineBar("student", 40, "img"), open_storage(str(tmp_path)), 10) as tracker:
         for loss in (1.0, 2.0):
-            tracker.record(Outcome(torch.tensor(loss), torch.tensor(0.5)))
+            tracker.record(StepMetrics(torch.tensor(loss), torch.tensor(0.5)))
         assert tracker.log(2, rate=0.1) == {"loss": 1.5, "agreement": 0.5}
-        tracker.record(Outcome(torch.tensor(4.0), torch.tensor(1.0)))
+        tracker.record(StepMetrics(torch.tensor(4.0), torch.tensor(1.0)))
         tracker.log(3, rate=0.01)
         tracker.upload()
     found = events(tmp_path)
@@ -76,8 +76,8 @@ def sample(index: int, loss: float, confidence: float, colour: tuple[int, int, i
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def curve(*steps: float) -> Curve:
-    made = Curve()
+def curve(*steps: float) -> MeanLoss:
+    made = MeanLoss()
     for step, loss in enumerate(steps):
         made(step, torch.tensor([loss]))
     return made
@@ -87,7 +87,7 @@ def test_a_curve_is_the_mean_over_images_and_skips_what_is_no_number() -> None:
     made = curve(1.0, 0.5)
     made(0, torch.tensor([2.0, 4.0, math.inf, math.nan]))
     assert made.points() == (pytest.approx(7 / 3), 0.5)
-    assert Curve().points() == ()
+    assert MeanLoss().points() == ()
 
 
 def test_shards_are_shown_over_the_images_that_are_finished(tmp_path: Path) -> None:

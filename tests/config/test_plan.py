@@ -9,7 +9,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.config.manifest import Manifest, Regeneration, Storage
+from dfkd.config.manifest import Manifest, Regeneration, StorageConfig
 from dfkd.config.plan import (
     derive_seed,
     fresh_tasks,
@@ -29,7 +29,7 @@ def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
     return Manifest(
         name="plan",
         classes=tuple(f"class {i}" for i in range(classes)),
-        storage=Storage(root="unused"),
+        storage=StorageConfig(root="unused"),
         teacher=TEACHER,
         generator=GENERATOR,
         seed=seed,

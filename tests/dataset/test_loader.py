@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.loader import AHEAD, FETCHES, Share, Stream, steps_per_epoch
+from dfkd.dataset.loader import AHEAD, FETCHES, RankShare, Stream, steps_per_epoch
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.local import Request
@@ -71,7 +71,7 @@ def test_how_it_is_read_changes_nothing(
 ) -> None:
     cached = stream(version, buffer_bytes=buffer_bytes)
     streamed = stream(
-        version, buffer_bytes=buffer_bytes, cache_bytes=0, share=Share(readers=readers)
+        version, buffer_bytes=buffer_bytes, cache_bytes=0, share=RankShare(readers=readers)
     )
     assert cached.cached
     assert not streamed.cached
@@ -92,7 +92,7 @@ def test_each_rank_sees_equally_many_samples_and_none_is_seen_by_two(
     version: PublishedVersion, world: int, batch_size: int
 ) -> None:
     """With more ranks than shards too."""
-    ranks = [stream(version, batch_size, share=Share(rank, world)) for rank in range(world)]
+    ranks = [stream(version, batch_size, share=RankShare(rank, world)) for rank in range(world)]
     for epoch in range(3):
         orders = [rank.order(epoch) for rank in ranks]
         assert {len(order) for order in orders} == {30 // batch_size * (batch_size // world)}
@@ -102,14 +102,14 @@ def test_each_rank_sees_equally_many_samples_and_none_is_seen_by_two(
 
 def test_ranks_read_what_they_would_keep_in_memory(version: PublishedVersion) -> None:
     for rank in range(2):
-        share = Share(rank, 2)
+        share = RankShare(rank, 2)
         kept = read(stream(version, share=share), epoch=1)
         assert same(kept, read(stream(version, share=share, cache_bytes=0), epoch=1))
 
 
 @pytest.mark.parametrize("world", range(1, 10))
 def test_a_batch_is_as_large_at_any_number_of_ranks(version: PublishedVersion, world: int) -> None:
-    ranks = [stream(version, batch_size=10, share=Share(rank, world)) for rank in range(world)]
+    ranks = [stream(version, batch_size=10, share=RankShare(rank, world)) for rank in range(world)]
     rows = [rank.rows for rank in ranks]
     assert sum(rows) == 10
     assert max(rows) - min(rows) <= 1
@@ -168,7 +168,7 @@ def test_images_of_another_size_are_refused(version: PublishedVersion) -> None:
 
 
 def test_leaving_early_ends_the_reading_thread(version: PublishedVersion) -> None:
-    batches = stream(version, cache_bytes=0, share=Share(readers=2)).batches(0)
+    batches = stream(version, cache_bytes=0, share=RankShare(readers=2)).batches(0)
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("dfkd")]

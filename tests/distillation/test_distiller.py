@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfkd.config.distillation import Distillation
 from dfkd.dataset.loader import Batch
-from dfkd.distillation.distiller import Course, Distiller, Scale
+from dfkd.distillation.distiller import Distiller, Scale, Schedule
 from dfkd.models.student import Student, build, fold
 from dfkd.utils.device import multiplies_bfloat16
 
@@ -35,7 +35,7 @@ LONG = dataclasses.replace(
     schedule="cosine",
 )
 STEPS = 2
-COURSE = Course.of(CONFIG, STEPS)
+COURSE = Schedule.of(CONFIG, STEPS)
 
 
 def batch(seed: int) -> Batch:
@@ -69,7 +69,7 @@ def equal(left: Student, right: Student) -> bool:
 
 
 def test_the_course_has_two_phases() -> None:
-    assert Course(STEPS, warmup=4, total=10) == COURSE
+    assert Schedule(STEPS, warmup=4, total=10) == COURSE
     rates = [COURSE.rate(CONFIG, step) for step in range(10)]
     assert rates == [0.05] * 4 + [pytest.approx(0.005)] * 6
 
@@ -77,7 +77,7 @@ def test_the_course_has_two_phases() -> None:
 @given(st.integers(0, 5), st.integers(1, 5), st.integers(1, 7))
 def test_a_cosine_falls_within_each_phase(warmup: int, epochs: int, steps: int) -> None:
     config = Distillation(warmup_epochs=warmup, epochs=epochs)
-    course = Course.of(config, steps)
+    course = Schedule.of(config, steps)
     rates = [course.rate(config, step) for step in range(course.total)]
     for phase, peak in ((rates[: course.warmup], 0.1), (rates[course.warmup :], 0.01)):
         assert sorted(phase, reverse=True) == phase
@@ -115,7 +115,7 @@ def test_a_step_leaves_the_generator_of_the_process_alone() -> None:
 
 
 def test_the_student_learns_the_teacher_s_classes() -> None:
-    run = Distiller(student(LONG), LONG, Course.of(LONG, STEPS), seed=0)
+    run = Distiller(student(LONG), LONG, Schedule.of(LONG, STEPS), seed=0)
     first = run.advance(batch(0)).loss
     while not run.done:
         outcome = run.advance(batch(run.step))
@@ -129,7 +129,7 @@ def test_the_student_learns_the_teacher_s_classes() -> None:
 def test_standardised_training_still_gives_a_student_of_distances() -> None:
     config = dataclasses.replace(LONG, standardise=True)
     scale = Scale(mean=1.0667, std=0.1886)
-    run = Distiller(student(config), config, Course.of(config, STEPS), 0, scale=scale)
+    run = Distiller(student(config), config, Schedule.of(config, STEPS), 0, scale=scale)
     while not run.done:
         run.advance(batch(run.step))
     unseen = batch(777)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dfkd.config.distillation import Texts
-from dfkd.config.manifest import Manifest, Storage
+from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.distillation.student_store import check_teacher, place, student_name
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.teacher import resolve
@@ -15,7 +15,7 @@ from tests.helpers.tiny_version import publish, write_manifest
 MANIFEST = Manifest(
     name="named",
     classes=("a", "b"),
-    storage=Storage(root="runs/named"),
+    storage=StorageConfig(root="runs/named"),
     teacher=TEACHER,
     generator=GENERATOR,
 )

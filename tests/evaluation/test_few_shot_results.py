@@ -9,9 +9,9 @@ from dfkd.errors import CorruptionError
 from dfkd.evaluation.few_shot_results import (
     KEY,
     Curve,
-    Data,
-    Results,
-    Row,
+    FewShotData,
+    FewShotResults,
+    FewShotRow,
     gains,
     ordered,
     read,
@@ -24,7 +24,7 @@ from dfkd.storage.local import open_storage
 CLASSES = ("cat", "dög")
 
 
-def scored(curve: Curve, domain: str, shots: int, seed: int, right: tuple[int, int]) -> Row:
+def scored(curve: Curve, domain: str, shots: int, seed: int, right: tuple[int, int]) -> FewShotRow:
     return row(curve, domain, shots, seed, (shots, shots), (10, 30), right)
 
 
@@ -42,12 +42,12 @@ ROWS = [
 ]
 
 
-def content(rows: list[Row] | None = None) -> Results:
+def content(rows: list[FewShotRow] | None = None) -> FewShotResults:
     found = ordered(rows or ROWS)
-    return Results(
+    return FewShotResults(
         architecture="resnet18",
         classes=CLASSES,
-        data=Data("bundled", ("ink", "oil"), ("a note",), ("b.png: torn",)),
+        data=FewShotData("bundled", ("ink", "oil"), ("a note",), ("b.png: torn",)),
         curves={"untouched": "before", "student": "distilled", "scratch": "random weights"},
         rows=tuple(found),
         summary=tuple(summarise(found)),

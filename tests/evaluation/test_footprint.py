@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.footprint import (
-    Network,
+    NetworkSize,
     find_or_write,
     megabytes,
     networks,
@@ -23,8 +23,8 @@ from tests.helpers.tiny_models import RESNET, VIT, model_config, random_model, w
 from tests.helpers.tiny_version import write_manifest
 
 
-def network(name: str, calls: list[str]) -> Network:
-    return Network(name, 10, 4, lambda pixels: calls.append(f"{name} {tuple(pixels.shape)}"))
+def network(name: str, calls: list[str]) -> NetworkSize:
+    return NetworkSize(name, 10, 4, lambda pixels: calls.append(f"{name} {tuple(pixels.shape)}"))
 
 
 def test_models_count_what_answers_an_image(tmp_path: Path) -> None:

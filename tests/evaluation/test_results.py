@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import (
-    Row,
+    ResultRow,
     images_of,
     ordered,
     results,
@@ -30,7 +30,7 @@ CLASSES = ("cat", "dög")
 SIZES = {"teacher": 1000, "student": 250}
 
 
-def scored(method: str, seed: int, domain: str, right: int, wrong: int) -> Row:
+def scored(method: str, seed: int, domain: str, right: int, wrong: int) -> ResultRow:
     model = "teacher" if method == "zero-shot" else "student"
     counts = np.array([[right, wrong], [0, 0]], dtype=np.int64)
     return row(model, method, seed, domain, CLASSES, counts)
@@ -55,7 +55,7 @@ def content() -> dict[str, Any]:
     )
 
 
-def lopsided(domain: str, seed: int) -> Row:
+def lopsided(domain: str, seed: int) -> ResultRow:
     """9 of 9 cats right, and of one dog none; of seed 1 five cats."""
     counts = np.array([[9 - 4 * seed, 4 * seed], [1, 0]], dtype=np.int64)
     return row("student", "mix", seed, domain, CLASSES, counts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.cluster.prompt_worker import Part, PromptWorker
+from dfkd.cluster.prompt_worker import PromptPart, PromptWorker
 from dfkd.cluster.synthesis import SynthesisWorker, identify
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
@@ -39,7 +39,7 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     manifest = Manifest.read(file, settings)
     version = begin(open_storage(manifest.storage.root).child(name), identify(manifest))
     for part in range(2):
-        PromptWorker(manifest, version, 1.0).run(Part(part))
+        PromptWorker(manifest, version, 1.0).run(PromptPart(part))
     whole, single = list(units(manifest, ()))[:2]
     worker = SynthesisWorker(manifest, version, 1.0)
     worker.run(single)  # loads the models

@@ -17,7 +17,7 @@ from dfkd.cluster.rank import train
 from dfkd.cluster.ray_internals import draining
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
-from dfkd.distillation.student_store import Place
+from dfkd.distillation.student_store import StudentLocation
 from dfkd.models.student import load_student
 from dfkd.storage.checkpoints import Checkpoints
 from tests.helpers.draining import drain
@@ -100,10 +100,10 @@ def made(notes: Path) -> list[tuple[int, int, str]]:
 @pytest.fixture
 def run(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[Path], None]], tuple[Place, Path]]:
+) -> Callable[[Callable[[Path], None]], tuple[StudentLocation, Path]]:
     """Distil, while `change(notes)` is called with all ranks at the gate."""
 
-    def run(change: Callable[[Path], None]) -> tuple[Place, Path]:
+    def run(change: Callable[[Path], None]) -> tuple[StudentLocation, Path]:
         manifest, notes, gate = prepare(tmp_path), tmp_path / "notes", tmp_path / "gate"
         notes.mkdir()
         monkeypatch.setattr(module, "train", noted(notes, gate))
@@ -122,7 +122,7 @@ def run(
 
 @pytest.mark.parametrize("first", [True, False], ids=["the first rank's", "the other rank's"])
 def test_no_step_is_lost_or_made_twice_when_a_node_goes_with_a_notice(
-    nodes: Nodes, run: Callable[..., tuple[Place, Path]], first: bool
+    nodes: Nodes, run: Callable[..., tuple[StudentLocation, Path]], first: bool
 ) -> None:
     nodes.add()
 

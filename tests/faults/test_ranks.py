@@ -21,8 +21,8 @@ from dfkd.cluster import launch
 from dfkd.cluster.distillation import distill
 from dfkd.cluster.rank import train
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.distiller import Course, Distiller
-from dfkd.distillation.student_store import Place, place
+from dfkd.distillation.distiller import Distiller, Schedule
+from dfkd.distillation.student_store import StudentLocation, place
 from dfkd.errors import InfrastructureError
 from dfkd.models.student import WEIGHTS, load_student
 from dfkd.storage.checkpoints import Checkpoints
@@ -65,7 +65,7 @@ def prepare(folder: Path) -> Manifest:
     )
     manifest = Manifest.read(path)
     publish(manifest)
-    assert Course.of(manifest.distillation, STEPS) == Course(STEPS, WARMUP, TOTAL)
+    assert Schedule.of(manifest.distillation, STEPS) == Schedule(STEPS, WARMUP, TOTAL)
     return manifest
 
 
@@ -101,7 +101,9 @@ def doomed(deaths: Deaths, marks: Path) -> Callable[[dict[str, Any]], None]:
     return loop
 
 
-def run(manifest: Manifest, deaths: Deaths, marks: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def run(
+    manifest: Manifest, deaths: Deaths, marks: Path, monkeypatch: pytest.MonkeyPatch
+) -> StudentLocation:
     marks.mkdir()
     monkeypatch.setattr(module, "train", doomed(deaths, marks))
     try:
@@ -110,7 +112,7 @@ def run(manifest: Manifest, deaths: Deaths, marks: Path, monkeypatch: pytest.Mon
         assert sorted(int(path.name) for path in marks.iterdir()) == sorted(deaths)
 
 
-def whole(student: Place) -> None:
+def whole(student: StudentLocation) -> None:
     """All steps were made, its curve lacks none of them, and no checkpoint is left."""
     _, card = load_student(student.storage)
     assert card["steps"] == TOTAL

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from dfkd.cluster.capacity import Share, room
+from dfkd.cluster.capacity import WorkerResources, room
 from dfkd.cluster.connection import connected
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.plan import Task
@@ -81,9 +81,9 @@ def work(run: Fill) -> None:
         lambda: actor.remote(version, run),
         len(TASKS),
         run.attempts,
-        Share(1.0),
+        WorkerResources(1.0),
     )
-    with room(Share(1.0), 2):
+    with room(WorkerResources(1.0), 2):
         list(pool.run(task for task in TASKS if task.id not in done))
     assert pool.quarantine == []
     version.publish(TASKS, partial_version.ENVIRONMENT)

@@ -13,7 +13,7 @@ from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
 from dfkd.distillation.student_store import place
-from dfkd.evaluation.results import Row, ordered, row, summarise, write_results
+from dfkd.evaluation.results import ResultRow, ordered, row, summarise, write_results
 from dfkd.models.student import build, card, save_student
 from dfkd.storage import cost_records
 from dfkd.storage.local import Storage, open_storage
@@ -89,7 +89,7 @@ def put_student(manifest: Manifest, method: str, seed: int) -> None:
             storage.put(f"tensorboard/{file.name}", file)
 
 
-def scored(model: str, method: str, seed: int, domain: str, right: float) -> Row:
+def scored(model: str, method: str, seed: int, domain: str, right: float) -> ResultRow:
     """A row in which each of 20 images a class is right with this share, else the next class."""
     M = len(CLASSES)
     counts = np.zeros((M, M), dtype=np.int64)
@@ -115,7 +115,7 @@ def put_results(storage: Storage, gain: float) -> None:
 
 def put_records(storage: Storage) -> None:
     """An hour of synthesis by two workers."""
-    entry = cost_records.Entry(
+    entry = cost_records.CostRecord(
         stage="synthesize", method="vanilla", seed=None, seconds=3600.0, worker_seconds=7000.0,
         images=24, bytes=123_456, workers=2, device="cpu",
     )  # fmt: skip

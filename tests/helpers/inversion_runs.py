@@ -11,7 +11,7 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_texts
-from dfkd.synthesis.inversion.run import Classifier, Course, Run
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 
 CLASSES = ("dog", "house")
 
@@ -43,12 +43,12 @@ def read(*overrides: str, root: str = "unused") -> Manifest:
         return Manifest.read(file, overrides)
 
 
-def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, Run]:
+def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
     """A classifier of the two classes, and a run for images of these classes."""
     classifier = Classifier(teacher, class_texts(read(), teacher))
-    return classifier, Run(torch.tensor(labels), range(len(labels)), 64)
+    return classifier, PartRequest(torch.tensor(labels), range(len(labels)), 64)
 
 
-def course(images: int = 4, *parts: Tensor) -> Course:
+def course(images: int = 4, *parts: Tensor) -> RunContext:
     """A run of so many images, with the stored images of its first parts."""
-    return Course(5, images, 64, parts.__getitem__)
+    return RunContext(5, images, 64, parts.__getitem__)

@@ -14,10 +14,8 @@ from ray.cluster_utils import Cluster
 
 from tests.helpers import jobs
 
-TESTS = Path(__file__).parents[1]
-
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["filler"])
+CONTEXT.set_forkserver_preload(["tests.helpers.disk_filler"])
 """Drivers are children of a process that has imported all that is slow to import."""
 
 
@@ -25,8 +23,7 @@ class Nodes:
     """A head without CPUs, and worker nodes of one CPU each."""
 
     def __init__(self, workers: int) -> None:
-        path = [str(TESTS.parent), str(TESTS), str(TESTS / "faults")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(path)  # as Ray's workers and drivers see it
+        os.environ["PYTHONPATH"] = str(jobs.ROOT)  # as Ray's workers and drivers see it
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL},

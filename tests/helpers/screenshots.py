@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 
 from dfkd.config.distillation import Start
-from dfkd.evaluation.few_shot_results import Curve, Data, Results, curves, ordered, row, summarise
+from dfkd.evaluation.few_shot_results import (
+    Curve,
+    FewShotData,
+    FewShotResults,
+    curves,
+    ordered,
+    row,
+    summarise,
+)
 
 CURVES: dict[Curve, str] = {
     "untouched": "before any training",
@@ -19,7 +27,7 @@ def results(
     seeds: Sequence[int] = (0, 1),
     starts: Sequence[Start] = ("student", "library", "scratch"),
     notes: Sequence[str] = (),
-) -> Results:
+) -> FewShotResults:
     """Accuracy is 10 % a curve, and one per cent more for each domain, shot and seed."""
     shown = curves(starts)
     rows = [
@@ -31,10 +39,10 @@ def results(
         for k in ((0, *shots) if curve == "untouched" else shots)
         for seed in seeds
     ]
-    return Results(
+    return FewShotResults(
         architecture="resnet18",
         classes=("cat", "dog"),
-        data=Data("bundled", tuple(domains), tuple(notes), ()),
+        data=FewShotData("bundled", tuple(domains), tuple(notes), ()),
         curves={curve: CURVES[curve] for curve in shown},
         rows=tuple(ordered(rows)),
         summary=tuple(summarise(rows)),

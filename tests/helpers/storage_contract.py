@@ -19,7 +19,7 @@ from dfkd.dataset.random_access import Examples
 from dfkd.dataset.versions import current, verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.storage.local import MissingObject, Request, Storage, open_storage
-from dfkd.storage.retries import Patience
+from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
 from dfkd.storage.s3_client import UPLOADS, Connection, Limits
 from tests.helpers import partial_version
@@ -146,7 +146,7 @@ class FaultTests:
     @pytest.fixture
     def storage(self, root: str, proxy: Proxy) -> S3Storage:
         bucket, _, prefix = root.removeprefix("s3://").partition("/")
-        return S3Storage(bucket, prefix, Connection(Limits(Patience(pause=0.01), part=5 << 20)))
+        return S3Storage(bucket, prefix, Connection(Limits(RetryPolicy(pause=0.01), part=5 << 20)))
 
     def test_busy_stores_are_asked_again(self, storage: S3Storage, proxy: Proxy) -> None:
         seen: list[Request] = []
@@ -188,7 +188,7 @@ class FaultTests:
         assert (tmp_path / "out").read_bytes() == data
 
     def test_an_answer_that_never_comes_is_given_up(self, storage: S3Storage, proxy: Proxy) -> None:
-        limits = Limits(Patience(pause=0.01), read=2.0)
+        limits = Limits(RetryPolicy(pause=0.01), read=2.0)
         impatient = S3Storage(storage.bucket, storage.prefix, Connection(limits))
         proxy.inject("silent", "silent")
         assert impatient.put_if_absent("a", b"1")
@@ -237,7 +237,7 @@ class FaultTests:
         brief = S3Storage(
             storage.bucket,
             storage.prefix,
-            Connection(Limits(Patience(2, pause=0.01), part=5 << 20)),
+            Connection(Limits(RetryPolicy(2, pause=0.01), part=5 << 20)),
         )
         proxy.inject("busy", "busy", method="PUT", target="partNumber=2")
         with pytest.raises(InfrastructureError, match=r"large: SlowDown; run the same command"):

@@ -16,8 +16,8 @@ from dfkd.config import manifest
 from dfkd.models.teacher import Teacher
 from dfkd.utils.seeding import seeded
 
-TEACHER = manifest.Teacher(model="miniature", weights="miniature")
-GENERATOR = manifest.Generator(config="miniature", weights="miniature")
+TEACHER = manifest.TeacherConfig(model="miniature", weights="miniature")
+GENERATOR = manifest.GeneratorConfig(config="miniature", weights="miniature")
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32}
@@ -68,12 +68,12 @@ def openai_archive(path: Path, config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def write_teacher(folder: Path, config: dict[str, Any]) -> manifest.Teacher:
+def write_teacher(folder: Path, config: dict[str, Any]) -> manifest.TeacherConfig:
     """A configuration and its weights as files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").write_text(json.dumps(config))
     save_file(random_model(config).state_dict(), folder / "model.safetensors")
-    return manifest.Teacher(
+    return manifest.TeacherConfig(
         model=str(folder / "model.json"), weights=str(folder / "model.safetensors")
     )
 
@@ -131,13 +131,15 @@ def write_published(cache: Path, tree: dict[str, Any]) -> None:
     Path(files.weights).rename(cache / f"{name}.ckpt")
 
 
-def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> manifest.Generator:
+def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> manifest.GeneratorConfig:
     """An official checkpoint: `model.yaml` and `last.ckpt`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.yaml").write_text(yaml.safe_dump(tree))
     checkpoint = {"epoch": 3, "global_step": 10, "state_dict": official_state(tree), **extra}
     torch.save(checkpoint, folder / "last.ckpt")
-    return manifest.Generator(config=str(folder / "model.yaml"), weights=str(folder / "last.ckpt"))
+    return manifest.GeneratorConfig(
+        config=str(folder / "model.yaml"), weights=str(folder / "last.ckpt")
+    )
 
 
 def write_backbone(path: Path, name: str = "test_resnet") -> Path:

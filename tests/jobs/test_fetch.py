@@ -86,7 +86,7 @@ def test_a_vqgan_arrives_over_a_bad_line_and_is_pinned(server: Publisher, tmp_pa
     assert f"{NAME}.ckpt: 100%" in done.stderr
 
     generator = VQGAN.load(
-        manifest.Generator(config=NAME, weights=NAME), torch.device("cpu"), cache=str(cache)
+        manifest.GeneratorConfig(config=NAME, weights=NAME), torch.device("cpu"), cache=str(cache)
     )
     assert generator.downsampling == 16
     assert len(generator.codebook) == 1024

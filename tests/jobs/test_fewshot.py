@@ -14,7 +14,7 @@ from PIL import Image
 
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import place
-from dfkd.evaluation.few_shot_results import Results, read
+from dfkd.evaluation.few_shot_results import FewShotResults, read
 from dfkd.evaluation.scoring import evaluate
 from dfkd.models.student import build, card, save_student
 from dfkd.storage.local import open_storage
@@ -102,7 +102,7 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def results(manifest: Path) -> Results:
+def results(manifest: Path) -> FewShotResults:
     return read(open_storage(Manifest.read(manifest).storage.root))
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestError
 from dfkd.miniature import pretraining
-from dfkd.miniature.recipe import Data, Recipe
+from dfkd.miniature.recipe import IconData, Recipe
 from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
 
@@ -42,7 +42,7 @@ def test_help_and_bad_keys() -> None:
 
 def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"collections\.json"):
-        pretraining.package(Data(directory=str(tmp_path)))
+        pretraining.package(IconData(directory=str(tmp_path)))
 
 
 def test_npm_is_needed_only_without_a_folder(
@@ -50,9 +50,9 @@ def test_npm_is_needed_only_without_a_folder(
 ) -> None:
     monkeypatch.setattr(pretraining.shutil, "which", lambda name: None)
     with pytest.raises(InfrastructureError, match="npm is not installed"):
-        pretraining.package(Data(work=str(tmp_path)))
+        pretraining.package(IconData(work=str(tmp_path)))
     (tmp_path / "collections.json").write_text("{}")
-    assert pretraining.package(Data(directory=str(tmp_path))) == tmp_path
+    assert pretraining.package(IconData(directory=str(tmp_path))) == tmp_path
 
 
 def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
 
 
 def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:
-    data = Data(work=str(tmp_path))
+    data = IconData(work=str(tmp_path))
     pretraining.claim(Recipe(data=data))
     pretraining.claim(Recipe(data=data, output="elsewhere", note="a remark", threads=7))
     with pytest.raises(FingerprintError, match=r"other seed; give another data\.work"):

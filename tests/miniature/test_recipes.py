@@ -11,14 +11,14 @@ from torch import nn
 
 from dfkd.miniature import augmentation, captions, generator, rendering
 from dfkd.miniature import teacher as teacher_recipe
-from dfkd.miniature.recipe import Generator, Teacher
-from dfkd.miniature.rendering import Cache, Row
+from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
+from dfkd.miniature.rendering import Cache, IconRow
 
 WORDS = ["a", "an", "the", "in", "style", "of", "dog", "alarm", "clock", "solar", "red", "*"]
 
 
-def row(name: str, collection: str = "some", colour: bool = False, slot: int = 0) -> Row:
-    return Row(collection, name, tuple(name.split()), ("bold",), ("Animals",), (), colour, slot)
+def row(name: str, collection: str = "some", colour: bool = False, slot: int = 0) -> IconRow:
+    return IconRow(collection, name, tuple(name.split()), ("bold",), ("Animals",), (), colour, slot)
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +178,8 @@ def test_loss_rewards_positives() -> None:
     assert right < wrong
 
 
-def small_teacher() -> Teacher:
-    return Teacher(
+def small_teacher() -> TeacherRecipe:
+    return TeacherRecipe(
         embed_dim=16, image_width=8, text_width=16, text_heads=2, text_layers=1, steps=1,
         style_steps=1, batch_size=8, warmup_steps=1, easy_steps=1, checkpoint_every=1,
         compile=False,
@@ -201,8 +201,8 @@ def test_interrupted_teacher_resumes(
 ) -> None:
     keep: npt.NDArray[np.int64] = np.arange(8)
 
-    def trainer() -> teacher_recipe.Trainer:
-        return teacher_recipe.Trainer(
+    def trainer() -> teacher_recipe.TeacherTrainer:
+        return teacher_recipe.TeacherTrainer(
             small_teacher(), cache, keep, tokenizer, WORDS, {"some": "Some"}, tmp_path, 0, print
         )
 
@@ -223,12 +223,12 @@ def test_interrupted_teacher_resumes(
 def test_generator_trains_with_codes_and_exports_official_names(
     cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
 ) -> None:
-    recipe = Generator(
+    recipe = GeneratorRecipe(
         channel_multipliers=(1, 1), latent_channels=32, codes=16, steps=3, free_steps=1,
         batch_size=4, checkpoint_every=3, compile=False,
     )  # fmt: skip
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
-    trainer = generator.Trainer(
+    trainer = generator.GeneratorTrainer(
         recipe, cache, np.arange(8), teacher, tmp_path, 0, lambda text: None
     )
     network = trainer.run(lambda made, step: None)

@@ -86,7 +86,7 @@ def test_equal_paths_count_once_and_empty_paths_never() -> None:
 
 def test_colour_hides_nothing_from_the_hash() -> None:
     pixels = rendering.rgba(replace(icon(HOUSE), body=HOUSE.replace("currentColor", "#a11")))
-    row = rendering.Row("some", "house", ("house",), (), (), (), True, 0)
+    row = rendering.IconRow("some", "house", ("house",), (), (), (), True, 0)
     cache = rendering.Cache([row], np.zeros((0, 64, 64), np.uint8), pixels[None])
     bits = evaluation_set.perceptual_hash(rendering.grey(cache, row))
     assert (bits != evaluation_set.perceptual_hash(grey(HOUSE))).sum() <= 8

@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> manifest.Generator:
+def files(tmp_path_factory: pytest.TempPathFactory) -> manifest.GeneratorConfig:
     return write_generator(tmp_path_factory.mktemp("vqgan"), official_yaml())
 
 
 @pytest.fixture(scope="module")
-def vqgan(files: manifest.Generator) -> VQGAN:
+def vqgan(files: manifest.GeneratorConfig) -> VQGAN:
     return VQGAN.load(files, CPU)
 
 
@@ -201,7 +201,7 @@ def test_the_gradient_of_one_image_touches_no_other(vqgan: VQGAN) -> None:
     assert latent.grad[[0, 2]].abs().sum() == 0
 
 
-def test_resolve_hashes_both_files(files: manifest.Generator) -> None:
+def test_resolve_hashes_both_files(files: manifest.GeneratorConfig) -> None:
     assert resolve(files).digests == {
         "generator.config": sha256_file(files.config),
         "generator.weights": sha256_file(files.weights),
@@ -209,18 +209,18 @@ def test_resolve_hashes_both_files(files: manifest.Generator) -> None:
 
 
 def test_safetensors_with_the_same_keys_give_the_same_model(
-    files: manifest.Generator, vqgan: VQGAN, tmp_path: Path
+    files: manifest.GeneratorConfig, vqgan: VQGAN, tmp_path: Path
 ) -> None:
     path = tmp_path / "decoder.safetensors"
     state = official_state(official_yaml())
     save_file({k: v for k, v in state.items() if not k.startswith(("encoder", "loss"))}, path)
-    loaded = VQGAN.load(manifest.Generator(config=files.config, weights=str(path)), CPU)
+    loaded = VQGAN.load(manifest.GeneratorConfig(config=files.config, weights=str(path)), CPU)
     latent = loaded.fresh([1], 32)
     assert torch.equal(loaded.decode(latent), vqgan.decode(latent))
 
 
 def test_loading_prints_nothing_and_draws_no_random_number(
-    files: manifest.Generator, capsys: pytest.CaptureFixture[str]
+    files: manifest.GeneratorConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = torch.random.get_rng_state()
     VQGAN.load(files, CPU)
@@ -230,13 +230,13 @@ def test_loading_prints_nothing_and_draws_no_random_number(
 
 def refusal(config: str, weights: str) -> str:
     with pytest.raises(WeightsError) as caught:
-        resolve(manifest.Generator(config=config, weights=weights))
+        resolve(manifest.GeneratorConfig(config=config, weights=weights))
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
-def test_missing_files_are_named(files: manifest.Generator) -> None:
+def test_missing_files_are_named(files: manifest.GeneratorConfig) -> None:
     text = refusal("/no.yaml", files.weights)
     assert text.startswith("generator.config: must be an existing file or a published VQGAN (")
     assert "got '/no.yaml'; check the path, or name one and run python jobs/fetch.py" in text
@@ -244,7 +244,7 @@ def test_missing_files_are_named(files: manifest.Generator) -> None:
 
 
 def test_a_checkpoint_of_another_architecture_is_described(
-    files: manifest.Generator, tmp_path: Path
+    files: manifest.GeneratorConfig, tmp_path: Path
 ) -> None:
     other = write_generator(tmp_path, official_yaml(codes=128, latent=32))
     text = refusal(files.config, other.weights)
@@ -301,7 +301,7 @@ SHAPE = f"{PARAMS}.ddconfig"
     ],
 )
 def test_a_hostile_model_yaml_is_refused_in_one_line(
-    text: str, named: str, files: manifest.Generator, tmp_path: Path
+    text: str, named: str, files: manifest.GeneratorConfig, tmp_path: Path
 ) -> None:
     bad = tmp_path / "model.yaml"
     bad.write_text(text)

@@ -292,13 +292,13 @@ def test_a_directory_holds_configuration_and_weights(tmp_path: Path) -> None:
     (folder / "another.bin").write_bytes(b"not this one")
     expected = Teacher.load(config, CPU).encode_text(TEXTS)
     for place in (str(folder), f"local-dir:{folder}"):
-        teacher = Teacher.load(manifest.Teacher(model=place, weights=place), CPU)
+        teacher = Teacher.load(manifest.TeacherConfig(model=place, weights=place), CPU)
         assert torch.equal(teacher.encode_text(TEXTS), expected)
 
 
 def refusal(model: str, weights: str) -> str:
     with pytest.raises(ManifestError) as caught:
-        resolve(manifest.Teacher(model=model, weights=weights))
+        resolve(manifest.TeacherConfig(model=model, weights=weights))
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -328,7 +328,7 @@ def test_openai_archives_load_into_quickgelu_and_nothing_else(tmp_path: Path) ->
     config = write_teacher(tmp_path, quick)
     archive = tmp_path / "ViT-B-32.pt"
     model = openai_archive(archive, quick)
-    teacher = Teacher.load(manifest.Teacher(model=config.model, weights=str(archive)), CPU)
+    teacher = Teacher.load(manifest.TeacherConfig(model=config.model, weights=str(archive)), CPU)
     tokens = teacher.tokenize(TEXTS)
     expected = random_model(quick).requires_grad_(False).encode_text(tokens, normalize=True)
     assert torch.equal(teacher.encode_text(TEXTS), expected)
@@ -352,7 +352,7 @@ def test_half_precision_weights_load_as_float32(tmp_path: Path) -> None:
         {"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "h.pt"
     )
     teacher = Teacher.load(
-        manifest.Teacher(model=config.model, weights=str(tmp_path / "h.pt")), CPU
+        manifest.TeacherConfig(model=config.model, weights=str(tmp_path / "h.pt")), CPU
     )
     assert teacher.token_table.dtype == torch.float32
     assert torch.equal(teacher.token_table, state["token_embedding.weight"].float())
@@ -362,7 +362,7 @@ def test_a_clip_state_dict_loads_into_the_custom_text_form(tmp_path: Path) -> No
     plain = write_teacher(tmp_path, model_config(VIT))
     custom = tmp_path / "custom.json"
     custom.write_text(json.dumps(model_config(VIT, custom=True)))
-    teacher = Teacher.load(manifest.Teacher(model=str(custom), weights=plain.weights), CPU)
+    teacher = Teacher.load(manifest.TeacherConfig(model=str(custom), weights=plain.weights), CPU)
     assert torch.equal(teacher.encode_text(TEXTS), Teacher.load(plain, CPU).encode_text(TEXTS))
 
 

@@ -45,11 +45,13 @@ def age(root: Path, seconds: float = 2 * GRACE) -> None:
         os.utime(file, (then, then))
 
 
-def plan(manifest: Manifest, keep: int = 2, grace: float = GRACE) -> garbage_collection.Plan:
+def plan(manifest: Manifest, keep: int = 2, grace: float = GRACE) -> garbage_collection.RemovalPlan:
     return garbage_collection.plan(open_storage(manifest.storage.root), manifest, keep, grace)
 
 
-def sweep(manifest: Manifest, keep: int = 2, grace: float = GRACE) -> garbage_collection.Plan:
+def sweep(
+    manifest: Manifest, keep: int = 2, grace: float = GRACE
+) -> garbage_collection.RemovalPlan:
     """Plan and remove; what went is exactly what was planned."""
     root = Path(manifest.storage.root)
     before = partial_version.tree(root)

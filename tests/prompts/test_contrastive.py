@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dfkd.config.synthesis import Contrastive, Guard, Prompts
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.contrastive import Bank, Problem, contrast, optimise
+from dfkd.prompts.contrastive import Problem, PromptBank, contrast, optimise
 from dfkd.prompts.pseudo_words import PseudoWords
 
 AXES = torch.eye(3)
@@ -43,7 +43,7 @@ def test_a_prompt_without_any_negative_only_holds_its_positive() -> None:
 
 
 def test_the_bank_forgets_the_oldest_and_draws_without_repetition() -> None:
-    bank = Bank(capacity=4)
+    bank = PromptBank(capacity=4)
     assert bank.draw(3, np.random.default_rng(0)) is None
     for i in range(3):
         bank.add(torch.full((2, 2), float(i)), torch.full((2,), i))
@@ -59,7 +59,7 @@ def problem(teacher: Teacher, names: list[str], rows: int) -> Problem:
     words = PseudoWords(teacher, "{class} in the style of {style}")
     labels = torch.arange(rows) % len(names)
     texts = teacher.encode_text([f"A {name}" for name in names])
-    return Problem(words, [names[i] for i in labels.tolist()], labels, texts, Bank(100))
+    return Problem(words, [names[i] for i in labels.tolist()], labels, texts, PromptBank(100))
 
 
 def start(teacher: Teacher, rows: int, scale: float) -> torch.Tensor:

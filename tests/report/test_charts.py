@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
-from dfkd.report.charts import Bar, apart, bars, curves, histogram, prompt_map
+from dfkd.report.charts import ModelBar, apart, bars, curves, histogram, prompt_map
 from dfkd.report.facts import Facts
-from dfkd.report.readers import Curve
+from dfkd.report.readers import TrainingCurve
 from dfkd.report.svg import COLOURS
 
 NAME = "<b>&\"'"
-MODELS = [Bar("teacher", 0, 0.8, None), Bar(NAME, 4, 0.6, 0.05)]
+MODELS = [ModelBar("teacher", 0, 0.8, None), ModelBar(NAME, 4, 0.6, 0.05)]
 
 
 def test_bars_are_labelled_and_coloured_by_the_page() -> None:
@@ -29,7 +29,7 @@ def test_the_same_chart_is_the_same_text() -> None:
 
 def test_a_line_ends_at_its_label_and_seeds_differ_in_dashes() -> None:
     found = [
-        (Curve("mix", seed, f"mix {seed}", (1, 2, 3), (3.0, 2.0, 1.0), (0.1, 0.2, 0.3)), 2)
+        (TrainingCurve("mix", seed, f"mix {seed}", (1, 2, 3), (3.0, 2.0, 1.0), (0.1, 0.2, 0.3)), 2)
         for seed in (0, 1)
     ]
     svg = curves("loss", found)

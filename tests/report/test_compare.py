@@ -5,7 +5,7 @@ import pytest
 
 from dfkd.config.manifest import Manifest
 from dfkd.report import compare
-from dfkd.report.facts import Facts, Origin, collect
+from dfkd.report.facts import Facts, RunOrigin, collect
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import METHODS, finished
 
@@ -42,7 +42,7 @@ def test_what_differs_in_the_data_sets_is_named(facts: Facts, better: Facts) -> 
 def test_manifests_are_compared_where_both_are_kept(facts: Facts, run: Manifest) -> None:
     def with_epochs(epochs: int) -> Facts:
         tree = run.as_dict() | {"distillation": {"epochs": epochs}}
-        return dataclasses.replace(facts, origin=Origin(1, "command", None, tree, ()))
+        return dataclasses.replace(facts, origin=RunOrigin(1, "command", None, tree, ()))
 
     found = compare.settings(with_epochs(2), with_epochs(3))
     assert found == [("distillation.epochs", "2", "3")]

@@ -10,7 +10,15 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.report import gallery as module
-from dfkd.report.gallery import Gallery, Picture, data_uri, evenly, gallery, read_index, thinned
+from dfkd.report.gallery import (
+    Gallery,
+    GalleryImage,
+    data_uri,
+    evenly,
+    gallery,
+    read_index,
+    thinned,
+)
 from dfkd.storage.local import open_storage
 from tests.helpers.large_run import CLASSES, EACH, large_version
 from tests.helpers.tiny_version import publish, write_manifest
@@ -93,8 +101,8 @@ def test_what_is_no_png_or_jpeg_is_refused(data: bytes) -> None:
 
 
 def some(classes: int, each: int, size: int) -> Gallery:
-    def picture(c: int, i: int) -> Picture:
-        return Picture(c, i, "p", 0.5, 0.1, c, "x" * size)
+    def picture(c: int, i: int) -> GalleryImage:
+        return GalleryImage(c, i, "p", 0.5, 0.1, c, "x" * size)
 
     strips = {c: [picture(c, i) for i in range(each)] for c in range(classes)}
     return Gallery(strips, [], [], [], 0, 0, np.empty((0, 0)), np.empty(0))

@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.evaluation.results import ordered, row, summarise, write_results
 from dfkd.report import page
-from dfkd.report.facts import Facts, Origin
+from dfkd.report.facts import Facts, RunOrigin
 from dfkd.report.wording import headline
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
@@ -120,7 +120,7 @@ def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
 
 def test_a_student_with_pretrained_weights_has_seen_real_images(facts: Facts) -> None:
     def claimed(weights: str) -> str:
-        origin = Origin(1, COMMAND, None, {"distillation": {"weights": weights}}, ())
+        origin = RunOrigin(1, COMMAND, None, {"distillation": {"weights": weights}}, ())
         return headline(dataclasses.replace(facts, origin=origin))
 
     assert "never seen a real image" in claimed("none")

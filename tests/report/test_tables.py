@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from dfkd.config.manifest import Average
-from dfkd.evaluation.results import Row, row, summarise
+from dfkd.evaluation.results import ResultRow, row, summarise
 from dfkd.report.tables import class_table, table
 
 MS = {"teacher": 12.34, "student": 6.0}
 
 
-def scored(method: str, domain: str, accuracy: float, seed: int = 0) -> Row:
+def scored(method: str, domain: str, accuracy: float, seed: int = 0) -> ResultRow:
     model = "teacher" if method == "zero-shot" else "student"
     right = round(1000 * accuracy)
     counts = np.array([[right, 1000 - right], [0, 0]], dtype=np.int64)
@@ -19,7 +19,7 @@ def scored(method: str, domain: str, accuracy: float, seed: int = 0) -> Row:
 
 
 def results(
-    rows: list[Row],
+    rows: list[ResultRow],
     average: Average = "images",
     classes: Sequence[str] = ("cat", "dog"),
     domains: Sequence[str] = (),
@@ -99,7 +99,7 @@ CLIP = {
 """Of the paper's Table 4: the teacher's accuracy on each class."""
 
 
-def table_4(domain: str, method: str = "zero-shot", lost: float = 0, seed: int = 0) -> Row:
+def table_4(domain: str, method: str = "zero-shot", lost: float = 0, seed: int = 0) -> ResultRow:
     """The counts of a line of the table, with 10,000 images of plane and 1,000 of all others."""
     counts = np.zeros((12, 12), dtype=np.int64)
     for index, percent in enumerate(CLIP[domain]):

@@ -1,7 +1,7 @@
 """Every key of a manifest, collected from the dataclasses that check it, for manifests/README.md.
 
-`python tests/manifest_keys.py` writes the list anew between the two markers of that page; a test
-fails where it no longer is what the code says.
+`python -m tests.repository.manifest_keys` writes the list anew between the two markers of that
+page; a test fails where it no longer is what the code says.
 """
 
 import ast
@@ -149,7 +149,7 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-WRITTEN = "This list is written by `python tests/manifest_keys.py`."
+WRITTEN = "This list is written by `python -m tests.repository.manifest_keys`."
 
 
 def written() -> str:

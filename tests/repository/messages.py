@@ -1,7 +1,7 @@
 """Every error and warning that the system can give, collected from its source for jobs/MESSAGES.md.
 
-`python tests/messages.py` writes that page anew; a test fails where it no longer is what the source
-says.
+`python -m tests.repository.messages` writes that page anew; a test fails where it no longer is what
+the source says.
 
 An error is a call of one of the error classes; where a small function makes it from its arguments
 (one that is declared to return an error, or never to return), each call of that function counts
@@ -293,7 +293,7 @@ def page() -> str:
         "what stands in braces is known when it happens. `problem` and `note` lines are on stdout.",
         "Besides these, argparse names what is wrong with a command line (exit code 2), and the",
         "type and range of each key are checked as [manifests/README.md](../manifests/README.md)",
-        "says. This page is written by `python tests/messages.py`.",
+        "says. This page is written by `python -m tests.repository.messages`.",
     ]
     for code in sorted({row.exit_code for row in found}):
         lines += ["", f"## {code}: {TITLES[code]}", ""]

@@ -1,4 +1,4 @@
-"""The API reference: `python tests/reference.py FOLDER` renders the docstrings of every module."""
+"""The API reference, rendered from docstrings: `python -m tests.repository.reference FOLDER`."""
 
 import pkgutil
 import sys

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.jobs import ROOT
+
+LAYERS = (
+    "errors", "utils", "storage", "config", "models", "dataset", "prompts", "synthesis",
+    "distillation", "evaluation", "cluster", "export", "report", "pipeline", "api", "studies",
+    "benchmarks", "miniature",
+)  # fmt: skip
+"""The packages from the ground up: each imports those before it alone."""
+
+RAY = ("dfkd.cluster.", "dfkd.benchmarks.", "dfkd.studies.parallel_students")
 
 
 def name_of(file: Path) -> str:
@@ -21,10 +30,6 @@ SOURCES = {
     name_of(file): file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")
 }
 MODULES = {name for name in SOURCES if name.startswith("dfkd")}
-TOP = {"dfkd.api", "dfkd.benchmarks.stages", "dfkd.pipeline.regeneration", "dfkd.studies.runner"}
-"""The stages as functions, and what runs them all: they stand where the jobs stand, above all."""
-ABOVE = ("dfkd.cluster", "dfkd.benchmarks.", "jobs.")
-"""Who may know Ray: what runs on a cluster, and what measures that."""
 
 
 def for_types(node: ast.AST) -> bool:
@@ -49,8 +54,7 @@ def imported(module: str, *, at_once: bool = False) -> frozenset[str]:
             assert node.level == 0, f"{module} imports relatively"
             source = str(node.module)
             members = {f"{source}.{alias.name}" for alias in node.names}
-            # `from dfkd import teacher` imports a module, `from dfkd.models.teacher import X` its
-            # name.
+            # `from dfkd.models import teacher` imports a module, not a name in one.
             names |= {member if member in MODULES else source for member in members}
     return frozenset(names)
 
@@ -74,16 +78,36 @@ def importers(*wanted: str) -> set[str]:
     return {module for module in SOURCES if packages(imported(module)) & set(wanted)}
 
 
-def test_the_graph_of_imports_has_no_circle() -> None:
+def layer(module: str) -> int:
+    return LAYERS.index(module.split(".")[1])
+
+
+def test_a_package_imports_those_below_it_alone() -> None:
+    for module in MODULES - {"dfkd"}:
+        for other in imported(module) & MODULES:
+            assert other != "dfkd", f"{module} imports dfkd itself, which is above all"
+            if module.split(".")[1] != other.split(".")[1]:
+                assert layer(other) < layer(module), f"{module} imports {other}"
+
+
+def test_no_two_modules_import_each_other() -> None:
     """Imports within functions count: one that breaks a circle would only hide it."""
     graph = {module: imported(module) & MODULES for module in MODULES}
     assert len(graph["dfkd.synthesis.shard_maker"]) > 3
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names it
-    assert (
-        order.index("dfkd.errors")
-        < order.index("dfkd.config.manifest")
-        < order.index("dfkd.models.teacher")
-    )
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names it
+
+
+def test_a_package_has_at_most_twelve_modules_and_dfkd_two() -> None:
+    for folder in {SOURCES[module].parent for module in MODULES}:
+        modules = [file for file in folder.glob("*.py") if file.stem != "__init__"]
+        most = 2 if folder.name == "dfkd" else 12
+        assert len(modules) <= most, f"{folder}: {len(modules)} modules"
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+def test_no_module_is_longer_than_four_hundred_lines() -> None:
+    for name, file in SOURCES.items():
+        assert len(file.read_text().splitlines()) <= 400, name
 
 
 def test_nothing_in_the_package_imports_a_job() -> None:
@@ -94,28 +118,22 @@ def test_nothing_in_the_package_imports_a_job() -> None:
         assert not packages(imported(module)) & (jobs | {"jobs"}), module
 
 
-def test_only_the_cluster_its_benchmarks_and_the_jobs_know_ray() -> None:
+def test_only_the_cluster_studies_and_benchmarks_know_ray() -> None:
     found = importers("ray")
     assert "dfkd.cluster.pool" in found
-    assert {name for name in found if not name.startswith(ABOVE)} == set()
-    libraries = {name for name in MODULES - TOP if not name.startswith(ABOVE)}
-    for module in libraries:
-        assert not {name for name in imported(module) if name.startswith("dfkd.cluster")}, module
-
-
-def test_nothing_below_the_stages_imports_them() -> None:
-    assert "dfkd.cluster.synthesis" in imported("dfkd.api")
-    for module in MODULES - TOP:
-        assert not imported(module) & TOP, module
+    assert {name for name in found if not name.startswith(RAY)} == set()
 
 
 def test_only_the_s3_storage_knows_boto3() -> None:
-    assert importers("boto3", "botocore") == {"dfkd.storage.s3", "dfkd.storage.s3_client"}
+    found = importers("boto3", "botocore")
+    assert found
+    assert {name for name in found if not name.startswith("dfkd.storage.s3")} == set()
 
 
-def test_only_the_report_draws_charts_and_fills_templates() -> None:
-    drawing = {"charts", "few_shot", "figures", "svg"}
-    assert importers("altair", "vl_convert") == {f"dfkd.report.{name}" for name in drawing}
+def test_only_report_and_studies_draw_charts_and_fill_templates() -> None:
+    found = importers("altair", "vl_convert")
+    assert found
+    assert {name.split(".")[1] for name in found} == {"report", "studies"}
     assert importers("jinja2") == {"dfkd.report.page"}
 
 
@@ -139,13 +157,6 @@ def test_what_plans_a_run_is_light(module: str) -> None:
     assert "torch" in packages(reached("dfkd.synthesis.shard_maker"))
 
 
-def test_a_take_home_student_needs_no_more_than_its_runtime() -> None:
-    assert importers("onnxruntime") == {"dfkd.export.onnx_graphs", "dfkd.export.predict"}
-    assert importers("onnx") == {"dfkd.export.onnx_graphs"}
-    needed = packages(reached("dfkd.export.predict")) - set(sys.stdlib_module_names)
-    assert needed == {"dfkd", "onnxruntime", "numpy", "PIL"}
-
-
 @pytest.mark.parametrize("job", sorted(file.stem for file in (ROOT / "jobs").glob("*.py")))
 def test_help_and_refusals_of_a_job_import_nothing_heavy(job: str) -> None:
     heavy = {
@@ -160,3 +171,10 @@ def test_help_and_refusals_of_a_job_import_nothing_heavy(job: str) -> None:
         "PIL",
     }
     assert packages(reached(f"jobs.{job}")).isdisjoint(heavy)
+
+
+def test_a_take_home_student_needs_no_more_than_its_runtime() -> None:
+    assert importers("onnxruntime") == {"dfkd.export.onnx_graphs", "dfkd.export.predict"}
+    assert importers("onnx") == {"dfkd.export.onnx_graphs"}
+    needed = packages(reached("dfkd.export.predict")) - set(sys.stdlib_module_names)
+    assert needed == {"dfkd", "onnxruntime", "numpy", "PIL"}

@@ -12,7 +12,7 @@ import torchvision
 import yaml
 from PIL import Image
 
-from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.measure import watched
 from dfkd.config import manifest as keys
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.shards import read_shard
@@ -95,7 +95,7 @@ def test_the_paper_s_four_data_sets_its_table_5_and_two_more_are_there() -> None
 @pytest.mark.parametrize("name", PAPER)
 def test_the_settings_are_the_paper_s(name: str) -> None:
     manifest = read(name)
-    assert manifest.teacher == keys.Teacher(model="ViT-B-32-quickgelu", weights="openai")
+    assert manifest.teacher == keys.TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
     assert manifest.synthesis == keys.Synthesis()
     methods = ("vanilla", "mix", "random", "contrastive")
     assert manifest.prompts == keys.Prompts(method=methods)
@@ -111,7 +111,7 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
         *("contrastive-bn", "contrastive"),
     )
     assert manifest.inversion == keys.Inversion()
-    assert manifest.teacher == keys.Teacher(model="RN50-quickgelu", weights="openai")
+    assert manifest.teacher == keys.TeacherConfig(model="RN50-quickgelu", weights="openai")
     ways = {"method", "batch_norm_weight", "shard_size"}
     alike = [vars(m.synthesis).items() for m in (manifest, plain)]
     assert {key for key, value in alike[0] if (key, value) not in alike[1]} == ways

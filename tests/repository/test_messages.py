@@ -14,7 +14,7 @@ from tests.repository.messages import Message, Module
 
 
 def test_the_page_lists_what_the_source_says() -> None:
-    assert messages.PAGE.read_text() == messages.page(), "run python tests/messages.py"
+    assert messages.PAGE.read_text() == messages.page(), "run python -m tests.repository.messages"
 
 
 def test_every_error_class_is_known_with_its_exit_code() -> None:

@@ -154,7 +154,9 @@ def test_the_results_of_the_readme_are_those_of_the_study() -> None:
 
 
 def test_the_keys_are_those_of_the_code() -> None:
-    assert manifest_keys.written() == manifest_keys.listing(), "run python tests/manifest_keys.py"
+    assert manifest_keys.written() == manifest_keys.listing(), (
+        "run python -m tests.repository.manifest_keys"
+    )
 
 
 def test_the_keys_are_all_keys_with_their_types_and_defaults() -> None:

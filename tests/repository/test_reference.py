@@ -17,8 +17,8 @@ def modules() -> set[str]:
 
 @pytest.mark.slow
 def test_every_module_is_rendered_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "reference.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.repository.reference", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert not [line for line in done.stderr.splitlines() if "Warn" in line or "Error" in line]
     pages = {

@@ -36,7 +36,7 @@ from dfkd.dataset.loader import Stream
 from dfkd.dataset.shards import Sample, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import PublishedVersion, Version, begin, current
-from dfkd.distillation.distiller import Course, Distiller
+from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, conceal
 from dfkd.export.take_home import calibration_images
 from dfkd.models.student import CARD, WEIGHTS, build, card, load_student, save_student
@@ -478,7 +478,7 @@ def distiller() -> Distiller:
     config = Distillation(
         student="timm:test_resnet", weights="none", optimizer="adamw", warmup_epochs=0
     )
-    return Distiller(build(config, 2, 32, 0), config, Course(2, 2, 6), 0)
+    return Distiller(build(config, 2, 32, 0), config, Schedule(2, 2, 6), 0)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from dfkd.errors import CorruptionError, InfrastructureError
-from dfkd.storage.cost_records import Entry, add, read, recorded
+from dfkd.storage.cost_records import CostRecord, add, read, recorded
 from dfkd.storage.local import Storage, open_storage
 
-ENTRY = Entry(
+ENTRY = CostRecord(
     stage="distill",
     method="contrastive",
     seed=3,

@@ -9,7 +9,7 @@ from dfkd.config.fingerprint import identity
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.storage.local import open_storage
-from dfkd.studies.cells import Outcome, Place, Score, digest, of_student, of_teacher
+from dfkd.studies.cells import CellResult, CellStore, Score, digest, of_student, of_teacher
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
@@ -18,12 +18,12 @@ SCORE = Score(domain="photo", images=4, accuracy=0.5, class_mean=0.5, per_class=
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(open_storage(str(tmp_path)), "vanilla-s0-abc", VERSION, DATA)
+def place(tmp_path: Path) -> CellStore:
+    return CellStore(open_storage(str(tmp_path)), "vanilla-s0-abc", VERSION, DATA)
 
 
-def outcome(place: Place, accuracy: float = 0.5) -> Outcome:
-    return Outcome(
+def outcome(place: CellStore, accuracy: float = 0.5) -> CellResult:
+    return CellResult(
         model=place.model,
         version=place.version,
         data=place.data,
@@ -35,7 +35,7 @@ def outcome(place: Place, accuracy: float = 0.5) -> Outcome:
     )
 
 
-def test_the_first_outcome_holds(place: Place) -> None:
+def test_the_first_outcome_holds(place: CellStore) -> None:
     assert place.read() is None
     first = place.keep(outcome(place))
     assert first.mean == 0.75
@@ -46,13 +46,13 @@ def test_the_first_outcome_holds(place: Place) -> None:
     "data",
     [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": NaN}'],
 )
-def test_what_is_no_cell_is_refused(place: Place, data: bytes) -> None:
+def test_what_is_no_cell_is_refused(place: CellStore, data: bytes) -> None:
     place.storage.put(f"{place.folder}/cell.json", data)
     with pytest.raises(CorruptionError, match=r"cell\.json: is not the cell that was written"):
         place.read()
 
 
-def test_a_cell_about_another_model_or_beyond_reason_is_refused(place: Place) -> None:
+def test_a_cell_about_another_model_or_beyond_reason_is_refused(place: CellStore) -> None:
     key = f"{place.folder}/cell.json"
     place.keep(outcome(place))
     whole = place.storage.get(key)
@@ -65,7 +65,7 @@ def test_a_cell_about_another_model_or_beyond_reason_is_refused(place: Place) ->
         place.read()
 
 
-def test_the_folder_changes_with_all_that_can_change_the_scores(place: Place) -> None:
+def test_the_folder_changes_with_all_that_can_change_the_scores(place: CellStore) -> None:
     others = [
         replace(place, model="vanilla-s1-abc"),
         replace(place, version="3" * 64),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dfkd.evaluation.results import Spread
-from dfkd.studies.figures import COLOURS, Drawn, Scatter, Series, bars, curve, maps
+from dfkd.studies.figures import COLOURS, RenderedChart, Scatter, Series, bars, curve, maps
 
 NAME = "<b>&\"'"
 
@@ -16,7 +16,7 @@ def spread(mean: float, std: float | None = None) -> Spread:
     return Spread(mean=mean, std=std)
 
 
-def require_picture(drawn: Drawn, *texts: str) -> str:
+def require_picture(drawn: RenderedChart, *texts: str) -> str:
     svg = drawn.svg.decode()
     assert svg.startswith("<svg")
     assert "<b>" not in svg

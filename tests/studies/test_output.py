@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.studies.output import SIZES, _lines, grid
-from dfkd.studies.results import Made, Measured, Results, Row
+from dfkd.studies.results import Measured, StudyOrigin, StudyResults, StudyRow
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
 
-def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> Row:
+def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> StudyRow:
     """Of one seed for each accuracy, which holds for class clock; the other class has a tenth.
 
     The seeds are students of one data set or, if `whole`, have one each.
@@ -26,10 +26,10 @@ def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> Row:
         )
         for seed, value in enumerate(accuracy)
     )
-    return Row.of(names, "student", cells, parameters=2_500_000)
+    return StudyRow.of(names, "student", cells, parameters=2_500_000)
 
 
-def results(*rows: Row, **changes: Any) -> Results:
+def results(*rows: StudyRow, **changes: Any) -> StudyResults:
     found: dict[str, Any] = {
         "study": "tiny",
         "size": "full",
@@ -42,9 +42,9 @@ def results(*rows: Row, **changes: Any) -> Results:
         "notes": (),
         "rows": rows,
         "failed": {},
-        "made": Made((), (), ()),
+        "made": StudyOrigin((), (), ()),
     }
-    return Results(**{**found, **changes})
+    return StudyResults(**{**found, **changes})
 
 
 def texts(cells: tuple[Any, ...]) -> list[Any]:
@@ -108,7 +108,7 @@ def test_of_two_axes_the_other_gives_the_lines(tmp_path: Path) -> None:
 def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     study = read(write(tmp_path))
 
-    def note(*rows: Row) -> str:
+    def note(*rows: StudyRow) -> str:
         return grid(study.described, results(*rows), {}).notes[0].partition("over ")[2]
 
     baseline, random = ("Baseline",), ("Random_Prompt",)

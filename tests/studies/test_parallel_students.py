@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Share
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.errors import Exit
 from dfkd.studies.parallel_students import shares
 from tests.helpers import jobs
@@ -20,18 +20,18 @@ job = jobs.load("reproduce")
 @pytest.mark.parametrize(
     ("nodes", "students", "most", "expected"),
     [
-        ([{"CPU": 2.0}], 5, 0, (2, Share(1.0))),
-        ([{"CPU": 8.0}], 2, 0, (2, Share(4.0))),
-        ([{"CPU": 8.0}], 5, 2, (2, Share(4.0))),
-        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, 0, (3, Share(4.0))),
-        ([{}, {"CPU": 4.0}], 9, 0, (4, Share(1.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, 0, (4, Share(4.0, 1.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}], 1, 0, (1, Share(16.0, 1.0))),
-        ([{}], 3, 0, (1, Share(1.0))),
+        ([{"CPU": 2.0}], 5, 0, (2, WorkerResources(1.0))),
+        ([{"CPU": 8.0}], 2, 0, (2, WorkerResources(4.0))),
+        ([{"CPU": 8.0}], 5, 2, (2, WorkerResources(4.0))),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, 0, (3, WorkerResources(4.0))),
+        ([{}, {"CPU": 4.0}], 9, 0, (4, WorkerResources(1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, 0, (4, WorkerResources(4.0, 1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}], 1, 0, (1, WorkerResources(16.0, 1.0))),
+        ([{}], 3, 0, (1, WorkerResources(1.0))),
     ],
 )
 def test_devices_are_shared_among_students(
-    nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, Share]
+    nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, WorkerResources]
 ) -> None:
     assert shares(dict(zip("abc", nodes, strict=False)), students, most) == expected
 

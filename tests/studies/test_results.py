@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.studies.cells import Outcome, Score
-from dfkd.studies.results import Found, Measured, Row, Scored, gather
+from dfkd.studies.cells import CellResult, Score
+from dfkd.studies.results import CellScore, Found, Measured, StudyRow, gather
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import write
 
 
-def outcome(date: str, **accuracy: float) -> Outcome:
+def outcome(date: str, **accuracy: float) -> CellResult:
     scores = tuple(
         Score(
             domain=name, images=4, accuracy=value, class_mean=value / 2, per_class={"clock": value}
         )
         for name, value in accuracy.items()
     )
-    return Outcome(
+    return CellResult(
         model="m",
         version="1" * 64,
         data="2" * 64,
@@ -33,13 +33,13 @@ def outcome(date: str, **accuracy: float) -> Outcome:
 
 def cells(*values: tuple[float, float]) -> tuple[Measured, ...]:
     return tuple(
-        Measured.of(Scored(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)))
+        Measured.of(CellScore(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)))
         for seed, (photo, sketch) in enumerate(values)
     )
 
 
 def test_a_row_has_the_mean_over_seeds_of_the_mean_over_domains() -> None:
-    row = Row.of(("Mix", ""), "student", cells((0.5, 0.1), (0.7, 0.5)))
+    row = StudyRow.of(("Mix", ""), "student", cells((0.5, 0.1), (0.7, 0.5)))
     assert row.label == "Mix"
     assert row.domains["photo"]["mean"] == pytest.approx(0.6)
     assert row.domains["photo"]["std"] == pytest.approx(0.02**0.5)
@@ -47,11 +47,11 @@ def test_a_row_has_the_mean_over_seeds_of_the_mean_over_domains() -> None:
     assert row.mean["mean"] == pytest.approx(0.45)  # of 0.3 and 0.6
     assert row.mean["std"] == pytest.approx(0.045**0.5)
     assert row.class_mean("sketch")["mean"] == pytest.approx(0.15)
-    assert Row.of(("x",), "teacher", cells((0.5, 0.1))).domains["photo"]["std"] is None
+    assert StudyRow.of(("x",), "teacher", cells((0.5, 0.1))).domains["photo"]["std"] is None
 
 
 def test_a_class_is_averaged_over_the_domains_that_have_it() -> None:
-    row = Row.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5)))
+    row = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5)))
     found = row.of_class_everywhere("clock")
     assert found is not None
     assert found["mean"] == pytest.approx(0.45)
@@ -65,11 +65,11 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     study = read(write(tmp_path, teacher="CLIP", text_only="Texts"))
     late, early = outcome("2026-11-26", photo=0.5), outcome("2026-11-25", photo=0.25)
     students = {
-        "Random_Prompt": (Scored(0, "cells/a", early), Scored(1, "cells/b", late)),
+        "Random_Prompt": (CellScore(0, "cells/a", early), CellScore(1, "cells/b", late)),
         "Baseline": (),
     }
-    teacher = Scored(0, "cells/t", outcome("2026-11-26", photo=1.0))
-    texts = (Scored(0, "cells/x", outcome("2026-11-26", photo=0.75)),)
+    teacher = CellScore(0, "cells/t", outcome("2026-11-26", photo=1.0))
+    texts = (CellScore(0, "cells/x", outcome("2026-11-26", photo=0.75)),)
     found = Found(teacher, students, {}, {"x": "why"}, texts)
     sizes = {"CLIP": 3, "Texts": 3, "Random_Prompt": 2}
     results = gather(study, found, "python jobs/reproduce.py x", "abc", (), sizes)
@@ -88,8 +88,8 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
 
 def test_rows_are_compared_seed_by_seed() -> None:
     """By the means over domains 0.3 and 0.6, less 0.2 and 0.3: by 10 and 30 points."""
-    ours = Row.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5), (0.9, 0.9)))
-    theirs = Row.of(("y",), "student", cells((0.2, 0.2), (0.2, 0.4)))
+    ours = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5), (0.9, 0.9)))
+    theirs = StudyRow.of(("y",), "student", cells((0.2, 0.2), (0.2, 0.4)))
     found = ours.against(theirs)
     assert found is not None
     half = 12.7062 * 0.2 / 2  # s = 0.2 / sqrt(2), divided by sqrt(2)
@@ -99,6 +99,6 @@ def test_rows_are_compared_seed_by_seed() -> None:
 
 def test_a_row_knows_how_many_data_sets_it_has() -> None:
     first, second = cells((0.5, 0.1), (0.7, 0.5))
-    assert Row.of(("x",), "student", (first, second)).data_sets == 1
+    assert StudyRow.of(("x",), "student", (first, second)).data_sets == 1
     other = dataclasses.replace(second, version="3" * 64)
-    assert Row.of(("x",), "student", (first, other)).data_sets == 2
+    assert StudyRow.of(("x",), "student", (first, other)).data_sets == 2

@@ -14,15 +14,15 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.errors import ManifestError
 from dfkd.studies import student_recipe
-from dfkd.studies.student_recipe import Description, Outcome, Row, Spread
+from dfkd.studies.student_recipe import LabelSpread, Recipe, RecipeResult, RecipeStudy
 from dfkd.utils.yaml import check
 from tests.helpers import jobs
 from tests.helpers.tiny_version import publish, write_manifest
 
-OWN, CLIP = Spread(mean=1.0, std=0.25), Spread(mean=0.87, std=0.04)
+OWN, CLIP = LabelSpread(mean=1.0, std=0.25), LabelSpread(mean=0.87, std=0.04)
 
 
-def described(**changes: object) -> Description:
+def described(**changes: object) -> RecipeStudy:
     tree = {
         "name": "tiny",
         "title": "Tiny",
@@ -33,7 +33,7 @@ def described(**changes: object) -> Description:
         },
         "seeds": [0, 1],
     }
-    return check(Description, {**tree, **changes})
+    return check(RecipeStudy, {**tree, **changes})
 
 
 @given(st.lists(st.floats(0, 4), min_size=2, max_size=8))
@@ -68,9 +68,9 @@ def test_agreement_is_the_share_of_images_with_the_same_nearest_class(tmp_path: 
 
 def test_the_table_compares_each_row_with_the_reference_by_seed() -> None:
     outcomes = {
-        ("one", 0): Outcome(0.5, {"a": 0.2, "b": 0.4}),
-        ("one", 1): Outcome(0.7, {"a": 0.4, "b": 0.6}),
-        ("two", 0): Outcome(0.5, {"a": 0.3, "b": 0.5}),
+        ("one", 0): RecipeResult(0.5, {"a": 0.2, "b": 0.4}),
+        ("one", 1): RecipeResult(0.7, {"a": 0.4, "b": 0.6}),
+        ("two", 0): RecipeResult(0.5, {"a": 0.3, "b": 0.5}),
     }
     one, two = student_recipe.grid(described(), outcomes).rows
     assert one[1]["mean"] == pytest.approx(0.6)  # type: ignore[call-overload,index]
@@ -89,7 +89,7 @@ def test_a_row_is_compared_with_another_row() -> None:
 def test_rows_are_manifests(tmp_path: Path) -> None:
     write_manifest(tmp_path)
     with pytest.raises(ManifestError, match=r"distillation\.schedle"):
-        student_recipe.manifest_of(described(), tmp_path, Row(settings={"schedle": "cosine"}))
+        student_recipe.manifest_of(described(), tmp_path, Recipe(settings={"schedle": "cosine"}))
 
 
 @pytest.mark.slow

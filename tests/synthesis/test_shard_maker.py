@@ -20,7 +20,7 @@ from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.latents import Synthesised
-from dfkd.synthesis.shard_maker import SurrogateMaker, first_batch
+from dfkd.synthesis.shard_maker import ShardMaker, first_batch
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
@@ -50,7 +50,7 @@ def make(
     embeddings[list(broken)] = np.nan
     column = pa.array(list(embeddings), pa.list_(pa.float32()))
     mine = mine.set_column(mine.schema.get_field_index("embedding"), "embedding", column)
-    failed = SurrogateMaker(manifest, teacher, generator).shards(alone(task), mine, folder)
+    failed = ShardMaker(manifest, teacher, generator).shards(alone(task), mine, folder)
     tar = folder / f"{task.id}.tar"
     return failed[task], list(parse_shard(tar.read_bytes(), tar.name))
 
@@ -139,20 +139,20 @@ def test_images_are_encoded_while_the_next_batch_is_synthesised(
 ) -> None:
     """The first image is not encoded before the second batch begins; without a thread it waits."""
     second, begun, waited = Event(), [], []
-    real_pixels, real_encode = SurrogateMaker._pixels, SurrogateMaker._encode
+    real_pixels, real_encode = ShardMaker._pixels, ShardMaker._encode
 
-    def pixels(self: SurrogateMaker, *arguments: Any) -> Synthesised:
+    def pixels(self: ShardMaker, *arguments: Any) -> Synthesised:
         begun.append(arguments)
         if len(begun) == 2:
             second.set()
         return real_pixels(self, *arguments)
 
-    def encode(self: SurrogateMaker, picture: np.ndarray) -> bytes:
+    def encode(self: ShardMaker, picture: np.ndarray) -> bytes:
         waited.append(second.wait(timeout=60))
         return real_encode(self, picture)
 
-    monkeypatch.setattr(SurrogateMaker, "_pixels", pixels)
-    monkeypatch.setattr(SurrogateMaker, "_encode", encode)
+    monkeypatch.setattr(ShardMaker, "_pixels", pixels)
+    monkeypatch.setattr(ShardMaker, "_encode", encode)
     manifest = read(tmp_path)
     _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path)
     assert len(samples) == 3
@@ -176,7 +176,7 @@ def test_prompts_of_another_task_are_refused(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     manifest = read(tmp_path)
-    maker = SurrogateMaker(manifest, teacher, generator)
+    maker = ShardMaker(manifest, teacher, generator)
     table = PromptMaker(manifest, teacher).part(0)
     with pytest.raises(ValueError, match="needs the prompts of images"):
         maker.shards(alone(next(tasks(manifest))), table, tmp_path)

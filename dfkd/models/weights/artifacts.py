@@ -45,7 +45,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class EvaluationData:
     """Images to evaluate on. Whoever downloads them accepts their terms, so no job does."""
 
     name: str
@@ -86,7 +86,7 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
     return path
 
 
-def data_set(place: str) -> DataSet | None:
+def data_set(place: str) -> EvaluationData | None:
     """The known data set that a path such as `data/PACS` is named after, if it is one."""
     names = [re.sub(r"[^a-z0-9]", "", part.lower()) for part in PurePath(place).parts]
     known = (DATA[key] for name in reversed(names) for key in DATA if name.startswith(key))
@@ -142,7 +142,7 @@ _FAIR_USE = "fair use notice of its page: non-commercial research and education"
 # PACS, VLCS and Office-Home: also the copies that DomainBed downloads, with folders as it has them.
 # ImageCLEF-DA: the copy of the authors of CDAN. VisDA-2017: README of taskcv-2017-public.
 DATA = {
-    "pacs": DataSet(
+    "pacs": EvaluationData(
         "PACS",
         (
             "https://domaingeneralization.github.io/#data",
@@ -151,13 +151,13 @@ DATA = {
         "9,991 images",
         _NONE_STATED,
     ),
-    "vlcs": DataSet(
+    "vlcs": EvaluationData(
         "VLCS",
         (f"{_DRIVE}1skwblH1_okBwxWxmRsp9_qi15hyPpxg8",),
         "10,729 images",
         f"{_NONE_STATED}; its four sources have their own",
     ),
-    "imageclef": DataSet(
+    "imageclef": EvaluationData(
         "ImageCLEF-DA",
         (
             "https://www.imageclef.org/2014/adaptation",
@@ -166,7 +166,7 @@ DATA = {
         "1,800 images",
         "registration with ImageCLEF",
     ),
-    "visda": DataSet(
+    "visda": EvaluationData(
         "VisDA-2017, classification",
         (
             "http://csr.bu.edu/ftp/visda17/clf/train.tar",
@@ -175,7 +175,7 @@ DATA = {
         "207,785 images",
         "non-commercial research and education, no redistribution",
     ),
-    "officehome": DataSet(
+    "officehome": EvaluationData(
         "Office-Home",
         (
             "https://www.hemanthdv.org/officeHomeDataset.html",
@@ -184,7 +184,7 @@ DATA = {
         "15,588 images",
         _FAIR_USE,
     ),
-    "domainnet": DataSet(
+    "domainnet": EvaluationData(
         "DomainNet, cleaned version",
         ("http://ai.bu.edu/M3SDA/",),
         "586,575 images, 17.5 GB",

@@ -16,8 +16,8 @@ from urllib.parse import quote, urlsplit
 from dfkd.config.fingerprint import sha256_file
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, conceal
 from dfkd.models.weights.artifacts import Artifact
-from dfkd.models.weights.http import Part, Refusal, copy, is_safe, receive
-from dfkd.storage.retries import Patience
+from dfkd.models.weights.http import PartialFile, Refusal, copy, is_safe, receive
+from dfkd.storage.retries import RetryPolicy
 
 Check = Callable[[Path], object]
 """Reads a file; raises `DfkdError` if it is not what it should be."""
@@ -45,7 +45,7 @@ class Fetcher:
     they are published."""
     tell: Callable[[str], object] = lambda note: None
     """Is told of what went wrong and is tried again."""
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     """With tries in a row that bring nothing."""
     silence: float = 60.0
     """Seconds without a byte after which a connection counts as dead."""
@@ -92,7 +92,7 @@ class Fetcher:
 
     def _download(self, artifact: Artifact, target: Path, pin: Path | None, check: Check) -> str:
         """The sha256 of the file, which is at `target` then and complete."""
-        with Part(artifact, target.parent) as part:
+        with PartialFile(artifact, target.parent) as part:
             old = part.done > 0
             self._fill(artifact, part)
             problem = _problem(artifact, part.sha256, pin)
@@ -114,7 +114,7 @@ class Fetcher:
             part.settle(target)
             return part.sha256
 
-    def _fill(self, artifact: Artifact, part: Part) -> None:
+    def _fill(self, artifact: Artifact, part: PartialFile) -> None:
         """Whatever is missing, from the mirror or from where it is published."""
         if not self.mirror:
             self._receive(artifact, part, artifact.addresses)
@@ -130,7 +130,7 @@ class Fetcher:
             except Refusal as refusal:
                 raise _given_up(artifact, f"{source} {refusal}") from None
 
-    def _receive(self, artifact: Artifact, part: Part, addresses: tuple[str, ...]) -> None:
+    def _receive(self, artifact: Artifact, part: PartialFile, addresses: tuple[str, ...]) -> None:
         """From the first address that gives it, tried again while patience lasts."""
         left, failures = list(addresses), 0
         while True:

@@ -28,7 +28,7 @@ class Refusal(Exception):  # noqa: N818 - reads as what it is
     """A place that will not give the file, however often it is asked."""
 
 
-class Part(progress.Closing):
+class PartialFile(progress.Closing):
     """What has arrived of an artifact, in `{file}.part` of the cache, and the hash of that.
 
     Attributes:
@@ -95,7 +95,7 @@ def is_safe(address: str, artifact: Artifact) -> bool:
     return place.scheme == "https" or (place.scheme == "http" and (artifact.certain or loopback))
 
 
-def copy(source: Path, artifact: Artifact, part: Part) -> None:
+def copy(source: Path, artifact: Artifact, part: PartialFile) -> None:
     """All of a local file.
 
     Raises:
@@ -106,7 +106,7 @@ def copy(source: Path, artifact: Artifact, part: Part) -> None:
         _take(stream.read, source.stat().st_size, artifact, part)
 
 
-def receive(address: str, artifact: Artifact, part: Part, silence: float) -> None:
+def receive(address: str, artifact: Artifact, part: PartialFile, silence: float) -> None:
     """What is missing of a file, from where the last try ended if the server can do that.
 
     Args:
@@ -136,7 +136,7 @@ def receive(address: str, artifact: Artifact, part: Part, silence: float) -> Non
         _take(answer.read1, size, artifact, part)
 
 
-def _request(address: str, part: Part) -> urllib.request.Request:
+def _request(address: str, part: PartialFile) -> urllib.request.Request:
     headers = {"User-Agent": "dfkd", "Accept-Encoding": "identity"}
     if part.done:
         headers["Range"] = f"bytes={part.done}-"
@@ -145,7 +145,7 @@ def _request(address: str, part: Part) -> urllib.request.Request:
     return urllib.request.Request(address, headers=headers)  # noqa: S310 - `is_safe` has seen it
 
 
-def _explain(error: urllib.error.HTTPError, part: Part) -> bool:
+def _explain(error: urllib.error.HTTPError, part: PartialFile) -> bool:
     """Whether a new try is worth it; False if nothing is missing; `Refusal` if none is."""
     if error.code == 416:
         if error.headers.get("Content-Range") == f"bytes */{part.done}":
@@ -156,7 +156,7 @@ def _explain(error: urllib.error.HTTPError, part: Part) -> bool:
     return True
 
 
-def _begin(answer: HTTPResponse, part: Part) -> int | None:
+def _begin(answer: HTTPResponse, part: PartialFile) -> int | None:
     """The size of the whole file, if the answer tells; the part is ready for its body."""
     length = answer.headers.get("Content-Length", "")
     if answer.status != 206:
@@ -168,7 +168,9 @@ def _begin(answer: HTTPResponse, part: Part) -> int | None:
     return part.done + int(length) if length.isdecimal() else None
 
 
-def _take(read: Callable[[int], bytes], size: int | None, artifact: Artifact, part: Part) -> None:
+def _take(
+    read: Callable[[int], bytes], size: int | None, artifact: Artifact, part: PartialFile
+) -> None:
     """The body of an answer, or of a file, of which `size` bytes are to be there at the end."""
     if size is not None and artifact.bytes not in (None, size):
         raise Refusal(f"has {size} bytes, not {artifact.bytes}")

@@ -41,7 +41,7 @@ from dfkd.synthesis.inversion.features import stage_taps
 from dfkd.synthesis.inversion.inner_student import Learner, cosine, divergence, set_rate, softened
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.networks import CmiGenerator, built, normal
-from dfkd.synthesis.inversion.run import Classifier, Course, Run, batches, synthesised
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext, batches, synthesised
 from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
@@ -60,12 +60,12 @@ class CmiInverter(Inverter):
 
     name = "cmi"
 
-    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, course, settings)
         config = self.config = settings.cmi
         device, side = classifier.texts.device, course.image_size
         self.device, self.draws = device, torch.Generator()
-        self.bank, self.pool = Bank(REMEMBERED), Pool()
+        self.bank, self.pool = FeatureBank(REMEMBERED), ImagePool()
         kl = partial(softened, temperature=STUDENT_TEMPERATURE)
         self.learner = Learner(
             classifier, course, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
@@ -91,7 +91,7 @@ class CmiInverter(Inverter):
         super().restore(state)
         self.bank.features = state["bank"]
 
-    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part batch after batch."""
         self.draws = run.draws("cmi")
         # Of the part before, what is stored takes the place of what was made: JPEG is not the same.
@@ -188,7 +188,7 @@ def head(features: int, dimensions: int) -> nn.Module:
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dimensions))
 
 
-class Bank:
+class FeatureBank:
     """The memory: features [N, 2F] of the run's images (x'', then x'); the oldest leave first."""
 
     def __init__(self, capacity: int) -> None:
@@ -208,7 +208,7 @@ class Bank:
         return self.features[torch.randperm(len(self.features), generator=draws)[:count]]
 
 
-class Pool:
+class ImagePool:
     """The run's images so far, uint8 [N, H, W, 3] each: of finished parts as they are stored."""
 
     def __init__(self) -> None:

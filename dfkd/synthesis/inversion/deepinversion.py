@@ -29,7 +29,7 @@ from dfkd.config.inversion import DeepInversion
 from dfkd.models.batch_norm import Moments, Taps, batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.run import Classifier, Run, batches, synthesised
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, batches, synthesised
 from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import to_bytes
 
@@ -48,7 +48,7 @@ class DeepInverter(Inverter):
 
     name = "deepinversion"
 
-    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part batch after batch."""
         classifier, config = self.classifier, self.settings.deepinversion
         with batch_norm_taps(classifier.teacher, self.name) as taps:
@@ -66,7 +66,7 @@ class _Batch:
         self,
         classifier: Classifier,
         taps: Taps[Moments],
-        run: Run,
+        run: PartRequest,
         config: DeepInversion,
         on_step: OnStep | None,
     ) -> None:

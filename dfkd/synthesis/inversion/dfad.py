@@ -11,11 +11,11 @@ student play one game over the whole run: each part takes its share of the round
 
 Two things are not as published. Logits are those of `Classifier`. And the published student learns
 from every image once, while it is made, and is the result; here a data set is the result, a sample
-of the way (`Harvest`), and the student of the game is thrown away.
+of the way (`SnapshotSampler`), and the student of the game is thrown away.
 
-Neither classes nor batch-norm statistics enter: the generator is unconditional (`Harvest` files its
-images), and a teacher without batch norm is refused only so that the rows of Table 5 have the same
-teachers.
+Neither classes nor batch-norm statistics enter: the generator is unconditional (`SnapshotSampler`
+files its images), and a teacher without batch norm is refused only so that the rows of Table 5 have
+the same teachers.
 """
 
 import torch
@@ -25,8 +25,8 @@ from dfkd.config.inversion import Inversion
 from dfkd.synthesis.inversion.inner_student import Learner, absolute, set_rate
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.networks import DfadGenerator, built
-from dfkd.synthesis.inversion.run import Classifier, Course, Run
-from dfkd.synthesis.inversion.snapshots import Harvest
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
+from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.latents import OnStep, Synthesised
 
 STUDENT_RATE, STUDENT_DECAY = 0.05, 5e-4
@@ -38,7 +38,7 @@ class DfadInverter(Inverter):
 
     name = "dfad"
 
-    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, course, settings)
         config = self.config = settings.dfad
         self.device = classifier.texts.device
@@ -55,11 +55,11 @@ class DfadInverter(Inverter):
         self.networks = {"generator": self.generator, "student": self.learner.student}
         self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
 
-    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Play the part's rounds; its images are from the way."""
         rounds = run.rounds(self.config.rounds, self.course)
         self.draws = run.draws("latents")
-        harvest = Harvest(run, rounds, self.config.snapshots)
+        harvest = SnapshotSampler(run, rounds, self.config.snapshots)
         for number in rounds:
             fallen = tenth(number, self.config.rounds)
             set_rate(self.optimizer, self.config.learning_rate * fallen)

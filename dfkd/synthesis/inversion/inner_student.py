@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dfkd.config.distillation import Distillation
 from dfkd.config.inversion import InnerStudent
 from dfkd.models.student import build
-from dfkd.synthesis.inversion.run import Classifier, Course
+from dfkd.synthesis.inversion.run import Classifier, RunContext
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of the student's and the teacher's logits [N, M]: a scalar."""
@@ -25,7 +25,7 @@ class Learner:
     def __init__(
         self,
         classifier: Classifier,
-        course: Course,
+        course: RunContext,
         shape: InnerStudent,
         loss: Loss,
         rate: float,

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from dfkd.config.inversion import Inversion
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.storage.checkpoints import below, moments, restore_moments
-from dfkd.synthesis.inversion.run import Classifier, Course, Run
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.latents import OnStep, Synthesised
 
 NETWORK, OPTIMIZER = "network.", "optimizer."
@@ -26,16 +26,16 @@ class Inverter(ABC):
     name: str
     """The method's, as in the manifest."""
 
-    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
         self.classifier, self.course, self.settings = classifier, course, settings
         self.networks: Mapping[str, nn.Module] = {}
         self.optimizers: Mapping[str, Optimizer] = {}
 
     @abstractmethod
-    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part."""
 
-    def make(self, run: Run, on_step: OnStep | None = None) -> Synthesised:
+    def make(self, run: PartRequest, on_step: OnStep | None = None) -> Synthesised:
         """The images of a part, in the order of its labels.
 
         Raises:

@@ -19,8 +19,9 @@ published for. f is CLIP's embedding, where a ResNet has the pooled feature befo
 The generators start from a map of 7 px at 224 px and double it five times: the published ones start
 from a quarter of the side, which at 224 px is 401 million weights in the first layer of each
 and, with the encoder, 12 GB of state between parts. A batch has 128 images by default (1,024 of 32
-px are published). And, as with DFAD, the result is a data set, a sample of the way (`Harvest`), and
-the student is thrown away, where the published one learns from every image once and is the result.
+px are published). And, as with DFAD, the result is a data set, a sample of the way
+(`SnapshotSampler`), and the student is thrown away, where the published one learns from every image
+once and is the result.
 
 Batch-norm statistics do not enter; a teacher without them is refused only so that the rows of Table
 5 have the same teachers.
@@ -35,8 +36,8 @@ from dfkd.synthesis.inversion.features import embedding_taps
 from dfkd.synthesis.inversion.inner_student import Learner, absolute, cosine, set_rate
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, built
-from dfkd.synthesis.inversion.run import Classifier, Course, Run
-from dfkd.synthesis.inversion.snapshots import Harvest
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
+from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.latents import OnStep, Synthesised
 
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
@@ -84,7 +85,7 @@ class PreInverter(Inverter):
 
     name = "pre"
 
-    def __init__(self, classifier: Classifier, course: Course, settings: Inversion) -> None:
+    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, course, settings)
         config = self.config = settings.pre
         device = self.device = classifier.texts.device
@@ -114,11 +115,11 @@ class PreInverter(Inverter):
             "student": self.learner.optimizer,
         }
 
-    def images(self, run: Run, on_step: OnStep | None) -> Synthesised:
+    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Play the part's rounds; its images, novel and replayed as the student sees them."""
         config, rounds = self.config, run.rounds(self.config.rounds, self.course)
         self.draws = run.draws("latents")
-        harvest = Harvest(run, rounds, config.snapshots)
+        harvest = SnapshotSampler(run, rounds, config.snapshots)
         with embedding_taps(self.classifier.teacher) as self.embeddings:
             for number in rounds:
                 fallen = cosine(number / config.rounds)

@@ -46,7 +46,7 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Course:
+class RunContext:
     """The whole run, which a method makes part after part.
 
     Attributes:
@@ -67,7 +67,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Run:
+class PartRequest:
     """The images of one part, or of a batch of it. Same course, state and run, same images.
 
     Attributes:
@@ -88,11 +88,11 @@ class Run:
         """A source of random numbers, on the CPU so that devices draw alike; one a purpose."""
         return torch.Generator().manual_seed(derive_seed(purpose, *self.seeds))
 
-    def select(self, rows: slice) -> "Run":
+    def select(self, rows: slice) -> "PartRequest":
         """The run that makes only these images."""
-        return Run(self.labels[rows], self.seeds[rows], self.image_size)
+        return PartRequest(self.labels[rows], self.seeds[rows], self.image_size)
 
-    def rounds(self, total: int, course: Course) -> range:
+    def rounds(self, total: int, course: RunContext) -> range:
         """Of `total` rounds of the course, those in which this part is made."""
         first, last = self.before, self.before + len(self.seeds)
         return range(total * first // course.images, total * last // course.images)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfkd.synthesis.inversion.run import Classifier, Run, synthesised
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, synthesised
 from dfkd.synthesis.latents import Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
@@ -14,7 +14,7 @@ LABELLED = 64
 """Images that the teacher sees at once."""
 
 
-class Harvest:
+class SnapshotSampler:
     """The N images of a part: of an unconditional generator, at evenly spread rounds of training.
 
     DFAD and PRE-DFKD train their student on what the generator gives on the way and have no data
@@ -22,7 +22,7 @@ class Harvest:
     and not of the last generator alone.
     """
 
-    def __init__(self, run: Run, rounds: range, snapshots: int) -> None:
+    def __init__(self, run: PartRequest, rounds: range, snapshots: int) -> None:
         self.run = run
         taken = min(snapshots, len(rounds))
         ends = [rounds[len(rounds) * (number + 1) // taken - 1] for number in range(taken)]

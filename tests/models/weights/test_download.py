@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.download import Fetched, Fetcher
-from dfkd.models.weights.http import LARGEST, Part, Refusal, receive
-from dfkd.storage.retries import Patience
+from dfkd.models.weights.http import LARGEST, PartialFile, Refusal, receive
+from dfkd.storage.retries import RetryPolicy
 from tests.helpers.http_server import Publisher
 
 BODY = bytes(range(256)) * 1000
 FILE = "w.ckpt"
-HASTE = Patience(attempts=4, pause=0.001, longest_pause=0.001)
+HASTE = RetryPolicy(attempts=4, pause=0.001, longest_pause=0.001)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_however_it_is_cut_the_file_is_the_same(
         artifact = server.artifact(FILE, known=False)
         for cut in cuts:
             server.inject(f"cut {cut}")
-            with Part(artifact, cache) as part, pytest.raises(OSError, match="cut off"):
+            with PartialFile(artifact, cache) as part, pytest.raises(OSError, match="cut off"):
                 receive(artifact.addresses[0], artifact, part, 5)
         assert fetch(cache, artifact).path.read_bytes() == BODY
         resumed = validators and sum(cuts) > 0
@@ -154,7 +154,10 @@ def test_two_files_are_never_mixed(server: Publisher, tmp_path: Path) -> None:
     """A file that changes while it is fetched, and no hash that would tell."""
     artifact = server.artifact(FILE, known=False)
     server.inject("cut 1000")
-    with Part(artifact, tmp_path) as part, pytest.raises(OSError, match="cut off at 1000 of"):
+    with (
+        PartialFile(artifact, tmp_path) as part,
+        pytest.raises(OSError, match="cut off at 1000 of"),
+    ):
         receive(artifact.addresses[0], artifact, part, 5)
     server.files[FILE] = changed = BODY[::-1]
     assert fetch(tmp_path, artifact).path.read_bytes() == changed
@@ -391,7 +394,7 @@ def test_a_refusal_names_no_address_of_a_redirect(server: Publisher, tmp_path: P
 def test_a_try_alone_says_what_is_final(server: Publisher, tmp_path: Path) -> None:
     artifact = server.artifact(FILE)
     server.inject("gone", "busy")
-    with Part(artifact, tmp_path) as part:
+    with PartialFile(artifact, tmp_path) as part:
         with pytest.raises(Refusal):
             receive(artifact.addresses[0], artifact, part, 5)
         with pytest.raises(OSError, match="answers 503"):

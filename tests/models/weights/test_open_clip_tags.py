@@ -36,22 +36,22 @@ def test_an_openai_archive_is_read_from_the_cache(
     source = openai_archive(archive, QUICK)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     give_tag(monkeypatch, url=f"https://nowhere.invalid/{digest}/Tiny.pt", quick_gelu=True)
-    config = manifest.Teacher(model=model, weights="tiny")
+    config = manifest.TeacherConfig(model=model, weights="tiny")
     teacher = Teacher.load(config, CPU, cache=str(tmp_path))
     expected = source.requires_grad_(False).encode_text(teacher.tokenize(TEXTS), normalize=True)
     assert torch.equal(teacher.encode_text(TEXTS), expected)
     assert resolve(config, str(tmp_path)).digests["teacher.weights"] == digest
-    by_path = manifest.Teacher(model=model, weights=str(archive))
+    by_path = manifest.TeacherConfig(model=model, weights=str(archive))
     assert resolve(by_path).digests == resolve(config, str(tmp_path)).digests
 
 
 def test_a_tag_that_was_not_fetched_names_the_command(tmp_path: Path) -> None:
-    config = manifest.Teacher(model="ViT-B-32-quickgelu", weights="openai")
+    config = manifest.TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
     wanted = r"needs ViT-B-32\.pt.*; run python jobs/fetch\.py MANIFEST"
     with pytest.raises(WeightsError, match=wanted):
         resolve(config, str(tmp_path))
     with pytest.raises(WeightsError, match="trained with QuickGELU"):
-        resolve(manifest.Teacher(model="ViT-B-32", weights="openai"), str(tmp_path))
+        resolve(manifest.TeacherConfig(model="ViT-B-32", weights="openai"), str(tmp_path))
 
 
 def test_a_hubs_model_is_found_in_the_cache_without_a_network(
@@ -60,7 +60,7 @@ def test_a_hubs_model_is_found_in_the_cache_without_a_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     give_tag(monkeypatch, hf_hub="someone/tiny/")
     written = write_teacher(tmp_path / "files", model_config(VIT))
-    config = manifest.Teacher(model=written.model, weights="tiny")
+    config = manifest.TeacherConfig(model=written.model, weights="tiny")
     with pytest.raises(WeightsError) as caught:
         resolve(config, str(tmp_path))
     text = str(caught.value)

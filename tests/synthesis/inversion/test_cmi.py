@@ -9,10 +9,17 @@ from torch.nn import functional as F
 from dfkd.config.inversion import Cmi, Inversion
 from dfkd.models.teacher import Teacher, batch_norm_taps
 from dfkd.synthesis.inversion import cmi
-from dfkd.synthesis.inversion.cmi import Bank, CmiInverter, Pool, contrast, disagreement, head
+from dfkd.synthesis.inversion.cmi import (
+    CmiInverter,
+    FeatureBank,
+    ImagePool,
+    contrast,
+    disagreement,
+    head,
+)
 from dfkd.synthesis.inversion.features import stage_taps
 from dfkd.synthesis.inversion.inner_student import cosine, divergence, softened
-from dfkd.synthesis.inversion.run import Run
+from dfkd.synthesis.inversion.run import PartRequest
 from tests.helpers.inversion_runs import course, problem
 
 SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, student_steps=2)
@@ -60,7 +67,7 @@ def test_softened_outputs_are_compared_at_their_temperature() -> None:
 
 
 def test_the_bank_forgets_the_oldest_and_draws_different_rows() -> None:
-    bank, draws = Bank(4), torch.Generator().manual_seed(0)
+    bank, draws = FeatureBank(4), torch.Generator().manual_seed(0)
     assert len(bank.draw(3, draws)) == 0
     bank.add(torch.tensor([[0.0], [1.0], [2.0]]))
     bank.add(torch.tensor([[3.0], [4.0]]))
@@ -78,7 +85,7 @@ def test_the_pool_has_the_stored_images_of_finished_parts_and_the_fresh_ones_of_
         asked.append(part)
         return parts[part]
 
-    pool, draws = Pool(), torch.Generator().manual_seed(0)
+    pool, draws = ImagePool(), torch.Generator().manual_seed(0)
     pool.add(torch.full((2, 1, 1, 3), 8))  # of a part that is finished when the next one begins
     pool.keep(earlier, 1)
     pool.keep(earlier, 2)
@@ -97,7 +104,7 @@ def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
     made.make(run)
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
     made.course = course(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
-    made.make(Run(run.labels, (7, 8), 64, part=1, before=2))
+    made.make(PartRequest(run.labels, (7, 8), 64, part=1, before=2))
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * cosine(2 / 8))
     assert made.learner.optimizer.defaults["weight_decay"] == 1e-4
 

@@ -11,7 +11,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import dfad
 from dfkd.synthesis.inversion.dfad import DfadInverter, tenth
 from dfkd.synthesis.inversion.inner_student import Learner, absolute
-from dfkd.synthesis.inversion.run import Classifier, Run
+from dfkd.synthesis.inversion.run import Classifier, PartRequest
 from tests.helpers.inversion_runs import course, problem
 
 GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)
@@ -85,7 +85,7 @@ def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
     made = game.make(run, lambda number, loss: told.append(number))
     assert told == list(range(6))
     assert sorted(made.steps.tolist()) == [2, 2, 4, 4, 6, 6]
-    second = Run(run.labels, range(6, 12), 64, part=1, before=6)
+    second = PartRequest(run.labels, range(6, 12), 64, part=1, before=6)
     assert sorted(game.make(second).steps.tolist()) == [8, 8, 10, 10, 12, 12]
     assert made.pixels.shape == (6, 64, 64, 3)
     assert not made.diverged.any()

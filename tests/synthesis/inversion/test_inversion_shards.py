@@ -20,9 +20,9 @@ from dfkd.models.teacher import Teacher, distances
 from dfkd.pipeline.preflight import check_synthesis
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
-from dfkd.synthesis.inversion.run import Run
+from dfkd.synthesis.inversion.run import PartRequest
 from dfkd.synthesis.latents import OnStep, Synthesised
-from dfkd.synthesis.shard_maker import SurrogateMaker
+from dfkd.synthesis.shard_maker import ShardMaker
 from tests.helpers.inversion_runs import CLASSES, read
 from tests.helpers.tiny_models import model_config, write_teacher
 
@@ -46,7 +46,7 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     needed = generator if manifest.method == "vanilla-bn" else None
     stored: list[torch.Tensor] = []
-    maker = SurrogateMaker(manifest, teacher, needed, earlier=stored.__getitem__)
+    maker = ShardMaker(manifest, teacher, needed, earlier=stored.__getitem__)
     before = unit.part if chained(manifest.method) else 0
     for each in [*islice(units(manifest, ()), before), unit]:
         place = folder if each is unit else folder.with_name(f"{folder.name}-{each.part}")
@@ -134,7 +134,7 @@ def test_an_image_that_diverges_is_tried_with_all_of_its_run(
     unit = next(units(manifest, ()))
     real, seen = DeepInverter.images, []
 
-    def failing(inverter: DeepInverter, run: Run, on_step: OnStep | None) -> Synthesised:
+    def failing(inverter: DeepInverter, run: PartRequest, on_step: OnStep | None) -> Synthesised:
         made = real(inverter, run, on_step)
         seen.append(made)
         if len(seen) == 1:
@@ -167,7 +167,7 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     manifest = chosen(method)
     prompts = PromptMaker(manifest, teacher).part(0)
     needed = generator if method == "vanilla-bn" else None
-    maker = SurrogateMaker(manifest, teacher, needed)
+    maker = ShardMaker(manifest, teacher, needed)
     monkeypatch.setattr(teacher, "encode_image", full)
     with pytest.raises(DfkdError, match=rf"memory had no room .* lower {field}$"):
         maker.shards(next(units(manifest, ())), prompts, tmp_path)
@@ -177,7 +177,7 @@ def test_a_part_needs_all_of_its_prompts(tmp_path: Path, teacher: Teacher) -> No
     manifest = chosen("cmi")
     prompts = PromptMaker(manifest, teacher).part(0)
     mine = prompts.filter(pa.compute.equal(prompts["class_index"], 1))
-    maker = SurrogateMaker(manifest, teacher, None)
+    maker = ShardMaker(manifest, teacher, None)
     with pytest.raises(ValueError, match="needs the prompts of images"):
         maker.shards(next(units(manifest, {"0000-00000"})), mine, tmp_path)
 

@@ -10,7 +10,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import cmi
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.methods import METHODS
-from dfkd.synthesis.inversion.run import Run
+from dfkd.synthesis.inversion.run import PartRequest
 from tests.helpers.inversion_runs import course, problem, read
 
 CHAINED = ("dfad", "cmi", "pre")
@@ -21,9 +21,9 @@ def begun(method: str, teacher: Teacher, settings: Inversion, *parts: torch.Tens
     return METHODS[method](classifier, course(6, *parts), settings)
 
 
-def run(part: int) -> Run:
+def run(part: int) -> PartRequest:
     seeds = range(2 * part, 2 * part + 2)
-    return Run(torch.tensor([0, 1]), seeds, 64, part=part, before=2 * part)
+    return PartRequest(torch.tensor([0, 1]), seeds, 64, part=part, before=2 * part)
 
 
 def test_the_methods_that_carry_something_are_the_chained_ones(teacher: Teacher) -> None:
@@ -70,4 +70,4 @@ def test_a_part_that_diverges_ends_the_chain(method: str, teacher: Teacher) -> N
     settings = read(f"inversion.{method}.learning_rate=1e35").inversion
     inverter = begun(method, teacher, settings)
     with pytest.raises(DfkdError, match=rf"inversion\.{method}: diverged in part 0, on which all"):
-        inverter.make(Run(torch.tensor([0, 1, 0, 1]), range(4), 64))
+        inverter.make(PartRequest(torch.tensor([0, 1, 0, 1]), range(4), 64))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.models.teacher import Teacher
-from dfkd.synthesis.inversion.run import Run, batches, synthesised
+from dfkd.synthesis.inversion.run import PartRequest, batches, synthesised
 from tests.helpers.inversion_runs import course, problem
 
 
@@ -31,8 +31,8 @@ def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
 
 
 def test_what_a_run_draws_depends_on_its_images_and_the_purpose() -> None:
-    one, two = (Run(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
-    same = Run(one.labels, (1, 2), 32)
+    one, two = (PartRequest(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
+    same = PartRequest(one.labels, (1, 2), 32)
     assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
     assert len({r.draws(p).initial_seed() for r in (one, two) for p in "ab"}) == 4
     part = one.select(slice(1, 2))
@@ -62,9 +62,9 @@ def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: i
     whole, starts = course(images), range(0, images, size)
     total = len(starts) + more
     found = [
-        Run(torch.empty(0), range(start, min(start + size, images)), 64, before=start).rounds(
-            total, whole
-        )
+        PartRequest(
+            torch.empty(0), range(start, min(start + size, images)), 64, before=start
+        ).rounds(total, whole)
         for start in starts
     ]
     assert [number for rounds in found for number in rounds] == list(range(total))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_texts
-from dfkd.synthesis.inversion.run import Classifier, Run
-from dfkd.synthesis.inversion.snapshots import Harvest, file
+from dfkd.synthesis.inversion.run import Classifier, PartRequest
+from dfkd.synthesis.inversion.snapshots import SnapshotSampler, file
 from tests.helpers.inversion_runs import CLASSES, read
 
 
@@ -39,8 +39,8 @@ def test_every_image_has_one_place(classes: int, images: int, seed: int) -> None
 def test_images_come_from_evenly_spread_rounds(
     teacher: Teacher, rounds: int, snapshots: int
 ) -> None:
-    run = Run(torch.tensor([0, 1] * 5), range(10), 16)
-    harvest = Harvest(run, range(7, 7 + rounds), snapshots)
+    run = PartRequest(torch.tensor([0, 1] * 5), range(10), 16)
+    harvest = SnapshotSampler(run, range(7, 7 + rounds), snapshots)
     for number in range(7, 7 + rounds):
         harvest.take(
             number, lambda n=number: torch.full((4, 3, 16, 16), n / 255), torch.tensor(number)
@@ -57,8 +57,8 @@ def test_images_come_from_evenly_spread_rounds(
 
 
 def test_an_image_of_no_numbers_has_diverged(teacher: Teacher) -> None:
-    run = Run(torch.tensor([0, 1]), range(2), 64)
-    harvest = Harvest(run, range(1), 1)
+    run = PartRequest(torch.tensor([0, 1]), range(2), 64)
+    harvest = SnapshotSampler(run, range(1), 1)
     harvest.take(0, lambda: torch.full((2, 3, 64, 64), torch.nan), torch.tensor(torch.nan))
     made = harvest.filed(Classifier(teacher, class_texts(read(), teacher)))
     assert made.diverged.all()
