@@ -62,7 +62,7 @@ def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
         print(f"wrote {written}", flush=True)
         raise PartialError(
             f"evaluation.data: {len(unreadable)} images could not be read and were left out, the "
-            f"first is {unreadable[0]}; mend or remove them (all are named in results.json)"
+            f"first is {unreadable[0]}; fix or remove them (all are named in results.json)"
         )
 
 

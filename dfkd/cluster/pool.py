@@ -110,7 +110,7 @@ class Pool(Generic[T]):
             may_start: asked before each; once it says no, what is in flight is the last.
 
         Raises:
-            ManifestError: raised by an actor; no retry of a task can mend it.
+            ManifestError: raised by an actor; no retry of a task can fix it.
             InfrastructureError: raised by an actor, or `attempts` for each actor and once more
                 failed without a success between them, or no node had room for an actor.
         """
@@ -263,7 +263,7 @@ class Pool(Generic[T]):
         if row >= self.attempts * (max(1, self._wanted) + 1):
             raise InfrastructureError(
                 f"workers: {row} tries in a row failed, the last with {reason}; "
-                "mend that and run the same command again, it resumes"
+                "fix that and run the same command again, it resumes"
             )
         if task is None:
             return

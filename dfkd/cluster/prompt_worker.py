@@ -76,7 +76,7 @@ def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) ->
                 progress.update()
     purse.close(pool)
     if pool.quarantine:
-        raise DfkdError(f"prompts: {pool.quarantine[0].reason}; mend it and run again")
+        raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
 
 
 def _in_order(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:

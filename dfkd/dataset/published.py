@@ -127,15 +127,15 @@ class PublishedVersion:
         key = layout.prompts(name)
         sealed, data = self.storage.get(publication.PROMPTS_KEY), self.storage.get(key)
         where, digest = self.storage.location(key), hashlib.sha256(data).hexdigest()
-        mend = "restore it from a copy, or give another storage.root and synthesise again"
+        remedy = "restore it from a copy, or give another storage.root and synthesise again"
         whole = hashlib.sha256(sealed).hexdigest() == self.manifest.get("prompts")
         parts = parse_json(sealed, self.storage.location(publication.PROMPTS_KEY)).get("parts")
         if not whole or not isinstance(parts, dict) or parts.get(name) != digest:
-            raise CorruptionError(f"{where}: is not what was published; {mend}")
-        return parquet.read(data, ("class_index", "index"), where, mend)
+            raise CorruptionError(f"{where}: is not what was published; {remedy}")
+        return parquet.read(data, ("class_index", "index"), where, remedy)
 
     def settle(self) -> None:
-        """Mend index and data card where a racing publisher wrote others than the manifest's."""
+        """Fix index and data card where a racing publisher wrote others than the manifest's."""
         if any(sha256_object(self.storage, key) != digest for key, digest in self.files.items()):
             publication.restore(self.home, self.manifest, self.shards)
 

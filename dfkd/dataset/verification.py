@@ -52,7 +52,7 @@ def verify(version: PublishedVersion) -> list[str]:
     return problems
 
 
-MEND = "restore it from a copy, or give another storage.root and synthesise again"
+RESTORE = "restore it from a copy, or give another storage.root and synthesise again"
 
 
 def _prompts(version: PublishedVersion) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _prompts(version: PublishedVersion) -> Iterator[str]:
     if wanted is None:
         return
     if sha256_object(storage, publication.PROMPTS_KEY) != wanted:
-        yield f"{storage.location(publication.PROMPTS_KEY)}: is not what was published; {MEND}"
+        yield f"{storage.location(publication.PROMPTS_KEY)}: is not what was published; {RESTORE}"
         return
     try:
         parts = read_json(storage, publication.PROMPTS_KEY).get("parts")
@@ -68,12 +68,12 @@ def _prompts(version: PublishedVersion) -> Iterator[str]:
         yield str(error)
         return
     if not isinstance(parts, dict) or not all(map(PART.fullmatch, parts)):
-        yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {MEND}"
+        yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {RESTORE}"
         return
     for name, digest in parts.items():
         if sha256_object(storage, layout.prompts(name)) != digest:
             place = storage.location(layout.prompts(name))
-            yield f"{place}: is not what was published; {MEND}"
+            yield f"{place}: is not what was published; {RESTORE}"
 
 
 def _receipt(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:

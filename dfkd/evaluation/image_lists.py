@@ -78,7 +78,7 @@ def labelled(path: Path) -> Iterator[tuple[int, list[str], int]]:
 
 def bad_line(path: Path, number: int, rule: str, value: object) -> ManifestError:
     """The error of a list's line, which names file and line."""
-    return ManifestError(f"{FIELD} {path}:{number}", rule, value, "mend or remove that line")
+    return ManifestError(f"{FIELD} {path}:{number}", rule, value, "fix or remove that line")
 
 
 def _names(path: Path, number: int, name: str) -> list[str]:

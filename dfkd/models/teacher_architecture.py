@@ -186,7 +186,7 @@ def build(architecture: Architecture) -> nn.Module:
             "teacher.model",
             f"must be buildable by open_clip ({' '.join(str(error).split())[:160]})",
             architecture.name,
-            "mend the configuration",
+            "fix the configuration",
         ) from None
     assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker
     return model
@@ -353,7 +353,7 @@ def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
         problem = error.errors(include_url=False)[0]
         field = ".".join(("preprocess_cfg", *map(str, problem["loc"])))
         raise ManifestError(
-            "teacher.model", f"{field}: {problem['msg']}", model, "mend the configuration"
+            "teacher.model", f"{field}: {problem['msg']}", model, "fix the configuration"
         ) from None
     return dict(checked)
 

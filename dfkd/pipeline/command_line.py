@@ -26,7 +26,7 @@ D = TypeVar("D", bound=Described)
 
 Work = Callable[[Manifest, argparse.Namespace], str]
 """Does the job and returns the path of what it wrote, or nothing if it only told something; raises
-`DfkdError` for what one can mend."""
+`DfkdError` for what one can fix."""
 
 Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
@@ -115,7 +115,7 @@ def run_with(
     except OSError as error:
         return fail(
             InfrastructureError(
-                f"operating system: {error}; mend that and run the same command again, it resumes"
+                f"operating system: {error}; fix that and run the same command again, it resumes"
             )
         )
     if written:

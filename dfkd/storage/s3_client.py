@@ -103,7 +103,7 @@ class Connection:
             return boto3.session.Session(botocore_session=session).client("s3", config=config)
         except ValueError as error:
             raise ManifestError(
-                "AWS_ENDPOINT_URL", "must be the URL of an S3 endpoint", redact(error), "mend it"
+                "AWS_ENDPOINT_URL", "must be the URL of an S3 endpoint", redact(error), "fix it"
             ) from None
 
     def attempt(self, operation: str, send: Callable[[Request], T]) -> T:

@@ -72,7 +72,7 @@ def score(manifest: Manifest, place: CellStore, version: str = "", threads: int 
     if unreadable:
         raise PartialError(
             f"evaluation.data: {len(unreadable)} images could not be read, the first is "
-            f"{unreadable[0]}; mend or remove them"
+            f"{unreadable[0]}; fix or remove them"
         )
     return place.keep(
         CellResult(

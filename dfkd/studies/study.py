@@ -155,7 +155,7 @@ def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
     for axis, value in entry.items():
         if described.size == "full" and value not in known.get(axis, ()):
             raise ManifestError(
-                "skip", "must name values by their axes", dict(entry), "mend or remove it"
+                "skip", "must name values by their axes", dict(entry), "fix or remove it"
             )
     return dict(entry)
 
@@ -214,7 +214,7 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], given: Settings) ->
         manifest = check(Manifest, tree)
     except ManifestError as error:
         raise ManifestError(
-            f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "mend the study"
+            f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "fix the study"
         ) from None
     if len(manifest.methods) != 1:
         raise ManifestError(
@@ -282,7 +282,7 @@ def _check_paper(study: Study) -> None:
         for label in paper.rows:
             if label not in known:
                 raise ManifestError(
-                    f"paper.{number}.rows", f"must be among {', '.join(known)}", label, "mend it"
+                    f"paper.{number}.rows", f"must be among {', '.join(known)}", label, "fix it"
                 )
 
 

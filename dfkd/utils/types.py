@@ -50,7 +50,7 @@ def require_slots(field: str, template: str, *slots: str) -> None:
     for slot in slots:
         if template.count(slot) != 1:
             raise ManifestError(
-                field, f"must contain {slot} exactly once", template, "mend the template"
+                field, f"must contain {slot} exactly once", template, "fix the template"
             )
 
 

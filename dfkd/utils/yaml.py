@@ -198,7 +198,7 @@ def _parse(text: str, field: str) -> Any:
     except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
         # PyYAML lets a thousand nested brackets, a list as a key and a 13th month through as these.
         reason = " ".join(str(error).split())
-        raise ManifestError(field, "must be valid YAML", reason, "mend that line") from None
+        raise ManifestError(field, "must be valid YAML", reason, "fix that line") from None
 
 
 def _key(override: str) -> str:

@@ -84,7 +84,7 @@ def direct(name: str) -> None:
 
 def plain(items: list[str]) -> None:
     if items:
-        raise CorruptionError(f"{', '.join(items)}: torn; " "mend it")
+        raise CorruptionError(f"{', '.join(items)}: torn; " "fix it")
 
 def _refuse(place: str, why: str) -> NoReturn:
     raise CorruptionError(f"shard {place}: {why}; restore it")
@@ -100,7 +100,7 @@ def _unused(place: str) -> InfrastructureError:
 def test_texts_are_read_off_the_source() -> None:
     assert sorted(messages.errors(Module("made.up", ast.parse(SOURCE)))) == [
         Message(1, "CorruptionError", "shard {key}: [cut | empty]", "restore it"),
-        Message(1, "CorruptionError", "{items}: torn", "mend it"),
+        Message(1, "CorruptionError", "{items}: torn", "fix it"),
         Message(2, "ManifestError", "classes: at most 3, got {name}", "ask again"),
         Message(4, "InfrastructureError", "{place}: away", "wait"),
     ]

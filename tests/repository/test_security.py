@@ -219,16 +219,16 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def refused_table(data: bytes, reason: str) -> None:
-    with pytest.raises(CorruptionError, match=f"here: no readable Parquet .*{reason}.*; mend"):
-        parquet.read(data, ("class_index", "index"), "here", "mend it")
+    with pytest.raises(CorruptionError, match=f"here: no readable Parquet .*{reason}.*; fix"):
+        parquet.read(data, ("class_index", "index"), "here", "fix it")
 
 
 GOOD = pa.table({"class_index": [0, 0], "index": [0, 1], "text": ["a", "b"]})
 
 
 def test_parquet_comes_back_as_it_was_written() -> None:
-    assert parquet.read(table_bytes(GOOD), ("index",), "here", "mend it").equals(GOOD)
-    assert parquet.read(table_bytes(GOOD[:0]), ("index",), "here", "mend it").num_rows == 0
+    assert parquet.read(table_bytes(GOOD), ("index",), "here", "fix it").equals(GOOD)
+    assert parquet.read(table_bytes(GOOD[:0]), ("index",), "here", "fix it").num_rows == 0
 
 
 @pytest.mark.parametrize("place", [0, 5, 40, -1, -6, -30])
@@ -236,7 +236,7 @@ def test_damaged_parquet_is_refused(place: int) -> None:
     data = bytearray(table_bytes(GOOD))
     data[place] ^= 0xFF
     with pytest.raises(CorruptionError, match="here: no readable Parquet"):
-        parquet.read(bytes(data), ("nothing",), "here", "mend it")
+        parquet.read(bytes(data), ("nothing",), "here", "fix it")
     refused_table(b"", "")
     refused_table(b"PAR1" * 3, "")
     refused_table(table_bytes(GOOD)[:-20], "")
@@ -559,7 +559,7 @@ def test_an_error_of_any_kind_conceals_what_could_be_a_credential() -> None:
             DfkdError(f"cannot read {root}"),
             InfrastructureError(f'storage: Could not connect to "{root}"; run again'),
             ManifestError("x", f"must not be {root}", root * 50, f"use {root}"),
-            ManifestError("x", "must be", {"a": [root]}, "mend"),
+            ManifestError("x", "must be", {"a": [root]}, "fix"),
         ):
             harmless(str(error))
             harmless(repr(error))
