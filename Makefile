@@ -35,10 +35,10 @@ cluster: setup ## The same images on S3 and a cluster of three nodes, of which o
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
 test: setup ## All tests but those of make faults
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'not (faults or (s3 and slow))'
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'not (faults or slow)'
 
-faults: setup ## Whole runs on a real S3 server, and tests that kill processes, nodes and storage
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'faults or (s3 and slow)'
+faults: setup ## Whole runs, and tests that kill processes, nodes and storage
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'faults or slow'
 
 lint: setup ## Format check, lint, types
 	$(BIN)/ruff format --check .
