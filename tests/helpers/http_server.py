@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from dfkd.models import teacher_architecture
+from dfkd.models.weights import open_clip_tags
 from dfkd.models.weights.artifacts import Artifact
+from dfkd.pipeline import required_weights
 
 
 class Publisher:
@@ -159,8 +162,8 @@ def give_tag(monkeypatch: pytest.MonkeyPatch, **config: Any) -> None:
     def find(model: str, tag: str) -> dict[str, Any]:
         return config if tag == "tiny" else {}
 
-    for module in ("architecture", "tags", "needs"):
-        monkeypatch.setattr(f"dfkd.{module}.get_pretrained_cfg", find)
+    for module in (teacher_architecture, open_clip_tags, required_weights):
+        monkeypatch.setattr(module, "get_pretrained_cfg", find)
 
 
 def keep_hub_model(cache: Path, name: str, weights: Path) -> None:

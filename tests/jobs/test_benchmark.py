@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dfkd.benchmarks import driver, loading, stages
+from dfkd.benchmarks import driver, loading, stages, suite
 from dfkd.benchmarks.driver import Counts, counted
 from dfkd.benchmarks.measure import Memory, Watch, watched
 from dfkd.config.manifest import Manifest
@@ -53,8 +53,8 @@ def test_the_record_names_the_arguments_that_were_parsed(
 ) -> None:
     job = jobs.load("benchmark")
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
-    monkeypatch.setattr(job, "settle", lambda threads: None)
-    monkeypatch.setitem(job.BENCHMARKS, "export", lambda manifest, options: {"image_size": {}})
+    monkeypatch.setattr(suite, "settle", lambda threads: None)
+    monkeypatch.setitem(suite.BENCHMARKS, "export", lambda manifest, options: {"image_size": {}})
     path = str(write_manifest(tmp_path))
     assert job.main(["export", path, "--set", "synthesis.steps=1"]) == 0
     kept = json.loads((tmp_path / "run" / "benchmarks" / "export.json").read_text())
@@ -204,3 +204,7 @@ FIGURES = {
     "streaming": "stream, 64 px",
     "distillation": "distillation, live labels",
 }
+
+
+def test_the_job_offers_every_benchmark() -> None:
+    assert list(jobs.load("benchmark").BENCHMARKS) == list(suite.BENCHMARKS)

@@ -39,7 +39,10 @@ def test_what_a_remedy_names_exists() -> None:
     def named(pattern: str) -> set[str]:
         return {name for remedy in remedies for name in re.findall(pattern, remedy)}
 
-    sources = [*(messages.ROOT / "jobs").glob("*.py"), messages.ROOT / "dfkd" / "command.py"]
+    sources = [
+        *(messages.ROOT / "jobs").glob("*.py"),
+        messages.ROOT / "dfkd" / "pipeline" / "command_line.py",
+    ]
     assert named(r"jobs/(\w+)\.py") <= {file.stem for file in sources}
     taken = "".join(file.read_text() for file in sources)
     assert {option for option in named(r"--[a-z-]+") if f'"{option}"' not in taken} == set()

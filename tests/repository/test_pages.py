@@ -1,6 +1,7 @@
 """Pages say what is true: links lead somewhere, commands are accepted, examples run."""
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,6 +117,8 @@ def test_every_other_command_names_what_is_there(
         assert set(words) <= set(targets)
     elif program.endswith("python") and words[:2] == ["-m", "pytest"]:
         assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
+    elif program.endswith("python") and words[0] == "-m" and words[1].startswith("tests."):
+        assert importlib.util.find_spec(words[1])
     elif program.endswith("python") and words[0] == "-m":
         with pytest.raises(SystemExit) as stop:
             importlib.import_module(words[1]).main([*words[2:], "--help"])

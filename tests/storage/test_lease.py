@@ -196,8 +196,8 @@ def test_a_damaged_lease_is_named(storage: Storage, change: dict[str, object]) -
 
 HOLD = """
 import sys, time
-from dfkd.lease import holding
-from dfkd.storage import open_storage
+from dfkd.storage.lease import holding
+from dfkd.storage.local import open_storage
 with holding(open_storage(sys.argv[1]), "regenerate", float(sys.argv[2])) as lease:
     print(lease.holder, flush=True)
     time.sleep(3600)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
-from dfkd.storage.base import KEY, split_root
-from dfkd.storage.local import Entry, LocalStorage, MissingObject, open_storage, require_space
+from dfkd.storage.base import KEY, StoredObject, split_root
+from dfkd.storage.local import LocalStorage, MissingObject, open_storage, require_space
 from tests.helpers.storage_contract import StorageTests
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -35,7 +35,7 @@ def test_nothing_is_left_of_a_write_that_loses(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     storage.put("a/b.json", b"1")
     assert not storage.put_if_absent("a/b.json", b"3")
-    assert list(storage.entries()) == [Entry("a/b.json", 1, ANY)]
+    assert list(storage.entries()) == [StoredObject("a/b.json", 1, ANY)]
     assert leftovers(tmp_path) == []
     assert storage.abort_uploads(0) == 0
 

@@ -19,7 +19,7 @@ from tests.helpers.jobs import ROOT
 
 TALK = """
 from contextlib import nullcontext
-from dfkd import logs
+from dfkd.utils import logs
 with logs.shown("synthesize", ""):
     logs.task_done(run="0123456789abcdef", task="0003-00001", attempt=2, seconds=4.21349, images=11,
                    failed=1, bytes=1234, node="10.0.0.7")
@@ -63,8 +63,8 @@ def test_a_program_that_uses_the_library_hears_nothing_unasked() -> None:
 
 BESIDE_A_BAR = """
 import sys
-from dfkd import logs
-from dfkd.progress import bar
+from dfkd.utils import logs
+from dfkd.utils.progress import bar
 with logs.shown("synthesize", sys.argv[1]), bar("vanilla images", 9, "img") as shown:
     for number in range(3):
         logs.task_quarantined(run="0" * 16, task=f"0000-0000{number}", images=3, reason="no luck")
