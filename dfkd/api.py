@@ -40,8 +40,8 @@ from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import require_finished
 from dfkd.storage.local import open_storage
-from dfkd.utils.device import pick_device, threads_of
-from dfkd.utils.images import pixels
+from dfkd.utils.device import pick_device, thread_limit
+from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.yaml import dump
 
@@ -185,7 +185,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
     """
     # The models work in this process; a cluster is joined for its Prometheus to be told.
     joined = connected() if named() else contextlib.nullcontext()
-    with joined, threads_of(threads) as chosen:
+    with joined, thread_limit(threads) as chosen:
         evaluated = scoring.evaluate(manifest, chosen)
         tell_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
@@ -233,7 +233,7 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
             trained.
         CorruptionError: a student or a finished training is not what was written.
     """
-    with threads_of(threads) as chosen:
+    with thread_limit(threads) as chosen:
         fewshot.few_shot(manifest, chosen)
     root = open_storage(manifest.storage.root)
     results = few_shot_results.read(root)
@@ -262,7 +262,7 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
     """
     storage = open_storage(manifest.storage.root)
     require_finished(storage)
-    with threads_of(threads) as chosen:
+    with thread_limit(threads) as chosen:
         return takehome.write(manifest, read_json(storage, "results.json"), chosen)
 
 
@@ -305,7 +305,9 @@ class NamedStudent:
             ValueError: no picture is given, or one of them cannot be decoded.
             OSError: a file cannot be read.
         """
-        fitted = np.stack([pixels(_encoded(picture), self.image_size) for picture in pictures])
+        fitted = np.stack(
+            [decode_image(_encoded(picture), self.image_size) for picture in pictures]
+        )
         batch = torch.from_numpy(fitted).to(self.student.mean.device)
         with torch.inference_mode():
             distances: Tensor = self.student(from_bytes(batch).contiguous())

@@ -9,20 +9,20 @@ import re
 from enum import IntEnum
 from typing import Any
 
-SECRETS = re.compile(
+SECRET_PATTERN = re.compile(
     r"""(?<=://)[^\s'"@/]+(?=@)|(?<=://)[^\s'"@:]*:[^\s'"@]*(?=@)"""
     r"""|(?<=Signature=)[^\s'"&]+|(?<=Token=)[^\s'"&]+|(?<=Credential=)[^\s'"&]+"""
     r"""|(?:AKIA|ASIA)[A-Z0-9]{16}"""
 )
 """User and password of a URL, what signs a request in its query, and the id of an AWS key."""
 
-LONGEST = 300
+MAX_VALUE_LENGTH = 300
 """Characters of a value that a message repeats."""
 
 
 def conceal(text: str) -> str:
     """`text` with `***` in place of what could be a credential."""
-    return SECRETS.sub("***", text)
+    return SECRET_PATTERN.sub("***", text)
 
 
 class Exit(IntEnum):
@@ -51,7 +51,7 @@ class ManifestError(DfkdError):
 
     def __init__(self, field: str, rule: str, value: object, remedy: str) -> None:
         shown = conceal(repr(value))  # before it is cut, perhaps in the middle of a secret
-        shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
+        shown = shown if len(shown) <= MAX_VALUE_LENGTH else f"{shown[:MAX_VALUE_LENGTH]}..."
         super().__init__(f"{field}: {rule}, got {shown}; {remedy}")
         self.field = field
 
@@ -61,13 +61,13 @@ class ManifestError(DfkdError):
         For sections that share the code which reads them, such as `teacher` and `text_only`.
         """
         renamed = (text.replace(f"{found}.", f"{section}.") for text in (self.field, str(self)))
-        return _arrived(type(self), *renamed)
+        return _rebuilt(type(self), *renamed)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (type(self), self.field, str(self))  # to another process
+        return _rebuilt, (type(self), self.field, str(self))  # to another process
 
 
-def _arrived(kind: "type[ManifestError]", field: str, message: str) -> "ManifestError":
+def _rebuilt(kind: "type[ManifestError]", field: str, message: str) -> "ManifestError":
     error = kind.__new__(kind, message)
     error.field = field
     return error

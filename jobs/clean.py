@@ -8,7 +8,7 @@ from typing import Any
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline import command_line
-from dfkd.storage.local import Storage, is_there, open_storage
+from dfkd.storage.local import Storage, open_storage, root_exists
 
 REPORT = "clean.json"
 KEEP = 3
@@ -47,7 +47,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def _open(manifest: Manifest) -> Storage:
     place = manifest.storage.root
-    if not is_there(place):
+    if not root_exists(place):
         raise ManifestError("storage.root", "must be there", place, "run jobs/synthesize.py first")
     return open_storage(place)
 

@@ -45,14 +45,14 @@ def work(study: RecipeStudy, options: argparse.Namespace) -> str:
     from dfkd.cluster.synthesis import environment
     from dfkd.studies import student_recipe
     from dfkd.studies.tables import markdown
-    from dfkd.utils.hardware import cpus, machine
+    from dfkd.utils.hardware import cpu_count, describe_machine
     from dfkd.utils.strict_json import canonical
 
     folder = Path(options.manifest).parent
     cells = student_recipe.cells(study, folder, data_set)
     outcomes: dict[tuple[str, int], RecipeResult] = {}
     with bar("students", len(cells), "student") as progress:
-        for cell, outcome in student_recipe.run(cells, options.at_once or cpus()):
+        for cell, outcome in student_recipe.run(cells, options.at_once or cpu_count()):
             outcomes[cell.row, cell.seed] = outcome
             progress.update(1)
     output = open_storage(options.output or str(folder))
@@ -61,7 +61,7 @@ def work(study: RecipeStudy, options: argparse.Namespace) -> str:
         "study": study.as_dict(),
         "command": command_line.again("recipe", options),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "environment": environment(),
         "outcomes": [
             {"row": row, "seed": seed, **dataclasses.asdict(outcome)}

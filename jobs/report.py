@@ -11,7 +11,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline import command_line
 from dfkd.storage.base import split_root
-from dfkd.storage.local import Storage, is_there, open_storage
+from dfkd.storage.local import Storage, open_storage, root_exists
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Run:
         """The run's storage; `ManifestError` where no run was finished, and nothing made."""
         from dfkd.report.facts import require_finished
 
-        if not is_there(self.root):
+        if not root_exists(self.root):
             raise ManifestError(
                 "storage.root", "must be there", self.root, "run jobs/pipeline.py first"
             )

@@ -35,7 +35,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_texts
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
-from dfkd.utils.device import device_name, pick_device, settle
+from dfkd.utils.device import configure_process, device_name, pick_device
 from dfkd.utils.strict_json import canonical
 
 STEPS = 2
@@ -225,7 +225,7 @@ def _timed(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    settle(job.cpus)
+    configure_process(job.cpus)
     manifest = job.manifest
     root = open_storage(manifest.storage.root)
     version = open_version(root.child(layout.data(job.method)), job.version)

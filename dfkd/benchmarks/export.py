@@ -13,7 +13,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.export.onnx_graphs import export, load, quantise
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher, resolve
-from dfkd.utils.hardware import one_core
+from dfkd.utils.hardware import time_on_one_core
 
 CALIBRATION = 16
 """Images of noise from which int8 takes its ranges; its speed does not depend on them."""
@@ -58,7 +58,7 @@ def _at(manifest: Manifest, size: int) -> dict[str, Any]:
         export(student, size, whole)
         quantise(whole, small, images)
         run_whole, run_small = load(whole, threads=1), load(small, threads=1)
-        timed = one_core(
+        timed = time_on_one_core(
             {
                 "teacher": torch.no_grad()(lambda: teacher.encode_image(tensor)),
                 "student": lambda: run_whole(pixels),

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd.storage import layout
 from dfkd.storage.local import Storage
-from dfkd.utils.hardware import machine
+from dfkd.utils.hardware import describe_machine
 from dfkd.utils.strict_json import canonical
 
 LITTLE, REST = 0.01, "all others"
@@ -153,7 +153,7 @@ def keep(
         "benchmark": benchmark,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "environment": dict(environment),
         "results": dict(results),
     }

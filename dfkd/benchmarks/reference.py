@@ -76,7 +76,7 @@ def plain_loop(
     Args:
         targets: unit text embeddings [B, E].
     """
-    latents = generator.fresh(range(len(targets)), image_size).requires_grad_()
+    latents = generator.init_latents(range(len(targets)), image_size).requires_grad_()
     optimizer = torch.optim.Adam([latents], lr=0.15)
     for _ in range(steps):
         seen = _encode(teacher, _decode(generator, latents))
@@ -97,7 +97,7 @@ def cutout_loop(
     Args:
         target: a unit text embedding [E].
     """
-    latent = generator.fresh([0], image_size).requires_grad_()
+    latent = generator.init_latents([0], image_size).requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=0.15)
     draws = torch.Generator().manual_seed(0)
     for _ in range(steps):

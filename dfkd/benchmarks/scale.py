@@ -18,7 +18,7 @@ from dfkd.dataset.loader import Stream
 from dfkd.dataset.versions import PublishedVersion, Receipt, begin, current
 from dfkd.errors import InfrastructureError
 from dfkd.storage import layout
-from dfkd.storage.cost_records import Cost
+from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     found = len(unfinished.done())
-    purse = BudgetTracker(Budget(), Cost())
+    purse = BudgetTracker(Budget(), CostCounter())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
 from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
-from dfkd.utils.device import pick_device, settle
+from dfkd.utils.device import configure_process, pick_device
 
 Results = dict[str, Any]
 
@@ -127,7 +127,7 @@ def run(
         command: the command line, which the records name.
     """
     storage = open_storage(manifest.storage.root)
-    settle(threads)  # as workers do
+    configure_process(threads)  # as workers do
     for name in names:
         with watched() as watch:
             results = BENCHMARKS[name](manifest, effort)

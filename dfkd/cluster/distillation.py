@@ -33,7 +33,7 @@ from dfkd.distillation.student_store import StudentLocation, check_teacher, plac
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import CARD, build
 from dfkd.storage.checkpoints import Checkpoints
-from dfkd.storage.cost_records import Cost, recorded
+from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
 from dfkd.storage.local import open_storage
 from dfkd.utils import hardware
@@ -82,7 +82,7 @@ def distill(
     root = open_storage(manifest.storage.root)
     with (
         reading(root, [f"{method}/{target.version.id}"]),
-        recorded(root, "distill", method, seed) as cost,
+        record_cost(root, "distill", method, seed) as cost,
         _counted(job, target, workers, cost),
     ):
         refuse_removal(target.version.home, target.version.id)
@@ -134,7 +134,7 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     if ray.is_initialized():
         gather(worker_share(cluster), least)
     if most == 1 and count_nodes() == 1:
-        return Workers(0, float(hardware.cpus()), _own_device())
+        return Workers(0, float(hardware.cpu_count()), _own_device())
     nodes = staying()
     gpus = WorkerResources(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
@@ -179,7 +179,9 @@ def _own_device() -> str:
 
 
 @contextmanager
-def _counted(job: Job, target: StudentLocation, workers: Workers, cost: Cost) -> Iterator[None]:
+def _counted(
+    job: Job, target: StudentLocation, workers: Workers, cost: CostCounter
+) -> Iterator[None]:
     """Fill in what a training costs, by the steps that its checkpoints and the student tell of."""
     checkpoints = _checkpoints(target)
     before = checkpoints.newest()

@@ -31,7 +31,7 @@ from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils import progress
-from dfkd.utils.device import pick_device, settle
+from dfkd.utils.device import configure_process, pick_device
 from dfkd.utils.progress import Bar, LineBar
 
 LOG_STEPS = 50
@@ -67,7 +67,7 @@ def train(config: dict[str, Any]) -> bool:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    settle(job.cpus)
+    configure_process(job.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
     folder = root.child(layout.student(job.name))
     # A rank that died right after rank 0 had written the student makes all of them start again.

@@ -22,7 +22,7 @@ from dfkd.cluster.worker import BudgetTracker, Worker, pool_of
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import Method, chained, prompt_method
+from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
     Task,
     Unit,
@@ -42,9 +42,9 @@ from dfkd.dataset.versions import PublishedVersion, Receipt, Version, begin
 from dfkd.errors import InfrastructureError, PartialError
 from dfkd.models import generator, teacher
 from dfkd.storage import layout
-from dfkd.storage.cost_records import recorded
+from dfkd.storage.cost_records import record_cost
 from dfkd.storage.lease import reading
-from dfkd.storage.local import Storage, open_storage, require_room, require_space
+from dfkd.storage.local import Storage, open_storage, require_disk_space, require_root_space
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.progress import bar
 
@@ -98,7 +98,7 @@ def build(
         ManifestError: no node of the cluster can hold a worker.
     """
     method = manifest.method
-    require_space(manifest.storage.root, estimated_bytes(manifest))
+    require_root_space(manifest.storage.root, estimated_bytes(manifest))
     require_shared(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(layout.data(method)), fingerprints.fingerprint(identity))
@@ -121,7 +121,7 @@ def _fill(
     manifest: Manifest, root: Storage, version: Version, budget: Budget | None
 ) -> dict[str, str]:
     """Make all that a version lacks; the reason of each task that is quarantined."""
-    with recorded(root, "synthesize", manifest.method) as cost:
+    with record_cost(root, "synthesize", manifest.method) as cost:
         purse = BudgetTracker(budget or Budget(), cost)
         write_prompts(manifest, version, purse)
         return write_shards(manifest, version, purse)
@@ -181,7 +181,7 @@ class SynthesisWorker(Worker):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
-                require_room(Path(folder, "shards"), size)
+                require_disk_space(Path(folder, "shards"), size)
                 prompts = self._prompts(unit)
                 failed = maker.shards(unit, prompts, Path(folder), curve)
                 found = [
@@ -191,7 +191,7 @@ class SynthesisWorker(Worker):
                 raise InfrastructureError(
                     f"task {unit.id}: {error}; free space, run again"
                 ) from None
-        if chained(self.manifest.method):
+        if has_dependent_parts(self.manifest.method):
             Chain(self.version).keep(self.manifest, unit.part, maker.state())
         self._maker = maker
         rate = sum(glimpse.samples for _, glimpse in found) / (time.perf_counter() - begun)
@@ -203,13 +203,13 @@ class SynthesisWorker(Worker):
         chain, decoder = Chain(self.version), self.load_generator()
         earlier = partial(chain.images, manifest)
         maker = ShardMaker(manifest, loaded, decoder, self.notes.append, earlier)
-        if chained(manifest.method) and unit.part:
+        if has_dependent_parts(manifest.method) and unit.part:
             maker.restore(chain.states.read(unit.part))
         return maker
 
     def _prompts(self, unit: Unit) -> pa.Table:
-        if len(unit.made) == 1:
-            return self.version.prompts(unit.made[0])
+        if len(unit.generated) == 1:
+            return self.version.prompts(unit.generated[0])
         return self.version.prompt_part(part_name(unit.part))
 
     def _commit(
@@ -227,8 +227,8 @@ def write_shards(
 ) -> dict[str, str]:
     """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
     version.carry(fresh_tasks(manifest))
-    done, chain = version.done(), Chain(version) if chained(manifest.method) else None
-    sizes = [len(unit.made) for unit in units(manifest, done)]
+    done, chain = version.done(), Chain(version) if has_dependent_parts(manifest.method) else None
+    sizes = [len(unit.generated) for unit in units(manifest, done)]
     left, largest = len(sizes), max(sizes, default=1)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
     method = manifest.method

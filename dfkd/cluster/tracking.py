@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dfkd.dataset.shards import Sample
 from dfkd.distillation.distiller import StepMetrics
 from dfkd.storage.local import Storage
-from dfkd.utils.images import pixels
+from dfkd.utils.images import decode_image
 from dfkd.utils.progress import Bar, Closing
 
 UPLOAD_SECONDS = 60.0
@@ -193,7 +193,7 @@ class ShardTracker(Board):
             self.curve(step, torch.tensor([mean]))
         if glimpse.images and self.shown < CLASSES:
             self.shown += 1
-            shown = np.stack([pixels(image, self.side) for image in glimpse.images])
+            shown = np.stack([decode_image(image, self.side) for image in glimpse.images])
             self.images(f"samples/{glimpse.class_name}", _channels_first(shown), 0)
         if now - self.uploaded > UPLOAD_SECONDS:
             self.uploaded = now

@@ -19,8 +19,8 @@ from dfkd.config.plan import Unit
 from dfkd.dataset.versions import Version
 from dfkd.errors import BudgetError, WeightsError
 from dfkd.models import generator, teacher
-from dfkd.storage.cost_records import Cost
-from dfkd.utils.device import device_name, pick_device, settle
+from dfkd.storage.cost_records import CostCounter
+from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
 
@@ -43,7 +43,7 @@ class TaskResult(Generic[R]):
     unit: str = ""
     """The id of what was done."""
 
-    def count(self, cost: Cost) -> None:
+    def count(self, cost: CostCounter) -> None:
         """Add this worker's time to a stage's cost."""
         cost.worker_seconds = (cost.worker_seconds or 0.0) + self.seconds
         cost.device = self.device
@@ -80,7 +80,7 @@ class Worker(Actor, ABC):
 
     def load_teacher(self) -> teacher.Teacher:
         """The teacher on this worker's device, with this worker's threads."""
-        settle(self.cpus)
+        configure_process(self.cpus)
         precision = self.manifest.synthesis.precision
         device, cache = pick_device(), self.manifest.cache
         self._require_same(teacher.resolve(self.manifest.teacher, cache).digests)
@@ -112,7 +112,7 @@ class BudgetTracker:
     """What a run may spend, and what it has spent."""
 
     budget: Budget
-    cost: Cost
+    cost: CostCounter
     spent: float = 0.0
     """Worker-seconds of the pools that are done, failed tries included."""
 
@@ -123,7 +123,7 @@ class BudgetTracker:
         """Whether work on so many images may start beside those in flight."""
         flying = sum(unit.count for unit in pool.flying if isinstance(unit, Unit))
         seconds = self.spent + pool.busy_seconds
-        return self.budget.covers(self.cost.images + flying + images, seconds)
+        return self.budget.allows(self.cost.images + flying + images, seconds)
 
     def close(self, pool: Pool[Any]) -> None:
         """Take in what a pool has spent; `BudgetError` if it was stopped for that."""

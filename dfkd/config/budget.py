@@ -22,7 +22,7 @@ class Budget:
         caps = {"images": self.images, "worker-seconds": self.worker_seconds}
         return " and ".join(f"{cap:g} {what}" for what, cap in caps.items() if cap is not None)
 
-    def covers(self, images: int, worker_seconds: float) -> bool:
+    def allows(self, images: int, worker_seconds: float) -> bool:
         """Whether `images` in all may be made, and more be done after `worker_seconds`."""
         return (self.images is None or images <= self.images) and (
             self.worker_seconds is None or worker_seconds < self.worker_seconds

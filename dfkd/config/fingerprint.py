@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import compared, prompt_method
+from dfkd.config.methods import expand_methods, prompt_method
 from dfkd.errors import FingerprintError
 
 SCHEMA = 1
@@ -16,10 +16,17 @@ than rounding, which libraries and processors change as well: each version recor
 
 SECTIONS = ("seed", "salt", "classes", "teacher", "generator", "prompts", "synthesis")
 
-SHARED = ("method", "images_per_class", "shard_size", "image_size", "precision", "format")
+COMMON_SYNTHESIS_KEYS = (
+    "method",
+    "images_per_class",
+    "shard_size",
+    "image_size",
+    "precision",
+    "format",
+)
 """Keys of `synthesis` that methods without latents use."""
 
-FRESH = ("classes", "share")
+REGENERATION_KEYS = ("classes", "share")
 """Keys of `regeneration` that say which tasks are not carried over."""
 
 
@@ -37,12 +44,12 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     plain = manifest.as_dict()
     chosen = {key: plain[key] for key in SECTIONS}
     if prompt_method(manifest.method):
-        _only_latent(chosen)
+        _drop_unused_by_latents(chosen)
     else:
-        _only_inversion(chosen, plain["inversion"])
+        _keep_used_by_inversion(chosen, plain["inversion"])
     if base:
         regeneration = plain["regeneration"]
-        chosen["carried"] = {"from": base, **{key: regeneration[key] for key in FRESH}}
+        chosen["carried"] = {"from": base, **{key: regeneration[key] for key in REGENERATION_KEYS}}
     flat = {"schema": SCHEMA, **_flatten(chosen)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
     for role in weights:
@@ -50,20 +57,20 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     return dict(sorted(flat.items()))
 
 
-def _only_latent(chosen: dict[str, Any]) -> None:
+def _drop_unused_by_latents(chosen: dict[str, Any]) -> None:
     """Drop what a method with latents does not depend on."""
     if chosen["prompts"]["method"] != ["contrastive"]:
         del chosen["prompts"]["contrastive"]
     del chosen["synthesis"]["method"]
 
 
-def _only_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:
+def _keep_used_by_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Keep of a method without latents its own settings, and those that all methods share."""
     (method,) = chosen["synthesis"]["method"]
     sections = {method} if method == "deepinversion" else {method, "student"}
     chosen["inversion"] = {key: settings[key] for key in sections}
     chosen["prompts"] = {"method": ["vanilla"]}
-    chosen["synthesis"] = {key: chosen["synthesis"][key] for key in SHARED}
+    chosen["synthesis"] = {key: chosen["synthesis"][key] for key in COMMON_SYNTHESIS_KEYS}
     del chosen["generator"]
 
 
@@ -71,7 +78,7 @@ def method_of(identity: Mapping[str, Any]) -> str:
     """What the method of an identity is called."""
     way = identity.get("synthesis.method", ["latent"])
     weights = identity.get("synthesis.batch_norm_weight", [0.0])
-    return ", ".join(compared(way, identity.get("prompts.method", ["unknown"]), weights))
+    return ", ".join(expand_methods(way, identity.get("prompts.method", ["unknown"]), weights))
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

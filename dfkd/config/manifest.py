@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from dfkd.config.distillation import Distillation, FewShot, TextOnly
 from dfkd.config.inversion import Inversion
-from dfkd.config.methods import Method, compared, prompt_method, way_of
+from dfkd.config.methods import Method, expand_methods, prompt_method, way_of
 from dfkd.config.presets import PRESETS
 from dfkd.config.synthesis import Prompts, Synthesis
 from dfkd.errors import ManifestError
@@ -252,7 +252,7 @@ class Manifest:
     def methods(self) -> tuple[Method, ...]:
         """The methods that are compared: the rows of the results, one version of images each."""
         synthesis = self.synthesis
-        return compared(synthesis.method, self.prompts.method, synthesis.batch_norm_weight)
+        return expand_methods(synthesis.method, self.prompts.method, synthesis.batch_norm_weight)
 
     @property
     def method(self) -> Method:

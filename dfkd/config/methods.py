@@ -17,17 +17,17 @@ Method = Literal[
 ]
 """A row of results. With `-bn`, L_bn is added to what latents are optimised for."""
 
-STATISTICS = "-bn"
+BATCH_NORM_SUFFIX = "-bn"
 
 
-def compared(
+def expand_methods(
     ways: Sequence[Way], prompts: Sequence[PromptMethod], weights: Sequence[float]
 ) -> tuple[Method, ...]:
     """The methods of a run: for the way `latent` one for each weight of L_bn and prompt method."""
     found: list[str] = []
     for way in ways:
         if way == "latent":
-            found += [p + STATISTICS if weight else p for weight in weights for p in prompts]
+            found += [p + BATCH_NORM_SUFFIX if weight else p for weight in weights for p in prompts]
         else:
             found.append(way)
     return cast(tuple[Method, ...], tuple(found))
@@ -35,7 +35,7 @@ def compared(
 
 def prompt_method(method: Method) -> PromptMethod | None:
     """Whose prompts the latents of a method are optimised towards; None if it has no latents."""
-    name = method.removesuffix(STATISTICS)
+    name = method.removesuffix(BATCH_NORM_SUFFIX)
     return cast(PromptMethod, name) if name in get_args(PromptMethod) else None
 
 
@@ -44,11 +44,11 @@ def way_of(method: Method) -> Way:
     return "latent" if prompt_method(method) else cast(InversionMethod, method)
 
 
-def coupled(method: Method) -> bool:
+def has_dependent_images(method: Method) -> bool:
     """Whether the images of a method depend on each other."""
     return method not in get_args(PromptMethod)
 
 
-def chained(method: Method) -> bool:
+def has_dependent_parts(method: Method) -> bool:
     """Whether each part of a method's images depends on all parts before it."""
     return method in ("dfad", "cmi", "pre")

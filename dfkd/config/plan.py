@@ -6,9 +6,9 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import coupled, prompt_method
+from dfkd.config.methods import has_dependent_images, prompt_method
 
-WIDEST_EMBEDDING = 1024
+MAX_EMBEDDING_DIM = 1024
 """Dimensions of the teacher's embedding that an estimate of bytes allows for."""
 
 SAMPLE_OVERHEAD = 8192
@@ -38,10 +38,10 @@ class Task:
 def tasks(manifest: Manifest) -> Iterator[Task]:
     """Every task of a run, in the order of class and shard."""
     for class_index in range(len(manifest.classes)):
-        yield from _of_class(manifest, class_index)
+        yield from _class_tasks(manifest, class_index)
 
 
-def _of_class(manifest: Manifest, class_index: int) -> Iterator[Task]:
+def _class_tasks(manifest: Manifest, class_index: int) -> Iterator[Task]:
     total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
     for shard_index, start in enumerate(range(0, total, size)):
         yield Task(class_index, shard_index, start, min(size, total - start))
@@ -55,18 +55,18 @@ class Unit:
     """
 
     tasks: tuple[Task, ...]
-    made: tuple[Task, ...]
+    generated: tuple[Task, ...]
     """Those whose images are made for them: the same, or all of the part."""
 
     @property
     def id(self) -> str:
         """Unique in a run: that of the first task whose images are made."""
-        return self.made[0].id
+        return self.generated[0].id
 
     @property
     def part(self) -> int:
         """The shard index that all of its tasks have."""
-        return self.made[0].shard_index
+        return self.generated[0].shard_index
 
     @property
     def count(self) -> int:
@@ -80,7 +80,7 @@ def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
     Where images depend on each other, the tasks of a part (one shard index, every class) go
     together, in the order of parts; else each is a unit, in the order of class and shard.
     """
-    if not coupled(manifest.method):
+    if not has_dependent_images(manifest.method):
         yield from (Unit((task,), (task,)) for task in tasks(manifest) if task.id not in done)
         return
     for together in parts(manifest):
@@ -90,7 +90,7 @@ def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
 
 def parts(manifest: Manifest) -> Iterator[tuple[Task, ...]]:
     """The tasks of each part: one shard index, every class."""
-    classes = (_of_class(manifest, index) for index in range(len(manifest.classes)))
+    classes = (_class_tasks(manifest, index) for index in range(len(manifest.classes)))
     return zip(*classes, strict=True)
 
 
@@ -106,7 +106,7 @@ def fresh_tasks(manifest: Manifest) -> Iterator[Task]:
             continue
         lots = {
             task: derive_seed("fresh", *root_seed(manifest), name, task.shard_index)
-            for task in _of_class(manifest, class_index)
+            for task in _class_tasks(manifest, class_index)
         }
         drawn = sorted(lots, key=lots.__getitem__)[: math.ceil(config.share * len(lots))]
         yield from sorted(drawn, key=lambda task: task.shard_index)
@@ -125,17 +125,17 @@ def image_count(manifest: Manifest) -> int:
 def estimated_bytes(manifest: Manifest) -> int:
     """Storage that the run's shards take at the most: raw pixels, labels, and tar padding."""
     pixels = 3 * manifest.synthesis.image_size**2
-    labels = 4 * len(manifest.classes) + 2 * WIDEST_EMBEDDING
+    labels = 4 * len(manifest.classes) + 2 * MAX_EMBEDDING_DIM
     return image_count(manifest) * (pixels + labels + SAMPLE_OVERHEAD)
 
 
-def own_steps(manifest: Manifest) -> int:
+def steps_per_image(manifest: Manifest) -> int:
     """Steps that each image takes by itself."""
     config = manifest.synthesis
     return max(1, round(config.steps / config.pace))
 
 
-def own_rate(manifest: Manifest) -> float:
+def latent_learning_rate(manifest: Manifest) -> float:
     """The optimizer's rate in them."""
     return manifest.synthesis.pace * manifest.synthesis.learning_rate
 
@@ -148,7 +148,7 @@ def image_steps(manifest: Manifest) -> int:
     """
     if prompt_method(manifest.method) is None:
         return 0
-    return image_count(manifest) * own_steps(manifest)
+    return image_count(manifest) * steps_per_image(manifest)
 
 
 @dataclass(frozen=True)

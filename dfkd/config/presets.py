@@ -7,7 +7,7 @@ stand above its preset.
 
 from typing import Any
 
-from dfkd.utils.yaml import merged
+from dfkd.utils.yaml import merge
 
 PAPER: dict[str, Any] = {
     "prompts": {
@@ -55,11 +55,11 @@ Their expected gradient is the same however many there are, and 8 are a compromi
 noise is added to them, because it is drawn on the CPU.
 """
 
-BEST = merged(PAPER, {"distillation": {"texts": "styles"}})
+BEST = merge(PAPER, {"distillation": {"texts": "styles"}})
 """The paper's method with ensemble labels, which cost next to nothing; manifests/studies/better has
 what they bring."""
 
-FAST = merged(PAPER, {"synthesis": {"pace": 4.0}})
+FAST = merge(PAPER, {"synthesis": {"pace": 4.0}})
 """A quarter of the image-steps; manifests/studies/fewer and strides have what that costs."""
 
 PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}

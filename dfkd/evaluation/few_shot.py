@@ -54,7 +54,7 @@ from dfkd.evaluation.scoring import BATCH, decoded
 from dfkd.models.student import Student
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import pick_device
-from dfkd.utils.hardware import cpus
+from dfkd.utils.hardware import cpu_count
 from dfkd.utils.progress import bar
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Natural
@@ -123,7 +123,7 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
     unreadable: list[str] = []
     with bar("few-shot", len(names) * trainings(manifest), "training") as progress:
         for name in names:
-            domain = read_domain(manifest, data, name, threads or cpus())
+            domain = read_domain(manifest, data, name, threads or cpu_count())
             unreadable += domain.unreadable
             for start in config.starts:
                 for origin, seed in zip(origins[start], config.seeds, strict=True):

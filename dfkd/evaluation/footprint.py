@@ -21,7 +21,7 @@ from dfkd.errors import CorruptionError
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import Storage
-from dfkd.utils.hardware import one_core, processor
+from dfkd.utils.hardware import processor_name, time_on_one_core
 from dfkd.utils.strict_json import canonical
 
 FILE = "latency.json"
@@ -129,7 +129,7 @@ def find_or_write(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[st
     """
     by_name = {network.name: network for network in found.values()}
     known = read(storage)
-    fits = known.machine == processor() and by_name.keys() <= known.ms.keys()
+    fits = known.machine == processor_name() and by_name.keys() <= known.ms.keys()
     ms = known.ms if fits else write(storage, by_name)
     return {key: ms[network.name] for key, network in found.items()}
 
@@ -147,6 +147,6 @@ def measure(found: Mapping[str, NetworkSize]) -> dict[str, Any]:
         return lambda: several[name].answer(pixels[name])
 
     with torch.inference_mode():
-        timed = one_core({name: call(name) for name in several})
+        timed = time_on_one_core({name: call(name) for name in several})
     ms = {key: timed["ms"][network.name] for key, network in found.items()}
     return {"schema": 1, **timed, "ms": ms}

@@ -25,11 +25,11 @@ from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.maker import class_texts
-from dfkd.storage.cost_records import recorded
+from dfkd.storage.cost_records import record_cost
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import device_name, pick_device
-from dfkd.utils.hardware import cpus
-from dfkd.utils.images import pixels
+from dfkd.utils.hardware import cpu_count
+from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.progress import bar
 
@@ -145,7 +145,7 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
     for candidate in candidates:
         seed = None if candidate.method == ZERO_SHOT else candidate.seed
         name = candidate.model if candidate.model == "text-only" else candidate.method
-        with recorded(root, "evaluate", name, seed) as cost:
+        with record_cost(root, "evaluate", name, seed) as cost:
             yield candidate
             cost.images, cost.device = images, device_name(candidate.device)
 
@@ -210,7 +210,7 @@ def _score(
     rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
     for group in groups:
-        counts = _confusions(group, data, batch_size, threads or cpus(), unreadable)
+        counts = _confusions(group, data, batch_size, threads or cpu_count(), unreadable)
         for candidate, domains in zip(group, counts, strict=True):
             about = (candidate.model, candidate.method, candidate.seed)
             rows += [
@@ -306,6 +306,6 @@ def _collect(
 
 def _decode(item: Item, image_size: int) -> Decoded:
     try:
-        return pixels(item.read(), image_size)
+        return decode_image(item.read(), image_size)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from dfkd.errors import DfkdError, Exit, ManifestError
-from dfkd.utils.images import Array, batch, pixels
+from dfkd.utils.images import Array, batch, decode_image
 
 MODEL, INT8, LABELS, RULES, FACTS = (
     "model.onnx",
@@ -75,7 +75,7 @@ class Predictor:
             ValueError: no picture, or one that is cut short or too large.
             ManifestError: the model gives anything but finite distances.
         """
-        feed = {self.rules.input: batch([pixels(encoded, self.rules.size)])}
+        feed = {self.rules.input: batch([decode_image(encoded, self.rules.size)])}
         try:
             found: Array = self._session.run([self.rules.output], feed)[0]
         except Exception as error:  # its errors have no other class in common

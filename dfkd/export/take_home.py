@@ -40,8 +40,8 @@ from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
 from dfkd.models.student import Student, load_student
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import Storage, open_storage
-from dfkd.utils.hardware import one_core
-from dfkd.utils.images import pixels
+from dfkd.utils.hardware import time_on_one_core
+from dfkd.utils.images import decode_image
 
 FOLDER, CARD = "student", "README.md"
 SCHEMA = 1
@@ -135,7 +135,7 @@ def calibration_images(version: PublishedVersion, size: int) -> list[npt.NDArray
 
 def _decoded(sample: Sample, size: int) -> npt.NDArray[np.uint8]:
     try:
-        return pixels(sample.image, size)
+        return decode_image(sample.image, size)
     except ValueError as error:
         raise CorruptionError(
             f"image {sample.key} cannot be read ({error}); synthesise it again"
@@ -303,7 +303,7 @@ def _latency(folder: Path, student: Student, teacher: Teacher, size: int) -> dic
         "teacher": lambda: teacher.encode_image(large),
     }
     with torch.inference_mode():
-        return one_core(calls)
+        return time_on_one_core(calls)
 
 
 def _put_json(path: Path, content: object) -> None:

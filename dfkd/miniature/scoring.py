@@ -25,7 +25,7 @@ from dfkd.miniature.evaluation_set import EvaluationImage
 from dfkd.miniature.icons import EVALUATION
 from dfkd.miniature.pretraining import World, collections_of, evaluation_images, reconstruct
 from dfkd.miniature.recipe import Recipe
-from dfkd.utils.hardware import processor
+from dfkd.utils.hardware import processor_name
 
 Scores = dict[str, Any]
 _SCALES = (1.0, 3.0, 10.0)
@@ -166,7 +166,7 @@ def machine_scores() -> Scores:
     """What the job ran on, and when it ended."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "processor": processor(),
+        "processor": processor_name(),
         "processors": os.cpu_count(),
         "device": "cpu",
         "python": platform.python_version(),

@@ -24,7 +24,7 @@ from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, mat
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
-SEARCH = 1 << 24
+MAX_DISTANCES = 1 << 24
 """Distances between latents and codes that are held at once on a GPU: 64 MB."""
 
 
@@ -34,7 +34,7 @@ class Generator(Protocol):
     downsampling: int
     """Pixels a side of one latent cell; an image size must be a multiple of it."""
 
-    def fresh(self, seeds: Sequence[int], image_size: int) -> Tensor:
+    def init_latents(self, seeds: Sequence[int], image_size: int) -> Tensor:
         """Starting latents [B, C, h, w] float32, each from its own seed alone."""
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
@@ -141,7 +141,7 @@ class VQGAN:
         load_into("generator.weights", weights, network, state)
         return cls(network, precision)
 
-    def fresh(self, seeds: Sequence[int], image_size: int) -> Tensor:
+    def init_latents(self, seeds: Sequence[int], image_size: int) -> Tensor:
         """Starting latents [B, C, h, w] float32; each image's come from its own seed alone.
 
         Codes are drawn uniformly, as VQGAN-CLIP draws them.
@@ -178,7 +178,7 @@ class VQGAN:
         """
         batch, channels, height, width = latent.shape
         cells = latent.detach().float().permute(0, 2, 3, 1).reshape(-1, channels)
-        rows = max(1, SEARCH // len(self.codebook)) if self._cuda else height * width
+        rows = max(1, MAX_DISTANCES // len(self.codebook)) if self._cuda else height * width
         found = [
             torch.addmm(self._norms, part, self._transposed, alpha=-2).argmin(dim=1)
             for part in cells.split(rows)

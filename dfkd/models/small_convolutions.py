@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-PLACES = 16
+MAX_POSITIONS = 16
 """Of the map that comes out, at the most: as a product, larger ones are slower."""
 
-WEIGHTS = 1 << 19
+MIN_WEIGHTS = 1 << 19
 """Of the layer, at the least: where there are fewer, their order costs little."""
 
 
@@ -51,10 +51,10 @@ def _small(
 ) -> bool:
     """Whether a convolution with these arguments, those of `torch.conv2d`, is worth a product."""
     plain = groups == 1 and tuple(dilation) == (1, 1) and not isinstance(padding, str)
-    if not plain or weight.numel() < WEIGHTS or images.device.type != "cpu":
+    if not plain or weight.numel() < MIN_WEIGHTS or images.device.type != "cpu":
         return False
     height, width = _sides(images, weight, stride, padding)  # type: ignore[arg-type]
-    return 0 < height * width <= PLACES
+    return 0 < height * width <= MAX_POSITIONS
 
 
 def _sides(

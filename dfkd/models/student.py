@@ -112,7 +112,7 @@ def _assemble(
         _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
     elif names_file(config.weights):
         _load_backbone(backbone, Path(config.weights), field)
-    head = nn.Linear(_width(backbone, image_size, config.student), classes)
+    head = nn.Linear(_feature_count(backbone, image_size, config.student), classes)
     return Student(backbone, head, mean, std)
 
 
@@ -259,7 +259,7 @@ def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
 
 
 @torch.no_grad()
-def _width(backbone: nn.Module, image_size: int, name: str) -> int:
+def _feature_count(backbone: nn.Module, image_size: int, name: str) -> int:
     """Features that the backbone gives; asked of the network, as libraries name it differently."""
     training = backbone.training
     backbone.eval()

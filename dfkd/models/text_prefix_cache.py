@@ -27,7 +27,7 @@ def can_split(teacher: Teacher) -> bool:
     )
 
 
-class Beginning:
+class TextPrefix:
     """The first tokens of N sentences, as what follows them sees them."""
 
     @torch.no_grad()

@@ -108,7 +108,7 @@ def run_with(
         if options.dry_run:
             print(json.dumps(plan(manifest, options), indent=2))
             return Exit.DONE
-        with logs.shown(Path(arguments.prog).stem, root(manifest)):
+        with logs.json_log(Path(arguments.prog).stem, root(manifest)):
             written = work(manifest, options)
     except DfkdError as error:
         return fail(error)

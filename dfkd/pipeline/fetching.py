@@ -8,7 +8,7 @@ from typing import Any
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.weights import open_clip_tags
-from dfkd.models.weights.artifacts import EvaluationData, data_set
+from dfkd.models.weights.artifacts import EvaluationData, known_data_set
 from dfkd.models.weights.download import Fetched, Fetcher
 from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import Need, hub_models, needs, towers
@@ -74,7 +74,7 @@ def listing(manifest: Manifest, few_shot: bool) -> Iterator[str]:
         yield from _facts(artifact.file, {**facts, "licence": artifact.licence}, artifact.addresses)
     for model in models:
         yield from _facts(model.id, {"fetched": f"by {model.library} itself, from its hub"}, ())
-    if found := data_set(manifest.evaluation.data):
+    if found := known_data_set(manifest.evaluation.data):
         yield from _data(manifest, found)
 
 

@@ -137,7 +137,7 @@ def rooted(root: Storage, keep: int) -> dict[str, str]:
         why = f"regeneration {attempt.number} is unfinished"
         names = [attempt.candidate, *([attempt.base[:16]] if attempt.base else [])]
         found |= {f"{attempt.method}/{name}": why for name in names}
-    for key, record in lease.held(root).items():
+    for key, record in lease.held_leases(root).items():
         found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
     for method in root.folders(layout.DATA):
         for number, version in _numbered(root.child(layout.data(method)), keep).items():
@@ -344,8 +344,8 @@ def _rest(root: Storage, listing: _Listing, keep: int, grace: float) -> Iterator
             if int(name[-13:-5]) < lowest and entry.age >= grace
         ]
         yield Removal(f"numbers of {method}", "of versions that are not kept", _ordered(old))
-    held = lease.held(root)
-    last = {lease.newest(root, name)[0] for name in root.folders(layout.LEASES)}
+    held = lease.held_leases(root)
+    last = {lease.newest_lease(root, name)[0] for name in root.folders(layout.LEASES)}
     ended = [e for e in listing.leases if e.key not in held and e.key not in last]
     yield Removal("leases", "ended", tuple(e for e in ended if e.age >= grace))
 

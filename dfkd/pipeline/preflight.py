@@ -3,7 +3,7 @@
 import torch
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import coupled, prompt_method
+from dfkd.config.methods import has_dependent_images, prompt_method
 from dfkd.config.plan import image_count, part_count
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.distillation.text_only import load_tower
@@ -29,7 +29,7 @@ def check_synthesis(manifest: Manifest) -> None:
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     check_prompts(manifest, teacher)
     _check_part(manifest, teacher)
-    for method in filter(coupled, manifest.methods):
+    for method in filter(has_dependent_images, manifest.methods):
         require_batch_norm(teacher, method)
     _check_games(manifest)
     if any(map(prompt_method, manifest.methods)):

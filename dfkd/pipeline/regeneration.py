@@ -33,8 +33,8 @@ from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import collect, note_origin
 from dfkd.storage import layout
 from dfkd.storage.lease import Lease, holding
-from dfkd.storage.local import Storage, is_there, open_storage
-from dfkd.utils.device import threads_of
+from dfkd.storage.local import Storage, open_storage, root_exists
+from dfkd.utils.device import thread_limit
 
 LEASE = "regenerate"
 COPIED = ("results.json", "results.parquet")
@@ -46,7 +46,7 @@ def plan(manifest: Manifest) -> dict[str, Any]:
     attempts.require_comparable(manifest)
     config = manifest.regeneration
     salt, current = manifest.salt, None
-    if is_there(manifest.storage.root):
+    if root_exists(manifest.storage.root):
         root = open_storage(manifest.storage.root)
         current = attempts.current_of(root, manifest.method)
         unfinished = attempts.unfinished(root)
@@ -205,7 +205,7 @@ class _Run:
             attempt.root.put(name, attempt.storage.get(f"candidate/{name}"))
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
-        with threads_of(self.threads) as threads:
+        with thread_limit(self.threads) as threads:
             student = take_home.write(manifest, read_json(attempt.root, "results.json"), threads)
         print(f"student to take home {student}", flush=True)
         return page.write(manifest, self.command)

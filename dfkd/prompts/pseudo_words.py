@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
-from dfkd.models.text_prefix_cache import Beginning, can_split
+from dfkd.models.text_prefix_cache import TextPrefix, can_split
 
 REDRAWS = 8
 """Disturbed templates that may not fit the context length before the plain one is taken."""
@@ -130,9 +130,9 @@ class Sentences:
     def __init__(self, teacher: Teacher, tokens: Tensor, places: Tensor, end: int) -> None:
         """Token ids [N, L], the place [N] of the word that is to come, and the end token's id."""
         self.teacher, self.tokens, self.places = teacher, tokens, places
-        self._beginning: Beginning | None = None
+        self._beginning: TextPrefix | None = None
         if can_split(teacher):
-            self._beginning = Beginning(teacher, tokens[:, : int(places.max())], places)
+            self._beginning = TextPrefix(teacher, tokens[:, : int(places.max())], places)
             after = (tokens == end).int().argmax(dim=1) - places
             steps = torch.arange(int(after.max()) + 1, device=tokens.device)
             last = tokens.shape[1] - 1

@@ -12,7 +12,7 @@ from dfkd.dataset.shards import Sample
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.storage.local import Storage
-from dfkd.utils.images import opened
+from dfkd.utils.images import open_image
 
 Examples = list[list[Image.Image]]
 """For each class a few images."""
@@ -37,7 +37,7 @@ def examples(version: PublishedVersion, count: int = 8) -> Examples:
 
 def _decode(sample: Sample, shard: str) -> Image.Image:
     try:
-        with opened(sample.image) as image:
+        with open_image(sample.image) as image:
             return image.convert("RGB")
     except ValueError as error:
         raise CorruptionError(

@@ -18,7 +18,7 @@ from dfkd.dataset.shards import Receipt, Sample
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.prompts.diversity import pair_cosines, twins, vendi_score
-from dfkd.utils.images import opened
+from dfkd.utils.images import open_image
 
 MAX_ROWS = 250_000
 """Rows of an index that are kept; of more, every second, third, ... one."""
@@ -260,7 +260,7 @@ def data_uri(encoded: bytes, name: str) -> str:
         CorruptionError: naming the image, which no decoder can read.
     """
     try:
-        with opened(encoded, ("PNG", "JPEG")) as image:
+        with open_image(encoded, ("PNG", "JPEG")) as image:
             kind = str(image.format).lower()
             small = image.convert("RGB")
     except ValueError as error:

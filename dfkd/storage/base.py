@@ -19,7 +19,7 @@ KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-
 
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class MissingObject(CorruptionError):  # noqa: N818 - reads as what it is
@@ -52,7 +52,7 @@ class Request:
     """A code such as SlowDown, or the name of an exception; empty if it was answered."""
 
 
-Observe = Callable[[Request], object]
+Observer = Callable[[Request], object]
 """Called after every request, in the thread that made it; may be called by several at once."""
 
 
@@ -113,7 +113,7 @@ class Storage(Protocol):
     def child(self, prefix: str) -> "Storage":
         """The same storage with all keys under `prefix/`."""
 
-    def observed(self, observe: Observe) -> "Storage":
+    def observed(self, observe: Observer) -> "Storage":
         """The same storage, which tells `observe` of its requests and of its children's.
 
         An observer stays in its process: a storage that travels to another one has none there.
@@ -168,17 +168,17 @@ def missing_object(location: str) -> MissingObject:
 
 
 @contextlib.contextmanager
-def no_room(target: Path, size: int) -> Iterator[None]:
+def disk_full_error(target: Path, size: int) -> Iterator[None]:
     """Turn a full disk, while `size` bytes are written to `target`, into one line."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRORS:
             raise
         raise _full(target, size, str(error.strerror)) from None
 
 
-def require_room(target: Path, size: int) -> None:
+def require_disk_space(target: Path, size: int) -> None:
     """Refuse (`InfrastructureError`) to write a file larger than what is free in its folder."""
     free = shutil.disk_usage(target.parent).free
     if free < size:

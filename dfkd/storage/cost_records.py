@@ -68,7 +68,7 @@ def _key(stage: Stage, method: str, seed: int | None) -> str:
 
 
 @dataclass
-class Cost:
+class CostCounter:
     """What is counted while a stage runs; see `CostRecord`."""
 
     worker_seconds: float | None = None
@@ -80,12 +80,12 @@ class Cost:
 
 
 @contextmanager
-def recorded(
+def record_cost(
     storage: Storage, stage: Stage, method: str, seed: int | None = None
-) -> Iterator[Cost]:
+) -> Iterator[CostCounter]:
     """Time what is done inside and leave an entry for it, also where it fails half-way.
 
-    No entry if the `Cost` that is given then still counts no image and no worker's second.
+    No entry if the `CostCounter` that is given then still counts no image and no worker's second.
 
     Args:
         storage: the run's root.
@@ -94,7 +94,7 @@ def recorded(
         CorruptionError: the record that is there is damaged; before anything is done.
     """
     _entries(storage, _key(stage, method, seed))
-    cost = Cost()
+    cost = CostCounter()
     begun = time.perf_counter()
     try:
         yield cost

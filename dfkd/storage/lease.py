@@ -33,7 +33,7 @@ from dfkd.utils.types import CHECKED
 READERS = "readers"
 READER_SECONDS = 600.0
 """Length of a reader's lease."""
-RENEWALS = 3
+RENEWALS_PER_LEASE = 3
 """Within the length of a lease, so that two may fail."""
 
 NUMBERED = re.compile(r"leases/(?P<name>[a-z]+)/(?P<number>[0-9]{8})\.json")
@@ -93,7 +93,7 @@ class Lease:
     def fence(self) -> None:
         """Raise `LeaseError` if another process has taken over; else it is renewed."""
         self.renew()
-        key, found = newest(self.storage, self.name)
+        key, found = newest_lease(self.storage, self.name)
         if key != self.key:
             raise _refusal(self.name, found)
 
@@ -115,13 +115,13 @@ def acquire(
     Raises:
         LeaseError: another process holds it; names that and until when.
     """
-    key, found = newest(storage, name)
+    key, found = newest_lease(storage, name)
     if found and found.held(clock()):
         raise _refusal(name, found)
     number = _number(key) + 1 if key else 1
     lease = Lease(storage, _key(name, number), _holder(), seconds, tuple(versions), clock)
     if not storage.put_if_absent(lease.key, lease.record()):
-        raise _refusal(name, newest(storage, name)[1])
+        raise _refusal(name, newest_lease(storage, name)[1])
     return lease
 
 
@@ -159,7 +159,7 @@ def _renewing(lease: Lease) -> Iterator[None]:
     stop = threading.Event()
 
     def renew() -> None:
-        while not stop.wait(lease.seconds / RENEWALS):
+        while not stop.wait(lease.seconds / RENEWALS_PER_LEASE):
             with contextlib.suppress(DfkdError, OSError):
                 lease.renew()
 
@@ -172,7 +172,7 @@ def _renewing(lease: Lease) -> Iterator[None]:
         thread.join()
 
 
-def newest(storage: Storage, name: str) -> tuple[str, Record | None]:
+def newest_lease(storage: Storage, name: str) -> tuple[str, Record | None]:
     """Key and content of the lease with the highest number; ("", None) before the first."""
     keys = [key for key in storage.list(f"{layout.LEASES}{name}/") if NUMBERED.fullmatch(key)]
     return (keys[-1], read(storage, keys[-1])) if keys else ("", None)
@@ -189,7 +189,7 @@ def read(storage: Storage, key: str) -> Record:
         ) from None
 
 
-def held(storage: Storage, clock: Clock = time.time) -> dict[str, Record]:
+def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]:
     """All leases that are held now, by key: the highest of each name, and every reader's."""
     last: dict[str, str] = {}
     for key in storage.list(layout.LEASES):

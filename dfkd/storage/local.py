@@ -15,29 +15,29 @@ from dfkd.errors import ManifestError
 from dfkd.storage.base import (
     KEY,
     MissingObject,
-    Observe,
+    Observer,
     Request,
     Storage,
     StoredObject,
     check_key,
+    disk_full_error,
     ignore,
     missing_object,
-    no_room,
-    require_room,
+    require_disk_space,
     split_root,
 )
 
 __all__ = [
     "LocalStorage",
     "MissingObject",
-    "Observe",
+    "Observer",
     "Request",
     "Storage",
     "StoredObject",
-    "is_there",
     "open_storage",
-    "require_room",
-    "require_space",
+    "require_disk_space",
+    "require_root_space",
+    "root_exists",
 ]
 
 PARTIAL = ".partial"
@@ -63,12 +63,12 @@ def open_storage(root: str) -> Storage:
     return local
 
 
-def is_there(root: str) -> bool:
+def root_exists(root: str) -> bool:
     """Whether opening a root makes nothing: it names a bucket, or a directory that exists."""
     return "://" in root or Path(root).is_dir()
 
 
-def require_space(root: str, size: int) -> None:
+def require_root_space(root: str, size: int) -> None:
     """Refuse a local `root` on a disk with less than `size` bytes free (`ManifestError`)."""
     if "://" in root:
         return
@@ -91,7 +91,7 @@ class LocalStorage:
 
     root: Path
     prefix: str = ""
-    observe: Observe = field(default=ignore, repr=False, compare=False)
+    observe: Observer = field(default=ignore, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path, str]]:
         return LocalStorage, (self.root, self.prefix)  # an observer cannot travel
@@ -100,7 +100,7 @@ class LocalStorage:
         """Make the directory, try it, and remove what killed writers left behind."""
         folder = self.root / PARTIAL
         try:
-            with no_room(self.root, 1):
+            with disk_full_error(self.root, 1):
                 folder.mkdir(parents=True, exist_ok=True)
                 _try_link(folder)
         except OSError as error:
@@ -140,7 +140,7 @@ class LocalStorage:
     def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
         """A synced file with `data`, locked so that `prepare` elsewhere leaves it alone."""
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        with self._told("put", size), no_room(target, size):
+        with self._told("put", size), disk_full_error(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
@@ -187,8 +187,8 @@ class LocalStorage:
         """See `Storage.get_file`."""
         with self._found(key) as found:
             size = found.stat().st_size
-            require_room(path, size)
-            with no_room(path, size):
+            require_disk_space(path, size)
+            with disk_full_error(path, size):
                 shutil.copyfile(found, path)
 
     @contextlib.contextmanager
@@ -250,7 +250,7 @@ class LocalStorage:
         """See `Storage.child`."""
         return replace(self, prefix=str(Path(self.prefix, check_key(prefix))))
 
-    def observed(self, observe: Observe) -> "LocalStorage":
+    def observed(self, observe: Observer) -> "LocalStorage":
         """See `Storage.observed`; tells of put and get."""
         return replace(self, observe=observe)
 

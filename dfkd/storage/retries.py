@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dfkd.storage.base import Observe, Request
+from dfkd.storage.base import Observer, Request
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class RetryPolicy:
         send: Callable[[Request], T],
         name: Callable[[Exception], str],
         passing: Callable[[Exception], bool],
-        observe: Observe,
+        observe: Observer,
     ) -> T:
         """What `send` returns, tried again while what it raises may pass.
 

@@ -18,34 +18,34 @@ from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
     MissingObject,
-    Observe,
+    Observer,
     Request,
     StoredObject,
     check_key,
-    no_room,
-    require_room,
+    disk_full_error,
+    require_disk_space,
 )
-from dfkd.storage.s3_client import UPLOADS, Connection, code, explain, redact, status
+from dfkd.storage.s3_client import MAX_UPLOADS, Connection, code, explain, redact, status
 
 T = TypeVar("T")
 
 PROBE = ".probe"
 """Of every prefix that was opened; no key can name it, and no listing shows it."""
-WRITER = "writer"
+WRITER_METADATA = "writer"
 """Metadata of an object: the one call that wrote it, to know it again after a lost answer."""
-SINGLE_BYTES = 5 << 30
+MAX_PUT_BYTES = 5 << 30
 """The largest object that S3 takes in one request."""
-PARTS = 10_000
+MAX_PARTS = 10_000
 """The most parts that S3 takes."""
-MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
-NOT_ALLOWED = (
+PAGE_MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
+CREDENTIAL_ERRORS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
     boto.CredentialRetrievalError,
     boto.NoRegionError,
     boto.ProfileNotFound,
 )
-OPENING = 5
+OPENING_ATTEMPTS = 5
 """Tries at the start: a store that is away then is an error within seconds, later it is awaited."""
 
 
@@ -81,7 +81,7 @@ class S3Storage:
             return self.connection.attempt(operation, send)
         except ClientError as error:
             raise explain(error, self.location(key)) from None
-        except NOT_ALLOWED as error:
+        except CREDENTIAL_ERRORS as error:
             raise ManifestError(
                 "storage.root", "needs S3 credentials", redact(error), "set AWS_* or a profile"
             ) from None
@@ -119,12 +119,12 @@ class S3Storage:
 
     def _put_once(self, key: str, place: dict[str, str], data: bytes | Path) -> bool:
         size, writer = _size(data), uuid.uuid4().hex
-        if size > SINGLE_BYTES:
+        if size > MAX_PUT_BYTES:
             raise DfkdError(
-                f"storage: {self.location(key)}: S3 takes at most {SINGLE_BYTES} bytes in the one "
+                f"storage: {self.location(key)}: S3 takes at most {MAX_PUT_BYTES} bytes in the one "
                 f"request of a put-if-absent, got {size}; lower synthesis.shard_size"
             )
-        options = {"IfNoneMatch": "*", "Metadata": {WRITER: writer}}
+        options = {"IfNoneMatch": "*", "Metadata": {WRITER_METADATA: writer}}
 
         def send(request: Request) -> tuple[bool, bool]:
             try:
@@ -150,15 +150,17 @@ class S3Storage:
     def _writer(self, key: str, place: dict[str, str]) -> str:
         """Which call wrote an object; empty for another program's."""
         found = self._attempt("head", key, lambda _: self._client.head_object(**place))
-        return str(found.get("Metadata", {}).get(WRITER, ""))
+        return str(found.get("Metadata", {}).get(WRITER_METADATA, ""))
 
     def _put_parts(self, key: str, data: bytes | Path, size: int) -> None:
         place, writer = self._at(key), uuid.uuid4().hex
-        length = max(self.connection.limits.part, -(-size // PARTS))
+        length = max(self.connection.limits.part, -(-size // MAX_PARTS))
         begun = self._attempt(
             "begin",
             key,
-            lambda _: self._client.create_multipart_upload(**place, Metadata={WRITER: writer}),
+            lambda _: self._client.create_multipart_upload(
+                **place, Metadata={WRITER_METADATA: writer}
+            ),
         )
         upload = {**place, "UploadId": begun["UploadId"]}
 
@@ -175,7 +177,7 @@ class S3Storage:
             return self._attempt("part", key, one)
 
         try:
-            with ThreadPoolExecutor(UPLOADS) as pool:
+            with ThreadPoolExecutor(MAX_UPLOADS) as pool:
                 parts = list(pool.map(send, range(0, size, length)))
             self._finish(key, upload, parts, writer)
         except BaseException:
@@ -245,8 +247,8 @@ class S3Storage:
             answer = self._client.get_object(**place)
             with contextlib.closing(answer["Body"]) as body, path.open("wb") as stream:
                 size = int(answer["ContentLength"])
-                require_room(path, size)
-                with no_room(path, size):
+                require_disk_space(path, size)
+                with disk_full_error(path, size):
                     for chunk in body.iter_chunks(1 << 20):
                         stream.write(chunk)
                         request.bytes += len(chunk)
@@ -293,7 +295,7 @@ class S3Storage:
             yield page
             if not page.get("IsTruncated"):
                 return
-            options |= {name: page[f"Next{name}"] for name in MARKERS if f"Next{name}" in page}
+            options |= {name: page[f"Next{name}"] for name in PAGE_MARKERS if f"Next{name}" in page}
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
@@ -328,12 +330,12 @@ class S3Storage:
         return replace(self, prefix=self._head + check_key(prefix))
 
     def briefly(self) -> "S3Storage":
-        """The same storage with less patience: `OPENING` tries of a request."""
-        patience = replace(self.connection.limits.patience, attempts=OPENING)
+        """The same storage with less patience: `OPENING_ATTEMPTS` tries of a request."""
+        patience = replace(self.connection.limits.patience, attempts=OPENING_ATTEMPTS)
         limits = replace(self.connection.limits, patience=patience)
         return replace(self, connection=replace(self.connection, limits=limits))
 
-    def observed(self, observe: Observe) -> "S3Storage":
+    def observed(self, observe: Observer) -> "S3Storage":
         """See `Storage.observed`."""
         return replace(self, connection=replace(self.connection, observe=observe))
 

@@ -22,12 +22,12 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import Observe, Request, ignore, missing_object
+from dfkd.storage.base import Observer, Request, ignore, missing_object
 from dfkd.storage.retries import RetryPolicy
 
 T = TypeVar("T")
 
-LOST = (
+CONNECTION_ERRORS = (
     boto.HTTPClientError,
     boto.EndpointConnectionError,
     boto.ConnectTimeoutError,
@@ -36,9 +36,9 @@ LOST = (
     ResponseParserError,
 )
 """No answer, or not all of it."""
-UPLOADS = 4
+MAX_UPLOADS = 4
 """Bodies that are sent at once by a storage and all of its children."""
-BUSY = {409, 429, 500, 502, 503, 504}
+BUSY_STATUSES = {409, 429, 500, 502, 503, 504}
 """What a store answers when the same request may succeed later; 409: another writer is at work."""
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
@@ -53,7 +53,7 @@ class Limits:
     read: float = 60.0
     """Seconds that an answer may stand still."""
     part: int = 16 << 20
-    """Bytes; what is larger is put in parts of this size, of which `UPLOADS` are in memory."""
+    """Bytes; what is larger is put in parts of this size, of which `MAX_UPLOADS` are in memory."""
 
 
 @cache
@@ -67,9 +67,9 @@ class Connection:
     """A client that a storage and all of its children use; another process makes its own."""
 
     limits: Limits = field(default_factory=Limits)
-    observe: Observe = ignore
+    observe: Observer = ignore
     slots: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(UPLOADS)
+        default_factory=lambda: threading.BoundedSemaphore(MAX_UPLOADS)
     )
     """One for each body that may be on its way."""
     _clients: dict[int, Any] = field(default_factory=dict)
@@ -109,15 +109,17 @@ class Connection:
     def attempt(self, operation: str, send: Callable[[Request], T]) -> T:
         """What `send` returns, tried again while the store is busy or its answers are lost."""
         patience = self.limits.patience
-        return patience.attempt(operation, send, _name, _may_pass, self.observe)
+        return patience.attempt(operation, send, _error_name, _is_transient, self.observe)
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    return busy(error) if isinstance(error, ClientError) else isinstance(error, LOST)
+    return (
+        is_busy(error) if isinstance(error, ClientError) else isinstance(error, CONNECTION_ERRORS)
+    )
 
 
-def _name(error: Exception) -> str:
+def _error_name(error: Exception) -> str:
     """For an observer."""
     return code(error) if isinstance(error, ClientError) else type(error).__name__
 
@@ -132,9 +134,9 @@ def code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) or str(status(error))
 
 
-def busy(error: Any) -> bool:
+def is_busy(error: Any) -> bool:
     """Whether a refusal may pass."""
-    return status(error) in BUSY or code(error) in BUSY_CODES
+    return status(error) in BUSY_STATUSES or code(error) in BUSY_CODES
 
 
 def redact(error: Exception) -> str:

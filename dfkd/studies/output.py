@@ -21,7 +21,7 @@ from dfkd.studies.results import FILE, StudyResults, StudyRow
 from dfkd.studies.schema import Paper, StudyFile
 from dfkd.studies.study import Study
 from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
-from dfkd.utils.images import pixels
+from dfkd.utils.images import decode_image
 from dfkd.utils.paired import Difference
 
 MEAN = "mean"
@@ -264,7 +264,7 @@ def _real(study: Study, data: Domains, domain: str, place: int) -> list[Image.Im
     chosen = [i for i in data.items if i.domain == domain and i.class_index == place]
     for item in chosen[:count]:
         try:
-            found.append(Image.fromarray(pixels(item.read(), size)))
+            found.append(Image.fromarray(decode_image(item.read(), size)))
         except (OSError, ValueError):
             continue
     return found

@@ -17,7 +17,7 @@ from dfkd.evaluation.scoring import evaluate
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
 from dfkd.studies.study import Cell
-from dfkd.utils.hardware import machine
+from dfkd.utils.hardware import describe_machine
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def score(manifest: Manifest, place: CellStore, version: str = "", threads: int 
             scores=cells.scores(results["rows"]),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-            machine=machine(),
+            machine=describe_machine(),
             environment=environment(),
         )
     )

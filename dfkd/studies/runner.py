@@ -38,7 +38,7 @@ from dfkd.studies.results import CellScore, Found, Map
 from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import before_and_after, require_tsne
 from dfkd.utils.device import pick_device
-from dfkd.utils.hardware import cpus
+from dfkd.utils.hardware import cpu_count
 from dfkd.utils.paired import require_scipy
 
 Tell = Callable[[str, CellResult, bool], object]
@@ -269,7 +269,7 @@ class _Runner:
 
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or room on this machine for more than one student at once."""
-        if named() or (min(students, cpus()) > 1 and self.at_once != 1):
+        if named() or (min(students, cpu_count()) > 1 and self.at_once != 1):
             self._connect()
             return bool(named()) or shares(staying(), students, self.at_once)[0] > 1
         return False
@@ -324,7 +324,7 @@ def maps(study: Study, data: Domains, found: Found, threads: int = 0) -> Iterato
         if done:
             student, _ = load_student(root.child(layout.student(done[0].outcome.model)), device)
             manifest = study.rows[row][0].manifest
-            domain = read_domain(manifest, data, shown.domain, threads or cpus())
+            domain = read_domain(manifest, data, shown.domain, threads or cpu_count())
             for points in before_and_after(
                 student,
                 domain.images,

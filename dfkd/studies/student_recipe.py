@@ -43,7 +43,7 @@ from dfkd.utils.paired import difference
 from dfkd.utils.seeding import CPU
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Count, Name, Natural, Positive, require_unique
-from dfkd.utils.yaml import check, expanded, merged, read_tree
+from dfkd.utils.yaml import check, expand_preset, merge, read_tree
 
 Settings = dict[str, Any]
 
@@ -140,9 +140,9 @@ class RecipeResult:
 
 def manifest_of(study: RecipeStudy, folder: Path, row: Recipe, **changes: Any) -> Manifest:
     """The manifest of a row: base, settings of all, settings of the row, then `changes`."""
-    tree = merged(read_tree(folder / study.base), study.settings)
-    tree = merged(tree, {"distillation": row.settings})
-    return check(Manifest, expanded(merged(tree, changes), PRESETS))
+    tree = merge(read_tree(folder / study.base), study.settings)
+    tree = merge(tree, {"distillation": row.settings})
+    return check(Manifest, expand_preset(merge(tree, changes), PRESETS))
 
 
 def train(cell: RecipeCell) -> RecipeResult:

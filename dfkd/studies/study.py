@@ -21,7 +21,7 @@ from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
 from dfkd.studies.schema import Settings, StudyFile
-from dfkd.utils.yaml import check, expanded, load, merged, read_tree
+from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 
 FILE = "study.yaml"
 
@@ -204,12 +204,12 @@ def _refuse_given(field: str, settings: Any, given: Settings, parent: str = "") 
 def _manifest(names: tuple[str, ...], parts: list[Settings], given: Settings) -> Manifest:
     tree: Settings = {}
     for part in parts:
-        tree = merged(tree, part)
-    tree = expanded(tree, PRESETS)
+        tree = merge(tree, part)
+    tree = expand_preset(tree, PRESETS)
     for key, value in given.items():
         section = isinstance(value, dict)
         if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
-            tree = merged(tree, {key: value})
+            tree = merge(tree, {key: value})
     try:
         manifest = check(Manifest, tree)
     except ManifestError as error:
@@ -297,8 +297,8 @@ def _check_compared(study: Study) -> None:
 
 
 def _check_root(described: StudyFile, base: Settings) -> None:
-    full = merged(base, described.settings)
-    if merged(full, described.quick.settings).get("storage") == full.get("storage"):
+    full = merge(base, described.settings)
+    if merge(full, described.quick.settings).get("storage") == full.get("storage"):
         raise ManifestError(
             "quick.settings.storage.root",
             "must be another than that of the full study",

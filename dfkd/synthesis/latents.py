@@ -114,7 +114,7 @@ class Synthesiser:
     ) -> Synthesised:
         """`shared` is a loss that all images of the batch have together, of the last pass."""
         config, generator = self.config, self.generator
-        latents = generator.fresh(seeds, config.image_size)
+        latents = generator.init_latents(seeds, config.image_size)
         kept = _Kept(latents)
         rows = torch.arange(len(seeds), device=latents.device)
         views = self._views(seeds, latents.device)

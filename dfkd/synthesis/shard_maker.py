@@ -16,17 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import coupled
+from dfkd.config.methods import has_dependent_images
 from dfkd.config.plan import (
     Task,
     Unit,
     derive_seed,
     image_count,
     image_seed,
-    own_rate,
-    own_steps,
+    latent_learning_rate,
     root_seed,
     sample_key,
+    steps_per_image,
 )
 from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.shards import Sample, write_shard
@@ -85,20 +85,21 @@ class ShardMaker:
             manifest: of one method.
             generator: None for methods without latents.
             tell: called with a sentence when memory has run out.
-            earlier: gives the stored images of a part by its number, uint8 [N, H, W, 3]. A chained
-                method (`dfkd.config.methods.chained`) needs it, and makes the parts in their order.
+            earlier: gives the stored images of a part by its number, uint8 [N, H, W, 3]. A method
+                whose parts depend on each other (`dfkd.config.methods.has_dependent_parts`)
+                needs it, and makes the parts in their order.
         """
         self.manifest = manifest
         self.teacher = teacher
         self.generator = generator
         self.synthesiser = None
         if generator is not None:
-            steps, rate = own_steps(manifest), own_rate(manifest)
+            steps, rate = steps_per_image(manifest), latent_learning_rate(manifest)
             config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
             self.synthesiser = Synthesiser(teacher, generator, config)
         self.tell = tell
         self.batch_size = first_batch(manifest.synthesis, teacher.device)
-        self.coupled = coupled(manifest.method)
+        self.coupled = has_dependent_images(manifest.method)
         self.class_texts = class_texts(manifest, teacher)
         self.inverter = None if generator is not None else self._inverter(earlier or _none)
 
@@ -161,9 +162,11 @@ class ShardMaker:
         """In the order of index and class, so that batches mix classes where there are several."""
         table = prompts.sort_by([("index", "ascending"), ("class_index", "ascending")])
         indices, classes = table["index"].to_pylist(), table["class_index"].to_pylist()
-        needed = sorted((index, t.class_index) for t in unit.made for index in t.indices)
+        needed = sorted((index, t.class_index) for t in unit.generated for index in t.indices)
         if list(zip(indices, classes, strict=True)) != needed:
-            raise ValueError(f"unit {unit.id} needs the prompts of images {unit.made[0].indices}")
+            raise ValueError(
+                f"unit {unit.id} needs the prompts of images {unit.generated[0].indices}"
+            )
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
         rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
         return [ImageRequest(*row) for row in rows]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dfkd.utils.hardware import cpus
+from dfkd.utils.hardware import cpu_count
 from dfkd.utils.types import Precision
 
 
@@ -43,7 +43,7 @@ def use_threads(count: float) -> None:
     torch.set_num_threads(max(1, int(count)))
 
 
-def settle(cpus: float) -> None:
+def configure_process(cpus: float) -> None:
     """Set up a process that does nothing but work on the CPUs that were reserved for it."""
     use_threads(cpus)
     keep_freed_memory()
@@ -80,10 +80,10 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def threads_of(wanted: int) -> Iterator[int]:
+def thread_limit(wanted: int) -> Iterator[int]:
     """Use so many threads within, or with 0 all that this process may; yields their number."""
     before = torch.get_num_threads()
-    chosen = wanted if wanted > 0 else min(cpus(), before)
+    chosen = wanted if wanted > 0 else min(cpu_count(), before)
     use_threads(chosen)
     try:
         yield chosen

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-WARMUP, RUNS = 3, 21
+WARMUP_CALLS, TIMED_CALLS = 3, 21
 """Calls of each model before it is timed, and calls that are."""
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Processor, CPUs that this process may use, memory in bytes, GPU if there is one."""
     facts = {
-        "processor": processor(),
-        "cpus": cpus(),
+        "processor": processor_name(),
+        "cpus": cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "torch_threads": torch.get_num_threads(),
@@ -29,12 +29,12 @@ def machine() -> dict[str, Any]:
     return facts
 
 
-def cpus() -> int:
+def cpu_count() -> int:
     """CPUs that this process may use; all there are where the system (macOS) tells no more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's name, as far as the system tells."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
@@ -42,7 +42,7 @@ def processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
+def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
     """Median milliseconds of each call, by name under `ms`, and how and where that was measured.
 
     torch is held to one thread; what else a call uses is to be held to one by who makes it. The
@@ -50,14 +50,20 @@ def one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with _one_thread():
-        for turn in range(WARMUP + RUNS):
+        for turn in range(WARMUP_CALLS + TIMED_CALLS):
             for name, call in calls.items():
                 start = time.perf_counter()
                 call()
-                if turn >= WARMUP:
+                if turn >= WARMUP_CALLS:
                     seconds[name].append(time.perf_counter() - start)
     medians = {name: 1000 * statistics.median(found) for name, found in seconds.items()}
-    return {"ms": medians, "batch": 1, "threads": 1, "runs": RUNS, "machine": processor()}
+    return {
+        "ms": medians,
+        "batch": 1,
+        "threads": 1,
+        "runs": TIMED_CALLS,
+        "machine": processor_name(),
+    }
 
 
 @contextmanager

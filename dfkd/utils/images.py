@@ -19,11 +19,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """What is decoded, whatever a file's name says: Pillow's other readers run programs or are old."""
 MAX_PIXELS = 1 << 26
 """A picture that claims more is not decoded: a file of a few kilobytes could fill the memory."""
-LONG = 8
+MAX_ASPECT_RATIO = 8
 """A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
 
 
-def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
     """An encoded image as CLIP sees it: [H, W, 3] uint8 with H = W = `image_size`.
 
     Turned upright as its EXIF says, transparency on white, shorter side resized bicubically, centre
@@ -32,13 +32,13 @@ def pixels(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: no image, or a truncated or oversized one; the text says why.
     """
-    with opened(encoded) as image:
+    with open_image(encoded) as image:
         upright = _on_white(ImageOps.exif_transpose(image))
     return np.asarray(_fit(upright, image_size))
 
 
 @contextmanager
-def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """A picture whose header has been read; whatever fails on it inside is a `ValueError`.
 
     Raises:
@@ -54,19 +54,19 @@ def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
 def header_size(encoded: bytes, kind: str) -> tuple[int, int]:
     """Width and height that the header of a `PNG` or `JPEG` claims; nothing else is looked at.
 
     Raises:
-        ValueError: no header of that kind, or as `opened`.
+        ValueError: no header of that kind, or as `open_image`.
     """
-    if kind == "PNG" and encoded.startswith(PNG_START) and len(encoded) >= len(PNG_START) + 8:
-        width, height = struct.unpack_from(">II", encoded, len(PNG_START))
+    if kind == "PNG" and encoded.startswith(_PNG_HEADER) and len(encoded) >= len(_PNG_HEADER) + 8:
+        width, height = struct.unpack_from(">II", encoded, len(_PNG_HEADER))
         return width, height
-    with opened(encoded, (kind,)) as image:
+    with open_image(encoded, (kind,)) as image:
         return image.size
 
 
@@ -79,8 +79,8 @@ def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
 def _fit(image: Image.Image, size: int) -> Image.Image:
     """Shorter side to `size`, then the centre; pixel for pixel what torchvision gives CLIP."""
     short = min(image.size)
-    if max(image.size) > LONG * short:
-        image = _centre(image, [min(side, LONG * short) for side in image.size])
+    if max(image.size) > MAX_ASPECT_RATIO * short:
+        image = _centre(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.size])
     scaled = [size if side == short else int(size * side / short) for side in image.size]
     return _centre(image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC), [size, size])
 

@@ -21,11 +21,11 @@ from dfkd.utils.progress import say
 LOGGER = logging.getLogger("dfkd")
 
 FOLDER = "logs"
-KEPT = 20
+MAX_FILES = 20
 """Files in that folder of a run's root; the next one replaces the oldest."""
 
 
-class Lines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """A record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -71,13 +71,13 @@ def _new_file(job: str, root: str) -> Path:
         return Path(path)
     folder = Path(root, FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in sorted(folder.glob("*.jsonl"))[: 1 - KEPT]:
+    for old in sorted(folder.glob("*.jsonl"))[: 1 - MAX_FILES]:
         old.unlink(missing_ok=True)
     return folder / f"{name}.jsonl"
 
 
 @contextmanager
-def shown(job: str, root: str) -> Iterator[None]:
+def json_log(job: str, root: str) -> Iterator[None]:
     """Within, the lines go to stderr, or to a file where that is a terminal.
 
     Args:
@@ -85,7 +85,7 @@ def shown(job: str, root: str) -> Iterator[None]:
         root: of the run, which the file lies under; empty if there is none.
     """
     handler = LogFile(job, root) if sys.stderr.isatty() else logging.StreamHandler()
-    handler.setFormatter(Lines())
+    handler.setFormatter(JsonFormatter())
     level, propagate = LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)

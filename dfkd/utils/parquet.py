@@ -13,7 +13,7 @@ MAX_BYTES = 1 << 31
 """Of a table in memory. A file of kilobytes can hold billions of equal rows."""
 MAX_VALUES = 1 << 28
 """Of a column in one row group, which a row of a list column could fill alone."""
-ROWS = 512
+BATCH_ROWS = 512
 """Rows that are read before their size is known."""
 
 
@@ -62,7 +62,7 @@ def _refuse_huge(metadata: pq.FileMetaData, groups: Iterable[int]) -> None:
 
 def _bounded(file: pq.ParquetFile, groups: list[int]) -> Iterator[pa.RecordBatch]:
     size = 0
-    for batch in file.iter_batches(ROWS, row_groups=groups):
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=groups):
         size += batch.nbytes
         if size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes of values")

@@ -16,7 +16,7 @@ def parse(data: bytes | str) -> Any:
         ValueError: it is no JSON, or JSON that `json.dumps(..., allow_nan=False)` never writes.
     """
     try:
-        return DECODER.decode(data if isinstance(data, str) else data.decode())
+        return _DECODER.decode(data if isinstance(data, str) else data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -35,7 +35,7 @@ def _finite(text: str) -> float:
     return number
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
 """Made once: making it takes as long as reading a small object with it."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dfkd.errors import SECRETS, ManifestError, conceal
+from dfkd.errors import SECRET_PATTERN, ManifestError, conceal
 
 T = TypeVar("T")
 
@@ -98,10 +98,10 @@ def load(
     tree = read_tree(path)
     for override in overrides:
         _apply(tree, override)
-    return check(schema, expanded(tree, presets))
+    return check(schema, expand_preset(tree, presets))
 
 
-def expanded(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
+def expand_preset(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
     """`tree` with the settings of the preset that it names beneath its own; the name is dropped.
 
     Raises:
@@ -112,16 +112,16 @@ def expanded(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
     name = tree["preset"]
     if not isinstance(name, str) or name not in presets:
         raise ManifestError("preset", f"must be one of {', '.join(presets)}", name, "change it")
-    return merged(presets[name], {key: value for key, value in tree.items() if key != "preset"})
+    return merge(presets[name], {key: value for key, value in tree.items() if key != "preset"})
 
 
-def merged(base: Tree, over: Tree) -> Tree:
+def merge(base: Tree, over: Tree) -> Tree:
     """`base` with the values of `over`; mappings are merged, all else is replaced."""
     tree = dict(base)
     for key, value in over.items():
         held = tree.get(key)
         both = isinstance(held, dict) and isinstance(value, dict)
-        tree[key] = merged(held, value) if both else value  # type: ignore[arg-type]
+        tree[key] = merge(held, value) if both else value  # type: ignore[arg-type]
     return tree
 
 
@@ -156,7 +156,7 @@ def check(schema: type[T], tree: Tree) -> T:
             "manifest", "holds plain text, numbers and lists", str(error), "quote it"
         ) from None
     for place, text in _texts(tree):
-        if SECRETS.search(text):
+        if SECRET_PATTERN.search(text):
             raise ManifestError(
                 place, "must not hold credentials", conceal(text), "use the usual AWS environment"
             )

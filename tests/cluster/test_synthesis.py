@@ -19,8 +19,8 @@ from dfkd.config.plan import units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.versions import Version, begin, verify
 from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
-from dfkd.storage.cost_records import Cost
-from dfkd.storage.lease import held
+from dfkd.storage.cost_records import CostCounter
+from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from tests.helpers.inversion_runs import read as inversion
 from tests.helpers.tiny_models import RESNET, model_config, write_teacher
@@ -132,7 +132,7 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     for name in ("whole", "stopped"):
         manifest, version = chain_of("cmi", tmp_path / name)
         if name == "stopped":
-            write_prompts(manifest, version, BudgetTracker(Budget(), Cost()))
+            write_prompts(manifest, version, BudgetTracker(Budget(), CostCounter()))
             SynthesisWorker(manifest, version, 1.0).run(next(units(manifest, ())))
             assert Chain(version).states.newest() == 1
             assert len(version.done()) == 2
@@ -161,13 +161,13 @@ def test_a_version_in_the_making_is_kept_from_removal(
     found = []
 
     def write_and_look(manifest: Manifest, version: Version, purse: BudgetTracker) -> None:
-        found.extend(name for record in held(root).values() for name in record.versions)
+        found.extend(name for record in held_leases(root).values() for name in record.versions)
         write_prompts(manifest, version, purse)
 
     monkeypatch.setattr(making, "write_prompts", write_and_look)
     built = build(manifest, identity)
     assert found == [f"vanilla/{built.version.id}"]
-    assert held(root) == {}
+    assert held_leases(root) == {}
 
 
 def test_a_node_with_other_weights_is_refused(cluster: None, tmp_path: Path) -> None:

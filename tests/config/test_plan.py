@@ -60,7 +60,7 @@ def test_units_are_the_work_that_is_left(
     left = [task for task in every if task.id not in done]
     found = list(units(manifest, done))
     assert [unit.tasks for unit in found] == [(task,) for task in left]
-    assert all(unit.made == unit.tasks for unit in found)
+    assert all(unit.generated == unit.tasks for unit in found)
 
     coupled = dataclasses.replace(
         manifest, synthesis=dataclasses.replace(manifest.synthesis, method=("cmi",))
@@ -68,7 +68,7 @@ def test_units_are_the_work_that_is_left(
     parts = list(units(coupled, done))
     assert sorted((t for unit in parts for t in unit.tasks), key=every.index) == left
     for unit in parts:
-        assert unit.made == tuple(t for t in every if t.shard_index == unit.part)
+        assert unit.generated == tuple(t for t in every if t.shard_index == unit.part)
         assert unit.count == sum(task.count for task in unit.tasks)
     assert len({unit.id for unit in parts}) == len(parts)
 

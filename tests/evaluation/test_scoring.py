@@ -14,7 +14,7 @@ from dfkd.errors import DfkdError
 from dfkd.evaluation import scoring
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.scoring import Candidate, score, score_together
-from dfkd.utils.images import pixels
+from dfkd.utils.images import decode_image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = tuple(COLOURS)
@@ -105,7 +105,7 @@ def test_models_scored_together_decode_each_image_once(
 
     def counting(encoded: bytes, image_size: int) -> np.ndarray:
         decoded.append(image_size)
-        return pixels(encoded, image_size)
+        return decode_image(encoded, image_size)
 
     monkeypatch.setattr(scoring, "pixels", counting)
     one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))

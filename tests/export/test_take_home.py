@@ -28,7 +28,7 @@ from dfkd.models.student import load_student
 from dfkd.models.teacher import Teacher, distances
 from dfkd.report.readers import read_takehome
 from dfkd.storage.local import LocalStorage, open_storage
-from dfkd.utils.images import batch, pixels
+from dfkd.utils.images import batch, decode_image
 from tests.helpers.tiny_version import CLASSES, publish, write_manifest
 from tests.jobs.test_evaluate import finish, paint, write_teacher
 
@@ -139,7 +139,7 @@ def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
     check = run.facts["check"]
     data = open_data(run.manifest.evaluation, run.manifest.classes)
     images = [
-        pixels(item.read(), 32) for item in data.items if not item.name.endswith("broken.png")
+        decode_image(item.read(), 32) for item in data.items if not item.name.endswith("broken.png")
     ]
     assert check["images"] == len(images) == 10
     assert run.facts["evaluation"]["unreadable"] == 1
@@ -222,7 +222,7 @@ def test_calibration_sees_synthesised_images_only(
 ) -> None:
     version = place(run.manifest, "mix", 1).version
     made = {
-        pixels(sample.image, 32).tobytes()
+        decode_image(sample.image, 32).tobytes()
         for receipt in version.shards
         for sample in version.samples(receipt)
     }

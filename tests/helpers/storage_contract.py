@@ -21,7 +21,7 @@ from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, M
 from dfkd.storage.local import MissingObject, Request, Storage, open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
-from dfkd.storage.s3_client import UPLOADS, Connection, Limits
+from dfkd.storage.s3_client import MAX_UPLOADS, Connection, Limits
 from tests.helpers import partial_version
 from tests.helpers.s3_proxy import Proxy
 
@@ -256,10 +256,10 @@ class FaultTests:
         assert proxy.seen == []
 
     def test_few_bodies_are_sent_at_once(self, storage: S3Storage, proxy: Proxy) -> None:
-        proxy.gate = threading.Barrier(UPLOADS)  # so that as many as may be are there
-        with ThreadPoolExecutor(3 * UPLOADS) as pool:
-            list(pool.map(lambda n: storage.put(f"a{n}", b"1"), range(3 * UPLOADS)))
-        assert proxy.most_uploads == UPLOADS
+        proxy.gate = threading.Barrier(MAX_UPLOADS)  # so that as many as may be are there
+        with ThreadPoolExecutor(3 * MAX_UPLOADS) as pool:
+            list(pool.map(lambda n: storage.put(f"a{n}", b"1"), range(3 * MAX_UPLOADS)))
+        assert proxy.most_uploads == MAX_UPLOADS
 
     def test_a_store_in_which_both_writers_win_is_refused(
         self, root: str, monkeypatch: pytest.MonkeyPatch

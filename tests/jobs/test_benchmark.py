@@ -53,7 +53,7 @@ def test_the_record_names_the_arguments_that_were_parsed(
 ) -> None:
     job = jobs.load("benchmark")
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
-    monkeypatch.setattr(suite, "settle", lambda threads: None)
+    monkeypatch.setattr(suite, "configure_process", lambda threads: None)
     monkeypatch.setitem(suite.BENCHMARKS, "export", lambda manifest, options: {"image_size": {}})
     path = str(write_manifest(tmp_path))
     assert job.main(["export", path, "--set", "synthesis.steps=1"]) == 0

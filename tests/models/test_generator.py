@@ -72,7 +72,7 @@ def test_the_published_size_loads_and_decodes(tmp_path: Path) -> None:
     """ch 128 and 256 latent channels: the 42 M parameters of the official f16 decoders."""
     tree = official_yaml(codes=1024, width=128, latent=256, **F16)
     generator = VQGAN.load(write_generator(tmp_path, tree), CPU)
-    latent = generator.fresh([0], 32).requires_grad_()
+    latent = generator.init_latents([0], 32).requires_grad_()
     generator.decode(latent).sum().backward()
     assert round(sum(p.numel() for p in generator.network.decoder.parameters()) / 1e5) == 424
     assert latent.grad is not None
@@ -141,28 +141,28 @@ def test_the_pixel_clamp_lets_out_of_range_pixels_return(vqgan: VQGAN) -> None:
 
 
 def test_a_fresh_latent_depends_on_its_seed_alone(vqgan: VQGAN) -> None:
-    together = vqgan.fresh([5, 6, 2**62], 32)
+    together = vqgan.init_latents([5, 6, 2**62], 32)
     assert together.shape == (3, 16, 4, 4)
     assert together.dtype == torch.float32
     torch.manual_seed(123)
-    assert torch.equal(vqgan.fresh([2**62], 32)[0], together[2])
+    assert torch.equal(vqgan.init_latents([2**62], 32)[0], together[2])
     assert not torch.equal(together[0], together[1])
 
 
 def test_fresh_latents_are_codes(vqgan: VQGAN) -> None:
-    codes = vqgan.fresh([0], 64)
+    codes = vqgan.init_latents([0], 64)
     assert torch.equal(vqgan.quantise(codes), codes)
 
 
 @pytest.mark.parametrize("side", [4, 33])
 def test_image_sizes_that_the_generator_cannot_make_are_refused(vqgan: VQGAN, side: int) -> None:
     with pytest.raises(ManifestError, match=r"synthesis.image_size: must be a multiple of 8"):
-        vqgan.fresh([0], side)
+        vqgan.init_latents([0], side)
 
 
 def test_constrain_clamps_in_place_to_the_range_of_each_channel(vqgan: VQGAN) -> None:
     latent = (100 * torch.randn(2, 16, 2, 2)).requires_grad_()
-    inside = vqgan.fresh([3], 32)
+    inside = vqgan.init_latents([3], 32)
     assert torch.equal(vqgan.constrain(inside.clone()), inside)
     returned = vqgan.constrain(latent)
     assert returned.data_ptr() == latent.data_ptr()
@@ -215,7 +215,7 @@ def test_safetensors_with_the_same_keys_give_the_same_model(
     state = official_state(official_yaml())
     save_file({k: v for k, v in state.items() if not k.startswith(("encoder", "loss"))}, path)
     loaded = VQGAN.load(manifest.GeneratorConfig(config=files.config, weights=str(path)), CPU)
-    latent = loaded.fresh([1], 32)
+    latent = loaded.init_latents([1], 32)
     assert torch.equal(loaded.decode(latent), vqgan.decode(latent))
 
 

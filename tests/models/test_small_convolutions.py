@@ -101,7 +101,7 @@ def test_a_student_in_training_uses_products_at_its_end(monkeypatch: pytest.Monk
     pixels = torch.rand(4, 3, 64, 64)
     wanted = student().train()(pixels)
     with monkeypatch.context() as patched:
-        patched.setattr(small_convolutions, "PLACES", 0)
+        patched.setattr(small_convolutions, "MAX_POSITIONS", 0)
         plain = student().train()(pixels)
     torch.testing.assert_close(wanted, plain, rtol=1e-3, atol=1e-3)
     seen = places(monkeypatch)

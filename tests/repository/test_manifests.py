@@ -17,7 +17,7 @@ from dfkd.config import manifest as keys
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.shards import read_shard
 from dfkd.dataset.versions import current
-from dfkd.models.weights.artifacts import data_set
+from dfkd.models.weights.artifacts import known_data_set
 from dfkd.pipeline.required_weights import needs
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.inversion.run import batches
@@ -136,7 +136,7 @@ def test_all_that_is_needed_can_be_fetched(name: str) -> None:
         "resnet18-f37072fd.pth",
     ]
     assert all(need.artifact.sha256 for need in needs(manifest))
-    assert data_set(manifest.evaluation.data) is not None
+    assert known_data_set(manifest.evaluation.data) is not None
 
 
 @pytest.mark.parametrize("name", sorted(DOMAINS))

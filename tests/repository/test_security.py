@@ -45,10 +45,10 @@ from dfkd.report.contact_sheet import examples
 from dfkd.report.facts import note_origin
 from dfkd.report.gallery import data_uri
 from dfkd.storage.checkpoints import Checkpoints
-from dfkd.storage.cost_records import recorded
+from dfkd.storage.cost_records import record_cost
 from dfkd.storage.local import open_storage
 from dfkd.utils import parquet
-from dfkd.utils.images import pixels
+from dfkd.utils.images import decode_image
 from dfkd.utils.strict_json import canonical
 from tests.helpers import partial_version
 from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, make_sample
@@ -113,14 +113,14 @@ STRANGE = {
 @pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE)
 def test_pictures_that_are_bombs_or_programs_are_not_decoded(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        pixels(content, 32)
+        decode_image(content, 32)
     with pytest.raises(CorruptionError, match="image x cannot be read"):
         data_uri(content, "x")
 
 
 def test_a_picture_is_judged_by_its_header_before_it_is_decoded() -> None:
     with pytest.raises(ValueError, match="8193 x 8193 pixels, at most 67108864"):
-        pixels(png_bomb(8193), 32)
+        decode_image(png_bomb(8193), 32)
 
 
 def hostile_version(folder: Path, extension: str = "png", **parts: Any) -> PublishedVersion:
@@ -644,7 +644,7 @@ def test_nothing_of_the_environment_is_in_what_a_run_leaves(tmp_path: Path) -> N
     manifest = Manifest.read(write_manifest(tmp_path))
     publish(manifest)
     root = open_storage(manifest.storage.root)
-    with recorded(root, "distill", "vanilla", 0) as cost:
+    with record_cost(root, "distill", "vanilla", 0) as cost:
         cost.images = 1
     student = build(manifest.distillation, 3, 32, 0)
     save_student(root.child("students/x"), student, card(manifest.distillation, ("a", "b"), 32))

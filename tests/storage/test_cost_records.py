@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dfkd.errors import CorruptionError, InfrastructureError
-from dfkd.storage.cost_records import CostRecord, add, read, recorded
+from dfkd.storage.cost_records import CostRecord, add, read, record_cost
 from dfkd.storage.local import Storage, open_storage
 
 ENTRY = CostRecord(
@@ -54,9 +54,9 @@ def test_entries_are_appended_and_come_back(storage: Storage) -> None:
 
 
 def test_a_stage_is_timed_and_counted(storage: Storage) -> None:
-    with recorded(storage, "synthesize", "mix") as cost:
+    with record_cost(storage, "synthesize", "mix") as cost:
         cost.worker_seconds, cost.images, cost.bytes, cost.workers = 4.0, 6, 600, 2
-    with recorded(storage, "distill", "mix", 0) as cost:
+    with record_cost(storage, "distill", "mix", 0) as cost:
         cost.images, cost.workers, cost.device = 48, 3, "H100"
     trained, made = read(storage)
     assert (made.seed, made.worker_seconds, made.images, made.bytes) == (None, 4.0, 6, 600)
@@ -65,12 +65,12 @@ def test_a_stage_is_timed_and_counted(storage: Storage) -> None:
 
 
 def test_no_work_leaves_no_entry_and_half_of_it_does(storage: Storage) -> None:
-    with recorded(storage, "synthesize", "mix"):
+    with record_cost(storage, "synthesize", "mix"):
         pass
     assert read(storage) == []
 
     def half() -> None:
-        with recorded(storage, "synthesize", "mix") as cost:
+        with record_cost(storage, "synthesize", "mix") as cost:
             cost.images = 5
             raise InfrastructureError("the disk is full")
 
@@ -118,7 +118,7 @@ def test_a_damaged_record_is_refused_before_the_work_that_it_would_lose(storage:
     storage.put(KEY, b"torn")
     with (
         pytest.raises(CorruptionError, match="delete it"),
-        recorded(storage, "distill", "contrastive", 3),
+        record_cost(storage, "distill", "contrastive", 3),
     ):
         raise AssertionError("work began")
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, LeaseError
-from dfkd.storage.lease import Lease, acquire, held, holding, newest, read, reading
+from dfkd.storage.lease import Lease, acquire, held_leases, holding, newest_lease, read, reading
 from dfkd.storage.local import Storage, open_storage
 from tests.helpers.jobs import ROOT, environment
 
@@ -62,7 +62,7 @@ def test_an_expired_lease_is_taken_over_and_its_holder_fenced_off(storage: Stora
         dead.fence()
     dead.renew()  # it has not noticed yet
     dead.release()
-    assert newest(storage, "regenerate")[0] == successor.key
+    assert newest_lease(storage, "regenerate")[0] == successor.key
     successor.fence()
 
 
@@ -166,11 +166,11 @@ def test_a_failure_releases_it_too(storage: Storage) -> None:
 
 def test_any_number_of_readers(storage: Storage) -> None:
     with reading(storage, ["mix/a"]), reading(storage, ["mix/b", "mix/a"]):
-        found = [record.versions for record in held(storage).values()]
+        found = [record.versions for record in held_leases(storage).values()]
         assert sorted(found) == [("mix/a",), ("mix/b", "mix/a")]
         with holding(storage, "regenerate", 60):
-            assert len(held(storage)) == 3
-    assert held(storage) == {}
+            assert len(held_leases(storage)) == 3
+    assert held_leases(storage) == {}
     assert list(storage.list("leases/readers/")) == []
 
 
@@ -179,9 +179,9 @@ def test_what_has_expired_or_was_superseded_is_not_held(storage: Storage) -> Non
     acquire(storage, "regenerate", 10, ["mix/a"], clock)
     clock.now += 11
     last = acquire(storage, "regenerate", 10, ["mix/b"], clock)
-    assert list(held(storage, clock)) == [last.key]
+    assert list(held_leases(storage, clock)) == [last.key]
     clock.now += 11
-    assert held(storage, clock) == {}
+    assert held_leases(storage, clock) == {}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
 from dfkd.storage.base import KEY, StoredObject, split_root
-from dfkd.storage.local import LocalStorage, MissingObject, open_storage, require_space
+from dfkd.storage.local import LocalStorage, MissingObject, open_storage, require_root_space
 from tests.helpers.storage_contract import StorageTests
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -231,9 +231,9 @@ def test_a_file_size_limit_is_one_line_and_loses_nothing(tmp_path: Path) -> None
 
 def test_too_little_space_is_refused_before_work(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    require_space(str(tmp_path / "not/yet/there"), free // 2)
+    require_root_space(str(tmp_path / "not/yet/there"), free // 2)
     with pytest.raises(ManifestError, match=r"storage\.root: needs .* bytes of free disk"):
-        require_space(str(tmp_path / "not/yet/there"), free * 2)
+        require_root_space(str(tmp_path / "not/yet/there"), free * 2)
     assert not (tmp_path / "not").exists()
 
 

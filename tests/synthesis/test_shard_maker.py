@@ -116,16 +116,16 @@ def test_a_retry_has_a_seed_of_its_own(
     manifest = read(tmp_path)
     task = next(tasks(manifest))
     bad = image_seed(manifest, 0, 1)
-    real = generator.fresh
+    real = generator.init_latents
 
-    def fresh(seeds: list[int], *arguments: object) -> torch.Tensor:
+    def init_latents(seeds: list[int], *arguments: object) -> torch.Tensor:
         latents = real(seeds, *arguments)  # type: ignore[arg-type]
         for row, seed in enumerate(seeds):
             if seed == bad:
                 latents[row] = torch.nan
         return latents
 
-    monkeypatch.setattr(generator, "fresh", fresh)
+    monkeypatch.setattr(generator, "init_latents", init_latents)
     monkeypatch.setattr(generator, "constrain", lambda latent: latent)
     overrides = ("synthesis.quantise=false",)
     failed, samples = make(read(tmp_path, *overrides), teacher, generator, task, tmp_path)

@@ -5,20 +5,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd.utils.hardware import RUNS, WARMUP, cpus, machine, one_core, processor
+from dfkd.utils.hardware import (
+    TIMED_CALLS,
+    WARMUP_CALLS,
+    cpu_count,
+    describe_machine,
+    processor_name,
+    time_on_one_core,
+)
 
 
 def test_the_facts_are_this_machine() -> None:
-    facts = json.loads(json.dumps(machine()))
-    assert facts["processor"] == processor() != ""
-    assert facts["cpus"] == cpus() == len(os.sched_getaffinity(0))
+    facts = json.loads(json.dumps(describe_machine()))
+    assert facts["processor"] == processor_name() != ""
+    assert facts["cpus"] == cpu_count() == len(os.sched_getaffinity(0))
     total = Path("/proc/meminfo").read_text().split()[1]
     assert facts["memory"] == pytest.approx(1024 * int(total), rel=0.05)
 
 
 def test_where_the_system_knows_no_affinity_all_cpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert machine()["cpus"] == cpus() == os.cpu_count()
+    assert describe_machine()["cpus"] == cpu_count() == os.cpu_count()
 
 
 def test_calls_take_turns_on_one_thread_which_is_given_back() -> None:
@@ -26,22 +33,22 @@ def test_calls_take_turns_on_one_thread_which_is_given_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = one_core(
+        found = time_on_one_core(
             {name: lambda name=name: calls.append((name, torch.get_num_threads())) for name in "ab"}
         )
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert calls == [("a", 1), ("b", 1)] * (WARMUP + RUNS)
+    assert calls == [("a", 1), ("b", 1)] * (WARMUP_CALLS + TIMED_CALLS)
     assert found["ms"].keys() == {"a", "b"}
-    assert (found["batch"], found["threads"], found["runs"]) == (1, 1, RUNS)
-    assert found["machine"] == processor() != ""
+    assert (found["batch"], found["threads"], found["runs"]) == (1, 1, TIMED_CALLS)
+    assert found["machine"] == processor_name() != ""
 
 
 def test_threads_are_given_back_after_a_failure() -> None:
     before = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError):
-        one_core({"a": lambda: 1 // 0})
+        time_on_one_core({"a": lambda: 1 // 0})
     assert torch.get_num_threads() == before
 
 
@@ -49,7 +56,7 @@ def test_a_median_is_in_milliseconds_and_without_the_warm_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a clock that a call moves by 5 ms, and by a minute while it warms up or once more."""
-    clock = iter([60.0] * WARMUP + [60.0] + [0.005] * (RUNS - 1))
+    clock = iter([60.0] * WARMUP_CALLS + [60.0] + [0.005] * (TIMED_CALLS - 1))
     now = 0.0
 
     def call() -> None:
@@ -57,4 +64,4 @@ def test_a_median_is_in_milliseconds_and_without_the_warm_up(
         now += next(clock)
 
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    assert one_core({"a": call})["ms"]["a"] == pytest.approx(5.0)
+    assert time_on_one_core({"a": call})["ms"]["a"] == pytest.approx(5.0)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from dfkd.utils.images import batch, pixels
+from dfkd.utils.images import batch, decode_image
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -23,26 +23,26 @@ def test_pixels_are_those_of_clips_own_preprocessing(
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     clip = Compose([Resize(image_size, InterpolationMode.BICUBIC), CenterCrop(image_size)])
-    np.testing.assert_array_equal(pixels(encode(image), image_size), np.asarray(clip(image)))
+    np.testing.assert_array_equal(decode_image(encode(image), image_size), np.asarray(clip(image)))
 
 
 def test_transparency_is_white() -> None:
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert (pixels(encode(clear), 8) == 255).all()
+    assert (decode_image(encode(clear), 8) == 255).all()
     half = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
-    assert pixels(encode(half), 8)[0, 0].tolist() == [255, 127, 127]
+    assert decode_image(encode(half), 8)[0, 0].tolist() == [255, 127, 127]
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([0, 0, 255])
-    assert (pixels(encode(palette, transparency=0), 8) == 255).all()
-    assert pixels(encode(palette), 8)[0, 0].tolist() == [0, 0, 255]
+    assert (decode_image(encode(palette, transparency=0), 8) == 255).all()
+    assert decode_image(encode(palette), 8)[0, 0].tolist() == [0, 0, 255]
 
 
 def test_other_modes_become_rgb() -> None:
-    assert pixels(encode(Image.new("L", (8, 8), 77)), 8)[0, 0].tolist() == [77, 77, 77]
+    assert decode_image(encode(Image.new("L", (8, 8), 77)), 8)[0, 0].tolist() == [77, 77, 77]
     deep = Image.fromarray(np.full((8, 8), 77 * 256, dtype=np.uint16))
-    assert pixels(encode(deep), 8)[0, 0].tolist() == [77, 77, 77]
+    assert decode_image(encode(deep), 8)[0, 0].tolist() == [77, 77, 77]
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    assert pixels(encode(cmyk, "JPEG"), 8)[0, 0].tolist() == pytest.approx([255, 0, 0], abs=2)
+    assert decode_image(encode(cmyk, "JPEG"), 8)[0, 0].tolist() == pytest.approx([255, 0, 0], abs=2)
 
 
 def test_a_camera_that_was_turned_is_turned_back() -> None:
@@ -50,20 +50,20 @@ def test_a_camera_that_was_turned_is_turned_back() -> None:
     image.paste((255, 255, 255), (0, 0, 16, 8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = pixels(encode(image, exif=exif), 16)
+    turned = decode_image(encode(image, exif=exif), 16)
     assert (turned[:, 8:] == 255).all()
     assert (turned[:, :8] == 0).all()
 
 
 def test_a_thin_strip_does_not_fill_the_memory() -> None:
     strip = Image.new("RGB", (1, 30_000), "red")
-    assert pixels(encode(strip), 224)[0, 0].tolist() == [255, 0, 0]
+    assert decode_image(encode(strip), 224)[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_image_says_so(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        pixels(content, 16)
+        decode_image(content, 16)
 
 
 def test_an_image_cut_short_is_not_half_read() -> None:
@@ -71,7 +71,7 @@ def test_an_image_cut_short_is_not_half_read() -> None:
     for kind in ("PNG", "JPEG", "WEBP", "BMP"):
         whole = encode(Image.fromarray(noise), kind)
         with pytest.raises(ValueError, match=r"\w"):
-            pixels(whole[: len(whole) // 2], 64)
+            decode_image(whole[: len(whole) // 2], 64)
 
 
 def test_a_batch_is_planes_in_the_unit_range_as_torch_divides() -> None:

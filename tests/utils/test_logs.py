@@ -145,7 +145,7 @@ def test_the_newest_files_stay(tmp_path: Path) -> None:
         (folder / name).write_text("")
     on_a_terminal(str(tmp_path), tmp_path)
     *left, new, other = sorted(path.name for path in folder.iterdir())
-    assert left == names[-logs.KEPT + 1 :]
+    assert left == names[-logs.MAX_FILES + 1 :]
     assert (new[:3], other) == ("202", "other.txt")
     assert new not in names
 
@@ -156,7 +156,7 @@ def test_a_job_without_tasks_leaves_no_file(
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with logs.shown("evaluate", str(tmp_path)):
+        with logs.json_log("evaluate", str(tmp_path)):
             pass
     os.close(ours)
     assert list(tmp_path.iterdir()) == []

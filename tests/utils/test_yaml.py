@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.utils.yaml import dump, merged, read_tree
+from dfkd.utils.yaml import dump, merge, read_tree
 
 
 def scalar(folder: Path, text: str) -> Any:
@@ -80,9 +80,9 @@ TREES = st.recursive(
 def test_what_is_merged_holds_every_leaf_of_the_second(
     first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    found = merged(first, second)
-    assert merged(found, second) == found
-    assert merged(first, {}) == first
+    found = merge(first, second)
+    assert merge(found, second) == found
+    assert merge(first, {}) == first
     assert found.keys() == first.keys() | second.keys()
     for key, value in second.items():
         if not isinstance(value, dict) or not isinstance(first.get(key), dict):

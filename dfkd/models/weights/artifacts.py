@@ -15,7 +15,7 @@ from dfkd.errors import WeightsError
 
 FETCH = "python jobs/fetch.py MANIFEST"
 
-HASHED = re.compile(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8,64})\.\w+$")
+HASH_IN_ADDRESS = re.compile(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8,64})\.\w+$")
 """OpenAI's addresses hold the sha256 as a folder, those of PyTorch and open_clip its beginning."""
 
 
@@ -57,7 +57,7 @@ class EvaluationData:
 def at_address(address: str, licence: str) -> Artifact:
     """The file at an address that open_clip or torchvision names, with the hash that it holds."""
     path = urlsplit(address).path
-    file, found = PurePath(path).name, HASHED.search(path)
+    file, found = PurePath(path).name, HASH_IN_ADDRESS.search(path)
     digest = (found[1] or found[2]) if found else ""
     same = tuple(address.replace(host, other) for host, other in ALIASES.items() if host in address)
     return Artifact(file, (address, *same), licence, digest, SIZES.get(digest))
@@ -86,7 +86,7 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
     return path
 
 
-def data_set(place: str) -> EvaluationData | None:
+def known_data_set(place: str) -> EvaluationData | None:
     """The known data set that a path such as `data/PACS` is named after, if it is one."""
     names = [re.sub(r"[^a-z0-9]", "", part.lower()) for part in PurePath(place).parts]
     known = (DATA[key] for name in reversed(names) for key in DATA if name.startswith(key))

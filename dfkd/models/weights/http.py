@@ -14,13 +14,13 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from dfkd.models.weights.artifacts import Artifact
-from dfkd.storage.base import no_room, require_room
+from dfkd.storage.base import disk_full_error, require_disk_space
 from dfkd.utils import progress
 
 CHUNK = 1 << 16
-LARGEST = 64 << 30
+MAX_BYTES = 64 << 30
 """Bytes; no model that a manifest can name is larger, and an endless answer ends here."""
-PASSING = (408, 425, 429)
+TRANSIENT_STATUSES = (408, 425, 429)
 """Answers below 500 after which the same request may succeed."""
 
 
@@ -103,7 +103,7 @@ def copy(source: Path, artifact: Artifact, part: PartialFile) -> None:
     """
     part.restart()
     with source.open("rb") as stream:
-        _take(stream.read, source.stat().st_size, artifact, part)
+        _store_body(stream.read, source.stat().st_size, artifact, part)
 
 
 def receive(address: str, artifact: Artifact, part: PartialFile, silence: float) -> None:
@@ -132,8 +132,8 @@ def receive(address: str, artifact: Artifact, part: PartialFile, silence: float)
     except ValueError:
         raise Refusal("leads to something that is no address") from None
     with answer:
-        size = _begin(answer, part)
-        _take(answer.read1, size, artifact, part)
+        size = _prepare(answer, part)
+        _store_body(answer.read1, size, artifact, part)
 
 
 def _request(address: str, part: PartialFile) -> urllib.request.Request:
@@ -151,12 +151,12 @@ def _explain(error: urllib.error.HTTPError, part: PartialFile) -> bool:
         if error.headers.get("Content-Range") == f"bytes */{part.done}":
             return False
         part.restart()
-    elif error.code < 500 and error.code not in PASSING:
+    elif error.code < 500 and error.code not in TRANSIENT_STATUSES:
         raise Refusal(f"answers {error.code}")
     return True
 
 
-def _begin(answer: HTTPResponse, part: PartialFile) -> int | None:
+def _prepare(answer: HTTPResponse, part: PartialFile) -> int | None:
     """The size of the whole file, if the answer tells; the part is ready for its body."""
     length = answer.headers.get("Content-Length", "")
     if answer.status != 206:
@@ -168,18 +168,18 @@ def _begin(answer: HTTPResponse, part: PartialFile) -> int | None:
     return part.done + int(length) if length.isdecimal() else None
 
 
-def _take(
+def _store_body(
     read: Callable[[int], bytes], size: int | None, artifact: Artifact, part: PartialFile
 ) -> None:
     """The body of an answer, or of a file, of which `size` bytes are to be there at the end."""
     if size is not None and artifact.bytes not in (None, size):
         raise Refusal(f"has {size} bytes, not {artifact.bytes}")
-    limit = artifact.bytes or LARGEST if size is None else size
+    limit = artifact.bytes or MAX_BYTES if size is None else size
     if size is not None:
-        require_room(part.path, size - part.done)
+        require_disk_space(part.path, size - part.done)
     with (
         progress.bar(artifact.file, _kilo(size or 0), "kB", _kilo(part.done)) as shown,
-        no_room(part.path, limit),
+        disk_full_error(part.path, limit),
     ):
         while chunk := read(CHUNK):
             before = part.done

@@ -63,7 +63,7 @@ def _rebuild(
     return torch.as_strided(storage, size, stride, offset).clone()
 
 
-def _same(value: object, *_: object) -> object:
+def _first_argument(value: object, *_: object) -> object:
     return value
 
 
@@ -71,7 +71,7 @@ _ALLOWED: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "collections.OrderedDict": OrderedDict,
     **{
-        f"torch.jit._pickle.{name}": _same
+        f"torch.jit._pickle.{name}": _first_argument
         for name in (
             "build_intlist",
             "build_tensorlist",

@@ -16,7 +16,7 @@ from dfkd.models.weights.artifacts import (
     Artifact,
     at_address,
     cached,
-    data_set,
+    known_data_set,
     published,
 )
 
@@ -120,7 +120,7 @@ def test_what_was_not_fetched_is_one_line_with_the_command(tmp_path: Path) -> No
     ],
 )
 def test_data_sets_are_known_by_the_names_of_folders(place: str, name: str | None) -> None:
-    found = data_set(place)
+    found = known_data_set(place)
     assert (found.name if found else None) == name
 
 

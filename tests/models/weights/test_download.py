@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.download import Fetched, Fetcher
-from dfkd.models.weights.http import LARGEST, PartialFile, Refusal, receive
+from dfkd.models.weights.http import MAX_BYTES, PartialFile, Refusal, receive
 from dfkd.storage.retries import RetryPolicy
 from tests.helpers.http_server import Publisher
 
@@ -210,7 +210,7 @@ def test_an_answer_without_end_ends(server: Publisher, tmp_path: Path) -> None:
     assert "sends more than 9000 bytes" in str(
         failure(tmp_path, replace(server.artifact(FILE), bytes=9000))
     )
-    assert LARGEST > 1e9
+    assert MAX_BYTES > 1e9
 
 
 def test_an_address_without_the_file_is_a_failure_and_not_tried_again(

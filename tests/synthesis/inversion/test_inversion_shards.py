@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import chained
+from dfkd.config.methods import has_dependent_parts
 from dfkd.config.plan import Unit, image_seed, units
 from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.errors import DfkdError, ManifestError
@@ -47,7 +47,7 @@ def make(
     needed = generator if manifest.method == "vanilla-bn" else None
     stored: list[torch.Tensor] = []
     maker = ShardMaker(manifest, teacher, needed, earlier=stored.__getitem__)
-    before = unit.part if chained(manifest.method) else 0
+    before = unit.part if has_dependent_parts(manifest.method) else 0
     for each in [*islice(units(manifest, ()), before), unit]:
         place = folder if each is unit else folder.with_name(f"{folder.name}-{each.part}")
         place.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfkd.config.inversion import Inversion
-from dfkd.config.methods import chained
+from dfkd.config.methods import has_dependent_parts
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import cmi
@@ -30,7 +30,7 @@ def test_the_methods_that_carry_something_are_the_chained_ones(teacher: Teacher)
     settings = read().inversion
     for method in METHODS:
         carries = bool(begun(method, teacher, settings).state())
-        assert carries == chained(method) == (method in CHAINED)  # type: ignore[arg-type]
+        assert carries == has_dependent_parts(method) == (method in CHAINED)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", CHAINED)
