@@ -1,8 +1,8 @@
-"""What can go wrong, as one line for a person and one exit code for a scheduler.
+"""Errors: one line of text for a person and one exit code for a scheduler.
 
-Every error that a user can cause or cure derives from `DfkdError`. Its text names the field (or the
-object), the rule, the value, and what to do; `dfkd.pipeline.command_line` prints it and exits with
-`exit_code`.
+Every error that a user can cause or fix derives from `DfkdError`. Its text names the field (or the
+object), the rule, the value and the remedy. `dfkd.pipeline.command_line` prints the text and exits
+with `exit_code`.
 """
 
 import re
@@ -14,14 +14,14 @@ SECRET_PATTERN = re.compile(
     r"""|(?<=Signature=)[^\s'"&]+|(?<=Token=)[^\s'"&]+|(?<=Credential=)[^\s'"&]+"""
     r"""|(?:AKIA|ASIA)[A-Z0-9]{16}"""
 )
-"""User and password of a URL, what signs a request in its query, and the id of an AWS key."""
+"""Matches user and password in a URL, the signature in a URL's query, and AWS key ids."""
 
 MAX_VALUE_LENGTH = 300
-"""Characters of a value that a message repeats."""
+"""Maximal number of characters of a value that a message repeats."""
 
 
 def conceal(text: str) -> str:
-    """`text` with `***` in place of what could be a credential."""
+    """`text` with `***` in place of every possible credential."""
     return SECRET_PATTERN.sub("***", text)
 
 
@@ -36,7 +36,7 @@ class Exit(IntEnum):
 
 
 class DfkdError(Exception):
-    """A failure with a one-line explanation; the base of all others."""
+    """A failure with a one-line explanation; the base class of all errors here."""
 
     exit_code = Exit.FAILED
 
@@ -45,26 +45,27 @@ class DfkdError(Exception):
 
 
 class ManifestError(DfkdError):
-    """A manifest or command line that cannot be run. Nothing has been started."""
+    """The manifest or the command line is invalid. Nothing has been started."""
 
     exit_code = Exit.USAGE
 
     def __init__(self, field: str, rule: str, value: object, remedy: str) -> None:
-        shown = conceal(repr(value))  # before it is cut, perhaps in the middle of a secret
+        shown = conceal(repr(value))  # before the cut, which may hide half of a secret from it
         shown = shown if len(shown) <= MAX_VALUE_LENGTH else f"{shown[:MAX_VALUE_LENGTH]}..."
         super().__init__(f"{field}: {rule}, got {shown}; {remedy}")
         self.field = field
 
-    def of_section(self, found: str, section: str) -> "ManifestError":
-        """The same error, with the keys of one section named as those of another.
+    def of_section(self, old: str, new: str) -> "ManifestError":
+        """The same error with keys of section `new` in place of those of section `old`.
 
-        For sections that share the code which reads them, such as `teacher` and `text_only`.
+        Two sections that are read by the same code need it, such as `teacher` and `text_only`.
         """
-        renamed = (text.replace(f"{found}.", f"{section}.") for text in (self.field, str(self)))
+        renamed = (text.replace(f"{old}.", f"{new}.") for text in (self.field, str(self)))
         return _rebuilt(type(self), *renamed)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self), self.field, str(self))  # to another process
+        # Pickle would call `__init__` with the finished text instead of its four parts.
+        return _rebuilt, (type(self), self.field, str(self))
 
 
 def _rebuilt(kind: "type[ManifestError]", field: str, message: str) -> "ManifestError":
@@ -78,38 +79,38 @@ class WeightsError(ManifestError):
 
 
 class FingerprintError(DfkdError):
-    """Work in progress belongs to another manifest than the one given."""
+    """Work in progress belongs to another manifest than this one."""
 
     exit_code = Exit.USAGE
 
 
 class CorruptionError(DfkdError):
-    """Bytes in storage are not the bytes that were written."""
+    """An object in storage differs from what was written."""
 
 
 class PartialError(DfkdError):
-    """Everything possible was done, but some tasks are quarantined or some images failed."""
+    """The job has finished, but some tasks are quarantined or some images failed."""
 
     exit_code = Exit.PARTIAL
 
 
 class BudgetError(DfkdError):
-    """A cap was reached; what is finished is kept, and the same command resumes."""
+    """The budget is used up. Finished work is kept, and the same command resumes."""
 
     exit_code = Exit.PARTIAL
 
 
 class GateError(DfkdError):
-    """A candidate was made, but is not good enough to become current."""
+    """A new version was made but is not good enough to become the current one."""
 
     exit_code = Exit.PARTIAL
 
 
 class InfrastructureError(DfkdError):
-    """Storage, disk or cluster failed; the same command may succeed later and will resume."""
+    """Storage, disk or cluster failed. The same command resumes and may succeed later."""
 
     exit_code = Exit.RETRY
 
 
 class LeaseError(InfrastructureError):
-    """Another process holds what must be held by one at a time."""
+    """Another process holds the lease."""

@@ -1,4 +1,4 @@
-"""What machine this is, and how long a model takes for one image on one of its cores."""
+"""Facts about this machine, and the time that a model takes on one of its cores."""
 
 import os
 import platform
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 WARMUP_CALLS, TIMED_CALLS = 3, 21
-"""Calls of each model before it is timed, and calls that are."""
+"""Untimed calls of each model, and timed calls after them."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, CPUs that this process may use, memory in bytes, GPU if there is one."""
+    """Processor name, usable CPUs, memory in bytes, system, torch's threads, and GPU if any."""
     facts = {
         "processor": processor_name(),
         "cpus": cpu_count(),
@@ -30,12 +30,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_count() -> int:
-    """CPUs that this process may use; all there are where the system (macOS) tells no more."""
+    """Number of CPUs that this process may use; on macOS the number of all CPUs."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's model name, or its architecture if the system does not give a name."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -43,10 +43,11 @@ def processor_name() -> str:
 
 
 def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
-    """Median milliseconds of each call, by name under `ms`, and how and where that was measured.
+    """Time each call on one core.
 
-    torch is held to one thread; what else a call uses is to be held to one by who makes it. The
-    calls take turns, so that a machine that is busy for a moment is so for all of them.
+    Returns the median milliseconds by name under `ms`, and under `batch`, `threads`, `runs` and
+    `machine` how they were measured. torch is limited to one thread here; the caller must limit
+    every other library that a call uses. The calls take turns, so a momentary load affects all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with _one_thread():
@@ -56,7 +57,7 @@ def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any
                 call()
                 if turn >= WARMUP_CALLS:
                     seconds[name].append(time.perf_counter() - start)
-    medians = {name: 1000 * statistics.median(found) for name, found in seconds.items()}
+    medians = {name: 1000 * statistics.median(times) for name, times in seconds.items()}
     return {
         "ms": medians,
         "batch": 1,

@@ -1,7 +1,7 @@
-"""Encoded pictures to the pixels that a model takes: the same for scoring and for
-`dfkd.export.predict`.
+"""Encoded pictures to the pixels that a model takes.
 
-Needs numpy and pillow only, so that who uses a student needs no torch.
+Scoring and `dfkd.export.predict` share this module. It needs only numpy and pillow, so that users
+of an exported student need no torch.
 """
 
 import io
@@ -16,21 +16,27 @@ from PIL import Image, ImageOps
 Array = npt.NDArray[np.float32]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""What is decoded, whatever a file's name says: Pillow's other readers run programs or are old."""
+"""Formats that are decoded, whatever a file's name says.
+
+Pillow's other readers start programs or are little tested.
+"""
 MAX_PIXELS = 1 << 26
-"""A picture that claims more is not decoded: a file of a few kilobytes could fill the memory."""
+"""Larger pictures are not decoded, because a file of a few kilobytes could fill the memory."""
 MAX_ASPECT_RATIO = 8
-"""A longer side is cut to so many times the shorter: scaled, a thin strip would fill the memory."""
+"""The longer side is cut to this multiple of the shorter one before scaling.
+
+Without the cut, scaling a thin strip could fill the memory.
+"""
 
 
 def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
-    """An encoded image as CLIP sees it: [H, W, 3] uint8 with H = W = `image_size`.
+    """The image with CLIP's preprocessing: uint8 [H, W, 3] with H = W = `image_size`.
 
-    Turned upright as its EXIF says, transparency on white, shorter side resized bicubically, centre
-    cut out.
+    The steps: rotate by the EXIF orientation, put transparency on white, resize the shorter side
+    (bicubic), crop the centre.
 
     Raises:
-        ValueError: no image, or a truncated or oversized one; the text says why.
+        ValueError: not an image, or a truncated or oversized one; the text says why.
     """
     with open_image(encoded) as image:
         upright = _on_white(ImageOps.exif_transpose(image))
@@ -39,10 +45,10 @@ def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """A picture whose header has been read; whatever fails on it inside is a `ValueError`.
+    """Yield the picture after its header is read; turn decoding errors inside into `ValueError`.
 
     Raises:
-        ValueError: no image of these formats, or a truncated or oversized one; the text says why.
+        ValueError: not an image of `formats`, or a truncated or oversized one; the text says why.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
@@ -58,10 +64,10 @@ _PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
 def header_size(encoded: bytes, kind: str) -> tuple[int, int]:
-    """Width and height that the header of a `PNG` or `JPEG` claims; nothing else is looked at.
+    """Width and height from the header of an image whose format `kind` is `PNG` or `JPEG`.
 
     Raises:
-        ValueError: no header of that kind, or as `open_image`.
+        ValueError: not such a header, or as `open_image`.
     """
     if kind == "PNG" and encoded.startswith(_PNG_HEADER) and len(encoded) >= len(_PNG_HEADER) + 8:
         width, height = struct.unpack_from(">II", encoded, len(_PNG_HEADER))
@@ -71,13 +77,13 @@ def header_size(encoded: bytes, kind: str) -> tuple[int, int]:
 
 
 def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
-    """Images [S, S, 3] uint8 as a student takes them: float32 [N, 3, S, S] in [0, 1]."""
+    """N images uint8 [S, S, 3] as a student's input: float32 [N, 3, S, S] in [0, 1]."""
     stacked = np.stack(images).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size`, then the centre; pixel for pixel what torchvision gives CLIP."""
+    """Resize the shorter side to `size` and crop the centre, pixel for pixel as torchvision."""
     short = min(image.size)
     if max(image.size) > MAX_ASPECT_RATIO * short:
         image = _centre(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.size])
@@ -91,7 +97,7 @@ def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; PIL would clip them to white
+    if image.mode.startswith("I"):  # 16 bits per pixel, which PIL would clip to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")

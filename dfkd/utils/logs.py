@@ -1,8 +1,8 @@
-"""Lines of JSON for whatever reads a job's log: one for each task that ended.
+"""The log of a job for programs: one line of JSON for each task that has ended.
 
-Written through `logging`, under the logger `dfkd`. A job shows them on stderr, and writes them to a
-file where stderr is a terminal, which belongs to the progress bar. The fields are those of
-`task_done` and `task_quarantined`, `time` (UTC) and `event`: "task" or "quarantined".
+The lines go through `logging`, to the logger `dfkd`. A job prints them on stderr. If stderr is a
+terminal, which then shows the progress bar, the lines go to a file instead. The fields are those of
+`task_done` and `task_quarantined`, plus `time` (UTC) and `event`: "task" or "quarantined".
 """
 
 import json
@@ -22,11 +22,11 @@ LOGGER = logging.getLogger("dfkd")
 
 FOLDER = "logs"
 MAX_FILES = 20
-"""Files in that folder of a run's root; the next one replaces the oldest."""
+"""Number of log files kept in that folder; a new one replaces the oldest."""
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class LogFile(logging.Handler):
-    """Writes the lines to a file, which the first line makes and whose path is then told once."""
+    """Writes the lines to a file; the first line creates the file and prints its path."""
 
     def __init__(self, job: str, root: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LogFile(logging.Handler):
         self.stream: TextIO | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See `logging.Handler.emit`; raises `OSError` where the file cannot be written."""
+        """See `logging.Handler.emit`; raises `OSError` if the file cannot be written."""
         if self.stream is None:
             path = _new_file(self.job, self.root)
             self.stream = path.open("a", encoding="utf-8")
@@ -60,9 +60,10 @@ class LogFile(logging.Handler):
 
 
 def _new_file(job: str, root: str) -> Path:
-    """`logs/{time}-{job}.jsonl` under a directory; for a bucket a new file in a temporary folder.
+    """The path of a new log file; deletes the oldest ones in its folder.
 
-    Of the files in `logs/` the newest stay.
+    The file is `logs/{time}-{job}.jsonl` under `root`. If `root` is a bucket or empty, the file is
+    in the temporary folder of this machine.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{job}"
     if not root or "://" in root:
@@ -78,11 +79,11 @@ def _new_file(job: str, root: str) -> Path:
 
 @contextmanager
 def json_log(job: str, root: str) -> Iterator[None]:
-    """Within, the lines go to stderr, or to a file where that is a terminal.
+    """Inside the block, log lines go to stderr, or to a file if stderr is a terminal.
 
     Args:
-        job: its name, for that of the file.
-        root: of the run, which the file lies under; empty if there is none.
+        job: name of the job, which becomes part of the file's name.
+        root: root of the run, which holds the file; empty for a temporary file.
     """
     handler = LogFile(job, root) if sys.stderr.isatty() else logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
@@ -113,14 +114,14 @@ def task_done(
     """Log a finished synthesis task.
 
     Args:
-        run: the first 16 digits of the version's fingerprint.
-        task: its id, which is its shard's name.
-        attempt: the try that succeeded, from 1.
-        seconds: of work, on one worker.
-        images: in its shard.
-        failed: images that diverged at every try.
-        bytes: of its shard.
-        node: address of the node whose worker did it.
+        run: first 16 digits of the version's fingerprint.
+        task: id of the task, which is also the name of its shard.
+        attempt: number of the attempt that succeeded, from 1.
+        seconds: working time of the worker.
+        images: number of images in the shard.
+        failed: number of images that diverged in every attempt.
+        bytes: size of the shard.
+        node: address of the worker's node.
     """
     fields = {
         "run": run,
@@ -136,6 +137,6 @@ def task_done(
 
 
 def task_quarantined(*, run: str, task: str, images: int, reason: str) -> None:
-    """Log a task that failed at every try, and why it did the last time."""
+    """Log a task that failed in every attempt, with the reason of the last failure."""
     fields = {"run": run, "task": task, "images": images, "reason": reason}
     LOGGER.info("quarantined", extra={"fields": fields})

@@ -1,7 +1,7 @@
-"""Paired differences: how much better the runs of a row are than those of another, run by run.
+"""Paired differences between two rows of results, seed by seed.
 
-What two runs of one seed share (the latents' noise, the student's initial weights and batches)
-cancels in their difference, so that it tells more than two means with their deviations do.
+Two runs with the same seed share the latents' noise and the student's initial weights and batches.
+These cancel in the difference, so its interval is narrower than that of two separate means.
 """
 
 import statistics
@@ -17,40 +17,42 @@ class Difference:
 
     mean: float
     low: float | None
-    """None of a single pair, which has no interval."""
+    """Lower end of the interval; None for a single pair, which has no interval."""
     high: float | None
+    """Upper end of the interval; None for a single pair."""
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
-    """The mean of ours minus theirs over the seeds that both have; None where there are none.
+    """The mean of ours minus theirs over the common seeds; None if there is no common seed.
 
-    The interval is that of Student's t: mean ± t(0.975, n - 1) s / sqrt(n), of n differences with
-    standard deviation s (n - 1).
+    The interval is that of Student's t: mean ± t(0.975, n - 1) s / sqrt(n), where s is the standard
+    deviation (n - 1) of the n differences.
 
     Args:
-        ours: figures by seed.
-        theirs: those of the reference.
+        ours: accuracies by seed.
+        theirs: accuracies of the reference by seed.
 
     Raises:
         ManifestError: scipy is missing.
     """
-    found = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    if not found:
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    count = len(differences)
+    if not count:
         return None
-    mean = statistics.fmean(found)
-    if len(found) == 1:
+    mean = statistics.fmean(differences)
+    if count == 1:
         return Difference(mean, None, None)
-    half = _quantile(len(found) - 1) * statistics.stdev(found) / len(found) ** 0.5
+    half = _quantile(count - 1) * statistics.stdev(differences) / count**0.5
     return Difference(mean, mean - half, mean + half)
 
 
 def require_scipy() -> None:
-    """Refuse (`ManifestError`) a machine without scipy, which only these intervals need."""
+    """Raise `ManifestError` if scipy is missing; only these intervals need it."""
     _quantile(1)
 
 
 def _quantile(freedom: int) -> float:
-    """Of 0.975 of Student's t with that many degrees of freedom."""
+    """The 0.975 quantile of Student's t with `freedom` degrees of freedom."""
     try:
         from scipy.special import stdtrit
     except ImportError:

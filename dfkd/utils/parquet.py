@@ -1,4 +1,4 @@
-"""Parquet that another may have written: read whole, as long as it is not too large."""
+"""Parquet files from untrusted sources: read into memory within fixed limits."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from dfkd.errors import CorruptionError
 
 MAX_BYTES = 1 << 31
-"""Of a table in memory. A file of kilobytes can hold billions of equal rows."""
+"""Maximal size of a table in memory. A file of kilobytes can hold billions of equal rows."""
 MAX_VALUES = 1 << 28
-"""Of a column in one row group, which a row of a list column could fill alone."""
+"""Maximal number of values of a column in a row group; one row of lists can hold billions."""
 BATCH_ROWS = 512
-"""Rows that are read before their size is known."""
+"""Rows that are decoded before their size is checked."""
 
 
 def read(
@@ -22,21 +22,22 @@ def read(
     needed: Sequence[str],
     where: str,
     remedy: str,
-    wanted: Callable[[pq.FileMetaData], list[int]] = lambda found: list(
-        range(found.num_row_groups)
+    select_groups: Callable[[pq.FileMetaData], list[int]] = lambda metadata: list(
+        range(metadata.num_row_groups)
     ),
 ) -> pa.Table:
     """The table in `data`, or some of its row groups.
 
     Args:
-        data: a Parquet file; of one that is seekable only what is wanted is read.
-        needed: columns that must be there.
-        where: the object, for messages.
-        remedy: what to do about a damaged one.
-        wanted: chooses row groups.
+        data: a Parquet file, as bytes or as a seekable stream. Only the selected row groups of a
+            stream are read.
+        needed: columns that must exist.
+        where: the object's location, for messages.
+        remedy: how to fix a damaged object, for messages.
+        select_groups: the indices of the row groups to read; by default all.
 
     Raises:
-        CorruptionError: no Parquet, a column is missing, or it is too large.
+        CorruptionError: not Parquet, a column is missing, or the table is too large.
     """
     try:
         source = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -44,7 +45,7 @@ def read(
             missing = [name for name in needed if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"no column {missing[0]}")
-            groups = wanted(file.metadata)
+            groups = select_groups(file.metadata)
             _refuse_huge(file.metadata, groups)
             return pa.Table.from_batches(list(_bounded(file, groups)), file.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""Pixels as networks have them, and as they are stored: tensors of numbers, and of bytes.
+"""Conversion between a network's float pixels and the stored bytes, both as tensors.
 
-`dfkd.utils.images` is about encoded pictures, and needs no torch.
+`dfkd.utils.images` handles encoded pictures, without torch.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 def to_bytes(pixels: Tensor) -> Tensor:
     """Pixels [N, C, H, W] in [0, 1] as uint8 [N, H, W, C] on the CPU.
 
-    Rounded to the nearest level; what is out of range gets the nearest one, what is no number 0.
+    Values are rounded to the nearest level. Values out of range are clamped, and NaN becomes 0.
     """
     levels = (pixels.detach() * 255).round().nan_to_num().clamp(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().cpu()
@@ -19,6 +19,6 @@ def to_bytes(pixels: Tensor) -> Tensor:
 def from_bytes(images: Tensor) -> Tensor:
     """Images uint8 [N, H, W, C] as pixels float32 [N, C, H, W] in [0, 1], on the same device.
 
-    A GPU may divide otherwise than a CPU does in the last bit.
+    A GPU's division may differ from a CPU's in the last bit.
     """
     return images.permute(0, 3, 1, 2).float() / 255

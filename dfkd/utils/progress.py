@@ -8,11 +8,11 @@ from typing import Protocol, Self
 from tqdm import tqdm
 
 QUIET_SECONDS = 10.0
-"""Seconds between two lines where nobody watches."""
+"""Seconds between two lines in a log."""
 
 
 class Bar(Protocol):
-    """The part of tqdm that is used, and that Ray's bar, which reaches the driver, has too."""
+    """The part of tqdm's interface that Ray's bar, which prints on the driver, has too."""
 
     def update(self, n: int) -> object:
         """Advance by `n` units."""
@@ -22,10 +22,10 @@ class Bar(Protocol):
 
 
 class Closing:
-    """What is closed at the end of a `with` block, however that ends."""
+    """A context manager that calls `close` at the end of its block, also after an error."""
 
     def close(self) -> None:
-        """Free what is held; says nothing of the block's error."""
+        """Free the resources."""
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +40,7 @@ class Closing:
 
 
 def say(text: str) -> None:
-    """Print a line of its own on stderr, above the bar if there is one on the screen."""
+    """Print a line on stderr, above the progress bar if there is one."""
     tqdm.write(text, file=sys.stderr)
 
 
@@ -64,11 +64,11 @@ class ScreenBar(Closing):
         self.inner.update(n)
 
     def note(self, text: str) -> None:
-        """Show `text` behind the rate from the next line on; an empty one shows nothing."""
+        """Show `text` behind the rate from the next update on."""
         self.inner.set_postfix_str(text, refresh=False)
 
     def say(self, text: str) -> None:
-        """Print a line of its own, once, above the bar."""
+        """Print a line above the bar."""
         say(text)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class ScreenBar(Closing):
 
 
 class LineBar(Closing):
-    """A whole line on stderr every ten seconds and at the end, for logs and behind a pipe."""
+    """Prints a line on stderr every ten seconds and at the end, for logs and pipes."""
 
     def __init__(self, description: str, total: int, unit: str, done: int = 0) -> None:
         self.description, self.total, self.unit = description, total, unit
@@ -117,6 +117,6 @@ class LineBar(Closing):
 
 
 def bar(description: str, total: int, unit: str, done: int = 0) -> ScreenBar | LineBar:
-    """Progress on stderr with rate and ETA; `done` units count as finished before."""
+    """A progress bar on stderr with rate and ETA; `done` units were finished earlier."""
     kind = ScreenBar if sys.stderr.isatty() else LineBar
     return kind(description, total, unit, done)

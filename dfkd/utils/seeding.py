@@ -1,4 +1,4 @@
-"""torch's own generators, where modules draw from them and take no other."""
+"""Seeds for torch's global generators, for code that accepts no generator of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,12 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Inside, initial weights and drop-path come from `seed`; afterwards all is as it was before.
+    """Seed torch's global generators inside the block and restore their states afterwards.
+
+    Weight initialisation and drop-path draw from these generators.
 
     Args:
-        device: that is drawn on, besides the CPU.
+        device: the device whose generator is seeded in addition to the CPU's.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)

@@ -1,7 +1,7 @@
-"""UTF-8 JSON that another may have written: each key once, finite numbers, bounded nesting.
+"""Strict UTF-8 JSON: unique keys, finite numbers, bounded nesting.
 
-Python's own reader lets the last of two equal keys win and takes NaN, so that two programs can read
-two things from one file.
+Python's own reader accepts NaN, and keeps the last of two equal keys. Another program may then read
+a different value from the same file.
 """
 
 import json
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def parse(data: bytes | str) -> Any:
-    """The value in `data`.
+    """The value that `data` encodes.
 
     Raises:
-        ValueError: it is no JSON, or JSON that `json.dumps(..., allow_nan=False)` never writes.
+        ValueError: not JSON, or JSON that `json.dumps(..., allow_nan=False)` never writes.
     """
     try:
         return _DECODER.decode(data if isinstance(data, str) else data.decode())
@@ -36,11 +36,15 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
-"""Made once: making it takes as long as reading a small object with it."""
+"""Created once, because creating it takes as long as reading a small object."""
 
 
 def canonical(tree: Any) -> bytes:
-    """`tree` as JSON bytes: sorted keys, UTF-8, one trailing newline; refuses NaN."""
+    """`tree` as UTF-8 JSON with sorted keys and one trailing newline.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     return (
         json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     ).encode()

@@ -1,4 +1,4 @@
-"""What the fields of a manifest may hold: types that pydantic checks, and rules over values."""
+"""Types and rules for the fields of a manifest; pydantic checks the types."""
 
 from typing import Annotated, Literal, TypeVar
 
@@ -16,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the numbers that networks multiply. `float32` is never TF32:
+"""Precision of a network's products. `float32` never means TF32, see
 `dfkd.utils.device.forbid_tf32`."""
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
@@ -29,24 +29,24 @@ def _several(value: object) -> object:
 
 
 Several = Annotated[tuple[T, ...], BeforeValidator(_several)]
-"""A list, or a single text or number in place of a list of one."""
+"""A list, or a single string or number that stands for a list of one."""
 
 
 def require_unique(field: str, values: tuple[object, ...]) -> None:
-    """Refuse (`ManifestError`) a value that is there twice."""
+    """Raise `ManifestError` if a value occurs twice."""
     for value in values:
         if values.count(value) > 1:
             raise ManifestError(field, "every entry once", value, "remove the repetition")
 
 
-def require_folder(field: str, place: str) -> None:
-    """Refuse (`ManifestError`) a URL where only a folder of this machine will do."""
-    if ":/" in place:
-        raise ManifestError(field, "must be a folder of this machine", place, "name one")
+def require_folder(field: str, path: str) -> None:
+    """Raise `ManifestError` if `path` is a URL instead of a folder of this machine."""
+    if ":/" in path:
+        raise ManifestError(field, "must be a folder of this machine", path, "name one")
 
 
 def require_slots(field: str, template: str, *slots: str) -> None:
-    """Refuse (`ManifestError`) a template that has not each of `slots` once."""
+    """Raise `ManifestError` unless `template` contains each of `slots` exactly once."""
     for slot in slots:
         if template.count(slot) != 1:
             raise ManifestError(

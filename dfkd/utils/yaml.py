@@ -1,4 +1,4 @@
-"""YAML into checked dataclasses: the one reader of manifest files and `--set` overrides."""
+"""YAML into checked dataclasses: the only reader of manifest files and `--set` overrides."""
 
 import difflib
 import json
@@ -17,10 +17,11 @@ from dfkd.errors import SECRET_PATTERN, ManifestError, conceal
 T = TypeVar("T")
 
 Tree = dict[str, Any]
-"""Keys and values, nested as in a file."""
+"""Nested keys and values of a YAML file."""
 
 MAX_BYTES = 1 << 20
-"""A manifest is written by a person; a larger file is a mistake or an attack."""
+"""Maximal size of a manifest. People write manifests, so a larger file is a mistake or an attack.
+"""
 
 
 _SCALARS = {
@@ -35,15 +36,16 @@ _SCALARS = {
         "-+.0123456789",
     ),
 }
-"""Pattern and first characters of what YAML 1.2 takes for a flag or a number.
+"""Pattern and possible first characters of the booleans and numbers of YAML 1.2.
 
-PyYAML knows 1.1, to which `1e-3` is text, `no` a flag, and `1:30` ninety."""
+PyYAML implements 1.1, where `1e-3` is a string, `no` is a boolean, and `1:30` is 90."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML without aliases, or a key given twice, which PyYAML would let the last one win.
+    """Reads plain YAML; refuses aliases and repeated keys.
 
-    A few nested aliases in a file of a kilobyte expand to more than any memory holds.
+    A few nested aliases in a file of a kilobyte can expand to more than any memory holds. PyYAML
+    itself silently keeps the last of two equal keys.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML declares it so
@@ -72,7 +74,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for more than text."""
+    """Quotes every string that YAML 1.1 or 1.2 would read as another type."""
 
 
 for _tag, (_pattern, _first) in _SCALARS.items():
@@ -89,11 +91,11 @@ def load(
     """The dataclass `schema` filled from a YAML file and `key.sub=value` overrides.
 
     Args:
-        presets: what the key `preset` may name; its settings stand beneath all others, those of
-            the file and of the overrides.
+        presets: settings by the name that the key `preset` may hold. The file and the overrides
+            take precedence over the settings of a preset.
 
     Raises:
-        ManifestError: no such file, no YAML, an unknown key, a wrong type or a broken rule.
+        ManifestError: no such file, not YAML, an unknown key, a wrong type or a broken rule.
     """
     tree = read_tree(path)
     for override in overrides:
@@ -102,7 +104,7 @@ def load(
 
 
 def expand_preset(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
-    """`tree` with the settings of the preset that it names beneath its own; the name is dropped.
+    """`tree` with the settings of its preset added where it has none; the key `preset` is dropped.
 
     Raises:
         ManifestError: there is no such preset.
@@ -116,17 +118,21 @@ def expand_preset(tree: Tree, presets: Mapping[str, Tree]) -> Tree:
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """`base` with the values of `over`; mappings are merged, all else is replaced."""
+    """`base` overridden by `over`: nested mappings are merged, other values are replaced."""
     tree = dict(base)
     for key, value in over.items():
-        held = tree.get(key)
-        both = isinstance(held, dict) and isinstance(value, dict)
-        tree[key] = merge(held, value) if both else value  # type: ignore[arg-type]
+        current = tree.get(key)
+        both = isinstance(current, dict) and isinstance(value, dict)
+        tree[key] = merge(current, value) if both else value  # type: ignore[arg-type]
     return tree
 
 
 def read_tree(path: str | Path) -> Tree:
-    """The mapping in a YAML file, unchecked; raises as `load` does of a file."""
+    """The unchecked mapping in a YAML file.
+
+    Raises:
+        ManifestError: no such file, not YAML, or not a mapping.
+    """
     tree = _parse(_read(Path(path)), str(path))
     if not isinstance(tree, dict):
         raise ManifestError(
@@ -136,7 +142,7 @@ def read_tree(path: str | Path) -> Tree:
 
 
 def dump(value: object, *, inline: bool = False) -> str:
-    """`value`, of plain types, as YAML that `load` reads back as the same; `inline` on one line."""
+    """`value`, made of plain types, as YAML that reads back as the same; `inline`: on one line."""
     return yaml.dump(
         value,
         Dumper=_Dumper,
@@ -148,17 +154,21 @@ def dump(value: object, *, inline: bool = False) -> str:
 
 
 def check(schema: type[T], tree: Tree) -> T:
-    """`tree` as a `schema`; strict: no text becomes a number, no number a flag."""
+    """`tree` as an instance of `schema`; no value is converted to another type.
+
+    Raises:
+        ManifestError: an unknown or missing key, a wrong type, a broken rule, or a credential.
+    """
     try:
         encoded = json.dumps(tree, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(
             "manifest", "holds plain text, numbers and lists", str(error), "quote it"
         ) from None
-    for place, text in _texts(tree):
+    for field, text in _texts(tree):
         if SECRET_PATTERN.search(text):
             raise ManifestError(
-                place, "must not hold credentials", conceal(text), "use the usual AWS environment"
+                field, "must not hold credentials", conceal(text), "use the usual AWS environment"
             )
     try:
         return TypeAdapter(schema).validate_json(encoded, strict=True)
@@ -166,17 +176,17 @@ def check(schema: type[T], tree: Tree) -> T:
         raise _first_problem(schema, error) from None
 
 
-def _texts(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every key and text below `tree`, with the place that a message names."""
+def _texts(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Every key and string in `tree`, each with the field that a message names."""
     if isinstance(tree, str):
-        yield place, tree
+        yield field, tree
     elif isinstance(tree, dict):
         for key, value in tree.items():
-            yield place or "manifest", str(key)
-            yield from _texts(value, f"{place}.{key}" if place else str(key))
+            yield field or "manifest", str(key)
+            yield from _texts(value, f"{field}.{key}" if field else str(key))
     elif isinstance(tree, list | tuple):
         for number, value in enumerate(tree):
-            yield from _texts(value, f"{place}.{number}")
+            yield from _texts(value, f"{field}.{number}")
 
 
 def _read(path: Path) -> str:
@@ -196,7 +206,7 @@ def _parse(text: str, field: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
-        # PyYAML lets a thousand nested brackets, a list as a key and a 13th month through as these.
+        # PyYAML itself raises the last three on deep nesting, a list as a key, and a 13th month.
         reason = " ".join(str(error).split())
         raise ManifestError(field, "must be valid YAML", reason, "fix that line") from None
 
@@ -228,13 +238,15 @@ def _apply(tree: Tree, override: str) -> None:
 
 
 def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
+    """The first of pydantic's problems, in terms of the manifest's keys."""
     problem = error.errors(include_url=False)[0]
-    place = [
+    # pydantic also names the member of a union that it tried; this is not a key of the file.
+    path = [
         part for part in problem["loc"] if not str(part).startswith(("tuple[", "literal[", "dict["))
     ]
-    field = ".".join(str(part) for part in place) or "manifest"
+    field = ".".join(str(part) for part in path) or "manifest"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(str(place[-1]), _names(schema, place[:-1]), n=1)
+        near = difflib.get_close_matches(str(path[-1]), _names(schema, path[:-1]), n=1)
         remedy = (
             f"did you mean {near[0]!r}?" if near else "remove it, or see manifests/ for all keys"
         )
@@ -245,8 +257,9 @@ def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
     return ManifestError(field, rule, problem["input"], "change the value")
 
 
-def _names(schema: Any, place: list[Any]) -> list[str]:
-    for part in place:
+def _names(schema: Any, path: list[Any]) -> list[str]:
+    """The keys of the section at `path` below the dataclass `schema`."""
+    for part in path:
         fields = getattr(schema, "__dataclass_fields__", {})
         schema = fields[part].type if part in fields else None
     return list(getattr(schema, "__dataclass_fields__", {}))
