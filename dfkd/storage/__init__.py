@@ -1,4 +1,4 @@
-"""Objects under a root, on a disk or in an S3 bucket, and what a run keeps beside its data.
+"""Objects under a root, on a disk or in an S3 bucket, and the bookkeeping of a run in them.
 
 In: a root (`runs/x` or `s3://bucket/prefix`), keys and bytes. Out: a `Storage` that reads, writes
 atomically and puts if absent. Leases, checkpoints and cost records are built on it. Begin with

@@ -1,6 +1,7 @@
-"""Objects on a local directory or in an S3 bucket: whole values under keys, each write atomic.
+"""The interface of storage: objects under keys, each write atomic.
 
-The commit protocol needs only `put_if_absent`: not every store has a right compare-and-swap.
+The commit protocol needs only `put_if_absent`, because not every store has a correct
+compare-and-swap.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ from typing import Protocol
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 
 KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}")
-"""No '..', no absolute path, no hidden name, nothing that a shell, a URL or a file system reads."""
+"""Valid keys: no '..', no absolute path, no hidden name, and no character that is special in a
+shell, a URL or a file system."""
 
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -28,100 +30,101 @@ class MissingObject(CorruptionError):  # noqa: N818 - reads as what it is
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as a listing tells of it."""
+    """An entry of a listing."""
 
     key: str
     size: int
     """Bytes."""
     age: float
-    """Seconds since it was written, by the store's own clock; at least 0."""
+    """Seconds since the object was written, by the store's own clock; at least 0."""
 
 
 @dataclass
 class Request:
-    """One try of one request, as an observer is told of it when it is over."""
+    """One attempt at a request, reported to an observer after its end."""
 
     operation: str
-    """put, get, head, list or delete; of an upload in parts: begin, part, finish, abort."""
+    """put, get, head, list or delete; for an upload in parts: begin, part, finish or abort."""
     attempt: int = 1
-    """2 and more: an earlier try of the same request failed."""
+    """Number of the attempt; more than 1 after failed attempts of the same request."""
     bytes: int = 0
-    """Of the object or part that was sent or received, without headers; 0 of a failed put."""
+    """Bytes of the body that was sent or received; 0 for a failed put."""
     seconds: float = 0.0
     error: str = ""
-    """A code such as SlowDown, or the name of an exception; empty if it was answered."""
+    """A code such as SlowDown, or the name of an exception; empty after success."""
 
 
 Observer = Callable[[Request], object]
-"""Called after every request, in the thread that made it; may be called by several at once."""
+"""Called after every request, in the thread of the request; must be safe for threads."""
 
 
 def ignore(request: Request) -> None:
-    """The observer that nobody has asked for."""
+    """The default observer, which does nothing."""
 
 
 class Storage(Protocol):
     """Objects under keys like `versions/0a/manifest.json`. Safe for threads and for processes."""
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Write or replace an object; readers see the old one or the new one, never a mixture."""
+        """Write or replace an object; readers see either the old or the new one, whole."""
 
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """Write an object unless there is one: True for exactly one of any number of writers."""
+        """Write an object unless it exists; returns True for exactly one of several writers."""
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        """The object's bytes, of which at most `limit` are read; `MissingObject` if there is none.
+        """The first `limit` bytes of the object; `MissingObject` if there is none.
 
-        A reader that knows the size asks for one byte more: what is longer than that is damaged,
-        and may be longer than memory.
+        A reader that knows the size passes the size plus one. It then notices a longer object,
+        which is damaged and may not fit into memory.
         """
 
     def size(self, key: str) -> int:
-        """The object's bytes, counted; `MissingObject` if there is none."""
+        """The object's size in bytes; `MissingObject` if there is none."""
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """The object's bytes `start .. stop - 1`, or what it has of them; `MissingObject` if there
+        """The object's bytes `start .. stop - 1`, fewer if it ends before; `MissingObject` if there
         is none."""
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy the object into the local file `path`; `MissingObject` if there is none."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Whether the object exists."""
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """All keys that begin with `prefix`, in the order of their characters."""
+        """All keys that begin with `prefix`, sorted by their characters."""
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
-        """What `list` gives, with sizes and ages; no more requests than `list`."""
+        """The keys of `list` with sizes and ages, for the same number of requests."""
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """The names directly under `prefix` (empty, or ending in '/') that have keys below them."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; none is no error."""
+        """Remove an object; does nothing if there is none."""
 
     def abort_uploads(self, older_than: float) -> int:
-        """Remove uploads begun at least `older_than` seconds ago and not finished; their number.
+        """Remove unfinished uploads begun at least `older_than` seconds ago; returns their number.
 
-        Such an upload is no object and in no listing. 0 in a directory: opening one tidies it.
+        No listing shows such an upload. The number is 0 for a directory, which is cleaned up when
+        it is opened.
         """
 
     def location(self, key: str = "") -> str:
-        """The key's full path or URL, for people."""
+        """The key's full path or URL, for messages."""
 
     def child(self, prefix: str) -> "Storage":
         """The same storage with all keys under `prefix/`."""
 
     def observed(self, observe: Observer) -> "Storage":
-        """The same storage, which tells `observe` of its requests and of its children's.
+        """The same storage, which calls `observe` after each request of itself or its children.
 
-        An observer stays in its process: a storage that travels to another one has none there.
+        Pickling drops the observer, so a storage that is sent to another process has none there.
         """
 
 
 def check_key(key: str) -> str:
-    """`key` itself; `CorruptionError` if it could name anything but an object in the storage."""
+    """Return `key`; raise `CorruptionError` if it could name something outside the storage."""
     if not KEY.fullmatch(key):
         raise CorruptionError(
             f"object key {key!r}: must be names of letters, digits and ._=- joined by '/'; "
@@ -133,17 +136,20 @@ def check_key(key: str) -> str:
 def split_root(field: str, root: str) -> tuple[str, str]:
     """The bucket and prefix of `s3://bucket/prefix`, or "" and the path of a directory.
 
+    Args:
+        field: the manifest key that an error names.
+
     Raises:
-        ManifestError: no storage serves it; `field` is what named it.
+        ManifestError: not such a root.
     """
     if ":/" not in root:
         return "", root
-    scheme, _, place = root.partition("://")
+    scheme, _, path = root.partition("://")
     if scheme != "s3":
         raise ManifestError(
             field, "must be a directory or s3://bucket/prefix", root, "give one of the two"
         )
-    bucket, _, prefix = place.partition("/")
+    bucket, _, prefix = path.partition("/")
     prefix = prefix.strip("/")
     if not BUCKET.fullmatch(bucket):
         raise ManifestError(
@@ -163,13 +169,17 @@ def split_root(field: str, root: str) -> tuple[str, str]:
 
 
 def missing_object(location: str) -> MissingObject:
-    """The error for an object that is not at `location`."""
+    """The error for a missing object at `location`."""
     return MissingObject(f"{location}: no such object; restore it or run the job that writes it")
 
 
 @contextlib.contextmanager
 def disk_full_error(target: Path, size: int) -> Iterator[None]:
-    """Turn a full disk, while `size` bytes are written to `target`, into one line."""
+    """Turn the error of a full disk into `InfrastructureError` while `target` is written.
+
+    Args:
+        size: bytes that are written, for the message.
+    """
     try:
         yield
     except OSError as error:
@@ -179,7 +189,7 @@ def disk_full_error(target: Path, size: int) -> Iterator[None]:
 
 
 def require_disk_space(target: Path, size: int) -> None:
-    """Refuse (`InfrastructureError`) to write a file larger than what is free in its folder."""
+    """Raise `InfrastructureError` if the folder of `target` has less than `size` bytes free."""
     free = shutil.disk_usage(target.parent).free
     if free < size:
         raise _full(target, size, f"{free} bytes free")

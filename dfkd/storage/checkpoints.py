@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: numbered objects, each written at once, tensors only.
+"""Checkpoints of a training run: numbered objects, each a safetensors file.
 
-Each is a safetensors file whose metadata hold a sha256 of the tensors.
+The metadata of a file hold the sha256 of its tensors.
 """
 
 import hashlib
@@ -19,25 +19,25 @@ from dfkd.errors import CorruptionError
 from dfkd.storage.local import Storage
 
 KEEP = 2
-"""The newest, and the one before it, which readers on another rank may still be reading."""
+"""Number of checkpoints kept: another rank may still be reading the one before the newest."""
 NAME = re.compile(r"([0-9]{10})\.safetensors")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints under one storage prefix, named by the step that they were taken after."""
+    """The checkpoints under one storage prefix, each named by the last step before it."""
 
     storage: Storage
 
     def newest(self) -> int:
-        """The last step that was saved; 0 before the first."""
+        """The step of the newest checkpoint; 0 if there is none."""
         steps = self._steps()
         return steps[-1] if steps else 0
 
     def write(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Save the state after `step` and drop what is older than the last `KEEP`."""
-        held = {"sha256": _digest(tensors)}
-        self.storage.put_if_absent(_key(step), safetensors.torch.save(tensors, held))
+        """Save the state after `step` and delete all but the newest `KEEP` checkpoints."""
+        metadata = {"sha256": _digest(tensors)}
+        self.storage.put_if_absent(_key(step), safetensors.torch.save(tensors, metadata))
         for old in self._steps()[:-KEEP]:
             self.storage.delete(_key(old))
 
@@ -56,12 +56,12 @@ class Checkpoints:
         return tensors
 
     def clear(self) -> None:
-        """Remove all of them: the run is finished."""
+        """Delete all checkpoints."""
         for step in self._steps():
             self.storage.delete(_key(step))
 
     def _steps(self) -> list[int]:
-        return [int(found[1]) for key in self.storage.list() if (found := NAME.fullmatch(key))]
+        return [int(match[1]) for key in self.storage.list() if (match := NAME.fullmatch(key))]
 
 
 def _key(step: int) -> str:
@@ -69,7 +69,7 @@ def _key(step: int) -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of names, types, shapes and bytes."""
+    """The sha256 of the tensors' names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -78,14 +78,14 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """Of a safetensors file that could be read: its length of the header, then that as JSON."""
+    """The metadata of a valid safetensors file: 8 bytes of header length, then the header."""
     size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    return found
+    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return metadata
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer remembers of each parameter, as `optimizer.INDEX.NAME`."""
+    """The optimizer's state of each parameter, as tensors named `optimizer.INDEX.NAME`."""
     return {
         f"optimizer.{index}.{name}": torch.as_tensor(value)
         for index, values in optimizer.state_dict()["state"].items()
@@ -95,10 +95,10 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer what `moments` took of one with the same parameters.
+    """Load the state that `moments` took from an optimizer with the same parameters.
 
     Raises:
-        LookupError, ValueError, RuntimeError: it was one with others.
+        LookupError, ValueError, RuntimeError: the other optimizer had different parameters.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -106,12 +106,12 @@ def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
         if value.shape == parameter.shape:
-            # Fused kernels walk memory: a moment must lie in the order of its parameter.
+            # Fused kernels run over raw memory, so a moment needs the strides of its parameter.
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names begin with `prefix`, under names without the prefix."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,12 +1,12 @@
-"""What a run cost: for each stage, method and seed one object with an entry for each process.
+"""The cost of a run: one object per stage, method and seed, with an entry per process.
 
-Records lie beside versions and students, never in them: `records/{stage}-{method}[-s{seed}].json`,
+Records are kept apart from versions and students, in `records/{stage}-{method}[-s{seed}].json`:
 
     {"schema": 1, "entries": [{stage, method, seed, seconds, worker_seconds, images, bytes,
                                workers, device}, ...]}
 
-with the fields of `CostRecord`, in the order in which the processes ended. A run that resumes
-another adds a second entry; one that finds everything finished adds none.
+The fields are those of `CostRecord`. Entries are in the order in which the processes ended. A
+process that resumes another one adds its own entry; one that finds all work finished adds none.
 """
 
 import time
@@ -30,30 +30,29 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
 class CostRecord:
-    """What one process spent on one stage."""
+    """The cost of one stage in one process."""
 
     stage: Stage
     method: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
     """The method (`dfkd.config.methods.Method`); `zero-shot` for an evaluation of the teacher."""
     seed: Natural | None
-    """Of the student; None where the stage has none."""
+    """The student's seed; None for a stage without one."""
     seconds: Seconds
-    """From the start of the stage to its end on a clock at the wall."""
+    """Wall-clock seconds of the stage."""
     worker_seconds: Seconds
-    """Summed over workers: at work on tasks (synthesize), else `seconds` times workers."""
+    """Seconds that workers spent on tasks (synthesize); in other stages `seconds` x `workers`."""
     images: Natural
-    """Made, seen in training (each time that one is), or scored, by this process and its workers.
-    """
+    """Images that were made, scored, or seen in training (counted each time)."""
     bytes: Natural
-    """Of the shards or the student that were written; 0 in an evaluation."""
+    """Bytes of the shards or of the student that were written; 0 in an evaluation."""
     workers: Natural
-    """Actors or ranks; 1 where the driver works itself."""
+    """Number of actors or ranks; 1 if the driver does the work."""
     device: str
-    """`cpu`, or the name of the GPU."""
+    """The name of the GPU, or `cpu`."""
 
     @property
     def key(self) -> str:
-        """The object that holds this entry and those of the same stage, method and seed."""
+        """The key of the object with the entries of this stage, method and seed."""
         return _key(self.stage, self.method, self.seed)
 
 
@@ -69,10 +68,10 @@ def _key(stage: Stage, method: str, seed: int | None) -> str:
 
 @dataclass
 class CostCounter:
-    """What is counted while a stage runs; see `CostRecord`."""
+    """The counts of a stage that is running; see `CostRecord` for the fields."""
 
     worker_seconds: float | None = None
-    """None where every worker is at work from the start of the stage to its end."""
+    """None if every worker works from the start of the stage to its end."""
     images: int = 0
     bytes: int = 0
     workers: int = 1
@@ -83,16 +82,18 @@ class CostCounter:
 def record_cost(
     storage: Storage, stage: Stage, method: str, seed: int | None = None
 ) -> Iterator[CostCounter]:
-    """Time what is done inside and leave an entry for it, also where it fails half-way.
+    """Time the block and append an entry for it, also if the block fails.
 
-    No entry if the `CostCounter` that is given then still counts no image and no worker's second.
+    The block fills the `CostCounter` that it gets. Without any image or worker's second in it, no
+    entry is written.
 
     Args:
         storage: the run's root.
 
     Raises:
-        CorruptionError: the record that is there is damaged; before anything is done.
+        CorruptionError: the existing record is damaged; raised before the block starts.
     """
+    # Reading it now means that a damaged record is reported before the work and not after it.
     _entries(storage, _key(stage, method, seed))
     cost = CostCounter()
     begun = time.perf_counter()
@@ -121,11 +122,11 @@ def record_cost(
 def add(storage: Storage, entry: CostRecord) -> None:
     """Append an entry to its record under the run's root.
 
-    Of two processes that append at the same moment one may be lost: records are no part of what a
-    run promises, and a run has one driver.
+    If two processes append at the same moment, one entry may be lost. That is acceptable, because
+    no result depends on records, and a run has only one driver.
 
     Raises:
-        CorruptionError: the record that is there is damaged.
+        CorruptionError: the existing record is damaged.
     """
     entries = [*_entries(storage, entry.key), entry]
     tree = {"schema": 1, "entries": [asdict(each) for each in entries]}
@@ -133,10 +134,10 @@ def add(storage: Storage, entry: CostRecord) -> None:
 
 
 def read(storage: Storage) -> list[CostRecord]:
-    """All entries under a run's root, by stage, method and seed as text, oldest first in each.
+    """All entries under a run's root, sorted by the key of their record, then from old to new.
 
     Raises:
-        CorruptionError: an object under `records/` is none that `add` writes.
+        CorruptionError: an object under `records/` was not written by `add`.
     """
     return [entry for key in storage.list(layout.RECORDS) for entry in _entries(storage, key)]
 
@@ -148,8 +149,8 @@ def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
         entries = TypeAdapter(_Record).validate_json(storage.get(key), strict=True).entries
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        raise _damaged(storage, key, f"{place}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise _damaged(storage, key, f"{field}: {first['msg']}") from None
     if any(entry.key != key for entry in entries):
         raise _damaged(storage, key, "an entry belongs elsewhere")
     return entries

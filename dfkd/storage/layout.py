@@ -1,10 +1,10 @@
-"""Where things lie under a run's root: every folder and key that more than one module names.
+"""The layout of a run's root: all folders and keys that more than one module uses.
 
-data/{method}/versions/{id}/   one version of the data set of a method:
+data/{method}/versions/{id}/   one version of a method's data set:
     identity.json, manifest.json, receipts/{task}.json, shards/{task}.tar, prompts/{part}.parquet
 data/{method}/current/         pointers to the version that readers use
 students/{name}/               a student: checkpoints, then weights and card
-cells/{name}/                  what a cell of a study leaves
+cells/{name}/                  the results of a study's cell
 regenerations/{number}/        one attempt at a better version
 leases/, records/, tensorboard/, benchmarks/
 """
@@ -24,30 +24,30 @@ BENCHMARKS = "benchmarks/"
 
 
 def data(method: str) -> str:
-    """The folder of a method's versions, under the root."""
+    """The folder of a method's data set, relative to the root."""
     return f"{DATA}{method}"
 
 
 def version(identifier: str) -> str:
-    """The folder of a version, under its method's."""
+    """The folder of a version, relative to the folder of its method."""
     return f"{VERSIONS}{identifier}"
 
 
 def receipt(task: str) -> str:
-    """The key of a task's receipt, under its version's folder."""
+    """The key of a task's receipt, relative to the folder of its version."""
     return f"{RECEIPTS}{task}.json"
 
 
 def shard(task: str) -> str:
-    """The key of a task's shard, under the folder of the version that made it."""
+    """The key of a task's shard, relative to the folder of the version that made it."""
     return f"{SHARDS}{task}.tar"
 
 
 def prompts(part: str) -> str:
-    """The key of a part of the prompts, under its version's folder."""
+    """The key of a part of the prompts, relative to the folder of its version."""
     return f"{PROMPTS}{part}.parquet"
 
 
 def student(name: str) -> str:
-    """The folder of a student, under the root."""
+    """The folder of a student, relative to the root."""
     return f"{STUDENTS}{name}"

@@ -1,11 +1,11 @@
-"""Leases: a name that one process holds for a while, and versions that nobody may remove meanwhile.
+"""Leases: one process holds a name for a limited time and protects versions from removal.
 
-    leases/{name}/{n:08d}.json    numbered, each written once by its holder; the highest holds
-    leases/readers/{id}.json      of those who only read, any number at once
+    leases/{name}/{n:08d}.json    numbered, each created by one holder; the highest number counts
+    leases/readers/{id}.json      leases of readers, any number at once
 
-Each is {holder, expires, released, versions}. A holder writes a later `expires` into its own object
-again and again; one that has died is succeeded by the next number. Clocks of the machines that
-share a root must agree to well within the length of a lease.
+Each object is {holder, expires, released, versions}. A holder regularly writes a later `expires`
+into its own object. When it has died, another process creates the next number. The clocks of the
+machines that share a root must agree to well within the length of a lease.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ READERS = "readers"
 READER_SECONDS = 600.0
 """Length of a reader's lease."""
 RENEWALS_PER_LEASE = 3
-"""Within the length of a lease, so that two may fail."""
+"""Renewals within the length of a lease, so that two of them may fail."""
 
 NUMBERED = re.compile(r"leases/(?P<name>[a-z]+)/(?P<number>[0-9]{8})\.json")
 
@@ -46,21 +46,21 @@ class Record:
     """The content of a lease's object."""
 
     holder: str
-    """Host and process, for people."""
+    """Host and process id, for messages."""
     expires: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Seconds since 1970."""
     released: bool
     versions: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """`{method}/{id}` of versions that are kept while it is held."""
+    """`{method}/{id}` of the versions that must not be removed while the lease is held."""
 
     def held(self, now: float) -> bool:
-        """Whether its holder may still be at work."""
+        """Whether the holder may still be working at the time `now`."""
         return not self.released and now < self.expires
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease that this process holds, until another one has to believe it dead."""
+    """A lease that this process holds as long as it renews it in time."""
 
     storage: Storage
     key: str
@@ -71,11 +71,11 @@ class Lease:
 
     @property
     def name(self) -> str:
-        """What it is a lease of."""
+        """The name that is leased."""
         return self.key.split("/")[1]
 
     def record(self, released: bool = False) -> bytes:
-        """What its object says from now on."""
+        """The content of its object if it is renewed (or released) now."""
         expires = self.clock() + self.seconds
         record = Record(
             holder=self.holder, expires=expires, released=released, versions=self.versions
@@ -83,19 +83,20 @@ class Lease:
         return canonical(asdict(record))
 
     def renew(self) -> None:
-        """Hold it for its whole length from now on."""
+        """Extend the lease to its full length from now on."""
         self.storage.put(self.key, self.record())
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Give the lease up, so that another process can acquire it at once."""
         self.storage.put(self.key, self.record(released=True))
 
     def fence(self) -> None:
-        """Raise `LeaseError` if another process has taken over; else it is renewed."""
+        """Renew the lease; raise `LeaseError` if another process has taken over."""
+        # The renewal comes first: a process that looks from now on sees this lease as held.
         self.renew()
-        key, found = newest_lease(self.storage, self.name)
+        key, newest = newest_lease(self.storage, self.name)
         if key != self.key:
-            raise _refusal(self.name, found)
+            raise _refusal(self.name, newest)
 
 
 def acquire(
@@ -105,21 +106,22 @@ def acquire(
     versions: Iterable[str] = (),
     clock: Clock = time.time,
 ) -> Lease:
-    """Take the lease `name`, which is free, released or expired; one of several takers gets it.
+    """Acquire the lease `name` if it is free, released or expired.
 
     Args:
         storage: the run's root.
-        seconds: after which it expires if it is not renewed.
-        versions: `{method}/{id}` of versions that are kept while it is held.
+        seconds: length of the lease, after which it expires unless it is renewed.
+        versions: `{method}/{id}` of the versions that must not be removed while it is held.
 
     Raises:
-        LeaseError: another process holds it; names that and until when.
+        LeaseError: another process holds the lease; the text names its holder and its end.
     """
-    key, found = newest_lease(storage, name)
-    if found and found.held(clock()):
-        raise _refusal(name, found)
+    key, newest = newest_lease(storage, name)
+    if newest and newest.held(clock()):
+        raise _refusal(name, newest)
     number = _number(key) + 1 if key else 1
     lease = Lease(storage, _key(name, number), _holder(), seconds, tuple(versions), clock)
+    # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
     return lease
@@ -129,7 +131,7 @@ def acquire(
 def holding(
     storage: Storage, name: str, seconds: float, versions: Iterable[str] = ()
 ) -> Iterator[Lease]:
-    """Hold a lease, renewed by a thread, and release it at the end; raises as `acquire` does."""
+    """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
     lease = acquire(storage, name, seconds, versions)
     try:
         with _renewing(lease):
@@ -142,7 +144,7 @@ def holding(
 def reading(
     storage: Storage, versions: Iterable[str], seconds: float = READER_SECONDS
 ) -> Iterator[None]:
-    """Keep versions (`{method}/{id}`) from being removed while they are read."""
+    """Protect `versions` (`{method}/{id}`) from removal inside the block."""
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
     lease = Lease(storage, key, _holder(), seconds, tuple(versions))
     lease.renew()
@@ -155,7 +157,10 @@ def reading(
 
 @contextmanager
 def _renewing(lease: Lease) -> Iterator[None]:
-    """Renew it in a thread; what fails is tried again, and `fence` tells of what was lost."""
+    """Renew the lease in a thread inside the block.
+
+    A failed renewal is only tried again; `fence` notices if the lease was lost.
+    """
     stop = threading.Event()
 
     def renew() -> None:
@@ -173,13 +178,18 @@ def _renewing(lease: Lease) -> Iterator[None]:
 
 
 def newest_lease(storage: Storage, name: str) -> tuple[str, Record | None]:
-    """Key and content of the lease with the highest number; ("", None) before the first."""
+    """Key and content of the lease with the highest number; ("", None) if there is none."""
     keys = [key for key in storage.list(f"{layout.LEASES}{name}/") if NUMBERED.fullmatch(key)]
     return (keys[-1], read(storage, keys[-1])) if keys else ("", None)
 
 
 def read(storage: Storage, key: str) -> Record:
-    """The lease in an object; `CorruptionError` if it is none, `MissingObject` if it is gone."""
+    """The content of a lease's object.
+
+    Raises:
+        CorruptionError: the object is not a lease.
+        MissingObject: the object was deleted.
+    """
     try:
         return TypeAdapter(Record).validate_json(storage.get(key), strict=True)
     except ValidationError as error:
@@ -190,15 +200,16 @@ def read(storage: Storage, key: str) -> Record:
 
 
 def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]:
-    """All leases that are held now, by key: the highest of each name, and every reader's."""
+    """All leases that are held now, by key: the highest number of each name, and all readers."""
+    # Keys are listed in ascending order, so the last one of a name has the highest number.
     last: dict[str, str] = {}
     for key in storage.list(layout.LEASES):
         last[key.rpartition("/")[0] if NUMBERED.fullmatch(key) else key] = key
-    found = {}
+    records = {}
     for key in last.values():
         with contextlib.suppress(MissingObject):  # a reader has just ended
-            found[key] = read(storage, key)
-    return {key: record for key, record in found.items() if record.held(clock())}
+            records[key] = read(storage, key)
+    return {key: record for key, record in records.items() if record.held(clock())}
 
 
 def _key(name: str, number: int) -> str:
@@ -214,9 +225,9 @@ def _holder() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _refusal(name: str, found: Record | None) -> LeaseError:
-    holder = found.holder if found else "another process"
-    until = datetime.fromtimestamp(found.expires if found else 0, UTC).isoformat(" ", "seconds")
+def _refusal(name: str, record: Record | None) -> LeaseError:
+    holder = record.holder if record else "another process"
+    until = datetime.fromtimestamp(record.expires if record else 0, UTC).isoformat(" ", "seconds")
     return LeaseError(
         f"lease {name}: is held by {holder} until {until}; run the same command when it has ended"
     )

@@ -1,4 +1,4 @@
-"""The storage at a root: a local directory (here) or an S3 bucket (`dfkd.storage.s3`)."""
+"""Storage in a local directory, and `open_storage` for any root; S3 is in `dfkd.storage.s3`."""
 
 import contextlib
 import fcntl
@@ -41,14 +41,14 @@ __all__ = [
 ]
 
 PARTIAL = ".partial"
-"""Directory of files being written; no key can name it."""
+"""Directory of unfinished files; no key can name it."""
 
 
 def open_storage(root: str) -> Storage:
-    """The storage at a directory (made if missing) or at `s3://bucket/prefix`.
+    """The storage at a directory (created if missing) or at `s3://bucket/prefix`.
 
     Raises:
-        ManifestError: no storage serves it, it cannot be written, or the store does not honour
+        ManifestError: not such a root, it cannot be written, or the store does not honour
             put-if-absent.
     """
     bucket, path = split_root("storage.root", root)
@@ -64,40 +64,40 @@ def open_storage(root: str) -> Storage:
 
 
 def root_exists(root: str) -> bool:
-    """Whether opening a root makes nothing: it names a bucket, or a directory that exists."""
+    """Whether `root` names a bucket or an existing directory, so that opening creates nothing."""
     return "://" in root or Path(root).is_dir()
 
 
 def require_root_space(root: str, size: int) -> None:
-    """Refuse a local `root` on a disk with less than `size` bytes free (`ManifestError`)."""
+    """Raise `ManifestError` if `root` is on a disk with less than `size` bytes free."""
     if "://" in root:
         return
-    place = Path(root).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    folder = Path(root).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     if free < size:
         raise ManifestError(
             "storage.root",
             f"needs {size} bytes of free disk for this run",
-            f"{free} bytes free at {place}",
+            f"{free} bytes free at {folder}",
             "free space, or give another storage.root",
         )
 
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """A directory. A write goes to a locked file in `.partial`, then is linked or renamed."""
+    """A directory. A write fills a locked file in `.partial`, then links or renames it."""
 
     root: Path
     prefix: str = ""
     observe: Observer = field(default=ignore, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path, str]]:
-        return LocalStorage, (self.root, self.prefix)  # an observer cannot travel
+        return LocalStorage, (self.root, self.prefix)  # an observer cannot be pickled
 
     def prepare(self) -> None:
-        """Make the directory, try it, and remove what killed writers left behind."""
+        """Create the directory, test it, and remove the files of killed writers."""
         folder = self.root / PARTIAL
         try:
             with disk_full_error(self.root, 1):
@@ -138,9 +138,9 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
-        """A synced file with `data`, locked so that `prepare` elsewhere leaves it alone."""
+        """Yield a synced file with `data`, locked against `prepare` in other processes."""
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        with self._told("put", size), disk_full_error(target, size):
+        with self._observed("put", size), disk_full_error(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
@@ -151,8 +151,8 @@ class LocalStorage:
                 partial.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _told(self, operation: str, size: int) -> Iterator[None]:
-        """Tell the observer of what is done within."""
+    def _observed(self, operation: str, size: int) -> Iterator[None]:
+        """Report the block to the observer as a request of `size` bytes."""
         request = Request(operation)
         begun = time.perf_counter()
         try:
@@ -167,7 +167,7 @@ class LocalStorage:
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """See `Storage.get`."""
-        with self._found(key, limit) as path, path.open("rb") as stream:
+        with self._existing(key, limit) as path, path.open("rb") as stream:
             return stream.read(limit)
 
     def size(self, key: str) -> int:
@@ -179,25 +179,29 @@ class LocalStorage:
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         """See `Storage.get_range`."""
         size = max(0, stop - start)
-        with self._found(key, size) as path, path.open("rb") as stream:
+        with self._existing(key, size) as path, path.open("rb") as stream:
             stream.seek(start)
             return stream.read(size)
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
-        with self._found(key) as found:
-            size = found.stat().st_size
+        with self._existing(key) as source:
+            size = source.stat().st_size
             require_disk_space(path, size)
             with disk_full_error(path, size):
-                shutil.copyfile(found, path)
+                shutil.copyfile(source, path)
 
     @contextlib.contextmanager
-    def _found(self, key: str, size: int | None = None) -> Iterator[Path]:
-        """The path of an object that is there; what is done with it is told as a get."""
+    def _existing(self, key: str, limit: int | None = None) -> Iterator[Path]:
+        """Yield an object's path and report the block to the observer as a get.
+
+        Args:
+            limit: the maximal number of bytes that the block reads.
+        """
         path = self._path(key)
         try:
-            there = path.stat().st_size
-            with self._told("get", there if size is None else min(there, size)):
+            size = path.stat().st_size
+            with self._observed("get", size if limit is None else min(size, limit)):
                 yield path
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise missing_object(self.location(key)) from None
@@ -216,11 +220,11 @@ class LocalStorage:
         now = self._now()
         for key in self.list(prefix):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                found = self._path(key).stat()
-                yield StoredObject(key, found.st_size, max(0.0, now - found.st_mtime))
+                status = self._path(key).stat()
+                yield StoredObject(key, status.st_size, max(0.0, now - status.st_mtime))
 
     def _now(self) -> float:
-        """The file system's time, which on a network is not this machine's."""
+        """The file system's time; on a network file system it differs from this machine's."""
         partial, stream = _open_partial(self.root / PARTIAL)
         with stream:
             partial.unlink()
@@ -228,10 +232,10 @@ class LocalStorage:
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See `Storage.folders`."""
-        place = self.root / self.prefix / prefix
-        if not place.is_dir():
+        folder = self.root / self.prefix / prefix
+        if not folder.is_dir():
             return ()
-        names = (entry.name for entry in os.scandir(place) if entry.is_dir())
+        names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
         return tuple(sorted(name for name in names if any(self.list(f"{prefix}{name}/"))))
 
     def delete(self, key: str) -> None:
@@ -251,20 +255,21 @@ class LocalStorage:
         return replace(self, prefix=str(Path(self.prefix, check_key(prefix))))
 
     def observed(self, observe: Observer) -> "LocalStorage":
-        """See `Storage.observed`; tells of put and get."""
+        """See `Storage.observed`; only put and get are reported."""
         return replace(self, observe=observe)
 
 
 def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
     if not folder.is_dir():
         return
-    # A directory sorts as 'name/', so that the whole walk is in the order of the keys' characters.
+    # Directories are sorted as 'name/', which makes the whole walk sorted by the keys' characters.
     names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
     for name in names:
         key = head + name
         if name.startswith("."):
             continue
         if name.endswith("/"):
+            # Folders that cannot hold a key with this prefix are not opened.
             if key.startswith(prefix) or prefix.startswith(key):
                 yield from _walk(folder / name, key, prefix)
         elif key.startswith(prefix) and KEY.fullmatch(key):
@@ -282,6 +287,7 @@ def _copy(data: bytes | Path, stream: BinaryIO) -> None:
 
 
 def _try_link(folder: Path) -> None:
+    """Raise `OSError` if the file system has no hard links, which `put_if_absent` needs."""
     partial, stream = _open_partial(folder)
     link = partial.with_suffix(".link")
     with stream:
@@ -293,6 +299,7 @@ def _try_link(folder: Path) -> None:
 
 
 def _open_partial(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new file, opened for writing and locked."""
     while True:
         path = folder / uuid.uuid4().hex
         stream = path.open("xb")

@@ -1,4 +1,4 @@
-"""Trying a request again: how often, with which pauses, and who is told of it."""
+"""Retries of a request: how many, and with which pauses."""
 
 import random
 import time
@@ -13,16 +13,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a process bears with a store."""
+    """How often a request is tried, and how long the pauses are."""
 
     attempts: int = 12
-    """Tries of a request. The pauses between them add up to over a minute: a store may restart."""
+    """Maximal number of attempts. All pauses together exceed a minute, so a store can restart."""
     pause: float = 0.2
-    """Seconds before the second try at the most; doubled each time, up to `longest_pause`."""
+    """Maximal pause in seconds before the second attempt; doubled after each further failure."""
     longest_pause: float = 20.0
+    """Upper limit of a pause in seconds."""
 
     def wait(self, attempt: int) -> None:
-        """Pause after a try that failed, so that many processes do not come back at once."""
+        """Pause after the failed attempt number `attempt`.
+
+        The pause is random, so that many processes do not retry at the same moment.
+        """
         longest = min(self.pause * 2 ** (attempt - 1), self.longest_pause)
         time.sleep(longest * random.SystemRandom().uniform(0.5, 1))
 
@@ -30,18 +34,18 @@ class RetryPolicy:
         self,
         operation: str,
         send: Callable[[Request], T],
-        name: Callable[[Exception], str],
-        passing: Callable[[Exception], bool],
+        error_name: Callable[[Exception], str],
+        is_transient: Callable[[Exception], bool],
         observe: Observer,
     ) -> T:
-        """What `send` returns, tried again while what it raises may pass.
+        """Call `send` until it succeeds; returns its result or raises its last error.
 
         Args:
-            operation: for the observer.
-            send: makes the request, and counts the bytes of bodies in what it is given.
-            name: of an error, for the observer.
-            passing: whether the same request may succeed later.
-            observe: told of every try.
+            operation: name of the operation, for the observer.
+            send: makes the request and sets `Request.bytes`.
+            error_name: the name of an error, for the observer.
+            is_transient: whether the same request may succeed later after this error.
+            observe: called after every attempt.
         """
         number = 1
         while True:
@@ -50,8 +54,8 @@ class RetryPolicy:
             try:
                 return send(request)
             except Exception as error:
-                request.error = name(error)
-                if number >= self.attempts or not passing(error):
+                request.error = error_name(error)
+                if number >= self.attempts or not is_transient(error):
                     raise
             finally:
                 request.seconds = time.perf_counter() - begun

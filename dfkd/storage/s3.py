@@ -1,4 +1,4 @@
-"""S3 buckets as storage, over `dfkd.storage.s3_client`."""
+"""Storage in an S3 bucket, on top of `dfkd.storage.s3_client`."""
 
 import contextlib
 import uuid
@@ -30,13 +30,16 @@ from dfkd.storage.s3_client import MAX_UPLOADS, Connection, code, explain, redac
 T = TypeVar("T")
 
 PROBE = ".probe"
-"""Of every prefix that was opened; no key can name it, and no listing shows it."""
+"""Key of the test object in every opened prefix; callers cannot name it, and no listing shows it.
+"""
 WRITER_METADATA = "writer"
-"""Metadata of an object: the one call that wrote it, to know it again after a lost answer."""
+"""Metadata key for the id of the call that wrote an object.
+
+After a lost answer it shows whether this call or another writer created the object."""
 MAX_PUT_BYTES = 5 << 30
-"""The largest object that S3 takes in one request."""
+"""S3's maximal size of an object in a single request."""
 MAX_PARTS = 10_000
-"""The most parts that S3 takes."""
+"""S3's maximal number of parts of an upload."""
 PAGE_MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
 CREDENTIAL_ERRORS = (
     boto.NoCredentialsError,
@@ -46,19 +49,19 @@ CREDENTIAL_ERRORS = (
     boto.ProfileNotFound,
 )
 OPENING_ATTEMPTS = 5
-"""Tries at the start: a store that is away then is an error within seconds, later it is awaited."""
+"""Attempts while opening, so that an unreachable store fails in seconds; later requests wait."""
 
 
 def open_s3(bucket: str, prefix: str) -> "S3Storage":
     """The storage at `s3://bucket/prefix`; `ManifestError` unless it honours put-if-absent."""
     store = S3Storage(bucket, prefix)
-    store.briefly().probe()
+    store.with_few_attempts().probe()
     return store
 
 
 @dataclass(frozen=True)
 class S3Storage:
-    """A prefix of an S3 bucket. Credentials, region and endpoint come from boto3's own sources."""
+    """A prefix of an S3 bucket. boto3 finds credentials, region and endpoint in its usual way."""
 
     bucket: str
     prefix: str = ""
@@ -76,7 +79,7 @@ class S3Storage:
         return self.connection.client
 
     def _attempt(self, operation: str, key: str, send: Callable[[Request], T]) -> T:
-        """`Connection.attempt`, with errors in words."""
+        """`Connection.attempt`, with boto3's errors turned into `DfkdError`."""
         try:
             return self.connection.attempt(operation, send)
         except ClientError as error:
@@ -92,12 +95,12 @@ class S3Storage:
             ) from None
 
     def probe(self) -> None:
-        """Refuse (`ManifestError`) a store in which a second put-if-absent wins too.
+        """Raise `ManifestError` if a second put-if-absent succeeds too.
 
-        One request where an earlier probe has left its object, else two.
+        It takes one request if an earlier probe has left its object, else two.
         """
-        place = {"Bucket": self.bucket, "Key": self._head + PROBE}
-        if self._put_once(PROBE, place, b"") and self._put_once(PROBE, place, b""):
+        target = {"Bucket": self.bucket, "Key": self._head + PROBE}
+        if self._put_once(PROBE, target, b"") and self._put_once(PROBE, target, b""):
             raise ManifestError(
                 "storage.root",
                 "a store that honours PUT with If-None-Match",
@@ -107,17 +110,20 @@ class S3Storage:
 
     def put(self, key: str, data: bytes | Path) -> None:
         """See `Storage.put`."""
-        place, size = self._at(key), _size(data)
+        target, size = self._at(key), _size(data)
         if size > self.connection.limits.part:
             self._put_parts(key, data, size)
         else:
-            self._attempt("put", key, lambda request: self._send(request, place, data, size))
+            self._attempt("put", key, lambda request: self._send(request, target, data, size))
 
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """See `Storage.put_if_absent`. One request: not every store has conditions on parts."""
+        """See `Storage.put_if_absent`.
+
+        It is always a single request, because not every store has conditions for uploads in parts.
+        """
         return self._put_once(key, self._at(key), data)
 
-    def _put_once(self, key: str, place: dict[str, str], data: bytes | Path) -> bool:
+    def _put_once(self, key: str, target: dict[str, str], data: bytes | Path) -> bool:
         size, writer = _size(data), uuid.uuid4().hex
         if size > MAX_PUT_BYTES:
             raise DfkdError(
@@ -128,7 +134,7 @@ class S3Storage:
 
         def send(request: Request) -> tuple[bool, bool]:
             try:
-                self._send(request, place, data, size, **options)
+                self._send(request, target, data, size, **options)
             except ClientError as error:
                 if status(error) != 412:
                     raise
@@ -136,33 +142,39 @@ class S3Storage:
             return True, False
 
         won, in_doubt = self._attempt("put", key, send)
-        # An earlier try may have won although its answer was lost: then the object is ours.
-        return won or (in_doubt and self._writer(key, place) == writer)
+        # An earlier attempt may have written the object although its answer was lost.
+        return won or (in_doubt and self._writer(key, target) == writer)
 
     def _send(
-        self, request: Request, place: dict[str, str], data: bytes | Path, size: int, **options: Any
+        self,
+        request: Request,
+        target: dict[str, str],
+        data: bytes | Path,
+        size: int,
+        **options: Any,
     ) -> None:
         with self.connection.slots, contextlib.ExitStack() as stack:
             body = data if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
-            self._client.put_object(**place, Body=body, **options)
+            self._client.put_object(**target, Body=body, **options)
             request.bytes = size
 
-    def _writer(self, key: str, place: dict[str, str]) -> str:
-        """Which call wrote an object; empty for another program's."""
-        found = self._attempt("head", key, lambda _: self._client.head_object(**place))
-        return str(found.get("Metadata", {}).get(WRITER_METADATA, ""))
+    def _writer(self, key: str, target: dict[str, str]) -> str:
+        """The id of the call that wrote an object; empty if another program wrote it."""
+        answer = self._attempt("head", key, lambda _: self._client.head_object(**target))
+        return str(answer.get("Metadata", {}).get(WRITER_METADATA, ""))
 
     def _put_parts(self, key: str, data: bytes | Path, size: int) -> None:
-        place, writer = self._at(key), uuid.uuid4().hex
+        """Upload `data` in parts, several at once."""
+        target, writer = self._at(key), uuid.uuid4().hex
         length = max(self.connection.limits.part, -(-size // MAX_PARTS))
         begun = self._attempt(
             "begin",
             key,
             lambda _: self._client.create_multipart_upload(
-                **place, Metadata={WRITER_METADATA: writer}
+                **target, Metadata={WRITER_METADATA: writer}
             ),
         )
-        upload = {**place, "UploadId": begun["UploadId"]}
+        upload = {**target, "UploadId": begun["UploadId"]}
 
         def send(start: int) -> dict[str, Any]:
             number = start // length + 1
@@ -181,8 +193,9 @@ class S3Storage:
                 parts = list(pool.map(send, range(0, size, length)))
             self._finish(key, upload, parts, writer)
         except BaseException:
+            # Unfinished parts cost money and no listing shows them, so they are removed at once.
             with contextlib.suppress(DfkdError):
-                self.briefly()._abort(upload)
+                self.with_few_attempts()._abort(upload)
             raise
 
     def _finish(
@@ -198,7 +211,7 @@ class S3Storage:
             return False
 
         in_doubt = self._attempt("finish", key, send)
-        # A try whose answer was lost may have finished it; or somebody has aborted it.
+        # The upload is gone: an attempt with a lost answer finished it, or somebody aborted it.
         if in_doubt and self._writer(key, self._at(key)) != writer:
             raise InfrastructureError(
                 f"storage: {self.location(key)}: the upload was aborted by another process; "
@@ -209,10 +222,10 @@ class S3Storage:
         """See `Storage.get`."""
         return self._read(key, self._at(key), limit)
 
-    def _read(self, key: str, what: dict[str, str], limit: int | None = None) -> bytes:
+    def _read(self, key: str, arguments: dict[str, str], limit: int | None = None) -> bytes:
         def send(request: Request) -> bytes:
             try:
-                answer = self._client.get_object(**what)
+                answer = self._client.get_object(**arguments)
             except ClientError as error:
                 if status(error) != 416:
                     raise
@@ -228,23 +241,23 @@ class S3Storage:
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
-        place = self._at(key)
-        answer = self._attempt("head", key, lambda _: self._client.head_object(**place))
+        target = self._at(key)
+        answer = self._attempt("head", key, lambda _: self._client.head_object(**target))
         return int(answer["ContentLength"])
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         """See `Storage.get_range`."""
         if stop <= start:
             return b""
-        what = self._at(key) | {"Range": f"bytes={start}-{stop - 1}"}
-        return self._read(key, what)
+        arguments = self._at(key) | {"Range": f"bytes={start}-{stop - 1}"}
+        return self._read(key, arguments)
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
-        place = self._at(key)
+        target = self._at(key)
 
         def send(request: Request) -> None:
-            answer = self._client.get_object(**place)
+            answer = self._client.get_object(**target)
             with contextlib.closing(answer["Body"]) as body, path.open("wb") as stream:
                 size = int(answer["ContentLength"])
                 require_disk_space(path, size)
@@ -259,9 +272,9 @@ class S3Storage:
 
     def exists(self, key: str) -> bool:
         """See `Storage.exists`."""
-        place = self._at(key)
+        target = self._at(key)
         try:
-            self._attempt("head", key, lambda _: self._client.head_object(**place))
+            self._attempt("head", key, lambda _: self._client.head_object(**target))
         except MissingObject:
             return False
         return True
@@ -299,8 +312,8 @@ class S3Storage:
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
-        place = self._at(key)
-        self._attempt("delete", key, lambda _: self._client.delete_object(**place))
+        target = self._at(key)
+        self._attempt("delete", key, lambda _: self._client.delete_object(**target))
 
     def abort_uploads(self, older_than: float) -> int:
         """See `Storage.abort_uploads`."""
@@ -313,7 +326,7 @@ class S3Storage:
         return aborted
 
     def _abort(self, upload: dict[str, str]) -> bool:
-        """False if it is gone already: it was finished, or another process aborted it."""
+        """Abort an upload; returns False if it was already finished or aborted."""
         key = upload["Key"].removeprefix(self._head)
         try:
             self._attempt("abort", key, lambda _: self._client.abort_multipart_upload(**upload))
@@ -329,10 +342,10 @@ class S3Storage:
         """See `Storage.child`."""
         return replace(self, prefix=self._head + check_key(prefix))
 
-    def briefly(self) -> "S3Storage":
-        """The same storage with less patience: `OPENING_ATTEMPTS` tries of a request."""
-        patience = replace(self.connection.limits.patience, attempts=OPENING_ATTEMPTS)
-        limits = replace(self.connection.limits, patience=patience)
+    def with_few_attempts(self) -> "S3Storage":
+        """The same storage with only `OPENING_ATTEMPTS` attempts for each request."""
+        retries = replace(self.connection.limits.retries, attempts=OPENING_ATTEMPTS)
+        limits = replace(self.connection.limits, retries=retries)
         return replace(self, connection=replace(self.connection, limits=limits))
 
     def observed(self, observe: Observer) -> "S3Storage":
@@ -353,12 +366,13 @@ def _slice(data: bytes | Path, start: int, length: int) -> bytes:
 
 
 def _require_whole(answer: Any, request: Request) -> None:
+    """Raise boto3's `IncompleteReadError`, which is tried again, for a body that was cut off."""
     promised = int(answer["ContentLength"])
     if request.bytes != promised:
         raise boto.IncompleteReadError(actual_bytes=request.bytes, expected_bytes=promised)
 
 
 def _age(page: Any, written: datetime) -> float:
-    """Seconds from `written` to the answer `page`, both by the store's clock."""
+    """Seconds between `written` and the answer `page`, both by the store's clock."""
     now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
     return max(0.0, (now - written).total_seconds())

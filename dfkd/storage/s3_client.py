@@ -1,9 +1,8 @@
-"""The connection to an S3 server: boto3's client, its limits, and requests that are tried again,
-and what a store's refusals mean, in one line each.
+"""The connection to an S3 server: boto3's client, its limits, retries, and readable errors.
 
-boto3's own retries are off: they cannot be counted, end before a store has come back from a
-restart, and hide that an earlier try of a conditional write may have won. Checksums of the newer
-kind are off too, since not every store reads them: receipts have their own sha256.
+boto3's own retries are off, for three reasons: they cannot be observed, they end before a store has
+restarted, and they hide that an earlier attempt of a conditional write may have succeeded. The
+newer checksums are off too, because not every store accepts them; receipts hold a sha256 anyway.
 """
 
 import os
@@ -35,52 +34,53 @@ CONNECTION_ERRORS = (
     boto.IncompleteReadError,
     ResponseParserError,
 )
-"""No answer, or not all of it."""
+"""Errors for a missing or incomplete answer."""
 MAX_UPLOADS = 4
-"""Bodies that are sent at once by a storage and all of its children."""
+"""Maximal number of bodies that a storage and its children send at the same time."""
 BUSY_STATUSES = {409, 429, 500, 502, 503, 504}
-"""What a store answers when the same request may succeed later; 409: another writer is at work."""
+"""HTTP statuses after which the same request may succeed later; 409: another write is in progress.
+"""
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process bears with, and what it asks for at most."""
+    """Retries, timeouts and sizes of the requests to a store."""
 
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
     connect: float = 10.0
-    """Seconds to connect, and that a body which is sent may stand still."""
+    """Timeout in seconds for connecting, and for a body that is sent without progress."""
     read: float = 60.0
-    """Seconds that an answer may stand still."""
+    """Timeout in seconds for an answer without progress."""
     part: int = 16 << 20
-    """Bytes; what is larger is put in parts of this size, of which `MAX_UPLOADS` are in memory."""
+    """Bytes of a part. Larger objects are sent in parts, with `MAX_UPLOADS` of them in memory."""
 
 
 @cache
 def _models() -> Any:
-    """Descriptions of the API that botocore ships: reading them takes most of a client's making."""
+    """botocore's descriptions of the API, cached because reading them is slow."""
     return botocore.session.Session().get_component("data_loader")
 
 
 @dataclass
 class Connection:
-    """A client that a storage and all of its children use; another process makes its own."""
+    """The client of a storage and all of its children; each process creates its own."""
 
     limits: Limits = field(default_factory=Limits)
     observe: Observer = ignore
     slots: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(MAX_UPLOADS)
     )
-    """One for each body that may be on its way."""
+    """Limits the number of bodies that are sent at the same time."""
     _clients: dict[int, Any] = field(default_factory=dict)
-    """By process: sockets must not be shared with a fork."""
+    """Clients by process id, because a fork must not share sockets."""
 
     def __reduce__(self) -> tuple[type["Connection"], tuple[Limits]]:
-        return Connection, (self.limits,)  # neither sockets nor an observer can travel
+        return Connection, (self.limits,)  # sockets and observers cannot be pickled
 
     @property
     def client(self) -> Any:
-        """boto3's, of this process."""
+        """boto3's client of this process."""
         process = os.getpid()
         if process not in self._clients:
             self._clients[process] = self._make()
@@ -96,7 +96,7 @@ class Connection:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        # Not boto3's default session, which keeps the credentials that it found first.
+        # boto3's default session would keep the first credentials, even after they change.
         session = botocore.session.Session()
         session.register_component("data_loader", _models())
         try:
@@ -107,9 +107,9 @@ class Connection:
             ) from None
 
     def attempt(self, operation: str, send: Callable[[Request], T]) -> T:
-        """What `send` returns, tried again while the store is busy or its answers are lost."""
-        patience = self.limits.patience
-        return patience.attempt(operation, send, _error_name, _is_transient, self.observe)
+        """Call `send` again while the store is busy or answers are lost; returns its result."""
+        retries = self.limits.retries
+        return retries.attempt(operation, send, _error_name, _is_transient, self.observe)
 
 
 def _is_transient(error: Exception) -> bool:
@@ -120,32 +120,32 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _error_name(error: Exception) -> str:
-    """For an observer."""
+    """The name of an error for an observer."""
     return code(error) if isinstance(error, ClientError) else type(error).__name__
 
 
 def status(error: Any) -> int:
-    """The HTTP status of a refusal, 0 if it has none."""
+    """The HTTP status of a `ClientError`; 0 if it has none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def code(error: Any) -> str:
-    """The code of a refusal, else its status: an answer without a body has no code."""
+    """The code of a `ClientError`, or its status if the answer had no body and so no code."""
     return str(error.response.get("Error", {}).get("Code", "")) or str(status(error))
 
 
 def is_busy(error: Any) -> bool:
-    """Whether a refusal may pass."""
+    """Whether the same request may succeed after this `ClientError`."""
     return status(error) in BUSY_STATUSES or code(error) in BUSY_CODES
 
 
 def redact(error: Exception) -> str:
-    """Its text without what stands before the @ of a URL, where some write a password."""
+    """The error's text without the part of a URL before the @, which may hold a password."""
     return re.sub(r"\S*@", "", str(error))
 
 
 def explain(error: Any, location: str) -> DfkdError:
-    """The refusal of a request about `location`, for a person."""
+    """The `DfkdError` for the `ClientError` of a request about `location`."""
     reason = code(error)
     if reason in ("NoSuchKey", "NoSuchUpload", "404", "NotFound"):
         return missing_object(location)
