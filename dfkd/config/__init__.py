@@ -1,6 +1,6 @@
-"""The manifest: what a YAML file may say, and what follows from it by counting.
+"""The manifest: its keys, and the tasks and seeds that follow from them.
 
 In: a YAML file and overrides. Out: a frozen `Manifest`, its tasks (`plan.py`), and the fingerprint
-that names whatever is made from it. No torch and no Ray, so that a bad manifest is refused at once.
+that names all results. The package imports neither torch nor Ray, so a bad manifest fails at once.
 Begin with `manifest.py`.
 """

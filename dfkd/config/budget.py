@@ -1,29 +1,29 @@
-"""What one run may spend on synthesis before it stops in a state that the same command resumes."""
+"""The budget of a synthesis run, which stops when it is used up and can be resumed."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Caps on one call of `dfkd.cluster.synthesis.build`; None is no cap.
+    """Caps on one call of `dfkd.cluster.synthesis.build`; None means no cap.
 
-    What is begun is finished and kept: images never pass their cap, worker-seconds do so by the
-    tasks that were in flight when it was reached.
+    Tasks that have begun are finished and kept. Images therefore never exceed their cap, but
+    worker-seconds exceed theirs by the tasks that were running when it was reached.
     """
 
     images: int | None = None
-    """Made by this call; those of earlier runs are not counted."""
+    """Maximal number of images made by this call; earlier runs are not counted."""
     worker_seconds: float | None = None
-    """Summed over workers, failed tries included."""
+    """Maximal working time, summed over workers, with failed attempts."""
 
     @property
     def caps(self) -> str:
-        """In words."""
+        """The caps in words."""
         caps = {"images": self.images, "worker-seconds": self.worker_seconds}
         return " and ".join(f"{cap:g} {what}" for what, cap in caps.items() if cap is not None)
 
     def allows(self, images: int, worker_seconds: float) -> bool:
-        """Whether `images` in all may be made, and more be done after `worker_seconds`."""
+        """Whether a task may start that makes `images` the total, after `worker_seconds`."""
         return (self.images is None or images <= self.images) and (
             self.worker_seconds is None or worker_seconds < self.worker_seconds
         )

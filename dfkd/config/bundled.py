@@ -1,4 +1,4 @@
-"""Where the miniature world lies: models and evaluation images that come with the package."""
+"""Paths of the miniature world: the models and evaluation images that the package ships."""
 
 from pathlib import Path
 

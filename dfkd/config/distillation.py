@@ -1,4 +1,4 @@
-"""How models are trained: sections of the manifest, as checked dataclasses."""
+"""The manifest's sections about training, as checked dataclasses."""
 
 from typing import Annotated, Literal
 
@@ -18,9 +18,9 @@ from dfkd.utils.types import (
 )
 
 Start = Literal["student", "library", "scratch"]
-"""What few-shot training starts from."""
+"""Initial weights of few-shot training."""
 Texts = Literal["template", "styles"]
-"""What the teacher compares images with: the class prompt, or a mean over styles."""
+"""Texts that the teacher compares images with: the class prompt, or a mean over styles."""
 Augmentation = Literal[
     "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase"
 ]
@@ -31,60 +31,62 @@ class Training:
     """Two phases: the classifier on a frozen backbone, then everything (A.2)."""
 
     warmup_epochs: Natural = 150
-    """Epochs that train the head alone, on a backbone that is frozen in evaluation mode."""
+    """Epochs in which only the head is trained; the backbone is frozen in evaluation mode."""
     epochs: Count = 150
-    """Epochs with everything trained, at `finetune_factor` times the rate."""
+    """Epochs in which all layers are trained, at `finetune_factor` times the learning rate."""
     learning_rate: Positive = 0.1
-    """Of the warm-up; fine-tuning multiplies it by `finetune_factor`."""
+    """Learning rate of the warm-up; fine-tuning multiplies it by `finetune_factor`."""
     finetune_factor: Positive = 0.1
-    """Times `learning_rate`, once everything is trained."""
+    """Factor on `learning_rate` in the epochs after the warm-up."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The paper's SGD with momentum, or AdamW."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Of the rate; a cosine runs to zero within each phase. The paper names none; the study
-    manifests/studies/recipe compares the two."""
+    """Schedule of the learning rate; a cosine falls to zero within each phase. The paper names
+    none; the study manifests/studies/recipe compares the two."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
     """Random changes of each image; teacher and student see the same view."""
     precision: Precision = "float32"
-    """Of the student's layers in training, in float32 on a device that does not multiply bfloat16,
-    and of the gradients that ranks send each other."""
+    """Precision of the student's layers in training and of the gradients that ranks exchange. A
+    device without bfloat16 instructions computes the layers in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Distillation(Training):
-    """L1 on teacher distances (equations 4-5)."""
+    """L1 loss between the distances of student and teacher (equations 4-5)."""
 
     student: Name = "resnet18"
     """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
     weights: Name = "IMAGENET1K_V1"
-    """What the backbone starts from: torchvision's name of the weights (read from the cache),
+    """Initial weights of the backbone: torchvision's name of the weights (read from the cache),
     `pretrained` for a model of timm, a safetensors file, or `none` for random weights, which allow
     no warm-up."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """`small`: one 3 x 3 convolution instead of the stride-4 stem. Whoever trains on images below
-    100 px (CIFAR's) needs it, because the large stem leaves them a map of a few pixels."""
+    """`small`: one 3 x 3 convolution instead of the stride-4 stem. Use it for images below 100 px
+    (such as CIFAR's), because the large stem reduces them to a map of a few pixels."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0,)
-    """One student is trained for each, and one text-only classifier if `evaluation.models` has it.
-    """
+    """Seeds of the students. One student is trained for each seed, and one text-only classifier if
+    `evaluation.models` contains it."""
     batch_size: Annotated[int, Field(ge=2)] = 128
-    """Images of one step over all ranks together; no more than a version has."""
+    """Images of one step, summed over all ranks; at most the images of a version."""
     labels: Literal["live", "stored"] = "live"
-    """Teacher on the augmented view, or the distances stored in the shard (the letter of Eq 4)."""
+    """Training targets: the teacher's distances for the augmented view, or the distances that the
+    shard stores (literally equation 4)."""
     texts: Texts = "template"
-    """What the teacher compares images with: the class prompt, or an ensemble, each class' mean
-    over `prompts.styles`. Stored distances are to the class prompt."""
+    """Texts that the teacher compares images with: the class prompt, or each class' mean over
+    `prompts.styles` (an ensemble). Stored distances are to the class prompt."""
     standardise: bool = True
-    """Train on (distance - mean) / std of the labels, so that learning rates suit the small
-    differences between a CLIP's distances; the student still gives distances."""
+    """Train on (distance - mean) / std of the labels, because a CLIP's distances differ too little
+    for the usual learning rates. The finished student still returns distances."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
-    """DDP ranks of a student: a number, or `[least, most]`, as many of them as the cluster has room
-    for while it changes. Students are trained one after the other, in a study side by side. Whoever
-    has several GPUs, or spot nodes, raises it."""
+    """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
+    free resources. Students are trained one after the other, in a study side by side. Raise it with
+    several GPUs or spot nodes."""
     loader_workers: Natural = 0
-    """Threads a rank that decode shards; 0 decodes in the one thread that reads ahead. Whoever has
-    224 px images and a fast GPU raises it, because one thread then keeps the GPU waiting."""
+    """Threads per rank that decode shards; 0: the thread that reads ahead also decodes. Raise it
+    for 224 px images and a fast GPU, because a single thread then keeps the GPU waiting."""
     checkpoint_epochs: Count = 1
-    """Epochs between checkpoints (of weights and momentum: twice the student's size)."""
+    """Epochs between checkpoints. A checkpoint holds weights and momentum, so it is twice as large
+    as the student."""
 
     def __post_init__(self) -> None:
         require_unique("distillation.seeds", self.seeds)
@@ -125,24 +127,25 @@ class Distillation(Training):
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """The least and the most DDP ranks."""
+        """The minimal and the maximal number of DDP ranks."""
         return self.workers[0], self.workers[-1]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TextOnly:
-    """A linear classifier on a frozen CLIP image tower, trained on texts alone
+    """A linear classifier on a frozen CLIP image tower, trained only on texts
     (`dfkd.distillation.text_only`).
 
-    All else is as PromptStyler has it. One is trained for each of `distillation.seeds`.
+    All other settings are those of PromptStyler. One classifier is trained for each of
+    `distillation.seeds`.
     """
 
     model: str = ""
-    """The tower, named as in `teacher.model`; empty is the teacher with its weights."""
+    """The tower's architecture, named as in `teacher.model`; empty for the teacher's own tower."""
     weights: str = ""
-    """Of that tower, named as in `teacher.weights`."""
+    """The tower's weights, named as in `teacher.weights`."""
     styles: Count = 80
-    """K, the style words that are learned."""
+    """K, the number of style words that are learned."""
 
     def __post_init__(self) -> None:
         if bool(self.model) != bool(self.weights):
@@ -156,33 +159,32 @@ class TextOnly:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class FewShot:
-    """Cross-entropy on k labelled images a class of one domain, tested on its rest (section 4.3).
+    """Cross-entropy on k labelled images per class of a domain, tested on the others (section 4.3).
 
-    The paper gives shots, five runs and ImageNet weights as the rival, and no other setting. The
-    rates are those of AdamW and fall to zero along a cosine. What they and the epochs were chosen
-    by is in manifests/studies/few-shot.
+    The paper states the shots, five runs and ImageNet weights as the baseline, but no other
+    setting. The optimizer is AdamW, whose learning rates fall to zero along a cosine. The study
+    manifests/studies/few-shot shows how the rates and the epochs were selected.
     """
 
     domains: Several[Name] = ()
-    """Of `evaluation.data`; empty is all of them."""
+    """Domains of `evaluation.data`; empty for all."""
     shots: Annotated[Several[Count], Field(min_length=1)] = (1, 2, 4, 8, 16)
-    """k, the training images of each class; of a class with too few, all but one."""
+    """k, the training images per class; a class with too few images keeps one for the test."""
     seeds: Annotated[Several[Natural], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """Of the draw, fresh weights and the views. Seed n takes the student of
-    `distillation.seeds[n % len(seeds)]`. Whoever wants a first look takes one seed instead of five.
-    """
+    """Seeds of the split, the new weights and the views. Seed n uses the student of
+    `distillation.seeds[n % len(seeds)]`. One seed instead of five is enough for a first look."""
     starts: Annotated[Several[Start], Field(min_length=1)] = ("student", "library", "scratch")
-    """What is fine-tuned: all of them have the architecture of `distillation.student`."""
+    """Initial weights that are compared; all have the architecture of `distillation.student`."""
     library: Name = "IMAGENET1K_V1"
-    """Weights of that start: the library's name (`IMAGENET1K_V1`, `pretrained`) or a file. Whoever
-    has a student of timm needs it, because timm knows only `pretrained`."""
+    """Weights of the start `library`: a name of the library (`IMAGENET1K_V1`, `pretrained`) or a
+    file. A student of timm needs `pretrained`, the only name that timm knows."""
     epochs: Count = 20
-    """Of every start. Like the two rates, for whoever has other images than the miniature's icons,
-    by which the defaults were chosen."""
+    """Epochs for every start. The defaults of the epochs and of the two rates were selected on the
+    miniature's icons, so other images may need other values."""
     learning_rate: Positive = 0.0001
-    """Of weights that have learned something: the student, and the backbone of `library`."""
+    """Learning rate of trained weights: the student, and the backbone of `library`."""
     fresh_rate: Positive = 0.001
-    """Of random weights: all of `scratch`, and the head of `library`."""
+    """Learning rate of random weights: all of `scratch`, and the head of `library`."""
 
     def __post_init__(self) -> None:
         for key in ("domains", "shots", "seeds", "starts"):

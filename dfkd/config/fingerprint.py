@@ -1,4 +1,4 @@
-"""The fingerprint: the hash of everything that can change a pixel or a label."""
+"""The fingerprint: a hash of all settings and files that can change a pixel or a label."""
 
 import hashlib
 import json
@@ -11,8 +11,10 @@ from dfkd.config.methods import expand_methods, prompt_method
 from dfkd.errors import FingerprintError
 
 SCHEMA = 1
-"""Raised whenever a change of code changes a pixel or a label that the same manifest gives by more
-than rounding, which libraries and processors change as well: each version records those."""
+"""Version of the code's results.
+
+It is raised when a change of code changes pixels or labels by more than rounding. Libraries and
+processors also change the rounding, so each version records them."""
 
 SECTIONS = ("seed", "salt", "classes", "teacher", "generator", "prompts", "synthesis")
 
@@ -27,55 +29,60 @@ COMMON_SYNTHESIS_KEYS = (
 """Keys of `synthesis` that methods without latents use."""
 
 REGENERATION_KEYS = ("classes", "share")
-"""Keys of `regeneration` that say which tasks are not carried over."""
+"""Keys of `regeneration` that select the tasks which are made anew."""
 
 
 def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> dict[str, Any]:
-    """All that can change a pixel or a label: the flat `key.sub -> value` view that is hashed.
+    """All settings that can change a pixel or a label, as a flat mapping `key.sub -> value`.
 
     Args:
-        manifest: of one method (`Manifest.with_method`).
-        weights: sha256 of each weight or configuration file, by role (`teacher.weights`, ...); a
-            hash stands in for the path it was read from, so that moving a file changes nothing.
-        base: fingerprint of the version that all but the regenerated tasks are carried over from.
+        manifest: a manifest with one method (`Manifest.with_method`).
+        weights: sha256 of each weight or configuration file, by role (`teacher.weights`, ...). The
+            hash replaces the file's path, so that moving a file changes nothing.
+        base: fingerprint of the version whose tasks are carried over by a regeneration; empty
+            without one.
     """
     if len(manifest.methods) != 1:
         raise ValueError("a fingerprint belongs to one method; use Manifest.with_method")
     plain = manifest.as_dict()
-    chosen = {key: plain[key] for key in SECTIONS}
+    sections = {key: plain[key] for key in SECTIONS}
+    # A key that the method does not use must not change the identity, or it would force a new run.
     if prompt_method(manifest.method):
-        _drop_unused_by_latents(chosen)
+        _drop_unused_by_latents(sections)
     else:
-        _keep_used_by_inversion(chosen, plain["inversion"])
+        _keep_used_by_inversion(sections, plain["inversion"])
     if base:
         regeneration = plain["regeneration"]
-        chosen["carried"] = {"from": base, **{key: regeneration[key] for key in REGENERATION_KEYS}}
-    flat = {"schema": SCHEMA, **_flatten(chosen)}
+        sections["carried"] = {
+            "from": base,
+            **{key: regeneration[key] for key in REGENERATION_KEYS},
+        }
+    flat = {"schema": SCHEMA, **_flatten(sections)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
     for role in weights:
         flat.pop(role, None)
     return dict(sorted(flat.items()))
 
 
-def _drop_unused_by_latents(chosen: dict[str, Any]) -> None:
-    """Drop what a method with latents does not depend on."""
-    if chosen["prompts"]["method"] != ["contrastive"]:
-        del chosen["prompts"]["contrastive"]
-    del chosen["synthesis"]["method"]
+def _drop_unused_by_latents(sections: dict[str, Any]) -> None:
+    """Drop the keys that a method with latents does not use."""
+    if sections["prompts"]["method"] != ["contrastive"]:
+        del sections["prompts"]["contrastive"]
+    del sections["synthesis"]["method"]
 
 
-def _keep_used_by_inversion(chosen: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Keep of a method without latents its own settings, and those that all methods share."""
-    (method,) = chosen["synthesis"]["method"]
-    sections = {method} if method == "deepinversion" else {method, "student"}
-    chosen["inversion"] = {key: settings[key] for key in sections}
-    chosen["prompts"] = {"method": ["vanilla"]}
-    chosen["synthesis"] = {key: chosen["synthesis"][key] for key in COMMON_SYNTHESIS_KEYS}
-    del chosen["generator"]
+def _keep_used_by_inversion(sections: dict[str, Any], inversion: Mapping[str, Any]) -> None:
+    """Keep the keys that a method without latents uses: its own and those of all methods."""
+    (method,) = sections["synthesis"]["method"]
+    used = {method} if method == "deepinversion" else {method, "student"}
+    sections["inversion"] = {key: inversion[key] for key in used}
+    sections["prompts"] = {"method": ["vanilla"]}
+    sections["synthesis"] = {key: sections["synthesis"][key] for key in COMMON_SYNTHESIS_KEYS}
+    del sections["generator"]
 
 
 def method_of(identity: Mapping[str, Any]) -> str:
-    """What the method of an identity is called."""
+    """The name of the method that an identity belongs to."""
     way = identity.get("synthesis.method", ["latent"])
     weights = identity.get("synthesis.batch_norm_weight", [0.0])
     return ", ".join(expand_methods(way, identity.get("prompts.method", ["unknown"]), weights))
@@ -87,13 +94,13 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def refuse_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Raise `FingerprintError` naming every key in which two identities differ, if any does."""
-    keys = sorted(found.keys() | wanted.keys())
+def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
+    """Raise `FingerprintError`, which names every differing key, if two identities differ."""
+    keys = sorted(stored.keys() | current.keys())
     changes = [
-        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} here"
+        f"{key}: {stored.get(key)!r} there, {current.get(key)!r} here"
         for key in keys
-        if found.get(key) != wanted.get(key)
+        if stored.get(key) != current.get(key)
     ]
     if changes:
         raise FingerprintError(

@@ -1,7 +1,6 @@
 """The manifest: the YAML file that fully describes a run, as checked dataclasses.
 
-Defaults are the paper's numbers (or, where the paper is silent, what the key's docstring says).
-No torch and no ray here, so that a bad manifest is refused in milliseconds.
+Defaults are the paper's values. If the paper states none, the key's docstring explains the default.
 """
 
 import dataclasses
@@ -35,20 +34,20 @@ from dfkd.utils.types import (
 from dfkd.utils.yaml import load
 
 CACHE = "~/.cache/dfkd"
-"""Where fetched files are kept, unless a manifest says otherwise."""
+"""Default folder of fetched files."""
 
 Average = Literal["images", "classes"]
 Model = Literal["teacher", "text-only", "student"]
-"""What can be scored, in the order in which it is shown."""
+"""Models that can be scored, in the order of the tables."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StorageConfig:
-    """Where a run keeps what it makes."""
+    """The location of a run's results."""
 
     root: Name
-    """A directory or `s3://bucket/prefix`. On a cluster of several nodes a directory is an absolute
-    path that all of them share."""
+    """A directory or `s3://bucket/prefix`. On a cluster of several nodes, the directory must be an
+    absolute path on a file system that all nodes share."""
 
     def __post_init__(self) -> None:
         split_root("storage.root", self.root)
@@ -61,11 +60,11 @@ class TeacherConfig:
     model: Name
     """An open_clip architecture, the path of a model configuration, or `miniature`."""
     weights: Name
-    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, `miniature`.
+    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, or `miniature`.
 
-    What a tag names is read from the cache."""
+    The file of a tag is read from the cache."""
     template: Name = "A {class}"
-    """The vanilla class prompt, which is also the one that labels and zero-shot rows use."""
+    """The vanilla class prompt, also for labels and for zero-shot classification."""
 
     def __post_init__(self) -> None:
         require_slots("teacher.template", self.template, "{class}")
@@ -79,26 +78,28 @@ class GeneratorConfig:
     """The official `model.yaml`, `miniature`, or a name that is read from the cache:
     `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
     weights: Name
-    """The official `.ckpt`, a safetensors file with the same keys, or a name as for `config`."""
+    """The official `.ckpt`, a safetensors file with the same keys, or a name as in `config`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Evaluation:
-    """Accuracy per domain and class on data that no stage has seen."""
+    """Accuracy per domain and class on data that no other stage uses."""
 
     data: Name = "bundled"
     """A folder in a layout of `dfkd.evaluation.layouts`, a list file (path, domain, class), or
     `bundled`."""
     domains: Several[Name] = ()
-    """The domains that are scored, in the order in which they are shown; empty is all, by name."""
+    """Domains that are scored, in the order of the tables; empty for all domains, sorted by name.
+    """
     aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
-    """What the data call a class, where that is not its name here: `{plane: aeroplane}`. Whoever
-    scores on data of others needs it, since a folder's name makes a poor prompt."""
+    """The data's names of classes whose folders are named differently: `{plane: aeroplane}`. Other
+    people's data need it, because the name of a folder is often a poor prompt."""
     average: Average = "images"
-    """Accuracy on a domain: the share of images, or the mean of that over classes (VisDA)."""
+    """Accuracy on a domain: the mean over images, or the mean of the classes' accuracies (VisDA).
+    """
     models: Several[Model] = ("teacher", "student")
-    """The teacher answers zero-shot; `text-only` is a classifier that no image has been synthesised
-    for, with the settings of `text_only`."""
+    """Models that are scored. The teacher classifies zero-shot; `text-only` is a classifier trained
+    without images, with the settings of `text_only`."""
 
     def __post_init__(self) -> None:
         require_unique("evaluation.domains", self.domains)
@@ -115,58 +116,60 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Cluster:
-    """How many workers synthesise, and how stubbornly."""
+    """Number, resources and retries of the synthesis workers."""
 
     workers: Natural = 0
-    """Synthesis actors at the most; 0 is as many as fit, also of nodes that join later.
+    """Maximal number of synthesis actors; 0: as many as fit, also on nodes that join later.
 
-    An autoscaler is asked for as many; with 0 for one for each task, at most a few hundred, so that
-    its own maximum is the cap on cost."""
+    It is also the number requested from an autoscaler. 0 requests one worker per task, at most a
+    few hundred; the autoscaler's own maximum then caps the cost."""
     cpus_per_worker: Positive = 1.0
-    """What a worker reserves, and torch's threads in it. Whoever has nodes of many CPUs and no GPU
-    raises it."""
+    """CPUs that a worker reserves, and its torch threads. Raise it on nodes with many CPUs and no
+    GPU."""
     gpus_per_worker: NonNegative | None = None
-    """None is one where a node has any when the stage begins, else none: give 1 where nodes with
-    GPUs are still to come."""
+    """GPUs that a worker reserves. None: one if any node has a GPU when the stage begins, else
+    zero. Set it to 1 if the nodes with GPUs join later."""
     attempts: Count = 3
-    """Tries of a task before it is quarantined. Whoever runs on nodes that are often taken away
-    raises it."""
+    """Attempts at a task before it is quarantined. Raise it on nodes that are often preempted."""
     task_timeout: NonNegative = 3600.0
-    """Seconds after which a worker that has not finished its task counts as hung; 0 is never.
+    """Seconds after which a worker that has not finished its task counts as hung; 0: never.
 
-    A part of prompts (one shard of every class) is one task: raise it for a thousand classes."""
+    The prompts of one shard of every class are one task, so raise it for a thousand classes."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Regeneration:
-    """What `jobs/regenerate.py` makes anew, and what it accepts.
+    """The images that `jobs/regenerate.py` makes anew, and the quality that it requires.
 
-    Whoever runs that job by a schedule sets these; no manifest here does.
+    These keys are for runs of that job on a schedule.
     """
 
     classes: tuple[Name, ...] = ()
-    """Made anew, the rest is carried over from the current version; empty is all of them."""
+    """Classes that are made anew; the others are carried over from the current version. Empty for
+    all classes."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of the tasks of each of those classes, drawn by the salt; at least one task."""
+    """Share of the tasks of each such class that are made anew, at least one; the salt selects
+    them."""
     tolerance: Fraction = 0.02
-    """Mean accuracy (0-1) that the new student may lose against that of the current version."""
+    """Mean accuracy (0-1) by which the new student may be worse than the current one."""
     minimum_per_class: Natural = 1
-    """Images that the new version must have of every class."""
+    """Minimal number of images of every class in the new version."""
     diversity_floor: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Least mean over classes of 1 - the mean cosine between the teacher's embeddings."""
+    """Minimal diversity: 1 - the mean cosine between the teacher's embeddings of a class, averaged
+    over classes."""
     images: Natural = 0
-    """Images that one call may make before it stops, to be resumed; 0 is no limit."""
+    """Images that one call may make before it stops and can be resumed; 0 for no limit."""
     worker_seconds: Natural = 0
-    """Seconds of all synthesis workers together that one call may spend; 0 is no limit."""
+    """Worker-seconds that one call may spend on synthesis, summed over workers; 0 for no limit."""
     lease_seconds: Annotated[int, Field(ge=3)] = 600
-    """After which another call may take over from a holder that has died."""
+    """Seconds after which another call may take over from a holder that has died."""
 
     def __post_init__(self) -> None:
         require_unique("regeneration.classes", self.classes)
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is carried over."""
+        """Whether all tasks are made anew."""
         return not self.classes and self.share == 1.0
 
 
@@ -175,20 +178,21 @@ class Manifest:
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    """Of the run, for its reports: letters, digits, `-` and `_`."""
+    """Name of the run in its reports: letters, digits, `-` and `_`."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    """What the student tells apart, as prompts say it and in the order of the labels."""
+    """Class names as they are written in prompts, in the order of the labels."""
     storage: StorageConfig
     teacher: TeacherConfig
-    """Named together with the generator, since their images must be of one world."""
+    """Required like the generator, because both must know the same kind of images."""
     generator: GeneratorConfig
     cache: Name = CACHE
-    """The folder that `jobs/fetch.py` fills with published weights. Name another one where the home
-    folder has no room for them; on a cluster each node needs one. Results do not depend on it."""
+    """The folder that `jobs/fetch.py` fills with published weights. Set another one if the home
+    folder is too small; on a cluster each node needs the folder. Results do not depend on it."""
     seed: Natural = 0
-    """Every random number of the run is derived from it."""
+    """Seed from which every random number of the run is derived."""
     salt: Natural = 0
-    """Another data set from the same settings; `jobs/regenerate.py` counts it up."""
+    """Number that gives another data set from the same settings; `jobs/regenerate.py` increments
+    it."""
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
     inversion: Inversion = Inversion()
@@ -232,8 +236,8 @@ class Manifest:
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":
         """The manifest in file `path` with `key.sub=value` overrides applied.
 
-        The settings of a `preset` stand beneath the file's own keys, whether the file names it or
-        an override replaces that name; each override stands above the file and those before it.
+        The file's keys override those of its `preset`, also if an override names the preset. Each
+        override takes precedence over the file and over earlier overrides.
 
         Raises:
             ManifestError: the file or an override breaks a rule, which the text names.
@@ -242,7 +246,7 @@ class Manifest:
 
     @property
     def text_tower(self) -> TeacherConfig:
-        """The tower of the text-only classifier."""
+        """The model with the tower of the text-only classifier."""
         own = self.text_only
         if not own.model:
             return self.teacher
@@ -250,17 +254,17 @@ class Manifest:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """The methods that are compared: the rows of the results, one version of images each."""
+        """The methods that are compared, each with its own data set and its own row of results."""
         synthesis = self.synthesis
         return expand_methods(synthesis.method, self.prompts.method, synthesis.batch_norm_weight)
 
     @property
     def method(self) -> Method:
-        """The first of `methods`; the only one, of a manifest from `with_method`."""
+        """The first of `methods`; a manifest from `with_method` has only this one."""
         return self.methods[0]
 
     def with_method(self, method: Method) -> "Manifest":
-        """The same run with one method: what the fingerprint of a version is taken of."""
+        """The same manifest with only one method, for the fingerprint of its data set."""
         prompt = prompt_method(method)
         weight = max(self.synthesis.batch_norm_weight) if prompt and prompt != method else 0.0
         return dataclasses.replace(
@@ -272,6 +276,6 @@ class Manifest:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts and scalars, as a YAML or JSON file would hold them."""
+        """The manifest as plain lists, dicts and scalars, as in a YAML or JSON file."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain

@@ -1,46 +1,48 @@
-"""The methods by which images are made, and what they are called in storage and results."""
+"""The methods of synthesis and their names in storage and results."""
 
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
 PromptMethod = Literal["vanilla", "mix", "random", "contrastive"]
-"""Latents of the VQGAN are optimised towards prompts that are made so."""
+"""Prompt methods, for methods that optimise VQGAN latents towards prompts."""
 
 InversionMethod = Literal["deepinversion", "dfad", "cmi", "pre"]
-"""The teacher is inverted without the VQGAN (`dfkd.inversion`)."""
+"""Methods that invert the teacher without the VQGAN (`dfkd.synthesis.inversion`)."""
 
 Way = Literal["latent", InversionMethod]
-"""How pixels come about; the way `latent` serves all prompt methods."""
+"""Values of `synthesis.method`; `latent` serves all prompt methods."""
 
 Method = Literal[
     PromptMethod, "vanilla-bn", "mix-bn", "random-bn", "contrastive-bn", InversionMethod
 ]
-"""A row of results. With `-bn`, L_bn is added to what latents are optimised for."""
+"""A row of results. Methods with `-bn` add L_bn to the loss of the latents."""
 
 BATCH_NORM_SUFFIX = "-bn"
+"""Ends the name of a method with L_bn."""
 
 
 def expand_methods(
     ways: Sequence[Way], prompts: Sequence[PromptMethod], weights: Sequence[float]
 ) -> tuple[Method, ...]:
-    """The methods of a run: for the way `latent` one for each weight of L_bn and prompt method."""
-    found: list[str] = []
+    """The methods of a run; `latent` gives one for each weight of L_bn and each prompt method."""
+    methods: list[str] = []
     for way in ways:
         if way == "latent":
-            found += [p + BATCH_NORM_SUFFIX if weight else p for weight in weights for p in prompts]
+            for weight in weights:
+                methods += [prompt + BATCH_NORM_SUFFIX if weight else prompt for prompt in prompts]
         else:
-            found.append(way)
-    return cast(tuple[Method, ...], tuple(found))
+            methods.append(way)
+    return cast(tuple[Method, ...], tuple(methods))
 
 
 def prompt_method(method: Method) -> PromptMethod | None:
-    """Whose prompts the latents of a method are optimised towards; None if it has no latents."""
+    """The prompt method of a method with latents; None for an inversion method."""
     name = method.removesuffix(BATCH_NORM_SUFFIX)
     return cast(PromptMethod, name) if name in get_args(PromptMethod) else None
 
 
 def way_of(method: Method) -> Way:
-    """The way by which a method makes pixels."""
+    """The value of `synthesis.method` that a method belongs to."""
     return "latent" if prompt_method(method) else cast(InversionMethod, method)
 
 

@@ -1,4 +1,4 @@
-"""Manifest to tasks: pure functions, so that any worker can derive its own work and seeds."""
+"""The tasks and seeds of a manifest, as pure functions that every worker can call."""
 
 import hashlib
 import math
@@ -9,15 +9,15 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images, prompt_method
 
 MAX_EMBEDDING_DIM = 1024
-"""Dimensions of the teacher's embedding that an estimate of bytes allows for."""
+"""Upper bound of the teacher's embedding dimension, for the estimate of bytes."""
 
 SAMPLE_OVERHEAD = 8192
-"""Bytes of one sample's JSON, prompts, index row and tar headers, rounded up."""
+"""Upper bound of the bytes of a sample's JSON, prompts, index row and tar headers."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard's worth of work: images `start .. start + count - 1` of one class."""
+    """The work for one shard: images `start .. start + count - 1` of one class."""
 
     class_index: int
     shard_index: int
@@ -49,43 +49,43 @@ def _class_tasks(manifest: Manifest, class_index: int) -> Iterator[Task]:
 
 @dataclass(frozen=True)
 class Unit:
-    """Tasks that a worker does in one go: one, or the missing ones of a part.
+    """The work that a worker does at once: a single task, or the missing tasks of a part.
 
-    A part that is made again only for the state that it leaves to the next has no tasks.
+    A part that is repeated only for the state that it passes to the next part has no tasks.
     """
 
     tasks: tuple[Task, ...]
     generated: tuple[Task, ...]
-    """Those whose images are made for them: the same, or all of the part."""
+    """Tasks whose images must be generated: the same tasks, or all tasks of the part."""
 
     @property
     def id(self) -> str:
-        """Unique in a run: that of the first task whose images are made."""
+        """The id of the first generated task, which is unique in a run."""
         return self.generated[0].id
 
     @property
     def part(self) -> int:
-        """The shard index that all of its tasks have."""
+        """The common shard index of its tasks."""
         return self.generated[0].shard_index
 
     @property
     def count(self) -> int:
-        """Images of all its tasks."""
+        """Number of images of all its tasks."""
         return sum(task.count for task in self.tasks)
 
 
 def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
-    """The work that is left of a run: all tasks but those whose ids are `done`.
+    """The remaining work of a run: all tasks except those whose ids are in `done`.
 
-    Where images depend on each other, the tasks of a part (one shard index, every class) go
-    together, in the order of parts; else each is a unit, in the order of class and shard.
+    If images depend on each other, the tasks of a part (one shard index, every class) form one
+    unit, in the order of parts. Otherwise each task is a unit, in the order of class and shard.
     """
     if not has_dependent_images(manifest.method):
         yield from (Unit((task,), (task,)) for task in tasks(manifest) if task.id not in done)
         return
-    for together in parts(manifest):
-        if missing := tuple(task for task in together if task.id not in done):
-            yield Unit(missing, together)
+    for part in parts(manifest):
+        if missing := tuple(task for task in part if task.id not in done):
+            yield Unit(missing, part)
 
 
 def parts(manifest: Manifest) -> Iterator[tuple[Task, ...]]:
@@ -97,54 +97,55 @@ def parts(manifest: Manifest) -> Iterator[tuple[Task, ...]]:
 def fresh_tasks(manifest: Manifest) -> Iterator[Task]:
     """The tasks that a regeneration makes anew; all others are carried over.
 
-    Of each class that `regeneration.classes` names the same share of tasks: those with the lowest
-    hash under the salt.
+    They are a share of the tasks of each class in `regeneration.classes`, namely those with the
+    lowest seeds derived from the salt.
     """
     config = manifest.regeneration
     for class_index, name in enumerate(manifest.classes):
         if config.classes and name not in config.classes:
             continue
-        lots = {
+        ranks = {
             task: derive_seed("fresh", *root_seed(manifest), name, task.shard_index)
             for task in _class_tasks(manifest, class_index)
         }
-        drawn = sorted(lots, key=lots.__getitem__)[: math.ceil(config.share * len(lots))]
-        yield from sorted(drawn, key=lambda task: task.shard_index)
+        # A new salt gives new ranks, so repeated regenerations replace different tasks.
+        selected = sorted(ranks, key=ranks.__getitem__)[: math.ceil(config.share * len(ranks))]
+        yield from sorted(selected, key=lambda task: task.shard_index)
 
 
 def task_count(manifest: Manifest) -> int:
-    """How many tasks `tasks` yields."""
+    """Number of tasks of the whole run."""
     return len(manifest.classes) * part_count(manifest)
 
 
 def image_count(manifest: Manifest) -> int:
-    """Images of the whole run."""
+    """Number of images of the whole run."""
     return len(manifest.classes) * manifest.synthesis.images_per_class
 
 
 def estimated_bytes(manifest: Manifest) -> int:
-    """Storage that the run's shards take at the most: raw pixels, labels, and tar padding."""
+    """Upper bound of the bytes of the run's shards: raw pixels, labels, and tar padding."""
     pixels = 3 * manifest.synthesis.image_size**2
     labels = 4 * len(manifest.classes) + 2 * MAX_EMBEDDING_DIM
     return image_count(manifest) * (pixels + labels + SAMPLE_OVERHEAD)
 
 
 def steps_per_image(manifest: Manifest) -> int:
-    """Steps that each image takes by itself."""
+    """Optimisation steps of each image: `steps` / `pace`, at least one."""
     config = manifest.synthesis
     return max(1, round(config.steps / config.pace))
 
 
 def latent_learning_rate(manifest: Manifest) -> float:
-    """The optimizer's rate in them."""
+    """The optimizer's learning rate for latents: `learning_rate` x `pace`."""
     return manifest.synthesis.pace * manifest.synthesis.learning_rate
 
 
 def image_steps(manifest: Manifest) -> int:
-    """Optimisation steps of latents, summed over images, of a run with one method.
+    """Optimisation steps of latents in a run with one method, summed over images.
 
-    0 for the inversion methods, which optimise no latents of ours; what each step shows the teacher
-    (`synthesis.views`) is not in it.
+    0 for the inversion methods, which do not optimise latents. A step counts once, however many
+    views (`synthesis.views`) the teacher sees in it.
     """
     if prompt_method(manifest.method) is None:
         return 0
@@ -153,7 +154,7 @@ def image_steps(manifest: Manifest) -> int:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """The image that a prompt is for."""
+    """An image that needs a prompt: its class index and name, its index, and the prompt's seed."""
 
     class_index: int
     index: int
@@ -167,12 +168,12 @@ def part_name(part: int) -> str:
 
 
 def part_count(manifest: Manifest) -> int:
-    """How many parts the prompts of a run have: the shards of one class."""
+    """Number of parts of a run, which is the number of shards of a class."""
     return -(-manifest.synthesis.images_per_class // manifest.synthesis.shard_size)
 
 
 def parts_at_once(manifest: Manifest) -> int:
-    """How many parts may be made side by side."""
+    """Number of parts whose prompts may be made in parallel."""
     contrastive = prompt_method(manifest.method) == "contrastive"
     return manifest.prompts.contrastive.parallel if contrastive else 1
 
@@ -189,26 +190,27 @@ def part_rows(manifest: Manifest, part: int) -> list[PromptRow]:
 
 
 def sample_key(class_index: int, index: int) -> str:
-    """The WebDataset key of one image; holds no dot, which would split it."""
+    """The WebDataset key of an image; it has no dot, because WebDataset splits names there."""
     return f"{class_index:04d}-{index:07d}"
 
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed that depends on every part and on nothing else (sha256).
 
-    Seeds are derived from class names, not positions, and not from the prompt method: adding a
-    class changes no other class's latents, and methods are compared from the same ones.
+    Seeds are derived from class names instead of positions, so adding a class does not change the
+    latents of others. They do not depend on the prompt method, so all methods start from the same
+    latents.
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def image_seed(manifest: Manifest, class_index: int, index: int, attempt: int = 0) -> int:
-    """The seed of one image's latent and views; `attempt` counts retries after a divergence."""
+    """The seed of an image's latent and views; `attempt` is the number of divergences before."""
     name = manifest.classes[class_index]
     return derive_seed("image", *root_seed(manifest), name, index, attempt)
 
 
 def root_seed(manifest: Manifest) -> tuple[object, ...]:
-    """What every seed of synthesis begins with: the manifest's seed and, if there is one, salt."""
+    """The common first parts of all seeds of synthesis: the manifest's seed and a nonzero salt."""
     return (manifest.seed, f"salt {manifest.salt}") if manifest.salt else (manifest.seed,)

@@ -1,8 +1,7 @@
-"""Named settings of the method, which a manifest asks for with the key `preset`.
+"""Named settings of the method, which a manifest selects with the key `preset`.
 
-They say how a run proceeds: how prompts are optimised and how students are trained. How many images
-are made, of how many pixels and in how many steps, stays the manifest's own. All keys of a manifest
-stand above its preset.
+A preset sets how prompts are optimised and how students are trained. It does not set the number of
+images, their size or their steps. The keys of a manifest override those of its preset.
 """
 
 from typing import Any
@@ -45,21 +44,22 @@ PAPER: dict[str, Any] = {
 }
 """The paper's method: equation 12 without a guard, and the students' training of A.2.
 
-A.2 states SGD, its rates, a momentum of 0.9, and 150 + 150 epochs. It leaves open the initial
-weights ("the pre-trained model"), the schedule, the scale of the labels and the augmentation: what
-stands here for these is a choice. `manifests/studies/recipe` compares schedules and scales.
+A.2 states SGD, its rates, a momentum of 0.9, and 150 + 150 epochs. It does not state the initial
+weights ("the pre-trained model"), the schedule, the scale of the labels and the augmentation; their
+values here are our choice. `manifests/studies/recipe` compares schedules and scales.
 
-The paper does not mention views, but builds on VQGAN-CLIP, which shows CLIP 32 of them at a step.
-Their expected gradient is the same however many there are, and 8 are a compromise: an image-step at
-224 px (ViT-B/32, f16 decoder) takes 405 GFLOP with none or one, 529 with 8 and 954 with 32. No
-noise is added to them, because it is drawn on the CPU.
+The paper does not mention views, but builds on VQGAN-CLIP, which shows CLIP 32 views per step. The
+expected gradient does not depend on the number of views. 8 is a compromise on cost: a step of an
+image at 224 px (ViT-B/32, f16 decoder) takes 405 GFLOP with none or one, 529 with 8 and 954 with
+32. No noise is added to views, because it is drawn on the CPU.
 """
 
 BEST = merge(PAPER, {"distillation": {"texts": "styles"}})
-"""The paper's method with ensemble labels, which cost next to nothing; manifests/studies/better has
-what they bring."""
+"""The paper's method with ensemble labels, which cost almost nothing; manifests/studies/better
+shows their effect."""
 
 FAST = merge(PAPER, {"synthesis": {"pace": 4.0}})
-"""A quarter of the image-steps; manifests/studies/fewer and strides have what that costs."""
+"""The paper's method in a quarter of the steps; manifests/studies/fewer and strides show the loss
+of accuracy."""
 
 PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}

@@ -1,4 +1,4 @@
-"""How images are made: sections of the manifest, as checked dataclasses."""
+"""The manifest's sections about prompts and images, as checked dataclasses."""
 
 from typing import Annotated, Literal
 
@@ -23,12 +23,13 @@ from dfkd.utils.types import (
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Guard:
-    """Class consistency of random and contrastive prompts; all off is the paper's exact form."""
+    """Class consistency of random and contrastive prompts; the paper has none (both keys 0)."""
 
     weight: NonNegative = 0.0
     """Weight of the cross-entropy of a contrastive prompt against the class texts."""
     attempts: Natural = 0
-    """New draws of a prompt that is nearest to a foreign class, before it falls back to vanilla."""
+    """Times that a prompt is redrawn if it is closest to another class; then vanilla replaces it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -36,41 +37,42 @@ class Contrastive:
     """Equation 12 and the variants that the paper ablates."""
 
     updates: Count = 100
+    """Gradient steps of the pseudo-words."""
     learning_rate: Positive = 0.1
-    """Of the pseudo-words, in each update."""
+    """Learning rate of the pseudo-words."""
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Prompts that are pushed apart together."""
     bank: Natural = 2048
-    """Negatives drawn from the memory bank of earlier prompts; 0 uses the batch alone."""
+    """Negatives drawn from the memory bank of earlier prompts; with 0 only the batch is used."""
     parallel: Count = 1
-    """Parts (`shard_size` prompts of each class) that are made side by side, for a run of many
-    prompts on several GPUs. A prompt knows those of its own part and of all before, but not of the
-    `parallel` - 1 parts right before."""
+    """Parts (`shard_size` prompts of each class) that are made in parallel, for runs of many
+    prompts on several GPUs. The bank of a part holds the prompts of all earlier parts except the
+    `parallel` - 1 parts right before it."""
     temperature: Positive = 0.1
-    """The tau of equation 12. The paper names no value, so those who reproduce it have to try."""
+    """Tau of equation 12. The paper states no value."""
     positive: Literal["shuffle", "substitute"] = "shuffle"
     """How letters of the template's frozen words are disturbed in the positive view."""
     disturbance: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """The share of those letters that end up changed. The paper says "some characters"; 0.3 is what
-    nlpaug, the usual library for this, substitutes or swaps of a word by default."""
+    """Share of those letters that are changed. The paper says "some characters"; 0.3 is the default
+    of nlpaug, the usual library for this."""
     negatives: Literal["instance", "intra-class"] = "instance"
-    """What a prompt is pushed away from: all other prompts, or those of its own class."""
+    """Prompts that a prompt is pushed away from: all others, or those of its own class."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Prompts:
-    """How each image gets its own target text embedding."""
+    """The prompts, which give each image its own target text embedding."""
 
     method: Annotated[Several[PromptMethod], Field(min_length=1)] = ("contrastive",)
     """One method, or a list that `jobs/pipeline.py` compares."""
     template: Name = "{class} in the style of {style}"
     """The sentence of every prompt with a style or a pseudo-word."""
     styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"
-    """The style dictionary of mix: a named one or a list."""
+    """The styles of mix: the name of a dictionary, or a list."""
     alpha: Positive = 1.0
-    """Beta(alpha, alpha) of mix."""
+    """Parameter of mix, whose weights are drawn from Beta(alpha, alpha)."""
     scale: NonNegative = 10.0
-    """e of random: pseudo-word spread in standard deviations of the token table."""
+    """e of random: the spread of pseudo-words in standard deviations of the token table."""
     guard: Guard = Guard()
     contrastive: Contrastive = Contrastive()
 
@@ -91,43 +93,43 @@ class Synthesis:
     """Latent optimisation (equations 1-3), or one of the methods in `inversion`."""
 
     method: Annotated[Several[Way], Field(min_length=1)] = ("latent",)
-    """`latent` optimises VQGAN latents towards `prompts`; the others have vanilla prompts, and of
-    this section they use the sizes, `precision` and `format`. A list is compared."""
+    """`latent` optimises VQGAN latents towards `prompts`. The other methods use vanilla prompts,
+    and from this section only the sizes, `precision` and `format`. A list compares methods."""
     images_per_class: Count = 3000
     """Images of each class; the paper settles on 3,000 (Figure 7)."""
     shard_size: Count = 100
-    """Images a shard, and so the work one task does and can lose; where images depend on each other
-    (`inversion`, L_bn), a worker makes those of every class at once. It then changes the images."""
+    """Images per shard, which is the work of one task. If images depend on each other (`inversion`,
+    L_bn), a worker makes a shard of every class at once, and the size also changes the images."""
     image_size: Count = 224
-    """Pixels a side; a multiple of the generator's down-sampling factor."""
+    """Height and width in pixels; a multiple of the generator's down-sampling factor."""
     steps: Count = 500
     """Optimisation steps of each image."""
     batch_size: Natural = 8
-    """Images optimised at once. 0 finds what a GPU's memory holds, from `shard_size` downwards, and
-    is 8 on a CPU. A batch that memory has no room for is halved in any case."""
+    """Images optimised together. 0: the largest batch up to `shard_size` that a GPU's memory holds,
+    and 8 on a CPU. A batch that is too large for the memory is always halved."""
     learning_rate: Positive = 0.15
-    """Of Adam; it stays constant."""
+    """Adam's learning rate, which stays constant."""
     pace: Annotated[float, Field(ge=1)] = 1.0
-    """An image takes `steps` / `pace` steps at `pace` times the rate: as far, in longer strides."""
+    """Speed-up factor: `steps` / `pace` steps with a learning rate `pace` times as large."""
     views: Natural = 8
-    """Augmented views (`dfkd.synthesis.views`) that the teacher sees at each step; 0 shows the
-    plain image. `dfkd.config.presets` says why it is 8."""
+    """Augmented views (`dfkd.synthesis.views`) that the teacher sees in each step; 0: the plain
+    image. `dfkd.config.presets` explains the default."""
     view_noise: NonNegative = 0.0
     """Standard deviation of the pixel noise that is added to a view."""
     quantise: bool = True
-    """Decode the nearest codes, straight-through, instead of the continuous latent. The paper names
-    neither; in the miniature false is 5.1 points better (manifests/studies/latent)."""
+    """Decode the nearest codes (straight-through) instead of the continuous latent. The paper
+    states neither; in the miniature false is 5.1 points better (manifests/studies/latent)."""
     precision: Precision = "float32"
-    """Of the networks; a device that does not multiply bfloat16 works in float32. Labels and
-    distances are float32."""
+    """Precision of the networks. A device without bfloat16 instructions always uses float32. Labels
+    and distances are float32."""
     compile: bool = False
-    """Compile the step by torch.compile (on a CPU that needs a C++ compiler): the same images up to
-    rounding, faster on a GPU after minutes of waiting, for runs of hours."""
+    """Compile the step with torch.compile, which takes minutes and makes a GPU faster, for runs of
+    hours. Images are the same up to rounding. A CPU needs a C++ compiler for it."""
     format: Literal["png", "jpg"] = "png"
-    """`jpg` (quality 95) is for data sets whose storage costs more than a little loss does."""
+    """File format of images. `jpg` (quality 95) saves storage at a small loss."""
     batch_norm_weight: Annotated[Several[NonNegative], Field(min_length=1, max_length=2)] = (0.0,)
-    """Of DeepInversion's L_bn, which `latent` adds to each image's distance; images then depend on
-    those that share their batch. `[0, w]` compares: the methods with it are called `...-bn`."""
+    """Weight of DeepInversion's L_bn, which `latent` adds to each image's distance. Images then
+    depend on the others of their batch. `[0, w]` compares both; methods with L_bn end in `-bn`."""
 
     def __post_init__(self) -> None:
         require_unique("synthesis.method", self.method)
