@@ -2,5 +2,5 @@
 
 In: a section of the manifest and published weights. Out: modules in evaluation mode that map pixels
 to embeddings, latents to pixels, and pixels to distances. `weights/` fetches, verifies and reads
-the files. Begin with `teacher.py`, `generator.py` and `student.py`.
+their files. Begin with `teacher.py`, `generator.py` and `student.py`.
 """

@@ -1,6 +1,6 @@
-"""Batch norm: its layers in a network, what they see of a batch, and L_bn.
+"""Batch norm: a network's layers, the statistics of their inputs, and the loss L_bn.
 
-Forward hooks read it. They are attached once for a run, and gone when its block ends.
+Forward hooks read the statistics. They are attached once for a run and removed at its end.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,44 +17,47 @@ T = TypeVar("T")
 
 
 def layers(network: nn.Module) -> list[_BatchNorm]:
-    """Every batch-norm layer of a network, whatever it norms, in the order of its modules."""
+    """All batch-norm layers of a network, of any dimension, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 class Taps(Closing, Generic[T]):
-    """Hooks that read something off modules at each forward pass; a context that removes them."""
+    """Hooks that compute a value of each module in every forward pass; a context manager."""
 
     def __init__(
-        self, modules: Iterable[nn.Module], reading: Callable[[nn.Module, Tensor, Tensor], T]
+        self, modules: Iterable[nn.Module], measure: Callable[[nn.Module, Tensor, Tensor], T]
     ) -> None:
-        """`reading` gets a module, its input and its output."""
-        self._found: dict[int, T] = {}
+        """`measure` maps a module, its input and its output to the value."""
+        self._values: dict[int, T] = {}
         self._handles = [
-            module.register_forward_hook(self._hook(number, reading))
+            module.register_forward_hook(self._hook(number, measure))
             for number, module in enumerate(modules)
         ]
 
-    def _hook(self, number: int, reading: Callable[[nn.Module, Tensor, Tensor], T]) -> Any:
+    def _hook(self, number: int, measure: Callable[[nn.Module, Tensor, Tensor], T]) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._found[number] = reading(module, inputs[0], output)
+            self._values[number] = measure(module, inputs[0], output)
 
         return hook
 
     @property
     def read(self) -> list[T]:
-        """What the last pass gave, in the order of the modules."""
-        return [self._found[number] for number in range(len(self._handles))]
+        """The values of the last forward pass, in the order of the modules."""
+        return [self._values[number] for number in range(len(self._handles))]
 
     def close(self) -> None:
-        """Remove the hooks, and forget what they read."""
+        """Remove the hooks and their values."""
         for handle in self._handles:
             handle.remove()
-        self._found.clear()
+        self._values.clear()
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a batch-norm layer's input, float32 [C]: of this batch, and what training left."""
+    """Mean and variance of a batch-norm layer's input, each float32 [C].
+
+    `mean` and `variance` are those of this batch, the running ones those of the training data.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -69,21 +72,22 @@ class Moments:
         return means + variances
 
 
-def moments(module: nn.Module, seen: Tensor, output: Tensor) -> Moments:
-    """`Moments` of what a batch-norm layer has seen [N, C, ...]; its output does not matter.
+def moments(module: nn.Module, images: Tensor, output: Tensor) -> Moments:
+    """`Moments` of the input [N, C, ...] of a batch-norm layer; `output` is not used.
 
     The variance is biased, as in the published code.
     """
     layer: Any = module
-    values = seen.float().transpose(0, 1).flatten(1)
+    values = images.float().transpose(0, 1).flatten(1)
     variance, mean = torch.var_mean(values, dim=1, correction=0)
     return Moments(mean, variance, layer.running_mean, layer.running_var)
 
 
 def batch_norm_loss(read: Sequence[Moments], first_layer_factor: float = 1.0) -> Tensor:
-    """L_bn of DeepInversion: the distances of all layers, summed; a scalar.
+    """L_bn of DeepInversion: the sum of the layers' `Moments.distance`, a scalar.
 
-    It is a property of a batch: each image's gradient depends on all others.
+    The first layer's distance is multiplied by `first_layer_factor`. L_bn is a property of a batch,
+    so the gradient of each image depends on all other images.
     """
     distances = torch.stack([moments.distance for moments in read])
     return distances.sum() + (first_layer_factor - 1) * distances[0]

@@ -25,43 +25,48 @@ from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
 MAX_DISTANCES = 1 << 24
-"""Distances between latents and codes that are held at once on a GPU: 64 MB."""
+"""Maximal number of distances between latents and codes in a GPU's memory at once: 64 MB."""
 
 
 class Generator(Protocol):
-    """What synthesis needs of a generator; another one (a diffusion model, say) is one file."""
+    """The interface that synthesis needs, so that another generator can replace the VQGAN."""
 
     downsampling: int
-    """Pixels a side of one latent cell; an image size must be a multiple of it."""
+    """Height and width in pixels of one latent cell; an image size must be a multiple of it."""
 
     def init_latents(self, seeds: Sequence[int], image_size: int) -> Tensor:
-        """Starting latents [B, C, h, w] float32, each from its own seed alone."""
+        """Initial latents float32 [B, C, h, w]; each depends only on its own seed."""
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """C, h and w of the latent of an image."""
 
     def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
-        """Pixels [B, 3, H, W] float32 in [0, 1], differentiable in the latent."""
+        """Pixels float32 [B, 3, H, W] in [0, 1], differentiable in the latent."""
 
     def constrain(self, latent: Tensor) -> Tensor:
-        """Bring a latent, in place, back to where the generator can decode it."""
+        """Move a latent, in place, into the range that the generator can decode; returns it."""
 
 
 @dataclass(frozen=True)
 class ResolvedGenerator:
-    """A generator whose files exist and fit each other."""
+    """A generator whose files exist and match each other."""
 
     model: Model
     weights: Path
     digests: dict[str, str]
-    """sha256 by the role that `fingerprint.identity` expects, e.g. `generator.weights`."""
+    """sha256 of each file by its role in `fingerprint.identity`, e.g. `generator.weights`."""
 
 
 def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     """The file that a key of `generator` names.
 
+    Args:
+        field: `generator.config` or `generator.weights`.
+        value: the value of that key.
+        cache: the folder with the files of published VQGANs.
+
     Raises:
-        WeightsError: no such file or name, or nothing in the cache.
+        WeightsError: no such file or name, or the file is not in the cache.
     """
     if value == MINIATURE:
         return existing_file(field, _MINIATURE[field])
@@ -78,10 +83,10 @@ def resolve(config: manifest.GeneratorConfig, cache: str = CACHE) -> ResolvedGen
     """Find, check and hash the generator's files.
 
     Args:
-        cache: the folder that holds what a name of a published VQGAN stands for.
+        cache: the folder with the files of published VQGANs.
 
     Raises:
-        WeightsError: missing, corrupt, hostile, or of different architectures.
+        WeightsError: a file is missing, corrupt or hostile, or they are of different architectures.
     """
     yaml, weights = _files(config, cache)
     model = read_model(yaml)
@@ -93,10 +98,10 @@ def resolve(config: manifest.GeneratorConfig, cache: str = CACHE) -> ResolvedGen
 
 
 class VQGAN:
-    """Decoder and codebook of a taming-transformers VQModel; use `VQGAN.load`.
+    """Decoder and codebook of a taming-transformers VQModel; created by `VQGAN.load`.
 
     Attributes:
-        downsampling: pixels a side of one code (16 for f16).
+        downsampling: height and width in pixels of one code (16 for f16).
         codebook: [K, C] float32.
         network: decoder and codebook, frozen.
     """
@@ -111,7 +116,7 @@ class VQGAN:
         self._low = self.codebook.amin(dim=0).view(channels)
         self._high = self.codebook.amax(dim=0).view(channels)
         self._cuda = self.codebook.device.type == "cuda"
-        # Asked here, as a compiled pass cannot ask.
+        # Computed here, because torch.compile cannot trace it.
         self._mixed = precision == "bfloat16" and multiplies_bfloat16(self.codebook.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -126,8 +131,8 @@ class VQGAN:
         """The generator that a manifest names.
 
         Args:
-            precision: `bfloat16` autocasts the decoder on devices that multiply it; codes are
-                chosen in float32.
+            precision: `bfloat16` autocasts the decoder on devices with such instructions; the
+                nearest codes are always searched in float32.
             cache: as for `resolve`.
 
         Raises:
@@ -142,24 +147,28 @@ class VQGAN:
         return cls(network, precision)
 
     def init_latents(self, seeds: Sequence[int], image_size: int) -> Tensor:
-        """Starting latents [B, C, h, w] float32; each image's come from its own seed alone.
+        """Initial latents float32 [B, C, h, w]; each depends only on its own seed.
 
-        Codes are drawn uniformly, as VQGAN-CLIP draws them.
+        Codes are drawn uniformly, as in VQGAN-CLIP.
 
         Args:
             image_size: a multiple of `downsampling`.
         """
         _, side, _ = self.latent_shape(image_size)
-        codebook = self.codebook.cpu()  # a generator on the CPU draws alike whatever the device
+        codebook = self.codebook.cpu()  # drawn on the CPU, so latents do not depend on the device
         latents = []
         for seed in seeds:
             random = torch.Generator().manual_seed(seed)
-            drawn = codebook[torch.randint(len(codebook), (side * side,), generator=random)]
-            latents.append(drawn.view(side, side, -1).permute(2, 0, 1))
+            codes = codebook[torch.randint(len(codebook), (side * side,), generator=random)]
+            latents.append(codes.view(side, side, -1).permute(2, 0, 1))
         return torch.stack(latents).contiguous().to(self.codebook.device)
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """C, h and w; `ManifestError` of an image that is no multiple of `downsampling`."""
+        """C, h and w of the latent of an image.
+
+        Raises:
+            ManifestError: `image_size` is not a multiple of `downsampling`.
+        """
         side, rest = divmod(image_size, self.downsampling)
         if rest or not side:
             raise ManifestError(
@@ -171,22 +180,23 @@ class VQGAN:
         return self.codebook.shape[1], side, side
 
     def nearest(self, latent: Tensor) -> Tensor:
-        """Indices [B, h, w] of the codes nearest to each cell of a latent [B, C, h, w].
+        """Indices [B, h, w] of the nearest code to each cell of a latent [B, C, h, w].
 
-        By |z|^2 - 2 z.e + |e|^2 without the first term, which decides nothing. On a CPU one image
-        is searched at a time: the same matrix product whatever the batch, and it fits the cache.
+        The distance is |z|^2 - 2 z.e + |e|^2, without the first term, which is equal for all codes.
         """
         batch, channels, height, width = latent.shape
         cells = latent.detach().float().permute(0, 2, 3, 1).reshape(-1, channels)
+        # A CPU searches one image at a time: the product then fits its cache, and its rounding does
+        # not depend on the batch.
         rows = max(1, MAX_DISTANCES // len(self.codebook)) if self._cuda else height * width
-        found = [
+        indices = [
             torch.addmm(self._norms, part, self._transposed, alpha=-2).argmin(dim=1)
             for part in cells.split(rows)
         ]
-        return torch.cat(found).view(batch, height, width)
+        return torch.cat(indices).view(batch, height, width)
 
     def quantise(self, latent: Tensor) -> Tensor:
-        """The nearest codes [B, C, h, w]; gradients pass straight through to the latent."""
+        """The nearest codes [B, C, h, w]; the gradient passes unchanged to the latent."""
         codes = self.codebook[self.nearest(latent)].permute(0, 3, 1, 2).contiguous()
         straight: Tensor = _StraightThrough.apply(latent, codes)  # type: ignore[no-untyped-call]
         return straight
@@ -195,10 +205,10 @@ class VQGAN:
         """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w].
 
         Args:
-            quantise: decode the nearest codes, straight-through, instead of the latent itself.
+            quantise: decode the nearest codes (straight-through) instead of the latent itself.
 
-        The pixel clamp passes the gradient on, except where a step would push a pixel that is out
-        of range further out (VQGAN-CLIP's clamp).
+        The clamp of pixels passes the gradient on, except for a pixel out of range that a step
+        would move further away (VQGAN-CLIP's clamp).
         """
         codes = self.quantise(latent) if quantise else latent
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._mixed):
@@ -207,17 +217,17 @@ class VQGAN:
 
     @torch.no_grad()
     def constrain(self, latent: Tensor) -> Tensor:
-        """Clamp a latent, in place, to the codebook's range in each channel; returns it."""
+        """Clamp a latent, in place, to the range of the codebook in each channel; returns it."""
         return latent.clamp_(self._low, self._high)
 
 
 class _Network(nn.Module):
-    """The parts of a VQModel that make an image from codes, under the checkpoint's names."""
+    """The parts of a VQModel that turn codes into an image, under the checkpoint's names."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         params = model.params
-        with contextlib.redirect_stdout(io.StringIO()):  # taming prints the shape it works with
+        with contextlib.redirect_stdout(io.StringIO()):  # taming prints its shapes
             self.decoder = Decoder(**params.ddconfig.arguments())
         codebook = nn.Embedding(params.n_embed, params.embed_dim)
         self.quantize = nn.ModuleDict({"embedding": codebook})
@@ -231,7 +241,7 @@ class _Network(nn.Module):
 
 
 def to_pixels(image: Tensor) -> Tensor:
-    """The decoder's [-1, 1] as pixels in [0, 1]; gradients pass as `VQGAN.decode` says."""
+    """The decoder's output in [-1, 1] as pixels in [0, 1]; gradients as in `VQGAN.decode`."""
     pixels: Tensor = _Clamp.apply(image.add(1).div(2))  # type: ignore[no-untyped-call]
     return pixels
 
@@ -276,7 +286,7 @@ def _files(config: manifest.GeneratorConfig, cache: str) -> tuple[Path, Path]:
 
 
 def _read(weights: Path, network: _Network) -> dict[str, Tensor]:
-    """The network's tensors; encoder, loss and what else a checkpoint has are left out."""
+    """The tensors of the network in a checkpoint, without encoder, loss and others."""
     state = read_state_dict("generator.weights", weights)
     state = {key: value for key, value in state.items() if key.startswith(_PARTS)}
     remedy = "give the checkpoint that belongs to generator.config"

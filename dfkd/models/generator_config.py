@@ -1,6 +1,6 @@
-"""The official `model.yaml` of a VQGAN, checked as input from a stranger.
+"""The official `model.yaml` of a VQGAN, checked as untrusted input.
 
-Only what shapes the decoder and the codebook is read; `target` is compared, never imported.
+Only the shapes of decoder and codebook are read. `target` is compared and never imported.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ Channels = Annotated[int, Field(ge=1, le=1024)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 GROUPS = 32
-"""Every width is normalised in 32 groups."""
+"""Groups of the decoder's group norm, which must divide every width."""
 MAX_WIDTH = 4096
 
 _LENIENT = ConfigDict(extra="ignore", strict=True)
@@ -53,11 +53,11 @@ class Decoder:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side of one code."""
+        """Height and width in pixels of one code."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of taming's Decoder."""
+        """Keyword arguments for taming's Decoder."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
@@ -84,10 +84,10 @@ class _File:
 
 
 def read_model(path: Path) -> Model:
-    """The `model` part of a `model.yaml`.
+    """The key `model` of a `model.yaml`.
 
     Raises:
-        WeightsError: not such a file, or a value out of bounds.
+        WeightsError: not such a file, or a value is out of bounds.
     """
     try:
         return yaml.load(_File, path).model

@@ -1,8 +1,8 @@
-"""The passes of taming-transformers' VQGAN decoder on a CPU, with channels last in memory.
+"""Forward and backward pass of taming-transformers' VQGAN decoder on a CPU, with channels last.
 
-Convolutions on a CPU are fastest with channels last, and torch's group norm is not: its backward
-pass takes some forty times as long as with channels first, which would eat up all that is gained.
-Here it is a multiplication and an addition per channel, and one function with the swish after it.
+Convolutions on a CPU are fastest with channels last in memory. But then the backward pass of
+torch's group norm takes about forty times as long, which would cancel the gain. Here group norm is
+a multiplication and an addition per channel, in one function with the swish that follows it.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 
 def decode(decoder: Any, codes: Tensor) -> Tensor:
-    """What `decoder(codes)` returns, images [B, 3, H, W], of a frozen taming `Decoder`.
+    """Images [B, 3, H, W], as `decoder(codes)` of a frozen taming `Decoder` returns them.
 
     Args:
-        codes: [B, C, h, w], the decoder's input. Gradients reach it, and no weights.
+        codes: [B, C, h, w], the decoder's input. Gradients flow to it but not to the weights.
     """
     hidden = decoder.conv_in(codes)
     hidden = _residual(decoder.mid.block_1, hidden)
@@ -44,15 +44,15 @@ def _residual(block: Any, images: Tensor) -> Tensor:
 
 
 def _attend(block: Any, images: Tensor) -> Tensor:
-    """Each place of a map attends to all places, with one head."""
+    """Self-attention between all positions of a map, with one head; [B, C, H, W]."""
     normal = _normalise(block.norm, images, swish=False)
     queries, keys, values = (
         part(normal).flatten(2).transpose(1, 2)[:, None] for part in (block.q, block.k, block.v)
     )
-    seen = F.scaled_dot_product_attention(queries, keys, values)
-    maps = seen[:, 0].transpose(1, 2).reshape(images.shape)
-    attended: Tensor = block.proj_out(maps.contiguous(memory_format=torch.channels_last))
-    return images + attended
+    attended = F.scaled_dot_product_attention(queries, keys, values)
+    maps = attended[:, 0].transpose(1, 2).reshape(images.shape)
+    projected: Tensor = block.proj_out(maps.contiguous(memory_format=torch.channels_last))
+    return images + projected
 
 
 def _normalise(norm: Any, images: Tensor, swish: bool) -> Tensor:
@@ -63,7 +63,7 @@ def _normalise(norm: Any, images: Tensor, swish: bool) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """y = w (x - mean) / std + b of each group of channels, and its swish where asked for.
+    """Group norm y = w (x - mean) / std + b, followed by the swish if `swish` is true.
 
     Statistics are float32; images keep their dtype.
     """
@@ -72,6 +72,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, swish: bool
     ) -> Tensor:
+        # Statistics, weight and bias are folded into one scale and one shift per channel.
         mean = _means(images, groups).mean(dim=2, keepdim=True)
         square = _means(images * images, groups).mean(dim=2, keepdim=True)
         inverse = (square - mean.square()).clamp_min(0).add(eps).rsqrt()
@@ -90,21 +91,22 @@ class _Normalise(torch.autograd.Function):
         if ctx.swish:
             gradient = torch.ops.aten.silu_backward(gradient, normal)
         groups = scale.shape[1]
+        # dx is linear in x and g, so it is again one addition and two products per channel.
         along = (_means(gradient, groups) * scale).mean(dim=2, keepdim=True)
         across = (_means(gradient * images, groups) * scale).mean(dim=2, keepdim=True)
         slope = (mean * along - across) * inverse.square()
         constant, slope = (part.expand_as(scale) for part in (-along - mean * slope, slope))
-        moved = torch.addcmul(_spread(constant, images), images, _spread(slope, images))
-        moved.addcmul_(gradient, _spread(scale, images))
-        return moved, None, None, None, None, None
+        result = torch.addcmul(_spread(constant, images), images, _spread(slope, images))
+        result.addcmul_(gradient, _spread(scale, images))
+        return result, None, None, None, None, None
 
 
 def _means(images: Tensor, groups: int) -> Tensor:
-    """float32 [B, groups, C / groups]: each channel's mean over H and W."""
+    """The mean of each channel over H and W: float32 [B, groups, C / groups]."""
     means = images.mean(dim=(2, 3), dtype=torch.float32)
     return means.view(len(images), groups, -1)
 
 
 def _spread(numbers: Tensor, images: Tensor) -> Tensor:
-    """Numbers [B, groups, C / groups] as [B, C, 1, 1] of the images' dtype."""
+    """`numbers` [B, groups, C / groups] as [B, C, 1, 1], in the dtype of `images`."""
     return numbers.reshape(len(images), -1, 1, 1).to(images.dtype)

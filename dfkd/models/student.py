@@ -1,4 +1,4 @@
-"""Students: a library's backbone and one linear layer; pixels go in, distances come out."""
+"""Students: a library's backbone and one linear layer, which map pixels to distances."""
 
 import contextlib
 import copy
@@ -27,19 +27,19 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
 
 WEIGHTS, CARD = "student.safetensors", "student.json"
-"""The two objects of a finished student; the card is written last and says that it is complete."""
+"""The two objects of a finished student. The card is written last, so it marks completion."""
 
 MAX_SIDE = 4096
-"""Pixels; no student takes larger images."""
+"""Maximal image size in pixels that a card may state."""
 
 FIELD = "distillation.weights"
-"""The manifest's key of the initial weights, unless they are another section's."""
+"""Default manifest key for errors about the initial weights."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Student(nn.Module):
-    """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M] float32; SMALLER is closer."""
+    """Maps pixels float32 [N, 3, H, W] in [0, 1] to distances float32 [N, M]; SMALLER is closer."""
 
     mean: Tensor
     std: Tensor
@@ -58,23 +58,23 @@ class Student(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Distances [N, M] (standardised ones while training with `standardise`)."""
+        """Distances [N, M], or standardised distances in training with `standardise`."""
         features, device = self.features(pixels), pixels.device.type
         if not torch.is_autocast_enabled(device):
             distances: Tensor = self.head(features)
         else:
-            # Classes differ by a few hundredths, and near 0.87 bfloat16 has steps of 0.004: the
-            # backbone may run in it, the head may not.
+            # The head stays in float32, because distances to classes differ by a few hundredths,
+            # and bfloat16 has steps of 0.004 near their usual value of 0.87.
             with torch.autocast(device, enabled=False):
                 distances = self.head(features.float())
         return distances
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the backbone makes of `pixels`: float32 [N, F]."""
+        """The backbone's features [N, F]."""
         normal = (pixels - self.mean) / self.std
-        # Only in training: what is exported must show convolutions as what they are.
-        quick = self.training and pixels.device.type == "cpu"
-        with SmallMaps() if quick else contextlib.nullcontext():
+        # Not in evaluation, because an exported model must contain ordinary convolutions.
+        as_products = self.training and pixels.device.type == "cpu"
+        with SmallMaps() if as_products else contextlib.nullcontext():
             features: Tensor = self.backbone(normal)
         return features
 
@@ -87,15 +87,15 @@ def build(
     cache: str = CACHE,
     field: str = FIELD,
 ) -> Student:
-    """A student that nobody has trained; what is random in it comes from `seed` alone.
+    """An untrained student; its random weights depend only on `seed`.
 
     Args:
-        cache: the folder that holds what torchvision's names of weights stand for.
-        field: of the manifest, that an error about the initial weights names.
+        cache: the folder with torchvision's published weights.
+        field: the manifest key that an error about the initial weights names.
 
     Raises:
-        ManifestError: no such architecture, or a stem that does not fit it.
-        WeightsError: initial weights that are missing or belong to another architecture.
+        ManifestError: no such architecture, or it has no such stem.
+        WeightsError: the initial weights are missing or belong to another architecture.
     """
     with seeded(derive_seed("student", seed)):
         return _assemble(config, classes, image_size, cache, field)
@@ -117,21 +117,24 @@ def _assemble(
 
 
 def names_file(weights: str) -> bool:
-    """Whether the manifest names a file rather than one of the library's weights."""
+    """Whether `weights` is the path of a file instead of a library's name."""
     return "/" in weights or "." in weights
 
 
 def names_library(weights: str) -> bool:
-    """Whether the manifest names weights that a library has."""
+    """Whether `weights` is a library's name of published weights."""
     return weights != "none" and not names_file(weights)
 
 
 def published(config: Distillation, field: str = FIELD) -> Artifact | None:
-    """The file with the initial weights, where they are torchvision's.
+    """The file with torchvision's initial weights; None if the weights are not torchvision's.
+
+    Args:
+        field: the manifest key that an error about the weights names.
 
     Raises:
-        ManifestError: torchvision has no such student.
-        WeightsError: it has no such weights of this student; `field` is the key that names them.
+        ManifestError: torchvision has no such architecture.
+        WeightsError: torchvision has no such weights of this architecture.
     """
     if config.student.startswith("timm:") or not names_library(config.weights):
         return None
@@ -181,10 +184,10 @@ def _resnet(
 
 
 def _stride(image_size: int) -> int:
-    """Of the small stem: images up to 48 px stay whole, larger ones are halved once.
+    """Stride of the small stem: 1 for images up to 48 px, 2 for larger ones.
 
-    Either way the last feature map is about 4 x 4; at 64 px a stride of 1 would cost four times as
-    much as this and fifteen times as much as the imagenet stem.
+    The last feature map is then about 4 x 4. At 64 px a stride of 1 would cost four times as much
+    as a stride of 2, and fifteen times as much as the imagenet stem.
     """
     return 1 if image_size <= 48 else 2
 
@@ -205,7 +208,7 @@ def _first_line(error: Exception) -> str:
 def _timm(
     config: Distillation, image_size: int, library: bool, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    import timm  # takes seconds, which a ResNet need not wait
+    import timm  # here, because the import takes seconds, and ResNets do not need it
 
     name = config.student.removeprefix("timm:")
     if not timm.is_model(name):
@@ -248,19 +251,23 @@ def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
             for key, tensor in state.items()
             if key.startswith("backbone.")
         }
-    wanted = backbone.state_dict()
-    fitting = {key: tensor for key, tensor in state.items() if key in wanted}  # without its head
-    for key in wanted.keys() - fitting.keys():
-        if key.endswith("num_batches_tracked"):  # files from before PyTorch had this count
-            fitting[key] = wanted[key]
+    expected = backbone.state_dict()
+    # Keys of the file's head are dropped, because the student has a head of its own.
+    selected = {key: tensor for key, tensor in state.items() if key in expected}
+    for key in expected.keys() - selected.keys():
+        if key.endswith("num_batches_tracked"):  # old files of PyTorch do not have this counter
+            selected[key] = expected[key]
     remedy = "give weights of distillation.student with distillation.stem"
-    match(field, path, fitting, wanted, remedy)
-    load_into(field, path, backbone, fitting)
+    match(field, path, selected, expected, remedy)
+    load_into(field, path, backbone, selected)
 
 
 @torch.no_grad()
 def _feature_count(backbone: nn.Module, image_size: int, name: str) -> int:
-    """Features that the backbone gives; asked of the network, as libraries name it differently."""
+    """Number of the backbone's features, found by a forward pass on one image.
+
+    Libraries have no common attribute for it.
+    """
     training = backbone.training
     backbone.eval()
     try:
@@ -277,7 +284,7 @@ def _feature_count(backbone: nn.Module, image_size: int, name: str) -> int:
 
 
 def fold(student: Student, mean: float, std: float) -> Student:
-    """A copy whose outputs are `std * output + mean`: from standardised labels to distances."""
+    """A copy that returns `std * output + mean`: distances instead of standardised ones."""
     folded = copy.deepcopy(student)
     with torch.no_grad():
         folded.head.weight.mul_(std)
@@ -286,7 +293,7 @@ def fold(student: Student, mean: float, std: float) -> Student:
 
 
 def card(config: Distillation, classes: tuple[str, ...], image_size: int) -> dict[str, Any]:
-    """What `load_student` needs beside the tensors, and what a reader of the file wants to know."""
+    """The card of a student: the settings that `load_student` needs, and facts for readers."""
     return {
         "schema": 1,
         "architecture": config.student,
@@ -299,13 +306,15 @@ def card(config: Distillation, classes: tuple[str, ...], image_size: int) -> dic
 
 
 def save_student(storage: Storage, student: Student, meta: dict[str, Any]) -> bool:
-    """Put weights, then the card `meta`, under `storage`; False if a student was there already."""
+    """Write the weights and then the card `meta`; returns False if there was a student already."""
     tensors = {
         key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()
     }
     data = safetensors.torch.save(tensors)
     if not storage.put_if_absent(WEIGHTS, data):
-        data = storage.get(WEIGHTS)  # of an attempt that died before its card, or of a rival
+        # An attempt that died before its card, or a concurrent one, has written weights. The card
+        # must describe these.
+        data = storage.get(WEIGHTS)
     stored = {**meta, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     return storage.put_if_absent(CARD, canonical(stored))
 
@@ -313,10 +322,13 @@ def save_student(storage: Storage, student: Student, meta: dict[str, Any]) -> bo
 def load_student(
     source: Storage | str | Path, device: torch.device | str = "cpu"
 ) -> tuple[Student, dict[str, Any]]:
-    """A finished student in eval mode and its card, from its folder (a storage child or a path).
+    """A finished student in evaluation mode, and its card.
+
+    Args:
+        source: the student's folder, as a storage or as a path.
 
     Raises:
-        CorruptionError: an object is missing, or is not what was written.
+        CorruptionError: an object is missing or differs from what was written.
     """
     storage = open_storage(str(source)) if isinstance(source, str | Path) else source
     meta = read_card(storage)
@@ -335,7 +347,7 @@ def load_student(
 
 
 class _StudentCard(BaseModel, strict=True):
-    """The parts of a card that a reader relies on; it holds more."""
+    """The keys of a card that the code relies on; a card has more."""
 
     schema_: Literal[1] = Field(alias="schema")
     architecture: str
@@ -350,7 +362,7 @@ def read_card(storage: Storage) -> dict[str, Any]:
     """The card of a finished student.
 
     Raises:
-        CorruptionError: it is missing, or is not what was written.
+        CorruptionError: the card is missing or differs from what was written.
     """
     data = storage.get(CARD)
     try:
@@ -358,12 +370,12 @@ def read_card(storage: Storage) -> dict[str, Any]:
         _StudentCard.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _damaged(storage.location(CARD), f"{place}: {first['msg']}") from None
+        key = ".".join(map(str, first["loc"]))
+        raise _damaged(storage.location(CARD), f"{key}: {first['msg']}") from None
     except ValueError as error:
         raise _damaged(storage.location(CARD), str(error)) from None
     return meta
 
 
-def _damaged(place: str, problem: str) -> CorruptionError:
-    return CorruptionError(f"{place}: {problem}; delete the student's folder and distil again")
+def _damaged(location: str, problem: str) -> CorruptionError:
+    return CorruptionError(f"{location}: {problem}; delete the student's folder and distil again")

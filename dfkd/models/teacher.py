@@ -1,4 +1,4 @@
-"""The frozen vision-language teacher: towers, the token-level text path of Eq 7, distances."""
+"""The frozen vision-language teacher: image and text tower, token embeddings (Eq 7), distances."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
 TEXT_BATCH = 256
-"""Texts that are encoded at once."""
+"""Number of texts that are encoded at once."""
 
 
 @dataclass(frozen=True)
 class ResolvedTeacher:
-    """A teacher whose files exist and fit each other."""
+    """A teacher whose files exist and match each other."""
 
     teacher_architecture: Architecture
     source: Source
     digests: dict[str, str]
-    """sha256 by the role that `fingerprint.identity` expects, e.g. `teacher.weights`."""
+    """sha256 of each file by its role in `fingerprint.identity`, e.g. `teacher.weights`."""
 
 
 def resolve(config: manifest.TeacherConfig, cache: str = CACHE) -> ResolvedTeacher:
     """Find, check and hash the teacher's files.
 
     Args:
-        cache: the folder that holds what an open_clip tag names.
+        cache: the folder with the files of open_clip's tags.
 
     Raises:
         ManifestError: the architecture is unknown or unsupported.
-        WeightsError: weights missing, corrupt, or of another architecture or activation.
+        WeightsError: the weights are missing, corrupt, or of another architecture or activation.
     """
     shape = teacher_architecture.read_architecture(config.model)
     source = teacher_architecture.find_weights(config.weights, shape, cache)
@@ -53,24 +53,25 @@ def resolve(config: manifest.TeacherConfig, cache: str = CACHE) -> ResolvedTeach
 
 
 class Teacher:
-    """An open_clip model that never trains; use `Teacher.load`.
+    """A frozen open_clip model; created by `Teacher.load`.
 
-    Embeddings are float32 and, unless said otherwise, L2-normalised, of dimension `embedding_dim`.
+    Embeddings have `embedding_dim` dimensions. They are float32 and L2-normalised, except where a
+    method says otherwise.
 
     Attributes:
-        name: as the manifest gives it.
-        model: the open_clip module, in eval mode, without gradients of its own.
-        tokenizer: open_clip's, which `tokenize` and `content_tokens` read texts with.
-        device: where the model is.
-        text: the module that holds the parts of the text tower.
-        image_size: pixels a side of the images that the image tower sees.
-        embedding_dim: E.
-        logit_scale: what cosines are multiplied with before a softmax over texts.
-        context_length: L, tokens of a text with start, end and padding.
-        token_table: [K, D], the token embeddings whose mean and spread Eq 8-11 use.
-        causal: whether what follows a sentence's end leaves its embedding as it is.
-        has_batch_norm: whether the image tower has batch-norm statistics.
-        mean, std: [1, 3, 1, 1], of pixels in [0, 1], by which the image tower's input is whitened.
+        name: `teacher.model` of the manifest.
+        model: the open_clip module, in evaluation mode and without gradients of its weights.
+        tokenizer: open_clip's tokenizer.
+        device: the model's device.
+        text: the module with the layers of the text tower.
+        image_size: height and width in pixels of the image tower's input.
+        embedding_dim: E, the dimension of embeddings.
+        logit_scale: factor on cosines before a softmax over texts.
+        context_length: L, the number of tokens of a text with start, end and padding.
+        token_table: [K, D], the token embeddings, whose mean and spread Eq 8-11 use.
+        causal: whether tokens after a sentence's end do not change its embedding.
+        has_batch_norm: whether the image tower has batch-norm layers.
+        mean, std: [1, 3, 1, 1], mean and standard deviation that normalise pixels in [0, 1].
     """
 
     def __init__(
@@ -84,10 +85,10 @@ class Teacher:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.text: Any = getattr(model, "text", model)  # CustomTextCLIP has it apart, CLIP within
-        apart = self.text is not model
-        self._pool_type = self.text.pool_type if apart else self.text.text_pool_type
-        self._eos_id = self.text.eos_id if apart else self.text.text_eos_id
+        self.text: Any = getattr(model, "text", model)  # CLIP itself holds the text layers
+        separate = self.text is not model  # CustomTextCLIP
+        self._pool_type = self.text.pool_type if separate else self.text.text_pool_type
+        self._eos_id = self.text.eos_id if separate else self.text.text_eos_id
         self.causal = self.text.attn_mask is not None and self._pool_type in ("argmax", "eos")
         visual: Any = model.visual
         visual.to(memory_format=torch.channels_last)
@@ -105,7 +106,7 @@ class Teacher:
         self._scale, self._shift = 1 / self.std, -self.mean / self.std
         self._interpolation = preprocess.get("interpolation", "bicubic")
         self._precision = precision
-        # Asked here, as a compiled pass cannot ask.
+        # Computed here, because torch.compile cannot trace it.
         self._multiplies = multiplies_bfloat16(self.device)
 
     @classmethod
@@ -119,7 +120,7 @@ class Teacher:
         """The teacher that a manifest names.
 
         Args:
-            precision: `bfloat16` autocasts the image tower on devices that multiply it.
+            precision: `bfloat16` autocasts the image tower on devices with such instructions.
             cache: as for `resolve`.
 
         Raises:
@@ -135,32 +136,33 @@ class Teacher:
         return cls(model.to(device), tokenizer, config.model, preprocess, precision)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids of the texts, LongTensor [N, L] on the teacher's device."""
+        """Token ids of the texts, int64 [N, L] on the teacher's device."""
         ids: Tensor = self.tokenizer(list(texts))
         return ids.to(self.device)
 
     def content_tokens(self, text: str) -> list[int]:
-        """The ids of a text without start, end and padding; empty if nothing is left of it."""
+        """The token ids of a text without start, end and padding; possibly empty."""
         if hasattr(self.tokenizer, "encode"):
             return list(self.tokenizer.encode(text))
         inner = self.tokenizer.tokenizer
         return list(inner.encode(self.tokenizer.clean_fn(text), add_special_tokens=False))
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """E_token of Eq 7: tokens [N, L] to embeddings [N, L, D]."""
+        """E_token of Eq 7: the embeddings [N, L, D] of token ids [N, L]."""
         dtype = self.text.transformer.get_cast_dtype()
         embeddings: Tensor = self.text.token_embedding(tokens).to(dtype)
         return embeddings
 
     def encode_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
-        """E_sentence of Eq 7: embeddings [N, L, D] to text embeddings [N, E], differentiable.
+        """E_sentence of Eq 7: the text embeddings [N, E] of token embeddings [N, L, D].
 
-        Not normalised. `encode_embeddings(embed_tokens(t), t)` is bit-equal to open_clip's
-        `encode_text(t)`.
+        They are differentiable and not normalised. `encode_embeddings(embed_tokens(t), t)` is
+        bit-equal to open_clip's `encode_text(t)`.
 
         Args:
-            tokens: [N, L]; where they end is where the sentence is read off. Of a `causal` teacher
-                L may be anything from the longest sentence to the context length.
+            tokens: token ids [N, L], whose end token gives the position of the output. For a
+                `causal` teacher L may be shorter than the context length, down to the length of
+                the longest sentence.
         """
         text, length = self.text, embeddings.shape[1]
         x = embeddings + text.positional_embedding[:length].to(embeddings.dtype)
@@ -168,7 +170,7 @@ class Teacher:
         return self.read_off(text.transformer(x, attn_mask=mask), tokens)
 
     def read_off(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Text embeddings [N, E], not normalised, of the last block's output [N, L, D]."""
+        """Text embeddings [N, E], not normalised, from the last block's output [N, L, D]."""
         pooled: Tensor = text_global_pool(
             self.text.ln_final(hidden), tokens, self._pool_type, eos_token_id=self._eos_id
         )
@@ -180,7 +182,7 @@ class Teacher:
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Normalised embeddings of texts, [N, E] float32."""
+        """Normalised embeddings of texts, float32 [N, E]."""
         chunks = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
         encoded = []
         for chunk in chunks:
@@ -189,13 +191,13 @@ class Teacher:
         return F.normalize(torch.cat(encoded).float(), dim=-1)
 
     def encode_image(self, pixels: Tensor, precision: Precision | None = None) -> Tensor:
-        """Normalised embeddings [N, E] of pixels [N, 3, H, W] in [0, 1], differentiable.
+        """Normalised embeddings float32 [N, E] of pixels [N, 3, H, W] in [0, 1], differentiable.
 
-        Images of another size are squashed to `image_size` (bicubic, antialiased), so crop first
-        what is not square.
+        Images of another size are resized to a square of `image_size` (antialiased), which distorts
+        images that are not square.
 
         Args:
-            precision: of this call, instead of the teacher's.
+            precision: precision of this call instead of the teacher's.
         """
         side = self.image_size
         if pixels.shape[-2:] != (side, side):
@@ -204,24 +206,24 @@ class Teacher:
             )
         mixed = self._multiplies and (precision or self._precision) == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-            seen = torch.addcmul(self._shift, pixels, self._scale)
-            features: Tensor = self._visual(seen.contiguous(memory_format=torch.channels_last))
+            normal = torch.addcmul(self._shift, pixels, self._scale)
+            features: Tensor = self._visual(normal.contiguous(memory_format=torch.channels_last))
         return F.normalize(features.float(), dim=-1)
 
 
 def class_prompt(template: str, name: str) -> str:
-    """The vanilla prompt of a class: `template` (`teacher.template`) with its name."""
+    """The vanilla prompt of a class: `template` (`teacher.template`) with the class name."""
     return template.replace("{class}", name)
 
 
 def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{class}") -> None:
-    """Refuse class names that the teacher cannot read.
+    """Check that the teacher can read and distinguish the class names.
 
     Raises:
-        ManifestError: a name tokenises to nothing, reads like another one, or makes a prompt that
-            does not fit the context.
+        ManifestError: a name has no tokens, has the same tokens as another one, or gives a prompt
+            that is longer than the context.
     """
-    room = teacher.context_length - 2
+    limit = teacher.context_length - 2  # without the tokens for start and end
     seen: dict[tuple[int, ...], str] = {}
     for name in classes:
         tokens = tuple(teacher.content_tokens(name))
@@ -232,15 +234,18 @@ def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{cl
             raise ManifestError("classes", rule, name, "rename one of the two")
         seen[tokens] = name
         length = len(teacher.content_tokens(class_prompt(template, name)))
-        if length > room:
-            rule = f"a class prompt has at most {room} tokens, this one {length}"
+        if length > limit:
+            rule = f"a class prompt has at most {limit} tokens, this one {length}"
             raise ManifestError("classes", rule, name, "shorten the name")
 
 
 def require_batch_norm(teacher: Teacher, what: str) -> None:
-    """Refuse a teacher without batch-norm statistics for a method (`what`) that matches them.
+    """Raise `ManifestError` if the teacher's image tower has no batch norm.
 
-    On such a teacher the loss of these methods would be silently zero.
+    The loss of a method that needs it would be silently zero.
+
+    Args:
+        what: the method, for the message.
     """
     if not teacher.has_batch_norm:
         raise ManifestError(
@@ -252,10 +257,13 @@ def require_batch_norm(teacher: Teacher, what: str) -> None:
 
 
 def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Moments]:
-    """Taps on every batch-norm layer of the image tower, in the order of the forward pass.
+    """Hooks for the `Moments` of all batch-norm layers of the image tower, in module order.
+
+    Args:
+        what: the method, for the message.
 
     Raises:
-        ManifestError: the tower has none, so that L_bn of the method (`what`) would be nothing.
+        ManifestError: the tower has no batch norm.
     """
     require_batch_norm(teacher, what)
     visual: nn.Module = teacher.model.get_submodule("visual")
@@ -263,25 +271,26 @@ def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Moments]:
 
 
 def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
-    """D = 2 * arcsin(||x - y|| / 2) ** 2 of unit vectors over the last dimension, float32.
+    """D = 2 * arcsin(||x - y|| / 2) ** 2 of unit vectors, over the last dimension; float32.
 
-    In [0, pi^2 / 2]; smaller is closer. The arcsin is computed as atan2(||x - y||, ||x + y||): the
-    same on unit vectors, and finite in value and gradient from identical to opposite ones.
+    D is in [0, pi^2 / 2]; smaller is closer. The arcsin is computed as atan2(||x - y||, ||x + y||).
+    On unit vectors this is the same, and its value and gradient are finite also for identical and
+    for opposite vectors.
     """
     x, y = x.float(), y.float()
-    apart = torch.linalg.vector_norm(x - y, dim=-1)
-    return 2 * torch.atan2(apart, torch.linalg.vector_norm(x + y, dim=-1)).square()
+    difference = torch.linalg.vector_norm(x - y, dim=-1)
+    return 2 * torch.atan2(difference, torch.linalg.vector_norm(x + y, dim=-1)).square()
 
 
 def distances(images: Tensor, texts: Tensor) -> Tensor:
-    """`spherical_distance` of every image [N, E] to every text [M, E]: [N, M] float32."""
+    """`spherical_distance` of every image [N, E] to every text [M, E]: float32 [N, M]."""
     images, texts = images.float(), texts.float()
-    # A pair's value must not depend on its batch. Matrix products would make it so, and so would
-    # atan2 in float32, whose vector and scalar kernels round differently.
+    # The distance of a pair must not depend on its batch. Two things would make it depend: matrix
+    # products, and atan2 in float32, whose vector and scalar kernels round differently.
     exact = "donot_use_mm_for_euclid_dist"
-    apart = torch.cdist(images, texts, compute_mode=exact).double()
-    opposite = torch.cdist(images, -texts, compute_mode=exact).double()
-    return (2 * torch.atan2(apart, opposite).square()).float()
+    difference = torch.cdist(images, texts, compute_mode=exact).double()
+    total = torch.cdist(images, -texts, compute_mode=exact).double()
+    return (2 * torch.atan2(difference, total).square()).float()
 
 
 def _square(name: str, size: int | tuple[int, int]) -> int:

@@ -1,7 +1,7 @@
-"""What a teacher is made of: which open_clip configuration, which weight file, which tokenizer.
+"""The parts of a teacher: its open_clip configuration, its weight file and its tokenizer.
 
-Resolving reads small files only and never touches open_clip's global registry of configurations,
-so that two teachers in one process cannot shadow each other.
+open_clip's global registry of configurations is never changed, so two teachers in one process
+cannot replace each other's.
 """
 
 import difflib
@@ -58,7 +58,7 @@ class Architecture:
     """An open_clip model without its weights."""
 
     name: str
-    """As the manifest gives it."""
+    """`teacher.model` of the manifest."""
     model: dict[str, Any]
     """open_clip's `model_cfg`."""
     preprocess: dict[str, Any]
@@ -74,12 +74,13 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Source:
-    """The weight file of a teacher and what is known about how it was trained."""
+    """The weight file of a teacher and the known facts about its training."""
 
     path: Path
     preprocess: dict[str, Any]
+    """open_clip's `preprocess_cfg`; empty if unknown."""
     quick_gelu: bool | None
-    """None where nothing tells."""
+    """Whether it was trained with QuickGELU; None if unknown."""
 
 
 def read_architecture(model: str) -> Architecture:
@@ -90,7 +91,8 @@ def read_architecture(model: str) -> Architecture:
             `miniature`.
 
     Raises:
-        ManifestError: unknown, unreadable, or of a kind without a token-level text path.
+        ManifestError: the architecture is unknown or unreadable, or its text tower cannot start
+            from token embeddings.
     """
     if model == MINIATURE:
         path: Path | None = TEACHER_CONFIG
@@ -115,11 +117,11 @@ def read_architecture(model: str) -> Architecture:
 
 
 def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -> Source:
-    """The weight file that `teacher.weights` names; of an open_clip tag, the one in the cache.
+    """The weight file that `teacher.weights` names; the file of an open_clip tag is in the cache.
 
     Raises:
-        WeightsError: no such tag, file or directory, nothing in the cache, or weights that were
-            trained with another activation than the architecture has.
+        WeightsError: no such tag, file or directory, the file is not in the cache, or its weights
+            were trained with another activation than the architecture's.
     """
     if weights == MINIATURE:
         source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
@@ -127,7 +129,7 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
         source = _in_directory(Path(weights.removeprefix(DIRECTORY)).expanduser())
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
-        require_activation(weights, quick_gelu, architecture)
+        require_activation(weights, quick_gelu, architecture)  # before the file is looked for
         source = Source(open_clip_tags.find(architecture.name, weights, cache), tag, quick_gelu)
     elif Path(weights).expanduser().is_file():
         path = Path(weights).expanduser()
@@ -146,7 +148,10 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
 
 
 def require_activation(weights: str, quick_gelu: bool | None, architecture: Architecture) -> None:
-    """Refuse weights whose training activation is known and differs: they load, but score wrong."""
+    """Raise `WeightsError` if the weights were trained with another activation.
+
+    Such weights would load without an error and give wrong embeddings.
+    """
     if quick_gelu is None or quick_gelu == architecture.quick_gelu:
         return
     trained, built = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
@@ -167,10 +172,10 @@ def require_activation(weights: str, quick_gelu: bool | None, architecture: Arch
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """The model with arbitrary weights; the global random state is left as it was.
+    """The model with random weights; the global random state does not change.
 
     Raises:
-        ManifestError: open_clip cannot build such a configuration.
+        ManifestError: open_clip cannot build the configuration.
     """
     config = {key: value for key, value in architecture.model.items() if key != "custom_text"}
     vision = dict(config["vision_cfg"])
@@ -181,7 +186,7 @@ def build(architecture: Architecture) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             model = kind(**{**config, "vision_cfg": vision, "text_cfg": text})
-    except Exception as error:  # whatever a malformed configuration makes its constructors raise
+    except Exception as error:  # a malformed configuration can raise anything in a constructor
         raise ManifestError(
             "teacher.model",
             f"must be buildable by open_clip ({' '.join(str(error).split())[:160]})",
@@ -193,36 +198,38 @@ def build(architecture: Architecture) -> nn.Module:
 
 
 def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors of the weight file under the names of the architecture's model; a strict match.
+    """The tensors of the weight file, under exactly the names and shapes of the model.
 
     Raises:
-        WeightsError: corrupt, of another architecture, or OpenAI's in a model without QuickGELU.
+        WeightsError: the file is corrupt or of another architecture, or holds OpenAI's weights for
+            a model without QuickGELU.
     """
     state = read_state_dict("teacher.weights", source.path)
     if any(key in state for key in OPENAI_KEYS):
         require_activation(str(source.path), True, architecture)
         state = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
-    # A traced module saves its causal mask beside its weights; every model makes its own.
+    # A traced module also saves its causal mask, which every model computes itself.
     state = {key: value for key, value in state.items() if key.split(".")[-1] != "attn_mask"}
-    with torch.device("meta"):  # shapes without memory, so that a misfit costs nothing
+    with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
         model = build(architecture)
     state = dict(convert_state_dict(model, state))
     if hasattr(model, "text"):
         state = dict(convert_to_custom_text_state_dict(state))
-    wanted = model.state_dict()
+    expected = model.state_dict()
+    # The scale is a scalar in some files and a tensor of shape [1] in others.
     scale = state.get("logit_scale")
-    if scale is not None and scale.numel() == wanted["logit_scale"].numel():
-        state["logit_scale"] = scale.reshape(wanted["logit_scale"].shape)
+    if scale is not None and scale.numel() == expected["logit_scale"].numel():
+        state["logit_scale"] = scale.reshape(expected["logit_scale"].shape)
     remedy = f"give weights of {architecture.name}, or set teacher.model to theirs"
-    match("teacher.weights", source.path, state, wanted, remedy)
+    match("teacher.weights", source.path, state, expected, remedy)
     return state
 
 
 def build_tokenizer(architecture: Architecture) -> Any:
-    """open_clip's tokenizer for the architecture: a callable from texts to LongTensor [N, L].
+    """open_clip's tokenizer of the architecture, a callable from texts to int64 ids [N, L].
 
     Raises:
-        ManifestError: its files are missing or cannot be downloaded.
+        ManifestError: the tokenizer's files are missing or cannot be downloaded.
     """
     text = architecture.model["text_cfg"]
     length = text.get("context_length", 77)
@@ -242,7 +249,7 @@ def build_tokenizer(architecture: Architecture) -> Any:
         if architecture.path is None and "siglip" in architecture.name.lower():
             return open_clip.get_tokenizer(architecture.name)
         return open_clip.tokenizer.SimpleTokenizer(context_length=length, **options)
-    except Exception as error:  # files, network and parsers raise whatever they like
+    except Exception as error:  # files, network and parsers have no common error
         raise ManifestError(
             "teacher.model",
             f"its tokenizer cannot be loaded ({' '.join(str(error).split())[:160]})",
@@ -252,7 +259,7 @@ def build_tokenizer(architecture: Architecture) -> Any:
 
 
 def files(architecture: Architecture, source: Source) -> dict[str, Path]:
-    """The files that decide what the teacher computes, by the manifest key they stand for."""
+    """All files that determine the teacher's outputs, by manifest key."""
     roles = {"teacher.weights": source.path}
     if architecture.path is not None:
         roles["teacher.model"] = architecture.path
@@ -263,7 +270,10 @@ def files(architecture: Architecture, source: Source) -> dict[str, Path]:
 
 
 def tokenizer_file(architecture: Architecture) -> Path | None:
-    """The merges file that the configuration names, relative to the configuration file."""
+    """The tokenizer's merges file that the configuration names; None if it names none.
+
+    Its path is relative to the configuration file.
+    """
     options = architecture.model["text_cfg"].get("tokenizer_kwargs") or {}
     if "bpe_path" not in options:
         return None
@@ -283,7 +293,10 @@ def _shipped(model: str) -> dict[str, Any]:
 
 
 def _usual_preprocess(model: str) -> dict[str, Any]:
-    """What all published weights of an architecture agree on; SigLIP's, say, is not CLIP's."""
+    """The preprocessing that all published weights of an architecture share; empty if they differ.
+
+    It matters because some architectures differ from CLIP, for example SigLIP.
+    """
     keys = ("mean", "std", "interpolation")
     published = [
         get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)
@@ -363,17 +376,18 @@ def _in_directory(directory: Path) -> Source:
         raise WeightsError(
             "teacher.weights", "must be an existing directory", str(directory), "check the path"
         )
-    found = [path for pattern in _CHECKPOINTS for path in sorted(directory.glob(pattern))]
-    preferred = [path for path in found if path.stem.startswith("open_clip")]
-    if not found:
+    checkpoints = [path for pattern in _CHECKPOINTS for path in sorted(directory.glob(pattern))]
+    # A folder of a model hub may also hold the weights in the format of another library.
+    preferred = [path for path in checkpoints if path.stem.startswith("open_clip")]
+    if not checkpoints:
         raise WeightsError(
             "teacher.weights",
             f"must hold a checkpoint ({', '.join(_CHECKPOINTS)})",
             str(directory),
             "give the path of the file itself",
         )
-    path = (preferred or found)[0]
+    path = (preferred or checkpoints)[0]
     if not (directory / CONFIG).is_file():
         return Source(path, {}, True if is_torchscript(path) else None)
-    beside = read_architecture(str(directory))
-    return Source(path, beside.preprocess, beside.quick_gelu)
+    architecture = read_architecture(str(directory))
+    return Source(path, architecture.preprocess, architecture.quick_gelu)

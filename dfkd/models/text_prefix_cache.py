@@ -1,7 +1,8 @@
-"""The text tower in two pieces: what stands before a pseudo-word once, and the rest many times.
+"""A cache of the text tower's keys and values for the tokens before a pseudo-word.
 
-A causal tower looks back only. So nothing before the pseudo-word depends on it: these tokens' keys
-and values are computed once and without gradients, and each update pays for the few that follow.
+In a causal tower a token depends only on earlier tokens. The tokens before the pseudo-word
+therefore do not depend on it. Their keys and values are computed once, without gradients, and each
+update computes only the tokens from the pseudo-word on.
 """
 
 from typing import Any
@@ -28,11 +29,16 @@ def can_split(teacher: Teacher) -> bool:
 
 
 class TextPrefix:
-    """The first tokens of N sentences, as what follows them sees them."""
+    """Keys and values of the first tokens of N sentences."""
 
     @torch.no_grad()
     def __init__(self, teacher: Teacher, tokens: Tensor, lengths: Tensor) -> None:
-        """`lengths` [N] of the tokens [N, P] belong to the sentences' beginnings."""
+        """Compute the keys and values.
+
+        Args:
+            tokens: the first token ids [N, P].
+            lengths: [N], the number of tokens in each row that belong to its prefix.
+        """
         self.teacher, self.lengths = teacher, lengths
         self.seen: list[tuple[Tensor, Tensor]] = []
         """Keys and values [N, heads, P, D / heads] of each block."""
@@ -43,20 +49,22 @@ class TextPrefix:
         for block in text.transformer.resblocks:
             hidden, keys, values = _pass(block, hidden, (), causal)
             self.seen.append((keys, values))
+        # Prefixes have different lengths; tokens behind a prefix are hidden from what follows it.
         self.known = torch.arange(size, device=tokens.device) < lengths[:, None]
 
     def end(self, embedded: Tensor, tokens: Tensor) -> Tensor:
-        """Text embeddings [N, E], not normalised, of sentences that go on like this.
+        """Text embeddings [N, E], not normalised, of the sentences prefix + rest.
 
         Args:
-            embedded: [N, S, D], the token embeddings of the rest; gradients flow to them.
-            tokens: [N, S], their ids, which tell where each sentence ends.
+            embedded: token embeddings [N, S, D] of the rest; gradients flow to them.
+            tokens: token ids [N, S] of the rest, which contain the end of each sentence.
         """
         text, size = self.teacher.text, tokens.shape[1]
         steps = torch.arange(size, device=tokens.device)
-        # Behind a sentence's end there may be no place left, and nobody looks there.
-        places = (self.lengths[:, None] + steps).clamp_max(self.teacher.context_length - 1)
-        hidden = embedded + text.positional_embedding[places].to(embedded.dtype)
+        # Padding may exceed the context. Its position does not matter, because nothing attends to
+        # tokens after a sentence's end.
+        positions = (self.lengths[:, None] + steps).clamp_max(self.teacher.context_length - 1)
+        hidden = embedded + text.positional_embedding[positions].to(embedded.dtype)
         later = (steps <= steps[:, None]).expand(len(tokens), -1, -1)
         earlier = self.known[:, None, :].expand(-1, size, -1)
         mask = torch.cat([earlier, later], dim=2)[:, None]
@@ -68,7 +76,11 @@ class TextPrefix:
 def _pass(
     block: Any, hidden: Tensor, before: tuple[Tensor, ...], mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's output [N, S, D], and its keys and values, where others stand `before` these."""
+    """A block's output [N, S, D], and the keys and values [N, heads, S, D / heads] of its input.
+
+    Args:
+        before: keys and values of earlier tokens, or nothing.
+    """
     attention = block.attn
     projected = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
     queries, keys, values = (

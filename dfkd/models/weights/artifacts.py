@@ -1,9 +1,9 @@
-"""Files that others have published and that a manifest can name, and the cache that keeps them.
+"""Published files that a manifest can name, and their paths in the cache.
 
-Loading reads the cache and downloads nothing: `jobs/fetch.py` fills it once, so that workers
-neither wait for a network nor ask it all at the same time. Addresses, sizes and hashes are facts
-from public sources, which comments name. What no source states stays empty;
-`dfkd.models.weights.download` then pins what it finds.
+Loading a model reads the cache and never downloads. `jobs/fetch.py` fills the cache once, so that
+workers do not wait for the network or load it all at the same time. Addresses, sizes and hashes are
+from public sources, which comments name. If no source states a hash,
+`dfkd.models.weights.download` pins the hash of the first download.
 """
 
 import re
@@ -16,7 +16,8 @@ from dfkd.errors import WeightsError
 FETCH = "python jobs/fetch.py MANIFEST"
 
 HASH_IN_ADDRESS = re.compile(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8,64})\.\w+$")
-"""OpenAI's addresses hold the sha256 as a folder, those of PyTorch and open_clip its beginning."""
+"""Finds the hash in an address: OpenAI's have the sha256 as a folder, those of PyTorch and
+open_clip its first digits in the file's name."""
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,33 @@ class Artifact:
     """A published file."""
 
     file: str
-    """Its name in the cache and on a mirror; no two files share one."""
+    """Unique name of the file in the cache and on a mirror."""
     addresses: tuple[str, ...]
-    """Where it is published; any of them will do."""
+    """Addresses of the same file; each one is sufficient."""
     licence: str
     sha256: str = ""
-    """As published: 64 hexadecimal digits or the first of them, or empty where nobody says."""
+    """Published hash: 64 hexadecimal digits or the first of them; empty if none is published."""
     bytes: int | None = None
+    """Published size; None if none is published."""
     stated_by: str = "its publisher"
-    """Who says so."""
+    """The source of hash and size."""
 
     @property
     def certain(self) -> bool:
-        """Whether the whole hash is published, so that it does not matter who gives the file."""
+        """Whether the whole hash is published, so that any server of the file can be trusted."""
         return len(self.sha256) == 64
 
     def within(self, cache: str | Path) -> Path:
-        """Its path in a cache, where it may be or not."""
+        """The file's path in the folder `cache`, whether it exists or not."""
         return Path(cache).expanduser() / self.file
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Images to evaluate on. Whoever downloads them accepts their terms, so no job does."""
+    """A published data set for evaluation.
+
+    No job downloads it, because users must accept its terms themselves.
+    """
 
     name: str
     addresses: tuple[str, ...]
@@ -55,28 +60,30 @@ class EvaluationData:
 
 
 def at_address(address: str, licence: str) -> Artifact:
-    """The file at an address that open_clip or torchvision names, with the hash that it holds."""
+    """The file at an address of open_clip or torchvision, with the hash from its address."""
     path = urlsplit(address).path
-    file, found = PurePath(path).name, HASH_IN_ADDRESS.search(path)
-    digest = (found[1] or found[2]) if found else ""
-    same = tuple(address.replace(host, other) for host, other in ALIASES.items() if host in address)
-    return Artifact(file, (address, *same), licence, digest, SIZES.get(digest))
+    file, match = PurePath(path).name, HASH_IN_ADDRESS.search(path)
+    digest = (match[1] or match[2]) if match else ""
+    others = tuple(
+        address.replace(host, alias) for host, alias in ALIASES.items() if host in address
+    )
+    return Artifact(file, (address, *others), licence, digest, SIZES.get(digest))
 
 
 def published(field: str, name: str) -> Artifact | None:
-    """The file that stands behind a short name of a manifest key, if it is one."""
+    """The published file with a short name as value of the manifest key `field`, or None."""
     return VQGAN.get(name, {}).get(field)
 
 
 def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Path:
-    """Where a file lies that was fetched.
+    """The path of a fetched file.
 
     Args:
-        field: the manifest key that names it.
-        value: what the key holds.
+        field: the manifest key that names it, for errors.
+        value: the value of that key.
 
     Raises:
-        WeightsError: it was not fetched.
+        WeightsError: the file is not in the cache.
     """
     path = artifact.within(cache)
     if not path.is_file():
@@ -86,15 +93,15 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
     return path
 
 
-def known_data_set(place: str) -> EvaluationData | None:
-    """The known data set that a path such as `data/PACS` is named after, if it is one."""
-    names = [re.sub(r"[^a-z0-9]", "", part.lower()) for part in PurePath(place).parts]
+def known_data_set(path: str) -> EvaluationData | None:
+    """The known data set whose name is in a path such as `data/PACS`, or None."""
+    names = [re.sub(r"[^a-z0-9]", "", part.lower()) for part in PurePath(path).parts]
     known = (DATA[key] for name in reversed(names) for key in DATA if name.startswith(key))
     return next(known, None)
 
 
 ALIASES = {"openaipublic.azureedge.net": "openaipublic.blob.core.windows.net"}
-"""The second is the store behind the first, with the same paths."""
+"""Hosts that serve the same files under the same paths."""
 
 # Bytes of OpenAI's ViT-B/32 and RN50, as catalogues of tools that mirror them state them.
 SIZES = {
@@ -111,15 +118,15 @@ _COPIES = "others who keep copies, not by its authors"
 def _vqgan(
     codes: int, folder: str, config: tuple[str, int | None], weights: tuple[str, int | None]
 ) -> dict[str, Artifact]:
-    """Configuration and weights of a VQGAN by manifest key; hash and size as far as known."""
+    """Configuration and weights of a VQGAN by manifest key, with hash and size if known."""
     name = f"vqgan-imagenet-f16-{codes}"
-    places = {
+    files = {
         "generator.config": (f"{name}.yaml", "configs%2Fmodel.yaml", config),
         "generator.weights": (f"{name}.ckpt", "ckpts%2Flast.ckpt", weights),
     }
     return {
         field: Artifact(file, (_HEIBOX.format(folder, path),), _TAMING, *known, _COPIES)
-        for field, (file, path, known) in places.items()
+        for field, (file, path, known) in files.items()
     }
 
 

@@ -1,7 +1,8 @@
-"""Published files into the cache: tried again, verified, and not there before they are whole.
+"""Download of published files into the cache, with retries and verification.
 
-A file whose hash nobody has published is trusted on first use: what is found is pinned in
-`{file}.sha256`, which `sha256sum --check` reads, and a later download must be the same.
+A file appears in the cache only when it is complete. A file without a published hash is trusted on
+first use: its hash is pinned in `{file}.sha256`, in the format of `sha256sum --check`, and a later
+download must match it.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from dfkd.models.weights.http import PartialFile, Refusal, copy, is_safe, receiv
 from dfkd.storage.retries import RetryPolicy
 
 Check = Callable[[Path], object]
-"""Reads a file; raises `DfkdError` if it is not what it should be."""
+"""Reads a file; raises `DfkdError` if it is not a file of the expected kind."""
 
 
 @dataclass(frozen=True)
@@ -30,42 +31,44 @@ class Fetched:
     path: Path
     sha256: str
     reused: bool
-    """Whether it was there."""
+    """Whether the file was already in the cache."""
     pin: Path | None
-    """Where its hash is pinned, as none is published."""
+    """The file with its pinned hash; None if a hash is published."""
 
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Fills a cache, which one process does at a time."""
+    """Fills a cache; a lock makes processes do so one after the other."""
 
     cache: str | Path
     mirror: str = ""
-    """A base URL or a directory that holds files under their names in the cache; empty for where
-    they are published."""
-    tell: Callable[[str], object] = lambda note: None
-    """Is told of what went wrong and is tried again."""
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
-    """With tries in a row that bring nothing."""
-    silence: float = 60.0
+    """A base URL or a directory with the files under their names in the cache; empty to use the
+    published addresses."""
+    report: Callable[[str], object] = lambda note: None
+    """Called with a sentence about every failure that is tried again."""
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    """Limit and pauses of consecutive attempts that receive nothing."""
+    timeout: float = 60.0
     """Seconds without a byte after which a connection counts as dead."""
 
     def fetch(self, artifact: Artifact, check: Check) -> Fetched:
-        """Have a file in the cache, verified; what an interrupted call has got of it is kept.
+        """Download and verify a file, or verify it if it is in the cache already.
+
+        The bytes that an interrupted call has received are kept.
 
         Args:
-            check: tells a file whose hash nobody has published from something else.
+            check: recognises the right kind of file if no hash is published.
 
         Raises:
             ManifestError: the mirror cannot be used.
-            CorruptionError: not the published file, or not the one that was pinned.
-            DfkdError: no place gives it.
+            CorruptionError: the file has not the published or pinned hash, or fails `check`.
+            DfkdError: no address serves the file.
             InfrastructureError: the network or the disk failed; the same call resumes.
         """
         folder, target = Path(self.cache).expanduser(), artifact.within(self.cache)
         folder.mkdir(parents=True, exist_ok=True)
         pin = None if artifact.sha256 else target.with_name(f"{target.name}.sha256")
-        with self._alone(folder):
+        with self._locked(folder):
             reused = target.is_file()
             if reused:
                 digest = sha256_file(target)
@@ -80,24 +83,25 @@ class Fetcher:
         return Fetched(target, digest, reused, pin)
 
     @contextlib.contextmanager
-    def _alone(self, folder: Path) -> Iterator[None]:
-        """Wait for another process; the kernel lets go of what a dead one held."""
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Hold the folder's lock; the kernel releases the lock of a process that has died."""
         with (folder / ".lock").open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self.tell(f"waiting for another process that fetches into {folder}")
+                self.report(f"waiting for another process that fetches into {folder}")
                 fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
     def _download(self, artifact: Artifact, target: Path, pin: Path | None, check: Check) -> str:
-        """The sha256 of the file, which is at `target` then and complete."""
+        """Download the complete file to `target`; returns its sha256."""
         with PartialFile(artifact, target.parent) as part:
-            old = part.done > 0
+            resumed = part.done > 0
             self._fill(artifact, part)
             problem = _problem(artifact, part.sha256, pin)
-            if problem and old:
-                self.tell(f"{artifact.file}: {problem}, fetching it from the start")
+            # The bytes of an earlier call may belong to another version of the file.
+            if problem and resumed:
+                self.report(f"{artifact.file}: {problem}, fetching it from the start")
                 part.restart()
                 self._fill(artifact, part)
                 problem = _problem(artifact, part.sha256, pin)
@@ -111,11 +115,11 @@ class Fetcher:
             except CorruptionError:
                 part.restart()
                 raise
-            part.settle(target)
+            part.commit(target)
             return part.sha256
 
     def _fill(self, artifact: Artifact, part: PartialFile) -> None:
-        """Whatever is missing, from the mirror or from where it is published."""
+        """Fetch the missing bytes, from the mirror or from the published addresses."""
         if not self.mirror:
             self._receive(artifact, part, artifact.addresses)
         elif "://" in self.mirror:
@@ -131,29 +135,31 @@ class Fetcher:
                 raise _given_up(artifact, f"{source} {refusal}") from None
 
     def _receive(self, artifact: Artifact, part: PartialFile, addresses: tuple[str, ...]) -> None:
-        """From the first address that gives it, tried again while patience lasts."""
-        left, failures = list(addresses), 0
+        """Fetch the missing bytes from the first address that serves them, with retries."""
+        remaining, failures = list(addresses), 0
         while True:
-            host, before = urlsplit(left[0]).hostname, part.done
+            host, before = urlsplit(remaining[0]).hostname, part.done
             try:
-                return receive(left[0], artifact, part, self.silence)
+                return receive(remaining[0], artifact, part, self.timeout)
             except Refusal as refusal:
+                # This address will never serve the file, so it is not tried again.
                 reason = f"{host} {refusal}"
-                del left[0]
-                if not left:
+                del remaining[0]
+                if not remaining:
                     raise _given_up(artifact, reason) from None
             except (OSError, http.client.HTTPException) as error:
                 reason = f"{host} {_words(error)}"
+                # A slow network that still delivers bytes may fail any number of times.
                 failures = 1 if part.done > before else failures + 1
-                if failures >= self.patience.attempts:
+                if failures >= self.retries.attempts:
                     raise InfrastructureError(
                         f"{artifact.file}: {reason}; run the same command again, it resumes, or "
                         "give another --mirror"
                     ) from None
                 if part.done == before:
-                    left.append(left.pop(0))  # the next one may be up
-                self.tell(f"{artifact.file}: {reason}, trying again")
-                self.patience.wait(failures)
+                    remaining.append(remaining.pop(0))  # the next address may work
+                self.report(f"{artifact.file}: {reason}, trying again")
+                self.retries.wait(failures)
 
 
 def _at_mirror(mirror: str, artifact: Artifact) -> str:
@@ -173,12 +179,12 @@ def _at_mirror(mirror: str, artifact: Artifact) -> str:
 
 
 def _problem(artifact: Artifact, digest: str, pin: Path | None) -> str:
-    """What is wrong with a hash; empty if nothing is."""
+    """The problem with the hash `digest` of a file; empty if it is right or not known."""
     if pin is None:
-        right, whose = artifact.sha256, "that was published"
+        expected, source = artifact.sha256, "that was published"
     else:
-        right, whose = _pinned(pin), f"in {pin}"
-    return "" if digest.startswith(right) else f"sha256 {digest} is not {right} {whose}"
+        expected, source = _pinned(pin), f"in {pin}"
+    return "" if digest.startswith(expected) else f"sha256 {digest} is not {expected} {source}"
 
 
 def _pinned(pin: Path) -> str:
@@ -206,6 +212,6 @@ def _given_up(artifact: Artifact, reason: str) -> DfkdError:
 
 
 def _words(error: Exception) -> str:
-    """Why a try failed, in a few printable words."""
-    said = str(getattr(error, "reason", "") or error) or type(error).__name__
-    return conceal(" ".join("".join(c if c.isprintable() else " " for c in said).split()))[:160]
+    """The reason of a failed attempt in at most 160 printable characters."""
+    text = str(getattr(error, "reason", "") or error) or type(error).__name__
+    return conceal(" ".join("".join(c if c.isprintable() else " " for c in text).split()))[:160]

@@ -1,4 +1,4 @@
-"""A file on its way: what has arrived, and one try to get the rest, by HTTP or from a folder."""
+"""A partially downloaded file, and one attempt to get the rest by HTTP or from a folder."""
 
 import contextlib
 import hashlib
@@ -19,21 +19,21 @@ from dfkd.utils import progress
 
 CHUNK = 1 << 16
 MAX_BYTES = 64 << 30
-"""Bytes; no model that a manifest can name is larger, and an endless answer ends here."""
+"""Maximal size of a file, which stops endless answers; every model in `artifacts` is smaller."""
 TRANSIENT_STATUSES = (408, 425, 429)
-"""Answers below 500 after which the same request may succeed."""
+"""HTTP statuses below 500 after which the same request may succeed later."""
 
 
 class Refusal(Exception):  # noqa: N818 - reads as what it is
-    """A place that will not give the file, however often it is asked."""
+    """An address does not serve the file, and trying again would not help."""
 
 
 class PartialFile(progress.Closing):
-    """What has arrived of an artifact, in `{file}.part` of the cache, and the hash of that.
+    """The bytes of an artifact that have been received, in `{file}.part` of the cache.
 
     Attributes:
-        done: bytes.
-        tag: the server's mark of the file that they belong to, or empty.
+        done: number of bytes.
+        tag: the server's ETag or date of the file that they belong to, or empty.
     """
 
     def __init__(self, artifact: Artifact, folder: Path) -> None:
@@ -45,39 +45,40 @@ class PartialFile(progress.Closing):
         while chunk := self._stream.read(CHUNK):
             self._count(chunk)
         self.tag = _mark(self._tag.read_text("utf-8", "replace")) if self._tag.is_file() else ""
+        # Without tag and hash, nothing could show whether the next bytes are of the same file.
         if self.done and not self.tag and not artifact.sha256:
-            self.restart()  # nothing would tell whether what comes next belongs to it
+            self.restart()
 
     @property
     def sha256(self) -> str:
-        """Of what has arrived."""
+        """The hash of the received bytes."""
         return self._hash.hexdigest()
 
     def restart(self, tag: str = "") -> None:
-        """Keep nothing; what comes now has the mark `tag`."""
+        """Drop all bytes; the next ones belong to the file with the mark `tag`."""
         self._stream.truncate(0)
         self._hash, self.done, self.tag = hashlib.sha256(), 0, tag
         self._tag.write_text(tag, "utf-8")
 
     def add(self, chunk: bytes) -> None:
-        """Append what comes."""
+        """Append received bytes."""
         self._stream.write(chunk)
         self._count(chunk)
 
     def flush(self) -> None:
-        """Let a reader of the file see all of it."""
+        """Write all bytes to the file, for its readers."""
         self._stream.flush()
 
-    def settle(self, target: Path) -> None:
-        """Become the file `target`, in one step."""
+    def commit(self, target: Path) -> None:
+        """Move the complete file to `target` atomically."""
         self.flush()
         os.fsync(self._stream.fileno())
         os.replace(self.path, target)
         self._tag.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Stay for the next try, if anything has arrived."""
-        with contextlib.suppress(OSError):  # of a full disk: what is there is hashed again
+        """Close the file; it is kept for the next attempt unless it is empty."""
+        with contextlib.suppress(OSError):  # a full disk; the next attempt hashes what was written
             self._stream.close()
         if not self.done:
             self.path.unlink(missing_ok=True)
@@ -89,14 +90,14 @@ class PartialFile(progress.Closing):
 
 
 def is_safe(address: str, artifact: Artifact) -> bool:
-    """Whether nobody on the way could give another file unnoticed: https, or a hash to hold to."""
-    place = urlsplit(address)
-    loopback = place.hostname == "localhost" or _is_loopback(place.hostname or "")
-    return place.scheme == "https" or (place.scheme == "http" and (artifact.certain or loopback))
+    """Whether a replaced file would be noticed: by https, a published hash, or a local address."""
+    url = urlsplit(address)
+    loopback = url.hostname == "localhost" or _is_loopback(url.hostname or "")
+    return url.scheme == "https" or (url.scheme == "http" and (artifact.certain or loopback))
 
 
 def copy(source: Path, artifact: Artifact, part: PartialFile) -> None:
-    """All of a local file.
+    """Copy a local file into `part`.
 
     Raises:
         InfrastructureError: the disk is full.
@@ -106,20 +107,20 @@ def copy(source: Path, artifact: Artifact, part: PartialFile) -> None:
         _store_body(stream.read, source.stat().st_size, artifact, part)
 
 
-def receive(address: str, artifact: Artifact, part: PartialFile, silence: float) -> None:
-    """What is missing of a file, from where the last try ended if the server can do that.
+def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float) -> None:
+    """Download the missing bytes into `part`, or all bytes if the server cannot resume.
 
     Args:
-        silence: seconds without a byte after which the connection counts as dead.
+        timeout: seconds without a byte after which the connection counts as dead.
 
     Raises:
-        Refusal: this address will not give it.
-        OSError, http.client.HTTPException: it did not arrive whole, another try may do.
+        Refusal: the address does not serve the file.
+        OSError, http.client.HTTPException: the download failed; another attempt may succeed.
         InfrastructureError: the disk is full.
     """
     opener = urllib.request.build_opener(_Redirects(artifact))
     try:
-        answer = opener.open(_request(address, part), timeout=silence)
+        answer = opener.open(_request(address, part), timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
             if not _explain(error, part):
@@ -142,11 +143,11 @@ def _request(address: str, part: PartialFile) -> urllib.request.Request:
         headers["Range"] = f"bytes={part.done}-"
         if part.tag:
             headers["If-Range"] = part.tag
-    return urllib.request.Request(address, headers=headers)  # noqa: S310 - `is_safe` has seen it
+    return urllib.request.Request(address, headers=headers)  # noqa: S310 - checked by `is_safe`
 
 
 def _explain(error: urllib.error.HTTPError, part: PartialFile) -> bool:
-    """Whether a new try is worth it; False if nothing is missing; `Refusal` if none is."""
+    """Whether to try again; False if no byte is missing; raises `Refusal` if it is useless."""
     if error.code == 416:
         if error.headers.get("Content-Range") == f"bytes */{part.done}":
             return False
@@ -157,9 +158,10 @@ def _explain(error: urllib.error.HTTPError, part: PartialFile) -> bool:
 
 
 def _prepare(answer: HTTPResponse, part: PartialFile) -> int | None:
-    """The size of the whole file, if the answer tells; the part is ready for its body."""
+    """Prepare the part for an answer's body; returns the size of the whole file if it is known."""
     length = answer.headers.get("Content-Length", "")
     if answer.status != 206:
+        # The server sends the whole file. Weak ETags do not promise equal bytes.
         etag, date = answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", "")
         part.restart(_mark(etag if etag and not etag.startswith("W/") else date))
     elif not answer.headers.get("Content-Range", "").startswith(f"bytes {part.done}-"):
@@ -171,20 +173,20 @@ def _prepare(answer: HTTPResponse, part: PartialFile) -> int | None:
 def _store_body(
     read: Callable[[int], bytes], size: int | None, artifact: Artifact, part: PartialFile
 ) -> None:
-    """The body of an answer, or of a file, of which `size` bytes are to be there at the end."""
+    """Append a body to `part`, until the file has `size` bytes if the size is known."""
     if size is not None and artifact.bytes not in (None, size):
         raise Refusal(f"has {size} bytes, not {artifact.bytes}")
     limit = artifact.bytes or MAX_BYTES if size is None else size
     if size is not None:
         require_disk_space(part.path, size - part.done)
     with (
-        progress.bar(artifact.file, _kilo(size or 0), "kB", _kilo(part.done)) as shown,
+        progress.bar(artifact.file, _kilo(size or 0), "kB", _kilo(part.done)) as bar,
         disk_full_error(part.path, limit),
     ):
         while chunk := read(CHUNK):
             before = part.done
             part.add(chunk)
-            shown.update(_kilo(part.done) - _kilo(before))
+            bar.update(_kilo(part.done) - _kilo(before))
             if part.done > limit:
                 raise Refusal(f"sends more than {limit} bytes")
         part.flush()
@@ -197,7 +199,7 @@ def _kilo(size: int) -> int:
 
 
 def _mark(text: str) -> str:
-    """A tag that can be sent back in a header, or none."""
+    """`text` if it can be sent in a header, else an empty string."""
     return text if text.isascii() and text.isprintable() and len(text) < 1000 else ""
 
 
@@ -209,7 +211,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows where an answer leads, but not into the open."""
+    """Follows redirects only to safe addresses (`is_safe`)."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact

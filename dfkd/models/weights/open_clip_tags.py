@@ -1,7 +1,7 @@
-"""open_clip's tags: the published file, or the model of a hub, that stands behind one.
+"""open_clip's tags: the published file or the hub's model that a tag names.
 
-open_clip's table has a hub's id for every tag, and for the older ones, OpenAI's among them, the
-address of a file too. That file is what is used then: it has the published format and a hash.
+open_clip's table has a hub's id for every tag. Older tags, such as OpenAI's, also have the address
+of a file. That file is preferred, because it has the published format and a hash.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from dfkd.errors import WeightsError
 from dfkd.models.weights.artifacts import FETCH, Artifact, at_address, cached
 
 HUB = "hub"
-"""The folder of a cache in which the hub's client keeps its own."""
+"""Folder of the cache for the hub's client."""
 
 
 def published(model: str, tag: str) -> Artifact | None:
-    """The file behind a tag of an architecture; None where only a hub has it."""
+    """The file that a tag of an architecture names; None if only a hub has it."""
     config = get_pretrained_cfg(model, tag)
     if not config.get("url"):
         return None
@@ -31,17 +31,19 @@ def hub_id(model: str, tag: str) -> str:
 
 
 def find(model: str, tag: str, cache: str) -> Path:
-    """The weight file behind a tag; what only a hub has is downloaded if the cache has it not.
+    """The path of the weight file of a tag.
+
+    A file that only a hub has is downloaded if it is not in the cache.
 
     Raises:
-        WeightsError: it is not in the cache, and no hub gives it.
+        WeightsError: the file is not in the cache, and no hub serves it.
     """
     if artifact := published(model, tag):
         return cached("teacher.weights", tag, artifact, cache)
     config, folder = get_pretrained_cfg(model, tag), Path(cache).expanduser() / HUB
     try:
         return Path(download_pretrained(config, cache_dir=str(folder)))
-    except Exception as error:  # what the hub's client raises has no common base
+    except Exception as error:  # the errors of the hub's client have no common base
         raise WeightsError(
             "teacher.weights",
             f"tag of {model} is not in the cache {cache}, and its hub does not give "

@@ -1,9 +1,9 @@
-"""Weight files into tensors: by content, never by trust. The only code that opens a checkpoint.
+"""Weight files to tensors, without running any code of a file.
 
-Three formats hold every published teacher and generator. safetensors holds nothing but tensors.
-`torch.save` files are pickles and are read with `weights_only=True`. An OpenAI archive is
-TorchScript, which `torch.jit.load` would compile and, where a module defines `__setstate__`, run;
-`dfkd.models.weights.torchscript` reads only its tensors instead.
+No other module opens a checkpoint. All published teachers and generators have one of three formats.
+safetensors holds only tensors. `torch.save` files are pickles, which are read with
+`weights_only=True`. An OpenAI archive is TorchScript: `torch.jit.load` would compile it and may run
+a `__setstate__` in it, so `dfkd.models.weights.torchscript` reads only its tensors.
 """
 
 import contextlib
@@ -22,24 +22,27 @@ from dfkd.errors import DfkdError, WeightsError
 from dfkd.models.weights import torchscript
 
 MINIATURE = "miniature"
-"""Stands, in a manifest, for the models that the package ships."""
+"""Value of a manifest key for the models that the package ships."""
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
-"""Sizes that only OpenAI's own checkpoints carry beside their weights."""
+"""Names of sizes that only OpenAI's checkpoints hold in addition to the weights."""
 
 _ELSEWHERE = "give the path of an intact file with tensors only, or download it again"
 
 
 def existing_file(field: str, path: str | Path) -> Path:
-    """`path` as an existing regular file.
+    """`path` with `~` expanded, if it is a file.
+
+    Args:
+        field: the manifest key that an error names.
 
     Raises:
         WeightsError: there is no such file.
     """
-    found = Path(path).expanduser()
-    if not found.is_file():
+    expanded = Path(path).expanduser()
+    if not expanded.is_file():
         raise WeightsError(field, "must be an existing file", str(path), "check the path")
-    return found
+    return expanded
 
 
 def is_torchscript(path: Path) -> bool:
@@ -54,21 +57,21 @@ def is_torchscript(path: Path) -> bool:
 def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU, possibly memory-mapped.
 
-    Unwraps `{"state_dict": ...}` and the `module.` prefix of DDP.
+    `{"state_dict": ...}` is unwrapped, and the prefix `module.` of DDP is removed.
 
     Args:
         field: the manifest key that an error names.
         path: a safetensors file, a `torch.save` file or a TorchScript archive.
 
     Raises:
-        WeightsError: missing or corrupt, or it holds something other than tensors.
+        WeightsError: the file is missing or corrupt, or holds something other than tensors.
     """
     existing_file(field, path)
     try:
         tree = _read(path)
     except DfkdError:
         raise
-    except Exception as error:  # torch raises whatever its parsers meet in a damaged file
+    except Exception as error:  # torch's parsers have no common error for a damaged file
         raise WeightsError(
             field, f"must be a readable checkpoint ({_first_line(error)})", str(path), _ELSEWHERE
         ) from None
@@ -84,19 +87,20 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
 
 
 def match(
-    field: str, path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], remedy: str
+    field: str, path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], remedy: str
 ) -> None:
-    """Check that `state` has exactly the names and shapes of `wanted`, and finite values.
+    """Check that `state` has exactly the names and shapes of `expected`.
 
     Raises:
-        WeightsError: one line with the first names that are missing, unexpected or misshapen.
+        WeightsError: a tensor is missing, unexpected or of another shape; the text names the first
+            ones.
     """
-    problems = _listed("lacks", sorted(wanted.keys() - state.keys()))
-    problems += _listed("has no use for", sorted(state.keys() - wanted.keys()))
+    problems = _listed("lacks", sorted(expected.keys() - state.keys()))
+    problems += _listed("has no use for", sorted(state.keys() - expected.keys()))
     shapes = [
-        f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & state.keys())
-        if state[key].shape != wanted[key].shape
+        f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & state.keys())
+        if state[key].shape != expected[key].shape
     ]
     problems += _listed("differs in shape at", shapes)
     if problems:
@@ -105,10 +109,10 @@ def match(
 
 
 def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `state`, which `match` has passed, into `module`.
+    """Copy `state`, which `match` has checked, into `module`.
 
     Raises:
-        WeightsError: a value is NaN or infinite, which no trained model is.
+        WeightsError: a value is NaN or infinite.
     """
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -132,10 +136,12 @@ def _read(path: Path) -> Any:
 
 
 def _require_checksums(path: Path) -> None:
-    """torch.load itself passes a flipped bit on, though its zip files hold checksums."""
+    """Check the zip file's checksums, because `torch.load` ignores them."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:  # torch compresses none; a bomb would be
+            if (
+                member.compress_type != zipfile.ZIP_STORED
+            ):  # torch never compresses; a zip bomb does
                 raise ValueError(f"{member.filename} is compressed")
         damaged = archive.testzip()
     if damaged is not None:
@@ -146,7 +152,7 @@ _CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 
 
 class _Callback:
-    """Stands in for the Lightning class that old VQGAN checkpoints name in their callbacks."""
+    """Replaces the Lightning class that old VQGAN checkpoints contain."""
 
 
 def _is_safetensors(path: Path) -> bool:

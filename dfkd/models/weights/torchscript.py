@@ -1,10 +1,9 @@
 """The tensors of a TorchScript archive, without running any of it.
 
 Such an archive is a zip with the module's code (`code/`), its attributes as a pickle (`data.pkl`)
-and the raw storages (`data/0`, `data/1`, ...). `torch.jit.load` compiles the code and calls the
-`__setstate__` it may hold. Here a restricted unpickler walks `data.pkl` alone: the archive's own
-classes become inert nodes, the only functions allowed are the ones below, and everything else is
-refused.
+and the raw storages (`data/0`, `data/1`, ...). `torch.jit.load` would compile the code and call any
+`__setstate__` in it. Here a restricted unpickler reads only `data.pkl`. The archive's own classes
+become nodes without behaviour, and every function that is not in `_ALLOWED` is refused.
 """
 
 import math
@@ -33,14 +32,14 @@ _DTYPES = {
 }
 
 MAX_NODES = 100_000
-"""Modules and tensors of one archive; a few that name one another twice make 2^n."""
+"""Maximal number of modules and tensors; n modules that contain the next one twice make 2^n."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The parameters, buffers and tensor attributes of a TorchScript file by dotted name.
 
     Raises:
-        ValueError, pickle.UnpicklingError, zipfile.BadZipFile: not such a file, or a damaged one.
+        ValueError, pickle.UnpicklingError, zipfile.BadZipFile: not such a file, or it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         root = _root(archive)
@@ -49,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class _Node:
-    """What stands in for an object of one of the archive's own classes."""
+    """Replaces an object of one of the archive's own classes."""
 
     def __setstate__(self, state: object) -> None:
         self.attributes = state if isinstance(state, dict) else {}
@@ -58,7 +57,7 @@ class _Node:
 def _rebuild(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Tensor:
-    if math.prod(size) > len(storage):  # a stride of 0 would make any size of a few bytes
+    if math.prod(size) > len(storage):  # with stride 0 a few bytes could be any size
         raise pickle.UnpicklingError("a tensor is larger than its storage")
     return torch.as_strided(storage, size, stride, offset).clone()
 
@@ -109,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member's bytes. PyTorch compresses none of these; a bomb would be compressed."""
+    """The bytes of a member that is not compressed: PyTorch never compresses, a zip bomb does."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
     return archive.read(name)
@@ -124,18 +123,19 @@ def _root(archive: zipfile.ZipFile) -> str:
 
 
 def _collect(root: object) -> dict[str, Tensor]:
-    """All tensors below `root` by dotted name; modules may refer to one another as they like."""
+    """All tensors below `root` by dotted name."""
     tensors: dict[str, Tensor] = {}
-    waiting = deque([("", root)])
-    walked = 0
-    while waiting:
-        prefix, node = waiting.popleft()
+    queue = deque([("", root)])
+    visited = 0
+    while queue:
+        prefix, node = queue.popleft()
         if isinstance(node, Tensor):
             tensors[prefix] = node
         elif isinstance(node, _Node):
             names = ((f"{prefix}.{key}" if prefix else str(key)) for key in node.attributes)
-            waiting.extend(zip(names, node.attributes.values(), strict=True))
-        walked += 1
-        if walked + len(waiting) > MAX_NODES:
+            queue.extend(zip(names, node.attributes.values(), strict=True))
+        visited += 1
+        # Modules may refer to each other in cycles, so only this limit ends the walk.
+        if visited + len(queue) > MAX_NODES:
             raise ValueError(f"it has more than {MAX_NODES} modules and tensors")
     return tensors

@@ -39,7 +39,7 @@ def fetch(
     cache: Path, artifact: Artifact, mirror: str = "", told: list[str] | None = None
 ) -> Fetched:
     tell = (told if told is not None else []).append
-    fetcher = Fetcher(cache, mirror, tell, HASTE, silence=5)
+    fetcher = Fetcher(cache, mirror, tell, HASTE, timeout=5)
     return fetcher.fetch(artifact, anything)
 
 
@@ -234,7 +234,7 @@ def test_a_server_that_stays_busy_is_worth_another_run(server: Publisher, tmp_pa
 
 def test_a_silent_server_is_given_up_and_asked_again(server: Publisher, tmp_path: Path) -> None:
     server.inject("silent")
-    fetcher = Fetcher(tmp_path, patience=HASTE, silence=0.2)
+    fetcher = Fetcher(tmp_path, retries=HASTE, timeout=0.2)
     assert fetcher.fetch(server.artifact(FILE), anything).path.read_bytes() == BODY
     assert len(server.seen) == 2
 
@@ -278,7 +278,7 @@ def test_a_page_instead_of_the_file_is_neither_kept_nor_pinned(
             raise ManifestError("w", "must be a checkpoint", path, "download it again")
 
     server.files[FILE] = b"<html>Please log in</html>"
-    fetcher = Fetcher(tmp_path, patience=HASTE)
+    fetcher = Fetcher(tmp_path, retries=HASTE)
     artifact = server.artifact(FILE, known=False)
     with pytest.raises(CorruptionError, match=r"is something else \(w: must be a checkpoint\)"):
         fetcher.fetch(artifact, check)
@@ -378,7 +378,7 @@ def test_of_two_processes_one_waits_for_the_other(server: Publisher, tmp_path: P
         told.append(note)
         server.released.set()  # the first goes on with what is missing
 
-    assert Fetcher(tmp_path, tell=tell, patience=HASTE).fetch(artifact, anything).reused
+    assert Fetcher(tmp_path, report=tell, retries=HASTE).fetch(artifact, anything).reused
     child.join()
     assert child.exitcode == 0
     assert told == [f"waiting for another process that fetches into {tmp_path}"]
