@@ -91,6 +91,7 @@ class Distillation(Training):
     def __post_init__(self) -> None:
         require_unique("distillation.seeds", self.seeds)
         require_unique("distillation.augmentation", self.augmentation)
+        # Each check below is about a pair of keys, which the types of single fields cannot express.
         if self.warmup_epochs and self.weights == "none":
             raise ManifestError(
                 "distillation.warmup_epochs",
@@ -117,6 +118,7 @@ class Distillation(Training):
             raise ManifestError(
                 "distillation.workers", "must be [least, most]", self.workers, "swap the two"
             )
+        # Batch norm in training needs two images on each rank.
         if self.batch_size < 2 * most:
             raise ManifestError(
                 "distillation.batch_size",

@@ -60,7 +60,7 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     flat = {"schema": SCHEMA, **_flatten(sections)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
     for role in weights:
-        flat.pop(role, None)
+        flat.pop(role, None)  # the path
     return dict(sorted(flat.items()))
 
 

@@ -209,6 +209,7 @@ class Manifest:
                 raise ManifestError(
                     "classes", "a class name must not be empty", name, "name or remove it"
                 )
+            # A slash would split a folder's name, and outer spaces would change the prompt unseen.
             if "/" in name or name != name.strip() or not name.isprintable():
                 raise ManifestError(
                     "classes",
@@ -266,6 +267,7 @@ class Manifest:
     def with_method(self, method: Method) -> "Manifest":
         """The same manifest with only one method, for the fingerprint of its data set."""
         prompt = prompt_method(method)
+        # `max` is the nonzero weight of a pair `[0, w]`; only methods with `-bn` use it.
         weight = max(self.synthesis.batch_norm_weight) if prompt and prompt != method else 0.0
         return dataclasses.replace(
             self,

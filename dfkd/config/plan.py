@@ -80,6 +80,7 @@ def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
     If images depend on each other, the tasks of a part (one shard index, every class) form one
     unit, in the order of parts. Otherwise each task is a unit, in the order of class and shard.
     """
+    # Dependent images need the whole part again, even if only one of its tasks is missing.
     if not has_dependent_images(manifest.method):
         yield from (Unit((task,), (task,)) for task in tasks(manifest) if task.id not in done)
         return

@@ -141,6 +141,7 @@ class Synthesis:
                 "replace one by 0",
             )
         require_unique("synthesis.batch_norm_weight", self.batch_norm_weight)
+        # An automatic batch size depends on the machine, and L_bn makes images depend on the batch.
         if not self.batch_size and any(self.batch_norm_weight):
             raise ManifestError(
                 "synthesis.batch_size",

@@ -157,6 +157,7 @@ class VQGAN:
         _, side, _ = self.latent_shape(image_size)
         codebook = self.codebook.cpu()  # drawn on the CPU, so latents do not depend on the device
         latents = []
+        # One generator per image, so that a latent does not depend on the others of its batch.
         for seed in seeds:
             random = torch.Generator().manual_seed(seed)
             codes = codebook[torch.randint(len(codebook), (side * side,), generator=random)]

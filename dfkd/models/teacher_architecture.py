@@ -102,6 +102,7 @@ def read_architecture(model: str) -> Architecture:
         path = Path(model).expanduser()
     else:
         path = None
+    # open_clip's own files have the configuration at the top level, those of a hub under a key.
     tree = _shipped(model) if path is None else _read_json(path)
     config = tree.get("model_cfg", tree)
     preprocess = tree.get("preprocess_cfg", {})
@@ -155,6 +156,7 @@ def require_activation(weights: str, quick_gelu: bool | None, architecture: Arch
     if quick_gelu is None or quick_gelu == architecture.quick_gelu:
         return
     trained, built = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
+    # Many architectures of open_clip exist twice, and the name tells the activation.
     base = architecture.name.removesuffix("-quickgelu")
     other = f"{base}-quickgelu" if quick_gelu else base
     if architecture.path is not None:
@@ -332,6 +334,8 @@ def _is_config(config: Any) -> bool:
 
 
 def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
+    # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
+    # are made of another library's modules, cannot do that.
     text = config["text_cfg"]
     reason = None
     if "multimodal_cfg" in config or text.get("embed_cls"):

@@ -142,6 +142,7 @@ def split_root(field: str, root: str) -> tuple[str, str]:
     Raises:
         ManifestError: not such a root.
     """
+    # Also catches `s3:/bucket`, which would otherwise silently become a local directory.
     if ":/" not in root:
         return "", root
     scheme, _, path = root.partition("://")

@@ -100,6 +100,7 @@ def record_cost(
     try:
         yield cost
     finally:
+        # A failed stage has cost something too; a stage without any work leaves no entry.
         seconds = time.perf_counter() - begun
         if cost.images or cost.worker_seconds:
             spent = cost.worker_seconds
@@ -151,6 +152,7 @@ def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the whole"
         raise _damaged(storage, key, f"{field}: {first['msg']}") from None
+    # An object that was copied under another key would count the cost of another stage.
     if any(entry.key != key for entry in entries):
         raise _damaged(storage, key, "an entry belongs elsewhere")
     return entries

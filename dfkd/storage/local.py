@@ -110,6 +110,7 @@ class LocalStorage:
                 f"{self.root} ({error.strerror})",
                 "change it, or its owner or mode",
             ) from None
+        # A writer that is alive holds a lock on its file; the kernel releases those of dead ones.
         for leftover in folder.iterdir():
             _remove_unless_locked(leftover)
 
@@ -126,7 +127,7 @@ class LocalStorage:
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
         """See `Storage.put_if_absent`."""
         target = self._path(key)
-        if target.exists():
+        if target.exists():  # saves writing the data; `os.link` below decides
             return False
         with self._written(target, data) as partial:
             try:

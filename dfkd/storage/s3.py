@@ -130,6 +130,7 @@ class S3Storage:
                 f"storage: {self.location(key)}: S3 takes at most {MAX_PUT_BYTES} bytes in the one "
                 f"request of a put-if-absent, got {size}; lower synthesis.shard_size"
             )
+        # Retries keep the same id, so an object with this id was written by this call.
         options = {"IfNoneMatch": "*", "Metadata": {WRITER_METADATA: writer}}
 
         def send(request: Request) -> tuple[bool, bool]:
@@ -166,6 +167,7 @@ class S3Storage:
     def _put_parts(self, key: str, data: bytes | Path, size: int) -> None:
         """Upload `data` in parts, several at once."""
         target, writer = self._at(key), uuid.uuid4().hex
+        # Objects of more than `MAX_PARTS` parts need longer parts.
         length = max(self.connection.limits.part, -(-size // MAX_PARTS))
         begun = self._attempt(
             "begin",
@@ -233,6 +235,7 @@ class S3Storage:
             with contextlib.closing(answer["Body"]) as body:
                 data: bytes = body.read(limit)
             request.bytes = len(data)
+            # A read that stops at the limit is shorter than the answer on purpose.
             if len(data) != limit:
                 _require_whole(answer, request)
             return data

@@ -51,6 +51,7 @@ def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with _one_thread():
+        # The first turns only fill caches and trigger lazy initialisation, so they are not timed.
         for turn in range(WARMUP_CALLS + TIMED_CALLS):
             for name, call in calls.items():
                 start = time.perf_counter()

@@ -85,6 +85,7 @@ def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
 def _fit(image: Image.Image, size: int) -> Image.Image:
     """Resize the shorter side to `size` and crop the centre, pixel for pixel as torchvision."""
     short = min(image.size)
+    # The ends of a long strip are outside the centre crop anyway, so cutting them is harmless.
     if max(image.size) > MAX_ASPECT_RATIO * short:
         image = _centre(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.size])
     scaled = [size if side == short else int(size * side / short) for side in image.size]

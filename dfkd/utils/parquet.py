@@ -46,6 +46,7 @@ def read(
             if missing:
                 raise ValueError(f"no column {missing[0]}")
             groups = select_groups(file.metadata)
+            # Two checks: the metadata bound a single batch, the running sum bounds the table.
             _refuse_huge(file.metadata, groups)
             return pa.Table.from_batches(list(_bounded(file, groups)), file.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -22,6 +22,7 @@ def parse(data: bytes | str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A dict drops repeated keys, so a difference in length reveals them.
     tree = dict(pairs)
     if len(tree) < len(pairs):
         raise ValueError("a key is there twice")

@@ -70,6 +70,7 @@ class Fetcher:
         pin = None if artifact.sha256 else target.with_name(f"{target.name}.sha256")
         with self._locked(folder):
             reused = target.is_file()
+            # A file in the cache is verified too, because people also copy files there by hand.
             if reused:
                 digest = sha256_file(target)
                 if problem := _problem(artifact, digest, pin):
@@ -113,7 +114,7 @@ class Fetcher:
                 if pin:
                     _check(artifact, part.path, check)
             except CorruptionError:
-                part.restart()
+                part.restart()  # else the next call would resume from wrong bytes
                 raise
             part.commit(target)
             return part.sha256

@@ -122,6 +122,7 @@ def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float)
     try:
         answer = opener.open(_request(address, part), timeout=timeout)
     except urllib.error.HTTPError as error:
+        # A refused range may mean that the file is complete already.
         with error:
             if not _explain(error, part):
                 return
@@ -174,6 +175,7 @@ def _store_body(
     read: Callable[[int], bytes], size: int | None, artifact: Artifact, part: PartialFile
 ) -> None:
     """Append a body to `part`, until the file has `size` bytes if the size is known."""
+    # A wrong size is noticed before the download of gigabytes, a wrong hash only after it.
     if size is not None and artifact.bytes not in (None, size):
         raise Refusal(f"has {size} bytes, not {artifact.bytes}")
     limit = artifact.bytes or MAX_BYTES if size is None else size
