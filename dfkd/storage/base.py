@@ -159,6 +159,7 @@ def split_root(field: str, root: str) -> tuple[str, str]:
             root,
             "write s3://bucket/prefix; credentials come from the environment or a profile",
         )
+    # A prefix becomes the beginning of every key, so the same rule holds for it.
     if prefix and not KEY.fullmatch(prefix):
         raise ManifestError(
             field,

@@ -147,6 +147,7 @@ def reading(
     """Protect `versions` (`{method}/{id}`) from removal inside the block."""
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
     lease = Lease(storage, key, _holder(), seconds, tuple(versions))
+    # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
     try:
         with _renewing(lease):

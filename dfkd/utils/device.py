@@ -70,6 +70,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has bfloat16 instructions; without them it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Not every version of torch has this function.
     features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return features.get("avx512_bf16", False) or features.get("amx_bf16", False)
 

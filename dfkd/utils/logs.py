@@ -90,7 +90,7 @@ def json_log(job: str, root: str) -> Iterator[None]:
     level, propagate = LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+    LOGGER.propagate = False  # else a handler of the root logger would print each line again
     try:
         yield
     finally:

@@ -228,6 +228,7 @@ def _value(override: str) -> Any:
 def _apply(tree: Tree, override: str) -> None:
     key = _key(override)
     *parents, leaf = key.split(".")
+    # Sections that the file does not mention are created on the way.
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):

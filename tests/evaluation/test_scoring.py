@@ -107,7 +107,7 @@ def test_models_scored_together_decode_each_image_once(
         decoded.append(image_size)
         return decode_image(encoded, image_size)
 
-    monkeypatch.setattr(scoring, "pixels", counting)
+    monkeypatch.setattr(scoring, "decode_image", counting)
     one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))
     together = score_together([one, other], data, batch_size=4)
     assert len(decoded) == len(data.items)

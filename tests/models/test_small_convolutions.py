@@ -64,7 +64,7 @@ def test_maps_come_out_with_channels_last() -> None:
 def test_what_is_not_worth_it_stays_a_convolution(
     side: int, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small_convolutions, "WEIGHTS", 1)
+    monkeypatch.setattr(small_convolutions, "MIN_WEIGHTS", 1)
     monkeypatch.setattr(small_convolutions, "convolve", lambda *_: pytest.fail("a product"))
     layer = torch.nn.Conv2d(4, 4, 3, **options)  # type: ignore[arg-type]
     images = torch.rand(2, 4, side, side)

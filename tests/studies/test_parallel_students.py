@@ -49,7 +49,7 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfkd.studies.runner.cpus", lambda: 2)  # whatever this machine has
+    monkeypatch.setattr("dfkd.studies.runner.cpu_count", lambda: 2)  # whatever this machine has
     axes = [{"name": "Batch", "values": {str(n): batch(n) for n in (4, 2, 9)}}]
     code = job.main([str(write(tmp_path, axes=axes, seeds=[0]))])
     printed = capsys.readouterr()

@@ -192,6 +192,7 @@ def _store_body(
             if part.done > limit:
                 raise Refusal(f"sends more than {limit} bytes")
         part.flush()
+    # http.client ends a body that was cut off without an error when it is read in chunks.
     if size is not None and part.done < size:
         raise OSError(f"was cut off at {part.done} of {size} bytes")
 
