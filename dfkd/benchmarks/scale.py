@@ -9,7 +9,7 @@ from dfkd.benchmarks.measure import Figure, watched
 from dfkd.benchmarks.stand_in import EMBEDDING, StandIn
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards
-from dfkd.cluster.tracking import Glimpse
+from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import BudgetTracker
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest, StorageConfig
@@ -33,7 +33,7 @@ BATCHES = 10
 class ScaleWorker(SynthesisWorker):
     """A `SynthesisWorker` that makes its shards without models."""
 
-    def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
+    def work(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Make, write and commit a stand-in for the shard of each task of a unit."""
         self._maker = self._maker or StandIn(self.manifest)
         return super().work(unit)

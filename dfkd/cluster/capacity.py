@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import ray
 
-from dfkd.cluster.ray_internals import draining, node_types, request_nodes
+from dfkd.cluster.ray_internals import draining_nodes, node_types, request_nodes
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
 
-GLANCE = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks at the cluster's nodes and at deadlines."""
 
-PATIENCE = 900.0
+CAPACITY_WAIT_SECONDS = 900.0
 """Seconds without room before a run gives up; an autoscaler's node takes minutes to come."""
 
 ROUNDING = 1e-6
@@ -49,9 +49,9 @@ class WorkerResources:
         )
 
 
-def staying() -> dict[str, dict[str, float]]:
+def schedulable_nodes() -> dict[str, dict[str, float]]:
     """The resources of each node that takes work, by node id: alive, and not being drained."""
-    leaving = draining()
+    leaving = draining_nodes()
     return {
         node["NodeID"]: node["Resources"]
         for node in ray.nodes()
@@ -64,48 +64,48 @@ def count_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
 
 
-def gather(share: WorkerResources, wanted: int) -> None:
+def wait_for_nodes(share: WorkerResources, wanted: int) -> None:
     """Wait until an autoscaler, if there is one, has brought nodes that hold `wanted` shares.
 
     Raises:
-        InfrastructureError: it has not, within `PATIENCE`.
+        InfrastructureError: it has not, within `CAPACITY_WAIT_SECONDS`.
     """
-    if not autoscaled():
+    if not has_autoscaler():
         return
-    with room(share, wanted):
-        end = time.monotonic() + PATIENCE
-        while share.slots(staying()) < wanted:
+    with request_resources_for(share, wanted):
+        end = time.monotonic() + CAPACITY_WAIT_SECONDS
+        while share.slots(schedulable_nodes()) < wanted:
             if time.monotonic() > end:
-                raise no_room(share)
-            time.sleep(GLANCE)
+                raise no_capacity_error(share)
+            time.sleep(POLL_SECONDS)
 
 
-def no_room(share: WorkerResources) -> InfrastructureError:
-    """That the cluster has held no such share for as long as `PATIENCE`."""
+def no_capacity_error(share: WorkerResources) -> InfrastructureError:
+    """That the cluster has held no such share for as long as `CAPACITY_WAIT_SECONDS`."""
     return InfrastructureError(
-        f"cluster: no node had room for a worker for {PATIENCE:g} seconds (each takes "
+        f"cluster: no node had room for a worker for {CAPACITY_WAIT_SECONDS:g} seconds (each takes "
         f"{share.bundle}); free or add nodes and run the same command again, it resumes"
     )
 
 
-def worker_share(cluster: Cluster) -> WorkerResources:
+def worker_resources(cluster: Cluster) -> WorkerResources:
     """What each synthesis worker reserves."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if WorkerResources(0.0, 1.0).slots(staying()) else 0.0
+        gpus = 1.0 if WorkerResources(0.0, 1.0).slots(schedulable_nodes()) else 0.0
     return WorkerResources(cluster.cpus_per_worker, gpus)
 
 
 @contextmanager
-def room(share: WorkerResources, wanted: int) -> Iterator[None]:
+def request_resources_for(share: WorkerResources, wanted: int) -> Iterator[None]:
     """Ask an autoscaler for what `wanted` workers lack while the block runs.
 
     Raises:
         ManifestError: there is none and no node can hold even one worker, which Ray would wait for
             in silence.
     """
-    nodes = staying()
-    asked = share.slots(nodes) < max(1, wanted) and autoscaled()
+    nodes = schedulable_nodes()
+    asked = share.slots(nodes) < max(1, wanted) and has_autoscaler()
     if asked:
         request_nodes([share.bundle] * max(1, wanted))
     elif not share.slots(nodes):
@@ -138,7 +138,7 @@ def _refuse(share: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) ->
     )
 
 
-def require_shared(root: str) -> None:
+def require_shared_storage(root: str) -> None:
     """Refuse (`ManifestError`) a root that is another folder on each of several nodes."""
     if "://" not in root and not os.path.isabs(root) and count_nodes() > 1:
         raise ManifestError(
@@ -149,6 +149,6 @@ def require_shared(root: str) -> None:
         )
 
 
-def autoscaled() -> bool:
+def has_autoscaler() -> bool:
     """Whether nodes come by themselves: an autoscaler runs that has node types of its own."""
     return any(name and not name.startswith("node_") for name in node_types())

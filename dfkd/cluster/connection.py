@@ -16,11 +16,11 @@ from dfkd.errors import InfrastructureError, ManifestError
 LOCAL_OBJECT_STORE = 128 << 20
 """Bytes. Shards travel through storage, so that Ray's object store carries only small messages."""
 
-ANSWER = 5.0
+CONNECT_SECONDS = 5.0
 """Seconds that a cluster's head has to accept a connection; Ray itself asks for minutes."""
 
 
-def named() -> str:
+def cluster_address() -> str:
     """The cluster that RAY_ADDRESS names, which `ray job submit` sets; empty if none is named."""
     return os.environ.get("RAY_ADDRESS", "")
 
@@ -41,13 +41,13 @@ def connected() -> Iterator[None]:
         return
     # Threads that spin while they wait can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    address = named()
+    address = cluster_address()
     quiet_authentication()
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
     try:
-        _knock(address)
+        _check_reachable(address)
         ray.init(**options)
     except ValueError:
         raise ManifestError(
@@ -64,10 +64,10 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise `OSError` if `address` is a plain host:port at which nothing listens.
 
     Other kinds of address (auto, local, ray://...) are Ray's to understand.
     """
     if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
-        socket.create_connection((found[1], int(found[2])), timeout=ANSWER).close()
+        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS).close()

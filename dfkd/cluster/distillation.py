@@ -19,17 +19,17 @@ import ray
 from dfkd.cluster.capacity import (
     WorkerResources,
     count_nodes,
-    gather,
-    require_shared,
-    staying,
-    worker_share,
+    require_shared_storage,
+    schedulable_nodes,
+    wait_for_nodes,
+    worker_resources,
 )
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import refuse_removal
-from dfkd.distillation.student_store import StudentLocation, check_teacher, place
+from dfkd.distillation.student_store import StudentLocation, check_teacher, locate_student
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import CARD, build
 from dfkd.storage.checkpoints import Checkpoints
@@ -44,7 +44,7 @@ from dfkd.utils.device import device_name, pick_device
 class Finished:
     """A student that is in storage."""
 
-    place: StudentLocation
+    student: StudentLocation
     reused: bool
     """Whether an earlier run had finished it."""
 
@@ -70,20 +70,20 @@ def distill(
         CorruptionError: a shard is not what its receipt says.
         InfrastructureError: workers died too often; the same command resumes.
     """
-    require_shared(manifest.storage.root)
-    target = place(manifest, method, seed, version)
+    require_shared_storage(manifest.storage.root)
+    target = locate_student(manifest, method, seed, version)
     if target.finished:
         _checkpoints(target).clear()  # of a run that was killed right after it had finished
         return Finished(target, reused=True)
-    _refuse_early(manifest, target)
+    _check_before_start(manifest, target)
     ranks = manifest.distillation.ranks
-    workers = _here(share) if share else find_workers(ranks, manifest.cluster)
+    workers = _in_this_process(share) if share else plan_workers(ranks, manifest.cluster)
     job = _job(manifest, target, workers)
     root = open_storage(manifest.storage.root)
     with (
         reading(root, [f"{method}/{target.version.id}"]),
         recorded(root, "distill", method, seed) as cost,
-        _counted(job, target, workers, cost),
+        _fill_cost(job, target, workers, cost),
     ):
         refuse_removal(target.version.home, target.version.id)
         run_ranks(train, {"job": job}, job.name, workers)
@@ -107,7 +107,7 @@ def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
     )
 
 
-def _refuse_early(manifest: Manifest, target: StudentLocation) -> None:
+def _check_before_start(manifest: Manifest, target: StudentLocation) -> None:
     """Raise here, before any rank starts, what each rank would raise."""
     config = manifest.distillation
     open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
@@ -117,11 +117,11 @@ def _refuse_early(manifest: Manifest, target: StudentLocation) -> None:
         check_teacher(manifest, target.method, target.version)
 
 
-def _here(share: WorkerResources) -> Workers:
+def _in_this_process(share: WorkerResources) -> Workers:
     return Workers(0, share.cpus, _own_device())
 
 
-def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
+def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     """As many ranks as fit, from the least to the most, and what each can have.
 
     Waits until an autoscaler, if there is one, has brought nodes for the least.
@@ -132,10 +132,10 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     """
     least, most = ranks
     if ray.is_initialized():
-        gather(worker_share(cluster), least)
+        wait_for_nodes(worker_resources(cluster), least)
     if most == 1 and count_nodes() == 1:
         return Workers(0, float(hardware.cpus()), _own_device())
-    nodes = staying()
+    nodes = schedulable_nodes()
     gpus = WorkerResources(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
     if device != "cpu" and gpus < least:
@@ -147,7 +147,7 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
         )
     each = float(device != "cpu")
     count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
-    cpus = cpus_each(nodes, count, each)
+    cpus = cpus_per_rank(nodes, count, each)
     if not cpus:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
         raise ManifestError(
@@ -159,7 +159,7 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     return Workers(count, cpus, device, ranks if least < most else None)
 
 
-def cpus_each(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
+def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
     """The most whole CPUs that each rank can have, as none spans two nodes; 0 if they fit not."""
     most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
     fitting = (
@@ -179,7 +179,7 @@ def _own_device() -> str:
 
 
 @contextmanager
-def _counted(job: Job, target: StudentLocation, workers: Workers, cost: Cost) -> Iterator[None]:
+def _fill_cost(job: Job, target: StudentLocation, workers: Workers, cost: Cost) -> Iterator[None]:
     """Fill in what a training costs, by the steps that its checkpoints and the student tell of."""
     checkpoints = _checkpoints(target)
     before = checkpoints.newest()

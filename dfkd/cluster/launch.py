@@ -14,17 +14,17 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
-from dfkd.cluster.capacity import WorkerResources, staying
-from dfkd.cluster.ray_internals import LocalTorchTrainer, draining
+from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
+from dfkd.cluster.ray_internals import LocalTorchTrainer, draining_nodes
 from dfkd.errors import DfkdError, InfrastructureError
 
 TRAIN: Any = ray.train
 """Type checkers take its classes for those of an older API, which have the same names."""
 
-FAILURES = 2
+MAX_RANK_FAILURES = 2
 """Times that ranks may die in one run; all of them then start again from the last checkpoint."""
 
-STARTS = 30
+MAX_START_ATTEMPTS = 30
 """Times, a minute each, that one run waits for room for all ranks before it gives up."""
 
 RESIZE_SECONDS = 300.0
@@ -66,7 +66,7 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
 
     Raises:
         DfkdError: a rank raised it.
-        InfrastructureError: ranks died more than `FAILURES` times, or had no room.
+        InfrastructureError: ranks died more than `MAX_RANK_FAILURES` times, or had no room.
         Exception: any other that a rank raised, with the rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -79,12 +79,12 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
                     return
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
-                if (cause := raised(failures)) is not None:
+                if (cause := root_cause(failures)) is not None:
                     raise cause from None
                 deaths += 1
-                if deaths > FAILURES:
+                if deaths > MAX_RANK_FAILURES:
                     raise InfrastructureError(
-                        f"distillation: ranks died more than {FAILURES} times "
+                        f"distillation: ranks died more than {MAX_RANK_FAILURES} times "
                         f"({_last_line(failures)}); run the same command again, it resumes"
                     ) from None
             except TrainingFailedError as error:
@@ -105,7 +105,7 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path is the same to ranks and driver
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
         trainer: Any = LocalTorchTrainer(
-            _carrying(loop) if workers.count else loop,
+            _with_traceback(loop) if workers.count else loop,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
             scaling_config=_scaling(workers),
@@ -114,7 +114,7 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
                 storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
                 failure_config=TRAIN.FailureConfig(
                     max_failures=0,
-                    controller_failure_limit=STARTS,
+                    controller_failure_limit=MAX_START_ATTEMPTS,
                     preemption_grace_s=GRACE_SECONDS,
                 ),
                 logging_config=TRAIN.LoggingConfig(log_level="WARNING"),
@@ -129,8 +129,8 @@ def _scaling(workers: Workers) -> Any:
     ranks: int | tuple[int, int] = workers.count
     if workers.elastic:
         least, most = workers.elastic
-        if draining():  # Ray counts these nodes too, and would wait for room on them
-            most = max(least, min(most, workers.share.slots(staying())))
+        if draining_nodes():  # Ray counts these nodes too, and would wait for room on them
+            most = max(least, min(most, workers.share.slots(schedulable_nodes())))
         ranks = least, most
     return TRAIN.ScalingConfig(
         num_workers=ranks,
@@ -140,7 +140,7 @@ def _scaling(workers: Workers) -> Any:
     )
 
 
-def _carrying(loop: Loop) -> Loop:
+def _with_traceback(loop: Loop) -> Loop:
     """`loop`, whose exceptions carry their traceback to the driver, and which Ray does not log.
 
     Ray would print a traceback of an error that has one line for its user, and of each rank that
@@ -158,7 +158,7 @@ def _carrying(loop: Loop) -> Loop:
     return run
 
 
-def raised(failures: Sequence[Exception]) -> Exception | None:
+def root_cause(failures: Sequence[Exception]) -> Exception | None:
     """Which of the ranks' exceptions explains the others; None if a rank died.
 
     The project's own error comes first. When a rank dies, the others raise whatever their broken
@@ -167,10 +167,10 @@ def raised(failures: Sequence[Exception]) -> Exception | None:
     for failure in failures:
         if isinstance(failure, DfkdError):
             return failure
-    return None if any(map(_tells_of_a_death, failures)) else failures[0]
+    return None if any(map(_means_dead_rank, failures)) else failures[0]
 
 
-def _tells_of_a_death(failure: Exception) -> bool:
+def _means_dead_rank(failure: Exception) -> bool:
     """Whether Ray found a rank dead, or a rank lost its connection to another one."""
     if type(failure).__module__.partition(".")[0] == "ray":
         return True

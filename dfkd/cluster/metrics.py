@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Gauge
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import Receipt, Version
-from dfkd.evaluation.results import figure
+from dfkd.evaluation.results import accuracy_of
 from dfkd.storage.base import Request
 from dfkd.utils import logs
 
@@ -77,7 +77,7 @@ ACCURACY = Level(
     ("manifest", "model", "method", "seed", "domain"),
 )
 
-ALL: tuple[Measure, ...] = (
+ALL_MEASURES: tuple[Measure, ...] = (
     IMAGES,
     WORKER_RATE,
     IMAGE_STEPS,
@@ -94,9 +94,9 @@ ALL: tuple[Measure, ...] = (
 )
 """Every measure; cluster/README.md and the dashboard show each of them."""
 
-WHOLE = ("put", "finish")
+COMPLETING = ("put", "finish")
 """Requests after which an object is there."""
-SENDING = (*WHOLE, "begin", "part")
+UPLOADING = (*COMPLETING, "begin", "part")
 """Requests that an upload takes, in one piece or in parts."""
 
 REPORT_SECONDS = 5.0
@@ -141,22 +141,22 @@ def count_request(request: Request) -> None:
     """Observes a storage (`Storage.observed`): what it writes, and what it has to send again."""
     if request.attempt > 1:
         RETRIES.add(1)
-    if request.operation in SENDING:
+    if request.operation in UPLOADING:
         UPLOAD_SECONDS.add(request.seconds)
         UPLOAD_BYTES.add(request.bytes)
-    if request.operation in WHOLE and not request.error:
+    if request.operation in COMPLETING and not request.error:
         UPLOADS.add(1)
 
 
-def tell_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
+def report_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
     """Set the accuracy of each row of a `results.json`."""
     for row in results["rows"]:
         labels = {key: str(row[key]) for key in ("model", "method", "seed", "domain")}
-        ACCURACY.set(figure(row, results["average"]), manifest=manifest, **labels)
+        ACCURACY.set(accuracy_of(row, results["average"]), manifest=manifest, **labels)
 
 
 @dataclass
-class Teller:
+class TaskReporter:
     """Tells of each task of a pool once, when it ends."""
 
     manifest: Manifest

@@ -11,13 +11,19 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkd.cluster.capacity import GLANCE, PATIENCE, WorkerResources, no_room, staying
+from dfkd.cluster.capacity import (
+    CAPACITY_WAIT_SECONDS,
+    POLL_SECONDS,
+    WorkerResources,
+    no_capacity_error,
+    schedulable_nodes,
+)
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 
-NOTICE = 30.0
+PING_SECONDS = 30.0
 """Seconds within which a node answers, or is known to be dead."""
 
-LOSSES = 10
+MAX_NODE_LOSSES = 10
 """Tries of a task that nodes took with them, beyond which it is suspected of killing them."""
 
 
@@ -49,7 +55,7 @@ class Quarantined(Generic[T]):
 
 
 @dataclass(eq=False)
-class Member(Generic[T]):
+class ActorSlot(Generic[T]):
     """An actor of the pool."""
 
     actor: Any
@@ -89,7 +95,7 @@ class Pool(Generic[T]):
     """Actors that were there at once."""
     stopped: bool = False
     """Whether the last run left tasks because it was told to."""
-    _members: list[Member[T]] = field(default_factory=list)
+    _members: list[ActorSlot[T]] = field(default_factory=list)
     _again: deque[T] = field(default_factory=deque)
     _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _row: list[str] = field(default_factory=list)
@@ -166,8 +172,10 @@ class Pool(Generic[T]):
         """Wait a little for any actor; yield its result if it has one."""
         awaited = {m.awaited: m for m in self._members if m.awaited is not None}
         if not awaited:
-            time.sleep(GLANCE)
-        done, _ = ray.wait(list(awaited), num_returns=1, timeout=GLANCE) if awaited else ([], [])
+            time.sleep(POLL_SECONDS)
+        done, _ = (
+            ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS) if awaited else ([], [])
+        )
         for reference in done:
             member = awaited[reference]
             task = self._freed(member)
@@ -186,7 +194,7 @@ class Pool(Generic[T]):
             if task is not None:
                 yield result
 
-    def _freed(self, member: Member[T]) -> T | None:
+    def _freed(self, member: ActorSlot[T]) -> T | None:
         """Make a member idle; returns the task that it had."""
         task, member.task, member.awaited = member.task, None, None
         if task is not None:
@@ -196,7 +204,7 @@ class Pool(Generic[T]):
     def _glance(self) -> None:
         """Now and then: follow the cluster's size, and replace what hangs."""
         now = time.monotonic()
-        if now - self._glanced < GLANCE:
+        if now - self._glanced < POLL_SECONDS:
             return
         self._glanced = now
         self._look()
@@ -208,11 +216,11 @@ class Pool(Generic[T]):
         self._resize()
         if any(member.node for member in self._members):
             self._placed = now
-        elif now - self._placed > PATIENCE:
-            raise no_room(self.share)
+        elif now - self._placed > CAPACITY_WAIT_SECONDS:
+            raise no_capacity_error(self.share)
 
     def _look(self) -> dict[str, dict[str, float]]:
-        self._nodes = staying()
+        self._nodes = schedulable_nodes()
         return self._nodes
 
     def _resize(self) -> None:
@@ -222,17 +230,17 @@ class Pool(Generic[T]):
         for _ in range(wanted - len(lasting)):
             actor = self.start()
             # Ray keeps it waiting until it has room for it, and only then is it given a task.
-            self._members.append(Member(actor, actor.node_id.remote(), time.monotonic()))
+            self._members.append(ActorSlot(actor, actor.node_id.remote(), time.monotonic()))
         waiting = [member for member in lasting if not member.node]
         for member in waiting[: max(0, len(lasting) - wanted)]:
             self._end(member)
         self.largest = max(self.largest, sum(bool(member.node) for member in self._members))
 
-    def _end(self, member: Member[T]) -> None:
+    def _end(self, member: ActorSlot[T]) -> None:
         self._members.remove(member)
         ray.kill(member.actor)
 
-    def _late(self, member: Member[T]) -> None:
+    def _late(self, member: ActorSlot[T]) -> None:
         task = self._freed(member)
         self._end(member)
         if task is not None:
@@ -243,7 +251,7 @@ class Pool(Generic[T]):
                 "",
             )
 
-    def _failed(self, member: Member[T], task: T | None, error: RayError) -> None:
+    def _failed(self, member: ActorSlot[T], task: T | None, error: RayError) -> None:
         died = not isinstance(error, RayTaskError)  # of itself, its node, or Ray's memory monitor
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
@@ -271,7 +279,7 @@ class Pool(Generic[T]):
         tries.append(node)
         if node and self._held(tries) >= self.attempts:
             self._call(node)
-        if self._held(tries) < self.attempts and len(tries) < self.attempts + LOSSES:
+        if self._held(tries) < self.attempts and len(tries) < self.attempts + MAX_NODE_LOSSES:
             self._again.append(task)
         else:
             self.quarantine.append(Quarantined(task, reason))
@@ -283,7 +291,7 @@ class Pool(Generic[T]):
             num_cpus=0, max_retries=0, scheduling_strategy=there
         )
         with contextlib.suppress(RayError):
-            ray.get(ask.remote(), timeout=NOTICE)
+            ray.get(ask.remote(), timeout=PING_SECONDS)
         self._look()
 
     def _held(self, tries: list[str]) -> int:

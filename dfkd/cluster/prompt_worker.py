@@ -68,7 +68,7 @@ def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) ->
         pool_of(manifest, PromptWorker, version, parts_at_once(manifest)) as pool,
         bar(f"{manifest.method} prompts", total, "part", len(done)) as progress,
     ):
-        units = _in_order(manifest, done)
+        units = _ready_parts(manifest, done)
         for made in pool.run(units, lambda unit: purse.covers(pool)):
             made.count(purse.cost)
             if made.result is not None:
@@ -79,7 +79,7 @@ def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) ->
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
 
 
-def _in_order(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:
+def _ready_parts(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:
     """Each part that is not `done`, once those are that it knows; None while it must wait."""
     total, apart = part_count(manifest), parts_at_once(manifest)
     parts = [PromptPart(number) for number in range(total) if number not in done]

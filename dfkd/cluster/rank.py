@@ -23,8 +23,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.versions import PublishedVersion, open_version
-from dfkd.distillation.distiller import Distiller, Distribute, Scale, Schedule
-from dfkd.distillation.labels import label_source
+from dfkd.distillation.distiller import Distiller, Distribute, LabelScale, Schedule
+from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_store import check_teacher
 from dfkd.models.student import CARD, build, card, fold, save_student
 from dfkd.storage import layout
@@ -85,8 +85,8 @@ def train(config: dict[str, Any]) -> bool:
         distiller.restore(checkpoints.read(newest))
     pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
     if rank == 0:
-        return _lead(job, version, folder, stream, distiller, checkpoints, pace)
-    return _run(stream, distiller, pace, distiller.advance, lambda: None)
+        return _train_as_leader(job, version, folder, stream, distiller, checkpoints, pace)
+    return _train_epochs(stream, distiller, pace, distiller.advance, lambda: None)
 
 
 def open_stream(
@@ -99,7 +99,7 @@ def open_stream(
 
 
 @torch.no_grad()
-def agree(module: nn.Module) -> None:
+def average_buffers(module: nn.Module) -> None:
     """Make every rank's floating-point buffers the mean over all ranks.
 
     These are the running means and variances of batch norm, of which each rank has those of its own
@@ -116,7 +116,7 @@ def agree(module: nn.Module) -> None:
         buffer.copy_(mean.view_as(buffer))
 
 
-def _run(
+def _train_epochs(
     stream: Stream,
     distiller: Distiller,
     pace: Pace,
@@ -129,7 +129,7 @@ def _run(
     """
     steps, interval = distiller.course.steps_per_epoch, distiller.config.checkpoint_epochs
     leaving = False
-    with Notice() as notice:
+    with PreemptionWatch() as notice:
         while not (distiller.done or leaving):
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
                 advance(batch)
@@ -137,14 +137,14 @@ def _run(
                 if leaving:
                     break
             if distiller.done or leaving or distiller.epoch % interval == 0:
-                agree(distiller.student)
+                average_buffers(distiller.student)
                 if not distiller.done:
                     save()
     pace.report()
     return leaving
 
 
-def _lead(
+def _train_as_leader(
     job: Job,
     version: PublishedVersion,
     folder: Storage,
@@ -153,7 +153,7 @@ def _lead(
     checkpoints: Checkpoints,
     pace: Pace,
 ) -> bool:
-    """Rank 0: as `_run`, show progress, write checkpoints, and at the end the student."""
+    """Rank 0: as `_train_epochs`, show progress, write checkpoints, and at the end the student."""
     config, course = job.manifest.distillation, distiller.course
     done, total = distiller.step * config.batch_size, course.total * config.batch_size
     bar = _bar(job, f"{job.method} student", total, done)
@@ -173,7 +173,7 @@ def _lead(
             checkpoints.write(distiller.step, distiller.state())
             tracker.upload()
 
-        if _run(stream, distiller, pace, advance, save):
+        if _train_epochs(stream, distiller, pace, advance, save):
             return True
         tracker.upload()
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
@@ -216,7 +216,7 @@ def open_distiller(
         config,
         Schedule.of(config, stream.steps),
         job.seed,
-        label=label_source(manifest, device),
+        label=target_function(manifest, device),
         scale=_scale(config, version),
         device=device,
         rank=rank,
@@ -225,15 +225,15 @@ def open_distiller(
     )
 
 
-def _scale(config: Distillation, version: PublishedVersion) -> Scale:
+def _scale(config: Distillation, version: PublishedVersion) -> LabelScale:
     if not config.standardise:
-        return Scale()
+        return LabelScale()
     mean, std = version.manifest["label_mean"], version.manifest["label_std"]
-    return Scale(mean, max(std, 1e-6))
+    return LabelScale(mean, max(std, 1e-6))
 
 
 def distribute(device: torch.device, precision: str) -> Distribute:
-    """DDP without broadcasting buffers: of batch-norm statistics `agree` takes the mean over ranks.
+    """DDP without broadcasting buffers: of batch-norm statistics `average_buffers` takes the mean over ranks.
 
     What is computed in bfloat16 is sent in it: on a CPU the sum over ranks costs as much time as
     half a step otherwise. By the setting and not by what a device can, so that all ranks agree.
@@ -261,7 +261,7 @@ def _compressed(
     return bf16_compress_hook(group, bucket)
 
 
-class Notice:
+class PreemptionWatch:
     """Whether a node with a rank is about to go; all ranks learn it at the same step.
 
     Ray Train has the ranks agree on the answer, which takes milliseconds. A thread asks while a

@@ -39,7 +39,7 @@ class LocalTorchTrainer(TorchTrainer):
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
-def draining() -> set[str]:
+def draining_nodes() -> set[str]:
     """Ids of the nodes that will go and take no new work, as after a notice of preemption.
 
     `ray.train.get_preemption_info` tells it only to ranks, and only of their own nodes.

@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfkd.cluster.capacity import require_shared
-from dfkd.cluster.metrics import WORKER_RATE, Teller, count_request
+from dfkd.cluster.capacity import require_shared_storage
+from dfkd.cluster.metrics import WORKER_RATE, TaskReporter, count_request
 from dfkd.cluster.prompt_worker import write_prompts
-from dfkd.cluster.tracking import Glimpse, MeanLoss, ShardTracker
+from dfkd.cluster.tracking import MeanLoss, ShardSummary, ShardTracker
 from dfkd.cluster.worker import BudgetTracker, Worker, pool_of
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.budget import Budget
@@ -99,13 +99,13 @@ def build(
     """
     method = manifest.method
     require_space(manifest.storage.root, estimated_bytes(manifest))
-    require_shared(manifest.storage.root)
+    require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(layout.data(method)), fingerprints.fingerprint(identity))
     # The version may be abandoned or old, and then jobs/clean.py may be removing it.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
-        quarantined = {} if version.published else _fill(manifest, root, version, budget)
+        quarantined = {} if version.published else _make_missing(manifest, root, version, budget)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
         refuse_removal(version.home, version.id)
@@ -117,7 +117,7 @@ def build(
     return Built(method, published, images, failed, _prompts(version))
 
 
-def _fill(
+def _make_missing(
     manifest: Manifest, root: Storage, version: Version, budget: Budget | None
 ) -> dict[str, str]:
     """Make all that a version lacks; the reason of each task that is quarantined."""
@@ -173,7 +173,7 @@ def environment() -> dict[str, Any]:
 class SynthesisWorker(Worker):
     """Makes shards."""
 
-    def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
+    def work(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
         # A maker that fails may be half-way through a part: the next try loads one anew.
         maker, self._maker = self._maker or self._load(unit), None
@@ -214,12 +214,12 @@ class SynthesisWorker(Worker):
 
     def _commit(
         self, task: Task, folder: Path, failed: tuple[int, ...], curve: MeanLoss
-    ) -> tuple[Receipt, Glimpse]:
+    ) -> tuple[Receipt, ShardSummary]:
         tar = folder / f"{task.id}.tar"
         receipt = self.version.commit(task, tar, failed)
         samples = list(parse_shard(tar.read_bytes(), receipt.shard))
         name = self.manifest.classes[task.class_index]
-        return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
+        return receipt, ShardSummary.of(name, samples, len(failed), curve, task.shard_index == 0)
 
 
 def write_shards(
@@ -239,7 +239,7 @@ def write_shards(
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
-        teller = Teller(manifest, version, pool)
+        teller = TaskReporter(manifest, version, pool)
         remaining = chain.units(manifest, done) if chain else units(manifest, done)
         for made in pool.run(remaining, lambda unit: purse.covers(pool, unit.count)):
             made.count(cost)

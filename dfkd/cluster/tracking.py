@@ -121,7 +121,7 @@ class MeanLoss:
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class ShardSummary:
     """The little of a finished shard that is shown while a run goes on."""
 
     class_name: str
@@ -179,7 +179,7 @@ class ShardTracker(Board):
         finally:
             super().close()
 
-    def record(self, glimpse: Glimpse) -> None:
+    def record(self, glimpse: ShardSummary) -> None:
         """Show one more shard; its images too, if its class is one of the first `CLASSES`."""
         self.done += glimpse.samples
         self.failed += glimpse.failed

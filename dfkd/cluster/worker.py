@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from dfkd.cluster.capacity import room, worker_share
+from dfkd.cluster.capacity import request_resources_for, worker_resources
 from dfkd.cluster.metrics import count_request
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.budget import Budget
@@ -24,7 +24,7 @@ from dfkd.utils.device import device_name, pick_device, settle
 
 R = TypeVar("R")
 
-ASKED = 256
+MAX_REQUESTED_WORKERS = 256
 """Workers that an autoscaler is asked for where the manifest names no number: its own limits, which
 are there for cost, hold below that."""
 
@@ -146,9 +146,9 @@ def pool_of(
         tasks: in a unit of work at the most; `cluster.task_timeout` is what each may take.
     """
     cluster = manifest.cluster
-    share = worker_share(cluster)
+    share = worker_resources(cluster)
     actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **share.options)
-    with room(share, min(size, cluster.workers or ASKED)):
+    with request_resources_for(share, min(size, cluster.workers or MAX_REQUESTED_WORKERS)):
         yield Pool(
             lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
             min(size, cluster.workers or size),

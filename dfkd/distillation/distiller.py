@@ -22,7 +22,7 @@ from dfkd.utils.seeding import CPU, seeded
 MOMENTUM = 0.9
 """Of SGD, as in A.2 of the paper, which names no weight decay."""
 
-Label = Callable[[Tensor], Tensor]
+TargetFunction = Callable[[Tensor], Tensor]
 """The teacher's distances [B, M] float32 for views [B, 3, H, W] in [0, 1]."""
 
 Distribute = Callable[[nn.Module], nn.Module]
@@ -55,7 +55,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Scale:
+class LabelScale:
     """Labels are (distance - mean) / std while training; the head is folded back at export."""
 
     mean: float = 0.0
@@ -89,8 +89,8 @@ class Distiller:
         config: Distillation,
         course: Schedule,
         seed: int,
-        label: Label | None = None,
-        scale: Scale = Scale(),
+        label: TargetFunction | None = None,
+        scale: LabelScale = LabelScale(),
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,

@@ -5,21 +5,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.distiller import Label
+from dfkd.distillation.distiller import TargetFunction
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import class_texts, style_texts
 
 
-def label_source(manifest: Manifest, device: torch.device) -> Label | None:
+def target_function(manifest: Manifest, device: torch.device) -> TargetFunction | None:
     """What `distillation.labels` names; None are the distances that the shards hold."""
     if manifest.distillation.labels == "stored":
         return None
     # float32 whatever the student's precision: classes differ by little (see Student.forward).
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
-    return live(teacher, target_texts(manifest, teacher))
+    return live_targets(teacher, target_embeddings(manifest, teacher))
 
 
-def target_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
+def target_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] that images are compared with: the class prompts (equation 4), or an
     ensemble, each class' mean over the style dictionary and its class prompt."""
     plain = class_texts(manifest, teacher)
@@ -29,6 +29,6 @@ def target_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
     return F.normalize(torch.cat([styled, plain[:, None]], dim=1).mean(dim=1), dim=1)
 
 
-def live(teacher: Teacher, texts: Tensor) -> Label:
+def live_targets(teacher: Teacher, texts: Tensor) -> TargetFunction:
     """Distances of the views themselves to texts [M, E]."""
     return lambda views: distances(teacher.encode_image(views), texts)

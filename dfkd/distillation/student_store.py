@@ -20,7 +20,7 @@ from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.strict_json import canonical
 
-HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
+TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
 """Settings that say how a student is trained, not which one: a training may go on with others."""
 
 
@@ -47,7 +47,9 @@ class StudentLocation:
         return self.storage.location(CARD)
 
 
-def place(manifest: Manifest, method: Method, seed: int, version: str = "") -> StudentLocation:
+def locate_student(
+    manifest: Manifest, method: Method, seed: int, version: str = ""
+) -> StudentLocation:
     """Where the student of a method and seed belongs.
 
     Args:
@@ -93,7 +95,7 @@ def _refuse_foreign(version: PublishedVersion, method: Method, wanted: dict[str,
             )
 
 
-def load(
+def load_located(
     found: StudentLocation, classes: tuple[str, ...], device: torch.device
 ) -> tuple[Student, dict[str, Any]]:
     """The finished student at a place, in eval mode, and its card.
@@ -133,7 +135,7 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     """
     config = manifest.distillation
     settings = dataclasses.asdict(config)
-    for key in HARMLESS:
+    for key in TRAINING_ONLY_KEYS:
         del settings[key]
     if names_file(config.weights):
         settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))

@@ -64,7 +64,7 @@ def load_tower(manifest: Manifest, device: torch.device) -> Teacher:
             `text_only` if it names a tower of its own.
     """
     config = manifest.text_tower
-    with own_keys(manifest):
+    with errors_name_own_keys(manifest):
         tower = Teacher.load(config, device, cache=manifest.cache)
         check_classes(tower, manifest.classes, config.template)
         PseudoWords(tower, STYLED).tokens(manifest.classes, [STYLED] * len(manifest.classes))
@@ -72,7 +72,7 @@ def load_tower(manifest: Manifest, device: torch.device) -> Teacher:
 
 
 @contextmanager
-def own_keys(manifest: Manifest) -> Iterator[None]:
+def errors_name_own_keys(manifest: Manifest) -> Iterator[None]:
     """Lets errors about a tower that `text_only` names speak of its keys, not of the teacher's."""
     try:
         yield
@@ -95,7 +95,7 @@ def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) 
     try:
         found = safetensors.torch.load(root.get(key))["vectors"]
     except MissingObject:
-        found = train(tower, manifest.classes, manifest.text_only.styles, seed)
+        found = train_classifier(tower, manifest.classes, manifest.text_only.styles, seed)
         root.put(key, safetensors.torch.save({"vectors": found.cpu()}))
     except (SafetensorError, KeyError):
         found = torch.empty(0)
@@ -114,7 +114,7 @@ def classifier_name(manifest: Manifest, seed: int) -> str:
         ManifestError, WeightsError: as `load_tower`.
     """
     config = manifest.text_tower
-    with own_keys(manifest):
+    with errors_name_own_keys(manifest):
         digests = resolve(config, manifest.cache).digests
     about = {
         "schema": SCHEMA,
@@ -126,13 +126,13 @@ def classifier_name(manifest: Manifest, seed: int) -> str:
     return f"s{seed}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
 
 
-def train(tower: Teacher, classes: Sequence[str], styles: int, seed: int) -> Tensor:
+def train_classifier(tower: Teacher, classes: Sequence[str], styles: int, seed: int) -> Tensor:
     """Learn K = `styles` words, then the classifier; returns its unit vectors [M, E], float32.
 
     All that is random comes from `seed`.
     """
     draw = torch.Generator().manual_seed(derive_seed("text-only", seed))
-    return fit(style_features(tower, classes, styles, draw), draw)
+    return fit_classifier(style_features(tower, classes, styles, draw), draw)
 
 
 def style_features(
@@ -177,7 +177,7 @@ def content_loss(styled: Tensor, contents: Tensor) -> Tensor:
     return F.cross_entropy(styled @ contents.T, torch.arange(len(styled), device=styled.device))
 
 
-def fit(features: Tensor, draw: torch.Generator) -> Tensor:
+def fit_classifier(features: Tensor, draw: torch.Generator) -> Tensor:
     """The linear classifier on unit features [K, M, E] of M classes: unit vectors [M, E]."""
     K, M, E = features.shape
     device = features.device

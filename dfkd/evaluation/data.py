@@ -12,9 +12,9 @@ from pathlib import Path
 from dfkd.config.bundled import EVALUATION
 from dfkd.config.manifest import Evaluation
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, rows
+from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
-from dfkd.evaluation.public_data_sets import alike
+from dfkd.evaluation.public_data_sets import normalise_name
 
 LISTS = frozenset({".txt", ".csv"})
 
@@ -65,7 +65,7 @@ class Domains:
 
 
 @dataclass
-class _Found:
+class _SourceContent:
     """What a source yields: labelled items, and what it had that the manifest does not use."""
 
     items: list[Item] = field(default_factory=list)
@@ -103,7 +103,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             config.data,
             "check the path",
         )
-    data = _finish(config, classes, found)
+    data = _domains(config, classes, found)
     for name in data.unscored:
         raise ManifestError(
             FIELD,
@@ -111,7 +111,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             f"{config.aliases.get(name, name)!r}",
             config.data,
             "add images as domain/class/image, rename the class or name it in evaluation.aliases; "
-            f"the data also has {_words(found.foreign)}",
+            f"the data also has {_join_names(found.foreign)}",
         )
     return data
 
@@ -124,28 +124,28 @@ def open_bundle(path: Path, classes: Sequence[str], config: Evaluation | None = 
         CorruptionError: no tar, or a member that is not such an image.
     """
     config = config or Evaluation()
-    found, labels = _Found(), _labels(classes, config.aliases)
+    found, labels = _SourceContent(), _labels(classes, config.aliases)
     for name, content in _members(path):
         domain, word, _ = name.split("/")
-        if (index := labels.get(alike(word))) is None:
+        if (index := labels.get(normalise_name(word))) is None:
             found.foreign.add(word)
         else:
             found.items.append(Item(domain, index, name, content))
     if not found.items:
         raise ManifestError(
             FIELD,
-            f"the bundled set has none of the classes, only {_words(found.foreign)}",
+            f"the bundled set has none of the classes, only {_join_names(found.foreign)}",
             "bundled",
             "choose among those or point evaluation.data at a folder root/domain/class/*",
         )
-    return _finish(config, classes, found)
+    return _domains(config, classes, found)
 
 
 def _labels(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int]:
     """The position of each class by what the data call it."""
     labels: dict[str, int] = {}
     for index, name in enumerate(classes):
-        if (other := labels.setdefault(alike(aliases.get(name, name)), index)) != index:
+        if (other := labels.setdefault(normalise_name(aliases.get(name, name)), index)) != index:
             raise ManifestError(
                 "evaluation.aliases" if name in aliases else "classes",
                 f"must differ by more than case, spaces, '_' and '-' from {classes[other]!r}",
@@ -155,37 +155,37 @@ def _labels(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int
     return labels
 
 
-def _chosen(there: Iterable[str], wanted: Sequence[str]) -> list[str]:
+def _select_domains(there: Iterable[str], wanted: Sequence[str]) -> list[str]:
     """The domains that are to be scored, in order: those that are wanted, or all by name."""
-    known = {alike(name): name for name in sorted(there)}
+    known = {normalise_name(name): name for name in sorted(there)}
     for name in wanted:
-        if alike(name) not in known:
+        if normalise_name(name) not in known:
             raise ManifestError(
                 "evaluation.domains",
-                f"must be among the domains of the data, {_words(known.values())}",
+                f"must be among the domains of the data, {_join_names(known.values())}",
                 name,
                 "choose among those",
             )
-    return [known[alike(name)] for name in wanted] or list(known.values())
+    return [known[normalise_name(name)] for name in wanted] or list(known.values())
 
 
-def _finish(config: Evaluation, classes: Sequence[str], found: _Found) -> Domains:
-    order = _chosen({item.domain for item in found.items}, config.domains)
+def _domains(config: Evaluation, classes: Sequence[str], found: _SourceContent) -> Domains:
+    order = _select_domains({item.domain for item in found.items}, config.domains)
     items = [item for item in found.items if item.domain in order]
     items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
     plain = Domains(config.data, tuple(classes), tuple(items), ())
     return Domains(config.data, tuple(classes), tuple(items), tuple(_notes(plain, found)))
 
 
-def _notes(data: Domains, found: _Found) -> Iterator[str]:
+def _notes(data: Domains, found: _SourceContent) -> Iterator[str]:
     yield from found.remarks
     if found.by_label:
         names = (f"{label} {name}" for label, name in enumerate(found.by_label))
         yield f"labels are the manifest's classes in their order: {', '.join(names)}"
     if data.unscored:
         yield (
-            f"unscored: the bundled set has no {_words(data.unscored)}; it also has "
-            f"{_words(found.foreign)}, and evaluation.data can point at a folder"
+            f"unscored: the bundled set has no {_join_names(data.unscored)}; it also has "
+            f"{_join_names(found.foreign)}, and evaluation.data can point at a folder"
         )
     present = {(item.domain, item.class_index) for item in data.items}
     for domain in data.names:
@@ -195,53 +195,53 @@ def _notes(data: Domains, found: _Found) -> Iterator[str]:
             if (domain, index) not in present and name not in data.unscored
         ]
         if missing:
-            yield f"domain {domain} has no image of {_words(missing)}"
+            yield f"domain {domain} has no image of {_join_names(missing)}"
     for domain, count in sorted(found.tally.twice.items()):
         if count:
             yield f"the list of {domain} gives {count} images to two classes, and each counts"
     if found.foreign and not data.unscored:
-        yield f"ignored: {len(found.foreign)} other classes ({_words(found.foreign)})"
+        yield f"ignored: {len(found.foreign)} other classes ({_join_names(found.foreign)})"
     for what, count in sorted(found.tally.beside.items()):
         if count:
             yield f"ignored: {count} {what}"
 
 
-def _words(names: Iterable[str], limit: int = 12) -> str:
+def _join_names(names: Iterable[str], limit: int = 12) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return (", ".join(ordered[:limit]) or "nothing") + more
 
 
-def _folder(root: Path, labels: Mapping[str, int], wanted: Sequence[str]) -> _Found:
-    found, counts = _Found(), Counter[str]()
+def _folder(root: Path, labels: Mapping[str, int], wanted: Sequence[str]) -> _SourceContent:
+    found, counts = _SourceContent(), Counter[str]()
     layout = recognise(root)
     published = layout.data_set.images if layout.data_set else {}
-    asked = _chosen(layout.homes, wanted) if wanted else list(published or layout.homes)
-    by_label = layout.numbered and not any(alike(word) in labels for word in layout.words)
+    asked = _select_domains(layout.homes, wanted) if wanted else list(published or layout.homes)
+    by_label = layout.numbered and not any(normalise_name(word) in labels for word in layout.words)
     if by_label:
         _check_order(layout, labels)
         found.by_label = tuple(labels)
     else:
-        found.foreign = {word for word in layout.words if alike(word) not in labels}
+        found.foreign = {word for word in layout.words if normalise_name(word) not in labels}
     for entry in layout.only(asked).entries(found.foreign, found.tally):
         counts[entry.domain] += 1
-        index = _label(entry, labels) if by_label else labels.get(alike(entry.word))
+        index = _label(entry, labels) if by_label else labels.get(normalise_name(entry.word))
         if index is not None:
             found.items.append(Item(entry.domain, index, entry.path))
     found.remarks = list(layout.remarks(asked, counts))
-    found.tally.beside["files beside the domain folders"] += layout.others
+    found.tally.beside["files beside the domain folders"] += layout.other_files
     return found
 
 
 def _check_order(layout: Layout, labels: Mapping[str, int]) -> None:
     """Refuse classes that are those of a known data set in another order than its labels."""
     for index, name in enumerate(layout.data_set.order if layout.data_set else ()):
-        if labels.get(alike(name), index) != index:
+        if labels.get(normalise_name(name), index) != index:
             raise ManifestError(
                 "classes",
                 f"must be in the published order, as {FIELD} has labels only: {name!r} is label "
                 f"{index}",
-                f"position {labels[alike(name)]}",
+                f"position {labels[normalise_name(name)]}",
                 "reorder them",
             )
 
@@ -257,17 +257,17 @@ def _label(entry: Entry, labels: Mapping[str, int]) -> int:
     return int(entry.word)
 
 
-def _list(path: Path, labels: Mapping[str, int]) -> _Found:
-    found = _Found()
+def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
+    found = _SourceContent()
     seen: dict[Path, int] = {}
-    for number, (name, domain, word) in rows(path):
+    for number, (name, domain, word) in read_rows(path):
         image = path.parent / name
         if image.suffix.lower() not in SUFFIXES or not image.is_file():
             raise bad_line(path, number, "must name an existing png, jpg, jpeg, webp or bmp", name)
         if image in seen:
             raise bad_line(path, number, f"repeats the image of line {seen[image]}", name)
         seen[image] = number
-        if (index := labels.get(alike(word))) is None:
+        if (index := labels.get(normalise_name(word))) is None:
             found.foreign.add(word)
         else:
             found.items.append(Item(domain, index, str(image)))

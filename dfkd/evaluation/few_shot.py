@@ -42,15 +42,15 @@ from dfkd.evaluation.few_shot_results import (
     FewShotData,
     FewShotResults,
     FewShotRow,
-    ordered,
     row,
+    sort_rows,
     summarise,
     write,
 )
-from dfkd.evaluation.few_shot_split import Draw, draw, taken
+from dfkd.evaluation.few_shot_split import FewShotSplit, split_domain, training_count
 from dfkd.evaluation.few_shot_starts import InitialWeights
-from dfkd.evaluation.few_shot_tuning import Labelled, answers, rates, tune
-from dfkd.evaluation.scoring import BATCH, decoded
+from dfkd.evaluation.few_shot_tuning import LabelledImages, fine_tune, learning_rates, predict
+from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import Student
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import pick_device
@@ -65,7 +65,7 @@ CELL_LIMIT = 1 << 20
 
 
 @checked(frozen=True, config=CHECKED)
-class Training:
+class FewShotCell:
     """What one training leaves, or the untouched student."""
 
     curve: Curve
@@ -78,7 +78,7 @@ class Training:
     """Raised whenever a change of code changes what a training gives; part of the cell's hash."""
 
 
-CELL = TypeAdapter(Training)
+CELL_ADAPTER = TypeAdapter(FewShotCell)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Domain:
     """A domain's readable images, decoded."""
 
     name: str
-    images: Labelled
+    images: LabelledImages
     """The pixels are mapped from a temporary file, so that a large domain needs no memory."""
     sha256: str
     """Of pixels and labels."""
@@ -111,23 +111,25 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
         DfkdError: a training diverged.
     """
     config, device = manifest.fewshot, pick_device()
-    data, names = choose(manifest)
-    few_shot_starts.check(manifest, device)
+    data, names = select_domains(manifest)
+    few_shot_starts.check_starts(manifest, device)
     root = open_storage(manifest.storage.root)
     cells = root.child(CELLS)
     origins = {
-        start: [few_shot_starts.origin(manifest, start, seed, device) for seed in config.seeds]
+        start: [
+            few_shot_starts.initial_weights(manifest, start, seed, device) for seed in config.seeds
+        ]
         for start in config.starts
     }
     rows: list[FewShotRow] = []
     unreadable: list[str] = []
-    with bar("few-shot", len(names) * trainings(manifest), "training") as progress:
+    with bar("few-shot", len(names) * count_trainings(manifest), "training") as progress:
         for name in names:
             domain = read_domain(manifest, data, name, threads or cpus())
             unreadable += domain.unreadable
             for start in config.starts:
                 for origin, seed in zip(origins[start], config.seeds, strict=True):
-                    bench = _Bench(manifest, cells, domain, origin, seed)
+                    bench = _Experiment(manifest, cells, domain, origin, seed)
                     rows += bench.untouched() if start == "student" else []
                     for shots in config.shots:
                         rows.append(bench.trained(shots))
@@ -149,13 +151,13 @@ def _results(
         architecture=manifest.distillation.student,
         classes=manifest.classes,
         data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
-        curves=few_shot_starts.described(manifest),
-        rows=tuple(ordered(rows)),
+        curves=few_shot_starts.curve_captions(manifest),
+        rows=tuple(sort_rows(rows)),
         summary=tuple(summarise(rows)),
     )
 
 
-def choose(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
+def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
     """The evaluation data, and the domains of it that are drawn from; looks at names only.
 
     Raises:
@@ -197,7 +199,7 @@ def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[s
     shots = max(manifest.fewshot.shots)
     for name in names:
         counts = _counts(data, name)
-        short = [index for index, count in counts.items() if taken(shots, count) < shots]
+        short = [index for index, count in counts.items() if training_count(shots, count) < shots]
         if short:
             least = min(short, key=lambda index: (counts[index], index))
             yield (
@@ -206,7 +208,7 @@ def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[s
             )
 
 
-def trainings(manifest: Manifest) -> int:
+def count_trainings(manifest: Manifest) -> int:
     """Of one domain: every start at each k and seed."""
     config = manifest.fewshot
     return len(config.seeds) * len(config.shots) * len(config.starts)
@@ -224,7 +226,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     labels: list[int] = []
     unreadable = []
     digest = hashlib.sha256()
-    for chunk, images in decoded(items, size, BATCH, threads):
+    for chunk, images in decode_items(items, size, BATCH, threads):
         for item, image in zip(chunk, images, strict=True):
             if isinstance(image, str):
                 unreadable.append(f"{item.name}: {image}")
@@ -234,7 +236,9 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
             digest.update(image.tobytes() + item.class_index.to_bytes(4, "big"))
     _require_two(Counter(labels), name)
     seen = torch.from_numpy(pixels[: len(labels)]).permute(0, 3, 1, 2)
-    return Domain(name, Labelled(seen, torch.tensor(labels)), digest.hexdigest(), tuple(unreadable))
+    return Domain(
+        name, LabelledImages(seen, torch.tensor(labels)), digest.hexdigest(), tuple(unreadable)
+    )
 
 
 def _mapped(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -245,7 +249,7 @@ def _mapped(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _Experiment:
     """A domain, and what one start makes of it under one seed."""
 
     manifest: Manifest
@@ -271,12 +275,12 @@ class _Bench:
     def trained(self, shots: int) -> FewShotRow:
         """The scores at k = `shots`, of a training that is done now or was done before."""
         config = self.manifest.fewshot
-        settings = {"epochs": config.epochs, "rates": rates(config, self.origin.start)}
+        settings = {"epochs": config.epochs, "rates": learning_rates(config, self.origin.start)}
         return self._row(self.origin.start, shots, settings)
 
     def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> FewShotRow:
         labels, classes = self.domain.images.labels, self.manifest.classes
-        drawn = draw(labels.tolist(), classes, self.domain.name, shots, self.seed)
+        drawn = split_domain(labels.tolist(), classes, self.domain.name, shots, self.seed)
         trained, tested = (
             torch.bincount(labels[list(part)], minlength=len(classes)).tolist()
             for part in (drawn.train, drawn.test)
@@ -286,13 +290,13 @@ class _Bench:
         if not self.cells.exists(key):
             right = labels[self._rightly(curve, drawn, shots)]
             counts = tuple(torch.bincount(right, minlength=len(classes)).tolist())
-            self.cells.put_if_absent(key, canonical(asdict(Training(*about, counts))))
+            self.cells.put_if_absent(key, canonical(asdict(FewShotCell(*about, counts))))
         return row(*about, trained, tested, self._read(key, about, tested))
 
     def _key(self, curve: Curve, shots: int, settings: dict[str, Any]) -> str:
         """The cell's, by all that can change its counts."""
         identity = {
-            "schema": Training.schema,
+            "schema": FewShotCell.schema,
             "settings": settings,
             "architecture": self.manifest.distillation.student,
             "stem": self.manifest.distillation.stem,
@@ -306,7 +310,7 @@ class _Bench:
         digest = hashlib.sha256(canonical(identity)).hexdigest()[:16]
         return f"{curve}-k{shots}-s{self.seed}-{digest}.json"
 
-    def _rightly(self, curve: Curve, drawn: Draw, shots: int) -> Tensor:
+    def _rightly(self, curve: Curve, drawn: FewShotSplit, shots: int) -> Tensor:
         """Positions int64 of the test images that are answered rightly."""
         images, start, test = self.domain.images, self.origin.start, torch.tensor(drawn.test)
         if curve == "untouched":
@@ -314,8 +318,8 @@ class _Bench:
         else:
             classifier, train = copy.deepcopy(self.classifier), torch.tensor(drawn.train)
             seed = derive_seed("fewshot", self.seed, self.domain.name, shots)
-            chosen = Labelled(images.pixels[train], images.labels[train])
-            tune(classifier, chosen, self.manifest.fewshot, seed, start)
+            chosen = LabelledImages(images.pixels[train], images.labels[train])
+            fine_tune(classifier, chosen, self.manifest.fewshot, seed, start)
             answered = self._answers(classifier, test)
             if (answered < 0).any():
                 rate = "fresh_rate" if start == "scratch" else "learning_rate"
@@ -326,7 +330,7 @@ class _Bench:
         return test[answered == images.labels[test]]
 
     def _answers(self, classifier: Student, places: Tensor) -> Tensor:
-        return answers(classifier, self.domain.images.pixels, places, BATCH)
+        return predict(classifier, self.domain.images.pixels, places, BATCH)
 
     def _read(
         self, key: str, about: tuple[Curve, str, int, int], tested: Sequence[int]
@@ -334,7 +338,7 @@ class _Bench:
         """The counts of a cell; `CorruptionError` unless it is of this training."""
         data = self.cells.get(key, CELL_LIMIT)
         try:
-            cell = CELL.validate_json(data, strict=True)
+            cell = CELL_ADAPTER.validate_json(data, strict=True)
             mine = (cell.curve, cell.domain, cell.shots, cell.seed) == about
         except ValidationError:
             mine = False

@@ -133,7 +133,7 @@ def row(
     return FewShotRow(curve, domain, shots, seed, *counts, accuracy, statistics.fmean(shares))
 
 
-def ordered(rows: Sequence[FewShotRow]) -> list[FewShotRow]:
+def sort_rows(rows: Sequence[FewShotRow]) -> list[FewShotRow]:
     """By curve, domain, shots and seed."""
     return sorted(rows, key=lambda row: (CURVES.index(row.curve), row.domain, row.shots, row.seed))
 

@@ -17,15 +17,17 @@ from dfkd.config.plan import derive_seed
 
 
 @dataclass(frozen=True)
-class Draw:
+class FewShotSplit:
     """A domain's images in two parts that share none: positions, each part in rising order."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
 
 
-def draw(labels: Sequence[int], classes: Sequence[str], domain: str, shots: int, seed: int) -> Draw:
-    """`taken` images of each class for training, and the rest; all are the test set at 0 shots.
+def split_domain(
+    labels: Sequence[int], classes: Sequence[str], domain: str, shots: int, seed: int
+) -> FewShotSplit:
+    """`training_count` images of each class for training, and the rest; all are the test set at 0 shots.
 
     Args:
         labels: class index of each image, in the order of the images.
@@ -37,13 +39,13 @@ def draw(labels: Sequence[int], classes: Sequence[str], domain: str, shots: int,
     train: set[int] = set()
     for index, name in enumerate(classes):
         places = [place for place, label in enumerate(labels) if label == index]
-        first = order(seed, domain, name, len(places))[: taken(shots, len(places))]
+        first = draw_order(seed, domain, name, len(places))[: training_count(shots, len(places))]
         train |= {places[number] for number in first}
     test = (place for place in range(len(labels)) if place not in train)
-    return Draw(tuple(sorted(train)), tuple(test))
+    return FewShotSplit(tuple(sorted(train)), tuple(test))
 
 
-def order(seed: int, domain: str, name: str, images: int) -> list[int]:
+def draw_order(seed: int, domain: str, name: str, images: int) -> list[int]:
     """The images 0 .. `images` - 1 of one class of a domain in the order in which they are drawn.
 
     By a hash of each one's lot, and so the same with every version of Python and every library.
@@ -52,6 +54,6 @@ def order(seed: int, domain: str, name: str, images: int) -> list[int]:
     return sorted(range(images), key=lots.__getitem__)
 
 
-def taken(shots: int, images: int) -> int:
+def training_count(shots: int, images: int) -> int:
     """How many of a class's images are trained on: `shots`, or all but one of too few."""
     return min(shots, max(images - 1, 0))

@@ -16,7 +16,7 @@ import torch
 from dfkd.config.distillation import Start
 from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import StudentLocation, load, place
+from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
@@ -37,7 +37,9 @@ class InitialWeights:
     """A classifier that gives logits, on the device to work on."""
 
 
-def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) -> InitialWeights:
+def initial_weights(
+    manifest: Manifest, start: Start, seed: int, device: torch.device
+) -> InitialWeights:
     """The start of a few-shot seed.
 
     Of several students each seed takes another one, so that the standard deviation over seeds
@@ -47,7 +49,7 @@ def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) ->
         ManifestError: the student is not there, or the weights of a library do not fit.
     """
     if start == "student":
-        found = student_place(manifest, seed)
+        found = student_of_seed(manifest, seed)
         sha256 = read_card(found.storage)["sha256"]
         return InitialWeights(start, f"student {sha256}", lambda: _student(manifest, found, device))
     weights = manifest.fewshot.library if start == "library" else "none"
@@ -64,13 +66,13 @@ def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) ->
     )
 
 
-def student_place(manifest: Manifest, seed: int) -> StudentLocation:
+def student_of_seed(manifest: Manifest, seed: int) -> StudentLocation:
     """Where the student of a few-shot seed lies: of the last method, as that to take home.
 
     Raises:
         ManifestError: it is not finished.
     """
-    found = place(manifest, manifest.methods[-1], student_seed(manifest, seed))
+    found = locate_student(manifest, manifest.methods[-1], student_seed(manifest, seed))
     if not found.finished:
         raise ManifestError(
             "fewshot.starts",
@@ -88,7 +90,7 @@ def student_seed(manifest: Manifest, seed: int) -> int:
 
 
 def _student(manifest: Manifest, found: StudentLocation, device: torch.device) -> Student:
-    student, _ = load(found, manifest.classes, device)
+    student, _ = load_located(found, manifest.classes, device)
     return from_distances(student)
 
 
@@ -96,11 +98,11 @@ def _digest(weights: str) -> str:
     return sha256_file(existing_file(LIBRARY, weights)) if names_file(weights) else weights
 
 
-def check(manifest: Manifest, device: torch.device) -> None:
+def check_starts(manifest: Manifest, device: torch.device) -> None:
     """Make each start once, so that what is missing or does not fit is refused before any work.
 
     Raises:
-        ManifestError: as `origin`, or `fewshot.library` names no weights.
+        ManifestError: as `initial_weights`, or `fewshot.library` names no weights.
         CorruptionError: a student is not what was written.
     """
     config = manifest.fewshot
@@ -111,10 +113,10 @@ def check(manifest: Manifest, device: torch.device) -> None:
     for start in config.starts:
         students = {student_seed(manifest, seed): seed for seed in config.seeds}
         for seed in students.values() if start == "student" else config.seeds[:1]:
-            origin(manifest, start, seed, device).make()
+            initial_weights(manifest, start, seed, device).make()
 
 
-def described(manifest: Manifest) -> dict[Curve, str]:
+def curve_captions(manifest: Manifest) -> dict[Curve, str]:
     """What each curve shows, for people."""
     config = manifest.fewshot
     library = Path(config.library).name if names_file(config.library) else config.library

@@ -25,7 +25,7 @@ TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImages:
     """Images and their real classes."""
 
     pixels: Tensor
@@ -48,7 +48,7 @@ def from_distances(student: Student) -> Student:
 
 
 @torch.no_grad()
-def embed(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
+def features_of(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
     """Features float32 [P, F] of a backbone in eval mode, on its device.
 
     Args:
@@ -63,12 +63,12 @@ def embed(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) 
 
 
 @torch.no_grad()
-def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
+def predict(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
     """The likeliest class int64 [P] on the CPU, -1 where the logits are not finite.
 
-    Arguments as for `embed`.
+    Arguments as for `features_of`.
     """
-    logits: Tensor = classifier.head(embed(classifier, pixels, places, batch_size))
+    logits: Tensor = classifier.head(features_of(classifier, pixels, places, batch_size))
     finite = torch.isfinite(logits).all(dim=1)
     return torch.where(finite, logits.argmax(dim=1), -1).cpu()
 
@@ -89,7 +89,9 @@ def batches(images: int, size: int, steps: int, seed: int) -> Tensor:
     return torch.cat(order)[: steps * size].view(steps, size)
 
 
-def tune(classifier: Student, shots: Labelled, config: FewShot, seed: int, start: Start) -> None:
+def fine_tune(
+    classifier: Student, shots: LabelledImages, config: FewShot, seed: int, start: Start
+) -> None:
     """Train all of a classifier in place, on augmented views; afterwards it is in eval mode.
 
     Weights that have learned something move at `learning_rate`, random ones at `fresh_rate`. A
@@ -107,7 +109,7 @@ def tune(classifier: Student, shots: Labelled, config: FewShot, seed: int, start
     classifier.requires_grad_(True)
     size = min(BATCH, len(shots))
     steps = config.epochs * -(-len(shots) // size)
-    peaks = rates(config, start)
+    peaks = learning_rates(config, start)
     parts = (classifier.backbone, classifier.head)
     groups = [{"params": list(part.parameters())} for part in parts]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
@@ -122,7 +124,7 @@ def tune(classifier: Student, shots: Labelled, config: FewShot, seed: int, start
     classifier.eval()
 
 
-def rates(config: FewShot, start: Start) -> tuple[float, float]:
+def learning_rates(config: FewShot, start: Start) -> tuple[float, float]:
     """The first learning rates of a start's backbone and head."""
     known, fresh = config.learning_rate, config.fresh_rate
     return {"student": (known, known), "library": (known, fresh), "scratch": (fresh, fresh)}[start]

@@ -121,7 +121,7 @@ def write(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[str, float
     return ms
 
 
-def find_or_write(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[str, float]:
+def cached_or_measured(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[str, float]:
     """Milliseconds by key, as this machine has measured networks of these shapes before, or now.
 
     In this `latency.json` they go by the names of the networks. So a table that is written again

@@ -39,13 +39,13 @@ class Tally:
 
 FIELD = "evaluation.data"
 HEADER = ["path", "domain", "class"]
-LONGEST = 8192
+MAX_LINE_BYTES = 8192
 """Bytes of a line; Linux takes paths of 4,096."""
-DIGITS = 6
+MAX_LABEL_DIGITS = 6
 """Of a label at the most."""
 
 
-def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The numbered lines `path, domain, class`, with tabs, commas or spaces throughout.
 
     Raises:
@@ -62,7 +62,7 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, fields
 
 
-def labelled(path: Path) -> Iterator[tuple[int, list[str], int]]:
+def read_labelled_lines(path: Path) -> Iterator[tuple[int, list[str], int]]:
     """The numbered lines `path label`: the names along the path, in which spaces count, and label.
 
     Raises:
@@ -71,7 +71,7 @@ def labelled(path: Path) -> Iterator[tuple[int, list[str], int]]:
     for number, line in _lines(path):
         name, *rest = line.rsplit(None, 1)
         label = rest[0] if rest else ""
-        if not (label.isascii() and label.isdecimal() and len(label) <= DIGITS):
+        if not (label.isascii() and label.isdecimal() and len(label) <= MAX_LABEL_DIGITS):
             raise bad_line(path, number, "must be: path, label (a number)", line)
         yield number, _names(path, number, name), int(label)
 
@@ -92,10 +92,12 @@ def _names(path: Path, number: int, name: str) -> list[str]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The numbered lines that say something: no blank ones, no comments."""
     with path.open("rb") as stream:
-        lines = iter(lambda: stream.readline(LONGEST + 1), b"")
+        lines = iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b"")
         for number, line in enumerate(lines, start=1):
-            if len(line) > LONGEST:
-                raise bad_line(path, number, f"must be at most {LONGEST} bytes long", line[:40])
+            if len(line) > MAX_LINE_BYTES:
+                raise bad_line(
+                    path, number, f"must be at most {MAX_LINE_BYTES} bytes long", line[:40]
+                )
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError:
@@ -106,13 +108,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _split(line: str, separator: str) -> list[str]:
     try:
-        rows = list(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
+        records = list(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error:
         return []
-    return [word.strip() for word in rows[0]]
+    return [word.strip() for word in records[0]]
 
 
-def listed(
+def listed_images(
     data_set: PublicDataSet,
     homes: Mapping[str, Path],
     lists: Mapping[str, Sequence[Path]],
@@ -134,7 +136,7 @@ def listed(
     """
     labels = _Labels()
     for domain, home in homes.items():
-        reader = _Reader(data_set, domain, enclosed(home, in_classes=in_classes), labels)
+        reader = _Reader(data_set, domain, images_by_class(home, in_classes=in_classes), labels)
         taken: set[tuple[str, str, int]] = set()
         for path in lists[domain]:
             for number, key in reader.keys(path):
@@ -197,7 +199,7 @@ class _Reader:
         """The number of each line with its class folder (or ''), name and label."""
         first, last = self.data_set.first, self.data_set.first + self.data_set.classes - 1
         seen: dict[tuple[str, str, int], int] = {}
-        for number, names, label in labelled(path):
+        for number, names, label in read_labelled_lines(path):
             word, name = self._located(path, number, names)
             if not first <= label <= last:
                 raise bad_line(path, number, f"a label must be from {first} to {last}", label)
@@ -234,7 +236,7 @@ class _Reader:
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
-def folders(path: Path) -> list[Path]:
+def subfolders(path: Path) -> list[Path]:
     """The folders in a folder, by name; hidden ones and what macOS leaves in archives do not count.
 
     Empty where there is no such folder.
@@ -246,12 +248,12 @@ def folders(path: Path) -> list[Path]:
     return [path / name for name in sorted(found)]
 
 
-def others(path: Path) -> int:
+def count_others(path: Path) -> int:
     """How much else there is in a folder."""
-    return len(os.listdir(path)) - len(folders(path))
+    return len(os.listdir(path)) - len(subfolders(path))
 
 
-def images(folder: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
+def image_files(folder: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
     """The image files in a folder; what else is there is counted."""
     with os.scandir(folder) as entries:  # tells files from folders without asking for each
         for entry in entries:
@@ -262,17 +264,17 @@ def images(folder: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
                 tally.beside["files that are not png, jpg, jpeg, webp or bmp images"] += 1
 
 
-def enclosed(home: Path, *, in_classes: bool) -> Mapping[str, frozenset[str]]:
+def images_by_class(home: Path, *, in_classes: bool) -> Mapping[str, frozenset[str]]:
     """The image files in each class folder of a domain, or under '' those in its own folder.
 
     A link that leads out of the domain's folder is not among them, and no class folder either.
     """
     root, unused = home.resolve(), Tally()
-    places = [place for place in folders(home) if _within(root, place)] if in_classes else [home]
+    places = [place for place in subfolders(home) if _within(root, place)] if in_classes else [home]
     return {
         place.name if in_classes else "": frozenset(
             entry.name
-            for entry in images(place, unused)
+            for entry in image_files(place, unused)
             if not entry.is_symlink() or _within(root, Path(entry.path))
         )
         for place in places

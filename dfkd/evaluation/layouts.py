@@ -32,16 +32,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd.errors import ManifestError
-from dfkd.evaluation.image_lists import FIELD, Entry, Tally, folders, images, listed, others
-from dfkd.evaluation.public_data_sets import DATA_SETS, PublicDataSet, alike
+from dfkd.evaluation.image_lists import (
+    FIELD,
+    Entry,
+    Tally,
+    count_others,
+    image_files,
+    listed_images,
+    subfolders,
+)
+from dfkd.evaluation.public_data_sets import DATA_SETS, PublicDataSet, normalise_name
 
 SPLITS = frozenset({"train", "crossval", "val", "test", "full"})
 """Folders below a domain; JigenDG's `full` holds what `train` and `crossval` hold."""
-HOMES = frozenset({"images", "kfold"})
+DOMAIN_PARENTS = frozenset({"images", "kfold"})
 """Folders that hold the domains of a set: Dassl's, and the one that PACS was published in."""
 LISTS = ("splits", "image_list")
 """Folders that hold lists."""
-STEM = re.compile(
+LIST_STEM = re.compile(
     r"(?P<domain>.+?)(?P<end>_list|(?:_(?:train|crossval|val|test|all))?(?:_kfold)?)", re.IGNORECASE
 )
 """The name of a list without `.txt`."""
@@ -63,7 +71,7 @@ class Layout:
     """Whether folders of splits stand between domain and class."""
     beside: Sequence[str] = ()
     """Names of the folders that were passed over."""
-    others: int = 0
+    other_files: int = 0
     """How much else there was."""
 
     @property
@@ -84,13 +92,15 @@ class Layout:
         """
         if self.lists and self.data_set:
             in_classes = bool(self.words)
-            yield from listed(self.data_set, self.homes, self.lists, tally, in_classes=in_classes)
+            yield from listed_images(
+                self.data_set, self.homes, self.lists, tally, in_classes=in_classes
+            )
             return
         skipped = frozenset() if self.data_set else foreign
         for domain, home in self.homes.items():
             for place in _class_folders(home, self.split, tally):
                 if place.name not in skipped:
-                    for image in images(place, tally):
+                    for image in image_files(place, tally):
                         yield Entry(domain, place.name, image.path, str(place))
 
     def remarks(self, asked: Sequence[str], counts: Mapping[str, int]) -> Iterator[str]:
@@ -126,16 +136,16 @@ def recognise(root: Path) -> Layout:
     Raises:
         ManifestError: none is recognised, or more than one.
     """
-    if found := _known(root):
+    if found := _public_layout(root):
         return found
-    below = {place.name: layout for place in folders(root) if (layout := _known(place))}
+    below = {place.name: layout for place in subfolders(root) if (layout := _public_layout(place))}
     if len(below) == 1:
         ((name, layout),) = below.items()
-        passed = [place.name for place in folders(root) if place.name != name]
+        passed = [place.name for place in subfolders(root) if place.name != name]
         return dataclasses.replace(layout, beside=[*layout.beside, *passed])
     if below:
         raise _ambiguous(root, f"holds {', '.join(below)}", "point evaluation.data at one of them")
-    kinds = _kinds(root)
+    kinds = _has_splits(root)
     if not kinds:
         raise ManifestError(
             FIELD,
@@ -150,29 +160,31 @@ def recognise(root: Path) -> Layout:
         raise _ambiguous(
             root, f"has splits in {split} and classes in other domains", "lay all out alike"
         )
-    return _tree(root, kinds, {place.name: place for place in kinds})
+    return _unnamed_layout(root, kinds, {place.name: place for place in kinds})
 
 
 def _ambiguous(root: Path, what: str, remedy: str) -> ManifestError:
     return ManifestError(FIELD, f"must be one data set, {what}", str(root), remedy)
 
 
-def _known(root: Path) -> Layout | None:
+def _public_layout(root: Path) -> Layout | None:
     """The layout of a public data set in its own folder."""
-    inner = [place for place in folders(root) if place.name.lower() in HOMES]
+    inner = [place for place in subfolders(root) if place.name.lower() in DOMAIN_PARENTS]
     for home in (root, *inner):
-        names = [place.name for place in folders(home)]
+        names = [place.name for place in subfolders(home)]
         named = any(data_set.domain(name) for data_set in DATA_SETS for name in names)
-        if named and (found := _listed(root, home) or _identified(home)):
+        if named and (found := _listed_layout(root, home) or _folder_layout(home)):
             return found
     return None
 
 
-def _listed(root: Path, home: Path) -> Layout | None:
+def _listed_layout(root: Path, home: Path) -> Layout | None:
     """A public data set whose lists name the images in `home`."""
     files = list(_list_files(root, home))
     found = [
-        (data_set, named) for data_set in DATA_SETS if (named := _named(data_set, home, files))
+        (data_set, named)
+        for data_set in DATA_SETS
+        if (named := _lists_by_domain(data_set, home, files))
     ]
     words = {word for word, _ in files for data_set, its in found if data_set.domain(word) in its}
     fitting = [
@@ -192,19 +204,19 @@ def _list_files(root: Path, home: Path) -> Iterator[tuple[str, Path]]:
     """Each list with the word that says whose it is."""
     for folder in (root, *(root / name for name in LISTS)):
         for path in sorted(folder.glob("*.txt")):
-            found = STEM.fullmatch(path.stem)
+            found = LIST_STEM.fullmatch(path.stem)
             if found and path.is_file() and (found["end"] or folder != root):
                 yield found["domain"], path
-    for place in folders(home):
+    for place in subfolders(home):
         if (path := place / "image_list.txt").is_file():
             yield place.name, path
 
 
-def _named(
+def _lists_by_domain(
     data_set: PublicDataSet, home: Path, files: Sequence[tuple[str, Path]]
 ) -> dict[str, list[Path]]:
     """The lists of each domain of a data set that has a folder in `home`."""
-    there = {data_set.domain(place.name) for place in folders(home)} - {""}
+    there = {data_set.domain(place.name) for place in subfolders(home)} - {""}
     named: dict[str, list[Path]] = {}
     for word, path in files:
         if (domain := data_set.domain(word)) in there:
@@ -213,60 +225,60 @@ def _named(
 
 
 def _with_lists(data_set: PublicDataSet, home: Path, named: Mapping[str, Sequence[Path]]) -> Layout:
-    domains = {place: data_set.domain(place.name) for place in folders(home)}
+    domains = {place: data_set.domain(place.name) for place in subfolders(home)}
     homes = {name: place for place, name in domains.items() if name in named}
-    words = {inner.name for place in homes.values() for inner in folders(place)}
+    words = {inner.name for place in homes.values() for inner in subfolders(place)}
     used = {*(place.name for place in homes.values()), *LISTS}
     beside = [place.name for place in domains if place.name not in used]
     return Layout("image lists", homes, words, data_set, named, beside=beside)
 
 
-def _identified(home: Path) -> Layout | None:
+def _folder_layout(home: Path) -> Layout | None:
     """A public data set as nothing but folders."""
-    kinds = _kinds(home)
+    kinds = _has_splits(home)
     for data_set in DATA_SETS:
-        passed = [place for place in kinds if alike(place.name) in data_set.beside]
+        passed = [place for place in kinds if normalise_name(place.name) in data_set.beside]
         own = {place: kind for place, kind in kinds.items() if place not in passed}
         homes = {data_set.domain(place.name): place for place in own}
         if not own or "" in homes or len(homes) < len(own) or len(set(own.values())) > 1:
             continue
-        found = _tree(home, own, homes)
-        if len({alike(word) for word in found.words}) == data_set.classes:
+        found = _unnamed_layout(home, own, homes)
+        if len({normalise_name(word) for word in found.words}) == data_set.classes:
             beside = [place.name for place in passed]
             return dataclasses.replace(found, data_set=data_set, beside=beside)
     return None
 
 
-def _kinds(root: Path) -> dict[Path, bool]:
+def _has_splits(root: Path) -> dict[Path, bool]:
     """Each folder that holds folders, and whether those are splits."""
-    below = {place: folders(place) for place in folders(root)}
+    below = {place: subfolders(place) for place in subfolders(root)}
     return {
-        place: {inner.name.lower() for inner in inside} <= SPLITS and any(map(folders, inside))
+        place: {inner.name.lower() for inner in inside} <= SPLITS and any(map(subfolders, inside))
         for place, inside in below.items()
         if inside
     }
 
 
-def _tree(root: Path, kinds: Mapping[Path, bool], homes: Mapping[str, Path]) -> Layout:
+def _unnamed_layout(root: Path, kinds: Mapping[Path, bool], homes: Mapping[str, Path]) -> Layout:
     """The layout of folders alone, all of one kind."""
     split = any(kinds.values())
-    above = [inner for place in kinds for inner in (folders(place) if split else [place])]
-    words = {place.name for home in above for place in folders(home)}
+    above = [inner for place in kinds for inner in (subfolders(place) if split else [place])]
+    words = {place.name for home in above for place in subfolders(home)}
     form = "domain/split/class folders" if split else "domain/class folders"
-    rest = others(root) + len(folders(root)) - len(_kinds(root))
-    return Layout(form, homes, words, split=split, others=rest)
+    rest = count_others(root) + len(subfolders(root)) - len(_has_splits(root))
+    return Layout(form, homes, words, split=split, other_files=rest)
 
 
 def _class_folders(home: Path, split: bool, tally: Tally) -> Iterator[Path]:
     """The class folders of a domain; what stands beside them is counted."""
-    tally.beside["files beside the class folders"] += others(home)
+    tally.beside["files beside the class folders"] += count_others(home)
     if not split:
-        yield from folders(home)
+        yield from subfolders(home)
         return
-    parts = {place.name.lower(): place for place in folders(home)}
+    parts = {place.name.lower(): place for place in subfolders(home)}
     if "train" in parts and "full" in parts:
         del parts["full"]
         tally.beside["folders full/, which repeat train/ and crossval/"] += 1
     for place in parts.values():
-        tally.beside["files beside the class folders"] += others(place)
-        yield from folders(place)
+        tally.beside["files beside the class folders"] += count_others(place)
+        yield from subfolders(place)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @functools.lru_cache(4096)  # few names, asked for by every line of a list
-def alike(name: str) -> str:
+def normalise_name(name: str) -> str:
     """A name without case, with `_` and `-` as spaces: `Alarm_clock` is `alarm clock`."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
@@ -34,7 +34,7 @@ class PublicDataSet:
     def domain(self, word: str) -> str:
         """The domain that a folder or list is named after; empty for none of them."""
         for name in self.images:
-            if alike(word) in map(alike, (name, *self.also.get(name, ()))):
+            if normalise_name(word) in map(normalise_name, (name, *self.also.get(name, ()))):
                 return name
         return ""
 

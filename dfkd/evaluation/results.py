@@ -140,7 +140,7 @@ def row(
     )
 
 
-def ordered(rows: Sequence[ResultRow]) -> list[ResultRow]:
+def sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """By model in the order of `MODELS`, method as the paper lists them, seed and domain."""
     return sorted(
         rows,
@@ -154,7 +154,7 @@ def ordered(rows: Sequence[ResultRow]) -> list[ResultRow]:
     )
 
 
-def figure(row: ResultRow, average: Average) -> float:
+def accuracy_of(row: ResultRow, average: Average) -> float:
     """The accuracy of a row, 0-1: over its images, or the mean over its classes."""
     return row["class_mean"] if average == "classes" else row["accuracy"]
 
@@ -169,7 +169,7 @@ def summarise(rows: Sequence[ResultRow], average: Average = "images") -> list[Su
 def by_model(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[ResultRow]]:
     """The rows of each model and method, all ordered."""
     groups: dict[tuple[str, str], list[ResultRow]] = {}
-    for row in ordered(rows):
+    for row in sort_rows(rows):
         groups.setdefault((row["model"], row["method"]), []).append(row)
     return groups
 
@@ -192,12 +192,12 @@ def _summary(model: str, method: str, rows: Sequence[ResultRow], average: Averag
     names = sorted({row["domain"] for row in rows})
     overall = spread(
         [
-            statistics.fmean(figure(row, average) for row in rows if row["seed"] == seed)
+            statistics.fmean(accuracy_of(row, average) for row in rows if row["seed"] == seed)
             for seed in seeds
         ]
     )
     domains = {
-        name: spread([figure(row, average) for row in rows if row["domain"] == name])
+        name: spread([accuracy_of(row, average) for row in rows if row["domain"] == name])
         for name in names
     }
     return Summary(
@@ -235,14 +235,14 @@ def results(
             "unreadable": sorted(unreadable),
         },
         "parameters": dict(parameters),
-        "rows": ordered(rows),
+        "rows": sort_rows(rows),
         "summary": summarise(rows, average),
     }
 
 
 def images_of(results: Mapping[str, Any]) -> dict[str, int]:
     """How many images were scored of each domain, in the order in which domains are shown."""
-    images = {row["domain"]: row["images"] for row in ordered(results["rows"])}
+    images = {row["domain"]: row["images"] for row in sort_rows(results["rows"])}
     order = dict.fromkeys([*results["data"]["domains"], *images])
     return {name: images[name] for name in order if name in images}
 

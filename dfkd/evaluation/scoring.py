@@ -17,7 +17,7 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.distillation.student_store import StudentLocation, load, place
+from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import footprint
@@ -35,7 +35,7 @@ from dfkd.utils.progress import bar
 
 BATCH = 64
 """Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
-AHEAD = 2
+PREFETCH_BATCHES = 2
 """Batches that are decoded while a model works on one: bounds memory."""
 
 Model = Callable[[Tensor], Tensor]
@@ -102,21 +102,21 @@ def evaluate(
     """
     data = open_data(manifest.evaluation, manifest.classes)
     wanted = manifest.evaluation.models
-    places = list(_students(manifest, version)) if "student" in wanted else []
+    students = list(_students(manifest, version)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
-    models = _recorded(root, _load(manifest, root, places), len(data.items))
+    models = _with_cost_records(root, _load_candidates(manifest, root, students), len(data.items))
     scores = score(models, data, BATCH, threads)
     sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
     average = manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, average)
     location = write_results(root.child(folder) if folder else root, content)
-    return Evaluated(content, location, {place.method: place.version for place in places})
+    return Evaluated(content, location, {student.method: student.version for student in students})
 
 
 def _students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
     for method in manifest.methods:
         for seed in manifest.distillation.seeds:
-            found = place(manifest, method, seed, version)
+            found = locate_student(manifest, method, seed, version)
             if not found.finished:
                 raise ManifestError(
                     "evaluation.models",
@@ -127,20 +127,22 @@ def _students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
             yield found
 
 
-def _load(
+def _load_candidates(
     manifest: Manifest, root: Storage, places: Sequence[StudentLocation]
 ) -> Iterator[Candidate]:
     device, wanted = pick_device(), manifest.evaluation.models
     if "teacher" in wanted:
-        yield _load_teacher(manifest, device)
+        yield _teacher_candidate(manifest, device)
     if "text-only" in wanted:
-        yield from _load_text_only(manifest, root)
+        yield from _text_only_candidates(manifest, root)
     for found in places:
-        student, card = load(found, manifest.classes, device)
+        student, card = load_located(found, manifest.classes, device)
         yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
 
 
-def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> Iterator[Candidate]:
+def _with_cost_records(
+    root: Storage, candidates: Iterable[Candidate], images: int
+) -> Iterator[Candidate]:
     """The candidates, each leaving a record of what passed until the next one was asked for."""
     for candidate in candidates:
         seed = None if candidate.method == ZERO_SHOT else candidate.seed
@@ -150,23 +152,25 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
             cost.images, cost.device = images, device_name(candidate.device)
 
 
-def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
+def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
-    return _nearest("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
+    return _tower_candidate("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
 
 
-def _load_text_only(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
+def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
     """The classifier of each seed; before it, of a tower that is not the teacher, zero-shot."""
     tower = load_tower(manifest, pick_device())
     if manifest.text_only.model:
-        yield _nearest("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
+        yield _tower_candidate("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
     for seed in manifest.distillation.seeds:
         vectors = class_vectors(manifest, tower, seed, root)
-        yield _nearest("text-only", CLASSIFIER, seed, tower, vectors)
+        yield _tower_candidate("text-only", CLASSIFIER, seed, tower, vectors)
 
 
-def _nearest(model: str, method: str, seed: int, tower: Teacher, vectors: Tensor) -> Candidate:
+def _tower_candidate(
+    model: str, method: str, seed: int, tower: Teacher, vectors: Tensor
+) -> Candidate:
     """A tower that answers with the nearest of its classes' unit vectors [M, E]."""
     return Candidate(
         model,
@@ -241,7 +245,7 @@ def _confusions(
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
     with bar(title, len(data.items), "img") as progress:
-        for chunk, images in decoded(data.items, group[0].image_size, batch_size, threads):
+        for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
             readable = []
             for item, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
@@ -278,10 +282,10 @@ Decoded = npt.NDArray[np.uint8] | str
 """An image, or why there is none."""
 
 
-def decoded(
+def decode_items(
     items: Sequence[Item], image_size: int, batch_size: int, threads: int
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Items with their pixels in order, decoded by threads `AHEAD` batches in advance.
+    """Items with their pixels in order, decoded by threads `PREFETCH_BATCHES` batches in advance.
 
     An image is [S, S, 3] uint8 with S = `image_size`, or a text that says why it cannot be read.
     """
@@ -291,7 +295,7 @@ def decoded(
         for start in starts:
             chunk = items[start : start + batch_size]
             waiting.append((chunk, [pool.submit(_decode, item, image_size) for item in chunk]))
-            if len(waiting) > AHEAD:
+            if len(waiting) > PREFETCH_BATCHES:
                 yield _collect(waiting.popleft())
         while waiting:
             yield _collect(waiting.popleft())

@@ -27,7 +27,7 @@ OPSET = 18
 
 INPUT, OUTPUT = "pixels", "distances"
 
-Run = Callable[[Array], Array]
+GraphFunction = Callable[[Array], Array]
 """Pixels [N, 3, S, S] float32 in [0, 1] to distances [N, M]; smaller is closer."""
 
 
@@ -38,7 +38,7 @@ def export(student: nn.Module, image_size: int, path: Path) -> None:
     what the student does to normalise its input is part of the graph.
     """
     example = torch.zeros(2, 3, image_size, image_size)  # a batch of 1 would be taken for fixed
-    with _quiet():
+    with _silenced():
         program = torch.onnx.export(
             student,
             (example,),
@@ -62,7 +62,7 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
     Args:
         images: [S, S, 3] uint8 each; what passes through the graph sets the ranges of activations.
     """
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _silenced(), tempfile.TemporaryDirectory() as folder:
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
@@ -96,7 +96,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
         return None if image is None else {INPUT: batch([image])}
 
 
-def load(path: Path, threads: int) -> Run:
+def load_graph(path: Path, threads: int) -> GraphFunction:
     """The graph at `path` on the CPU, with `threads` of them."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -129,7 +129,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Without the libraries' remarks about their own steps; errors are exceptions anyway."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -28,14 +28,14 @@ from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Average, Manifest
 from dfkd.dataset.shards import Sample
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.distillation.student_store import StudentLocation, place
+from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
-from dfkd.evaluation.results import ResultRow, figure, summarise
+from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
 from dfkd.evaluation.scoring import BATCH, Candidate, Model, score_together
 from dfkd.export.model_card import model_card
-from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load, quantise
+from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load_graph, quantise
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
 from dfkd.models.student import Student, load_student
 from dfkd.models.teacher import Teacher
@@ -51,7 +51,7 @@ CALIBRATION = 256
 CPU = torch.device("cpu")
 
 
-def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
+def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
     """Write the folder of the student that a run hands out, checked over the evaluation data.
 
     Args:
@@ -66,8 +66,8 @@ def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
         ManifestError: the student is missing or was not scored.
         CorruptionError: student or data set are not what was written.
     """
-    chosen = place(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
-    accuracy = _scored(results, chosen)
+    chosen = locate_student(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
+    accuracy = _scored_accuracy(results, chosen)
     student, about = load_student(chosen.storage)
     teacher = Teacher.load(manifest.teacher, CPU, cache=manifest.cache)
     with tempfile.TemporaryDirectory() as name:
@@ -75,7 +75,7 @@ def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
         images = calibration_images(chosen.version, about["image_size"])
         export(student, about["image_size"], folder / MODEL)
         quantise(folder / MODEL, folder / INT8, images)
-        how = rules(about, 1 / teacher.logit_scale)
+        how = preprocessing_rules(about, 1 / teacher.logit_scale)
         _put_json(folder / LABELS, about["classes"])
         _put_json(folder / RULES, how)
         facts = {
@@ -90,7 +90,7 @@ def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
-def _scored(results: Mapping[str, Any], chosen: StudentLocation) -> dict[str, Any]:
+def _scored_accuracy(results: Mapping[str, Any], chosen: StudentLocation) -> dict[str, Any]:
     """Accuracy of the student in PyTorch and of the teacher (if scored), as evaluation found it."""
     rows: list[ResultRow] = results["rows"]
     wanted = ("student", chosen.method, chosen.seed)
@@ -112,7 +112,7 @@ def _scored(results: Mapping[str, Any], chosen: StudentLocation) -> dict[str, An
 
 def _accuracy(rows: Sequence[ResultRow], average: Average) -> dict[str, Any]:
     """Per domain, and the mean over domains, from the rows of one model."""
-    domains = {row["domain"]: figure(row, average) for row in rows}
+    domains = {row["domain"]: accuracy_of(row, average) for row in rows}
     return {"domains": domains, "mean": summarise(rows, average)[0]["mean"]}
 
 
@@ -142,7 +142,7 @@ def _decoded(sample: Sample, size: int) -> npt.NDArray[np.uint8]:
         ) from None
 
 
-def rules(about: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+def preprocessing_rules(about: Mapping[str, Any], temperature: float) -> dict[str, Any]:
     """The content of `preprocess.json`: from a picture to the input, from output to probabilities.
 
     Args:
@@ -221,7 +221,7 @@ class Comparison:
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
         self.student, self.temperature = student, temperature
-        self.graphs = {name: load(folder / name, threads) for name in (MODEL, INT8)}
+        self.graphs = {name: load_graph(folder / name, threads) for name in (MODEL, INT8)}
         self.images, self.total = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)
@@ -295,7 +295,7 @@ def _latency(folder: Path, student: Student, teacher: Teacher, size: int) -> dic
     seen = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     side = teacher.image_size
     large = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    graphs = {name: load(folder / name, 1) for name in (MODEL, INT8)}
+    graphs = {name: load_graph(folder / name, 1) for name in (MODEL, INT8)}
     calls: dict[str, Callable[[], object]] = {
         "onnx": lambda: graphs[MODEL](seen.numpy()),
         "int8": lambda: graphs[INT8](seen.numpy()),

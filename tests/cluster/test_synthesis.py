@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
-from dfkd.cluster.capacity import require_shared
+from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.connection import connected
 from dfkd.cluster.prompt_worker import PromptPart, PromptWorker, write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, build, finished, identify
@@ -185,8 +185,8 @@ def test_a_node_with_other_weights_is_refused(cluster: None, tmp_path: Path) -> 
 def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "count_nodes", lambda: 2)
     for root in ("s3://bucket/run", "/shared/run"):
-        require_shared(root)
+        require_shared_storage(root)
     with pytest.raises(ManifestError, match=r"storage\.root: must be s3://.*got 'runs/mine'"):
-        require_shared("runs/mine")
+        require_shared_storage("runs/mine")
     monkeypatch.setattr(capacity, "count_nodes", lambda: 1)
-    require_shared("runs/mine")
+    require_shared_storage("runs/mine")
