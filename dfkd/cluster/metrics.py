@@ -162,7 +162,7 @@ class TaskReporter:
     manifest: Manifest
     version: Version
     pool: Pool[Any]
-    _told: int = 0
+    _reported: int = 0
     """Quarantined tasks that have been told of."""
 
     @property
@@ -170,7 +170,7 @@ class TaskReporter:
         """Of the run's measures."""
         return {"manifest": self.manifest.name, "method": self.manifest.method}
 
-    def done(
+    def report_done(
         self, receipt: Receipt, steps: int, seconds: float, node: str, attempt: int = 1
     ) -> None:
         """A task is finished: after so many optimisation steps of its images, on that node."""
@@ -190,10 +190,10 @@ class TaskReporter:
             node=node,
         )
 
-    def quarantined(self) -> None:
+    def report_quarantined(self) -> None:
         """Look for tasks that were quarantined since the last call."""
-        for item in self.pool.quarantine[self._told :]:
-            self._told += 1
+        for item in self.pool.quarantine[self._reported :]:
+            self._reported += 1
             IMAGES.add(item.task.count, outcome="quarantined", **self.labels)
             logs.task_quarantined(
                 run=self.version.id,

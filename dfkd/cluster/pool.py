@@ -86,7 +86,7 @@ class Pool(Generic[T]):
     start: Callable[[], Any]
     size: int
     attempts: int
-    share: WorkerResources
+    resources: WorkerResources
     """What an actor reserves."""
     timeout: float = 0.0
     """Seconds that a task may take; 0 is any."""
@@ -95,15 +95,15 @@ class Pool(Generic[T]):
     """Actors that were there at once."""
     stopped: bool = False
     """Whether the last run left tasks because it was told to."""
-    _members: list[ActorSlot[T]] = field(default_factory=list)
-    _again: deque[T] = field(default_factory=deque)
+    _slots: list[ActorSlot[T]] = field(default_factory=list)
+    _retry_queue: deque[T] = field(default_factory=deque)
     _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    _row: list[str] = field(default_factory=list)
+    _consecutive_failures: list[str] = field(default_factory=list)
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
-    _wanted: int = 0
-    _glanced: float = 0.0
-    _placed: float = 0.0
-    _spent: float = 0.0
+    _target_size: int = 0
+    _last_poll: float = 0.0
+    _last_placed: float = 0.0
+    _finished_seconds: float = 0.0
 
     def run(
         self, tasks: Iterator[T | None], may_start: Callable[[T], bool] = lambda task: True
@@ -121,137 +121,137 @@ class Pool(Generic[T]):
                 failed without a success between them, or no node had room for an actor.
         """
         self.stopped = False
-        self._placed = time.monotonic()
+        self._last_placed = time.monotonic()
         try:
             # Without a task no actor is worth its start.
-            while self.flying or self._peek(tasks, may_start):
-                self._glance()
+            while self.in_flight or self._peek(tasks, may_start):
+                self._poll()
                 self._fill(tasks, may_start)
                 yield from self._collect()
         finally:
-            while self._members:
-                self._end(self._members[0])
+            while self._slots:
+                self._remove(self._slots[0])
 
     @property
-    def flying(self) -> list[T]:
+    def in_flight(self) -> list[T]:
         """The tasks in flight."""
-        return [member.task for member in self._members if member.task is not None]
+        return [slot.task for slot in self._slots if slot.task is not None]
 
     @property
     def busy_seconds(self) -> float:
         """Summed over actors: at work on tasks until now, failed tries included."""
         now = time.monotonic()
-        return self._spent + sum(now - m.since for m in self._members if m.task is not None)
+        return self._finished_seconds + sum(now - m.since for m in self._slots if m.task is not None)
 
     def tries(self, task: str) -> int:
         """How often the task of that id was begun, if its last try succeeded."""
         return len(self._tries.get(task, ())) + 1
 
     def _peek(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> bool:
-        """Whether a task may be begun; it is the first of `_again` then."""
+        """Whether a task may be begun; it is the first of `_retry_queue` then."""
         if self.stopped:
             return False
-        if not self._again and (task := next(tasks, None)) is not None:
-            self._again.append(task)
-        if not self._again:
+        if not self._retry_queue and (task := next(tasks, None)) is not None:
+            self._retry_queue.append(task)
+        if not self._retry_queue:
             return False
-        self.stopped = not may_start(self._again[0])
+        self.stopped = not may_start(self._retry_queue[0])
         return not self.stopped
 
     def _fill(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> None:
         """Give every idle actor a task while there are any, but none on a node that leaves."""
-        for member in self._members:
-            if member.awaited is None and member.node in self._nodes:
+        for slot in self._slots:
+            if slot.awaited is None and slot.node in self._nodes:
                 if not self._peek(tasks, may_start):
                     return
-                task = self._again.popleft()
-                member.task, member.since = task, time.monotonic()
-                member.awaited = member.actor.run.remote(task)
+                task = self._retry_queue.popleft()
+                slot.task, slot.since = task, time.monotonic()
+                slot.awaited = slot.actor.run.remote(task)
 
     def _collect(self) -> Iterator[Any]:
         """Wait a little for any actor; yield its result if it has one."""
-        awaited = {m.awaited: m for m in self._members if m.awaited is not None}
+        awaited = {m.awaited: m for m in self._slots if m.awaited is not None}
         if not awaited:
             time.sleep(POLL_SECONDS)
         done, _ = (
             ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS) if awaited else ([], [])
         )
         for reference in done:
-            member = awaited[reference]
-            task = self._freed(member)
+            slot = awaited[reference]
+            task = self._release(slot)
             try:
                 result = ray.get(reference)
             except RayError as error:
-                self._failed(member, task, error)
+                self._handle_error(slot, task, error)
                 continue
             if task is None:
-                member.node = result
-                self._placed = time.monotonic()
+                slot.node = result
+                self._last_placed = time.monotonic()
             else:
-                self._row.clear()
-            if member.node not in self._nodes and member.node not in self._look():
-                self._end(member)
+                self._consecutive_failures.clear()
+            if slot.node not in self._nodes and slot.node not in self._refresh_nodes():
+                self._remove(slot)
             if task is not None:
                 yield result
 
-    def _freed(self, member: ActorSlot[T]) -> T | None:
-        """Make a member idle; returns the task that it had."""
-        task, member.task, member.awaited = member.task, None, None
+    def _release(self, slot: ActorSlot[T]) -> T | None:
+        """Make a slot idle; returns the task that it had."""
+        task, slot.task, slot.awaited = slot.task, None, None
         if task is not None:
-            self._spent += time.monotonic() - member.since
+            self._finished_seconds += time.monotonic() - slot.since
         return task
 
-    def _glance(self) -> None:
+    def _poll(self) -> None:
         """Now and then: follow the cluster's size, and replace what hangs."""
         now = time.monotonic()
-        if now - self._glanced < POLL_SECONDS:
+        if now - self._last_poll < POLL_SECONDS:
             return
-        self._glanced = now
-        self._look()
-        for member in list(self._members):
-            if member.awaited is None and member.node not in self._nodes:
-                self._end(member)
-            elif member.task is not None and 0 < self.timeout < now - member.since:
-                self._late(member)
+        self._last_poll = now
+        self._refresh_nodes()
+        for slot in list(self._slots):
+            if slot.awaited is None and slot.node not in self._nodes:
+                self._remove(slot)
+            elif slot.task is not None and 0 < self.timeout < now - slot.since:
+                self._time_out(slot)
         self._resize()
-        if any(member.node for member in self._members):
-            self._placed = now
-        elif now - self._placed > CAPACITY_WAIT_SECONDS:
-            raise no_capacity_error(self.share)
+        if any(slot.node for slot in self._slots):
+            self._last_placed = now
+        elif now - self._last_placed > CAPACITY_WAIT_SECONDS:
+            raise no_capacity_error(self.resources)
 
-    def _look(self) -> dict[str, dict[str, float]]:
+    def _refresh_nodes(self) -> dict[str, dict[str, float]]:
         self._nodes = schedulable_nodes()
         return self._nodes
 
     def _resize(self) -> None:
         """As many actors as fit: those on leaving nodes do not count, waiting ones may go."""
-        wanted = self._wanted = min(self.size, self.share.slots(self._nodes))
-        lasting = [m for m in self._members if not m.node or m.node in self._nodes]
+        wanted = self._target_size = min(self.size, self.resources.slots(self._nodes))
+        lasting = [m for m in self._slots if not m.node or m.node in self._nodes]
         for _ in range(wanted - len(lasting)):
             actor = self.start()
             # Ray keeps it waiting until it has room for it, and only then is it given a task.
-            self._members.append(ActorSlot(actor, actor.node_id.remote(), time.monotonic()))
-        waiting = [member for member in lasting if not member.node]
-        for member in waiting[: max(0, len(lasting) - wanted)]:
-            self._end(member)
-        self.largest = max(self.largest, sum(bool(member.node) for member in self._members))
+            self._slots.append(ActorSlot(actor, actor.node_id.remote(), time.monotonic()))
+        waiting = [slot for slot in lasting if not slot.node]
+        for slot in waiting[: max(0, len(lasting) - wanted)]:
+            self._remove(slot)
+        self.largest = max(self.largest, sum(bool(slot.node) for slot in self._slots))
 
-    def _end(self, member: ActorSlot[T]) -> None:
-        self._members.remove(member)
-        ray.kill(member.actor)
+    def _remove(self, slot: ActorSlot[T]) -> None:
+        self._slots.remove(slot)
+        ray.kill(slot.actor)
 
-    def _late(self, member: ActorSlot[T]) -> None:
-        task = self._freed(member)
-        self._end(member)
+    def _time_out(self, slot: ActorSlot[T]) -> None:
+        task = self._release(slot)
+        self._remove(slot)
         if task is not None:
-            self._judge(
+            self._record_failure(
                 task,
                 f"no result within {self.timeout:g} seconds (a worker that hangs, or tasks that "
                 "need a larger cluster.task_timeout)",
                 "",
             )
 
-    def _failed(self, member: ActorSlot[T], task: T | None, error: RayError) -> None:
+    def _handle_error(self, slot: ActorSlot[T], task: T | None, error: RayError) -> None:
         died = not isinstance(error, RayTaskError)  # of itself, its node, or Ray's memory monitor
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
@@ -259,16 +259,16 @@ class Pool(Generic[T]):
         # What nobody foresaw may be the actor's fault: one whose GPU is lost fails every task from
         # now on, in no time.
         if died or task is None or not isinstance(cause, DfkdError):
-            self._end(member)
+            self._remove(slot)
         words = str(cause) if isinstance(cause, DfkdError) else repr(cause)
-        self._look()
-        self._judge(task, " ".join(words.split())[:300], member.node if died else "")
+        self._refresh_nodes()
+        self._record_failure(task, " ".join(words.split())[:300], slot.node if died else "")
 
-    def _judge(self, task: T | None, reason: str, node: str) -> None:
+    def _record_failure(self, task: T | None, reason: str, node: str) -> None:
         """Try a task again or quarantine it; `node` is that of an actor that died."""
-        self._row.append(node)
-        row = self._held(self._row)
-        if row >= self.attempts * (max(1, self._wanted) + 1):
+        self._consecutive_failures.append(node)
+        row = self._count_charged(self._consecutive_failures)
+        if row >= self.attempts * (max(1, self._target_size) + 1):
             raise InfrastructureError(
                 f"workers: {row} tries in a row failed, the last with {reason}; "
                 "fix that and run the same command again, it resumes"
@@ -277,14 +277,14 @@ class Pool(Generic[T]):
             return
         tries = self._tries[task.id]
         tries.append(node)
-        if node and self._held(tries) >= self.attempts:
-            self._call(node)
-        if self._held(tries) < self.attempts and len(tries) < self.attempts + MAX_NODE_LOSSES:
-            self._again.append(task)
+        if node and self._count_charged(tries) >= self.attempts:
+            self._ping(node)
+        if self._count_charged(tries) < self.attempts and len(tries) < self.attempts + MAX_NODE_LOSSES:
+            self._retry_queue.append(task)
         else:
             self.quarantine.append(Quarantined(task, reason))
 
-    def _call(self, node: str) -> None:
+    def _ping(self, node: str) -> None:
         """Find out whether a node still answers, which Ray itself may notice only seconds later."""
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         ask: Any = ray.remote(_node_id).options(
@@ -292,9 +292,9 @@ class Pool(Generic[T]):
         )
         with contextlib.suppress(RayError):
             ray.get(ask.remote(), timeout=PING_SECONDS)
-        self._look()
+        self._refresh_nodes()
 
-    def _held(self, tries: list[str]) -> int:
+    def _count_charged(self, tries: list[str]) -> int:
         """How many are held against a task: not those that ended with their node."""
         return sum(not node or node in self._nodes for node in tries)
 

@@ -38,7 +38,7 @@ class PromptSummary:
 class PromptWorker(Worker):
     """Makes prompts part after part; a new one takes up where a dead one left."""
 
-    def work(self, unit: PromptPart | PromptSummary) -> int | None:
+    def run_task(self, unit: PromptPart | PromptSummary) -> int | None:
         """Write one part and return its number, or prompts.json once all parts are there."""
         if self._maker is None:
             base = self.version.base()
@@ -58,7 +58,7 @@ class PromptWorker(Worker):
         return self.version.prompt_part(part_name(part))
 
 
-def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) -> None:
+def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTracker) -> None:
     """Every part, on as many workers as may know nothing of each other, and prompts.json."""
     if version.storage.exists(PROMPTS_KEY):
         return
@@ -69,12 +69,12 @@ def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) ->
         bar(f"{manifest.method} prompts", total, "part", len(done)) as progress,
     ):
         units = _ready_parts(manifest, done)
-        for made in pool.run(units, lambda unit: purse.covers(pool)):
-            made.count(purse.cost)
-            if made.result is not None:
-                done.add(made.result)
+        for result in pool.run(units, lambda unit: budget_tracker.allows(pool)):
+            result.count(budget_tracker.cost)
+            if result.result is not None:
+                done.add(result.result)
                 progress.update()
-    purse.close(pool)
+    budget_tracker.finish(pool)
     if pool.quarantine:
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
 

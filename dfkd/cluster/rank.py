@@ -127,13 +127,13 @@ def _train_epochs(
 
     Before each checkpoint and at the end all ranks agree on the batch-norm statistics.
     """
-    steps, interval = distiller.course.steps_per_epoch, distiller.config.checkpoint_epochs
+    steps, interval = distiller.schedule.steps_per_epoch, distiller.config.checkpoint_epochs
     leaving = False
-    with PreemptionWatch() as notice:
+    with PreemptionWatch() as watch:
         while not (distiller.done or leaving):
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
                 advance(batch)
-                leaving = notice.given() and not distiller.done
+                leaving = watch.received() and not distiller.done
                 if leaving:
                     break
             if distiller.done or leaving or distiller.epoch % interval == 0:
@@ -154,8 +154,8 @@ def _train_as_leader(
     pace: Pace,
 ) -> bool:
     """Rank 0: as `_train_epochs`, show progress, write checkpoints, and at the end the student."""
-    config, course = job.manifest.distillation, distiller.course
-    done, total = distiller.step * config.batch_size, course.total * config.batch_size
+    config, schedule = job.manifest.distillation, distiller.schedule
+    done, total = distiller.step * config.batch_size, schedule.total * config.batch_size
     bar = _bar(job, f"{job.method} student", total, done)
     with Tracker(bar, folder.child("tensorboard"), config.batch_size) as tracker:
         means: dict[str, float] = {}
@@ -164,9 +164,9 @@ def _train_as_leader(
             if distiller.step == 0:
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
             tracker.record(distiller.advance(batch))
-            place = distiller.step % course.steps_per_epoch
+            place = distiller.step % schedule.steps_per_epoch
             if place == 0 or place % LOG_STEPS == 0:
-                rate = course.rate(config, distiller.step - 1)
+                rate = schedule.rate(config, distiller.step - 1)
                 means.update(tracker.log(distiller.step, rate))
 
         def save() -> None:
@@ -177,19 +177,19 @@ def _train_as_leader(
             return True
         tracker.upload()
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
-    save_student(folder, student, _card(job, version, course) | {"training": means})
+    save_student(folder, student, _card(job, version, schedule) | {"training": means})
     checkpoints.clear()
     return False
 
 
-def _card(job: Job, version: PublishedVersion, course: Schedule) -> dict[str, Any]:
+def _card(job: Job, version: PublishedVersion, schedule: Schedule) -> dict[str, Any]:
     manifest = job.manifest
     return {
         **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
         "method": job.method,
         "seed": job.seed,
         "version": version.fingerprint,
-        "steps": course.total,
+        "steps": schedule.total,
         "distillation": manifest.as_dict()["distillation"],
     }
 
@@ -270,15 +270,15 @@ class PreemptionWatch:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "dfkd-notice")
-        self._asked: Future[PreemptionInfo | None] | None = None
+        self._pending: Future[PreemptionInfo | None] | None = None
 
-    def given(self) -> bool:
+    def received(self) -> bool:
         """Whether there was a notice when this was last called. Every rank calls it at each step.
 
         Raises:
             RayError: another rank died.
         """
-        answer, self._asked = self._asked, self._thread.submit(get_preemption_info)
+        answer, self._pending = self._pending, self._thread.submit(get_preemption_info)
         return answer is not None and answer.result() is not None
 
     def __enter__(self) -> Self:

@@ -122,9 +122,9 @@ def _make_missing(
 ) -> dict[str, str]:
     """Make all that a version lacks; the reason of each task that is quarantined."""
     with recorded(root, "synthesize", manifest.method) as cost:
-        purse = BudgetTracker(budget or Budget(), cost)
-        write_prompts(manifest, version, purse)
-        return write_shards(manifest, version, purse)
+        budget_tracker = BudgetTracker(budget or Budget(), cost)
+        write_prompts(manifest, version, budget_tracker)
+        return write_shards(manifest, version, budget_tracker)
 
 
 def _prompts(version: Version) -> dict[str, Any]:
@@ -173,8 +173,8 @@ def environment() -> dict[str, Any]:
 class SynthesisWorker(Worker):
     """Makes shards."""
 
-    def work(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
-        """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
+    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+        """Synthesise, write and commit a unit's tasks: the receipt that counts, and a summary."""
         # A maker that fails may be half-way through a part: the next try loads one anew.
         maker, self._maker = self._maker or self._load(unit), None
         curve, begun = MeanLoss(), time.perf_counter()
@@ -194,7 +194,7 @@ class SynthesisWorker(Worker):
         if chained(self.manifest.method):
             Chain(self.version).keep(self.manifest, unit.part, maker.state())
         self._maker = maker
-        rate = sum(glimpse.samples for _, glimpse in found) / (time.perf_counter() - begun)
+        rate = sum(summary.samples for _, summary in found) / (time.perf_counter() - begun)
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
         return found
 
@@ -223,7 +223,7 @@ class SynthesisWorker(Worker):
 
 
 def write_shards(
-    manifest: Manifest, version: Version, purse: BudgetTracker, kind: type[Worker] = SynthesisWorker
+    manifest: Manifest, version: Version, budget_tracker: BudgetTracker, kind: type[Worker] = SynthesisWorker
 ) -> dict[str, str]:
     """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
     version.carry(fresh_tasks(manifest))
@@ -233,31 +233,31 @@ def write_shards(
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
     method = manifest.method
     board = open_storage(manifest.storage.root).child(f"{layout.TENSORBOARD}synthesis-{method}")
-    cost = purse.cost
+    cost = budget_tracker.cost
     with (
         pool_of(manifest, kind, version, 1 if chain else left, largest) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
-        teller = TaskReporter(manifest, version, pool)
+        reporter = TaskReporter(manifest, version, pool)
         remaining = chain.units(manifest, done) if chain else units(manifest, done)
-        for made in pool.run(remaining, lambda unit: purse.covers(pool, unit.count)):
-            made.count(cost)
+        for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool, unit.count)):
+            result.count(cost)
             cost.workers = pool.largest
-            for receipt, glimpse in made.result:
-                seconds = made.seconds / len(made.result)
-                teller.done(receipt, glimpse.steps, seconds, made.node, pool.tries(made.unit))
+            for receipt, summary in result.result:
+                seconds = result.seconds / len(result.result)
+                reporter.report_done(receipt, summary.steps, seconds, result.node, pool.tries(result.unit))
                 cost.images += receipt.samples
                 cost.bytes += receipt.bytes
-                tracker.record(glimpse)
+                tracker.record(summary)
                 progress.update(receipt.samples)
-            teller.quarantined()
-            for note in made.notes:
-                progress.say(f"note: task {made.unit}: {note}")
+            reporter.report_quarantined()
+            for note in result.notes:
+                progress.say(f"note: task {result.unit}: {note}")
             progress.note(_failures(tracker.failed, len(pool.quarantine)))
-        teller.quarantined()
+        reporter.report_quarantined()
         progress.note(_failures(tracker.failed, len(pool.quarantine)))
-    purse.close(pool)
+    budget_tracker.finish(pool)
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}

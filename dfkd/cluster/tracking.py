@@ -66,7 +66,7 @@ class Tracker(Board):
     def __init__(self, bar: Bar, storage: Storage, images_per_step: int) -> None:
         super().__init__(storage)
         self.bar, self.images_per_step = bar, images_per_step
-        self.outcomes: list[StepMetrics] = []
+        self.pending: list[StepMetrics] = []
         self.since = time.monotonic()
 
     def close(self) -> None:
@@ -74,21 +74,21 @@ class Tracker(Board):
         self.bar.close()
         super().close()
 
-    def record(self, outcome: StepMetrics) -> None:
+    def record(self, metrics: StepMetrics) -> None:
         """Count one step; its numbers stay on the device until `log`."""
-        self.outcomes.append(outcome)
+        self.pending.append(metrics)
         self.bar.update(self.images_per_step)
 
     def log(self, step: int, rate: float) -> dict[str, float]:
         """Write the means since the last call under `step`; returns loss and agreement."""
         means = {
-            "loss": _mean([outcome.loss for outcome in self.outcomes]),
-            "agreement": _mean([outcome.agreement for outcome in self.outcomes]),
+            "loss": _mean([metrics.loss for metrics in self.pending]),
+            "agreement": _mean([metrics.agreement for metrics in self.pending]),
         }
         now = time.monotonic()
-        speed = len(self.outcomes) * self.images_per_step / max(now - self.since, 1e-9)
+        speed = len(self.pending) * self.images_per_step / max(now - self.since, 1e-9)
         self.scalars({**means, "learning_rate": rate, "images_per_second": speed}, step)
-        self.outcomes.clear()
+        self.pending.clear()
         self.since = now
         return means
 
@@ -142,7 +142,7 @@ class ShardSummary:
     def of(
         cls, class_name: str, samples: Sequence[Sample], failed: int, curve: MeanLoss, show: bool
     ) -> Self:
-        """The glimpse of a shard's samples; with some of its images if `show`."""
+        """The summary of a shard's samples; with some of its images if `show`."""
         facts = [sample.metadata for sample in samples]
         return cls(
             class_name,
@@ -179,22 +179,22 @@ class ShardTracker(Board):
         finally:
             super().close()
 
-    def record(self, glimpse: ShardSummary) -> None:
+    def record(self, summary: ShardSummary) -> None:
         """Show one more shard; its images too, if its class is one of the first `CLASSES`."""
-        self.done += glimpse.samples
-        self.failed += glimpse.failed
+        self.done += summary.samples
+        self.failed += summary.failed
         now = time.monotonic()
         speed = (self.done - self.initial) / max(now - self.started, 1e-9)
         values = {"images_per_second": speed, "failed": float(self.failed)}
-        if glimpse.samples:
-            values |= {"loss": glimpse.loss, "confidence": glimpse.confidence}
+        if summary.samples:
+            values |= {"loss": summary.loss, "confidence": summary.confidence}
         self.scalars(values, self.done)
-        for step, mean in enumerate(glimpse.curve):
+        for step, mean in enumerate(summary.curve):
             self.curve(step, torch.tensor([mean]))
-        if glimpse.images and self.shown < CLASSES:
+        if summary.images and self.shown < CLASSES:
             self.shown += 1
-            shown = np.stack([pixels(image, self.side) for image in glimpse.images])
-            self.images(f"samples/{glimpse.class_name}", _channels_first(shown), 0)
+            shown = np.stack([pixels(image, self.side) for image in summary.images])
+            self.images(f"samples/{summary.class_name}", _channels_first(shown), 0)
         if now - self.uploaded > UPLOAD_SECONDS:
             self.uploaded = now
             self.upload()

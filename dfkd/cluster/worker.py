@@ -69,13 +69,13 @@ class Worker(Actor, ABC):
     def run(self, unit: Any) -> TaskResult[Any]:
         """Do a unit of work; returns its result with what it cost."""
         begun = time.perf_counter()
-        result, notes = self.work(unit), tuple(self.notes)
+        result, notes = self.run_task(unit), tuple(self.notes)
         self.notes.clear()
         seconds, node = time.perf_counter() - begun, ray.util.get_node_ip_address()
         return TaskResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
 
     @abstractmethod
-    def work(self, unit: Any) -> Any:
+    def run_task(self, unit: Any) -> Any:
         """Do a unit of work, which leaves its result in storage."""
 
     def load_teacher(self) -> teacher.Teacher:
@@ -119,13 +119,13 @@ class BudgetTracker:
     def __post_init__(self) -> None:
         self.cost.worker_seconds = 0.0
 
-    def covers(self, pool: Pool[Any], images: int = 0) -> bool:
+    def allows(self, pool: Pool[Any], images: int = 0) -> bool:
         """Whether work on so many images may start beside those in flight."""
-        flying = sum(unit.count for unit in pool.flying if isinstance(unit, Unit))
+        in_flight = sum(unit.count for unit in pool.in_flight if isinstance(unit, Unit))
         seconds = self.spent + pool.busy_seconds
-        return self.budget.covers(self.cost.images + flying + images, seconds)
+        return self.budget.covers(self.cost.images + in_flight + images, seconds)
 
-    def close(self, pool: Pool[Any]) -> None:
+    def finish(self, pool: Pool[Any]) -> None:
         """Take in what a pool has spent; `BudgetError` if it was stopped for that."""
         self.spent += pool.busy_seconds
         if pool.stopped:

@@ -30,7 +30,7 @@ class _Draws:
     def __init__(self, batch: int, generator: Generator) -> None:
         self.batch, self.generator = batch, generator
 
-    def between(self, low: float, high: float) -> Tensor:
+    def uniform(self, low: float, high: float) -> Tensor:
         """float32 [N], uniform."""
         return (
             torch.rand(self.batch, generator=self.generator, device=self.generator.device)
@@ -38,9 +38,9 @@ class _Draws:
             .add_(low)
         )
 
-    def chosen(self, share: float) -> Tensor:
+    def bernoulli(self, share: float) -> Tensor:
         """bool [N], true for about `share` of the images."""
-        return self.between(0, 1) < share
+        return self.uniform(0, 1) < share
 
 
 def augment(pixels: Tensor, options: Collection[Augmentation], generator: Generator) -> Tensor:
@@ -52,7 +52,7 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
     if "crop" in options or "affine" in options:
         pixels = _sample(pixels, _geometry(options, draws))
     elif "flip" in options:
-        mirrored = draws.chosen(0.5).view(-1, 1, 1, 1)
+        mirrored = draws.bernoulli(0.5).view(-1, 1, 1, 1)
         pixels = torch.where(mirrored, pixels.flip(-1), pixels)
     if not {"colour", "grey", "invert"}.isdisjoint(options):
         pixels = _colours(pixels, options, draws)
@@ -62,7 +62,7 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
         noise = torch.randn(
             pixels.shape, generator=generator, device=pixels.device, dtype=pixels.dtype
         )
-        pixels = torch.addcmul(pixels, noise, draws.between(0, NOISE).view(-1, 1, 1, 1))
+        pixels = torch.addcmul(pixels, noise, draws.uniform(0, NOISE).view(-1, 1, 1, 1))
     if "erase" in options:
         pixels = _erase(pixels, draws)
     return pixels.clamp(0, 1)
@@ -70,26 +70,26 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
 
 def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
     """float32 [N, 2, 3]: where in the image (coordinates -1..1) each place of the view lies."""
-    one, zero = draws.between(1, 1), draws.between(0, 0)
+    one, zero = draws.uniform(1, 1), draws.uniform(0, 0)
     linear = torch.eye(2, device=one.device).expand(draws.batch, 2, 2)
     shift = torch.stack([zero, zero], 1)
     if "affine" in options:
-        angle = draws.between(-ROTATION, ROTATION)
-        size = draws.between(*SCALE)
-        shear = draws.between(-SHEAR, SHEAR)
+        angle = draws.uniform(-ROTATION, ROTATION)
+        size = draws.uniform(*SCALE)
+        shear = draws.uniform(-SHEAR, SHEAR)
         cos, sin = angle.cos() / size, angle.sin() / size
         linear = torch.stack(
             [torch.stack([cos, cos * shear - sin], 1), torch.stack([sin, sin * shear + cos], 1)], 1
         )
-        shift = torch.stack([draws.between(-SHIFT, SHIFT), draws.between(-SHIFT, SHIFT)], 1)
+        shift = torch.stack([draws.uniform(-SHIFT, SHIFT), draws.uniform(-SHIFT, SHIFT)], 1)
     if "crop" in options:
-        side = draws.between(*CROP_AREA).sqrt()
+        side = draws.uniform(*CROP_AREA).sqrt()
         room = 1 - side
-        corner = torch.stack([draws.between(-1, 1), draws.between(-1, 1)], 1) * room[:, None]
+        corner = torch.stack([draws.uniform(-1, 1), draws.uniform(-1, 1)], 1) * room[:, None]
         shift = shift + (linear @ corner[:, :, None])[:, :, 0]
         linear = linear * side[:, None, None]
     if "flip" in options:
-        sign = 1 - 2 * draws.chosen(0.5).float()
+        sign = 1 - 2 * draws.bernoulli(0.5).float()
         linear = linear * torch.stack([sign, one], 1)[:, None, :]
     return torch.cat([linear, shift[:, :, None]], 2)
 
@@ -106,17 +106,17 @@ def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -
     offset = torch.zeros(batch, 3, device=device)
     luma = torch.tensor(LUMA, device=device).expand(3, 3)
     if "colour" in options:
-        saturation = draws.between(*SATURATION)[:, None, None]
-        matrix = saturation * _hue(draws.between(-HUE, HUE)) + (1 - saturation) * luma
-        contrast = draws.between(*CONTRAST)
+        saturation = draws.uniform(*SATURATION)[:, None, None]
+        matrix = saturation * _hue(draws.uniform(-HUE, HUE)) + (1 - saturation) * luma
+        contrast = draws.uniform(*CONTRAST)
         matrix = matrix * contrast[:, None, None]
-        brightness = (1 - contrast) / 2 + draws.between(-BRIGHTNESS, BRIGHTNESS)
+        brightness = (1 - contrast) / 2 + draws.uniform(-BRIGHTNESS, BRIGHTNESS)
         offset = offset + brightness[:, None]
     if "grey" in options:
-        grey = draws.chosen(GREY)[:, None, None]
+        grey = draws.bernoulli(GREY)[:, None, None]
         matrix = torch.where(grey, luma @ matrix, matrix)
     if "invert" in options:
-        invert = draws.chosen(INVERT)
+        invert = draws.bernoulli(INVERT)
         matrix = torch.where(invert[:, None, None], -matrix, matrix)
         offset = torch.where(invert[:, None], 1 - offset, offset)
     flat = torch.baddbmm(offset[:, :, None], matrix, pixels.flatten(2))
@@ -137,7 +137,7 @@ def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
     blurred = pixels
     for padding in (reach, reach - 1):  # an even filter adds a pixel, and the next takes it
         blurred = F.avg_pool2d(blurred, 2 * reach, 1, padding, count_include_pad=False)
-    degree = draws.chosen(BLUR) * draws.between(0.3, 1)
+    degree = draws.bernoulli(BLUR) * draws.uniform(0.3, 1)
     return torch.lerp(pixels, blurred, degree.view(-1, 1, 1, 1))
 
 
@@ -146,15 +146,15 @@ def _erase(pixels: Tensor, draws: _Draws) -> Tensor:
     height, width = pixels.shape[-2:]
     rows = _stripe(height, draws, pixels.device)
     columns = _stripe(width, draws, pixels.device)
-    colour = torch.stack([draws.between(0, 1) for _ in range(3)], 1)[:, :, None, None]
+    colour = torch.stack([draws.uniform(0, 1) for _ in range(3)], 1)[:, :, None, None]
     hole = rows[:, None, :, None] & columns[:, None, None, :]
-    hole = hole & draws.chosen(ERASE).view(-1, 1, 1, 1)
+    hole = hole & draws.bernoulli(ERASE).view(-1, 1, 1, 1)
     return torch.where(hole, colour, pixels)
 
 
 def _stripe(length: int, draws: _Draws, device: torch.device) -> Tensor:
     """bool [N, length]: one interval an image, 1/5 to 1/2 of the length."""
-    size = draws.between(0.2, 0.5)
-    start = draws.between(0, 1) * (1 - size)
+    size = draws.uniform(0.2, 0.5)
+    start = draws.uniform(0, 1) * (1 - size)
     place = (torch.arange(length, device=device) + 0.5) / length
     return (place >= start[:, None]) & (place < (start + size)[:, None])

@@ -87,7 +87,7 @@ class Distiller:
         self,
         student: Student,
         config: Distillation,
-        course: Schedule,
+        schedule: Schedule,
         seed: int,
         label: TargetFunction | None = None,
         scale: LabelScale = LabelScale(),
@@ -102,7 +102,7 @@ class Distiller:
         the ranks' gradients is that of the whole batch.
         """
         self.weight = weight
-        self.config, self.course, self.seed, self.label = config, course, seed, label
+        self.config, self.schedule, self.seed, self.label = config, schedule, seed, label
         self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
@@ -113,7 +113,7 @@ class Distiller:
         self.model: nn.Module | None = None
         # A wrapper that lingers would go on reducing the head's gradients.
         gc.collect()
-        whole = self.step >= self.course.warmup
+        whole = self.step >= self.schedule.warmup
         self.student.train(whole)
         self.student.backbone.requires_grad_(whole)
         trained = [p for p in self.student.parameters() if p.requires_grad]
@@ -123,12 +123,12 @@ class Distiller:
     @property
     def epoch(self) -> int:
         """Of the next step, counted from 0 over both phases."""
-        return self.step // self.course.steps_per_epoch
+        return self.step // self.schedule.steps_per_epoch
 
     @property
     def done(self) -> bool:
         """Whether no step is left."""
-        return self.step >= self.course.total
+        return self.step >= self.schedule.total
 
     def advance(self, batch: Batch) -> StepMetrics:
         """One optimizer step on this rank's share of a batch."""
@@ -142,10 +142,10 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         (self.weight * loss).backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.course.rate(self.config, self.step)
+            group["lr"] = self.schedule.rate(self.config, self.step)
         self.optimizer.step()
         self.step += 1
-        if self.step == self.course.warmup:
+        if self.step == self.schedule.warmup:
             self._enter_phase()
         agreement = (outputs.detach().argmin(1) == distances.argmin(1)).float().mean()
         return StepMetrics(loss.detach(), agreement)
@@ -193,8 +193,8 @@ class Distiller:
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.step = int(tensors["step"])
-        if not 0 <= self.step <= self.course.total:
-            raise ValueError(f"step {self.step} of {self.course.total}")
+        if not 0 <= self.step <= self.schedule.total:
+            raise ValueError(f"step {self.step} of {self.schedule.total}")
         self.student.load_state_dict(below(tensors, "student."))
         self._enter_phase()
         restore_moments(self.optimizer, tensors)

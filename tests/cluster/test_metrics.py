@@ -142,13 +142,13 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) ->
     version = begin(home, identity(manifest, {}))
     poisoned, *_ = tasks(manifest)
     pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
-    teller = TaskReporter(manifest, version, pool)
+    reporter = TaskReporter(manifest, version, pool)
     receipt: Receipt = published.shards[1]
-    teller.done(receipt, steps=40, seconds=1.25, node="10.0.0.7")
-    teller.quarantined()
+    reporter.report_done(receipt, steps=40, seconds=1.25, node="10.0.0.7")
+    reporter.report_quarantined()
     pool.quarantine.append(Quarantined(poisoned, "no luck"))
-    teller.quarantined()
-    teller.quarantined()
+    reporter.report_quarantined()
+    reporter.report_quarantined()
     done, quarantined = kept.lines
     assert done["event"] == "task"
     assert done["run"] == quarantined["run"] == published.id

@@ -164,7 +164,7 @@ def test_a_pool_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path
         *range(5)
     ]
     assert working.stopped
-    assert working.flying == []
+    assert working.in_flight == []
     assert working.busy_seconds > 0
 
 
