@@ -74,7 +74,9 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         return result
 
     step("prompts", lambda: write_prompts(manifest, unfinished, budget_tracker))
-    quarantined = step("shards", lambda: write_shards(manifest, unfinished, budget_tracker, ScaleWorker))
+    quarantined = step(
+        "shards", lambda: write_shards(manifest, unfinished, budget_tracker, ScaleWorker)
+    )
     if quarantined:
         raise InfrastructureError(
             f"benchmark: {len(quarantined)} tasks failed; run it again, it resumes"

@@ -1,4 +1,4 @@
-"""Joining a cluster: the one that is there, or a local one that ends with the job."""
+"""Connection to Ray: an existing cluster, or a local one that ends with the job."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ from dfkd.cluster.ray_internals import quiet_authentication
 from dfkd.errors import InfrastructureError, ManifestError
 
 LOCAL_OBJECT_STORE = 128 << 20
-"""Bytes. Shards travel through storage, so that Ray's object store carries only small messages."""
+"""Bytes of Ray's object store, which carries only small messages; shards go through storage."""
 
 CONNECT_SECONDS = 5.0
-"""Seconds that a cluster's head has to accept a connection; Ray itself asks for minutes."""
+"""Seconds for the head node to accept a connection. Ray itself retries for minutes."""
 
 
 def cluster_address() -> str:
-    """The cluster that RAY_ADDRESS names, which `ray job submit` sets; empty if none is named."""
+    """The value of RAY_ADDRESS, which `ray job submit` sets; empty if it is not set."""
     return os.environ.get("RAY_ADDRESS", "")
 
 
@@ -29,17 +29,17 @@ def cluster_address() -> str:
 def connected() -> Iterator[None]:
     """A Ray connection for the duration of a job.
 
-    Uses the connection that the caller has and leaves it open; else joins the cluster that
-    RAY_ADDRESS names; else starts a local one, which ends with the job.
+    An existing connection of the caller is used and left open. Otherwise the job joins the cluster
+    of RAY_ADDRESS, or starts a local one that ends with the job.
 
     Raises:
         InfrastructureError: the cluster does not answer.
-        ManifestError: RAY_ADDRESS is no address.
+        ManifestError: RAY_ADDRESS is not a valid address.
     """
     if ray.is_initialized():
         yield
         return
-    # Threads that spin while they wait can make two workers on two cores many times slower.
+    # Waiting threads that spin can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = cluster_address()
     quiet_authentication()
@@ -47,13 +47,14 @@ def connected() -> Iterator[None]:
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
     try:
+        # Fail within seconds where Ray would retry for minutes.
         _check_reachable(address)
         ray.init(**options)
     except ValueError:
         raise ManifestError(
             "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
         ) from None
-    except Exception as error:  # Ray raises that very class when a machine is too busy to start it
+    except Exception as error:  # Ray raises plain Exception if the machine is too busy to start it
         raise InfrastructureError(
             f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
             "start one, or unset RAY_ADDRESS to run locally"
@@ -65,9 +66,9 @@ def connected() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise `OSError` if `address` is a plain host:port at which nothing listens.
+    """Raise `OSError` if `address` is host:port and nothing listens there.
 
-    Other kinds of address (auto, local, ray://...) are Ray's to understand.
+    Other forms (auto, local, ray://...) are left to Ray.
     """
-    if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
-        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS).close()
+    if match := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
+        socket.create_connection((match[1], int(match[2])), timeout=CONNECT_SECONDS).close()

@@ -1,4 +1,4 @@
-"""Building a version on a cluster: prompts first, then every task's shard, then one publication."""
+"""Building a version on a cluster: prompts, then the shard of every task, then publication."""
 
 import contextlib
 import json
@@ -58,19 +58,19 @@ LIBRARIES = (
     "pillow",
     "numpy",
 )
-"""Those whose version can change a pixel or a student, as far as they are installed."""
+"""Libraries whose version can change a pixel or a student; recorded if installed."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A published version and what was counted in the making."""
+    """A published version and its counts."""
 
     method: Method
     version: PublishedVersion
     images: int
-    """In the version."""
+    """The number of images in the version."""
     failed: int
-    """Images that diverged at every try and are not in it."""
+    """Images that diverged at every attempt and are not in the version."""
     prompts: dict[str, Any]
     """Content of `prompts.json`: diversity and faithfulness of the prompts."""
 
@@ -83,18 +83,18 @@ def build(
     budget: Budget | None = None,
     make_current: bool = True,
 ) -> Built:
-    """Make and publish the version of a manifest with one method; resumes what is there.
+    """Make and publish the version of a manifest with one method; resumes unfinished work.
 
     Args:
-        identity: of the manifest, from `identify`.
-        abandon: leave unfinished work of another manifest behind instead of refusing.
+        identity: the manifest's identity, from `identify`.
+        abandon: leave unfinished work of another manifest behind; otherwise it is an error.
         accept_partial: publish although tasks are quarantined.
-        budget: what this call may spend on making prompts and shards.
-        make_current: False publishes a candidate, which readers do not use yet.
+        budget: limit on what this call spends on prompts and shards.
+        make_current: False publishes a candidate that readers do not use yet.
 
     Raises:
-        BudgetError: the budget is spent; what is finished is kept, and the same command resumes.
-        PartialError: tasks are quarantined; all others are kept, and the same command tries again.
+        BudgetError: the budget is spent; finished work is kept, and the same command resumes.
+        PartialError: tasks are quarantined; all others are kept, and the same command retries.
         ManifestError: no node of the cluster can hold a worker.
     """
     method = manifest.method
@@ -102,7 +102,7 @@ def build(
     require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(layout.data(method)), fingerprints.fingerprint(identity))
-    # The version may be abandoned or old, and then jobs/clean.py may be removing it.
+    # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
         quarantined = {} if version.published else _make_missing(manifest, root, version, budget)
@@ -120,7 +120,7 @@ def build(
 def _make_missing(
     manifest: Manifest, root: Storage, version: Version, budget: Budget | None
 ) -> dict[str, str]:
-    """Make all that a version lacks; the reason of each task that is quarantined."""
+    """Make the missing prompts and shards; returns the reason for each quarantined task id."""
     with recorded(root, "synthesize", manifest.method) as cost:
         budget_tracker = BudgetTracker(budget or Budget(), cost)
         write_prompts(manifest, version, budget_tracker)
@@ -143,16 +143,18 @@ def _refuse_quarantined(
 
 
 def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
-    """Whether the version of an identity of the manifest is published already."""
+    """Whether the version of this identity is published already."""
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     return Version(home, fingerprints.fingerprint(identity)).published
 
 
 def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
-    """What is hashed of a manifest with one method; reads its weight files whole.
+    """The identity of a manifest with one method, which the fingerprint hashes.
+
+    It reads the weight files completely.
 
     Args:
-        base: fingerprint of the version that all but the regenerated tasks are carried over from.
+        base: fingerprint of the version from which all tasks but the regenerated are carried over.
     """
     cache = manifest.cache
     weights = teacher.resolve(manifest.teacher, cache).digests
@@ -162,7 +164,7 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Library versions, which published manifests and scores record."""
+    """Versions of Python and libraries, for published manifests and scores."""
     versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -171,20 +173,20 @@ def environment() -> dict[str, Any]:
 
 
 class SynthesisWorker(Worker):
-    """Makes shards."""
+    """Makes the shards of units of tasks."""
 
     def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
-        """Synthesise, write and commit a unit's tasks: the receipt that counts, and a summary."""
-        # A maker that fails may be half-way through a part: the next try loads one anew.
+        """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
+        # A maker that raises may be half-way through a part, so the next attempt loads a new one.
         maker, self._maker = self._maker or self._load(unit), None
-        curve, begun = MeanLoss(), time.perf_counter()
+        curve, started = MeanLoss(), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
                 require_room(Path(folder, "shards"), size)
                 prompts = self._prompts(unit)
                 failed = maker.shards(unit, prompts, Path(folder), curve)
-                found = [
+                committed = [
                     self._commit(task, Path(folder), failed[task], curve) for task in unit.tasks
                 ]
             except OSError as error:
@@ -192,11 +194,12 @@ class SynthesisWorker(Worker):
                     f"task {unit.id}: {error}; free space, run again"
                 ) from None
         if chained(self.manifest.method):
+            # The next part of a chained method continues from this state.
             Chain(self.version).keep(self.manifest, unit.part, maker.state())
         self._maker = maker
-        rate = sum(summary.samples for _, summary in found) / (time.perf_counter() - begun)
+        rate = sum(summary.samples for _, summary in committed) / (time.perf_counter() - started)
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
-        return found
+        return committed
 
     def _load(self, unit: Unit) -> ShardMaker:
         manifest, loaded = self.manifest, self.load_teacher()
@@ -223,11 +226,22 @@ class SynthesisWorker(Worker):
 
 
 def write_shards(
-    manifest: Manifest, version: Version, budget_tracker: BudgetTracker, kind: type[Worker] = SynthesisWorker
+    manifest: Manifest,
+    version: Version,
+    budget_tracker: BudgetTracker,
+    kind: type[Worker] = SynthesisWorker,
 ) -> dict[str, str]:
-    """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
+    """Make every task without a receipt on actors of class `kind`.
+
+    Returns:
+        The reason for each quarantined task, by task id.
+
+    Raises:
+        BudgetError: the budget is spent.
+    """
     version.carry(fresh_tasks(manifest))
     done, chain = version.done(), Chain(version) if chained(manifest.method) else None
+    # A chained method makes one unit after another, so one actor is all that it can use.
     sizes = [len(unit.made) for unit in units(manifest, done)]
     left, largest = len(sizes), max(sizes, default=1)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
@@ -244,9 +258,12 @@ def write_shards(
         for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool, unit.count)):
             result.count(cost)
             cost.workers = pool.largest
+            # The tasks of a unit are made together, so each counts an equal part of its time.
             for receipt, summary in result.result:
                 seconds = result.seconds / len(result.result)
-                reporter.report_done(receipt, summary.steps, seconds, result.node, pool.tries(result.unit))
+                reporter.report_done(
+                    receipt, summary.steps, seconds, result.node, pool.tries(result.unit)
+                )
                 cost.images += receipt.samples
                 cost.bytes += receipt.bytes
                 tracker.record(summary)
@@ -264,6 +281,6 @@ def write_shards(
 
 
 def _failures(images: int, tasks: int) -> str:
-    """For the bar: what went wrong so far, or nothing."""
+    """Text for the progress bar with the non-zero counts; empty if nothing failed."""
     counts = {"failed": images, "quarantined": tasks}
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
