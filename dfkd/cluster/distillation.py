@@ -68,7 +68,7 @@ def distill(
             inside the calling process.
 
     Raises:
-        ManifestError: nothing is published, too few shards or images, or the cluster lacks resources.
+        ManifestError: nothing is published, too few shards or images, or too small a cluster.
         CorruptionError: a shard does not match its receipt.
         InfrastructureError: workers died too often; the same command resumes.
     """
@@ -187,7 +187,7 @@ def _own_device() -> str:
 
 @contextmanager
 def _fill_cost(job: Job, target: StudentLocation, workers: Workers, cost: Cost) -> Iterator[None]:
-    """Record images and bytes of this training, from the step counts in its checkpoints and its card.
+    """Record the cost of this training from step counts in its checkpoints and card.
 
     The driver sees no steps, so an interrupted training counts up to its newest checkpoint.
     """

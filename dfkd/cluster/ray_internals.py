@@ -56,7 +56,7 @@ def node_types() -> Iterable[str]:
 
     Without an autoscaler Ray runs a stand-in, whose type names are `node_` and the node's id.
     """
-    # The older autoscaler publishes its report as JSON under this key; the v2 SDK lacks it.
+    # The v1 autoscaler publishes its report as JSON under this key; v2 has an SDK.
     if status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):
         active: Mapping[str, int] = (
             json.loads(status).get("autoscaler_report", {}).get("active_nodes", {})
