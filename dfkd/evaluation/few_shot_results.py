@@ -6,8 +6,8 @@
     architecture the architecture of every curve: a torchvision ResNet or timm:NAME
     classes      [name, ...]: the classes of every classifier, in the order of the counts
     data         {source, domains: [name, ...], notes: [line, ...], unreadable: [line, ...]}
-    curves       {name: text}: the starts that were fine-tuned ("student", "library", "scratch"), and
-                 with "student" also "untouched", the student before any training
+    curves       {name: text}: the fine-tuned starts "student", "library", "scratch"; beside "student"
+                 also "untouched", the student before any training
     rows         one per curve, domain, shots and seed:
       curve, domain
       shots      k; "untouched" also has 0, with all images tested
@@ -166,7 +166,7 @@ def _means(rows: Sequence[FewShotRow]) -> dict[int, float]:
 
 
 def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
-    """The gain of fine-tuning by shots: accuracy of the student minus that of the untouched student.
+    """The gain of fine-tuning by shots: accuracy of the student minus that before training.
 
     Both are means over the domains of `rows`. The standard deviation over seeds is that of the
     difference, since each seed has its own test images.
@@ -223,14 +223,14 @@ def _check(results: FewShotResults) -> None:
         _refuse("summary", "does not follow from the rows")
 
 
-def _check_row(place: str, found: FewShotRow, classes: int) -> None:
-    counts = (found.trained, found.tested, found.right)
-    if any(len(each) != classes for each in counts) or not any(found.tested):
-        _refuse(place, f"needs {classes} counts, and images that were tested")
-    if any(right > tested for right, tested in zip(found.right, found.tested, strict=True)):
-        _refuse(place, "more are right than were tested")
-    if found != row(found.curve, found.domain, found.shots, found.seed, *counts):
-        _refuse(place, "the accuracies do not follow from the counts")
+def _check_row(field: str, entry: FewShotRow, classes: int) -> None:
+    counts = (entry.trained, entry.tested, entry.right)
+    if any(len(by_class) != classes for by_class in counts) or not any(entry.tested):
+        _refuse(field, f"needs {classes} counts, and images that were tested")
+    if any(right > tested for right, tested in zip(entry.right, entry.tested, strict=True)):
+        _refuse(field, "more are right than were tested")
+    if entry != row(entry.curve, entry.domain, entry.shots, entry.seed, *counts):
+        _refuse(field, "the accuracies do not follow from the counts")
 
 
 def _whole(
@@ -253,5 +253,5 @@ def _whole(
     )
 
 
-def _refuse(place: str, problem: str) -> NoReturn:
-    raise CorruptionError(f"{KEY} {place}: {problem}; run jobs/fewshot.py again")
+def _refuse(field: str, problem: str) -> NoReturn:
+    raise CorruptionError(f"{KEY} {field}: {problem}; run jobs/fewshot.py again")
