@@ -6,7 +6,7 @@
     architecture the architecture of every curve: a torchvision ResNet or timm:NAME
     classes      [name, ...]: the classes of every classifier, in the order of the counts
     data         {source, domains: [name, ...], notes: [line, ...], unreadable: [line, ...]}
-    curves       {name: text}: the fine-tuned starts "student", "library", "scratch"; beside "student"
+    curves       {name: text}: fine-tuned starts "student", "library", "scratch"; with "student"
                  also "untouched", the student before any training
     rows         one per curve, domain, shots and seed:
       curve, domain

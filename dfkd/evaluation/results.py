@@ -4,7 +4,7 @@
 
     schema     1
     classes    [name, ...]: the classes of every model, in the order of `confusion`
-    average    "images" | "classes": whether `summary` averages `accuracy` or `class_mean` of the rows
+    average    "images" | "classes": whether `summary` uses `accuracy` or `class_mean` of rows
     data       {source, domains: [name, ...], unscored: [class, ...], notes: [line, ...],
                 unreadable: [name, ...]}: the scored data, with domains in display order
     parameters {model: count}: parameters of the whole student, or of the image tower of the teacher
@@ -25,8 +25,7 @@
         domains    {name: {mean, std}} over seeds, of the accuracy that `average` selects
         mean, std  over seeds, of the mean over domains; std (n - 1) is null for one seed
 
-Without `average` (results of before there was a choice) it is "images". `results.parquet` has
-the `rows` with the same column names.
+`results.parquet` has the `rows` with the same column names.
 """
 
 import io
@@ -333,16 +332,16 @@ def _validate_parameters(parameters: Any, models: set[str]) -> None:
             _refuse(f"parameters.{model}", "must be a count of 1 or more", count)
 
 
-def _validate_row(place: str, found: Any, classes: list[str]) -> None:
+def _validate_row(field: str, entry: Any, classes: list[str]) -> None:
     types = ResultRow.__annotations__.keys()
-    if not isinstance(found, dict) or found.keys() != types:
-        _refuse(place, f"must have the fields {', '.join(types)}", found)
-    if found["model"] not in MODELS:
-        _refuse(f"{place}.model", f"must be one of {', '.join(MODELS)}", found["model"])
+    if not isinstance(entry, dict) or entry.keys() != types:
+        _refuse(field, f"must have the fields {', '.join(types)}", entry)
+    if entry["model"] not in MODELS:
+        _refuse(f"{field}.model", f"must be one of {', '.join(MODELS)}", entry["model"])
     for key, kind in (("method", str), ("domain", str), ("seed", int), ("images", int)):
-        if type(found[key]) is not kind:
-            _refuse(f"{place}.{key}", f"must be {kind.__name__}", found[key])
-    confusion = found["confusion"]
+        if type(entry[key]) is not kind:
+            _refuse(f"{field}.{key}", f"must be {kind.__name__}", entry[key])
+    confusion = entry["confusion"]
     square = isinstance(confusion, list) and len(confusion) == len(classes)
     if not square or any(
         not isinstance(line, list)
@@ -350,18 +349,18 @@ def _validate_row(place: str, found: Any, classes: list[str]) -> None:
         or any(type(count) is not int or count < 0 for count in line)
         for line in confusion
     ):
-        _refuse(f"{place}.confusion", f"must be {len(classes)} x {len(classes)} counts", "another")
+        _refuse(f"{field}.confusion", f"must be {len(classes)} x {len(classes)} counts", "another")
     counts = np.array(confusion, dtype=np.int64)
     if not counts.any():
-        _refuse(f"{place}.confusion", "must count at least one image", 0)
-    model, method, seed, domain = (found[key] for key in ("model", "method", "seed", "domain"))
+        _refuse(f"{field}.confusion", "must count at least one image", 0)
+    model, method, seed, domain = (entry[key] for key in ("model", "method", "seed", "domain"))
     expected = row(model, method, seed, domain, classes, counts)
     for key in types:
-        if found[key] != expected[key]:  # type: ignore[literal-required]
-            _refuse(f"{place}.{key}", "must follow from the confusion counts", found[key])
+        if entry[key] != expected[key]:  # type: ignore[literal-required]
+            _refuse(f"{field}.{key}", "must follow from the confusion counts", entry[key])
 
 
-def _refuse(place: str, rule: str, value: object) -> NoReturn:
+def _refuse(field: str, rule: str, value: object) -> NoReturn:
     raise CorruptionError(
-        f"results {place}: {rule}, got {value!r}; score again with jobs/evaluate.py"
+        f"results {field}: {rule}, got {value!r}; score again with jobs/evaluate.py"
     )
