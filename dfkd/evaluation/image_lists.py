@@ -168,20 +168,20 @@ class _LabelAgreement:
     def agree(self, path: Path, number: int, word: str, label: int) -> None:
         """Record a line; raises `ManifestError` if it contradicts an earlier one."""
         here = f"{path}:{number}"
-        other, place = self.words.setdefault(label, (word, here))
+        other, first_line = self.words.setdefault(label, (word, here))
         if other != word:
             raise bad_line(
                 path,
                 number,
-                f"must agree with the folders: label {label} is {other} in {place}",
+                f"must agree with the folders: label {label} is {other} in {first_line}",
                 word,
             )
-        known, place = self.labels.setdefault(word, (label, here))
+        known, first_line = self.labels.setdefault(word, (label, here))
         if known != label:
             raise bad_line(
                 path,
                 number,
-                f"must agree with the folders: {word} has label {known} in {place}",
+                f"must agree with the folders: {word} has label {known} in {first_line}",
                 label,
             )
 
