@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.cluster import distillation
-from dfkd.cluster.connection import connected, named
+from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.distillation import Finished
-from dfkd.cluster.metrics import tell_accuracy
+from dfkd.cluster.metrics import report_accuracy
 from dfkd.cluster.synthesis import Built, build, finished, identify
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
@@ -154,7 +154,7 @@ def distill(
     """
     students = []
     # One worker on this machine needs no Ray runtime, and so does not wait for one to start.
-    alone = manifest.distillation.ranks == (1, 1) and not named()
+    alone = manifest.distillation.ranks == (1, 1) and not cluster_address()
     with contextlib.nullcontext() if alone else connected():
         for method in manifest.methods:
             for seed in manifest.distillation.seeds:
@@ -184,10 +184,10 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
         InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
     """
     # The models work in this process; a cluster is joined for its Prometheus to be told.
-    joined = connected() if named() else contextlib.nullcontext()
+    joined = connected() if cluster_address() else contextlib.nullcontext()
     with joined, thread_limit(threads) as chosen:
         evaluated = scoring.evaluate(manifest, chosen)
-        tell_accuracy(manifest.name, evaluated.results)
+        report_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
         ms = footprint.write(root, footprint.networks(manifest))
     evaluated = dataclasses.replace(evaluated, ms=ms)
@@ -263,7 +263,7 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
     storage = open_storage(manifest.storage.root)
     require_finished(storage)
     with thread_limit(threads) as chosen:
-        return takehome.write(manifest, read_json(storage, "results.json"), chosen)
+        return takehome.write_take_home(manifest, read_json(storage, "results.json"), chosen)
 
 
 def write_report(manifest: Manifest, command: str = "") -> str:
@@ -336,6 +336,6 @@ def load_student(source: Finished | str | Path, device: torch.device | None = No
     Raises:
         CorruptionError: an object is missing, or is not what was written.
     """
-    place = source.place.storage if isinstance(source, Finished) else source
+    place = source.student.storage if isinstance(source, Finished) else source
     student, card = load(place, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

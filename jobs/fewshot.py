@@ -16,14 +16,14 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     from dfkd.evaluation import few_shot
 
     config = manifest.fewshot
-    data, names = few_shot.choose(manifest)
+    data, names = few_shot.select_domains(manifest)
     return {
         "domains": list(names),
         "images": sum(item.domain in names for item in data.items),
         "shots": sorted(config.shots),
         "seeds": list(config.seeds),
         "starts": list(config.starts),
-        "trainings": len(names) * few_shot.trainings(manifest),
+        "trainings": len(names) * few_shot.count_trainings(manifest),
         "epochs": config.epochs,
         "notes": [*data.notes, *few_shot.notes(manifest, data, names)],
     }

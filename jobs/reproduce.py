@@ -68,7 +68,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
     results = gather(study, found, again, commit(), laid_out, sizes)
     if results.failed and not results.rows:
         raise _failed(study, results)
-    ms = footprint.find_or_write(output, rows) if rows else {}
+    ms = footprint.cached_or_measured(output, rows) if rows else {}
     place = report.write(output, study, results, found.versions, data, ms)
     if study.trains:
         print(markdown(report.grid(study.described, results, ms)), flush=True)

@@ -108,7 +108,7 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     told: list[dfkd.Finished] = []
     students = dfkd.distill(manifest, on_student=told.append)
     assert students == told
-    assert [(found.place.seed, found.reused) for found in students] == [(0, False), (1, False)]
+    assert [(found.student.seed, found.reused) for found in students] == [(0, False), (1, False)]
     assert all(found.reused for found in dfkd.distill(manifest))
 
     threads = torch.get_num_threads()
@@ -130,7 +130,7 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     assert [CLASSES.index(name) for name in answers] == [
         counts.index(max(counts)) for counts in scored["confusion"]
     ]
-    folder = dfkd.load_student(Path(students[0].place.location).parent)
+    folder = dfkd.load_student(Path(students[0].student.location).parent)
     assert folder.predict([path]) == student.predict([path])
     with pytest.raises(ValueError, match="cannot identify"):
         student.predict([b"no picture"])

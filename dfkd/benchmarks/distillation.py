@@ -28,8 +28,8 @@ from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.versions import open_version
-from dfkd.distillation.distiller import Distiller, Label, Schedule
-from dfkd.distillation.labels import live
+from dfkd.distillation.distiller import Distiller, Schedule, TargetFunction
+from dfkd.distillation.labels import live_targets
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_texts
@@ -94,7 +94,7 @@ def _training(
 ) -> Call:
     """Steps of a fresh student on one batch; without a teacher on stored labels."""
     config = manifest.distillation if teacher else _stored(manifest)
-    label = live(teacher, class_texts(manifest, teacher)) if teacher else None
+    label = live_targets(teacher, class_texts(manifest, teacher)) if teacher else None
     return _steps(_distiller(manifest, config, device, label), batch)
 
 
@@ -136,7 +136,7 @@ def _distiller(
     manifest: Manifest,
     config: Distillation,
     device: torch.device,
-    label: Label | None = None,
+    label: TargetFunction | None = None,
     warmup: int = 0,
 ) -> Distiller:
     course = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + FOREVER)

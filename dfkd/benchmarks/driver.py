@@ -12,7 +12,7 @@ import ray
 
 from dfkd.benchmarks.measure import spread, watched
 from dfkd.benchmarks.stand_in import StandIn, changed, put_prompts, put_shards, scratch
-from dfkd.cluster.capacity import worker_share
+from dfkd.cluster.capacity import worker_resources
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
@@ -153,7 +153,7 @@ def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[st
         `memory` as `Watch.summary` gives it.
     """
     cluster = manifest.cluster
-    share = worker_share(cluster)
+    share = worker_resources(cluster)
     actor: Any = ray.remote(Idle).options(max_restarts=0, max_task_retries=0, **share.options)
     pool: Pool[Task] = Pool(actor.remote, cluster.workers or count, cluster.attempts, share)
     with watched(interval) as watch:

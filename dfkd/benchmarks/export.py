@@ -10,7 +10,7 @@ import torch
 
 from dfkd.benchmarks.measure import Figure
 from dfkd.config.manifest import Manifest
-from dfkd.export.onnx_graphs import export, load, quantise
+from dfkd.export.onnx_graphs import export, load_graph, quantise
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher, resolve
 from dfkd.utils.hardware import time_on_one_core
@@ -57,7 +57,7 @@ def _at(manifest: Manifest, size: int) -> dict[str, Any]:
         whole, small = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
         export(student, size, whole)
         quantise(whole, small, images)
-        run_whole, run_small = load(whole, threads=1), load(small, threads=1)
+        run_whole, run_small = load_graph(whole, threads=1), load_graph(small, threads=1)
         timed = time_on_one_core(
             {
                 "teacher": torch.no_grad()(lambda: teacher.encode_image(tensor)),

@@ -9,7 +9,7 @@ from dfkd.benchmarks.measure import Figure, watched
 from dfkd.benchmarks.stand_in import EMBEDDING, StandIn
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards
-from dfkd.cluster.tracking import Glimpse
+from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import BudgetTracker
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest, StorageConfig
@@ -33,10 +33,10 @@ BATCHES = 10
 class ScaleWorker(SynthesisWorker):
     """A `SynthesisWorker` that makes its shards without models."""
 
-    def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
+    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Make, write and commit a stand-in for the shard of each task of a unit."""
         self._maker = self._maker or StandIn(self.manifest)
-        return super().work(unit)
+        return super().run_task(unit)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:
@@ -62,7 +62,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     found = len(unfinished.done())
-    purse = BudgetTracker(Budget(), CostCounter())
+    budget_tracker = BudgetTracker(Budget(), CostCounter())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:
@@ -73,8 +73,10 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         steps[name] = {"seconds": round(seconds, 3), "memory": watch.summary()}
         return result
 
-    step("prompts", lambda: write_prompts(manifest, unfinished, purse))
-    quarantined = step("shards", lambda: write_shards(manifest, unfinished, purse, ScaleWorker))
+    step("prompts", lambda: write_prompts(manifest, unfinished, budget_tracker))
+    quarantined = step(
+        "shards", lambda: write_shards(manifest, unfinished, budget_tracker, ScaleWorker)
+    )
     if quarantined:
         raise InfrastructureError(
             f"benchmark: {len(quarantined)} tasks failed; run it again, it resumes"

@@ -1,4 +1,4 @@
-"""What a cluster can hold: shares of its nodes, nodes that are leaving it, and an autoscaler."""
+"""The capacity of a cluster: how many workers its nodes hold, and requests to an autoscaler."""
 
 import os
 import time
@@ -8,40 +8,40 @@ from dataclasses import dataclass
 
 import ray
 
-from dfkd.cluster.ray_internals import draining, node_types, request_nodes
+from dfkd.cluster.ray_internals import draining_nodes, node_types, request_nodes
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
 
-GLANCE = 1.0
-"""Seconds between two looks at the cluster's nodes and at deadlines."""
+POLL_SECONDS = 1.0
+"""Seconds between two polls of the cluster's nodes and of deadlines."""
 
-PATIENCE = 900.0
-"""Seconds without room before a run gives up; an autoscaler's node takes minutes to come."""
+CAPACITY_WAIT_SECONDS = 900.0
+"""Seconds without capacity before a run gives up. A new node of an autoscaler takes minutes."""
 
 ROUNDING = 1e-6
-"""Of a division: ten shares of 0.1 CPU fit one CPU."""
+"""Tolerance for floating-point division, so that ten workers of 0.1 CPU fit one CPU."""
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What one worker reserves of a node."""
+    """The CPUs and GPUs that one worker reserves on a node."""
 
     cpus: float
     gpus: float = 0.0
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Under Ray's names."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus}
-        return {name: amount for name, amount in wanted.items() if amount}
+        """The non-zero amounts as a Ray resource bundle, e.g. `{"CPU": 1.0}`."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus}
+        return {name: amount for name, amount in amounts.items() if amount}
 
     @property
     def options(self) -> dict[str, float]:
-        """Of an actor."""
+        """Keyword arguments for the options of a Ray actor."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
     def slots(self, nodes: Mapping[str, Mapping[str, float]]) -> int:
-        """How many such shares the nodes hold together; one share never spans two nodes."""
+        """The number of such workers that fit the nodes; a worker never spans two nodes."""
         return sum(
             min(int(node.get(name, 0.0) / amount + ROUNDING) for name, amount in bundle)
             for node in nodes.values()
@@ -49,9 +49,9 @@ class WorkerResources:
         )
 
 
-def staying() -> dict[str, dict[str, float]]:
-    """The resources of each node that takes work, by node id: alive, and not being drained."""
-    leaving = draining()
+def schedulable_nodes() -> dict[str, dict[str, float]]:
+    """Resources of each node that accepts work (alive and not draining), by node id."""
+    leaving = draining_nodes()
     return {
         node["NodeID"]: node["Resources"]
         for node in ray.nodes()
@@ -60,67 +60,69 @@ def staying() -> dict[str, dict[str, float]]:
 
 
 def count_nodes() -> int:
-    """Nodes that are alive, also those that take no work; one without Ray."""
+    """The number of nodes that are alive, draining ones included; 1 if Ray is not running."""
     return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
 
 
-def gather(share: WorkerResources, wanted: int) -> None:
-    """Wait until an autoscaler, if there is one, has brought nodes that hold `wanted` shares.
+def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
+    """Wait until the nodes hold `workers` workers; returns at once without an autoscaler.
 
     Raises:
-        InfrastructureError: it has not, within `PATIENCE`.
+        InfrastructureError: the nodes did not come within `CAPACITY_WAIT_SECONDS`.
     """
-    if not autoscaled():
+    if not has_autoscaler():
         return
-    with room(share, wanted):
-        end = time.monotonic() + PATIENCE
-        while share.slots(staying()) < wanted:
+    with request_resources_for(resources, workers):
+        end = time.monotonic() + CAPACITY_WAIT_SECONDS
+        while resources.slots(schedulable_nodes()) < workers:
             if time.monotonic() > end:
-                raise no_room(share)
-            time.sleep(GLANCE)
+                raise no_capacity_error(resources)
+            time.sleep(POLL_SECONDS)
 
 
-def no_room(share: WorkerResources) -> InfrastructureError:
-    """That the cluster has held no such share for as long as `PATIENCE`."""
+def no_capacity_error(resources: WorkerResources) -> InfrastructureError:
+    """The error for a cluster that had no room for a worker for `CAPACITY_WAIT_SECONDS`."""
     return InfrastructureError(
-        f"cluster: no node had room for a worker for {PATIENCE:g} seconds (each takes "
-        f"{share.bundle}); free or add nodes and run the same command again, it resumes"
+        f"cluster: no node had room for a worker for {CAPACITY_WAIT_SECONDS:g} seconds (each takes "
+        f"{resources.bundle}); free or add nodes and run the same command again, it resumes"
     )
 
 
-def worker_share(cluster: Cluster) -> WorkerResources:
-    """What each synthesis worker reserves."""
+def worker_resources(cluster: Cluster) -> WorkerResources:
+    """The resources of each synthesis worker: by default one GPU where the cluster has any."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if WorkerResources(0.0, 1.0).slots(staying()) else 0.0
+        gpus = 1.0 if WorkerResources(0.0, 1.0).slots(schedulable_nodes()) else 0.0
     return WorkerResources(cluster.cpus_per_worker, gpus)
 
 
 @contextmanager
-def room(share: WorkerResources, wanted: int) -> Iterator[None]:
-    """Ask an autoscaler for what `wanted` workers lack while the block runs.
+def request_resources_for(resources: WorkerResources, workers: int) -> Iterator[None]:
+    """Keep a request for `workers` workers with the autoscaler while the block runs.
+
+    Does nothing if the nodes hold that many workers already.
 
     Raises:
-        ManifestError: there is none and no node can hold even one worker, which Ray would wait for
-            in silence.
+        ManifestError: there is no autoscaler and no node can hold even one worker. Ray itself
+            would wait for such a node without a message.
     """
-    nodes = staying()
-    asked = share.slots(nodes) < max(1, wanted) and autoscaled()
-    if asked:
-        request_nodes([share.bundle] * max(1, wanted))
-    elif not share.slots(nodes):
-        _refuse(share, nodes)
+    nodes = schedulable_nodes()
+    requested = resources.slots(nodes) < max(1, workers) and has_autoscaler()
+    if requested:
+        request_nodes([resources.bundle] * max(1, workers))
+    elif not resources.slots(nodes):
+        _refuse(resources, nodes)
     try:
         yield
     finally:
-        if asked:
+        if requested:
             request_nodes([])
 
 
-def _refuse(share: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
+def _refuse(resources: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
     for key, name, amount in (
-        ("cluster.cpus_per_worker", "CPU", share.cpus),
-        ("cluster.gpus_per_worker", "GPU", share.gpus),
+        ("cluster.cpus_per_worker", "CPU", resources.cpus),
+        ("cluster.gpus_per_worker", "GPU", resources.gpus),
     ):
         most = max((node.get(name, 0.0) for node in nodes.values()), default=0.0)
         if most < amount:
@@ -132,23 +134,23 @@ def _refuse(share: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) ->
             )
     raise ManifestError(
         "cluster.cpus_per_worker",
-        f"must fit a node together with {share.gpus:g} GPUs, which none does",
-        share.cpus,
+        f"must fit a node together with {resources.gpus:g} GPUs, which none does",
+        resources.cpus,
         "lower it or add nodes",
     )
 
 
-def require_shared(root: str) -> None:
-    """Refuse (`ManifestError`) a root that is another folder on each of several nodes."""
+def require_shared_storage(root: str) -> None:
+    """Raise `ManifestError` for a relative root on several nodes, which would not share it."""
     if "://" not in root and not os.path.isabs(root) and count_nodes() > 1:
         raise ManifestError(
             "storage.root",
-            "must be s3://bucket/prefix, or the absolute path of a folder that all nodes share",
+            "must be s3://bucket/prefix, or the absolute path of a folder that all nodes resources",
             root,
             "name one, for example by --set storage.root=s3://bucket/prefix",
         )
 
 
-def autoscaled() -> bool:
-    """Whether nodes come by themselves: an autoscaler runs that has node types of its own."""
+def has_autoscaler() -> bool:
+    """Whether an autoscaler with node types of its own runs, so that requested nodes are added."""
     return any(name and not name.startswith("node_") for name in node_types())

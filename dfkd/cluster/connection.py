@@ -1,4 +1,4 @@
-"""Joining a cluster: the one that is there, or a local one that ends with the job."""
+"""Connection to Ray: an existing cluster, or a local one that ends with the job."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ from dfkd.cluster.ray_internals import quiet_authentication
 from dfkd.errors import InfrastructureError, ManifestError
 
 LOCAL_OBJECT_STORE = 128 << 20
-"""Bytes. Shards travel through storage, so that Ray's object store carries only small messages."""
+"""Bytes of Ray's object store, which carries only small messages; shards go through storage."""
 
-ANSWER = 5.0
-"""Seconds that a cluster's head has to accept a connection; Ray itself asks for minutes."""
+CONNECT_SECONDS = 5.0
+"""Seconds for the head node to accept a connection. Ray itself retries for minutes."""
 
 
-def named() -> str:
-    """The cluster that RAY_ADDRESS names, which `ray job submit` sets; empty if none is named."""
+def cluster_address() -> str:
+    """The value of RAY_ADDRESS, which `ray job submit` sets; empty if it is not set."""
     return os.environ.get("RAY_ADDRESS", "")
 
 
@@ -29,31 +29,32 @@ def named() -> str:
 def connected() -> Iterator[None]:
     """A Ray connection for the duration of a job.
 
-    Uses the connection that the caller has and leaves it open; else joins the cluster that
-    RAY_ADDRESS names; else starts a local one, which ends with the job.
+    An existing connection of the caller is used and left open. Otherwise the job joins the cluster
+    of RAY_ADDRESS, or starts a local one that ends with the job.
 
     Raises:
         InfrastructureError: the cluster does not answer.
-        ManifestError: RAY_ADDRESS is no address.
+        ManifestError: RAY_ADDRESS is not a valid address.
     """
     if ray.is_initialized():
         yield
         return
-    # Threads that spin while they wait can make two workers on two cores many times slower.
+    # Waiting threads that spin can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    address = named()
+    address = cluster_address()
     quiet_authentication()
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
     try:
-        _knock(address)
+        # Fail within seconds where Ray would retry for minutes.
+        _check_reachable(address)
         ray.init(**options)
     except ValueError:
         raise ManifestError(
             "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
         ) from None
-    except Exception as error:  # Ray raises that very class when a machine is too busy to start it
+    except Exception as error:  # Ray raises plain Exception if the machine is too busy to start it
         raise InfrastructureError(
             f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
             "start one, or unset RAY_ADDRESS to run locally"
@@ -64,10 +65,10 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raise `OSError` if `address` is a plain host:port at which nothing listens.
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if `address` is host:port and nothing listens there.
 
-    Other kinds of address (auto, local, ray://...) are Ray's to understand.
+    Other forms (auto, local, ray://...) are left to Ray.
     """
-    if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
-        socket.create_connection((found[1], int(found[2])), timeout=ANSWER).close()
+    if match := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
+        socket.create_connection((match[1], int(match[2])), timeout=CONNECT_SECONDS).close()

@@ -1,11 +1,11 @@
 """Distillation through Ray Train: from a published version to a finished student in storage.
 
-One worker on one machine runs in Ray Train's local mode, inside the driver: no actor to start, no
-process group. More workers, or a cluster, get an actor each and DDP over nccl or gloo.
+One worker on one machine runs in Ray Train's local mode inside the driver, without an actor and
+without a process group. Several workers run as one actor each with DDP over nccl or gloo.
 
-Checkpoints go through the project's own storage and not through `ray.train.report`: each is one
-atomic object, so there is no moment at which one is written but not yet known. The restart of a
-dead worker, the same command after a kill, and another world size all resume in that one way.
+Checkpoints are single atomic objects in the project's own storage; `ray.train.report` is not used,
+so a checkpoint is never written but not yet registered. A restarted worker, the same command after
+a kill, and a run with another world size all resume from the newest checkpoint.
 """
 
 import json
@@ -19,17 +19,17 @@ import ray
 from dfkd.cluster.capacity import (
     WorkerResources,
     count_nodes,
-    gather,
-    require_shared,
-    staying,
-    worker_share,
+    require_shared_storage,
+    schedulable_nodes,
+    wait_for_nodes,
+    worker_resources,
 )
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import refuse_removal
-from dfkd.distillation.student_store import StudentLocation, check_teacher, place
+from dfkd.distillation.student_store import StudentLocation, check_teacher, locate_student
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import CARD, build
 from dfkd.storage.checkpoints import Checkpoints
@@ -42,11 +42,11 @@ from dfkd.utils.device import device_name, pick_device
 
 @dataclass(frozen=True)
 class Finished:
-    """A student that is in storage."""
+    """A student that is complete in storage."""
 
-    place: StudentLocation
+    student: StudentLocation
     reused: bool
-    """Whether an earlier run had finished it."""
+    """Whether an earlier run had finished it already."""
 
 
 def distill(
@@ -54,36 +54,38 @@ def distill(
     method: Method,
     seed: int,
     version: str = "",
-    share: WorkerResources | None = None,
+    resources: WorkerResources | None = None,
 ) -> Finished:
-    """Train the student of a method and seed on a version, or find it finished.
+    """Train the student of a method and seed on a version, unless it is finished already.
 
-    Of the current version, unless `version` names another published one; it is kept from removal
-    while it is read. The same call after a kill resumes from the newest checkpoint. With one
-    worker on one machine Ray need not be running; otherwise the caller has connected.
+    A lease protects the version from removal while it is read. The same call after a kill resumes
+    from the newest checkpoint. One worker on one machine needs no running Ray; in all other cases
+    the caller must have connected.
 
     Args:
-        share: what the calling process has reserved, if its one rank is to train right in it.
+        version: id of a published version; the current one if empty.
+        resources: resources that the calling process has reserved. If given, the only rank trains
+            inside the calling process.
 
     Raises:
-        ManifestError: nothing published, too few shards or images, or resources that are not there.
-        CorruptionError: a shard is not what its receipt says.
+        ManifestError: nothing is published, too few shards or images, or too small a cluster.
+        CorruptionError: a shard does not match its receipt.
         InfrastructureError: workers died too often; the same command resumes.
     """
-    require_shared(manifest.storage.root)
-    target = place(manifest, method, seed, version)
+    require_shared_storage(manifest.storage.root)
+    target = locate_student(manifest, method, seed, version)
     if target.finished:
-        _checkpoints(target).clear()  # of a run that was killed right after it had finished
+        _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return Finished(target, reused=True)
-    _refuse_early(manifest, target)
+    _check_before_start(manifest, target)
     ranks = manifest.distillation.ranks
-    workers = _here(share) if share else find_workers(ranks, manifest.cluster)
+    workers = _in_this_process(resources) if resources else plan_workers(ranks, manifest.cluster)
     job = _job(manifest, target, workers)
     root = open_storage(manifest.storage.root)
     with (
         reading(root, [f"{method}/{target.version.id}"]),
         record_cost(root, "distill", method, seed) as cost,
-        _counted(job, target, workers, cost),
+        _fill_cost(job, target, workers, cost),
     ):
         refuse_removal(target.version.home, target.version.id)
         run_ranks(train, {"job": job}, job.name, workers)
@@ -93,7 +95,7 @@ def distill(
 
 
 def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
-    """What each of the ranks is told of the student."""
+    """The description of the training that every rank receives."""
     return Job(
         manifest=manifest,
         method=target.method,
@@ -107,8 +109,8 @@ def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
     )
 
 
-def _refuse_early(manifest: Manifest, target: StudentLocation) -> None:
-    """Raise here, before any rank starts, what each rank would raise."""
+def _check_before_start(manifest: Manifest, target: StudentLocation) -> None:
+    """Raise errors that every rank would raise in the driver, before any rank starts."""
     config = manifest.distillation
     open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
     classes, size = len(manifest.classes), manifest.synthesis.image_size
@@ -117,25 +119,26 @@ def _refuse_early(manifest: Manifest, target: StudentLocation) -> None:
         check_teacher(manifest, target.method, target.version)
 
 
-def _here(share: WorkerResources) -> Workers:
-    return Workers(0, share.cpus, _own_device())
+def _in_this_process(resources: WorkerResources) -> Workers:
+    return Workers(0, resources.cpus, _own_device())
 
 
-def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
-    """As many ranks as fit, from the least to the most, and what each can have.
+def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
+    """The number of ranks that fit, between the two limits of `ranks`, and the resources of each.
 
-    Waits until an autoscaler, if there is one, has brought nodes for the least.
+    With an autoscaler it waits until there are nodes for the smallest number of ranks.
 
     Raises:
-        ManifestError: what Ray would wait for in silence.
-        InfrastructureError: the nodes have not come.
+        ManifestError: the smallest number does not fit; Ray would wait for it without a message.
+        InfrastructureError: the autoscaler's nodes did not come in time.
     """
     least, most = ranks
     if ray.is_initialized():
-        gather(worker_share(cluster), least)
+        wait_for_nodes(worker_resources(cluster), least)
     if most == 1 and count_nodes() == 1:
         return Workers(0, float(hardware.cpu_count()), _own_device())
-    nodes = staying()
+    # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
+    nodes = schedulable_nodes()
     gpus = WorkerResources(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
     if device != "cpu" and gpus < least:
@@ -147,7 +150,7 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
         )
     each = float(device != "cpu")
     count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
-    cpus = cpus_each(nodes, count, each)
+    cpus = cpus_per_rank(nodes, count, each)
     if not cpus:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
         raise ManifestError(
@@ -159,17 +162,21 @@ def find_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     return Workers(count, cpus, device, ranks if least < most else None)
 
 
-def cpus_each(nodes: Mapping[str, Mapping[str, float]], wanted: int, gpus: float) -> float:
-    """The most whole CPUs that each rank can have, as none spans two nodes; 0 if they fit not."""
+def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: float) -> float:
+    """The largest whole number of CPUs with which `ranks` ranks fit the nodes; 0 if none does.
+
+    A rank never spans two nodes.
+    """
+    # Try every number: the largest one is not total / ranks, since nodes differ in size.
     most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
     fitting = (
-        cpus for cpus in range(most, 0, -1) if WorkerResources(cpus, gpus).slots(nodes) >= wanted
+        cpus for cpus in range(most, 0, -1) if WorkerResources(cpus, gpus).slots(nodes) >= ranks
     )
     return float(next(fitting, 0))
 
 
 def _gpu_name() -> str:
-    """Of a worker's GPU; `cpu` if it sees no real one: Ray believes whatever number it is told."""
+    """The name of a worker's GPU; `cpu` if it has none, since Ray's GPU count can be configured."""
     probe = ray.remote(num_gpus=1, max_retries=0)(_own_device)
     return str(ray.get(probe.remote()))
 
@@ -179,10 +186,13 @@ def _own_device() -> str:
 
 
 @contextmanager
-def _counted(
+def _fill_cost(
     job: Job, target: StudentLocation, workers: Workers, cost: CostCounter
 ) -> Iterator[None]:
-    """Fill in what a training costs, by the steps that its checkpoints and the student tell of."""
+    """Record the cost of this training from step counts in its checkpoints and card.
+
+    The driver sees no steps, so an interrupted training counts up to its newest checkpoint.
+    """
     checkpoints = _checkpoints(target)
     before = checkpoints.newest()
     try:

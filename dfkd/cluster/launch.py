@@ -1,4 +1,4 @@
-"""Ranks under Ray Train: how they are started, when again, and what their errors come to."""
+"""Ranks under Ray Train: how they start and restart, and which error is reported."""
 
 import logging
 import os
@@ -14,50 +14,50 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
-from dfkd.cluster.capacity import WorkerResources, staying
-from dfkd.cluster.ray_internals import LocalTorchTrainer, draining
+from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
+from dfkd.cluster.ray_internals import LocalTorchTrainer, draining_nodes
 from dfkd.errors import DfkdError, InfrastructureError
 
 TRAIN: Any = ray.train
-"""Type checkers take its classes for those of an older API, which have the same names."""
+"""`ray.train` untyped: type checkers confuse its classes with those of an older API."""
 
-FAILURES = 2
-"""Times that ranks may die in one run; all of them then start again from the last checkpoint."""
+MAX_RANK_FAILURES = 2
+"""Rank deaths tolerated in one run; after each, all ranks restart from the last checkpoint."""
 
-STARTS = 30
-"""Times, a minute each, that one run waits for room for all ranks before it gives up."""
+MAX_START_ATTEMPTS = 30
+"""Attempts, of about a minute each, to get resources for all ranks before the run gives up."""
 
 RESIZE_SECONDS = 300.0
-"""Between two looks whether more ranks have room. To grow, all ranks start again from the last
+"""Seconds between two checks whether more ranks fit. To grow, all ranks restart from the last
 checkpoint."""
 
 GRACE_SECONDS = 30.0
-"""That the first rank may go on writing its checkpoint after another one's node was taken away."""
+"""Seconds for the first rank to finish its checkpoint after another rank's node was taken away."""
 
 Loop = Callable[[dict[str, Any]], Any]
-"""What each rank runs. If it returns true on the first rank, all ranks are started again."""
+"""The function of each rank. If it returns true on the first rank, all ranks are restarted."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many ranks, and what each has."""
+    """The number of ranks and the resources of each."""
 
     count: int
-    """At the start; 0 is one rank in the calling process, Ray Train's local mode."""
+    """Ranks at the start; 0 means one rank in the calling process (Ray Train's local mode)."""
     cpus: float
     device: str
-    """`cpu`, or the name of each one's GPU."""
+    """`cpu`, or the name of each rank's GPU."""
     elastic: tuple[int, int] | None = None
-    """The least and the most ranks, if their number follows the nodes that are there."""
+    """Smallest and largest number of ranks, if it follows the available nodes."""
 
     @property
     def gpu(self) -> bool:
-        """Whether each has one."""
+        """Whether each rank has a GPU."""
         return self.device != "cpu"
 
     @property
     def share(self) -> WorkerResources:
-        """What each reserves."""
+        """The resources that each rank reserves."""
         return WorkerResources(self.cpus, float(self.gpu))
 
 
@@ -66,10 +66,11 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
 
     Raises:
         DfkdError: a rank raised it.
-        InfrastructureError: ranks died more than `FAILURES` times, or had no room.
-        Exception: any other that a rank raised, with the rank's traceback as a note.
+        InfrastructureError: ranks died more than `MAX_RANK_FAILURES` times, or did not fit.
+        Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Local mode runs in this process, and the rank sets its own number of threads.
     threads = torch.get_num_threads()
     deaths = 0
     try:
@@ -79,12 +80,13 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
                     return
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
-                if (cause := raised(failures)) is not None:
+                if (cause := root_cause(failures)) is not None:
                     raise cause from None
+                # A dead process, not an error of the code: try again from the checkpoint.
                 deaths += 1
-                if deaths > FAILURES:
+                if deaths > MAX_RANK_FAILURES:
                     raise InfrastructureError(
-                        f"distillation: ranks died more than {FAILURES} times "
+                        f"distillation: ranks died more than {MAX_RANK_FAILURES} times "
                         f"({_last_line(failures)}); run the same command again, it resumes"
                     ) from None
             except TrainingFailedError as error:
@@ -97,15 +99,15 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
 
 
 def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> bool:
-    """Run the ranks once; whether the first one wants all of them to be started again.
+    """Run the ranks once; returns whether the first rank asks for a restart of all.
 
-    Ray itself starts them again only where they are not to blame: a node was taken away, or there
-    was no room yet. It would repeat an error of the code as it repeats a death.
+    Ray itself restarts ranks only if a node was taken away or there was no room yet. Other failures
+    are left to `run_ranks`, because Ray would retry an error of the code like a death.
     """
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path is the same to ranks and driver
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in ranks and driver
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
         trainer: Any = LocalTorchTrainer(
-            _carrying(loop) if workers.count else loop,
+            _with_traceback(loop) if workers.count else loop,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
             scaling_config=_scaling(workers),
@@ -114,7 +116,7 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
                 storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
                 failure_config=TRAIN.FailureConfig(
                     max_failures=0,
-                    controller_failure_limit=STARTS,
+                    controller_failure_limit=MAX_START_ATTEMPTS,
                     preemption_grace_s=GRACE_SECONDS,
                 ),
                 logging_config=TRAIN.LoggingConfig(log_level="WARNING"),
@@ -129,8 +131,8 @@ def _scaling(workers: Workers) -> Any:
     ranks: int | tuple[int, int] = workers.count
     if workers.elastic:
         least, most = workers.elastic
-        if draining():  # Ray counts these nodes too, and would wait for room on them
-            most = max(least, min(most, workers.share.slots(staying())))
+        if draining_nodes():  # Ray counts draining nodes and would wait for room on them
+            most = max(least, min(most, workers.share.slots(schedulable_nodes())))
         ranks = least, most
     return TRAIN.ScalingConfig(
         num_workers=ranks,
@@ -140,11 +142,11 @@ def _scaling(workers: Workers) -> Any:
     )
 
 
-def _carrying(loop: Loop) -> Loop:
-    """`loop`, whose exceptions carry their traceback to the driver, and which Ray does not log.
+def _with_traceback(loop: Loop) -> Loop:
+    """Wrap `loop` so that exceptions carry their traceback to the driver and Ray does not log them.
 
-    Ray would print a traceback of an error that has one line for its user, and of each rank that
-    lost its connection because another one failed.
+    Ray would print a traceback for errors that users get as one line, and one for each rank that
+    lost its connection because another rank failed.
     """
 
     def run(config: dict[str, Any]) -> Any:
@@ -158,28 +160,28 @@ def _carrying(loop: Loop) -> Loop:
     return run
 
 
-def raised(failures: Sequence[Exception]) -> Exception | None:
-    """Which of the ranks' exceptions explains the others; None if a rank died.
+def root_cause(failures: Sequence[Exception]) -> Exception | None:
+    """The exception that explains the others; None if the cause is a dead rank.
 
-    The project's own error comes first. When a rank dies, the others raise whatever their broken
-    connection gives; so they do when nobody has noticed the death yet.
+    A `DfkdError` takes precedence. After a death the other ranks raise various errors of a broken
+    connection, possibly before Ray has noticed the death.
     """
     for failure in failures:
         if isinstance(failure, DfkdError):
             return failure
-    return None if any(map(_tells_of_a_death, failures)) else failures[0]
+    return None if any(map(_means_dead_rank, failures)) else failures[0]
 
 
-def _tells_of_a_death(failure: Exception) -> bool:
-    """Whether Ray found a rank dead, or a rank lost its connection to another one."""
+def _means_dead_rank(failure: Exception) -> bool:
+    """Whether Ray found a rank dead, or a rank lost the connection to another rank."""
     if type(failure).__module__.partition(".")[0] == "ray":
         return True
-    # gloo raises a plain RuntimeError, which names the file of its source.
+    # gloo raises a plain RuntimeError whose text names gloo's source file.
     return isinstance(failure, DistError) or "gloo/transport" in str(failure)
 
 
 def _last_line(failures: Sequence[Exception]) -> str:
-    """Of the exception that Ray raised, if there is one."""
+    """The last line of one exception, Ray's own if there is one; at most 300 characters."""
     first = min(failures, key=lambda failure: type(failure).__module__.partition(".")[0] != "ray")
     lines = str(first).strip().splitlines() or ["no reason given"]
     return lines[-1][:300]

@@ -1,7 +1,7 @@
-"""What a run tells while it runs: measures for Prometheus, through Ray, and lines for the log.
+"""Metrics of a running run: measures for Prometheus, exported by Ray, and log lines.
 
-Ray exports them on every node as `ray_NAME` (`ray_NAME_total` of a count), with the node's and the
-process's labels beside those given here. Without a Ray that runs, nothing is measured.
+Ray exports each measure on every node as `ray_NAME` (`ray_NAME_total` for a count) and adds labels
+of node and process to those given here. If Ray is not running, nothing is measured.
 """
 
 import time
@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Gauge
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import Receipt, Version
-from dfkd.evaluation.results import figure
+from dfkd.evaluation.results import accuracy_of
 from dfkd.storage.base import Request
 from dfkd.utils import logs
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Measure:
-    """A name, what it says, and the labels that each value needs."""
+    """A metric: its name, its help text, and the labels that each value needs."""
 
     name: str
     says: str
@@ -32,19 +32,19 @@ class Measure:
 
 
 class Count(Measure):
-    """Grows only; its rate is what one looks at."""
+    """A counter: it only grows, so its rate is the figure of interest."""
 
     def add(self, amount: float, **labels: str) -> None:
-        """Count `amount` more in this process."""
+        """Add `amount` to this process's count."""
         if ray.is_initialized() and amount:
             Counter(self.name, self.says, self.labels).inc(amount, labels)
 
 
 class Level(Measure):
-    """The last value that this process has set."""
+    """A gauge: the last value that this process has set."""
 
     def set(self, value: float, **labels: str) -> None:
-        """Say what it is now."""
+        """Set the current value."""
         if ray.is_initialized():
             Gauge(self.name, self.says, self.labels).set(value, labels)
 
@@ -77,7 +77,7 @@ ACCURACY = Level(
     ("manifest", "model", "method", "seed", "domain"),
 )
 
-ALL: tuple[Measure, ...] = (
+ALL_MEASURES: tuple[Measure, ...] = (
     IMAGES,
     WORKER_RATE,
     IMAGE_STEPS,
@@ -92,19 +92,19 @@ ALL: tuple[Measure, ...] = (
     WAIT_SECONDS,
     ACCURACY,
 )
-"""Every measure; cluster/README.md and the dashboard show each of them."""
+"""All measures; cluster/README.md and the dashboard show each of them."""
 
-WHOLE = ("put", "finish")
-"""Requests after which an object is there."""
-SENDING = (*WHOLE, "begin", "part")
-"""Requests that an upload takes, in one piece or in parts."""
+COMPLETING = ("put", "finish")
+"""Storage requests that complete an object."""
+UPLOADING = (*COMPLETING, "begin", "part")
+"""Storage requests of an upload, whether in one piece or in parts."""
 
 REPORT_SECONDS = 5.0
-"""Between two reports of a `Pace`; Ray itself exports every ten seconds."""
+"""Seconds between two reports of a `Pace`. Ray exports every ten seconds."""
 
 
 class Pace:
-    """How a rank's time divides into steps and waiting for data."""
+    """Measures how a rank's time divides into training steps and waiting for data."""
 
     def __init__(self, images_per_step: int, **labels: str) -> None:
         self.images_per_step, self.labels = images_per_step, labels
@@ -112,23 +112,23 @@ class Pace:
         self.reported = time.perf_counter()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches; what is done with each until the next is asked for is its step."""
-        asked = time.perf_counter()
+        """Yield `batches`; the time until the caller requests the next one counts as its step."""
+        requested = time.perf_counter()
         for batch in batches:
-            given = time.perf_counter()
+            received = time.perf_counter()
             yield batch
             done = time.perf_counter()
             self.steps, self.worked, self.waited = (
                 self.steps + 1,
-                self.worked + done - given,
-                self.waited + given - asked,
+                self.worked + done - received,
+                self.waited + received - requested,
             )
             if done - self.reported > REPORT_SECONDS:
                 self.report()
-            asked = time.perf_counter()
+            requested = time.perf_counter()
 
     def report(self) -> None:
-        """Count what has come since the last report."""
+        """Add the steps and seconds since the last report to the measures."""
         SAMPLES.add(self.steps * self.images_per_step, **self.labels)
         STEPS.add(self.steps, **self.labels)
         STEP_SECONDS.add(self.worked, **self.labels)
@@ -138,42 +138,50 @@ class Pace:
 
 
 def count_request(request: Request) -> None:
-    """Observes a storage (`Storage.observed`): what it writes, and what it has to send again."""
+    """Observer of a storage (`Storage.observed`) that counts uploads and retried requests."""
     if request.attempt > 1:
         RETRIES.add(1)
-    if request.operation in SENDING:
+    if request.operation in UPLOADING:
         UPLOAD_SECONDS.add(request.seconds)
         UPLOAD_BYTES.add(request.bytes)
-    if request.operation in WHOLE and not request.error:
+    if request.operation in COMPLETING and not request.error:
         UPLOADS.add(1)
 
 
-def tell_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
-    """Set the accuracy of each row of a `results.json`."""
+def report_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
+    """Set the accuracy measure for each row of a `results.json`."""
     for row in results["rows"]:
         labels = {key: str(row[key]) for key in ("model", "method", "seed", "domain")}
-        ACCURACY.set(figure(row, results["average"]), manifest=manifest, **labels)
+        ACCURACY.set(accuracy_of(row, results["average"]), manifest=manifest, **labels)
 
 
 @dataclass
-class Teller:
-    """Tells of each task of a pool once, when it ends."""
+class TaskReporter:
+    """Reports each task of a pool once, when it ends: metrics and a log line."""
 
     manifest: Manifest
     version: Version
     pool: Pool[Any]
-    _told: int = 0
-    """Quarantined tasks that have been told of."""
+    _reported: int = 0
+    """The number of quarantined tasks reported so far."""
 
     @property
     def labels(self) -> dict[str, str]:
-        """Of the run's measures."""
+        """The labels of the run's measures."""
         return {"manifest": self.manifest.name, "method": self.manifest.method}
 
-    def done(
+    def report_done(
         self, receipt: Receipt, steps: int, seconds: float, node: str, attempt: int = 1
     ) -> None:
-        """A task is finished: after so many optimisation steps of its images, on that node."""
+        """Report a finished task.
+
+        Args:
+            receipt: the receipt of its shard.
+            steps: optimisation steps, summed over its images.
+            seconds: time that the task took.
+            node: address of the worker's node.
+            attempt: 1 for the first attempt.
+        """
         failed = len(receipt.failed)
         IMAGES.add(receipt.samples, outcome="done", **self.labels)
         IMAGES.add(failed, outcome="failed", **self.labels)
@@ -190,10 +198,10 @@ class Teller:
             node=node,
         )
 
-    def quarantined(self) -> None:
-        """Look for tasks that were quarantined since the last call."""
-        for item in self.pool.quarantine[self._told :]:
-            self._told += 1
+    def report_quarantined(self) -> None:
+        """Report the tasks that were quarantined since the last call."""
+        for item in self.pool.quarantine[self._reported :]:
+            self._reported += 1
             IMAGES.add(item.task.count, outcome="quarantined", **self.labels)
             logs.task_quarantined(
                 run=self.version.id,

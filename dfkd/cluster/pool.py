@@ -1,4 +1,4 @@
-"""An elastic pool of actors: one task in flight for each, retries with a cap, quarantine."""
+"""An elastic pool of actors with one task in flight each, limited retries and quarantine."""
 
 import contextlib
 import time
@@ -11,54 +11,60 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkd.cluster.capacity import GLANCE, PATIENCE, WorkerResources, no_room, staying
+from dfkd.cluster.capacity import (
+    CAPACITY_WAIT_SECONDS,
+    POLL_SECONDS,
+    WorkerResources,
+    no_capacity_error,
+    schedulable_nodes,
+)
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 
-NOTICE = 30.0
-"""Seconds within which a node answers, or is known to be dead."""
+PING_SECONDS = 30.0
+"""Seconds for a node to answer a ping, or for Ray to notice that it is dead."""
 
-LOSSES = 10
-"""Tries of a task that nodes took with them, beyond which it is suspected of killing them."""
+MAX_NODE_LOSSES = 10
+"""Attempts of one task that may be lost with their node before the task itself is suspected."""
 
 
 class Identified(Protocol):
-    """What a pool runs: a task, or anything else with a name of its own."""
+    """A unit of work for a pool: anything with a unique id."""
 
     @property
     def id(self) -> str:
-        """Its name, unique in the run."""
+        """A name that is unique in the run."""
 
 
 T = TypeVar("T", bound=Identified)
 
 
 class Actor:
-    """The base of what a pool runs tasks on; a subclass adds the method `run(task)`."""
+    """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
 
     def node_id(self) -> str:
-        """Of the node that it is on; the pool's first question, answered once it has started."""
+        """The id of the actor's node. The pool calls this first; an answer means it has started."""
         return _node_id()
 
 
 @dataclass(frozen=True)
 class Quarantined(Generic[T]):
-    """A task that failed at every try, and why it did the last time."""
+    """A task that failed at every attempt, with the reason of the last failure."""
 
     task: T
     reason: str
 
 
 @dataclass(eq=False)
-class Member(Generic[T]):
-    """An actor of the pool."""
+class ActorSlot(Generic[T]):
+    """An actor of the pool and what it is doing."""
 
     actor: Any
     awaited: Any
-    """Reference to what it does: at first its own start, then a task; None while it is idle."""
+    """Object reference of the current call: its start, then a task; None while it is idle."""
     since: float
-    """When that was begun (monotonic)."""
+    """Start of the current call in seconds (`time.monotonic`)."""
     node: str = ""
-    """Id of its node; empty until the cluster had room for it, and no task is given to it."""
+    """Id of its node; empty until the actor has started. Until then it gets no task."""
     task: T | None = None
 
 
@@ -66,228 +72,252 @@ class Member(Generic[T]):
 class Pool(Generic[T]):
     """Runs tasks on at most `size` actors (see `Actor`) that `start` makes.
 
-    The pool follows the cluster: it has as many actors as shares fit the nodes that are there, so
-    that nodes may join and leave while it runs. A node that is being drained gets no new task.
+    The pool follows the cluster: it has as many actors as fit the available nodes, so nodes may
+    join and leave while it runs. A draining node gets no new task.
 
-    One task an actor is in flight, whatever the number of tasks: the driver's memory is bounded,
-    and a death has exactly one suspect. (A task takes seconds, so the driver's millisecond between
-    two is no loss.) Ray itself retries nothing: a task whose actor died, hung or raised is tried
-    again on any actor, `attempts` times in all, and then quarantined. A try that ended with its
-    node is not held against the task. When so many tries fail in a row that the fault cannot be a
-    task's, the run ends.
+    Each actor has at most one task in flight, so the driver's memory is bounded and a death has
+    exactly one suspect. (Tasks take seconds, so the driver's millisecond between two tasks does
+    not matter.) Ray's own retries are off: a task whose actor died, hung or raised is retried on
+    any actor, `attempts` times in all, and then quarantined. An attempt lost to a node failure
+    does not count towards this limit. The run ends when too many attempts in a row fail for any
+    single task to be the cause.
     """
 
     start: Callable[[], Any]
     size: int
     attempts: int
-    share: WorkerResources
-    """What an actor reserves."""
+    resources: WorkerResources
+    """The resources that an actor reserves."""
     timeout: float = 0.0
-    """Seconds that a task may take; 0 is any."""
+    """Seconds that a task may take; 0 means no limit."""
     quarantine: list[Quarantined[T]] = field(default_factory=list)
     largest: int = 0
-    """Actors that were there at once."""
+    """The largest number of actors that were running at the same time."""
     stopped: bool = False
-    """Whether the last run left tasks because it was told to."""
-    _members: list[Member[T]] = field(default_factory=list)
-    _again: deque[T] = field(default_factory=deque)
+    """Whether the last run ended early because `may_start` returned False."""
+    _slots: list[ActorSlot[T]] = field(default_factory=list)
+    """The actors, started or waiting for room."""
+    _retry_queue: deque[T] = field(default_factory=deque)
+    """Tasks to start next: failed ones, and one that `_peek` has drawn already."""
     _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    _row: list[str] = field(default_factory=list)
+    """For each task id the failed attempts: the node of an actor that died, else empty."""
+    _consecutive_failures: list[str] = field(default_factory=list)
+    """The failed attempts since the last success, as in `_tries`."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
-    _wanted: int = 0
-    _glanced: float = 0.0
-    _placed: float = 0.0
-    _spent: float = 0.0
+    """Resources of the schedulable nodes, by node id, as of the last refresh."""
+    _target_size: int = 0
+    _last_poll: float = 0.0
+    _last_placed: float = 0.0
+    """When an actor was last known to have a node (monotonic)."""
+    _finished_seconds: float = 0.0
+    """Busy seconds of the tasks that are no longer in flight."""
 
     def run(
         self, tasks: Iterator[T | None], may_start: Callable[[T], bool] = lambda task: True
     ) -> Iterator[Any]:
-        """Yield each result as it comes, in no order; see `quarantine` afterwards.
+        """Yield each result when it arrives, in any order; see `quarantine` afterwards.
 
         Args:
-            tasks: as many as there are; drawn one at a time. None is for now: asked again once a
-                task in flight is done.
-            may_start: asked before each; once it says no, what is in flight is the last.
+            tasks: consumed lazily, one at a time. `None` means that nothing is ready yet; the pool
+                asks again when a task finishes.
+            may_start: called before each task; returning False lets the running tasks finish and
+                starts no more.
 
         Raises:
-            ManifestError: raised by an actor; no retry of a task can fix it.
-            InfrastructureError: raised by an actor, or `attempts` for each actor and once more
-                failed without a success between them, or no node had room for an actor.
+            ManifestError: an actor raised it; no retry can fix it.
+            InfrastructureError: an actor raised it; or `attempts` x (actors + 1) attempts in a row
+                failed; or no node had room for an actor.
         """
         self.stopped = False
-        self._placed = time.monotonic()
+        self._last_placed = time.monotonic()
         try:
-            # Without a task no actor is worth its start.
-            while self.flying or self._peek(tasks, may_start):
-                self._glance()
+            # Draw a task before starting actors: a finished run starts none.
+            while self.in_flight or self._peek(tasks, may_start):
+                self._poll()
                 self._fill(tasks, may_start)
                 yield from self._collect()
         finally:
-            while self._members:
-                self._end(self._members[0])
+            while self._slots:
+                self._remove(self._slots[0])
 
     @property
-    def flying(self) -> list[T]:
+    def in_flight(self) -> list[T]:
         """The tasks in flight."""
-        return [member.task for member in self._members if member.task is not None]
+        return [slot.task for slot in self._slots if slot.task is not None]
 
     @property
     def busy_seconds(self) -> float:
-        """Summed over actors: at work on tasks until now, failed tries included."""
+        """Seconds of work on tasks, summed over actors, failed attempts included."""
         now = time.monotonic()
-        return self._spent + sum(now - m.since for m in self._members if m.task is not None)
+        return self._finished_seconds + sum(
+            now - slot.since for slot in self._slots if slot.task is not None
+        )
 
     def tries(self, task: str) -> int:
-        """How often the task of that id was begun, if its last try succeeded."""
+        """The number of attempts for the task id `task`, given that its last attempt succeeded."""
         return len(self._tries.get(task, ())) + 1
 
     def _peek(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> bool:
-        """Whether a task may be begun; it is the first of `_again` then."""
+        """Whether a task may start; if so, it is the first one in `_retry_queue`."""
         if self.stopped:
             return False
-        if not self._again and (task := next(tasks, None)) is not None:
-            self._again.append(task)
-        if not self._again:
+        if not self._retry_queue and (task := next(tasks, None)) is not None:
+            self._retry_queue.append(task)
+        if not self._retry_queue:
             return False
-        self.stopped = not may_start(self._again[0])
+        self.stopped = not may_start(self._retry_queue[0])
         return not self.stopped
 
     def _fill(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> None:
-        """Give every idle actor a task while there are any, but none on a node that leaves."""
-        for member in self._members:
-            if member.awaited is None and member.node in self._nodes:
+        """Give each idle actor a task while there are any; skip actors on draining nodes."""
+        for slot in self._slots:
+            if slot.awaited is None and slot.node in self._nodes:
                 if not self._peek(tasks, may_start):
                     return
-                task = self._again.popleft()
-                member.task, member.since = task, time.monotonic()
-                member.awaited = member.actor.run.remote(task)
+                task = self._retry_queue.popleft()
+                slot.task, slot.since = task, time.monotonic()
+                slot.awaited = slot.actor.run.remote(task)
 
     def _collect(self) -> Iterator[Any]:
-        """Wait a little for any actor; yield its result if it has one."""
-        awaited = {m.awaited: m for m in self._members if m.awaited is not None}
+        """Wait up to `POLL_SECONDS` for one actor; yield its result if it succeeded."""
+        awaited = {slot.awaited: slot for slot in self._slots if slot.awaited is not None}
         if not awaited:
-            time.sleep(GLANCE)
-        done, _ = ray.wait(list(awaited), num_returns=1, timeout=GLANCE) if awaited else ([], [])
+            time.sleep(POLL_SECONDS)
+        done, _ = (
+            ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS) if awaited else ([], [])
+        )
         for reference in done:
-            member = awaited[reference]
-            task = self._freed(member)
+            slot = awaited[reference]
+            task = self._release(slot)
             try:
                 result = ray.get(reference)
             except RayError as error:
-                self._failed(member, task, error)
+                self._handle_error(slot, task, error)
                 continue
-            if task is None:
-                member.node = result
-                self._placed = time.monotonic()
+            if task is None:  # the answer of `node_id`: the actor has started
+                slot.node = result
+                self._last_placed = time.monotonic()
             else:
-                self._row.clear()
-            if member.node not in self._nodes and member.node not in self._look():
-                self._end(member)
+                self._consecutive_failures.clear()
+            # Remove an actor on a draining node now, before `_fill` looks for idle ones.
+            if slot.node not in self._nodes and slot.node not in self._refresh_nodes():
+                self._remove(slot)
             if task is not None:
                 yield result
 
-    def _freed(self, member: Member[T]) -> T | None:
-        """Make a member idle; returns the task that it had."""
-        task, member.task, member.awaited = member.task, None, None
+    def _release(self, slot: ActorSlot[T]) -> T | None:
+        """Mark a slot as idle; returns the task that it had, if any."""
+        task, slot.task, slot.awaited = slot.task, None, None
         if task is not None:
-            self._spent += time.monotonic() - member.since
+            self._finished_seconds += time.monotonic() - slot.since
         return task
 
-    def _glance(self) -> None:
-        """Now and then: follow the cluster's size, and replace what hangs."""
+    def _poll(self) -> None:
+        """Every `POLL_SECONDS`: adapt to the cluster's size and replace actors that hang."""
         now = time.monotonic()
-        if now - self._glanced < GLANCE:
+        if now - self._last_poll < POLL_SECONDS:
             return
-        self._glanced = now
-        self._look()
-        for member in list(self._members):
-            if member.awaited is None and member.node not in self._nodes:
-                self._end(member)
-            elif member.task is not None and 0 < self.timeout < now - member.since:
-                self._late(member)
+        self._last_poll = now
+        self._refresh_nodes()
+        for slot in list(self._slots):
+            if slot.awaited is None and slot.node not in self._nodes:
+                self._remove(slot)
+            elif slot.task is not None and 0 < self.timeout < now - slot.since:
+                self._time_out(slot)
         self._resize()
-        if any(member.node for member in self._members):
-            self._placed = now
-        elif now - self._placed > PATIENCE:
-            raise no_room(self.share)
+        if any(slot.node for slot in self._slots):
+            self._last_placed = now
+        elif now - self._last_placed > CAPACITY_WAIT_SECONDS:
+            raise no_capacity_error(self.resources)
 
-    def _look(self) -> dict[str, dict[str, float]]:
-        self._nodes = staying()
+    def _refresh_nodes(self) -> dict[str, dict[str, float]]:
+        """Read the schedulable nodes from Ray; returns them."""
+        self._nodes = schedulable_nodes()
         return self._nodes
 
     def _resize(self) -> None:
-        """As many actors as fit: those on leaving nodes do not count, waiting ones may go."""
-        wanted = self._wanted = min(self.size, self.share.slots(self._nodes))
-        lasting = [m for m in self._members if not m.node or m.node in self._nodes]
-        for _ in range(wanted - len(lasting)):
+        """Start or remove actors until as many are on schedulable nodes as fit there."""
+        target = self._target_size = min(self.size, self.resources.slots(self._nodes))
+        # Actors on draining nodes end after their task, so replacements start already.
+        lasting = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
+        for _ in range(target - len(lasting)):
             actor = self.start()
-            # Ray keeps it waiting until it has room for it, and only then is it given a task.
-            self._members.append(Member(actor, actor.node_id.remote(), time.monotonic()))
-        waiting = [member for member in lasting if not member.node]
-        for member in waiting[: max(0, len(lasting) - wanted)]:
-            self._end(member)
-        self.largest = max(self.largest, sum(bool(member.node) for member in self._members))
+            # Ray starts the actor when a node has room; until then the slot gets no task.
+            self._slots.append(ActorSlot(actor, actor.node_id.remote(), time.monotonic()))
+        # To shrink, remove only actors that have not started, so no work is lost.
+        waiting = [slot for slot in lasting if not slot.node]
+        for slot in waiting[: max(0, len(lasting) - target)]:
+            self._remove(slot)
+        self.largest = max(self.largest, sum(bool(slot.node) for slot in self._slots))
 
-    def _end(self, member: Member[T]) -> None:
-        self._members.remove(member)
-        ray.kill(member.actor)
+    def _remove(self, slot: ActorSlot[T]) -> None:
+        self._slots.remove(slot)
+        ray.kill(slot.actor)
 
-    def _late(self, member: Member[T]) -> None:
-        task = self._freed(member)
-        self._end(member)
+    def _time_out(self, slot: ActorSlot[T]) -> None:
+        task = self._release(slot)
+        self._remove(slot)
         if task is not None:
-            self._judge(
+            self._record_failure(
                 task,
                 f"no result within {self.timeout:g} seconds (a worker that hangs, or tasks that "
                 "need a larger cluster.task_timeout)",
                 "",
             )
 
-    def _failed(self, member: Member[T], task: T | None, error: RayError) -> None:
-        died = not isinstance(error, RayTaskError)  # of itself, its node, or Ray's memory monitor
+    def _handle_error(self, slot: ActorSlot[T], task: T | None, error: RayError) -> None:
+        died = not isinstance(
+            error, RayTaskError
+        )  # by itself, with its node, or by Ray's memory monitor
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
-        # What nobody foresaw may be the actor's fault: one whose GPU is lost fails every task from
-        # now on, in no time.
+        # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
+        # every further task immediately.
         if died or task is None or not isinstance(cause, DfkdError):
-            self._end(member)
-        words = str(cause) if isinstance(cause, DfkdError) else repr(cause)
-        self._look()
-        self._judge(task, " ".join(words.split())[:300], member.node if died else "")
+            self._remove(slot)
+        reason = str(cause) if isinstance(cause, DfkdError) else repr(cause)
+        self._refresh_nodes()
+        self._record_failure(task, " ".join(reason.split())[:300], slot.node if died else "")
 
-    def _judge(self, task: T | None, reason: str, node: str) -> None:
-        """Try a task again or quarantine it; `node` is that of an actor that died."""
-        self._row.append(node)
-        row = self._held(self._row)
-        if row >= self.attempts * (max(1, self._wanted) + 1):
+    def _record_failure(self, task: T | None, reason: str, node: str) -> None:
+        """Retry a task or quarantine it; `node` is the node of an actor that died, else empty."""
+        self._consecutive_failures.append(node)
+        # Even if every actor had a bad task, one of these attempts should have succeeded.
+        failures = self._count_charged(self._consecutive_failures)
+        if failures >= self.attempts * (max(1, self._target_size) + 1):
             raise InfrastructureError(
-                f"workers: {row} tries in a row failed, the last with {reason}; "
+                f"workers: {failures} tries in a row failed, the last with {reason}; "
                 "fix that and run the same command again, it resumes"
             )
         if task is None:
             return
         tries = self._tries[task.id]
         tries.append(node)
-        if node and self._held(tries) >= self.attempts:
-            self._call(node)
-        if self._held(tries) < self.attempts and len(tries) < self.attempts + LOSSES:
-            self._again.append(task)
+        # Before quarantining, make sure that the actor did not die with its node: Ray may report
+        # the actor's death seconds before the node's.
+        if node and self._count_charged(tries) >= self.attempts:
+            self._ping(node)
+        if (
+            self._count_charged(tries) < self.attempts
+            and len(tries) < self.attempts + MAX_NODE_LOSSES
+        ):
+            self._retry_queue.append(task)
         else:
             self.quarantine.append(Quarantined(task, reason))
 
-    def _call(self, node: str) -> None:
-        """Find out whether a node still answers, which Ray itself may notice only seconds later."""
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
+    def _ping(self, node: str) -> None:
+        """Ask a node for an answer, then refresh the nodes; Ray may notice a death late."""
+        on_node = NodeAffinitySchedulingStrategy(node, soft=False)
         ask: Any = ray.remote(_node_id).options(
-            num_cpus=0, max_retries=0, scheduling_strategy=there
+            num_cpus=0, max_retries=0, scheduling_strategy=on_node
         )
         with contextlib.suppress(RayError):
-            ray.get(ask.remote(), timeout=NOTICE)
-        self._look()
+            ray.get(ask.remote(), timeout=PING_SECONDS)
+        self._refresh_nodes()
 
-    def _held(self, tries: list[str]) -> int:
-        """How many are held against a task: not those that ended with their node."""
+    def _count_charged(self, tries: list[str]) -> int:
+        """The number of failed attempts that count, which excludes those lost with their node."""
         return sum(not node or node in self._nodes for node in tries)
 
 

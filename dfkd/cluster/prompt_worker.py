@@ -1,4 +1,4 @@
-"""The prompts of a version: part after part, each by a worker that knows the ones before."""
+"""Making the prompts of a version, part after part; each part depends on earlier ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ class PromptPart:
 
     @property
     def id(self) -> str:
-        """Its name in messages."""
+        """The part's name in messages."""
         return f"prompts {part_name(self.number)}"
 
 
 @dataclass(frozen=True)
 class PromptSummary:
-    """What all prompts of a version come to: the last unit of work of a `PromptWorker`."""
+    """The statistics over all prompts of a version: the last unit of work of a `PromptWorker`."""
 
     id: str = "prompts summary"
 
 
 class PromptWorker(Worker):
-    """Makes prompts part after part; a new one takes up where a dead one left."""
+    """Makes prompts part after part; a new worker continues where a dead one stopped."""
 
-    def work(self, unit: PromptPart | PromptSummary) -> int | None:
-        """Write one part and return its number, or prompts.json once all parts are there."""
+    def run_task(self, unit: PromptPart | PromptSummary) -> int | None:
+        """Write one part and return its number; for a `PromptSummary` write prompts.json."""
         if self._maker is None:
             base = self.version.base()
             carried = base.prompt_part if base else None
@@ -47,9 +47,10 @@ class PromptWorker(Worker):
         if isinstance(unit, PromptSummary):
             names = [part_name(i) for i in range(part_count(self.manifest))]
             texts = self._maker.class_texts.cpu().numpy()
-            facts = statistics(map(self.version.prompt_part, names), texts)
-            self.version.seal_prompts(names, facts)
+            summary = statistics(map(self.version.prompt_part, names), texts)
+            self.version.seal_prompts(names, summary)
             return None
+        # Prompts of a part depend on those before it, which another worker may have made.
         self._maker.remember(unit.number, self._table)
         self.version.put_prompts(part_name(unit.number), self._maker.part(unit.number))
         return unit.number
@@ -58,8 +59,15 @@ class PromptWorker(Worker):
         return self.version.prompt_part(part_name(part))
 
 
-def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) -> None:
-    """Every part, on as many workers as may know nothing of each other, and prompts.json."""
+def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTracker) -> None:
+    """Write every missing part and then prompts.json.
+
+    At most `parts_at_once` workers run, because so many parts do not depend on each other.
+
+    Raises:
+        DfkdError: a part failed at every attempt.
+        BudgetError: the budget is spent.
+    """
     if version.storage.exists(PROMPTS_KEY):
         return
     total = part_count(manifest)
@@ -68,25 +76,28 @@ def write_prompts(manifest: Manifest, version: Version, purse: BudgetTracker) ->
         pool_of(manifest, PromptWorker, version, parts_at_once(manifest)) as pool,
         bar(f"{manifest.method} prompts", total, "part", len(done)) as progress,
     ):
-        units = _in_order(manifest, done)
-        for made in pool.run(units, lambda unit: purse.covers(pool)):
-            made.count(purse.cost)
-            if made.result is not None:
-                done.add(made.result)
+        units = _ready_parts(manifest, done)
+        for result in pool.run(units, lambda unit: budget_tracker.allows(pool)):
+            result.count(budget_tracker.cost)
+            if result.result is not None:
+                done.add(result.result)
                 progress.update()
-    purse.close(pool)
+    budget_tracker.finish(pool)
     if pool.quarantine:
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
 
 
-def _in_order(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:
-    """Each part that is not `done`, once those are that it knows; None while it must wait."""
-    total, apart = part_count(manifest), parts_at_once(manifest)
+def _ready_parts(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:
+    """Yield each part that is not in `done`, when the parts it depends on are; None until then.
+
+    Part n depends on parts 0 .. n - `parts_at_once`; the summary depends on all of them.
+    """
+    total, concurrent = part_count(manifest), parts_at_once(manifest)
     parts = [PromptPart(number) for number in range(total) if number not in done]
     units: list[PromptPart | PromptSummary] = [*parts, PromptSummary()]
-    known = 0
+    known = 0  # parts 0 .. known - 1 are done
     for unit in units:
-        needed = unit.number - apart + 1 if isinstance(unit, PromptPart) else total
+        needed = unit.number - concurrent + 1 if isinstance(unit, PromptPart) else total
         while True:
             while known in done:
                 known += 1

@@ -1,4 +1,4 @@
-"""What each rank of a distillation runs, under Ray Train."""
+"""The training loop of each rank of a distillation, under Ray Train."""
 
 import warnings
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.versions import PublishedVersion, open_version
-from dfkd.distillation.distiller import Distiller, Distribute, Scale, Schedule
-from dfkd.distillation.labels import label_source
+from dfkd.distillation.distiller import Distiller, Distribute, LabelScale, Schedule
+from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_store import check_teacher
 from dfkd.models.student import CARD, build, card, fold, save_student
 from dfkd.storage import layout
@@ -35,18 +35,18 @@ from dfkd.utils.device import configure_process, pick_device
 from dfkd.utils.progress import Bar, LineBar
 
 LOG_STEPS = 50
-"""Steps between two points of a TensorBoard curve, where an epoch is not shorter."""
+"""Steps between two points of a TensorBoard curve; the end of an epoch is a point too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a rank is told; the rest it reads from storage."""
+    """The input of a rank; it reads everything else from storage."""
 
     manifest: Manifest
     method: Method
     seed: int
     version: str
-    """Id of the published version, so that all ranks and restarts read the same."""
+    """Id of the published version, so that all ranks and restarts read the same one."""
     name: str
     """The student's folder."""
     cpus: float
@@ -54,15 +54,15 @@ class Job:
     local: bool = False
     """Whether the one rank runs inside the driver."""
     watched: bool = False
-    """Whether somebody looks at the driver's terminal."""
+    """Whether the driver writes to a terminal."""
 
 
 def train(config: dict[str, Any]) -> bool:
-    """Train one student with all ranks together; rank 0 writes what is kept.
+    """Train one student with all ranks together; rank 0 writes checkpoints and student.
 
     Returns:
-        Whether the ranks are to start again: they stopped, with a checkpoint of their last step,
-        because the node of one of them is about to be taken away.
+        Whether all ranks must be restarted, because the node of one of them is about to be taken
+        away. They stopped with a checkpoint of their last step.
     """
     job: Job = config["job"]
     context = ray.train.get_context()
@@ -70,7 +70,7 @@ def train(config: dict[str, Any]) -> bool:
     configure_process(job.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
     folder = root.child(layout.student(job.name))
-    # A rank that died right after rank 0 had written the student makes all of them start again.
+    # If a rank died just after rank 0 wrote the student, all ranks restart and end here.
     if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
         return False
     version = open_version(root.child(layout.data(job.method)), job.version)
@@ -79,34 +79,35 @@ def train(config: dict[str, Any]) -> bool:
     stream = open_stream(job.manifest, version, job.seed, rank, world)
     distiller = open_distiller(job, version, stream, rank, world)
     checkpoints = Checkpoints(folder.child("checkpoints"))
-    # Rank 0 chooses: a rank of an earlier attempt may still be writing while the others list.
+    # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
     if newest:
         distiller.restore(checkpoints.read(newest))
     pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
     if rank == 0:
-        return _lead(job, version, folder, stream, distiller, checkpoints, pace)
-    return _run(stream, distiller, pace, distiller.advance, lambda: None)
+        return _train_as_leader(job, version, folder, stream, distiller, checkpoints, pace)
+    return _train_epochs(stream, distiller, pace, distiller.advance, lambda: None)
 
 
 def open_stream(
     manifest: Manifest, version: PublishedVersion, seed: int, rank: int, world: int
 ) -> Stream:
-    """The batches of a version for one rank; raises `ManifestError` where they cannot be formed."""
+    """The batches of a version for one rank; raises `ManifestError` if it has too few images."""
     config = manifest.distillation
     share = RankShare(rank, world, config.loader_workers)
     return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
 
 
 @torch.no_grad()
-def agree(module: nn.Module) -> None:
-    """Make every rank's floating-point buffers the mean over all ranks.
+def average_buffers(module: nn.Module) -> None:
+    """Replace the floating-point buffers of `module` by their mean over all ranks, in place.
 
-    These are the running means and variances of batch norm, of which each rank has those of its own
-    images. The mean is taken in float64, so that what is equal on all ranks stays as it is.
+    These buffers are the running means and variances of batch norm, which each rank computes from
+    its own images. The mean is computed in float64, so equal values stay exactly the same.
     """
     if not torch.distributed.is_initialized():
         return
+    # One all_reduce for all buffers instead of one for each of them.
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     means = torch.cat([buffer.double().flatten() for buffer in buffers])
     torch.distributed.all_reduce(means)
@@ -116,35 +117,37 @@ def agree(module: nn.Module) -> None:
         buffer.copy_(mean.view_as(buffer))
 
 
-def _run(
+def _train_epochs(
     stream: Stream,
     distiller: Distiller,
     pace: Pace,
     advance: Callable[[Batch], object],
     save: Callable[[], None],
 ) -> bool:
-    """Train from the distiller's step to the end, or until a node is about to go; whether one is.
+    """Train from the distiller's step to the end; returns True if it stopped early.
 
-    Before each checkpoint and at the end all ranks agree on the batch-norm statistics.
+    It stops early when a rank's node is about to be taken away. Before each checkpoint and at the
+    end the batch-norm statistics are averaged over the ranks.
     """
-    steps, interval = distiller.course.steps_per_epoch, distiller.config.checkpoint_epochs
+    steps, interval = distiller.schedule.steps_per_epoch, distiller.config.checkpoint_epochs
     leaving = False
-    with Notice() as notice:
+    with PreemptionWatch() as watch:
         while not (distiller.done or leaving):
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
                 advance(batch)
-                leaving = notice.given() and not distiller.done
+                leaving = watch.received() and not distiller.done
                 if leaving:
                     break
+            # All ranks come here at the same step, which the collective mean needs.
             if distiller.done or leaving or distiller.epoch % interval == 0:
-                agree(distiller.student)
+                average_buffers(distiller.student)
                 if not distiller.done:
                     save()
     pace.report()
     return leaving
 
 
-def _lead(
+def _train_as_leader(
     job: Job,
     version: PublishedVersion,
     folder: Storage,
@@ -153,9 +156,9 @@ def _lead(
     checkpoints: Checkpoints,
     pace: Pace,
 ) -> bool:
-    """Rank 0: as `_run`, show progress, write checkpoints, and at the end the student."""
-    config, course = job.manifest.distillation, distiller.course
-    done, total = distiller.step * config.batch_size, course.total * config.batch_size
+    """`_train_epochs` for rank 0, which also shows progress and writes checkpoints and student."""
+    config, schedule = job.manifest.distillation, distiller.schedule
+    done, total = distiller.step * config.batch_size, schedule.total * config.batch_size
     bar = _bar(job, f"{job.method} student", total, done)
     with Tracker(bar, folder.child("tensorboard"), config.batch_size) as tracker:
         means: dict[str, float] = {}
@@ -164,38 +167,40 @@ def _lead(
             if distiller.step == 0:
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
             tracker.record(distiller.advance(batch))
-            place = distiller.step % course.steps_per_epoch
-            if place == 0 or place % LOG_STEPS == 0:
-                rate = course.rate(config, distiller.step - 1)
+            # Reading the loss waits for the device, so it is done every `LOG_STEPS` only.
+            in_epoch = distiller.step % schedule.steps_per_epoch
+            if in_epoch == 0 or in_epoch % LOG_STEPS == 0:
+                rate = schedule.rate(config, distiller.step - 1)
                 means.update(tracker.log(distiller.step, rate))
 
         def save() -> None:
             checkpoints.write(distiller.step, distiller.state())
             tracker.upload()
 
-        if _run(stream, distiller, pace, advance, save):
+        if _train_epochs(stream, distiller, pace, advance, save):
             return True
         tracker.upload()
+    # The exported head gives distances, not standardised ones.
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
-    save_student(folder, student, _card(job, version, course) | {"training": means})
+    save_student(folder, student, _card(job, version, schedule) | {"training": means})
     checkpoints.clear()
     return False
 
 
-def _card(job: Job, version: PublishedVersion, course: Schedule) -> dict[str, Any]:
+def _card(job: Job, version: PublishedVersion, schedule: Schedule) -> dict[str, Any]:
     manifest = job.manifest
     return {
         **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
         "method": job.method,
         "seed": job.seed,
         "version": version.fingerprint,
-        "steps": course.total,
+        "steps": schedule.total,
         "distillation": manifest.as_dict()["distillation"],
     }
 
 
 def _bar(job: Job, description: str, total: int, done: int) -> Bar:
-    """Where the driver's user sees it: tqdm here, Ray's relay from elsewhere, lines in a log."""
+    """A progress bar: tqdm in the driver, Ray's relayed tqdm in an actor, lines in a log."""
     if not job.watched:
         return LineBar(description, total, "img", done)
     if job.local:
@@ -206,7 +211,7 @@ def _bar(job: Job, description: str, total: int, done: int) -> Bar:
 def open_distiller(
     job: Job, version: PublishedVersion, stream: Stream, rank: int, world: int
 ) -> Distiller:
-    """One rank's student in training, at its first step, joined with the other ranks'."""
+    """A rank's distiller at step 0; with several ranks its gradients are synchronised."""
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.gpu else torch.device("cpu")
     classes, size = len(manifest.classes), manifest.synthesis.image_size
@@ -216,7 +221,7 @@ def open_distiller(
         config,
         Schedule.of(config, stream.steps),
         job.seed,
-        label=label_source(manifest, device),
+        label=target_function(manifest, device),
         scale=_scale(config, version),
         device=device,
         rank=rank,
@@ -225,23 +230,24 @@ def open_distiller(
     )
 
 
-def _scale(config: Distillation, version: PublishedVersion) -> Scale:
+def _scale(config: Distillation, version: PublishedVersion) -> LabelScale:
     if not config.standardise:
-        return Scale()
+        return LabelScale()
     mean, std = version.manifest["label_mean"], version.manifest["label_std"]
-    return Scale(mean, max(std, 1e-6))
+    return LabelScale(mean, max(std, 1e-6))
 
 
 def distribute(device: torch.device, precision: str) -> Distribute:
-    """DDP without broadcasting buffers: of batch-norm statistics `agree` takes the mean over ranks.
+    """Wrap in DDP without broadcasting buffers; `average_buffers` handles batch-norm statistics.
 
-    What is computed in bfloat16 is sent in it: on a CPU the sum over ranks costs as much time as
-    half a step otherwise. By the setting and not by what a device can, so that all ranks agree.
+    With bfloat16 precision the gradients are sent in bfloat16, because on a CPU the sum over ranks
+    takes half as long as a step otherwise. The setting decides, not the device's capability, so
+    that all ranks use the same format.
     """
     ids = [device] if device.type == "cuda" else None
 
     def wrap(module: nn.Module) -> nn.Module:
-        with warnings.catch_warnings():  # its new name is not in every supported torch
+        with warnings.catch_warnings():  # torch renamed it; older versions lack the new name
             warnings.simplefilter("ignore", FutureWarning)
             parallel = DistributedDataParallel(
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -257,28 +263,28 @@ def _compressed(
     group: torch.distributed.ProcessGroup,
     bucket: torch.distributed.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    """torch's own hook, which by its own name is refused over gloo although gloo can do it."""
+    """`bf16_compress_hook` under another name: torch refuses that name over gloo, which works."""
     return bf16_compress_hook(group, bucket)
 
 
-class Notice:
-    """Whether a node with a rank is about to go; all ranks learn it at the same step.
+class PreemptionWatch:
+    """Tells all ranks at the same step that the node of a rank is about to be taken away.
 
-    Ray Train has the ranks agree on the answer, which takes milliseconds. A thread asks while a
-    step runs, so that no step waits; the answer is then one step old.
+    Ray Train makes the ranks agree on the answer, which takes milliseconds. A thread asks during
+    each step, so no step waits and the answer is one step old.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "dfkd-notice")
-        self._asked: Future[PreemptionInfo | None] | None = None
+        self._thread = ThreadPoolExecutor(1, "dfkd-preemption")
+        self._pending: Future[PreemptionInfo | None] | None = None
 
-    def given(self) -> bool:
-        """Whether there was a notice when this was last called. Every rank calls it at each step.
+    def received(self) -> bool:
+        """Whether there was a notice at the previous call. Every rank must call it at each step.
 
         Raises:
             RayError: another rank died.
         """
-        answer, self._asked = self._asked, self._thread.submit(get_preemption_info)
+        answer, self._pending = self._pending, self._thread.submit(get_preemption_info)
         return answer is not None and answer.result() is not None
 
     def __enter__(self) -> Self:
@@ -290,5 +296,6 @@ class Notice:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # All ranks have asked as often, so that the last answer comes; after an error it may not.
+        # After the same number of calls on all ranks the last answer comes; after an error it
+        # may never come.
         self._thread.shutdown(wait=error is None)

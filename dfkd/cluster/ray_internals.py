@@ -1,7 +1,7 @@
-"""All that this package uses of Ray beyond its public API, because there is no public way to it.
+"""Every use of Ray beyond its public API, where the public API offers no way.
 
 Another release of Ray may change any of it without notice: `pyproject.toml` therefore allows one
-minor release, and tests/cluster/test_ray_internals.py has a test of each use.
+minor release, and tests/cluster/test_ray_internals.py tests each use.
 """
 
 import json
@@ -26,53 +26,58 @@ from dfkd.utils.progress import Bar
 
 
 class LocalTorchTrainer(TorchTrainer):
-    """Without the actor that frees what a killed run had reserved, where it can only complain.
+    """`TorchTrainer` without the placement-group cleaner where there is no dashboard.
 
-    It asks the dashboard each second whether the run lives. A local cluster has no dashboard, and
-    ends with its run.
+    The cleaner frees resources of a killed run and asks the dashboard every second whether the run
+    is alive. A local cluster has no dashboard and ends with its run, so it would only log errors.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
         if get_dashboard_url():
             return callbacks
-        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+        return [
+            callback
+            for callback in callbacks
+            if not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
 
 
-def draining() -> set[str]:
-    """Ids of the nodes that will go and take no new work, as after a notice of preemption.
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to leave and take no new work, as after a preemption notice.
 
-    `ray.train.get_preemption_info` tells it only to ranks, and only of their own nodes.
+    `ray.train.get_preemption_info` works in ranks only, and for their own nodes only.
     """
     return set(state.get_draining_nodes())
 
 
 def node_types() -> Iterable[str]:
-    """What the autoscaler calls the nodes that are there.
+    """The autoscaler's type names of the available nodes.
 
-    Without an autoscaler Ray runs a stand-in, which names a type `node_...` after each node.
+    Without an autoscaler Ray runs a stand-in, whose type names are `node_` and the node's id.
     """
+    # The v1 autoscaler publishes its report as JSON under this key; v2 has an SDK.
     if status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):
         active: Mapping[str, int] = (
             json.loads(status).get("autoscaler_report", {}).get("active_nodes", {})
         )
         return active
-    found = get_cluster_status(ray.get_runtime_context().gcs_address)
-    return [node.ray_node_type_name for node in [*found.active_nodes, *found.idle_nodes]]
+    cluster = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return [node.ray_node_type_name for node in [*cluster.active_nodes, *cluster.idle_nodes]]
 
 
 def request_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
-    """Ask the autoscaler for nodes that hold all `bundles` at once; none takes the wish back."""
+    """Ask the autoscaler for nodes that hold all `bundles` together; `[]` withdraws the request."""
     request_resources(bundles=[dict(bundle) for bundle in bundles])
 
 
 def relayed_bar(description: str, total: int, unit: str, done: int) -> Bar:
-    """A bar that an actor moves and the driver's terminal shows."""
+    """A progress bar that an actor updates and the driver's terminal shows."""
     bar: Bar = tqdm_ray.tqdm(desc=description, total=total, unit=unit)
     bar.update(done)
     return bar
 
 
 def quiet_authentication() -> None:
-    """Do not print that clusters use tokens, which is Ray's default, on each start."""
+    """Silence Ray's message at each start that clusters use tokens by default."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Building a version on a cluster: prompts first, then every task's shard, then one publication."""
+"""Building a version on a cluster: prompts, then the shard of every task, then publication."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfkd.cluster.capacity import require_shared
-from dfkd.cluster.metrics import WORKER_RATE, Teller, count_request
+from dfkd.cluster.capacity import require_shared_storage
+from dfkd.cluster.metrics import WORKER_RATE, TaskReporter, count_request
 from dfkd.cluster.prompt_worker import write_prompts
-from dfkd.cluster.tracking import Glimpse, MeanLoss, ShardTracker
+from dfkd.cluster.tracking import MeanLoss, ShardSummary, ShardTracker
 from dfkd.cluster.worker import BudgetTracker, Worker, pool_of
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.budget import Budget
@@ -44,7 +44,7 @@ from dfkd.models import generator, teacher
 from dfkd.storage import layout
 from dfkd.storage.cost_records import record_cost
 from dfkd.storage.lease import reading
-from dfkd.storage.local import Storage, open_storage, require_disk_space, require_root_space
+from dfkd.storage.local import Storage, open_storage, require_room, require_root_space
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.progress import bar
 
@@ -58,19 +58,19 @@ LIBRARIES = (
     "pillow",
     "numpy",
 )
-"""Those whose version can change a pixel or a student, as far as they are installed."""
+"""Libraries whose version can change a pixel or a student; recorded if installed."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A published version and what was counted in the making."""
+    """A published version and its counts."""
 
     method: Method
     version: PublishedVersion
     images: int
-    """In the version."""
+    """The number of images in the version."""
     failed: int
-    """Images that diverged at every try and are not in it."""
+    """Images that diverged at every attempt and are not in the version."""
     prompts: dict[str, Any]
     """Content of `prompts.json`: diversity and faithfulness of the prompts."""
 
@@ -83,29 +83,29 @@ def build(
     budget: Budget | None = None,
     make_current: bool = True,
 ) -> Built:
-    """Make and publish the version of a manifest with one method; resumes what is there.
+    """Make and publish the version of a manifest with one method; resumes unfinished work.
 
     Args:
-        identity: of the manifest, from `identify`.
-        abandon: leave unfinished work of another manifest behind instead of refusing.
+        identity: the manifest's identity, from `identify`.
+        abandon: leave unfinished work of another manifest behind; otherwise it is an error.
         accept_partial: publish although tasks are quarantined.
-        budget: what this call may spend on making prompts and shards.
-        make_current: False publishes a candidate, which readers do not use yet.
+        budget: limit on what this call spends on prompts and shards.
+        make_current: False publishes a candidate that readers do not use yet.
 
     Raises:
-        BudgetError: the budget is spent; what is finished is kept, and the same command resumes.
-        PartialError: tasks are quarantined; all others are kept, and the same command tries again.
+        BudgetError: the budget is spent; finished work is kept, and the same command resumes.
+        PartialError: tasks are quarantined; all others are kept, and the same command retries.
         ManifestError: no node of the cluster can hold a worker.
     """
     method = manifest.method
     require_root_space(manifest.storage.root, estimated_bytes(manifest))
-    require_shared(manifest.storage.root)
+    require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(layout.data(method)), fingerprints.fingerprint(identity))
-    # The version may be abandoned or old, and then jobs/clean.py may be removing it.
+    # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
-        quarantined = {} if version.published else _fill(manifest, root, version, budget)
+        quarantined = {} if version.published else _make_missing(manifest, root, version, budget)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
         refuse_removal(version.home, version.id)
@@ -117,14 +117,14 @@ def build(
     return Built(method, published, images, failed, _prompts(version))
 
 
-def _fill(
+def _make_missing(
     manifest: Manifest, root: Storage, version: Version, budget: Budget | None
 ) -> dict[str, str]:
-    """Make all that a version lacks; the reason of each task that is quarantined."""
+    """Make the missing prompts and shards; returns the reason for each quarantined task id."""
     with record_cost(root, "synthesize", manifest.method) as cost:
-        purse = BudgetTracker(budget or Budget(), cost)
-        write_prompts(manifest, version, purse)
-        return write_shards(manifest, version, purse)
+        budget_tracker = BudgetTracker(budget or Budget(), cost)
+        write_prompts(manifest, version, budget_tracker)
+        return write_shards(manifest, version, budget_tracker)
 
 
 def _prompts(version: Version) -> dict[str, Any]:
@@ -143,16 +143,18 @@ def _refuse_quarantined(
 
 
 def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
-    """Whether the version of an identity of the manifest is published already."""
+    """Whether the version of this identity is published already."""
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     return Version(home, fingerprints.fingerprint(identity)).published
 
 
 def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
-    """What is hashed of a manifest with one method; reads its weight files whole.
+    """The identity of a manifest with one method, which the fingerprint hashes.
+
+    It reads the weight files completely.
 
     Args:
-        base: fingerprint of the version that all but the regenerated tasks are carried over from.
+        base: fingerprint of the version from which all tasks but the regenerated are carried over.
     """
     cache = manifest.cache
     weights = teacher.resolve(manifest.teacher, cache).digests
@@ -162,7 +164,7 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Library versions, which published manifests and scores record."""
+    """Versions of Python and libraries, for published manifests and scores."""
     versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -171,20 +173,20 @@ def environment() -> dict[str, Any]:
 
 
 class SynthesisWorker(Worker):
-    """Makes shards."""
+    """Makes the shards of units of tasks."""
 
-    def work(self, unit: Unit) -> list[tuple[Receipt, Glimpse]]:
-        """Synthesise, write and commit a unit's tasks: the receipt that counts, and a glimpse."""
-        # A maker that fails may be half-way through a part: the next try loads one anew.
+    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+        """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
+        # A maker that raises may be half-way through a part, so the next attempt loads a new one.
         maker, self._maker = self._maker or self._load(unit), None
-        curve, begun = MeanLoss(), time.perf_counter()
+        curve, started = MeanLoss(), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
-                require_disk_space(Path(folder, "shards"), size)
+                require_room(Path(folder, "shards"), size)
                 prompts = self._prompts(unit)
                 failed = maker.shards(unit, prompts, Path(folder), curve)
-                found = [
+                committed = [
                     self._commit(task, Path(folder), failed[task], curve) for task in unit.tasks
                 ]
             except OSError as error:
@@ -192,11 +194,12 @@ class SynthesisWorker(Worker):
                     f"task {unit.id}: {error}; free space, run again"
                 ) from None
         if has_dependent_parts(self.manifest.method):
+            # The next part of a chained method continues from this state.
             Chain(self.version).keep(self.manifest, unit.part, maker.state())
         self._maker = maker
-        rate = sum(glimpse.samples for _, glimpse in found) / (time.perf_counter() - begun)
+        rate = sum(summary.samples for _, summary in committed) / (time.perf_counter() - started)
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
-        return found
+        return committed
 
     def _load(self, unit: Unit) -> ShardMaker:
         manifest, loaded = self.manifest, self.load_teacher()
@@ -208,62 +211,76 @@ class SynthesisWorker(Worker):
         return maker
 
     def _prompts(self, unit: Unit) -> pa.Table:
-        if len(unit.generated) == 1:
-            return self.version.prompts(unit.generated[0])
+        if len(unit.made) == 1:
+            return self.version.prompts(unit.made[0])
         return self.version.prompt_part(part_name(unit.part))
 
     def _commit(
         self, task: Task, folder: Path, failed: tuple[int, ...], curve: MeanLoss
-    ) -> tuple[Receipt, Glimpse]:
+    ) -> tuple[Receipt, ShardSummary]:
         tar = folder / f"{task.id}.tar"
         receipt = self.version.commit(task, tar, failed)
         samples = list(parse_shard(tar.read_bytes(), receipt.shard))
         name = self.manifest.classes[task.class_index]
-        return receipt, Glimpse.of(name, samples, len(failed), curve, task.shard_index == 0)
+        return receipt, ShardSummary.of(name, samples, len(failed), curve, task.shard_index == 0)
 
 
 def write_shards(
-    manifest: Manifest, version: Version, purse: BudgetTracker, kind: type[Worker] = SynthesisWorker
+    manifest: Manifest,
+    version: Version,
+    budget_tracker: BudgetTracker,
+    kind: type[Worker] = SynthesisWorker,
 ) -> dict[str, str]:
-    """Every task without a receipt, on actors of a kind; the reason of each that is quarantined."""
+    """Make every task without a receipt on actors of class `kind`.
+
+    Returns:
+        The reason for each quarantined task, by task id.
+
+    Raises:
+        BudgetError: the budget is spent.
+    """
     version.carry(fresh_tasks(manifest))
     done, chain = version.done(), Chain(version) if has_dependent_parts(manifest.method) else None
-    sizes = [len(unit.generated) for unit in units(manifest, done)]
+    # A chained method makes one unit after another, so one actor is all that it can use.
+    sizes = [len(unit.made) for unit in units(manifest, done)]
     left, largest = len(sizes), max(sizes, default=1)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
     method = manifest.method
     board = open_storage(manifest.storage.root).child(f"{layout.TENSORBOARD}synthesis-{method}")
-    cost = purse.cost
+    cost = budget_tracker.cost
     with (
         pool_of(manifest, kind, version, 1 if chain else left, largest) as pool,
         bar(f"{method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
-        teller = Teller(manifest, version, pool)
+        reporter = TaskReporter(manifest, version, pool)
         remaining = chain.units(manifest, done) if chain else units(manifest, done)
-        for made in pool.run(remaining, lambda unit: purse.covers(pool, unit.count)):
-            made.count(cost)
+        for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool, unit.count)):
+            result.count(cost)
             cost.workers = pool.largest
-            for receipt, glimpse in made.result:
-                seconds = made.seconds / len(made.result)
-                teller.done(receipt, glimpse.steps, seconds, made.node, pool.tries(made.unit))
+            # The tasks of a unit are made together, so each counts an equal part of its time.
+            for receipt, summary in result.result:
+                seconds = result.seconds / len(result.result)
+                reporter.report_done(
+                    receipt, summary.steps, seconds, result.node, pool.tries(result.unit)
+                )
                 cost.images += receipt.samples
                 cost.bytes += receipt.bytes
-                tracker.record(glimpse)
+                tracker.record(summary)
                 progress.update(receipt.samples)
-            teller.quarantined()
-            for note in made.notes:
-                progress.say(f"note: task {made.unit}: {note}")
+            reporter.report_quarantined()
+            for note in result.notes:
+                progress.say(f"note: task {result.unit}: {note}")
             progress.note(_failures(tracker.failed, len(pool.quarantine)))
-        teller.quarantined()
+        reporter.report_quarantined()
         progress.note(_failures(tracker.failed, len(pool.quarantine)))
-    purse.close(pool)
+    budget_tracker.finish(pool)
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
 
 
 def _failures(images: int, tasks: int) -> str:
-    """For the bar: what went wrong so far, or nothing."""
+    """Text for the progress bar with the non-zero counts; empty if nothing failed."""
     counts = {"failed": images, "quarantined": tasks}
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

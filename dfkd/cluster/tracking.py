@@ -1,4 +1,4 @@
-"""What a run tells while it runs, for TensorBoard: scalars and sample images as event files."""
+"""TensorBoard event files of a running run: scalars and sample images."""
 
 import math
 import tempfile
@@ -21,18 +21,18 @@ from dfkd.utils.images import decode_image
 from dfkd.utils.progress import Bar, Closing
 
 UPLOAD_SECONDS = 60.0
-"""Between two uploads of a synthesis, whose shards may come many times a second."""
+"""Seconds between two uploads of a synthesis, in which many shards a second may finish."""
 
 SAMPLES = 4
-"""Images of a class that are shown."""
+"""The number of images shown of each class."""
 SIDE = 96
-"""Pixels a side of a shown image at the most: event files are uploaded whole each time."""
+"""Largest width and height of a shown image in pixels; event files are uploaded whole each time."""
 CLASSES = 100
-"""Classes that are shown at the most, for the same reason."""
+"""The largest number of classes shown, for the same reason."""
 
 
 class Board(Closing):
-    """Event files: written in a local folder, put into storage whenever `upload` is called."""
+    """Event files, written to a local folder and copied to storage by `upload`."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -40,55 +40,55 @@ class Board(Closing):
         self.writer = SummaryWriter(self.folder.name)
 
     def close(self) -> None:
-        """Leave nothing behind but what was uploaded."""
+        """Close the files and delete the local folder."""
         self.writer.close()
         self.folder.cleanup()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """A point of each named curve."""
+        """Add a point at `step` to each named curve."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def images(self, name: str, batch: Tensor, step: int) -> None:
-        """Images [N, 3, H, W], uint8 or float32 in [0, 1], side by side as one picture."""
+        """Add images [N, 3, H, W], uint8 or float32 in [0, 1], side by side as one picture."""
         self.writer.add_image(name, torch.cat(list(batch.cpu()), dim=2), step)
 
     def upload(self) -> None:
-        """Put the event files where `tensorboard --logdir` finds them."""
+        """Copy the event files to storage, where `tensorboard --logdir` finds them."""
         self.writer.flush()
         for file in Path(self.folder.name).iterdir():
             self.storage.put(file.name, file)
 
 
 class Tracker(Board):
-    """Of a training: means of loss and agreement between two `log` calls, and images/s."""
+    """Event files of a training: mean loss and agreement between two `log` calls, and images/s."""
 
     def __init__(self, bar: Bar, storage: Storage, images_per_step: int) -> None:
         super().__init__(storage)
         self.bar, self.images_per_step = bar, images_per_step
-        self.outcomes: list[StepMetrics] = []
+        self.pending: list[StepMetrics] = []
         self.since = time.monotonic()
 
     def close(self) -> None:
-        """See `Board.close`; the bar is left as it stands."""
+        """Close the bar as it stands, then as `Board.close`."""
         self.bar.close()
         super().close()
 
-    def record(self, outcome: StepMetrics) -> None:
+    def record(self, metrics: StepMetrics) -> None:
         """Count one step; its numbers stay on the device until `log`."""
-        self.outcomes.append(outcome)
+        self.pending.append(metrics)
         self.bar.update(self.images_per_step)
 
     def log(self, step: int, rate: float) -> dict[str, float]:
         """Write the means since the last call under `step`; returns loss and agreement."""
         means = {
-            "loss": _mean([outcome.loss for outcome in self.outcomes]),
-            "agreement": _mean([outcome.agreement for outcome in self.outcomes]),
+            "loss": _mean([metrics.loss for metrics in self.pending]),
+            "agreement": _mean([metrics.agreement for metrics in self.pending]),
         }
         now = time.monotonic()
-        speed = len(self.outcomes) * self.images_per_step / max(now - self.since, 1e-9)
+        speed = len(self.pending) * self.images_per_step / max(now - self.since, 1e-9)
         self.scalars({**means, "learning_rate": rate, "images_per_second": speed}, step)
-        self.outcomes.clear()
+        self.pending.clear()
         self.since = now
         return means
 
@@ -105,7 +105,7 @@ class MeanLoss:
         self.counts: dict[int, Tensor] = {}
 
     def __call__(self, step: int, losses: Tensor) -> None:
-        """Take in the losses [B] of a step, which stay on their device; skips what is no number."""
+        """Add the losses [B] of a step, which stay on their device; non-finite ones are skipped."""
         finite = losses.isfinite()
         total = torch.where(finite, losses, 0).sum()
         count = finite.sum()
@@ -116,51 +116,53 @@ class MeanLoss:
             self.sums[step], self.counts[step] = total, count
 
     def points(self) -> tuple[float, ...]:
-        """One mean for each step, from the first to the last that any image took; NaN of none."""
+        """The mean loss of each step in order; NaN for a step without a finite loss."""
         return tuple(float(self.sums[step] / self.counts[step]) for step in self.sums)
 
 
 @dataclass(frozen=True)
-class Glimpse:
-    """The little of a finished shard that is shown while a run goes on."""
+class ShardSummary:
+    """The figures and images of a finished shard that are shown during a run."""
 
     class_name: str
     samples: int
     failed: int
     loss: float
-    """Mean of the kept steps; NaN without samples."""
+    """Mean loss of the kept steps; NaN without samples."""
     confidence: float
-    """Mean probability of the own class; NaN without samples."""
+    """Mean probability of the image's own class; NaN without samples."""
     steps: int
     """Optimisation steps, summed over the samples."""
     curve: tuple[float, ...]
     """See `MeanLoss.points`."""
     images: tuple[bytes, ...]
-    """Encoded, of the class's first shard; empty of the others."""
+    """Encoded sample images of the class's first shard; empty for its other shards."""
 
     @classmethod
     def of(
         cls, class_name: str, samples: Sequence[Sample], failed: int, curve: MeanLoss, show: bool
     ) -> Self:
-        """The glimpse of a shard's samples; with some of its images if `show`."""
-        facts = [sample.metadata for sample in samples]
+        """The summary of a shard's samples; with some of its images if `show`."""
+        metadata = [sample.metadata for sample in samples]
         return cls(
             class_name,
             len(samples),
             failed,
-            float(np.mean([fact["loss"] for fact in facts])) if facts else float("nan"),
-            float(np.mean([fact["confidence"] for fact in facts])) if facts else float("nan"),
-            sum(fact["steps"] for fact in facts),
+            float(np.mean([entry["loss"] for entry in metadata])) if metadata else float("nan"),
+            float(np.mean([entry["confidence"] for entry in metadata]))
+            if metadata
+            else float("nan"),
+            sum(entry["steps"] for entry in metadata),
             curve.points(),
             tuple(sample.image for sample in samples[:SAMPLES]) if show else (),
         )
 
 
 class ShardTracker(Board):
-    """Of a synthesis: what each shard shows, over the number of images that are finished."""
+    """Event files of a synthesis: figures of each shard over the number of finished images."""
 
     def __init__(self, storage: Storage, image_size: int, done: int = 0) -> None:
-        """`done` images of `image_size` pixels a side were finished by earlier runs."""
+        """`done`: images that earlier runs have finished; `image_size`: pixels a side."""
         super().__init__(storage)
         self.side = min(image_size, SIDE)
         self.initial = self.done = done
@@ -169,7 +171,7 @@ class ShardTracker(Board):
         self.started = self.uploaded = time.monotonic()
 
     def close(self) -> None:
-        """See `Board.close`; the mean loss of each step is written first."""
+        """Write the mean loss of each step, then as `Board.close`."""
         try:
             for step, loss in enumerate(self.curve.points()):
                 if math.isfinite(loss):
@@ -179,22 +181,23 @@ class ShardTracker(Board):
         finally:
             super().close()
 
-    def record(self, glimpse: Glimpse) -> None:
-        """Show one more shard; its images too, if its class is one of the first `CLASSES`."""
-        self.done += glimpse.samples
-        self.failed += glimpse.failed
+    def record(self, summary: ShardSummary) -> None:
+        """Add a shard's figures, and its images if its class is one of the first `CLASSES`."""
+        self.done += summary.samples
+        self.failed += summary.failed
         now = time.monotonic()
         speed = (self.done - self.initial) / max(now - self.started, 1e-9)
         values = {"images_per_second": speed, "failed": float(self.failed)}
-        if glimpse.samples:
-            values |= {"loss": glimpse.loss, "confidence": glimpse.confidence}
+        if summary.samples:
+            values |= {"loss": summary.loss, "confidence": summary.confidence}
         self.scalars(values, self.done)
-        for step, mean in enumerate(glimpse.curve):
+        # Averaged over shards and written once, at the end.
+        for step, mean in enumerate(summary.curve):
             self.curve(step, torch.tensor([mean]))
-        if glimpse.images and self.shown < CLASSES:
+        if summary.images and self.shown < CLASSES:
             self.shown += 1
-            shown = np.stack([decode_image(image, self.side) for image in glimpse.images])
-            self.images(f"samples/{glimpse.class_name}", _channels_first(shown), 0)
+            shown = np.stack([decode_image(image, self.side) for image in summary.images])
+            self.images(f"samples/{summary.class_name}", _channels_first(shown), 0)
         if now - self.uploaded > UPLOAD_SECONDS:
             self.uploaded = now
             self.upload()

@@ -1,4 +1,4 @@
-"""What the workers of a build share: their models, what they cost, and the pool they work in."""
+"""Base of the workers that build a version: model loading, cost and budget, and their pool."""
 
 import time
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from dfkd.cluster.capacity import room, worker_share
+from dfkd.cluster.capacity import request_resources_for, worker_resources
 from dfkd.cluster.metrics import count_request
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.budget import Budget
@@ -24,24 +24,24 @@ from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
 
-ASKED = 256
-"""Workers that an autoscaler is asked for where the manifest names no number: its own limits, which
-are there for cost, hold below that."""
+MAX_REQUESTED_WORKERS = 256
+"""Workers requested from an autoscaler if the manifest names no number. The autoscaler's own
+maximum caps the cost."""
 
 
 @dataclass(frozen=True)
 class TaskResult(Generic[R]):
-    """What a worker gives back for a unit of work."""
+    """The result of a unit of work, and what the work cost."""
 
     result: R
     seconds: float
     device: str
     notes: tuple[str, ...] = ()
-    """Sentences for a person, such as that memory ran out."""
+    """Messages for the user, for example that memory ran out."""
     node: str = ""
     """Address of the worker's node."""
     unit: str = ""
-    """The id of what was done."""
+    """Id of the unit of work."""
 
     def count(self, cost: CostCounter) -> None:
         """Add this worker's time to a stage's cost."""
@@ -51,35 +51,35 @@ class TaskResult(Generic[R]):
 
 @dataclass
 class Worker(Actor, ABC):
-    """What both actors share: the run, and models that are loaded by the first unit of work.
+    """Base class of both workers. The first unit of work loads the models.
 
-    Loading in the constructor would turn a clear error into an actor that dies again and again.
+    If the constructor loaded them, a clear error would become an actor that dies again and again.
     """
 
     manifest: Manifest
     version: Version
     cpus: float
     notes: list[str] = field(default_factory=list, init=False)
-    """See `TaskResult.notes`; of the unit at work."""
+    """`TaskResult.notes` of the current unit."""
     _maker: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.version = replace(self.version, home=self.version.home.observed(count_request))
 
     def run(self, unit: Any) -> TaskResult[Any]:
-        """Do a unit of work; returns its result with what it cost."""
-        begun = time.perf_counter()
-        result, notes = self.work(unit), tuple(self.notes)
+        """Do a unit of work; returns its result and its cost."""
+        started = time.perf_counter()
+        result, notes = self.run_task(unit), tuple(self.notes)
         self.notes.clear()
-        seconds, node = time.perf_counter() - begun, ray.util.get_node_ip_address()
+        seconds, node = time.perf_counter() - started, ray.util.get_node_ip_address()
         return TaskResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
 
     @abstractmethod
-    def work(self, unit: Any) -> Any:
-        """Do a unit of work, which leaves its result in storage."""
+    def run_task(self, unit: Any) -> Any:
+        """Do a unit of work and leave its output in storage; returns a summary for the driver."""
 
     def load_teacher(self) -> teacher.Teacher:
-        """The teacher on this worker's device, with this worker's threads."""
+        """The teacher on this worker's device; also sets this process's number of threads."""
         configure_process(self.cpus)
         precision = self.manifest.synthesis.precision
         device, cache = pick_device(), self.manifest.cache
@@ -87,7 +87,7 @@ class Worker(Actor, ABC):
         return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
 
     def load_generator(self) -> generator.VQGAN | None:
-        """The generator on this worker's device; None for a method without latents."""
+        """The generator on this worker's device; None if the method has no latents."""
         if prompt_method(self.manifest.method) is None:
             return None
         config, precision = self.manifest.generator, self.manifest.synthesis.precision
@@ -95,7 +95,11 @@ class Worker(Actor, ABC):
         return generator.VQGAN.load(config, pick_device(), precision, self.manifest.cache)
 
     def _require_same(self, digests: Mapping[str, str]) -> None:
-        """Refuse files of this node that are not those of the version's fingerprint."""
+        """Raise `WeightsError` if a weight file of this node is not that of the fingerprint.
+
+        Args:
+            digests: sha256 of each weight file, by role.
+        """
         identity = self.version.identity
         for role, digest in digests.items():
             if identity.get(f"{role}.sha256") != digest:
@@ -109,24 +113,24 @@ class Worker(Actor, ABC):
 
 @dataclass
 class BudgetTracker:
-    """What a run may spend, and what it has spent."""
+    """The budget of a run and what has been spent of it."""
 
     budget: Budget
     cost: CostCounter
     spent: float = 0.0
-    """Worker-seconds of the pools that are done, failed tries included."""
+    """Worker-seconds of the finished pools, failed attempts included."""
 
     def __post_init__(self) -> None:
         self.cost.worker_seconds = 0.0
 
-    def covers(self, pool: Pool[Any], images: int = 0) -> bool:
-        """Whether work on so many images may start beside those in flight."""
-        flying = sum(unit.count for unit in pool.flying if isinstance(unit, Unit))
+    def allows(self, pool: Pool[Any], images: int = 0) -> bool:
+        """Whether work on `images` more images may start, given the work in flight in `pool`."""
+        in_flight = sum(unit.count for unit in pool.in_flight if isinstance(unit, Unit))
         seconds = self.spent + pool.busy_seconds
-        return self.budget.allows(self.cost.images + flying + images, seconds)
+        return self.budget.covers(self.cost.images + in_flight + images, seconds)
 
-    def close(self, pool: Pool[Any]) -> None:
-        """Take in what a pool has spent; `BudgetError` if it was stopped for that."""
+    def finish(self, pool: Pool[Any]) -> None:
+        """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""
         self.spent += pool.busy_seconds
         if pool.stopped:
             raise BudgetError(
@@ -140,19 +144,19 @@ class BudgetTracker:
 def pool_of(
     manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int = 1
 ) -> Iterator[Pool[Any]]:
-    """A pool of at most `size` workers of a kind, and no more than the manifest wants.
+    """A pool of at most `size` workers of class `kind`, limited by `cluster.workers`.
 
     Args:
-        tasks: in a unit of work at the most; `cluster.task_timeout` is what each may take.
+        tasks: the largest number of tasks in a unit; `cluster.task_timeout` applies to each task.
     """
     cluster = manifest.cluster
-    share = worker_share(cluster)
-    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **share.options)
-    with room(share, min(size, cluster.workers or ASKED)):
+    resources = worker_resources(cluster)
+    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
+    with request_resources_for(resources, min(size, cluster.workers or MAX_REQUESTED_WORKERS)):
         yield Pool(
             lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
             min(size, cluster.workers or size),
             cluster.attempts,
-            share,
+            resources,
             cluster.task_timeout * tasks,
         )

@@ -1,7 +1,8 @@
-"""Augmented views of a batch: every image draws its own, the batch is computed at once.
+"""Augmented views: random parameters for each image, computed for the whole batch at once.
 
-What moves pixels (flip, crop, affine) is composed into one matrix an image and sampled once; what
-changes colours (colour, grey, invert) into another. So a view costs about the same whatever is on.
+The geometric augmentations (flip, crop, affine) are composed into one matrix for each image and
+sampled once; the colour augmentations (colour, grey, invert) are composed into another matrix. A
+view therefore costs about the same for any combination.
 """
 
 import math
@@ -14,33 +15,37 @@ from torch.nn import functional as F
 from dfkd.config.distillation import Augmentation
 
 CROP_AREA = (0.5, 1.0)
+"""Area of a crop relative to the image."""
 ROTATION, SHEAR, SHIFT, SCALE = math.radians(20), 0.15, 0.1, (0.8, 1.2)
+"""Largest rotation in radians, largest shear and shift (in half image sides), and size factors."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, (0.6, 1.4), (0.2, 1.8), math.pi / 6
+"""Largest brightness offset, factors of contrast and saturation, largest hue angle in radians."""
 GREY, INVERT, BLUR, ERASE = 0.25, 0.15, 0.3, 0.3
-"""Shares of images that are made grey, inverted, blurred, partly erased."""
+"""Probability of each augmentation for an image."""
 NOISE = 0.08
 """Largest standard deviation of the pixel noise."""
 
 LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in the luma (ITU-R BT.601)."""
 
 
 class _Draws:
-    """Numbers for each image of a batch, on the pixels' device, from one generator."""
+    """Random numbers, one for each image of a batch, on the generator's device."""
 
     def __init__(self, batch: int, generator: Generator) -> None:
         self.batch, self.generator = batch, generator
 
-    def between(self, low: float, high: float) -> Tensor:
-        """float32 [N], uniform."""
+    def uniform(self, low: float, high: float) -> Tensor:
+        """float32 [N], uniform in [low, high)."""
         return (
             torch.rand(self.batch, generator=self.generator, device=self.generator.device)
             .mul_(high - low)
             .add_(low)
         )
 
-    def chosen(self, share: float) -> Tensor:
-        """bool [N], true for about `share` of the images."""
-        return self.between(0, 1) < share
+    def bernoulli(self, probability: float) -> Tensor:
+        """bool [N], true with the given probability."""
+        return self.uniform(0, 1) < probability
 
 
 def augment(pixels: Tensor, options: Collection[Augmentation], generator: Generator) -> Tensor:
@@ -51,8 +56,8 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
     draws = _Draws(len(pixels), generator)
     if "crop" in options or "affine" in options:
         pixels = _sample(pixels, _geometry(options, draws))
-    elif "flip" in options:
-        mirrored = draws.chosen(0.5).view(-1, 1, 1, 1)
+    elif "flip" in options:  # exact, without interpolation
+        mirrored = draws.bernoulli(0.5).view(-1, 1, 1, 1)
         pixels = torch.where(mirrored, pixels.flip(-1), pixels)
     if not {"colour", "grey", "invert"}.isdisjoint(options):
         pixels = _colours(pixels, options, draws)
@@ -62,34 +67,37 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
         noise = torch.randn(
             pixels.shape, generator=generator, device=pixels.device, dtype=pixels.dtype
         )
-        pixels = torch.addcmul(pixels, noise, draws.between(0, NOISE).view(-1, 1, 1, 1))
+        pixels = torch.addcmul(pixels, noise, draws.uniform(0, NOISE).view(-1, 1, 1, 1))
     if "erase" in options:
         pixels = _erase(pixels, draws)
     return pixels.clamp(0, 1)
 
 
 def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
-    """float32 [N, 2, 3]: where in the image (coordinates -1..1) each place of the view lies."""
-    one, zero = draws.between(1, 1), draws.between(0, 0)
+    """Affine matrices float32 [N, 2, 3] from view to image coordinates, both in [-1, 1]."""
+    one, zero = draws.uniform(1, 1), draws.uniform(0, 0)
     linear = torch.eye(2, device=one.device).expand(draws.batch, 2, 2)
     shift = torch.stack([zero, zero], 1)
     if "affine" in options:
-        angle = draws.between(-ROTATION, ROTATION)
-        size = draws.between(*SCALE)
-        shear = draws.between(-SHEAR, SHEAR)
+        # Rotation x shear, divided by the size: the map from view to image enlarges inversely.
+        angle = draws.uniform(-ROTATION, ROTATION)
+        size = draws.uniform(*SCALE)
+        shear = draws.uniform(-SHEAR, SHEAR)
         cos, sin = angle.cos() / size, angle.sin() / size
         linear = torch.stack(
             [torch.stack([cos, cos * shear - sin], 1), torch.stack([sin, sin * shear + cos], 1)], 1
         )
-        shift = torch.stack([draws.between(-SHIFT, SHIFT), draws.between(-SHIFT, SHIFT)], 1)
+        shift = torch.stack([draws.uniform(-SHIFT, SHIFT), draws.uniform(-SHIFT, SHIFT)], 1)
     if "crop" in options:
-        side = draws.between(*CROP_AREA).sqrt()
-        room = 1 - side
-        corner = torch.stack([draws.between(-1, 1), draws.between(-1, 1)], 1) * room[:, None]
+        side = draws.uniform(*CROP_AREA).sqrt()
+        slack = 1 - side  # how far the centre of the crop may move
+        corner = torch.stack([draws.uniform(-1, 1), draws.uniform(-1, 1)], 1) * slack[:, None]
+        # The crop comes before the affine map, so its corner goes through `linear`.
         shift = shift + (linear @ corner[:, :, None])[:, :, 0]
         linear = linear * side[:, None, None]
     if "flip" in options:
-        sign = 1 - 2 * draws.chosen(0.5).float()
+        # Mirroring the view comes first of all: it negates the column of x.
+        sign = 1 - 2 * draws.bernoulli(0.5).float()
         linear = linear * torch.stack([sign, one], 1)[:, None, :]
     return torch.cat([linear, shift[:, :, None]], 2)
 
@@ -100,23 +108,25 @@ def _sample(pixels: Tensor, geometry: Tensor) -> Tensor:
 
 
 def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -> Tensor:
-    """x' = A x + b with an own A [3, 3] and b [3] for each image."""
+    """x' = A x + b with random A [3, 3] and b [3] for each image; returns x' in [0, 1]."""
     batch, device = draws.batch, pixels.device
     matrix = torch.eye(3, device=device).expand(batch, 3, 3)
     offset = torch.zeros(batch, 3, device=device)
     luma = torch.tensor(LUMA, device=device).expand(3, 3)
     if "colour" in options:
-        saturation = draws.between(*SATURATION)[:, None, None]
-        matrix = saturation * _hue(draws.between(-HUE, HUE)) + (1 - saturation) * luma
-        contrast = draws.between(*CONTRAST)
+        saturation = draws.uniform(*SATURATION)[:, None, None]
+        # Saturation interpolates between the hue-rotated colour and its luma.
+        matrix = saturation * _hue(draws.uniform(-HUE, HUE)) + (1 - saturation) * luma
+        contrast = draws.uniform(*CONTRAST)
         matrix = matrix * contrast[:, None, None]
-        brightness = (1 - contrast) / 2 + draws.between(-BRIGHTNESS, BRIGHTNESS)
+        # Contrast is about mid-grey: c * x + (1 - c) / 2.
+        brightness = (1 - contrast) / 2 + draws.uniform(-BRIGHTNESS, BRIGHTNESS)
         offset = offset + brightness[:, None]
     if "grey" in options:
-        grey = draws.chosen(GREY)[:, None, None]
+        grey = draws.bernoulli(GREY)[:, None, None]
         matrix = torch.where(grey, luma @ matrix, matrix)
     if "invert" in options:
-        invert = draws.chosen(INVERT)
+        invert = draws.bernoulli(INVERT)
         matrix = torch.where(invert[:, None, None], -matrix, matrix)
         offset = torch.where(invert[:, None], 1 - offset, offset)
     flat = torch.baddbmm(offset[:, :, None], matrix, pixels.flatten(2))
@@ -124,7 +134,7 @@ def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -
 
 
 def _hue(angle: Tensor) -> Tensor:
-    """float32 [N, 3, 3]: rotations about the grey axis (Rodrigues); they keep greys and whites."""
+    """Rotations float32 [N, 3, 3] about the grey axis (Rodrigues' formula); greys stay the same."""
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     mean = torch.full((3, 3), 1 / 3, device=angle.device)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / 3**0.5
@@ -132,29 +142,29 @@ def _hue(angle: Tensor) -> Tensor:
 
 
 def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
-    """A share of the images mixed with their blur (two box filters), each to its own degree."""
+    """Mix a random part of the images with their blur (two box filters), each to its own degree."""
     reach = max(1, pixels.shape[-1] // 64)
     blurred = pixels
-    for padding in (reach, reach - 1):  # an even filter adds a pixel, and the next takes it
+    for padding in (reach, reach - 1):  # an even filter adds a pixel, the next one removes it
         blurred = F.avg_pool2d(blurred, 2 * reach, 1, padding, count_include_pad=False)
-    degree = draws.chosen(BLUR) * draws.between(0.3, 1)
+    degree = draws.bernoulli(BLUR) * draws.uniform(0.3, 1)
     return torch.lerp(pixels, blurred, degree.view(-1, 1, 1, 1))
 
 
 def _erase(pixels: Tensor, draws: _Draws) -> Tensor:
-    """A rectangle of a share of the images filled with one colour."""
+    """Fill a rectangle with a random colour in a random part of the images."""
     height, width = pixels.shape[-2:]
     rows = _stripe(height, draws, pixels.device)
     columns = _stripe(width, draws, pixels.device)
-    colour = torch.stack([draws.between(0, 1) for _ in range(3)], 1)[:, :, None, None]
+    colour = torch.stack([draws.uniform(0, 1) for _ in range(3)], 1)[:, :, None, None]
     hole = rows[:, None, :, None] & columns[:, None, None, :]
-    hole = hole & draws.chosen(ERASE).view(-1, 1, 1, 1)
+    hole = hole & draws.bernoulli(ERASE).view(-1, 1, 1, 1)
     return torch.where(hole, colour, pixels)
 
 
 def _stripe(length: int, draws: _Draws, device: torch.device) -> Tensor:
-    """bool [N, length]: one interval an image, 1/5 to 1/2 of the length."""
-    size = draws.between(0.2, 0.5)
-    start = draws.between(0, 1) * (1 - size)
-    place = (torch.arange(length, device=device) + 0.5) / length
-    return (place >= start[:, None]) & (place < (start + size)[:, None])
+    """bool [N, length]: one interval for each image, 1/5 to 1/2 of the length."""
+    size = draws.uniform(0.2, 0.5)
+    start = draws.uniform(0, 1) * (1 - size)
+    position = (torch.arange(length, device=device) + 0.5) / length
+    return (position >= start[:, None]) & (position < (start + size)[:, None])

@@ -1,4 +1,4 @@
-"""Distillation: L1 on the teacher's distances, in two phases (equations 4-5). Torch only."""
+"""Distillation: L1 loss on the teacher's distances, in two phases (equations 4-5). Torch only."""
 
 import gc
 import math
@@ -20,32 +20,33 @@ from dfkd.utils.device import autocast
 from dfkd.utils.seeding import CPU, seeded
 
 MOMENTUM = 0.9
-"""Of SGD, as in A.2 of the paper, which names no weight decay."""
+"""Momentum of SGD, from A.2 of the paper. The paper names no weight decay."""
 
-Label = Callable[[Tensor], Tensor]
-"""The teacher's distances [B, M] float32 for views [B, 3, H, W] in [0, 1]."""
+TargetFunction = Callable[[Tensor], Tensor]
+"""Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] float32."""
 
 Distribute = Callable[[nn.Module], nn.Module]
-"""Wraps a module so that its gradients are the mean over all ranks; with one rank, the identity."""
+"""Wraps a module so that its gradients are averaged over all ranks; the identity with one rank."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps each phase takes."""
+    """The number of steps of each phase, and the learning rate of each step."""
 
     steps_per_epoch: int
     warmup: int
-    """Steps with the backbone frozen."""
+    """Steps of the first phase, in which the backbone is frozen."""
     total: int
+    """Steps of both phases."""
 
     @classmethod
     def of(cls, config: Training, steps_per_epoch: int) -> "Schedule":
-        """The course of `warmup_epochs` and then `epochs`."""
+        """The schedule of `warmup_epochs` epochs of warm-up and then `epochs` epochs."""
         warmup = config.warmup_epochs * steps_per_epoch
         return cls(steps_per_epoch, warmup, warmup + config.epochs * steps_per_epoch)
 
     def rate(self, config: Training, step: int) -> float:
-        """The learning rate of 0-based `step`; a cosine runs to zero within each phase."""
+        """The learning rate of `step` (from 0); a cosine decays to zero within each phase."""
         warming = step < self.warmup
         start, end = (0, self.warmup) if warming else (self.warmup, self.total)
         peak = config.learning_rate * (1.0 if warming else config.finetune_factor)
@@ -55,8 +56,8 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Labels are (distance - mean) / std while training; the head is folded back at export."""
+class LabelScale:
+    """Standardisation of targets, (distance - mean) / std; the finished head undoes it."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -64,94 +65,100 @@ class Scale:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step measured on this rank; tensors, so that a GPU need not wait for them."""
+    """Figures of one step on this rank, as tensors so that the step does not wait for the GPU."""
 
     loss: Tensor
-    """L1 on (standardised) distances."""
+    """L1 loss on the (standardised) distances, a scalar."""
     agreement: Tensor
-    """Share of the images that student and teacher put into the same class."""
+    """Fraction of the images that student and teacher put into the same class, a scalar."""
 
 
 class Distiller:
-    """A student in training. `state()` and `restore()` carry everything that `advance` depends on.
+    """A student in training. `state()` holds everything that `advance` depends on.
 
-    The warm-up takes the backbone as a feature extractor: its weights are frozen and it runs in
-    evaluation mode, so that batch norm keeps the statistics it came with and drop-path drops
-    nothing. The second phase trains everything in training mode.
+    The warm-up uses the backbone as a feature extractor: its weights are frozen and it runs in
+    evaluation mode, so batch norm keeps its initial statistics and drop-path is off. The second
+    phase trains everything in training mode.
 
-    Randomness of a step (augmentation, and drop-path of some students) is derived from (seed, step,
-    rank), so a resumed run repeats it without any generator's state.
+    The randomness of a step (augmentation, and drop-path of some students) is derived from (seed,
+    step, rank), so a resumed run repeats it without a stored generator state.
     """
 
     def __init__(
         self,
         student: Student,
         config: Distillation,
-        course: Schedule,
+        schedule: Schedule,
         seed: int,
-        label: Label | None = None,
-        scale: Scale = Scale(),
+        label: TargetFunction | None = None,
+        scale: LabelScale = LabelScale(),
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,
         weight: float = 1.0,
     ) -> None:
-        """`label` None trains on the distances stored with the images.
+        """Start at step 0.
 
-        `weight` is this rank's images in a step over the mean of all ranks', so that the mean of
-        the ranks' gradients is that of the whole batch.
+        Args:
+            student: moved to `device` and trained in place.
+            label: computes the targets from the views; None uses the distances stored with the
+                images.
+            weight: this rank's images in a step divided by the mean over ranks. With it the mean
+                of the ranks' gradients is the gradient of the whole batch.
         """
         self.weight = weight
-        self.config, self.course, self.seed, self.label = config, course, seed, label
+        self.config, self.schedule, self.seed, self.label = config, schedule, seed, label
         self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
         self._enter_phase()
 
     def _enter_phase(self) -> None:
-        """Freeze or free the backbone, with a fresh optimizer: the phases share no momentum."""
+        """Freeze or unfreeze the backbone, with a new optimizer: phases share no momentum."""
         self.model: nn.Module | None = None
-        # A wrapper that lingers would go on reducing the head's gradients.
+        # The old DDP wrapper must be gone: its hooks would go on reducing the head's gradients.
         gc.collect()
-        whole = self.step >= self.course.warmup
-        self.student.train(whole)
-        self.student.backbone.requires_grad_(whole)
+        finetuning = self.step >= self.schedule.warmup
+        self.student.train(finetuning)
+        self.student.backbone.requires_grad_(finetuning)
         trained = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.config, trained)
         self.model = self.distribute(self.student)
 
     @property
     def epoch(self) -> int:
-        """Of the next step, counted from 0 over both phases."""
-        return self.step // self.course.steps_per_epoch
+        """The epoch of the next step, counted from 0 over both phases."""
+        return self.step // self.schedule.steps_per_epoch
 
     @property
     def done(self) -> bool:
         """Whether no step is left."""
-        return self.step >= self.course.total
+        return self.step >= self.schedule.total
 
     def advance(self, batch: Batch) -> StepMetrics:
-        """One optimizer step on this rank's share of a batch."""
+        """Do one optimizer step on this rank's part of a batch."""
         assert self.model is not None  # noqa: S101 - for the type checker
         views = self.view(batch)
         distances = self._distances(views, batch)
         with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
+        # L1 of standardised distances has unit scale, whatever the spread of the distances.
         targets = (distances - self.scale.mean) / self.scale.std
         loss = F.l1_loss(outputs.float(), targets)  # equation 5
         self.optimizer.zero_grad(set_to_none=True)
         (self.weight * loss).backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.course.rate(self.config, self.step)
+            group["lr"] = self.schedule.rate(self.config, self.step)
         self.optimizer.step()
         self.step += 1
-        if self.step == self.course.warmup:
+        # Change phase now, so that `state()` after the last warm-up step is of the second phase.
+        if self.step == self.schedule.warmup:
             self._enter_phase()
         agreement = (outputs.detach().argmin(1) == distances.argmin(1)).float().mean()
         return StepMetrics(loss.detach(), agreement)
 
     def view(self, batch: Batch) -> Tensor:
-        """The augmented images [B, 3, H, W] of this step, float32 in [0, 1]; the same each time."""
+        """The next step's augmented images, float32 [B, 3, H, W] in [0, 1]; same at each call."""
         pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
         if self.config.augmentation:
             generator = torch.Generator(self.device).manual_seed(self._own_seed)
@@ -160,7 +167,7 @@ class Distiller:
 
     @property
     def _own_seed(self) -> int:
-        """Of this step on this rank."""
+        """The seed of this step's randomness on this rank."""
         return derive_seed("step", self.seed, self.step, self.rank)
 
     @torch.no_grad()
@@ -170,7 +177,7 @@ class Distiller:
         return self.label(pixels)
 
     def state(self) -> dict[str, Tensor]:
-        """Flat named tensors: student.*, optimizer.INDEX.NAME and step."""
+        """Everything `restore` needs as CPU tensors: student.*, optimizer.INDEX.NAME and step."""
         tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
         tensors |= moments(self.optimizer)
         tensors["step"] = torch.tensor(self.step)
@@ -180,7 +187,7 @@ class Distiller:
         """Continue from a `state()`, possibly of another world size.
 
         Raises:
-            CorruptionError: it is of another student or course.
+            CorruptionError: the state is of another student or schedule.
         """
         try:
             self._restore(tensors)
@@ -193,15 +200,18 @@ class Distiller:
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.step = int(tensors["step"])
-        if not 0 <= self.step <= self.course.total:
-            raise ValueError(f"step {self.step} of {self.course.total}")
+        if not 0 <= self.step <= self.schedule.total:
+            raise ValueError(f"step {self.step} of {self.schedule.total}")
         self.student.load_state_dict(below(tensors, "student."))
         self._enter_phase()
         restore_moments(self.optimizer, tensors)
 
 
 def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fresh one; the rate is set at every step, and `fused` is one kernel for all parameters."""
+    """A new SGD or AdamW optimizer; the caller sets the learning rate at every step.
+
+    `fused` updates all parameters in one kernel.
+    """
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,

@@ -1,4 +1,4 @@
-"""Where a run's students lie, and which data set and settings each belongs to."""
+"""Where a run stores its students, and how each is named after its data set and settings."""
 
 import dataclasses
 import hashlib
@@ -20,50 +20,54 @@ from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.strict_json import canonical
 
-HARMLESS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
-"""Settings that say how a student is trained, not which one: a training may go on with others."""
+TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
+"""Settings that do not change which student is trained, so a training may resume with others."""
 
 
 @dataclass(frozen=True)
 class StudentLocation:
-    """The folder of one student, trained or to be trained."""
+    """The folder of one student, which may be finished or not."""
 
     method: Method
     seed: int
     version: PublishedVersion
-    """The data set it learns from."""
+    """The data set that it is trained on."""
     name: str
+    """Name of the folder, from `student_name`."""
     storage: Storage
-    """The folder: `student.safetensors`, `student.json`, `tensorboard/`, `checkpoints/`."""
+    """The folder: `student.safetensors`, `student.json`, `tensorboard/` and `checkpoints/`."""
 
     @property
     def finished(self) -> bool:
-        """Whether the student is there."""
+        """Whether the trained student is in storage."""
         return self.storage.exists(CARD)
 
     @property
     def location(self) -> str:
-        """Of its card, for people."""
+        """Where its card is, for display."""
         return self.storage.location(CARD)
 
 
-def place(manifest: Manifest, method: Method, seed: int, version: str = "") -> StudentLocation:
-    """Where the student of a method and seed belongs.
+def locate_student(
+    manifest: Manifest, method: Method, seed: int, version: str = ""
+) -> StudentLocation:
+    """The location of the student of a method and seed.
 
     Args:
-        version: id of a published version that it learns from; the current one if none is named.
+        version: id of the published version that it is trained on; the current one if empty.
 
     Raises:
-        ManifestError: nothing published for this method, or for other classes or images.
-        WeightsError: the initial weights are a file that is not there.
+        ManifestError: nothing is published for this method, or for other classes or sizes.
+        WeightsError: the file of the initial weights does not exist.
     """
     root = open_storage(manifest.storage.root)
-    found = _published(manifest, root.child(layout.data(method)), method, version)
-    name = student_name(manifest, found.fingerprint, method, seed)
-    return StudentLocation(method, seed, found, name, root.child(layout.student(name)))
+    data_set = _published(manifest, root.child(layout.data(method)), method, version)
+    name = student_name(manifest, data_set.fingerprint, method, seed)
+    return StudentLocation(method, seed, data_set, name, root.child(layout.student(name)))
 
 
 def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> PublishedVersion:
+    """The version `name`, or the current one if empty; `ManifestError` unless it fits."""
     version = open_version(home, name) if name else current(home)
     if version is None:
         raise ManifestError(
@@ -72,69 +76,71 @@ def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> 
             manifest.storage.root,
             "run jobs/synthesize.py first",
         )
-    wanted = {
+    required = {
         "classes": list(manifest.classes),
         "synthesis.image_size": manifest.synthesis.image_size,
         "teacher.template": manifest.teacher.template,
     }
-    _refuse_foreign(version, method, wanted)
+    _refuse_foreign(version, method, required)
     return version
 
 
-def _refuse_foreign(version: PublishedVersion, method: Method, wanted: dict[str, Any]) -> None:
-    found = version.manifest["identity"]
-    for field, value in wanted.items():
-        if found.get(field) != value:
+def _refuse_foreign(version: PublishedVersion, method: Method, required: dict[str, Any]) -> None:
+    """Raise `ManifestError` for the first required field that the version's identity differs in."""
+    identity = version.manifest["identity"]
+    for field, value in required.items():
+        if identity.get(field) != value:
             raise ManifestError(
                 field,
-                f"must be that of the current version of method {method}, {found.get(field)!r}",
+                f"must be that of the current version of method {method}, {identity.get(field)!r}",
                 value,
                 "run jobs/synthesize.py with this manifest first",
             )
 
 
-def load(
-    found: StudentLocation, classes: tuple[str, ...], device: torch.device
+def load_located(
+    location: StudentLocation, classes: tuple[str, ...], device: torch.device
 ) -> tuple[Student, dict[str, Any]]:
-    """The finished student at a place, in eval mode, and its card.
+    """The finished student at a location, in eval mode, and its card.
 
     Raises:
-        CorruptionError: it is not what was written, or chooses among other classes.
+        CorruptionError: the files are damaged, or the student has other classes.
     """
-    student, card = load_student(found.storage, device)
+    student, card = load_student(location.storage, device)
     if card["classes"] != list(classes):
         raise CorruptionError(
-            f"{found.location}: is a student of {card['classes']}, not of the manifest's "
+            f"{location.location}: is a student of {card['classes']}, not of the manifest's "
             "classes; delete its folder and distil again"
         )
     return student, card
 
 
 def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion) -> None:
-    """Refuse live labels from another teacher than the one that made the version.
+    """Check that the teacher for live targets is the teacher that made the version.
 
-    On each node, as each reads weight files of its own.
+    Call it on each node, because each node reads its own weight files.
 
     Raises:
-        ManifestError: it differs; the text names where.
-        WeightsError: its files are missing or damaged.
+        ManifestError: the teacher differs; the message names the field.
+        WeightsError: the teacher's files are missing or damaged.
     """
     digests = resolve(manifest.teacher, manifest.cache).digests
-    wanted = identity(manifest.with_method(method), digests)
-    teachers = {key: value for key, value in wanted.items() if key.startswith("teacher.")}
+    expected = identity(manifest.with_method(method), digests)
+    teachers = {key: value for key, value in expected.items() if key.startswith("teacher.")}
     _refuse_foreign(version, method, teachers)
 
 
 def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int) -> str:
-    """`{method}-s{seed}-{hash12}`: the hash covers all that says which student it is.
+    """`{method}-s{seed}-{hash12}`; the hash covers everything that determines the student.
 
     Args:
-        fingerprint: of the data set that it learns from.
+        fingerprint: fingerprint of the data set that it is trained on.
     """
     config = manifest.distillation
     settings = dataclasses.asdict(config)
-    for key in HARMLESS:
+    for key in TRAINING_ONLY_KEYS:
         del settings[key]
+    # The content of a weights file counts, its path does not.
     if names_file(config.weights):
         settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))
     identity = {"distillation": settings, "version": fingerprint, "seed": seed}

@@ -1,19 +1,19 @@
-"""The text-only classifier: class vectors on a frozen CLIP tower, learned without any image.
+"""The text-only classifier: class vectors on a frozen CLIP tower, trained without any image.
 
-It is the baseline of every student, because it needs no synthesis. The method is PromptStyler's
-(Cho et al., ICCV 2023, arXiv 2307.15199), with T(...) the unit text embedding of a sentence:
+It is the baseline of every student, because it needs no synthesis. The method is PromptStyler
+(Cho et al., ICCV 2023, arXiv 2307.15199). T(...) is the unit text embedding of a sentence:
 
-1. Style words s_1 ... s_K, learned one after the other. Each is a token embedding that begins as
+1. Learn the style words s_1 ... s_K one after the other. Each is a token embedding that starts as
    noise and minimises L_style + L_content:
 
        L_style   = mean over j < i of |cos(T(a s_i style of a), T(a s_j style of a))|
        L_content = cross-entropy over classes n of cos(T(a s_i style of a CLASS_m), T(CLASS_n))
-                   with CLASS_m as the right one, mean over m
+                   with CLASS_m as the true class, mean over m
 
-2. A linear classifier on the K x M features T(a s_i style of a CLASS_m), trained with ArcFace.
+2. Train a linear classifier with ArcFace on the K x M features T(a s_i style of a CLASS_m).
 
-Image features of the same tower then take the place of text features: the answer is the class whose
-vector is nearest.
+At test time image features of the same tower replace the text features; the prediction is the class
+whose vector is nearest.
 """
 
 import hashlib
@@ -37,43 +37,44 @@ from dfkd.utils.progress import bar
 from dfkd.utils.strict_json import canonical
 
 STYLE, STYLED = "a {style} style of a", "a {style} style of a {class}"
-"""The sentences that hold a style word, without and with a class."""
+"""Sentences with a style word, without and with a class."""
 
 UPDATES, STYLE_RATE = 100, 0.002
-"""Steps in which each style word is learned, and their rate, as published."""
+"""Optimisation steps for each style word, and the learning rate, as published."""
 EPOCHS, RATE = 50, 0.005
-"""Passes of the classifier over all features, and their rate, as published."""
+"""Epochs of the classifier over all features, and the learning rate, as published."""
 SPREAD = 0.02
-"""Standard deviation of a style word before it is learned, as published."""
+"""Standard deviation of a style word at its start, as published."""
 MOMENTUM = 0.9
-"""Of SGD, for style words and classifier, as published."""
+"""Momentum of SGD for style words and classifier, as published."""
 BATCH = 128
-"""Features in a step of the classifier, as published."""
+"""Batch size of the classifier, as published."""
 SCALE, MARGIN = 5.0, 0.5
 """s and m of ArcFace, as published."""
 
 SCHEMA = 1
-"""Raised whenever a change of code changes the vectors that the same manifest gives."""
+"""To be increased with every code change that changes the vectors of a manifest."""
 
 
 def load_tower(manifest: Manifest, device: torch.device) -> Teacher:
     """The tower of the text-only classifier.
 
     Raises:
-        ManifestError, WeightsError: as `Teacher.load` and `check_classes`; the fields are those of
-            `text_only` if it names a tower of its own.
+        ManifestError, WeightsError: as `Teacher.load` and `check_classes`. If `text_only` names a
+            tower of its own, the errors name fields of `text_only`.
     """
     config = manifest.text_tower
-    with own_keys(manifest):
+    with errors_name_own_keys(manifest):
         tower = Teacher.load(config, device, cache=manifest.cache)
         check_classes(tower, manifest.classes, config.template)
+        # Refuse class names that do not fit a sentence with a style word before any training.
         PseudoWords(tower, STYLED).tokens(manifest.classes, [STYLED] * len(manifest.classes))
     return tower
 
 
 @contextmanager
-def own_keys(manifest: Manifest) -> Iterator[None]:
-    """Lets errors about a tower that `text_only` names speak of its keys, not of the teacher's."""
+def errors_name_own_keys(manifest: Manifest) -> Iterator[None]:
+    """Rewrite errors about the teacher section to `text_only`, if that names its own tower."""
     try:
         yield
     except ManifestError as error:
@@ -83,62 +84,64 @@ def own_keys(manifest: Manifest) -> Iterator[None]:
 
 
 def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) -> Tensor:
-    """The classifier of a seed: unit vectors [M, E], float32, on the tower's device.
+    """The classifier of a seed: unit vectors float32 [M, E] on the tower's device.
 
-    It is trained once and then found under `root`, as `text-only/{classifier_name}.safetensors`.
+    The first call trains it and writes `text-only/{classifier_name}.safetensors` under `root`;
+    later calls read that file.
 
     Raises:
-        CorruptionError: what lies there is not what was written.
+        CorruptionError: the stored file is damaged.
     """
     key = f"text-only/{classifier_name(manifest, seed)}.safetensors"
-    wanted = (len(manifest.classes), tower.embedding_dim)
+    shape = (len(manifest.classes), tower.embedding_dim)
     try:
-        found = safetensors.torch.load(root.get(key))["vectors"]
+        vectors = safetensors.torch.load(root.get(key))["vectors"]
     except MissingObject:
-        found = train(tower, manifest.classes, manifest.text_only.styles, seed)
-        root.put(key, safetensors.torch.save({"vectors": found.cpu()}))
+        vectors = train_classifier(tower, manifest.classes, manifest.text_only.styles, seed)
+        root.put(key, safetensors.torch.save({"vectors": vectors.cpu()}))
     except (SafetensorError, KeyError):
-        found = torch.empty(0)
-    if found.shape != wanted:
+        vectors = torch.empty(0)
+    if vectors.shape != shape:
         raise CorruptionError(
             f"{root.location(key)}: is not the classifier that was written; delete it and run "
             "jobs/evaluate.py again, which trains it anew"
         )
-    return found.to(tower.device)
+    return vectors.to(tower.device)
 
 
 def classifier_name(manifest: Manifest, seed: int) -> str:
-    """`s{seed}-{hash12}`: the hash covers all that can change the classifier.
+    """`s{seed}-{hash12}`; the hash covers everything that can change the classifier.
 
     Raises:
         ManifestError, WeightsError: as `load_tower`.
     """
     config = manifest.text_tower
-    with own_keys(manifest):
+    with errors_name_own_keys(manifest):
         digests = resolve(config, manifest.cache).digests
-    about = {
+    identity = {
         "schema": SCHEMA,
         "styles": manifest.text_only.styles,
         "tower": {"teacher.model": config.model} | digests,
         "classes": list(manifest.classes),
         "seed": seed,
     }
-    return f"s{seed}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
+    return f"s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
 
 
-def train(tower: Teacher, classes: Sequence[str], styles: int, seed: int) -> Tensor:
-    """Learn K = `styles` words, then the classifier; returns its unit vectors [M, E], float32.
+def train_classifier(tower: Teacher, classes: Sequence[str], styles: int, seed: int) -> Tensor:
+    """Learn K = `styles` style words, then the classifier; returns its unit vectors float32 [M, E].
 
-    All that is random comes from `seed`.
+    All randomness comes from `seed`.
     """
     draw = torch.Generator().manual_seed(derive_seed("text-only", seed))
-    return fit(style_features(tower, classes, styles, draw), draw)
+    return fit_classifier(style_features(tower, classes, styles, draw), draw)
 
 
 def style_features(
     tower: Teacher, classes: Sequence[str], count: int, draw: torch.Generator
 ) -> Tensor:
     """Unit text features [K, M, E] of every class in each of K = `count` learned styles."""
+    # Row 0 is the style without a class (L_style), the others are one for each class (L_content).
     names, templates = ["", *classes], [STYLE, *[STYLED] * len(classes)]
     sentences = PseudoWords(tower, STYLED).sentences(names, templates)
     contents, width = tower.encode_text(classes), tower.token_table.shape[1]
@@ -146,6 +149,7 @@ def style_features(
     features: list[Tensor] = []
     with bar("text-only classifier", count, "style") as progress:
         for _ in range(count):
+            # Drawn on the CPU, so that every device starts from the same word.
             word = (SPREAD * torch.randn(width, generator=draw)).to(tower.device).requires_grad_()
             optimizer = torch.optim.SGD([word], STYLE_RATE, MOMENTUM)
             for _ in range(UPDATES):
@@ -163,26 +167,28 @@ def style_features(
 
 
 def style_loss(style: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-    """L_style of a unit feature [E] beside earlier ones: mean |cosine|, 0 if there is none."""
+    """L_style of a unit feature [E]: mean |cosine| to the earlier ones; 0 if there are none."""
     if not earlier:
         return style.new_zeros(())
     return (torch.stack(list(earlier)) @ style).abs().mean()
 
 
 def content_loss(styled: Tensor, contents: Tensor) -> Tensor:
-    """L_content of unit features: classes in a style [M, E] beside the plain classes [M, E].
+    """L_content: cross-entropy of the classes in a style [M, E] against the plain classes [M, E].
 
-    The cosines are the logits; as published, nothing scales them.
+    Both are unit features. The cosines are the logits, without a scale, as published.
     """
     return F.cross_entropy(styled @ contents.T, torch.arange(len(styled), device=styled.device))
 
 
-def fit(features: Tensor, draw: torch.Generator) -> Tensor:
-    """The linear classifier on unit features [K, M, E] of M classes: unit vectors [M, E]."""
+def fit_classifier(features: Tensor, draw: torch.Generator) -> Tensor:
+    """Train the linear classifier on unit features [K, M, E]; returns unit class vectors [M, E]."""
     K, M, E = features.shape
     device = features.device
     inputs, labels = features.flatten(0, 1), torch.arange(M, device=device).repeat(K)
-    start = (2 * torch.rand(M, E, generator=draw) - 1) / math.sqrt(E)  # as nn.Linear begins
+    start = (2 * torch.rand(M, E, generator=draw) - 1) / math.sqrt(
+        E
+    )  # the initialisation of nn.Linear
     vectors = start.to(device).requires_grad_()
     optimizer = torch.optim.SGD([vectors], RATE, MOMENTUM)
     for _ in range(EPOCHS):
@@ -196,13 +202,14 @@ def fit(features: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def arcface(cosines: Tensor, labels: Tensor) -> Tensor:
-    """Logits [N, M]: SCALE * cos(theta), of the right class SCALE * cos(theta + MARGIN).
+    """ArcFace logits [N, M]: SCALE cos(theta), for the true class SCALE cos(theta + MARGIN).
 
     Args:
         cosines: cos(theta) [N, M] between features and class vectors.
-        labels: the right classes [N].
+        labels: the true classes int64 [N].
     """
     own = cosines.gather(1, labels[:, None])
-    sine = (1 - own.square()).clamp_min(1e-6).sqrt()  # whose gradient is infinite at 0
+    sine = (1 - own.square()).clamp_min(1e-6).sqrt()  # the gradient of sqrt is infinite at 0
+    # cos(a + b) = cos a cos b - sin a sin b
     harder = own * math.cos(MARGIN) - sine * math.sin(MARGIN)
     return SCALE * cosines.scatter(1, labels[:, None], harder)

@@ -1,6 +1,6 @@
-"""Evaluation data: images that no stage has seen, sorted into domains and classes.
+"""Evaluation data: labelled images by domain and class, unseen by synthesis and distillation.
 
-Opening a source reads names only, never an image, so that wrong data is refused before any work.
+Opening a source reads names only and no image, so wrong data is refused before any work.
 """
 
 import tarfile
@@ -12,45 +12,46 @@ from pathlib import Path
 from dfkd.config.bundled import EVALUATION
 from dfkd.config.manifest import Evaluation
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, rows
+from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
-from dfkd.evaluation.public_data_sets import alike
+from dfkd.evaluation.public_data_sets import normalise_name
 
 LISTS = frozenset({".txt", ".csv"})
+"""Suffixes of a list file that `evaluation.data` may name."""
 
 MAX_MEMBER = 1 << 20
-"""Bytes of one bundled image; a larger member is not one of ours."""
+"""Largest bundled image in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One labelled image, not yet read."""
+    """One labelled image, which is read on demand."""
 
     domain: str
     class_index: int
     """Position in the manifest's classes."""
     name: str
-    """The file's path, or the member's name in the bundle."""
+    """Path of the file, or name of the member in the bundle."""
     content: bytes | None = None
-    """The bundled image's bytes; None means that `name` is a file."""
+    """The encoded image of the bundle; None if `name` is a file."""
 
     def read(self) -> bytes:
-        """The encoded image. Raises OSError if the file cannot be read."""
+        """The encoded image; raises `OSError` if the file cannot be read."""
         return Path(self.name).read_bytes() if self.content is None else self.content
 
 
 @dataclass(frozen=True)
 class Domains:
-    """Everything that will be scored, and what a reader of the scores should know about it."""
+    """The images to score, and notes about them for the reader of the scores."""
 
     source: str
-    """The folder, list file or `bundled`."""
+    """The folder or list file, or `bundled`."""
     classes: tuple[str, ...]
-    """The manifest's classes: what a model chooses among, also where no image of it exists."""
+    """The manifest's classes. A model chooses among all of them, even if some have no image."""
     items: tuple[Item, ...]
-    """By domain, in the order that the manifest gives or else by name, class and name."""
+    """Sorted by domain (in the manifest's order, else by name), class and name."""
     notes: tuple[str, ...]
-    """One line each: the layout, missing images and classes, unscored ones, what was ignored."""
+    """One line each: layout, missing images, unscored classes, and what was ignored."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,37 +66,37 @@ class Domains:
 
 
 @dataclass
-class _Found:
-    """What a source yields: labelled items, and what it had that the manifest does not use."""
+class _SourceContent:
+    """The labelled items of a source, and what the manifest does not use of it."""
 
     items: list[Item] = field(default_factory=list)
     foreign: set[str] = field(default_factory=set)
-    """Class names of the data that the manifest does not have."""
+    """Class names of the data that are not in the manifest."""
     remarks: list[str] = field(default_factory=list)
-    """About the layout."""
+    """Notes about the layout."""
     by_label: tuple[str, ...] = ()
-    """The classes, where numbers are all that tells them apart."""
+    """The classes in order, if the data identify them by numbers only; else empty."""
     tally: Tally = field(default_factory=Tally)
 
 
 def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
-    """The data that `evaluation.data` names, with labels of the manifest's `classes`.
+    """The data that `evaluation.data` names, labelled with the manifest's `classes`.
 
-    Class names match after case, spaces, `_` and `-` are made alike. Cheap: names only.
+    Class names are compared without case, with `_` and `-` as spaces. Reads names only.
 
     Raises:
-        ManifestError: no such data, no layout or more than one, a bad line of a list, a domain that
-            is not there, or a class that no domain has (for `bundled`: none of the classes; some
-            missing ones become a note).
-        CorruptionError: the bundled set is not what was shipped.
+        ManifestError: the data do not exist, have no layout or an ambiguous one, or a bad line in a
+            list; a domain does not exist; or a class has no image in any domain. (In the bundled
+            set missing classes are a note, unless all are missing.)
+        CorruptionError: the bundled set is damaged.
     """
     if config.data == "bundled":
         return open_bundle(_bundle(), classes, config)
     path, labels = Path(config.data).expanduser(), _labels(classes, config.aliases)
     if path.is_dir():
-        found = _folder(path, labels, config.domains)
+        content = _folder(path, labels, config.domains)
     elif path.is_file() and path.suffix.lower() in LISTS:
-        found = _list(path, labels)
+        content = _list(path, labels)
     else:
         raise ManifestError(
             FIELD,
@@ -103,7 +104,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             config.data,
             "check the path",
         )
-    data = _finish(config, classes, found)
+    data = _domains(config, classes, content)
     for name in data.unscored:
         raise ManifestError(
             FIELD,
@@ -111,41 +112,41 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             f"{config.aliases.get(name, name)!r}",
             config.data,
             "add images as domain/class/image, rename the class or name it in evaluation.aliases; "
-            f"the data also has {_words(found.foreign)}",
+            f"the data also has {_join_names(content.foreign)}",
         )
     return data
 
 
 def open_bundle(path: Path, classes: Sequence[str], config: Evaluation | None = None) -> Domains:
-    """A bundled set: a plain tar of `domain/class/name.png`, read into memory, never unpacked.
+    """A bundled set: a plain tar of `domain/class/name.png`, read into memory and never unpacked.
 
     Raises:
         ManifestError: the set has none of the classes.
-        CorruptionError: no tar, or a member that is not such an image.
+        CorruptionError: the file is not a tar, or a member is not such an image.
     """
     config = config or Evaluation()
-    found, labels = _Found(), _labels(classes, config.aliases)
-    for name, content in _members(path):
+    content, labels = _SourceContent(), _labels(classes, config.aliases)
+    for name, image in _members(path):
         domain, word, _ = name.split("/")
-        if (index := labels.get(alike(word))) is None:
-            found.foreign.add(word)
+        if (index := labels.get(normalise_name(word))) is None:
+            content.foreign.add(word)
         else:
-            found.items.append(Item(domain, index, name, content))
-    if not found.items:
+            content.items.append(Item(domain, index, name, image))
+    if not content.items:
         raise ManifestError(
             FIELD,
-            f"the bundled set has none of the classes, only {_words(found.foreign)}",
+            f"the bundled set has none of the classes, only {_join_names(content.foreign)}",
             "bundled",
             "choose among those or point evaluation.data at a folder root/domain/class/*",
         )
-    return _finish(config, classes, found)
+    return _domains(config, classes, content)
 
 
 def _labels(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int]:
-    """The position of each class by what the data call it."""
+    """The position of each class, by its normalised name in the data."""
     labels: dict[str, int] = {}
     for index, name in enumerate(classes):
-        if (other := labels.setdefault(alike(aliases.get(name, name)), index)) != index:
+        if (other := labels.setdefault(normalise_name(aliases.get(name, name)), index)) != index:
             raise ManifestError(
                 "evaluation.aliases" if name in aliases else "classes",
                 f"must differ by more than case, spaces, '_' and '-' from {classes[other]!r}",
@@ -155,37 +156,38 @@ def _labels(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int
     return labels
 
 
-def _chosen(there: Iterable[str], wanted: Sequence[str]) -> list[str]:
-    """The domains that are to be scored, in order: those that are wanted, or all by name."""
-    known = {alike(name): name for name in sorted(there)}
-    for name in wanted:
-        if alike(name) not in known:
+def _select_domains(available: Iterable[str], requested: Sequence[str]) -> list[str]:
+    """The domains to score, in order: the requested ones, or all sorted by name."""
+    known = {normalise_name(name): name for name in sorted(available)}
+    for name in requested:
+        if normalise_name(name) not in known:
             raise ManifestError(
                 "evaluation.domains",
-                f"must be among the domains of the data, {_words(known.values())}",
+                f"must be among the domains of the data, {_join_names(known.values())}",
                 name,
                 "choose among those",
             )
-    return [known[alike(name)] for name in wanted] or list(known.values())
+    return [known[normalise_name(name)] for name in requested] or list(known.values())
 
 
-def _finish(config: Evaluation, classes: Sequence[str], found: _Found) -> Domains:
-    order = _chosen({item.domain for item in found.items}, config.domains)
-    items = [item for item in found.items if item.domain in order]
+def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent) -> Domains:
+    """The items of the selected domains in order, with notes."""
+    order = _select_domains({item.domain for item in content.items}, config.domains)
+    items = [item for item in content.items if item.domain in order]
     items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
     plain = Domains(config.data, tuple(classes), tuple(items), ())
-    return Domains(config.data, tuple(classes), tuple(items), tuple(_notes(plain, found)))
+    return Domains(config.data, tuple(classes), tuple(items), tuple(_notes(plain, content)))
 
 
-def _notes(data: Domains, found: _Found) -> Iterator[str]:
-    yield from found.remarks
-    if found.by_label:
-        names = (f"{label} {name}" for label, name in enumerate(found.by_label))
+def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
+    yield from content.remarks
+    if content.by_label:
+        names = (f"{label} {name}" for label, name in enumerate(content.by_label))
         yield f"labels are the manifest's classes in their order: {', '.join(names)}"
     if data.unscored:
         yield (
-            f"unscored: the bundled set has no {_words(data.unscored)}; it also has "
-            f"{_words(found.foreign)}, and evaluation.data can point at a folder"
+            f"unscored: the bundled set has no {_join_names(data.unscored)}; it also has "
+            f"{_join_names(content.foreign)}, and evaluation.data can point at a folder"
         )
     present = {(item.domain, item.class_index) for item in data.items}
     for domain in data.names:
@@ -195,61 +197,67 @@ def _notes(data: Domains, found: _Found) -> Iterator[str]:
             if (domain, index) not in present and name not in data.unscored
         ]
         if missing:
-            yield f"domain {domain} has no image of {_words(missing)}"
-    for domain, count in sorted(found.tally.twice.items()):
+            yield f"domain {domain} has no image of {_join_names(missing)}"
+    for domain, count in sorted(content.tally.in_two_classes.items()):
         if count:
             yield f"the list of {domain} gives {count} images to two classes, and each counts"
-    if found.foreign and not data.unscored:
-        yield f"ignored: {len(found.foreign)} other classes ({_words(found.foreign)})"
-    for what, count in sorted(found.tally.beside.items()):
+    if content.foreign and not data.unscored:
+        yield f"ignored: {len(content.foreign)} other classes ({_join_names(content.foreign)})"
+    for description, count in sorted(content.tally.ignored.items()):
         if count:
-            yield f"ignored: {count} {what}"
+            yield f"ignored: {count} {description}"
 
 
-def _words(names: Iterable[str], limit: int = 12) -> str:
+def _join_names(names: Iterable[str], limit: int = 12) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return (", ".join(ordered[:limit]) or "nothing") + more
 
 
-def _folder(root: Path, labels: Mapping[str, int], wanted: Sequence[str]) -> _Found:
-    found, counts = _Found(), Counter[str]()
+def _folder(root: Path, labels: Mapping[str, int], requested: Sequence[str]) -> _SourceContent:
+    """The content of a folder; `requested` domains only, or all if empty."""
+    content, counts = _SourceContent(), Counter[str]()
     layout = recognise(root)
     published = layout.data_set.images if layout.data_set else {}
-    asked = _chosen(layout.homes, wanted) if wanted else list(published or layout.homes)
-    by_label = layout.numbered and not any(alike(word) in labels for word in layout.words)
+    # A missing domain of a public data set is selected too, so that a note says it has no image.
+    selected = (
+        _select_domains(layout.homes, requested) if requested else list(published or layout.homes)
+    )
+    # Numbers are positions in `classes`, unless the manifest names classes by those numbers.
+    by_label = layout.numbered and not any(normalise_name(word) in labels for word in layout.words)
     if by_label:
         _check_order(layout, labels)
-        found.by_label = tuple(labels)
+        content.by_label = tuple(labels)
     else:
-        found.foreign = {word for word in layout.words if alike(word) not in labels}
-    for entry in layout.only(asked).entries(found.foreign, found.tally):
+        content.foreign = {word for word in layout.words if normalise_name(word) not in labels}
+    for entry in layout.only(selected).entries(content.foreign, content.tally):
         counts[entry.domain] += 1
-        index = _label(entry, labels) if by_label else labels.get(alike(entry.word))
+        index = _label(entry, labels) if by_label else labels.get(normalise_name(entry.word))
         if index is not None:
-            found.items.append(Item(entry.domain, index, entry.path))
-    found.remarks = list(layout.remarks(asked, counts))
-    found.tally.beside["files beside the domain folders"] += layout.others
-    return found
+            content.items.append(Item(entry.domain, index, entry.path))
+    content.remarks = list(layout.remarks(selected, counts))
+    content.tally.ignored["files beside the domain folders"] += layout.other_files
+    return content
 
 
 def _check_order(layout: Layout, labels: Mapping[str, int]) -> None:
-    """Refuse classes that are those of a known data set in another order than its labels."""
-    for index, name in enumerate(layout.data_set.order if layout.data_set else ()):
-        if labels.get(alike(name), index) != index:
+    """Raise `ManifestError` if a public data set's classes are in another order than its labels."""
+    for index, name in enumerate(layout.data_set.class_order if layout.data_set else ()):
+        if labels.get(normalise_name(name), index) != index:
             raise ManifestError(
                 "classes",
                 f"must be in the published order, as {FIELD} has labels only: {name!r} is label "
                 f"{index}",
-                f"position {labels[alike(name)]}",
+                f"position {labels[normalise_name(name)]}",
                 "reorder them",
             )
 
 
 def _label(entry: Entry, labels: Mapping[str, int]) -> int:
+    """The entry's number as a class index; `ManifestError` if there are fewer classes."""
     if int(entry.word) >= len(labels):
         raise ManifestError(
-            f"{FIELD} {entry.place}",
+            f"{FIELD} {entry.source}",
             f"a label must be one of the {len(labels)} classes, from 0",
             entry.word,
             "give all classes, in the published order",
@@ -257,21 +265,22 @@ def _label(entry: Entry, labels: Mapping[str, int]) -> int:
     return int(entry.word)
 
 
-def _list(path: Path, labels: Mapping[str, int]) -> _Found:
-    found = _Found()
+def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
+    """The content of a list with three columns, whose paths are relative to its folder."""
+    content = _SourceContent()
     seen: dict[Path, int] = {}
-    for number, (name, domain, word) in rows(path):
+    for number, (name, domain, word) in read_rows(path):
         image = path.parent / name
         if image.suffix.lower() not in SUFFIXES or not image.is_file():
             raise bad_line(path, number, "must name an existing png, jpg, jpeg, webp or bmp", name)
         if image in seen:
             raise bad_line(path, number, f"repeats the image of line {seen[image]}", name)
         seen[image] = number
-        if (index := labels.get(alike(word))) is None:
-            found.foreign.add(word)
+        if (index := labels.get(normalise_name(word))) is None:
+            content.foreign.add(word)
         else:
-            found.items.append(Item(domain, index, str(image)))
-    return found
+            content.items.append(Item(domain, index, str(image)))
+    return content
 
 
 def _bundle() -> Path:
@@ -282,13 +291,14 @@ def _bundle() -> Path:
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file in a bundled set; other members are an error."""
     try:
         with tarfile.open(path, mode="r:") as archive:
             for member in archive:
                 if member.isdir():
                     continue
                 stream = archive.extractfile(member) if member.isreg() else None
-                if stream is None or member.size > MAX_MEMBER or not _is_ours(member.name):
+                if stream is None or member.size > MAX_MEMBER or not _is_image_name(member.name):
                     raise CorruptionError(
                         f"bundled set {path}: member {member.name!r} is not a small "
                         "domain/class/name.png file; reinstall dfkd"
@@ -300,6 +310,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
         ) from None
 
 
-def _is_ours(name: str) -> bool:
+def _is_image_name(name: str) -> bool:
+    """Whether a name has the form `domain/class/name.png`, without `.` or `..` as a part."""
     parts = name.split("/")
     return len(parts) == 3 and all(part.strip(".") for part in parts) and name.endswith(".png")

@@ -1,15 +1,15 @@
-"""Few-shot learning (section 4.3, Fig. 5): what k labelled images of a domain make of each start.
+"""Few-shot learning (section 4.3, Fig. 5): fine-tuning each start on k labelled images a class.
 
-Each start, domain, number of shots and seed is one training, from the same first weights, on the
-same images for all starts. Beside the student's trainings the untouched student is scored on the
-same test images. Each of these scores is a cell under the run's root,
+There is one training for each start, domain, number of shots and seed. All starts train on the same
+images. The untouched student is scored on the same test images. Each score is stored as a cell
+under the run's root,
 
     fewshot/cells/{curve}-k{shots}-s{seed}-{hash16}.json
 
     {"schema": 1, curve, domain, shots, seed, right: [count by class, ...]}
 
-whose hash covers all that can change its counts: weights, pixels, draw and settings. So the same
-command after a kill makes the missing ones only, and ends in the same results.
+whose hash covers everything that can change its counts: weights, pixels, split and settings. The
+same command after a kill therefore makes only the missing cells and ends in the same results.
 """
 
 import copy
@@ -42,15 +42,15 @@ from dfkd.evaluation.few_shot_results import (
     FewShotData,
     FewShotResults,
     FewShotRow,
-    ordered,
     row,
+    sort_rows,
     summarise,
     write,
 )
-from dfkd.evaluation.few_shot_split import Draw, draw, taken
+from dfkd.evaluation.few_shot_split import FewShotSplit, split_domain, training_count
 from dfkd.evaluation.few_shot_starts import InitialWeights
-from dfkd.evaluation.few_shot_tuning import Labelled, answers, rates, tune
-from dfkd.evaluation.scoring import BATCH, decoded
+from dfkd.evaluation.few_shot_tuning import LabelledImages, fine_tune, learning_rates, predict
+from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import Student
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import pick_device
@@ -61,80 +61,83 @@ from dfkd.utils.types import CHECKED, Natural
 
 CELLS = f"{FOLDER}/cells"
 CELL_LIMIT = 1 << 20
-"""Bytes of one cell at the most."""
+"""Largest accepted cell in bytes."""
 
 
 @checked(frozen=True, config=CHECKED)
-class Training:
-    """What one training leaves, or the untouched student."""
+class FewShotCell:
+    """The stored result of one training, or of the untouched student."""
 
     curve: Curve
     domain: str
     shots: int
     seed: int
     right: tuple[Natural, ...]
-    """Test images of each class that were answered rightly."""
+    """Correctly classified test images of each class."""
     schema: Literal[1] = 1
-    """Raised whenever a change of code changes what a training gives; part of the cell's hash."""
+    """To be increased with every code change that changes results; part of the cell's hash."""
 
 
-CELL = TypeAdapter(Training)
+CELL_ADAPTER = TypeAdapter(FewShotCell)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain's readable images, decoded."""
+    """The readable images of a domain, decoded."""
 
     name: str
-    images: Labelled
-    """The pixels are mapped from a temporary file, so that a large domain needs no memory."""
+    images: LabelledImages
+    """Images and labels. The pixels are mapped from a temporary file to save memory."""
     sha256: str
-    """Of pixels and labels."""
+    """Digest of pixels and labels."""
     unreadable: tuple[str, ...]
-    """`name: reason` of the images that are left out."""
+    """`name: reason` of each image that could not be read."""
 
 
 def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
-    """Train and test every start, domain, number of shots and seed that has no cell yet.
+    """Run every training without a cell, and write the results of all.
 
     Args:
-        manifest: of the run; the students are to be finished if they are among the starts.
-        threads: that decode images; None is one for each processor.
+        manifest: the run's manifest; its students must be finished if they are among the starts.
+        threads: threads that decode images; None means one for each processor.
 
     Returns:
-        All of them, also written to `fewshot/results.json` under the run's root.
+        All results, also written to `fewshot/results.json` under the run's root.
 
     Raises:
-        ManifestError: unusable data, or a start that is missing or does not fit; nothing has been
-            trained.
-        CorruptionError: a student or a cell is not what was written.
+        ManifestError: unusable data, or a start is missing or does not fit; raised before any
+            training.
+        CorruptionError: a student or a cell is damaged.
         DfkdError: a training diverged.
     """
     config, device = manifest.fewshot, pick_device()
-    data, names = choose(manifest)
-    few_shot_starts.check(manifest, device)
+    data, names = select_domains(manifest)
+    few_shot_starts.check_starts(manifest, device)
     root = open_storage(manifest.storage.root)
     cells = root.child(CELLS)
     origins = {
-        start: [few_shot_starts.origin(manifest, start, seed, device) for seed in config.seeds]
+        start: [
+            few_shot_starts.initial_weights(manifest, start, seed, device) for seed in config.seeds
+        ]
         for start in config.starts
     }
+    # One domain at a time: only one is decoded, and its disk space is freed with it.
     rows: list[FewShotRow] = []
     unreadable: list[str] = []
-    with bar("few-shot", len(names) * trainings(manifest), "training") as progress:
+    with bar("few-shot", len(names) * count_trainings(manifest), "training") as progress:
         for name in names:
             domain = read_domain(manifest, data, name, threads or cpu_count())
             unreadable += domain.unreadable
             for start in config.starts:
                 for origin, seed in zip(origins[start], config.seeds, strict=True):
-                    bench = _Bench(manifest, cells, domain, origin, seed)
-                    rows += bench.untouched() if start == "student" else []
+                    experiment = _Experiment(manifest, cells, domain, origin, seed)
+                    rows += experiment.untouched() if start == "student" else []
                     for shots in config.shots:
-                        rows.append(bench.trained(shots))
+                        rows.append(experiment.trained(shots))
                         progress.update(1)
-    found = _results(manifest, data, names, rows, unreadable)
-    write(root, found)
-    return found
+    results = _results(manifest, data, names, rows, unreadable)
+    write(root, results)
+    return results
 
 
 def _results(
@@ -149,21 +152,21 @@ def _results(
         architecture=manifest.distillation.student,
         classes=manifest.classes,
         data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
-        curves=few_shot_starts.described(manifest),
-        rows=tuple(ordered(rows)),
+        curves=few_shot_starts.curve_captions(manifest),
+        rows=tuple(sort_rows(rows)),
         summary=tuple(summarise(rows)),
     )
 
 
-def choose(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
-    """The evaluation data, and the domains of it that are drawn from; looks at names only.
+def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
+    """The evaluation data and the domains to train on; reads names only.
 
     Raises:
-        ManifestError: unusable data, no such domain, or one that is too small to train on.
+        ManifestError: unusable data, an unknown domain, or one that is too small to train on.
     """
     data = open_data(manifest.evaluation, manifest.classes)
-    wanted = manifest.fewshot.domains or data.names
-    for name in wanted:
+    selected = manifest.fewshot.domains or data.names
+    for name in selected:
         if name not in data.names:
             raise ManifestError(
                 "fewshot.domains",
@@ -171,18 +174,21 @@ def choose(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
                 name,
                 "name one of them",
             )
-    for name in wanted:
+    for name in selected:
         _require_two(_counts(data, name), name)
-    return data, tuple(sorted(wanted))
+    return data, tuple(sorted(selected))
 
 
 def _counts(data: Domains, name: str) -> Counter[int]:
-    """Images of each class index in a domain."""
+    """The number of images of each class index in a domain."""
     return Counter(item.class_index for item in data.items if item.domain == name)
 
 
 def _require_two(counts: Counter[int], name: str) -> None:
-    """Two classes to train on: with less there is nothing to tell apart, and no batch norm."""
+    """Raise `ManifestError` unless two classes have training images.
+
+    One class would leave nothing to distinguish and too few images for batch norm.
+    """
     if sum(count > 1 for count in counts.values()) < 2:
         raise ManifestError(
             "fewshot.domains",
@@ -193,11 +199,11 @@ def _require_two(counts: Counter[int], name: str) -> None:
 
 
 def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[str]:
-    """One line for each domain in which a class has too few images for the most shots."""
+    """Yield a line for each domain in which a class has too few images for the largest k."""
     shots = max(manifest.fewshot.shots)
     for name in names:
         counts = _counts(data, name)
-        short = [index for index, count in counts.items() if taken(shots, count) < shots]
+        short = [index for index, count in counts.items() if training_count(shots, count) < shots]
         if short:
             least = min(short, key=lambda index: (counts[index], index))
             yield (
@@ -206,8 +212,8 @@ def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[s
             )
 
 
-def trainings(manifest: Manifest) -> int:
-    """Of one domain: every start at each k and seed."""
+def count_trainings(manifest: Manifest) -> int:
+    """The number of trainings in one domain: starts x shots x seeds."""
     config = manifest.fewshot
     return len(config.seeds) * len(config.shots) * len(config.starts)
 
@@ -216,7 +222,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     """Decode a domain's images into a temporary file.
 
     Raises:
-        ManifestError: too few of them can be read.
+        ManifestError: too few images can be read.
     """
     items = [item for item in data.items if item.domain == name]
     size = manifest.synthesis.image_size
@@ -224,29 +230,32 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     labels: list[int] = []
     unreadable = []
     digest = hashlib.sha256()
-    for chunk, images in decoded(items, size, BATCH, threads):
+    for chunk, images in decode_items(items, size, BATCH, threads):
         for item, image in zip(chunk, images, strict=True):
             if isinstance(image, str):
-                unreadable.append(f"{item.name}: {image}")
+                unreadable.append(f"{item.name}: {image}")  # `image` is the reason
                 continue
             pixels[len(labels)] = image
             labels.append(item.class_index)
             digest.update(image.tobytes() + item.class_index.to_bytes(4, "big"))
     _require_two(Counter(labels), name)
-    seen = torch.from_numpy(pixels[: len(labels)]).permute(0, 3, 1, 2)
-    return Domain(name, Labelled(seen, torch.tensor(labels)), digest.hexdigest(), tuple(unreadable))
+    readable = torch.from_numpy(pixels[: len(labels)]).permute(0, 3, 1, 2)
+    return Domain(
+        name, LabelledImages(readable, torch.tensor(labels)), digest.hexdigest(), tuple(unreadable)
+    )
 
 
 def _mapped(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Zeros in a file without a name, that goes with its last user; OSError if the disk is full."""
+    """A zero array in an unnamed file, deleted with the array; `OSError` if the disk is full."""
     with tempfile.TemporaryFile(prefix="dfkd-fewshot-") as stream:
+        # Reserve the space now: a full disk would kill the process at a later write to the map.
         os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
         return np.memmap(stream, np.uint8, "r+", shape=shape)
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """A domain, and what one start makes of it under one seed."""
+class _Experiment:
+    """The trainings of one start and seed on one domain."""
 
     manifest: Manifest
     cells: Storage
@@ -256,43 +265,44 @@ class _Bench:
 
     @cached_property
     def classifier(self) -> Student:
-        """Before any training."""
+        """The classifier before any training."""
         return self.origin.make()
 
     @cached_property
-    def answered(self) -> Tensor:
-        """What the classifier says of all images before any training: int64 [N]."""
+    def initial_answers(self) -> Tensor:
+        """The untrained classifier's predictions for all images, int64 [N]."""
         return self._answers(self.classifier, torch.arange(len(self.domain.images)))
 
     def untouched(self) -> list[FewShotRow]:
-        """The scores before any training, on all images and on the test images of each k."""
+        """Rows of the untrained classifier, for all images and for the test images of each k."""
         return [self._row("untouched", k, {}) for k in (0, *self.manifest.fewshot.shots)]
 
     def trained(self, shots: int) -> FewShotRow:
-        """The scores at k = `shots`, of a training that is done now or was done before."""
+        """The row at k = `shots`, from its cell or from a training that runs now."""
         config = self.manifest.fewshot
-        settings = {"epochs": config.epochs, "rates": rates(config, self.origin.start)}
+        settings = {"epochs": config.epochs, "rates": learning_rates(config, self.origin.start)}
         return self._row(self.origin.start, shots, settings)
 
     def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> FewShotRow:
         labels, classes = self.domain.images.labels, self.manifest.classes
-        drawn = draw(labels.tolist(), classes, self.domain.name, shots, self.seed)
+        split = split_domain(labels.tolist(), classes, self.domain.name, shots, self.seed)
         trained, tested = (
             torch.bincount(labels[list(part)], minlength=len(classes)).tolist()
-            for part in (drawn.train, drawn.test)
+            for part in (split.train, split.test)
         )
-        about = (curve, self.domain.name, shots, self.seed)
+        identity = (curve, self.domain.name, shots, self.seed)
         key = self._key(curve, shots, settings)
         if not self.cells.exists(key):
-            right = labels[self._rightly(curve, drawn, shots)]
+            right = labels[self._correct(curve, split, shots)]
             counts = tuple(torch.bincount(right, minlength=len(classes)).tolist())
-            self.cells.put_if_absent(key, canonical(asdict(Training(*about, counts))))
-        return row(*about, trained, tested, self._read(key, about, tested))
+            self.cells.put_if_absent(key, canonical(asdict(FewShotCell(*identity, counts))))
+        # Read back in any case, so a new and an old cell give the same row.
+        return row(*identity, trained, tested, self._read(key, identity, tested))
 
     def _key(self, curve: Curve, shots: int, settings: dict[str, Any]) -> str:
-        """The cell's, by all that can change its counts."""
+        """The cell's key, with a hash of everything that can change its counts."""
         identity = {
-            "schema": Training.schema,
+            "schema": FewShotCell.schema,
             "settings": settings,
             "architecture": self.manifest.distillation.student,
             "stem": self.manifest.distillation.stem,
@@ -306,39 +316,43 @@ class _Bench:
         digest = hashlib.sha256(canonical(identity)).hexdigest()[:16]
         return f"{curve}-k{shots}-s{self.seed}-{digest}.json"
 
-    def _rightly(self, curve: Curve, drawn: Draw, shots: int) -> Tensor:
-        """Positions int64 of the test images that are answered rightly."""
-        images, start, test = self.domain.images, self.origin.start, torch.tensor(drawn.test)
+    def _correct(self, curve: Curve, split: FewShotSplit, shots: int) -> Tensor:
+        """Positions int64 [C] of the correctly classified test images; trains if needed."""
+        images, start, test = self.domain.images, self.origin.start, torch.tensor(split.test)
         if curve == "untouched":
-            answered = self.answered[test]
+            answers = self.initial_answers[test]
         else:
-            classifier, train = copy.deepcopy(self.classifier), torch.tensor(drawn.train)
+            classifier, train = copy.deepcopy(self.classifier), torch.tensor(split.train)
             seed = derive_seed("fewshot", self.seed, self.domain.name, shots)
-            chosen = Labelled(images.pixels[train], images.labels[train])
-            tune(classifier, chosen, self.manifest.fewshot, seed, start)
-            answered = self._answers(classifier, test)
-            if (answered < 0).any():
+            shot_images = LabelledImages(images.pixels[train], images.labels[train])
+            fine_tune(classifier, shot_images, self.manifest.fewshot, seed, start)
+            answers = self._answers(classifier, test)
+            if (answers < 0).any():
                 rate = "fresh_rate" if start == "scratch" else "learning_rate"
                 raise DfkdError(
                     f"few-shot training of {start} on {self.domain.name!r} with {shots} "
                     f"shots and seed {self.seed} diverged; lower fewshot.{rate}"
                 )
-        return test[answered == images.labels[test]]
+        return test[answers == images.labels[test]]
 
-    def _answers(self, classifier: Student, places: Tensor) -> Tensor:
-        return answers(classifier, self.domain.images.pixels, places, BATCH)
+    def _answers(self, classifier: Student, indices: Tensor) -> Tensor:
+        return predict(classifier, self.domain.images.pixels, indices, BATCH)
 
     def _read(
-        self, key: str, about: tuple[Curve, str, int, int], tested: Sequence[int]
+        self, key: str, identity: tuple[Curve, str, int, int], tested: Sequence[int]
     ) -> list[int]:
-        """The counts of a cell; `CorruptionError` unless it is of this training."""
+        """The correct counts of a cell; `CorruptionError` unless it belongs to this training."""
         data = self.cells.get(key, CELL_LIMIT)
         try:
-            cell = CELL.validate_json(data, strict=True)
-            mine = (cell.curve, cell.domain, cell.shots, cell.seed) == about
+            cell = CELL_ADAPTER.validate_json(data, strict=True)
+            matches = (cell.curve, cell.domain, cell.shots, cell.seed) == identity
         except ValidationError:
-            mine = False
-        if not mine or len(cell.right) != len(tested) or any(map(operator.gt, cell.right, tested)):
+            matches = False
+        if (
+            not matches
+            or len(cell.right) != len(tested)
+            or any(map(operator.gt, cell.right, tested))
+        ):
             raise CorruptionError(
                 f"{self.cells.location(key)}: is not the cell that was written; delete it and run "
                 "the same command again, which makes it anew"

@@ -3,25 +3,25 @@
 `results.json` (schema 1), keys sorted, no dates, so that the same scores are the same bytes:
 
     schema       1
-    architecture of every curve: a torchvision ResNet or timm:NAME
-    classes      [name, ...]: what every classifier chose among, in the order of the counts
+    architecture the architecture of every curve: a torchvision ResNet or timm:NAME
+    classes      [name, ...]: the classes of every classifier, in the order of the counts
     data         {source, domains: [name, ...], notes: [line, ...], unreadable: [line, ...]}
-    curves       {name: text}: what was fine-tuned, "student" | "library" | "scratch", and beside
-                 the student "untouched": as it was before, on the same test images
+    curves       {name: text}: fine-tuned starts "student", "library", "scratch"; with "student"
+                 also "untouched", the student before any training
     rows         one per curve, domain, shots and seed:
       curve, domain
-      shots      k; 0, with all images tested, of "untouched" only
-      seed       of `fewshot.seeds`
-      trained    [count, ...]: images of each class that were learned from; fewer than k of a class
-                 that has too few (`dfkd.evaluation.few_shot_split`)
-      tested     [count, ...]: the rest of the domain
-      right      [count, ...]: of those, answered rightly
+      shots      k; "untouched" also has 0, with all images tested
+      seed       one of `fewshot.seeds`
+      trained    [count, ...]: training images of each class; fewer than k if the class has too
+                 few (`dfkd.evaluation.few_shot_split`)
+      tested     [count, ...]: test images of each class, the rest of the domain
+      right      [count, ...]: correct predictions among these
       accuracy   sum of right / sum of tested, 0-1
-      class_mean mean over the classes that were tested, 0-1
+      class_mean mean accuracy over the classes with test images, 0-1
     summary      one per curve and shots:
       curve, shots, seeds: [int, ...]
       domains    {name: {mean, std}} of accuracy over seeds
-      mean, std  of the mean over domains, over seeds; std (n - 1) is null for one seed
+      mean, std  over seeds, of the mean over domains; std (n - 1) is null for one seed
 """
 
 import statistics
@@ -42,18 +42,18 @@ from dfkd.utils.types import CHECKED, Natural
 FOLDER = "fewshot"
 KEY = f"{FOLDER}/results.json"
 LIMIT = 1 << 28
-"""Bytes; the results of a million trainings are smaller."""
+"""Largest accepted file in bytes; the results of a million trainings are smaller."""
 
 Curve = Literal["untouched"] | Start
 CURVES: tuple[Curve, ...] = ("untouched", *get_args(Start))
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Counts = tuple[Natural, ...]
-"""Images of each class."""
+"""Number of images of each class."""
 
 
 @dataclass(frozen=True, config=CHECKED)
 class FewShotRow:
-    """One training's scores; the fields are described above."""
+    """The scores of one training; the module's docstring describes the fields."""
 
     curve: Curve
     domain: str
@@ -68,7 +68,7 @@ class FewShotRow:
 
 @dataclass(frozen=True, config=CHECKED)
 class Band:
-    """Mean and standard deviation (n - 1) over seeds; the latter is None for one seed."""
+    """Mean and standard deviation (n - 1) over seeds; `std` is None for one seed."""
 
     mean: Share
     std: Share | None
@@ -76,7 +76,7 @@ class Band:
 
 @dataclass(frozen=True, config=CHECKED)
 class Point:
-    """One curve and number of shots over domains and seeds; the fields are described above."""
+    """Summary of a curve at one k; the module's docstring describes the fields."""
 
     curve: Curve
     shots: Natural
@@ -88,7 +88,7 @@ class Point:
 
 @dataclass(frozen=True, config=CHECKED)
 class FewShotData:
-    """What was drawn from, and what could not be read."""
+    """The data of the trainings, and the images that could not be read."""
 
     source: str
     domains: tuple[str, ...]
@@ -98,7 +98,7 @@ class FewShotData:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class FewShotResults:
-    """The content of `results.json`; the fields are described above."""
+    """The content of `results.json`; the module's docstring describes the fields."""
 
     schema: Literal[1] = 1
     architecture: str
@@ -113,7 +113,7 @@ RESULTS = TypeAdapter(FewShotResults)
 
 
 def curves(starts: Sequence[Start]) -> tuple[Curve, ...]:
-    """What is shown of some starts."""
+    """The curves of some starts: these, and `untouched` if the student is among them."""
     return ("untouched", *starts) if "student" in starts else tuple(starts)
 
 
@@ -126,23 +126,24 @@ def row(
     tested: Sequence[int],
     right: Sequence[int],
 ) -> FewShotRow:
-    """The row that follows from counts by class, of which at least one image was tested."""
-    shares = [done / all_ for done, all_ in zip(right, tested, strict=True) if all_]
+    """The row computed from counts by class; at least one image must be tested."""
+    # Classes without a test image have no accuracy and are left out of the mean.
+    shares = [correct / total for correct, total in zip(right, tested, strict=True) if total]
     counts = (tuple(trained), tuple(tested), tuple(right))
     accuracy = sum(right) / sum(tested)
     return FewShotRow(curve, domain, shots, seed, *counts, accuracy, statistics.fmean(shares))
 
 
-def ordered(rows: Sequence[FewShotRow]) -> list[FewShotRow]:
-    """By curve, domain, shots and seed."""
+def sort_rows(rows: Sequence[FewShotRow]) -> list[FewShotRow]:
+    """The rows sorted by curve, domain, shots and seed."""
     return sorted(rows, key=lambda row: (CURVES.index(row.curve), row.domain, row.shots, row.seed))
 
 
 def summarise(rows: Sequence[FewShotRow]) -> list[Point]:
-    """Mean over domains, mean and standard deviation over seeds, for each curve and k."""
+    """One point for each curve and k: mean over domains, mean and deviation over seeds."""
     groups: dict[tuple[Curve, int], list[FewShotRow]] = {}
-    for found in rows:
-        groups.setdefault((found.curve, found.shots), []).append(found)
+    for entry in rows:
+        groups.setdefault((entry.curve, entry.shots), []).append(entry)
     keys = sorted(groups, key=lambda key: (CURVES.index(key[0]), key[1]))
     return [_point(*key, groups[key]) for key in keys]
 
@@ -157,7 +158,7 @@ def _point(curve: Curve, shots: int, rows: Sequence[FewShotRow]) -> Point:
 
 
 def _means(rows: Sequence[FewShotRow]) -> dict[int, float]:
-    """By seed, the mean accuracy over the domains of `rows`."""
+    """The mean accuracy over the domains of `rows`, by seed."""
     return {
         seed: statistics.fmean(row.accuracy for row in rows if row.seed == seed)
         for seed in sorted({row.seed for row in rows})
@@ -165,23 +166,23 @@ def _means(rows: Sequence[FewShotRow]) -> dict[int, float]:
 
 
 def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
-    """By shots, what training adds to the student: its accuracy less that of the untouched one.
+    """The gain of fine-tuning by shots: accuracy of the student minus that before training.
 
-    Both are means over the domains of `rows`; the standard deviation over seeds is that of the
+    Both are means over the domains of `rows`. The standard deviation over seeds is that of the
     difference, since each seed has its own test images.
     """
-    found = {}
+    by_shots = {}
     for shots in sorted({row.shots for row in rows if row.curve == "student"}):
         after, before = (
             _means([row for row in rows if (row.curve, row.shots) == (curve, shots)])
             for curve in ("student", "untouched")
         )
-        found[shots] = spread([after[seed] - before[seed] for seed in after])
-    return found
+        by_shots[shots] = spread([after[seed] - before[seed] for seed in after])
+    return by_shots
 
 
 def write(storage: Storage, results: FewShotResults) -> str:
-    """Write `fewshot/results.json` under a run's root; returns its place."""
+    """Write `fewshot/results.json` under a run's root; returns its location for display."""
     _check(results)
     storage.put(KEY, as_json(asdict(results)).encode())
     return storage.location(KEY)
@@ -194,11 +195,11 @@ def read(storage: Storage) -> FewShotResults:
         storage: the run's root.
 
     Raises:
-        CorruptionError: there are none, or they are not what `write` writes.
+        CorruptionError: there are none, or `write` would not have written them.
     """
     data = storage.get(KEY, LIMIT)
     try:
-        strict_json.parse(data)
+        strict_json.parse(data)  # refuses repeated keys, which pydantic accepts
         results = RESULTS.validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -210,44 +211,47 @@ def read(storage: Storage) -> FewShotResults:
 
 
 def _check(results: FewShotResults) -> None:
-    """Refuse figures that do not follow from the counts, and curves with a gap."""
+    """Raise `CorruptionError` if figures do not follow from the counts, or a curve has a gap."""
     domains, curves = set(results.data.domains), set(results.curves)
     seeds: dict[tuple[Curve, int, str], list[int]] = {}
-    for number, found in enumerate(results.rows):
-        _check_row(f"rows.{number}", found, len(results.classes))
-        seeds.setdefault((found.curve, found.shots, found.domain), []).append(found.seed)
+    for number, entry in enumerate(results.rows):
+        _check_row(f"rows.{number}", entry, len(results.classes))
+        seeds.setdefault((entry.curve, entry.shots, entry.domain), []).append(entry.seed)
     if not _whole(seeds, domains, curves):
         _refuse("rows", "each curve, domain, shots and seed must be there once")
     if list(results.summary) != summarise(results.rows):
         _refuse("summary", "does not follow from the rows")
 
 
-def _check_row(place: str, found: FewShotRow, classes: int) -> None:
-    counts = (found.trained, found.tested, found.right)
-    if any(len(each) != classes for each in counts) or not any(found.tested):
-        _refuse(place, f"needs {classes} counts, and images that were tested")
-    if any(right > tested for right, tested in zip(found.right, found.tested, strict=True)):
-        _refuse(place, "more are right than were tested")
-    if found != row(found.curve, found.domain, found.shots, found.seed, *counts):
-        _refuse(place, "the accuracies do not follow from the counts")
+def _check_row(field: str, entry: FewShotRow, classes: int) -> None:
+    counts = (entry.trained, entry.tested, entry.right)
+    if any(len(by_class) != classes for by_class in counts) or not any(entry.tested):
+        _refuse(field, f"needs {classes} counts, and images that were tested")
+    if any(right > tested for right, tested in zip(entry.right, entry.tested, strict=True)):
+        _refuse(field, "more are right than were tested")
+    if entry != row(entry.curve, entry.domain, entry.shots, entry.seed, *counts):
+        _refuse(field, "the accuracies do not follow from the counts")
 
 
 def _whole(
     seeds: Mapping[tuple[Curve, int, str], list[int]], domains: set[str], curves: set[Curve]
 ) -> bool:
-    """Whether every curve has every k, domain and seed once, and "untouched" also 0 shots."""
-    wanted = sorted(next(iter(seeds.values())))
+    """Whether each curve has each k, domain and seed once, and "untouched" also 0 shots.
+
+    `untouched` must be there exactly if `student` is.
+    """
+    expected = sorted(next(iter(seeds.values())))
     shots = {k for _, k, _ in seeds} - {0}
     pairs = {(curve, k) for curve in curves for k in shots}
     if "untouched" in curves:
         pairs.add(("untouched", 0))
     return (
-        len(set(wanted)) == len(wanted)
+        len(set(expected)) == len(expected)
         and ("untouched" in curves) == ("student" in curves)
         and seeds.keys() == {(*pair, domain) for pair in pairs for domain in domains}
-        and all(sorted(found) == wanted for found in seeds.values())
+        and all(sorted(present) == expected for present in seeds.values())
     )
 
 
-def _refuse(place: str, problem: str) -> NoReturn:
-    raise CorruptionError(f"{KEY} {place}: {problem}; run jobs/fewshot.py again")
+def _refuse(field: str, problem: str) -> NoReturn:
+    raise CorruptionError(f"{KEY} {field}: {problem}; run jobs/fewshot.py again")

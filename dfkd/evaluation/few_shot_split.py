@@ -1,13 +1,14 @@
-"""Which images of a domain are trained on: k of each class, the rest is the test set (section 4.3).
+"""The few-shot split: k images of each class are trained on, the rest is tested (section 4.3).
 
-The paper names the protocol and no draw. Here it is a pure function of seed, domain, class and the
-number of the class's images, so that all starts learn from the same ones: the images of a class
-have an order, and k takes the first k. So the k = 2 set contains the k = 1 set.
+The paper does not say how the k images are drawn. Here the draw is a pure function of seed, domain,
+class name and the number of images of the class, so all starts train on the same images. The images
+of a class have a random order and k takes the first k, so the k = 2 set contains the k = 1 set.
 
-Of a class with too few images all but one are taken: every class keeps its place in the test set,
-and of a class with a single image none is seen. To refuse instead would shut out every domain with
-one rare class, the bundled set among them; results say what each figure was trained and tested on.
-PACS, VLCS, ImageCLEF-DA and VisDA have more than 16 images of every class in every domain.
+If a class has too few images, all but one are trained on. Every class thus keeps a test image, and
+a class with a single image is only tested. An error instead would exclude every domain with one
+rare class, such as the bundled set. The results state the number of images that each figure was
+trained and tested on. PACS, VLCS, ImageCLEF-DA and VisDA have more than 16 images of every class in
+every domain.
 """
 
 from collections.abc import Sequence
@@ -17,41 +18,43 @@ from dfkd.config.plan import derive_seed
 
 
 @dataclass(frozen=True)
-class Draw:
-    """A domain's images in two parts that share none: positions, each part in rising order."""
+class FewShotSplit:
+    """Two disjoint lists of image positions in a domain, each in ascending order."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
 
 
-def draw(labels: Sequence[int], classes: Sequence[str], domain: str, shots: int, seed: int) -> Draw:
-    """`taken` images of each class for training, and the rest; all are the test set at 0 shots.
+def split_domain(
+    labels: Sequence[int], classes: Sequence[str], domain: str, shots: int, seed: int
+) -> FewShotSplit:
+    """Split a domain: `training_count` images of each class for training, the rest for test.
 
     Args:
         labels: class index of each image, in the order of the images.
         classes: names by index.
-        domain: its name.
-        shots: k.
-        seed: another draw.
+        domain: name of the domain, part of the draw's seed.
+        shots: k; with 0 all images are in the test set.
+        seed: the few-shot seed.
     """
     train: set[int] = set()
     for index, name in enumerate(classes):
-        places = [place for place, label in enumerate(labels) if label == index]
-        first = order(seed, domain, name, len(places))[: taken(shots, len(places))]
-        train |= {places[number] for number in first}
-    test = (place for place in range(len(labels)) if place not in train)
-    return Draw(tuple(sorted(train)), tuple(test))
+        positions = [position for position, label in enumerate(labels) if label == index]
+        first = draw_order(seed, domain, name, len(positions))
+        train |= {positions[number] for number in first[: training_count(shots, len(positions))]}
+    test = (position for position in range(len(labels)) if position not in train)
+    return FewShotSplit(tuple(sorted(train)), tuple(test))
 
 
-def order(seed: int, domain: str, name: str, images: int) -> list[int]:
-    """The images 0 .. `images` - 1 of one class of a domain in the order in which they are drawn.
+def draw_order(seed: int, domain: str, name: str, images: int) -> list[int]:
+    """The numbers 0 .. `images` - 1 of a class's images in the order in which they are drawn.
 
-    By a hash of each one's lot, and so the same with every version of Python and every library.
+    The order sorts by a hash, so it does not depend on versions of Python or libraries.
     """
     lots = [derive_seed("shots", seed, domain, name, image) for image in range(images)]
     return sorted(range(images), key=lots.__getitem__)
 
 
-def taken(shots: int, images: int) -> int:
-    """How many of a class's images are trained on: `shots`, or all but one of too few."""
+def training_count(shots: int, images: int) -> int:
+    """The number of a class's images to train on: `shots`, but at most all images but one."""
     return min(shots, max(images - 1, 0))

@@ -1,9 +1,9 @@
-"""What a few-shot training starts from: the distilled student, library weights, or nothing.
+"""Initial weights of a few-shot training: the distilled student, library weights or random ones.
 
 All three have the architecture of `distillation.student`, take images of `synthesis.image_size` and
-end in one linear layer over the manifest's classes. The student brings that layer along, as logits
-(`dfkd.evaluation.few_shot_tuning.from_distances`); of the others it is fresh, drawn by the few-shot
-seed.
+end in one linear layer over the manifest's classes. The student keeps its own layer, converted to
+logits (`dfkd.evaluation.few_shot_tuning.from_distances`); the others get a random layer from the
+few-shot seed.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import torch
 from dfkd.config.distillation import Start
 from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import StudentLocation, load, place
+from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
@@ -28,30 +28,34 @@ LIBRARY = "fewshot.library"
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """One start of one few-shot seed."""
+    """The initial weights of a start and few-shot seed."""
 
     start: Start
     weights: str
-    """Which ones: origins with the same text have the same backbone."""
+    """Identifies the backbone: equal texts mean equal weights."""
     make: Callable[[], Student]
-    """A classifier that gives logits, on the device to work on."""
+    """Makes the classifier, whose outputs are logits, on the device to work on."""
 
 
-def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) -> InitialWeights:
-    """The start of a few-shot seed.
+def initial_weights(
+    manifest: Manifest, start: Start, seed: int, device: torch.device
+) -> InitialWeights:
+    """The initial weights of a start for a few-shot seed.
 
-    Of several students each seed takes another one, so that the standard deviation over seeds
-    includes that of distillation.
+    Different seeds use different students, so the standard deviation over seeds includes the
+    variance of distillation.
 
     Raises:
-        ManifestError: the student is not there, or the weights of a library do not fit.
+        ManifestError: the student is missing, or the library weights do not fit.
     """
     if start == "student":
-        found = student_place(manifest, seed)
-        sha256 = read_card(found.storage)["sha256"]
-        return InitialWeights(start, f"student {sha256}", lambda: _student(manifest, found, device))
+        location = student_of_seed(manifest, seed)
+        sha256 = read_card(location.storage)["sha256"]
+        return InitialWeights(
+            start, f"student {sha256}", lambda: _student(manifest, location, device)
+        )
     weights = manifest.fewshot.library if start == "library" else "none"
-    # A warm-up, which is distillation's own, is refused where the backbone is random.
+    # `build` refuses a warm-up of a random backbone, but the warm-up concerns distillation only.
     config = dataclasses.replace(manifest.distillation, weights=weights, warmup_epochs=0)
     size = manifest.synthesis.image_size
 
@@ -64,31 +68,32 @@ def origin(manifest: Manifest, start: Start, seed: int, device: torch.device) ->
     )
 
 
-def student_place(manifest: Manifest, seed: int) -> StudentLocation:
-    """Where the student of a few-shot seed lies: of the last method, as that to take home.
+def student_of_seed(manifest: Manifest, seed: int) -> StudentLocation:
+    """The location of a few-shot seed's student, which is of the last method (as the export).
 
     Raises:
-        ManifestError: it is not finished.
+        ManifestError: the student is not finished.
     """
-    found = place(manifest, manifest.methods[-1], student_seed(manifest, seed))
-    if not found.finished:
+    location = locate_student(manifest, manifest.methods[-1], student_seed(manifest, seed))
+    if not location.finished:
         raise ManifestError(
             "fewshot.starts",
-            f"needs the student of method {found.method} seed {found.seed} at {found.location}",
+            f"needs the student of method {location.method} seed {location.seed} at "
+            f"{location.location}",
             list(manifest.fewshot.starts),
             "run jobs/distill.py with this manifest, or leave student out",
         )
-    return found
+    return location
 
 
 def student_seed(manifest: Manifest, seed: int) -> int:
-    """The distillation seed of the student that a few-shot seed takes."""
+    """The distillation seed for a few-shot seed n: `distillation.seeds[n % len(seeds)]`."""
     seeds = manifest.distillation.seeds
     return seeds[seed % len(seeds)]
 
 
-def _student(manifest: Manifest, found: StudentLocation, device: torch.device) -> Student:
-    student, _ = load(found, manifest.classes, device)
+def _student(manifest: Manifest, location: StudentLocation, device: torch.device) -> Student:
+    student, _ = load_located(location, manifest.classes, device)
     return from_distances(student)
 
 
@@ -96,12 +101,12 @@ def _digest(weights: str) -> str:
     return sha256_file(existing_file(LIBRARY, weights)) if names_file(weights) else weights
 
 
-def check(manifest: Manifest, device: torch.device) -> None:
-    """Make each start once, so that what is missing or does not fit is refused before any work.
+def check_starts(manifest: Manifest, device: torch.device) -> None:
+    """Make each start once, to raise errors before any training.
 
     Raises:
-        ManifestError: as `origin`, or `fewshot.library` names no weights.
-        CorruptionError: a student is not what was written.
+        ManifestError: as `initial_weights`, or `fewshot.library` names no weights.
+        CorruptionError: a student is damaged.
     """
     config = manifest.fewshot
     if "library" in config.starts and config.library == "none":
@@ -109,20 +114,21 @@ def check(manifest: Manifest, device: torch.device) -> None:
             LIBRARY, "must name weights", config.library, "leave library out of fewshot.starts"
         )
     for start in config.starts:
+        # Each student once; the other starts differ between seeds in random numbers only.
         students = {student_seed(manifest, seed): seed for seed in config.seeds}
         for seed in students.values() if start == "student" else config.seeds[:1]:
-            origin(manifest, start, seed, device).make()
+            initial_weights(manifest, start, seed, device).make()
 
 
-def described(manifest: Manifest) -> dict[Curve, str]:
-    """What each curve shows, for people."""
+def curve_captions(manifest: Manifest) -> dict[Curve, str]:
+    """A description of each curve, for display."""
     config = manifest.fewshot
     library = Path(config.library).name if names_file(config.library) else config.library
     used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))
-    words: dict[Curve, str] = {
+    captions: dict[Curve, str] = {
         "untouched": "the distilled student before any training, on the same test images",
         "student": f"distilled, {manifest.methods[-1]} images, seed {used}",
         "library": f"weights {library}",
         "scratch": "random weights",
     }
-    return {curve: words[curve] for curve in curves(config.starts)}
+    return {curve: captions[curve] for curve in curves(config.starts)}

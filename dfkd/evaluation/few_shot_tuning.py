@@ -1,7 +1,7 @@
 """Fine-tuning on a few labelled images: cross-entropy at a low rate (section 4.3). Torch only.
 
-A classifier here is a `Student` whose outputs are logits: LARGER is likelier. All starts have this
-one form, so that nothing but their first weights, and the rates that suit these, tells them apart.
+A classifier here is a `Student` whose outputs are logits: larger is likelier. All starts have this
+form, so they differ only in their initial weights and in the learning rates for these weights.
 """
 
 import math
@@ -18,70 +18,72 @@ from dfkd.models.student import Student, fold
 from dfkd.utils.seeding import seeded
 
 BATCH = 32
+"""Images in a step, or all of them if there are fewer."""
 AUGMENTATION: tuple[Augmentation, ...] = ("flip", "crop")
 
 TEMPERATURE = 0.01
-"""CLIP's own: it divides cosines by it, as a student's distances are divided here."""
+"""CLIP's temperature, by which it divides cosines; here it divides a student's distances."""
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images and their real classes."""
+class LabelledImages:
+    """Images and their true classes."""
 
     pixels: Tensor
     """uint8 [N, 3, S, S], on the CPU."""
     labels: Tensor
-    """int64 [N]"""
+    """Class indices int64 [N]."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def from_distances(student: Student) -> Student:
-    """A copy whose logits are -distance / `TEMPERATURE`: it answers as the student does.
+    """A copy whose logits are -distance / `TEMPERATURE`, with the same predictions.
 
-    A fresh head would throw away what the student knows of its classes. Softmax of these logits is,
-    to first order, CLIP's softmax of scaled cosines, so that training begins from calibrated
+    A new head would lose what the student knows about its classes. The softmax of these logits is,
+    to first order, CLIP's softmax of scaled cosines, so training starts from calibrated
     probabilities.
     """
     return fold(student, mean=0.0, std=-1 / TEMPERATURE)
 
 
 @torch.no_grad()
-def embed(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
-    """Features float32 [P, F] of a backbone in eval mode, on its device.
+def features_of(classifier: Student, pixels: Tensor, indices: Tensor, batch_size: int) -> Tensor:
+    """Features float32 [P, F] of the classifier's backbone, on its device.
 
     Args:
-        classifier: which is put into eval mode.
-        pixels: uint8 [N, 3, S, S], of which `batch_size` at a time are looked at.
-        places: int64 [P], of the images in `pixels`.
+        classifier: is put into eval mode.
+        pixels: uint8 [N, 3, S, S]; `batch_size` of them are on the device at a time.
+        indices: int64 [P], the images in `pixels` to use.
     """
     classifier.eval()
     device = classifier.mean.device
-    parts = places.split(batch_size)
+    parts = indices.split(batch_size)
     return torch.cat([classifier.features(_scaled(pixels[part], device)) for part in parts])
 
 
 @torch.no_grad()
-def answers(classifier: Student, pixels: Tensor, places: Tensor, batch_size: int) -> Tensor:
-    """The likeliest class int64 [P] on the CPU, -1 where the logits are not finite.
+def predict(classifier: Student, pixels: Tensor, indices: Tensor, batch_size: int) -> Tensor:
+    """The predicted class int64 [P] on the CPU; -1 if the logits are not finite.
 
-    Arguments as for `embed`.
+    The arguments are those of `features_of`.
     """
-    logits: Tensor = classifier.head(embed(classifier, pixels, places, batch_size))
+    logits: Tensor = classifier.head(features_of(classifier, pixels, indices, batch_size))
     finite = torch.isfinite(logits).all(dim=1)
     return torch.where(finite, logits.argmax(dim=1), -1).cpu()
 
 
 def _scaled(pixels: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, 3, S, S] as float32 in [0, 1] on `device`, channels last."""
     moved = pixels.to(device).float().div_(255)
     return moved.contiguous(memory_format=torch.channels_last)
 
 
 def batches(images: int, size: int, steps: int, seed: int) -> Tensor:
-    """int64 [steps, size]: the images of each step, one permutation of all of them after another.
+    """The images of each step, int64 [steps, size]: random permutations, one after the other.
 
-    Each batch is full, whatever the number of images: batch norm needs two images or more.
+    All batches are full, because batch norm needs at least two images.
     """
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-steps * size // images)
@@ -89,47 +91,52 @@ def batches(images: int, size: int, steps: int, seed: int) -> Tensor:
     return torch.cat(order)[: steps * size].view(steps, size)
 
 
-def tune(classifier: Student, shots: Labelled, config: FewShot, seed: int, start: Start) -> None:
-    """Train all of a classifier in place, on augmented views; afterwards it is in eval mode.
+def fine_tune(
+    classifier: Student, shots: LabelledImages, config: FewShot, seed: int, start: Start
+) -> None:
+    """Train all weights of a classifier in place on augmented views; leaves it in eval mode.
 
-    Weights that have learned something move at `learning_rate`, random ones at `fresh_rate`. A
-    backbone that has learned keeps its batch-norm statistics, and has no drop-path: those of a
-    handful of images are too far from what its weights were trained with.
+    Trained weights use `learning_rate`, random ones `fresh_rate`. A trained backbone keeps its
+    batch-norm statistics and has no drop-path, because the statistics of a handful of images are
+    too far from those that its weights were trained with.
 
     Args:
         classifier: on the device to work on.
-        shots: two images or more.
-        seed: of batches, views and drop-path; the global generator is left as it was.
-        start: what the classifier's weights are.
+        shots: the training images, at least two.
+        seed: seed of batches, views and drop-path; torch's global generator is not changed.
+        start: the kind of the classifier's initial weights.
     """
     classifier.train()
     classifier.backbone.train(start == "scratch")
     classifier.requires_grad_(True)
     size = min(BATCH, len(shots))
     steps = config.epochs * -(-len(shots) // size)
-    peaks = rates(config, start)
+    peaks = learning_rates(config, start)
     parts = (classifier.backbone, classifier.head)
     groups = [{"params": list(part.parameters())} for part in parts]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-    for step, chosen in enumerate(batches(len(shots), size, steps, seed)):
-        logits = _logits(classifier, shots.pixels[chosen], derive_seed("view", seed, step))
-        loss = F.cross_entropy(logits, shots.labels[chosen].to(logits.device))
+    for step, indices in enumerate(batches(len(shots), size, steps, seed)):
+        logits = _logits(classifier, shots.pixels[indices], derive_seed("view", seed, step))
+        loss = F.cross_entropy(logits, shots.labels[indices].to(logits.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            # A cosine from the first rate to zero.
             group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.step()
     classifier.eval()
 
 
-def rates(config: FewShot, start: Start) -> tuple[float, float]:
-    """The first learning rates of a start's backbone and head."""
-    known, fresh = config.learning_rate, config.fresh_rate
-    return {"student": (known, known), "library": (known, fresh), "scratch": (fresh, fresh)}[start]
+def learning_rates(config: FewShot, start: Start) -> tuple[float, float]:
+    """The initial learning rates of backbone and head for a start."""
+    trained, fresh = config.learning_rate, config.fresh_rate
+    return {"student": (trained, trained), "library": (trained, fresh), "scratch": (fresh, fresh)}[
+        start
+    ]
 
 
 def _logits(classifier: Student, pixels: Tensor, seed: int) -> Tensor:
-    """float32 [B, M] of the views of one step; the same each time."""
+    """Logits float32 [B, M] of augmented views; the same for the same seed."""
     device = classifier.mean.device
     generator = torch.Generator(device).manual_seed(seed)
     views = augment(_scaled(pixels, device), AUGMENTATION, generator)

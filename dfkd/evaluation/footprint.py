@@ -1,7 +1,7 @@
-"""How large the models of a run are, and how long each takes for one image on one core.
+"""Size of the models of a run, and time of each for one image on one core.
 
-Counts of parameters follow from the manifest and stand in `results.json`. Milliseconds are
-measured, so they lie apart, in `latency.json`, and nothing is ever compared with them:
+The counts of parameters follow from the manifest and are in `results.json`. The milliseconds depend
+on the machine, so they are in a separate file, `latency.json`, and no check compares them:
 
     {"schema": 1, "ms": {name: median}, "batch": 1, "threads": 1, "runs", "machine"}
 """
@@ -27,23 +27,23 @@ from dfkd.utils.strict_json import canonical
 FILE = "latency.json"
 CPU = torch.device("cpu")
 FLOAT32 = 4
-"""Bytes of a parameter."""
+"""Bytes of a float32 parameter."""
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """What answers an image, on the CPU."""
+    """The network of a model on the CPU, with its size."""
 
     name: str
-    """The same for all networks of one shape."""
+    """Name of the shape; networks of the same shape have the same name."""
     parameters: int
     image_size: int
     answer: Callable[[Tensor], object]
-    """Takes pixels [1, 3, S, S] float32."""
+    """Runs the network on pixels [1, 3, S, S] float32."""
 
 
 def networks(manifest: Manifest) -> dict[str, NetworkSize]:
-    """The networks behind the models that are scored, by name of the model.
+    """The network of each model in `evaluation.models`, by name of the model.
 
     Raises:
         ManifestError, WeightsError: as `Teacher.load` and `student.build`.
@@ -58,7 +58,7 @@ def teacher(manifest: Manifest) -> NetworkSize:
 
 
 def text_only(manifest: Manifest) -> NetworkSize:
-    """The image tower of the text-only classifier; its class vectors are nothing beside it."""
+    """The image tower of the text-only classifier; its class vectors are negligible."""
     return _tower(load_tower(manifest, CPU))
 
 
@@ -69,7 +69,7 @@ def _tower(tower: Teacher) -> NetworkSize:
 
 
 def student(manifest: Manifest) -> NetworkSize:
-    """A student of the manifest's shape; nobody has trained it, which changes neither figure."""
+    """A student of the manifest's shape with random weights, which change neither figure."""
     config = dataclasses.replace(manifest.distillation, weights="none")
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     module = build(config, classes, size, seed=0).eval()
@@ -78,17 +78,17 @@ def student(manifest: Manifest) -> NetworkSize:
 
 
 def parameters(module: nn.Module) -> int:
-    """Numbers that training can change."""
+    """The number of parameters of a module."""
     return sum(tensor.numel() for tensor in module.parameters())
 
 
 def megabytes(parameters: int) -> float:
-    """Of so many parameters in float32."""
+    """Megabytes (10^6 bytes) of the parameters in float32."""
     return FLOAT32 * parameters / 1e6
 
 
 class Latency(BaseModel):
-    """The parts of the file that are shown; it holds more."""
+    """The fields of `latency.json` that are used; the file has more."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     ms: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
@@ -96,10 +96,10 @@ class Latency(BaseModel):
 
 
 def read(storage: Storage) -> Latency:
-    """What was measured; nothing where nobody has measured.
+    """The content of `latency.json`; an empty `ms` if there is no such file.
 
     Raises:
-        CorruptionError: `latency.json` is not what was written.
+        CorruptionError: `latency.json` is damaged.
     """
     if not storage.exists(FILE):
         return Latency(ms={}, machine="")
@@ -113,40 +113,41 @@ def read(storage: Storage) -> Latency:
         ) from None
 
 
-def write(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[str, float]:
+def write(storage: Storage, networks: Mapping[str, NetworkSize]) -> dict[str, float]:
     """Measure each network, once for each shape, and write `latency.json`; returns its `ms`."""
-    content = measure(found)
+    content = measure(networks)
     storage.put(FILE, canonical(content))
     ms: dict[str, float] = content["ms"]
     return ms
 
 
-def find_or_write(storage: Storage, found: Mapping[str, NetworkSize]) -> dict[str, float]:
-    """Milliseconds by key, as this machine has measured networks of these shapes before, or now.
+def cached_or_measured(storage: Storage, networks: Mapping[str, NetworkSize]) -> dict[str, float]:
+    """Milliseconds of each network by key, from `latency.json` or measured now.
 
-    In this `latency.json` they go by the names of the networks. So a table that is written again
-    from the same results stays as it is.
+    This `latency.json` is keyed by the names of the networks. Its figures are used if this kind of
+    machine measured all these shapes, so a table written again from the same results stays the
+    same.
     """
-    by_name = {network.name: network for network in found.values()}
+    by_name = {network.name: network for network in networks.values()}
     known = read(storage)
     fits = known.machine == processor_name() and by_name.keys() <= known.ms.keys()
     ms = known.ms if fits else write(storage, by_name)
-    return {key: ms[network.name] for key, network in found.items()}
+    return {key: ms[network.name] for key, network in networks.items()}
 
 
-def measure(found: Mapping[str, NetworkSize]) -> dict[str, Any]:
-    """The content of `latency.json`."""
-    several = {network.name: network for network in found.values()}
+def measure(networks: Mapping[str, NetworkSize]) -> dict[str, Any]:
+    """Measure each shape once; returns the content of `latency.json`."""
+    by_name = {network.name: network for network in networks.values()}
     draw = torch.Generator().manual_seed(0)
     pixels = {
         name: torch.rand(1, 3, network.image_size, network.image_size, generator=draw)
-        for name, network in several.items()
+        for name, network in by_name.items()
     }
 
     def call(name: str) -> Callable[[], object]:
-        return lambda: several[name].answer(pixels[name])
+        return lambda: by_name[name].answer(pixels[name])
 
     with torch.inference_mode():
-        timed = time_on_one_core({name: call(name) for name in several})
-    ms = {key: timed["ms"][network.name] for key, network in found.items()}
+        timed = time_on_one_core({name: call(name) for name in by_name})
+    ms = {key: timed["ms"][network.name] for key, network in networks.items()}
     return {"schema": 1, **timed, "ms": ms}

@@ -1,7 +1,7 @@
-"""Image lists: text files of strangers that name images, one a line, read line by line.
+"""Image lists: untrusted text files with one image a line, read line by line.
 
-Two forms: three columns (path, domain, class), which `evaluation.data` can name itself, and the
-lists of public data sets (path, label), which lie beside their images.
+There are two forms: lists with three columns (path, domain, class), which `evaluation.data` can
+name itself, and the lists of public data sets (path, label), which are stored beside their images.
 """
 
 import csv
@@ -17,42 +17,45 @@ from dfkd.evaluation.public_data_sets import PublicDataSet
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image that was found."""
+    """One image of the data."""
 
     domain: str
     word: str
-    """The name of its class folder; its label, counted from 0, where it has none."""
+    """The name of its class folder, or its label counted from 0 if it has no class folder."""
     path: str
-    place: str
-    """What says so, for a message: the class folder, or `list:line`."""
+    source: str
+    """Where this is stated, for error messages: the class folder, or `list:line`."""
 
 
 @dataclass
 class Tally:
-    """What else was met on the way."""
+    """Counts for the notes on the data."""
 
-    beside: Counter[str] = field(default_factory=Counter)
-    """How many things were passed over, by what they are."""
-    twice: Counter[str] = field(default_factory=Counter)
-    """Images of each domain that its list gives to a second class."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """The number of ignored things, by their description."""
+    in_two_classes: Counter[str] = field(default_factory=Counter)
+    """The number of images that a domain's lists assign to a second class, by domain."""
 
 
 FIELD = "evaluation.data"
 HEADER = ["path", "domain", "class"]
-LONGEST = 8192
-"""Bytes of a line; Linux takes paths of 4,096."""
-DIGITS = 6
-"""Of a label at the most."""
+MAX_LINE_BYTES = 8192
+"""Longest accepted line in bytes; a path on Linux has at most 4,096."""
+MAX_LABEL_DIGITS = 6
+"""Longest accepted label in digits."""
 
 
-def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The numbered lines `path, domain, class`, with tabs, commas or spaces throughout.
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and fields of each line `path, domain, class`.
+
+    The first line decides whether tabs, commas or spaces separate the fields of the whole list.
 
     Raises:
-        ManifestError: the first line that has another form, by its number.
+        ManifestError: a line has another form; the message names its number.
     """
     separator = None
     for number, line in _lines(path):
+        # A comma as the fallback makes the error message name the usual form.
         separator = separator or next((s for s in "\t, " if len(_split(line, s)) == 3), ",")
         fields = _split(line, separator)
         if len(fields) != 3 or not all(fields):
@@ -62,27 +65,27 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, fields
 
 
-def labelled(path: Path) -> Iterator[tuple[int, list[str], int]]:
-    """The numbered lines `path label`: the names along the path, in which spaces count, and label.
+def read_labelled_lines(path: Path) -> Iterator[tuple[int, list[str], int]]:
+    """Yield number, path components and label of each line `path label`; paths may have spaces.
 
     Raises:
-        ManifestError: the first line that has another form, by its number.
+        ManifestError: a line has another form; the message names its number.
     """
     for number, line in _lines(path):
         name, *rest = line.rsplit(None, 1)
         label = rest[0] if rest else ""
-        if not (label.isascii() and label.isdecimal() and len(label) <= DIGITS):
+        if not (label.isascii() and label.isdecimal() and len(label) <= MAX_LABEL_DIGITS):
             raise bad_line(path, number, "must be: path, label (a number)", line)
         yield number, _names(path, number, name), int(label)
 
 
 def bad_line(path: Path, number: int, rule: str, value: object) -> ManifestError:
-    """The error of a list's line, which names file and line."""
+    """The error about a line of a list, with file and line number."""
     return ManifestError(f"{FIELD} {path}:{number}", rule, value, "fix or remove that line")
 
 
 def _names(path: Path, number: int, name: str) -> list[str]:
-    """The names along a path of any system, without its root."""
+    """The components of a path with `/` or `\\`, without its root; `..` is an error."""
     names = [word for word in name.replace("\\", "/").split("/") if word not in ("", ".")]
     if ".." in names:
         raise bad_line(path, number, "must not lead through '..'", name)
@@ -90,12 +93,15 @@ def _names(path: Path, number: int, name: str) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines that say something: no blank ones, no comments."""
+    """Yield number and text of each line that is neither blank nor a comment."""
     with path.open("rb") as stream:
-        lines = iter(lambda: stream.readline(LONGEST + 1), b"")
+        # Bounded reads: a file without line ends must not fill the memory.
+        lines = iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b"")
         for number, line in enumerate(lines, start=1):
-            if len(line) > LONGEST:
-                raise bad_line(path, number, f"must be at most {LONGEST} bytes long", line[:40])
+            if len(line) > MAX_LINE_BYTES:
+                raise bad_line(
+                    path, number, f"must be at most {MAX_LINE_BYTES} bytes long", line[:40]
+                )
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError:
@@ -106,13 +112,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _split(line: str, separator: str) -> list[str]:
     try:
-        rows = list(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
+        records = list(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error:
         return []
-    return [word.strip() for word in rows[0]]
+    return [word.strip() for word in records[0]]
 
 
-def listed(
+def listed_images(
     data_set: PublicDataSet,
     homes: Mapping[str, Path],
     lists: Mapping[str, Sequence[Path]],
@@ -120,89 +126,94 @@ def listed(
     *,
     in_classes: bool,
 ) -> Iterator[Entry]:
-    """The images that the labelled lists of some domains name, each once for each of its labels.
+    """Yield the images that the lists of some domains name, once for each of their labels.
 
     Args:
-        data_set: whose lists they are.
+        data_set: the data set of the lists.
         homes: the folder of each domain.
-        lists: of each domain; an image may stand in several, under the same label.
-        tally: takes the images that no list names.
-        in_classes: whether the images lie in class folders; the class is then the folder's name.
+        lists: the lists of each domain; several may name an image with the same label.
+        tally: counts images that no list names, and images with two labels.
+        in_classes: whether the images are in class folders, whose name is then the class.
 
     Raises:
-        ManifestError: the first line that is wrong or contradicts the folders, by its number.
+        ManifestError: a line is wrong or contradicts the folders; the message names its number.
     """
-    labels = _Labels()
+    labels = _LabelAgreement()
     for domain, home in homes.items():
-        reader = _Reader(data_set, domain, enclosed(home, in_classes=in_classes), labels)
-        taken: set[tuple[str, str, int]] = set()
+        reader = _ListReader(data_set, domain, images_by_class(home, in_classes=in_classes), labels)
+        listed: set[tuple[str, str, int]] = set()
         for path in lists[domain]:
             for number, key in reader.keys(path):
-                if key in taken:
+                if key in listed:  # train and crossval lists of one domain may overlap
                     continue
-                taken.add(key)
+                listed.add(key)
                 word, name, label = key
-                place = os.path.join(home, word, name)
-                said = word if in_classes else str(label - data_set.first)
-                yield Entry(domain, said, place, f"{path}:{number}")
-        named = {(word, name) for word, name, _ in taken}
-        tally.twice[domain] += len(taken) - len(named)
-        tally.beside["images that no list names"] += reader.images - len(named)
+                image = os.path.join(home, word, name)
+                class_word = word if in_classes else str(label - data_set.first_label)
+                yield Entry(domain, class_word, image, f"{path}:{number}")
+        named = {(word, name) for word, name, _ in listed}
+        tally.in_two_classes[domain] += len(listed) - len(named)
+        tally.ignored["images that no list names"] += reader.images - len(named)
 
 
 @dataclass
-class _Labels:
-    """Which class folder each label stands for: one, in all lists of a data set."""
+class _LabelAgreement:
+    """Checks that label and class folder correspond one to one in all lists of a data set."""
 
     words: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """For each label its class folder and the `list:line` that first stated it."""
     labels: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """For each class folder its label and that `list:line`."""
 
     def agree(self, path: Path, number: int, word: str, label: int) -> None:
-        """Note a line, or refuse it where it contradicts another."""
+        """Record a line; raises `ManifestError` if it contradicts an earlier one."""
         here = f"{path}:{number}"
-        other, place = self.words.setdefault(label, (word, here))
+        other, first_line = self.words.setdefault(label, (word, here))
         if other != word:
             raise bad_line(
                 path,
                 number,
-                f"must agree with the folders: label {label} is {other} in {place}",
+                f"must agree with the folders: label {label} is {other} in {first_line}",
                 word,
             )
-        known, place = self.labels.setdefault(word, (label, here))
+        known, first_line = self.labels.setdefault(word, (label, here))
         if known != label:
             raise bad_line(
                 path,
                 number,
-                f"must agree with the folders: {word} has label {known} in {place}",
+                f"must agree with the folders: {word} has label {known} in {first_line}",
                 label,
             )
 
 
 @dataclass
-class _Reader:
-    """Reads the lists of one domain against what is in its folder."""
+class _ListReader:
+    """Reads the lists of one domain and checks them against the files in its folder."""
 
     data_set: PublicDataSet
     domain: str
-    there: Mapping[str, frozenset[str]]
-    """Names of images by class folder, or all of them under ''."""
-    labels: _Labels
+    existing: Mapping[str, frozenset[str]]
+    """Names of the image files by class folder, or all of them under ''."""
+    labels: _LabelAgreement
 
     @property
     def images(self) -> int:
-        """How many there are."""
-        return sum(map(len, self.there.values()))
+        """The number of image files in the domain's folder."""
+        return sum(map(len, self.existing.values()))
 
     def keys(self, path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
-        """The number of each line with its class folder (or ''), name and label."""
-        first, last = self.data_set.first, self.data_set.first + self.data_set.classes - 1
+        """Yield the number of each line with (class folder or '', file name, label)."""
+        first, last = (
+            self.data_set.first_label,
+            self.data_set.first_label + self.data_set.classes - 1,
+        )
         seen: dict[tuple[str, str, int], int] = {}
-        for number, names, label in labelled(path):
+        for number, names, label in read_labelled_lines(path):
             word, name = self._located(path, number, names)
             if not first <= label <= last:
                 raise bad_line(path, number, f"a label must be from {first} to {last}", label)
-            if name not in self.there.get(word, ()):
-                if name in self.data_set.broken:
+            if name not in self.existing.get(word, ()):
+                if name in self.data_set.missing_images:
                     continue
                 raise bad_line(
                     path,
@@ -218,8 +229,11 @@ class _Reader:
             yield number, key
 
     def _located(self, path: Path, number: int, names: list[str]) -> tuple[str, str]:
-        """Class folder and name; what stands before the domain is another machine's."""
-        depth = 1 if "" in self.there else 2
+        """Class folder (or '') and file name; path components before the domain are ignored.
+
+        Lists are often written with the paths of another machine.
+        """
+        depth = 1 if "" in self.existing else 2
         above = names[-depth - 1] if len(names) > depth else self.domain
         if len(names) < depth or self.data_set.domain(above) != self.domain:
             raise bad_line(
@@ -234,48 +248,49 @@ class _Reader:
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
-def folders(path: Path) -> list[Path]:
-    """The folders in a folder, by name; hidden ones and what macOS leaves in archives do not count.
+def subfolders(path: Path) -> list[Path]:
+    """The folders in a folder, sorted by name, without hidden ones and `__MACOSX`.
 
-    Empty where there is no such folder.
+    Returns an empty list if there is no such folder.
     """
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
-        found = [entry.name for entry in entries if not _hidden(entry.name) and _is_dir(entry)]
-    return [path / name for name in sorted(found)]
+        names = [entry.name for entry in entries if not _hidden(entry.name) and _is_dir(entry)]
+    return [path / name for name in sorted(names)]
 
 
-def others(path: Path) -> int:
-    """How much else there is in a folder."""
-    return len(os.listdir(path)) - len(folders(path))
+def count_others(path: Path) -> int:
+    """The number of entries in a folder that `subfolders` does not return."""
+    return len(os.listdir(path)) - len(subfolders(path))
 
 
-def images(folder: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
-    """The image files in a folder; what else is there is counted."""
-    with os.scandir(folder) as entries:  # tells files from folders without asking for each
+def image_files(folder: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
+    """Yield the image files in a folder; everything else is counted in `tally`."""
+    with os.scandir(folder) as entries:  # knows files from folders without a stat for each
         for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in SUFFIXES and not _hidden(entry.name) and _is_file(entry):
                 yield entry
             else:
-                tally.beside["files that are not png, jpg, jpeg, webp or bmp images"] += 1
+                tally.ignored["files that are not png, jpg, jpeg, webp or bmp images"] += 1
 
 
-def enclosed(home: Path, *, in_classes: bool) -> Mapping[str, frozenset[str]]:
-    """The image files in each class folder of a domain, or under '' those in its own folder.
+def images_by_class(home: Path, *, in_classes: bool) -> Mapping[str, frozenset[str]]:
+    """Names of image files by class folder of a domain, or under '' those in its own folder.
 
-    A link that leads out of the domain's folder is not among them, and no class folder either.
+    Links to files or folders outside the domain's folder are left out, since a list of a stranger
+    must not reach other files.
     """
     root, unused = home.resolve(), Tally()
-    places = [place for place in folders(home) if _within(root, place)] if in_classes else [home]
+    parents = [folder for folder in subfolders(home) if _within(root, folder)]
     return {
-        place.name if in_classes else "": frozenset(
+        parent.name if in_classes else "": frozenset(
             entry.name
-            for entry in images(place, unused)
+            for entry in image_files(parent, unused)
             if not entry.is_symlink() or _within(root, Path(entry.path))
         )
-        for place in places
+        for parent in (parents if in_classes else [home])
     }
 
 

@@ -1,6 +1,6 @@
-"""Layouts: how domain-generalisation data lie on disk, and which of them a folder has.
+"""Layouts: how domain-generalisation data are stored on disk, and which layout a folder has.
 
-    domain/class/*          DomainBed's PACS, VLCS, office_home, domain_net, and anybody's own data
+    domain/class/*          DomainBed's PACS, VLCS, office_home, domain_net, and users' own data
     domain/split/class/*    Dassl's VLCS and office_home_dg; splits are train, crossval, val, test
     image lists             lines `path label`, beside or above the folders of the domains:
         splits/DOMAIN_*.txt       Dassl's pacs (images/DOMAIN/class/*, labels from 1), domainnet
@@ -8,21 +8,21 @@
         DOMAIN/image_list.txt     VisDA-2017, as it was published
         DOMAIN_*.txt              NOUN and CDAN (`_list`): ImageCLEF-DA, Office-Home, VisDA-2017
 
-The sets in `dfkd.evaluation.public_data_sets` are known by the names of the domains that are there
-and the number of classes. All splits of them count, their domains go by the paper's names wherever
-they come from, and what differs from the published numbers is told. The folder may also be one
-above the data set.
+The sets in `dfkd.evaluation.public_data_sets` are recognised by the names of their domains and the
+number of classes. Images of all splits are used, domains get the paper's names in every layout, and
+a note states each difference from the published numbers of images. `evaluation.data` may also name
+the parent of the data set's folder.
 
-The class is the folder's name where an image has a class folder, and a list may not contradict it.
-Where all there is is a number (Dassl's VLCS, ImageCLEF-DA), it is the position in the manifest's
-`classes`, which are then to be given in the published order:
+If an image has a class folder, the folder's name is its class, and a list that contradicts it is an
+error. If there are only numbers (Dassl's VLCS, ImageCLEF-DA), they are positions in the manifest's
+`classes`, which must then be in the published order:
 
     VLCS            bird, car, chair, dog, person
     ImageCLEF-DA    aeroplane, bike, bird, boat, bottle, bus, car, dog, horse, monitor, motorbike,
                     people
 
-A list's path counts from the folder of the domain, whatever stands before it, so that no line leads
-out of that folder; nor does a link that a line names.
+Only the part of a list's path after the domain's name counts, so no line leads out of the domain's
+folder. Links out of it are ignored too.
 """
 
 import dataclasses
@@ -32,110 +32,127 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd.errors import ManifestError
-from dfkd.evaluation.image_lists import FIELD, Entry, Tally, folders, images, listed, others
-from dfkd.evaluation.public_data_sets import DATA_SETS, PublicDataSet, alike
+from dfkd.evaluation.image_lists import (
+    FIELD,
+    Entry,
+    Tally,
+    count_others,
+    image_files,
+    listed_images,
+    subfolders,
+)
+from dfkd.evaluation.public_data_sets import DATA_SETS, PublicDataSet, normalise_name
 
 SPLITS = frozenset({"train", "crossval", "val", "test", "full"})
-"""Folders below a domain; JigenDG's `full` holds what `train` and `crossval` hold."""
-HOMES = frozenset({"images", "kfold"})
-"""Folders that hold the domains of a set: Dassl's, and the one that PACS was published in."""
+"""Names of split folders in a domain; JigenDG's `full` repeats `train` and `crossval`."""
+DOMAIN_PARENTS = frozenset({"images", "kfold"})
+"""Names of folders that contain the domains: Dassl's `images`, and `kfold` of published PACS."""
 LISTS = ("splits", "image_list")
-"""Folders that hold lists."""
-STEM = re.compile(
+"""Names of folders that contain lists."""
+LIST_STEM = re.compile(
     r"(?P<domain>.+?)(?P<end>_list|(?:_(?:train|crossval|val|test|all))?(?:_kfold)?)", re.IGNORECASE
 )
-"""The name of a list without `.txt`."""
+"""The file name of a list without `.txt`."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A recognised folder, of which only the names of folders and lists have been read."""
+    """The layout of a folder; only names of folders and lists have been read."""
 
     form: str
+    """Description for the notes."""
     homes: Mapping[str, Path]
     """The folder of each domain."""
     words: Set[str]
-    """Names of the class folders; none where the images lie in the domain's own folder."""
+    """Names of the class folders; empty if images are directly in the domain's folder."""
     data_set: PublicDataSet | None = None
+    """The public data set, if it is one."""
     lists: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-    """Of each domain; none where the folders tell all."""
+    """The lists of each domain; empty if the folders are sufficient."""
     split: bool = False
-    """Whether folders of splits stand between domain and class."""
-    beside: Sequence[str] = ()
-    """Names of the folders that were passed over."""
-    others: int = 0
-    """How much else there was."""
+    """Whether there are split folders between domain and class."""
+    ignored_folders: Sequence[str] = ()
+    """Names of the folders that are ignored."""
+    other_files: int = 0
+    """The number of other ignored entries."""
 
     @property
     def numbered(self) -> bool:
-        """Whether numbers are all that tells the classes apart."""
+        """Whether classes are identified by numbers only."""
         return all(word.isascii() and word.isdecimal() for word in self.words)
 
     def only(self, domains: Sequence[str]) -> "Layout":
-        """The same without the other domains."""
+        """This layout restricted to some domains."""
         homes = {name: self.homes[name] for name in domains if name in self.homes}
         return dataclasses.replace(self, homes=homes)
 
     def entries(self, foreign: Set[str], tally: Tally) -> Iterator[Entry]:
-        """Every image; of an unknown data set without those of the `foreign` class folders.
+        """Yield every image; in an unknown data set those in `foreign` class folders are skipped.
 
         Raises:
             ManifestError: a line of a list is wrong or contradicts the folders.
         """
         if self.lists and self.data_set:
             in_classes = bool(self.words)
-            yield from listed(self.data_set, self.homes, self.lists, tally, in_classes=in_classes)
+            yield from listed_images(
+                self.data_set, self.homes, self.lists, tally, in_classes=in_classes
+            )
             return
+        # In a known data set foreign classes are counted too, to compare with published numbers.
         skipped = frozenset() if self.data_set else foreign
         for domain, home in self.homes.items():
-            for place in _class_folders(home, self.split, tally):
-                if place.name not in skipped:
-                    for image in images(place, tally):
-                        yield Entry(domain, place.name, image.path, str(place))
+            for folder in _class_folders(home, self.split, tally):
+                if folder.name not in skipped:
+                    for image in image_files(folder, tally):
+                        yield Entry(domain, folder.name, image.path, str(folder))
 
-    def remarks(self, asked: Sequence[str], counts: Mapping[str, int]) -> Iterator[str]:
-        """What the reader of the scores should know, a line each.
+    def remarks(self, selected: Sequence[str], counts: Mapping[str, int]) -> Iterator[str]:
+        """Yield notes for the reader of the scores, one line each.
 
         Args:
-            asked: the domains that were to be read.
-            counts: their images, foreign classes included.
+            selected: the domains that were read.
+            counts: their numbers of images, foreign classes included.
         """
         name = f"{self.data_set.name} as " if self.data_set else ""
         yield f"the layout is {name}{self.form}"
         if self.data_set:
-            yield from _differences(self.data_set, asked, counts)
-        if self.beside:
-            yield f"ignored: the folders {', '.join(self.beside)}"
+            yield from _differences(self.data_set, selected, counts)
+        if self.ignored_folders:
+            yield f"ignored: the folders {', '.join(self.ignored_folders)}"
 
 
 def _differences(
-    data_set: PublicDataSet, asked: Sequence[str], counts: Mapping[str, int]
+    data_set: PublicDataSet, selected: Sequence[str], counts: Mapping[str, int]
 ) -> Iterator[str]:
-    for domain in asked:
-        published, found = data_set.images[domain], counts.get(domain, 0)
-        if found != published:
+    """Yield a note for each domain whose number of images differs from the published one."""
+    for domain in selected:
+        published, present = data_set.images[domain], counts.get(domain, 0)
+        if present != published:
             yield (
                 f"{data_set.name} as published has {published:,} images of {domain}, "
-                f"this has {found:,}"
+                f"this has {present:,}"
             )
 
 
 def recognise(root: Path) -> Layout:
-    """The layout of a folder, or of the one known data set in it.
+    """The layout of a folder, or of the only public data set in its subfolders.
 
     Raises:
-        ManifestError: none is recognised, or more than one.
+        ManifestError: no layout fits, or more than one.
     """
-    if found := _known(root):
-        return found
-    below = {place.name: layout for place in folders(root) if (layout := _known(place))}
+    # Public data sets first: their domains and images are also plain domain/class folders.
+    if public := _public_layout(root):
+        return public
+    below = {
+        folder.name: layout for folder in subfolders(root) if (layout := _public_layout(folder))
+    }
     if len(below) == 1:
         ((name, layout),) = below.items()
-        passed = [place.name for place in folders(root) if place.name != name]
-        return dataclasses.replace(layout, beside=[*layout.beside, *passed])
+        siblings = [folder.name for folder in subfolders(root) if folder.name != name]
+        return dataclasses.replace(layout, ignored_folders=[*layout.ignored_folders, *siblings])
     if below:
         raise _ambiguous(root, f"holds {', '.join(below)}", "point evaluation.data at one of them")
-    kinds = _kinds(root)
+    kinds = _has_splits(root)
     if not kinds:
         raise ManifestError(
             FIELD,
@@ -146,127 +163,142 @@ def recognise(root: Path) -> Layout:
             "see dfkd/evaluation/layouts.py",
         )
     if len(set(kinds.values())) > 1:
-        split = next(place.name for place, is_split in kinds.items() if is_split)
+        split = next(folder.name for folder, is_split in kinds.items() if is_split)
         raise _ambiguous(
             root, f"has splits in {split} and classes in other domains", "lay all out alike"
         )
-    return _tree(root, kinds, {place.name: place for place in kinds})
+    return _unnamed_layout(root, kinds, {folder.name: folder for folder in kinds})
 
 
 def _ambiguous(root: Path, what: str, remedy: str) -> ManifestError:
     return ManifestError(FIELD, f"must be one data set, {what}", str(root), remedy)
 
 
-def _known(root: Path) -> Layout | None:
+def _public_layout(root: Path) -> Layout | None:
     """The layout of a public data set in its own folder."""
-    inner = [place for place in folders(root) if place.name.lower() in HOMES]
+    inner = [folder for folder in subfolders(root) if folder.name.lower() in DOMAIN_PARENTS]
     for home in (root, *inner):
-        names = [place.name for place in folders(home)]
+        names = [folder.name for folder in subfolders(home)]
         named = any(data_set.domain(name) for data_set in DATA_SETS for name in names)
-        if named and (found := _listed(root, home) or _identified(home)):
-            return found
+        # Lists before folders: they say which of the images in the folders belong to the set.
+        if named and (layout := _listed_layout(root, home) or _folder_layout(home)):
+            return layout
     return None
 
 
-def _listed(root: Path, home: Path) -> Layout | None:
+def _listed_layout(root: Path, home: Path) -> Layout | None:
     """A public data set whose lists name the images in `home`."""
     files = list(_list_files(root, home))
-    found = [
-        (data_set, named) for data_set in DATA_SETS if (named := _named(data_set, home, files))
+    candidates = [
+        (data_set, named)
+        for data_set in DATA_SETS
+        if (named := _lists_by_domain(data_set, home, files))
     ]
-    words = {word for word, _ in files for data_set, its in found if data_set.domain(word) in its}
+    # Data sets share names of domains (clipart, sketch, real): a candidate must explain every list
+    # that some candidate explains, and then have the right number of classes.
+    words = {
+        word for word, _ in files for data_set, its in candidates if data_set.domain(word) in its
+    }
     fitting = [
         _with_lists(data_set, home, named)
-        for data_set, named in found
+        for data_set, named in candidates
         if all(data_set.domain(word) for word in words)
     ]
     if len(fitting) > 1:
-        fitting = [x for x in fitting if x.data_set and len(x.words) == x.data_set.classes]
-    if found and len(fitting) != 1:
-        names = ", ".join(data_set.name for data_set, _ in found)
+        fitting = [
+            layout
+            for layout in fitting
+            if layout.data_set and len(layout.words) == layout.data_set.classes
+        ]
+    if candidates and len(fitting) != 1:
+        names = ", ".join(data_set.name for data_set, _ in candidates)
         raise _ambiguous(root, f"has lists that fit {names}", "keep the lists of one of them")
     return fitting[0] if fitting else None
 
 
 def _list_files(root: Path, home: Path) -> Iterator[tuple[str, Path]]:
-    """Each list with the word that says whose it is."""
+    """Yield each list with the part of its name that stands for the domain."""
     for folder in (root, *(root / name for name in LISTS)):
         for path in sorted(folder.glob("*.txt")):
-            found = STEM.fullmatch(path.stem)
-            if found and path.is_file() and (found["end"] or folder != root):
-                yield found["domain"], path
-    for place in folders(home):
-        if (path := place / "image_list.txt").is_file():
-            yield place.name, path
+            match = LIST_STEM.fullmatch(path.stem)
+            # In the root any text file may lie around: a list there needs a telling end.
+            if match and path.is_file() and (match["end"] or folder != root):
+                yield match["domain"], path
+    for folder in subfolders(home):
+        if (path := folder / "image_list.txt").is_file():
+            yield folder.name, path
 
 
-def _named(
+def _lists_by_domain(
     data_set: PublicDataSet, home: Path, files: Sequence[tuple[str, Path]]
 ) -> dict[str, list[Path]]:
-    """The lists of each domain of a data set that has a folder in `home`."""
-    there = {data_set.domain(place.name) for place in folders(home)} - {""}
+    """The lists of each domain of a data set, for domains with a folder in `home`."""
+    present = {data_set.domain(folder.name) for folder in subfolders(home)} - {""}
     named: dict[str, list[Path]] = {}
     for word, path in files:
-        if (domain := data_set.domain(word)) in there:
+        if (domain := data_set.domain(word)) in present:
             named.setdefault(domain, []).append(path)
     return named
 
 
 def _with_lists(data_set: PublicDataSet, home: Path, named: Mapping[str, Sequence[Path]]) -> Layout:
-    domains = {place: data_set.domain(place.name) for place in folders(home)}
-    homes = {name: place for place, name in domains.items() if name in named}
-    words = {inner.name for place in homes.values() for inner in folders(place)}
-    used = {*(place.name for place in homes.values()), *LISTS}
-    beside = [place.name for place in domains if place.name not in used]
-    return Layout("image lists", homes, words, data_set, named, beside=beside)
+    domains = {folder: data_set.domain(folder.name) for folder in subfolders(home)}
+    homes = {name: folder for folder, name in domains.items() if name in named}
+    words = {inner.name for folder in homes.values() for inner in subfolders(folder)}
+    used = {*(folder.name for folder in homes.values()), *LISTS}
+    ignored = [folder.name for folder in domains if folder.name not in used]
+    return Layout("image lists", homes, words, data_set, named, ignored_folders=ignored)
 
 
-def _identified(home: Path) -> Layout | None:
-    """A public data set as nothing but folders."""
-    kinds = _kinds(home)
+def _folder_layout(home: Path) -> Layout | None:
+    """The layout of a public data set that consists of folders only."""
+    kinds = _has_splits(home)
     for data_set in DATA_SETS:
-        passed = [place for place in kinds if alike(place.name) in data_set.beside]
-        own = {place: kind for place, kind in kinds.items() if place not in passed}
-        homes = {data_set.domain(place.name): place for place in own}
+        others = [
+            folder for folder in kinds if normalise_name(folder.name) in data_set.other_folders
+        ]
+        own = {folder: kind for folder, kind in kinds.items() if folder not in others}
+        homes = {data_set.domain(folder.name): folder for folder in own}
+        # Every folder must be a domain, no domain may occur twice, and all must be of one kind.
         if not own or "" in homes or len(homes) < len(own) or len(set(own.values())) > 1:
             continue
-        found = _tree(home, own, homes)
-        if len({alike(word) for word in found.words}) == data_set.classes:
-            beside = [place.name for place in passed]
-            return dataclasses.replace(found, data_set=data_set, beside=beside)
+        layout = _unnamed_layout(home, own, homes)
+        if len({normalise_name(word) for word in layout.words}) == data_set.classes:
+            ignored = [folder.name for folder in others]
+            return dataclasses.replace(layout, data_set=data_set, ignored_folders=ignored)
     return None
 
 
-def _kinds(root: Path) -> dict[Path, bool]:
-    """Each folder that holds folders, and whether those are splits."""
-    below = {place: folders(place) for place in folders(root)}
+def _has_splits(root: Path) -> dict[Path, bool]:
+    """Each folder that contains folders, and whether these are splits."""
+    below = {folder: subfolders(folder) for folder in subfolders(root)}
     return {
-        place: {inner.name.lower() for inner in inside} <= SPLITS and any(map(folders, inside))
-        for place, inside in below.items()
+        folder: {inner.name.lower() for inner in inside} <= SPLITS and any(map(subfolders, inside))
+        for folder, inside in below.items()
         if inside
     }
 
 
-def _tree(root: Path, kinds: Mapping[Path, bool], homes: Mapping[str, Path]) -> Layout:
-    """The layout of folders alone, all of one kind."""
+def _unnamed_layout(root: Path, kinds: Mapping[Path, bool], homes: Mapping[str, Path]) -> Layout:
+    """The layout of plain folders, which must be all with splits or all without."""
     split = any(kinds.values())
-    above = [inner for place in kinds for inner in (folders(place) if split else [place])]
-    words = {place.name for home in above for place in folders(home)}
+    above = [inner for folder in kinds for inner in (subfolders(folder) if split else [folder])]
+    words = {folder.name for home in above for folder in subfolders(home)}
     form = "domain/split/class folders" if split else "domain/class folders"
-    rest = others(root) + len(folders(root)) - len(_kinds(root))
-    return Layout(form, homes, words, split=split, others=rest)
+    rest = count_others(root) + len(subfolders(root)) - len(_has_splits(root))
+    return Layout(form, homes, words, split=split, other_files=rest)
 
 
 def _class_folders(home: Path, split: bool, tally: Tally) -> Iterator[Path]:
-    """The class folders of a domain; what stands beside them is counted."""
-    tally.beside["files beside the class folders"] += others(home)
+    """Yield the class folders of a domain; other entries are counted in `tally`."""
+    tally.ignored["files beside the class folders"] += count_others(home)
     if not split:
-        yield from folders(home)
+        yield from subfolders(home)
         return
-    parts = {place.name.lower(): place for place in folders(home)}
+    parts = {folder.name.lower(): folder for folder in subfolders(home)}
     if "train" in parts and "full" in parts:
         del parts["full"]
-        tally.beside["folders full/, which repeat train/ and crossval/"] += 1
-    for place in parts.values():
-        tally.beside["files beside the class folders"] += others(place)
-        yield from folders(place)
+        tally.ignored["folders full/, which repeat train/ and crossval/"] += 1
+    for folder in parts.values():
+        tally.ignored["files beside the class folders"] += count_others(folder)
+        yield from subfolders(folder)

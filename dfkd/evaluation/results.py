@@ -1,32 +1,31 @@
-"""Rows of accuracy: their schema, their summary, and `results.json` and `results.parquet`.
+"""Rows of accuracy, their summary, and the files `results.json` and `results.parquet`.
 
 `results.json` (schema 1), keys sorted, no dates, so that the same scores are the same bytes:
 
     schema     1
-    classes    [name, ...]: what every model chose among, in the order of `confusion`
-    average    "images" | "classes": what `summary` is of, each row's `accuracy` or its `class_mean`
+    classes    [name, ...]: the classes of every model, in the order of `confusion`
+    average    "images" | "classes": whether `summary` uses `accuracy` or `class_mean` of rows
     data       {source, domains: [name, ...], unscored: [class, ...], notes: [line, ...],
-                unreadable: [name, ...]}: what was scored, in the order to show, and what not
-    parameters {model: count}: of what answers an image, which is the whole student, or the image
-               tower of the teacher or of the text-only classifier
+                unreadable: [name, ...]}: the scored data, with domains in display order
+    parameters {model: count}: parameters of the whole student, or of the image tower of the teacher
+               or of the text-only classifier
     rows       one per model, method, seed and domain:
         model      "teacher" | "text-only" | "student"
-        method     "zero-shot" of a tower; "classifier" of the text-only classifier; else the method
-                   by whose images the student learned
-        seed       of the student's distillation or of the classifier; 0 of "zero-shot"
+        method     "zero-shot" for a tower, "classifier" for the text-only classifier, else the
+                   synthesis method of the student's images
+        seed       seed of the student's distillation or of the classifier; 0 for "zero-shot"
         domain     name
-        images     how many were scored
-        accuracy   right / images, 0-1
+        images     number of scored images
+        accuracy   correct / images, 0-1
         class_mean mean of `per_class`, 0-1 (VisDA's figure)
-        per_class  {class name: accuracy}, classes with an image in this domain only
+        per_class  {class name: accuracy}, only classes with an image in this domain
         confusion  M x M counts: row = true class, column = predicted class
     summary    one per model and method:
         model, method, seeds: [int, ...]
-        domains    {name: {mean, std}} of the figure over seeds
-        mean, std  of the mean over domains, over seeds; std (n - 1) is null for one seed
+        domains    {name: {mean, std}} over seeds, of the accuracy that `average` selects
+        mean, std  over seeds, of the mean over domains; std (n - 1) is null for one seed
 
-Without `average` (results of before there was a choice) it is "images". `results.parquet` holds
-`rows` with the same column names.
+`results.parquet` has the `rows` with the same column names.
 """
 
 import io
@@ -49,9 +48,10 @@ from dfkd.storage.local import Storage
 
 SCHEMA = 1
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
-"""The methods of rows that no image was synthesised for."""
+"""Values of `method` for models that need no synthesised images."""
 MODELS = get_args(Model)
 ORDER = (ZERO_SHOT, CLASSIFIER, *get_args(Method))
+"""Display order of the methods."""
 
 COLUMNS = pa.schema(
     [
@@ -69,7 +69,7 @@ COLUMNS = pa.schema(
 
 
 class ResultRow(TypedDict):
-    """One model's scores on one domain; the fields are described above."""
+    """The scores of a model on a domain; the module's docstring describes the fields."""
 
     model: str
     method: str
@@ -83,14 +83,14 @@ class ResultRow(TypedDict):
 
 
 class Spread(TypedDict):
-    """Mean and standard deviation (n - 1) over seeds; the latter is None for one seed."""
+    """Mean and standard deviation (n - 1) over seeds; `std` is None for one seed."""
 
     mean: float
     std: float | None
 
 
 class Summary(TypedDict):
-    """One model and method over domains and seeds; the fields are described above."""
+    """A model and method over domains and seeds; the module's docstring describes the fields."""
 
     model: str
     method: str
@@ -101,14 +101,14 @@ class Summary(TypedDict):
 
 
 class ClassSummary(TypedDict):
-    """One model and method on one domain, class by class, over seeds."""
+    """The accuracy on each class of a model and method on one domain, over seeds."""
 
     model: str
     method: str
     classes: dict[str, Spread]
-    """Of the accuracy on each class that has an image there."""
+    """Accuracy by class, for classes with an image in the domain."""
     mean: float
-    """Over classes; `std` over seeds of that."""
+    """Mean over classes and seeds; `std` is over seeds, of the mean over classes."""
     std: float | None
 
 
@@ -120,10 +120,10 @@ def row(
     classes: Sequence[str],
     confusion: npt.NDArray[np.int64],
 ) -> ResultRow:
-    """The row that follows from M x M counts (true x predicted), of which one is not zero."""
-    totals, right = confusion.sum(axis=1), confusion.diagonal()
+    """The row computed from M x M counts (true x predicted), which must not all be zero."""
+    totals, correct = confusion.sum(axis=1), confusion.diagonal()
     per_class = {
-        name: int(right[index]) / int(totals[index])
+        name: int(correct[index]) / int(totals[index])
         for index, name in enumerate(classes)
         if totals[index]
     }
@@ -133,15 +133,15 @@ def row(
         seed=seed,
         domain=domain,
         images=int(totals.sum()),
-        accuracy=int(right.sum()) / int(totals.sum()),
+        accuracy=int(correct.sum()) / int(totals.sum()),
         class_mean=statistics.fmean(per_class.values()),
         per_class=per_class,
         confusion=confusion.tolist(),
     )
 
 
-def ordered(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """By model in the order of `MODELS`, method as the paper lists them, seed and domain."""
+def sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The rows sorted by model (as in `MODELS`), method (as in the paper), seed and domain."""
     return sorted(
         rows,
         key=lambda row: (
@@ -154,50 +154,51 @@ def ordered(rows: Sequence[ResultRow]) -> list[ResultRow]:
     )
 
 
-def figure(row: ResultRow, average: Average) -> float:
-    """The accuracy of a row, 0-1: over its images, or the mean over its classes."""
+def accuracy_of(row: ResultRow, average: Average) -> float:
+    """A row's accuracy over images, or its mean over classes, as `average` says; 0-1."""
     return row["class_mean"] if average == "classes" else row["accuracy"]
 
 
 def summarise(rows: Sequence[ResultRow], average: Average = "images") -> list[Summary]:
-    """Mean over domains, mean and standard deviation over seeds, for each model and method."""
+    """A summary for each model and method: mean over domains, mean and deviation over seeds."""
     return [
         _summary(model, method, group, average) for (model, method), group in by_model(rows).items()
     ]
 
 
 def by_model(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[ResultRow]]:
-    """The rows of each model and method, all ordered."""
+    """The rows grouped by (model, method); groups and rows are sorted as by `sort_rows`."""
     groups: dict[tuple[str, str], list[ResultRow]] = {}
-    for row in ordered(rows):
+    for row in sort_rows(rows):
         groups.setdefault((row["model"], row["method"]), []).append(row)
     return groups
 
 
 def summarise_classes(rows: Sequence[ResultRow], domain: str) -> list[ClassSummary]:
-    """Each model and method on one of the domains, as in the paper's Table 4."""
-    found = []
+    """A summary by class for each model and method on a domain, as in the paper's Table 4."""
+    summaries = []
     for (model, method), group in by_model([r for r in rows if r["domain"] == domain]).items():
         mean = spread([row["class_mean"] for row in group])
         classes = {
             name: spread([row["per_class"][name] for row in group])
             for name in group[0]["per_class"]
         }
-        found.append(ClassSummary(model=model, method=method, classes=classes, **mean))
-    return found
+        summaries.append(ClassSummary(model=model, method=method, classes=classes, **mean))
+    return summaries
 
 
 def _summary(model: str, method: str, rows: Sequence[ResultRow], average: Average) -> Summary:
     seeds = sorted({row["seed"] for row in rows})
     names = sorted({row["domain"] for row in rows})
+    # Average over domains first: the deviation is that of the mean over domains.
     overall = spread(
         [
-            statistics.fmean(figure(row, average) for row in rows if row["seed"] == seed)
+            statistics.fmean(accuracy_of(row, average) for row in rows if row["seed"] == seed)
             for seed in seeds
         ]
     )
     domains = {
-        name: spread([figure(row, average) for row in rows if row["domain"] == name])
+        name: spread([accuracy_of(row, average) for row in rows if row["domain"] == name])
         for name in names
     }
     return Summary(
@@ -210,7 +211,7 @@ def _summary(model: str, method: str, rows: Sequence[ResultRow], average: Averag
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of a figure over seeds."""
+    """Mean and standard deviation (n - 1) of one value for each seed."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), std=std)
 
@@ -222,7 +223,15 @@ def results(
     parameters: Mapping[str, int],
     average: Average = "images",
 ) -> dict[str, Any]:
-    """The content of `results.json`; `parameters` are those of each model in the rows."""
+    """The content of `results.json`.
+
+    Args:
+        data: the scored data.
+        rows: at least one.
+        unreadable: names of the images that could not be read.
+        parameters: number of parameters of each model in `rows`.
+        average: the accuracy that the summary uses.
+    """
     return {
         "schema": SCHEMA,
         "classes": list(data.classes),
@@ -235,23 +244,23 @@ def results(
             "unreadable": sorted(unreadable),
         },
         "parameters": dict(parameters),
-        "rows": ordered(rows),
+        "rows": sort_rows(rows),
         "summary": summarise(rows, average),
     }
 
 
 def images_of(results: Mapping[str, Any]) -> dict[str, int]:
-    """How many images were scored of each domain, in the order in which domains are shown."""
-    images = {row["domain"]: row["images"] for row in ordered(results["rows"])}
+    """The number of scored images of each domain, in display order."""
+    images = {row["domain"]: row["images"] for row in sort_rows(results["rows"])}
     order = dict.fromkeys([*results["data"]["domains"], *images])
     return {name: images[name] for name in order if name in images}
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
-    """Write `results.json` and `results.parquet`, each whole or not at all.
+    """Write `results.json` and `results.parquet`, each atomically.
 
     Returns:
-        The place of `results.json`, for display.
+        The location of `results.json`, for display.
     """
     validate_results(results)
     stream = io.BytesIO()
@@ -265,12 +274,15 @@ def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
 
 
 def as_json(results: Mapping[str, Any]) -> str:
-    """Indented JSON with each list of counts on one line (a raw newline never is inside a text)."""
+    """Indented JSON with sorted keys and each list of numbers on one line.
+
+    The pattern cannot match inside a string, because JSON escapes newlines in strings.
+    """
     text = json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     lists = re.compile(r"\[\n[\d,\s]+\]")
     return (
         lists.sub(
-            lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+            lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text
         )
         + "\n"
     )
@@ -280,7 +292,7 @@ def validate_results(results: Mapping[str, Any]) -> None:
     """Check that `results` has schema 1 and that its figures follow from its counts.
 
     Raises:
-        CorruptionError: naming the first thing that does not fit.
+        CorruptionError: the first field that is wrong.
     """
     if results.get("schema") != SCHEMA:
         _refuse("schema", f"must be {SCHEMA}", results.get("schema"))
@@ -290,9 +302,9 @@ def validate_results(results: Mapping[str, Any]) -> None:
     if not isinstance(rows, list) or not rows:
         _refuse("rows", "must be a list with at least one row", rows)
     keys = set()
-    for number, found in enumerate(rows):
-        _validate_row(f"rows[{number}]", found, classes)
-        key = (found["model"], found["method"], found["seed"], found["domain"])
+    for number, entry in enumerate(rows):
+        _validate_row(f"rows[{number}]", entry, classes)
+        key = (entry["model"], entry["method"], entry["seed"], entry["domain"])
         if key in keys:
             _refuse(f"rows[{number}]", "model, method, seed and domain must occur once", key)
         keys.add(key)
@@ -305,31 +317,31 @@ def validate_results(results: Mapping[str, Any]) -> None:
         _refuse("summary", "must follow from the rows", "other figures")
 
 
-def _validate_data(found: Any) -> None:
+def _validate_data(data: Any) -> None:
     for key in ("domains", "notes", "unreadable"):
-        lines = found.get(key) if isinstance(found, dict) else None
+        lines = data.get(key) if isinstance(data, dict) else None
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             _refuse(f"data.{key}", "must be a list of texts", lines)
 
 
-def _validate_parameters(found: Any, models: set[str]) -> None:
-    if not isinstance(found, dict) or not models <= found.keys():
-        _refuse("parameters", f"must have {', '.join(sorted(models))}", found)
-    for model, count in found.items():
+def _validate_parameters(parameters: Any, models: set[str]) -> None:
+    if not isinstance(parameters, dict) or not models <= parameters.keys():
+        _refuse("parameters", f"must have {', '.join(sorted(models))}", parameters)
+    for model, count in parameters.items():
         if type(count) is not int or count < 1:
             _refuse(f"parameters.{model}", "must be a count of 1 or more", count)
 
 
-def _validate_row(place: str, found: Any, classes: list[str]) -> None:
+def _validate_row(field: str, entry: Any, classes: list[str]) -> None:
     types = ResultRow.__annotations__.keys()
-    if not isinstance(found, dict) or found.keys() != types:
-        _refuse(place, f"must have the fields {', '.join(types)}", found)
-    if found["model"] not in MODELS:
-        _refuse(f"{place}.model", f"must be one of {', '.join(MODELS)}", found["model"])
+    if not isinstance(entry, dict) or entry.keys() != types:
+        _refuse(field, f"must have the fields {', '.join(types)}", entry)
+    if entry["model"] not in MODELS:
+        _refuse(f"{field}.model", f"must be one of {', '.join(MODELS)}", entry["model"])
     for key, kind in (("method", str), ("domain", str), ("seed", int), ("images", int)):
-        if type(found[key]) is not kind:
-            _refuse(f"{place}.{key}", f"must be {kind.__name__}", found[key])
-    confusion = found["confusion"]
+        if type(entry[key]) is not kind:
+            _refuse(f"{field}.{key}", f"must be {kind.__name__}", entry[key])
+    confusion = entry["confusion"]
     square = isinstance(confusion, list) and len(confusion) == len(classes)
     if not square or any(
         not isinstance(line, list)
@@ -337,18 +349,18 @@ def _validate_row(place: str, found: Any, classes: list[str]) -> None:
         or any(type(count) is not int or count < 0 for count in line)
         for line in confusion
     ):
-        _refuse(f"{place}.confusion", f"must be {len(classes)} x {len(classes)} counts", "another")
+        _refuse(f"{field}.confusion", f"must be {len(classes)} x {len(classes)} counts", "another")
     counts = np.array(confusion, dtype=np.int64)
     if not counts.any():
-        _refuse(f"{place}.confusion", "must count at least one image", 0)
-    model, method, seed, domain = (found[key] for key in ("model", "method", "seed", "domain"))
+        _refuse(f"{field}.confusion", "must count at least one image", 0)
+    model, method, seed, domain = (entry[key] for key in ("model", "method", "seed", "domain"))
     expected = row(model, method, seed, domain, classes, counts)
     for key in types:
-        if found[key] != expected[key]:  # type: ignore[literal-required]
-            _refuse(f"{place}.{key}", "must follow from the confusion counts", found[key])
+        if entry[key] != expected[key]:  # type: ignore[literal-required]
+            _refuse(f"{field}.{key}", "must follow from the confusion counts", entry[key])
 
 
-def _refuse(place: str, rule: str, value: object) -> NoReturn:
+def _refuse(field: str, rule: str, value: object) -> NoReturn:
     raise CorruptionError(
-        f"results {place}: {rule}, got {value!r}; score again with jobs/evaluate.py"
+        f"results {field}: {rule}, got {value!r}; score again with jobs/evaluate.py"
     )

@@ -1,6 +1,6 @@
-"""Accuracy per domain and class: a model's distances on data that no stage has seen.
+"""Accuracy of models by domain and class, on data that no stage has seen.
 
-A model is anything that maps pixels to distances; the smallest distance is its answer.
+A model is any function from pixels to distances; the class with the smallest distance is predicted.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.distillation.student_store import StudentLocation, load, place
+from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import footprint
@@ -34,51 +34,51 @@ from dfkd.utils.pixels import from_bytes
 from dfkd.utils.progress import bar
 
 BATCH = 64
-"""Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
-AHEAD = 2
-"""Batches that are decoded while a model works on one: bounds memory."""
+"""Images in a batch; 64 of 224 px fit into the memory of any GPU."""
+PREFETCH_BATCHES = 2
+"""Batches decoded in advance while a model works on one; this bounds the memory."""
 
 Model = Callable[[Tensor], Tensor]
-"""Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
+"""Maps pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to score, and what its rows call it."""
+    """A model to score, and the names in its rows."""
 
     model: str
-    """teacher, text-only or student."""
+    """One of `teacher`, `text-only` and `student`."""
     method: str
     seed: int
     image_size: int
-    """Pixels a side that the model takes."""
+    """Width and height of the model's input in pixels."""
     distances: Model
     device: torch.device
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rows of one or more models, and the images that could not be scored."""
+    """Rows of one or more models, and the images that could not be read."""
 
     rows: tuple[ResultRow, ...]
     unreadable: tuple[str, ...]
-    """`name: reason` of each image that no decoder could read, sorted."""
+    """`name: reason` of each unreadable image, sorted."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores of a whole manifest, written."""
+    """The written scores of a manifest."""
 
     results: dict[str, Any]
-    """The content of `results.json`, as `dfkd.evaluation.results` describes it."""
+    """The content of `results.json`; see `dfkd.evaluation.results`."""
     location: str
-    """Of `results.json`."""
+    """Location of `results.json`, for display."""
     versions: dict[Method, PublishedVersion]
-    """The data set that the students of each method learned from; empty without students."""
+    """The data set that the students of each method were trained on; empty without students."""
     sheet: str = ""
-    """Of the contact sheet of these versions, if one was written."""
+    """Location of the contact sheet of these versions; empty if none was written."""
     ms: dict[str, float] = field(default_factory=dict)
-    """By model, one image on one core, if that was measured."""
+    """Milliseconds of each model for one image on one core; empty if not measured."""
 
 
 def evaluate(
@@ -86,62 +86,69 @@ def evaluate(
 ) -> Evaluated:
     """Score the models that a manifest names and write `results.json` and `results.parquet`.
 
-    The teacher answers zero-shot, by `teacher.template`; the students are those of every method and
-    seed on the current versions. A text-only classifier of each seed is trained, or found. Scores
-    are always in float32, and taken again each time: that costs little.
+    The teacher predicts zero-shot with `teacher.template`. The students are those of every method
+    and seed. The text-only classifier of each seed is trained or read from storage. Every call
+    scores again, in float32, because that costs little.
 
     Args:
-        manifest: of the run; all its students are to be finished.
-        threads: that decode images; None is one for each processor.
-        version: id of the version whose students are scored; the current one if none is named.
-        folder: under the root, where the results are written; the root itself if none is named.
+        manifest: the run's manifest; all its students must be finished.
+        threads: threads that decode images; None means one for each processor.
+        version: id of the version whose students are scored; the current one if empty.
+        folder: folder under the root for the results; the root itself if empty.
 
     Raises:
-        ManifestError: unusable data, or a student that is missing; nothing has been scored.
-        CorruptionError: a student is not what was written.
+        ManifestError: unusable data, or a missing student; raised before any scoring.
+        CorruptionError: a student is damaged.
     """
     data = open_data(manifest.evaluation, manifest.classes)
-    wanted = manifest.evaluation.models
-    places = list(_students(manifest, version)) if "student" in wanted else []
+    required = manifest.evaluation.models
+    # A list, so that a missing student is an error before the teacher is scored.
+    students = list(_students(manifest, version)) if "student" in required else []
     root = open_storage(manifest.storage.root)
-    models = _recorded(root, _load(manifest, root, places), len(data.items))
+    models = _with_cost_records(root, _load_candidates(manifest, root, students), len(data.items))
     scores = score(models, data, BATCH, threads)
-    sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
+    sizes = {model: size.parameters for model, size in footprint.networks(manifest).items()}
     average = manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, average)
     location = write_results(root.child(folder) if folder else root, content)
-    return Evaluated(content, location, {place.method: place.version for place in places})
+    return Evaluated(content, location, {student.method: student.version for student in students})
 
 
 def _students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
+    """Yield the finished student of each method and seed; `ManifestError` if one is missing."""
     for method in manifest.methods:
         for seed in manifest.distillation.seeds:
-            found = place(manifest, method, seed, version)
-            if not found.finished:
+            location = locate_student(manifest, method, seed, version)
+            if not location.finished:
                 raise ManifestError(
                     "evaluation.models",
-                    f"needs the student of method {method} seed {seed} at {found.location}",
+                    f"needs the student of method {method} seed {seed} at {location.location}",
                     list(manifest.evaluation.models),
                     "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
                 )
-            yield found
+            yield location
 
 
-def _load(
-    manifest: Manifest, root: Storage, places: Sequence[StudentLocation]
+def _load_candidates(
+    manifest: Manifest, root: Storage, students: Sequence[StudentLocation]
 ) -> Iterator[Candidate]:
-    device, wanted = pick_device(), manifest.evaluation.models
-    if "teacher" in wanted:
-        yield _load_teacher(manifest, device)
-    if "text-only" in wanted:
-        yield from _load_text_only(manifest, root)
-    for found in places:
-        student, card = load(found, manifest.classes, device)
-        yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
+    """Load the models one after the other, each when it is requested."""
+    device, required = pick_device(), manifest.evaluation.models
+    if "teacher" in required:
+        yield _teacher_candidate(manifest, device)
+    if "text-only" in required:
+        yield from _text_only_candidates(manifest, root)
+    for location in students:
+        student, card = load_located(location, manifest.classes, device)
+        yield Candidate(
+            "student", location.method, location.seed, card["image_size"], student, device
+        )
 
 
-def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> Iterator[Candidate]:
-    """The candidates, each leaving a record of what passed until the next one was asked for."""
+def _with_cost_records(
+    root: Storage, candidates: Iterable[Candidate], images: int
+) -> Iterator[Candidate]:
+    """Yield the candidates; write a cost record for the time in which each was used."""
     for candidate in candidates:
         seed = None if candidate.method == ZERO_SHOT else candidate.seed
         name = candidate.model if candidate.model == "text-only" else candidate.method
@@ -150,24 +157,26 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
             cost.images, cost.device = images, device_name(candidate.device)
 
 
-def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
+def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
-    return _nearest("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
+    return _tower_candidate("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
 
 
-def _load_text_only(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
-    """The classifier of each seed; before it, of a tower that is not the teacher, zero-shot."""
+def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
+    """Yield the classifier of each seed, after the tower's zero-shot if it is not the teacher."""
     tower = load_tower(manifest, pick_device())
     if manifest.text_only.model:
-        yield _nearest("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
+        yield _tower_candidate("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
     for seed in manifest.distillation.seeds:
         vectors = class_vectors(manifest, tower, seed, root)
-        yield _nearest("text-only", CLASSIFIER, seed, tower, vectors)
+        yield _tower_candidate("text-only", CLASSIFIER, seed, tower, vectors)
 
 
-def _nearest(model: str, method: str, seed: int, tower: Teacher, vectors: Tensor) -> Candidate:
-    """A tower that answers with the nearest of its classes' unit vectors [M, E]."""
+def _tower_candidate(
+    model: str, method: str, seed: int, tower: Teacher, vectors: Tensor
+) -> Candidate:
+    """A tower that predicts the class with the nearest of the unit vectors [M, E]."""
     return Candidate(
         model,
         method,
@@ -181,16 +190,16 @@ def _nearest(model: str, method: str, seed: int, tower: Teacher, vectors: Tensor
 def score(
     candidates: Iterable[Candidate], data: Domains, batch_size: int, threads: int | None = None
 ) -> Scores:
-    """Every candidate on every domain; each is taken from the iterable when its turn comes.
+    """Score every candidate on every domain, one candidate after the other.
 
     Args:
-        candidates: models; a lazy iterable keeps at most two of them in memory.
-        data: what to score, with the classes in the order of the models' outputs.
-        batch_size: images a batch.
-        threads: that decode images; None is one for each processor.
+        candidates: the models; with a lazy iterable at most two of them are in memory.
+        data: the images; their classes are in the order of the models' outputs.
+        batch_size: images in a batch.
+        threads: threads that decode images; None means one for each processor.
 
     Raises:
-        DfkdError: a model whose output is no finite [N, M], or data without a readable image.
+        DfkdError: a model's output is not finite or not [N, M], or no image can be read.
     """
     return _score(((candidate,) for candidate in candidates), data, batch_size, threads)
 
@@ -198,7 +207,7 @@ def score(
 def score_together(
     candidates: Sequence[Candidate], data: Domains, batch_size: int, threads: int | None = None
 ) -> Scores:
-    """`score` of models that take images of one size: each image is decoded once for all."""
+    """As `score`, for models of one image size: each image is decoded once for all of them."""
     if len({candidate.image_size for candidate in candidates}) != 1:
         raise ValueError("models that are scored together take images of one size")
     return _score([candidates], data, batch_size, threads)
@@ -212,9 +221,9 @@ def _score(
     for group in groups:
         counts = _confusions(group, data, batch_size, threads or cpu_count(), unreadable)
         for candidate, domains in zip(group, counts, strict=True):
-            about = (candidate.model, candidate.method, candidate.seed)
+            identity = (candidate.model, candidate.method, candidate.seed)
             rows += [
-                row(*about, domain, data.classes, confusion)
+                row(*identity, domain, data.classes, confusion)
                 for domain, confusion in domains.items()
                 if confusion.any()
             ]
@@ -236,15 +245,19 @@ def _confusions(
     threads: int,
     unreadable: dict[str, str],
 ) -> list[dict[str, npt.NDArray[np.int64]]]:
-    """For each model the counts true x predicted of each domain; adds to `unreadable`."""
+    """The counts int64 [M, M] (true x predicted) of each model and domain; adds to `unreadable`.
+
+    Args:
+        unreadable: receives the reason for each unreadable image, by its name.
+    """
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
     with bar(title, len(data.items), "img") as progress:
-        for chunk, images in decoded(data.items, group[0].image_size, batch_size, threads):
+        for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
             readable = []
             for item, image in zip(chunk, images, strict=True):
-                if isinstance(image, str):
+                if isinstance(image, str):  # the reason why it cannot be read
                     unreadable[item.name] = image
                 else:
                     readable.append((item, image))
@@ -261,29 +274,32 @@ def _confusions(
 def _predict(
     candidate: Candidate, images: Sequence[npt.NDArray[np.uint8]], classes: int
 ) -> list[int]:
+    """The predicted class of each image [S, S, 3] uint8; `DfkdError` for unusable distances."""
     batch = torch.from_numpy(np.stack(images)).to(candidate.device)
     with torch.inference_mode():
         distances = candidate.distances(from_bytes(batch).contiguous())
-    wanted = (len(images), classes)
-    if distances.shape != wanted or not torch.isfinite(distances).all():
+    shape = (len(images), classes)
+    # NaN would silently be the smallest distance.
+    if distances.shape != shape or not torch.isfinite(distances).all():
         raise DfkdError(
             f"{candidate.model} {candidate.method} seed {candidate.seed}: must give finite "
-            f"distances {wanted}, got {tuple(distances.shape)} or NaN; train it again"
+            f"distances {shape}, got {tuple(distances.shape)} or NaN; train it again"
         )
     answers: list[int] = distances.argmin(dim=1).tolist()
     return answers
 
 
 Decoded = npt.NDArray[np.uint8] | str
-"""An image, or why there is none."""
+"""An image [S, S, 3] uint8, or the reason why it cannot be read."""
 
 
-def decoded(
+def decode_items(
     items: Sequence[Item], image_size: int, batch_size: int, threads: int
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Items with their pixels in order, decoded by threads `AHEAD` batches in advance.
+    """Yield batches of items with their images, in order.
 
-    An image is [S, S, 3] uint8 with S = `image_size`, or a text that says why it cannot be read.
+    Threads decode `PREFETCH_BATCHES` batches in advance. An image is [S, S, 3] uint8 with S =
+    `image_size`, or the reason why it cannot be read.
     """
     starts = range(0, len(items), batch_size)
     waiting: deque[tuple[Sequence[Item], list[Future[Decoded]]]] = deque()
@@ -291,7 +307,7 @@ def decoded(
         for start in starts:
             chunk = items[start : start + batch_size]
             waiting.append((chunk, [pool.submit(_decode, item, image_size) for item in chunk]))
-            if len(waiting) > AHEAD:
+            if len(waiting) > PREFETCH_BATCHES:
                 yield _collect(waiting.popleft())
         while waiting:
             yield _collect(waiting.popleft())

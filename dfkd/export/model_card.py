@@ -1,4 +1,4 @@
-"""The model card of a take-home student: Markdown, from the facts of `takehome.json`."""
+"""The model card of an exported student: Markdown, from the facts in `takehome.json`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ scores = np.exp((distances.min() - distances) / rules["temperature"])
 for index in distances.argsort()[:3]:
     print(labels[index], round(float(scores[index] / scores.sum()), 3))
 """
-"""Runs in the folder, beside a `picture.png`, with onnxruntime, numpy and pillow."""
+"""Example program for the folder, beside a `picture.png`; needs onnxruntime, numpy and pillow."""
 
 CARD = """\
 # {name}: a classifier of {classes} classes
@@ -93,7 +93,11 @@ TITLES = {
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
-    """The card, from the content of `takehome.json` without the entry of the card itself."""
+    """The card as Markdown.
+
+    Args:
+        facts: the content of `takehome.json`, without the entry of the card itself.
+    """
     student, evaluation = facts["student"], facts["evaluation"]
     return CARD.format(
         name=facts["name"],
@@ -117,6 +121,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

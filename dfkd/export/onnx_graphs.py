@@ -1,7 +1,7 @@
-"""A student as ONNX: float32 as it was trained, and int8 calibrated on synthesised images.
+"""A student as ONNX graphs: float32, and int8 calibrated on synthesised images.
 
-Both are one file without external data. Paths and stack traces of the exporter are left out, so
-that the same student gives the same bytes with the same library versions.
+Each is one file without external data. The exporter's paths and stack traces are removed, so the
+same student gives the same bytes with the same library versions.
 """
 
 import contextlib
@@ -23,22 +23,24 @@ from torch import nn
 from dfkd.utils.images import Array, batch
 
 OPSET = 18
-"""The version of the operators; runtimes since 2023 know it."""
+"""Version of the ONNX operators, which runtimes since 2023 support."""
 
 INPUT, OUTPUT = "pixels", "distances"
 
-Run = Callable[[Array], Array]
-"""Pixels [N, 3, S, S] float32 in [0, 1] to distances [N, M]; smaller is closer."""
+GraphFunction = Callable[[Array], Array]
+"""Maps pixels [N, 3, S, S] float32 in [0, 1] to distances [N, M] float32; smaller is closer."""
 
 
 def export(student: nn.Module, image_size: int, path: Path) -> None:
     """Write `student` (in eval mode, on the CPU) as an ONNX graph with a free batch dimension.
 
-    Its input `pixels` is float32 [N, 3, S, S] RGB in [0, 1], its output `distances` float32 [N, M];
-    what the student does to normalise its input is part of the graph.
+    The input `pixels` is float32 [N, 3, S, S] RGB in [0, 1], the output `distances` float32 [N, M].
+    The normalisation of the input is part of the graph.
     """
-    example = torch.zeros(2, 3, image_size, image_size)  # a batch of 1 would be taken for fixed
-    with _quiet():
+    example = torch.zeros(
+        2, 3, image_size, image_size
+    )  # with a batch of 1 the exporter would fix the size
+    with _silenced():
         program = torch.onnx.export(
             student,
             (example,),
@@ -55,14 +57,14 @@ def export(student: nn.Module, image_size: int, path: Path) -> None:
 
 
 def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """Write the graph at `source` with int8 weights and uint8 activations at `path`.
+    """Quantise the graph at `source` to int8 weights and uint8 activations; write it to `path`.
 
-    The last layer stays float32: in 8 bits its outputs, which are the answer, would tie and clip.
+    The last layer stays float32, because distances in 8 bits would tie and clip.
 
     Args:
-        images: [S, S, 3] uint8 each; what passes through the graph sets the ranges of activations.
+        images: calibration images, [S, S, 3] uint8 each, which set the ranges of activations.
     """
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _silenced(), tempfile.TemporaryDirectory() as folder:
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
@@ -74,30 +76,36 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
             op_types_to_quantize=_quantised(graph),
             nodes_to_exclude=[node.name for node in graph.node if OUTPUT in node.output],
             per_channel=True,
-            reduce_range=True,  # 7 bits of weight: no kernel of an older processor overflows
-            activation_type=QuantType.QUInt8,  # with int8 weights the fastest kernels there are
+            reduce_range=True,  # 7-bit weights: kernels of older processors would overflow
+            activation_type=QuantType.QUInt8,  # the fastest kernels with int8 weights
             weight_type=QuantType.QInt8,
         )
         _save(onnx.load(quantised), path)
 
 
 def _quantised(graph: onnx.GraphProto) -> list[str] | None:
-    """The operators to quantise, None for all: sums of transformers have outliers beyond int8."""
-    found = {node.op_type for node in graph.node}
-    return ["Conv", "Gemm", "MatMul"] if "LayerNormalization" in found else None
+    """The operators to quantise, None for all.
+
+    In transformers only products are quantised, because their residual sums have outliers that
+    do not fit int8.
+    """
+    operators = {node.op_type for node in graph.node}
+    return ["Conv", "Gemm", "MatMul"] if "LayerNormalization" in operators else None
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+    """Gives the calibration images to onnxruntime one at a time."""
+
     def __init__(self, images: Sequence[npt.NDArray[np.uint8]]) -> None:
-        self.left = iter(images)
+        self.remaining = iter(images)
 
     def get_next(self) -> dict[str, Array] | None:
-        image = next(self.left, None)
+        image = next(self.remaining, None)
         return None if image is None else {INPUT: batch([image])}
 
 
-def load(path: Path, threads: int) -> Run:
-    """The graph at `path` on the CPU, with `threads` of them."""
+def load_graph(path: Path, threads: int) -> GraphFunction:
+    """The graph at `path` as a function that runs on the CPU with `threads` threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -111,7 +119,7 @@ def load(path: Path, threads: int) -> Run:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a checked graph without the exporter's notes, which hold paths of this machine."""
+    """Check a graph and write it without the exporter's notes, which contain local paths."""
     graphs = [model.graph, *model.functions]
     for graph in graphs:
         graph.ClearField("doc_string")
@@ -129,8 +137,8 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks about their own steps; errors are exceptions anyway."""
+def _silenced() -> Iterator[None]:
+    """Suppress log messages and warnings of the libraries; errors are exceptions anyway."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""Labels of pictures by a take-home student: `python -m dfkd.export.predict FOLDER PICTURE...`.
+"""Label pictures with an exported student: `python -m dfkd.export.predict FOLDER PICTURE...`.
 
-Needs onnxruntime, numpy and pillow, and neither torch nor a GPU. The folder is read as a file from
-a stranger: what does not fit is refused in one line, with exit code 2.
+It needs onnxruntime, numpy and pillow, but neither torch nor a GPU. The folder is untrusted input:
+an invalid file is reported in one line, with exit code 2.
 """
 
 import argparse
@@ -28,38 +28,39 @@ MODEL, INT8, LABELS, RULES, FACTS = (
     "preprocess.json",
     "takehome.json",
 )
-"""The files that a program reads; the last one is written last and says that all are there."""
+"""The files that programs read; the last one is written last, so the folder is complete with it."""
 
 MAX_SIZE = 4096
-"""Pixels a side; no classifier takes more, and a larger picture would only fill the memory."""
+"""Largest input width in pixels; no classifier takes more, and more would fill the memory."""
 MIN_TEMPERATURE = 1e-6
-"""Distances are of the order of 1; with less, a softmax would overflow."""
+"""Smallest accepted temperature. Distances are of the order of 1; a softmax of less overflows."""
 MAX_JSON = 16 << 20
-"""Bytes of a JSON file; ten thousand labels are far fewer."""
+"""Largest JSON file in bytes; ten thousand labels need far fewer."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What `preprocess.json` says that a program needs."""
+    """The entries of `preprocess.json` that prediction needs."""
 
     size: int
+    """Input width and height in pixels."""
     input: str
     output: str
     temperature: float
 
 
 class Predictor:
-    """A take-home student on the CPU."""
+    """An exported student on the CPU."""
 
     def __init__(self, folder: Path, int8: bool = False) -> None:
-        """Raises `ManifestError` for a folder that `dfkd` would not have written."""
+        """Load a `student/` folder; raises `ManifestError` unless `dfkd` wrote it."""
         self.labels = _labels(folder)
         self.rules = _rules(folder)
         self._session = _session(folder, INT8 if int8 else MODEL)
         self._check()
 
     def _check(self) -> None:
-        """Inputs and outputs are what `preprocess.json` and `labels.json` say."""
+        """Raise `ManifestError` unless the model's ports agree with the JSON files."""
         size, classes = self.rules.size, len(self.labels)
         inputs = [_signature(port) for port in self._session.get_inputs()]
         outputs = [_signature(port) for port in self._session.get_outputs()]
@@ -69,56 +70,57 @@ class Predictor:
             _refuse("model", f"must give float32 [N, {classes}], one for each label", outputs)
 
     def distances(self, encoded: bytes) -> Array:
-        """The distances [M] of an encoded picture, smaller is closer.
+        """The distances float32 [M] of an encoded picture to the labels; smaller is closer.
 
         Raises:
-            ValueError: no picture, or one that is cut short or too large.
-            ManifestError: the model gives anything but finite distances.
+            ValueError: not a picture, or it is truncated or too large.
+            ManifestError: the model fails, or its output is not finite distances.
         """
         feed = {self.rules.input: batch([decode_image(encoded, self.rules.size)])}
         try:
-            found: Array = self._session.run([self.rules.output], feed)[0]
-        except Exception as error:  # its errors have no other class in common
+            batch_distances: Array = self._session.run([self.rules.output], feed)[0]
+        except Exception as error:  # onnxruntime's errors have no narrower base class
             _refuse("model", "must run on one picture", _line(error))
-        if found.shape != (1, len(self.labels)) or not np.isfinite(found).all():
-            _refuse("model", f"must give {len(self.labels)} finite distances", found.shape)
-        distances: Array = found[0]
+        shape = batch_distances.shape
+        if shape != (1, len(self.labels)) or not np.isfinite(batch_distances).all():
+            _refuse("model", f"must give {len(self.labels)} finite distances", shape)
+        distances: Array = batch_distances[0]
         return distances
 
     def probabilities(self, encoded: bytes) -> npt.NDArray[np.float64]:
-        """softmax(-distances / temperature) [M] of an encoded picture; raises as `distances`."""
+        """softmax(-distances / temperature), float64 [M], of a picture; raises as `distances`."""
         logits = -self.distances(encoded).astype(np.float64) / self.rules.temperature
-        weights = np.exp(logits - logits.max())
+        weights = np.exp(logits - logits.max())  # the largest is 1, so nothing overflows
         probabilities: npt.NDArray[np.float64] = weights / weights.sum()
         return probabilities
 
 
 def _signature(port: Any) -> tuple[str, str, tuple[Any, ...]]:
-    """Name, type and shape without the batch dimension, which is free or 1."""
+    """Name, type, and shape without the batch dimension."""
     return port.name, port.type, tuple(port.shape[1:])
 
 
 def _labels(folder: Path) -> tuple[str, ...]:
-    found = _json(folder / LABELS)
-    names = isinstance(found, list) and all(isinstance(name, str) and name for name in found)
-    if not names or not found:
-        _refuse(str(folder / LABELS), "must be a list of names", _short(found))
-    return tuple(found)
+    labels = _json(folder / LABELS)
+    names = isinstance(labels, list) and all(isinstance(name, str) and name for name in labels)
+    if not names or not labels:
+        _refuse(str(folder / LABELS), "must be a list of names", _short(labels))
+    return tuple(labels)
 
 
 def _rules(folder: Path) -> Rules:
     path = folder / RULES
-    found = _json(path)
-    if not isinstance(found, dict) or found.get("schema") != 1:
-        _refuse(str(path), "must be an object with schema 1", _short(found))
-    size: Any = found.get("size")
+    rules = _json(path)
+    if not isinstance(rules, dict) or rules.get("schema") != 1:
+        _refuse(str(path), "must be an object with schema 1", _short(rules))
+    size: Any = rules.get("size")
     if type(size) is not int or not 0 < size <= MAX_SIZE:
         _refuse(f"{path} size", f"must be a whole number from 1 to {MAX_SIZE}", _short(size))
-    temperature: Any = found.get("temperature")
+    temperature: Any = rules.get("temperature")
     if type(temperature) not in (int, float) or not MIN_TEMPERATURE <= temperature < math.inf:
         rule = f"must be a number from {MIN_TEMPERATURE}"
         _refuse(f"{path} temperature", rule, _short(temperature))
-    source, target = (_name(path, found, key) for key in ("input", "output"))
+    source, target = (_name(path, rules, key) for key in ("input", "output"))
     return Rules(size, source, target, float(temperature))
 
 
@@ -131,20 +133,21 @@ def _name(path: Path, rules: dict[str, Any], key: str) -> str:
 
 
 def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
-    """The model, if it is the one that `takehome.json` was written about."""
+    """A session of the model `name`, after a check of its sha256 in `takehome.json`."""
     path = folder / name
     facts = _json(folder / FACTS)
     files = facts.get("files") if isinstance(facts, dict) else None
     stated = files.get(name) if isinstance(files, dict) else None
+    # Hash and load the same bytes: the file may change in between.
     data = _read(path)
     digest = hashlib.sha256(data).hexdigest()
     if not isinstance(stated, dict) or stated.get("sha256") != digest:
         _refuse(str(path), f"must have the sha256 that {FACTS} states", digest)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is said once, here
+    options.log_severity_level = 4  # no log: errors are reported below
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no other class in common
+    except Exception as error:  # onnxruntime's errors have no narrower base class
         _refuse(str(path), "must be an ONNX model", _line(error))
 
 
@@ -165,9 +168,9 @@ def _read(path: Path, limit: int | None = None) -> bytes:
         _refuse(str(path), "must be a readable file", error.strerror)
 
 
-def _refuse(place: str, rule: str, value: object) -> NoReturn:
+def _refuse(field: str, rule: str, value: object) -> NoReturn:
     remedy = "give a student/ folder as dfkd wrote it"
-    raise ManifestError(f"student {place}", rule, value, remedy)
+    raise ManifestError(f"student {field}", rule, value, remedy)
 
 
 def _short(value: object) -> str:
@@ -180,7 +183,7 @@ def _line(error: Exception) -> str:
 
 
 def describe(probabilities: npt.NDArray[np.float64], labels: Sequence[str], top: int) -> str:
-    """The `top` labels with their probabilities, likeliest first: `cat 0.912, dog 0.051`."""
+    """The `top` most probable labels with their probabilities: `cat 0.912, dog 0.051`."""
     order = np.argsort(-probabilities, kind="stable")[:top]
     return ", ".join(f"{labels[index]} {probabilities[index]:.3f}" for index in order)
 
@@ -206,16 +209,17 @@ def _work(options: argparse.Namespace) -> None:
     predictor = Predictor(options.folder, options.int8)
     for path in options.pictures:
         try:
-            found = predictor.probabilities(path.read_bytes())
+            probabilities = predictor.probabilities(path.read_bytes())
         except (OSError, ValueError) as error:
             raise ManifestError(
                 "picture", f"cannot be read ({_line(error)})", str(path), "give a picture file"
             ) from None
-        print(f"{path}: {describe(found, predictor.labels, options.top)}", flush=True)
+        labels = describe(probabilities, predictor.labels, options.top)
+        print(f"{path}: {labels}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line for each picture; returns the exit code."""
+    """Print the labels of each picture on a line; returns the exit code."""
     options = _parser().parse_args(argv)
     try:
         _work(options)

@@ -1,14 +1,14 @@
-"""The take-home student: a folder `student/` beside the results that needs neither dfkd nor torch.
+"""The exported student: a folder `student/` beside the results that needs neither dfkd nor torch.
 
-    model.onnx         float32; normalises by itself, the batch is free
+    model.onnx         float32; normalises its input itself, any batch size
     model.int8.onnx    the same in int8, calibrated on synthesised images only
-    labels.json        names in the order of the outputs
+    labels.json        class names in the order of the outputs
     preprocess.json    schema 1: from a picture to the input, and from the output to probabilities
     README.md          the model card, with an example
-    takehome.json      schema 1, written last: what is stated here and in the card, as measured
+    takehome.json      schema 1, written last: the measured figures, as in the card
 
-It is the student of the last of the manifest's methods and the first seed in
-`distillation.seeds`. Everything is measured again each time, so the folder fits the results.
+The student is that of the manifest's last method and the first seed in `distillation.seeds`. Each
+call measures everything again, so the folder agrees with the results.
 """
 
 import json
@@ -28,14 +28,14 @@ from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Average, Manifest
 from dfkd.dataset.shards import Sample
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.distillation.student_store import StudentLocation, place
+from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
-from dfkd.evaluation.results import ResultRow, figure, summarise
+from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
 from dfkd.evaluation.scoring import BATCH, Candidate, Model, score_together
 from dfkd.export.model_card import model_card
-from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load, quantise
+from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load_graph, quantise
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
 from dfkd.models.student import Student, load_student
 from dfkd.models.teacher import Teacher
@@ -47,58 +47,59 @@ FOLDER, CARD = "student", "README.md"
 SCHEMA = 1
 
 CALIBRATION = 256
-"""Synthesised images that set the ranges of int8 activations, spread over the classes."""
+"""Number of synthesised images that set the ranges of int8 activations, spread over the classes."""
 CPU = torch.device("cpu")
 
 
-def write(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
-    """Write the folder of the student that a run hands out, checked over the evaluation data.
+def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
+    """Export the run's student to `student/` and compare the graphs with it on the evaluation data.
 
     Args:
-        manifest: of the run, evaluated.
+        manifest: the manifest of an evaluated run.
         results: the content of `results.json`, with rows of that student.
-        threads: for decoding and for the models, except where one core is timed.
+        threads: threads for decoding and for the models; the timing uses one core.
 
     Returns:
-        The place of the folder, for display.
+        The location of the folder, for display.
 
     Raises:
         ManifestError: the student is missing or was not scored.
-        CorruptionError: student or data set are not what was written.
+        CorruptionError: student or data set are damaged.
     """
-    chosen = place(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
-    accuracy = _scored(results, chosen)
-    student, about = load_student(chosen.storage)
+    location = locate_student(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
+    accuracy = _scored_accuracy(results, location)
+    student, card = load_student(location.storage)
     teacher = Teacher.load(manifest.teacher, CPU, cache=manifest.cache)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = calibration_images(chosen.version, about["image_size"])
-        export(student, about["image_size"], folder / MODEL)
+        images = calibration_images(location.version, card["image_size"])
+        export(student, card["image_size"], folder / MODEL)
         quantise(folder / MODEL, folder / INT8, images)
-        how = rules(about, 1 / teacher.logit_scale)
-        _put_json(folder / LABELS, about["classes"])
-        _put_json(folder / RULES, how)
+        rules = preprocessing_rules(card, 1 / teacher.logit_scale)
+        _put_json(folder / LABELS, card["classes"])
+        _put_json(folder / RULES, rules)
         facts = {
-            **_origin(manifest, chosen, about, student, teacher),
-            "calibration": {"images": len(images), "version": chosen.version.id},
-            "temperature": how["temperature"],
-            "latency": _latency(folder, student, teacher, about["image_size"]),
+            **_origin(manifest, location, card, student, teacher),
+            "calibration": {"images": len(images), "version": location.version.id},
+            "temperature": rules["temperature"],
+            "latency": _latency(folder, student, teacher, card["image_size"]),
         }
-        comparison = Comparison(student, folder, how["temperature"], threads)
-        facts["evaluation"] = _evaluate(manifest, comparison, accuracy, about, threads)
+        comparison = Comparison(student, folder, rules["temperature"], threads)
+        facts["evaluation"] = _evaluate(manifest, comparison, accuracy, card, threads)
+        # The scoring above has filled the comparison.
         facts["check"], facts["confidence"] = comparison.facts(), comparison.confidence
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
-def _scored(results: Mapping[str, Any], chosen: StudentLocation) -> dict[str, Any]:
-    """Accuracy of the student in PyTorch and of the teacher (if scored), as evaluation found it."""
+def _scored_accuracy(results: Mapping[str, Any], location: StudentLocation) -> dict[str, Any]:
+    """The accuracy of the student in PyTorch and of the teacher (None if not scored)."""
     rows: list[ResultRow] = results["rows"]
-    wanted = ("student", chosen.method, chosen.seed)
-    own = [row for row in rows if (row["model"], row["method"], row["seed"]) == wanted]
+    key = ("student", location.method, location.seed)
+    own = [row for row in rows if (row["model"], row["method"], row["seed"]) == key]
     if not own:
         raise ManifestError(
             "evaluation.models",
-            f"must score the student of method {chosen.method} seed {chosen.seed} to hand it out",
+            f"must score the student of method {location.method} seed {location.seed} to export it",
             sorted({row["model"] for row in rows}),
             "run jobs/evaluate.py with evaluation.models=[teacher, student]",
         )
@@ -111,25 +112,27 @@ def _scored(results: Mapping[str, Any], chosen: StudentLocation) -> dict[str, An
 
 
 def _accuracy(rows: Sequence[ResultRow], average: Average) -> dict[str, Any]:
-    """Per domain, and the mean over domains, from the rows of one model."""
-    domains = {row["domain"]: figure(row, average) for row in rows}
+    """Accuracy (0-1) in each domain and the mean over domains, from the rows of one model."""
+    domains = {row["domain"]: accuracy_of(row, average) for row in rows}
     return {"domains": domains, "mean": summarise(rows, average)[0]["mean"]}
 
 
 def calibration_images(version: PublishedVersion, size: int) -> list[npt.NDArray[np.uint8]]:
-    """The first images of each class of a version, [S, S, 3] uint8, `CALIBRATION` or more in all.
+    """The first images of each class of a version, [S, S, 3] uint8, at least `CALIBRATION` in all.
 
     Raises:
-        CorruptionError: a shard is not what was published.
+        CorruptionError: a shard is damaged.
     """
-    left = [-(-CALIBRATION // len(version.classes))] * len(version.classes)
+    # How many images each class still needs: an equal part of `CALIBRATION`, rounded up.
+    missing = [-(-CALIBRATION // len(version.classes))] * len(version.classes)
     images = []
     for receipt in sorted(version.shards, key=lambda receipt: receipt.task):
         row = int(receipt.task.partition("-")[0])
-        if left[row]:
-            found = [_decoded(s, size) for s in islice(version.samples(receipt), left[row])]
-            left[row] -= len(found)
-            images += found
+        if missing[row]:
+            samples = islice(version.samples(receipt), missing[row])
+            decoded = [_decoded(sample, size) for sample in samples]
+            missing[row] -= len(decoded)
+            images += decoded
     return images
 
 
@@ -142,16 +145,16 @@ def _decoded(sample: Sample, size: int) -> npt.NDArray[np.uint8]:
         ) from None
 
 
-def rules(about: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+def preprocessing_rules(card: Mapping[str, Any], temperature: float) -> dict[str, Any]:
     """The content of `preprocess.json`: from a picture to the input, from output to probabilities.
 
     Args:
-        about: the student's card.
-        temperature: the teacher's own, 1 / its logit scale. On unit vectors a squared spherical
-            distance D is angle^2 / 2, and so cosine = 1 - D to the second order: a softmax of
-            -D / temperature is CLIP's softmax of its scaled cosines, to that order.
+        card: the student's card.
+        temperature: the teacher's temperature, 1 / its logit scale. On unit vectors a squared
+            spherical distance is D = angle^2 / 2, so cosine = 1 - D to second order in the angle.
+            softmax(-D / temperature) is therefore CLIP's softmax of scaled cosines, to that order.
     """
-    size, classes = about["image_size"], len(about["classes"])
+    size, classes = card["image_size"], len(card["classes"])
     return {
         "schema": SCHEMA,
         "size": size,
@@ -180,33 +183,33 @@ def rules(about: Mapping[str, Any], temperature: float) -> dict[str, Any]:
 
 def _origin(
     manifest: Manifest,
-    chosen: StudentLocation,
-    about: Mapping[str, Any],
+    location: StudentLocation,
+    card: Mapping[str, Any],
     student: Student,
     teacher: Teacher,
 ) -> dict[str, Any]:
-    """What the student is and what it was made from."""
+    """The facts about student, data set and teacher for `takehome.json`."""
     tower: Any = teacher.model.visual
-    card = {key: about[key] for key in ("architecture", "stem", "image_size", "sha256")}
+    shape = {key: card[key] for key in ("architecture", "stem", "image_size", "sha256")}
     return {
         "schema": SCHEMA,
         "name": manifest.name,
-        "classes": len(about["classes"]),
+        "classes": len(card["classes"]),
         "student": {
-            **card,
-            "folder": chosen.name,
-            "method": chosen.method,
-            "seed": chosen.seed,
+            **shape,
+            "folder": location.name,
+            "method": location.method,
+            "seed": location.seed,
             "parameters": parameters(student),
         },
         "data": {
-            "version": chosen.version.id,
-            "fingerprint": chosen.version.fingerprint,
-            "images": chosen.version.manifest["samples"],
+            "version": location.version.id,
+            "fingerprint": location.version.fingerprint,
+            "images": location.version.manifest["samples"],
         },
         "teacher": {
             "model": manifest.teacher.model,
-            "weights": chosen.version.manifest["weights"],
+            "weights": location.version.manifest["weights"],
             "image_size": teacher.image_size,
             "parameters": parameters(tower),
             "bytes": FLOAT32 * parameters(tower),
@@ -217,39 +220,39 @@ def _origin(
 
 
 class Comparison:
-    """The float graph as a model to score, which notes how far both graphs are from PyTorch."""
+    """The float graph as a model to score; it also measures how both graphs differ from PyTorch."""
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
         self.student, self.temperature = student, temperature
-        self.graphs = {name: load(folder / name, threads) for name in (MODEL, INT8)}
-        self.images, self.total = 0, 0.0
+        self.graphs = {name: load_graph(folder / name, threads) for name in (MODEL, INT8)}
+        self.images, self.confidence_sum = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Distances of the float graph, compared."""
+        """The float graph's distances [N, M] of pixels [N, 3, S, S], compared with PyTorch's."""
         expected = self.student(pixels).numpy()
-        found = {name: graph(pixels.numpy()) for name, graph in self.graphs.items()}
+        outputs = {name: graph(pixels.numpy()) for name, graph in self.graphs.items()}
         self.images += len(expected)
-        for name, distances in found.items():
-            apart = float(np.abs(distances - expected).max())
-            self.largest[name] = max(self.largest[name], apart)
+        for name, distances in outputs.items():
+            difference = float(np.abs(distances - expected).max())
+            self.largest[name] = max(self.largest[name], difference)
             self.equal[name] += int((distances.argmin(1) == expected.argmin(1)).sum())
-        exact = torch.from_numpy(found[MODEL])
-        self.total += float((-exact / self.temperature).softmax(1).amax(1).sum())
+        exact = torch.from_numpy(outputs[MODEL])
+        self.confidence_sum += float((-exact / self.temperature).softmax(1).amax(1).sum())
         return exact
 
     @property
     def confidence(self) -> float:
-        """Mean over the images of the float graph's highest probability."""
-        return self.total / self.images
+        """The float graph's highest probability, averaged over the images."""
+        return self.confidence_sum / self.images
 
     def int8(self, pixels: Tensor) -> Tensor:
-        """The int8 graph as a model to score."""
+        """The int8 graph's distances [N, M] of pixels [N, 3, S, S]."""
         return torch.from_numpy(self.graphs[INT8](pixels.numpy()))
 
     def facts(self) -> dict[str, Any]:
-        """Of all images that were scored: largest difference and share of equal predictions."""
+        """Largest difference and fraction of equal predictions over all scored images."""
         graphs = {
             name: {
                 "max_difference": self.largest[name],
@@ -264,18 +267,19 @@ def _evaluate(
     manifest: Manifest,
     comparison: Comparison,
     accuracy: Mapping[str, Any],
-    about: Mapping[str, Any],
+    card: Mapping[str, Any],
     threads: int,
 ) -> dict[str, Any]:
-    """Accuracy of all that is handed out, beside that of PyTorch and of the teacher."""
+    """The accuracy of both graphs, with that of PyTorch and of the teacher from `accuracy`."""
     data = open_data(manifest.evaluation, manifest.classes)
-    size = about["image_size"]
+    size = card["image_size"]
+    # The graphs are the methods of the rows. Scored together, each image is decoded once.
     models: dict[str, Model] = {"onnx": comparison, "int8": comparison.int8}
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
     scores = score_together(candidates, data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}
-    found = {name: [row for row in scores.rows if row["method"] == name] for name in models}
-    right = sum(row["images"] * row["accuracy"] for row in found["onnx"])
+    by_graph = {name: [row for row in scores.rows if row["method"] == name] for name in models}
+    right = sum(row["images"] * row["accuracy"] for row in by_graph["onnx"])
     average = manifest.evaluation.average
     return {
         "source": data.source,
@@ -285,21 +289,21 @@ def _evaluate(
         "right": right / sum(images.values()),
         "accuracy": {
             **accuracy,
-            **{name: _accuracy(rows, average) for name, rows in found.items()},
+            **{name: _accuracy(rows, average) for name, rows in by_graph.items()},
         },
     }
 
 
 def _latency(folder: Path, student: Student, teacher: Teacher, size: int) -> dict[str, Any]:
-    """Median milliseconds of one image on one core, of everything that could answer."""
-    seen = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    """Median milliseconds for one image on one core, of the graphs, the student and the teacher."""
+    small = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     side = teacher.image_size
     large = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    graphs = {name: load(folder / name, 1) for name in (MODEL, INT8)}
+    graphs = {name: load_graph(folder / name, 1) for name in (MODEL, INT8)}
     calls: dict[str, Callable[[], object]] = {
-        "onnx": lambda: graphs[MODEL](seen.numpy()),
-        "int8": lambda: graphs[INT8](seen.numpy()),
-        "torch": lambda: student(seen),
+        "onnx": lambda: graphs[MODEL](small.numpy()),
+        "int8": lambda: graphs[INT8](small.numpy()),
+        "torch": lambda: student(small),
         "teacher": lambda: teacher.encode_image(large),
     }
     with torch.inference_mode():
@@ -312,7 +316,10 @@ def _put_json(path: Path, content: object) -> None:
 
 
 def _publish(folder: Path, facts: dict[str, Any], home: Storage) -> str:
-    """Put all files; without `takehome.json`, which is put last, the folder is not complete."""
+    """Put all files into storage; returns the folder's location.
+
+    `takehome.json` is deleted first and put last, so a folder with it is complete.
+    """
     names = (MODEL, INT8, LABELS, RULES)
     facts["files"] = {name: _file(folder / name) for name in names}
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")

@@ -185,8 +185,8 @@ class _Run:
         for seed in self.manifest.distillation.seeds:
             finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
             did = "reused" if finished.reused else "trained"
-            print(f"{name} {version.id} seed {seed}: {did} {finished.place.location}", flush=True)
-            students.append(finished.place.name)
+            print(f"{name} {version.id} seed {seed}: {did} {finished.student.location}", flush=True)
+            students.append(finished.student.name)
         folder = f"{self.attempt.folder}/{name}"
         scored = evaluate(self.manifest, self.threads or None, version.id, folder)
         note_origin(self.attempt.root.child(folder), self.manifest, self.command, students)
@@ -206,6 +206,8 @@ class _Run:
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:
-            student = take_home.write(manifest, read_json(attempt.root, "results.json"), threads)
+            student = take_home.write_take_home(
+                manifest, read_json(attempt.root, "results.json"), threads
+            )
         print(f"student to take home {student}", flush=True)
         return page.write(manifest, self.command)

@@ -8,7 +8,7 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from dfkd.config.manifest import Manifest, TeacherConfig
 from dfkd.config.methods import prompt_method
-from dfkd.distillation.text_only import own_keys
+from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import student
 from dfkd.models.generator import find_file
 from dfkd.models.generator_config import read_model
@@ -86,7 +86,7 @@ def _teacher(config: TeacherConfig) -> Artifact | None:
 def _text_only(manifest: Manifest) -> Artifact | None:
     if "text-only" not in manifest.evaluation.models:
         return None
-    with own_keys(manifest):
+    with errors_name_own_keys(manifest):
         return _teacher(manifest.text_tower)
 
 

@@ -18,7 +18,7 @@ from dfkd.dataset.published import read_json
 from dfkd.dataset.versions import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation import footprint
-from dfkd.evaluation.results import ResultRow, Summary, images_of, ordered, validate_results
+from dfkd.evaluation.results import ResultRow, Summary, images_of, sort_rows, validate_results
 from dfkd.models.student import WEIGHTS, read_card
 from dfkd.report.gallery import (
     MAX_PICTURES,
@@ -208,7 +208,7 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
     results = read_json(storage, "results.json")
     validate_results(results)
     classes = tuple(results["classes"])
-    rows = ordered(results["rows"])
+    rows = sort_rows(results["rows"])
     origin = _origin(storage)
     ms = footprint.read(root or storage).ms
     scored = [

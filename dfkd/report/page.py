@@ -11,7 +11,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import place
+from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import ClassSummary, summarise_classes
 from dfkd.prompts.diversity import TWIN
 from dfkd.report import charts, diversity
@@ -61,7 +61,7 @@ def write(manifest: Manifest, command: str) -> str:
     students = []
     if "student" in manifest.evaluation.models:
         students = [
-            place(manifest, method, seed).name
+            locate_student(manifest, method, seed).name
             for method in manifest.methods
             for seed in manifest.distillation.seeds
         ]

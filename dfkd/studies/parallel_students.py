@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from dfkd.cluster import distillation
-from dfkd.cluster.capacity import WorkerResources, room, staying
+from dfkd.cluster.capacity import WorkerResources, request_resources_for, schedulable_nodes
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
@@ -120,11 +120,11 @@ def abreast(orders: Sequence[Order], most: int = 0, threads: int = 0) -> Iterato
     Raises:
         InfrastructureError: as `Pool.run`.
     """
-    count, share = shares(staying(), len(orders), most)
+    count, share = shares(schedulable_nodes(), len(orders), most)
     remote: Callable[..., Any] = ray.remote(**share.options)(StudentTrainer).remote  # type: ignore[call-overload]
     attempts = orders[0].cell.manifest.cluster.attempts
     pool: Pool[Order] = Pool(lambda: remote(share, threads), count, attempts, share)
-    with room(share, count):
+    with request_resources_for(share, count):
         yield from pool.run(iter(orders))
     for each in pool.quarantine:
         yield StudentResult(each.task, None, each.reason)
@@ -138,9 +138,9 @@ def shares(
     Each gets a GPU where there are any, and as many whole CPUs as all of them can have.
 
     Args:
-        nodes: their resources, as `staying` gives them.
+        nodes: their resources, as `schedulable_nodes` gives them.
         most: students at once; 0 is any number.
     """
     gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
     count = min(students, most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
-    return count, WorkerResources(max(1.0, distillation.cpus_each(nodes, count, gpus)), gpus)
+    return count, WorkerResources(max(1.0, distillation.cpus_per_rank(nodes, count, gpus)), gpus)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfkd.cluster.capacity import staying
-from dfkd.cluster.connection import connected, named
+from dfkd.cluster.capacity import schedulable_nodes
+from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
 from dfkd.config.fingerprint import fingerprint, identity
 from dfkd.config.manifest import Manifest
@@ -269,9 +269,12 @@ class _Runner:
 
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or room on this machine for more than one student at once."""
-        if named() or (min(students, cpu_count()) > 1 and self.at_once != 1):
+        if cluster_address() or (min(students, cpu_count()) > 1 and self.at_once != 1):
             self._connect()
-            return bool(named()) or shares(staying(), students, self.at_once)[0] > 1
+            return (
+                bool(cluster_address())
+                or shares(schedulable_nodes(), students, self.at_once)[0] > 1
+            )
         return False
 
     def _take(self, label: str, outcome: CellResult, found: bool) -> None:

@@ -26,8 +26,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.presets import PRESETS
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, open_version
-from dfkd.distillation.distiller import Distiller, Label, Scale, Schedule
-from dfkd.distillation.labels import label_source
+from dfkd.distillation.distiller import Distiller, LabelScale, Schedule, TargetFunction
+from dfkd.distillation.labels import target_function
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.results import spread
@@ -162,7 +162,7 @@ def train(cell: RecipeCell) -> RecipeResult:
     if newest := checkpoints.newest():
         distiller.restore(checkpoints.read(newest))
     stream = _stream(cell, version)
-    steps = distiller.course.steps_per_epoch
+    steps = distiller.schedule.steps_per_epoch
     while not distiller.done:
         for batch in stream.batches(distiller.epoch, distiller.step % steps):
             distiller.advance(batch)
@@ -190,7 +190,7 @@ def _stream(cell: RecipeCell, version: PublishedVersion) -> Stream:
 
 def _distiller(cell: RecipeCell, version: PublishedVersion) -> Distiller:
     config, manifest = cell.manifest.distillation, cell.manifest
-    label = label_source(manifest, CPU)
+    label = target_function(manifest, CPU)
     if label is None:
         raise ManifestError(
             "distillation.labels", "must be live in this study", config.labels, "change it"
@@ -205,11 +205,11 @@ def _distiller(cell: RecipeCell, version: PublishedVersion) -> Distiller:
         Schedule.of(config, _stream(cell, version).steps),
         cell.seed,
         label,
-        Scale(mean, std) if config.standardise else Scale(),
+        LabelScale(mean, std) if config.standardise else LabelScale(),
     )
 
 
-def moved(label: Label, own: LabelSpread, wanted: LabelSpread) -> Label:
+def moved(label: TargetFunction, own: LabelSpread, wanted: LabelSpread) -> TargetFunction:
     """Labels of spread `own` with the spread `wanted`; which class is nearest stays as it is."""
     return lambda views: wanted.mean + wanted.std * (label(views) - own.mean) / own.std
 

@@ -10,8 +10,8 @@ import torch
 
 from dfkd.config.distillation import FewShot
 from dfkd.errors import ManifestError
-from dfkd.evaluation.few_shot_split import draw
-from dfkd.evaluation.few_shot_tuning import Labelled, embed, from_distances, tune
+from dfkd.evaluation.few_shot_split import split_domain
+from dfkd.evaluation.few_shot_tuning import LabelledImages, features_of, fine_tune, from_distances
 from dfkd.models.student import Student
 from dfkd.prompts.diversity import plane
 
@@ -40,7 +40,7 @@ class TsneMap:
 
 def before_and_after(
     student: Student,
-    images: Labelled,
+    images: LabelledImages,
     classes: tuple[str, ...],
     domain: str,
     config: FewShot,
@@ -57,14 +57,16 @@ def before_and_after(
         perplexity: as for `tsne`.
     """
     seed = config.seeds[0]
-    drawn = draw(images.labels.tolist(), classes, domain, shots, seed)
+    drawn = split_domain(images.labels.tolist(), classes, domain, shots, seed)
     train = torch.tensor(drawn.train)
     tuned = from_distances(student)
-    tune(tuned, Labelled(images.pixels[train], images.labels[train]), config, seed, "student")
+    fine_tune(
+        tuned, LabelledImages(images.pixels[train], images.labels[train]), config, seed, "student"
+    )
     shown = torch.arange(len(images))[:: -(-len(images) // MOST)]
     labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
     for learned, model in ((0, student), (shots, tuned)):
-        rows = embed(model, images.pixels, shown, BATCH).cpu().numpy()
+        rows = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
         yield TsneMap(
             learned,
             tuple(

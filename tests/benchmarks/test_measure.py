@@ -24,7 +24,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.distillation.labels import live
+from dfkd.distillation.labels import live_targets
 from dfkd.models.generator import VQGAN
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
@@ -99,7 +99,7 @@ def test_plain_distillation_is_distillation_without_any_switch(
     texts = teacher.encode_text(["A cat", "A clock"])
     pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     batch = Batch(pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
-    course, label = Schedule(1, warmup=0, total=9), live(teacher, texts)
+    course, label = Schedule(1, warmup=0, total=9), live_targets(teacher, texts)
     ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
     losses = [float(ours.advance(batch).loss) for _ in range(3)]
     plain = reference.plain_distillation(

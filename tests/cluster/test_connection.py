@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfkd.cluster.connection import _knock, connected
+from dfkd.cluster.connection import _check_reachable, connected
 from dfkd.errors import InfrastructureError, ManifestError
 
 
@@ -27,4 +27,4 @@ def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("address", ["", "auto", "local", "ray://127.0.0.1:1", "anyscale://x"])
 def test_other_kinds_of_address_are_left_to_ray(address: str) -> None:
-    _knock(address)
+    _check_reachable(address)

@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfkd.cluster import launch, rank
 from dfkd.cluster.connection import connected
-from dfkd.cluster.distillation import cpus_each, distill, find_workers
+from dfkd.cluster.distillation import cpus_per_rank, distill, plan_workers
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.distillation.student_store import StudentLocation, place
+from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.storage.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ def cluster() -> Iterator[None]:
 @pytest.mark.faults
 def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     manifest = prepare(tmp_path, epochs=8, workers=1)
-    target = place(manifest, "vanilla", 0)
+    target = locate_student(manifest, "vanilla", 0)
     checkpoints = Checkpoints(target.storage.child("checkpoints"))
     command = jobs.command("distill", tmp_path / "manifest.yaml")
     with subprocess.Popen(command, env=jobs.environment()) as process:
@@ -47,7 +47,7 @@ def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     wider = Manifest.read(tmp_path / "manifest.yaml", ("distillation.workers=2",))
     course = Schedule.of(wider.distillation, 4)
     assert 0 < step < course.total
-    assert place(wider, "vanilla", 0).name == target.name
+    assert locate_student(wider, "vanilla", 0).name == target.name
     distill(wider, "vanilla", 0)
     _, meta = load_student(target.storage)
     assert meta["steps"] == course.total
@@ -66,7 +66,7 @@ def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(tmp_path
     Of both there is one step, so that each rank's part can be had by itself.
     """
     manifest = prepare(tmp_path, batch_size=23, warmup_epochs=0, epochs=1, standardise=False)
-    target = distill(manifest, "vanilla", 0).place
+    target = distill(manifest, "vanilla", 0).student
     student = load_student(target.storage)[0].state_dict()
     alone = [one_step(manifest, target, rank) for rank in range(2)]
     trained = dict(alone[0].named_parameters())
@@ -93,7 +93,7 @@ def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
 def test_ranks_that_start_again_after_the_end_leave_the_student_alone(tmp_path: Path) -> None:
     """As all do when one has died right after the first had written it."""
     manifest = prepare(tmp_path)
-    target = distill(manifest, "vanilla", 0).place
+    target = distill(manifest, "vanilla", 0).student
     before = list(target.storage.list())
     job = Job(
         manifest=manifest,
@@ -113,7 +113,7 @@ def test_ranks_that_find_no_room_end_the_run_after_a_while(
 ) -> None:
     """Ray's own default is to wait for ever, and to say nothing."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    monkeypatch.setattr(launch, "STARTS", 1)
+    monkeypatch.setattr(launch, "MAX_START_ATTEMPTS", 1)
     manifest = prepare(tmp_path)
     other = ray.remote(num_cpus=2, max_retries=0)(lambda: time.sleep(600)).remote()
     try:
@@ -125,7 +125,7 @@ def test_ranks_that_find_no_room_end_the_run_after_a_while(
 
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
-        find_workers((3, 3), Cluster())
+        plan_workers((3, 3), Cluster())
     unknown = prepare(tmp_path, student="resnet19")
     with pytest.raises(ManifestError, match=r"distillation\.student"):
         distill(unknown, "vanilla", 0)
@@ -133,9 +133,9 @@ def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
 
 def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
     nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0}}
-    assert [cpus_each(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
+    assert [cpus_per_rank(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
     nodes["a"]["GPU"] = 1.0
-    assert [cpus_each(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
+    assert [cpus_per_rank(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
 
 
 def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
@@ -146,14 +146,14 @@ def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
 
 
 def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
-    workers = find_workers((1, 1), Cluster())
+    workers = plan_workers((1, 1), Cluster())
     assert workers.count == 0
     assert workers.cpus == len(os.sched_getaffinity(0))
-    assert find_workers((2, 2), Cluster()).count == 2
+    assert plan_workers((2, 2), Cluster()).count == 2
 
 
 def test_elastic_ranks_are_as_many_as_fit() -> None:
-    workers = find_workers((1, 4), Cluster())
+    workers = plan_workers((1, 4), Cluster())
     assert (workers.count, workers.cpus, workers.elastic) == (2, 1.0, (1, 4))
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
-        find_workers((3, 4), Cluster())
+        plan_workers((3, 4), Cluster())

@@ -11,7 +11,7 @@ import ray
 
 from dfkd.cluster import metrics
 from dfkd.cluster.capacity import WorkerResources
-from dfkd.cluster.metrics import ALL, Count, Level, Measure, Pace, Teller
+from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace, TaskReporter
 from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
@@ -44,7 +44,7 @@ def say(measure: Measure) -> None:
 
 
 def test_without_ray_nothing_is_measured_and_nothing_started() -> None:
-    for measure in ALL:
+    for measure in ALL_MEASURES:
         say(measure)
     assert not ray.is_initialized()
 
@@ -61,18 +61,20 @@ def test_the_endpoint_shows_what_processes_measure(endpoint: str, tmp_path: Path
             metrics.count_request(Request("part", attempt=2, bytes=100, seconds=0.5))
             metrics.count_request(Request("finish", attempt=3, error="SlowDown"))
 
-    for measure in ALL:
+    for measure in ALL_MEASURES:
         say(measure)
     worker = Worker.remote()  # kept: a level of a process that ended is no longer shown
     ray.get(worker.work.remote())
 
     def whole(found: Found) -> bool:
         series = [found.get(f"ray_dfkd_{name}", ()) for name in ("worker_images_per_second", *BOTH)]
-        return found.keys() >= {name_of(m) for m in ALL} and {len(each) for each in series} == {2}
+        return found.keys() >= {name_of(m) for m in ALL_MEASURES} and {
+            len(each) for each in series
+        } == {2}
 
     found = wait_for(endpoint, whole)
     (own,) = {labels["WorkerId"] for labels, _ in found["ray_dfkd_evaluation_accuracy"]}
-    for measure in ALL:
+    for measure in ALL_MEASURES:
         wanted = {key: f"some {key}" for key in measure.labels}
         (value,) = [
             value
@@ -140,13 +142,13 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) ->
     version = begin(home, identity(manifest, {}))
     poisoned, *_ = tasks(manifest)
     pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
-    teller = Teller(manifest, version, pool)
+    reporter = TaskReporter(manifest, version, pool)
     receipt: Receipt = published.shards[1]
-    teller.done(receipt, steps=40, seconds=1.25, node="10.0.0.7")
-    teller.quarantined()
+    reporter.report_done(receipt, steps=40, seconds=1.25, node="10.0.0.7")
+    reporter.report_quarantined()
     pool.quarantine.append(Quarantined(poisoned, "no luck"))
-    teller.quarantined()
-    teller.quarantined()
+    reporter.report_quarantined()
+    reporter.report_quarantined()
     done, quarantined = kept.lines
     assert done["event"] == "task"
     assert done["run"] == quarantined["run"] == published.id

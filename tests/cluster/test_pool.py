@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from dfkd.cluster.capacity import WorkerResources, autoscaled, room, staying, worker_share
-from dfkd.cluster.connection import _knock, connected
+from dfkd.cluster.capacity import (
+    WorkerResources,
+    has_autoscaler,
+    request_resources_for,
+    schedulable_nodes,
+    worker_resources,
+)
+from dfkd.cluster.connection import _check_reachable, connected
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
@@ -158,7 +164,7 @@ def test_a_pool_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path
         *range(5)
     ]
     assert working.stopped
-    assert working.flying == []
+    assert working.in_flight == []
     assert working.busy_seconds > 0
 
 
@@ -170,16 +176,16 @@ def test_no_task_starts_no_actor(cluster: None, tmp_path: Path) -> None:
 
 
 def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
-    share = worker_share(Cluster(cpus_per_worker=0.5))
-    assert share.slots(staying()) >= 1
-    assert not autoscaled()
-    with room(share, 1000):  # at the most: what is there serves
+    share = worker_resources(Cluster(cpus_per_worker=0.5))
+    assert share.slots(schedulable_nodes()) >= 1
+    assert not has_autoscaler()
+    with request_resources_for(share, 1000):  # at the most: what is there serves
         pass
     for cpus, gpus, field in ((1000.0, None, "cpus"), (1.0, 1.0, "gpus")):
-        share = worker_share(Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
+        share = worker_resources(Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
         with (
             pytest.raises(ManifestError, match=f"cluster.{field}_per_worker: must fit a node"),
-            room(share, 1),
+            request_resources_for(share, 1),
         ):
             pass
 
@@ -193,4 +199,4 @@ def test_a_share_never_spans_two_nodes() -> None:
 
 
 def test_a_cluster_that_listens_is_joined(cluster: None) -> None:
-    _knock(ray.get_runtime_context().gcs_address)
+    _check_reachable(ray.get_runtime_context().gcs_address)

@@ -16,7 +16,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import ScalingConfig
 
 from dfkd.cluster import ray_internals
-from dfkd.cluster.capacity import autoscaled, staying
+from dfkd.cluster.capacity import has_autoscaler, schedulable_nodes
 from dfkd.cluster.pool import Actor
 from tests.helpers.draining import drain
 
@@ -84,7 +84,7 @@ def test_nothing_asks_for_a_dashboard_that_is_not_there(cluster: Cluster) -> Non
 def test_without_an_autoscaler_a_type_is_named_after_each_node(cluster: Cluster) -> None:
     assert soon(lambda: len(list(ray_internals.node_types())) == 2)
     assert all(name.startswith("node_") for name in ray_internals.node_types())
-    assert not autoscaled()
+    assert not has_autoscaler()
 
 
 def test_nodes_are_asked_for_and_the_wish_is_taken_back(cluster: Cluster) -> None:
@@ -127,10 +127,10 @@ def test_a_start_says_nothing_of_tokens(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
     node = cluster.add_node(num_cpus=1, resources={"leaving": 1}, object_store_memory=80 << 20)
-    assert node.node_id in staying()
-    assert ray_internals.draining() == set()
+    assert node.node_id in schedulable_nodes()
+    assert ray_internals.draining_nodes() == set()
     actor = ray.remote(resources={"leaving": 1})(Actor).remote()  # an idle node would go at once
     assert ray.get(actor.node_id.remote()) == node.node_id
     drain(cluster, node)
-    assert soon(lambda: ray_internals.draining() == {node.node_id})
-    assert node.node_id not in staying()
+    assert soon(lambda: ray_internals.draining_nodes() == {node.node_id})
+    assert node.node_id not in schedulable_nodes()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
-from dfkd.cluster.capacity import require_shared
+from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.connection import connected
 from dfkd.cluster.prompt_worker import PromptPart, PromptWorker, write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, build, finished, identify
@@ -113,11 +113,11 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
         manifest, version = chain_of(method, tmp_path / name)
         prompts = PromptWorker(manifest, version, 1.0)
         for number in range(3):
-            prompts.work(PromptPart(number))
+            prompts.run_task(PromptPart(number))
         worker = SynthesisWorker(manifest, version, 1.0)
         for unit in Chain(version).units(manifest, version.done()):
             assert unit is not None
-            assert len(worker.work(unit)) == 2
+            assert len(worker.run_task(unit)) == 2
             worker = worker if name == "one" else SynthesisWorker(manifest, version, 1.0)
         found.append([receipt.sha256 for receipt in version.receipts().values()])
     assert len(set(found[0])) == 6
@@ -160,9 +160,9 @@ def test_a_version_in_the_making_is_kept_from_removal(
     root = open_storage(manifest.storage.root)
     found = []
 
-    def write_and_look(manifest: Manifest, version: Version, purse: BudgetTracker) -> None:
+    def write_and_look(manifest: Manifest, version: Version, budget_tracker: BudgetTracker) -> None:
         found.extend(name for record in held_leases(root).values() for name in record.versions)
-        write_prompts(manifest, version, purse)
+        write_prompts(manifest, version, budget_tracker)
 
     monkeypatch.setattr(making, "write_prompts", write_and_look)
     built = build(manifest, identity)
@@ -185,8 +185,8 @@ def test_a_node_with_other_weights_is_refused(cluster: None, tmp_path: Path) -> 
 def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "count_nodes", lambda: 2)
     for root in ("s3://bucket/run", "/shared/run"):
-        require_shared(root)
+        require_shared_storage(root)
     with pytest.raises(ManifestError, match=r"storage\.root: must be s3://.*got 'runs/mine'"):
-        require_shared("runs/mine")
+        require_shared_storage("runs/mine")
     monkeypatch.setattr(capacity, "count_nodes", lambda: 1)
-    require_shared("runs/mine")
+    require_shared_storage("runs/mine")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfkd.cluster.tracking import CLASSES, SAMPLES, Glimpse, MeanLoss, ShardTracker, Tracker
+from dfkd.cluster.tracking import CLASSES, SAMPLES, MeanLoss, ShardSummary, ShardTracker, Tracker
 from dfkd.dataset.shards import Sample
 from dfkd.distillation.distiller import StepMetrics
 from dfkd.storage.local import open_storage
@@ -93,11 +93,11 @@ def test_a_curve_is_the_mean_over_images_and_skips_what_is_no_number() -> None:
 def test_shards_are_shown_over_the_images_that_are_finished(tmp_path: Path) -> None:
     first = [sample(0, 0.2, 0.9, RED), sample(1, 0.4, 0.7, BLUE)]
     with ShardTracker(open_storage(str(tmp_path)), 16, done=10) as tracker:
-        tracker.record(Glimpse.of("owl", first, 0, curve(1.0, 0.5), show=True))
+        tracker.record(ShardSummary.of("owl", first, 0, curve(1.0, 0.5), show=True))
         tracker.record(
-            Glimpse.of("owl", [sample(2, 0.6, 0.1, RED)], 1, curve(2.0, 1.5, 1.0), show=False)
+            ShardSummary.of("owl", [sample(2, 0.6, 0.1, RED)], 1, curve(2.0, 1.5, 1.0), show=False)
         )
-        tracker.record(Glimpse.of("tree", [], 2, curve(math.nan), show=True))
+        tracker.record(ShardSummary.of("tree", [], 2, curve(math.nan), show=True))
         assert (tracker.done, tracker.failed) == (13, 3)
     found = events(tmp_path)
     assert points(found, "loss") == [(12, pytest.approx(0.3)), (13, pytest.approx(0.6))]
@@ -113,15 +113,15 @@ def test_shards_are_shown_over_the_images_that_are_finished(tmp_path: Path) -> N
 
 def test_a_shard_of_nothing_spoils_no_curve(tmp_path: Path) -> None:
     with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
-        tracker.record(Glimpse.of("owl", [], 2, curve(math.nan, 2.0), show=False))
-        tracker.record(Glimpse.of("owl", [], 0, curve(1.0, 4.0, 5.0), show=False))
+        tracker.record(ShardSummary.of("owl", [], 2, curve(math.nan, 2.0), show=False))
+        tracker.record(ShardSummary.of("owl", [], 0, curve(1.0, 4.0, 5.0), show=False))
     assert points(events(tmp_path), "loss_by_step") == [(0, 1.0), (1, 3.0), (2, 5.0)]
 
 
 def test_a_run_that_ends_with_an_error_keeps_what_it_showed(tmp_path: Path) -> None:
     def fail() -> None:
         with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
-            tracker.record(Glimpse.of("owl", [sample(0, 0.2, 0.9, RED)], 0, curve(1.0), True))
+            tracker.record(ShardSummary.of("owl", [sample(0, 0.2, 0.9, RED)], 0, curve(1.0), True))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -134,8 +134,8 @@ def test_nothing_made_leaves_no_file_and_what_is_shown_is_bounded(tmp_path: Path
         pass
     assert not list(tmp_path.glob("events*"))
     many = [sample(index, 0.2, 0.9, RED) for index in range(SAMPLES + 3)]
-    assert len(Glimpse.of("owl", many, 0, curve(1.0), show=True).images) == SAMPLES
+    assert len(ShardSummary.of("owl", many, 0, curve(1.0), show=True).images) == SAMPLES
     with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
         for number in range(CLASSES + 3):
-            tracker.record(Glimpse.of(f"class {number}", many[:1], 0, curve(1.0), show=True))
+            tracker.record(ShardSummary.of(f"class {number}", many[:1], 0, curve(1.0), show=True))
     assert len(events(tmp_path).Tags()["images"]) == CLASSES

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfkd.config.distillation import Distillation
 from dfkd.dataset.loader import Batch
-from dfkd.distillation.distiller import Distiller, Scale, Schedule
+from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
 from dfkd.models.student import Student, build, fold
 from dfkd.utils.device import multiplies_bfloat16
 
@@ -128,7 +128,7 @@ def test_the_student_learns_the_teacher_s_classes() -> None:
 
 def test_standardised_training_still_gives_a_student_of_distances() -> None:
     config = dataclasses.replace(LONG, standardise=True)
-    scale = Scale(mean=1.0667, std=0.1886)
+    scale = LabelScale(mean=1.0667, std=0.1886)
     run = Distiller(student(config), config, Schedule.of(config, STEPS), 0, scale=scale)
     while not run.done:
         run.advance(batch(run.step))

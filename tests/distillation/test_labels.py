@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch
-from dfkd.distillation.labels import label_source, target_texts
+from dfkd.distillation.labels import target_embeddings, target_function
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import class_texts
 
@@ -37,7 +37,7 @@ def batch(teacher: Teacher) -> Batch:
 
 def test_stored_labels_need_no_teacher(tmp_path: Path) -> None:
     manifest = read(tmp_path, "distillation.labels=stored", "teacher.weights=/nowhere.pt")
-    assert label_source(manifest, torch.device("cpu")) is None
+    assert target_function(manifest, torch.device("cpu")) is None
 
 
 def test_live_labels_are_float32_whatever_the_students_precision(
@@ -46,7 +46,7 @@ def test_live_labels_are_float32_whatever_the_students_precision(
     # A device that multiplies bfloat16, which this one may not.
     monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
     manifest = read(tmp_path, "distillation.precision=bfloat16")
-    label = label_source(manifest, torch.device("cpu"))
+    label = target_function(manifest, torch.device("cpu"))
     assert label is not None
     views = batch.pixels.float().div(255)
     exact = distances(teacher.encode_image(views), class_texts(manifest, teacher))
@@ -56,7 +56,7 @@ def test_live_labels_are_float32_whatever_the_students_precision(
 def test_live_labels_are_the_distances_of_the_views(
     tmp_path: Path, teacher: Teacher, batch: Batch
 ) -> None:
-    label = label_source(read(tmp_path), torch.device("cpu"))
+    label = target_function(read(tmp_path), torch.device("cpu"))
     assert label is not None
     views = batch.pixels.float().div(255).flip(-1)
     texts = class_texts(read(tmp_path), teacher)
@@ -68,8 +68,10 @@ def test_live_labels_are_the_distances_of_the_views(
 def test_an_ensemble_is_the_mean_over_styles_and_the_class_prompt(
     tmp_path: Path, teacher: Teacher
 ) -> None:
-    found = target_texts(read(tmp_path, "distillation.texts=styles"), teacher)
+    found = target_embeddings(read(tmp_path, "distillation.texts=styles"), teacher)
     texts = ["A clock", *(f"clock in the style of {style}" for style in STYLES)]
     by_hand = F.normalize(teacher.encode_text(texts).mean(dim=0), dim=0)
     assert torch.allclose(found[1], by_hand, atol=1e-6)
-    assert torch.equal(target_texts(read(tmp_path), teacher), class_texts(read(tmp_path), teacher))
+    assert torch.equal(
+        target_embeddings(read(tmp_path), teacher), class_texts(read(tmp_path), teacher)
+    )

@@ -6,7 +6,7 @@ import pytest
 
 from dfkd.config.distillation import Texts
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.distillation.student_store import check_teacher, place, student_name
+from dfkd.distillation.student_store import check_teacher, locate_student, student_name
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.teacher import resolve
 from tests.helpers.tiny_models import GENERATOR, RESNET, TEACHER, model_config, write_teacher
@@ -87,16 +87,16 @@ def test_styles_rename_a_student_whose_labels_use_them() -> None:
 def test_a_student_needs_a_published_version_of_its_classes(tmp_path: Path) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
     with pytest.raises(ManifestError, match=r"published version of method vanilla.*synthesize"):
-        place(manifest, "vanilla", 0)
+        locate_student(manifest, "vanilla", 0)
     version = publish(manifest)
-    found = place(manifest, "vanilla", 0)
+    found = locate_student(manifest, "vanilla", 0)
     assert found.version.id == version.id
     assert not found.finished
     assert found.location.endswith(f"{found.name}/student.json")
     for change in ("classes=[a, b, c]", "synthesis.image_size=64", "teacher.template=The {class}"):
         other = Manifest.read(tmp_path / "manifest.yaml", (change,))
         with pytest.raises(ManifestError, match=rf"{change.partition('=')[0]}.*current version"):
-            place(other, "vanilla", 0)
+            locate_student(other, "vanilla", 0)
 
 
 def test_live_labels_must_come_from_the_teacher_of_the_version(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dfkd.distillation.text_only import (
     content_loss,
     load_tower,
     style_loss,
-    train,
+    train_classifier,
 )
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.teacher import Teacher, distances
@@ -105,7 +105,7 @@ def test_a_style_word_moves_away_from_the_earlier_ones(
 
 
 def test_the_classifier_names_each_class_by_its_text(tower: Teacher) -> None:
-    vectors = train(tower, CLASSES, STYLES, seed=0)
+    vectors = train_classifier(tower, CLASSES, STYLES, seed=0)
     assert vectors.shape == (len(CLASSES), tower.embedding_dim)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(len(CLASSES)), atol=1e-6)
     for sentence in ("{}", "a red {}", "a line drawing of a {}"):
@@ -115,10 +115,10 @@ def test_the_classifier_names_each_class_by_its_text(tower: Teacher) -> None:
 
 def test_all_that_is_random_comes_from_the_seed(tower: Teacher) -> None:
     torch.manual_seed(1)
-    first = train(tower, CLASSES, 2, seed=0)
+    first = train_classifier(tower, CLASSES, 2, seed=0)
     torch.manual_seed(2)
-    assert torch.equal(train(tower, CLASSES, 2, seed=0), first)
-    assert not torch.allclose(train(tower, CLASSES, 2, seed=1), first)
+    assert torch.equal(train_classifier(tower, CLASSES, 2, seed=0), first)
+    assert not torch.allclose(train_classifier(tower, CLASSES, 2, seed=1), first)
 
 
 def test_the_classifier_is_fitted_with_a_margin_between_angles(
@@ -127,7 +127,7 @@ def test_the_classifier_is_fitted_with_a_margin_between_angles(
     """Of features that are the unit axes: each is nearer to its vector by more than the margin."""
     features = torch.eye(4).expand(8, 4, 4)
     monkeypatch.setattr(text_only, "RATE", 0.5)
-    vectors = text_only.fit(features, torch.Generator().manual_seed(0))
+    vectors = text_only.fit_classifier(features, torch.Generator().manual_seed(0))
     angles = vectors.clamp(-1, 1).acos()
     others = angles.masked_fill(torch.eye(4, dtype=torch.bool), torch.inf)
     assert float((others.amin(dim=1) - angles.diagonal()).min()) > text_only.MARGIN
@@ -141,7 +141,7 @@ def test_a_classifier_is_trained_once_and_then_found(
     first = class_vectors(manifest, tower, 0, root)
     (key,) = root.list("text-only/")
     with monkeypatch.context() as patch:
-        patch.setattr(text_only, "train", lambda *_: pytest.fail("trained again"))
+        patch.setattr(text_only, "train_classifier", lambda *_: pytest.fail("trained again"))
         assert torch.equal(class_vectors(manifest, tower, 0, root), first)
     class_vectors(miniature(tmp_path, styles=2), tower, 0, root)
     class_vectors(manifest, tower, 1, root)

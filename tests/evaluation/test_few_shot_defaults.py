@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.labels import target_texts
-from dfkd.distillation.student_store import place
+from dfkd.distillation.labels import target_embeddings
+from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation import few_shot
 from dfkd.evaluation.few_shot_results import gains
 from dfkd.models.student import Student, build, card, fold, save_student
@@ -28,11 +28,11 @@ def manifest(folder: Path) -> Manifest:
 
 def distilled(manifest: Manifest, teacher: Teacher) -> Student:
     """A small student of the teacher's distances for real images of the domains `SEEN`."""
-    data, _ = few_shot.choose(manifest)
+    data, _ = few_shot.select_domains(manifest)
     parts = [few_shot.read_domain(manifest, data, name, 1).images.pixels for name in SEEN]
     pixels = torch.cat(parts).float() / 255
     with torch.no_grad():
-        labels = distances(teacher.encode_image(pixels), target_texts(manifest, teacher))
+        labels = distances(teacher.encode_image(pixels), target_embeddings(manifest, teacher))
     scaled = (labels - labels.mean()) / labels.std()
     student = build(manifest.distillation, len(CLASSES), 32, seed=0).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.005, fused=True)
@@ -50,7 +50,7 @@ def test_fine_tuning_on_one_image_a_class_costs_no_more_than_a_few_points(
 ) -> None:
     run = manifest(tmp_path)
     publish(run)
-    folder = place(run, "vanilla", 0).storage
+    folder = locate_student(run, "vanilla", 0).storage
     save_student(folder, distilled(run, teacher), card(run.distillation, CLASSES, 32))
     found = few_shot.few_shot(run, threads=1)
     untouched = found.summary[0]

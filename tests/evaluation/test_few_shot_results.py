@@ -13,9 +13,9 @@ from dfkd.evaluation.few_shot_results import (
     FewShotResults,
     FewShotRow,
     gains,
-    ordered,
     read,
     row,
+    sort_rows,
     summarise,
     write,
 )
@@ -43,7 +43,7 @@ ROWS = [
 
 
 def content(rows: list[FewShotRow] | None = None) -> FewShotResults:
-    found = ordered(rows or ROWS)
+    found = sort_rows(rows or ROWS)
     return FewShotResults(
         architecture="resnet18",
         classes=CLASSES,

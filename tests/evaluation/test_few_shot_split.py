@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.evaluation.few_shot_split import draw, order, taken
+from dfkd.evaluation.few_shot_split import draw_order, split_domain, training_count
 
 CLASSES = ("cat", "dog", "owl")
 Labels = st.lists(st.integers(0, 2), max_size=40)
@@ -16,7 +16,7 @@ Seeds = st.integers(0, 5)
 def test_every_image_is_trained_on_or_tested_and_none_is_both(
     labels: list[int], shots: int, seed: int
 ) -> None:
-    drawn = draw(labels, CLASSES, "ink", shots, seed)
+    drawn = split_domain(labels, CLASSES, "ink", shots, seed)
     assert sorted(drawn.train + drawn.test) == list(range(len(labels)))
 
 
@@ -24,7 +24,7 @@ def test_every_image_is_trained_on_or_tested_and_none_is_both(
 def test_each_class_gives_its_shots_and_keeps_an_image_to_be_tested_on(
     labels: list[int], shots: int, seed: int
 ) -> None:
-    drawn = draw(labels, CLASSES, "ink", shots, seed)
+    drawn = split_domain(labels, CLASSES, "ink", shots, seed)
     trained = Counter(labels[place] for place in drawn.train)
     tested = Counter(labels[place] for place in drawn.test)
     for index, images in Counter(labels).items():
@@ -37,8 +37,8 @@ def test_a_larger_draw_contains_a_smaller_one(
     labels: list[int], some: int, more: int, seed: int
 ) -> None:
     small, large = sorted((some, more))
-    few = draw(labels, CLASSES, "ink", small, seed)
-    many = draw(labels, CLASSES, "ink", large, seed)
+    few = split_domain(labels, CLASSES, "ink", small, seed)
+    many = split_domain(labels, CLASSES, "ink", large, seed)
     assert set(few.train) <= set(many.train)
     assert set(many.test) <= set(few.test)
 
@@ -47,31 +47,31 @@ def test_a_larger_draw_contains_a_smaller_one(
 def test_a_draw_of_a_class_depends_on_nothing_of_the_others(
     labels: list[int], shots: int, seed: int
 ) -> None:
-    both = draw(labels, CLASSES, "ink", shots, seed)
+    both = split_domain(labels, CLASSES, "ink", shots, seed)
     alone = [place for place, label in enumerate(labels) if label == 1]
-    own = draw([0] * len(alone), ("dog",), "ink", shots, seed)
+    own = split_domain([0] * len(alone), ("dog",), "ink", shots, seed)
     assert [place for place in both.train if labels[place] == 1] == [alone[p] for p in own.train]
 
 
 def test_the_order_is_one_of_all_and_another_for_each_seed_domain_and_class() -> None:
     orders = [
-        order(0, "ink", "cat", 30),
-        order(1, "ink", "cat", 30),
-        order(0, "oil", "cat", 30),
-        order(0, "ink", "dog", 30),
+        draw_order(0, "ink", "cat", 30),
+        draw_order(1, "ink", "cat", 30),
+        draw_order(0, "oil", "cat", 30),
+        draw_order(0, "ink", "dog", 30),
     ]
     assert all(sorted(found) == list(range(30)) for found in orders)
     assert len({tuple(found) for found in orders}) == 4
-    assert order(0, "ink", "cat", 30) == orders[0]
+    assert draw_order(0, "ink", "cat", 30) == orders[0]
 
 
 def test_the_draw_of_a_seed_never_changes() -> None:
     """Finished trainings would be of other images than their cells say."""
-    assert order(0, "ink", "cat", 6) == [5, 4, 3, 1, 2, 0]
+    assert draw_order(0, "ink", "cat", 6) == [5, 4, 3, 1, 2, 0]
 
 
 def test_each_image_of_a_class_is_drawn_as_often_as_any_other() -> None:
-    first = Counter(order(seed, "ink", "cat", 4)[0] for seed in range(2000))
+    first = Counter(draw_order(seed, "ink", "cat", 4)[0] for seed in range(2000))
     assert set(first) == {0, 1, 2, 3}
     assert max(first.values()) - min(first.values()) < 200
 
@@ -81,4 +81,4 @@ def test_each_image_of_a_class_is_drawn_as_often_as_any_other() -> None:
     [(1, 5, 1), (4, 5, 4), (5, 5, 4), (16, 5, 4), (1, 1, 0), (1, 0, 0), (0, 5, 0)],
 )
 def test_too_few_images_leave_one_to_be_tested_on(shots: int, images: int, expected: int) -> None:
-    assert taken(shots, images) == expected
+    assert training_count(shots, images) == expected

@@ -22,7 +22,7 @@ def read(folder: Path, *settings: str) -> Manifest:
 def test_the_same_text_is_the_same_backbone(tmp_path: Path) -> None:
     manifest = read(tmp_path, "fewshot.seeds=[0, 1]")
     first, again, other = (
-        few_shot_starts.origin(manifest, "scratch", seed, CPU) for seed in (0, 0, 1)
+        few_shot_starts.initial_weights(manifest, "scratch", seed, CPU) for seed in (0, 0, 1)
     )
     assert first.weights == again.weights != other.weights
     weights = [each.make().backbone.state_dict() for each in (first, again, other)]
@@ -33,8 +33,8 @@ def test_the_same_text_is_the_same_backbone(tmp_path: Path) -> None:
 
 def test_random_weights_are_a_start_where_the_student_is_warmed_up(tmp_path: Path) -> None:
     warmed = ("distillation.weights=IMAGENET1K_V1", "distillation.warmup_epochs=150")
-    scratch = few_shot_starts.origin(read(tmp_path, *warmed), "scratch", 0, CPU).make()
-    plain = few_shot_starts.origin(read(tmp_path), "scratch", 0, CPU).make()
+    scratch = few_shot_starts.initial_weights(read(tmp_path, *warmed), "scratch", 0, CPU).make()
+    plain = few_shot_starts.initial_weights(read(tmp_path), "scratch", 0, CPU).make()
     assert torch.equal(scratch.head.weight, plain.head.weight)
 
 
@@ -45,7 +45,7 @@ def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_pa
     for name in ("one.safetensors", "moved.safetensors"):
         safetensors.torch.save_file(source.backbone.state_dict(), tmp_path / name)
         found.append(
-            few_shot_starts.origin(
+            few_shot_starts.initial_weights(
                 read(tmp_path, f"fewshot.library={tmp_path / name}"), "library", 0, CPU
             )
         )
@@ -55,7 +55,7 @@ def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_pa
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(made.head.weight, source.head.weight)
     head = (
-        few_shot_starts.origin(
+        few_shot_starts.initial_weights(
             read(tmp_path, f"fewshot.library={tmp_path / name}"), "library", 1, CPU
         )
         .make()
@@ -66,7 +66,7 @@ def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_pa
 
 def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
     manifest = read(tmp_path, "distillation.student=resnet18", f"cache={tmp_path}")
-    start = few_shot_starts.origin(manifest, "library", 0, CPU)
+    start = few_shot_starts.initial_weights(manifest, "library", 0, CPU)
     with pytest.raises(WeightsError, match=r"^fewshot\.library: .*jobs/fetch\.py .* --few-shot"):
         start.make()
     source = build(manifest.distillation, 3, 32, seed=5).backbone.state_dict()
@@ -92,16 +92,19 @@ def test_library_weights_that_cannot_be_are_refused(
     tmp_path: Path, settings: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(ManifestError, match=words) as caught:
-        few_shot_starts.check(read(tmp_path, "fewshot.starts=library", *settings), CPU)
+        few_shot_starts.check_starts(read(tmp_path, "fewshot.starts=library", *settings), CPU)
     assert "fewshot.library" in str(caught.value)
 
 
 def test_students_go_round(tmp_path: Path) -> None:
     manifest = read(tmp_path, "distillation.seeds=[3, 8]")
     assert [few_shot_starts.student_seed(manifest, seed) for seed in (0, 1, 2, 5)] == [3, 8, 3, 8]
-    assert few_shot_starts.described(manifest)["student"] == "distilled, vanilla images, seed 3, 8"
+    assert (
+        few_shot_starts.curve_captions(manifest)["student"]
+        == "distilled, vanilla images, seed 3, 8"
+    )
 
 
 def test_a_start_is_described_without_the_folder_of_its_file(tmp_path: Path) -> None:
     manifest = read(tmp_path, "fewshot.library=/home/me/imagenet.pth", "fewshot.starts=[library]")
-    assert few_shot_starts.described(manifest) == {"library": "weights imagenet.pth"}
+    assert few_shot_starts.curve_captions(manifest) == {"library": "weights imagenet.pth"}

@@ -11,12 +11,12 @@ from dfkd.config.distillation import Distillation, FewShot, Start
 from dfkd.evaluation import few_shot_tuning
 from dfkd.evaluation.few_shot_tuning import (
     TEMPERATURE,
-    Labelled,
-    answers,
+    LabelledImages,
     batches,
+    fine_tune,
     from_distances,
-    rates,
-    tune,
+    learning_rates,
+    predict,
 )
 from dfkd.models.student import Student, build
 
@@ -35,18 +35,18 @@ def classifier(seed: int = 0) -> Student:
     return build(config, 3, 32, seed)
 
 
-def shots(per_class: int = 2) -> Labelled:
+def shots(per_class: int = 2) -> LabelledImages:
     """32 px images of three colours."""
     noise = torch.Generator().manual_seed(0)
     labels = torch.arange(3 * per_class) % 3
     pixels = torch.randint(0, 120, (len(labels), 3, 32, 32), generator=noise, dtype=torch.uint8)
     pixels[torch.arange(len(labels)), labels] += 120
-    return Labelled(pixels, labels)
+    return LabelledImages(pixels, labels)
 
 
 def tuned(config: FewShot = CONFIG, seed: int = 0, start: Start = "student") -> Student:
     model = classifier()
-    tune(model, shots(), config, seed, start)
+    fine_tune(model, shots(), config, seed, start)
     return model
 
 
@@ -77,7 +77,7 @@ def test_two_steps_are_those_of_adam_and_cross_entropy_by_hand() -> None:
     pixels = torch.tensor([255, 0], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
     model = linear()
     config = dataclasses.replace(CONFIG, learning_rate=0.5)
-    tune(model, Labelled(pixels, torch.tensor([0, 1])), config, seed=0, start="student")
+    fine_tune(model, LabelledImages(pixels, torch.tensor([0, 1])), config, seed=0, start="student")
     one = 0.5 - 1  # the gradient while logits are equal
     first = 0.5  # Adam's first step is the rate, against the gradient's sign
     two = 1 / (1 + math.exp(-2 * first)) - 1
@@ -93,7 +93,7 @@ def test_a_student_answers_as_before_once_its_distances_are_logits() -> None:
     distances, start = student(pixels), from_distances(student)
     assert torch.allclose(start(pixels), -distances / TEMPERATURE, atol=1e-3)
     places = torch.tensor([4, 0, 3])
-    assert torch.equal(answers(start, found.pixels, places, 2), distances.argmin(1)[places])
+    assert torch.equal(predict(start, found.pixels, places, 2), distances.argmin(1)[places])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_is_random_moves_at_the_fresh_rate(
     start: Start, expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adam's first step moves each weight by its rate, against the sign of its gradient."""
-    assert rates(CONFIG, start) == expected
+    assert learning_rates(CONFIG, start) == expected
     monkeypatch.setattr(few_shot_tuning, "BATCH", 6)
     model = tuned(dataclasses.replace(CONFIG, epochs=1), start=start)
     before = classifier()
@@ -142,17 +142,17 @@ def test_the_same_seed_is_the_same_classifier_and_leaves_global_randomness_alone
 def test_a_few_images_teach_three_colours(start: Start) -> None:
     model = tuned(dataclasses.replace(CONFIG, epochs=20, learning_rate=0.001), start=start)
     unseen = shots(8)
-    found = answers(model, unseen.pixels, torch.arange(24), 5)
+    found = predict(model, unseen.pixels, torch.arange(24), 5)
     assert (found == unseen.labels).float().mean() > 0.9
 
 
 def test_logits_that_are_not_finite_are_no_answer() -> None:
     model = linear()
     black = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-    assert answers(model, black, torch.tensor([0]), 1).tolist() == [0]
+    assert predict(model, black, torch.tensor([0]), 1).tolist() == [0]
     for broken in (math.nan, math.inf):
         model.head.weight.data[1] = broken
-        assert answers(model, black, torch.tensor([0]), 1).tolist() == [-1]
+        assert predict(model, black, torch.tensor([0]), 1).tolist() == [-1]
 
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 12), st.integers(0, 9))

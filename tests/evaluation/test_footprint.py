@@ -11,7 +11,7 @@ from dfkd.errors import CorruptionError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.footprint import (
     NetworkSize,
-    find_or_write,
+    cached_or_measured,
     megabytes,
     networks,
     parameters,
@@ -68,16 +68,16 @@ def test_what_this_machine_has_measured_is_found_by_shape(
 ) -> None:
     calls: list[str] = []
     storage = open_storage(str(tmp_path))
-    first = find_or_write(storage, {"mix": network("x", calls), "random": network("x", calls)})
+    first = cached_or_measured(storage, {"mix": network("x", calls), "random": network("x", calls)})
     assert first["mix"] == first["random"]
     calls.clear()
-    assert find_or_write(storage, {"other": network("x", calls)}) == {"other": first["mix"]}
+    assert cached_or_measured(storage, {"other": network("x", calls)}) == {"other": first["mix"]}
     assert not calls
-    find_or_write(storage, {"mix": network("z", calls)})
+    cached_or_measured(storage, {"mix": network("z", calls)})
     assert calls
     calls.clear()
-    monkeypatch.setattr(footprint, "processor_name", lambda: "another")
-    find_or_write(storage, {"mix": network("z", calls)})
+    monkeypatch.setattr(footprint, "processor", lambda: "another")
+    cached_or_measured(storage, {"mix": network("z", calls)})
     assert calls
 
 

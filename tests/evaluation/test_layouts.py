@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dfkd.config.manifest import Evaluation
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains, open_data
-from dfkd.evaluation.image_lists import LONGEST
+from dfkd.evaluation.image_lists import MAX_LINE_BYTES
 from dfkd.evaluation.layouts import recognise
 from dfkd.evaluation.public_data_sets import DATA_SETS
 from tests.helpers.public_layouts import (
@@ -500,7 +500,10 @@ def test_spaces_belong_to_the_path(tmp_path: Path) -> None:
         ("train/bus/../../../secret/bus/1.png 2", r"must not lead through '\.\.'"),
         ("../train/bus/1.png 2", r"must not lead through '\.\.'"),
         ("..\\train\\bus\\1.png 2", r"must not lead through '\.\.'"),
-        ("train/bus/" + "x" * LONGEST + ".png 2", f"must be at most {LONGEST} bytes long"),
+        (
+            "train/bus/" + "x" * MAX_LINE_BYTES + ".png 2",
+            f"must be at most {MAX_LINE_BYTES} bytes long",
+        ),
         ("train/bus/\udcff.png 2", "must be UTF-8 text"),
     ],
 )

@@ -16,9 +16,9 @@ from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import (
     ResultRow,
     images_of,
-    ordered,
     results,
     row,
+    sort_rows,
     summarise,
     summarise_classes,
     validate_results,
@@ -88,7 +88,7 @@ def test_the_figures_and_their_order_are_part_of_the_results() -> None:
 
 
 def test_order_is_teacher_then_methods_seeds_and_domains() -> None:
-    keys = [(line["method"], line["seed"], line["domain"]) for line in ordered(ROWS)]
+    keys = [(line["method"], line["seed"], line["domain"]) for line in sort_rows(ROWS)]
     assert keys == [
         ("zero-shot", 0, "flat"),
         ("zero-shot", 0, "ink"),

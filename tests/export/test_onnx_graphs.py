@@ -8,7 +8,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load, quantise
+from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load_graph, quantise
 from dfkd.models.student import Student
 from dfkd.utils.images import batch
 
@@ -48,7 +48,7 @@ def test_a_graph_gives_the_student_s_distances_for_any_batch(
     student: Student, graph: Path, count: int
 ) -> None:
     pixels = batch(images(count))
-    found = load(graph, threads=1)(pixels)
+    found = load_graph(graph, threads=1)(pixels)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, student(torch.from_numpy(pixels)).numpy(), atol=1e-5)
     if count > 1:
@@ -97,7 +97,7 @@ def test_int8_is_smaller_close_and_set_by_its_calibration_images(
     assert digests[0] == digests[1] != digests[2]
     path = tmp_path / "a.onnx"
     assert path.stat().st_size < 0.4 * graph.stat().st_size
-    exact, small = (load(file, threads=1)(batch(seen)) for file in (graph, path))
+    exact, small = (load_graph(file, threads=1)(batch(seen)) for file in (graph, path))
     assert 0 < np.abs(small - exact).max() < 0.3 * exact.std()
 
 

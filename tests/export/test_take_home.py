@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import place
+from dfkd.distillation.student_store import locate_student
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
 from dfkd.export.model_card import EXAMPLE, model_card
-from dfkd.export.onnx_graphs import load
+from dfkd.export.onnx_graphs import load_graph
 from dfkd.export.predict import Predictor, main
 from dfkd.models.student import load_student
 from dfkd.models.teacher import Teacher, distances
@@ -98,7 +98,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStorage, "put", noted_put)
         patch.setattr(LocalStorage, "delete", noted_delete)
-        location = take_home.write(manifest, results, threads=1)
+        location = take_home.write_take_home(manifest, results, threads=1)
     return Run(manifest, results, Path(location), events)
 
 
@@ -119,7 +119,7 @@ def test_the_folder_is_incomplete_until_all_is_there(run: Run) -> None:
 
 
 def test_it_is_the_student_of_the_last_method_and_the_first_seed(run: Run) -> None:
-    chosen = place(run.manifest, "mix", 1)
+    chosen = locate_student(run.manifest, "mix", 1)
     about = run.facts["student"]
     assert (about["method"], about["seed"], about["folder"]) == ("mix", 1, chosen.name)
     card = json.loads(chosen.storage.get("student.json"))
@@ -128,10 +128,10 @@ def test_it_is_the_student_of_the_last_method_and_the_first_seed(run: Run) -> No
 
 
 def test_the_graph_is_the_student(run: Run) -> None:
-    student, _ = load_student(place(run.manifest, "mix", 1).storage)
+    student, _ = load_student(locate_student(run.manifest, "mix", 1).storage)
     noise = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     inputs = batch(list(noise))
-    found = load(run.folder / "model.onnx", threads=1)(inputs)
+    found = load_graph(run.folder / "model.onnx", threads=1)(inputs)
     np.testing.assert_allclose(found, student(torch.from_numpy(inputs)).numpy(), atol=1e-5)
 
 
@@ -143,10 +143,10 @@ def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
     ]
     assert check["images"] == len(images) == 10
     assert run.facts["evaluation"]["unreadable"] == 1
-    student, _ = load_student(place(run.manifest, "mix", 1).storage)
+    student, _ = load_student(locate_student(run.manifest, "mix", 1).storage)
     expected = student(torch.from_numpy(batch(images))).numpy()
     for name in ("model.onnx", "model.int8.onnx"):
-        found = load(run.folder / name, threads=1)(batch(images))
+        found = load_graph(run.folder / name, threads=1)(batch(images))
         largest = np.abs(found - expected).max()
         assert check[name]["max_difference"] == pytest.approx(largest, rel=0.01, abs=1e-6)
         same = (found.argmin(1) == expected.argmin(1)).mean()
@@ -174,7 +174,7 @@ def test_the_report_reads_it(run: Run) -> None:
 def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: Path) -> None:
     for name in ("model.onnx", "model.int8.onnx"):
         shutil.copy(run.folder / "model.onnx", tmp_path / name)
-    other, _ = load_student(place(run.manifest, "mix", 0).storage)  # knows red from green
+    other, _ = load_student(locate_student(run.manifest, "mix", 0).storage)  # knows red from green
     comparison = take_home.Comparison(other, tmp_path, temperature=0.1, threads=1)
     red = np.full((1, 32, 32, 3), (200, 60, 60), np.uint8)
     comparison(torch.from_numpy(batch(list(red))))
@@ -206,7 +206,7 @@ def test_means_over_classes_are_those_of_the_folder_too(run: Run, tmp_path: Path
             run.manifest.evaluation, data=str(tmp_path / "data"), average="classes"
         ),
     )
-    folder = Path(take_home.write(manifest, evaluate(manifest, 1).results, threads=1))
+    folder = Path(take_home.write_take_home(manifest, evaluate(manifest, 1).results, threads=1))
     found = json.loads((folder / "takehome.json").read_text())["evaluation"]
     assert found["average"] == "classes"
     assert found["accuracy"]["torch"] == found["accuracy"]["onnx"]
@@ -220,7 +220,7 @@ def test_means_over_classes_are_those_of_the_folder_too(run: Run, tmp_path: Path
 def test_calibration_sees_synthesised_images_only(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = place(run.manifest, "mix", 1).version
+    version = locate_student(run.manifest, "mix", 1).version
     made = {
         decode_image(sample.image, 32).tobytes()
         for receipt in version.shards
@@ -239,7 +239,7 @@ def test_sizes_and_latencies_are_measured(run: Run) -> None:
     assert latency["ms"].keys() == {"onnx", "int8", "torch", "teacher"}
     assert all(found > 0 for found in latency["ms"].values())
     assert (latency["batch"], latency["threads"], latency["runs"]) == (1, 1, 21)
-    student, _ = load_student(place(run.manifest, "mix", 1).storage)
+    student, _ = load_student(locate_student(run.manifest, "mix", 1).storage)
     assert facts["student"]["parameters"] == sum(p.numel() for p in student.parameters())
     assert facts["files"]["model.int8.onnx"]["bytes"] < 0.5 * facts["files"]["model.onnx"]["bytes"]
     assert facts["teacher"]["bytes"] == 4 * facts["teacher"]["parameters"] > 0
@@ -314,4 +314,4 @@ def test_the_card_s_example_does_what_the_command_does(
 def test_a_student_that_nobody_scored_is_not_handed_out(run: Run) -> None:
     rows = [row for row in run.results["rows"] if row["model"] == "teacher"]
     with pytest.raises(ManifestError, match=r"evaluation\.models.*method mix seed 1"):
-        take_home.write(run.manifest, {**run.results, "rows": rows}, threads=1)
+        take_home.write_take_home(run.manifest, {**run.results, "rows": rows}, threads=1)

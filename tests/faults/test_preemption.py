@@ -14,7 +14,7 @@ import ray.train
 from dfkd.cluster import distillation as module
 from dfkd.cluster.distillation import distill
 from dfkd.cluster.rank import train
-from dfkd.cluster.ray_internals import draining
+from dfkd.cluster.ray_internals import draining_nodes
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
 from dfkd.distillation.student_store import StudentLocation
@@ -115,7 +115,7 @@ def run(
             gate.touch()
 
         threading.Thread(target=watch, daemon=True).start()
-        return distill(manifest, "vanilla", 0).place, notes
+        return distill(manifest, "vanilla", 0).student, notes
 
     return run
 
@@ -130,7 +130,7 @@ def test_no_step_is_lost_or_made_twice_when_a_node_goes_with_a_notice(
         of_first = made(notes)[0][2]
         (node,) = [each for each in nodes.workers if (each.node_id == of_first) == first]
         drain(nodes.cluster, node)
-        wait_for(lambda: draining() == {node.node_id}, lambda: True, 60)
+        wait_for(lambda: draining_nodes() == {node.node_id}, lambda: True, 60)
 
     student, notes = run(give_notice)
     steps, worlds, _ = zip(*made(notes), strict=True)

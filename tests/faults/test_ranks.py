@@ -22,7 +22,7 @@ from dfkd.cluster.distillation import distill
 from dfkd.cluster.rank import train
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.distillation.student_store import StudentLocation, place
+from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import InfrastructureError
 from dfkd.models.student import WEIGHTS, load_student
 from dfkd.storage.checkpoints import Checkpoints
@@ -107,7 +107,7 @@ def run(
     marks.mkdir()
     monkeypatch.setattr(module, "train", doomed(deaths, marks))
     try:
-        return distill(manifest, "vanilla", 0).place
+        return distill(manifest, "vanilla", 0).student
     finally:
         assert sorted(int(path.name) for path in marks.iterdir()) == sorted(deaths)
 
@@ -134,7 +134,7 @@ FAR: Deaths = {INTERVAL + 5: (0, FAR_SECONDS), WARMUP + INTERVAL + 7: (1, FAR_SE
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The student of the run in which nobody dies."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    student = distill(prepare(folder / "run"), "vanilla", 0).place
+    student = distill(prepare(folder / "run"), "vanilla", 0).student
     whole(student)
     return student.storage.get(WEIGHTS)
 
@@ -153,12 +153,12 @@ def test_ranks_killed_in_both_phases_change_no_bit_of_the_student(
 def test_after_too_many_deaths_the_same_command_goes_on_with_another_number_of_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "FAILURES", 0)
+    monkeypatch.setattr(launch, "MAX_RANK_FAILURES", 0)
     manifest = prepare(tmp_path / "run")
     with pytest.raises(InfrastructureError, match="ranks died more than 0 times"):
         run(manifest, {WARMUP + INTERVAL + 3: (1, 0.0)}, tmp_path / "marks", monkeypatch)
-    target = place(manifest, "vanilla", 0)
+    target = locate_student(manifest, "vanilla", 0)
     assert Checkpoints(target.storage.child("checkpoints")).newest() == WARMUP + INTERVAL
     narrower = Manifest.read(tmp_path / "run" / "manifest.yaml", ("distillation.workers=1",))
-    assert place(narrower, "vanilla", 0).name == target.name
+    assert locate_student(narrower, "vanilla", 0).name == target.name
     whole(run(narrower, {}, tmp_path / "none", monkeypatch))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from dfkd.cluster.capacity import WorkerResources, room
+from dfkd.cluster.capacity import WorkerResources, request_resources_for
 from dfkd.cluster.connection import connected
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.plan import Task
@@ -83,7 +83,7 @@ def work(run: Fill) -> None:
         run.attempts,
         WorkerResources(1.0),
     )
-    with room(WorkerResources(1.0), 2):
+    with request_resources_for(WorkerResources(1.0), 2):
         list(pool.run(task for task in TASKS if task.id not in done))
     assert pool.quarantine == []
     version.publish(TASKS, partial_version.ENVIRONMENT)

@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
-from dfkd.distillation.student_store import place
-from dfkd.evaluation.results import ResultRow, ordered, row, summarise, write_results
+from dfkd.distillation.student_store import locate_student
+from dfkd.evaluation.results import ResultRow, row, sort_rows, summarise, write_results
 from dfkd.models.student import build, card, save_student
 from dfkd.storage import cost_records
 from dfkd.storage.local import Storage, open_storage
@@ -76,7 +76,7 @@ def put_prompts(manifest: Manifest, method: str) -> None:
 
 def put_student(manifest: Manifest, method: str, seed: int) -> None:
     """A student of random weights with the events of three steps."""
-    storage = place(manifest, method, seed).storage  # type: ignore[arg-type]
+    storage = locate_student(manifest, method, seed).storage  # type: ignore[arg-type]
     student = build(manifest.distillation, len(CLASSES), 32, seed)
     save_student(storage, student, card(manifest.distillation, manifest.classes, 32))
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ def put_results(storage: Storage, gain: float) -> None:
     data = {"domains": list(DOMAINS), "notes": ["<i>a note</i>"], "unreadable": []}
     content = {"schema": 1, "classes": list(CLASSES), "data": data, "parameters": SIZES}
     content["average"] = "images"
-    write_results(storage, content | {"rows": ordered(rows), "summary": summarise(rows)})
+    write_results(storage, content | {"rows": sort_rows(rows), "summary": summarise(rows)})
 
 
 def put_records(storage: Storage) -> None:

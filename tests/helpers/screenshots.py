@@ -8,8 +8,8 @@ from dfkd.evaluation.few_shot_results import (
     FewShotData,
     FewShotResults,
     curves,
-    ordered,
     row,
+    sort_rows,
     summarise,
 )
 
@@ -44,6 +44,6 @@ def results(
         classes=("cat", "dog"),
         data=FewShotData("bundled", tuple(domains), tuple(notes), ()),
         curves={curve: CURVES[curve] for curve in shown},
-        rows=tuple(ordered(rows)),
+        rows=tuple(sort_rows(rows)),
         summary=tuple(summarise(rows)),
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.distillation.student_store import place
+from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import validate_results
 from dfkd.models import teacher_architecture
 from dfkd.models.student import Student, build, card, save_student
@@ -78,7 +78,7 @@ def student_of_colours(manifest: Manifest, seed: int, swap: bool = False) -> Stu
 
 def finish(manifest: Manifest, method: Method, seed: int, swap: bool = False) -> None:
     meta = card(manifest.distillation, manifest.classes, 32)
-    target = place(manifest, method, seed).storage
+    target = locate_student(manifest, method, seed).storage
     assert save_student(target, student_of_colours(manifest, seed, swap), meta)
 
 
@@ -286,7 +286,7 @@ def test_a_damaged_student_is_refused(evaluate: Evaluate, run: Path) -> None:
     manifest = Manifest.read(run, ("distillation.epochs=5", "prompts.method=mix"))
     for seed in (0, 1):
         finish(manifest, "mix", seed)
-    target = place(manifest, "mix", 1).storage
+    target = locate_student(manifest, "mix", 1).storage
     damaged = io.BytesIO(target.get("student.safetensors")).getbuffer()
     damaged[-1] ^= 1
     target.put("student.safetensors", bytes(damaged))

@@ -13,7 +13,7 @@ import safetensors.torch
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import place
+from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.few_shot_results import FewShotResults, read
 from dfkd.evaluation.scoring import evaluate
 from dfkd.models.student import build, card, save_student
@@ -69,7 +69,9 @@ def write(folder: Path, **settings: object) -> Path:
     publish(manifest)
     for seed in config.seeds:
         student = build(config, 3, 32, seed).eval()
-        save_student(place(manifest, "vanilla", seed).storage, student, card(config, CLASSES, 32))
+        save_student(
+            locate_student(manifest, "vanilla", seed).storage, student, card(config, CLASSES, 32)
+        )
     return path
 
 

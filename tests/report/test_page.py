@@ -8,7 +8,7 @@ import pytest
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
-from dfkd.evaluation.results import ordered, row, summarise, write_results
+from dfkd.evaluation.results import row, sort_rows, summarise, write_results
 from dfkd.report import page
 from dfkd.report.facts import Facts, RunOrigin
 from dfkd.report.wording import headline
@@ -185,7 +185,7 @@ def test_many_classes_are_still_a_page(
             "parameters": SIZES,
             "average": "images",
             "data": {"domains": ["photo"], "notes": [], "unreadable": []},
-            "rows": ordered(rows),
+            "rows": sort_rows(rows),
             "summary": summary,
         },
     )
@@ -209,7 +209,9 @@ def test_means_over_classes_are_shown_as_such_and_class_by_class(tmp_path: Path)
     data = {"domains": ["synthetic", "real"], "notes": [], "unreadable": []}
     content = {"schema": 1, "classes": list(CLASSES), "average": "classes", "data": data}
     content["parameters"] = SIZES
-    write_results(storage, content | {"rows": ordered(rows), "summary": summarise(rows, "classes")})
+    write_results(
+        storage, content | {"rows": sort_rows(rows), "summary": summarise(rows, "classes")}
+    )
     html = Path(page.write_stored(storage)).read_text()
     words = " ".join(Outline(html).text.split())
     assert "Mean over classes of the share of their images" in words

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfkd.config.distillation import Distillation, FewShot
-from dfkd.evaluation.few_shot_tuning import Labelled
+from dfkd.evaluation.few_shot_tuning import LabelledImages
 from dfkd.models.student import build
 from dfkd.studies.tsne import before_and_after, silhouette, tsne
 
@@ -42,7 +42,7 @@ def test_a_silhouette_is_that_of_the_points_by_hand() -> None:
 def test_training_moves_the_features_and_pale_images_are_those_it_learns_from() -> None:
     noise = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 255, (12, 3, 32, 32), generator=noise, dtype=torch.uint8)
-    images = Labelled(pixels, torch.arange(12) % 2)
+    images = LabelledImages(pixels, torch.arange(12) % 2)
     random = Distillation(student="timm:test_resnet", weights="none", warmup_epochs=0)
     student = build(random, 2, 32, 0).eval()
     config = FewShot(epochs=2, learning_rate=0.01)
