@@ -47,7 +47,7 @@ def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(study: Study, options: argparse.Namespace) -> str:
-    """Make what is missing, write table and figure; returns the target of the main file.
+    """Make what is missing, write table and figure; returns the location of the main file.
 
     Raises:
         PartialError: some cells failed; the others are stored and shown in the table.
