@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import ray
 
-from dfkd.benchmarks.measure import spread, watched
+from dfkd.benchmarks.measure import spread
+from dfkd.benchmarks.memory import watched
 from dfkd.benchmarks.stand_in import StandIn, changed, put_prompts, put_shards, scratch
 from dfkd.cluster.capacity import worker_share
 from dfkd.cluster.pool import Actor, Pool

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd.benchmarks import distillation, driver, export, loading, prompts, scale, stages, synthesis
-from dfkd.benchmarks.measure import Figure, keep, page, table, watched
+from dfkd.benchmarks.measure import Figure, keep, page, table
+from dfkd.benchmarks.memory import watched
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
