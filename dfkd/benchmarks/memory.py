@@ -1,6 +1,6 @@
-"""Memory over time, watched by another process, so that the watched one pays nothing for it.
+"""Memory over time, sampled by another process, so that the watched process is not slowed down.
 
-PSS is what counts: memory that n processes share counts 1/n for each, so that sums are true.
+The measure is PSS: memory shared by n processes counts 1/n for each, so sums are correct.
 """
 
 import json
@@ -20,24 +20,24 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes (PSS) at a moment."""
+    """Memory in bytes (PSS) at one moment."""
 
     seconds: float
-    """Since the watch began."""
+    """Seconds since the watch began."""
     driver: int
-    """Of the watched process alone."""
+    """Memory of the watched process alone."""
     tree: int
-    """Of it and all processes below it."""
+    """Memory of the watched process and all its descendants."""
 
 
 @dataclass
 class Watch:
-    """What was seen, oldest first; complete when the watch has ended."""
+    """The samples, oldest first; complete when the watch has ended."""
 
     samples: list[Memory] = field(default_factory=list)
 
     def summary(self, tenths: int = 10) -> dict[str, Any]:
-        """Most of `driver` and of `tree`, and the driver's median in each tenth of the time."""
+        """Maximum of `driver` and of `tree`, and the driver's median in each tenth of the time."""
         end = self.samples[-1].seconds or 1.0
         parts: list[list[int]] = [[] for _ in range(tenths)]
         for sample in self.samples:
@@ -52,10 +52,10 @@ class Watch:
 
 @contextmanager
 def watched(interval: float = 1.0) -> Iterator[Watch]:
-    """Watch this process and all below it while the block runs; Linux only.
+    """Sample this process and its descendants while the block runs; Linux only.
 
     Args:
-        interval: seconds between two samples; there is one at the start and one at the end.
+        interval: seconds between two samples; there is always one at the start and one at the end.
     """
     watch = Watch()
     words = [sys.executable, "-m", "dfkd.benchmarks.memory", str(os.getpid()), str(interval)]
@@ -63,7 +63,7 @@ def watched(interval: float = 1.0) -> Iterator[Watch]:
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as watcher:  # noqa: S603
         assert watcher.stdin is not None  # noqa: S101 - both are pipes
         assert watcher.stdout is not None  # noqa: S101
-        watcher.stdout.readline()  # the first sample is there
+        watcher.stdout.readline()  # wait for the first sample
         try:
             yield watch
         finally:
@@ -73,17 +73,17 @@ def watched(interval: float = 1.0) -> Iterator[Watch]:
 
 def _watch(pid: int, interval: float) -> None:
     """Sample `pid` until stdin ends, then print all samples."""
-    over = threading.Event()
+    ended = threading.Event()
 
     def wait() -> None:
         sys.stdin.read()
-        over.set()
+        ended.set()
 
     threading.Thread(target=wait, daemon=True).start()
     begun = time.monotonic()
     samples = [_sample(pid, begun)]
     print("watching", flush=True)
-    while not over.wait(interval):
+    while not ended.wait(interval):
         samples.append(_sample(pid, begun))
     samples.append(_sample(pid, begun))
     print(json.dumps(samples), flush=True)
@@ -91,22 +91,22 @@ def _watch(pid: int, interval: float) -> None:
 
 def _sample(pid: int, begun: float) -> tuple[float, int, int]:
     driver = _pss(pid)
-    return time.monotonic() - begun, driver, driver + sum(map(_pss, _below(pid)))
+    return time.monotonic() - begun, driver, driver + sum(map(_pss, _descendants(pid)))
 
 
-def _below(pid: int) -> set[int]:
-    """All descendants of a process but this one."""
+def _descendants(pid: int) -> set[int]:
+    """All descendants of a process except the sampling process itself."""
     parents = {}
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
             words = _read(folder / "stat").rpartition(")")[2].split()
             parents[int(folder.name)] = int(words[1]) if words else 0
-    found: set[int] = set()
+    descendants: set[int] = set()
     new = {pid}
     while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return found - {os.getpid()}
+        new = {child for child, parent in parents.items() if parent in new} - descendants
+        descendants |= new
+    return descendants - {os.getpid()}
 
 
 def _pss(pid: int) -> int:
@@ -120,7 +120,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except OSError:
-        return ""  # it has ended meanwhile
+        return ""  # the process has ended
 
 
 def main(words: Sequence[str]) -> None:

@@ -186,7 +186,7 @@ def _bundle(
         for start in range(0, len(keep), _CHUNK):
             rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
             learned = evaluation_set.drawings(rendering.grey(training, row) for row in rows)
-            highest = np.maximum(highest, evaluation_set.likeness(shown, learned))
+            highest = np.maximum(highest, evaluation_set.max_correlation(shown, learned))
         limit = recipe.data.max_likeness
         found = [p.member for p, like in zip(pictures, highest, strict=True) if like >= limit]
         record.write_text(json.dumps(found), "utf-8")

@@ -93,9 +93,9 @@ def teacher_scores(
             **_by_domain(model, tokenizer, pictures, images, official),
             "names": official,
         },
-        "common_nouns": _nouns(model, tokenizer, icons),
+        "common_nouns": _noun_scores(model, tokenizer, icons),
         "pseudo_words_nearest_to_their_class": {
-            f"e={scale:g}": _kept(model, tokenizer, names, scale) for scale in _SCALES
+            f"e={scale:g}": _pseudo_words_kept(model, tokenizer, names, scale) for scale in _SCALES
         },
     }
 
@@ -222,7 +222,7 @@ def _by_domain(
     }
 
 
-def _nouns(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores:
+def _noun_scores(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores:
     nouns = teacher_recipe.common_nouns(icons.rows, 200)
     images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
     right = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
@@ -235,7 +235,9 @@ def _nouns(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores
 
 
 @torch.no_grad()
-def _kept(model: Any, tokenizer: SimpleTokenizer, names: Sequence[str], scale: float) -> float:
+def _pseudo_words_kept(
+    model: Any, tokenizer: SimpleTokenizer, names: Sequence[str], scale: float
+) -> float:
     """Share of prompts with a random pseudo-word that stay nearest to their own class prompt."""
     gen = torch.Generator().manual_seed(0)
     classes = F.normalize(model.encode_text(tokenizer([f"A {name}" for name in names])), dim=1)
