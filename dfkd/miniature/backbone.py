@@ -74,10 +74,8 @@ class BackboneTrainer:
         while self.step < recipe.steps:
             accuracies.append(self._advance())
             if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
-                mean_accuracy = sum(accuracies) / len(accuracies)
-                log(
-                    f"{recipe.architecture} step {self.step}: {mean_accuracy:.3f} of its icons named"
-                )
+                correct = sum(accuracies) / len(accuracies)
+                log(f"{recipe.architecture} step {self.step}: {correct:.3f} of its icons named")
                 self._save()
                 accuracies.clear()
         return self.network.eval()
