@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import ray
 
-from dfkd.benchmarks.measure import spread
-from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.measure import spread, watched
 from dfkd.benchmarks.stand_in import (
     StandInMaker,
     put_prompts,

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dfkd.benchmarks.measure import Figure
-from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.measure import Figure, watched
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd.benchmarks import distillation, driver, export, loading, prompts, scale, stages, synthesis
-from dfkd.benchmarks.measure import Figure, page, table, write_record
-from dfkd.benchmarks.memory import watched
+from dfkd.benchmarks.measure import Figure, page, table, watched, write_record
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest

@@ -10,7 +10,7 @@ import pytest
 
 from dfkd.benchmarks import driver, loading, stages, suite
 from dfkd.benchmarks.driver import RequestCounts, counted
-from dfkd.benchmarks.memory import Memory, Watch, watched
+from dfkd.benchmarks.measure import Memory, Watch, watched
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import current
 from dfkd.storage.local import open_storage
