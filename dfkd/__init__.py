@@ -12,7 +12,7 @@ The stages are functions, described in `dfkd.api`:
     student = dfkd.load_student(students[0])
     student.predict(["rocket.png"])
 
-`import dfkd` itself imports nothing heavy: each name comes with its module when it is first used.
+`import dfkd` imports nothing heavy: the module behind a name is imported on first use.
 """
 
 from importlib import import_module

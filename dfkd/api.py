@@ -1,8 +1,8 @@
-"""The stages as functions: what `import dfkd` offers, and what the jobs call.
+"""The stages as functions: the public interface of `import dfkd`, also used by the jobs.
 
-Each stage works by itself on what the one before has left in `storage.root`, resumes what a killed
-one began, and finds what is finished. A Ray that the caller has started is used and left running;
-else the cluster that RAY_ADDRESS names is joined, or a local one serves for the length of the call.
+Each stage reads what the stage before has left in `storage.root`, resumes after a kill, and reuses
+what is finished. If the caller has started Ray, it is used and left running. Otherwise the call
+joins the cluster that RAY_ADDRESS names, or starts a local one and stops it at the end.
 """
 
 import contextlib
@@ -64,19 +64,19 @@ __all__ = [
 ]
 
 Picture = str | Path | bytes | Image.Image
-"""A picture file's path, its encoded bytes, or an open PIL image."""
+"""Path of a picture file, its encoded bytes, or an open PIL image."""
 
 
 def read_manifest(path: str | Path, **values: Any) -> Manifest:
-    """The manifest in a YAML file, with other values for some of its keys.
+    """Read the manifest in a YAML file, with new values for some of its keys.
 
     Args:
         path: of the file, e.g. `manifests/miniature.yaml`.
-        **values: by key; a section is a mapping of the keys to change, e.g.
-            `classes=["rocket", "tree"], synthesis={"steps": 50}`. Plain values and paths.
+        **values: new values by key; a section is a mapping of the keys to change, e.g.
+            `classes=["rocket", "tree"], synthesis={"steps": 50}`. Values are plain values or paths.
 
     Returns:
-        The run that all stages take.
+        The manifest that all stages take.
 
     Raises:
         ManifestError: the file or a value breaks a rule, which the text names.
@@ -85,7 +85,7 @@ def read_manifest(path: str | Path, **values: Any) -> Manifest:
 
 
 def _overrides(parent: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """`key.sub=value` of every leaf, in YAML."""
+    """Yield `key.sub=value` for every leaf, with the value in YAML."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _overrides(f"{parent}{key}.", value)
@@ -106,16 +106,16 @@ def synthesize(
 
     Args:
         manifest: of the run.
-        abandon: leave unfinished work of another manifest behind instead of refusing.
-        accept_partial: publish although tasks are quarantined.
-        budget: what the call may spend on each version that it makes.
+        abandon: abandon another manifest's unfinished work instead of refusing.
+        accept_partial: publish although some tasks are quarantined.
+        budget: limit for each version that the call makes.
         on_version: called with each version as soon as it is published.
 
     Returns:
-        A version for each of `Manifest.methods`, in that order, with its counts.
+        One version for each of `Manifest.methods`, in that order, with its counts.
 
     Raises:
-        ManifestError: weights, names or sizes that do not fit; nothing has been started.
+        ManifestError: weights, names or sizes do not fit; nothing has been started.
         FingerprintError: another manifest's work is unfinished here.
         PartialError: tasks are quarantined; the same call tries them again.
         BudgetError: the budget is spent; the same call resumes.
@@ -125,11 +125,11 @@ def synthesize(
     versions = []
     with contextlib.ExitStack() as ray_runtime:
         for method in manifest.methods:
-            chosen = manifest.with_method(method)
-            identity = identify(chosen)
-            if not finished(chosen, identity):  # else no cluster is worth its start
+            single = manifest.with_method(method)
+            identity = identify(single)
+            if not finished(single, identity):  # a finished version needs no cluster
                 ray_runtime.enter_context(connected())
-            versions.append(build(chosen, identity, abandon, accept_partial, budget))
+            versions.append(build(single, identity, abandon, accept_partial, budget))
             on_version(versions[-1])
     return versions
 
@@ -137,25 +137,25 @@ def synthesize(
 def distill(
     manifest: Manifest, *, on_student: Callable[[Finished], object] = lambda finished: None
 ) -> list[Finished]:
-    """Train a student for each method and seed on the current version, or find it finished.
+    """Train a student for each method and seed on the current version, or reuse a finished one.
 
     Args:
         manifest: of the run.
         on_student: called with each student as soon as it is in storage.
 
     Returns:
-        A student for each of `Manifest.methods` and, within it, `distillation.seeds`; `place` says
-        where it lies.
+        One student for each method and, within it, each of `distillation.seeds`; its attribute
+        `place` has the location.
 
     Raises:
-        ManifestError: nothing is published, or settings that do not fit; nothing has been started.
-        CorruptionError: a shard is not what its receipt says.
+        ManifestError: nothing is published, or settings do not fit; nothing has been started.
+        CorruptionError: a shard differs from its receipt.
         InfrastructureError: workers died too often; the same call resumes.
     """
     students = []
-    # One worker on this machine needs no Ray runtime, and so does not wait for one to start.
-    alone = manifest.distillation.ranks == (1, 1) and not cluster_address()
-    with contextlib.nullcontext() if alone else connected():
+    # A single rank on this machine needs no Ray, so it does not wait for Ray to start.
+    without_ray = manifest.distillation.ranks == (1, 1) and not cluster_address()
+    with contextlib.nullcontext() if without_ray else connected():
         for method in manifest.methods:
             for seed in manifest.distillation.seeds:
                 students.append(distillation.distill(manifest, method, seed))
@@ -164,29 +164,31 @@ def distill(
 
 
 def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
-    """Score the teacher zero-shot, a text-only classifier and every student, per domain and class.
+    """Score the teacher zero-shot, the text-only classifiers and every student, by domain and
+    class.
 
-    Writes `results.json`, `results.parquet`, `latency.json` and, where there are students,
-    `contact-sheet.png` under the run's root. Images that cannot be read are left out and named in
+    Writes `results.json`, `results.parquet`, `latency.json` and, if there are students,
+    `contact-sheet.png` under the run's root. Unreadable images are left out and listed in
     `results["data"]["unreadable"]`.
 
     Args:
-        manifest: of the run; all its students are to be finished.
-        threads: CPU threads of the models and of decoding; 0 is all that this process may use.
+        manifest: of the run; all its students must be finished.
+        threads: CPU threads for the models and for decoding; 0 uses all that the process may use.
 
     Returns:
-        The results, as `dfkd.evaluation.results` describes them, and where they lie.
+        The results (see `dfkd.evaluation.results`) and their locations.
 
     Raises:
-        ManifestError: unusable data, or a student that is missing; nothing has been scored.
-        CorruptionError: a student is not what was written.
-        DfkdError: no image at all can be read.
+        ManifestError: unusable data, or a missing student; nothing has been scored.
+        CorruptionError: a student is damaged.
+        DfkdError: no image can be read.
         InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
     """
-    # The models work in this process; a cluster is joined for its Prometheus to be told.
+    # The models run in this process; a cluster is joined only so that its Prometheus gets the
+    # accuracies.
     joined = connected() if cluster_address() else contextlib.nullcontext()
-    with joined, thread_limit(threads) as chosen:
-        evaluated = scoring.evaluate(manifest, chosen)
+    with joined, thread_limit(threads) as thread_count:
+        evaluated = scoring.evaluate(manifest, thread_count)
         report_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
         ms = footprint.write(root, footprint.networks(manifest))
@@ -198,43 +200,43 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
 
 
 def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion]) -> str:
-    """Write `contact-sheet.png` of some versions; returns its place."""
+    """Write `contact-sheet.png` with images of the versions; returns its location."""
     storage = open_storage(manifest.storage.root)
     return write_contact_sheet(storage, manifest.name, versions)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What few labelled images make of each start, written."""
+    """The results of few-shot fine-tuning, and the files with them."""
 
     results: few_shot_results.FewShotResults
     location: str
-    """Of `fewshot/results.json`."""
+    """Location of `fewshot/results.json`."""
     chart: str
-    """Of `fewshot/curves.svg`; `curves.png` and `table.md` lie beside it."""
+    """Location of `fewshot/curves.svg`; `curves.png` and `table.md` are in the same folder."""
 
 
 def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
-    """Fine-tune the student, library weights and random ones on few labelled images (Fig. 5).
+    """Fine-tune the student, library weights and random weights on few labelled images (Fig. 5).
 
     Writes `results.json`, `table.md`, `curves.svg` and `curves.png` into `fewshot/` under the run's
-    root. Trainings that an earlier call has finished are found and not done again.
+    root. Finished trainings of earlier calls are reused.
 
     Args:
-        manifest: of the run; its students are to be finished if they are among the starts.
+        manifest: of the run; its students must be finished if they are among the starts.
         threads: as for `evaluate`.
 
     Returns:
-        The results, as `dfkd.evaluation.few_shot_results` describes them, and where they lie.
-        Images that cannot be read are left out and named in `results.data.unreadable`.
+        The results (see `dfkd.evaluation.few_shot_results`) and their locations. Unreadable images
+        are left out and listed in `results.data.unreadable`.
 
     Raises:
-        ManifestError: unusable data, or a start that is missing or does not fit; nothing has been
-            trained.
-        CorruptionError: a student or a finished training is not what was written.
+        ManifestError: unusable data, or initial weights that are missing or do not fit; nothing has
+            been trained.
+        CorruptionError: a student or a finished training is damaged.
     """
-    with thread_limit(threads) as chosen:
-        fewshot.few_shot(manifest, chosen)
+    with thread_limit(threads) as thread_count:
+        fewshot.few_shot(manifest, thread_count)
     root = open_storage(manifest.storage.root)
     results = few_shot_results.read(root)
     storage = root.child(few_shot_results.FOLDER)
@@ -245,76 +247,76 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
 
 
 def take_home(manifest: Manifest, *, threads: int = 0) -> str:
-    """Write the folder `student/`: ONNX in float32 and int8, labels, model card.
+    """Export a student to the folder `student/`: ONNX in float32 and int8, labels, model card.
 
-    What is in it is told by `dfkd.export.take_home`.
+    `dfkd.export.take_home` describes the files.
 
     Args:
-        manifest: of an evaluated run; its last method and first seed name the student.
+        manifest: of an evaluated run; the student of its last method and first seed is exported.
         threads: as for `evaluate`.
 
     Returns:
-        The place of the folder.
+        The location of the folder.
 
     Raises:
         ManifestError: the run is not evaluated, or that student was not scored.
-        CorruptionError: something that the run left is not what was written.
+        CorruptionError: an object of the run is damaged.
     """
     storage = open_storage(manifest.storage.root)
     require_finished(storage)
-    with thread_limit(threads) as chosen:
-        return takehome.write_take_home(manifest, read_json(storage, "results.json"), chosen)
+    with thread_limit(threads) as thread_count:
+        return takehome.write_take_home(manifest, read_json(storage, "results.json"), thread_count)
 
 
 def write_report(manifest: Manifest, command: str = "") -> str:
-    """Write `report.html`, the page about a run, from what lies in its storage.
+    """Write `report.html`, the page about a run, from the run's storage.
 
     Args:
         manifest: of an evaluated run.
-        command: that makes the run again, for the page.
+        command: command that repeats the run; the page shows it.
 
     Returns:
-        The place of the page.
+        The location of the page.
 
     Raises:
         ManifestError: the run is not evaluated.
-        CorruptionError: something that the run left is not what was written.
+        CorruptionError: an object of the run is damaged.
     """
     return page.write(manifest, command)
 
 
 @dataclass(frozen=True)
 class NamedStudent:
-    """A finished student that takes pictures and answers with class names."""
+    """A finished student that classifies pictures by class name."""
 
     student: Student
     """The network: pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]."""
     classes: tuple[str, ...]
-    """M names, in the order of the distances."""
+    """The M class names, in the order of the distances."""
     image_size: int
-    """Pixels a side that the network takes; pictures of any size are fitted to it."""
+    """Side in pixels of the network's input; pictures of any size are resized to it."""
 
     def distances(self, pictures: Sequence[Picture]) -> Tensor:
-        """How far each of N pictures is from each class.
+        """Distances of N pictures from each class.
 
         Returns:
-            float32 [N, M] on the CPU, the teacher's squared spherical distances as the student has
-            learned them; smaller is closer.
+            float32 [N, M] on the CPU: the student's estimates of the teacher's squared spherical
+            distances; smaller is closer.
 
         Raises:
             ValueError: no picture is given, or one of them cannot be decoded.
             OSError: a file cannot be read.
         """
-        fitted = np.stack(
+        resized = np.stack(
             [decode_image(_encoded(picture), self.image_size) for picture in pictures]
         )
-        batch = torch.from_numpy(fitted).to(self.student.mean.device)
+        batch = torch.from_numpy(resized).to(self.student.mean.device)
         with torch.inference_mode():
             distances: Tensor = self.student(from_bytes(batch).contiguous())
         return distances.cpu()
 
     def predict(self, pictures: Sequence[Picture]) -> list[str]:
-        """The name of the nearest class for each picture; raises as `distances` does."""
+        """The name of the nearest class of each picture; raises the errors of `distances`."""
         return [self.classes[index] for index in self.distances(pictures).argmin(dim=1).tolist()]
 
 
@@ -327,15 +329,15 @@ def _encoded(picture: Picture) -> bytes:
 
 
 def load_student(source: Finished | str | Path, device: torch.device | None = None) -> NamedStudent:
-    """A student that `distill` gave, or the one in a folder `{storage.root}/students/...`.
+    """Load a student returned by `distill`, or the one in a folder `{storage.root}/students/...`.
 
     Args:
-        source: of the student.
-        device: that it works on; None is the GPU if there is one.
+        source: the student or its folder.
+        device: device to run on; None uses the GPU if there is one.
 
     Raises:
-        CorruptionError: an object is missing, or is not what was written.
+        CorruptionError: an object is missing or damaged.
     """
-    place = source.student.storage if isinstance(source, Finished) else source
-    student, card = load(place, device or pick_device())
+    storage = source.place.storage if isinstance(source, Finished) else source
+    student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

@@ -30,20 +30,20 @@ BENCHMARKS = (
 
 
 def effort(options: argparse.Namespace) -> Effort:
-    """How much is measured, as the options ask for it."""
+    """How much is measured, according to the options."""
     from dfkd.benchmarks.suite import FULL, QUICK
 
-    usual = QUICK if options.quick else FULL
+    default = QUICK if options.quick else FULL
     return dataclasses.replace(
-        usual,
-        repeats=options.repeats or usual.repeats,
-        tasks=tuple(options.tasks or usual.tasks),
-        shards=tuple(options.shards or usual.shards),
+        default,
+        repeats=options.repeats or default.repeats,
+        tasks=tuple(options.tasks or default.tasks),
+        shards=tuple(options.shards or default.shards),
         classes=options.classes,
     )
 
 
-def chosen(options: argparse.Namespace) -> list[str]:
+def selected(options: argparse.Namespace) -> list[str]:
     """The names of the benchmarks to run."""
     return list(BENCHMARKS) if options.benchmark == "all" else [options.benchmark]
 
@@ -52,33 +52,34 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be measured."""
     from dfkd.benchmarks.scale import sized
 
-    simulated, asked = sized(manifest, options.classes), effort(options)
+    simulated, requested = sized(manifest, options.classes), effort(options)
     return {
-        "benchmarks": chosen(options),
-        "repeats": asked.repeats,
+        "benchmarks": selected(options),
+        "repeats": requested.repeats,
         "threads": options.threads,
-        "driver_tasks": list(asked.tasks),
-        "driver_shards": list(asked.shards),
-        "streamed_images": asked.per_class * len(manifest.classes),
+        "driver_tasks": list(requested.tasks),
+        "driver_shards": list(requested.shards),
+        "streamed_images": requested.per_class * len(manifest.classes),
         "scale_tasks": task_count(simulated),
         "scale_images": image_count(simulated),
     }
 
 
 def work(manifest: Manifest, options: argparse.Namespace, words: Sequence[str]) -> str:
-    """Measure, print, and keep the record of each benchmark; returns the place of the last.
+    """Measure, print, and store the record of each benchmark; returns the location of the last
+    record.
 
     Args:
-        words: the arguments of the job, which the records name.
+        words: the command line's arguments, which the records contain.
     """
     from dfkd.benchmarks import suite
 
-    names = chosen(options)
+    names = selected(options)
     again = shlex.join(["python", "jobs/benchmark.py", *words])
     records = suite.run(names, manifest, effort(options), options.threads, again)
-    for name, (lines, place) in zip(names, records, strict=True):
-        print("\n".join([*lines, f"{name}: {place}"]), flush=True)
-    return place
+    for name, (lines, location) in zip(names, records, strict=True):
+        print("\n".join([*lines, f"{name}: {location}"]), flush=True)
+    return location
 
 
 def main(argv: Sequence[str] | None = None) -> int:

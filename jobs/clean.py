@@ -12,13 +12,13 @@ from dfkd.storage.local import Storage, open_storage, root_exists
 
 REPORT = "clean.json"
 KEEP = 3
-"""Versions that stay, unless --keep says otherwise."""
+"""Default of --keep: number of versions that stay."""
 GRACE = 24 * 3600.0
-"""Seconds for which whatever is written is left alone, unless --grace says otherwise."""
+"""Default of --grace: seconds for which new objects are left alone."""
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """Exactly what would be removed, with its bytes, and why the rest is kept."""
+    """Every object that would be removed, with its size, and why the other versions are kept."""
     from dfkd.pipeline import garbage_collection
 
     planned = garbage_collection.plan(_open(manifest), manifest, options.keep, options.grace)
@@ -26,7 +26,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Remove it, print what went, write clean.json under the root; returns its location."""
+    """Remove the objects, print what was removed, and write clean.json; returns its location."""
     from dfkd.pipeline import garbage_collection
     from dfkd.storage.lease import holding
     from dfkd.utils.strict_json import canonical
@@ -34,8 +34,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     root, keep = _open(manifest), options.keep
     with holding(root, "clean", manifest.regeneration.lease_seconds):
         planned = garbage_collection.plan(root, manifest, keep, options.grace)
-        for key, why in planned.kept.items():
-            print(f"keep {key}: {why}", flush=True)
+        for key, reason in planned.kept.items():
+            print(f"keep {key}: {reason}", flush=True)
         for removal in planned.removals:
             count = len(removal.entries)
             print(f"remove {removal.what}: {removal.why}, {count} objects, {removal.bytes} bytes")
@@ -46,10 +46,12 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _open(manifest: Manifest) -> Storage:
-    place = manifest.storage.root
-    if not root_exists(place):
-        raise ManifestError("storage.root", "must be there", place, "run jobs/synthesize.py first")
-    return open_storage(place)
+    location = manifest.storage.root
+    if not root_exists(location):
+        raise ManifestError(
+            "storage.root", "must be there", location, "run jobs/synthesize.py first"
+        )
+    return open_storage(location)
 
 
 def _count(text: str) -> int:

@@ -14,14 +14,14 @@ from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would train, if no image fails in synthesis."""
+    """What a run would train if no image fails in synthesis."""
     from dfkd.dataset.loader import steps_per_epoch
     from dfkd.distillation.distiller import Schedule
     from dfkd.pipeline.preflight import check_distillation
 
     check_distillation(manifest)
     config = manifest.distillation
-    course = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
+    schedule = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
     students = len(manifest.methods) * len(config.seeds)
     return {
         "methods": list(manifest.methods),
@@ -29,21 +29,21 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "students": students,
         "workers": config.workers,
         "images_per_version": image_count(manifest),
-        "steps_per_epoch": course.steps_per_epoch,
-        "warmup_steps": course.warmup,
-        "steps_per_student": course.total,
-        "images_seen": course.total * config.batch_size * students,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "warmup_steps": schedule.warmup,
+        "steps_per_student": schedule.total,
+        "images_seen": schedule.total * config.batch_size * students,
     }
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Train or find every student; returns the location of the last one's card."""
-    return dfkd.distill(manifest, on_student=_tell)[-1].student.location
+    """Train or reuse every student; returns the location of the last one's card."""
+    return dfkd.distill(manifest, on_student=_tell)[-1].place.location
 
 
 def _tell(finished: dfkd.Finished) -> None:
-    place, did = finished.student, "reused" if finished.reused else "trained"
-    print(f"{place.method} seed {place.seed}: {did} {place.location}", flush=True)
+    student, action = finished.place, "reused" if finished.reused else "trained"
+    print(f"{student.method} seed {student.seed}: {action} {student.location}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

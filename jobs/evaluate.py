@@ -43,7 +43,9 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def tell(evaluated: dfkd.Evaluated) -> None:
-    """Print the table of accuracies, by class too where they are means over classes, and notes."""
+    """Print the table of accuracies, also by class if they are means over classes, and the
+    notes.
+    """
     from dfkd.report.tables import SIZES, class_table, table
 
     if evaluated.sheet:
@@ -57,7 +59,7 @@ def tell(evaluated: dfkd.Evaluated) -> None:
 
 
 def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
-    """End a job that has written `written` as partial, if images could not be read."""
+    """Raise `PartialError` if images could not be read, after naming the file `written`."""
     if unreadable:
         print(f"wrote {written}", flush=True)
         raise PartialError(
@@ -67,7 +69,7 @@ def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
-    """The options of this job beside those that every job takes."""
+    """The options of this job that not every job has."""
     arguments.add_argument(
         "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are"
     )

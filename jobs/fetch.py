@@ -10,7 +10,7 @@ from dfkd.pipeline import command_line
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Fetch and verify what is missing; returns the cache, or nothing after a list."""
+    """Fetch and verify missing files; returns the cache's path, or an empty text after a list."""
     from dfkd.pipeline import fetching
 
     if options.list:

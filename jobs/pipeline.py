@@ -23,7 +23,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """The three jobs in a row, each of which resumes; returns the place of the report.
+    """Run the three jobs, each of which resumes; returns the location of the report.
 
     Raises:
         PartialError: some evaluation images could not be read; everything is written.

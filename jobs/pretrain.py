@@ -41,8 +41,8 @@ def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(recipe: Recipe, options: argparse.Namespace) -> str:
-    """Every stage, resuming what an earlier call left; returns the path of the scores."""
-    # Imported here, because all that uses the miniature runs without what only its recipe needs.
+    """Run every stage, resuming after a kill; returns the path of the scores."""
+    # Import here: only this job needs the packages of the extra `pretrain`.
     try:
         from dfkd.miniature.making import make, make_backbone
     except ModuleNotFoundError as error:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def read(path: str, overrides: tuple[str, ...]) -> RecipeStudy:
-    """The study in file `path` with overrides applied; each of its rows is a manifest."""
+    """Read the study in file `path` with overrides applied; checks that each row makes a valid
+    manifest.
+    """
     from dfkd.studies import student_recipe
 
     study = load(student_recipe.RecipeStudy, path, overrides)
@@ -41,7 +43,7 @@ def plan(study: RecipeStudy, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(study: RecipeStudy, options: argparse.Namespace) -> str:
-    """Train what is missing, then write results and table; returns the table's path."""
+    """Train what is missing, then write results and table; returns the table's location."""
     from dfkd.cluster.synthesis import environment
     from dfkd.studies import student_recipe
     from dfkd.studies.tables import markdown
@@ -74,7 +76,7 @@ def work(study: RecipeStudy, options: argparse.Namespace) -> str:
 
 
 def data_set(manifest: Manifest) -> str:
-    """The id of a manifest's version, which is made unless it is there."""
+    """The id of a manifest's version, which is made if it does not exist."""
     from dfkd.cluster.connection import connected
     from dfkd.cluster.synthesis import build, finished, identify
 

@@ -10,24 +10,24 @@ from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What the next call would do, as far as that is known before it."""
+    """What the next call would do, as far as it can be known beforehand."""
     from dfkd.pipeline.regeneration import plan
 
     return plan(manifest)
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Make, train, score and decide, or go on with what was begun; returns the page's place.
+    """Make, train, score and decide, or resume an unfinished attempt; returns the page's location.
 
     Raises:
-        LeaseError: another regeneration is at work.
-        BudgetError: a cap was reached; the same command goes on.
-        GateError: the candidate is not good enough; `current` is as it was.
+        LeaseError: another regeneration is running.
+        BudgetError: a budget limit was reached; the same command resumes.
+        GateError: the candidate was refused; `current` is unchanged.
     """
     from dfkd.pipeline.regeneration import regenerate
 
-    again = command_line.again("regenerate", options)
-    return regenerate(manifest, again, abandon=options.abandon, threads=options.threads)
+    command = command_line.again("regenerate", options)
+    return regenerate(manifest, command, abandon=options.abandon, threads=options.threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

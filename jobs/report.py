@@ -16,17 +16,21 @@ from dfkd.storage.local import Storage, open_storage, root_exists
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: where it lies, and the manifest that named it, if one did."""
+    """A finished run: its root, and its manifest if it was named by one."""
 
     root: str
     manifest: Manifest | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The manifest, or of a folder its place."""
+        """The manifest; for a folder only its location."""
         return self.manifest.as_dict() if self.manifest else {"storage": {"root": self.root}}
 
     def open(self) -> Storage:
-        """The run's storage; `ManifestError` where no run was finished, and nothing made."""
+        """The run's storage.
+
+        Raises:
+            ManifestError: no run was finished there; nothing is created.
+        """
         from dfkd.report.facts import require_finished
 
         if not root_exists(self.root):
@@ -38,26 +42,26 @@ class Run:
         return storage
 
 
-def read(place: str, overrides: tuple[str, ...]) -> Run:
+def read(source: str, overrides: tuple[str, ...]) -> Run:
     """The run that a manifest, a folder or `s3://bucket/prefix` names.
 
     Raises:
-        ManifestError: no storage serves the place, the manifest breaks a rule, or a folder is given
-            with overrides.
+        ManifestError: no storage can serve the location, the manifest breaks a rule, or a folder is
+            given with overrides.
     """
-    bucket, _ = split_root("manifest", place)
-    if bucket or Path(place).is_dir():
+    bucket, _ = split_root("manifest", source)
+    if bucket or Path(source).is_dir():
         if overrides:
             raise ManifestError(
-                "--set", "belongs to a manifest, not to a folder", place, "leave it out"
+                "--set", "belongs to a manifest, not to a folder", source, "leave it out"
             )
-        return Run(place, None)
-    manifest = Manifest.read(place, overrides)
+        return Run(source, None)
+    manifest = Manifest.read(source, overrides)
     return Run(manifest.storage.root, manifest)
 
 
 def work(run: Run, options: argparse.Namespace) -> str:
-    """Write the page; returns its place."""
+    """Write the page; returns its location."""
     from dfkd.report import compare, diversity, page
 
     storage = run.open()

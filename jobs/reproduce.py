@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from dfkd.studies.study import Study
 
 REASONS = 3
-"""Failed cells whose reasons an error repeats; the table's notes have them all."""
+"""Number of failed cells whose reasons the error repeats; the table's notes list all of them."""
 
 
-def read(place: str, overrides: tuple[str, ...]) -> Study:
-    """The study that a name, a folder or a file stands for."""
+def read(source: str, overrides: tuple[str, ...]) -> Study:
+    """The study that a name, a folder or a file refers to."""
     from dfkd.studies.listing import find
 
-    return find(place, overrides)
+    return find(source, overrides)
 
 
 def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make if nothing of it were there yet."""
+    """What a run would make if nothing existed yet."""
     from dfkd.studies.listing import cost
     from dfkd.studies.runner import open_evaluation
 
@@ -47,35 +47,35 @@ def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(study: Study, options: argparse.Namespace) -> str:
-    """Make what is missing, write table and figure; returns the place of the main file.
+    """Make what is missing, write table and figure; returns the location of the main file.
 
     Raises:
-        PartialError: some cells failed; the others are kept, and the table has them.
+        PartialError: some cells failed; the others are stored and shown in the table.
     """
     from dfkd.evaluation import footprint
     from dfkd.report.facts import commit
     from dfkd.studies import output as report
-    from dfkd.studies.results import gather
+    from dfkd.studies.results import collect_results
     from dfkd.studies.runner import maps, networks, open_evaluation, reproduce
     from dfkd.studies.tables import markdown
 
     data = open_evaluation(study)
     output = open_output(study, options)
-    found = reproduce(study, data, options.threads, _tell, options.at_once)
-    laid_out = maps(study, data, found, options.threads) if data else ()
-    again, rows = command_line.again("reproduce", options), networks(study, found)
+    study_cells = reproduce(study, data, options.threads, _tell, options.at_once)
+    embedding_maps = maps(study, data, study_cells, options.threads) if data else ()
+    again, rows = command_line.again("reproduce", options), networks(study, study_cells)
     sizes = {label: network.parameters for label, network in rows.items()}
-    results = gather(study, found, again, commit(), laid_out, sizes)
+    results = collect_results(study, study_cells, again, commit(), embedding_maps, sizes)
     if results.failed and not results.rows:
         raise _failed(study, results)
     ms = footprint.cached_or_measured(output, rows) if rows else {}
-    place = report.write(output, study, results, found.versions, data, ms)
+    main_file = report.write(output, study, results, study_cells.versions, data, ms)
     if study.trains:
         print(markdown(report.grid(study.described, results, ms)), flush=True)
     if results.failed:
-        print(f"wrote {place}", flush=True)
+        print(f"wrote {main_file}", flush=True)
         raise _failed(study, results)
-    return place
+    return main_file
 
 
 def _failed(study: Study, results: StudyResults) -> PartialError:
@@ -86,23 +86,26 @@ def _failed(study: Study, results: StudyResults) -> PartialError:
     )
 
 
-def _tell(label: str, outcome: CellResult, found: bool) -> None:
-    did = "found" if found else "finished"
-    print(f"{label}: {did} {outcome.model}, accuracy {100 * outcome.mean:.1f}", flush=True)
+def _tell(label: str, outcome: CellResult, reused: bool) -> None:
+    status = "found" if reused else "finished"
+    print(f"{label}: {status} {outcome.model}, accuracy {100 * outcome.mean:.1f}", flush=True)
 
 
 def open_output(study: Study, options: argparse.Namespace) -> Storage:
-    """Where the files go: --output, or the study's folder; of --quick a folder under its root."""
+    """Where the files go: --output, or the study's folder; with --quick a folder under the root."""
     if options.output is None and study.described.size == "quick":
         root = open_storage(study.manifest.storage.root)
         return root.child(f"studies/{study.described.name}")
-    place = options.output or str(study.folder)
-    split_root("--output", place)
+    target = options.output or str(study.folder)
+    split_root("--output", target)
     try:
-        return open_storage(place)
+        return open_storage(target)
     except ManifestError as error:
         raise ManifestError(
-            "--output", f"must be a folder or s3://bucket/prefix ({error})", place, "give another"
+            "--output",
+            f"must be a folder or s3://bucket/prefix ({error})",
+            target,
+            "give another",
         ) from None
 
 

@@ -14,7 +14,7 @@ from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make; the steps are those of latents."""
+    """What a run would make; the steps count the optimisation of latents."""
     from dfkd.pipeline.preflight import check_synthesis
 
     check_synthesis(manifest)
@@ -41,10 +41,10 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _tell(built: dfkd.Built) -> None:
-    facts = built.prompts
+    statistics = built.prompts
     print(
         f"{built.method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
-        f"{facts['similarity']:.3f}, {facts['own_class']:.0%} nearest to their class; "
+        f"{statistics['similarity']:.3f}, {statistics['own_class']:.0%} nearest to their class; "
         f"{built.version.manifest['inconsistent']} images taken for another class; "
         f"version {built.version.id}",
         flush=True,
@@ -52,7 +52,7 @@ def _tell(built: dfkd.Built) -> None:
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
-    """What synthesis takes beside a manifest."""
+    """The options of synthesis that not every job has."""
     arguments.add_argument(
         "--abandon", action="store_true", help="leave unfinished work of another manifest behind"
     )

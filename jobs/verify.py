@@ -40,8 +40,8 @@ def _report(root: Storage, method: str) -> dict[str, Any]:
     try:
         version = versions.current(home)
         if version is None:
-            place = home.location()
-            return report | {"problems": [f"{place}: nothing published; run jobs/synthesize.py"]}
+            location = home.location()
+            return report | {"problems": [f"{location}: nothing published; run jobs/synthesize.py"]}
         problems = versions.verify(version)
     except CorruptionError as error:
         return report | {"problems": [str(error)]}

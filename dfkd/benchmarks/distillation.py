@@ -1,4 +1,4 @@
-"""How fast a student learns: one rank without the reading of shards, and real ranks that read."""
+"""Speed of distillation: one rank without reading shards, and real ranks that read them."""
 
 import dataclasses
 import itertools
@@ -14,14 +14,14 @@ from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import (
     Call,
     Figure,
-    beside,
+    compared_with_peer,
+    median_ratio,
     operations,
     profile,
-    quotient,
     spread,
-    turns,
+    time_in_turns,
 )
-from dfkd.benchmarks.stand_in import changed, put_version, scratch
+from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller
 from dfkd.config.distillation import Distillation
@@ -41,65 +41,69 @@ from dfkd.utils.strict_json import canonical
 STEPS = 2
 """Training steps of one timed repeat."""
 BATCHES = (0.5, 2)
-"""Other batches than the manifest's, as shares of it."""
-FOREVER = 1_000_000
+"""Other batch sizes, relative to the manifest's."""
+UNLIMITED_STEPS = 1_000_000
 
 UNIT = "images/s"
 LIVE, STORED = "distillation, live labels", "distillation, stored labels"
 PLAIN, WARMUP = "plain loop", "warm-up, stored labels"
 RANKS = (1, 2)
-RANK_WARM, RANK_STEPS = 3, 12
+RANK_WARMUP, RANK_STEPS = 3, 12
 """Steps before the clock starts, and under it."""
-FOUND = "ranks.json"
+RESULT_FILE = "ranks.json"
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Images a second with live and with stored labels, of the manifest's student and batch.
+    """Images per second with live and with stored labels, for the manifest's student and batch
+    size.
 
     Returns:
-        `figures`, also of other batches and of the warm-up; of live labels `flop_per_image` as
-        counted, and a `profile` of ours and of the plain loop: seconds of `STEPS` steps by
-        operation.
+        `figures`, also for other batch sizes and for the warm-up; for live labels the counted
+        `flop_per_image`, and a `profile` of our loop and of the plain loop: seconds of `STEPS`
+        steps by operation.
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
     batch, limit = _batch(manifest, config.batch_size), f"convolution, {config.precision}"
     main = _training(manifest, batch, device, teacher)
-    each = operations(main) / (STEPS * config.batch_size)
-    others = {
+    flop_per_image = operations(main) / (STEPS * config.batch_size)
+    variants = {
         f"{LIVE}, batch of {rows}": _training(manifest, _batch(manifest, rows), device, teacher)
         for rows in (int(part * config.batch_size) for part in BATCHES)
     }
-    others[STORED] = _training(manifest, batch, device, None)
-    others[PLAIN] = _peer(manifest, batch, device)
-    others[WARMUP] = _warming(manifest, batch, device)
-    found = turns(
-        {LIVE: main, **others, limit: reference.convolution(device, config.precision)}, repeats
+    variants[STORED] = _training(manifest, batch, device, None)
+    variants[PLAIN] = _plain_loop(manifest, batch, device)
+    variants[WARMUP] = _warming(manifest, batch, device)
+    rates = time_in_turns(
+        {LIVE: main, **variants, limit: reference.convolution(device, config.precision)}, repeats
     )
-    share, ratio = quotient(found[LIVE], found[limit], each), quotient(found[LIVE], found[PLAIN])
+    share, ratio = (
+        median_ratio(rates[LIVE], rates[limit], flop_per_image),
+        median_ratio(rates[LIVE], rates[PLAIN]),
+    )
     figures = [
-        Figure(LIVE, UNIT, found[LIVE], limit, share, PLAIN, ratio),
-        *(beside(LIVE, name, UNIT, found) for name in others),
-        Figure(limit, "FLOP/s", found[limit]),
+        Figure(LIVE, UNIT, rates[LIVE], limit, share, PLAIN, ratio),
+        *(compared_with_peer(LIVE, name, UNIT, rates) for name in variants),
+        Figure(limit, "FLOP/s", rates[limit]),
     ]
     return {
-        "flop_per_image": each,
+        "flop_per_image": flop_per_image,
         "figures": [figure.as_dict() for figure in figures],
-        "profile": {LIVE: profile(main), PLAIN: profile(others[PLAIN])},
+        "profile": {LIVE: profile(main), PLAIN: profile(variants[PLAIN])},
     }
 
 
 def _training(
     manifest: Manifest, batch: Batch, device: torch.device, teacher: Teacher | None
 ) -> Call:
-    """Steps of a fresh student on one batch; without a teacher on stored labels."""
+    """Steps of a new student on one batch; without a teacher it uses stored labels."""
     config = manifest.distillation if teacher else _stored(manifest)
     label = live_targets(teacher, class_texts(manifest, teacher)) if teacher else None
     return _steps(_distiller(manifest, config, device, label), batch)
 
 
-def _peer(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """The loop that the paper states, in float32, on networks as they are published."""
+def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
+    """The loop as the paper states it, in float32, on networks in their published layout."""
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     student = _student(manifest, manifest.distillation).to(device).train()
     reference.as_published(teacher.model, student)
@@ -113,8 +117,8 @@ def _peer(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
 
 
 def _warming(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """Steps of a warm-up that runs the frozen backbone."""
-    return _steps(_distiller(manifest, _stored(manifest), device, warmup=FOREVER), batch)
+    """Steps of the warm-up, which runs the frozen backbone."""
+    return _steps(_distiller(manifest, _stored(manifest), device, warmup=UNLIMITED_STEPS), batch)
 
 
 def _steps(distiller: Distiller, batch: Batch) -> Call:
@@ -139,19 +143,19 @@ def _distiller(
     label: TargetFunction | None = None,
     warmup: int = 0,
 ) -> Distiller:
-    course = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + FOREVER)
+    course = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + UNLIMITED_STEPS)
     student = _student(manifest, config)
     return Distiller(student, config, course, 0, label, device=device)
 
 
 def _student(manifest: Manifest, config: Distillation) -> Student:
-    """That nobody has trained."""
+    """An untrained student."""
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     return build(config, classes, size, seed=0, cache=manifest.cache)
 
 
 def _batch(manifest: Manifest, rows: int) -> Batch:
-    """Noise, with labels of every class in turn."""
+    """A batch of noise; the labels cycle through all classes."""
     size = manifest.synthesis.image_size
     noise = torch.Generator().manual_seed(0)
     return Batch(
@@ -164,31 +168,33 @@ def _batch(manifest: Manifest, rows: int) -> Batch:
 def ranks(
     manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int
 ) -> dict[str, Any]:
-    """Images a second of one rank and of two, each with a core (or a GPU) of its own.
+    """Images per second of one rank and of two, each with its own core or GPU.
 
-    They read a version of noise, shard after shard, verified and never cached.
+    They read a version of noise shard by shard; shards are verified and not cached.
 
     Args:
-        manifest: whose student, size and batch are taken.
+        manifest: for student, image size and batch size.
         per_class: images of each class.
-        multiples: of the manifest's batch, that all ranks share.
+        multiples: batch sizes relative to the manifest's; all ranks share a batch.
 
     Returns:
-        `figures`, and `waiting`: by figure the share of a rank's time in which it waits for data.
+        `figures`, and `waiting`: the share of a rank's time spent waiting for data, by figure.
     """
     figures: list[Figure] = []
     waiting: dict[str, Any] = {}
     for multiple in multiples:
         batch = multiple * manifest.distillation.batch_size
         names = [f"distillation, {n} rank{'s' * (n > 1)}, batch of {batch}" for n in RANKS]
-        with scratch(_sized(manifest, per_class, batch)) as sized:
+        with temporary_root(_sized(manifest, per_class, batch)) as sized:
             home = open_storage(sized.storage.root).child(layout.data(sized.method))
             version = put_version(sized, home).id
-            rounds = [[_fit(sized, version, count) for count in RANKS] for _ in range(repeats)]
+            rounds = [
+                [_run_ranks(sized, version, count) for count in RANKS] for _ in range(repeats)
+            ]
         speeds = [[turn[i]["images_per_s"] for turn in rounds] for i in range(len(RANKS))]
-        found = dict(zip(names, speeds, strict=True))
+        rates = dict(zip(names, speeds, strict=True))
         figures += [Figure(names[0], UNIT, tuple(speeds[0]))]
-        figures += [beside(names[0], name, UNIT, found) for name in names[1:]]
+        figures += [compared_with_peer(names[0], name, UNIT, rates) for name in names[1:]]
         waiting |= {
             name: spread([turn[i]["waiting"] for turn in rounds]) for i, name in enumerate(names)
         }
@@ -196,14 +202,14 @@ def ranks(
 
 
 def _sized(manifest: Manifest, per_class: int, batch: int) -> Manifest:
-    return changed(
+    return replace_values(
         manifest.with_method(manifest.method),
         synthesis={"images_per_class": per_class, "shard_size": max(1, per_class // 4)},
         distillation={"batch_size": batch, "warmup_epochs": 0, "standardise": False},
     )
 
 
-def _fit(manifest: Manifest, version: str, count: int) -> dict[str, float]:
+def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
     device = device_name(pick_device())
     workers = Workers(count, 1.0, device)
     job = Job(
@@ -216,12 +222,14 @@ def _fit(manifest: Manifest, version: str, count: int) -> dict[str, float]:
         gpu=workers.gpu,
     )
     run_ranks(_timed, {"job": job}, "benchmark", workers)
-    found: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(FOUND))
-    return found
+    result: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
+    return result
 
 
 def _timed(config: dict[str, Any]) -> None:
-    """One epoch of steps on every rank; the first writes down its speed and its waiting."""
+    """Train for one epoch's steps on every rank; the first rank writes its speed and waiting
+    time.
+    """
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -232,20 +240,21 @@ def _timed(config: dict[str, Any]) -> None:
     size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
     stream = Stream(version, size, batch, job.seed, RankShare(rank, world), cache_bytes=0)
     distiller = open_distiller(job, version, stream, rank, world)
-    spans = list(itertools.islice(_spans(distiller, stream), RANK_WARM, RANK_WARM + RANK_STEPS))
+    # Skip the first steps, in which kernels are chosen and buffers fill.
+    spans = list(itertools.islice(_spans(distiller, stream), RANK_WARMUP, RANK_WARMUP + RANK_STEPS))
     waited, seconds = sum(wait for wait, _ in spans), sum(wait + work for wait, work in spans)
     if rank == 0:
-        found = {"images_per_s": RANK_STEPS * batch / seconds, "waiting": waited / seconds}
-        root.put(FOUND, canonical(found))
+        result = {"images_per_s": RANK_STEPS * batch / seconds, "waiting": waited / seconds}
+        root.put(RESULT_FILE, canonical(result))
 
 
 def _spans(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, float]]:
-    """Seconds of waiting and of work of each step, epoch after epoch."""
+    """Yield the seconds of waiting and of work of each step, epoch after epoch."""
     for epoch in itertools.count():
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         for batch in stream.batches(epoch):
-            given = time.perf_counter()
-            distiller.advance(batch).loss.item()  # which waits for a GPU
+            received = time.perf_counter()
+            distiller.advance(batch).loss.item()  # `item` waits for the GPU
             done = time.perf_counter()
-            yield given - asked, done - given
-            asked = done
+            yield received - requested, done - received
+            requested = done

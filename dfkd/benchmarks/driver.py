@@ -1,4 +1,4 @@
-"""What the driver costs: requests to storage of whole versions, and tasks that do nothing."""
+"""Cost of the driver: storage requests of whole versions, and tasks that do nothing."""
 
 import threading
 import time
@@ -11,7 +11,13 @@ from typing import Any, cast
 import ray
 
 from dfkd.benchmarks.measure import spread, watched
-from dfkd.benchmarks.stand_in import StandIn, changed, put_prompts, put_shards, scratch
+from dfkd.benchmarks.stand_in import (
+    StandInMaker,
+    put_prompts,
+    put_shards,
+    replace_values,
+    temporary_root,
+)
 from dfkd.cluster.capacity import worker_resources
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.fingerprint import identity
@@ -22,39 +28,39 @@ from dfkd.storage.local import Storage, open_storage
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
 SAMPLES = 5
-"""Of a shard: their number changes no request."""
+"""Samples in a shard; their number does not change the number of requests."""
 PAGE = 1000
-"""Keys that an object store gives in answer to one request for a list."""
+"""Maximum number of keys in an object store's answer to one list request."""
 TENTHS = 10
 
 
 @dataclass
-class Counts:
-    """Requests by operation; `folders` and every `PAGE` keys of `list` are one each."""
+class RequestCounts:
+    """Requests by operation; `folders` and every `PAGE` keys of `list` count as one each."""
 
     by_operation: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, operation: str) -> None:
-        """One more."""
+        """Count one request."""
         with self.lock:
             self.by_operation[operation] += 1
 
 
-class Counted:
-    """A storage that counts what is asked of it. Stands for a `Storage`; see `counted`."""
+class CountingStorage:
+    """A storage that counts its requests and can be used as a `Storage`; see `counted`."""
 
-    def __init__(self, storage: Storage, counts: Counts) -> None:
+    def __init__(self, storage: Storage, counts: RequestCounts) -> None:
         self._storage, self._counts = storage, counts
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._storage, name)
+        attribute = getattr(self._storage, name)
         if name not in COUNTED:
-            return found
+            return attribute
 
         def call(*arguments: Any, **options: Any) -> Any:
             self._counts.add(name)
-            return found(*arguments, **options)
+            return attribute(*arguments, **options)
 
         return call
 
@@ -78,33 +84,33 @@ class Counted:
         return counted(self._storage.child(prefix), self._counts)
 
 
-def counted(storage: Storage, counts: Counts) -> Storage:
+def counted(storage: Storage, counts: RequestCounts) -> Storage:
     """`storage`, with each request added to `counts`."""
-    return cast(Storage, Counted(storage, counts))
+    return cast(Storage, CountingStorage(storage, counts))
 
 
 def requests(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Requests and seconds of whole versions with so many shards, in this process.
+    """Requests and seconds for whole versions of several sizes, in this process.
 
     Args:
-        manifest: whose classes are taken; each size is a version of its own, deleted afterwards.
-        sizes: shards of each version, rising.
+        manifest: for its classes; each size is a separate version, deleted afterwards.
+        sizes: number of shards of each version, rising.
 
     Returns:
         For each size `shards`, and for each stage (prompts, shards, resume, publish, open)
         `requests` by operation and `seconds`.
     """
-    found = []
+    results = []
     for size in sizes:
-        with scratch(_sized(manifest, size)) as sized:
-            found.append(_requests(sized, size))
-    return found
+        with temporary_root(_sized(manifest, size)) as sized:
+            results.append(_requests(sized, size))
+    return results
 
 
 def _sized(manifest: Manifest, shards: int) -> Manifest:
-    """The manifest with small shards, so many or a few more."""
+    """The manifest with small shards, at least `shards` of them."""
     shards_per_class = -(-shards // len(manifest.classes))
-    return changed(
+    return replace_values(
         manifest.with_method(manifest.method),
         synthesis={"images_per_class": SAMPLES * shards_per_class, "shard_size": SAMPLES},
     )
@@ -113,7 +119,7 @@ def _sized(manifest: Manifest, shards: int) -> Manifest:
 def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
     planned = list(islice(tasks(manifest), size))
     stages: dict[str, Any] = {}
-    counts = Counts()
+    counts = RequestCounts()
     home = counted(open_storage(manifest.storage.root), counts)
     version = begin(home, identity(manifest, {}))
 
@@ -125,7 +131,7 @@ def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
         stages[name] = {"requests": dict(sorted(counts.by_operation.items())), "seconds": seconds}
 
     stage("prompts", lambda: put_prompts(manifest, version))
-    stage("shards", lambda: put_shards(StandIn(manifest), version, planned))
+    stage("shards", lambda: put_shards(StandInMaker(manifest), version, planned))
     stage("resume", version.done)
     stage("publish", lambda: version.publish(planned, {}))
     stage("open", lambda: open_version(version.home, version.id))
@@ -133,7 +139,7 @@ def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
 
 
 class Idle(Actor):
-    """An actor whose tasks are done at once."""
+    """An actor whose tasks return at once."""
 
     def run(self, task: Task) -> str:
         """The task's name."""
@@ -144,13 +150,13 @@ def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[st
     """Run `count` tasks that do nothing.
 
     Args:
-        manifest: whose `cluster` section says how many workers, and how stubbornly.
-        count: of tasks; ten at least.
-        interval: seconds between two looks at the memory.
+        manifest: its `cluster` section gives the number of workers and attempts.
+        count: number of tasks; at least ten.
+        interval: seconds between two memory samples.
 
     Returns:
         `tasks`, `workers`, `tasks_per_s`, the `ms_per_task` of each tenth of the tasks, and
-        `memory` as `Watch.summary` gives it.
+        `memory` as in `Watch.summary`.
     """
     cluster = manifest.cluster
     share = worker_resources(cluster)
@@ -169,7 +175,7 @@ def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[st
 
 
 def _marks(pool: Pool[Task], count: int) -> Iterator[float]:
-    """The clock after the first task and after each tenth of the others."""
+    """Yield the time after the first task and after each tenth of the others."""
     tenth = count // TENTHS
     planned = (Task(number // 100, number % 100, 0, 1) for number in range(tenth * TENTHS + 1))
     for number, _ in enumerate(pool.run(planned)):

@@ -1,4 +1,4 @@
-"""What a student costs where it is used: milliseconds on one core and bytes, beside its teacher."""
+"""Cost of an exported student: milliseconds on one core and bytes, compared with its teacher."""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,24 +16,24 @@ from dfkd.models.teacher import Teacher, resolve
 from dfkd.utils.hardware import time_on_one_core
 
 CALIBRATION = 16
-"""Images of noise from which int8 takes its ranges; its speed does not depend on them."""
+"""Number of noise images that calibrate int8; the speed does not depend on them."""
 
 
 SIZES = (0.5, 1, 2)
-"""Pixels a side, as shares of the manifest's."""
+"""Image sizes relative to the manifest's."""
 
 
 def measure(manifest: Manifest) -> dict[str, Any]:
-    """Of the manifest's student with random weights, exported, and of its teacher in torch.
+    """Measure the manifest's student with random weights, exported, and its teacher in torch.
 
     Returns:
-        `figures`; and by `image_size` `ms` (median of one image on one core) and `bytes`, by model,
-        and how that was measured.
+        `figures`; and by `image_size`: `ms` (median for one image on one core) and `bytes`, by
+        model, with the conditions of the measurement.
     """
     sizes = (int(share * manifest.synthesis.image_size) for share in SIZES)
-    found = {str(size): _at(manifest, size) for size in sizes}
-    figures = [figure for size, facts in found.items() for figure in _figures(size, facts)]
-    return {"image_size": found, "figures": [figure.as_dict() for figure in figures]}
+    by_size = {str(size): _measure_size(manifest, size) for size in sizes}
+    figures = [figure for size, facts in by_size.items() for figure in _figures(size, facts)]
+    return {"image_size": by_size, "figures": [figure.as_dict() for figure in figures]}
 
 
 def _figures(size: str, facts: dict[str, Any]) -> Iterator[Figure]:
@@ -45,7 +45,7 @@ def _figures(size: str, facts: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(f"weights of the {model}, {size} px", "B", (count,))
 
 
-def _at(manifest: Manifest, size: int) -> dict[str, Any]:
+def _measure_size(manifest: Manifest, size: int) -> dict[str, Any]:
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, torch.device("cpu"), "float32", manifest.cache)
     student = build(config, len(manifest.classes), size, seed=0, cache=manifest.cache).eval()
@@ -54,17 +54,17 @@ def _at(manifest: Manifest, size: int) -> dict[str, Any]:
     pixels = images[0].transpose(2, 0, 1)[None].astype(np.float32) / 255
     tensor = torch.from_numpy(pixels)
     with tempfile.TemporaryDirectory() as folder:
-        whole, small = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
-        export(student, size, whole)
-        quantise(whole, small, images)
-        run_whole, run_small = load_graph(whole, threads=1), load_graph(small, threads=1)
+        float_path, int8_path = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
+        export(student, size, float_path)
+        quantise(float_path, int8_path, images)
+        run_float, run_int8 = load_graph(float_path, threads=1), load_graph(int8_path, threads=1)
         timed = time_on_one_core(
             {
                 "teacher": torch.no_grad()(lambda: teacher.encode_image(tensor)),
-                "student": lambda: run_whole(pixels),
-                "student, int8": lambda: run_small(pixels),
+                "student": lambda: run_float(pixels),
+                "student, int8": lambda: run_int8(pixels),
             }
         )
-        sizes = {"student": whole.stat().st_size, "student, int8": small.stat().st_size}
+        sizes = {"student": float_path.stat().st_size, "student, int8": int8_path.stat().st_size}
     weights = resolve(manifest.teacher, manifest.cache).source.path
     return {**timed, "bytes": {"teacher": weights.stat().st_size, **sizes}}

@@ -1,8 +1,8 @@
-"""Repeats and their spread, figures beside limits and peers, and the record of a benchmark.
+"""Timed repeats, figures with their limits and references, and the record of a benchmark.
 
 A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment` (library
-versions) and `results`; what is in `results` is told by the module that measured it. Where there
-are `figures`, each is a `Figure`.
+versions) and `results`. The module that measures describes its `results`. Each entry of `figures`
+is a `Figure`.
 """
 
 import datetime
@@ -27,73 +27,75 @@ from dfkd.storage.local import Storage
 from dfkd.utils.hardware import describe_machine
 from dfkd.utils.strict_json import canonical
 
-LITTLE, REST = 0.01, "all others"
+MIN_SHARE, REST = 0.01, "all others"
 """What a profile does not name: operations with less than this share of the time."""
 
 Call = Callable[[], float]
-"""Does some work; returns how many units it did."""
+"""Does some work; returns the number of units of work."""
 HEAD = ("figure", "median", "least", "most", "unit", "of its limit", "of its peer")
 UNITS = ("", "k", "M", "G", "T", "P")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A quantity that was measured, and what it is to be compared with."""
+    """A measured quantity, and what it is compared with."""
 
     name: str
     unit: str
     values: tuple[float, ...]
-    """Of each repeat."""
+    """One value for each repeat."""
     limit: str = ""
-    """What bounds it on this machine: the name of another figure."""
+    """Name of the figure that bounds this one on the machine."""
     share: float | None = None
-    """Of that limit, the median over repeats; both were measured in turns."""
+    """Share of that limit, median over repeats; both were measured in turns."""
     peer: str = ""
-    """What does the same otherwise: the name of another figure."""
+    """Name of the figure of an alternative that does the same work."""
     ratio: float | None = None
-    """Times as fast as the peer, the median over repeats."""
+    """Speed relative to the peer, median over repeats."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As a record has it; without what there is nothing to compare with."""
-        found: dict[str, Any] = {"name": self.name, "unit": self.unit, **spread(self.values)}
+        """The figure in a record, without the comparisons that it does not have."""
+        tree: dict[str, Any] = {"name": self.name, "unit": self.unit, **spread(self.values)}
         if self.share is not None:
-            found |= {"limit": self.limit, "share": round(self.share, 4)}
+            tree |= {"limit": self.limit, "share": round(self.share, 4)}
         if self.ratio is not None:
-            found |= {"peer": self.peer, "ratio": round(self.ratio, 3)}
-        return found
+            tree |= {"peer": self.peer, "ratio": round(self.ratio, 3)}
+        return tree
 
 
-def turns(calls: Mapping[str, Call], repeats: int) -> dict[str, tuple[float, ...]]:
-    """Units a second of each call at each repeat, by name.
+def time_in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, tuple[float, ...]]:
+    """Units per second of each call in each repeat, by name.
 
-    The calls take turns, so that a machine that is busy for a while is so for all of them. The
-    first turn warms up and is not counted.
+    The calls take turns, so other load on the machine affects all of them. The first turn is a
+    warm-up and is not counted.
     """
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    rates: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
             begun = time.perf_counter()
-            done = call()
+            units = call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:
-                found[name].append(done / (time.perf_counter() - begun))
-    return {name: tuple(values) for name, values in found.items()}
+                rates[name].append(units / (time.perf_counter() - begun))
+    return {name: tuple(values) for name, values in rates.items()}
 
 
-def quotient(values: Sequence[float], others: Sequence[float], factor: float = 1.0) -> float:
+def median_ratio(values: Sequence[float], others: Sequence[float], factor: float = 1.0) -> float:
     """The median over turns of `factor` * value / other."""
     return statistics.median(factor * a / b for a, b in zip(values, others, strict=True))
 
 
-def beside(peer: str, name: str, unit: str, found: Mapping[str, Sequence[float]]) -> Figure:
-    """The figure `name` of what `turns` has found, compared with the figure `peer`."""
-    ratio = quotient(found[name], found[peer])
-    return Figure(name, unit, tuple(found[name]), peer=peer, ratio=ratio)
+def compared_with_peer(
+    peer: str, name: str, unit: str, rates: Mapping[str, Sequence[float]]
+) -> Figure:
+    """The figure `name` of the results of `time_in_turns`, compared with the figure `peer`."""
+    ratio = median_ratio(rates[name], rates[peer])
+    return Figure(name, unit, tuple(rates[name]), peer=peer, ratio=ratio)
 
 
-class _Whole(AbstractContextManager[None]):
-    """Tells no modules apart; torch's tracker cannot follow `autograd.grad` to a module's input."""
+class _NoModules(AbstractContextManager[None]):
+    """Replaces torch's module tracker, which cannot follow `autograd.grad` to a module's input."""
 
     parents = frozenset({"Global"})
 
@@ -102,9 +104,9 @@ class _Whole(AbstractContextManager[None]):
 
 
 def operations(call: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions of a call, counted."""
+    """Number of floating-point operations in the matrix products and convolutions of a call."""
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _Whole()  # type: ignore[assignment]
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with counter:
         call()
     return int(counter.get_total_flops())
@@ -113,7 +115,8 @@ def operations(call: Callable[[], object]) -> int:
 def profile(call: Callable[[], object]) -> dict[str, float]:
     """Seconds that a second call spends in each kind of operation itself, the longest first.
 
-    Those of the GPU where there is one, else of the CPU; the operations below `LITTLE` are one.
+    GPU time if there is a GPU, else CPU time. Operations with a share below `MIN_SHARE` are
+    combined.
     """
     call()
     gpu = torch.cuda.is_available()
@@ -125,7 +128,7 @@ def profile(call: Callable[[], object]) -> dict[str, float]:
         for each in profiler.key_averages()
     }
     whole = sum(spent.values())
-    found = {name: s for name, s in spent.items() if s >= LITTLE * whole}
+    found = {name: s for name, s in spent.items() if s >= MIN_SHARE * whole}
     rest = whole - sum(found.values())
     ordered = sorted(found.items(), key=lambda item: -item[1])
     return {name: round(seconds, 6) for name, seconds in [*ordered, (REST, rest)]}
@@ -141,7 +144,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def keep(
+def write_record(
     storage: Storage,
     benchmark: str,
     command: str,
@@ -163,7 +166,7 @@ def keep(
 
 
 def table(results: Mapping[str, Any]) -> list[str]:
-    """A line for each of the `figures` of results, below a head; nothing where there are none."""
+    """One line for each of the `figures` of results, below a heading; empty if there are none."""
     figures = results.get("figures", ())
     if not figures:
         return []
@@ -200,7 +203,7 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _profile(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """What share of each call's time goes where; the operations of the first lead."""
+    """Share of each call's time by operation, in the order of the first call."""
     if not calls:
         return
     yield f"| share of the time | {' | '.join(calls)} |"
@@ -221,7 +224,7 @@ def _row(figure: Mapping[str, Any]) -> Iterator[str]:
 
 
 def scaled(value: float) -> str:
-    """Three digits and a prefix: 12.3 k."""
+    """The value with three digits and a unit prefix: 12.3 k."""
     power = 0
     while abs(value) >= 1000 and power < len(UNITS) - 1:
         value, power = value / 1000, power + 1
@@ -233,24 +236,24 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes (PSS) at a moment."""
+    """Memory in bytes at one moment, as PSS: memory shared by n processes counts 1/n for each."""
 
     seconds: float
-    """Since the watch began."""
+    """Seconds since the watch began."""
     driver: int
-    """Of the watched process alone."""
+    """Memory of the watched process alone."""
     tree: int
-    """Of it and all processes below it."""
+    """Memory of the watched process and all its descendants."""
 
 
 @dataclass
 class Watch:
-    """What was seen, oldest first; complete when the watch has ended."""
+    """The samples, oldest first; complete when the watch has ended."""
 
     samples: list[Memory] = field(default_factory=list)
 
     def summary(self, tenths: int = 10) -> dict[str, Any]:
-        """Most of `driver` and of `tree`, and the driver's median in each tenth of the time."""
+        """Maximum of `driver` and of `tree`, and the driver's median in each tenth of the time."""
         end = self.samples[-1].seconds or 1.0
         parts: list[list[int]] = [[] for _ in range(tenths)]
         for sample in self.samples:
@@ -265,18 +268,18 @@ class Watch:
 
 @contextmanager
 def watched(interval: float = 1.0) -> Iterator[Watch]:
-    """Watch this process and all below it while the block runs; Linux only.
+    """Sample this process and its descendants while the block runs; Linux only.
 
     Args:
-        interval: seconds between two samples; there is one at the start and one at the end.
+        interval: seconds between two samples; there is always one at the start and one at the end.
     """
     watch = Watch()
-    words = [sys.executable, "-m", "dfkd.benchmarks.memory", str(os.getpid()), str(interval)]
+    words = [sys.executable, "-m", "dfkd.benchmarks.measure", str(os.getpid()), str(interval)]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as watcher:  # noqa: S603
         assert watcher.stdin is not None  # noqa: S101 - both are pipes
         assert watcher.stdout is not None  # noqa: S101
-        watcher.stdout.readline()  # the first sample is there
+        watcher.stdout.readline()  # wait for the first sample
         try:
             yield watch
         finally:
@@ -286,17 +289,17 @@ def watched(interval: float = 1.0) -> Iterator[Watch]:
 
 def _watch(pid: int, interval: float) -> None:
     """Sample `pid` until stdin ends, then print all samples."""
-    over = threading.Event()
+    ended = threading.Event()
 
     def wait() -> None:
         sys.stdin.read()
-        over.set()
+        ended.set()
 
     threading.Thread(target=wait, daemon=True).start()
     begun = time.monotonic()
     samples = [_sample(pid, begun)]
     print("watching", flush=True)
-    while not over.wait(interval):
+    while not ended.wait(interval):
         samples.append(_sample(pid, begun))
     samples.append(_sample(pid, begun))
     print(json.dumps(samples), flush=True)
@@ -304,22 +307,22 @@ def _watch(pid: int, interval: float) -> None:
 
 def _sample(pid: int, begun: float) -> tuple[float, int, int]:
     driver = _pss(pid)
-    return time.monotonic() - begun, driver, driver + sum(map(_pss, _below(pid)))
+    return time.monotonic() - begun, driver, driver + sum(map(_pss, _descendants(pid)))
 
 
-def _below(pid: int) -> set[int]:
-    """All descendants of a process but this one."""
+def _descendants(pid: int) -> set[int]:
+    """All descendants of a process except the sampling process itself."""
     parents = {}
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
             words = _read(folder / "stat").rpartition(")")[2].split()
             parents[int(folder.name)] = int(words[1]) if words else 0
-    found: set[int] = set()
+    descendants: set[int] = set()
     new = {pid}
     while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return found - {os.getpid()}
+        new = {child for child, parent in parents.items() if parent in new} - descendants
+        descendants |= new
+    return descendants - {os.getpid()}
 
 
 def _pss(pid: int) -> int:
@@ -333,11 +336,11 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except OSError:
-        return ""  # it has ended meanwhile
+        return ""  # the process has ended
 
 
 def main(words: Sequence[str]) -> None:
-    """`python -m dfkd.benchmarks.memory PID SECONDS`."""
+    """`python -m dfkd.benchmarks.measure PID SECONDS`."""
     _watch(int(words[0]), float(words[1]))
 
 

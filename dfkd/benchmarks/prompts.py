@@ -1,4 +1,4 @@
-"""How fast contrastive prompts are moved, and how diverse parts become that move side by side."""
+"""Speed of contrastive prompt updates, and diversity of prompts when parts are made in parallel."""
 
 import dataclasses
 from typing import Any
@@ -8,8 +8,16 @@ import pyarrow as pa
 import torch
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
-from dfkd.benchmarks.stand_in import changed
+from dfkd.benchmarks.measure import (
+    Call,
+    Figure,
+    compared_with_peer,
+    median_ratio,
+    operations,
+    profile,
+    time_in_turns,
+)
+from dfkd.benchmarks.stand_in import replace_values
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count
 from dfkd.models.teacher import Teacher
@@ -20,22 +28,22 @@ from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.statistics import statistics
 
 UPDATES = 2
-"""Of one timed repeat."""
+"""Updates in one timed repeat."""
 BANKS = (0.25, 4)
-"""Other numbers of negatives that an update draws, as shares of the manifest's."""
+"""Other numbers of negatives drawn for an update, relative to the manifest's."""
 UNIT = "prompt-updates/s"
 PARTS = 12
-"""Of the prompts whose diversity is compared."""
+"""Number of parts of the prompts whose diversity is compared."""
 PARALLEL = (1, 2, 4, PARTS)
-"""Parts side by side, that know nothing of each other."""
+"""Numbers of parts that are made in parallel, without knowledge of each other."""
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Prompt-updates a second of a whole batch, with the manifest's teacher and full banks.
+    """Prompt updates per second of a whole batch, with the manifest's teacher and full banks.
 
     Returns:
-        `figures`, also of other banks, `flop_per_prompt_update` as counted, and a `profile` of ours
-        and of the plain loop: seconds of `UPDATES` updates by operation.
+        `figures`, also for other banks; the counted `flop_per_prompt_update`; and a `profile` of
+        our loop and of the plain loop: seconds of `UPDATES` updates by operation.
     """
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     config, limit, name = (
@@ -43,26 +51,26 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         "matrix product, float32",
         "contrastive prompts",
     )
-    others = {
+    variants = {
         f"{name}, bank of {bank}": _ours(manifest, teacher, bank)
         for bank in (int(part * config.bank) for part in BANKS)
     }
     main = _ours(manifest, teacher, config.bank)
-    each = operations(main) / (UPDATES * config.batch_size)
+    flop_per_update = operations(main) / (UPDATES * config.batch_size)
     plain = _plain(manifest, teacher)
-    found = turns(
-        {name: main, **others, "plain prompts": plain, limit: reference.product(device)}, repeats
+    rates = time_in_turns(
+        {name: main, **variants, "plain prompts": plain, limit: reference.product(device)}, repeats
     )
-    share = quotient(found[name], found[limit], each)
-    ratio = quotient(found[name], found["plain prompts"])
+    share = median_ratio(rates[name], rates[limit], flop_per_update)
+    ratio = median_ratio(rates[name], rates["plain prompts"])
     figures = [
-        Figure(name, UNIT, found[name], limit, share, "plain prompts", ratio),
-        *(beside(name, other, UNIT, found) for other in others),
-        Figure("plain prompts", UNIT, found["plain prompts"]),
-        Figure(limit, "FLOP/s", found[limit]),
+        Figure(name, UNIT, rates[name], limit, share, "plain prompts", ratio),
+        *(compared_with_peer(name, other, UNIT, rates) for other in variants),
+        Figure("plain prompts", UNIT, rates["plain prompts"]),
+        Figure(limit, "FLOP/s", rates[limit]),
     ]
     return {
-        "flop_per_prompt_update": each,
+        "flop_per_prompt_update": flop_per_update,
         "figures": [figure.as_dict() for figure in figures],
         "profile": {name: profile(main), "plain prompts": profile(plain)},
     }
@@ -101,55 +109,55 @@ def _plain(manifest: Manifest, teacher: Teacher) -> Call:
 
 
 def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[str, Any]:
-    """The same prompts with one memory bank, and with parts that are made side by side.
+    """Statistics of the same prompts, made with one memory bank or with parts in parallel.
 
     Args:
-        updates: of each prompt; 0 for the manifest's.
+        updates: updates of each prompt; 0 uses the manifest's.
 
     Returns:
-        By `prompts.contrastive.parallel`, what `dfkd.prompts.statistics` says of all prompts.
+        The result of `dfkd.prompts.statistics` on all prompts, by `prompts.contrastive.parallel`.
     """
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     size = max(1, manifest.synthesis.images_per_class // PARTS)
-    found = {}
+    by_parallel = {}
     for parallel in PARALLEL:
         config = dataclasses.replace(
             manifest.prompts.contrastive,
             parallel=parallel,
             updates=updates or manifest.prompts.contrastive.updates,
         )
-        sized = changed(
+        sized = replace_values(
             manifest.with_method("contrastive"),
             prompts={"contrastive": config},
             synthesis={"images_per_class": PARTS * size, "shard_size": size},
         )
-        found[str(parallel)] = _facts(sized, teacher)
-    return found
+        by_parallel[str(parallel)] = _facts(sized, teacher)
+    return by_parallel
 
 
 def _facts(manifest: Manifest, teacher: Teacher) -> dict[str, Any]:
     maker = PromptMaker(manifest, teacher)
-    made: list[pa.Table] = []
+    tables: list[pa.Table] = []
     for part in range(part_count(manifest)):
-        maker.remember(part, made.__getitem__)
-        made.append(maker.part(part))
-    return statistics(made, maker.class_texts.cpu().numpy())
+        maker.remember(part, tables.__getitem__)
+        tables.append(maker.part(part))
+    return statistics(tables, maker.class_texts.cpu().numpy())
 
 
 def example(
     manifest: Manifest, teacher: Teacher, rows: int, bank: int = 0
 ) -> tuple[Problem, torch.Tensor]:
-    """A batch of all classes in turn, its pseudo-words, and a bank that is full.
+    """A batch with labels of all classes in turn, its pseudo-words, and a full bank.
 
     Args:
-        bank: embeddings in the bank; 0 for the manifest's.
+        bank: number of embeddings in the bank; 0 uses the manifest's.
     """
     texts = class_texts(manifest, teacher)
     labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
     size = bank or manifest.prompts.contrastive.bank
     memory = PromptBank(size)
-    held = torch.arange(size, device=texts.device) % len(manifest.classes)
-    memory.add(texts[held], held)
+    bank_labels = torch.arange(size, device=texts.device) % len(manifest.classes)
+    memory.add(texts[bank_labels], bank_labels)
     names = [manifest.classes[label] for label in labels.tolist()]
     words = PseudoWords(teacher, manifest.prompts.template)
     draws = torch.Generator().manual_seed(0)

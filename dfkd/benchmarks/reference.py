@@ -1,7 +1,7 @@
-"""What is measured beside us: what this machine can do at best, and what people would use instead.
+"""Reference points of the benchmarks: the limits of this machine, and the alternatives in use.
 
-The loops of others are re-implementations of published ones, faithful in what they compute a step
-and in nothing else: no data set comes of them.
+The loops of others are re-implementations of published ones. They do the same computation in each
+step and nothing else; no data set is made with them.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
 SIDE = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the matrices that are multiplied."""
-IMAGES = {"cpu": 8, "cuda": 64}
+"""Rows and columns of the multiplied matrices, by device."""
+CONVOLUTION_IMAGES = {"cpu": 8, "cuda": 64}
 CHANNELS, CELLS = 128, 32
 """Of the convolution: channels in and out, and a side of its maps."""
 BATCH = 8
-"""The paper's."""
+"""The paper's batch size."""
 CUTOUTS = 32
-"""Of VQGAN-CLIP."""
+"""Number of cutouts in VQGAN-CLIP."""
 
 
 def product(device: torch.device, precision: Precision = "float32") -> Call:
-    """A matrix product; its units are floating-point operations."""
+    """A call that multiplies matrices; its units are floating-point operations."""
     side, dtype = SIDE[device.type], _dtype(device, precision)
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
 
@@ -46,8 +46,8 @@ def product(device: torch.device, precision: Precision = "float32") -> Call:
 
 
 def convolution(device: torch.device, precision: Precision = "float32") -> Call:
-    """A 3 x 3 convolution, forward; its units are floating-point operations."""
-    images, dtype = IMAGES[device.type], _dtype(device, precision)
+    """A call that runs a 3 x 3 convolution forward; its units are floating-point operations."""
+    images, dtype = CONVOLUTION_IMAGES[device.type], _dtype(device, precision)
     maps = torch.ones(images, CHANNELS, CELLS, CELLS, dtype=dtype, device=device)
     kernel = torch.ones(CHANNELS, CHANNELS, 3, 3, dtype=dtype, device=device)
     if device.type == "cuda":
@@ -69,9 +69,9 @@ def _dtype(device: torch.device, precision: Precision) -> torch.dtype:
 def plain_loop(
     teacher: Teacher, generator: VQGAN, targets: Tensor, image_size: int, steps: int
 ) -> Tensor:
-    """The loop that the paper states (section 3.1, batch of 8): decode, encode, distance, Adam.
+    """The paper's loop (section 3.1, batch of 8): decode, encode, distance, Adam step.
 
-    Eager and as the models are; returns the losses [B] of the last step.
+    Runs in eager mode on the unchanged models; returns the losses [B] of the last step.
 
     Args:
         targets: unit text embeddings [B, E].
@@ -90,7 +90,7 @@ def plain_loop(
 def cutout_loop(
     teacher: Teacher, generator: VQGAN, target: Tensor, image_size: int, steps: int
 ) -> Tensor:
-    """The loop of VQGAN-CLIP: one image, 32 random crops of it a step, each at the teacher's size.
+    """The loop of VQGAN-CLIP: one image; in each step 32 random crops at the teacher's image size.
 
     Returns the loss of the last step.
 
@@ -118,9 +118,10 @@ def plain_prompts(
     updates: int,
     draw: np.random.Generator,
 ) -> Tensor:
-    """Equation 12 as it stands: each sentence and its disturbed self through the whole tower.
+    """Equation 12 as stated: each sentence and its augmented copy pass through the whole text
+    tower.
 
-    Returns the pseudo-words [N, D]. Labels play no part in the equation, so any will do.
+    Returns the pseudo-words [N, D]. The equation uses no labels, so all labels are zero.
     """
     pseudo = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([pseudo], lr=0.1)
@@ -139,7 +140,7 @@ def plain_prompts(
 def plain_distillation(
     student: Student, teacher: Teacher, texts: Tensor, pixels: Tensor, steps: int
 ) -> Tensor:
-    """Equations 4 and 5 as they stand, on pixels [B, 3, H, W] in [0, 1]; the loss of the last step.
+    """Equations 4 and 5 as stated, on pixels [B, 3, H, W] in [0, 1]; returns the last step's loss.
 
     Args:
         texts: unit embeddings [M, E] of the class prompts.
@@ -149,9 +150,9 @@ def plain_distillation(
     for _ in range(steps):
         views = augment(pixels, ("flip", "crop"), draws)
         with torch.no_grad():
-            wanted = distances(_encode(teacher, views), texts)
-        found = student.head(student.backbone((views - student.mean) / student.std))
-        loss = F.l1_loss(found, wanted)
+            targets = distances(_encode(teacher, views), texts)
+        predictions = student.head(student.backbone((views - student.mean) / student.std))
+        loss = F.l1_loss(predictions, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -171,19 +172,19 @@ def _sentences(
 
 
 def as_published(*networks: nn.Module) -> None:
-    """Lay the weights out as the networks' authors do, channels first."""
+    """Use the memory layout of the networks' authors, channels first."""
     for network in networks:
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _decode(generator: VQGAN, latents: Tensor) -> Tensor:
-    """By taming's own decoder; pixels in [0, 1]."""
+    """Decode with taming's own decoder; pixels in [0, 1]."""
     network: Any = generator.network
     return to_pixels(network.decoder(network.post_quant_conv(generator.quantise(latents))))
 
 
 def _encode(teacher: Teacher, pixels: Tensor) -> Tensor:
-    """By open_clip's own encoder, of images of the teacher's size."""
+    """Encode with open_clip's own encoder, after resizing to the teacher's image size."""
     size = teacher.image_size
     if pixels.shape[-1] != size:
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
@@ -195,11 +196,11 @@ def _encode(teacher: Teacher, pixels: Tensor) -> Tensor:
 def _crops(image: Tensor, size: int, draws: torch.Generator) -> Tensor:
     """Random squares [32, 3, size, size] of an image [1, 3, H, W], with a little noise."""
     side = image.shape[-1]
-    found = []
+    resized_crops = []
     for _ in range(CUTOUTS):
         extent = int((0.5 + 0.5 * float(torch.rand((), generator=draws))) * side)
         top, left = (int(torch.randint(side - extent + 1, (), generator=draws)) for _ in range(2))
         crop = image[:, :, top : top + extent, left : left + extent]
-        found.append(F.adaptive_avg_pool2d(crop, size))
-    crops = torch.cat(found)
+        resized_crops.append(F.adaptive_avg_pool2d(crop, size))
+    crops = torch.cat(resized_crops)
     return crops + 0.1 * torch.randn(crops.shape, generator=draws).to(crops)

@@ -1,4 +1,6 @@
-"""A whole run without models: plan, prompts, receipts, index, publication, and what readers pay."""
+"""A whole run without models: plan, prompts, receipts, index, publication, and the cost for
+readers.
+"""
 
 import dataclasses
 import time
@@ -6,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dfkd.benchmarks.measure import Figure, watched
-from dfkd.benchmarks.stand_in import EMBEDDING, StandIn
+from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards
 from dfkd.cluster.tracking import ShardSummary
@@ -23,46 +25,46 @@ from dfkd.storage.local import open_storage
 
 T = TypeVar("T")
 
-CHECKED = 20
-"""Shards that are read back, evenly spread."""
+CHECKED_SHARDS = 20
+"""Number of shards that are read back, evenly spaced."""
 
 BATCHES = 10
-"""That are read from a stream."""
+"""Number of batches read from a stream."""
 
 
 class ScaleWorker(SynthesisWorker):
     """A `SynthesisWorker` that makes its shards without models."""
 
-    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+    def work(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Make, write and commit a stand-in for the shard of each task of a unit."""
-        self._maker = self._maker or StandIn(self.manifest)
-        return super().run_task(unit)
+        self._maker = self._maker or StandInMaker(self.manifest)
+        return super().work(unit)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:
-    """The manifest with one method and, unless 0, so many made-up classes.
+    """The manifest with one method and, unless `classes` is 0, that many made-up classes.
 
-    Its root is a folder of its own, so that no reader of the run ever meets a stand-in.
+    The root is a separate folder, so that no reader of the run ever sees a stand-in.
     """
-    chosen = manifest.with_method(manifest.method)
-    names = tuple(f"thing {number}" for number in range(classes)) or chosen.classes
+    single = manifest.with_method(manifest.method)
+    names = tuple(f"thing {number}" for number in range(classes)) or single.classes
     root = StorageConfig(root=f"{manifest.storage.root.rstrip('/')}/benchmarks/scale")
-    return dataclasses.replace(chosen, classes=names, storage=root)
+    return dataclasses.replace(single, classes=names, storage=root)
 
 
 def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
-    """Build the version of a manifest from `sized` without models, open it and read of it.
+    """Build the version of a manifest from `sized` without models, then open and read it.
 
-    What an earlier run has left is found, as always: `found_tasks` says how many shards.
+    Finished tasks of an earlier run are reused; `found_tasks` is their number.
 
     Returns:
         The sizes; and for each step (prompts, shards, publish, open, check, stream) its `seconds`
-        and its `memory` as `Watch.summary` gives it.
+        and its `memory` as in `Watch.summary`.
     """
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
-    found = len(unfinished.done())
-    budget_tracker = BudgetTracker(Budget(), CostCounter())
+    reused_tasks = len(unfinished.done())
+    purse = BudgetTracker(Budget(), CostCounter())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:
@@ -73,10 +75,8 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         steps[name] = {"seconds": round(seconds, 3), "memory": watch.summary()}
         return result
 
-    step("prompts", lambda: write_prompts(manifest, unfinished, budget_tracker))
-    quarantined = step(
-        "shards", lambda: write_shards(manifest, unfinished, budget_tracker, ScaleWorker)
-    )
+    step("prompts", lambda: write_prompts(manifest, unfinished, purse))
+    quarantined = step("shards", lambda: write_shards(manifest, unfinished, purse, ScaleWorker))
     if quarantined:
         raise InfrastructureError(
             f"benchmark: {len(quarantined)} tasks failed; run it again, it resumes"
@@ -88,7 +88,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     figures = [Figure(f"scale, {name}", "s", (each["seconds"],)) for name, each in steps.items()]
     return {
         **_sizes(manifest, version),
-        "found_tasks": found,
+        "found_tasks": reused_tasks,
         "steps": steps,
         "figures": [figure.as_dict() for figure in figures],
     }
@@ -115,8 +115,8 @@ def _opened(home: Any) -> PublishedVersion:
 
 
 def _check(version: PublishedVersion) -> None:
-    """Read some shards as a reader does, which verifies them."""
-    every = max(1, len(version.shards) // CHECKED)
+    """Read some shards as a reader does, including verification."""
+    every = max(1, len(version.shards) // CHECKED_SHARDS)
     for receipt in version.shards[::every]:
         for _ in version.samples(receipt):
             pass

@@ -1,4 +1,4 @@
-"""Where the time of a whole run goes, from class names to a report."""
+"""How the time of a whole run, from class names to a report, splits into stages."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from dfkd import api
 from dfkd.benchmarks.measure import Figure
-from dfkd.benchmarks.stand_in import changed, scratch
+from dfkd.benchmarks.stand_in import replace_values, temporary_root
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count, image_steps
 from dfkd.dataset.loader import steps_per_epoch
@@ -14,8 +14,8 @@ from dfkd.distillation.distiller import Schedule
 
 
 def shortened(manifest: Manifest) -> Manifest:
-    """The same stages with few images, steps and epochs, so that they can be tried in a minute."""
-    return changed(
+    """The manifest with few images, steps and epochs, so that all stages run in a minute."""
+    return replace_values(
         manifest,
         synthesis={"images_per_class": 2, "shard_size": 1, "steps": 4, "batch_size": 2},
         distillation={"warmup_epochs": 0, "epochs": 2, "batch_size": 2},
@@ -26,12 +26,12 @@ def measure(manifest: Manifest) -> dict[str, Any]:
     """Run every stage once on an empty root, which is deleted afterwards.
 
     Returns:
-        `figures`: seconds of each stage and of all; image-steps a second of the first, prompts and
-        the start of workers included, if any method has such; views of images a second of the
-        second.
+        `figures`: seconds of each stage and in total; image-steps per second of the first stage,
+        including prompts and the start of workers, if a method has such steps; views per second of
+        the second stage.
     """
-    with scratch(manifest) as fresh:
-        seconds = _timed(fresh)
+    with temporary_root(manifest) as temporary:
+        seconds = _timed(temporary)
     figures = [Figure(f"stage {name}", "s", (spent,)) for name, spent in seconds.items()]
     figures.append(Figure("all stages", "s", (sum(seconds.values()),)))
     if steps := _steps(manifest):
@@ -47,10 +47,10 @@ def _steps(manifest: Manifest) -> int:
 
 
 def _views(manifest: Manifest) -> int:
-    """Of images, that all students see."""
+    """Number of image views that all students see in training."""
     config = manifest.distillation
-    course = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
-    return course.total * config.batch_size * len(manifest.methods) * len(config.seeds)
+    schedule = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
+    return schedule.total * config.batch_size * len(manifest.methods) * len(config.seeds)
 
 
 def _timed(manifest: Manifest) -> dict[str, float]:

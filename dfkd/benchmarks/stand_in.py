@@ -1,4 +1,4 @@
-"""Runs that are made only to be timed: where they lie, and shards that no model has made."""
+"""Runs that are only timed: temporary roots, and shards that are made without models."""
 
 import dataclasses
 import io
@@ -36,26 +36,29 @@ from dfkd.storage.local import Storage, open_storage
 from dfkd.synthesis.latents import OnStep
 
 EMBEDDING = 16
-"""Dimensions, where a real embedding has 512 or more."""
+"""Dimensions of an embedding; a real one has 512 or more."""
 
 
-def changed(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifest:
-    """The manifest with other values for some keys of some sections, by the section's name.
+def replace_values(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifest:
+    """The manifest with new values for some keys of some sections.
+
+    Args:
+        **sections: new values by key, by the section's name.
 
     Raises:
         TypeError: a section has no such key.
         ManifestError: the values break a rule.
     """
-    others = {
+    new_sections = {
         name: dataclasses.replace(getattr(manifest, name), **values)
         for name, values in sections.items()
     }
-    return dataclasses.replace(manifest, **others)
+    return dataclasses.replace(manifest, **new_sections)
 
 
 @contextmanager
-def scratch(manifest: Manifest) -> Iterator[Manifest]:
-    """The manifest with a new folder of `benchmarks/` as its root, which is deleted at the end."""
+def temporary_root(manifest: Manifest) -> Iterator[Manifest]:
+    """The manifest with a new folder in `benchmarks/` as its root, which is deleted at the end."""
     root, folder = manifest.storage.root.rstrip("/"), f"{layout.BENCHMARKS}{uuid.uuid4().hex}"
     home = open_storage(root)
     try:
@@ -65,15 +68,18 @@ def scratch(manifest: Manifest) -> Iterator[Manifest]:
     finally:
         for key in list(home.list(f"{folder}/")):
             home.delete(key)
-        shutil.rmtree(home.location(folder), ignore_errors=True)  # on a disk, folders are left
+        shutil.rmtree(
+            home.location(folder), ignore_errors=True
+        )  # a local disk keeps the empty folders
 
 
-class StandIn:
-    """Stands where `SurrogateMaker` stands: one image for all, labels of chance."""
+class StandInMaker:
+    """Replaces the real shard maker: the same image everywhere, and random labels."""
 
     def __init__(self, manifest: Manifest, noisy: bool = False) -> None:
-        """`noisy` makes an image of blurred noise, about as hard to compress as a synthesised one;
-        otherwise it has one colour."""
+        """`noisy` uses blurred noise, which compresses about as badly as a synthesised image;
+        otherwise the image has one colour.
+        """
         self.manifest = manifest
         size = manifest.synthesis.image_size
         image = _noise(size) if noisy else Image.new("RGB", (size, size), "grey")
@@ -86,12 +92,12 @@ class StandIn:
     ) -> dict[Task, tuple[int, ...]]:
         """Write the shard of each task of a unit; no image fails."""
         for task in unit.tasks:
-            mine = prompts.filter(pc.equal(prompts["class_index"], task.class_index))
-            self._shard(task, mine, folder / f"{task.id}.tar")
+            task_prompts = prompts.filter(pc.equal(prompts["class_index"], task.class_index))
+            self._shard(task, task_prompts, folder / f"{task.id}.tar")
         return dict.fromkeys(unit.tasks, ())
 
     def state(self) -> dict[str, Tensor]:
-        """What the next part of a chained method is told: nothing, in a tensor."""
+        """The state for the next part of a chained method: a dummy tensor."""
         return {"nothing": torch.zeros(1)}
 
     def _shard(self, task: Task, prompts: pa.Table, path: Path) -> None:
@@ -127,22 +133,22 @@ class StandIn:
 
 
 def _noise(size: int) -> Image.Image:
-    """Of a quarter of the size, enlarged."""
+    """Noise of a quarter of the size, enlarged."""
     side = -(-size // 4)
-    drawn = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
-    return Image.fromarray(drawn).resize((size, size), Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def put_version(manifest: Manifest, place: Storage) -> PublishedVersion:
-    """Publish a version of noise at `place`, as the manifest's synthesis would be."""
-    version = begin(place, identity(manifest, {}))
+def put_version(manifest: Manifest, home: Storage) -> PublishedVersion:
+    """Publish a version of noise under `home`, with the layout of the manifest's synthesis."""
+    version = begin(home, identity(manifest, {}))
     put_prompts(manifest, version)
-    put_shards(StandIn(manifest, noisy=True), version, list(tasks(manifest)))
+    put_shards(StandInMaker(manifest, noisy=True), version, list(tasks(manifest)))
     return version.publish(tasks(manifest), {})
 
 
 def put_prompts(manifest: Manifest, version: Version) -> None:
-    """All prompts of a version, with a text and nothing else."""
+    """Write all prompts of a version, with texts but without embeddings."""
     names = [part_name(part) for part in range(part_count(manifest))]
     for part, name in enumerate(names):
         rows = part_rows(manifest, part)
@@ -155,8 +161,8 @@ def put_prompts(manifest: Manifest, version: Version) -> None:
     version.seal_prompts(names, {})
 
 
-def put_shards(maker: StandIn, version: Version, planned: Sequence[Task]) -> None:
-    """The shards of some tasks, whose prompts are there."""
+def put_shards(maker: StandInMaker, version: Version, planned: Sequence[Task]) -> None:
+    """Make and commit the shards of some tasks, whose prompts exist."""
     with tempfile.TemporaryDirectory() as folder:
         for task in planned:
             maker.shards(Unit((task,), (task,)), version.prompts(task), Path(folder))

@@ -1,4 +1,4 @@
-"""All benchmarks by name, and how much of each is measured."""
+"""All benchmarks by name, and the amount of measurement in each."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd.benchmarks import distillation, driver, export, loading, prompts, scale, stages, synthesis
-from dfkd.benchmarks.measure import Figure, keep, page, table, watched
+from dfkd.benchmarks.measure import Figure, page, table, watched, write_record
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
@@ -18,7 +18,7 @@ Results = dict[str, Any]
 
 
 RANK_REPEATS = 3
-"""Turns of ranks: each starts processes."""
+"""Maximum number of repeats with ranks, because each repeat starts processes."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Effort:
     """How much is measured."""
 
     repeats: int
-    """Timed turns."""
+    """Number of timed repeats."""
     tasks: tuple[int, ...]
-    """Of the driver, that do nothing; one run for each number."""
+    """Numbers of idle tasks for the driver; one run for each number."""
     shards: tuple[int, ...]
-    """Of versions whose requests are counted."""
+    """Numbers of shards of the versions whose requests are counted."""
     per_class: int
-    """Images of each class that are streamed."""
+    """Images of each class in the versions that are read."""
     updates: int
-    """Of the prompts whose diversity is compared; 0 for the manifest's."""
+    """Updates of the prompts whose diversity is compared; 0 uses the manifest's."""
     batches: tuple[int, ...]
-    """Of several ranks, as multiples of the manifest's."""
+    """Batch sizes for several ranks, relative to the manifest's."""
     whole: bool
-    """Whether the run that is split by stages is the manifest's, and not a short one."""
+    """Whether stages are timed on the manifest's full run instead of a shortened one."""
     classes: int = 0
-    """Made-up ones of the run at scale; 0 for the manifest's own."""
+    """Number of made-up classes of the run at scale; 0 uses the manifest's classes."""
 
 
 FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, 0, (1, 2, 4), whole=True)
@@ -48,39 +48,39 @@ QUICK = Effort(2, (200, 400), (12, 24), 16, 3, (1,), whole=False)
 
 
 def time_synthesis(manifest: Manifest, effort: Effort) -> Results:
-    """Optimisation steps."""
+    """Time optimisation steps."""
     return synthesis.measure(manifest, pick_device(), effort.repeats)
 
 
 def time_prompts(manifest: Manifest, effort: Effort) -> Results:
-    """Contrastive updates."""
+    """Time contrastive updates, and measure the diversity of the prompts."""
     device = pick_device()
-    found = prompts.measure(manifest, device, effort.repeats)
-    return {**found, "diversity": prompts.diversity(manifest, device, effort.updates)}
+    results = prompts.measure(manifest, device, effort.repeats)
+    return {**results, "diversity": prompts.diversity(manifest, device, effort.updates)}
 
 
 def time_streaming(manifest: Manifest, effort: Effort) -> Results:
-    """Reading shards."""
+    """Time the reading of shards."""
     return loading.measure(manifest, effort.per_class, effort.repeats)
 
 
 def time_distillation(manifest: Manifest, effort: Effort) -> Results:
-    """Training steps, of one rank by itself and of several."""
-    found = distillation.measure(manifest, pick_device(), effort.repeats)
+    """Time training steps of a single rank without reading, and of ranks that read."""
+    single = distillation.measure(manifest, pick_device(), effort.repeats)
     with connected():
         ranks = distillation.ranks(
             manifest, effort.per_class, effort.batches, min(effort.repeats, RANK_REPEATS)
         )
-    return {**found, **ranks, "figures": found["figures"] + ranks["figures"]}
+    return {**single, **ranks, "figures": single["figures"] + ranks["figures"]}
 
 
 def time_export(manifest: Manifest, effort: Effort) -> Results:
-    """The student where it is used."""
+    """Time the exported student."""
     return export.measure(manifest)
 
 
 def time_driver(manifest: Manifest, effort: Effort) -> Results:
-    """Tasks that do nothing, and the requests of versions of several sizes."""
+    """Time tasks that do nothing, and count the requests of versions of several sizes."""
     with connected():
         pools = [driver.idle_tasks(manifest, count) for count in effort.tasks]
     figures = [
@@ -94,13 +94,13 @@ def time_driver(manifest: Manifest, effort: Effort) -> Results:
 
 
 def time_scale(manifest: Manifest, effort: Effort) -> Results:
-    """A whole run without models, of the size that the manifest and --classes say."""
+    """Time a whole run without models, at the size given by the manifest and --classes."""
     with connected():
         return scale.measure(scale.sized(manifest, effort.classes))
 
 
 def time_stages(manifest: Manifest, effort: Effort) -> Results:
-    """A whole run, from class names to a report."""
+    """Time a whole run, from class names to a report."""
     return stages.measure(manifest if effort.whole else stages.shortened(manifest))
 
 
@@ -119,12 +119,13 @@ BENCHMARKS: dict[str, Callable[[Manifest, Effort], Results]] = {
 def run(
     names: Sequence[str], manifest: Manifest, effort: Effort, threads: int, command: str
 ) -> Iterator[tuple[list[str], str]]:
-    """Measure, and keep the record of each benchmark; yields lines of a table and its place.
+    """Run benchmarks and store a record of each; yields the lines of a table and the record's
+    location.
 
     Args:
-        names: of `BENCHMARKS`.
+        names: keys of `BENCHMARKS`.
         threads: CPU threads of torch.
-        command: the command line, which the records name.
+        command: the command line, which the records contain.
     """
     storage = open_storage(manifest.storage.root)
     configure_process(threads)  # as workers do
@@ -132,13 +133,13 @@ def run(
         with watched() as watch:
             results = BENCHMARKS[name](manifest, effort)
         results["memory"] = watch.summary()
-        place = keep(storage, name, command, environment(), results)
+        location = write_record(storage, name, command, environment(), results)
         _put_page(storage)
-        yield table(results), place
+        yield table(results), location
 
 
 def _put_page(storage: Storage) -> None:
-    """Write `benchmarks/table.md` of all records that are there."""
+    """Write `benchmarks/table.md` from all stored records."""
     keys = (f"{layout.BENCHMARKS}{name}.json" for name in BENCHMARKS)
     records = [json.loads(storage.get(key)) for key in keys if storage.exists(key)]
     storage.put(f"{layout.BENCHMARKS}table.md", page(records).encode())

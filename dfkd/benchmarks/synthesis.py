@@ -1,4 +1,4 @@
-"""How fast latents are optimised: image-steps a second, beside loops that people use instead."""
+"""Speed of latent optimisation in image-steps per second, compared with loops that people use."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import Call, Figure, beside, operations, profile, quotient, turns
+from dfkd.benchmarks.measure import (
+    Call,
+    Figure,
+    compared_with_peer,
+    median_ratio,
+    operations,
+    profile,
+    time_in_turns,
+)
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.generator import VQGAN
@@ -18,49 +26,50 @@ from dfkd.synthesis.shard_maker import first_batch
 from dfkd.utils.types import Precision
 
 STEPS = 4
-"""Optimisation steps of one timed repeat; the cutout loop takes one. Ours shows its latents once
-more, as at the end of a run: the plain loop leaves with latents that it has not looked at."""
+"""Optimisation steps in one timed repeat; the cutout loop does one. Our loop also evaluates its
+final latents, as at the end of a real run; the plain loop does not.
+"""
 BATCHES = (0.25, 0.5, 2)
-"""Other batches than the manifest's, as shares of it."""
+"""Other batch sizes, relative to the manifest's."""
 UNIT = "image-steps/s"
 PLAIN = "plain loop"
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Image-steps a second with the manifest's models, size, batch and precision.
+    """Image-steps per second with the manifest's models, size, batch and precision.
 
     Returns:
-        `figures`, also of other batches and precisions, `flop_per_image_step` as counted, and a
-        `profile` of ours and of the plain loop: seconds of `STEPS` steps by operation.
+        `figures`, also for other batch sizes and precisions; the counted `flop_per_image_step`; and
+        a `profile` of our loop and of the plain loop: seconds of `STEPS` steps by operation.
     """
     config = dataclasses.replace(manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,))
     models = _models(manifest, device, config.precision)
     text = class_texts(manifest, models[0])[:1]
     batch, limit = first_batch(config, device), f"convolution, {config.precision}"
     main = _ours(*models, config, text, batch)
-    each = operations(main) / (STEPS * batch)
-    others = _switched(manifest, device, models, config, text, batch)
-    others |= _peers(manifest, device, text)
-    found = turns(
-        {"synthesis": main, **others, limit: reference.convolution(device, config.precision)},
+    flop_per_step = operations(main) / (STEPS * batch)
+    variants = _variants(manifest, device, models, config, text, batch)
+    variants |= _reference_loops(manifest, device, text)
+    rates = time_in_turns(
+        {"synthesis": main, **variants, limit: reference.convolution(device, config.precision)},
         repeats,
     )
-    profiles = {"synthesis": profile(main), PLAIN: profile(others[PLAIN])}
-    share = quotient(found["synthesis"], found[limit], each)
-    ratio = quotient(found["synthesis"], found[PLAIN])
+    profiles = {"synthesis": profile(main), PLAIN: profile(variants[PLAIN])}
+    share = median_ratio(rates["synthesis"], rates[limit], flop_per_step)
+    ratio = median_ratio(rates["synthesis"], rates[PLAIN])
     figures = [
-        Figure("synthesis", UNIT, found["synthesis"], limit, share, PLAIN, ratio),
-        *(beside("synthesis", name, UNIT, found) for name in others),
-        Figure(limit, "FLOP/s", found[limit]),
+        Figure("synthesis", UNIT, rates["synthesis"], limit, share, PLAIN, ratio),
+        *(compared_with_peer("synthesis", name, UNIT, rates) for name in variants),
+        Figure(limit, "FLOP/s", rates[limit]),
     ]
     return {
-        "flop_per_image_step": each,
+        "flop_per_image_step": flop_per_step,
         "figures": [figure.as_dict() for figure in figures],
         "profile": profiles,
     }
 
 
-def _switched(
+def _variants(
     manifest: Manifest,
     device: torch.device,
     models: tuple[Teacher, VQGAN],
@@ -68,19 +77,19 @@ def _switched(
     text: Tensor,
     batch: int,
 ) -> dict[str, Call]:
-    """Ours with one thing changed: the batch, the precision, or whether the step is compiled."""
-    others = {
+    """Our loop with one change: the batch size, the precision, or compilation."""
+    variants = {
         f"synthesis, batch of {size}": _ours(*models, config, text, size)
         for size in (max(1, int(part * batch)) for part in BATCHES)
     }
     single = dataclasses.replace(config, precision="float32")
-    whole = _models(manifest, device, single.precision)
-    others["synthesis, float32"] = _ours(*whole, single, text, batch)
-    if config.compile or device.type == "cuda":  # on a CPU it gains nothing, and needs a compiler
+    full_precision = _models(manifest, device, single.precision)
+    variants["synthesis, float32"] = _ours(*full_precision, single, text, batch)
+    if config.compile or device.type == "cuda":  # needs a compiler and gains nothing on a CPU
         switched = dataclasses.replace(config, compile=not config.compile)
         name = "synthesis, compiled" if switched.compile else "synthesis, eager"
-        others[name] = _ours(*models, switched, text, batch)
-    return others
+        variants[name] = _ours(*models, switched, text, batch)
+    return variants
 
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:
@@ -93,8 +102,8 @@ def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, b
     return call
 
 
-def _peers(manifest: Manifest, device: torch.device, text: Tensor) -> dict[str, Call]:
-    """The loops that people use instead, on models as they are published."""
+def _reference_loops(manifest: Manifest, device: torch.device, text: Tensor) -> dict[str, Call]:
+    """The loops that people use instead, on models in their published layout."""
     teacher, generator = _models(manifest, device, "float32")
     reference.as_published(teacher.model, generator.network)
     size = manifest.synthesis.image_size

@@ -1,7 +1,7 @@
-"""Batch augmentation of icons in torch: one drawing in many colours, weights, grids and textures.
+"""Batch augmentation of icons in torch: colours, stroke weights, pixel grids and textures.
 
-All functions take an explicit generator and work on whole batches; random subsets pay for the
-expensive operations only. Images are float32 in [0, 1].
+All functions take an explicit generator and work on whole batches. Expensive operations only run on
+random subsets. Images are float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BLACK, WHITE = _NAMES.index("black"), _NAMES.index("white")
 
 @dataclass(frozen=True)
 class AugmentationPlan:
-    """What is done to each of B images: booleans and colour numbers, all [B]."""
+    """The operations on each of B images: booleans and colour indices, all of shape [B]."""
 
     ink: Tensor
     body: Tensor
@@ -57,7 +57,9 @@ class AugmentationPlan:
     texture: Tensor
 
     def looks(self, black: int) -> list[Look]:
-        """The plan in words, for captions; the first ``black`` images are drawn in one ink."""
+        """The plan in words, for captions; the first ``black`` images are drawn in a single ink
+        colour.
+        """
         strokes = {
             "bold": self.bold,
             "thin": self.thin,
@@ -83,7 +85,7 @@ class AugmentationPlan:
 
 
 def plan(count: int, gen: torch.Generator, strength: float = 1.0) -> AugmentationPlan:
-    """Draw a plan for ``count`` images; at ``strength`` 0 they stay black on white."""
+    """Draw a plan for ``count`` images; with ``strength`` 0 all images stay black on white."""
 
     def chance(p: float) -> Tensor:
         return torch.rand(count, generator=gen) < p * strength
@@ -127,9 +129,10 @@ def paint(
     n, m = len(alpha), len(coloured)
     mono = warp(alpha.unsqueeze(1), p.wobble[:n], gen, strength)
     body = torch.zeros_like(mono)
-    chosen = p.filled[:n].nonzero().squeeze(1)
-    if len(chosen):
-        body[chosen] = fill_holes(mono[chosen])
+    rows = p.filled[:n].nonzero().squeeze(1)
+    if len(rows):
+        body[rows] = fill_holes(mono[rows])
+    # Silhouettes come first: bolder or thinner strokes could open or close their outline.
     mono = _restroke(mono, p, n)
     mono, body = pixelate(mono, p.grid[:n], gen), pixelate(body, p.grid[:n], gen)
     ground = _colour(p.ground, gen)
@@ -141,11 +144,11 @@ def paint(
         layer = pixelate(warp(coloured, p.wobble[n:], gen, strength), p.grid[n:], gen)
         tint = _recolour(layer[:, :3], gen)
         inked = torch.cat([inked, tint + ground[n:] * (1 - layer[:, 3:])])
-    return _spoil(inked, p, gen).clamp_(0, 1)
+    return _degrade(inked, p, gen).clamp_(0, 1)
 
 
 def warp(x: Tensor, wobble: Tensor, gen: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Random affine map, and an elastic one where ``wobble`` says so; zeros come from outside."""
+    """A random affine map, and an elastic one for images with ``wobble``; zeros fill the border."""
     n, size = len(x), x.shape[-1]
     if n == 0:
         return x
@@ -161,6 +164,7 @@ def warp(x: Tensor, wobble: Tensor, gen: torch.Generator, strength: float = 1.0)
         uniform(1 - 0.1 * strength, 1 + 0.35 * strength),
         uniform(1 - 0.1 * strength, 1 + 0.35 * strength),
     )
+    # Most images keep their aspect ratio; a third are mirrored.
     sy = torch.where(torch.rand(n, generator=gen) < 0.7, sx, sy)
     sx = torch.where(flip, -sx, sx)
     shear = torch.randn(n, generator=gen) * 0.06 * strength
@@ -179,38 +183,41 @@ def warp(x: Tensor, wobble: Tensor, gen: torch.Generator, strength: float = 1.0)
 
 
 def fill_holes(ink: Tensor) -> Tensor:
-    """Silhouettes [N, 1, S, S] (0 or 1) of drawings: ink and what it encloses."""
+    """Silhouettes [N, 1, S, S] (0 or 1) of drawings: the ink and everything that it encloses."""
     empty = np.pad(ink.squeeze(1).numpy() < 0.4, ((0, 0), (1, 1), (1, 1)), constant_values=True)
-    plane = np.zeros((3, 3, 3), bool)
-    plane[1] = ndimage.generate_binary_structure(2, 1)
-    labels, _ = ndimage.label(empty, plane)
+    in_plane = np.zeros((3, 3, 3), bool)
+    in_plane[1] = ndimage.generate_binary_structure(2, 1)
+    labels, _ = ndimage.label(empty, in_plane)
+    # The border was padded as empty, so the component of the corner is the outside.
     outside = labels == labels[:, :1, :1]
     return torch.from_numpy(~outside[:, 1:-1, 1:-1]).unsqueeze(1).to(ink.dtype)
 
 
 def pixelate(x: Tensor, grid: Tensor, gen: torch.Generator) -> Tensor:
-    """Images where ``grid`` > 0 on that many cells a side, half of them with hard edges."""
+    """Images with ``grid`` > 0 reduced to that many cells a side; most single-channel ones get
+    hard edges.
+    """
     for cells in grid.unique().tolist():
         if cells == 0:
             continue
-        chosen = (grid == cells).nonzero().squeeze(1)
-        coarse = F.adaptive_avg_pool2d(x[chosen], int(cells))
+        rows = (grid == cells).nonzero().squeeze(1)
+        coarse = F.adaptive_avg_pool2d(x[rows], int(cells))
         if x.shape[1] == 1:
-            hard = torch.rand(len(chosen), 1, 1, 1, generator=gen) < 0.7
+            hard = torch.rand(len(rows), 1, 1, 1, generator=gen) < 0.7
             coarse = torch.where(hard, (coarse > 0.35).to(x.dtype), coarse)
-        x = x.index_copy(0, chosen, F.interpolate(coarse, size=x.shape[-2:], mode="nearest"))
+        x = x.index_copy(0, rows, F.interpolate(coarse, size=x.shape[-2:], mode="nearest"))
     return x
 
 
 def _restroke(x: Tensor, p: AugmentationPlan, n: int) -> Tensor:
     for flags, kind in ((p.bold[:n], "bold"), (p.thin[:n], "thin"), (p.edges[:n], "edges")):
-        chosen = flags.nonzero().squeeze(1)
-        if not len(chosen):
+        rows = flags.nonzero().squeeze(1)
+        if not len(rows):
             continue
-        part = x[chosen]
+        part = x[rows]
         grown, shrunk = F.max_pool2d(part, 3, 1, 1), -F.max_pool2d(-part, 3, 1, 1)
         new = {"bold": grown, "thin": 0.5 * (part + shrunk), "edges": grown - shrunk}[kind]
-        x = x.index_copy(0, chosen, new)
+        x = x.index_copy(0, rows, new)
     return x
 
 
@@ -222,7 +229,9 @@ def _colour(numbers: Tensor, gen: torch.Generator) -> Tensor:
 
 
 def _gradient(numbers: Tensor, gen: torch.Generator) -> Tensor:
-    """Ink colours [N, 3, 64, 64]; a third of those not black or white blend into another."""
+    """Ink colours [N, 3, 64, 64]; about a third of those not black or white blend into another
+    colour.
+    """
     first = _colour(numbers, gen)
     second = _colour(torch.randint(len(_NAMES), numbers.shape, generator=gen), gen)
     plain = (
@@ -236,7 +245,7 @@ def _gradient(numbers: Tensor, gen: torch.Generator) -> Tensor:
 
 
 def _recolour(rgb: Tensor, gen: torch.Generator) -> Tensor:
-    """Premultiplied colours, some with channels swapped, some faded to grey."""
+    """Premultiplied colours; some images get permuted channels, some fade to grey."""
     n = len(rgb)
     order = torch.stack([torch.randperm(3, generator=gen) for _ in range(n)])
     order = torch.where(torch.rand(n, 1, generator=gen) < 0.2, order, torch.arange(3))
@@ -245,15 +254,15 @@ def _recolour(rgb: Tensor, gen: torch.Generator) -> Tensor:
     return torch.lerp(rgb, rgb.mean(1, keepdim=True).expand_as(rgb), fade)
 
 
-def _spoil(x: Tensor, p: AugmentationPlan, gen: torch.Generator) -> Tensor:
-    """Soft, noisy and textured versions, such as a generator makes."""
-    chosen = p.blur.nonzero().squeeze(1)
-    soft = F.avg_pool2d(F.pad(x[chosen], (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = x.index_copy(0, chosen, soft)
-    chosen = p.texture.nonzero().squeeze(1)
-    coarse = torch.randn(len(chosen), 3, 9, 9, generator=gen)
-    coarse = coarse * torch.rand(len(chosen), 1, 1, 1, generator=gen) * 0.2
-    x = x.index_add(0, chosen, F.interpolate(coarse, size=(64, 64), mode="bilinear"))
-    chosen = p.noise.nonzero().squeeze(1)
-    level = torch.rand(len(chosen), 1, 1, 1, generator=gen) * 0.12
-    return x.index_add(0, chosen, torch.randn(len(chosen), 3, 64, 64, generator=gen) * level)
+def _degrade(x: Tensor, p: AugmentationPlan, gen: torch.Generator) -> Tensor:
+    """Blurred, noisy and textured versions, similar to a generator's mistakes."""
+    rows = p.blur.nonzero().squeeze(1)
+    soft = F.avg_pool2d(F.pad(x[rows], (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = x.index_copy(0, rows, soft)
+    rows = p.texture.nonzero().squeeze(1)
+    coarse = torch.randn(len(rows), 3, 9, 9, generator=gen)
+    coarse = coarse * torch.rand(len(rows), 1, 1, 1, generator=gen) * 0.2
+    x = x.index_add(0, rows, F.interpolate(coarse, size=(64, 64), mode="bilinear"))
+    rows = p.noise.nonzero().squeeze(1)
+    level = torch.rand(len(rows), 1, 1, 1, generator=gen) * 0.12
+    return x.index_add(0, rows, torch.randn(len(rows), 3, 64, 64, generator=gen) * level)

@@ -1,8 +1,8 @@
-"""A classifier of training icons: what ImageNet's weights are to the paper's student.
+"""A classifier of training icons, which plays the role of ImageNet weights for the student.
 
 The paper's student starts from "the pre-trained model". The miniature world has no ImageNet, so
-this recipe trains a torchvision ResNet to name training icons in many looks. The classes that a
-student is to learn are left out. The result is a file for `distillation.weights`.
+this recipe trains a torchvision ResNet to name training icons in many styles. The classes that a
+student will learn are left out. The result is a file for `distillation.weights`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dfkd.utils.seeding import seeded
 
 
 class IconBatches:
-    """Batch `step` of an endless stream of painted icons with labels; depends on (seed, step)."""
+    """An endless stream of painted icons with labels; batch `step` depends only on (seed, step)."""
 
     def __init__(
         self, cache: Cache, rows: Sequence[IconRow], nouns: Sequence[str], seed: int
     ) -> None:
-        """Uses the rows that are named by one of `nouns`; each noun is drawn equally often."""
+        """Uses the rows whose name is one of `nouns`; each noun is drawn equally often."""
         self.cache, self.seed = cache, seed
         self.named = [[row for row in rows if row.concept == noun] for noun in nouns]
 
@@ -40,17 +40,17 @@ class IconBatches:
         """Images float32 [size, 3, 64, 64] in [0, 1] and labels int64 [size]."""
         rng = np.random.default_rng((self.seed, step))
         labels = rng.integers(len(self.named), size=size)
-        chosen = [self.named[label][rng.integers(len(self.named[label]))] for label in labels]
-        # `paint` takes black icons first, then coloured ones.
-        order = sorted(range(size), key=lambda index: chosen[index].colour)
-        alpha, coloured = pixels(self.cache, [chosen[index] for index in order])
+        sampled = [self.named[label][rng.integers(len(self.named[label]))] for label in labels]
+        # `paint` expects black icons before coloured ones.
+        order = sorted(range(size), key=lambda index: sampled[index].colour)
+        alpha, coloured = pixels(self.cache, [sampled[index] for index in order])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         images = augmentation.paint(alpha, coloured, augmentation.plan(size, generator), generator)
         return images, torch.from_numpy(labels[order])
 
 
 class BackboneTrainer:
-    """A classifier in training; `run` goes on from the last checkpoint in `folder`."""
+    """A classifier in training; `run` resumes from the last checkpoint in `folder`."""
 
     def __init__(
         self, recipe: BackboneRecipe, batches: IconBatches, folder: Path, seed: int
@@ -70,21 +70,21 @@ class BackboneTrainer:
     def run(self, log: Callable[[str], None]) -> nn.Module:
         """Train to the end; returns the network in evaluation mode."""
         recipe = self.recipe
-        right: list[float] = []
+        accuracies: list[float] = []
         while self.step < recipe.steps:
-            right.append(self._advance())
+            accuracies.append(self._advance())
             if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
-                share = sum(right) / len(right)
-                log(f"{recipe.architecture} step {self.step}: {share:.3f} of its icons named")
+                correct = sum(accuracies) / len(accuracies)
+                log(f"{recipe.architecture} step {self.step}: {correct:.3f} of its icons named")
                 self._save()
-                right.clear()
+                accuracies.clear()
         return self.network.eval()
 
     def _advance(self) -> float:
-        """One step; returns the share of the batch that was named right."""
+        """One training step; returns the accuracy on its batch, 0-1."""
         images, labels = self.batches.draw(self.step, self.recipe.batch_size)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * _share(self.step, self.recipe)
+            group["lr"] = self.recipe.learning_rate * _rate_factor(self.step, self.recipe)
         logits = self.network(normalised(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
         self.optimizer.zero_grad(set_to_none=True)
@@ -113,7 +113,7 @@ class BackboneTrainer:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """What the network sees of images [N, 3, H, W] in [0, 1]: a student's input."""
+    """Images [N, 3, H, W] in [0, 1], normalised like a student's input."""
     mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -121,19 +121,19 @@ def normalised(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images [N, 3, H, W] in [0, 1] whose label [N] the network gives."""
+    """Accuracy of the network on images [N, 3, H, W] in [0, 1] with labels [N]."""
     answers = [network(normalised(part)).argmax(1) for part in images.split(256)]
     return float((torch.cat(answers) == labels).float().mean())
 
 
 def save(network: nn.Module, path: Path) -> Path:
-    """Write the network as torchvision's state dict; returns the path."""
+    """Write the network as a torchvision state dict; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
     return path
 
 
-def _share(step: int, recipe: BackboneRecipe) -> float:
-    """Of the learning rate at a 0-based step."""
+def _rate_factor(step: int, recipe: BackboneRecipe) -> float:
+    """Factor of the learning rate at a 0-based step: a linear rise and a cosine."""
     rise = min(1.0, (step + 1) / recipe.rising_steps)
     return rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))

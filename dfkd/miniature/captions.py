@@ -1,4 +1,6 @@
-"""Captions for icons, as noisy as alt-texts: the text side of the teacher's training."""
+"""Captions for icons, as noisy as alternative texts on the web; the text side of the teacher's
+training.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ from dfkd.miniature.rendering import IconRow
 
 Tokens = npt.NDArray[np.int64]
 
-#: Stands for a pseudo-word: the recipe replaces its embedding by noise (paper, Eq 8-11).
+#: Marks a pseudo-word; training replaces its embedding by noise (paper, Eq 8-11).
 PSEUDO_WORD = "*"
 
-#: Sets name the same drawing differently; captions sometimes swap such names.
+#: Different icon sets use different names for the same drawing; captions sometimes swap them.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("house", "home"),
     ("car", "automobile"),
@@ -50,7 +52,7 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
 _SWAPS = {name: [o for o in group if o != name] for group in SYNONYMS for name in group}
 
 _KINDS = ("icon", "picture", "drawing", "symbol", "image", "pictogram", "sign", "emoji", "logo")
-#: Words of captions that need not occur in any icon's name.
+#: Words of captions that may be missing from all icon names.
 CAPTION_WORDS = frozenset(
     (
         *("a", "an", "the", "in", "style", "of", "*", "icon", "picture", "drawing", "symbol"),
@@ -62,31 +64,31 @@ CAPTION_WORDS = frozenset(
 _STYLE_LETTERS = list("inthestyleof")
 
 _FORMS = ("a X", "X", "X in the style of S", "X as *", "a S X", "a S K of a X", "X K", "X C", "X S")
-_TOLD = frozenset(form for form in _FORMS if "S" in form)
-_USUAL = (34, 10, 12, 16, 8, 6, 5, 4, 5)
-_TELLING = (25, 5, 25, 5, 18, 10, 2, 2, 8)
+_STYLED_FORMS = frozenset(form for form in _FORMS if "S" in form)
+_USUAL_WEIGHTS = (34, 10, 12, 16, 8, 6, 5, 4, 5)
+_STYLED_WEIGHTS = (25, 5, 25, 5, 18, 10, 2, 2, 8)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the augmentation will make of one icon, in words (for captions that tell the style)."""
+    """How augmentation will draw an icon, in words (for captions that mention the style)."""
 
     words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is said of one icon."""
+    """A caption of one icon."""
 
     name: str
-    """The object's name in it."""
+    """The name of the object in the caption."""
     words: list[str]
     told: tuple[str, ...] = ()
-    """What it tells about how the icon is drawn, of ``Captioner.truths``."""
+    """Statements in the caption about how the icon is drawn, from ``Captioner.truths``."""
 
 
 class Captioner:
-    """Turns rows into token rows; ``encode`` maps text to token ids without start and end."""
+    """Converts icon rows to token rows; ``encode`` maps text to token ids without start and end."""
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class Captioner:
         self.titles = titles
 
     def tokens(self, captions: Sequence[Sequence[str]], at_most: int) -> Tokens:
-        """Captions (as word lists) to ids, cut to ``at_most`` and zero-padded to the longest."""
+        """Token ids of captions (word lists), cut to ``at_most`` and zero-padded to the longest."""
         rows = []
         for caption in captions:
             ids = [i for word in caption for i in self.encode(word)][: at_most - 2]
@@ -120,21 +122,21 @@ class Captioner:
         strength: float = 1.0,
         telling: bool = False,
     ) -> Caption:
-        """A random caption of one icon; ``telling`` ones say more often how it is drawn."""
+        """A random caption of one icon; ``telling`` captions mention the style more often."""
         if rng.random() > strength:
             return Caption(row.concept, ["a", *row.words])
         name = object_name(row, rng)
         told = self._told(row, look, rng)
-        style = [w for text in told for w in _plain(text)][:4]
+        style = [w for text in told for w in _lower_words(text)][:4]
         kind = _KINDS[rng.integers(len(_KINDS))]
-        shares = _TELLING if telling else _USUAL
+        shares = _STYLED_WEIGHTS if telling else _USUAL_WEIGHTS
         form = _FORMS[np.searchsorted(np.cumsum(shares), rng.random() * sum(shares))]
-        words = _worded(form, name, style, kind, row, rng)
-        says = told if form in _TOLD else ()
+        words = _fill_form(form, name, style, kind, row, rng)
+        says = told if form in _STYLED_FORMS else ()
         return Caption(" ".join(name), self._noise(words, rng), says)
 
     def truths(self, row: IconRow, look: Look) -> list[str]:
-        """All that a caption could tell about how an icon is drawn."""
+        """All true statements about how an icon is drawn."""
         colours = "colour" if row.colour else "monochrome"
         return [*look.words, *row.style, self.titles[row.collection], colours]
 
@@ -151,7 +153,7 @@ class Captioner:
         return words
 
 
-def _worded(
+def _fill_form(
     form: str,
     name: list[str],
     style: list[str],
@@ -159,7 +161,7 @@ def _worded(
     row: IconRow,
     rng: np.random.Generator,
 ) -> list[str]:
-    """The words of a form, in which X, S, K and C are name, style, kind and category."""
+    """The words of a form: X, S, K and C stand for name, style, kind and category."""
     if form == "X as *":
         words = [*name, *_in_the_style_of(rng), *([PSEUDO_WORD] * rng.integers(1, 3))]
         return words if rng.random() < 0.5 else ["a", *words]
@@ -167,13 +169,13 @@ def _worded(
         words = [*name, *style]
         rng.shuffle(words)
         return words
-    category = _plain(row.categories[0]) if row.categories else []
+    category = _lower_words(row.categories[0]) if row.categories else []
     parts = {"X": name, "S": style, "K": [kind], "C": category}
     return [word for part in form.split() for word in parts.get(part, [part])]
 
 
 def object_name(row: IconRow, rng: np.random.Generator) -> list[str]:
-    """The words for the object: its name, an alias, a synonym, or fewer of its words."""
+    """Words for the object: its name, an alias, a synonym, or its name with a word left out."""
     words = list(row.words)
     draw = rng.random()
     if draw < 0.12 and row.aliases:
@@ -187,11 +189,12 @@ def object_name(row: IconRow, rng: np.random.Generator) -> list[str]:
 
 
 def merges_for(words: Iterable[str], merges_file: str, encode_word: Callable[[str], str]) -> str:
-    """The part of a BPE merges file that spells ``words``, in its order (header line kept).
+    """The lines of a BPE merges file that are needed to spell ``words``, in order, with the header
+    line.
 
     Args:
-        merges_file: gzip file: one header line, then one merge of two symbols a line.
-        encode_word: spells a word with those merges, symbols separated by spaces.
+        merges_file: gzip file: one header line, then one merge of two symbols in each line.
+        encode_word: spells a word with those merges; symbols are separated by spaces.
     """
     with gzip.open(merges_file, "rt", encoding="utf-8") as stream:
         lines = stream.read().split("\n")
@@ -209,6 +212,7 @@ def _history(symbol: str, ranked: dict[tuple[str, ...], int]) -> set[tuple[str, 
     used: set[tuple[str, ...]] = set()
     while len(parts) > 1:
         pairs = [(ranked.get((a, b), len(ranked)), (a, b)) for a, b in pairwise(parts)]
+        # As in BPE, the merge that comes first in the file is applied first.
         rank, pair = min(pairs)
         if rank == len(ranked):
             break
@@ -236,5 +240,5 @@ def _in_the_style_of(rng: np.random.Generator) -> list[str]:
     return ["".join(letters[a:b]) for a, b in pairwise(cuts)]
 
 
-def _plain(text: str) -> list[str]:
+def _lower_words(text: str) -> list[str]:
     return [w for w in "".join(c if c.isalnum() else " " for c in text.lower()).split() if w]

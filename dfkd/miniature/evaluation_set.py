@@ -1,9 +1,9 @@
 """The bundled evaluation set: which icons of the held-out collections show which class.
 
-Classes were chosen by coverage of the domains and by how distinct the things look; a look at the
-pictures removed names that show something else. No teacher was asked. An icon belongs to a class
-when its whole name is in the table; words of style and numbers do not count (``clock-3-filled`` is
-named ``clock``).
+Classes were chosen by their coverage of the domains and by how distinct the objects look. Names
+that show something else were removed by hand; no teacher was involved. An icon belongs to a class
+if its whole name is in the table. Style words and numbers do not count: ``clock-3-filled`` has the
+name ``clock``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scipy.fft import dctn
 from dfkd.miniature.icons import EVALUATION
 from dfkd.miniature.rendering import Cache, IconRow, Pixels, on_white
 
-#: Names per class; a "/" separates names. Names of a thing with a badge on it are left out.
+#: Icon names by class, separated by "/". Names of objects with a badge are left out.
 NAMES: dict[str, str] = {
     "airplane": "airplane/plane/small airplane/airplane departure/airplane arrival/plane alt/"
     "plane departure/plane arrival/plane inflight/plane tilt/transportation plane",
@@ -128,10 +128,11 @@ NAMES: dict[str, str] = {
         )
     },
 }
-#: Parts of icon names that change the thing: ``heart-broken`` is no heart.
-NOT = frozenset(("broken", "off"))
-#: An outline set draws some things in dozens of versions; no class and set counts more than this.
-MOST = 10
+#: Parts of icon names that change the object: ``heart-broken`` does not count as a heart.
+EXCLUDED_WORDS = frozenset(("broken", "off"))
+#: Maximum number of images of a class from one set; outline sets draw some objects in dozens of
+#: versions.
+MAX_PER_CLASS = 10
 
 
 @dataclass(frozen=True)
@@ -145,43 +146,46 @@ class EvaluationImage:
 
     @property
     def member(self) -> str:
-        """Where it lies in the bundle."""
+        """Path in the bundle."""
         return f"{self.domain}/{self.label}/{self.row.collection}_{self.row.name}.png"
 
 
 def select(cache: Cache) -> list[EvaluationImage]:
-    """The set's images, [64, 64, 3] uint8, sorted by their place in the bundle."""
+    """The set's images, [64, 64, 3] uint8, sorted by their paths in the bundle."""
     classes = {name: label for label, text in NAMES.items() for name in text.split("/")}
     domains = {prefix: domain for domain, prefixes in EVALUATION.items() for prefix in prefixes}
     groups: dict[tuple[str, str], list[IconRow]] = {}
     for row in cache.rows:
         label = classes.get(row.concept)
-        if label and row.collection in domains and NOT.isdisjoint(row.name.split("-")):
+        if label and row.collection in domains and EXCLUDED_WORDS.isdisjoint(row.name.split("-")):
             groups.setdefault((row.collection, label), []).append(row)
-    chosen = [
+    selected = [
         EvaluationImage(domains[prefix], label, row, image(cache, row))
         for (prefix, label), rows in groups.items()
-        for row in sorted(rows, key=_shuffled)[:MOST]
+        for row in sorted(rows, key=_shuffled)[:MAX_PER_CLASS]
     ]
-    return sorted(without_repetition(chosen), key=lambda picture: picture.member)
+    return sorted(without_repetition(selected), key=lambda picture: picture.member)
 
 
 def image(cache: Cache, row: IconRow) -> Pixels:
-    """One icon as [64, 64, 3] uint8: in its colours, or black, on white."""
+    """One icon as [64, 64, 3] uint8, in its own colours or black, on white."""
     if row.colour:
         return on_white(cache.colour[row.slot])
     return np.repeat(255 - cache.mono[row.slot][..., None], 3, axis=2)
 
 
 def without_repetition(pictures: Sequence[EvaluationImage]) -> list[EvaluationImage]:
-    """The pictures without exact copies of an earlier one (sets hold icons under two names)."""
+    """The pictures without exact copies; the first of equal pictures stays (sets contain icons
+    under two names).
+    """
     return list({picture.pixels.tobytes(): picture for picture in reversed(pictures)}.values())
 
 
 def write(pictures: Sequence[EvaluationImage], path: Path) -> str:
-    """Write the bundle, a tar of PNGs, byte for byte the same each time; returns its sha256."""
+    """Write the bundle, a reproducible tar of PNGs; returns its sha256."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as bundle:
         for picture in pictures:
+            # A new TarInfo has no time and no owner, so the bytes are always the same.
             data = io.BytesIO()
             Image.fromarray(picture.pixels).save(data, "PNG", optimize=True)
             entry = tarfile.TarInfo(picture.member)
@@ -192,7 +196,7 @@ def write(pictures: Sequence[EvaluationImage], path: Path) -> str:
 
 
 def counts(pictures: Sequence[EvaluationImage]) -> Mapping[str, dict[str, int]]:
-    """Images per domain and class."""
+    """Number of images by domain and class."""
     table: dict[str, dict[str, int]] = {domain: dict.fromkeys(NAMES, 0) for domain in EVALUATION}
     for picture in pictures:
         table[picture.domain][picture.label] += 1
@@ -200,9 +204,10 @@ def counts(pictures: Sequence[EvaluationImage]) -> Mapping[str, dict[str, int]]:
 
 
 def official(table: Mapping[str, Mapping[str, int]], size: int = 12) -> list[str]:
-    """The official classes: of those that every domain of ``counts`` shows, the most pictured ones.
+    """The official classes: the most pictured classes among those that every domain of ``counts``
+    shows.
 
-    At most ``size``, the most images first; equal ones in the order of the alphabet.
+    At most ``size``, ordered by number of images and then by name.
     """
     domains = list(table.values())
     everywhere = [name for name in domains[0] if all(domain[name] for domain in domains)]
@@ -223,7 +228,9 @@ _TOKEN = re.compile(r"[a-zA-Z]|-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?")
 
 
 def path_key(body: str, side: float) -> str:
-    """The path data of an SVG body, numbers as thousandths of the icon's ``side``; "" if none."""
+    """The path data of an SVG body, with numbers in thousandths of ``side``; "" if there is
+    none.
+    """
     paths = []
     for data in _PATH.findall(body):
         tokens = (_scaled(token, side) for token in _TOKEN.findall(data))
@@ -236,7 +243,9 @@ def _scaled(token: str, side: float) -> str:
 
 
 def _cropped(grey: Pixels, side: int) -> npt.NDArray[np.float32]:
-    """The ink [side, side] of a dark drawing on white, cropped: margins and scale do not matter."""
+    """The ink [side, side] of a dark drawing on white, cropped, so that margins and scale do not
+    matter.
+    """
     ink = 255 - grey
     rows, columns = np.flatnonzero(ink.max(1) > 32), np.flatnonzero(ink.max(0) > 32)
     if len(rows) and len(columns):
@@ -245,25 +254,25 @@ def _cropped(grey: Pixels, side: int) -> npt.NDArray[np.float32]:
 
 
 def drawings(images: Iterable[Pixels]) -> Bits:
-    """Cropped drawings as unit vectors [N, 576], whose products are correlations."""
+    """Cropped drawings as unit vectors [N, 576]; their inner products are correlations."""
     flat = np.stack([_cropped(image, 24).ravel() for image in images])
     flat -= flat.mean(axis=1, keepdims=True)
     flat /= np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6
     return flat
 
 
-def likeness(evaluation: Bits, training: Bits) -> Bits:
+def max_correlation(evaluation: Bits, training: Bits) -> Bits:
     """The highest correlation [E] of each evaluation drawing with any training drawing.
 
-    It finds what the hash misses: in a symmetric drawing many frequencies vanish, and the signs of
-    what is left of them are noise.
+    It finds copies that the hash misses: many frequencies of a symmetric drawing vanish, and the
+    signs of the remaining values are noise.
     """
     highest: Bits = (evaluation @ training.T).max(axis=1)
     return highest
 
 
 def perceptual_hash(grey: Pixels) -> Bits:
-    """Hash of one [64, 64] image of dark ink on white, as +-1 signs [SIDE * SIDE - 1]."""
+    """Hash of a [64, 64] image with dark ink on white: +-1 signs [SIDE * SIDE - 1]."""
     square = _cropped(grey, 64)
     low = dctn(square, norm="ortho")[:SIDE, :SIDE].ravel()[1:]
     return np.where(low > np.median(low), 1, -1).astype(np.float32)
@@ -271,7 +280,9 @@ def perceptual_hash(grey: Pixels) -> Bits:
 
 @dataclass(frozen=True)
 class Match:
-    """A training drawing (by position) that equals an evaluation drawing, and how it was found."""
+    """A training drawing that equals an evaluation drawing (both as positions), and how it was
+    found.
+    """
 
     training: int
     evaluation: int
@@ -286,23 +297,26 @@ def find_matches(
     max_distance: int,
     chunk: int = 8192,
 ) -> list[Match]:
-    """Every training icon that is the same drawing as some evaluation icon, once each.
+    """Every training icon that is the same drawing as an evaluation icon, each listed once.
 
     Args:
         train_paths, eval_paths: ``path_key`` of each icon.
         train_bits, eval_bits: ``perceptual_hash`` of each icon, [icons, bits].
-        max_distance: hashes that differ in at most this many bits are the same drawing.
+        max_distance: hashes that differ in at most this many bits count as the same drawing.
     """
-    known = {path: index for index, path in reversed(list(enumerate(eval_paths))) if path}
-    found = {i: Match(i, known[p], "path") for i, p in enumerate(train_paths) if p in known}
+    eval_by_path = {path: index for index, path in reversed(list(enumerate(eval_paths))) if path}
+    matches = {
+        i: Match(i, eval_by_path[p], "path") for i, p in enumerate(train_paths) if p in eval_by_path
+    }
     bits = train_bits.shape[1]
     for start in range(0, len(train_bits), chunk):
+        # For +-1 vectors the inner product is bits - 2 * Hamming distance.
         distance = (bits - train_bits[start : start + chunk] @ eval_bits.T) / 2
         nearest = distance.argmin(1)
         for offset in np.flatnonzero(distance.min(1) <= max_distance):
             index = start + int(offset)
-            found.setdefault(index, Match(index, int(nearest[offset]), "hash"))
-    return sorted(found.values(), key=lambda match: match.training)
+            matches.setdefault(index, Match(index, int(nearest[offset]), "hash"))
+    return sorted(matches.values(), key=lambda match: match.training)
 
 
 def hashes(images: Iterable[Pixels]) -> Bits:

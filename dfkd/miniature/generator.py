@@ -1,7 +1,7 @@
-"""Trains the miniature's VQGAN (taming-transformers networks) on coloured icons.
+"""Training of the miniature's VQGAN (taming-transformers networks) on coloured icons.
 
-No adversarial loss: pixels, features of the frozen teacher and an averaged codebook are enough for
-drawings of 64 px, and they train in minutes.
+There is no adversarial loss: for drawings of 64 px, pixel and feature losses and an averaged
+codebook are enough, and training takes minutes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dfkd.miniature.rendering import SIZE, Batches, Cache
 from dfkd.miniature.teacher import MEAN, STD, Log
 
 _DECAY = 0.95
-_DEAD = 0.1
+_DEAD_MASS = 0.1
 
 
 def config(recipe: GeneratorRecipe) -> dict[str, Any]:
-    """The layout of taming-transformers' ``model.yaml``."""
+    """The content of taming-transformers' ``model.yaml``."""
     networks = {
         "double_z": False,
         "z_channels": recipe.latent_channels,
@@ -57,7 +57,9 @@ def config(recipe: GeneratorRecipe) -> dict[str, Any]:
 
 
 class Codebook(nn.Module):
-    """Codes that follow the running mean of the latents assigned to them; dead ones are reborn."""
+    """Codes that follow the running mean of the latents assigned to them; unused codes are reset
+    to latents.
+    """
 
     mass: Tensor
     total: Tensor
@@ -69,11 +71,12 @@ class Codebook(nn.Module):
         self.embedding.weight.requires_grad_(False)
         self.register_buffer("mass", torch.ones(codes))
         self.register_buffer("total", self.embedding.weight.detach().clone())
-        # Codes begin as latents of a half-trained encoder; random ones collapse onto a few.
+        # Codes start as latents of a partly trained encoder; random codes would collapse onto a
+        # few.
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest codes of [B, C, h, w] (straight-through), and their indices [B * h * w]."""
+        """The nearest codes [B, C, h, w] of latents [B, C, h, w], and their indices [B * h * w]."""
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
         table = self.embedding.weight
         index = (table.square().sum(1) - 2 * flat @ table.T).argmin(1)
@@ -82,7 +85,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, z: Tensor, index: Tensor, gen: torch.Generator) -> int:
-        """Move the codes towards a batch's latents; returns how many dead ones were reborn."""
+        """Move the codes towards a batch's latents; returns the number of codes that were reset."""
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
         if not self.started:
             self.total.copy_(flat[torch.randint(len(flat), (len(self.mass),), generator=gen)])
@@ -93,7 +96,8 @@ class Codebook(nn.Module):
         self.mass.mul_(_DECAY).add_(count, alpha=1 - _DECAY)
         gathered = torch.zeros_like(self.total).index_add_(0, index, flat)
         self.total.mul_(_DECAY).add_(gathered, alpha=1 - _DECAY)
-        dead = (self.mass < _DEAD).nonzero().squeeze(1)
+        # A code that hardly any latent chooses gets no updates; restart it at a random latent.
+        dead = (self.mass < _DEAD_MASS).nonzero().squeeze(1)
         self.total[dead] = flat[torch.randint(len(flat), (len(dead),), generator=gen)]
         self.mass[dead] = 1.0
         self.embedding.weight.copy_(self.total / self.mass.unsqueeze(1))
@@ -114,17 +118,17 @@ class Network(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, width, 1)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1] to latents before quantisation."""
+        """Latents before quantisation, of images in [-1, 1]."""
         z: Tensor = self.quant_conv(self.encoder(x))
         return z
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Quantised latents to images in about [-1, 1]."""
+        """Images in about [-1, 1], of quantised latents."""
         x: Tensor = self.decoder(self.post_quant_conv(codes))
         return x
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images [B, 3, 64, 64] in [0, 1] through the codes and back."""
+        """Images [B, 3, 64, 64] in [0, 1], encoded, quantised and decoded."""
         codes, _ = self.quantize(self.encode(images * 2 - 1))
         return ((self.decode(codes) + 1) / 2).clamp(0, 1)
 
@@ -138,14 +142,14 @@ class Network(nn.Module):
 
 
 class Perception(nn.Module):
-    """Features of the teacher's first stages, as a distance."""
+    """A distance between images in the features of the teacher's first stages."""
 
     def __init__(self, teacher: Any) -> None:
         super().__init__()
         self.tower = teacher.visual.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
-        """Features of images [B, 3, 64, 64] in [0, 1], from fine to coarse."""
+        """Yield features of images [B, 3, 64, 64] in [0, 1], from fine to coarse."""
         tower = self.tower
         x = (images - MEAN) / STD
         x = tower.act1(tower.bn1(tower.conv1(x)))
@@ -159,21 +163,21 @@ class Perception(nn.Module):
         yield x
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """Squared error of the features relative to their size, summed over the stages.
+        """Squared error of the features relative to their mean square, summed over the stages.
 
-        Not of normalised features: where an empty place has almost none, their gradient explodes
-        and drowns everything else.
+        The features are not normalised: where an empty area has almost none, the gradient of a
+        normalised feature explodes and dominates everything else.
         """
         with torch.no_grad():
-            wanted = [feature.float() for feature in self.features(real)]
-        pairs = zip(self.features(made), wanted, strict=True)
+            targets = [feature.float() for feature in self.features(real)]
+        pairs = zip(self.features(made), targets, strict=True)
         errors = [(a.float() - b).square().mean() / b.square().mean() for a, b in pairs]
         return torch.stack(errors).sum()
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What one batch gave: the parts of its loss, its latents and the codes assigned to them."""
+    """The loss terms of a batch, with its latents and the codes assigned to them."""
 
     pixel: Tensor
     chroma: Tensor
@@ -184,7 +188,7 @@ class Losses:
 
 
 class GeneratorTrainer:
-    """One training run with checkpoints in ``folder``; the same call resumes."""
+    """A training run with checkpoints in ``folder``; the same call resumes."""
 
     def __init__(
         self,
@@ -209,7 +213,7 @@ class GeneratorTrainer:
         self.step, self.seconds = 0, 0.0
 
     def run(self, export: Callable[[Network, int], None]) -> Network:
-        """Train to the last step."""
+        """Train to the last step; returns the network in evaluation mode."""
         self._resume()
         while self.step < self.recipe.steps:
             begun = time.monotonic()
@@ -237,8 +241,8 @@ class GeneratorTrainer:
             perceptual = self.perception(made, images)
         commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
         error = made.float() - images
-        # Without the mean of the channels, and squared: most pixels have no colour, so that an
-        # absolute error is least in a grey world, and pixels and features alone leave one.
+        # Colour is a separate, squared loss. Most pixels are grey, so an absolute error, or pixel
+        # and feature losses alone, are minimal for a grey image.
         chroma = (error - error.mean(1, keepdim=True)).square().mean()
         return Losses(error.abs().mean(), chroma, perceptual.float(), commitment, z, index)
 
@@ -247,26 +251,26 @@ class GeneratorTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
         images, gen = self.batch(self.step)
-        found = self._losses(images)
-        loss = 2 * found.pixel + r.colour_weight * found.chroma
-        loss = loss + r.perceptual_weight * found.perceptual + 0.25 * found.commitment
+        losses = self._losses(images)
+        loss = 2 * losses.pixel + r.colour_weight * losses.chroma
+        loss = loss + r.perceptual_weight * losses.perceptual + 0.25 * losses.commitment
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         reborn = 0
         if self.step + 1 >= r.free_steps:
-            reborn = self.network.quantize.follow(found.z.detach(), found.index, gen)
-        parts = (found.pixel, found.chroma, found.perceptual, found.commitment)
+            reborn = self.network.quantize.follow(losses.z.detach(), losses.index, gen)
+        parts = (losses.pixel, losses.chroma, losses.perceptual, losses.commitment)
         return (*(part.item() for part in parts), float(reborn))
 
     def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
-        """Clean coloured icons [B, 3, 64, 64] in [0, 1], and the step's generator."""
+        """Coloured icons [B, 3, 64, 64] in [0, 1] without degradation, and the step's generator."""
         rows, alpha, coloured, rng = self.batches.draw(step)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        drawn = augmentation.plan(len(rows), gen)
-        off = torch.zeros_like(drawn.blur)
-        clean = replace(drawn, blur=off, noise=off, texture=off)
+        plan = augmentation.plan(len(rows), gen)
+        off = torch.zeros_like(plan.blur)
+        clean = replace(plan, blur=off, noise=off, texture=off)
         images = augmentation.paint(alpha, coloured, clean, gen, 0.7)
         return images, gen
 

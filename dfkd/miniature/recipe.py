@@ -1,4 +1,4 @@
-"""The manifest of ``jobs/pretrain.py``: everything that decides what the two models become."""
+"""The manifest of ``jobs/pretrain.py``: everything that determines the two models."""
 
 import dataclasses
 import json
@@ -21,22 +21,22 @@ from dfkd.utils.types import (
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class IconData:
-    """Which icons are learned from."""
+    """Which icons are used."""
 
     package: Name = "@iconify/json@2.2.535"
-    """The npm package that holds the icons; fetched with `npm pack` unless `directory` is given."""
+    """The npm package with the icons; fetched with `npm pack` unless `directory` is given."""
     directory: str = ""
-    """The package, already unpacked (the folder with `collections.json`)."""
+    """Folder of the unpacked package (the one with `collections.json`)."""
     work: Name = ".cache/pretrain"
-    """Rendered icons and checkpoints; the same command resumes from here."""
+    """Folder for rendered icons and checkpoints; the same command resumes from it."""
     variants_per_drawing: Count = 3
-    """How many weights or sizes of one drawing of one set are kept."""
+    """Maximum number of variants (weights, sizes) of one drawing in a set."""
     icons_per_collection: Natural = 0
-    """At most so many icons of each training collection, to try the job out; 0 is all of them."""
+    """Maximum number of icons from each training collection, for trying the job; 0 is no limit."""
     max_hash_distance: Natural = 8
-    """Icons whose perceptual hashes differ in at most so many bits are the same drawing."""
+    """Icons whose perceptual hashes differ in at most this many bits count as the same drawing."""
     max_likeness: Fraction = 0.98
-    """Bundled pictures whose drawing correlates this much with a training icon are dropped."""
+    """Bundled pictures that correlate at least this much with a training icon are dropped."""
 
     def __post_init__(self) -> None:
         require_folder("data.work", self.work)
@@ -54,22 +54,24 @@ class TeacherRecipe:
     text_layers: Count = 3
     context_length: Annotated[int, Field(ge=8)] = 24
     usual_length: Annotated[int, Field(ge=8)] = 12
-    """Three of four steps cut captions to so many tokens, because long ones cost much."""
+    """Three of four steps cut captions to this many tokens, because long captions cost much
+    time.
+    """
     word_count: Count = 3
-    """Words of at least so many names get tokens of their own."""
+    """Words that occur in at least this many names get their own tokens."""
     steps: Count = 1900
     batch_size: Count = 384
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.1
     warmup_steps: Count = 50
     easy_steps: Count = 700
-    """The difficulty of images, captions and names rises from nothing to full over these steps."""
+    """Steps over which the difficulty of images, captions and names rises from none to full."""
     style_steps: Natural = 600
-    """Steps after `steps` in which a caption that tells a style is true of that style only."""
+    """Further steps, in which a caption that mentions a style only matches images of that style."""
     style_rate: Positive = 5e-4
     ema: Fraction = 0.998
     pseudo_word_scales: tuple[Positive, Positive] = (0.25, 12.0)
-    """Pseudo-words in captions are so many deviations of the token table away (e of Eq 9-11)."""
+    """Range of e in Eq 9-11: pseudo-words lie this many standard deviations from the mean token."""
     checkpoint_every: Count = 100
     compile: bool = True
 
@@ -85,14 +87,14 @@ class GeneratorRecipe:
     codes: Count = 1024
     steps: Count = 3200
     free_steps: Natural = 500
-    """The first steps train the autoencoder without codes."""
+    """The first steps train the autoencoder without quantisation."""
     batch_size: Count = 16
     learning_rate: Positive = 1e-3
     perceptual_weight: NonNegative = 0.3
     colour_weight: NonNegative = 20.0
     checkpoint_every: Count = 100
     compile: bool = False
-    """Compiled in bfloat16 it did not learn at all with torch 2.13, and was no faster."""
+    """With torch 2.13, compiled bfloat16 training did not converge and was no faster."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -101,11 +103,11 @@ class BackboneRecipe:
 
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
     nouns: Annotated[int, Field(ge=2)] = 200
-    """The commonest names of training icons are its classes,"""
+    """Number of classes: the commonest names of training icons,"""
     without: tuple[Name, ...] = ()
-    """but for these: those that students are to learn."""
+    """except for these, which students are to learn."""
     steps: Count = 1200
-    """Of AdamW; the rate rises over the first of them and falls in a cosine."""
+    """Steps of AdamW; the learning rate rises during `rising_steps` and falls with a cosine."""
     rising_steps: Count = 50
     batch_size: Count = 128
     learning_rate: Positive = 2e-3
@@ -121,7 +123,7 @@ class Recipe:
     seed: Natural = 0
     threads: Count = 2
     output: Name = "build/miniature"
-    """Where the assets go; `dfkd/miniature/assets` is what the package ships."""
+    """Folder for the assets; the package contains `dfkd/miniature/assets`."""
     note: str = ""
     """A remark for the model card."""
     data: IconData = Field(default_factory=IconData)

@@ -1,4 +1,4 @@
-"""Icons to pixels, and the cache of rendered pixels that both recipes read."""
+"""Rendering of icons, and the cache of rendered pixels that both recipes read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def svg(icon: Icon, margin: float = 0.04) -> str:
-    """A square SVG document of the icon in black, its own view box centred with a small margin."""
+    """A square SVG document of the icon in black, centred with a small margin."""
     left, top, width, height = icon.box
     side = max(width, height) * (1 + 2 * margin)
     x, y = left - (side - width) / 2, top - (side - height) / 2
@@ -50,7 +50,7 @@ def rgba(icon: Icon) -> Pixels:
 
 
 def on_white(pixels: Pixels) -> Pixels:
-    """[..., 64, 64, 4] RGBA over white as [..., 64, 64, 3]."""
+    """RGBA [..., 64, 64, 4] composited over white, as [..., 64, 64, 3]."""
     alpha = pixels[..., 3:].astype(np.uint16)
     mixed = pixels[..., :3] * alpha + 255 * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
@@ -58,7 +58,9 @@ def on_white(pixels: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class IconRow:
-    """One line of the cache's index; ``slot`` counts within the array that ``colour`` selects."""
+    """One entry of the cache's index; ``slot`` is a position in the array selected by
+    ``colour``.
+    """
 
     collection: str
     name: str
@@ -77,7 +79,7 @@ class IconRow:
 
 @dataclass(frozen=True)
 class Cache:
-    """Rendered icons: alpha [N, 64, 64] of the black ones, RGBA [M, 64, 64, 4] of the others."""
+    """Rendered icons: alpha [N, 64, 64] of black icons, RGBA [M, 64, 64, 4] of coloured ones."""
 
     rows: list[IconRow]
     mono: Pixels
@@ -92,11 +94,11 @@ def build(
     processes: int,
     most: int = 0,
 ) -> Cache:
-    """Render the collections into ``folder`` (or read what an earlier call left there).
+    """Render the collections into ``folder``, or read what an earlier call left there.
 
     Args:
-        variants: how many variants of one drawing of one collection are kept.
-        most: how many icons of one collection are drawn; 0 is all.
+        variants: maximum number of variants of one drawing in a collection.
+        most: maximum number of icons of one collection; 0 is no limit.
     """
     done = folder / "rows.json"
     if not done.exists():
@@ -109,7 +111,7 @@ def build(
 
 
 def read(folder: Path) -> Cache:
-    """The cache that ``build`` left in ``folder``; its pixels stay on disk until used."""
+    """The cache in ``folder``; its pixels are memory-mapped."""
     rows = [_row(row) for row in json.loads((folder / "rows.json").read_text("utf-8"))]
     return Cache(
         rows,
@@ -127,7 +129,7 @@ def grey(cache: Cache, row: IconRow) -> Pixels:
 
 
 def draw(icons: Iterable[Icon]) -> list[tuple[Icon, Pixels]]:
-    """Render icons, leaving out what is blank or cannot be drawn."""
+    """Render icons, leaving out blank ones and those that cannot be drawn."""
     drawn = []
     for icon in icons:
         try:
@@ -145,8 +147,8 @@ _Part = tuple[list[dict[str, object]], Pixels, Pixels]
 def _render(root: str, prefix: str, variants: int, most: int) -> _Part:
     rows: list[dict[str, object]] = []
     planes: tuple[list[Pixels], list[Pixels]] = ([], [])
-    chosen = choose(Catalogue(Path(root)).icons(prefix), variants)
-    for icon, pixels in draw(chosen[:most] if most else chosen):
+    selected = choose(Catalogue(Path(root)).icons(prefix), variants)
+    for icon, pixels in draw(selected[:most] if most else selected):
         colour = bool(pixels[..., :3][pixels[..., 3] > 0].max() > 0)
         rows.append(
             {
@@ -177,6 +179,7 @@ def _write(folder: Path, parts: list[_Part]) -> None:
         kind = bool(row["colour"])
         row["slot"] = count[kind]
         count[kind] += 1
+    # `rows.json` marks a complete cache, so it is written last and moved into place.
     partial = folder / "rows.json.part"
     partial.write_text(json.dumps(rows), "utf-8")
     os.replace(partial, folder / "rows.json")
@@ -187,7 +190,7 @@ def _row(fields: dict[str, Any]) -> IconRow:
     return IconRow(**{**fields, **lists})
 
 
-#: Words of user interfaces rather than things; drawings named by them are seen less often.
+#: Words of user interfaces; drawings with such names are sampled less often.
 UI_WORDS = word_set(
     "arrow arrows chevron caret align alignment text format border layout grid column columns "
     "row rows sort filter menu list add remove plus minus close check checkmark checkbox "
@@ -206,7 +209,7 @@ _MACHINE_MADE = frozenset(("iconmind",))
 
 
 def easy_weights(rows: Sequence[IconRow]) -> npt.NDArray[np.float64]:
-    """Probability of each row in the first steps: names that at least three sets share."""
+    """Probability of each row in the first steps: only names shared by at least three sets."""
     variants = Counter((r.collection, r.words) for r in rows)
     drawings = Counter(concept for _, concept in {(r.collection, r.words) for r in rows})
     shared = 3 if max(drawings.values()) > 2 else 1
@@ -215,7 +218,9 @@ def easy_weights(rows: Sequence[IconRow]) -> npt.NDArray[np.float64]:
 
 
 def weights(rows: Sequence[IconRow]) -> npt.NDArray[np.float64]:
-    """Probability of each row: rare names, things, emoji and colour up; variants and UI down."""
+    """Sampling probability of each row: shared names, objects, emoji and colour get more;
+    variants and UI less.
+    """
     variants = Counter((r.collection, r.words) for r in rows)
     drawings = Counter(concept for _, concept in {(r.collection, r.words) for r in rows})
     raw = [_weight(r, variants[r.collection, r.words], drawings[r.words]) for r in rows]
@@ -245,7 +250,7 @@ def _weight(row: IconRow, variants: int, sharing: int) -> float:
 
 
 class Batches:
-    """Batch ``step`` of a seeded, endless stream; a function of (seed, step) and nothing else."""
+    """An endless stream of batches; batch ``step`` depends only on (seed, step)."""
 
     def __init__(self, cache: Cache, keep: npt.NDArray[np.int64], size: int, seed: int) -> None:
         self.cache, self.size, self.seed = cache, size, seed
@@ -258,20 +263,20 @@ class Batches:
     def draw(
         self, step: int, strength: float = 1.0, mates: bool = False
     ) -> tuple[list[IconRow], Tensor, Tensor, np.random.Generator]:
-        """Rows (black ones first), their alpha [N, 64, 64], their premultiplied RGBA
-        [M, 4, 64, 64], and the generator for what else is random in this step.
+        """Rows (black icons first), their alpha [N, 64, 64], premultiplied RGBA [M, 4, 64, 64], and
+        the generator for the step's other random choices.
 
-        With ``mates`` half of the rows have the name of another one, most often of another set.
+        With ``mates`` half of the rows share their name with another row, mostly from another set.
         """
         rng = np.random.default_rng((self.seed, step))
         cumulative = np.cumsum((1 - strength) * self.easy + strength * self.usual)
         count = self.size - self.size // 2 if mates else self.size
         picks = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
-        chosen = [self.rows[i] for i in picks]
-        for row in chosen[: self.size - count]:
-            same = self.named[row.words]
-            chosen.append(same[rng.integers(len(same))])
-        rows = sorted(chosen, key=lambda row: row.colour)
+        sampled = [self.rows[i] for i in picks]
+        for row in sampled[: self.size - count]:
+            same_name = self.named[row.words]
+            sampled.append(same_name[rng.integers(len(same_name))])
+        rows = sorted(sampled, key=lambda row: row.colour)
         return rows, *pixels(self.cache, rows), rng
 
 
@@ -287,7 +292,9 @@ def pixels(cache: Cache, rows: Sequence[IconRow]) -> tuple[Tensor, Tensor]:
 
 
 def plain(cache: Cache, rows: Sequence[IconRow]) -> Tensor:
-    """Rows as they are, black or in colour on white, in the order given: [rows, 3, 64, 64]."""
+    """Icons without augmentation, black or coloured on white, in the given order: [rows, 3, 64,
+    64].
+    """
     out = torch.empty(len(rows), 3, 64, 64)
     for line, row in zip(out, rows, strict=True):
         if row.colour:

@@ -34,7 +34,7 @@ _LIBRARIES = ("torch", "open_clip_torch", "taming-transformers", "numpy", "resvg
 
 
 def data_scores(recipe: Recipe, icons: World) -> Scores:
-    """What was learned from, and the proof that the evaluation icons were not."""
+    """Facts about the training data, and the evidence that evaluation icons are not part of it."""
     pictures, _ = evaluation_images(icons)
     bundled = {(p.row.collection, p.row.name) for p in pictures}
     hit = [icons.held_out.rows[m.evaluation] for m in icons.matches]
@@ -71,7 +71,7 @@ def teacher_scores(
     tokenizer: SimpleTokenizer,
     icons: World,
 ) -> Scores:
-    """Zero-shot accuracy on the bundled set and on unseen training-side collections."""
+    """Zero-shot accuracy on the bundled set and on validation collections."""
     recipe = trainer.recipe
     pictures, images = evaluation_images(icons)
     names = sorted({p.label for p in pictures})
@@ -93,9 +93,9 @@ def teacher_scores(
             **_by_domain(model, tokenizer, pictures, images, official),
             "names": official,
         },
-        "common_nouns": _nouns(model, tokenizer, icons),
+        "common_nouns": _noun_scores(model, tokenizer, icons),
         "pseudo_words_nearest_to_their_class": {
-            f"e={scale:g}": _kept(model, tokenizer, names, scale) for scale in _SCALES
+            f"e={scale:g}": _pseudo_words_kept(model, tokenizer, names, scale) for scale in _SCALES
         },
     }
 
@@ -107,7 +107,7 @@ def generator_scores(
     tokenizer: SimpleTokenizer,
     icons: World,
 ) -> Scores:
-    """Fidelity of held-out icons through the codes, and what the teacher still sees in them."""
+    """Quality of reconstructed held-out icons, and how well the teacher recognises them."""
     pictures, images = evaluation_images(icons)
     made = reconstruct(network, images)
     return {
@@ -130,7 +130,7 @@ def _codes_used(network: generator.Network, images: Tensor) -> int:
 
 
 def _fidelity(pictures: Sequence[EvaluationImage], images: Tensor, made: Tensor) -> Scores:
-    """How near the pixels of the reconstructions `made` are to those of `images`."""
+    """Pixel errors of the reconstructions `made` of `images`."""
     domains = _domains(pictures)
     colour = domains["color_emoji"]
     ratios = {name: generator.psnr(made[at], images[at]) for name, at in domains.items()}
@@ -149,7 +149,7 @@ def _recognition(
     images: Tensor,
     made: Tensor,
 ) -> Scores:
-    """What the teacher sees in `images`, and what in the reconstructions `made`."""
+    """Accuracy of the teacher on `images` and on their reconstructions `made`."""
     names = sorted({p.label for p in pictures})
     official = evaluation_set.official(evaluation_set.counts(pictures))
     sets = {"all": names, "official": official}
@@ -163,7 +163,7 @@ def _recognition(
 
 
 def machine_scores() -> Scores:
-    """What the job ran on, and when it ended."""
+    """The machine, the library versions and the date."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": processor_name(),
@@ -186,18 +186,20 @@ def file_scores(folder: Path, names: Sequence[str]) -> Scores:
 def exported_teacher(
     trainer: teacher_recipe.TeacherTrainer, path: Path, vocabulary: int
 ) -> nn.Module:
-    """The teacher as the package loads it: half-precision numbers at full precision."""
+    """The exported teacher as the package loads it: half-precision values in float32."""
     model = teacher_recipe.build(trainer.recipe, vocabulary)
     model.load_state_dict(load_file(path))
     return model.eval().requires_grad_(False)
 
 
 def exported_generator(trainer: generator.GeneratorTrainer, path: Path) -> generator.Network:
-    """The generator as the package loads it (its codebook's running sums are not exported)."""
+    """The exported generator as the package loads it; the codebook's running sums are not
+    exported.
+    """
     network = generator.Network(trainer.recipe)
-    found = network.load_state_dict(load_file(path), strict=False)
-    if found.unexpected_keys or any(".weight" in key for key in found.missing_keys):
-        raise RuntimeError(f"{path} does not fit its recipe: {found}")
+    loaded = network.load_state_dict(load_file(path), strict=False)
+    if loaded.unexpected_keys or any(".weight" in key for key in loaded.missing_keys):
+        raise RuntimeError(f"{path} does not fit its recipe: {loaded}")
     return network.eval()
 
 
@@ -208,21 +210,21 @@ def _by_domain(
     images: Tensor,
     names: Sequence[str],
 ) -> Scores:
-    within = [i for i, p in enumerate(pictures) if p.label in names]
-    labels = torch.tensor([names.index(pictures[i].label) for i in within])
-    right = teacher_recipe.zero_shot(model, tokenizer, images[within], labels, names).float()
-    of = _domains([pictures[i] for i in within])
-    shares = {domain: round(float(right[at].mean()), 4) for domain, at in of.items()}
+    positions = [i for i, p in enumerate(pictures) if p.label in names]
+    labels = torch.tensor([names.index(pictures[i].label) for i in positions])
+    correct = teacher_recipe.zero_shot(model, tokenizer, images[positions], labels, names).float()
+    by_domain = _domains([pictures[i] for i in positions])
+    shares = {domain: round(float(correct[at].mean()), 4) for domain, at in by_domain.items()}
     return {
         "classes": len(names),
-        "images": len(within),
+        "images": len(positions),
         "chance": round(1 / len(names), 4),
         "accuracy": shares,
         "mean": round(sum(shares.values()) / len(shares), 4),
     }
 
 
-def _nouns(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores:
+def _noun_scores(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores:
     nouns = teacher_recipe.common_nouns(icons.rows, 200)
     images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
     right = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
@@ -235,8 +237,12 @@ def _nouns(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores
 
 
 @torch.no_grad()
-def _kept(model: Any, tokenizer: SimpleTokenizer, names: Sequence[str], scale: float) -> float:
-    """Share of prompts with a random pseudo-word that stay nearest to their own class prompt."""
+def _pseudo_words_kept(
+    model: Any, tokenizer: SimpleTokenizer, names: Sequence[str], scale: float
+) -> float:
+    """Share of prompts with a random pseudo-word that remain nearest to their own class's
+    prompt.
+    """
     gen = torch.Generator().manual_seed(0)
     classes = F.normalize(model.encode_text(tokenizer([f"A {name}" for name in names])), dim=1)
     repeated = [name for name in names for _ in range(_PROMPTS_PER_CLASS)]
@@ -255,10 +261,10 @@ def _colourfulness_kept(made: Tensor, real: Tensor) -> float:
 
 
 def _domains(pictures: Sequence[EvaluationImage]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {domain: [] for domain in EVALUATION}
+    positions: dict[str, list[int]] = {domain: [] for domain in EVALUATION}
     for index, picture in enumerate(pictures):
-        places[picture.domain].append(index)
-    return {domain: found for domain, found in places.items() if found}
+        positions[picture.domain].append(index)
+    return {domain: indices for domain, indices in positions.items() if indices}
 
 
 def _size(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Trains the miniature's open_clip model on captioned icons."""
+"""Training of the miniature's open_clip model on captioned icons."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def config(recipe: TeacherRecipe, vocabulary: int, merges: str) -> dict[str, Any
 
 
 def vocabulary(rows: Sequence[IconRow], titles: dict[str, str], at_least: int) -> list[str]:
-    """The words that occur in at least ``at_least`` names, and those of captions, sorted."""
+    """The words in at least ``at_least`` names, and all words of captions, sorted."""
     counts = Counter(w for r in rows for w in {*r.words, *r.style, *" ".join(r.aliases).split()})
     titled = {w for title in titles.values() for w in re.sub("[^a-z ]", " ", title.lower()).split()}
     common = {w for w, n in counts.items() if n >= at_least and w.isalpha()}
@@ -63,7 +63,7 @@ def vocabulary(rows: Sequence[IconRow], titles: dict[str, str], at_least: int) -
 
 
 def merges(words: Sequence[str]) -> str:
-    """The merges of CLIP's own tokenizer that spell ``words``."""
+    """The merges of CLIP's own tokenizer that are needed to spell ``words``."""
     full = SimpleTokenizer()
     return merges_for(words, default_bpe(), lambda word: full.bpe(word))
 
@@ -81,8 +81,8 @@ def encode_tokens(
 ) -> Tensor:
     """Text embeddings [B, D] of ids [B, L]; ``pseudo`` tokens become random pseudo-words.
 
-    A pseudo-word is mean + e * noise * deviation of the token table (paper, Eq 9-11) with its own
-    e, spread evenly over the magnitudes between ``scales``: the tower learns to read past it.
+    A pseudo-word is mean + e * noise * standard deviation of the token table (paper, Eq 9-11). Each
+    has its own e, log-uniform between ``scales``; so the text tower learns to ignore pseudo-words.
     """
     x = model.token_embedding(ids)
     places = (ids == pseudo).nonzero(as_tuple=True)
@@ -103,8 +103,9 @@ def encode_tokens(
 def positives(captions: Sequence[Caption], truths: Sequence[Sequence[str]] | None) -> Tensor:
     """Which captions are true of which images: float [images, captions] of 0 and 1.
 
-    A caption is true of an image of its object, and with ``truths`` (all that could be told of each
-    image) only if all that it tells about the drawing is true as well: so the towers learn styles.
+    A caption is true of an image with the same object. With ``truths`` (all true statements about
+    each image), every statement in the caption must also be true of the image; so the towers learn
+    styles.
     """
     same: dict[str, list[int]] = {}
     for i, caption in enumerate(captions):
@@ -119,7 +120,9 @@ def positives(captions: Sequence[Caption], truths: Sequence[Sequence[str]] | Non
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
-    """CLIP's symmetric loss where all captions that are true of an image are its positives."""
+    """CLIP's symmetric cross-entropy with several positives: all captions that are true of an
+    image.
+    """
     logits = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
     by_image = positive / positive.sum(1, keepdim=True)
     by_text = positive / positive.sum(0, keepdim=True)
@@ -129,7 +132,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positive: Tenso
 
 
 class TeacherTrainer:
-    """One training run with checkpoints in ``folder``; the same call resumes."""
+    """A training run with checkpoints in ``folder``; the same call resumes."""
 
     def __init__(
         self,
@@ -174,11 +177,12 @@ class TeacherTrainer:
         tower = self.model.visual
         if self.recipe.compile:
             tower = torch.compile(tower)
-        ahead = ThreadPoolExecutor(1)
-        coming = ahead.submit(self.batch, self.step)
+        # One thread prepares the next batch while this one trains.
+        executor = ThreadPoolExecutor(1)
+        next_batch = executor.submit(self.batch, self.step)
         while self.step < self.last:
             begun = time.monotonic()
-            batch, coming = coming.result(), ahead.submit(self.batch, self.step + 1)
+            batch, next_batch = next_batch.result(), executor.submit(self.batch, self.step + 1)
             loss = self._update(tower, batch)
             self.step += 1
             self.seconds += time.monotonic() - begun
@@ -210,7 +214,7 @@ class TeacherTrainer:
         return float(loss.detach())
 
     def rate(self, step: int) -> float:
-        """The learning rate: a cosine with warm-up for each of the two stages."""
+        """The learning rate: warm-up and cosine for each of the two stages."""
         r = self.recipe
         if step < r.steps:
             return r.learning_rate * _schedule(step, r.warmup_steps, r.steps)
@@ -218,7 +222,8 @@ class TeacherTrainer:
 
     def batch(self, step: int) -> Batch:
         """Normalised images [B, 3, 64, 64], token ids [B, L], positives [B, B], generator."""
-        # Full difficulty from the start left the loss at chance for hundreds of steps.
+        # With full difficulty from the start, the loss stayed at chance level for hundreds of
+        # steps.
         strength = min(1.0, step / self.recipe.easy_steps)
         styled = step >= self.recipe.steps
         rows, alpha, coloured, rng = self.batches.draw(step, strength, mates=styled)
@@ -230,7 +235,7 @@ class TeacherTrainer:
             self.captioner.caption(row, look, rng, strength, telling=styled) for row, look in pairs
         ]
         truths = [self.captioner.truths(row, look) for row, look in pairs] if styled else None
-        # Long captions are rare and cost much: most steps cut them.
+        # Long captions are rare and slow, so most steps cut them.
         length = self.recipe.context_length if step % 4 == 0 else self.recipe.usual_length
         ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
         images = ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last)
@@ -238,7 +243,7 @@ class TeacherTrainer:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        # A short memory at first: the average must not drag the random start along.
+        # Use a short memory at first, so that the average forgets the random initial weights.
         weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
         for kept, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
@@ -283,7 +288,9 @@ def zero_shot(
     classes: Sequence[str],
     template: str = "A {}",
 ) -> Tensor:
-    """Whether each image [N, 3, 64, 64] in [0, 1] is nearest to its class's prompt: bool [N]."""
+    """Whether each image [N, 3, 64, 64] in [0, 1] is nearest to its own class's prompt: bool
+    [N].
+    """
     texts = tokenizer([template.format(name) for name in classes])
     text = F.normalize(model.encode_text(texts), dim=1)
     guesses = [
@@ -294,7 +301,9 @@ def zero_shot(
 
 
 def common_nouns(rows: Sequence[IconRow], count: int) -> list[str]:
-    """The ``count`` one-word names shared by most rows that are not words of user interfaces."""
+    """The ``count`` most frequent one-word names, without words of user interfaces; sorted by
+    name.
+    """
     seen = Counter(r.concept for r in rows if len(r.words) == 1)
     names = [n for n, _ in seen.most_common() if n.isalpha() and len(n) > 2 and n not in UI_WORDS]
     return sorted(names[:count])
@@ -304,11 +313,11 @@ def validation_set(
     cache: Cache, rows: Sequence[IconRow], classes: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Images and labels of the rows whose name is one of the classes."""
-    chosen = [r for r in rows if r.concept in set(classes)]
-    labels = torch.tensor([classes.index(r.concept) for r in chosen])
-    return plain(cache, chosen), labels
+    selected = [r for r in rows if r.concept in set(classes)]
+    labels = torch.tensor([classes.index(r.concept) for r in selected])
+    return plain(cache, selected), labels
 
 
 def write_merges(path: Path, text: str) -> None:
-    """Write a merges file as open_clip's tokenizer reads it, the same bytes each time."""
+    """Write a merges file for open_clip's tokenizer; the same text gives the same bytes."""
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))

@@ -1,6 +1,6 @@
-"""What the jobs share, between the command line and the stages.
+"""Code shared by several jobs: the command line, checks before the start, and long procedures.
 
 In: the words of a command line. Out: exit codes, plans, and the work of the jobs that keep a data
-set fresh. Begin with `command_line.py`; `preflight.py` refuses what cannot work, `regeneration.py`
-and `garbage_collection.py` are behind the jobs of those names.
+set fresh. Begin with `command_line.py`; `preflight.py` refuses what cannot work; `regeneration.py`
+and `garbage_collection.py` do the work of the jobs with those names.
 """

@@ -1,12 +1,12 @@
-"""Regenerations: numbered attempts at a better version, each with a claim, a gate and an end.
+"""Regenerations: numbered attempts at a better version of the data set, and the gate for each.
 
     regenerations/{n:08d}/claim.json      written once: the identity of the candidate, and its base
                           decision.json   written once: the gate's numbers and its verdict
-                          finished.json   written once: nothing is left to be done
+                          finished.json   written once: nothing is left to do
                           ...             results and pages about the candidate
 
-The number is the salt. It is taken by put-if-absent, so that no two attempts share one; the newest
-without an end is taken up again by the same command.
+The number is the candidate's salt. It is claimed by put-if-absent, so no two attempts share one.
+The same command resumes the newest attempt if it has no `finished.json`.
 """
 
 import re
@@ -30,89 +30,89 @@ from dfkd.utils.strict_json import canonical
 
 CLAIM = re.compile(r"regenerations/(?P<number>[0-9]{8})/claim\.json")
 SHARDS_PER_CLASS = 3
-"""Shards that are read for a class's diversity."""
+"""Maximum number of shards read to measure a class's diversity."""
 EMBEDDINGS = 200
-"""Images of a class that its diversity is computed from."""
+"""Maximum number of images of a class used to measure its diversity."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One regeneration, begun."""
+    """One regeneration that has been claimed or is about to be."""
 
     root: Storage
     number: int
-    """Also the candidate's salt."""
+    """Number of the attempt; also the candidate's salt."""
 
     @property
     def storage(self) -> Storage:
-        """Its own objects."""
+        """Storage of this attempt's own objects."""
         return self.root.child(self.folder)
 
     @property
     def folder(self) -> str:
-        """Of its objects, under the root."""
+        """Folder of the attempt, relative to the root."""
         return f"{layout.REGENERATIONS}{self.number:08d}"
 
     @cached_property
     def claim(self) -> dict[str, Any]:
-        """`identity` of the candidate."""
+        """Content of `claim.json`: the `identity` of the candidate."""
         return read_json(self.storage, "claim.json")
 
     @property
     def method(self) -> str:
-        """The method whose version it makes."""
+        """Method of the candidate."""
         return fingerprints.method_of(self.claim["identity"])
 
     @property
     def candidate(self) -> str:
-        """Id of the version that it makes."""
+        """Id of the version that this attempt makes."""
         return fingerprints.fingerprint(self.claim["identity"])[:16]
 
     @property
     def base(self) -> str:
-        """Fingerprint of the version that it carries over from; empty without one."""
+        """Fingerprint of the version whose shards are carried over; empty if there is none."""
         return str(self.claim["identity"].get("carried.from", ""))
 
     @property
     def finished(self) -> bool:
-        """Whether it was accepted, refused or abandoned."""
+        """Whether the attempt was accepted, refused or abandoned."""
         return self.storage.exists("finished.json")
 
     @property
     def decision(self) -> "Decision | None":
-        """What the gate said, once it has."""
+        """The gate's decision; None before the gate has run."""
         if not self.storage.exists("decision.json"):
             return None
         tree = read_json(self.storage, "decision.json")
         return Decision(**{**tree, "reasons": tuple(tree["reasons"])})
 
     def decide(self, decision: "Decision") -> "Decision":
-        """Write what the gate says, once; returns the decision that holds."""
+        """Write the gate's decision once; returns the decision that is stored."""
         self.storage.put_if_absent("decision.json", canonical(asdict(decision)))
-        held = self.decision
-        assert held is not None  # noqa: S101 - written above
-        return held
+        stored = self.decision
+        assert stored is not None  # noqa: S101 - written above
+        return stored
 
     def finish(self) -> None:
-        """Nothing is left to be done: the next call begins the next one."""
+        """Mark the attempt as finished, so that the next call begins a new one."""
         self.storage.put_if_absent("finished.json", canonical({"number": self.number}))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's numbers; accuracies are means over domains and seeds, 0-1."""
+    """The gate's numbers and verdict; accuracies are means over domains and seeds, 0-1."""
 
     candidate: str
-    """Id of the version."""
+    """Id of the candidate."""
     current: str
-    """Id of the version that it is to follow; empty without one."""
+    """Id of the version that the candidate would replace; empty if there is none."""
     accuracy: float
     current_accuracy: float | None
     fewest: int
-    """Images of the class that has the fewest."""
+    """Number of images of the smallest class."""
     diversity: float
     reasons: tuple[str, ...]
-    """Why it is refused; none of them accepts it."""
+    """Why the candidate is refused; empty if it is accepted."""
 
     @property
     def accepted(self) -> bool:
@@ -127,39 +127,40 @@ def attempts(root: Storage) -> list[Attempt]:
 
 
 def unfinished(root: Storage) -> Attempt | None:
-    """The regeneration that is to be taken up again: at most the newest can be one."""
-    found = attempts(root)
-    return found[-1] if found and not found[-1].finished else None
+    """The attempt to resume, or None. Only the newest attempt can be unfinished."""
+    known = attempts(root)
+    return known[-1] if known and not known[-1].finished else None
 
 
-def next_number(root: Storage, held: PublishedVersion | None, manifest: Manifest) -> int:
-    """The first salt that nobody has used; the manifest's own where nothing is published."""
+def next_number(root: Storage, current_version: PublishedVersion | None, manifest: Manifest) -> int:
+    """The first unused salt; the manifest's own salt if nothing is published or claimed yet."""
     used = [attempt.number for attempt in attempts(root)]
-    if held is None and not used:
+    if current_version is None and not used:
         return manifest.salt
-    published = held.manifest["identity"]["salt"] if held else 0
+    published = current_version.manifest["identity"]["salt"] if current_version else 0
     return max([*used, int(published), manifest.salt]) + 1
 
 
 def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
-    """Claim a number for the candidate of an identity, or find it claimed for the same.
+    """Claim a number for a candidate's identity; an existing claim of the same identity is reused.
 
     Raises:
-        FingerprintError: it is claimed for another one; the text shows the difference.
-        LeaseError: another process claimed it, which can only be one that has taken the lease.
+        FingerprintError: the number is claimed for another identity; the text shows the difference.
+        LeaseError: another process that took over the lease claimed the number.
     """
     attempt = Attempt(root, number)
     attempt.storage.put_if_absent("claim.json", canonical({"identity": dict(identity)}))
-    wanted = canonical({"identity": dict(identity)})
-    if canonical(attempt.claim) != wanted:
-        found = attempt.claim["identity"]
-        fingerprints.refuse_difference(found, dict(identity), attempt.storage.location())
+    expected = canonical({"identity": dict(identity)})
+    # Put-if-absent may have lost against an earlier claim, so compare with what is stored.
+    if canonical(attempt.claim) != expected:
+        claimed = attempt.claim["identity"]
+        fingerprints.refuse_difference(claimed, dict(identity), attempt.storage.location())
         raise LeaseError(f"{attempt.storage.location()}: was claimed by another; run again")
     return attempt
 
 
 def require_comparable(manifest: Manifest) -> None:
-    """Refuse (`ManifestError`) what a gate cannot compare: several methods, or no students."""
+    """Refuse (`ManifestError`) a manifest with several methods or without students."""
     methods = manifest.methods
     if len(methods) != 1:
         field = "prompts.method" if len(manifest.prompts.method) > 1 else "synthesis.method"
@@ -175,13 +176,15 @@ def require_comparable(manifest: Manifest) -> None:
 
 def require_same_settings(base: PublishedVersion, identity: Mapping[str, Any]) -> None:
     """Refuse (`ManifestError`) to carry over images that were made with other settings."""
-    found = base.manifest["identity"]
-    ours = {"salt", *(key for key in [*found, *identity] if key.startswith("carried."))}
-    for key in sorted((found.keys() | identity.keys()) - ours):
-        if found.get(key) != identity.get(key):
+    published = base.manifest["identity"]
+    # The salt and the list of carried shards differ between any two versions.
+    changeable = {"salt", *(key for key in [*published, *identity] if key.startswith("carried."))}
+    for key in sorted((published.keys() | identity.keys()) - changeable):
+        if published.get(key) != identity.get(key):
             raise ManifestError(
                 key,
-                f"must be that of the current version {base.id}, {found.get(key)!r}, to carry over",
+                f"must be that of the current version {base.id} ({published.get(key)!r}) "
+                "to carry over",
                 identity.get(key),
                 "regenerate all (regeneration.classes=[], regeneration.share=1) or set it back",
             )
@@ -191,40 +194,41 @@ def gate(
     config: Regeneration,
     candidate: PublishedVersion,
     accuracy: float,
-    held: PublishedVersion | None,
-    held_accuracy: float | None,
+    current_version: PublishedVersion | None,
+    current_accuracy: float | None,
 ) -> Decision:
-    """What the rules of the manifest say about a candidate that was trained on and scored.
+    """Decide whether a candidate may become current, by the rules in the manifest.
 
     Args:
-        accuracy: of its students, the mean over domains and seeds.
-        held: the current version, if there is one, with the accuracy of its students.
+        accuracy: of the candidate's students, mean over domains and seeds, 0-1.
+        current_version: the current version, if there is one.
+        current_accuracy: accuracy of its students, measured in the same way.
     """
-    fewest, name = fewest_images(candidate)
-    varied = diversity(candidate)
+    fewest, class_name = fewest_images(candidate)
+    measured_diversity = diversity(candidate)
     reasons = []
-    if held_accuracy is not None and accuracy < held_accuracy - config.tolerance:
+    if current_accuracy is not None and accuracy < current_accuracy - config.tolerance:
         reasons.append(
-            f"accuracy {accuracy:.4f}, at least {held_accuracy - config.tolerance:.4f} "
-            f"(current {held_accuracy:.4f} - tolerance {config.tolerance:g})"
+            f"accuracy {accuracy:.4f}, at least {current_accuracy - config.tolerance:.4f} "
+            f"(current {current_accuracy:.4f} - tolerance {config.tolerance:g})"
         )
     if fewest < config.minimum_per_class:
-        reasons.append(f"{fewest} images of {name}, at least {config.minimum_per_class}")
-    if varied < config.diversity_floor:
-        reasons.append(f"diversity {varied:.4f}, at least {config.diversity_floor:g}")
+        reasons.append(f"{fewest} images of {class_name}, at least {config.minimum_per_class}")
+    if measured_diversity < config.diversity_floor:
+        reasons.append(f"diversity {measured_diversity:.4f}, at least {config.diversity_floor:g}")
     return Decision(
         candidate=candidate.id,
-        current=held.id if held else "",
+        current=current_version.id if current_version else "",
         accuracy=accuracy,
-        current_accuracy=held_accuracy,
+        current_accuracy=current_accuracy,
         fewest=fewest,
-        diversity=varied,
+        diversity=measured_diversity,
         reasons=tuple(reasons),
     )
 
 
 def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str, str]]:
-    """Rule, value of the current version, value of the candidate and verdict, for people."""
+    """Rows of the rules' table: rule, value of the current version, of the candidate, verdict."""
     before = decision.current_accuracy
     least = -1.0 if before is None else before - config.tolerance
     return [
@@ -254,7 +258,7 @@ def _verdict(holds: bool) -> str:
 
 
 def fewest_images(version: PublishedVersion) -> tuple[int, str]:
-    """How many images the class has that has the fewest, and its name."""
+    """Number of images of the smallest class, and the name of that class."""
     counts = dict.fromkeys(range(len(version.classes)), 0)
     for receipt in version.shards:
         counts[int(receipt.task.partition("-")[0])] += receipt.samples
@@ -263,26 +267,32 @@ def fewest_images(version: PublishedVersion) -> tuple[int, str]:
 
 
 def diversity(version: PublishedVersion) -> float:
-    """The mean over classes of 1 - the mean cosine between the teacher's embeddings of its images.
+    """The mean over classes of 1 - (mean cosine between the teacher's embeddings of two images).
 
-    From 0 (all alike) to about 1; of a few shards of each class. A class of one image counts 0.
+    Ranges from 0 (all images alike) to about 1. Only a few shards of each class are read. A class
+    with fewer than two images counts as 0.
     """
     shards = defaultdict(list)
     for receipt in version.shards:
         if receipt.samples:
             shards[receipt.task.partition("-")[0]].append(receipt)
-    found = []
+    by_class = []
     for receipts in shards.values():
+        # Evenly spaced shards and images: the cosines of all pairs of a large class would take too
+        # long.
         step = -(-len(receipts) // SHARDS_PER_CLASS)
         samples = (s for receipt in receipts[::step] for s in version.samples(receipt))
         rows = [sample.arrays["embedding"].astype(np.float64) for sample in samples]
+        # An embedding of zeros has no direction, so it has no cosine with another one.
         rows = [row for row in rows[:: -(-len(rows) // EMBEDDINGS)] if row.any()]
-        alone = len(rows) < 2
-        within = 1.0 if alone else pair_cosines(np.stack(rows), np.zeros(len(rows), int))[0].mean()
-        found.append(1.0 - float(within))
-    return sum(found) / len(version.classes)
+        too_few = len(rows) < 2
+        cosine = (
+            1.0 if too_few else pair_cosines(np.stack(rows), np.zeros(len(rows), int))[0].mean()
+        )
+        by_class.append(1.0 - float(cosine))
+    return sum(by_class) / len(version.classes)
 
 
 def current_of(root: Storage, method: str) -> PublishedVersion | None:
-    """The version of a method that readers use."""
+    """The current version of a method; None if nothing is published."""
     return current(root.child(layout.data(method)))

@@ -1,4 +1,4 @@
-"""The command line that all jobs share: manifest, overrides, exit codes, the last line."""
+"""The command line that all jobs share: manifest, overrides, exit codes and the last line."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from dfkd.utils.yaml import dump
 
 
 class Described(Protocol):
-    """A manifest of any kind: it can show itself as plain values."""
+    """Content of a manifest file of any kind, as plain values."""
 
     def as_dict(self) -> dict[str, Any]:
         """Every key with its value."""
@@ -25,19 +25,24 @@ class Described(Protocol):
 D = TypeVar("D", bound=Described)
 
 Work = Callable[[Manifest, argparse.Namespace], str]
-"""Does the job and returns the path of what it wrote, or nothing if it only told something; raises
-`DfkdError` for what one can fix."""
+"""Does the job and returns the path of what it wrote, or an empty text if it only printed
+something. Raises `DfkdError` for anything that the user can fix.
+"""
 
 Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
 
 
 COMMON = ("manifest", "overrides", "print_manifest", "dry_run", "submission_id")
-"""Options of every job: the manifest tells what they come to, or nothing is done."""
+"""Options that every job has. They are left out of the submission id: the manifest already includes
+the overrides, and the other options only print something.
+"""
 
 
 def parser(description: str, **choices: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser with the arguments that every job takes, behind one for each of `choices`."""
+    """A parser with the arguments of every job, preceded by one positional argument for each of
+    `choices`.
+    """
     arguments = argparse.ArgumentParser(
         description=description,
         epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, "
@@ -72,8 +77,10 @@ def run(
     plan: Plan,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """`run_with` a `Manifest`, as every job but one does; returns the exit code."""
-    return run_with(Manifest.read, arguments, work, plan, argv, lambda found: found.storage.root)
+    """Call `run_with` for a job whose file is a `Manifest`; returns the exit code."""
+    return run_with(
+        Manifest.read, arguments, work, plan, argv, lambda manifest: manifest.storage.root
+    )
 
 
 def _nowhere(described: object) -> str:
@@ -88,13 +95,13 @@ def run_with(
     argv: Sequence[str] | None = None,
     root: Callable[[D], str] = _nowhere,
 ) -> int:
-    """Parse, read the manifest, work, and report; returns the exit code.
+    """Parse the arguments, read the manifest, do the work and report; returns the exit code.
 
-    The last line on stdout of a job that wrote something is `wrote PATH`. A failure that a person
-    can fix is one line on stderr; anything else is a defect and keeps its traceback.
+    A job that wrote something ends stdout with the line `wrote PATH`. An error that a person can
+    fix is one line on stderr; any other exception is a bug and keeps its traceback.
 
     Args:
-        root: where the run lies that a manifest describes; empty if it describes none.
+        root: returns the storage root of the described run; empty if it has none.
     """
     options = arguments.parse_args(argv)
     try:
@@ -124,10 +131,10 @@ def run_with(
 
 
 def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -> str:
-    """The name of a job, its manifest with all overrides and its own options, among a cluster's
-    submissions: `dfkd-JOB-` and 16 hexadecimal digits.
+    """The submission id of a job for `ray job submit`: `dfkd-JOB-` and 16 hexadecimal digits.
 
-    Ray takes each name once: of two that submit the same run at the same time the second is told.
+    It covers the manifest with all overrides and the job's own options. Ray accepts each id once,
+    so of two people who submit the same run at the same time the second gets an error.
     """
     own = {key: value for key, value in vars(options).items() if key not in COMMON}
     run = {"manifest": manifest.as_dict(), "options": own}

@@ -1,4 +1,4 @@
-"""The work of ``jobs/fetch.py``: published weights into the cache, or a list of what is needed."""
+"""The work of ``jobs/fetch.py``: download published weights into the cache, or list them."""
 
 import sys
 import textwrap
@@ -14,21 +14,21 @@ from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import Need, hub_models, needs, towers
 
 WIDTH = 80
-"""Columns of the list; an address is never broken."""
+"""Columns of the list; addresses are never wrapped."""
 
 
 def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
-    """Fetch what is missing, verify all of it and print what was found; returns the cache.
+    """Download missing files, verify all of them, and print the result; returns the cache's path.
 
     Args:
-        few_shot: also what only few-shot training starts from.
+        few_shot: also fetch the weights that only few-shot training starts from.
         mirror: a base URL or a directory that has the files under their names; empty for the
             published addresses.
     """
-    fetcher = Fetcher(manifest.cache, mirror, report=_note)
+    fetcher = Fetcher(manifest.cache, mirror, tell=_note)
     for need in needs(manifest, few_shot):
         fetched = fetcher.fetch(need.artifact, need.check)
-        print(f"{need.field}: {_told(need, fetched)}", flush=True)
+        print(f"{need.field}: {_describe_fetched(need, fetched)}", flush=True)
     for model in hub_models(manifest):
         if model.library == "open_clip":
             tower = towers(manifest)[model.field]
@@ -44,20 +44,20 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _told(need: Need, fetched: Fetched) -> str:
-    size, had = fetched.path.stat().st_size, "was there" if fetched.reused else "fetched"
+def _describe_fetched(need: Need, fetched: Fetched) -> str:
+    size, status = fetched.path.stat().st_size, "was there" if fetched.reused else "fetched"
     artifact = need.artifact
-    begun = "" if artifact.certain else f"in its first {len(artifact.sha256)} digits "
-    verdict = f"{begun}as stated by {artifact.stated_by}"
+    prefix_note = "" if artifact.certain else f"in its first {len(artifact.sha256)} digits "
+    verdict = f"{prefix_note}as stated by {artifact.stated_by}"
     if fetched.pin:
         verdict = f"NOT VERIFIED, as nobody states it; pinned in {fetched.pin}"
-    return f"{fetched.path.name} {had}, {size} bytes, sha256 {fetched.sha256} {verdict}"
+    return f"{fetched.path.name} {status}, {size} bytes, sha256 {fetched.sha256} {verdict}"
 
 
 def listing(manifest: Manifest, few_shot: bool) -> Iterator[str]:
-    """Lines: a table of all that is needed, then the facts about each, then the images to score."""
-    wanted, models = needs(manifest, few_shot), hub_models(manifest)
-    rows = [(each.field, each.artifact.file, *_state(each, manifest.cache)) for each in wanted]
+    """Yield lines: a table of all files, facts about each file, and the evaluation data."""
+    required, models = needs(manifest, few_shot), hub_models(manifest)
+    rows = [(each.field, each.artifact.file, *_state(each, manifest.cache)) for each in required]
     rows += [(each.field, each.id, "", each.library) for each in models]
     if rows:
         yield _row("key", "file", "bytes", "state")
@@ -65,40 +65,46 @@ def listing(manifest: Manifest, few_shot: bool) -> Iterator[str]:
         yield from (_row(*row) for row in rows)
     else:
         yield "nothing to fetch: the manifest names no published weights"
-    for need in wanted:
+    for need in required:
         artifact = need.artifact
-        begins = "" if artifact.certain else "begins with "
-        facts = {"sha256": f"{begins}{artifact.sha256}", "stated by": artifact.stated_by}
+        prefix = "" if artifact.certain else "begins with "
+        facts = {"sha256": f"{prefix}{artifact.sha256}", "stated by": artifact.stated_by}
         if not artifact.sha256:
             facts = {"sha256": "stated by nobody: what is found is pinned"}
         yield from _facts(artifact.file, {**facts, "licence": artifact.licence}, artifact.addresses)
     for model in models:
         yield from _facts(model.id, {"fetched": f"by {model.library} itself, from its hub"}, ())
-    if found := known_data_set(manifest.evaluation.data):
-        yield from _data(manifest, found)
+    if published_data := known_data_set(manifest.evaluation.data):
+        yield from _evaluation_data_lines(manifest, published_data)
 
 
 def _state(need: Need, cache: str) -> tuple[str, str]:
-    """Bytes, where they are known, and whether the file is in the cache."""
+    """Size in bytes, if known, and whether the file is in the cache."""
     path, size = need.artifact.within(cache), need.artifact.bytes
     if path.is_file():
         return f"{path.stat().st_size:,}", "cached"
     return ("unknown" if size is None else f"{size:,}"), "missing"
 
 
-def _data(manifest: Manifest, found: EvaluationData) -> Iterator[str]:
-    place = manifest.evaluation.data
-    state = "there" if Path(place).expanduser().exists() else "missing"
+def _evaluation_data_lines(manifest: Manifest, published: EvaluationData) -> Iterator[str]:
+    path = manifest.evaluation.data
+    state = "there" if Path(path).expanduser().exists() else "missing"
     yield from ("", "Not fetched, as its terms are yours to accept:")
-    facts = {"for": f"evaluation.data {place}, {state}", "size": found.size, "terms": found.terms}
-    yield from _facts(found.name, facts, found.addresses)
+    facts = {
+        "for": f"evaluation.data {path}, {state}",
+        "size": published.size,
+        "terms": published.terms,
+    }
+    yield from _facts(published.name, facts, published.addresses)
 
 
 def _facts(title: str, facts: Mapping[str, str], addresses: Sequence[str]) -> Iterator[str]:
     yield from ("", title)
     for word, fact in facts.items():
-        lead = f"  {word:<11}"
-        yield from textwrap.wrap(fact, WIDTH, initial_indent=lead, subsequent_indent=" " * 13)
+        first_indent = f"  {word:<11}"
+        yield from textwrap.wrap(
+            fact, WIDTH, initial_indent=first_indent, subsequent_indent=" " * 13
+        )
     for address in addresses:
         yield f"  from       {address}"
 
@@ -110,11 +116,11 @@ def _row(field: str, file: str, size: str, state: str) -> str:
 
 def plan(manifest: Manifest, few_shot: bool) -> dict[str, Any]:
     """The files that a run needs, and which of them are missing now."""
-    wanted = [each.artifact for each in needs(manifest, few_shot)]
-    missing = [each for each in wanted if not each.within(manifest.cache).is_file()]
+    required = [each.artifact for each in needs(manifest, few_shot)]
+    missing = [each for each in required if not each.within(manifest.cache).is_file()]
     return {
         "cache": manifest.cache,
-        "files": [each.file for each in wanted],
+        "files": [each.file for each in required],
         "missing": [each.file for each in missing],
         "missing_bytes": sum(each.bytes or 0 for each in missing),
         "missing_of_unknown_size": sum(each.bytes is None for each in missing),

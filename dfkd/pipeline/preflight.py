@@ -1,4 +1,4 @@
-"""All that can be refused before any work starts: files, names and sizes that do not fit."""
+"""Checks before any work starts: refuse files, names and sizes that do not fit together."""
 
 import torch
 
@@ -17,9 +17,10 @@ from dfkd.utils.parquet import MAX_BYTES
 
 
 def check_synthesis(manifest: Manifest) -> None:
-    """Refuse weights that are missing or foreign, names that say nothing, sizes that clash.
+    """Refuse missing or foreign weights, meaningless class names, and sizes that clash.
 
-    The models are really loaded, on the CPU: seconds now instead of a failure on every worker.
+    The models are loaded on the CPU: that takes seconds now instead of a failure on every worker
+    later.
 
     Raises:
         ManifestError: naming the field.
@@ -37,7 +38,9 @@ def check_synthesis(manifest: Manifest) -> None:
 
 
 def _check_games(manifest: Manifest) -> None:
-    """Refuse sizes that the networks of dfad and pre cannot make, and parts without a round."""
+    """Refuse image sizes that the networks of dfad and pre cannot handle, and parts without a
+    round.
+    """
     size, parts = manifest.synthesis.image_size, part_count(manifest)
     rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}
     for method in rounds.keys() & set(manifest.methods):
@@ -58,14 +61,16 @@ def _check_games(manifest: Manifest) -> None:
 
 
 SIDE = 16
-"""Pixels; the generator of dfad doubles a map four times, and the encoder of pre halves thrice."""
+"""Pixels: dfad's generator doubles the resolution four times, and pre's encoder halves it three
+times.
+"""
 
 PROMPT_BYTES = 256
-"""Of a prompt's row beside its vectors, rounded up."""
+"""Bytes of a prompt's row without its vectors, rounded up."""
 
 
 def _check_part(manifest: Manifest, teacher: Teacher) -> None:
-    """Refuse prompts that could be written but, as one table, not be read again."""
+    """Refuse a `shard_size` whose prompt table would exceed the size limit for reading."""
     vectors = 2 * teacher.embedding_dim + teacher.token_table.shape[1]
     most = MAX_BYTES // (len(manifest.classes) * (4 * vectors + PROMPT_BYTES))
     if manifest.synthesis.shard_size > most:
@@ -97,13 +102,15 @@ def check_distillation(manifest: Manifest) -> None:
 
 
 def check_batches(manifest: Manifest) -> None:
-    """Refuse a batch that all images to be made do not fill."""
+    """Refuse a batch size larger than the number of images."""
     steps_per_epoch(image_count(manifest), manifest.distillation.batch_size)
 
 
 def check_evaluation(manifest: Manifest) -> None:
-    """Refuse evaluation data that is missing or lacks a class, by names only, and a tower of the
-    text-only classifier that is missing or cannot read a class."""
+    """Refuse missing evaluation data or classes, and an unusable tower of the text-only classifier.
+
+    Only folder and file names are read, not the images.
+    """
     open_data(manifest.evaluation, manifest.classes)
     if "text-only" in manifest.evaluation.models:
         load_tower(manifest, torch.device("cpu"))

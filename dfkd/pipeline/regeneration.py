@@ -1,7 +1,7 @@
-"""A regeneration from end to end: make the candidate, train, score, decide, accept.
+"""A complete regeneration: make the candidate, train students, score, decide, accept.
 
-Every step leaves its result in storage, so a killed call costs the step at work, and the same call
-goes on.
+Every step stores its result. A killed call therefore loses only the step that was running, and the
+same command resumes.
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ from dfkd.utils.device import thread_limit
 
 LEASE = "regenerate"
 COPIED = ("results.json", "results.parquet")
-"""Of the candidate's folder; they become those of the root when it is accepted."""
+"""Files of the candidate's folder that replace those of the root when it is accepted."""
 
 
 def plan(manifest: Manifest) -> dict[str, Any]:
-    """What the next call would do, as far as that is known before it."""
+    """What the next call would do, as far as it can be known beforehand."""
     attempts.require_comparable(manifest)
     config = manifest.regeneration
     salt, current = manifest.salt, None
@@ -67,17 +67,17 @@ def plan(manifest: Manifest) -> dict[str, Any]:
 
 
 def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int) -> str:
-    """Make, train, score and decide, or go on with what was begun; returns the page's place.
+    """Make, train, score and decide, or resume an unfinished attempt; returns the page's location.
 
     Args:
-        command: the command line that does this again; results and report name it.
-        abandon: leave an unfinished regeneration behind and begin the next one.
-        threads: CPU threads of scoring; 0 is all there are.
+        command: the command line that repeats this; results and report show it.
+        abandon: abandon an unfinished attempt and begin the next one.
+        threads: CPU threads for scoring; 0 uses all.
 
     Raises:
-        LeaseError: another regeneration is at work.
-        BudgetError: a cap was reached; the same command goes on.
-        GateError: the candidate is not good enough; `current` is as it was.
+        LeaseError: another regeneration is running.
+        BudgetError: a budget limit was reached; the same command resumes.
+        GateError: the candidate was refused; `current` is unchanged.
     """
     attempts.require_comparable(manifest)
     check_distillation(manifest)
@@ -91,11 +91,13 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
         print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
         run = _Run(salted, attempt, lease, command, threads)
         candidate = run.build(abandon)
+        # Stop here if another process took over the lease while the candidate was built.
         lease.fence()
         decision = attempt.decision or run.decide(candidate)
         page = attempt.storage.location(compare.PAGE)
         if decision.current:
             print(f"old and new side by side {page}", flush=True)
+        # Accept before finishing: if it is killed between the two, the same command accepts again.
         if decision.accepted:
             page = run.accept(decision)
         attempt.finish()
@@ -110,7 +112,7 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
-    """The regeneration that is unfinished, or the next one."""
+    """The unfinished attempt, or the next one."""
     method = manifest.method
     unfinished = attempts.unfinished(root)
     if unfinished and abandon:
@@ -138,14 +140,14 @@ class _Run:
     """The steps of one regeneration."""
 
     manifest: Manifest
-    """With the attempt's number as its salt."""
+    """The manifest with the attempt's number as its salt."""
     attempt: Attempt
     lease: Lease
     command: str
     threads: int
 
     def build(self, abandon: bool) -> PublishedVersion:
-        """The candidate, published but not current."""
+        """Build the candidate; it is published but not current."""
         config = self.manifest.regeneration
         built = build(
             self.manifest,
@@ -158,15 +160,21 @@ class _Run:
         return built.version
 
     def decide(self, candidate: PublishedVersion) -> Decision:
-        """Train and score students of candidate and current version; write the page of both."""
+        """Train and score students of both versions; write the page that compares them.
+
+        A resumed attempt finds the students that it has trained before.
+        """
         attempt, config = self.attempt, self.manifest.regeneration
         current = attempts.current_of(attempt.root, attempt.method)
+        # After a kill the candidate may already be current; then there is nothing to compare with.
         if current and current.id == candidate.id:
             current = None
         accuracy = self.score(candidate, "candidate")
-        before = self.score(current, "current") if current else None
+        current_accuracy = self.score(current, "current") if current else None
         self.lease.fence()
-        decision = attempt.decide(attempts.gate(config, candidate, accuracy, current, before))
+        decision = attempt.decide(
+            attempts.gate(config, candidate, accuracy, current, current_accuracy)
+        )
         if current:
             old, new = (
                 dataclasses.replace(
@@ -180,13 +188,18 @@ class _Run:
         return decision
 
     def score(self, version: PublishedVersion, name: str) -> float:
-        """Mean accuracy of a version's students, trained or found; results go to a folder."""
+        """Mean accuracy (0-1) of a version's students, which are trained or reused.
+
+        Results go to the folder `name` of the attempt.
+        """
         students = []
         for seed in self.manifest.distillation.seeds:
             finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
-            did = "reused" if finished.reused else "trained"
-            print(f"{name} {version.id} seed {seed}: {did} {finished.student.location}", flush=True)
-            students.append(finished.student.name)
+            action = "reused" if finished.reused else "trained"
+            print(
+                f"{name} {version.id} seed {seed}: {action} {finished.place.location}", flush=True
+            )
+            students.append(finished.place.name)
         folder = f"{self.attempt.folder}/{name}"
         scored = evaluate(self.manifest, self.threads or None, version.id, folder)
         note_origin(self.attempt.root.child(folder), self.manifest, self.command, students)
@@ -196,7 +209,9 @@ class _Run:
         return float(summary["mean"])
 
     def accept(self, decision: Decision) -> str:
-        """Move current; make results, student and report of the root those of the new version."""
+        """Make the candidate current, and replace results, exported student and report of the root
+        by those of the new version; returns the report's location.
+        """
         attempt, manifest = self.attempt, self.manifest
         home = attempt.root.child(layout.data(attempt.method))
         advance(home, attempt.candidate, self.lease.fence)

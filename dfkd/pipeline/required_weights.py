@@ -1,4 +1,4 @@
-"""What a manifest needs of the world outside: published weights, and models that a hub keeps."""
+"""What a manifest needs from outside: published weights, and models that only a hub has."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from dfkd.models.weights.reading import read_state_dict
 
 @dataclass(frozen=True)
 class Need:
-    """A published file that a key of a manifest names."""
+    """A published file that a key of the manifest names."""
 
     field: str
-    """The key."""
+    """Key of the manifest."""
     artifact: Artifact
 
     def check(self, path: Path) -> None:
-        """Read a file as what it is to be.
+        """Read a file to check that it has the expected format.
 
         Raises:
-            WeightsError: it is something else, or damaged.
+            WeightsError: the file is something else, or damaged.
         """
         if self.field == "generator.config":
             read_model(path)
@@ -40,25 +40,25 @@ class Need:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model that a library fetches from its hub by itself."""
+    """A model that a library downloads from its hub by itself."""
 
     field: str
-    """The key."""
+    """Key of the manifest."""
     library: str
     id: str
 
 
 def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
-    """The published files that a manifest names, each once.
+    """The published files that a manifest names, without duplicates.
 
     Args:
-        few_shot: whether those count that only `jobs/fewshot.py` starts from.
+        few_shot: include the files that only `jobs/fewshot.py` needs.
 
     Raises:
-        ManifestError: an architecture, a file or a name of weights is not there, or weights do not
-            go with their architecture: known before a long download.
+        ManifestError: an architecture, a file or a name of weights does not exist, or weights
+            do not fit their architecture. This is known before a long download.
     """
-    found = {
+    by_field = {
         "teacher.weights": _teacher(manifest.teacher),
         "text_only.weights": _text_only(manifest),
         "generator.config": _generator(manifest, "config"),
@@ -67,8 +67,9 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
         "fewshot.library": _few_shot(manifest) if few_shot else None,
     }
     files: dict[str, Need] = {}
-    for field, artifact in found.items():
+    for field, artifact in by_field.items():
         if artifact:
+            # Two keys may name the same file.
             files.setdefault(artifact.file, Need(field, artifact))
     return list(files.values())
 
@@ -91,7 +92,7 @@ def _text_only(manifest: Manifest) -> Artifact | None:
 
 
 def _generator(manifest: Manifest, key: str) -> Artifact | None:
-    """Nothing where no method of the run has latents."""
+    """The generator's file; None if no method of the run optimises latents."""
     if not any(map(prompt_method, manifest.methods)):
         return None
     field, value = f"generator.{key}", getattr(manifest.generator, key)
@@ -111,20 +112,20 @@ def _few_shot(manifest: Manifest) -> Artifact | None:
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
     """The CLIP models that a manifest names, by the key of their weights."""
-    found = {"teacher.weights": manifest.teacher}
+    configs = {"teacher.weights": manifest.teacher}
     if "text-only" in manifest.evaluation.models and manifest.text_only.model:
-        found["text_only.weights"] = manifest.text_tower
-    return found
+        configs["text_only.weights"] = manifest.text_tower
+    return configs
 
 
 def hub_models(manifest: Manifest) -> list[HubModel]:
     """The models that a manifest names and that only a hub has."""
     config = manifest.distillation
-    found = []
+    models = []
     for field, tower in towers(manifest).items():
         hub_id = open_clip_tags.hub_id(tower.model, tower.weights)
         if hub_id and not open_clip_tags.published(tower.model, tower.weights):
-            found.append(HubModel(field, "open_clip", hub_id))
+            models.append(HubModel(field, "open_clip", hub_id))
     if config.student.startswith("timm:") and student.names_library(config.weights):
-        found.append(HubModel("distillation.weights", "timm", config.student))
-    return found
+        models.append(HubModel("distillation.weights", "timm", config.student))
+    return models

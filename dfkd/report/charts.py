@@ -1,4 +1,4 @@
-"""The charts of a page, each small enough to be read on a phone at its own size."""
+"""The charts of a page; each is small enough for a phone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,35 +13,35 @@ from dfkd.report.readers import PromptFacts, TrainingCurve
 from dfkd.report.svg import COLOURS, SERIES, draw
 
 WIDTH = 250
-"""Pixels of a plot without its axes: with them it fits a phone."""
+"""Pixels of a plot without its axes; with them it fits a phone."""
 BINS = 40
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-POINTS = 400
-"""Points of a line at the most."""
-TEXT = 140
-"""Letters of a tooltip's prompt."""
-LABEL = 12
-"""Pixels that two labels are apart."""
+MAX_POINTS = 400
+"""Maximum number of points of a line."""
+MAX_PROMPT_LENGTH = 140
+"""Maximum number of characters of a prompt in a tooltip."""
+LABEL_DISTANCE = 12
+"""Minimum vertical distance between two labels, in pixels."""
 
 
 @dataclass(frozen=True)
 class ModelBar:
-    """One model's accuracy."""
+    """One model's accuracy, 0-1."""
 
     name: str
     slot: int
-    """Of its colour."""
+    """Number of its colour."""
     mean: float
     std: float | None
 
 
 def series(slot: int) -> str:
-    """The colour that stands for that of a series."""
+    """The placeholder colour of a series."""
     return COLOURS[f"s{slot % SERIES}"]
 
 
-def _finished(chart: alt.LayerChart | alt.FacetChart, label: str) -> Markup:
+def _rendered(chart: alt.LayerChart | alt.FacetChart, label: str) -> Markup:
     axis: dict[str, Any] = {
         "labelColor": COLOURS["muted"],
         "titleColor": COLOURS["muted"],
@@ -64,7 +64,7 @@ def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
 
 
 def bars(title: str, models: Sequence[ModelBar]) -> Markup:
-    """Accuracy of each model as a labelled bar; a line across it is one standard deviation."""
+    """Accuracy of each model as a labelled bar, with a line of ± one standard deviation."""
     rows = [
         {
             "name": bar.name,
@@ -99,11 +99,11 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
     )
     layers.append(text.encode(x=alt.X("high:Q", scale=scale), text="text:N"))
     chart = alt.layer(*layers).properties(width=WIDTH - 40, height=22 * len(rows))
-    return _finished(chart, f"Accuracy on {title}, in percent")
+    return _rendered(chart, f"Accuracy on {title}, in percent")
 
 
 def _lines(rows: Sequence[dict[str, Any]], high: float) -> alt.Chart:
-    """The lines of `curves`, from 0 to `high`."""
+    """The lines of `curves`, on an axis from 0 to `high`."""
     chart: alt.Chart = (
         alt.Chart(_data(rows))
         .mark_line(strokeWidth=1.8, clip=False)
@@ -125,31 +125,32 @@ def _lines(rows: Sequence[dict[str, Any]], high: float) -> alt.Chart:
     return chart
 
 
-def curves(kind: str, found: Sequence[tuple[TrainingCurve, int]]) -> Markup:
-    """The loss or the agreement of each student over steps, labelled where its line ends.
+def curves(kind: str, curve_slots: Sequence[tuple[TrainingCurve, int]]) -> Markup:
+    """Loss or agreement of each student over training steps; each line is labelled at its end.
 
     Args:
         kind: `loss` or `agreement`.
-        found: curves and the slots of their colours.
+        found: curves with their colour slots.
     """
     values = [
-        (curve, slot, curve.loss if kind == "loss" else curve.agreement) for curve, slot in found
+        (curve, slot, curve.loss if kind == "loss" else curve.agreement)
+        for curve, slot in curve_slots
     ]
     height = 170
     top = max((max(v) for _, _, v in values if v), default=1.0)
     high = 1.0 if kind == "agreement" else top * 1.05 or 1.0
     rows, ends = [], []
-    dashes = _dashes([curve for curve, _ in found])
+    dashes = _dashes([curve for curve, _ in curve_slots])
     for (curve, slot, value), dash in zip(values, dashes, strict=True):
-        step = -(-len(value) // POINTS) or 1
+        step = -(-len(value) // MAX_POINTS) or 1
         for x, y in list(zip(curve.steps, value, strict=True))[::step]:
             rows.append({"x": x, "y": y, "line": curve.name, "colour": series(slot), "dash": dash})
         if value:
             ends.append((curve.name, slot, curve.steps[-1], value[-1]))
-    places = apart([height * (1 - y / high) for *_, y in ends], LABEL)
+    label_positions = spread_out([height * (1 - y / high) for *_, y in ends], LABEL_DISTANCE)
     labels = [
         {"x": x, "y": high * (1 - place / height), "text": name, "colour": series(slot)}
-        for (name, slot, x, _), place in zip(ends, places, strict=True)
+        for (name, slot, x, _), place in zip(ends, label_positions, strict=True)
     ]
     line = _lines(rows, high)
     text = (
@@ -158,20 +159,23 @@ def curves(kind: str, found: Sequence[tuple[TrainingCurve, int]]) -> Markup:
         .encode(x="x:Q", y="y:Q", text="text:N", color=alt.Color("colour:N", scale=None))
     )
     chart = alt.layer(line, text).properties(width=WIDTH, height=height)
-    return _finished(chart, f"{kind.capitalize()} of each student over training steps")
+    return _rendered(chart, f"{kind.capitalize()} of each student over training steps")
 
 
-def _dashes(found: Sequence[TrainingCurve]) -> list[int]:
-    """The second seed of a method is dashed, the third dotted."""
+def _dashes(training_curves: Sequence[TrainingCurve]) -> list[int]:
+    """Index of each curve's dash pattern, by the rank of its seed within its method."""
     seeds: dict[str, list[int]] = {}
-    for curve in found:
+    for curve in training_curves:
         seeds.setdefault(curve.method, []).append(curve.seed)
-    return [sorted(seeds[curve.method]).index(curve.seed) % len(DASHES) for curve in found]
+    return [
+        sorted(seeds[curve.method]).index(curve.seed) % len(DASHES) for curve in training_curves
+    ]
 
 
-def apart(places: Sequence[float], gap: float) -> list[float]:
-    """The places moved down as little as keeps each two `gap` apart; in their order."""
-    moved = list(places)
+def spread_out(positions: Sequence[float], gap: float) -> list[float]:
+    """Positions moved down by as little as needed to keep them `gap` apart, in the given order."""
+    moved = list(positions)
+    # Work from the top down, so that each position is moved at most once.
     last = -np.inf
     for i in sorted(range(len(moved)), key=lambda i: moved[i]):
         last = moved[i] = max(moved[i], last + gap)
@@ -181,7 +185,7 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
 def _shares(
     groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
 ) -> tuple[list[dict[str, Any]], list[tuple[str, int, float, float]]]:
-    """The bars of a histogram, and each group's name, slot and highest bar (edge, share)."""
+    """Rows of a histogram's bars, and name, slot, edge and share of each group's highest bar."""
     edges = np.linspace(low, high, BINS + 1)
     rows, tops = [], []
     for order, (name, slot, values) in enumerate(groups):
@@ -204,13 +208,13 @@ def _shares(
 def histogram(
     title: str, groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
 ) -> Markup:
-    """The share of values in each of 40 bins, as one outline for each named group.
+    """The share of values in each of 40 bins, with one semi-transparent outline for each group.
 
     Args:
-        title: of the axis.
-        groups: name, slot of the colour, and values.
-        low: where the axis begins.
-        high: where it ends.
+        title: of the x axis.
+        groups: name, colour slot and values of each group.
+        low: start of the x axis.
+        high: end of the x axis.
     """
     rows, tops = _shares(groups, low, high)
     axis = alt.Axis(title="share", format="%", tickCount=4, domain=False, ticks=False)
@@ -231,28 +235,30 @@ def histogram(
     )  # fmt: skip
     height = 120
     high_share = max((share for *_, share in tops), default=1.0) or 1.0
-    places = apart([height * (1 - share / high_share) - 8 for *_, share in tops], LABEL)
+    label_positions = spread_out(
+        [height * (1 - share / high_share) - 8 for *_, share in tops], LABEL_DISTANCE
+    )
     middle = (low + high) / 2
     labels = [
         {
             "x": x, "y": high_share * (1 - place / height), "text": name, "colour": series(slot),
             "right": bool(x > middle),
         }
-        for (name, slot, x, _), place in zip(tops, places, strict=True)
+        for (name, slot, x, _), place in zip(tops, label_positions, strict=True)
     ]  # fmt: skip
-    layers = [bar, *_beside(labels)]
+    layers = [bar, *_side_labels(labels)]
     chart = alt.layer(*layers).properties(width=WIDTH, height=height)
-    return _finished(chart, f"Histogram of {title}")
+    return _rendered(chart, f"Histogram of {title}")
 
 
-def _beside(labels: Sequence[dict[str, Any]]) -> list[alt.Chart]:
-    """Texts left or right of their places, in their colours with a halo."""
+def _side_labels(labels: Sequence[dict[str, Any]]) -> list[alt.Chart]:
+    """Texts left or right of their positions, coloured like their series, with a halo."""
     layers = []
     for right in (False, True):
-        chosen = [label for label in labels if label["right"] is right]
-        if not chosen:
+        side_labels = [label for label in labels if label["right"] is right]
+        if not side_labels:
             continue
-        text = alt.Chart(_data(chosen)).encode(x="x:Q", y="y:Q", text="text:N")
+        text = alt.Chart(_data(side_labels)).encode(x="x:Q", y="y:Q", text="text:N")
         style: dict[str, Any] = {
             "align": "right" if right else "left", "dx": -6 if right else 8, "fontSize": 11,
             "aria": False,
@@ -266,14 +272,16 @@ def _beside(labels: Sequence[dict[str, Any]]) -> list[alt.Chart]:
 
 
 def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
-    """Prompt embeddings on their first two principal components, each class named at its mean."""
+    """Prompt embeddings on their first two principal components, with each class's name at its
+    mean.
+    """
     height = 230
     points = prompts.points
     rows = [
         {
             "x": float(x), "y": float(y), "colour": series(1 + label % (SERIES - 1)),
             "shape": SHAPES[label // (SERIES - 1) % len(SHAPES)],
-            "about": f"{classes[label]}: {text[:TEXT]}",
+            "about": f"{classes[label]}: {text[:MAX_PROMPT_LENGTH]}",
         }
         for (x, y), label, text in zip(points, prompts.labels.tolist(), prompts.texts, strict=True)
     ]  # fmt: skip
@@ -289,7 +297,7 @@ def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
         .encode(x=x, y=y, color=alt.Color("colour:N", scale=None),
                 shape=alt.Shape("shape:N", scale=None), description="about:N")
     )  # fmt: skip
-    labels = _named(prompts, classes, (x0, y0), (x1, y1), height)
+    labels = _class_labels(prompts, classes, (x0, y0), (x1, y1), height)
     halo: dict[str, Any] = {"fontSize": 11, "fontWeight": 600, "aria": False}
     text = alt.Chart(_data(labels)).encode(x="x:Q", y="y:Q", text="text:N")
     chart = alt.layer(
@@ -297,17 +305,17 @@ def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
         text.mark_text(stroke=COLOURS["paper"], strokeWidth=3, color=COLOURS["paper"], **halo),
         text.mark_text(color=COLOURS["ink"], **halo),
     ).properties(width=WIDTH + 40, height=height)
-    return _finished(chart, f"Map of the prompts of method {prompts.method}")
+    return _rendered(chart, f"Map of the prompts of method {prompts.method}")
 
 
-def _named(
+def _class_labels(
     prompts: PromptFacts,
     classes: Sequence[str],
     low: tuple[float, float],
     high: tuple[float, float],
     height: int,
 ) -> list[dict[str, Any]]:
-    """Class names at the class means, moved down where one would cover another."""
+    """Class names at the class means, moved down where two would overlap."""
     present = sorted(set(prompts.labels.tolist()))
     means = [prompts.points[prompts.labels == label].mean(axis=0) for label in present]
     width = WIDTH + 40
@@ -315,12 +323,14 @@ def _named(
     ys = [height * (1 - (m[1] - low[1]) / (high[1] - low[1])) for m in means]
     placed: list[tuple[float, float, float]] = []
     rows: list[dict[str, Any]] = []
+    # From top to bottom: a label only has to avoid those above it. Widths are estimated at 6.6
+    # pixels for each character.
     for i in sorted(range(len(present)), key=lambda i: ys[i]):
         name = classes[present[i]]
         half = 3.3 * len(name)
         x = min(max(xs[i], half), width - half)
         y = ys[i]
-        while any(abs(x - a) < half + b and abs(y - c) < LABEL for a, b, c in placed):
+        while any(abs(x - a) < half + b and abs(y - c) < LABEL_DISTANCE for a, b, c in placed):
             y += 1
         placed.append((x, half, y))
         rows.append(

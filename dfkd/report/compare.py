@@ -1,12 +1,12 @@
-"""`comparison.html`: two runs side by side, and in what they differ."""
+"""`comparison.html`: two runs next to each other, and their differences."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.report.facts import URIS, Facts, ScoredModel, collect
-from dfkd.report.gallery import thinned
+from dfkd.report.facts import MAX_URI_CHARACTERS, Facts, ScoredModel, collect
+from dfkd.report.gallery import reduced_to_budget
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline
 from dfkd.storage.local import Storage
@@ -21,25 +21,25 @@ MARKS = ("A", "B")
 
 @dataclass(frozen=True)
 class AccuracyPair:
-    """A model's accuracy on one domain in both runs, 0-1; None where it was not scored."""
+    """A model's accuracy on one domain in both runs, 0-1; None for a run that did not score it."""
 
     first: float | None
     second: float | None
 
     @property
     def points(self) -> float | None:
-        """Percentage points of the second run more than the first."""
+        """The second run's accuracy minus the first's, in percentage points."""
         if self.first is None or self.second is None:
             return None
         return 100 * (self.second - self.first)
 
 
 def write(first: Storage, second: Storage) -> str:
-    """Write comparison.html under the root of the first of two finished runs; returns its place.
+    """Write comparison.html under the first run's root; returns its location.
 
     Raises:
-        ManifestError: one of them is not finished.
-        CorruptionError: something that they left is damaged.
+        ManifestError: one of the runs is not finished.
+        CorruptionError: an object of a run is damaged.
     """
     text = render(collect(first), collect(second))
     first.put(PAGE, text.encode())
@@ -50,9 +50,9 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
     """The page about two runs; the same facts give the same text.
 
     Args:
-        verdict: rule, current value, candidate's value and whether it holds, of a regeneration.
+        verdict: for a regeneration: rule, current value, candidate's value, and whether it holds.
     """
-    runs = [_halved(facts) for facts in (first, second)]
+    runs = [_with_half_the_images(facts) for facts in (first, second)]
     slots = slots_of(first, second)
     domains = list(dict.fromkeys([*first.images, *second.images, ""]))
     domains.sort(key=lambda name: name == "")
@@ -84,17 +84,22 @@ def _measured(facts: Facts) -> tuple[Any, ...]:
     return facts.images, facts.classes, facts.average
 
 
-def _halved(facts: Facts) -> Facts:
-    """The facts with half of the images' bytes, as one page shows two runs."""
-    galleries = thinned([made.gallery for made in facts.made], URIS // 2)
-    made = [dataclasses.replace(m, gallery=g) for m, g in zip(facts.made, galleries, strict=True)]
-    return dataclasses.replace(facts, made=made)
+def _with_half_the_images(facts: Facts) -> Facts:
+    """The facts with half the bytes of images, because one page shows two runs."""
+    galleries = reduced_to_budget(
+        [made.gallery for made in facts.method_images], MAX_URI_CHARACTERS // 2
+    )
+    made = [
+        dataclasses.replace(m, gallery=g)
+        for m, g in zip(facts.method_images, galleries, strict=True)
+    ]
+    return dataclasses.replace(facts, method_images=made)
 
 
 def differences(
     first: Facts, second: Facts, domains: Sequence[str]
 ) -> list[tuple[str, list[AccuracyPair]]]:
-    """For the teacher and each method a cell for each domain; '' is the mean over domains."""
+    """For the teacher and each method: one pair for each domain; '' stands for their mean."""
     labels = dict.fromkeys(model.label for facts in (first, second) for model in facts.scored)
     return [
         (
@@ -112,13 +117,15 @@ Pair = tuple[float | None, float | None]
 
 
 def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
-    """By label the megabytes and the milliseconds in both runs; None where it was not scored."""
+    """Megabytes and milliseconds in both runs, by label; None for a run that did not score the
+    model.
+    """
     labels = dict.fromkeys(model.label for facts in (first, second) for model in facts.scored)
-    found = {}
+    by_label = {}
     for label in labels:
-        one, two = (_size(_model(facts, label)) for facts in (first, second))
-        found[label] = ((one[0], two[0]), (one[1], two[1]))
-    return found
+        first_size, second_size = (_size(_model(facts, label)) for facts in (first, second))
+        by_label[label] = ((first_size[0], second_size[0]), (first_size[1], second_size[1]))
+    return by_label
 
 
 def _size(model: ScoredModel | None) -> Pair:
@@ -133,35 +140,35 @@ def _mean(facts: Facts, label: str, domain: str) -> float | None:
     model = _model(facts, label)
     if model is None:
         return None
-    found = model.summary["domains"].get(domain) if domain else model.summary
-    return found["mean"] if found else None
+    spread = model.summary["domains"].get(domain) if domain else model.summary
+    return spread["mean"] if spread else None
 
 
 def settings(first: Facts, second: Facts) -> list[tuple[str, str, str]]:
-    """Key and both values of all that differs in the manifests and in the data sets' identities."""
-    one, two = _flat(first), _flat(second)
+    """Key and both values wherever the manifests or the identities of the data sets differ."""
+    first_flat, second_flat = _flat_settings(first), _flat_settings(second)
     return [
-        (key, _shown(one, key), _shown(two, key))
-        for key in sorted(one.keys() | two.keys())
-        if one.get(key) != two.get(key)
+        (key, _shown(first_flat, key), _shown(second_flat, key))
+        for key in sorted(first_flat.keys() | second_flat.keys())
+        if first_flat.get(key) != second_flat.get(key)
     ]
 
 
-def _flat(facts: Facts) -> dict[str, Any]:
+def _flat_settings(facts: Facts) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     if facts.origin:
-        _add(flat, "", facts.origin.manifest)
-    for made in facts.made:
+        _add_flat(flat, "", facts.origin.manifest)
+    for made in facts.method_images:
         for key, value in made.version.manifest["identity"].items():
             if not facts.origin or key.endswith(".sha256"):
                 flat[f"{made.method}: {key}"] = value
     return flat
 
 
-def _add(flat: dict[str, Any], prefix: str, tree: Mapping[str, Any]) -> None:
+def _add_flat(flat: dict[str, Any], prefix: str, tree: Mapping[str, Any]) -> None:
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            _add(flat, f"{prefix}{key}.", value)
+            _add_flat(flat, f"{prefix}{key}.", value)
         else:
             flat[f"{prefix}{key}"] = value
 

@@ -1,4 +1,4 @@
-"""The contact sheet: synthesised images of each class and method in one picture."""
+"""The contact sheet: one picture with synthesised images of each class and method."""
 
 import io
 import math
@@ -15,24 +15,24 @@ from dfkd.storage.local import Storage
 from dfkd.utils.images import open_image
 
 Examples = list[list[Image.Image]]
-"""For each class a few images."""
+"""A few images for each class."""
 
 
 def examples(version: PublishedVersion, count: int = 8) -> Examples:
     """The first `count` images of each class of a published version, as RGB.
 
-    Reads no more shards than it needs, each verified against its receipt.
+    Reads no more shards than necessary; each is verified against its receipt.
 
     Raises:
-        CorruptionError: a shard is not what was published.
+        CorruptionError: a shard differs from what was published.
     """
-    found: Examples = [[] for _ in version.classes]
+    by_class: Examples = [[] for _ in version.classes]
     for receipt in sorted(version.shards, key=lambda receipt: receipt.task):
-        images = found[int(receipt.task.split("-")[0])]
+        images = by_class[int(receipt.task.split("-")[0])]
         if len(images) < count:
             samples = islice(version.samples(receipt), count - len(images))
             images += [_decode(sample, receipt.shard) for sample in samples]
-    return found
+    return by_class
 
 
 def _decode(sample: Sample, shard: str) -> Image.Image:
@@ -48,7 +48,7 @@ def _decode(sample: Sample, shard: str) -> Image.Image:
 def write_contact_sheet(
     storage: Storage, name: str, versions: Mapping[Method, PublishedVersion]
 ) -> str:
-    """Write `contact-sheet.png` of each method's version; returns its place, for display."""
+    """Write `contact-sheet.png` with the version of each method; returns its location."""
     classes = next(iter(versions.values())).classes
     count = 8 if len(versions) < 3 else 5
     blocks = {str(method): examples(version, count) for method, version in versions.items()}
@@ -62,7 +62,7 @@ MARGIN = 28
 GAP = 4
 BLOCK_GAP = 24
 MAX_CLASSES = 48
-"""Rows of a sheet; a picture much taller opens nowhere."""
+"""Maximum number of rows; many viewers cannot open a much taller picture."""
 INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
 
 
@@ -73,12 +73,12 @@ def contact_sheet(
 
     Args:
         title: first line.
-        classes: row labels; after 48 rows the sheet says how many are left out.
-        blocks: `examples` of each method, in the order in which they are shown.
-        footer: small last line, e.g. which versions these are.
+        classes: labels of the rows; only the first 48 are shown, and the footer says so.
+        blocks: `examples` by method, in the order in which they are shown.
+        footer: last line in small print, e.g. the versions.
 
     Returns:
-        The file's bytes; the same images and texts give the same ones.
+        The file's bytes; the same images and texts give the same bytes.
     """
     shown = list(classes[:MAX_CLASSES])
     if len(shown) < len(classes):
@@ -87,12 +87,12 @@ def contact_sheet(
     canvas = Image.new("RGB", sheet.size(title, footer), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title, INK, _font(22))
-    for method, x in sheet.places():
+    for method, x in sheet.block_edges():
         draw.text((x, sheet.top - 10), method, INK, _font(16), anchor="ls")
         for row, images in enumerate(blocks[method][: len(shown)]):
             for column, image in enumerate(images):
-                place = (x + column * sheet.step, sheet.top + row * sheet.step)
-                _paste(canvas, draw, image, place, sheet.cell)
+                corner = (x + column * sheet.step, sheet.top + row * sheet.step)
+                _paste(canvas, draw, image, corner, sheet.cell)
     for row, name in enumerate(shown):
         middle = sheet.top + row * sheet.step + sheet.cell // 2
         draw.text((MARGIN + sheet.label, middle), name, INK, _font(15), anchor="rm")
@@ -103,7 +103,7 @@ def contact_sheet(
 
 
 class _Sheet:
-    """Where things are on a contact sheet, in pixels."""
+    """The layout of a contact sheet, in pixels."""
 
     def __init__(self, classes: Sequence[str], blocks: Mapping[str, Examples]) -> None:
         sizes = [image.width for block in blocks.values() for row in block for image in row]
@@ -116,19 +116,19 @@ class _Sheet:
             method: max((len(row) for row in block), default=0) for method, block in blocks.items()
         }
 
-    def places(self) -> Iterator[tuple[str, int]]:
-        """Each method and the left edge of its block."""
+    def block_edges(self) -> Iterator[tuple[str, int]]:
+        """Yield each method and the left edge of its block."""
         x = MARGIN + self.label + 14
         for method, columns in self.columns.items():
             yield method, x
             x += self.width(method, columns) + BLOCK_GAP
 
     def width(self, method: str, columns: int) -> int:
-        """Of a block, which is at least as wide as its head."""
+        """Width of a block, which is at least as wide as its heading."""
         return max(columns * self.step - GAP, math.ceil(_font(16).getlength(method)))
 
     def size(self, title: str, footer: str) -> tuple[int, int]:
-        """Of the whole sheet."""
+        """Width and height of the whole sheet."""
         blocks = sum(self.width(*item) for item in self.columns.items())
         gaps = BLOCK_GAP * (len(self.columns) - 1)
         body = self.label + 14 + blocks + gaps
@@ -145,11 +145,11 @@ def _paste(
     canvas: Image.Image,
     draw: ImageDraw.ImageDraw,
     image: Image.Image,
-    place: tuple[int, int],
+    corner: tuple[int, int],
     cell: int,
 ) -> None:
     if image.size != (cell, cell):
         image = image.resize((cell, cell), Image.Resampling.LANCZOS)
-    canvas.paste(image, place)
-    x, y = place
+    canvas.paste(image, corner)
+    x, y = corner
     draw.rectangle((x - 1, y - 1, x + cell, y + cell), outline=LINE)

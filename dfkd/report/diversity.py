@@ -1,4 +1,4 @@
-"""Does diversity predict accuracy? Both beside each other, for each prompt method of a run."""
+"""Diversity and accuracy of each method of a run, to see whether the one predicts the other."""
 
 import io
 import math
@@ -16,34 +16,36 @@ from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
 FILE = "diversity.json"
-"""{"schema": 1, "rows": [the fields of `Diversity`], "rank_correlation": {measure: -1 to 1}}"""
+"""Content: {"schema": 1, "rows": [the fields of `Diversity`], "rank_correlation": {measure: -1
+to 1}}
+"""
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """One prompt method: how much its prompts and images differ, and what came of it.
+    """Diversity of one method's prompts and images, and the accuracy of its students.
 
-    Cosines and Vendi scores are of a sample, in the teacher's embedding space. None is what the run
-    does not tell.
+    Cosines and Vendi scores are computed on a sample in the teacher's embedding space. None means
+    that the run has no data for it.
     """
 
     method: str
     prompt_cosine: float | None
-    """Mean over pairs of prompts of one class."""
+    """Mean cosine between two prompts of one class."""
     prompt_vendi: float | None
     """Effective number of different prompts."""
     image_cosine: float | None
-    """Mean over pairs of images of one class."""
+    """Mean cosine between two images of one class."""
     image_vendi: float | None
     """Effective number of different images."""
     image_twins: float | None
     """Share of images with a near duplicate in their class."""
     own_class: float | None
-    """Share of images that the teacher takes for the class they were made for."""
+    """Share of images that the teacher assigns to their own class."""
     accuracy: float | None
-    """Of the students, mean over domains and seeds, 0-1."""
+    """Mean accuracy of the students over domains and seeds, 0-1."""
     std: float | None
-    """Over seeds (n - 1)."""
+    """Standard deviation of the accuracy over seeds (n - 1)."""
 
 
 MEASURES = (
@@ -57,9 +59,9 @@ MEASURES = (
 
 
 def diversities(facts: Facts) -> list[Diversity]:
-    """A row for each method with images, in the run's order."""
+    """One row for each method with images, in the run's order."""
     scores = {scored.label: scored.summary for scored in facts.students}
-    return [_row(made, scores.get(made.method, {})) for made in facts.made]
+    return [_row(made, scores.get(made.method, {})) for made in facts.method_images]
 
 
 def _row(made: MethodImages, summary: Any) -> Diversity:
@@ -82,9 +84,10 @@ def _mean(values: Any) -> float | None:
 
 
 def rank_correlation(rows: Sequence[Diversity], measure: str) -> float | None:
-    """Spearman's rho over methods of a measure and accuracy; None for fewer than three methods.
+    """Spearman's rho between a measure and accuracy over methods; None for fewer than three
+    methods.
 
-    Of four methods even 1 or -1 comes about by chance in one of twelve cases.
+    With four methods, even 1 or -1 occurs by chance in one of twelve cases.
     """
     pairs = [(getattr(row, measure), row.accuracy) for row in rows]
     known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64)
@@ -97,7 +100,7 @@ def rank_correlation(rows: Sequence[Diversity], measure: str) -> float | None:
 
 
 def _ranks(values: Any) -> Any:
-    """Ranks from 0; equal values share the mean of theirs."""
+    """Ranks from 0; equal values share their mean rank."""
     return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
 
 
@@ -112,7 +115,7 @@ def read(storage: Storage) -> list[Diversity]:
     """The rows of diversity.json under a run's root.
 
     Raises:
-        CorruptionError: it is not what `write` has written (`MissingObject` without one).
+        CorruptionError: the file is damaged; `MissingObject` if there is none.
     """
     try:
         return TypeAdapter(list[Diversity]).validate_python(read_json(storage, FILE).get("rows"))
@@ -137,7 +140,7 @@ HEADS = {
 
 
 def table(rows: Sequence[Diversity]) -> str:
-    """The rows and, below, each measure's rank correlation with accuracy, within 80 columns."""
+    """The rows, and below them each measure's rank correlation with accuracy, within 80 columns."""
     names = [field.name for field in fields(Diversity)]
     cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
     rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}

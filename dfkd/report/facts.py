@@ -1,4 +1,4 @@
-"""What a page shows, collected from a run's storage: results, versions, students, origin."""
+"""Everything that a page shows, collected from a run's storage."""
 
 import subprocess
 import tempfile
@@ -21,22 +21,22 @@ from dfkd.evaluation import footprint
 from dfkd.evaluation.results import ResultRow, Summary, images_of, sort_rows, validate_results
 from dfkd.models.student import WEIGHTS, read_card
 from dfkd.report.gallery import (
+    MAX_PER_CLASS,
     MAX_PICTURES,
-    PER_CLASS,
     Gallery,
     Index,
     gallery,
     read_index,
+    reduced_to_budget,
     shown_classes,
-    thinned,
 )
 from dfkd.report.readers import (
+    ExportedStudent,
     PromptFacts,
-    Takehome,
     TrainingCurve,
     read_curve,
+    read_exported_student,
     read_prompts,
-    read_takehome,
 )
 from dfkd.storage import cost_records, layout
 from dfkd.storage.local import Storage
@@ -44,24 +44,26 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
-"""What a page needs beside the run's own objects, so that a folder is enough to write it again."""
+"""File with the facts that are not in the run's own objects, so that the page can be rewritten
+from the folder alone.
+"""
 
-URIS = 3_000_000
-"""Characters of all images on a page."""
+MAX_URI_CHARACTERS = 3_000_000
+"""Maximum total length of all image URIs on a page."""
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of tensors that are no parameters."""
+"""Suffixes of tensors that are not parameters."""
 
 
 @checked(frozen=True, config=CHECKED)
 class RunOrigin:
-    """Where a run came from; kept as report.json."""
+    """Where a run came from; stored as report.json."""
 
     schema: Literal[1]
     command: str
-    """That makes the run, or finds it made."""
+    """Command that repeats the run."""
     commit: str | None
-    """Of the checkout that the package was run from."""
+    """Commit of the checkout that the package was imported from."""
     manifest: dict[str, Any]
     students: Annotated[tuple[str, ...], Field(strict=False)]
     """Names of the folders under students/."""
@@ -69,7 +71,7 @@ class RunOrigin:
 
 @dataclass(frozen=True)
 class MethodImages:
-    """The images of one prompt method."""
+    """The published images of one method."""
 
     method: str
     version: PublishedVersion
@@ -79,11 +81,11 @@ class MethodImages:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One student."""
+class TrainedStudent:
+    """One trained student."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     method: str
     seed: int
     architecture: str
@@ -96,62 +98,62 @@ class Trained:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """One model and method over all domains and seeds."""
+    """The scores of one model and method over all domains and seeds."""
 
     summary: Summary
     confusion: npt.NDArray[Any]
-    """M x M counts, true x predicted, summed over domains and seeds."""
+    """Counts [M, M], true class x predicted class, summed over domains and seeds."""
     parameters: int
-    """Of what answers an image."""
+    """Number of parameters of the network."""
     ms: float | None
-    """One image on one core; None where it was not measured."""
+    """Milliseconds for one image on one core; None if not measured."""
 
     @property
     def label(self) -> str:
-        """What charts and tables call it."""
+        """Name in charts and tables."""
         return label_of(self.summary["model"], self.summary["method"])
 
     @property
     def megabytes(self) -> float:
-        """Of the parameters in float32."""
+        """Size of the parameters in float32."""
         return footprint.megabytes(self.parameters)
 
 
 def label_of(model: str, method: str) -> str:
-    """What charts and tables call a model: a student by its method."""
+    """Name of a model in charts and tables; a student is named after its method."""
     return {"teacher": model, "student": method}.get(model, f"{model} {method}")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A whole run."""
+    """Everything about a run."""
 
     location: str
     name: str
     classes: tuple[str, ...]
     rows: list[ResultRow]
     average: Average
-    """What accuracy on a domain is."""
+    """How accuracy on a domain is averaged."""
     images: dict[str, int]
-    """Evaluation images of each domain, in the order in which domains are shown."""
+    """Number of evaluation images by domain, in display order."""
     notes: tuple[str, ...]
     unreadable: tuple[str, ...]
     scored: list[ScoredModel]
     """The teacher first."""
-    made: list[MethodImages]
-    trained: list[Trained]
+    method_images: list[MethodImages]
+    trained_students: list[TrainedStudent]
     entries: list[cost_records.CostRecord]
-    takehome: Takehome | None
+    exported_student: ExportedStudent | None
     origin: RunOrigin | None
 
     @property
     def teacher(self) -> ScoredModel | None:
-        """None if it was not scored."""
+        """The teacher's scores; None if it was not scored."""
         return next((s for s in self.scored if s.summary["model"] == "teacher"), None)
 
     @property
     def students(self) -> list[ScoredModel]:
-        """In the order of methods."""
+        """The students' scores, in the order of methods."""
         return [s for s in self.scored if s.summary["model"] == "student"]
 
     @property
@@ -174,35 +176,35 @@ def require_finished(storage: Storage) -> None:
 def note_origin(
     storage: Storage, manifest: Manifest, command: str, students: Sequence[str]
 ) -> None:
-    """Write report.json, from which a folder's page can be written without its manifest."""
+    """Write report.json, so that the page can be rewritten without the manifest."""
     origin = RunOrigin(1, command, commit(), manifest.as_dict(), tuple(students))
     storage.put(ORIGIN, canonical(asdict(origin)))
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package lies in; None if it lies in none."""
+    """The commit of the checkout that contains this package; None outside a checkout."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)  # noqa: S603
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=10)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    return completed.stdout.strip() or None if completed.returncode == 0 else None
 
 
 def collect(storage: Storage, root: Storage | None = None, version: str = "") -> Facts:
-    """All facts of the finished run under a root.
+    """Collect all facts of the finished run under a root.
 
     Args:
-        storage: the run's root or, with `root`, a folder in it that holds results about `version`.
-        root: of the run that has the data, students and records of such a folder.
-        version: id of a published version; the current ones if none is named.
+        storage: the run's root or, with `root`, a folder in it with results about `version`.
+        root: root of the run that has the data, students and records for such a folder.
+        version: id of a published version; empty for the current ones.
 
     Raises:
-        ManifestError: no run has been finished there.
-        CorruptionError: something that it left is damaged.
+        ManifestError: the run is not finished.
+        CorruptionError: an object of the run is damaged.
     """
     require_finished(storage)
     results = read_json(storage, "results.json")
@@ -227,10 +229,10 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         notes=tuple(results["data"]["notes"]),
         unreadable=tuple(results["data"]["unreadable"]),
         scored=scored,
-        made=_made(root or storage, methods, classes, version),
-        trained=_trained(root or storage, rows, origin),
+        method_images=_method_images(root or storage, methods, classes, version),
+        trained_students=_trained_students(root or storage, rows, origin),
         entries=[] if root else cost_records.read(storage),
-        takehome=read_takehome(storage),
+        exported_student=read_exported_student(storage),
         origin=origin,
     )
 
@@ -263,52 +265,71 @@ def _scored(
     return ScoredModel(summary, total, parameters[model], ms.get(model))
 
 
-def _made(
+def _method_images(
     storage: Storage, methods: Sequence[str], classes: tuple[str, ...], version: str
 ) -> list[MethodImages]:
-    """The current version of each method; of all methods with data where no student was scored."""
+    """The published version of each scored method; of every method with data if no student was
+    scored.
+    """
     names = list(methods or storage.folders(layout.DATA))
     homes = {name: storage.child(layout.data(name)) for name in names}
     versions = {
         name: open_version(home, version) if version else current(home)
         for name, home in homes.items()
     }
-    present = {name: v for name, v in versions.items() if v is not None and v.classes == classes}
+    present = {
+        name: published_version
+        for name, published_version in versions.items()
+        if published_version is not None and published_version.classes == classes
+    }
+    # Divide the limit on pictures among the strips first; `reduced_to_budget` then limits the
+    # bytes.
     strips = len(shown_classes(classes)) * max(len(present), 1)
-    per_class = min(PER_CLASS, max(MAX_PICTURES // strips, 1))
+    per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
     indices = {name: read_index(version) for name, version in present.items()}
-    galleries = thinned(
-        [gallery(version, indices[name], per_class) for name, version in present.items()], URIS
+    galleries = reduced_to_budget(
+        [gallery(version, indices[name], per_class) for name, version in present.items()],
+        MAX_URI_CHARACTERS,
     )
     return [
-        MethodImages(name, v, indices[name], shown, read_prompts(v, name))
-        for (name, v), shown in zip(present.items(), galleries, strict=True)
+        MethodImages(
+            name,
+            published_version,
+            indices[name],
+            method_gallery,
+            read_prompts(published_version, name),
+        )
+        for (name, published_version), method_gallery in zip(
+            present.items(), galleries, strict=True
+        )
     ]
 
 
-def _trained(
+def _trained_students(
     storage: Storage, rows: Sequence[ResultRow], origin: RunOrigin | None
-) -> list[Trained]:
-    """The students that were scored: those that report.json names, or the only ones there are."""
+) -> list[TrainedStudent]:
+    """The scored students: those that report.json names, or the only candidates."""
     named = set(origin.students) if origin else None
     folders = storage.folders(layout.STUDENTS)
-    keys = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
-    seeds = {method: sum(m == method for m, _ in keys) for method, _ in keys}
-    found = []
-    for method, seed in keys:
+    scored_keys = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
+    seeds = {method: sum(m == method for m, _ in scored_keys) for method, _ in scored_keys}
+    students = []
+    for method, seed in scored_keys:
         matching = [
             name
             for name in folders
             if name.startswith(f"{method}-s{seed}-") and (named is None or name in named)
         ]
+        # Several folders match if settings were changed; without report.json the right one is
+        # unknown.
         if len(matching) == 1:
             label = method if seeds[method] == 1 else f"{method} {seed}"
             student = _student(
                 storage.child(layout.student(matching[0])), matching[0], method, seed
             )
             curve = read_curve(storage.child(layout.student(matching[0])), method, seed, label)
-            found.append(Trained(**student, curve=curve))
-    return found
+            students.append(TrainedStudent(**student, curve=curve))
+    return students
 
 
 def _student(storage: Storage, name: str, method: str, seed: int) -> dict[str, Any]:
@@ -326,7 +347,7 @@ def _student(storage: Storage, name: str, method: str, seed: int) -> dict[str, A
 
 
 def _parameters(storage: Storage) -> int:
-    """Numbers that training can change, from the header of the weights."""
+    """Number of trainable values, from the header of the weights file."""
     with tempfile.TemporaryDirectory(prefix="dfkd-weights-") as folder:
         path = Path(folder, WEIGHTS)
         storage.get_file(WEIGHTS, path)

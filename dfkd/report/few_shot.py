@@ -1,8 +1,8 @@
-"""Few-shot accuracies as a table of 80 columns, as Markdown, and as the curves of Fig. 5.
+"""Few-shot accuracies as a text table, as Markdown, and as the curves of Fig. 5.
 
-The picture shows the mean over domains and then each domain. It stands on white, because the page's
-custom properties do not reach a file. Colours are Okabe and Ito's, which the colour-blind can tell
-apart; shape and dash say the same once more.
+The picture shows the mean over domains and then each domain. Its background is white because a file
+does not see the page's CSS. The colours are Okabe and Ito's palette for the colour-blind; shape and
+dash repeat the distinction.
 """
 
 import json
@@ -18,12 +18,14 @@ from dfkd.evaluation.results import Spread
 from dfkd.report.tables import WIDTH
 
 CELL = 10
-"""Letters of a column at the most: `78.9 ±12.3`."""
+"""Maximum width of a column in characters: `78.9 ±12.3`."""
 LABELS = ("images a class", "gain", "trained on", "tested on")
 
 Bands = Mapping[tuple[Curve, int], Band]
 Grid = list[list[str]]
-"""A line of shots, one for each curve, one of gains and two of images; labels first."""
+"""Rows of cells, the label first: shots, one row for each curve, gains, and two rows of image
+counts.
+"""
 STYLES: dict[Curve, tuple[str, str, list[int]]] = {
     "untouched": ("#56B4E9", "diamond", [1, 2]),
     "student": ("#0072B2", "circle", [1, 0]),
@@ -32,50 +34,50 @@ STYLES: dict[Curve, tuple[str, str, list[int]]] = {
 }
 """Colour, shape and dash of each curve; blue and orange as in the paper."""
 LARGE = 504, 260
-"""Pixels of the mean's plot without its axes."""
+"""Width and height in pixels of the mean's plot without its axes."""
 SMALL, COLUMNS, GAP = 132, 3, 37
 """Pixels of a domain's plot, plots in a row, and pixels between them."""
 SCALE = 2.0
-"""Pixels of the PNG for each of the SVG."""
+"""Pixels of the PNG for each pixel of the SVG."""
 AXIS = "training images of each class (0: before any training)"
 INK, LINE = "#333333", "#DDDDDD"
 
 
 def table(results: FewShotResults) -> str:
-    """Means over domains in percent, with their standard deviation over seeds.
+    """Mean accuracy over domains in percent, with the standard deviation over seeds.
 
-    One column for each k; below them what training adds to the student, and the images of all
-    domains that one seed's trainings learned from and were tested on. At most 80 columns of text:
-    what does not fit continues below.
+    There is one column for each number of shots. The last rows show the gain of training over the
+    untrained student, and how many images one seed's trainings used and were tested on. The text
+    has at most 80 columns; further columns continue below.
     """
     bands, names = _means(results), results.data.domains
     size = (WIDTH - max(map(len, LABELS))) // (CELL + 1)
     ticks = _ticks(results)
     blocks = [
-        _fixed(_grid(results, bands, ticks[first : first + size], names))
+        _text_table(_grid(results, bands, ticks[first : first + size], names))
         for first in range(0, len(ticks), size)
     ]
-    return "\n\n".join([f"few-shot accuracy, %, {_of(names)}\n{blocks[0]}", *blocks[1:]])
+    return "\n\n".join([f"few-shot accuracy, %, {_averaged_over(names)}\n{blocks[0]}", *blocks[1:]])
 
 
 def markdown(results: FewShotResults) -> str:
-    """The same as Markdown, then each domain, and what there is to know about the figures."""
+    """The same table as Markdown, then one for each domain, and notes."""
     ticks, names = _ticks(results), results.data.domains
     parts = [
-        f"# Few-shot accuracy, %, of {_plain(results.architecture)}",
+        f"# Few-shot accuracy, %, of {_escape(results.architecture)}",
         "Mean and standard deviation over seeds; 0 images is before any training. Figures of one "
         "column share their test images, those of two columns do not. The gain is what training "
         "adds to the student, with the standard deviation of that difference.",
-        "\n".join(f"- {c}: {_plain(results.curves[c])}" for c in CURVES if c in results.curves),
-        f"## {_of(names).capitalize()}",
-        _piped(_grid(results, _means(results), ticks, names)),
+        "\n".join(f"- {c}: {_escape(results.curves[c])}" for c in CURVES if c in results.curves),
+        f"## {_averaged_over(names).capitalize()}",
+        _markdown_table(_grid(results, _means(results), ticks, names)),
     ]
     for name in names if len(names) > 1 else ():
         bands = {(point.curve, point.shots): point.domains[name] for point in results.summary}
-        parts += [f"## {_plain(name)}", _piped(_grid(results, bands, ticks, [name]))]
+        parts += [f"## {_escape(name)}", _markdown_table(_grid(results, bands, ticks, [name]))]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
-        parts += ["## Notes", "\n".join(f"- {_plain(remark)}" for remark in remarks)]
+        parts += ["## Notes", "\n".join(f"- {_escape(remark)}" for remark in remarks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,7 +89,7 @@ def _means(results: FewShotResults) -> Bands:
     return {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
 
 
-def _of(names: Sequence[str]) -> str:
+def _averaged_over(names: Sequence[str]) -> str:
     return "one domain" if len(names) == 1 else f"mean of {len(names)} domains"
 
 
@@ -116,14 +118,14 @@ def _figure(band: Band | None) -> str:
     return f"{100 * band.mean:.1f}" + ("" if band.std is None else f" ±{100 * band.std:.1f}")
 
 
-def _gain(found: Spread | None) -> str:
-    if found is None:
+def _gain(gain: Spread | None) -> str:
+    if gain is None:
         return "-"
-    spread = "" if found["std"] is None else f" ±{100 * found['std']:.1f}"
-    return f"{100 * found['mean']:+.1f}{spread}"
+    deviation = "" if gain["std"] is None else f" ±{100 * gain['std']:.1f}"
+    return f"{100 * gain['mean']:+.1f}{deviation}"
 
 
-def _fixed(grid: Grid) -> str:
+def _text_table(grid: Grid) -> str:
     left = max(map(len, LABELS))
     lines = [
         (label.ljust(left) + "".join(f" {cell:>{CELL}}" for cell in cells)).rstrip()
@@ -132,38 +134,38 @@ def _fixed(grid: Grid) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _piped(grid: Grid) -> str:
+def _markdown_table(grid: Grid) -> str:
     rule = "|---" + "|---:" * (len(grid[0]) - 1) + "|"
     head, *lines = (f"| {' | '.join(line)} |" for line in grid)
     return "\n".join([head, rule, *lines])
 
 
-def _plain(text: str) -> str:
-    """`text` on one line, with what Markdown or HTML would read escaped."""
+def _escape(text: str) -> str:
+    """`text` on one line with the markup of Markdown and HTML escaped."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", shown)
 
 
 def svg(results: FewShotResults) -> str:
-    """The picture as SVG; the same results are the same text."""
+    """The picture as SVG; the same results give the same text."""
     return str(vl_convert.vegalite_to_svg(_chart(results).to_dict(), allowed_base_urls=[]))
 
 
 def png(results: FewShotResults) -> bytes:
-    """The picture as PNG; the same results are the same bytes."""
+    """The picture as PNG; the same results give the same bytes."""
     chart = _chart(results).to_dict()
     return bytes(vl_convert.vegalite_to_png(chart, scale=SCALE, allowed_base_urls=[]))
 
 
 def _chart(results: FewShotResults) -> alt.VConcatChart:
     domains, seeds = results.data.domains, len(results.summary[0].seeds)
-    heads = [
+    title_lines = [
         f"{results.architecture}: accuracy on the rest of a domain, %",
         ("one domain" if len(domains) == 1 else f"mean of {len(domains)} domains")
         + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
     ]
     means = {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
-    plots: list[Any] = [_panel(results, means, heads, LARGE)]
+    plots: list[Any] = [_panel(results, means, title_lines, LARGE)]
     for first in range(0, len(domains), COLUMNS) if len(domains) > 1 else ():
         row = [_of_domain(results, name) for name in domains[first : first + COLUMNS]]
         plots.append(alt.hconcat(*row, spacing=GAP))
@@ -189,10 +191,10 @@ def _of_domain(results: FewShotResults, name: str) -> alt.LayerChart | alt.Facet
 def _panel(
     results: FewShotResults,
     bands: Mapping[tuple[Curve, int], Band],
-    heads: list[str],
+    title_lines: list[str],
     size: tuple[int, int],
 ) -> alt.LayerChart | alt.FacetChart:
-    """One plot; the large one has the legend and names the axis."""
+    """One plot; only the large one has a legend and a title on its axis."""
     large = size[0] > SMALL
     ticks = [str(shots) for shots in sorted({point.shots for point in results.summary})]
     shots = alt.X(
@@ -213,9 +215,9 @@ def _panel(
         ),
     ]
     title = alt.TitleParams(
-        heads[0], anchor="start", fontSize=13 if large else 11, offset=8, color=INK,
+        title_lines[0], anchor="start", fontSize=13 if large else 11, offset=8, color=INK,
         fontWeight="bold" if large else "normal", subtitleColor=INK,
-        subtitle=heads[1:] or alt.Undefined,
+        subtitle=title_lines[1:] or alt.Undefined,
     )  # fmt: skip
     return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)
 
@@ -234,7 +236,7 @@ def _rows(bands: Mapping[tuple[Curve, int], Band]) -> list[dict[str, Any]]:
 
 
 def _styles(results: FewShotResults, large: bool) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
-    """Colour, shape and dash by curve, in one legend that says what each curve is."""
+    """Colour, shape and dash by curve; the common legend describes each curve."""
     names = [curve for curve in STYLES if curve in results.curves]
     words = {curve: f"{curve}: {results.curves[curve]}" for curve in names}
     label = " : ".join(f"datum.value == {json.dumps(s)} ? {json.dumps(words[s])}" for s in names)

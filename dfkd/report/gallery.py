@@ -1,4 +1,6 @@
-"""Which images a page shows, and what the index says about all of them; opens few shards."""
+"""Selection of the images on a page, and statistics from the index; only a few shards are
+opened.
+"""
 
 import base64
 import dataclasses
@@ -21,31 +23,31 @@ from dfkd.prompts.diversity import pair_cosines, twins, vendi_score
 from dfkd.utils.images import open_image
 
 MAX_ROWS = 250_000
-"""Rows of an index that are kept; of more, every second, third, ... one."""
-PER_CLASS = 12
-"""Images of a class and method at the most."""
+"""Maximum number of index rows kept; a longer index is sampled at a regular step."""
+MAX_PER_CLASS = 12
+"""Maximum number of images of a class and method."""
 MAX_PICTURES = 960
-"""Images of all classes and methods together."""
+"""Maximum number of images of all classes and methods together."""
 MAX_CLASSES = 100
-"""Classes whose images are shown; of more, evenly spaced ones."""
+"""Maximum number of classes shown, evenly spaced."""
 SHARDS_PER_CLASS = 3
-"""Shards that are opened for a class's images; a shard is read and checked as a whole."""
+"""Maximum number of shards opened for a class; a shard is always read and verified as a whole."""
 WORST = 10
-"""Images in each list of doubtful ones."""
+"""Number of images in each list of doubtful ones."""
 SIDE = 128
-"""Pixels a side of an image on the page at the most."""
+"""Maximum side of an image on the page, in pixels."""
 MAX_EMBEDDINGS = 600
-"""Embeddings that the diversity of a version's images is computed from."""
+"""Maximum number of embeddings used for the diversity of a version's images."""
 
 Numbers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Index:
-    """The numbers of an index that a page needs, by row."""
+    """Columns of an index that a page needs, one entry for each row that was kept."""
 
     total: int
-    """Rows of the file, of which more may have been kept than all or a part."""
+    """Number of rows in the file."""
     class_index: Numbers
     index: Numbers
     shard: Numbers
@@ -55,13 +57,13 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """How many are kept."""
+        """Number of rows that were kept."""
         return len(self.class_index)
 
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """One synthesised image as a page shows it."""
+    """One synthesised image on a page."""
 
     class_index: int
     index: int
@@ -69,65 +71,71 @@ class GalleryImage:
     confidence: float
     loss: float
     predicted: int
-    """The class that the teacher takes it for: argmin of the stored distances."""
+    """The class that the teacher chooses: argmin of the stored distances."""
     uri: str
-    """`data:image/...`."""
+    """The encoded image: `data:image/...`."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of one version that a page shows."""
+    """The images of one version on a page."""
 
     strips: dict[int, list[GalleryImage]]
-    """By class index, in the order of image indices."""
+    """Images by class index, in the order of their indices."""
     unsure: list[GalleryImage]
-    """Lowest confidence first."""
+    """The images with the lowest confidence, lowest first."""
     lossy: list[GalleryImage]
-    """Highest loss first."""
+    """The images with the highest loss, highest first."""
     rejected: list[GalleryImage]
-    """Taken for another class: of each class the least confident one, lowest confidence first."""
+    """Images that the teacher assigns to another class: the least confident one of each class,
+    lowest confidence first.
+    """
     rejections: int
-    """How many of `examined` are taken for another class."""
+    """Number of images among `examined` that the teacher assigns to another class."""
     examined: int
+    """Number of images in the shards that were opened."""
     embeddings: Numbers
-    """The teacher's embeddings [N, E] of images that were looked at, none of them zero."""
+    """The teacher's embeddings [N, E] of examined images, without zero vectors."""
     labels: Numbers
-    """Their class indices [N]."""
+    """Class indices [N] of the embeddings."""
 
     @property
     def within(self) -> Numbers:
-        """Cosines of the pairs of `embeddings` of one class."""
+        """Cosines of the pairs of `embeddings` within a class."""
         if not len(self.labels):
             return np.zeros(0)
         return pair_cosines(self.embeddings, self.labels)[0]
 
     @property
     def vendi(self) -> float | None:
-        """The effective number of different `embeddings`; None without any."""
+        """The effective number of different `embeddings`; None if there are none."""
         return vendi_score(self.embeddings) if len(self.labels) else None
 
     @property
     def twins(self) -> float | None:
-        """The share of `embeddings` with a near duplicate in their class; None without any."""
+        """The share of `embeddings` with a near duplicate in their class; None if there are
+        none.
+        """
         return float(twins(self.embeddings, self.labels).mean()) if len(self.labels) else None
 
 
 def read_index(version: PublishedVersion) -> Index:
-    """What index.parquet says about each image; bounded memory, whatever its length.
+    """Read index.parquet in bounded memory, sampling the rows of a long index.
 
     Raises:
-        CorruptionError: it is not what was published.
+        CorruptionError: the file differs from what was published.
     """
-    wanted = ["class_index", "index", "shard", "loss", "confidence"]
+    column_names = ["class_index", "index", "shard", "loss", "confidence"]
     names = pa.array([receipt.shard for receipt in version.shards], pa.string())
     step = -(-sum(receipt.samples for receipt in version.shards) // MAX_ROWS) or 1
-    columns: dict[str, list[Numbers]] = {name: [] for name in wanted}
+    columns: dict[str, list[Numbers]] = {name: [] for name in column_names}
     total = 0
-    for batch in version.index(wanted):
+    for batch in version.index(column_names):
+        # Continue the regular step across batches.
         kept = slice(-total % step, None, step)
         total += batch.num_rows
         codes = pc.fill_null(pc.index_in(batch["shard"], value_set=names), -1)
-        for name in wanted:
+        for name in column_names:
             values = codes if name == "shard" else batch[name]
             columns[name].append(values.to_numpy(zero_copy_only=False)[kept])
     arrays = {name: np.concatenate(parts or [np.empty(0)]) for name, parts in columns.items()}
@@ -140,45 +148,52 @@ def read_index(version: PublishedVersion) -> Index:
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spaced, the first and (from 2 on) the last included."""
+    """At most `count` of the items, evenly spaced; the first is included and, from 2 on, the
+    last.
+    """
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def shown_classes(classes: Sequence[str]) -> list[int]:
-    """The class indices whose images are shown."""
+    """Indices of the classes whose images are shown."""
     return evenly(range(len(classes)), MAX_CLASSES)
 
 
 def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
-    """Images of each class evenly spaced over few shards, and the doubtful ones of the version.
+    """Images of each class, evenly spaced over few shards, and the doubtful images of the version.
 
     Raises:
-        CorruptionError: a shard is not what was published.
+        CorruptionError: a shard differs from what was published.
     """
-    picks = {c: _spaced(index, c, per_class) for c in shown_classes(version.classes)}
+    rows_by_class = {c: _spaced(index, c, per_class) for c in shown_classes(version.classes)}
     by_doubt = np.lexsort((index.index, index.class_index, index.confidence))[:WORST]
     by_loss = np.lexsort((index.index, index.class_index, -index.loss))[:WORST]
-    look = _Look(version)
-    look.read(index, [*(row for rows in picks.values() for row in rows), *by_doubt, *by_loss])
-    strips = {c: look.pictures(index, rows) for c, rows in picks.items()}
-    usable = [(own, vector) for own, vector in look.embeddings if np.abs(vector).sum() > 0]
-    chosen = evenly(usable, MAX_EMBEDDINGS)
+    scan = _ShardScan(version)
+    # Collect all rows first, so that each shard is opened only once.
+    scan.read(
+        index, [*(row for rows in rows_by_class.values() for row in rows), *by_doubt, *by_loss]
+    )
+    strips = {c: scan.pictures(index, rows) for c, rows in rows_by_class.items()}
+    usable = [
+        (class_index, vector) for class_index, vector in scan.embeddings if np.abs(vector).sum() > 0
+    ]
+    sampled = evenly(usable, MAX_EMBEDDINGS)
     return Gallery(
         strips=strips,
-        unsure=look.pictures(index, by_doubt),
-        lossy=look.pictures(index, by_loss),
-        rejected=[_picture(sample) for sample in look.doubted()],
-        rejections=look.rejections,
-        examined=look.examined,
-        embeddings=np.array([v for _, v in chosen] or np.empty((0, 0)), np.float32),
-        labels=np.array([own for own, _ in chosen], np.int64),
+        unsure=scan.pictures(index, by_doubt),
+        lossy=scan.pictures(index, by_loss),
+        rejected=[_picture(sample) for sample in scan.doubted()],
+        rejections=scan.rejections,
+        examined=scan.examined,
+        embeddings=np.array([v for _, v in sampled] or np.empty((0, 0)), np.float32),
+        labels=np.array([class_index for class_index, _ in sampled], np.int64),
     )
 
 
 def _spaced(index: Index, class_index: int, count: int) -> list[int]:
-    """Rows of a class: evenly spaced among those of a few evenly spaced shards."""
+    """Rows of a class, evenly spaced among those in a few evenly spaced shards."""
     rows = np.flatnonzero(index.class_index == class_index)
     rows = rows[np.argsort(index.index[rows], kind="stable")]
     opened = evenly(sorted(set(index.shard[rows].tolist())), SHARDS_PER_CLASS)
@@ -187,15 +202,15 @@ def _spaced(index: Index, class_index: int, count: int) -> list[int]:
 
 
 @dataclass
-class _Look:
-    """What was seen in the shards that were opened, each of them once."""
+class _ShardScan:
+    """What was found in the shards that were opened, each of them once."""
 
     version: PublishedVersion
-    wanted: dict[str, Sample] = field(default_factory=dict)
+    selected: dict[str, Sample] = field(default_factory=dict)
     rejected: dict[int, Sample] = field(default_factory=dict)
-    """Of each class the least confident."""
+    """The least confident rejected sample of each class."""
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
-    """With the class index of each."""
+    """Class index and embedding of each examined image."""
     rejections: int = 0
     examined: int = 0
 
@@ -209,22 +224,22 @@ class _Look:
     def _open(self, receipt: Receipt, keys: set[str]) -> None:
         for sample in self.version.samples(receipt):
             self.examined += 1
-            own = sample.metadata["class_index"]
-            self.embeddings.append((own, sample.arrays["embedding"]))
+            class_index = sample.metadata["class_index"]
+            self.embeddings.append((class_index, sample.arrays["embedding"]))
             if sample.key in keys:
-                self.wanted[sample.key] = sample
-            if predicted(sample) != own:
+                self.selected[sample.key] = sample
+            if predicted(sample) != class_index:
                 self.rejections += 1
-                held = self.rejected.setdefault(own, sample)
-                self.rejected[own] = min(held, sample, key=_doubt)
+                least_confident = self.rejected.setdefault(class_index, sample)
+                self.rejected[class_index] = min(least_confident, sample, key=_doubt)
 
     def doubted(self) -> list[Sample]:
-        """Those of `rejected`, the least confident first."""
+        """The samples of `rejected`, the least confident first."""
         return sorted(self.rejected.values(), key=_doubt)[:WORST]
 
     def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
-        found = (self.wanted.get(_key(index, row)) for row in rows)
-        return [_picture(sample) for sample in found if sample is not None]
+        samples = (self.selected.get(_key(index, row)) for row in rows)
+        return [_picture(sample) for sample in samples if sample is not None]
 
 
 def _doubt(sample: Sample) -> tuple[float, str]:
@@ -236,7 +251,7 @@ def _key(index: Index, row: int) -> str:
 
 
 def predicted(sample: Sample) -> int:
-    """The class index that the teacher takes a sample for."""
+    """Index of the class that the teacher assigns to a sample."""
     return int(sample.arrays["distances"].argmin())
 
 
@@ -254,10 +269,11 @@ def _picture(sample: Sample) -> GalleryImage:
 
 
 def data_uri(encoded: bytes, name: str) -> str:
-    """An image as a `data:` URI: scaled to `SIDE`, as WebP unless its own bytes are fewer.
+    """An image as a `data:` URI: at most `SIDE` pixels a side; as WebP unless the original is
+    smaller.
 
     Raises:
-        CorruptionError: naming the image, which no decoder can read.
+        CorruptionError: the image cannot be decoded; the text names it.
     """
     try:
         with open_image(encoded, ("PNG", "JPEG")) as image:
@@ -276,20 +292,26 @@ def data_uri(encoded: bytes, name: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def thinned(galleries: Sequence[Gallery], budget: int) -> list[Gallery]:
-    """The galleries with so many images of each class that their URIs fit in `budget` characters.
+def reduced_to_budget(galleries: Sequence[Gallery], budget: int) -> list[Gallery]:
+    """The galleries with fewer images of each class, so that their URIs fit into `budget`
+    characters.
 
-    Of a class at least one image is left; if even those do not fit, some classes have none.
+    At least one image of a class is kept. If even those do not fit, classes are dropped.
     """
     count = max((len(s) for g in galleries for s in g.strips.values()), default=0)
     fewer = list(galleries)
     while count > 1 and sum(_sizes(fewer)) > budget:
         count -= 1
-        fewer = [_with(g, {c: evenly(s, count) for c, s in g.strips.items()}) for g in galleries]
+        fewer = [
+            _with_strips(g, {c: evenly(s, count) for c, s in g.strips.items()}) for g in galleries
+        ]
+    # One image for each class is still too much: halve the number of classes until it fits.
     kept = max((len(g.strips) for g in galleries), default=0)
     while sum(_sizes(fewer)) > budget:
         kept //= 2
-        fewer = [_with(g, {c: g.strips[c] for c in evenly(list(g.strips), kept)}) for g in fewer]
+        fewer = [
+            _with_strips(g, {c: g.strips[c] for c in evenly(list(g.strips), kept)}) for g in fewer
+        ]
     return fewer
 
 
@@ -297,5 +319,5 @@ def _sizes(galleries: Sequence[Gallery]) -> Iterator[int]:
     return (len(p.uri) for g in galleries for strip in g.strips.values() for p in strip)
 
 
-def _with(old: Gallery, strips: dict[int, list[GalleryImage]]) -> Gallery:
+def _with_strips(old: Gallery, strips: dict[int, list[GalleryImage]]) -> Gallery:
     return dataclasses.replace(old, strips=strips)

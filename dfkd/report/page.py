@@ -26,16 +26,16 @@ from dfkd.utils.yaml import dump
 
 PAGE = "report.html"
 SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
-"""Which of the page's colours is whose, everywhere."""
+"""The number of each model's colour on the page."""
 OTHER_SLOTS = (5, 6, 7)
-"""Of methods without a colour of their own, by name; further ones take those of absent methods."""
+"""Colours of further methods, by name; when they run out, those of absent methods are used."""
 MATRIX_CLASSES = 100
-"""Classes that a confusion matrix, or a table with a column for each, is shown of."""
+"""Maximum number of classes for a confusion matrix or a table with one column for each class."""
 CLASS_LINES = 200
 CONFUSIONS = 4
-"""Most frequent confusions of each model."""
+"""Number of most frequent confusions listed for each model."""
 PANELS = 24
-"""Domains with a chart of their own; the table has all."""
+"""Maximum number of domains with their own chart; the table shows all domains."""
 
 SECTIONS = {
     "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
@@ -46,15 +46,15 @@ SECTIONS = {
 
 
 def write(manifest: Manifest, command: str) -> str:
-    """Write report.html about the finished run of a manifest; returns its place, for display.
+    """Write report.html about the finished run of a manifest; returns its location.
 
     Args:
         manifest: of the run.
-        command: that makes the run again, or finds it made; shown as it is.
+        command: command that repeats the run; the page shows it.
 
     Raises:
         ManifestError: the run is not finished.
-        CorruptionError: something that it left is damaged.
+        CorruptionError: an object of the run is damaged.
     """
     storage = open_storage(manifest.storage.root)
     require_finished(storage)
@@ -78,11 +78,11 @@ def write_stored(storage: Storage) -> str:
 
 
 def render(facts: Facts) -> str:
-    """The page about a run: the same facts give the same text."""
+    """The page about a run; the same facts give the same text."""
     slots = slots_of(facts)
     present = {
-        "images": bool(facts.made), "doubtful": bool(facts.made), "prompts": bool(facts.made),
-        "takehome": facts.takehome is not None,
+        **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
+        "takehome": facts.exported_student is not None,
     }  # fmt: skip
     return template("page.html.jinja").render(
         title=facts.name,
@@ -106,17 +106,17 @@ def render(facts: Facts) -> str:
         heads=HEADS,
         training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
-        takehome=facts.takehome,
+        takehome=facts.exported_student,
         **_provenance(facts),
     )
 
 
 def slots_of(*runs: Facts) -> dict[str, int]:
-    """The colour of the teacher and of each method of some runs."""
-    found = {model.label for facts in runs for model in facts.scored}
-    found |= {made.method for facts in runs for made in facts.made}
-    free = [*OTHER_SLOTS, *(slot for name, slot in SLOTS.items() if slot and name not in found)]
-    others = sorted(found - SLOTS.keys())
+    """Colour numbers of the teacher and of all methods in the runs."""
+    labels = {model.label for facts in runs for model in facts.scored}
+    labels |= {made.method for facts in runs for made in facts.method_images}
+    free = [*OTHER_SLOTS, *(slot for name, slot in SLOTS.items() if slot and name not in labels)]
+    others = sorted(labels - SLOTS.keys())
     return SLOTS | {name: free[i % len(free)] for i, name in enumerate(others)}
 
 
@@ -144,16 +144,16 @@ def _environment() -> jinja2.Environment:
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this package; all that it is given is escaped."""
+    """A template of this package; it escapes all values."""
     return _environment().get_template(name)
 
 
 def _shown(facts: Facts) -> list[int]:
-    """Classes with an image on the page."""
+    """Indices of the classes with at least one image on the page."""
     return [
         c
         for c in shown_classes(facts.classes)
-        if any(made.gallery.strips.get(c) for made in facts.made)
+        if any(made.gallery.strips.get(c) for made in facts.method_images)
     ]
 
 
@@ -163,15 +163,15 @@ def _own_class(made: Any) -> str:
 
 
 def level(share: float) -> int:
-    """The shade 1 to 9 of a share from 0 to 1."""
+    """Shade 1 to 9 for a share from 0 to 1."""
     return min(1 + int(9 * share), 9)
 
 
 def accuracy_charts(
     facts: Facts, slots: Mapping[str, int], panels: int = PANELS
 ) -> list[tuple[str, str, Markup]]:
-    """Title, aside and bars of each model: of the mean, and of at most `panels` domains."""
-    found = []
+    """Title, remark and bar chart of the mean and of at most `panels` domains."""
+    chart_list = []
     domains = list(facts.images)
     for domain in ["", *domains[:panels]]:
         bars = []
@@ -183,15 +183,17 @@ def accuracy_charts(
                 )
         title = domain.replace("_", " ") if domain else f"Mean of {len(domains)} domains"
         aside = f"{facts.images[domain]:,} images" if domain else ""
-        found.append((title, aside, charts.bars(title, bars)))
-    return found
+        chart_list.append((title, aside, charts.bars(title, bars)))
+    return chart_list
 
 
 def _best(facts: Facts) -> dict[str, set[str]]:
-    """The best students of each domain, and of the mean under ''; none where there is one only."""
+    """Labels of the best students of each domain, and of the mean under ''; empty for fewer than
+    two students.
+    """
     if len(facts.students) < 2:
         return {}
-    found: dict[str, set[str]] = {}
+    best_labels: dict[str, set[str]] = {}
     for domain in ["", *facts.images]:
         means = {
             s.label: (s.summary["domains"][domain] if domain else s.summary)["mean"]
@@ -199,12 +201,14 @@ def _best(facts: Facts) -> dict[str, set[str]]:
             if not domain or domain in s.summary["domains"]
         }
         highest = max(means.values(), default=0.0)
-        found[domain] = {label for label, mean in means.items() if mean == highest}
-    return found
+        best_labels[domain] = {label for label, mean in means.items() if mean == highest}
+    return best_labels
 
 
 def _matrices(facts: Facts) -> list[dict[str, Any]]:
-    """Counts of each model with their shades, a row's share each; none of very many classes."""
+    """Confusion counts of each model with shades by the row's share; empty for very many
+    classes.
+    """
     if len(facts.classes) > MATRIX_CLASSES:
         return []
     matrices = []
@@ -220,8 +224,10 @@ def _matrices(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _confusions(facts: Facts) -> list[tuple[str, int, int, int, float]]:
-    """Label, true class, answer, count and share of the class: the commonest of each model."""
-    found = []
+    """Label, true class, answer, count and share of the class, for each model's commonest
+    confusions.
+    """
+    confusions = []
     for model in facts.scored:
         wrong = model.confusion.copy()
         np.fill_diagonal(wrong, 0)
@@ -230,12 +236,14 @@ def _confusions(facts: Facts) -> list[tuple[str, int, int, int, float]]:
             true, answer = divmod(cell, len(facts.classes))
             if wrong[true, answer]:
                 times = int(wrong[true, answer])
-                found.append((model.label, true, answer, times, times / int(sums[true])))
-    return found
+                confusions.append((model.label, true, answer, times, times / int(sums[true])))
+    return confusions
 
 
 def _per_class(facts: Facts) -> list[dict[str, Any]]:
-    """A line for each class; of very many, the ones that the best student knows least."""
+    """A row for each class. With very many classes, only those with the best student's lowest
+    recall.
+    """
     accuracies = [_recall(model.confusion) for model in facts.scored]
     leading = facts.best or facts.scored[0]
     order = np.arange(len(facts.classes))
@@ -243,6 +251,7 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
         recall = _recall(leading.confusion)
         order = np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:CLASS_LINES]
     made, failed, confidence = _synthesised(facts)
+    # The confusion matrix is a sum over seeds, so each image was counted once for each seed.
     runs = max(len(leading.summary["seeds"]), 1)
     return [
         {
@@ -260,7 +269,9 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _by_class(facts: Facts) -> dict[str, list[ClassSummary]]:
-    """Of each domain, where accuracy is the mean over classes and these are not very many."""
+    """Summaries by class for each domain, if accuracy is the mean over classes and there are few
+    enough.
+    """
     if facts.average != "classes" or len(facts.classes) > MATRIX_CLASSES:
         return {}
     return {domain: summarise_classes(facts.rows, domain) for domain in facts.images}
@@ -274,11 +285,13 @@ def _recall(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]]:
-    """Images made and failed, and mean confidence, of each class over all methods."""
+    """Number of images made, number failed, and mean confidence, for each class over all
+    methods.
+    """
     M = len(facts.classes)
     made, failed = [0] * M, [0] * M
     total, count = np.zeros(M), np.zeros(M)
-    for one in facts.made:
+    for one in facts.method_images:
         for receipt in one.version.shards:
             c = int(receipt.task.partition("-")[0])
             made[c] += receipt.samples
@@ -290,16 +303,16 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
 
 
 def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
-    if not any(made.index.rows for made in facts.made):
+    if not any(made.index.rows for made in facts.method_images):
         return []
 
     def chart(
         title: str, values: Callable[[Any], npt.NDArray[Any]], span: tuple[float, float]
     ) -> Markup:
-        groups = [(m.method, slots[m.method], values(m.index)) for m in facts.made]
+        groups = [(m.method, slots[m.method], values(m.index)) for m in facts.method_images]
         return charts.histogram(title, groups, *span)
 
-    losses = np.concatenate([made.index.loss for made in facts.made])
+    losses = np.concatenate([made.index.loss for made in facts.method_images])
     low, high = float(losses.min()), float(losses.max())
     edge = max((high - low) * 0.02, 1e-3)
     return [
@@ -309,7 +322,7 @@ def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Mar
 
 
 def _diversity(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup, Markup]]:
-    with_prompts = [made.prompts for made in facts.made if made.prompts]
+    with_prompts = [made.prompts for made in facts.method_images if made.prompts]
     low = min(
         (float(v.min()) for p in with_prompts for v in (p.within, p.across) if len(v)), default=0.0
     )
@@ -330,12 +343,14 @@ def _diversity(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup
 
 
 def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
-    found = [(t.curve, slots[t.method]) for t in facts.trained if t.curve and t.curve.steps]
-    if not found:
+    curve_slots = [
+        (t.curve, slots[t.method]) for t in facts.trained_students if t.curve and t.curve.steps
+    ]
+    if not curve_slots:
         return []
     return [
-        ("Loss", charts.curves("loss", found)),
-        ("Agreement with the teacher", charts.curves("agreement", found)),
+        ("Loss", charts.curves("loss", curve_slots)),
+        ("Agreement with the teacher", charts.curves("agreement", curve_slots)),
     ]
 
 
@@ -345,10 +360,12 @@ def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:
 
 
 def _provenance(facts: Facts) -> dict[str, Any]:
-    """Weights, libraries and manifest; of the versions, which are made by the same ones."""
+    """Weights, libraries and manifest. The weights and libraries are the same for all versions
+    of a run.
+    """
     weights: dict[str, str] = {}
     environment: dict[str, str] = {}
-    for made in facts.made:
+    for made in facts.method_images:
         weights |= {str(k): str(v) for k, v in made.version.manifest["weights"].items()}
         environment |= {str(k): str(v) for k, v in made.version.manifest["environment"].items()}
     manifest = facts.origin.manifest if facts.origin else None

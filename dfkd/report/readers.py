@@ -1,4 +1,4 @@
-"""What a page reads of a run: a student's curves, a version's prompts, the student handed out."""
+"""Readers of parts of a run: training curves, a version's prompts, and the exported student."""
 
 import math
 import tempfile
@@ -23,9 +23,11 @@ from dfkd.storage.local import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
 
 MAX_POINTS = 2000
-"""Points that are kept of each scalar; of more, TensorBoard draws a sample with its own seed."""
+"""Maximum number of points of each scalar; TensorBoard samples longer series with a fixed seed."""
 MAX_PARTS = 4
-"""Files of prompts that are read; each holds a shard's worth of every class."""
+"""Maximum number of prompt files that are read; each holds the prompts of one shard of every
+class.
+"""
 MAX_PROMPTS = 420
 RESTORE = "restore them, or synthesise into another storage.root"
 COLUMNS = ("class_index", "text", "embedding")
@@ -40,27 +42,28 @@ FORMS = (
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """What training logged about one student."""
+    """The training log of one student."""
 
     method: str
     seed: int
     name: str
-    """As a chart labels it."""
+    """Label in charts."""
     steps: tuple[int, ...]
     loss: tuple[float, ...]
     agreement: tuple[float, ...]
-    """Share of images whose nearest class is the teacher's, 0-1; as long as `steps`, like `loss`.
+    """Share of images whose nearest class is the teacher's, 0-1; as many values as `steps`, like
+    `loss`.
     """
 
 
 def read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingCurve | None:
-    """The curve of the student in a folder; None if it left no events.
+    """The training curve of a student; None if there is no log.
 
     Args:
         student: the student's folder.
-        method: of its prompts.
+        method: of its data set.
         seed: of its distillation.
-        name: for charts.
+        name: label in charts.
     """
     keys = list(student.list(layout.TENSORBOARD))
     with tempfile.TemporaryDirectory(prefix="dfkd-events-") as folder:
@@ -83,8 +86,8 @@ def read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingC
 
 
 def _finite(events: EventAccumulator, tag: str) -> dict[int, float]:
-    found = {event.step: float(event.value) for event in events.Scalars(tag)}
-    return {step: value for step, value in found.items() if math.isfinite(value)}
+    values = {event.step: float(event.value) for event in events.Scalars(tag)}
+    return {step: value for step, value in values.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)
@@ -93,26 +96,26 @@ class PromptFacts:
 
     method: str
     total: int
-    """Prompts of the version."""
+    """Number of prompts of the version."""
     labels: npt.NDArray[Any]
     """Class indices [N]."""
     texts: list[str]
     points: npt.NDArray[Any]
     """First two principal components [N, 2]."""
     within: npt.NDArray[Any]
-    """Cosines of the pairs of one class."""
+    """Cosines of pairs within a class."""
     across: npt.NDArray[Any]
-    """Cosines of the pairs of two classes."""
+    """Cosines of pairs from two classes."""
     vendi: float
     statistics: dict[str, Any]
-    """The content of prompts.json, which covers all prompts; empty without one."""
+    """The content of prompts.json, computed on all prompts; empty if it is missing."""
 
 
 def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
-    """The sample of a version; None if it has no prompts.
+    """A sample of a version's prompts; None if it has none.
 
     Raises:
-        CorruptionError: a file of prompts cannot be read, or is not what it should be.
+        CorruptionError: a file of prompts cannot be read or has unusable content.
     """
     keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
     if not keys:
@@ -121,8 +124,8 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     rows = evenly(
         [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
     )
-    chosen = [table.take([i for owner, i in rows if owner == t]) for t, table in enumerate(tables)]
-    table = pa.concat_tables(chosen).sort_by("class_index")
+    sampled = [table.take([i for owner, i in rows if owner == t]) for t, table in enumerate(tables)]
+    table = pa.concat_tables(sampled).sort_by("class_index")
     labels, embeddings = _arrays(version, table)
     within, across = pair_cosines(embeddings, labels)
     return PromptFacts(
@@ -160,10 +163,10 @@ def _arrays(
 
 def _statistics(version: PublishedVersion) -> dict[str, Any]:
     try:
-        found = strict_json.parse(version.storage.get("prompts.json"))
+        content = strict_json.parse(version.storage.get("prompts.json"))
     except (MissingObject, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _damaged(version: PublishedVersion, key: str, problem: str) -> CorruptionError:
@@ -204,7 +207,7 @@ class _Student(BaseModel):
 
 
 class _ExportCard(BaseModel):
-    """The parts of the file that a page shows; it holds more."""
+    """The parts of takehome.json that a page shows."""
 
     schema_: Literal[1] = Field(alias="schema")
     student: _Student
@@ -216,7 +219,7 @@ class _ExportCard(BaseModel):
 
 
 @dataclass(frozen=True)
-class Line:
+class ExportedForm:
     """One form of a model; None where nothing was measured."""
 
     name: str
@@ -225,28 +228,28 @@ class Line:
     ms: float | None
     """Median milliseconds of one image on one core."""
     accuracy: float | None
-    """Mean over domains."""
+    """Mean accuracy over domains, 0-1."""
     difference: float | None
-    """The largest of its distances from PyTorch's."""
+    """Largest difference of a distance from PyTorch's."""
     equal: float | None
-    """Share of evaluation images with the same answer as PyTorch's."""
+    """Share of evaluation images with the same answer as PyTorch, 0-1."""
 
 
 @dataclass(frozen=True)
-class Takehome:
-    """The student that a run hands out."""
+class ExportedStudent:
+    """The student that a run exports."""
 
     method: str
     seed: int
-    lines: tuple[Line, ...]
-    """The teacher's image tower, the student in PyTorch, and the files, smallest last."""
+    lines: tuple[ExportedForm, ...]
+    """The teacher's image tower, the student in PyTorch, and the exported files, smallest last."""
 
 
-def read_takehome(storage: Storage) -> Takehome | None:
-    """The student handed out by the run under `storage`; None if there is none.
+def read_exported_student(storage: Storage) -> ExportedStudent | None:
+    """The exported student of the run under `storage`; None if there is none.
 
     Raises:
-        CorruptionError: takehome.json is not what was written.
+        CorruptionError: takehome.json is damaged.
     """
     if not storage.exists(KEY):
         return None
@@ -254,23 +257,23 @@ def read_takehome(storage: Storage) -> Takehome | None:
         card = _ExportCard.model_validate_json(storage.get(KEY))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
+        field_path = ".".join(map(str, first["loc"])) or "the whole"
         raise CorruptionError(
-            f"{storage.location(KEY)}: {place}: {first['msg']}; run jobs/pipeline.py again, "
+            f"{storage.location(KEY)}: {field_path}: {first['msg']}; run jobs/pipeline.py again, "
             "which measures it anew"
         ) from None
-    lines = tuple(_line(card, *form) for form in FORMS)
-    return Takehome(card.student.method, card.student.seed, lines)
+    lines = tuple(_exported_form(card, *form) for form in FORMS)
+    return ExportedStudent(card.student.method, card.student.seed, lines)
 
 
-def _line(card: _ExportCard, name: str, form: str, file: str | None) -> Line:
+def _exported_form(card: _ExportCard, name: str, form: str, file: str | None) -> ExportedForm:
     size = {"teacher": card.teacher.bytes, "torch": 4 * card.student.parameters}.get(form)
     if file and file in card.files:
         size = card.files[file].bytes
     scored = card.evaluation.accuracy.get(form)
     checked = card.check.get(file) if file else None
     measured = checked if isinstance(checked, _Difference) else None
-    return Line(
+    return ExportedForm(
         name,
         size,
         card.latency.ms.get(form),

@@ -1,4 +1,4 @@
-"""The tables of accuracies that a terminal shows."""
+"""Tables of accuracies for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,27 +7,27 @@ from dfkd.evaluation.footprint import megabytes
 from dfkd.evaluation.results import ClassSummary, Spread, Summary, images_of, summarise_classes
 
 WIDTH = 80
-"""Columns of a table."""
-CELL = 9
-"""Letters of a column's head line at the most, where there is room."""
-NARROW = 6
-"""Letters of a column's head line at the least; no cell is wider, but for millions of images."""
+"""Maximum number of characters in a line."""
+MAX_HEAD_WIDTH = 9
+"""Maximum width of a column heading in characters, if there is room."""
+MIN_HEAD_WIDTH = 6
+"""Smallest limit on the width of a heading. Cells are no wider, except for millions of images."""
 SIZES = "MB: parameters in float32; ms: one image on one core of this machine."
-"""What the last two columns are."""
+"""Explanation of the last two columns."""
 HEADS = {"images": "accuracy, %", "classes": "class mean, %"}
 """What the figures are, by `average`."""
 
 
 def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
-    """Accuracies in percent as a fixed-width text of at most 80 columns, without a final newline.
+    """Accuracies in percent as text with lines of at most 80 characters, without a final newline.
 
-    One line for each model and method, one column for each domain, and the mean over domains with
-    its standard deviation over seeds if there are several; then the size of the model and what one
-    image takes. What does not fit continues below.
+    There is one line for each model and method, and one column for each domain. The last columns
+    are the mean over domains with its standard deviation over seeds (if there are several), the
+    model's size, and the time for one image. Further columns continue below.
 
     Args:
         results: the content of `results.json`.
-        ms: milliseconds by model, as far as they were measured.
+        ms: milliseconds by model, for those that were measured.
     """
     summaries, images = results["summary"], images_of(results)
     labels = [HEADS[results["average"]], *map(_label, summaries), "images"]
@@ -39,22 +39,24 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
     models = [line["model"] for line in summaries]
     sizes = [f"{megabytes(results['parameters'][model]):.1f}" for model in models]
     times = [f"{ms[model]:.1f}" if model in ms else "-" for model in models]
-    return _grid(labels, columns, _beside(means, ["MB", *sizes, ""], ["ms", *times, ""]))
+    return _grid(labels, columns, _append_columns(means, ["MB", *sizes, ""], ["ms", *times, ""]))
 
 
-def _beside(means: Sequence[str], *columns: Sequence[str]) -> list[str]:
-    """The last cells of each line with more of them, aligned."""
-    found = list(means)
+def _append_columns(means: Sequence[str], *columns: Sequence[str]) -> list[str]:
+    """Append aligned columns to the cells of the mean, line by line."""
+    cells_by_line = list(means)
     for cells in columns:
         width = max(map(len, cells))
-        found = [f"{line} {cell:>{width}}" for line, cell in zip(found, cells, strict=True)]
-    return found
+        cells_by_line = [
+            f"{line} {cell:>{width}}" for line, cell in zip(cells_by_line, cells, strict=True)
+        ]
+    return cells_by_line
 
 
 def class_table(results: Mapping[str, Any]) -> str:
-    """Accuracies per class in percent, one table like `table`'s for each domain.
+    """Accuracies by class in percent: for each domain a table like that of `table`.
 
-    One column for each class that has an image there, and the mean over classes.
+    There is one column for each class with an image in the domain, and the mean over classes.
     """
     return "\n\n".join(_domain_table(results, name) for name in images_of(results))
 
@@ -76,8 +78,8 @@ def _label(line: Summary | ClassSummary) -> str:
     return f"{line['model']} {line['method']}"
 
 
-def _percent(found: Spread | None) -> str:
-    return "-" if found is None else f"{100 * found['mean']:.1f}"
+def _percent(accuracy: Spread | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy['mean']:.1f}"
 
 
 def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
@@ -90,12 +92,15 @@ def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
 
 
 def _grid(labels: Sequence[str], cells: Mapping[str, list[str]], means: Sequence[str]) -> str:
-    """The named columns behind the labels, as many blocks as they need; `means` ends the last."""
+    """The columns behind their labels, in as many blocks as necessary; `means` ends the last
+    block.
+    """
     left = min(max(map(len, labels)), WIDTH // 2)
     space = WIDTH - left - len(means[0])
     names = list(cells)
-    whole = sum(len(head[0]) + 1 for head, _ in _columns(cells, space)) <= space
-    size = len(names) if whole else max(1, space // (NARROW + 1))
+    fits = sum(len(head[0]) + 1 for head, _ in _columns(cells, space)) <= space
+    # Blocks of equal size: if not everything fits into one, assume the narrowest columns.
+    size = len(names) if fits else max(1, space // (MIN_HEAD_WIDTH + 1))
     parts = []
     for start in range(0, len(names), size):
         block = {name: cells[name] for name in names[start : start + size]}
@@ -105,13 +110,13 @@ def _grid(labels: Sequence[str], cells: Mapping[str, list[str]], means: Sequence
 
 
 Column = tuple[list[str], list[str]]
-"""Head lines and body cells, all of one width."""
+"""Heading lines and body cells, all of the same width."""
 
 
 def _columns(cells: Mapping[str, list[str]], space: int) -> Sequence[Column]:
-    """The columns with heads as long as `space` allows."""
+    """The columns, with headings shortened only as far as `space` requires."""
     columns: list[Column] = []
-    for limit in range(CELL, NARROW - 1, -1):
+    for limit in range(MAX_HEAD_WIDTH, MIN_HEAD_WIDTH - 1, -1):
         columns = [_column(name, body, limit) for name, body in cells.items()]
         if sum(len(head[0]) + 1 for head, _ in columns) <= space:
             break

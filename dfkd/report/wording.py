@@ -1,11 +1,11 @@
-"""The words and figures of a page: its headline, and how numbers read."""
+"""The sentences and figures of a page: its headline, and the format of numbers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from markupsafe import Markup
 
-from dfkd.report.facts import Facts, Trained
+from dfkd.report.facts import Facts, TrainedStudent
 
 WORDS = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -15,20 +15,22 @@ MANY = 1_000_000
 
 
 def headline(facts: Facts) -> Markup:
-    """One sentence that says what the run achieved, its figure emphasised."""
+    """One sentence that states the result of the run, with its figure emphasised."""
     best, teacher = facts.best, facts.teacher
     domains = _number(len(facts.images))
-    over = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
+    domains_text = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
     if best is None:
-        alone = percent(teacher.summary["mean"] if teacher else 0.0)
-        return _sentence(f"The teacher alone has a {_mean(facts)} of", alone, f"over {over}.")
-    trained = next((t for t in facts.trained if t.method == best.label), None)
-    who = f"{_student(trained)} that {_origin(facts)}"
+        teacher_mean = percent(teacher.summary["mean"] if teacher else 0.0)
+        return _sentence(
+            f"The teacher alone has a {_mean(facts)} of", teacher_mean, f"over {domains_text}."
+        )
+    trained = next((t for t in facts.trained_students if t.method == best.label), None)
+    subject = f"{_student(trained)} that {_origin(facts)}"
     if teacher is None or not teacher.summary["mean"]:
         mean = percent(best.summary["mean"])
-        return _sentence(f"{who} has a {_mean(facts)} of", mean, f"over {over}.")
-    kept = percent(best.summary["mean"] / teacher.summary["mean"])
-    return _sentence(f"{who} keeps", kept, f"of its teacher's accuracy over {over}.")
+        return _sentence(f"{subject} has a {_mean(facts)} of", mean, f"over {domains_text}.")
+    ratio = percent(best.summary["mean"] / teacher.summary["mean"])
+    return _sentence(f"{subject} keeps", ratio, f"of its teacher's accuracy over {domains_text}.")
 
 
 def _mean(facts: Facts) -> str:
@@ -39,7 +41,7 @@ def _sentence(before: str, figure: str, after: str) -> Markup:
     return Markup("{} <em>{}</em> {}").format(before, figure, after)
 
 
-def _student(trained: Trained | None) -> str:
+def _student(trained: TrainedStudent | None) -> str:
     if trained is None:
         return "A student"
     article = "An" if trained.architecture[:1].lower() in "aeiou" else "A"
@@ -54,29 +56,31 @@ def _origin(facts: Facts) -> str:
 
 
 def _unseen(facts: Facts) -> bool:
-    """Whether no student saw a real image: known only where its initial weights are."""
+    """Whether no student saw a real image. It is only certain if training started from random
+    weights.
+    """
     section = facts.origin.manifest.get("distillation") if facts.origin else None
     return isinstance(section, Mapping) and section.get("weights") == "none"
 
 
 def figures(facts: Facts) -> list[tuple[str, str, str]]:
-    """Name, value and unit of the numbers below the headline."""
+    """Name, value and unit of the figures below the headline."""
     best, teacher = facts.best, facts.teacher
-    found = []
+    rows = []
     if best:
-        found.append((f"{_mean(facts)}, {best.label}", *_value(best.summary["mean"])))
+        rows.append((f"{_mean(facts)}, {best.label}", *_value(best.summary["mean"])))
     if teacher:
-        found.append((f"{_mean(facts)}, teacher", *_value(teacher.summary["mean"])))
-    made = sum(int(m.version.manifest["samples"]) for m in facts.made)
-    found.append(("images synthesised", count(made), ""))
+        rows.append((f"{_mean(facts)}, teacher", *_value(teacher.summary["mean"])))
+    made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
+    rows.append(("images synthesised", count(made), ""))
     if _unseen(facts):
-        found.append(("real images used", "0", ""))
+        rows.append(("real images used", "0", ""))
     if facts.entries:
         hours = sum(entry.seconds for entry in facts.entries) / 3600
         spent = sum(entry.worker_seconds for entry in facts.entries) / 3600
-        found.append(("time, all stages", f"{hours:.2f}", "h"))
-        found.append(("cost", f"{spent:.2f}", "worker-hours"))
-    return found
+        rows.append(("time, all stages", f"{hours:.2f}", "h"))
+        rows.append(("cost", f"{spent:.2f}", "worker-hours"))
+    return rows
 
 
 def _value(mean: float) -> tuple[str, str]:
@@ -98,7 +102,7 @@ def percent(value: float) -> str:
 
 
 def size(value: int) -> str:
-    """Bytes in the largest unit that leaves a figure of 1 or more."""
+    """Bytes in the largest unit in which the figure is at least 1."""
     amount = float(value)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if amount < 1000 or unit == "TB":
@@ -118,37 +122,37 @@ def duration(seconds: float) -> str:
 
 
 def short(text: str, letters: int = 240) -> str:
-    """The text, cut where it is very long."""
+    """The text, truncated to `letters` characters."""
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
-def spread(found: Mapping[str, Any] | None) -> str:
-    """Mean and standard deviation in percent; a dash without any."""
-    if found is None:
+def spread(statistics: Mapping[str, Any] | None) -> str:
+    """Mean and standard deviation in percent; a dash if there is none."""
+    if statistics is None:
         return "-"
-    text = f"{100 * found['mean']:.1f}"
-    if found["std"] is None:
+    text = f"{100 * statistics['mean']:.1f}"
+    if statistics["std"] is None:
         return text
-    return Markup("{} <small>±{}</small>").format(text, f"{100 * found['std']:.1f}")
+    return Markup("{} <small>±{}</small>").format(text, f"{100 * statistics['std']:.1f}")
 
 
 def average(values: Any) -> str:
-    """The mean with two digits; a dash of nothing."""
+    """The mean with two decimals; a dash for an empty array."""
     return f"{float(values.mean()):.2f}" if len(values) else "-"
 
 
 def share(value: float | None) -> str:
-    """0.897 as `89.7`; a dash of nothing."""
+    """0.897 as `89.7`; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def words(name: str) -> str:
-    """A domain's name as it is read."""
+    """A domain's name with spaces instead of underscores."""
     return name.replace("_", " ")
 
 
 def figure(value: float | None, digits: int) -> str:
-    """A number with so many decimals; `-` for none."""
+    """A number with `digits` decimals; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

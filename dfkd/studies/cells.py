@@ -1,11 +1,11 @@
-"""What a cell of a study leaves: its scores, once, under the name of all that can change them.
+"""The stored result of a cell, under a name that covers everything that can change its scores.
 
-    cells/{model}-{hash12}/cell.json     an `CellResult`; the cell is finished from here on
-                           results.json  as the evaluation wrote it, with the confusions
+    cells/{model}-{hash12}/cell.json     a `CellResult`; present once the cell is finished
+                           results.json  as the evaluation wrote it, with the confusion matrices
 
-`model` is the student's name, which covers data set, settings and seed, or the teacher's or a
-text-only classifier's. Studies
-that have a cell in common and one root find each other's.
+`model` is the student's name, which covers data set, settings and seed, or the name of the teacher
+or of a text-only classifier. Studies that have a cell in common and use the same root share its
+result.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 
 SCHEMA = 1
-"""Raised whenever a change of code changes the scores that the same student gets."""
+"""Raised whenever a code change alters the scores of an unchanged student."""
 
 FILE = "cell.json"
 LIMIT = 1 << 22
-"""Bytes of a cell at the most."""
+"""Maximum size of cell.json in bytes."""
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
 class Score:
-    """A model on one domain."""
+    """A model's scores on one domain."""
 
     domain: str
     images: Annotated[int, Field(ge=1)]
@@ -50,7 +50,7 @@ class Score:
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
 class CellResult:
-    """A model's scores, and where, when and with what they were made."""
+    """A model's scores, and when, where and with what software they were made."""
 
     schema: Literal[1] = 1
     model: str
@@ -58,107 +58,118 @@ class CellResult:
     version: Sha256 | Literal[""]
     """Fingerprint of the data set that the student learned from; empty for all others."""
     data: Sha256
-    """Of the images that were scored, with their labels."""
+    """Digest of the scored images and their labels (`evaluation_digest`)."""
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
-    """By domain."""
+    """One score for each domain."""
     notes: tuple[str, ...]
-    """About the data."""
+    """Remarks about the evaluation data."""
     date: str
-    """UTC."""
+    """Day in UTC, ISO 8601."""
     machine: dict[str, Any]
     environment: dict[str, str]
 
     @property
     def mean(self) -> float:
-        """Accuracy, the mean over domains, 0-1."""
+        """Mean accuracy over domains, 0-1."""
         return sum(score.accuracy for score in self.scores) / len(self.scores)
 
 
 @dataclass(frozen=True)
 class CellStore:
-    """Where the outcome of a model on some data belongs."""
+    """Where the result of a model on an evaluation set is stored."""
 
     storage: Storage
-    """The root."""
+    """Storage of the root."""
     model: str
     version: str
     data: str
 
     @property
     def folder(self) -> str:
-        """Under the root."""
+        """Folder relative to the root; its name contains a hash of all fields."""
         about = {"schema": SCHEMA, "model": self.model, "version": self.version, "data": self.data}
         return f"{layout.CELLS}{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
 
     def read(self) -> CellResult | None:
-        """The outcome, or None before the cell is finished.
+        """The stored result; None if the cell is not finished.
 
         Raises:
-            CorruptionError: it is not what was written.
+            CorruptionError: the file is damaged or belongs to another cell.
         """
         key = f"{self.folder}/{FILE}"
         try:
-            found = TypeAdapter(CellResult).validate_json(self.storage.get(key, LIMIT), strict=True)
+            result = TypeAdapter(CellResult).validate_json(
+                self.storage.get(key, LIMIT), strict=True
+            )
         except MissingObject:
             return None
         except ValidationError:
-            found = None
-        about = (self.model, self.version, self.data)
-        if found is None or (found.model, found.version, found.data) != about:
+            result = None
+        expected = (self.model, self.version, self.data)
+        # The hash in the folder's name covers these three, so a difference means damage.
+        if result is None or (result.model, result.version, result.data) != expected:
             raise CorruptionError(
                 f"{self.storage.location(key)}: is not the cell that was written; delete it and "
                 "run the same command again, which makes it anew"
             )
-        return found
+        return result
 
     def keep(self, outcome: CellResult) -> CellResult:
-        """Write the outcome, unless there is one; returns the outcome that holds."""
+        """Write the result unless there is one already; returns the stored result."""
         key = f"{self.folder}/{FILE}"
         if self.storage.put_if_absent(key, canonical(asdict(outcome))):
             return outcome
         return self.read() or outcome
 
 
-def of_student(storage: Storage, cell: Cell, version: str, data: str) -> CellStore:
-    """The place of a cell's student.
+def cell_of_student(storage: Storage, cell: Cell, version: str, data: str) -> CellStore:
+    """Where the result of a cell's student is stored.
 
     Args:
         version: fingerprint of the data set.
-        data: from `digest`.
+        data: from `evaluation_digest`.
     """
     name = student_name(cell.manifest, version, cell.method, cell.seed)
     return CellStore(storage, name, version, data)
 
 
-def of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> CellStore:
-    """The place of the teacher of a data set's identity, which answers zero-shot."""
+def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> CellStore:
+    """Where the zero-shot result of a data set's teacher is stored.
+
+    Args:
+        identity: of the data set; only its classes and teacher keys matter.
+    """
     keys = [key for key in identity if key == "classes" or key.startswith("teacher.")]
     name = f"teacher-{fingerprint({key: identity[key] for key in keys})[:12]}"
     return CellStore(storage, name, "", data)
 
 
-def of_text_only(storage: Storage, manifest: Manifest, seed: int, data: str) -> CellStore:
-    """The place of the text-only classifier of a manifest and seed."""
+def cell_of_text_only(storage: Storage, manifest: Manifest, seed: int, data: str) -> CellStore:
+    """Where the result of the text-only classifier of a manifest and seed is stored."""
     return CellStore(storage, f"text-only-{classifier_name(manifest, seed)}", "", data)
 
 
-def digest(data: Domains) -> str:
-    """The sha256 of all images with domain and class; whatever the files are called.
+def evaluation_digest(data: Domains) -> str:
+    """The sha256 of all images with their domains and classes; file names do not matter.
 
-    An image that cannot be read counts as such.
+    An image that cannot be read is included as `unreadable`.
     """
-    found = []
+    entries = []
     for item in data.items:
         try:
-            image = hashlib.sha256(item.read()).hexdigest()
+            image_hash = hashlib.sha256(item.read()).hexdigest()
         except OSError:
-            image = "unreadable"
-        found.append((item.domain, item.class_index, image))
-    return hashlib.sha256(canonical([list(data.classes), sorted(found)])).hexdigest()
+            image_hash = "unreadable"
+        entries.append((item.domain, item.class_index, image_hash))
+    return hashlib.sha256(canonical([list(data.classes), sorted(entries)])).hexdigest()
 
 
 def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
-    """Of the one model that the rows are about; of a text-only tower of its own the classifier."""
+    """The scores of the one trained or zero-shot model in the rows.
+
+    A text-only classifier with a tower of its own also yields zero-shot rows of that tower; they
+    are left out.
+    """
     return tuple(
         Score(
             domain=row["domain"],

@@ -1,4 +1,4 @@
-"""The charts of a study, as files of their own: drawn in colours, on white."""
+"""The charts of a study as files: drawn in colours on a white background."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,9 @@ COLOURS = (
     "#4b5563", "#0072b2", "#d98e04", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d31",
     "#6b4fa1", "#c0392b", "#7f8c1f", "#1f8a8c",
 )  # fmt: skip
-"""Told apart also by most of those who see few colours; what is more takes other shapes."""
+"""Colours of series, also distinguishable for most colour-blind readers. Further series reuse
+the colours with other marker shapes.
+"""
 INK, GREY, LINE = "#14181f", "#5b6472", "#e3e6eb"
 WIDTH, HEIGHT = 420, 280
 """Pixels of a plot without its axes."""
@@ -22,21 +24,22 @@ WIDTH, HEIGHT = 420, 280
 
 @dataclass(frozen=True)
 class Series:
-    """A line, or the bars of one colour: values 0-1 at places."""
+    """A line, or the bars of one colour."""
 
     name: str
     values: tuple[tuple[float | str, Spread], ...]
+    """Pairs of x and the accuracy there (0-1)."""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """A map: points on a plane and a label of each."""
+    """A two-dimensional map of labelled points."""
 
     name: str
     points: Sequence[tuple[float, float]]
     labels: Sequence[str]
     pale: Sequence[bool]
-    """Whether a point is drawn so."""
+    """Whether each point is drawn pale."""
 
 
 def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
@@ -45,13 +48,13 @@ def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
 
 @dataclass(frozen=True)
 class RenderedChart:
-    """A chart as the bytes of two files; the same chart gives the same SVG."""
+    """A chart as the bytes of an SVG and a PNG file; the same chart gives the same SVG."""
 
     svg: bytes
     png: bytes
 
 
-def _finished(chart: Any) -> RenderedChart:
+def _rendered(chart: Any) -> RenderedChart:
     axis: dict[str, Any] = {
         "labelColor": GREY, "titleColor": GREY, "gridColor": LINE, "domainColor": LINE,
         "tickColor": LINE, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
@@ -62,14 +65,14 @@ def _finished(chart: Any) -> RenderedChart:
     return RenderedChart(*files(chart.configure_axis(**axis)))
 
 
-def _rows(found: Sequence[Series]) -> list[dict[str, Any]]:
+def _rows(series_list: Sequence[Series]) -> list[dict[str, Any]]:
     return [
         {
             "series": series.name, "x": x, "y": 100 * spread["mean"],
             "low": 100 * max(spread["mean"] - (spread["std"] or 0), 0),
             "high": 100 * min(spread["mean"] + (spread["std"] or 0), 1),
         }
-        for series in found
+        for series in series_list
         for x, spread in series.values
     ]  # fmt: skip
 
@@ -79,39 +82,43 @@ def _colour(names: Sequence[str]) -> alt.Color:
     return alt.Color("series:N", sort=None, scale=alt.Scale(domain=list(names), range=colours))
 
 
-def curve(title: str, x: str, found: Sequence[Series]) -> RenderedChart:
-    """Accuracy over a number on a logarithmic axis; a rule is one standard deviation each way.
+def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
+    """Accuracy over a number on a logarithmic axis, with vertical bars of ± one standard deviation.
 
     Args:
         x: title of the axis.
-        found: a line each; the first is drawn as the one that sums the others up.
+        series_list: one line each; the first summarises the others and is drawn thicker.
     """
-    rows = _rows(found)
-    places = sorted({float(row["x"]) for row in rows})
+    rows = _rows(series_list)
+    xs = sorted({float(row["x"]) for row in rows})
     base = alt.Chart(_data(rows)).encode(
-        x=alt.X("x:Q", title=x, scale=_scale(places), axis=alt.Axis(values=places, grid=False)),
-        color=_colour([series.name for series in found]),
+        x=alt.X("x:Q", title=x, scale=_scale(xs), axis=alt.Axis(values=xs, grid=False)),
+        color=_colour([series.name for series in series_list]),
     )
     y = alt.Y("y:Q", title="accuracy, %", scale=alt.Scale(zero=False))
-    first = alt.datum.series == found[0].name
+    first = alt.datum.series == series_list[0].name
     size = alt.condition(first, alt.value(3.0), alt.value(1.4))
     lines = base.mark_line().encode(y=y, size=size)
     rules = base.mark_rule(opacity=0.6).encode(y="low:Q", y2="high:Q")
     points = base.mark_point(filled=True, size=36, opacity=1).encode(y=y)
     chart = alt.layer(rules, lines, points).properties(title=title, width=WIDTH, height=HEIGHT)
-    return _finished(chart)
+    return _rendered(chart)
 
 
-def _scale(places: Sequence[float]) -> alt.Scale:
-    """Logarithmic from the first place to the last, with a margin; as it is where one is zero."""
-    if places[0] <= 0:
+def _scale(xs: Sequence[float]) -> alt.Scale:
+    """A logarithmic axis with a margin; a linear one if the first value is zero, which has no
+    logarithm.
+    """
+    if xs[0] <= 0:
         return alt.Scale(nice=False)
-    return alt.Scale(type="log", domain=[places[0] / 1.1, places[-1] * 1.1], nice=False)
+    return alt.Scale(type="log", domain=[xs[0] / 1.1, xs[-1] * 1.1], nice=False)
 
 
-def bars(title: str, found: Sequence[Series]) -> RenderedChart:
-    """A group of bars at each place, one for each series; a rule is one deviation each way."""
-    rows, names = _rows(found), [series.name for series in found]
+def bars(title: str, series_list: Sequence[Series]) -> RenderedChart:
+    """One group of bars for each x and one bar for each series, with lines of ± one standard
+    deviation.
+    """
+    rows, names = _rows(series_list), [series.name for series in series_list]
     x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
     base = alt.Chart(_data(rows)).encode(x=x, xOffset=alt.XOffset("series:N", sort=names))
     scale = alt.Scale(domain=[0, 100])
@@ -119,24 +126,24 @@ def bars(title: str, found: Sequence[Series]) -> RenderedChart:
         y=alt.Y("y:Q", title="accuracy, %", scale=scale), color=_colour(names)
     )
     rules = base.mark_rule(color=INK).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
-    places = len({row["x"] for row in rows})
-    width = max(WIDTH, places * (14 * len(names) + 24))
-    return _finished(alt.layer(bar, rules).properties(title=title, width=width, height=HEIGHT))
+    groups = len({row["x"] for row in rows})
+    width = max(WIDTH, groups * (14 * len(names) + 24))
+    return _rendered(alt.layer(bar, rules).properties(title=title, width=width, height=HEIGHT))
 
 
-def maps(title: str, found: Sequence[Sequence[Scatter]]) -> RenderedChart:
-    """A plot for each map, in the given lines, with one legend."""
-    known = sorted({label for line in found for scatter in line for label in scatter.labels})
-    lines = [alt.hconcat(*(_plot(scatter, known) for scatter in line)) for line in found]
-    return _finished(alt.vconcat(*lines).properties(title=title))
+def maps(title: str, rows: Sequence[Sequence[Scatter]]) -> RenderedChart:
+    """A plot for each map, arranged in the given rows, with one common legend."""
+    labels = sorted({label for line in rows for scatter in line for label in scatter.labels})
+    lines = [alt.hconcat(*(_plot(scatter, labels) for scatter in line)) for line in rows]
+    return _rendered(alt.vconcat(*lines).properties(title=title))
 
 
-def _plot(scatter: Scatter, known: Sequence[str]) -> alt.Chart:
+def _plot(scatter: Scatter, labels: Sequence[str]) -> alt.Chart:
     rows = [
         {"x": x, "y": y, "series": label, "pale": pale}
         for (x, y), label, pale in zip(scatter.points, scatter.labels, scatter.pale, strict=True)
     ]
-    shapes = [SHAPES[number // len(COLOURS) % len(SHAPES)] for number in range(len(known))]
+    shapes = [SHAPES[number // len(COLOURS) % len(SHAPES)] for number in range(len(labels))]
     hidden = alt.Axis(title=None, labels=False, ticks=False, domain=False, grid=False)
     chart: alt.Chart = (
         alt.Chart(_data(rows))
@@ -145,8 +152,8 @@ def _plot(scatter: Scatter, known: Sequence[str]) -> alt.Chart:
             opacity=alt.condition(alt.datum.pale, alt.value(0.3), alt.value(0.9)),
             x=alt.X("x:Q", axis=hidden, scale=alt.Scale(nice=False)),
             y=alt.Y("y:Q", axis=hidden, scale=alt.Scale(nice=False)),
-            color=_colour(known),
-            shape=alt.Shape("series:N", sort=None, scale=alt.Scale(domain=known, range=shapes)),
+            color=_colour(labels),
+            shape=alt.Shape("series:N", sort=None, scale=alt.Scale(domain=labels, range=shapes)),
         )
         .properties(title=scatter.name, width=WIDTH * 2 // 3, height=HEIGHT)
     )

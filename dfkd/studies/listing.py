@@ -25,32 +25,34 @@ PAPER = {
     "Figure 5": "jobs/fewshot.py, of any finished run",
     "Table 8": "the style dictionary, which is prompts.styles: paper",
 }
-"""Every figure and table, and why it may have no study."""
+"""Every figure and table of the paper, with the reason why it may have no study."""
 
 
-def find(place: str, overrides: tuple[str, ...]) -> Study:
-    """The study that a name, a folder or a file stands for.
+def find(source: str, overrides: tuple[str, ...]) -> Study:
+    """The study for a name, a folder or a file.
 
     Raises:
-        ManifestError: there is none, or it breaks a rule.
+        ManifestError: there is no such study, or it breaks a rule.
     """
-    if Path(place).exists():
-        return read_study(place, overrides)
+    if Path(source).exists():
+        return read_study(source, overrides)
     names = [path.parent.name for path in files()]
-    if place in names:
-        return read_study(STUDIES / place, overrides)
-    near = difflib.get_close_matches(place, names, n=1)
+    if source in names:
+        return read_study(STUDIES / source, overrides)
+    near = difflib.get_close_matches(source, names, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
-    raise ManifestError("study", "must be a study's name, folder or file", place, remedy)
+    raise ManifestError("study", "must be a study's name, folder or file", source, remedy)
 
 
 def files() -> list[Path]:
-    """Of all studies that are shipped, by name."""
+    """Paths of all studies in the repository, sorted by name."""
     return sorted(STUDIES.glob(f"*/{FILE}"))
 
 
 def cost(study: Study) -> dict[str, int]:
-    """Data sets, image-steps, students, and images that these see in training; counted."""
+    """Cost of a full run: numbers of data sets, image-steps, students, and images seen in
+    training.
+    """
     data_sets = study.data_sets().values()
     seen = 0
     for cell in study.cells if study.trains else ():
@@ -69,7 +71,7 @@ HEADS = ("study", "shows", "rows", "seeds", "image-steps", "student images", "re
 
 
 def listing() -> str:
-    """Every figure and table of the paper, and every study with its cost and its results."""
+    """Text: all studies with their costs and results, then the figures and tables of the paper."""
     studies = sorted((read_study(path) for path in files()), key=_order)
     lines = [HEADS, *(_line(study) for study in studies)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(HEADS))]
@@ -84,26 +86,28 @@ def listing() -> str:
 
 
 def _order(study: Study) -> tuple[int, str]:
-    """Figures, tables, then what the paper does not have."""
-    found = [list(PAPER).index(name) for name in study.described.shows if name in PAPER]
-    return min(found, default=len(PAPER)), study.described.name
+    """Sort key: figures and tables in the paper's order, then studies of things the paper does
+    not show.
+    """
+    positions = [list(PAPER).index(name) for name in study.described.shows if name in PAPER]
+    return min(positions, default=len(PAPER)), study.described.name
 
 
 def _line(study: Study) -> tuple[str, ...]:
-    counted = cost(study)
+    totals = cost(study)
     return (
         study.described.name,
         ", ".join(study.described.shows),
         str(len(study.rows)),
         str(len(study.described.chosen_seeds)),
-        f"{counted['image_steps']:,}" if counted["image_steps"] else "-",
-        f"{counted['student_images']:,}",
+        f"{totals['image_steps']:,}" if totals["image_steps"] else "-",
+        f"{totals['student_images']:,}",
         _committed(study),
     )
 
 
 def _committed(study: Study) -> str:
-    """The day of the results beside the study's file, if there are any."""
+    """Date of the results next to the study's file; `-` if there are none."""
     if not (study.folder / RESULTS).is_file():
         return "-"
     try:

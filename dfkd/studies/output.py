@@ -1,8 +1,8 @@
-"""What a study shows: its table in the paper's shape, its figure, and the files of both.
+"""The files that a study writes: its table in the paper's shape and its figure.
 
-results.json                      as `dfkd.studies.results` describes it
-table.md, table.csv, table.tex    not of a gallery
-figure.svg, figure.png            a gallery and a case have pictures only, as PNG
+results.json                      described in `dfkd.studies.results`
+table.md, table.csv, table.tex    not for a gallery
+figure.svg, figure.png            only the PNG for a gallery and a case
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,15 +36,15 @@ def write(
     data: Domains | None,
     ms: Mapping[str, float],
 ) -> str:
-    """Write all files of a study with at least one row; returns the place of the main one.
+    """Write all files of a study with at least one row; returns the location of the main file.
 
     Args:
-        versions: the data set of each row, of a gallery or a case.
-        data: the evaluation set; None of a gallery.
-        ms: of one image on one core, by the label of the row.
+        versions: the data set of each row; used by a gallery and a case.
+        data: the evaluation set; None for a gallery.
+        ms: milliseconds for one image on one core, by the row's label.
 
     Raises:
-        CorruptionError: a shard that is to be shown is not what was published.
+        CorruptionError: a shard whose images are shown differs from what was published.
     """
     described = study.described
     storage.put(FILE, results.encode())
@@ -60,16 +60,20 @@ def write(
         storage.put("figure.svg", drawn.svg)
         storage.put("figure.png", drawn.png)
     if described.pictures:
-        storage.put("figure.png", sheet(study, versions, data))
+        storage.put("figure.png", picture_sheet(study, versions, data))
         main = main if study.trains else "figure.png"
     return storage.location(main)
 
 
 def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -> Grid:
-    """The table of a study with students; `ms` as for `write`."""
+    """The table of a study with students.
+
+    Args:
+        ms: milliseconds for one image on one core, by the row's label.
+    """
     axes = tuple(axis.name for axis in described.chosen_axes)
-    shape = _by_class if described.columns == "classes" else _by_domain
-    head, rows = shape(described, results)
+    layout = _by_class if described.columns == "classes" else _by_domain
+    head, rows = layout(described, results)
     printed = [(paper, column) for paper in described.paper for column in paper.columns]
     names = ("domain", *axes) if described.columns == "classes" else axes
     differences = _differences(described, results)
@@ -96,7 +100,10 @@ Rows = list[tuple[StudyRow, tuple[Cell, ...]]]
 
 
 def _by_domain(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
-    """Columns of domains and their mean: of accuracy or, in a case, of that of its class."""
+    """Head and rows with one column for each domain and one for the mean.
+
+    In a case the accuracies are those of its one class.
+    """
     domains = tuple(results.domains)
     rows: Rows = []
     for row in results.rows:
@@ -118,7 +125,7 @@ def _mean(described: StudyFile, row: StudyRow) -> Spread | None:
 
 
 def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
-    """Columns of classes and their mean, lines of domains."""
+    """Head and rows with one column for each class and their mean, and a row for each domain."""
     rows: Rows = []
     for domain in results.domains:
         for row in results.rows:
@@ -128,17 +135,17 @@ def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, .
 
 
 def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
-    """Of the other students' rows from the one that is compared with, by their labels."""
+    """Paired differences between each student row and the row named by `compare`, by label."""
     students = {row.label: row for row in results.rows if row.model == "student"}
     reference = students.pop(described.compare, None)
     if reference is None:
         return {}
-    found = {label: row.against(reference) for label, row in students.items()}
-    return {label: each for label, each in found.items() if each}
+    by_label = {label: row.against(reference) for label, row in students.items()}
+    return {label: each for label, each in by_label.items() if each}
 
 
 def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
-    """Of what answers an image: megabytes in float32, and milliseconds."""
+    """Size in megabytes (float32) and latency in milliseconds of the row's network."""
     size = None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
     return size, (f"{ms[row.label]:.1f}" if row.label in ms else None)
 
@@ -148,9 +155,9 @@ def _printed(paper: Paper, row: StudyRow) -> Sequence[float | None]:
 
 
 def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
-    """What a reader of the table must know."""
+    """Yield the notes below the table."""
     several = len(results.seeds) > 1
-    over = f", mean ± standard deviation over {_repeats(results)}" if several else ""
+    over = f", mean ± standard deviation over {_describe_repeats(results)}" if several else ""
     of = f" of {described.pictures.classes[0]}" if described.pictures else ""
     alone = ", of all classes" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
@@ -179,35 +186,35 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
         yield f"Missing: {label} ({reason})."
 
 
-def _repeats(results: StudyResults) -> str:
-    """What a deviation is over, which the data sets of each row's students tell."""
+def _describe_repeats(results: StudyResults) -> str:
+    """What the standard deviation is taken over: students of one data set, or whole runs."""
     count = len(results.seeds)
     rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
-    whole = [row.label for row in rows if row.data_sets == len(row.cells)]
-    if not whole:
+    whole_runs = [row.label for row in rows if row.data_sets == len(row.cells)]
+    if not whole_runs:
         return f"{count} students of one data set"
-    if len(whole) == len(rows):
+    if len(whole_runs) == len(rows):
         return f"{count} whole runs (data set and student)"
     return (
-        f"{count} seeds: whole runs (data set and student) of {', '.join(whole)}, students of one "
-        "data set of the others"
+        f"{count} seeds: whole runs (data set and student) of {', '.join(whole_runs)}, students of "
+        "one data set of the others"
     )
 
 
 def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
-    """The drawn figure of a curve, bars or an embedding; None of any other kind."""
+    """The drawn figure of a curve, bars or an embedding; None for other kinds."""
     if described.kind == "curve":
-        found = _lines(described, results)
-        return figures.curve(described.title, described.x, found) if found else None
+        lines = _lines(described, results)
+        return figures.curve(described.title, described.x, lines) if lines else None
     if described.kind == "bars":
         return figures.bars(described.title, [_bars(row) for row in results.rows])
     if described.kind == "embedding":
-        return figures.maps(described.title, _pairs(results)) if results.maps else None
+        return figures.maps(described.title, _map_pairs(results)) if results.maps else None
     return None
 
 
-def _pairs(results: StudyResults) -> list[list[Scatter]]:
-    """Of each row its map before any training and the one after."""
+def _map_pairs(results: StudyResults) -> list[list[Scatter]]:
+    """For each row its map before training and its map after it."""
     rows: dict[str, list[Scatter]] = {}
     for each in results.maps:
         when = f"after {each.shots} shots" if each.shots else "before"
@@ -217,19 +224,27 @@ def _pairs(results: StudyResults) -> list[list[Scatter]]:
 
 
 def _lines(described: StudyFile, results: StudyResults) -> list[Series]:
-    """Of a single axis the mean and each domain; of several the mean for each of the others."""
-    at = [axis.name for axis in described.chosen_axes].index(described.x)
+    """Lines of a curve. With one axis: the mean and each domain. With several: the mean for each
+    combination of the other axes' values.
+    """
+    x_position = [axis.name for axis in described.chosen_axes].index(described.x)
     rows = [row for row in results.rows if row.model == "student"]
     groups: dict[str, list[StudyRow]] = {}
     for row in rows:
-        groups.setdefault(" ".join(row.names[:at] + row.names[at + 1 :]), []).append(row)
+        groups.setdefault(
+            " ".join(row.names[:x_position] + row.names[x_position + 1 :]), []
+        ).append(row)
     if len(described.chosen_axes) > 1:
-        return [_line(name, at, group, None) for name, group in groups.items()]
-    return [_line(name or MEAN, at, rows, name) for name in (None, *results.domains) if rows]
+        return [_line(name, x_position, group, None) for name, group in groups.items()]
+    return [
+        _line(name or MEAN, x_position, rows, name) for name in (None, *results.domains) if rows
+    ]
 
 
-def _line(name: str, at: int, rows: Sequence[StudyRow], domain: str | None) -> Series:
-    values = [(float(row.names[at]), row.domains[domain] if domain else row.mean) for row in rows]
+def _line(name: str, x_position: int, rows: Sequence[StudyRow], domain: str | None) -> Series:
+    values = [
+        (float(row.names[x_position]), row.domains[domain] if domain else row.mean) for row in rows
+    ]
     return Series(name, tuple((x, spread) for x, spread in values if spread))
 
 
@@ -238,33 +253,37 @@ def _bars(row: StudyRow) -> Series:
     return Series(row.label, tuple(values))
 
 
-def sheet(study: Study, versions: Mapping[str, PublishedVersion], data: Domains | None) -> bytes:
-    """The pictures of a gallery, classes beside methods, or of a case, rows above real domains."""
+def picture_sheet(
+    study: Study, versions: Mapping[str, PublishedVersion], data: Domains | None
+) -> bytes:
+    """The pictures as a PNG. A gallery shows classes in rows and methods in columns; a case
+    shows one class, with synthesised rows above the real domains.
+    """
     described, shown = study.described, study.described.pictures
     if shown is None:
         raise ValueError("only a gallery and a case have pictures")
-    places = [study.manifest.classes.index(name) for name in shown.classes]
-    made = {
-        row: [examples(version, shown.count)[place] for place in places]
+    positions = [study.manifest.classes.index(name) for name in shown.classes]
+    examples_of = {
+        row: [examples(version, shown.count)[position] for position in positions]
         for row, version in versions.items()
     }
     footer = ", ".join(f"{row} version {version.id}" for row, version in versions.items())
     if data is None:
-        return contact_sheet(described.title, shown.classes, made, footer)
-    real = {f"{name} (real)": _real(study, data, name, places[0]) for name in data.names}
-    rows = {row: images for row, (images,) in made.items()} | real
+        return contact_sheet(described.title, shown.classes, examples_of, footer)
+    real = {f"{name} (real)": _real_images(study, data, name, positions[0]) for name in data.names}
+    rows = {row: images for row, (images,) in examples_of.items()} | real
     block = {shown.classes[0]: list(rows.values())}
     return contact_sheet(described.title, list(rows), block, footer)
 
 
-def _real(study: Study, data: Domains, domain: str, place: int) -> list[Image.Image]:
-    """Images of a class in a domain, as a student takes them; those that can be read."""
-    size, found = study.manifest.synthesis.image_size, []
+def _real_images(study: Study, data: Domains, domain: str, class_index: int) -> list[Image.Image]:
+    """Readable images of a class in a domain, as a student sees them."""
+    size, images = study.manifest.synthesis.image_size, []
     count = study.described.pictures.count if study.described.pictures else 0
-    chosen = [i for i in data.items if i.domain == domain and i.class_index == place]
-    for item in chosen[:count]:
+    items = [i for i in data.items if i.domain == domain and i.class_index == class_index]
+    for item in items[:count]:
         try:
-            found.append(Image.fromarray(decode_image(item.read(), size)))
+            images.append(Image.fromarray(decode_image(item.read(), size)))
         except (OSError, ValueError):
             continue
-    return found
+    return images

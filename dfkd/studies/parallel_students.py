@@ -1,4 +1,4 @@
-"""Students side by side: actors that train and score one each, on a GPU or some of the CPUs."""
+"""Students in parallel: each actor trains and scores one student at a time, on a GPU or on CPUs."""
 
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,64 +21,66 @@ from dfkd.utils.hardware import describe_machine
 
 
 @dataclass(frozen=True)
-class Order:
-    """A cell whose data set is there and whose student is not."""
+class StudentJob:
+    """A cell whose data set exists and whose student has yet to be trained and scored."""
 
     cell: Cell
-    place: CellStore
-    """Of its outcome."""
+    store: CellStore
+    """Where the cell's result goes."""
     version: str
     """Id of the data set."""
 
     @property
     def id(self) -> str:
-        """What messages call it."""
+        """Name of the job in messages."""
         return self.cell.label
 
 
 @dataclass(frozen=True)
 class StudentResult:
-    """An order, and what came of it."""
+    """A job with its result or the reason why there is none."""
 
-    order: Order
+    job: StudentJob
     outcome: CellResult | None
     failure: str = ""
-    """Why there is no outcome."""
+    """Why there is no result; empty if there is one."""
 
 
-def make(order: Order, threads: int = 0, share: WorkerResources | None = None) -> CellResult:
-    """The scores of a cell's student, which is trained first unless it is there.
+def train_and_score(
+    job: StudentJob, threads: int = 0, resources: WorkerResources | None = None
+) -> CellResult:
+    """Train a cell's student unless it is stored, then score it; returns the scores.
 
     Args:
-        threads: that decode images for scoring; 0 is one for each processor.
-        share: what this process has reserved to train one rank in it; see `train.distill`.
+        threads: for decoding images while scoring; 0 uses one for each processor.
+        resources: what this process has reserved to train one rank; see `distillation.distill`.
 
     Raises:
-        DfkdError: as `train.distill` and `score`.
+        DfkdError: as for `distillation.distill` and `score`.
     """
-    cell = order.cell
-    distillation.distill(cell.manifest, cell.method, cell.seed, order.version, share)
-    return score(cell.manifest, order.place, order.version, threads)
+    cell = job.cell
+    distillation.distill(cell.manifest, cell.method, cell.seed, job.version, resources)
+    return score(cell.manifest, job.store, job.version, threads)
 
 
-def score(manifest: Manifest, place: CellStore, version: str = "", threads: int = 0) -> CellResult:
-    """The outcome of the one model that a manifest's evaluation names, which is kept.
+def score(manifest: Manifest, store: CellStore, version: str = "", threads: int = 0) -> CellResult:
+    """Score the one model that the manifest's evaluation names, and store the result.
 
     Raises:
         PartialError: an image cannot be read.
     """
-    results = evaluate(manifest, threads or None, version, place.folder).results
+    results = evaluate(manifest, threads or None, version, store.folder).results
     unreadable = results["data"]["unreadable"]
     if unreadable:
         raise PartialError(
             f"evaluation.data: {len(unreadable)} images could not be read, the first is "
             f"{unreadable[0]}; fix or remove them"
         )
-    return place.keep(
+    return store.keep(
         CellResult(
-            model=place.model,
-            version=place.version,
-            data=place.data,
+            model=store.model,
+            version=store.version,
+            data=store.data,
             scores=cells.scores(results["rows"]),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -88,59 +90,67 @@ def score(manifest: Manifest, place: CellStore, version: str = "", threads: int 
     )
 
 
-def attempt(order: Order, threads: int = 0, share: WorkerResources | None = None) -> StudentResult:
-    """What comes of an order, by `make`; only a lost machine or storage is raised."""
+def run_job(
+    job: StudentJob, threads: int = 0, resources: WorkerResources | None = None
+) -> StudentResult:
+    """Run `train_and_score`; an error of the cell becomes a failure, but a lost machine or
+    storage is raised as `InfrastructureError`.
+    """
     try:
-        return StudentResult(order, make(order, threads, share))
+        return StudentResult(job, train_and_score(job, threads, resources))
     except InfrastructureError:
         raise
     except DfkdError as error:
-        return StudentResult(order, None, " ".join(str(error).split()))
+        return StudentResult(job, None, " ".join(str(error).split()))
 
 
 class StudentTrainer(Actor):
-    """An actor that makes one student after the other."""
+    """An actor that trains and scores one student after the other."""
 
-    def __init__(self, share: WorkerResources, threads: int) -> None:
-        """`share` is what it has reserved."""
-        self.share, self.threads = share, threads or max(1, int(share.cpus))
+    def __init__(self, resources: WorkerResources, threads: int) -> None:
+        """`resources` is what the actor has reserved."""
+        self.resources, self.threads = resources, threads or max(1, int(resources.cpus))
 
-    def run(self, order: Order) -> StudentResult:
-        """See `attempt`."""
-        return attempt(order, self.threads, self.share)
+    def run(self, job: StudentJob) -> StudentResult:
+        """Run a job; see `run_job`."""
+        return run_job(job, self.threads, self.resources)
 
 
-def abreast(orders: Sequence[Order], most: int = 0, threads: int = 0) -> Iterator[StudentResult]:
-    """What came of each order, in no order; all have one rank, and the caller has connected.
+def run_in_parallel(
+    jobs: Sequence[StudentJob], at_most: int = 0, threads: int = 0
+) -> Iterator[StudentResult]:
+    """Yield the result of each job as it finishes. Each student is trained by one rank; the caller
+    has connected to Ray.
 
     Args:
-        most: students that are trained at once; 0 is as many as there are GPUs, or CPUs.
-        threads: as for `make`; 0 is those that the actor has reserved.
+        at_most: students trained at once; 0 is as many as there are GPUs or, without any, CPUs.
+        threads: as for `train_and_score`; 0 uses the CPUs that the actor has reserved.
 
     Raises:
         InfrastructureError: as `Pool.run`.
     """
-    count, share = shares(schedulable_nodes(), len(orders), most)
-    remote: Callable[..., Any] = ray.remote(**share.options)(StudentTrainer).remote  # type: ignore[call-overload]
-    attempts = orders[0].cell.manifest.cluster.attempts
-    pool: Pool[Order] = Pool(lambda: remote(share, threads), count, attempts, share)
-    with request_resources_for(share, count):
-        yield from pool.run(iter(orders))
+    count, resources = divide_resources(schedulable_nodes(), len(jobs), at_most)
+    remote: Callable[..., Any] = ray.remote(**resources.options)(StudentTrainer).remote  # type: ignore[call-overload]
+    attempts = jobs[0].cell.manifest.cluster.attempts
+    pool: Pool[StudentJob] = Pool(lambda: remote(resources, threads), count, attempts, resources)
+    with request_resources_for(resources, count):
+        yield from pool.run(iter(jobs))
+    # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:
         yield StudentResult(each.task, None, each.reason)
 
 
-def shares(
-    nodes: Mapping[str, Mapping[str, float]], students: int, most: int = 0
+def divide_resources(
+    nodes: Mapping[str, Mapping[str, float]], students: int, at_most: int = 0
 ) -> tuple[int, WorkerResources]:
-    """How many of some students of one rank train at once, and what each of these reserves.
+    """How many students with one rank train at once, and what each of them reserves.
 
-    Each gets a GPU where there are any, and as many whole CPUs as all of them can have.
+    Each gets a GPU if there are any, and an equal share of the CPUs in whole numbers.
 
     Args:
-        nodes: their resources, as `schedulable_nodes` gives them.
-        most: students at once; 0 is any number.
+        nodes: resources by node.
+        at_most: maximum number of students at once; 0 is no limit.
     """
     gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
-    count = min(students, most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
+    count = min(students, at_most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
     return count, WorkerResources(max(1.0, distillation.cpus_per_rank(nodes, count, gpus)), gpus)

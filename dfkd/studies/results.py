@@ -1,8 +1,8 @@
-"""What a study found: its cells by row, with mean and standard deviation over seeds.
+"""The results of a study: its cells by row, with mean and standard deviation over seeds.
 
-`results.json` (schema 1) holds the fields of `StudyResults`; accuracies are 0-1. All that is shown
-in a table or a chart follows from it, and nothing in it tells when it was written, so that the same
-cells give the same bytes.
+`results.json` (schema 1) holds the fields of `StudyResults`; accuracies are 0-1. Tables and charts
+are made from it alone. It does not contain the time of writing, so the same cells give the same
+bytes.
 """
 
 import statistics
@@ -22,6 +22,7 @@ from dfkd.utils.strict_json import canonical
 FILE = "results.json"
 
 Point = tuple[float, float]
+"""Position (x, y) on a map."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +30,31 @@ class CellScore:
     """A finished cell."""
 
     seed: int
-    """Of the student; 0 of a teacher."""
+    """Seed of the student; 0 for the teacher."""
     folder: str
-    """Under the root."""
+    """Folder relative to the root."""
     outcome: CellResult
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One cell: a student of one seed, or the teacher; of a gallery a data set."""
+class CellMeasurement:
+    """The scores of one cell (a student or the teacher); in a gallery only its data set."""
 
     seed: int
     cell: str
-    """Folder under the root; empty in a gallery."""
+    """Folder relative to the root; empty in a gallery."""
     version: str
     """Fingerprint of the data set; empty for a teacher."""
     accuracy: dict[str, float]
-    """By domain."""
+    """Accuracy by domain."""
     class_mean: dict[str, float]
-    """By domain: the mean over its classes."""
+    """Mean over the classes, by domain."""
     per_class: dict[str, dict[str, float]]
-    """By domain and class."""
+    """Accuracy by domain and class."""
 
     @classmethod
-    def of(cls, cell: CellScore) -> "Measured":
-        """What a finished cell's outcome says."""
+    def of(cls, cell: CellScore) -> "CellMeasurement":
+        """The measurement of a finished cell."""
         scores = cell.outcome.scores
         return cls(
             seed=cell.seed,
@@ -67,28 +68,32 @@ class Measured:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """The cells of one value of each axis, or those of the teacher."""
+    """The cells that share one value of each axis, or those of the teacher or the text-only
+    classifier.
+    """
 
     names: tuple[str, ...]
-    """A value of each axis; of the teacher's row its name, then blanks."""
+    """One value of each axis; for the teacher its name, then blanks."""
     model: Model
-    cells: tuple[Measured, ...]
+    cells: tuple[CellMeasurement, ...]
     domains: dict[str, Spread]
-    """Accuracy over seeds."""
+    """Accuracy by domain, over seeds."""
     mean: Spread | None
-    """Over seeds, of the mean over domains; None in a gallery."""
+    """Mean accuracy over domains, over seeds; None in a gallery."""
     parameters: int | None = None
-    """Of what answers an image, a student or the teacher's image tower; None in a gallery."""
+    """Number of parameters of the student or the teacher's image tower; None in a gallery."""
 
     @classmethod
     def of(
         cls,
         names: tuple[str, ...],
         model: Model,
-        cells: tuple[Measured, ...],
+        cells: tuple[CellMeasurement, ...],
         parameters: int | None = None,
     ) -> "StudyRow":
-        """From one cell or more, all of which were scored on the same domains, or on none."""
+        """Make a row from one cell or more; all of them were scored on the same domains, or on
+        none.
+        """
         domains = cells[0].accuracy
         spreads = {name: spread([cell.accuracy[name] for cell in cells]) for name in domains}
         means = [statistics.fmean(cell.accuracy.values()) for cell in cells if domains]
@@ -101,11 +106,13 @@ class StudyRow:
 
     @property
     def data_sets(self) -> int:
-        """How many different ones its students learned from."""
+        """Number of different data sets that the row's students learned from."""
         return len({cell.version for cell in self.cells})
 
     def against(self, other: "StudyRow") -> Difference | None:
-        """Of the means over domains, paired by seed; None where no seed is finished in both."""
+        """Difference of the means over domains, paired by seed; None if no seed is finished in
+        both rows.
+        """
         ours, theirs = (
             {cell.seed: statistics.fmean(cell.accuracy.values()) for cell in row.cells}
             for row in (self, other)
@@ -113,42 +120,44 @@ class StudyRow:
         return difference(ours, theirs)
 
     def of_class(self, domain: str, name: str) -> Spread | None:
-        """Accuracy of a class over seeds; None where the domain has no image of it."""
-        found = [c.per_class[domain][name] for c in self.cells if name in c.per_class[domain]]
-        return spread(found) if found else None
+        """Accuracy of a class over seeds; None if the domain has no image of it."""
+        accuracies = [c.per_class[domain][name] for c in self.cells if name in c.per_class[domain]]
+        return spread(accuracies) if accuracies else None
 
     def of_class_everywhere(self, name: str) -> Spread | None:
-        """Accuracy of a class over seeds, the mean over the domains that have it."""
-        found = [
+        """Accuracy of a class over seeds, averaged over the domains that have it."""
+        by_cell = [
             [classes[name] for classes in cell.per_class.values() if name in classes]
             for cell in self.cells
         ]
-        return spread([statistics.fmean(values) for values in found]) if all(found) else None
+        return spread([statistics.fmean(values) for values in by_cell]) if all(by_cell) else None
 
     def class_mean(self, domain: str) -> Spread:
-        """The mean over a domain's classes, over seeds."""
+        """Mean over a domain's classes, over seeds."""
         return spread([cell.class_mean[domain] for cell in self.cells])
 
 
 @dataclass(frozen=True)
 class Map:
-    """A domain as the features of a row's first student lay it out."""
+    """The images of a domain in the feature space of a row's first student, in two dimensions."""
 
     row: str
     shots: int
-    """Images of each class that the student was trained on; 0 before any training."""
+    """Training images of each class; 0 before any training."""
     points: tuple[Point, ...]
     classes: tuple[str, ...]
-    """Of each point."""
+    """Class of each point."""
     taught: tuple[bool, ...]
-    """Whether the training after the first map learns from the image."""
+    """Whether few-shot training uses the image; the same in the map before and after it."""
     silhouette: float
-    """Of the classes among the features of the other images, -1 to 1."""
+    """Silhouette of the classes among the features of the images not trained on, -1 to 1."""
 
 
 @dataclass(frozen=True)
 class StudyOrigin:
-    """Where the cells come from: what differs is listed once, sorted."""
+    """When, where and with what software the cells were made; different values are listed once,
+    sorted.
+    """
 
     dates: tuple[str, ...]
     machines: tuple[dict[str, Any], ...]
@@ -156,40 +165,40 @@ class StudyOrigin:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a study's cells have left."""
+class StudyCells:
+    """The finished and the missing cells of a study."""
 
     teacher: CellScore | None
-    """Where the study has a row for it."""
+    """The teacher's scores, if the study has a row for them."""
     students: Mapping[str, tuple[CellScore, ...]]
-    """The finished cells of each row, by its name."""
+    """The finished cells of each row, by the row's name."""
     versions: Mapping[str, PublishedVersion]
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
     """Why a cell is missing, by its label."""
     text_only: tuple[CellScore, ...] = ()
-    """The classifier of each seed, where the study has a row for them."""
+    """The text-only classifier of each seed, if the study has a row for it."""
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """A study's findings."""
+    """The results of a study, as results.json stores them."""
 
     study: str
     size: Literal["full", "quick"]
     shows: tuple[str, ...]
     command: str
-    """That makes them, or finds them made."""
+    """Command that repeats the study; it reuses finished cells."""
     commit: str | None
-    """Of the checkout that wrote this."""
+    """Commit of the checkout that wrote the file."""
     seeds: tuple[int, ...]
     domains: dict[str, int]
-    """Images that were scored, by domain; empty in a gallery."""
+    """Number of scored images by domain; empty in a gallery."""
     classes: tuple[str, ...]
     notes: tuple[str, ...]
-    """About the data."""
+    """Remarks about the evaluation data."""
     rows: tuple[StudyRow, ...]
-    """The teacher first; without those of which no cell is finished."""
+    """The rows with at least one finished cell, the teacher first."""
     failed: dict[str, str]
     made: StudyOrigin
     maps: tuple[Map, ...] = ()
@@ -200,22 +209,22 @@ class StudyResults:
         return canonical(asdict(self))
 
 
-def gather(
+def collect_results(
     study: Study,
-    found: Found,
+    study_cells: StudyCells,
     command: str,
     commit: str | None,
     maps: Iterable[Map] = (),
     parameters: Mapping[str, int] = MappingProxyType({}),
 ) -> StudyResults:
-    """The results of what a study's cells have left.
+    """Collect the results of a study from its cells.
 
     Args:
-        parameters: of what answers an image, by the label of the row.
+        parameters: number of parameters of each row's network, by the row's label.
     """
-    outcomes = [cell.outcome for cells in found.students.values() for cell in cells]
-    outcomes += [found.teacher.outcome] if found.teacher else []
-    outcomes += [cell.outcome for cell in found.text_only]
+    outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
+    outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
+    outcomes += [cell.outcome for cell in study_cells.text_only]
     scores = outcomes[0].scores if outcomes else ()
     return StudyResults(
         study=study.described.name,
@@ -228,40 +237,47 @@ def gather(
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
         rows=tuple(
-            _scored_rows(study, found, parameters) if study.trains else _gallery_rows(study, found)
+            _scored_rows(study, study_cells, parameters)
+            if study.trains
+            else _gallery_rows(study, study_cells)
         ),
-        failed=dict(found.failed),
-        made=_made(outcomes, found.versions.values()),
+        failed=dict(study_cells.failed),
+        made=_study_origin(outcomes, study_cells.versions.values()),
         maps=tuple(maps),
     )
 
 
-def _scored_rows(study: Study, found: Found, parameters: Mapping[str, int]) -> Iterable[StudyRow]:
-    others: list[tuple[str, Model, Sequence[CellScore]]] = [
-        (study.described.teacher, "teacher", [found.teacher] if found.teacher else []),
-        (study.described.text_only, "text-only", found.text_only),
+def _scored_rows(
+    study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
+) -> Iterable[StudyRow]:
+    reference_rows: list[tuple[str, Model, Sequence[CellScore]]] = [
+        (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
+        (study.described.text_only, "text-only", study_cells.text_only),
     ]
     blanks = ("",) * (len(study.described.chosen_axes) - 1)
-    for name, model, scored in others:
+    for name, model, scored in reference_rows:
         if scored:
-            measured = tuple(map(Measured.of, scored))
+            measured = tuple(map(CellMeasurement.of, scored))
             yield StudyRow.of((name, *blanks), model, measured, parameters.get(name))
-    for name, cells in found.students.items():
+    for name, cells in study_cells.students.items():
         if cells:
-            measured = tuple(map(Measured.of, cells))
+            measured = tuple(map(CellMeasurement.of, cells))
             names = study.rows[name][0].names
             yield StudyRow.of(names, "student", measured, parameters.get(name))
 
 
-def _gallery_rows(study: Study, found: Found) -> Iterable[StudyRow]:
-    for name, version in found.versions.items():
+def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
+    for name, version in study_cells.versions.items():
         cell = study.rows[name][0]
-        shown = Measured(cell.seed, "", version.fingerprint, {}, {}, {})
+        shown = CellMeasurement(cell.seed, "", version.fingerprint, {}, {}, {})
         yield StudyRow.of(cell.names, "student", (shown,))
 
 
-def _made(outcomes: Iterable[CellResult], versions: Iterable[PublishedVersion]) -> StudyOrigin:
+def _study_origin(
+    outcomes: Iterable[CellResult], versions: Iterable[PublishedVersion]
+) -> StudyOrigin:
     cells = list(outcomes)
+    # Key by content, so that equal machines and environments are listed once.
     machines = {canonical(cell.machine): cell.machine for cell in cells}
     libraries = [
         *(cell.environment for cell in cells),

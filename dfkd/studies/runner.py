@@ -1,11 +1,11 @@
-"""Running a study: each cell through the stages, under one root, and found again once finished.
+"""Run a study: take each cell through the stages under one root, and reuse what is finished.
 
-Data sets are made one after the other, by all of the cluster; then students side by side.
+Data sets are made one after the other, each by the whole cluster; then students are trained in
+parallel.
 
-Data sets, students and scores lie under names that cover all that can change them. So cells, also
-of different studies, share what they have in common; a killed study goes on where it was; and a
-cell is skipped as soon as its scores are there. `current` is never moved: readers of a study name
-their version.
+The names of data sets, students and scores cover everything that can change them. So cells share
+what they have in common, also across studies; a killed study resumes; and a cell with scores is
+skipped. `current` is never moved: readers in a study name their version.
 """
 
 import contextlib
@@ -33,33 +33,40 @@ from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
-from dfkd.studies.parallel_students import Order, StudentResult, abreast, attempt, score, shares
-from dfkd.studies.results import CellScore, Found, Map
+from dfkd.studies.parallel_students import (
+    StudentJob,
+    StudentResult,
+    divide_resources,
+    run_in_parallel,
+    run_job,
+    score,
+)
+from dfkd.studies.results import CellScore, Map, StudyCells
 from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import before_and_after, require_tsne
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.paired import require_scipy
 
-Tell = Callable[[str, CellResult, bool], object]
-"""Called with the label, the outcome, and whether it was found, of each cell that is there."""
+OnCell = Callable[[str, CellResult, bool], object]
+"""Called for each finished cell with its label, its result, and whether the result was reused."""
 
 
 def open_evaluation(study: Study) -> Domains | None:
-    """What all its students are scored on; None of a gallery.
+    """The evaluation data of all students; None for a gallery.
 
     Raises:
-        ManifestError: unusable data, or without the domain of an embedding.
+        ManifestError: unusable data, or data without the domain of an embedding.
     """
     if not study.trains:
         return None
     data = open_data(study.manifest.evaluation, study.manifest.classes)
-    shown = study.described.adaptation
-    if shown and shown.domain not in data.names:
+    adaptation = study.described.adaptation
+    if adaptation and adaptation.domain not in data.names:
         raise ManifestError(
             "adaptation.domain",
             f"must be among those of evaluation.data ({', '.join(data.names)})",
-            shown.domain,
+            adaptation.domain,
             "name one of them",
         )
     return data
@@ -69,85 +76,89 @@ def reproduce(
     study: Study,
     data: Domains | None,
     threads: int = 0,
-    tell: Tell = lambda label, outcome, found: None,
+    on_cell: OnCell = lambda label, outcome, reused: None,
     at_once: int = 0,
-) -> Found:
-    """Make every cell that is not finished; a cell that fails is named and left out.
+) -> StudyCells:
+    """Run every unfinished cell. A cell that fails is reported in the result, and the others go on.
 
     Args:
         data: from `open_evaluation`.
-        threads: that decode images for scoring; 0 is one for each processor.
-        tell: told of each cell.
-        at_once: students that are trained at once; 0 is as many as there are GPUs, or CPUs.
+        threads: for decoding images while scoring; 0 uses one for each processor.
+        on_cell: called for each finished cell.
+        at_once: students trained at once; 0 is as many as there are GPUs or, without any, CPUs.
 
     Returns:
-        What all cells of the study have left, now or before.
+        All cells of the study, finished by this call or an earlier one.
 
     Raises:
-        ManifestError: weights, names, sizes or students that cannot be; nothing has been started.
+        ManifestError: weights, names, sizes or students that cannot work; nothing has been started.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
     if study.described.kind == "embedding":
-        require_tsne()  # now, and not after the students
+        require_tsne()  # refuse now, not after hours of training
     if study.described.compare:
         require_scipy()
     root = open_storage(study.manifest.storage.root)
-    jobs = list(_jobs(study, root, cells.digest(data) if data else ""))
-    _check([job for job in jobs if not job.finished])
+    cell_jobs = list(_cell_jobs(study, root, cells.evaluation_digest(data) if data else ""))
+    _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
     if study.described.text_only:
-        load_tower(study.manifest, pick_device())  # refuses now what would be refused after hours
+        load_tower(study.manifest, pick_device())  # likewise
     with contextlib.ExitStack() as runtime:
-        found = _Runner(study, threads, at_once, tell, runtime).run(jobs)
+        study_cells = _Runner(study, threads, at_once, on_cell, runtime).run(cell_jobs)
     if data is None or not study.described.text_only:
-        return found
-    return dataclasses.replace(found, text_only=tuple(_text_only(study, root, data, threads)))
+        return study_cells
+    return dataclasses.replace(study_cells, text_only=tuple(_text_only(study, root, data, threads)))
 
 
 def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[CellScore]:
-    """The text-only classifier of each seed, made or found."""
-    digest, manifest = cells.digest(data), study.manifest
+    """Yield the text-only classifier of each seed, trained or reused."""
+    digest, manifest = cells.evaluation_digest(data), study.manifest
     evaluation = dataclasses.replace(manifest.evaluation, models=("text-only",))
     for seed in study.described.chosen_seeds:
-        place = cells.of_text_only(root, manifest, seed, digest)
+        store = cells.cell_of_text_only(root, manifest, seed, digest)
         distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
-        alone = dataclasses.replace(manifest, evaluation=evaluation, distillation=distillation)
-        outcome = place.read() or score(alone, place, threads=threads)
-        yield CellScore(seed, place.folder, outcome)
+        one_seed = dataclasses.replace(manifest, evaluation=evaluation, distillation=distillation)
+        outcome = store.read() or score(one_seed, store, threads=threads)
+        yield CellScore(seed, store.folder, outcome)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A cell, and what its data set and its outcome are called."""
+class _CellJob:
+    """A cell, with the identity of its data set and the location of its result."""
 
     cell: Cell
     identity: dict[str, Any]
-    """Of its data set."""
-    place: CellStore | None
-    """None in a gallery, whose cells are data sets."""
+    """Identity of the cell's data set."""
+    store: CellStore | None
+    """Where the cell's result goes; None in a gallery, whose cells are data sets."""
     teacher: CellStore | None
-    """Where the zero-shot scores of its teacher belong; None unless they are asked for."""
+    """Where the teacher's zero-shot result goes; None if it is not requested."""
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to be made."""
-        places = [place for place in (self.place, self.teacher) if place]
-        if not places:
+        """Whether everything of the cell exists."""
+        stores = [store for store in (self.store, self.teacher) if store]
+        if not stores:
             return finished(self.cell.manifest, self.identity)
-        return all(place.read() for place in places)
+        return all(store.read() for store in stores)
 
 
-def _jobs(study: Study, root: Storage, data: str) -> Iterator[_Job]:
+def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
     identities: dict[str, dict[str, Any]] = {}
     teachers: set[str] = set()
     for cell in study.cells:
         key = fingerprint(identity(cell.manifest, {}))
-        if key not in identities:  # its weight files are read whole
+        if key not in identities:  # `identify` hashes whole weight files
             identities[key] = identify(cell.manifest)
-        known = identities[key]
-        place = cells.of_student(root, cell, fingerprint(known), data) if study.trains else None
+        data_identity = identities[key]
+        store = (
+            cells.cell_of_student(root, cell, fingerprint(data_identity), data)
+            if study.trains
+            else None
+        )
         teacher = None
         if study.described.teacher and study.trains:
-            teacher = cells.of_teacher(root, known, data)
+            teacher = cells.cell_of_teacher(root, data_identity, data)
             teachers.add(teacher.model)
         if len(teachers) > 1:
             raise ManifestError(
@@ -156,186 +167,220 @@ def _jobs(study: Study, root: Storage, data: str) -> Iterator[_Job]:
                 study.described.teacher,
                 "empty it, or move the teacher to settings",
             )
-        yield _Job(cell, known, place, teacher)
+        yield _CellJob(cell, data_identity, store, teacher)
 
 
-def _check(jobs: list[_Job]) -> None:
-    """Refuse now what workers would refuse after hours."""
-    data_sets = {fingerprint(job.identity): job.cell.manifest for job in jobs}
+def _check_jobs(cell_jobs: list[_CellJob]) -> None:
+    """Refuse now what workers would only refuse after hours."""
+    data_sets = {fingerprint(cell_job.identity): cell_job.cell.manifest for cell_job in cell_jobs}
     for manifest in data_sets.values():
         check_synthesis(manifest)
-    students = {_shape(job.cell.manifest): job.cell.manifest for job in jobs if job.place}
+    students = {
+        _student_shape(cell_job.cell.manifest): cell_job.cell.manifest
+        for cell_job in cell_jobs
+        if cell_job.store
+    }
     for manifest in students.values():
         check_distillation(manifest)
 
 
-def _shape(manifest: Manifest) -> tuple[object, ...]:
-    """All that decides whether a student can be built."""
+def _student_shape(manifest: Manifest) -> tuple[object, ...]:
+    """Everything that decides whether a student can be built."""
     config = manifest.distillation
     return config.student, config.weights, config.stem, manifest.synthesis.image_size
 
 
 @dataclass
 class _Runner:
-    """One call of `reproduce`."""
+    """The state of one call of `reproduce`."""
 
     study: Study
     threads: int
     at_once: int
-    tell: Tell
+    on_cell: OnCell
     runtime: contextlib.ExitStack
-    """Of Ray, which starts with the first cell that needs it."""
+    """Closes Ray, which starts with the first cell that needs it."""
     teacher: CellScore | None = None
     versions: dict[str, PublishedVersion] = field(default_factory=dict)
     broken: dict[str, DfkdError] = field(default_factory=dict)
-    """Data sets that could not be made, by fingerprint: the other seeds need not try again."""
+    """Errors of data sets that could not be made, by fingerprint. Other seeds do not try them
+    again.
+    """
     outcomes: dict[str, CellResult] = field(default_factory=dict)
-    """Of cells, by label."""
+    """Results by the cell's label."""
     failed: dict[str, str] = field(default_factory=dict)
 
-    def run(self, jobs: list[_Job]) -> Found:
-        """All data sets, then all students, so that as many as can train side by side."""
-        orders = []
-        for job in jobs:
+    def run(self, cell_jobs: list[_CellJob]) -> StudyCells:
+        """Make all data sets first and then all students, so that as many students as possible
+        train in parallel.
+        """
+        student_jobs = []
+        for cell_job in cell_jobs:
             try:
-                orders += self._begin(job)
+                student_jobs += self._begin(cell_job)
             except InfrastructureError:
                 raise
             except DfkdError as error:
-                self.failed[job.cell.label] = " ".join(str(error).split())
-        with self._kept(orders):
-            for done in self._made(orders):
-                label = done.order.cell.label
+                self.failed[cell_job.cell.label] = " ".join(str(error).split())
+        with self._kept(student_jobs):
+            for done in self._made(student_jobs):
+                label = done.job.cell.label
                 if done.outcome is None:
                     self.failed[label] = done.failure
                 else:
-                    self._take(label, done.outcome, found=False)
-        return Found(self.teacher, self._students(jobs), self.versions, self._failures(jobs))
+                    self._take(label, done.outcome, reused=False)
+        return StudyCells(
+            self.teacher, self._students(cell_jobs), self.versions, self._failures(cell_jobs)
+        )
 
-    def _kept(self, orders: list[Order]) -> contextlib.AbstractContextManager[None]:
-        """Keeps the data sets of students that are still to be trained from removal."""
-        if not orders:
+    def _kept(self, student_jobs: list[StudentJob]) -> contextlib.AbstractContextManager[None]:
+        """Hold a lease on the data sets of untrained students, so that garbage collection keeps
+        them.
+        """
+        if not student_jobs:
             return contextlib.nullcontext()
-        needed = {f"{order.cell.method}/{order.version}" for order in orders}
+        needed = {
+            f"{student_job.cell.method}/{student_job.version}" for student_job in student_jobs
+        }
         return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
 
-    def _begin(self, job: _Job) -> list[Order]:
-        """Make or find all of a cell but its student; returns the order of one that is missing."""
-        cell = job.cell
+    def _begin(self, cell_job: _CellJob) -> list[StudentJob]:
+        """Make or reuse everything of a cell except its student; returns a job if the student is
+        missing.
+        """
+        cell = cell_job.cell
         if self.study.described.pictures and cell.row not in self.versions:
-            self.versions[cell.row] = self._version(job)
-        if job.teacher and self.teacher is None:
+            self.versions[cell.row] = self._version(cell_job)
+        if cell_job.teacher and self.teacher is None:
             evaluation = dataclasses.replace(cell.manifest.evaluation, models=("teacher",))
-            scored = dataclasses.replace(cell.manifest, evaluation=evaluation)
-            outcome = job.teacher.read() or score(scored, job.teacher, threads=self.threads)
-            self.teacher = CellScore(0, job.teacher.folder, outcome)
-        if job.place is None:
+            teacher_only = dataclasses.replace(cell.manifest, evaluation=evaluation)
+            outcome = cell_job.teacher.read() or score(
+                teacher_only, cell_job.teacher, threads=self.threads
+            )
+            self.teacher = CellScore(0, cell_job.teacher.folder, outcome)
+        if cell_job.store is None:
             return []
-        if found := job.place.read():
-            self._take(cell.label, found, found=True)
+        if stored := cell_job.store.read():
+            self._take(cell.label, stored, reused=True)
             return []
-        return [Order(cell, job.place, self._version(job).id)]
+        return [StudentJob(cell, cell_job.store, self._version(cell_job).id)]
 
-    def _version(self, job: _Job) -> PublishedVersion:
-        """The cell's data set, made or found."""
-        key = fingerprint(job.identity)
+    def _version(self, cell_job: _CellJob) -> PublishedVersion:
+        """The cell's data set, made or reused."""
+        key = fingerprint(cell_job.identity)
         if key in self.broken:
             raise self.broken[key]
-        if not finished(job.cell.manifest, job.identity):
+        if not finished(cell_job.cell.manifest, cell_job.identity):
             self._connect()
         try:
-            # Whatever else is unfinished under this root is another cell's, which takes it up.
-            return build(job.cell.manifest, job.identity, abandon=True, make_current=False).version
+            # `abandon`: an unfinished version of another cell is not in the way; that cell resumes
+            # it.
+            return build(
+                cell_job.cell.manifest, cell_job.identity, abandon=True, make_current=False
+            ).version
         except DfkdError as error:
             self.broken[key] = error
             raise
 
-    def _made(self, orders: list[Order]) -> Iterator[StudentResult]:
-        """What came of each order; those of one rank are made side by side, where there is room."""
-        single = [each for each in orders if each.cell.manifest.distillation.ranks == (1, 1)]
-        several = [each for each in orders if each.cell.manifest.distillation.ranks != (1, 1)]
-        if single and self._have_room(len(single)):
-            yield from abreast(single, self.at_once, self.threads)
-            single = []
-        if several:
+    def _made(self, student_jobs: list[StudentJob]) -> Iterator[StudentResult]:
+        """Yield the result of each job; jobs of one rank run in parallel if the resources allow
+        it.
+        """
+        single_rank = [
+            each for each in student_jobs if each.cell.manifest.distillation.ranks == (1, 1)
+        ]
+        multi_rank = [
+            each for each in student_jobs if each.cell.manifest.distillation.ranks != (1, 1)
+        ]
+        if single_rank and self._have_room(len(single_rank)):
+            yield from run_in_parallel(single_rank, self.at_once, self.threads)
+            single_rank = []
+        if multi_rank:
             self._connect()
-        for order in [*single, *several]:
+        for student_job in [*single_rank, *multi_rank]:
             try:
-                yield attempt(order, self.threads)
+                yield run_job(student_job, self.threads)
             except InfrastructureError:
                 raise
-            except Exception as error:  # of one cell, such as memory that is too small for it
-                yield StudentResult(order, None, " ".join(repr(error).split()))
+            except Exception as error:  # e.g. too little memory for this cell
+                yield StudentResult(student_job, None, " ".join(repr(error).split()))
 
     def _have_room(self, students: int) -> bool:
-        """Whether there is a cluster, or room on this machine for more than one student at once."""
+        """Whether there is a cluster, or this machine can train more than one student at once."""
         if cluster_address() or (min(students, cpu_count()) > 1 and self.at_once != 1):
             self._connect()
             return (
                 bool(cluster_address())
-                or shares(schedulable_nodes(), students, self.at_once)[0] > 1
+                or divide_resources(schedulable_nodes(), students, self.at_once)[0] > 1
             )
         return False
 
-    def _take(self, label: str, outcome: CellResult, found: bool) -> None:
+    def _take(self, label: str, outcome: CellResult, reused: bool) -> None:
         self.outcomes[label] = outcome
-        self.tell(label, outcome, found)
+        self.on_cell(label, outcome, reused)
 
-    def _students(self, jobs: list[_Job]) -> dict[str, tuple[CellScore, ...]]:
-        """By row, in the order of cells."""
+    def _students(self, cell_jobs: list[_CellJob]) -> dict[str, tuple[CellScore, ...]]:
+        """Finished students by row, in the order of the cells."""
         students: dict[str, tuple[CellScore, ...]] = {}
-        for job in jobs:
-            if job.place and (outcome := self.outcomes.get(job.cell.label)):
-                row = students.get(job.cell.row, ())
-                students[job.cell.row] = (*row, CellScore(job.cell.seed, job.place.folder, outcome))
+        for cell_job in cell_jobs:
+            if cell_job.store and (outcome := self.outcomes.get(cell_job.cell.label)):
+                row = students.get(cell_job.cell.row, ())
+                students[cell_job.cell.row] = (
+                    *row,
+                    CellScore(cell_job.cell.seed, cell_job.store.folder, outcome),
+                )
         return students
 
-    def _failures(self, jobs: list[_Job]) -> dict[str, str]:
-        """In the order of cells."""
-        labels = [job.cell.label for job in jobs]
+    def _failures(self, cell_jobs: list[_CellJob]) -> dict[str, str]:
+        """Failures by label, in the order of the cells."""
+        labels = [cell_job.cell.label for cell_job in cell_jobs]
         return {label: self.failed[label] for label in labels if label in self.failed}
 
     def _connect(self) -> None:
-        """Join a cluster, or start a local one, unless that is done."""
+        """Join a cluster or start a local one, unless that has been done."""
         self.runtime.enter_context(connected())
 
 
-def networks(study: Study, found: Found) -> dict[str, NetworkSize]:
-    """What answers an image in each row that has a finished cell, by the row's label."""
+def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
+    """The network of each row with a finished cell, by the row's label."""
     rows: dict[str, NetworkSize] = {}
-    if found.teacher:
+    if study_cells.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
-    if found.text_only:
+    if study_cells.text_only:
         rows[study.described.text_only] = footprint.text_only(study.manifest)
     shapes: dict[tuple[object, ...], NetworkSize] = {}
-    for row in (name for name, scored in found.students.items() if scored):
+    for row in (name for name, scored in study_cells.students.items() if scored):
         manifest = study.rows[row][0].manifest
-        shape = _shape(manifest)
+        shape = _student_shape(manifest)
         if shape not in shapes:
             shapes[shape] = footprint.student(manifest)
         rows[row] = shapes[shape]
     return rows
 
 
-def maps(study: Study, data: Domains, found: Found, threads: int = 0) -> Iterator[Map]:
-    """Of each row the domain of `adaptation` as its first student sees it, before and after."""
+def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0) -> Iterator[Map]:
+    """Yield, for each row, maps of the domain of `adaptation` by its first student, before and
+    after few-shot training.
+    """
     root, device = open_storage(study.manifest.storage.root), pick_device()
-    shown = study.described.adaptation
-    if shown is None:
+    adaptation = study.described.adaptation
+    if adaptation is None:
         return
-    for row, done in found.students.items():
-        if done:
-            student, _ = load_student(root.child(layout.student(done[0].outcome.model)), device)
+    for row, finished_cells in study_cells.students.items():
+        if finished_cells:
+            student, _ = load_student(
+                root.child(layout.student(finished_cells[0].outcome.model)), device
+            )
             manifest = study.rows[row][0].manifest
-            domain = read_domain(manifest, data, shown.domain, threads or cpu_count())
+            domain = read_domain(manifest, data, adaptation.domain, threads or cpu_count())
             for points in before_and_after(
                 student,
                 domain.images,
                 data.classes,
-                shown.domain,
+                adaptation.domain,
                 manifest.fewshot,
-                shown.shots,
-                shown.perplexity,
+                adaptation.shots,
+                adaptation.perplexity,
             ):
                 classes = tuple(data.classes[label] for label in points.labels)
                 yield Map(

@@ -1,4 +1,4 @@
-"""The file of a study: what it says, and the rules that it keeps by itself."""
+"""The schema of a study's file, and the rules that can be checked on the file alone."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
@@ -10,32 +10,38 @@ from dfkd.errors import ManifestError
 from dfkd.utils.types import CHECKED, Count, Name, Natural, Positive, require_unique
 
 Settings = dict[str, Any]
-"""Keys of the manifest with other values, nested as in a manifest file."""
+"""Manifest keys with new values, nested as in a manifest file."""
 
 Kind = Literal["table", "curve", "bars", "gallery", "embedding", "case"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Axis:
-    """Named alternatives, of which each row has one."""
+    """Named alternatives; each row uses one of them."""
 
     name: Name
-    """The column's head in a table, the axis' title in a curve."""
+    """Column heading in a table, or the title of a curve's axis."""
     values: Annotated[dict[Name, Settings | tuple[Settings, ...]], Field(min_length=1)]
-    """Settings by name, as the paper names them; of a list each seed takes the next one."""
+    """Settings by name, named as in the paper. With a list of settings, each seed uses the next
+    entry.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Paper:
-    """What the paper prints for these rows, in percent; of its own data, and shown as such."""
+    """Figures that the paper prints for these rows, in percent, measured on the paper's own
+    data.
+    """
 
     of: Name
-    """`Table 1`."""
+    """Which table of the paper, e.g. `Table 1`."""
     data: Name
-    """`PACS`."""
+    """Data set of the paper, e.g. `PACS`."""
     columns: Annotated[tuple[Name, ...], Field(min_length=1)]
     rows: dict[Name, tuple[float, ...]]
-    """By the names of a row, with a blank between them, or by that of the teacher's row."""
+    """Figures by row; a row's name is its values joined by spaces, or the name of the teacher's
+    row.
+    """
 
     def __post_init__(self) -> None:
         for label, figures in self.rows.items():
@@ -53,9 +59,9 @@ class Pictures:
     """Which images a gallery or a case shows."""
 
     classes: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """A case has one."""
+    """Classes to show; exactly one in a case."""
     count: Count = 8
-    """Images of each class and row, or of each row of a case."""
+    """Images of each class and row in a gallery, or of each row in a case."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -63,22 +69,22 @@ class Adaptation:
     """What an embedding shows: a domain before and after few-shot training."""
 
     domain: Name
-    """Of `evaluation.data`."""
+    """A domain of `evaluation.data`."""
     shots: Count = 16
-    """Training images of each class; of a class with too few, all but one."""
+    """Training images of each class. A class with too few keeps one image for testing."""
     perplexity: Positive = 30.0
-    """Of the t-SNE."""
+    """Perplexity of the t-SNE."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Quick:
-    """What `--quick` changes: the same study, small, under a root of its own."""
+    """What `--quick` changes: the same study, smaller and under its own root."""
 
     settings: Settings
-    """Beneath those of the axes; storage.root is among them."""
+    """Settings applied before those of the axes; they must include storage.root."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     axes: tuple[Axis, ...] = ()
-    """In place of the study's; empty keeps them."""
+    """Axes that replace the study's; empty keeps the study's."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -88,40 +94,43 @@ class StudyFile:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     title: Name
     shows: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Tables and figures of the paper, as `Table 1`; `-` for what it does not show."""
+    """Tables and figures of the paper that the study reproduces, e.g. `Table 1`; `-` if none."""
     kind: Kind
-    """`table`, `curve` (one axis on x), `bars` (a group a domain), `gallery` (images of classes),
-    `embedding` (t-SNE of the students' features of a domain) or `case` (one class in methods and
-    domains)."""
+    """`table`, `curve` (one axis on x), `bars` (one group for each domain), `gallery` (images of
+    classes), `embedding` (t-SNE of the students' features on a domain) or `case` (one class in
+    several methods and domains).
+    """
     base: Name
-    """The manifest that all cells start from; a path, relative to the study's file."""
+    """Path of the manifest that all cells start from, relative to the study's file."""
     settings: Settings = dataclasses.field(default_factory=dict)
-    """Of all cells, over the base."""
+    """Settings of all cells, applied to the base."""
     axes: Annotated[tuple[Axis, ...], Field(min_length=1)]
     skip: tuple[dict[Name, Name], ...] = ()
-    """Rows that are left out: those that have all of an entry's values, by axis."""
+    """Rows to leave out: a row is skipped if it has all values of an entry, given by axis."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """A cell of each row for each of them; a gallery takes the first."""
+    """Each row has one cell for each seed; a gallery uses only the first."""
     repeat: Literal["student", "run"] = "student"
-    """What a seed makes anew: the student of one data set, or the whole run: the data set (whose
-    salt it is) and its student."""
+    """What each seed repeats: only the student of one data set, or the whole run, with the seed
+    as the data set's salt.
+    """
     compare: str = ""
-    """Name of a row that all others are compared with: the table then has the paired difference of
-    their means over domains, with its 95 % interval. Empty compares none."""
+    """Name of the row that all others are compared with. The table then shows the paired
+    difference of their means over domains, with its 95 % interval. Empty compares none.
+    """
     teacher: str = ""
-    """Name of the row of the teacher's zero-shot accuracy; empty leaves it out."""
+    """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""
     text_only: str = ""
-    """Name of the row of text-only classifiers, one of each seed; empty leaves it out."""
+    """Name of the row with the text-only classifiers, one for each seed; empty leaves it out."""
     columns: Literal["domains", "classes"] = "domains"
-    """`classes`: a row for each domain, as in Table 4."""
+    """Columns of the table; with `classes` there is a row for each domain, as in Table 4."""
     x: str = ""
-    """The axis of a curve whose values are numbers."""
+    """The axis that a curve has on x; its values are numbers."""
     pictures: Pictures | None = None
     adaptation: Adaptation | None = None
-    """Of an embedding."""
+    """Required for an embedding, forbidden elsewhere."""
     paper: tuple[Paper, ...] = ()
     notes: tuple[Name, ...] = ()
-    """Sentences below the table."""
+    """Sentences shown below the table."""
     quick: Quick
     size: Literal["full", "quick"] = "full"
     """`--quick` sets it to `quick`."""
@@ -161,8 +170,8 @@ class StudyFile:
 
     def _require_numbers(self) -> None:
         for axes in (self.axes, self.quick.axes or self.axes):
-            found = [axis for axis in axes if axis.name == self.x]
-            if not found or not all(map(_is_number, found[0].values)):
+            named = [axis for axis in axes if axis.name == self.x]
+            if not named or not all(map(_is_number, named[0].values)):
                 raise ManifestError(
                     "x",
                     "must name an axis of a curve whose values are numbers",
@@ -172,12 +181,12 @@ class StudyFile:
 
     @property
     def chosen_axes(self) -> tuple[Axis, ...]:
-        """Those of the size."""
+        """The axes of the selected size."""
         return (self.quick.axes or self.axes) if self.size == "quick" else self.axes
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
-        """Those of the size; of a gallery the first."""
+        """The seeds of the selected size; only the first for a gallery."""
         seeds = self.quick.seeds if self.size == "quick" else self.seeds
         return seeds[:1] if self.kind == "gallery" else seeds
 

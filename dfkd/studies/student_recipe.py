@@ -1,10 +1,9 @@
-"""The study of the student's recipe: which settings of SGD learn a CLIP's distances?
+"""The study of the student's recipe: which SGD settings learn a CLIP's distances best?
 
-Each cell trains a student in this process, with exactly the settings of its recipe, and is measured
-twice: by its agreement with the teacher on synthetic images that it has not seen, and by its
-accuracy on the evaluation data. Two things can be varied here that no manifest has: the labels may
-be moved to the mean and spread of a real CLIP's distances, and the backbone may start from a
-classifier of training icons, which stands for ImageNet's weights.
+Each cell trains a student in this process with the settings of its recipe. It is measured twice: by
+its agreement with the teacher on held-out synthetic images, and by its accuracy on the evaluation
+data. Labels may also be rescaled to the mean and standard deviation of a real CLIP's distances,
+which no manifest can do.
 """
 
 import dataclasses
@@ -50,7 +49,7 @@ Settings = dict[str, Any]
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
 class LabelSpread:
-    """Labels are moved to this mean and standard deviation."""
+    """Rescale labels to this mean and standard deviation."""
 
     mean: float
     std: Positive
@@ -61,9 +60,9 @@ class Recipe:
     """One way to train."""
 
     settings: Settings
-    """Of the section `distillation`, over the base's."""
+    """Values for the section `distillation`, applied to the base's."""
     labels: LabelSpread | None = None
-    """None leaves the teacher's distances as they are."""
+    """None leaves the teacher's distances unchanged."""
     against: Name | None = None
     """The row that this one is compared with."""
 
@@ -75,16 +74,16 @@ class RecipeStudy:
     name: Name
     title: Name
     base: Name
-    """The manifest that all cells start from; a path, relative to the study's file."""
+    """Path of the manifest that all cells start from, relative to the study's file."""
     settings: Settings = dataclasses.field(default_factory=dict)
-    """Of all cells, over the base."""
+    """Settings of all cells, applied to the base."""
     held_out_images: Count = 12
-    """Images a class of another data set, on which agreement is measured."""
+    """Images per class in the separate data set that measures agreement."""
     rows: Annotated[dict[Name, Recipe], Field(min_length=1)]
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)]
-    """A data set and, of each row, a student of it for each of them."""
+    """Each seed makes one data set, and one student of it for each row."""
     notes: tuple[Name, ...] = ()
-    """Sentences below the table."""
+    """Sentences shown below the table."""
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content with every default, as plain values."""
@@ -107,16 +106,18 @@ class RecipeCell:
     row: str
     seed: int
     manifest: Manifest
-    """Of one method and one student."""
+    """A manifest of one method and one student."""
     labels: LabelSpread | None
     version: str
-    """Id of the data set that is learned."""
+    """Id of the training data set."""
     held_out: str
-    """Id of the data set that agreement is measured on."""
+    """Id of the data set that measures agreement."""
 
     @property
     def folder(self) -> str:
-        """Under the root; covers all that can change the outcome."""
+        """Folder relative to the root; its name contains a hash of everything that can change
+        the result.
+        """
         about = self.manifest.as_dict() | {"evaluation": None, "storage": None, "name": None}
         spread = dataclasses.asdict(self.labels) if self.labels else None
         content = canonical([about, self.seed, spread, self.version, self.held_out])
@@ -125,59 +126,60 @@ class RecipeCell:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What came of a cell."""
+    """The result of a cell."""
 
     agreement: float
-    """Share of the held-out images that student and teacher put into the same class."""
+    """Share of held-out images for which student and teacher choose the same class, 0-1."""
     accuracy: dict[str, float]
-    """Share of right answers by domain of the evaluation data."""
+    """Accuracy by domain of the evaluation data, 0-1."""
 
     @property
     def mean(self) -> float:
-        """Accuracy, the mean over domains."""
+        """Mean accuracy over domains, 0-1."""
         return sum(self.accuracy.values()) / len(self.accuracy)
 
 
 def manifest_of(study: RecipeStudy, folder: Path, row: Recipe, **changes: Any) -> Manifest:
-    """The manifest of a row: base, settings of all, settings of the row, then `changes`."""
+    """The manifest of a row: base, settings of all cells, settings of the row, then `changes`."""
     tree = merge(read_tree(folder / study.base), study.settings)
     tree = merge(tree, {"distillation": row.settings})
     return check(Manifest, expand_preset(merge(tree, changes), PRESETS))
 
 
 def train(cell: RecipeCell) -> RecipeResult:
-    """The outcome of a cell, which is trained unless it is there; a killed one goes on.
+    """Train and score a cell, or return its stored result; a killed training resumes.
 
-    Uses one thread, so that as many cells as there are processors can train side by side.
+    Uses one thread, so as many cells as there are processors can train in parallel.
     """
     use_threads(1)
     home = open_storage(cell.manifest.storage.root)
-    place = home.child(cell.folder)
-    if found := _kept(place):
-        return found
+    storage = home.child(cell.folder)
+    if stored := _stored_result(storage):
+        return stored
     data = home.child(layout.data(cell.manifest.method))
     version, held_out = (open_version(data, name) for name in (cell.version, cell.held_out))
     distiller = _distiller(cell, version)
-    checkpoints = Checkpoints(place.child("checkpoints"))
+    checkpoints = Checkpoints(storage.child("checkpoints"))
     if newest := checkpoints.newest():
         distiller.restore(checkpoints.read(newest))
     stream = _stream(cell, version)
-    steps = distiller.schedule.steps_per_epoch
+    steps = distiller.course.steps_per_epoch
     while not distiller.done:
         for batch in stream.batches(distiller.epoch, distiller.step % steps):
             distiller.advance(batch)
         if distiller.epoch % cell.manifest.distillation.checkpoint_epochs == 0:
             checkpoints.write(distiller.step, distiller.state())
+    # The student learned standardised distances; fold their scale into the last layer.
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std).eval()
     outcome = RecipeResult(agreement(student, _stream(cell, held_out)), _accuracy(cell, student))
-    place.put_if_absent("outcome.json", canonical(dataclasses.asdict(outcome)))
+    storage.put_if_absent("outcome.json", canonical(dataclasses.asdict(outcome)))
     checkpoints.clear()
     return outcome
 
 
-def _kept(place: Storage) -> RecipeResult | None:
+def _stored_result(storage: Storage) -> RecipeResult | None:
     try:
-        return RecipeResult(**json.loads(place.get("outcome.json")))
+        return RecipeResult(**json.loads(storage.get("outcome.json")))
     except MissingObject:
         return None
 
@@ -197,7 +199,7 @@ def _distiller(cell: RecipeCell, version: PublishedVersion) -> Distiller:
         )
     mean, std = version.manifest["label_mean"], version.manifest["label_std"]
     if cell.labels:
-        label = moved(label, LabelSpread(mean=mean, std=std), cell.labels)
+        label = rescaled(label, LabelSpread(mean=mean, std=std), cell.labels)
         mean, std = cell.labels.mean, cell.labels.std
     return Distiller(
         build(config, len(manifest.classes), manifest.synthesis.image_size, cell.seed),
@@ -209,14 +211,18 @@ def _distiller(cell: RecipeCell, version: PublishedVersion) -> Distiller:
     )
 
 
-def moved(label: TargetFunction, own: LabelSpread, wanted: LabelSpread) -> TargetFunction:
-    """Labels of spread `own` with the spread `wanted`; which class is nearest stays as it is."""
-    return lambda views: wanted.mean + wanted.std * (label(views) - own.mean) / own.std
+def rescaled(label: TargetFunction, current: LabelSpread, target: LabelSpread) -> TargetFunction:
+    """Labels with mean and standard deviation `target` instead of `current`: t.mean + t.std * (d
+    - c.mean) / c.std. The nearest class is unchanged.
+    """
+    return lambda views: target.mean + target.std * (label(views) - current.mean) / current.std
 
 
 @torch.no_grad()
 def agreement(student: nn.Module, stream: Stream) -> float:
-    """Share of a stream's images that a student and the stored distances put into one class."""
+    """Share of a stream's images for which the student and the stored distances choose the same
+    class.
+    """
     same = [
         student(batch.pixels.float() / 255).argmin(1) == batch.distances.argmin(1)
         for batch in stream.batches(0)
@@ -234,32 +240,36 @@ def _accuracy(cell: RecipeCell, student: nn.Module) -> dict[str, float]:
 
 
 def cells(study: RecipeStudy, folder: Path, make: Callable[[Manifest], str]) -> list[RecipeCell]:
-    """Every row with every seed, seed after seed.
+    """Every row with every seed, seed by seed.
 
     Args:
         folder: of the study's file.
-        make: makes or finds the data set of a manifest; returns the id of its version.
+        make: makes or reuses the data set of a manifest; returns the id of its version.
 
     Raises:
-        ManifestError: a row is no manifest.
+        ManifestError: the settings of a row do not make a valid manifest.
     """
     manifests = {name: manifest_of(study, folder, row) for name, row in study.rows.items()}
     plain = Recipe(settings={})
-    # The data sets of seeds are 0, 1, 2, .. salts on; the held-out one is before them.
+    # Salts: the held-out data set has the base's, seed n has that plus 1 + n.
     salt = manifest_of(study, folder, plain).salt
-    few = {"images_per_class": study.held_out_images}
-    held_out = make(manifest_of(study, folder, plain, salt=salt, synthesis=few))
-    found = []
+    held_out_settings = {"images_per_class": study.held_out_images}
+    held_out = make(manifest_of(study, folder, plain, salt=salt, synthesis=held_out_settings))
+    all_cells = []
     for seed in study.seeds:
-        learned = make(manifest_of(study, folder, plain, salt=salt + 1 + seed))
+        training_set = make(manifest_of(study, folder, plain, salt=salt + 1 + seed))
         for name, row in study.rows.items():
-            found.append(RecipeCell(name, seed, manifests[name], row.labels, learned, held_out))
-    return found
+            all_cells.append(
+                RecipeCell(name, seed, manifests[name], row.labels, training_set, held_out)
+            )
+    return all_cells
 
 
 def run(cells: Sequence[RecipeCell], processes: int) -> Iterator[tuple[RecipeCell, RecipeResult]]:
-    """Train cells side by side, a process each; yields each as it is done."""
-    # Spawned, since a fork of a process that has used torch's threads can hang.
+    """Train cells in parallel, one process each; yields each cell with its result as it
+    finishes.
+    """
+    # Spawn, because a forked process can hang if torch has already started threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         futures = {pool.submit(train, cell): cell for cell in cells}
@@ -268,10 +278,10 @@ def run(cells: Sequence[RecipeCell], processes: int) -> Iterator[tuple[RecipeCel
 
 
 def grid(study: RecipeStudy, outcomes: Mapping[tuple[str, int], RecipeResult]) -> Grid:
-    """The table: a line a row, each figure over the seeds that are finished.
+    """The table: one line for each row, each figure over the finished seeds.
 
     Args:
-        outcomes: by row and seed.
+        outcomes: results by row and seed.
     """
     by_row = {
         name: {seed: outcomes[name, seed] for seed in study.seeds if (name, seed) in outcomes}
@@ -279,8 +289,8 @@ def grid(study: RecipeStudy, outcomes: Mapping[tuple[str, int], RecipeResult]) -
     }
     domains = list(next(iter(outcomes.values())).accuracy)
     lines: list[tuple[Figure, ...]] = []
-    for name, found in by_row.items():
-        runs = list(found.values())
+    for name, row_results in by_row.items():
+        runs = list(row_results.values())
         if not runs:
             continue
         lines.append(
@@ -289,7 +299,7 @@ def grid(study: RecipeStudy, outcomes: Mapping[tuple[str, int], RecipeResult]) -
                 spread([each.agreement for each in runs]),
                 *(spread([each.accuracy[domain] for each in runs]) for domain in domains),
                 spread([each.mean for each in runs]),
-                *_compared(found, by_row.get(study.rows[name].against or "", {})),
+                *_compared(row_results, by_row.get(study.rows[name].against or "", {})),
             )
         )
     return Grid(
@@ -308,9 +318,13 @@ def grid(study: RecipeStudy, outcomes: Mapping[tuple[str, int], RecipeResult]) -
 
 
 def _compared(
-    found: Mapping[int, RecipeResult], other: Mapping[int, RecipeResult]
+    row_results: Mapping[int, RecipeResult], reference_results: Mapping[int, RecipeResult]
 ) -> tuple[Figure | None, Figure | None]:
-    """Difference and ratio of mean accuracies over the seeds that both have; None without any."""
-    ours, theirs = ({seed: run.mean for seed, run in runs.items()} for runs in (found, other))
+    """Difference and ratio of mean accuracies over the seeds that both rows have; None if there
+    are none.
+    """
+    ours, theirs = (
+        {seed: run.mean for seed, run in runs.items()} for runs in (row_results, reference_results)
+    )
     ratios = [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     return difference(ours, theirs), spread(ratios) if ratios else None

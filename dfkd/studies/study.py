@@ -1,8 +1,8 @@
-"""Studies: a table or figure of the paper as a YAML file that spans manifests and seeds.
+"""Studies: a table or figure of the paper as a YAML file that covers many manifests and seeds.
 
-A study names a base manifest, settings that change it, and axes of named settings. A value of each
-axis makes a row, a row with a seed a cell: the manifest of one student or, in a gallery, of one
-data set. No torch and no ray here, so that a bad study is refused at once.
+A study names a base manifest, settings that change it, and axes of named settings. One value of
+each axis makes a row; a row with a seed makes a cell: the manifest of one student or, in a gallery,
+of one data set. This module imports neither torch nor ray, so a bad study is refused at once.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 FILE = "study.yaml"
 
 MAX_ROWS = 1000
-"""A few long axes span more rows than any memory holds."""
+"""Limit on rows: the product of a few long axes would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Cell:
     """A row with a seed."""
 
     names: tuple[str, ...]
-    """A value of each axis."""
+    """One value of each axis."""
     seed: int
     manifest: Manifest
-    """Of one prompt method and one student; only the student is scored."""
+    """A manifest of one method and one student, which evaluates only the student."""
 
     @property
     def row(self) -> str:
@@ -46,33 +46,33 @@ class Cell:
 
     @property
     def method(self) -> Method:
-        """By which its images are made."""
+        """The method that makes the cell's images."""
         return self.manifest.method
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Name of the cell in messages."""
         return f"{self.row} seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study that has been checked and expanded."""
+    """A study that has been checked and expanded into cells."""
 
     described: StudyFile
     folder: Path
-    """Of its file."""
+    """Folder of the study's file."""
     cells: tuple[Cell, ...]
-    """Row after row, seed after seed."""
+    """Cells ordered by row, then by seed."""
 
     @property
     def manifest(self) -> Manifest:
-        """Of the first cell: storage, classes and evaluation are those of all."""
+        """The first cell's manifest; storage, classes and evaluation are the same in all cells."""
         return self.cells[0].manifest
 
     @cached_property
     def rows(self) -> dict[str, tuple[Cell, ...]]:
-        """The cells of each row, by its name."""
+        """The cells of each row, by the row's name."""
         rows: dict[str, tuple[Cell, ...]] = {}
         for cell in self.cells:
             rows[cell.row] = (*rows.get(cell.row, ()), cell)
@@ -80,11 +80,11 @@ class Study:
 
     @property
     def trains(self) -> bool:
-        """Whether it has students; a gallery shows images only."""
+        """Whether the study has students; a gallery shows only images."""
         return self.described.kind != "gallery"
 
     def data_sets(self) -> dict[str, Manifest]:
-        """The manifest of each different data set, by what of it can change a pixel."""
+        """The manifest of each different data set, by the fingerprint of its identity."""
         return {fingerprint(identity(cell.manifest, {})): cell.manifest for cell in self.cells}
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,13 +93,14 @@ class Study:
         return tree
 
 
-def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
-    """The study in a folder or file, with `key.sub=value` overrides of the file's own keys.
+def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
+    """Read and check the study in a folder or file, with `key.sub=value` overrides of the file's
+    keys.
 
     Raises:
-        ManifestError: the file, or the manifest of a cell, breaks a rule, which the text names.
+        ManifestError: the file, or the manifest of a cell, breaks a rule that the text names.
     """
-    path = Path(place)
+    path = Path(source)
     path = path / FILE if path.is_dir() else path
     described = load(StudyFile, path, overrides)
     base = read_tree(path.parent / described.base)
@@ -107,9 +108,9 @@ def read(place: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     if not cells:
         raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
     study = Study(described, path.parent, cells)
-    _check_alike(study)
+    _check_common_settings(study)
     _check_text_only(study)
-    _check_apart(study)
+    _check_distinct_rows(study)
     _check_pictures(study)
     if described.size == "full":
         _check_paper(study)
@@ -122,23 +123,27 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
     common = [base, described.settings]
     if described.size == "quick":
         common.append(described.quick.settings)
-    given = _given(described, described.chosen_seeds[0])
-    _refuse_given("settings", described.settings, given)
-    _refuse_given("quick.settings", described.quick.settings, given)
+    study_settings = _study_settings(described, described.chosen_seeds[0])
+    _refuse_study_settings("settings", described.settings, study_settings)
+    _refuse_study_settings("quick.settings", described.quick.settings, study_settings)
     for names, alternatives in _rows(described):
         for number, seed in enumerate(described.chosen_seeds):
-            settings = [_of_seed(names, each, number) for each in alternatives]
+            settings = [_settings_of_seed(names, each, number) for each in alternatives]
             for each in settings:
-                _refuse_given(f"axes: {' '.join(names)}", each, given)
-            yield Cell(names, seed, _manifest(names, [*common, *settings], _given(described, seed)))
+                _refuse_study_settings(f"axes: {' '.join(names)}", each, study_settings)
+            yield Cell(
+                names,
+                seed,
+                _manifest(names, [*common, *settings], _study_settings(described, seed)),
+            )
 
 
 Alternatives = list[Settings | tuple[Settings, ...]]
-"""What each axis sets in a row."""
+"""The settings that each axis contributes to a row."""
 
 
 def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
-    """The names of each row, and what they set."""
+    """Yield the names and the settings of each row."""
     axes = described.chosen_axes
     total = math.prod(len(axis.values) for axis in axes)
     if total > MAX_ROWS:
@@ -160,7 +165,7 @@ def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
     return dict(entry)
 
 
-def _of_seed(
+def _settings_of_seed(
     names: tuple[str, ...], settings: Settings | tuple[Settings, ...], number: int
 ) -> Settings:
     if not isinstance(settings, tuple):
@@ -175,19 +180,21 @@ def _of_seed(
     return settings[number]
 
 
-def _given(described: StudyFile, seed: int) -> Settings:
-    """What the study itself gives the manifest of a cell."""
-    given: Settings = {
+def _study_settings(described: StudyFile, seed: int) -> Settings:
+    """The manifest keys of a cell that the study sets itself."""
+    settings: Settings = {
         "name": described.name,
         "distillation": {"seeds": [seed]},
         "evaluation": {"models": ["student"]},
     }
-    return given | ({"salt": seed} if described.repeat == "run" else {})
+    return settings | ({"salt": seed} if described.repeat == "run" else {})
 
 
-def _refuse_given(field: str, settings: Any, given: Settings, parent: str = "") -> None:
-    """Settings that would be overwritten are a mistake."""
-    for name, value in given.items():
+def _refuse_study_settings(
+    field: str, settings: Any, study_settings: Settings, parent: str = ""
+) -> None:
+    """Refuse settings that the study would overwrite."""
+    for name, value in study_settings.items():
         if not isinstance(settings, dict) or name not in settings:
             continue
         key = f"{parent}{name}"
@@ -198,15 +205,17 @@ def _refuse_given(field: str, settings: Any, given: Settings, parent: str = "") 
                 settings[name],
                 "remove it; seeds are a key of the study",
             )
-        _refuse_given(field, settings[name], value, f"{key}.")
+        _refuse_study_settings(field, settings[name], value, f"{key}.")
 
 
-def _manifest(names: tuple[str, ...], parts: list[Settings], given: Settings) -> Manifest:
+def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Settings) -> Manifest:
     tree: Settings = {}
     for part in parts:
         tree = merge(tree, part)
+    # Presets expand after all settings of the study's file, so that any of them may choose the
+    # preset.
     tree = expand_preset(tree, PRESETS)
-    for key, value in given.items():
+    for key, value in study_settings.items():
         section = isinstance(value, dict)
         if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
             tree = merge(tree, {key: value})
@@ -226,8 +235,8 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], given: Settings) ->
     return manifest
 
 
-def _check_alike(study: Study) -> None:
-    """Rows that are not scored alike have no common table."""
+def _check_common_settings(study: Study) -> None:
+    """Refuse rows that differ in storage, classes or evaluation: they cannot share a table."""
     for cell in study.cells:
         for field in ("storage", "classes", "evaluation"):
             if getattr(cell.manifest, field) != getattr(study.manifest, field):
@@ -240,7 +249,9 @@ def _check_alike(study: Study) -> None:
 
 
 def _check_text_only(study: Study) -> None:
-    """A row that is the same for all others must not depend on which of them is asked."""
+    """Refuse rows with different text towers if the study has a text-only row, which all rows
+    share.
+    """
     for cell in study.cells if study.described.text_only else ():
         for field in ("text_tower", "text_only"):
             if getattr(cell.manifest, field) != getattr(study.manifest, field):
@@ -252,8 +263,8 @@ def _check_text_only(study: Study) -> None:
                 )
 
 
-def _check_apart(study: Study) -> None:
-    """Rows of one name, or with the same settings, are a slip."""
+def _check_distinct_rows(study: Study) -> None:
+    """Refuse rows with the same name or the same settings, which must be mistakes."""
     seen: dict[str, str] = {}
     for cell in study.cells:
         if study.rows[cell.row][0].names != cell.names:
@@ -268,8 +279,8 @@ def _check_apart(study: Study) -> None:
 
 
 def _check_pictures(study: Study) -> None:
-    shown = study.described.pictures.classes if study.described.pictures else ()
-    for name in shown:
+    shown_classes = study.described.pictures.classes if study.described.pictures else ()
+    for name in shown_classes:
         if name not in study.manifest.classes:
             raise ManifestError(
                 "pictures.classes", "must be among classes", name, "name one of them"
@@ -277,12 +288,12 @@ def _check_pictures(study: Study) -> None:
 
 
 def _check_paper(study: Study) -> None:
-    known = [*study.rows, *filter(None, (study.described.teacher, study.described.text_only))]
+    labels = [*study.rows, *filter(None, (study.described.teacher, study.described.text_only))]
     for number, paper in enumerate(study.described.paper):
         for label in paper.rows:
-            if label not in known:
+            if label not in labels:
                 raise ManifestError(
-                    f"paper.{number}.rows", f"must be among {', '.join(known)}", label, "fix it"
+                    f"paper.{number}.rows", f"must be among {', '.join(labels)}", label, "fix it"
                 )
 
 

@@ -1,4 +1,7 @@
-"""A table of figures, once, and as Markdown, CSV and LaTeX: the same grid gives the same bytes."""
+"""A table of figures in one form, and its rendering as Markdown, CSV and LaTeX.
+
+The same grid gives the same bytes.
+"""
 
 import csv
 import io
@@ -10,13 +13,14 @@ from dfkd.evaluation.results import Spread
 from dfkd.utils.paired import Difference
 
 Cell = str | Spread | Difference | float | None
-"""Text, accuracies of ours (0-1) or a difference of theirs, a number of the paper's (percent, as
-printed), or nothing."""
+"""Text; our accuracies or their difference (0-1); a number from the paper (percent, as printed);
+or nothing.
+"""
 
 NONE = "-"
 
 MARKDOWN = re.compile(r"[\\`*<>|~\[\]]|\b_|_\b")
-"""What Markdown would read as markup; an underscore within a word is none."""
+"""Characters that Markdown would read as markup; an underscore inside a word is not markup."""
 SIGNED = re.compile(r"[+-][\d.]+")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -29,25 +33,26 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Head lines and rows of one width; the first `names` columns are texts."""
+    """Headings and rows of the same width; the first `names` columns contain text."""
 
     title: str
     head: tuple[str, ...]
     names: int
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...]
-    """Sentences below."""
+    """Sentences below the table."""
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.head) for row in self.rows):
             raise ValueError("every row of a grid is as wide as its head")
 
 
-def figure(cell: Cell, plus: str = " ± ") -> str:
-    """A cell as people read it: percent with one decimal, and what deviates; the paper's with two.
+def format_cell(cell: Cell, plus: str = " ± ") -> str:
+    """A cell as text: our figures in percent with one decimal and the deviation, the paper's with
+    two.
 
     Args:
-        plus: stands before a standard deviation.
+        plus: text before a standard deviation.
     """
     if cell is None:
         return NONE
@@ -62,16 +67,16 @@ def figure(cell: Cell, plus: str = " ± ") -> str:
 
 
 def _signed(cell: Difference) -> str:
-    """In points with a sign, and its interval: `+1.5 (-0.3 to +3.3)`."""
+    """The difference in percentage points with its sign and interval: `+1.5 (-0.3 to +3.3)`."""
     if cell.low is None or cell.high is None:
         return f"{100 * cell.mean:+.1f}"
     return f"{100 * cell.mean:+.1f} ({100 * cell.low:+.1f} to {100 * cell.high:+.1f})"
 
 
 def markdown(grid: Grid) -> str:
-    """A heading, the table padded for those who read it as it is, and the notes as a list."""
+    """A heading, the table padded so that the source is readable, and the notes as a list."""
     lines = [[_markdown(name) for name in grid.head]]
-    lines += [[_markdown(figure(cell)) for cell in row] for row in grid.rows]
+    lines += [[_markdown(format_cell(cell)) for cell in row] for row in grid.rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(grid.head))]
     padded = [
         [
@@ -92,11 +97,11 @@ def markdown(grid: Grid) -> str:
 
 
 def _markdown(text: str) -> str:
-    return MARKDOWN.sub(lambda found: f"\\{found[0]}", _line(text))
+    return MARKDOWN.sub(lambda match: f"\\{match[0]}", _line(text))
 
 
 def as_csv(grid: Grid) -> str:
-    """Names, then each figure; one of ours has columns of its own for deviation or interval."""
+    """The table as CSV; deviations and intervals of our figures get columns of their own."""
     columns = [_columns(grid, number) for number in range(len(grid.head))]
     stream = io.StringIO()
     out = csv.writer(stream, lineterminator="\n")
@@ -116,7 +121,9 @@ def as_csv(grid: Grid) -> str:
 
 
 def _columns(grid: Grid, number: int) -> tuple[str, ...]:
-    """What is added to the head of each column that a column of the grid becomes."""
+    """Suffixes of the CSV columns that replace one column of the grid; the first is always
+    empty.
+    """
     cells = [row[number] for row in grid.rows]
     if any(isinstance(cell, dict) for cell in cells):
         return "", "std"
@@ -124,11 +131,13 @@ def _columns(grid: Grid, number: int) -> tuple[str, ...]:
 
 
 def _numbers(cell: Cell) -> list[str]:
-    """In percent with four decimals where it is of ours; empty for nothing."""
+    """The numbers of a cell as text; ours in percent with four decimals. Empty for an empty
+    cell.
+    """
     if cell is None:
         return []
     if isinstance(cell, str | float):
-        return [figure(cell)]
+        return [format_cell(cell)]
     if isinstance(cell, Difference):
         numbers = [cell.mean, cell.low, cell.high]
     else:
@@ -137,7 +146,7 @@ def _numbers(cell: Cell) -> list[str]:
 
 
 def latex(grid: Grid) -> str:
-    """A `table` that needs no package; the title is its caption, with the notes."""
+    """A LaTeX `table` that needs no package; title and notes form its caption."""
     title = grid.title if grid.title.endswith(".") else f"{grid.title}."
     lines = [
         r"\begin{table}",
@@ -161,7 +170,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 def _latex_cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return _latex(cell)
-    shown = figure(cell, r" $\pm$ ")
+    shown = format_cell(cell, r" $\pm$ ")
     return SIGNED.sub(r"$\g<0>$", shown) if isinstance(cell, Difference) else shown
 
 

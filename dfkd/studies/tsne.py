@@ -1,4 +1,4 @@
-"""A domain as a student sees it, before and after few-shot training: maps of its features."""
+"""Maps of a domain in a student's feature space, before and after few-shot training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,27 +15,28 @@ from dfkd.evaluation.few_shot_tuning import LabelledImages, features_of, fine_tu
 from dfkd.models.student import Student
 from dfkd.prompts.diversity import plane
 
-MOST = 1000
-"""Images of a map; of more, evenly spaced ones: its cost grows with the square."""
+MAX_IMAGES = 1000
+"""Maximum number of images on a map, evenly spaced: exact t-SNE costs grow with its square."""
 BATCH = 64
 DIGITS = 3
-"""Of a place on a map, whose unit means nothing, and of a silhouette."""
+"""Decimals of coordinates, which have no unit, and of silhouettes."""
 
 
 @dataclass(frozen=True)
 class TsneMap:
-    """Where the images of a domain lie for one student."""
+    """Positions of a domain's images in two dimensions for one student."""
 
     shots: int
-    """Images of each class that it was trained on; 0 before any training."""
+    """Training images of each class; 0 before any training."""
     points: tuple[tuple[float, float], ...]
     labels: tuple[int, ...]
     """Class index of each point."""
     taught: tuple[bool, ...]
-    """Whether the training learns from the image; the same before and after it."""
+    """Whether few-shot training uses the image; the same in the map before and after it."""
     silhouette: float
-    """Of the classes among the features of the other images, -1 to 1: the higher, the more compact
-    and the farther apart they are."""
+    """Silhouette of the classes among the features of the images not trained on, -1 to 1; higher
+    values mean more compact, better separated classes.
+    """
 
 
 def before_and_after(
@@ -47,28 +48,29 @@ def before_and_after(
     shots: int,
     perplexity: float,
 ) -> Iterator[TsneMap]:
-    """A domain's images before and after few-shot training.
+    """Yield the maps of a domain's images before and after few-shot training.
 
     Args:
-        student: that gives distances.
-        images: all of the domain.
-        config: of the training; its first seed is that of the draw.
-        shots: training images of each class; of a class with too few, all but one.
+        student: a student that answers with distances.
+        images: all images of the domain.
+        config: of the training; its first seed also draws the training images.
+        shots: training images of each class; a class with too few keeps one image for testing.
         perplexity: as for `tsne`.
     """
     seed = config.seeds[0]
-    drawn = split_domain(images.labels.tolist(), classes, domain, shots, seed)
-    train = torch.tensor(drawn.train)
+    split = split_domain(images.labels.tolist(), classes, domain, shots, seed)
+    train = torch.tensor(split.train)
+    # Both maps show the same images, so train first and embed with both models.
     tuned = from_distances(student)
     fine_tune(
         tuned, LabelledImages(images.pixels[train], images.labels[train]), config, seed, "student"
     )
-    shown = torch.arange(len(images))[:: -(-len(images) // MOST)]
-    labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
-    for learned, model in ((0, student), (shots, tuned)):
-        rows = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
+    shown_rows = torch.arange(len(images))[:: -(-len(images) // MAX_IMAGES)]
+    labels, taught = images.labels[shown_rows].numpy(), torch.isin(shown_rows, train).numpy()
+    for training_shots, model in ((0, student), (shots, tuned)):
+        rows = features_of(model, images.pixels, shown_rows, BATCH).cpu().numpy()
         yield TsneMap(
-            learned,
+            training_shots,
             tuple(
                 (round(float(x), DIGITS), round(float(y), DIGITS))
                 for x, y in tsne(rows, perplexity)
@@ -82,8 +84,9 @@ def before_and_after(
 def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
     """The mean over images of (b - a) / max(a, b).
 
-    a is an image's mean distance to the others of its class, b that to the nearest other class. An
-    image that is alone in its class counts as 0, and so does everything where no two classes are.
+    Here a is the image's mean distance to the others of its class, and b that to the nearest other
+    class. An image that is alone in its class counts as 0. Returns 0 if there are fewer than two
+    classes, or only classes of one image.
     """
     from sklearn.metrics import silhouette_score
 
@@ -93,25 +96,28 @@ def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> 
 
 
 def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.floating[Any]]:
-    """A map [N, 2] in which neighbours among rows [N, E] are neighbours, the same each time.
+    """A two-dimensional map [N, 2] of rows [N, E] that keeps neighbours together; it is
+    deterministic.
 
     Args:
-        perplexity: effective number of neighbours; at most a third of the other rows is used.
+        perplexity: effective number of neighbours; limited to a third of the other rows.
 
     Raises:
         ManifestError: scikit-learn is not installed.
     """
-    most = (len(rows) - 1) / 3
-    if most < 1:
+    limit = (len(rows) - 1) / 3
+    if limit < 1:
         return plane(rows)
-    # Exact, as the approximation's sums depend on the number of threads.
-    maker = _maker()(perplexity=min(perplexity, most), init="pca", random_state=0, method="exact")
-    found: npt.NDArray[np.floating[Any]] = maker.fit_transform(rows)
-    return found
+    # Exact, because the approximation's sums depend on the number of threads.
+    embedder = _maker()(
+        perplexity=min(perplexity, limit), init="pca", random_state=0, method="exact"
+    )
+    points: npt.NDArray[np.floating[Any]] = embedder.fit_transform(rows)
+    return points
 
 
 def require_tsne() -> None:
-    """Refuse (`ManifestError`) a machine without scikit-learn, which only maps need."""
+    """Refuse (`ManifestError`) a machine without scikit-learn, which only these maps need."""
     _maker()
 
 

@@ -11,13 +11,13 @@ from dfkd.benchmarks import prompts, reference
 from dfkd.benchmarks.measure import (
     HEAD,
     Figure,
+    median_ratio,
     operations,
     page,
     profile,
-    quotient,
     scaled,
     table,
-    turns,
+    time_in_turns,
 )
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
@@ -49,14 +49,14 @@ def test_calls_take_turns_and_the_first_turn_does_not_count(
         clock[0] += slow[name] if len(order) > 2 else 8.0
         return 3.0
 
-    found = turns({name: lambda name=name: call(name) for name in slow}, repeats=3)
+    found = time_in_turns({name: lambda name=name: call(name) for name in slow}, repeats=3)
     assert order == ["a", "b"] * 4
     assert found == {"a": (12.0,) * 3, "b": (6.0,) * 3}
 
 
 def test_a_quotient_is_taken_turn_by_turn() -> None:
-    assert quotient([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
-    assert quotient([1.0, 8.0, 3.0], [2.0, 2.0, 3.0], factor=10.0) == 10.0
+    assert median_ratio([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
+    assert median_ratio([1.0, 8.0, 3.0], [2.0, 2.0, 3.0], factor=10.0) == 10.0
 
 
 def test_operations_are_counted_backwards_too() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.benchmarks.stand_in import StandIn
+from dfkd.benchmarks.stand_in import StandInMaker
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit, part_name, parts, units
@@ -35,7 +35,7 @@ def version(tmp_path: Path, manifest: Manifest, teacher: Teacher) -> Version:
 
 def finish(version: Version, manifest: Manifest, unit: Unit, folder: Path) -> None:
     """Commit a part, and write the state that it leaves."""
-    StandIn(manifest).shards(unit, version.prompt_part(part_name(unit.part)), folder)
+    StandInMaker(manifest).shards(unit, version.prompt_part(part_name(unit.part)), folder)
     for task in unit.tasks:
         version.commit(task, folder / f"{task.id}.tar")
     Chain(version).keep(manifest, unit.part, {"part": torch.tensor(unit.part)})

@@ -26,7 +26,7 @@ from dfkd.export.onnx_graphs import load_graph
 from dfkd.export.predict import Predictor, main
 from dfkd.models.student import load_student
 from dfkd.models.teacher import Teacher, distances
-from dfkd.report.readers import read_takehome
+from dfkd.report.readers import read_exported_student
 from dfkd.storage.local import LocalStorage, open_storage
 from dfkd.utils.images import batch, decode_image
 from tests.helpers.tiny_version import CLASSES, publish, write_manifest
@@ -163,7 +163,7 @@ def test_confidence_is_the_mean_of_the_highest_probability(run: Run) -> None:
 
 
 def test_the_report_reads_it(run: Run) -> None:
-    found = read_takehome(open_storage(run.manifest.storage.root))
+    found = read_exported_student(open_storage(run.manifest.storage.root))
     assert found is not None
     assert (found.method, found.seed) == ("mix", 1)
     exact = found.lines[2]

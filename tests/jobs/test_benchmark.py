@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dfkd.benchmarks import driver, loading, stages, suite
-from dfkd.benchmarks.driver import Counts, counted
+from dfkd.benchmarks.driver import RequestCounts, counted
 from dfkd.benchmarks.measure import Memory, Watch, watched
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import current
@@ -109,7 +109,7 @@ def test_batches_hold_classes_nearly_as_evenly_as_under_uniform_shuffling(classe
 
 
 def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:
-    counts = Counts()
+    counts = RequestCounts()
     storage = counted(open_storage(str(tmp_path)), counts)
     child = storage.child("a")
     assert child.put_if_absent("b", b"123")

@@ -101,6 +101,6 @@ def test_likeness_finds_the_same_symmetric_drawing_at_another_size() -> None:
     bar = np.full((64, 64), 255, np.uint8)
     bar[30:34, 4:60], bar[10:34, 30:34] = 0, 255
     shown = evaluation_set.drawings([ring, bar])
-    highest = evaluation_set.likeness(shown, evaluation_set.drawings([smaller]))
+    highest = evaluation_set.max_correlation(shown, evaluation_set.drawings([smaller]))
     assert highest[0] > 0.98
     assert highest[1] < 0.9

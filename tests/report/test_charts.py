@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
-from dfkd.report.charts import ModelBar, apart, bars, curves, histogram, prompt_map
+from dfkd.report.charts import ModelBar, bars, curves, histogram, prompt_map, spread_out
 from dfkd.report.facts import Facts
 from dfkd.report.readers import TrainingCurve
 from dfkd.report.svg import COLOURS
@@ -39,8 +39,8 @@ def test_a_line_ends_at_its_label_and_seeds_differ_in_dashes() -> None:
 
 
 def test_labels_are_kept_apart() -> None:
-    assert apart([5.0, 4.0, 30.0], 12) == [16.0, 4.0, 30.0]
-    assert apart([], 12) == []
+    assert spread_out([5.0, 4.0, 30.0], 12) == [16.0, 4.0, 30.0]
+    assert spread_out([], 12) == []
 
 
 def test_a_histogram_shows_shares_of_every_value() -> None:
@@ -58,7 +58,7 @@ def test_a_histogram_of_almost_nothing_is_drawn(values: np.ndarray) -> None:
 
 
 def test_a_map_names_every_class_once(facts: Facts) -> None:
-    prompts = facts.made[0].prompts
+    prompts = facts.method_images[0].prompts
     assert prompts is not None
     svg = prompt_map(prompts, facts.classes)
     for name in facts.classes:

@@ -23,8 +23,10 @@ def test_a_folder_is_enough(facts: Facts) -> None:
     assert facts.classes == CLASSES
     assert list(facts.images) == list(DOMAINS)
     assert [model.label for model in facts.scored] == ["teacher", *METHODS]
-    assert [made.method for made in facts.made] == list(METHODS)
-    assert {(t.method, t.seed) for t in facts.trained} == {(m, s) for m in METHODS for s in SEEDS}
+    assert [made.method for made in facts.method_images] == list(METHODS)
+    assert {(t.method, t.seed) for t in facts.trained_students} == {
+        (m, s) for m in METHODS for s in SEEDS
+    }
     assert facts.best is not None
     assert facts.best.label == "contrastive"
     assert facts.origin is None
@@ -38,14 +40,14 @@ def test_confusions_are_summed_over_domains_and_seeds(facts: Facts) -> None:
 
 
 def test_parameters_are_those_that_training_changes(facts: Facts, run: Manifest) -> None:
-    trained = facts.trained[0]
+    trained = facts.trained_students[0]
     folder = Path(run.storage.root, "students", trained.name)
     student, _ = load_student(folder)
     assert trained.parameters == sum(p.numel() for p in student.parameters()) > 0
 
 
 def test_curves_are_read_from_the_event_files(facts: Facts) -> None:
-    curve = next(t.curve for t in facts.trained if (t.method, t.seed) == ("vanilla", 1))
+    curve = next(t.curve for t in facts.trained_students if (t.method, t.seed) == ("vanilla", 1))
     assert curve is not None
     assert curve.steps == (1, 2, 3)
     assert curve.loss == pytest.approx((1.1, 0.6, 1 / 3 + 0.1))
@@ -57,10 +59,10 @@ def test_a_student_of_other_settings_is_left_out(copy: Storage, run: Manifest) -
     (name,) = (n for n in copy.folders("students/") if n.startswith("vanilla-s0-"))
     for key in list(copy.list(f"students/{name}/")):
         copy.put(key.replace(name, "vanilla-s0-ffffffffffff"), copy.get(key))
-    names = {(t.method, t.seed): t.name for t in collect(copy).trained}
+    names = {(t.method, t.seed): t.name for t in collect(copy).trained_students}
     assert ("vanilla", 0) not in names
     note_origin(copy, run, "command", [*names.values(), name])
-    names = {(t.method, t.seed): t.name for t in collect(copy).trained}
+    names = {(t.method, t.seed): t.name for t in collect(copy).trained_students}
     assert names["vanilla", 0] == name
 
 
@@ -73,7 +75,7 @@ def test_the_origin_is_kept(copy: Storage, run: Manifest) -> None:
 
 
 def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None:
-    vanilla, contrastive = (made.prompts for made in facts.made)
+    vanilla, contrastive = (made.prompts for made in facts.method_images)
     assert vanilla is not None
     assert contrastive is not None
     assert vanilla.within.mean() > 0.8 > 0.2 > abs(vanilla.across.mean())

@@ -17,7 +17,7 @@ from dfkd.report.gallery import (
     evenly,
     gallery,
     read_index,
-    thinned,
+    reduced_to_budget,
 )
 from dfkd.storage.local import open_storage
 from tests.helpers.large_run import CLASSES, EACH, large_version
@@ -114,13 +114,13 @@ def characters(galleries: list[Gallery]) -> int:
 
 def test_images_are_thinned_evenly_until_they_fit() -> None:
     galleries = [some(5, 12, 1000), some(5, 12, 1000)]
-    assert thinned(galleries, 120_000) == galleries
-    fewer = thinned(galleries, 60_000)
+    assert reduced_to_budget(galleries, 120_000) == galleries
+    fewer = reduced_to_budget(galleries, 60_000)
     assert characters(fewer) == 60_000
     assert [p.index for p in fewer[0].strips[0]] == [0, 2, 4, 7, 9, 11]
-    one = thinned(galleries, 10_001)
+    one = reduced_to_budget(galleries, 10_001)
     assert [len(strip) for strip in one[1].strips.values()] == [1] * 5
-    assert 0 < characters(thinned(galleries, 5_000)) <= 5_000
+    assert 0 < characters(reduced_to_budget(galleries, 5_000)) <= 5_000
 
 
 def test_of_100_000_images_a_page_opens_few_shards_and_stays_small(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_of_100_000_images_a_page_opens_few_shards_and_stays_small(tmp_path: Pat
     index = read_index(version)
     assert index.rows == 100_000
     assert sum(array.nbytes for array in vars(index).values() if not isinstance(array, int)) < 4e6
-    found = gallery(version, index, module.PER_CLASS)
-    assert all(len(strip) == module.PER_CLASS for strip in found.strips.values())
+    found = gallery(version, index, module.MAX_PER_CLASS)
+    assert all(len(strip) == module.MAX_PER_CLASS for strip in found.strips.values())
     assert found.examined == CLASSES * module.SHARDS_PER_CLASS * EACH
     assert found.rejections == CLASSES * module.SHARDS_PER_CLASS
     assert [p.index for p in found.unsure] == [0] * 10

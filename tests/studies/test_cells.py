@@ -9,7 +9,14 @@ from dfkd.config.fingerprint import identity
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.storage.local import open_storage
-from dfkd.studies.cells import CellResult, CellStore, Score, digest, of_student, of_teacher
+from dfkd.studies.cells import (
+    CellResult,
+    CellStore,
+    Score,
+    cell_of_student,
+    cell_of_teacher,
+    evaluation_digest,
+)
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
@@ -79,12 +86,12 @@ def test_students_differ_by_settings_seed_and_version(tmp_path: Path) -> None:
     study = read(write(tmp_path, axes=[{"name": "Epochs", "values": EPOCHS}]))
     storage = open_storage(str(tmp_path / "root"))
     places = [
-        of_student(storage, cell, version, DATA)
+        cell_of_student(storage, cell, version, DATA)
         for cell in study.cells
         for version in (VERSION, "4" * 64)
     ]
     assert len({each.model for each in places}) == 8
-    again = of_student(storage, study.cells[0], VERSION, DATA)
+    again = cell_of_student(storage, study.cells[0], VERSION, DATA)
     assert again.folder == places[0].folder
 
 
@@ -95,7 +102,7 @@ def test_teachers_differ_by_what_they_answer_with_and_not_by_prompts(tmp_path: P
         axes = [{"name": "Method", "values": METHODS}]
         study = read(write(tmp_path, axes=axes, settings=changes))
         found = identity(study.cells[number].manifest, {"teacher.weights": "5" * 64})
-        return of_teacher(storage, found, DATA).model
+        return cell_of_teacher(storage, found, DATA).model
 
     assert model(0) == model(2) == model(0, synthesis={"steps": 9})
     assert model(0) != model(0, teacher={"template": "One {class}"})
@@ -111,7 +118,7 @@ def items(folder: Path, *names: str, content: bytes = b"x") -> tuple[Item, ...]:
 def test_data_is_what_is_seen_not_what_files_are_called(tmp_path: Path) -> None:
     data = Domains("here", ("a", "b"), items(tmp_path, "1", "2"), ())
     same = Domains("there", ("a", "b"), items(tmp_path, "x2", "x1"), ("note",))
-    assert digest(data) == digest(same)
+    assert evaluation_digest(data) == evaluation_digest(same)
     others = [
         replace(data, items=items(tmp_path, "1")),
         replace(data, items=(*items(tmp_path, "1"), replace(data.items[1], domain="sketch"))),
@@ -119,7 +126,7 @@ def test_data_is_what_is_seen_not_what_files_are_called(tmp_path: Path) -> None:
         replace(data, classes=("b", "a")),
         replace(data, items=(*data.items, Item("photo", 0, str(tmp_path / "absent")))),
     ]
-    assert len({digest(each) for each in [data, *others]}) == 6
-    before = digest(data)
+    assert len({evaluation_digest(each) for each in [data, *others]}) == 6
+    before = evaluation_digest(data)
     (tmp_path / "1").write_bytes(b"another")
-    assert digest(data) != before
+    assert evaluation_digest(data) != before

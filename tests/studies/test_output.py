@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.studies.output import SIZES, _lines, grid
-from dfkd.studies.results import Measured, StudyOrigin, StudyResults, StudyRow
+from dfkd.studies.results import CellMeasurement, StudyOrigin, StudyResults, StudyRow
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
@@ -16,7 +16,7 @@ def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> StudyR
     The seeds are students of one data set or, if `whole`, have one each.
     """
     cells = tuple(
-        Measured(
+        CellMeasurement(
             seed=seed,
             cell="",
             version=str(seed) if whole else "",

@@ -9,7 +9,7 @@ import ray
 
 from dfkd.cluster.capacity import WorkerResources
 from dfkd.errors import Exit
-from dfkd.studies.parallel_students import shares
+from dfkd.studies.parallel_students import divide_resources
 from tests.helpers import jobs
 from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_study import write
@@ -33,7 +33,7 @@ job = jobs.load("reproduce")
 def test_devices_are_shared_among_students(
     nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, WorkerResources]
 ) -> None:
-    assert shares(dict(zip("abc", nodes, strict=False)), students, most) == expected
+    assert divide_resources(dict(zip("abc", nodes, strict=False)), students, most) == expected
 
 
 @pytest.fixture

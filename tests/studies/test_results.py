@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.studies.cells import CellResult, Score
-from dfkd.studies.results import CellScore, Found, Measured, StudyRow, gather
+from dfkd.studies.results import CellMeasurement, CellScore, StudyCells, StudyRow, collect_results
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import write
 
@@ -31,9 +31,9 @@ def outcome(date: str, **accuracy: float) -> CellResult:
     )
 
 
-def cells(*values: tuple[float, float]) -> tuple[Measured, ...]:
+def cells(*values: tuple[float, float]) -> tuple[CellMeasurement, ...]:
     return tuple(
-        Measured.of(CellScore(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)))
+        CellMeasurement.of(CellScore(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)))
         for seed, (photo, sketch) in enumerate(values)
     )
 
@@ -70,9 +70,9 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     }
     teacher = CellScore(0, "cells/t", outcome("2026-11-26", photo=1.0))
     texts = (CellScore(0, "cells/x", outcome("2026-11-26", photo=0.75)),)
-    found = Found(teacher, students, {}, {"x": "why"}, texts)
+    found = StudyCells(teacher, students, {}, {"x": "why"}, texts)
     sizes = {"CLIP": 3, "Texts": 3, "Random_Prompt": 2}
-    results = gather(study, found, "python jobs/reproduce.py x", "abc", (), sizes)
+    results = collect_results(study, found, "python jobs/reproduce.py x", "abc", (), sizes)
     assert [row.names for row in results.rows] == [("CLIP",), ("Texts",), ("Random_Prompt",)]
     assert [row.model for row in results.rows] == ["teacher", "text-only", "student"]
     assert [row.parameters for row in results.rows] == [3, 3, 2]

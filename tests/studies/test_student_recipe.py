@@ -39,7 +39,7 @@ def described(**changes: object) -> RecipeStudy:
 @given(st.lists(st.floats(0, 4), min_size=2, max_size=8))
 def test_moved_labels_have_the_wanted_spread_and_the_same_nearest_class(found: list[float]) -> None:
     plain = torch.tensor([found])
-    label = student_recipe.moved(lambda *_: plain, OWN, CLIP)
+    label = student_recipe.rescaled(lambda *_: plain, OWN, CLIP)
     moved = label(torch.empty(1))
     torch.testing.assert_close((moved - 0.87) / 0.04, (plain - 1.0) / 0.25, atol=1e-4, rtol=1e-4)
     assert moved[0, plain.argmin()] == moved.min()

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from dfkd.evaluation.results import Spread
-from dfkd.studies.tables import Grid, as_csv, figure, latex, markdown
+from dfkd.studies.tables import Grid, as_csv, format_cell, latex, markdown
 from dfkd.utils.paired import Difference
 
 GRID = Grid(
@@ -90,9 +90,9 @@ def test_a_text_of_several_lines_stays_one() -> None:
 
 
 def test_ours_and_the_papers_numbers_look_different() -> None:
-    assert figure(Spread(mean=0.5278, std=None)) == "52.8"
-    assert figure(52.81) == "52.81"
-    assert figure(100.0) == "100.00"
+    assert format_cell(Spread(mean=0.5278, std=None)) == "52.8"
+    assert format_cell(52.81) == "52.81"
+    assert format_cell(100.0) == "100.00"
 
 
 def test_a_row_of_another_width_is_no_grid() -> None:
