@@ -32,7 +32,7 @@ from dfkd.distillation.distiller import Distiller, Label, Schedule
 from dfkd.distillation.labels import live
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import device_name, pick_device, settle
@@ -94,7 +94,7 @@ def _training(
 ) -> Call:
     """Steps of a fresh student on one batch; without a teacher on stored labels."""
     config = manifest.distillation if teacher else _stored(manifest)
-    label = live(teacher, class_texts(manifest, teacher)) if teacher else None
+    label = live(teacher, class_text_embeddings(manifest, teacher)) if teacher else None
     return _steps(_distiller(manifest, config, device, label), batch)
 
 
@@ -103,7 +103,7 @@ def _peer(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     student = _student(manifest, manifest.distillation).to(device).train()
     reference.as_published(teacher.model, student)
-    texts, pixels = class_texts(manifest, teacher), batch.pixels.to(device).float() / 255
+    texts, pixels = class_text_embeddings(manifest, teacher), batch.pixels.to(device).float() / 255
 
     def call() -> float:
         reference.plain_distillation(student, teacher, texts, pixels, STEPS)

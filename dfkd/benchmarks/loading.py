@@ -14,7 +14,7 @@ from dfkd.benchmarks.measure import Call, Figure, quotient, turns
 from dfkd.benchmarks.stand_in import changed, put_version, scratch
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import BUFFER_BYTES, Stream
-from dfkd.dataset.sampling_order import Numbers, mixed, reading_order, run_bounds, run_length
+from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.storage.local import open_storage
 
@@ -99,13 +99,13 @@ def mixing(classes: int) -> list[Figure]:
         for name, length in lengths.items():
             order = reading_order(run_bounds(counts, length), generator)
             if name != "uniform":
-                order = mixed(order, buffer, generator)
+                order = shuffled(order, buffer, generator)
             labels = order[: len(order) // MIXED_BATCH * MIXED_BATCH] // each
             found[name].append(_evenness(labels.reshape(-1, MIXED_BATCH), classes))
     return [figure for place in (0, 1) for figure in _beside_uniform(found, place, classes)]
 
 
-def _evenness(labels: Numbers, classes: int) -> tuple[float, float]:
+def _evenness(labels: Indices, classes: int) -> tuple[float, float]:
     """Of [batches, images]: standard deviation of a class's share in %, classes that are absent."""
     counts = np.stack([np.bincount(row, minlength=classes) for row in labels])
     deviation = np.sqrt(counts.var(axis=0).mean()) / labels.shape[1]

@@ -15,7 +15,7 @@ from dfkd.config.plan import part_count
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import Problem, PromptBank
-from dfkd.prompts.maker import PromptMaker, class_texts
+from dfkd.prompts.maker import PromptMaker, class_text_embeddings
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.statistics import statistics
 
@@ -144,7 +144,7 @@ def example(
     Args:
         bank: embeddings in the bank; 0 for the manifest's.
     """
-    texts = class_texts(manifest, teacher)
+    texts = class_text_embeddings(manifest, teacher)
     labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
     size = bank or manifest.prompts.contrastive.bank
     memory = PromptBank(size)

@@ -23,7 +23,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.config.plan import derive_seed
 from dfkd.dataset.random_access import Examples
-from dfkd.dataset.sampling_order import Numbers, mixed, reading_order, run_bounds, run_length
+from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 from dfkd.dataset.shards import Example
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
@@ -31,16 +31,16 @@ from dfkd.utils.images import header_size
 
 T = TypeVar("T")
 
-FORMATS = {"png": "PNG", "jpg": "JPEG"}
+IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG"}
 BUFFER_BYTES = 128 << 20
 """Encoded images that a streaming rank holds to mix the class-pure shards."""
-RUN_BYTES = 1 << 20
+MAX_RUN_BYTES = 1 << 20
 """Read by one request at most: a store then spends more time on sending than on finding."""
-FETCHES = 16
+CONCURRENT_READS = 16
 """Requests at once: over a network each is a round trip."""
 CACHE_BYTES = 256 << 20
 """A version whose decoded images fit is decoded once and kept."""
-AHEAD = 2
+PREFETCH_BATCHES = 2
 """Batches decoded before they are needed."""
 
 
@@ -115,7 +115,7 @@ class Stream:
         self.before = share.rank * equal + min(share.rank, over)
         mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
-        run = min(run_length(self.buffer, self.rows), max(1, int(RUN_BYTES / mean_bytes)))
+        run = min(run_length(self.buffer, self.rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
         self.runs = run_bounds([receipt.samples for receipt in self.shards], run)
         self.cached = images * 3 * image_size**2 <= cache_bytes
 
@@ -123,13 +123,13 @@ class Stream:
     def _cache(self) -> "_Cache":
         return _Cache(len(self.examples), self.image_size, len(self.version.classes))
 
-    def order(self, epoch: int) -> Numbers:
+    def order(self, epoch: int) -> Indices:
         """The samples that this rank sees in `epoch`: [steps * rows]."""
         rank, world, start = self.share.rank, self.share.world, self.steps * self.before
         shuffle = np.random.default_rng(derive_seed("runs", self.seed, epoch))
         own = reading_order(self.runs, shuffle)[start : start + self.steps * self.rows]
         mix = np.random.default_rng(derive_seed("samples", self.seed, epoch, rank, world))
-        return mixed(own, self.buffer, mix)
+        return shuffled(own, self.buffer, mix)
 
     def batches(self, epoch: int, step: int = 0) -> Generator[Batch]:
         """The batches of `epoch` from `step` on.
@@ -143,14 +143,16 @@ class Stream:
             for chosen in _split(order, self.rows):
                 yield self._batch(chosen, *self._cache.take(chosen))
         else:
-            with contextlib.closing(_ahead(lambda: self._stream(order), AHEAD)) as batches:
+            with contextlib.closing(
+                _ahead(lambda: self._stream(order), PREFETCH_BATCHES)
+            ) as batches:
                 yield from batches
 
-    def _batch(self, chosen: Numbers, pixels: Tensor, distances: Tensor) -> Batch:
+    def _batch(self, chosen: Indices, pixels: Tensor, distances: Tensor) -> Batch:
         labels = torch.from_numpy(self.examples.labels[chosen])
         return Batch(pixels.permute(0, 3, 1, 2), distances, labels)
 
-    def _read(self, order: Numbers) -> Generator[dict[int, Example]]:
+    def _read(self, order: Indices) -> Generator[dict[int, Example]]:
         """The samples of each run that `order` needs, in the order in which it needs them first."""
         needed = np.zeros(len(self.examples), bool)
         needed[order] = True
@@ -173,7 +175,7 @@ class Stream:
             wanted = f"must be {classes} numbers, one for each class"
             raise _unusable(example, "distances.npy", wanted)
 
-    def _stream(self, order: Numbers) -> Generator[Batch]:
+    def _stream(self, order: Indices) -> Generator[Batch]:
         """Decode in order; a run is fetched at its first sample, and each dropped at its own."""
         held: dict[int, Example] = {}
         with (
@@ -208,7 +210,7 @@ class _Cache:
                 self.pixels[sample] = decode(example, self.image_size)
             self.filled[list(run)] = True
 
-    def take(self, chosen: Numbers) -> tuple[Tensor, Tensor]:
+    def take(self, chosen: Indices) -> tuple[Tensor, Tensor]:
         """Pixels [B, H, W, 3] and distances [B, M] of samples that are there."""
         return self.pixels[chosen], self.distances[chosen]
 
@@ -218,7 +220,7 @@ def _distances(examples: Sequence[Example]) -> Tensor:
     return torch.from_numpy(np.stack([example.distances for example in examples]))
 
 
-def _split(order: Numbers, rows: int) -> list[Numbers]:
+def _split(order: Indices, rows: int) -> list[Indices]:
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
@@ -229,7 +231,7 @@ def decode(example: Example, image_size: int) -> Tensor:
     """
     encoded = torch.frombuffer(bytearray(example.image), dtype=torch.uint8)
     try:
-        size = header_size(example.image, FORMATS[example.extension])
+        size = header_size(example.image, IMAGE_FORMATS[example.extension])
         if size == (image_size, image_size):
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
             return image.permute(1, 2, 0)
@@ -249,11 +251,13 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
 
 
 def _fetched(fetch: Callable[[int], T], wanted: Iterable[int]) -> Generator[T]:
-    """What `fetch` gives for each of `wanted`, in their order, `FETCHES` of them at once."""
+    """What `fetch` gives for each of `wanted`, in their order, `CONCURRENT_READS` of them at once."""
     left = iter(wanted)
-    pool = ThreadPoolExecutor(FETCHES, "dfkd-fetch")
+    pool = ThreadPoolExecutor(CONCURRENT_READS, "dfkd-fetch")
     try:
-        coming: deque[Future[T]] = deque(pool.submit(fetch, each) for each in islice(left, FETCHES))
+        coming: deque[Future[T]] = deque(
+            pool.submit(fetch, each) for each in islice(left, CONCURRENT_READS)
+        )
         while coming:
             found = coming.popleft().result()
             coming.extend(pool.submit(fetch, each) for each in islice(left, 1))

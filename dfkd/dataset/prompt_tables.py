@@ -22,7 +22,7 @@ from dfkd.utils import parquet
 CLASS = "class_index"
 """The column that says whose row it is."""
 
-NEEDED = (CLASS, "index")
+REQUIRED_COLUMNS = (CLASS, "index")
 REMEDY = "delete it, run again"
 
 
@@ -45,7 +45,7 @@ def read(storage: Storage, key: str) -> pa.Table:
     Raises:
         CorruptionError: it is no Parquet, or was never written (`MissingObject`).
     """
-    return parquet.read(storage.get(key), NEEDED, storage.location(key), REMEDY)
+    return parquet.read(storage.get(key), REQUIRED_COLUMNS, storage.location(key), REMEDY)
 
 
 def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
@@ -59,7 +59,7 @@ def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
 
     source = cast(BinaryIO, _Ranged(storage, key, storage.size(key)))
     where = storage.location(key)
-    table = parquet.read(source, NEEDED, where, REMEDY, wanted)
+    table = parquet.read(source, REQUIRED_COLUMNS, where, REMEDY, wanted)
     try:
         return table.filter(pc.equal(table[CLASS], class_index)).sort_by("index")
     except pa.ArrowException as error:

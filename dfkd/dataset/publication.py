@@ -15,18 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfkd.config.fingerprint import method_of, sha256_file
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_placed
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
-SCHEMA = 2
+SCHEMA_VERSION = 2
 """Of manifest.json and index.parquet; raised when a reader must know about a change."""
 
 INDEX_KEY, CARD_KEY, PROMPTS_KEY = "index.parquet", "README.md", "prompts.json"
 
-INDEX = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
@@ -51,13 +51,13 @@ without reading the others (`start` and `sha256` are a `shards.Place`)."""
 GROUP_ROWS = 8192
 """Rows of the index in memory at once."""
 
-AHEAD = 16
+CONCURRENT_READS = 16
 """Shards fetched at once and held: over a network each is a round trip."""
 
 
 def index_row(sample: Sample, place: SampleLocation, shard: str) -> dict[str, Any]:
     """The index's row about one sample."""
-    row = {name: sample.metadata.get(name) for name in INDEX.names}
+    row = {name: sample.metadata.get(name) for name in INDEX_SCHEMA.names}
     own = {"key": sample.key, "shard": shard, "extension": sample.extension}
     return row | own | vars(place)
 
@@ -99,26 +99,26 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     """
     moments = LabelMoments()
     rows: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
+    with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
         for receipt, data in _fetched(home, receipts):
-            for sample, place in read_placed(data, receipt):
+            for sample, place in read_located(data, receipt):
                 moments.add(sample.arrays["distances"], sample.metadata["class_index"])
                 rows.append(index_row(sample, place, receipt.shard))
             if len(rows) >= GROUP_ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, INDEX))
+                writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
                 rows.clear()
         if rows:
-            writer.write_table(pa.Table.from_pylist(rows, INDEX))
+            writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
     return moments
 
 
 def _fetched(home: Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes]]:
-    """Each receipt with its shard's bytes, in order, `AHEAD` of them at once."""
+    """Each receipt with its shard's bytes, in order, `CONCURRENT_READS` of them at once."""
     coming: deque[tuple[Receipt, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(AHEAD, "dfkd-fetch") as pool:
+    with ThreadPoolExecutor(CONCURRENT_READS, "dfkd-fetch") as pool:
         for receipt in receipts:
             coming.append((receipt, pool.submit(home.get, receipt.key)))
-            if len(coming) == AHEAD:
+            if len(coming) == CONCURRENT_READS:
                 first, data = coming.popleft()
                 yield first, data.result()
         for last, data in coming:
@@ -133,7 +133,7 @@ def read_index(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(INDEX):
+            if not file.schema_arrow.equals(INDEX_SCHEMA):
                 raise pa.ArrowInvalid("its columns are not those of dfkd")
             for batch in file.iter_batches(GROUP_ROWS):
                 yield from batch.to_pylist()
@@ -167,11 +167,11 @@ def publish(
         manifest |= {"label_mean": moments.mean, "label_std": moments.std}
         manifest["inconsistent"] = moments.inconsistent
         manifest["files"] = {
-            CARD_KEY: hashlib.sha256(card(manifest).encode()).hexdigest(),
+            CARD_KEY: hashlib.sha256(data_card(manifest).encode()).hexdigest(),
             INDEX_KEY: sha256_file(index),
         }
         storage.put(INDEX_KEY, index)
-        storage.put(CARD_KEY, card(manifest).encode())
+        storage.put(CARD_KEY, data_card(manifest).encode())
         storage.put_if_absent("manifest.json", canonical(manifest))
 
 
@@ -182,7 +182,7 @@ def restore(home: Storage, manifest: Mapping[str, Any], receipts: Sequence[Recei
         index = Path(folder, INDEX_KEY)
         write_index(home, receipts, index)
         storage.put(INDEX_KEY, index)
-        storage.put(CARD_KEY, card(manifest).encode())
+        storage.put(CARD_KEY, data_card(manifest).encode())
 
 
 def _describe(
@@ -197,7 +197,7 @@ def _describe(
         key.removesuffix(suffix): digest for key, digest in identity.items() if key.endswith(suffix)
     }
     return {
-        "schema": SCHEMA,
+        "schema": SCHEMA_VERSION,
         "fingerprint": fingerprint,
         "identity": dict(identity),
         "environment": dict(environment),
@@ -228,7 +228,7 @@ how a class looks is the teacher's idea of its name.
 """
 
 
-def card(manifest: Mapping[str, Any]) -> str:
+def data_card(manifest: Mapping[str, Any]) -> str:
     """The data card (README.md of a version) as Markdown, from its manifest alone."""
     identity, shards = manifest["identity"], len(manifest["shards"])
     counts = {"samples": manifest["samples"], "shards": shards, "bytes": manifest["bytes"]}

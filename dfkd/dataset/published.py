@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.dataset import publication
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_placed, verify_bytes
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located, verify_bytes
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
@@ -22,11 +22,11 @@ from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
 
-POINTER = re.compile(r"current/([0-9]{8})\.json")
-LAST = 10**8 - 2
+POINTER_PATTERN = re.compile(r"current/([0-9]{8})\.json")
+MAX_POINTER_NUMBER = 10**8 - 2
 """The highest number of a pointer that is read: after it comes one more of eight digits."""
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Manifest(BaseModel, strict=True):
@@ -43,20 +43,20 @@ class _Manifest(BaseModel, strict=True):
     quarantined: tuple[str, ...]
     shards: tuple[Receipt, ...]
     files: dict[str, Sha256]
-    label_mean: Number
-    label_std: Number
+    label_mean: FiniteFloat
+    label_std: FiniteFloat
     prompts: Sha256 | None = None
 
 
 class _Pointer(BaseModel, strict=True):
     """The content of an object under `current/`."""
 
-    number: Annotated[int, Field(ge=1, le=LAST)]
+    number: Annotated[int, Field(ge=1, le=MAX_POINTER_NUMBER)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     manifest: Sha256
 
 
-REMOVING = "removing"
+REMOVAL_MARK = "removing"
 """The object in a version's folder that says that jobs/clean.py has begun to remove it."""
 
 
@@ -102,7 +102,7 @@ class PublishedVersion:
 
     def placed(self, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
         """What `samples` yields, each sample with its place in the shard."""
-        return read_placed(self.home.get(receipt.key, receipt.bytes + 1), receipt)
+        return read_located(self.home.get(receipt.key, receipt.bytes + 1), receipt)
 
     def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Columns of index.parquet, some rows at a time; `CorruptionError` unless it is whole."""
@@ -112,7 +112,7 @@ class PublishedVersion:
             if fingerprints.sha256_file(path) != self.files.get(publication.INDEX_KEY):
                 raise self._damaged_index()
             with pq.ParquetFile(path) as file:
-                if not file.schema_arrow.equals(publication.INDEX):
+                if not file.schema_arrow.equals(publication.INDEX_SCHEMA):
                     raise self._damaged_index()
                 yield from file.iter_batches(columns=list(columns))
 
@@ -191,7 +191,7 @@ def current(storage: Storage) -> PublishedVersion | None:
 
 
 def _pointer(storage: Storage) -> _Pointer | None:
-    keys = [key for key in storage.list("current/") if POINTER.fullmatch(key)]
+    keys = [key for key in storage.list("current/") if POINTER_PATTERN.fullmatch(key)]
     if not keys:
         return None
     data = storage.get(keys[-1])
@@ -236,7 +236,7 @@ def refuse_removal(storage: Storage, name: str) -> None:
     It marks a version, then looks whether a lease names it; whoever is to use one names it in a
     lease, then looks for the mark. So one of the two always sees the other.
     """
-    if storage.exists(f"{layout.version(name)}/{REMOVING}"):
+    if storage.exists(f"{layout.version(name)}/{REMOVAL_MARK}"):
         raise InfrastructureError(
             f"{storage.location(f'versions/{name}')}: is being removed; "
             "run jobs/clean.py once more, then the same command again"

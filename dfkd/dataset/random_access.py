@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dfkd.dataset.publication import INDEX, INDEX_KEY
+from dfkd.dataset.publication import INDEX_KEY, INDEX_SCHEMA
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.sampling_order import Numbers
+from dfkd.dataset.sampling_order import Indices
 from dfkd.dataset.shards import Example, parse_example
 from dfkd.errors import CorruptionError
 
-COLUMNS = pa.schema([INDEX.field(name) for name in ("shard", "class_index", "start", "sha256")])
+INDEX_COLUMNS = pa.schema(
+    [INDEX_SCHEMA.field(name) for name in ("shard", "class_index", "start", "sha256")]
+)
 
 
 class Examples:
@@ -33,16 +35,16 @@ class Examples:
         self.version = version
         self.shards = tuple(receipt for receipt in version.shards if receipt.samples)
         self.begins = np.cumsum([0, *(receipt.samples for receipt in self.shards)])
-        table = pa.Table.from_batches(version.index(COLUMNS.names), COLUMNS)
-        self.labels: Numbers = table["class_index"].to_numpy().astype(np.int64)
+        table = pa.Table.from_batches(version.index(INDEX_COLUMNS.names), INDEX_COLUMNS)
+        self.labels: Indices = table["class_index"].to_numpy().astype(np.int64)
         """Class indices."""
         self._digests = table["sha256"].combine_chunks()
-        self._starts: Numbers = table["start"].to_numpy()
+        self._starts: Indices = table["start"].to_numpy()
         self._stops = np.roll(self._starts, -1)
         names = pa.array([receipt.shard for receipt in self.shards], pa.string())
         self._check(pc.index_in(table["shard"], value_set=names).to_numpy())
 
-    def _check(self, shards: Numbers) -> None:
+    def _check(self, shards: Indices) -> None:
         """`shards`: which one each row of the index is about."""
         expected = np.repeat(np.arange(len(self.shards)), np.diff(self.begins))
         whole = np.array_equal(shards, expected)
@@ -66,7 +68,7 @@ class Examples:
         """Of all shards."""
         return len(self.labels)
 
-    def read(self, samples: Numbers) -> list[Example]:
+    def read(self, samples: Indices) -> list[Example]:
         """Some samples of one shard, in rising order: one request, for all from the first to the
         last.
 

@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-Numbers = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 """Of samples, which are numbered in the order of shards, or positions among them."""
 
 
@@ -28,7 +28,7 @@ def run_length(buffer: int, rows: int) -> int:
     return max(1, buffer // (2 * rows))
 
 
-def run_bounds(counts: Sequence[int], length: int) -> Numbers:
+def run_bounds(counts: Sequence[int], length: int) -> Indices:
     """[R + 1]: where each run begins, and the end. A shard's last run may be shorter.
 
     Args:
@@ -40,16 +40,16 @@ def run_bounds(counts: Sequence[int], length: int) -> Numbers:
     return np.concatenate([*inside, begins[-1:]])
 
 
-def reading_order(bounds: Numbers, generator: np.random.Generator) -> Numbers:
+def reading_order(bounds: Indices, generator: np.random.Generator) -> Indices:
     """Every sample once: the runs in random order, the samples of a run in their own."""
     runs = generator.permutation(len(bounds) - 1)
     begins, lengths = bounds[runs], np.diff(bounds)[runs]
     ends = np.cumsum(lengths)
-    shifts: Numbers = np.repeat(begins - (ends - lengths), lengths)
+    shifts: Indices = np.repeat(begins - (ends - lengths), lengths)
     return np.arange(bounds[-1]) + shifts
 
 
-def mixed(samples: Numbers, buffer: int, generator: np.random.Generator) -> Numbers:
+def shuffled(samples: Indices, buffer: int, generator: np.random.Generator) -> Indices:
     """The samples as they leave a shuffle buffer that they enter in their order.
 
     Once it is full, each takes the place of a random one, which leaves; at last those that are left

@@ -47,17 +47,17 @@ METADATA: dict[str, type] = {
 ARRAYS: dict[str, np.dtype[Any]] = {"distances": np.dtype("<f4"), "embedding": np.dtype("<f2")}
 """The arrays of a sample: M distances of the teacher, and its image embedding (E)."""
 
-FILES = {f"{name}.npy": dtype for name, dtype in ARRAYS.items()}
-NPY_HEADER = 128
+ARRAY_FILES = {f"{name}.npy": dtype for name, dtype in ARRAYS.items()}
+NPY_HEADER_BYTES = 128
 """Bytes before the values of an array with one axis."""
 
 EXTENSIONS = {"png", "jpg"}
-REQUIRED = {"json", *FILES}
-MEMBER = re.compile(rf"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>{'|'.join(EXTENSIONS | REQUIRED)})")
-MAX_MEMBER = 64 << 20
+REQUIRED = {"json", *ARRAY_FILES}
+MEMBER_NAME = re.compile(rf"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>{'|'.join(EXTENSIONS | REQUIRED)})")
+MAX_MEMBER_BYTES = 64 << 20
 """Bytes; an image or array of one sample is far smaller."""
 
-END = 2 * tarfile.BLOCKSIZE
+END_MARK_BYTES = 2 * tarfile.BLOCKSIZE
 """Bytes of zeros that end a tar; without them it was cut, perhaps where no reader notices."""
 
 
@@ -126,7 +126,7 @@ class Receipt:
         return fields if self.version else {k: v for k, v in fields.items() if k != "version"}
 
 
-RECEIPT = TypeAdapter(Receipt)
+_RECEIPT_ADAPTER = TypeAdapter(Receipt)
 """Made once: making it takes longer than reading a receipt with it."""
 
 
@@ -139,7 +139,7 @@ def decode_receipt(data: bytes, where: str) -> Receipt:
     """The receipt in `data`; `CorruptionError` naming `where` if it is none."""
     try:
         strict_json.parse(data)
-        return RECEIPT.validate_json(data, strict=True)
+        return _RECEIPT_ADAPTER.validate_json(data, strict=True)
     except ValueError as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
@@ -176,7 +176,7 @@ def _encode(sample: Sample) -> dict[str, bytes]:
     for name, array in sample.arrays.items():
         members[f"{name}.npy"] = _npy(np.ascontiguousarray(array))
     for suffix, data in members.items():
-        if not MEMBER.fullmatch(f"{sample.key}.{suffix}") or len(data) > MAX_MEMBER:
+        if not MEMBER_NAME.fullmatch(f"{sample.key}.{suffix}") or len(data) > MAX_MEMBER_BYTES:
             raise ValueError(
                 f"sample {sample.key!r}: no such member {suffix!r} ({len(data)} bytes)"
             )
@@ -206,10 +206,10 @@ def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
     Raises:
         CorruptionError: they do not, or a member is none that `write_shard` writes.
     """
-    return (sample for sample, _ in read_placed(source, receipt))
+    return (sample for sample, _ in read_located(source, receipt))
 
 
-def read_placed(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
+def read_located(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
     """What `read_shard` yields, each sample with its place in the shard."""
     data = source if isinstance(source, bytes) else source.read_bytes()
     verify_bytes(data, receipt)
@@ -236,7 +236,11 @@ def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sa
 
 def _placed(data: bytes, name: str, count: int | None) -> Iterator[tuple[Sample, slice]]:
     """Each sample and where its bytes lie; together these places are the whole tar."""
-    if len(data) % tarfile.RECORDSIZE or data[-END:].strip(b"\0") or len(data) < END:
+    if (
+        len(data) % tarfile.RECORDSIZE
+        or data[-END_MARK_BYTES:].strip(b"\0")
+        or len(data) < END_MARK_BYTES
+    ):
         _refuse(name, f"{len(data)} bytes without the end mark of a tar")
     groups = _groups(plain_tar.members(data) or _members(data, name), name)
     if count is not None and len(groups) != count:
@@ -264,11 +268,13 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
         _refuse(name, f"a sample of {len(data)} bytes with {sums}")
     try:
         files = {}
-        for member, place in plain_tar.places(data):
+        for member, place in plain_tar.member_slices(data):
             key, _, suffix = member.partition(".")
             files[suffix] = data[place]
         (extension,) = files.keys() & EXTENSIONS
-        distances = np.frombuffer(files["distances.npy"], ARRAYS["distances"], offset=NPY_HEADER)
+        distances = np.frombuffer(
+            files["distances.npy"], ARRAYS["distances"], offset=NPY_HEADER_BYTES
+        )
     except (ValueError, KeyError) as error:
         _refuse(name, f"not the members of a sample ({error})")
     return Example(key, files[extension], extension, distances)
@@ -279,12 +285,12 @@ def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[s
     groups: dict[str, dict[str, slice]] = {}
     last = None
     for member, place in members:
-        match = MEMBER.fullmatch(member)
+        match = MEMBER_NAME.fullmatch(member)
         if not match:
             _refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
-        if place.stop - place.start > MAX_MEMBER:
+        if place.stop - place.start > MAX_MEMBER_BYTES:
             size = place.stop - place.start
-            _refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER}")
+            _refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER_BYTES}")
         if match["key"] in groups and match["key"] != last:
             _refuse(name, f"the members of sample {match['key']!r} are not side by side")
         last = match["key"]
@@ -346,15 +352,15 @@ def _array(name: str, content: bytes) -> Array:
     NumPy's own reader allocates what a header claims and parses it as Python.
     """
     dtype = ARRAYS[name]
-    count, rest = divmod(len(content) - NPY_HEADER, dtype.itemsize)
-    if count < 0 or rest or content[:NPY_HEADER] != _npy_header(name, count):
+    count, rest = divmod(len(content) - NPY_HEADER_BYTES, dtype.itemsize)
+    if count < 0 or rest or content[:NPY_HEADER_BYTES] != _npy_header(name, count):
         raise ValueError(f"{name}.npy is no plain array of {dtype} with 1 axis")
-    return np.frombuffer(content, dtype, offset=NPY_HEADER).copy()
+    return np.frombuffer(content, dtype, offset=NPY_HEADER_BYTES).copy()
 
 
 @functools.lru_cache
 def _npy_header(name: str, count: int) -> bytes:
-    return _npy(np.zeros(count, ARRAYS[name]))[:NPY_HEADER]
+    return _npy(np.zeros(count, ARRAYS[name]))[:NPY_HEADER_BYTES]
 
 
 def _refuse(name: str, difference: str) -> NoReturn:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 OWNER, MODE = "dfkd", 0o444
 BLOCK = tarfile.BLOCKSIZE
 
-SIZE = slice(124, 135)
+_SIZE_FIELD = slice(124, 135)
 """Where a header has the member's size: 11 octal digits."""
 
 
@@ -21,13 +21,13 @@ def _template() -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-TEMPLATE = _template()
-MIDDLE, GAP, REST = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
+_TEMPLATE = _template()
+_BEFORE_SIZE, _AFTER_SIZE, _AFTER_CHECKSUM = _TEMPLATE[100:124], _TEMPLATE[135:148], _TEMPLATE[156:]
 """What no member's header differs in: before the size, behind it, and behind the checksum."""
-BASE = sum(MIDDLE) + sum(GAP) + sum(REST) + 8 * ord(" ")
+_BASE_CHECKSUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) + 8 * ord(" ")
 """The checksum of a header without name and size; its own field counts as blanks."""
-DIGITS = frozenset(b"01234567")
-MAX_NAME = 100
+_OCTAL_DIGITS = frozenset(b"01234567")
+MAX_NAME_BYTES = 100
 
 
 def members(data: bytes) -> list[tuple[str, slice]] | None:
@@ -38,10 +38,10 @@ def members(data: bytes) -> list[tuple[str, slice]] | None:
     found = []
     start = 0
     while start < len(data) and data[start]:
-        name = data[start : start + MAX_NAME].rstrip(b"\0")
-        digits = data[start + SIZE.start : start + SIZE.stop]
+        name = data[start : start + MAX_NAME_BYTES].rstrip(b"\0")
+        digits = data[start + _SIZE_FIELD.start : start + _SIZE_FIELD.stop]
         begin = start + BLOCK
-        if not (name.isascii() and DIGITS.issuperset(digits)):
+        if not (name.isascii() and _OCTAL_DIGITS.issuperset(digits)):
             return None
         if data[start:begin] != _header(name, digits):
             return None
@@ -53,7 +53,7 @@ def members(data: bytes) -> list[tuple[str, slice]] | None:
     return None if data[start:].strip(b"\0") else found
 
 
-def places(data: bytes) -> Iterator[tuple[str, slice]]:
+def member_slices(data: bytes) -> Iterator[tuple[str, slice]]:
     """Name and place of each member of a tar that is known to be whole: only its sizes are read.
 
     A place may end behind `data` where that is not so.
@@ -63,10 +63,10 @@ def places(data: bytes) -> Iterator[tuple[str, slice]]:
     """
     start = 0
     while start < len(data) and data[start]:
-        digits = data[start + SIZE.start : start + SIZE.stop]
+        digits = data[start + _SIZE_FIELD.start : start + _SIZE_FIELD.stop]
         if not digits.isdigit():
             raise ValueError("a member without a size")
-        name = data[start : start + MAX_NAME].rstrip(b"\0")
+        name = data[start : start + MAX_NAME_BYTES].rstrip(b"\0")
         begin = start + BLOCK
         end = begin + int(digits, 8)
         yield name.decode("ascii"), slice(begin, end)
@@ -75,5 +75,14 @@ def places(data: bytes) -> Iterator[tuple[str, slice]]:
 
 def _header(name: bytes, digits: bytes) -> bytes:
     """The header of a member whose size is written as `digits`."""
-    checksum = b"%06o\0 " % (BASE + sum(name) + sum(digits))
-    return b"".join((name.ljust(MAX_NAME, b"\0"), MIDDLE, digits, GAP, checksum, REST))
+    checksum = b"%06o\0 " % (_BASE_CHECKSUM + sum(name) + sum(digits))
+    return b"".join(
+        (
+            name.ljust(MAX_NAME_BYTES, b"\0"),
+            _BEFORE_SIZE,
+            digits,
+            _AFTER_SIZE,
+            checksum,
+            _AFTER_CHECKSUM,
+        )
+    )

@@ -15,7 +15,7 @@ from dfkd.storage import layout
 
 Row = dict[str, Any]
 
-PART = re.compile("[0-9]{5,9}")
+_PART_NAME = re.compile("[0-9]{5,9}")
 """The name of a part of the prompts."""
 
 
@@ -52,7 +52,7 @@ def verify(version: PublishedVersion) -> list[str]:
     return problems
 
 
-RESTORE = "restore it from a copy, or give another storage.root and synthesise again"
+_REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
 
 
 def _prompts(version: PublishedVersion) -> Iterator[str]:
@@ -60,20 +60,20 @@ def _prompts(version: PublishedVersion) -> Iterator[str]:
     if wanted is None:
         return
     if sha256_object(storage, publication.PROMPTS_KEY) != wanted:
-        yield f"{storage.location(publication.PROMPTS_KEY)}: is not what was published; {RESTORE}"
+        yield f"{storage.location(publication.PROMPTS_KEY)}: is not what was published; {_REMEDY}"
         return
     try:
         parts = read_json(storage, publication.PROMPTS_KEY).get("parts")
     except CorruptionError as error:
         yield str(error)
         return
-    if not isinstance(parts, dict) or not all(map(PART.fullmatch, parts)):
-        yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {RESTORE}"
+    if not isinstance(parts, dict) or not all(map(_PART_NAME.fullmatch, parts)):
+        yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {_REMEDY}"
         return
     for name, digest in parts.items():
         if sha256_object(storage, layout.prompts(name)) != digest:
             place = storage.location(layout.prompts(name))
-            yield f"{place}: is not what was published; {RESTORE}"
+            yield f"{place}: is not what was published; {_REMEDY}"
 
 
 def _receipt(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:

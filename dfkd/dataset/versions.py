@@ -30,7 +30,7 @@ from dfkd.config.plan import Task, sample_key
 from dfkd.dataset import prompt_tables, publication
 from dfkd.dataset.publication import PROMPTS_KEY
 from dfkd.dataset.published import (
-    REMOVING,
+    REMOVAL_MARK,
     PublishedVersion,
     advance,
     current,
@@ -56,7 +56,7 @@ __all__ = [
     "verify",
 ]
 
-READERS = 16
+CONCURRENT_READS = 16
 """Receipts read at once: over a network each is a round trip."""
 
 
@@ -91,7 +91,7 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
 def _unfinished(storage: Storage) -> list[str]:
     def unfinished(name: str) -> bool:
         head = layout.version(name)
-        ended = ("manifest.json", "abandoned", REMOVING)
+        ended = ("manifest.json", "abandoned", REMOVAL_MARK)
         return storage.exists(f"{head}/identity.json") and not any(
             storage.exists(f"{head}/{mark}") for mark in ended
         )
@@ -145,7 +145,7 @@ class Version:
             self.storage.put_if_absent(layout.receipt(receipt.task), encode_receipt(carried))
 
         missing = [r for r in base.shards if layout.receipt(r.task) not in known]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
             list(pool.map(refer, missing))
 
     @property
@@ -162,7 +162,7 @@ class Version:
         """The receipts of all complete shards, by task id, in order."""
         storage = self.storage
         keys = list(storage.list(layout.RECEIPTS))
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
             found = list(pool.map(lambda key: _read_receipt(storage, key, self.fingerprint), keys))
         return {receipt.task: receipt for receipt in found}
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Label
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.maker import class_texts, style_texts
+from dfkd.prompts.maker import class_text_embeddings, style_text_embeddings
 
 
 def label_source(manifest: Manifest, device: torch.device) -> Label | None:
@@ -22,10 +22,12 @@ def label_source(manifest: Manifest, device: torch.device) -> Label | None:
 def target_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] that images are compared with: the class prompts (equation 4), or an
     ensemble, each class' mean over the style dictionary and its class prompt."""
-    plain = class_texts(manifest, teacher)
+    plain = class_text_embeddings(manifest, teacher)
     if manifest.distillation.texts == "template":
         return plain
-    styled = torch.stack([style_texts(manifest, teacher, name) for name in manifest.classes])
+    styled = torch.stack(
+        [style_text_embeddings(manifest, teacher, name) for name in manifest.classes]
+    )
     return F.normalize(torch.cat([styled, plain[:, None]], dim=1).mean(dim=1), dim=1)
 
 

@@ -24,7 +24,7 @@ from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.storage.cost_records import recorded
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import device_name, pick_device
@@ -153,14 +153,14 @@ def _recorded(root: Storage, candidates: Iterable[Candidate], images: int) -> It
 def _load_teacher(manifest: Manifest, device: torch.device) -> Candidate:
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
-    return _nearest("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
+    return _nearest("teacher", ZERO_SHOT, 0, teacher, class_text_embeddings(manifest, teacher))
 
 
 def _load_text_only(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
     """The classifier of each seed; before it, of a tower that is not the teacher, zero-shot."""
     tower = load_tower(manifest, pick_device())
     if manifest.text_only.model:
-        yield _nearest("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
+        yield _nearest("text-only", ZERO_SHOT, 0, tower, class_text_embeddings(manifest, tower))
     for seed in manifest.distillation.seeds:
         vectors = class_vectors(manifest, tower, seed, root)
         yield _nearest("text-only", CLASSIFIER, seed, tower, vectors)

@@ -14,7 +14,7 @@ from typing import Any
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import POINTER, REMOVING, PublishedVersion, read_json
+from dfkd.dataset.published import POINTER_PATTERN, REMOVAL_MARK, PublishedVersion, read_json
 from dfkd.dataset.versions import open_version
 from dfkd.distillation.student_store import student_name
 from dfkd.errors import CorruptionError, ManifestError
@@ -30,7 +30,7 @@ VERSION = re.compile(
     r"|state/[0-9]{10}\.safetensors"
     r"|receipts/[0-9]{4}-[0-9]{5}\.json|shards/[0-9]{4}-[0-9]{5}\.tar)"
 )
-CURRENT = re.compile(rf"data/{METHOD}/(?P<name>{POINTER.pattern})")
+CURRENT = re.compile(rf"data/{METHOD}/(?P<name>{POINTER_PATTERN.pattern})")
 STUDENT = re.compile(
     rf"students/(?P<id>{METHOD}-s(?P<seed>[0-9]+)-[0-9a-f]{{12}})/(?P<name>student\.json"
     r"|student\.safetensors|removing|checkpoints/[0-9]{10}\.safetensors|tensorboard/[^/]+)"
@@ -41,7 +41,7 @@ REGENERATION = re.compile(
 )
 
 FIRST = {"manifest.json": 0, "student.json": 0}
-LAST = {"abandoned": 2, "identity.json": 3, REMOVING: 4}
+LAST = {"abandoned": 2, "identity.json": 3, REMOVAL_MARK: 4}
 """Without a manifest a version, and without its card a student, is no longer there for readers."""
 
 
@@ -148,7 +148,7 @@ def rooted(root: Storage, keep: int) -> dict[str, str]:
 def _numbered(home: Storage, keep: int) -> dict[int, str]:
     """The last `keep` different versions by their highest numbers, the current one first."""
     found: dict[int, str] = {}
-    for key in reversed([key for key in home.list("current/") if POINTER.fullmatch(key)]):
+    for key in reversed([key for key in home.list("current/") if POINTER_PATTERN.fullmatch(key)]):
         pointer = read_json(home, key)
         if pointer["version"] not in found.values():
             found[int(pointer["number"])] = str(pointer["version"])
@@ -189,7 +189,7 @@ def _keep_unfinished(root: Storage, listing: _Listing, kept: dict[str, str], gra
     """Add unfinished versions with their bases, and whatever is young."""
     for key, objects in listing.versions.items():
         names = {name for name, _ in objects}
-        if REMOVING in names:
+        if REMOVAL_MARK in names:
             continue
         if "identity.json" in names and not names & {"manifest.json", "abandoned"}:
             kept.setdefault(key, "unfinished")
@@ -222,7 +222,7 @@ def _references(root: Storage, key: str) -> Iterator[str]:
 
 def _age(objects: Iterable[tuple[str, StoredObject]]) -> float:
     """Of the youngest object but a mark of removal."""
-    return min((entry.age for name, entry in objects if name != REMOVING), default=0.0)
+    return min((entry.age for name, entry in objects if name != REMOVAL_MARK), default=0.0)
 
 
 def _ordered(objects: Iterable[tuple[str, StoredObject]]) -> tuple[StoredObject, ...]:
@@ -239,16 +239,16 @@ def _versions(
 ) -> Iterator[Removal]:
     for key, objects in listing.versions.items():
         names = {name for name, _ in objects}
-        if key in kept or (_age(objects) < grace and REMOVING not in names):
+        if key in kept or (_age(objects) < grace and REMOVAL_MARK not in names):
             continue
         free = [(name, entry) for name, entry in objects if entry.key not in referenced]
         what, why = f"version {key}", "older than the versions to keep"
-        if names <= {REMOVING, *(name for name in names if name.startswith(layout.SHARDS))}:
+        if names <= {REMOVAL_MARK, *(name for name in names if name.startswith(layout.SHARDS))}:
             what, why = f"shards of removed version {key}", "no version refers to them"
         elif "abandoned" in names:
             why = "abandoned"
         method, _, name = key.partition("/")
-        mark = f"{layout.data(method)}/{layout.version(name)}/{REMOVING}"
+        mark = f"{layout.data(method)}/{layout.version(name)}/{REMOVAL_MARK}"
         yield Removal(what, why, _ordered(free), key, mark)
 
 
@@ -264,20 +264,20 @@ def _students(
     expected = _expected(root, manifest, gone)
     for name, objects in listing.students.items():
         names = {part for part, _ in objects}
-        marked = REMOVING in names
+        marked = REMOVAL_MARK in names
         if marked:
-            version = root.get(f"{layout.student(name)}/{REMOVING}").decode()
+            version = root.get(f"{layout.student(name)}/{REMOVAL_MARK}").decode()
         elif "student.json" in names:
             card = read_json(root, f"{layout.student(name)}/student.json")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
             version = expected.get(name, "")
         if marked and version in kept:
-            marks = [each for each in objects if each[0] == REMOVING]
+            marks = [each for each in objects if each[0] == REMOVAL_MARK]
             yield Removal(f"mark of student {name}", "it is kept", _ordered(marks))
         present = version in listing.versions and version not in gone
         if version and not present and version not in kept and (marked or _age(objects) >= grace):
-            mark = f"{layout.student(name)}/{REMOVING}"
+            mark = f"{layout.student(name)}/{REMOVAL_MARK}"
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 
@@ -317,7 +317,7 @@ def _orphans(
 ) -> Iterator[Removal]:
     """In published versions that are kept: what belongs to no task that was published."""
     for key in kept:
-        marks = [each for each in listing.versions.get(key, []) if each[0] == REMOVING]
+        marks = [each for each in listing.versions.get(key, []) if each[0] == REMOVAL_MARK]
         yield Removal(f"mark of version {key}", "it is kept", _ordered(marks))
         version = _open(root, key)
         if version is None:

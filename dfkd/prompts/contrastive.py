@@ -88,7 +88,9 @@ def optimise(
         ]
         positives = problem.words.encode(problem.names, pseudo, disturbed)
         within = config.negatives == "intra-class"
-        loss = contrast(texts, positives, problem.labels, remembered, config.temperature, within)
+        loss = contrastive_loss(
+            texts, positives, problem.labels, remembered, config.temperature, within
+        )
         losses.append(loss.detach())
         if prompts.guard.weight:
             logits = texts @ problem.class_texts.T / GUARD_TEMPERATURE
@@ -103,7 +105,7 @@ def optimise(
     return Solution(pseudo.detach(), embeddings, torch.stack(losses).cpu())
 
 
-def contrast(
+def contrastive_loss(
     texts: Tensor,
     positives: Tensor,
     labels: Tensor,

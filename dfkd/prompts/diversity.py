@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 
-TWIN = 0.99
+NEAR_DUPLICATE_COSINE = 0.99
 """Cosine above which two embeddings of one class count as near duplicates."""
 
 
@@ -32,8 +32,10 @@ def effective_number(gram: Floats) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def twins(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-    """Which rows [N] have a near duplicate: another row of their class with a cosine above `TWIN`.
+def near_duplicates(
+    embeddings: Floats, labels: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.bool_]:
+    """Which rows [N] have a near duplicate: another row of their class with a cosine above `NEAR_DUPLICATE_COSINE`.
 
     Args:
         embeddings: [N, E], no row zero; they are normalised here.
@@ -45,7 +47,7 @@ def twins(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> npt.NDArr
         rows = np.flatnonzero(labels == label)
         cosines = unit[rows] @ unit[rows].T
         np.fill_diagonal(cosines, -1.0)
-        found[rows] = cosines.max(axis=1, initial=-1.0) > TWIN
+        found[rows] = cosines.max(axis=1, initial=-1.0) > NEAR_DUPLICATE_COSINE
     return found
 
 
@@ -63,7 +65,7 @@ def pair_cosines(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> tu
     return cosines[same], cosines[~same]
 
 
-def plane(embeddings: Floats) -> Floats:
+def principal_plane(embeddings: Floats) -> Floats:
     """The first two principal components [N, 2] of rows [N, E]; the same rows, the same plane.
 
     The sign of an axis is such that its largest loading is positive.

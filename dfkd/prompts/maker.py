@@ -54,11 +54,11 @@ SCHEMA = pa.schema(
 losses belong to contrastive prompts only, and `pseudo` to those that hold a pseudo-word."""
 
 
-MEMORY = 16384
+BANK_CAPACITY = 16384
 """Prompts of all classes that the memory bank holds, eight times the paper's draw of 2,048; the
 oldest leave first."""
 
-BATCH = 1024
+ENCODE_BATCH_SIZE = 1024
 """Prompts encoded at once where the method does not say how many share a batch."""
 
 
@@ -88,8 +88,8 @@ class PromptMaker:
         self.teacher = teacher
         self.base = base
         self.method = prompt_method(manifest.method) or "vanilla"
-        self.class_texts = class_texts(manifest, teacher)
-        self.bank = PromptBank(MEMORY)
+        self.class_texts = class_text_embeddings(manifest, teacher)
+        self.bank = PromptBank(BANK_CAPACITY)
         self._known: int | None = 0
         """How many parts the bank remembers, if they are the first ones."""
         self._styles: dict[str, Tensor] = {}
@@ -144,7 +144,7 @@ class PromptMaker:
 
     def _made(self, part: int, rows: Sequence[PromptRow]) -> pa.Table:
         order = list(range(len(rows)))
-        size = BATCH
+        size = ENCODE_BATCH_SIZE
         if self.method == "contrastive":
             shuffle = np.random.default_rng(derive_seed("order", *root_seed(self.manifest), part))
             order = shuffle.permutation(len(rows)).tolist()
@@ -176,7 +176,7 @@ class PromptMaker:
             first, second, weight = self._mixture(row)
             pair = self._styled(row.name)[[first, second]]
             mixed.append(F.normalize(weight * pair[0] + (1 - weight) * pair[1], dim=0))
-            one, two = (styled(self.manifest, row.name, styles[i]) for i in (first, second))
+            one, two = (styled_prompt(self.manifest, row.name, styles[i]) for i in (first, second))
             texts.append(f"{weight:.3f} {one} + {1 - weight:.3f} {two}")
         return PromptBatch(texts, torch.stack(mixed))
 
@@ -258,7 +258,7 @@ class PromptMaker:
     def _styled(self, name: str) -> Tensor:
         """Text embeddings [S, E] of one class in every style, encoded once a class."""
         if name not in self._styles:
-            self._styles = {name: style_texts(self.manifest, self.teacher, name)}
+            self._styles = {name: style_text_embeddings(self.manifest, self.teacher, name)}
         return self._styles[name]
 
     @functools.cached_property
@@ -284,19 +284,19 @@ def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
     words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
 
 
-def class_texts(manifest: Manifest, teacher: Teacher) -> Tensor:
+def class_text_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] of the vanilla class prompts, which labels and zero-shot rows use."""
     template = manifest.teacher.template
     return teacher.encode_text([class_prompt(template, name) for name in manifest.classes])
 
 
-def style_texts(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
+def style_text_embeddings(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
     """Unit embeddings [S, E] of one class in every style of the dictionary."""
     styles = dictionary(manifest.prompts)
-    return teacher.encode_text([styled(manifest, name, style) for style in styles])
+    return teacher.encode_text([styled_prompt(manifest, name, style) for style in styles])
 
 
-def styled(manifest: Manifest, name: str, style: str) -> str:
+def styled_prompt(manifest: Manifest, name: str, style: str) -> str:
     """The prompt of a class in a style."""
     return manifest.prompts.template.replace("{class}", name).replace("{style}", style)
 

@@ -13,7 +13,7 @@ from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.models.text_prefix_cache import Beginning, can_split
 
-REDRAWS = 8
+MAX_REDRAWS = 8
 """Disturbed templates that may not fit the context length before the plain one is taken."""
 
 
@@ -90,7 +90,7 @@ class PseudoWords:
 
         A disturbed template that no longer fits the context is drawn anew, a few times.
         """
-        for _ in range(REDRAWS):
+        for _ in range(MAX_REDRAWS):
             template = disturb(self.template, kind, share, draw)
             if self._sentence(name, template) is not None:
                 return template

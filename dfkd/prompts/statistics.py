@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dfkd.prompts.diversity import effective_number, twins
+from dfkd.prompts.diversity import effective_number, near_duplicates
 
 
 def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
 
     Returns:
         `prompts`, `similarity` (mean cosine over all pairs), `similarity_in_class` (over pairs of
-        one class), `own_class` (share nearest to its own class text), `twins` (share with a near
+        one class), `own_class` (share nearest to its own class text), `near_duplicates` (share with a near
         duplicate in its class and part), `vendi` (effective number of different prompts); for
         contrastive prompts also `initial_*` of the starting points and `loss_first`, `loss_last`
         (means of equation 12).
@@ -54,7 +54,7 @@ class _Spread:
         np.add.at(self.sums, labels, embeddings)
         np.add.at(self.counts, labels, 1)
         self.own += int(((embeddings @ self.texts.T).argmax(axis=1) == labels).sum())
-        self.twins += int(twins(embeddings, labels).sum())
+        self.twins += int(near_duplicates(embeddings, labels).sum())
         self.gram += embeddings.T.astype(np.float64) @ embeddings
 
     def summary(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dfkd.config.plan import sample_key
 from dfkd.dataset.shards import Receipt, Sample
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
-from dfkd.prompts.diversity import pair_cosines, twins, vendi_score
+from dfkd.prompts.diversity import near_duplicates, pair_cosines, vendi_score
 from dfkd.utils.images import opened
 
 MAX_ROWS = 250_000
@@ -109,7 +109,11 @@ class Gallery:
     @property
     def twins(self) -> float | None:
         """The share of `embeddings` with a near duplicate in their class; None without any."""
-        return float(twins(self.embeddings, self.labels).mean()) if len(self.labels) else None
+        return (
+            float(near_duplicates(self.embeddings, self.labels).mean())
+            if len(self.labels)
+            else None
+        )
 
 
 def read_index(version: PublishedVersion) -> Index:

@@ -13,7 +13,7 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_split import draw
 from dfkd.evaluation.few_shot_tuning import Labelled, embed, from_distances, tune
 from dfkd.models.student import Student
-from dfkd.prompts.diversity import plane
+from dfkd.prompts.diversity import principal_plane
 
 MOST = 1000
 """Images of a map; of more, evenly spaced ones: its cost grows with the square."""
@@ -101,7 +101,7 @@ def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.flo
     """
     most = (len(rows) - 1) / 3
     if most < 1:
-        return plane(rows)
+        return principal_plane(rows)
     # Exact, as the approximation's sums depend on the number of threads.
     maker = _maker()(perplexity=min(perplexity, most), init="pca", random_state=0, method="exact")
     found: npt.NDArray[np.floating[Any]] = maker.fit_transform(rows)

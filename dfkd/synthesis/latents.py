@@ -11,13 +11,13 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
-from dfkd.synthesis.views import ViewParameters, Views, show
+from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
 OnStep = Callable[[int, Tensor], None]
 """Called with the step and the losses [B] of the images still at work."""
 
-CHECK = 10
+CHECK_INTERVAL = 10
 """Steps on a GPU after which the host asks which images are finished."""
 
 
@@ -127,7 +127,11 @@ class Synthesiser:
             if on_step is not None:
                 on_step(step, losses.detach())
             # A host that asks for what a GPU has found waits for it, and the GPU then for the host.
-            asking = shared is not None or not latents.is_cuda or step % CHECK == CHECK - 1
+            asking = (
+                shared is not None
+                or not latents.is_cuda
+                or step % CHECK_INTERVAL == CHECK_INTERVAL - 1
+            )
             finished = kept.diverged[rows]
             if step == config.steps - 1 or (asking and bool(finished.all())):
                 break  # the last loss is known: nobody would look at what is beyond it
@@ -140,7 +144,7 @@ class Synthesiser:
 
     def _distances(self, latents: Tensor, targets: Tensor, drawn: ViewParameters | None) -> Tensor:
         pixels = self.generator.decode(latents, self.config.quantise)
-        seen = self.teacher.encode_image(show(pixels, drawn))
+        seen = self.teacher.encode_image(apply_views(pixels, drawn))
         repeated = targets.repeat_interleave(len(seen) // len(targets), dim=0)
         return spherical_distance(seen, repeated).view(len(targets), -1).mean(dim=1)
 

@@ -33,14 +33,14 @@ from dfkd.dataset.shards import Sample, write_shard
 from dfkd.errors import DfkdError
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.methods import METHODS
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.latents import OnStep, Synthesised, Synthesiser
 from dfkd.utils.pixels import from_bytes
 
-ATTEMPTS = 2
+MAX_ATTEMPTS = 2
 """Tries of an image, each from another derived seed, before it counts as failed."""
 
 
@@ -97,10 +97,12 @@ class ShardMaker:
             config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
             self.synthesiser = Synthesiser(teacher, generator, config)
         self.tell = tell
-        self.batch_size = first_batch(manifest.synthesis, teacher.device)
+        self.batch_size = initial_batch_size(manifest.synthesis, teacher.device)
         self.coupled = coupled(manifest.method)
-        self.class_texts = class_texts(manifest, teacher)
-        self.inverter = None if generator is not None else self._inverter(earlier or _none)
+        self.class_texts = class_text_embeddings(manifest, teacher)
+        self.inverter = (
+            None if generator is not None else self._inverter(earlier or _no_earlier_parts)
+        )
 
     def _inverter(self, earlier: Callable[[int], Tensor]) -> Inverter:
         manifest = self.manifest
@@ -146,7 +148,7 @@ class ShardMaker:
     ) -> tuple[dict[int, list[_PendingSample]], list[ImageRequest]]:
         """What was made of each class, and what failed at every attempt."""
         made: dict[int, list[_PendingSample]] = defaultdict(list)
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             failed = []
             for batch, results in self._batches(wanted, attempt, encoder, on_step):
                 for want, result in zip(batch, results, strict=True):
@@ -182,7 +184,7 @@ class ShardMaker:
             try:
                 made = self._batch(batch, attempt, encoder, on_step)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or (len(batch) == 1 and not self.coupled):
+                if not _is_out_of_memory(error) or (len(batch) == 1 and not self.coupled):
                     raise
             else:
                 yield batch, made
@@ -265,7 +267,9 @@ class ShardMaker:
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         stream = io.BytesIO()
-        kind, options = ("PNG", {}) if self.manifest.synthesis.format == "png" else ("JPEG", JPEG)
+        kind, options = (
+            ("PNG", {}) if self.manifest.synthesis.format == "png" else ("JPEG", JPEG_OPTIONS)
+        )
         Image.fromarray(pixels).save(stream, kind, **options)
         return stream.getvalue()
 
@@ -286,32 +290,32 @@ class ShardMaker:
         return embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()
 
 
-def _none(part: int) -> Tensor:
+def _no_earlier_parts(part: int) -> Tensor:
     """For methods that look at no earlier part."""
     raise ValueError(f"part {part} is asked for, and nobody was told where parts are")
 
 
-def first_batch(config: Synthesis, device: torch.device) -> int:
+def initial_batch_size(config: Synthesis, device: torch.device) -> int:
     """How many images are tried at once, as long as memory has room for them."""
-    return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH)
+    return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH_SIZE)
 
 
-CPU_BATCH = 8
+CPU_BATCH_SIZE = 8
 """Beyond it a CPU gains nothing."""
 
-JPEG = {"quality": 95, "subsampling": 0}
+JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 """Close to lossless, as a soft label belongs to the very pixels that are stored."""
 
 
-def out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, of the GPU's memory or of the machine's."""
     # The allocator of the CPU and the libraries of the GPU raise a bare RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in ALLOCATION_FAILED
+        words in str(error) for words in _ALLOCATION_FAILURES
     )
 
 
-ALLOCATION_FAILED = (
+_ALLOCATION_FAILURES = (
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHIFT, TURN, ZOOM = 0.1, math.radians(10), 0.15
+MAX_SHIFT, MAX_ROTATION, MAX_ZOOM = 0.1, math.radians(10), 0.15
 """Ranges of the affine views: share of the side, radians, and relative scale, each + or -."""
 
 
@@ -74,7 +74,7 @@ class Views:
         return ViewParameters(matrices, noise, self.size)
 
 
-def show(pixels: Tensor, drawn: ViewParameters | None) -> Tensor:
+def apply_views(pixels: Tensor, drawn: ViewParameters | None) -> Tensor:
     """Views [B * V, 3, S, S] of pixels [B, 3, H, W], image-major; or the pixels."""
     if drawn is None:
         return pixels
@@ -89,8 +89,8 @@ def show(pixels: Tensor, drawn: ViewParameters | None) -> Tensor:
 
 def _matrices(numbers: Tensor) -> Tensor:
     """Affine matrices [N, 2, 3] from N rows of four numbers in [-1, 1]."""
-    angle, scale = numbers[:, 0] * TURN, 1 + numbers[:, 1] * ZOOM
-    shift = numbers[:, 2:] * 2 * SHIFT
+    angle, scale = numbers[:, 0] * MAX_ROTATION, 1 + numbers[:, 1] * MAX_ZOOM
+    shift = numbers[:, 2:] * 2 * MAX_SHIFT
     cosine, sine = scale * angle.cos(), scale * angle.sin()
     rows = [
         torch.stack([cosine, -sine, shift[:, 0]], dim=1),

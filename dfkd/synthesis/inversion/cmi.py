@@ -36,20 +36,32 @@ from torch.nn import functional as F
 from dfkd.config.inversion import Inversion
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
-from dfkd.synthesis.inversion.crops import cropped, shifted
+from dfkd.synthesis.inversion.crops import random_crop, random_shift
 from dfkd.synthesis.inversion.features import stage_taps
-from dfkd.synthesis.inversion.inner_student import Learner, cosine, divergence, set_rate, softened
+from dfkd.synthesis.inversion.inner_student import (
+    InnerStudentTrainer,
+    cosine_factor,
+    kl_divergence,
+    set_rate,
+    softened_kl,
+)
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import CmiGenerator, built, normal
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext, batches, synthesised
+from dfkd.synthesis.inversion.networks import CmiGenerator, build_seeded, init_normal
+from dfkd.synthesis.inversion.run import (
+    Classifier,
+    PartRequest,
+    RunContext,
+    even_batches,
+    synthesised,
+)
 from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
 BETAS = (0.5, 0.999)
 BATCH_NORM_WEIGHT, CLASS_WEIGHT, ADVERSARIAL_WEIGHT, CONTRAST_WEIGHT = 1.0, 1.0, 0.5, 0.8
-TEMPERATURE, HEAD = 0.2, 256
+CONTRAST_TEMPERATURE, HEAD_DIMENSIONS = 0.2, 256
 """Of the contrast, and the dimensions in which instances are told apart."""
-REMEMBERED, NEGATIVES = 40960, 4096
+BANK_CAPACITY, NEGATIVES = 40960, 4096
 """Images whose features the bank holds, of which the oldest leave first; those drawn at a step."""
 STUDENT_RATE, STUDENT_DECAY, STUDENT_TEMPERATURE = 0.1, 1e-4, 20.0
 """Of the student: learning rate at the beginning, weight decay, and temperature of its loss."""
@@ -65,19 +77,21 @@ class CmiInverter(Inverter):
         config = self.config = settings.cmi
         device, side = classifier.texts.device, course.image_size
         self.device, self.draws = device, torch.Generator()
-        self.bank, self.pool = FeatureBank(REMEMBERED), ImagePool()
-        kl = partial(softened, temperature=STUDENT_TEMPERATURE)
-        self.learner = Learner(
+        self.bank, self.pool = FeatureBank(BANK_CAPACITY), ImagePool()
+        kl = partial(softened_kl, temperature=STUDENT_TEMPERATURE)
+        self.learner = InnerStudentTrainer(
             classifier, course, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
         )
-        self.generator = built(
+        self.generator = build_seeded(
             lambda: CmiGenerator(config.latent, config.width, side),
             course.seed_of("generator"),
             device,
         )
         with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
             width = self._features(torch.zeros(1, 3, side, side, device=device))[1].shape[1]
-        self.head = built(lambda: head(width, HEAD), course.seed_of("head"), device)
+        self.head = build_seeded(
+            lambda: projection_head(width, HEAD_DIMENSIONS), course.seed_of("head"), device
+        )
         self.improver = torch.optim.Adam(self.head.parameters(), config.learning_rate)
         self.networks = {"head": self.head, "student": self.learner.student}
         self.optimizers = {"head": self.improver, "student": self.learner.optimizer}
@@ -101,7 +115,7 @@ class CmiInverter(Inverter):
             batch_norm_taps(self.classifier.teacher, self.name) as self.moments,
             stage_taps(self.classifier.teacher) as self.features,
         ):
-            for rows in batches(len(run.seeds), self.config.batch_size):
+            for rows in even_batches(len(run.seeds), self.config.batch_size):
                 made, lowest = self.batch(run.labels[rows], on_step)
                 pixels.append(made)
                 losses.append(torch.full((len(made),), lowest))
@@ -113,7 +127,7 @@ class CmiInverter(Inverter):
     def batch(self, labels: Tensor, on_step: OnStep | None) -> tuple[Tensor, float]:
         """Make a batch of these classes [B]: images uint8 [B, H, W, 3], and the loss they had."""
         self.learner.student.eval()
-        normal(self.generator, self.draws)
+        init_normal(self.generator, self.draws)
         latents = torch.randn(len(labels), self.config.latent, generator=self.draws)
         latents = latents.to(self.device).requires_grad_()
         optimizer = torch.optim.Adam(
@@ -139,11 +153,11 @@ class CmiInverter(Inverter):
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L of a batch, and its features [B, 2F] for the bank."""
-        light = shifted(images, self.draws)
+        light = random_shift(images, self.draws)
         logits, whole = self._features(light)
         # Read now: the pass over the crops, which is the next, overwrites what the taps hold.
         statistics = batch_norm_loss(self.moments.read)
-        _, local = self._features(cropped(images, self.draws))
+        _, local = self._features(random_crop(images, self.draws))
         student = disagreement(self.learner.judge(light), logits).mean()
         loss = (
             BATCH_NORM_WEIGHT * statistics
@@ -165,7 +179,7 @@ class CmiInverter(Inverter):
             others = remembered.to(self.device).chunk(2, dim=1)
             local, whole = torch.cat([local, others[0]]), torch.cat([whole, others[1]])
         near, far = F.normalize(self.head(torch.cat([local, whole])), dim=1).chunk(2)
-        return contrast(near, far, own, TEMPERATURE)
+        return contrastive_loss(near, far, own, CONTRAST_TEMPERATURE)
 
     def teach(self, done: float) -> None:
         """Train the student on views of the run's images so far.
@@ -173,17 +187,17 @@ class CmiInverter(Inverter):
         Args:
             done: the share of the run before the newest batch, which says the rate.
         """
-        set_rate(self.learner.optimizer, STUDENT_RATE * cosine(done))
+        set_rate(self.learner.optimizer, STUDENT_RATE * cosine_factor(done))
         self.learner.student.train()
         for _ in range(self.config.student_steps):
             pixels = from_bytes(self.pool.draw(self.config.batch_size, self.draws).to(self.device))
             with torch.no_grad():
-                pixels = shifted(pixels, self.draws)
+                pixels = random_shift(pixels, self.draws)
                 taught = self.classifier.logits(pixels)
             self.learner.learn(pixels, taught)
 
 
-def head(features: int, dimensions: int) -> nn.Module:
+def projection_head(features: int, dimensions: int) -> nn.Module:
     """Two layers, the first as wide as the features."""
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dimensions))
 
@@ -235,7 +249,7 @@ class ImagePool:
         return torch.stack(drawn)
 
 
-def contrast(local: Tensor, whole: Tensor, own: int, temperature: float) -> Tensor:
+def contrastive_loss(local: Tensor, whole: Tensor, own: int, temperature: float) -> Tensor:
     """L_cr: a scalar.
 
     Args:
@@ -252,4 +266,4 @@ def contrast(local: Tensor, whole: Tensor, own: int, temperature: float) -> Tens
 def disagreement(student: Tensor, taught: Tensor) -> Tensor:
     """-KL(teacher || student) of logits [N, M], over images of which both take one class: [N]."""
     agree = (student.argmax(dim=1) == taught.argmax(dim=1)).float()
-    return -divergence(student, taught) * agree
+    return -kl_divergence(student, taught) * agree

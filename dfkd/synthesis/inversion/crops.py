@@ -4,26 +4,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REACH = 1 / 8
-"""Of `shifted`, as a share of the side: 4 of 32 pixels."""
-AREA, RATIO = (0.25, 1.0), (3 / 4, 4 / 3)
-"""Ranges of `cropped`: share of the image, and width to height."""
+MAX_SHIFT = 1 / 8
+"""Of `random_shift`, as a share of the side: 4 of 32 pixels."""
+AREA_RANGE, RATIO_RANGE = (0.25, 1.0), (3 / 4, 4 / 3)
+"""Ranges of `random_crop`: share of the image, and width to height."""
 
 
-def shifted(images: Tensor, draws: torch.Generator) -> Tensor:
+def random_shift(images: Tensor, draws: torch.Generator) -> Tensor:
     """Shifted by whole pixels, an eighth of the side at most, black outside; half are mirrored."""
     count, side = len(images), images.shape[-1]
-    reach = int(REACH * side)
+    reach = int(MAX_SHIFT * side)
     steps = torch.randint(-reach, reach + 1, (count, 2), generator=draws)
     ones = torch.ones(count)
     return _sampled(images, _matrices(ones, ones, 2 * steps / side, draws), "zeros")
 
 
-def cropped(images: Tensor, draws: torch.Generator) -> Tensor:
+def random_crop(images: Tensor, draws: torch.Generator) -> Tensor:
     """A quarter of the image or more, enlarged to its size; half are mirrored."""
     count = len(images)
     area, ratio = (
-        low + (high - low) * torch.rand(count, generator=draws) for low, high in (AREA, RATIO)
+        low + (high - low) * torch.rand(count, generator=draws)
+        for low, high in (AREA_RANGE, RATIO_RANGE)
     )
     width, height = ((area * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
     room = torch.stack([1 - width, 1 - height], dim=1)

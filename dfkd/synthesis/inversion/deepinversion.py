@@ -29,7 +29,7 @@ from dfkd.config.inversion import DeepInversion
 from dfkd.models.batch_norm import Moments, Taps, batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, batches, synthesised
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, even_batches, synthesised
 from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import to_bytes
 
@@ -37,9 +37,9 @@ BETAS = (0.5, 0.9)
 BATCH_NORM_WEIGHT, FIRST_LAYER_FACTOR = 0.01, 10.0
 """Weight of L_bn in the loss; by how much the first batch norm counts more than the others."""
 TOTAL_VARIATION_WEIGHT, NORM_WEIGHT = 1e-4, 1e-5
-JITTER = 0.134
+MAX_JITTER = 0.134
 """Largest random shift, as a share of the side: 30 of 224 pixels."""
-WARMUP = 100
+MAX_WARMUP_STEPS = 100
 """Steps at the most; at most a tenth of all."""
 
 
@@ -52,7 +52,7 @@ class DeepInverter(Inverter):
         """Make a part batch after batch."""
         classifier, config = self.classifier, self.settings.deepinversion
         with batch_norm_taps(classifier.teacher, self.name) as taps:
-            cut = [run.select(rows) for rows in batches(len(run.seeds), config.batch_size)]
+            cut = [run.select(rows) for rows in even_batches(len(run.seeds), config.batch_size)]
             made = [_Batch(classifier, taps, batch, config, on_step).made() for batch in cut]
         pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in made])
         steps = config.low_resolution_steps + config.steps
@@ -89,14 +89,14 @@ class _Batch:
         best, lowest = self.images.detach().clone(), torch.inf
         kept = best.new_full((len(best),), torch.nan)
         for step in range(steps):
-            losses = self._losses(moved(show(self.images), self.draws))
+            losses = self._losses(jittered(show(self.images), self.draws))
             loss = losses.mean()
             if loss.item() < lowest:
                 best, kept, lowest = self.images.detach().clone(), losses.detach(), loss.item()
             if self.on_step is not None:
                 self.on_step(before + step, losses.detach())
             for group in optimizer.param_groups:
-                group["lr"] = rate(self.config.learning_rate, step, steps)
+                group["lr"] = learning_rate(self.config.learning_rate, step, steps)
             (self.images.grad,) = torch.autograd.grad(loss, [self.images])
             optimizer.step()
             self.images.data.clamp_(*self.range)
@@ -119,9 +119,9 @@ def _noise(seeds: Sequence[int], side: int) -> Tensor:
     return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws])
 
 
-def moved(images: Tensor, draws: torch.Generator) -> Tensor:
+def jittered(images: Tensor, draws: torch.Generator) -> Tensor:
     """The whole batch shifted around the edges and perhaps mirrored, by one draw."""
-    reach = int(JITTER * images.shape[-1])
+    reach = int(MAX_JITTER * images.shape[-1])
     down, right, mirrored = (
         int(torch.randint(low, high, (1,), generator=draws))
         for low, high in ((-reach, reach + 1), (-reach, reach + 1), (0, 2))
@@ -130,9 +130,9 @@ def moved(images: Tensor, draws: torch.Generator) -> Tensor:
     return shifted.flip(3) if mirrored else shifted
 
 
-def rate(peak: float, step: int, steps: int) -> float:
+def learning_rate(peak: float, step: int, steps: int) -> float:
     """The learning rate of a 0-based step: a linear warm-up, then a cosine to zero."""
-    warmup = min(WARMUP, steps // 10)
+    warmup = min(MAX_WARMUP_STEPS, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from dfkd.config.inversion import Inversion
-from dfkd.synthesis.inversion.inner_student import Learner, absolute, set_rate
+from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer, l1_loss, set_rate
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import DfadGenerator, built
+from dfkd.synthesis.inversion.networks import DfadGenerator, build_seeded
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.latents import OnStep, Synthesised
@@ -42,10 +42,10 @@ class DfadInverter(Inverter):
         super().__init__(classifier, course, settings)
         config = self.config = settings.dfad
         self.device = classifier.texts.device
-        self.learner = Learner(
-            classifier, course, settings.student, absolute, STUDENT_RATE, STUDENT_DECAY
+        self.learner = InnerStudentTrainer(
+            classifier, course, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
-        self.generator = built(
+        self.generator = build_seeded(
             lambda: DfadGenerator(config.latent, config.width, course.image_size),
             course.seed_of("generator"),
             self.device,
@@ -61,7 +61,7 @@ class DfadInverter(Inverter):
         self.draws = run.draws("latents")
         harvest = SnapshotSampler(run, rounds, self.config.snapshots)
         for number in rounds:
-            fallen = tenth(number, self.config.rounds)
+            fallen = rate_factor(number, self.config.rounds)
             set_rate(self.optimizer, self.config.learning_rate * fallen)
             set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
             loss = self.play()
@@ -84,13 +84,13 @@ class DfadInverter(Inverter):
                 taught = self.classifier.logits(pixels)
             self.learner.learn(pixels, taught)
         pixels = self.draw()
-        loss = -absolute(self.learner.judge(pixels), self.classifier.logits(pixels))
+        loss = -l1_loss(self.learner.judge(pixels), self.classifier.logits(pixels))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
 
-def tenth(number: int, rounds: int) -> float:
+def rate_factor(number: int, rounds: int) -> float:
     """The factor of rates in a 0-based round: 1, 0.1 and 0.01 in its thirds."""
     return float(0.1 ** (3 * number // rounds))

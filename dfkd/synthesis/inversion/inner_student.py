@@ -19,7 +19,7 @@ MOMENTUM = 0.9
 """Of SGD in all three publications."""
 
 
-class Learner:
+class InnerStudentTrainer:
     """A student of a run, in training; its outputs are logits."""
 
     def __init__(
@@ -62,22 +62,22 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def cosine(done: float) -> float:
+def cosine_factor(done: float) -> float:
     """The factor of a rate when a share of the run is done: from 1 to 0."""
     return (1 + math.cos(math.pi * done)) / 2
 
 
-def absolute(logits: Tensor, taught: Tensor) -> Tensor:
+def l1_loss(logits: Tensor, taught: Tensor) -> Tensor:
     """Mean absolute difference of logits: the discrepancy of DFAD."""
     return F.l1_loss(logits, taught)
 
 
-def softened(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """The mean of `divergence`."""
-    return divergence(logits, taught, temperature).mean()
+def softened_kl(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """The mean of `kl_divergence`."""
+    return kl_divergence(logits, taught, temperature).mean()
 
 
-def divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of each image [N], softened, times the squared temperature."""
     ours = F.log_softmax(logits / temperature, dim=1)
     theirs = F.softmax(taught / temperature, dim=1)

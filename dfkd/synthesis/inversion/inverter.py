@@ -12,7 +12,7 @@ from dfkd.storage.checkpoints import below, moments, restore_moments
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.latents import OnStep, Synthesised
 
-NETWORK, OPTIMIZER = "network.", "optimizer."
+NETWORK_PREFIX, OPTIMIZER_PREFIX = "network.", "optimizer."
 """What the names of tensors in a state begin with."""
 
 
@@ -57,18 +57,22 @@ class Inverter(ABC):
         """All that the next part depends on besides its run, on the CPU; empty if nothing is."""
         found: dict[str, Tensor] = {}
         for name, network in self.networks.items():
-            found |= {f"{NETWORK}{name}.{k}": value for k, value in network.state_dict().items()}
+            found |= {
+                f"{NETWORK_PREFIX}{name}.{k}": value for k, value in network.state_dict().items()
+            }
         for name, optimizer in self.optimizers.items():
-            found |= {f"{OPTIMIZER}{name}.{k}": value for k, value in moments(optimizer).items()}
+            found |= {
+                f"{OPTIMIZER_PREFIX}{name}.{k}": value for k, value in moments(optimizer).items()
+            }
         return {key: value.detach().cpu().clone() for key, value in found.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a `state()`; `CorruptionError` if it is of other networks."""
         try:
             for name, network in self.networks.items():
-                network.load_state_dict(below(state, f"{NETWORK}{name}."))
+                network.load_state_dict(below(state, f"{NETWORK_PREFIX}{name}."))
             for name, optimizer in self.optimizers.items():
-                restore_moments(optimizer, below(state, f"{OPTIMIZER}{name}."))
+                restore_moments(optimizer, below(state, f"{OPTIMIZER_PREFIX}{name}."))
         except (LookupError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise CorruptionError(

@@ -11,17 +11,17 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dfkd.utils.seeding import seeded
 
-SMALLEST = 8
+MAX_START_SIDE = 8
 """Pixels a side, at the most, of the map that a latent becomes: those of the published 32 px."""
-SLOPE = 0.2
-STEPS = 4
+LEAKY_SLOPE = 0.2
+DFAD_DOUBLINGS = 4
 """Doublings in DFAD's generator, so that its images' side is a multiple of 2^4."""
 
 
 def doublings(side: int) -> tuple[int, int]:
     """Pixels a side of an image's smallest map, and how often it is doubled: 224 is 7 * 2^5."""
     times = 0
-    while side > SMALLEST and side % 2 == 0:
+    while side > MAX_START_SIDE and side % 2 == 0:
         side, times = side // 2, times + 1
     return side, times
 
@@ -43,7 +43,7 @@ class CmiGenerator(nn.Module):
                 nn.Upsample(scale_factor=2),
                 nn.Conv2d(inner, outer, 3, padding=1, bias=False),
                 nn.BatchNorm2d(outer),
-                nn.LeakyReLU(SLOPE),
+                nn.LeakyReLU(LEAKY_SLOPE),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], 3, 3, padding=1), nn.Sigmoid())
 
@@ -62,15 +62,15 @@ class DfadGenerator(nn.Module):
     def __init__(self, latent: int, width: int, side: int) -> None:
         super().__init__()
         channels = [8 * width, 4 * width, 2 * width, width, width]
-        layers: list[nn.Module] = [*_projected(latent, channels[0], side // 2**STEPS)]
+        layers: list[nn.Module] = [*_projected(latent, channels[0], side // 2**DFAD_DOUBLINGS)]
         for inner, outer in pairwise(channels):
             layers += [
                 nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(outer),
-                nn.LeakyReLU(SLOPE),
+                nn.LeakyReLU(LEAKY_SLOPE),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Tanh())
-        normal(self, torch.default_generator)
+        init_normal(self, torch.default_generator)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images."""
@@ -78,9 +78,9 @@ class DfadGenerator(nn.Module):
         return (images + 1) / 2
 
 
-EPSILON = 0.8
+PRE_BATCH_NORM_EPSILON = 0.8
 """Epsilon of the batch norms after PRE-DFKD's convolutions."""
-REACH = 0.08
+PRE_INIT_RANGE = 0.08
 """Its weights are drawn from U(-0.08, 0.08); biases are 0."""
 
 
@@ -100,12 +100,12 @@ class PreGenerator(nn.Module):
             layers += [
                 nn.Upsample(scale_factor=2),
                 nn.Conv2d(inner, outer, 3, padding=1),
-                nn.BatchNorm2d(outer, EPSILON),
-                nn.LeakyReLU(SLOPE),
+                nn.BatchNorm2d(outer, PRE_BATCH_NORM_EPSILON),
+                nn.LeakyReLU(LEAKY_SLOPE),
             ]
         layers += [nn.Conv2d(channels[-1], 3, 3, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(3, affine=False))
-        _uniform(self)
+        _init_uniform(self)
         for layer in self.layers if spectral else ():
             if isinstance(layer, nn.Conv2d):
                 spectral_norm(layer)
@@ -130,17 +130,17 @@ class PreEncoder(nn.Module):
         wide = 2 * width
         self.whole = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1),
-            nn.BatchNorm2d(width, EPSILON),
-            nn.LeakyReLU(SLOPE),
+            nn.BatchNorm2d(width, PRE_BATCH_NORM_EPSILON),
+            nn.LeakyReLU(LEAKY_SLOPE),
             nn.Conv2d(width, wide, 3, padding=1),
-            nn.BatchNorm2d(wide, EPSILON),
-            nn.LeakyReLU(SLOPE),
+            nn.BatchNorm2d(wide, PRE_BATCH_NORM_EPSILON),
+            nn.LeakyReLU(LEAKY_SLOPE),
         )
         self.shrunk = nn.Sequential(
             nn.Conv2d(wide, wide, 3, stride=2, padding=1), nn.BatchNorm2d(wide)
         )
         self.heads = nn.Linear(wide * (side // 2**self.times) ** 2, 2 * latent)
-        _uniform(self)
+        _init_uniform(self)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance."""
@@ -164,7 +164,7 @@ def _projected(latent: int, channels: int, side: int) -> list[nn.Module]:
     ]
 
 
-def normal(network: nn.Module, draws: torch.Generator) -> None:
+def init_normal(network: nn.Module, draws: torch.Generator) -> None:
     """Draw all weights anew, in place: those of batch norm around 1, others around 0, biases 0."""
     drawn = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d
     for module in network.modules():
@@ -177,10 +177,10 @@ def normal(network: nn.Module, draws: torch.Generator) -> None:
                 module.bias.data.zero_()
 
 
-def _uniform(network: nn.Module) -> None:
+def _init_uniform(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.uniform_(module.weight, -REACH, REACH)
+            nn.init.uniform_(module.weight, -PRE_INIT_RANGE, PRE_INIT_RANGE)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -188,7 +188,7 @@ def _uniform(network: nn.Module) -> None:
 M = TypeVar("M", bound=nn.Module)
 
 
-def built(make: Callable[[], M], seed: int, device: torch.device) -> M:
+def build_seeded(make: Callable[[], M], seed: int, device: torch.device) -> M:
     """The module that `make` builds, in training mode; what is random in it comes from `seed`."""
     with seeded(seed):
         return make().to(device).train()

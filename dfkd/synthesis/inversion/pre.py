@@ -33,9 +33,14 @@ from torch.nn import functional as F
 
 from dfkd.config.inversion import Inversion
 from dfkd.synthesis.inversion.features import embedding_taps
-from dfkd.synthesis.inversion.inner_student import Learner, absolute, cosine, set_rate
+from dfkd.synthesis.inversion.inner_student import (
+    InnerStudentTrainer,
+    cosine_factor,
+    l1_loss,
+    set_rate,
+)
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, built
+from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, build_seeded
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.latents import OnStep, Synthesised
@@ -43,18 +48,18 @@ from dfkd.synthesis.latents import OnStep, Synthesised
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
 STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
 """Learning rate of the student at the beginning, and its weight decay."""
-SOFTNESS, FLOOR = 3.0, 0.01
+JS_TEMPERATURE, MIN_PROBABILITY = 3.0, 0.01
 """Of `agreement`: temperature, and the least probability that counts."""
-REPLAYED, SLOWER, PRIOR = 8, 40, 1e-5
+NOVEL_PER_REPLAY, MEMORY_SLOWDOWN, PRIOR_WEIGHT = 8, 40, 1e-5
 """Novel images for each replayed one; novelty's rate by the memory's; weight of its KL term."""
 
 
-def certainty(logits: Tensor) -> Tensor:
+def one_hot_loss(logits: Tensor) -> Tensor:
     """Cross-entropy of logits [N, M] with the class that each image has anyway: a scalar."""
     return F.cross_entropy(logits, logits.detach().argmax(dim=1))
 
 
-def imbalance(logits: Tensor) -> Tensor:
+def class_entropy_loss(logits: Tensor) -> Tensor:
     """sum_m p_m log10 p_m of the mean probabilities of a batch: lowest if all classes are there."""
     mean = logits.softmax(dim=1).mean(dim=0)
     return (mean * mean.log10()).sum()
@@ -62,20 +67,20 @@ def imbalance(logits: Tensor) -> Tensor:
 
 def agreement(student: Tensor, taught: Tensor) -> Tensor:
     """1 - JS, as published: both outputs and their mean are floored, KL is a mean over entries."""
-    ours, theirs = ((logits / SOFTNESS).softmax(dim=1) for logits in (student, taught))
-    middle = (0.5 * (ours + theirs)).clamp(FLOOR, 1 - FLOOR)
-    floored = (side.clamp(FLOOR, 1 - FLOOR).log() for side in (ours, theirs))
+    ours, theirs = ((logits / JS_TEMPERATURE).softmax(dim=1) for logits in (student, taught))
+    middle = (0.5 * (ours + theirs)).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    floored = (side.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).log() for side in (ours, theirs))
     one, other = (F.kl_div(side, middle, reduction="none").mean() for side in floored)
     return 1 - (0.5 * one + 0.5 * other).clamp(0, 1)
 
 
-def drift(latents: Tensor) -> Tensor:
+def moment_penalty(latents: Tensor) -> Tensor:
     """How far the mean and variance of latents [N, D] are from 0 and 1, as mean squares."""
     variance, mean = torch.var_mean(latents, dim=0)
     return (variance - 1).square().mean() + mean.square().mean()
 
 
-def prior(mean: Tensor, variance: Tensor) -> Tensor:
+def prior_kl(mean: Tensor, variance: Tensor) -> Tensor:
     """KL of N(mean, exp(variance)) to N(0, 1), each [N, D], averaged over images: a scalar."""
     return (-0.5 * (1 + variance - mean.square() - variance.exp()).sum(dim=1)).mean()
 
@@ -90,18 +95,19 @@ class PreInverter(Inverter):
         config = self.config = settings.pre
         device = self.device = classifier.texts.device
         self.draws = torch.Generator()
-        self.learner = Learner(
-            classifier, course, settings.student, absolute, STUDENT_RATE, STUDENT_DECAY
+        self.learner = InnerStudentTrainer(
+            classifier, course, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         shape = config.latent, config.width, course.image_size
-        self.novelty = built(
+        self.novelty = build_seeded(
             lambda: PreGenerator(*shape, spectral=True), course.seed_of("novelty"), device
         )
-        self.memory = built(lambda: PreGenerator(*shape), course.seed_of("memory"), device)
-        self.encoder = built(lambda: PreEncoder(*shape), course.seed_of("encoder"), device)
+        self.memory = build_seeded(lambda: PreGenerator(*shape), course.seed_of("memory"), device)
+        self.encoder = build_seeded(lambda: PreEncoder(*shape), course.seed_of("encoder"), device)
         self.improver = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
         self.keeper = torch.optim.Adam(
-            [*self.memory.parameters(), *self.encoder.parameters()], config.learning_rate / SLOWER
+            [*self.memory.parameters(), *self.encoder.parameters()],
+            config.learning_rate / MEMORY_SLOWDOWN,
         )
         self.networks = {
             "novelty": self.novelty,
@@ -122,7 +128,7 @@ class PreInverter(Inverter):
         harvest = SnapshotSampler(run, rounds, config.snapshots)
         with embedding_taps(self.classifier.teacher) as self.embeddings:
             for number in rounds:
-                fallen = cosine(number / config.rounds)
+                fallen = cosine_factor(number / config.rounds)
                 set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
                 loss = self.play(remembers=number > 0)
                 if on_step is not None:
@@ -159,8 +165,8 @@ class PreInverter(Inverter):
         taught = self.classifier.logits(pixels)
         (embeddings,) = self.embeddings.read
         loss = (
-            CLASS_WEIGHT * certainty(taught)
-            + ENTROPY_WEIGHT * imbalance(taught)
+            CLASS_WEIGHT * one_hot_loss(taught)
+            + ENTROPY_WEIGHT * class_entropy_loss(taught)
             - ACTIVATION_WEIGHT * embeddings.abs().mean()
             + agreement(self.learner.judge(pixels), taught.detach())
         )
@@ -182,11 +188,13 @@ class PreInverter(Inverter):
     def _replayed(self) -> Tensor:
         """Whitened images of the memory, from latents that were moved once."""
         config = self.config
-        latents = self._latents(config.batch_size // REPLAYED).requires_grad_()
+        latents = self._latents(config.batch_size // NOVEL_PER_REPLAY).requires_grad_()
         optimizer = torch.optim.Adam([latents], config.learning_rate)
         logits = self.classifier.logits(self.classifier.pixels(self.memory(latents)))
         loss = (
-            CLASS_WEIGHT * certainty(logits) + ENTROPY_WEIGHT * imbalance(logits) + drift(latents)
+            CLASS_WEIGHT * one_hot_loss(logits)
+            + ENTROPY_WEIGHT * class_entropy_loss(logits)
+            + moment_penalty(latents)
         )
         (latents.grad,) = torch.autograd.grad(loss, [latents])
         optimizer.step()
@@ -206,9 +214,9 @@ class PreInverter(Inverter):
         noise = torch.randn(mean.shape, generator=self.draws).to(self.device)
         given = self.memory(mean + noise * (0.5 * variance).exp())
         loss = (
-            absolute(given, images)
-            + absolute(self.classifier.logits(self.classifier.pixels(given)), taught)
-            + PRIOR * prior(mean, variance)
+            l1_loss(given, images)
+            + l1_loss(self.classifier.logits(self.classifier.pixels(given)), taught)
+            + PRIOR_WEIGHT * prior_kl(mean, variance)
         )
         self.keeper.zero_grad(set_to_none=True)
         loss.backward()

@@ -98,7 +98,7 @@ class PartRequest:
         return range(total * first // course.images, total * last // course.images)
 
 
-def batches(count: int, size: int) -> list[slice]:
+def even_batches(count: int, size: int) -> list[slice]:
     """As few batches as possible of at most `size` of `count` images, as even as possible.
 
     A small rest would have batch-norm statistics of its own.

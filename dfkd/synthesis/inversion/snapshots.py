@@ -10,7 +10,7 @@ from dfkd.synthesis.inversion.run import Classifier, PartRequest, synthesised
 from dfkd.synthesis.latents import Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
-LABELLED = 64
+LABEL_BATCH_SIZE = 64
 """Images that the teacher sees at once."""
 
 
@@ -53,8 +53,10 @@ class SnapshotSampler:
     def filed(self, classifier: Classifier) -> Synthesised:
         """All images, each in a place of the run that has the class the teacher sees, if it can."""
         pixels = torch.cat(self.pixels)
-        probabilities = torch.cat([_seen(classifier, part) for part in pixels.split(LABELLED)])
-        order = file(probabilities, self.run.labels.cpu())
+        probabilities = torch.cat(
+            [_seen(classifier, part) for part in pixels.split(LABEL_BATCH_SIZE)]
+        )
+        order = assign_to_classes(probabilities, self.run.labels.cpu())
         return synthesised(
             pixels[order], torch.cat(self.losses)[order], torch.cat(self.steps)[order]
         )
@@ -66,7 +68,7 @@ def _seen(classifier: Classifier, pixels: Tensor) -> Tensor:
     return classifier.logits(there).softmax(1).cpu()
 
 
-def file(probabilities: Tensor, labels: Tensor) -> Tensor:
+def assign_to_classes(probabilities: Tensor, labels: Tensor) -> Tensor:
     """For each of N places, which have a class each [N], the index of one of N images [N, M].
 
     The surest image and class come first, while the class has a place. What no place is left for in

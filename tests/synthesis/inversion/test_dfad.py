@@ -9,8 +9,8 @@ from torch import Tensor
 from dfkd.config.inversion import Dfad, InnerStudent, Inversion
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import dfad
-from dfkd.synthesis.inversion.dfad import DfadInverter, tenth
-from dfkd.synthesis.inversion.inner_student import Learner, absolute
+from dfkd.synthesis.inversion.dfad import DfadInverter, rate_factor
+from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer, l1_loss
 from dfkd.synthesis.inversion.run import Classifier, PartRequest
 from tests.helpers.inversion_runs import course, problem
 
@@ -19,11 +19,11 @@ GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapsho
 
 def test_the_discrepancy_is_a_mean_over_images_and_classes() -> None:
     student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.5]]), torch.tensor([[3.0, 1.0], [0.0, 0]])
-    assert float(absolute(student, teacher)) == pytest.approx((2 + 1 + 0 + 0.5) / 4)
+    assert float(l1_loss(student, teacher)) == pytest.approx((2 + 1 + 0 + 0.5) / 4)
 
 
-def learner(classifier: Classifier, rate: float = 0.1) -> Learner:
-    return Learner(classifier, course(), InnerStudent(), absolute, rate, 5e-4)
+def learner(classifier: Classifier, rate: float = 0.1) -> InnerStudentTrainer:
+    return InnerStudentTrainer(classifier, course(), InnerStudent(), l1_loss, rate, 5e-4)
 
 
 def test_a_student_comes_to_agree(teacher: Teacher) -> None:
@@ -32,11 +32,11 @@ def test_a_student_comes_to_agree(teacher: Teacher) -> None:
     taught = classifier.logits(pixels)
     inner = learner(classifier, rate=1e-3)
     with torch.no_grad():
-        before = float(absolute(inner.student(pixels), taught))
+        before = float(l1_loss(inner.student(pixels), taught))
     for _ in range(20):
         inner.learn(pixels, taught)
     with torch.no_grad():
-        assert float(absolute(inner.student(pixels), taught)) < 0.5 * before
+        assert float(l1_loss(inner.student(pixels), taught)) < 0.5 * before
 
 
 def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
@@ -92,7 +92,7 @@ def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
 
 
 def test_rates_fall_to_a_tenth_with_each_third_of_the_rounds(teacher: Teacher) -> None:
-    rates = [tenth(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
+    rates = [rate_factor(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     classifier, run = problem(teacher, 0, 1)
     game = DfadInverter(classifier, course(2), Inversion(dfad=GAME))
