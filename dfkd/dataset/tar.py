@@ -1,7 +1,7 @@
-"""The members of a tar whose headers are the very ones that `write_shard` writes.
+"""A fast parser for tars whose headers are exactly those that `write_shard` writes.
 
-Python's tarfile takes longer for the four headers of a sample than a decoder for its image. Here a
-header is compared with what it must be, byte for byte, and whatever else a tar may hold is left to
+Python's tarfile needs more time for the four headers of a sample than the decoder for its image.
+This parser compares each header byte for byte with the expected one; every other tar is left to
 tarfile.
 """
 
@@ -12,7 +12,7 @@ OWNER, MODE = "dfkd", 0o444
 BLOCK = tarfile.BLOCKSIZE
 
 _SIZE_FIELD = slice(124, 135)
-"""Where a header has the member's size: 11 octal digits."""
+"""Bytes of a header that hold the size of the member: 11 octal digits."""
 
 
 def _template() -> bytes:
@@ -23,19 +23,19 @@ def _template() -> bytes:
 
 _TEMPLATE = _template()
 _BEFORE_SIZE, _AFTER_SIZE, _AFTER_CHECKSUM = _TEMPLATE[100:124], _TEMPLATE[135:148], _TEMPLATE[156:]
-"""What no member's header differs in: before the size, behind it, and behind the checksum."""
+"""Header bytes that are the same for all members: before the size, after it, after the checksum."""
 _BASE_CHECKSUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) + 8 * ord(" ")
-"""The checksum of a header without name and size; its own field counts as blanks."""
+"""Checksum of a header without name and size; the checksum field itself counts as blanks."""
 _OCTAL_DIGITS = frozenset(b"01234567")
 MAX_NAME_BYTES = 100
 
 
 def members(data: bytes) -> list[tuple[str, slice]] | None:
-    """Name and place in `data` of each member, in order; None if any byte outside of them differs.
+    """Name and slice of `data` of each member, in order; None if any other byte is unexpected.
 
-    A last member that is cut short has a place that ends behind `data`.
+    The slice of a truncated last member ends after the end of `data`.
     """
-    found = []
+    slices = []
     start = 0
     while start < len(data) and data[start]:
         name = data[start : start + MAX_NAME_BYTES].rstrip(b"\0")
@@ -46,20 +46,21 @@ def members(data: bytes) -> list[tuple[str, slice]] | None:
         if data[start:begin] != _header(name, digits):
             return None
         end = begin + int(digits, 8)
-        found.append((name.decode(), slice(begin, end)))
+        slices.append((name.decode(), slice(begin, end)))
+        # `write_shard` pads members with zeros to whole blocks; a tar with other bytes is not ours.
         start = end + -end % BLOCK
         if data[end:start].strip(b"\0"):
             return None
-    return None if data[start:].strip(b"\0") else found
+    return None if data[start:].strip(b"\0") else slices
 
 
 def member_slices(data: bytes) -> Iterator[tuple[str, slice]]:
-    """Name and place of each member of a tar that is known to be whole: only its sizes are read.
+    """Yield name and slice of each member of a tar already verified; only names and sizes are read.
 
-    A place may end behind `data` where that is not so.
+    If the tar is not intact, a slice may end after the end of `data`.
 
     Raises:
-        ValueError: a size is no octal number, or a name is not ASCII.
+        ValueError: a size is not an octal number, or a name is not ASCII.
     """
     start = 0
     while start < len(data) and data[start]:

@@ -109,5 +109,5 @@ def test_the_same_seed_gives_the_same_prompts(teacher: Teacher) -> None:
     config = Prompts(contrastive=Contrastive(updates=3))
     one, two = (optimise(task, pseudo, config, np.random.default_rng(7)) for _ in range(2))
     other = optimise(task, pseudo, config, np.random.default_rng(8))
-    assert torch.equal(one.pseudo, two.pseudo)
-    assert not torch.equal(one.pseudo, other.pseudo)
+    assert torch.equal(one.pseudo_words, two.pseudo_words)
+    assert not torch.equal(one.pseudo_words, other.pseudo_words)

@@ -72,25 +72,25 @@ class CmiInverter(Inverter):
 
     name = "cmi"
 
-    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
-        super().__init__(classifier, course, settings)
+    def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
+        super().__init__(classifier, context, settings)
         config = self.config = settings.cmi
-        device, side = classifier.texts.device, course.image_size
+        device, side = classifier.texts.device, context.image_size
         self.device, self.draws = device, torch.Generator()
         self.bank, self.pool = FeatureBank(BANK_CAPACITY), ImagePool()
         kl = partial(softened_kl, temperature=STUDENT_TEMPERATURE)
         self.learner = InnerStudentTrainer(
-            classifier, course, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
+            classifier, context, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
         )
         self.generator = build_seeded(
             lambda: CmiGenerator(config.latent, config.width, side),
-            course.seed_of("generator"),
+            context.seed_of("generator"),
             device,
         )
         with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
             width = self._features(torch.zeros(1, 3, side, side, device=device))[1].shape[1]
         self.head = build_seeded(
-            lambda: projection_head(width, HEAD_DIMENSIONS), course.seed_of("head"), device
+            lambda: projection_head(width, HEAD_DIMENSIONS), context.seed_of("head"), device
         )
         self.improver = torch.optim.Adam(self.head.parameters(), config.learning_rate)
         self.networks = {"head": self.head, "student": self.learner.student}
@@ -105,22 +105,22 @@ class CmiInverter(Inverter):
         super().restore(state)
         self.bank.features = state["bank"]
 
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part batch after batch."""
-        self.draws = run.draws("cmi")
+        self.draws = request.draws("cmi")
         # Of the part before, what is stored takes the place of what was made: JPEG is not the same.
-        self.pool.keep(self.course.earlier, run.part)
-        pixels, losses, before = [], [], run.before
+        self.pool.keep(self.context.earlier, request.part)
+        pixels, losses, before = [], [], request.before
         with (
             batch_norm_taps(self.classifier.teacher, self.name) as self.moments,
             stage_taps(self.classifier.teacher) as self.features,
         ):
-            for rows in even_batches(len(run.seeds), self.config.batch_size):
-                made, lowest = self.batch(run.labels[rows], on_step)
+            for rows in even_batches(len(request.seeds), self.config.batch_size):
+                made, lowest = self.batch(request.labels[rows], on_step)
                 pixels.append(made)
                 losses.append(torch.full((len(made),), lowest))
-                if before + len(made) < self.course.images:
-                    self.teach(before / self.course.images)
+                if before + len(made) < self.context.images:
+                    self.teach(before / self.context.images)
                 before += len(made)
         return synthesised(torch.cat(pixels), torch.cat(losses), self.config.steps)
 
@@ -158,7 +158,7 @@ class CmiInverter(Inverter):
         # Read now: the pass over the crops, which is the next, overwrites what the taps hold.
         statistics = batch_norm_loss(self.moments.read)
         _, local = self._features(random_crop(images, self.draws))
-        student = disagreement(self.learner.judge(light), logits).mean()
+        student = disagreement(self.learner.student_logits(light), logits).mean()
         loss = (
             BATCH_NORM_WEIGHT * statistics
             + CLASS_WEIGHT * F.cross_entropy(logits, labels)
@@ -194,7 +194,7 @@ class CmiInverter(Inverter):
             with torch.no_grad():
                 pixels = random_shift(pixels, self.draws)
                 taught = self.classifier.logits(pixels)
-            self.learner.learn(pixels, taught)
+            self.learner.train_step(pixels, taught)
 
 
 def projection_head(features: int, dimensions: int) -> nn.Module:

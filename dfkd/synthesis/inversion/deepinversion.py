@@ -48,11 +48,13 @@ class DeepInverter(Inverter):
 
     name = "deepinversion"
 
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part batch after batch."""
         classifier, config = self.classifier, self.settings.deepinversion
         with batch_norm_taps(classifier.teacher, self.name) as taps:
-            cut = [run.select(rows) for rows in even_batches(len(run.seeds), config.batch_size)]
+            cut = [
+                request.select(rows) for rows in even_batches(len(request.seeds), config.batch_size)
+            ]
             made = [_Batch(classifier, taps, batch, config, on_step).made() for batch in cut]
         pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in made])
         steps = config.low_resolution_steps + config.steps
@@ -66,14 +68,21 @@ class _Batch:
         self,
         classifier: Classifier,
         taps: Taps[Moments],
-        run: PartRequest,
+        request: PartRequest,
         config: DeepInversion,
         on_step: OnStep | None,
     ) -> None:
-        self.classifier, self.taps, self.labels, self.config = classifier, taps, run.labels, config
+        self.classifier, self.taps, self.labels, self.config = (
+            classifier,
+            taps,
+            request.labels,
+            config,
+        )
         self.on_step = on_step
-        self.images = _noise(run.seeds, run.image_size).to(run.labels.device).requires_grad_()
-        self.draws = run.draws("jitter")
+        self.images = (
+            _noise(request.seeds, request.image_size).to(request.labels.device).requires_grad_()
+        )
+        self.draws = request.draws("jitter")
         self.range = [classifier.whiten(torch.tensor(level)) for level in (0.0, 1.0)]
 
     def made(self) -> tuple[Tensor, Tensor]:

@@ -38,16 +38,16 @@ class DfadInverter(Inverter):
 
     name = "dfad"
 
-    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
-        super().__init__(classifier, course, settings)
+    def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
+        super().__init__(classifier, context, settings)
         config = self.config = settings.dfad
         self.device = classifier.texts.device
         self.learner = InnerStudentTrainer(
-            classifier, course, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
+            classifier, context, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         self.generator = build_seeded(
-            lambda: DfadGenerator(config.latent, config.width, course.image_size),
-            course.seed_of("generator"),
+            lambda: DfadGenerator(config.latent, config.width, context.image_size),
+            context.seed_of("generator"),
             self.device,
         )
         self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
@@ -55,20 +55,20 @@ class DfadInverter(Inverter):
         self.networks = {"generator": self.generator, "student": self.learner.student}
         self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
 
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Play the part's rounds; its images are from the way."""
-        rounds = run.rounds(self.config.rounds, self.course)
-        self.draws = run.draws("latents")
-        harvest = SnapshotSampler(run, rounds, self.config.snapshots)
+        rounds = request.rounds(self.config.rounds, self.context)
+        self.draws = request.draws("latents")
+        sampler = SnapshotSampler(request, rounds, self.config.snapshots)
         for number in rounds:
             fallen = rate_factor(number, self.config.rounds)
             set_rate(self.optimizer, self.config.learning_rate * fallen)
             set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
-            loss = self.play()
+            loss = self.train_round()
             if on_step is not None:
                 on_step(number, loss[None])
-            harvest.take(number, self.draw, loss)
-        return harvest.filed(self.classifier)
+            sampler.take(number, self.draw, loss)
+        return sampler.assigned(self.classifier)
 
     def draw(self) -> Tensor:
         """Pixels [B, 3, S, S] of fresh latents."""
@@ -76,15 +76,15 @@ class DfadInverter(Inverter):
         pixels: Tensor = self.generator(latents.to(self.device))
         return pixels
 
-    def play(self) -> Tensor:
+    def train_round(self) -> Tensor:
         """One round; returns the generator's loss."""
         for _ in range(self.config.student_steps):
             with torch.no_grad():
                 pixels = self.draw()
                 taught = self.classifier.logits(pixels)
-            self.learner.learn(pixels, taught)
+            self.learner.train_step(pixels, taught)
         pixels = self.draw()
-        loss = -l1_loss(self.learner.judge(pixels), self.classifier.logits(pixels))
+        loss = -l1_loss(self.learner.student_logits(pixels), self.classifier.logits(pixels))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

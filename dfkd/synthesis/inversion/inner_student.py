@@ -25,7 +25,7 @@ class InnerStudentTrainer:
     def __init__(
         self,
         classifier: Classifier,
-        course: RunContext,
+        context: RunContext,
         shape: InnerStudent,
         loss: Loss,
         rate: float,
@@ -35,21 +35,21 @@ class InnerStudentTrainer:
         config = Distillation(
             student=shape.architecture, stem=shape.stem, weights="none", warmup_epochs=0
         )
-        seed = course.seed_of("student")
-        student = build(config, len(classifier.texts), course.image_size, seed)
+        seed = context.seed_of("student")
+        student = build(config, len(classifier.texts), context.image_size, seed)
         self.student, self.loss = student.to(classifier.texts.device).train(), loss
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=decay
         )
 
-    def judge(self, pixels: Tensor) -> Tensor:
+    def student_logits(self, pixels: Tensor) -> Tensor:
         """Logits of pixels [N, 3, H, W], through which gradients reach the pixels alone."""
         self.student.requires_grad_(False)
         logits: Tensor = self.student(pixels)
         self.student.requires_grad_(True)
         return logits
 
-    def learn(self, pixels: Tensor, taught: Tensor) -> None:
+    def train_step(self, pixels: Tensor, taught: Tensor) -> None:
         """One step on pixels [N, 3, H, W] and the teacher's logits of them."""
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.student(pixels), taught).backward()

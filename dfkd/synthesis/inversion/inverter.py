@@ -26,16 +26,16 @@ class Inverter(ABC):
     name: str
     """The method's, as in the manifest."""
 
-    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
-        self.classifier, self.course, self.settings = classifier, course, settings
+    def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
+        self.classifier, self.context, self.settings = classifier, course, settings
         self.networks: Mapping[str, nn.Module] = {}
         self.optimizers: Mapping[str, Optimizer] = {}
 
     @abstractmethod
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part."""
 
-    def make(self, run: PartRequest, on_step: OnStep | None = None) -> Synthesised:
+    def make(self, request: PartRequest, on_step: OnStep | None = None) -> Synthesised:
         """The images of a part, in the order of its labels.
 
         Raises:
@@ -44,7 +44,7 @@ class Inverter(ABC):
         made = self.images(run, on_step)
         if self.networks and (made.diverged.any() or not self._finite()):
             raise DfkdError(
-                f"inversion.{self.name}: diverged in part {run.part}, on which all later ones "
+                f"inversion.{self.name}: diverged in part {request.part}, on which all later ones "
                 f"depend; lower inversion.{self.name}.learning_rate"
             )
         return made

@@ -90,20 +90,20 @@ class PreInverter(Inverter):
 
     name = "pre"
 
-    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
-        super().__init__(classifier, course, settings)
+    def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
+        super().__init__(classifier, context, settings)
         config = self.config = settings.pre
         device = self.device = classifier.texts.device
         self.draws = torch.Generator()
         self.learner = InnerStudentTrainer(
-            classifier, course, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
+            classifier, context, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
-        shape = config.latent, config.width, course.image_size
+        shape = config.latent, config.width, context.image_size
         self.novelty = build_seeded(
-            lambda: PreGenerator(*shape, spectral=True), course.seed_of("novelty"), device
+            lambda: PreGenerator(*shape, spectral=True), context.seed_of("novelty"), device
         )
-        self.memory = build_seeded(lambda: PreGenerator(*shape), course.seed_of("memory"), device)
-        self.encoder = build_seeded(lambda: PreEncoder(*shape), course.seed_of("encoder"), device)
+        self.memory = build_seeded(lambda: PreGenerator(*shape), context.seed_of("memory"), device)
+        self.encoder = build_seeded(lambda: PreEncoder(*shape), context.seed_of("encoder"), device)
         self.improver = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
         self.keeper = torch.optim.Adam(
             [*self.memory.parameters(), *self.encoder.parameters()],
@@ -121,22 +121,22 @@ class PreInverter(Inverter):
             "student": self.learner.optimizer,
         }
 
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Play the part's rounds; its images, novel and replayed as the student sees them."""
-        config, rounds = self.config, run.rounds(self.config.rounds, self.course)
-        self.draws = run.draws("latents")
-        harvest = SnapshotSampler(run, rounds, config.snapshots)
+        config, rounds = self.config, request.rounds(self.config.rounds, self.context)
+        self.draws = request.draws("latents")
+        sampler = SnapshotSampler(request, rounds, config.snapshots)
         with embedding_taps(self.classifier.teacher) as self.embeddings:
             for number in rounds:
                 fallen = cosine_factor(number / config.rounds)
                 set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
-                loss = self.play(remembers=number > 0)
+                loss = self.train_round(remembers=number > 0)
                 if on_step is not None:
                     on_step(number, loss[None])
-                harvest.take(number, self.seen, loss)
-            return harvest.filed(self.classifier)
+                sampler.take(number, self.seen, loss)
+            return sampler.assigned(self.classifier)
 
-    def play(self, remembers: bool) -> Tensor:
+    def train_round(self, remembers: bool) -> Tensor:
         """One round; returns the novelty generator's loss.
 
         Args:
@@ -168,7 +168,7 @@ class PreInverter(Inverter):
             CLASS_WEIGHT * one_hot_loss(taught)
             + ENTROPY_WEIGHT * class_entropy_loss(taught)
             - ACTIVATION_WEIGHT * embeddings.abs().mean()
-            + agreement(self.learner.judge(pixels), taught.detach())
+            + agreement(self.learner.student_logits(pixels), taught.detach())
         )
         self.improver.zero_grad(set_to_none=True)
         loss.backward()
@@ -179,7 +179,7 @@ class PreInverter(Inverter):
         pixels = self.classifier.pixels(images)
         with torch.no_grad():
             taught = self.classifier.logits(pixels)
-        self.learner.learn(pixels, taught)
+        self.learner.train_step(pixels, taught)
 
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.config.latent, generator=self.draws).to(self.device)

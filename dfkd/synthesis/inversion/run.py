@@ -92,10 +92,10 @@ class PartRequest:
         """The run that makes only these images."""
         return PartRequest(self.labels[rows], self.seeds[rows], self.image_size)
 
-    def rounds(self, total: int, course: RunContext) -> range:
+    def rounds(self, total: int, context: RunContext) -> range:
         """Of `total` rounds of the course, those in which this part is made."""
         first, last = self.before, self.before + len(self.seeds)
-        return range(total * first // course.images, total * last // course.images)
+        return range(total * first // context.images, total * last // context.images)
 
 
 def even_batches(count: int, size: int) -> list[slice]:

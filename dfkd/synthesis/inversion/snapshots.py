@@ -22,12 +22,12 @@ class SnapshotSampler:
     and not of the last generator alone.
     """
 
-    def __init__(self, run: PartRequest, rounds: range, snapshots: int) -> None:
-        self.run = run
+    def __init__(self, request: PartRequest, rounds: range, snapshots: int) -> None:
+        self.request = run
         taken = min(snapshots, len(rounds))
         ends = [rounds[len(rounds) * (number + 1) // taken - 1] for number in range(taken)]
-        shares = [len(run.seeds) * (number + 1) // taken for number in range(taken)]
-        self.due = dict(zip(ends, shares, strict=True))
+        shares = [len(request.seeds) * (number + 1) // taken for number in range(taken)]
+        self.schedule = dict(zip(ends, shares, strict=True))
         self.pixels: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.steps: list[Tensor] = []
@@ -40,7 +40,7 @@ class SnapshotSampler:
             draw: gives a batch of pixels [B, 3, S, S].
             loss: of the generator in this round, which each image is told to have.
         """
-        wanted = self.due.get(number, 0) - self.count
+        wanted = self.schedule.get(number, 0) - self.count
         while wanted > 0:
             with torch.no_grad():
                 pixels = to_bytes(draw())[:wanted]
@@ -50,13 +50,13 @@ class SnapshotSampler:
             self.count += len(pixels)
             wanted -= len(pixels)
 
-    def filed(self, classifier: Classifier) -> Synthesised:
+    def assigned(self, classifier: Classifier) -> Synthesised:
         """All images, each in a place of the run that has the class the teacher sees, if it can."""
         pixels = torch.cat(self.pixels)
         probabilities = torch.cat(
             [_seen(classifier, part) for part in pixels.split(LABEL_BATCH_SIZE)]
         )
-        order = assign_to_classes(probabilities, self.run.labels.cpu())
+        order = assign_to_classes(probabilities, self.request.labels.cpu())
         return synthesised(
             pixels[order], torch.cat(self.losses)[order], torch.cat(self.steps)[order]
         )

@@ -34,7 +34,7 @@ def test_a_student_comes_to_agree(teacher: Teacher) -> None:
     with torch.no_grad():
         before = float(l1_loss(inner.student(pixels), taught))
     for _ in range(20):
-        inner.learn(pixels, taught)
+        inner.train_step(pixels, taught)
     with torch.no_grad():
         assert float(l1_loss(inner.student(pixels), taught)) < 0.5 * before
 
@@ -43,7 +43,7 @@ def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
     classifier, _ = problem(teacher, 0, 1)
     inner = learner(classifier)
     pixels = torch.rand(2, 3, 64, 64).requires_grad_()
-    inner.judge(pixels).sum().backward()
+    inner.student_logits(pixels).sum().backward()
     assert pixels.grad is not None
     assert all(parameter.grad is None for parameter in inner.student.parameters())
     assert all(parameter.requires_grad for parameter in inner.student.parameters())
@@ -55,7 +55,7 @@ def test_a_generator_comes_to_make_what_a_student_that_stands_still_gets_wrong(
     monkeypatch.setattr(dfad, "STUDENT_RATE", 1e-12)
     classifier, _ = problem(teacher, 0, 1)
     game = DfadInverter(classifier, course(), Inversion(dfad=GAME))
-    losses = [float(game.play()) for _ in range(10)]
+    losses = [float(game.train_round()) for _ in range(10)]
     assert all(loss < 0 for loss in losses)  # minus the discrepancy
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
 
@@ -68,7 +68,7 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(teacher: 
     learn = game.learner.learn
     game.learner.learn = lambda pixels, taught: (learned.append(pixels), learn(pixels, taught))[1]  # type: ignore[method-assign, func-returns-value]
     before = [parameter.clone() for parameter in game.generator.parameters()]
-    game.play()
+    game.train_round()
     assert len(learned) == 3
     assert not any(pixels.requires_grad for pixels in learned)
     assert not torch.equal(learned[0], learned[1])

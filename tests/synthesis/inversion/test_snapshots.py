@@ -46,7 +46,7 @@ def test_images_come_from_evenly_spread_rounds(
             number, lambda n=number: torch.full((4, 3, 16, 16), n / 255), torch.tensor(number)
         )
     texts = class_text_embeddings(read(), teacher)
-    made = harvest.filed(Classifier(teacher, texts[: len(CLASSES)]))
+    made = harvest.assigned(Classifier(teacher, texts[: len(CLASSES)]))
     assert len(made.pixels) == 10
     assert int(made.steps.max()) == 7 + rounds
     assert torch.equal(made.pixels[:, 0, 0, 0].long() + 1, made.steps)
@@ -60,5 +60,5 @@ def test_an_image_of_no_numbers_has_diverged(teacher: Teacher) -> None:
     run = PartRequest(torch.tensor([0, 1]), range(2), 64)
     harvest = SnapshotSampler(run, range(1), 1)
     harvest.take(0, lambda: torch.full((2, 3, 64, 64), torch.nan), torch.tensor(torch.nan))
-    made = harvest.filed(Classifier(teacher, class_text_embeddings(read(), teacher)))
+    made = harvest.assigned(Classifier(teacher, class_text_embeddings(read(), teacher)))
     assert made.diverged.all()
