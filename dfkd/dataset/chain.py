@@ -42,8 +42,8 @@ class Chain:
         if not remaining:
             return
         if self.states.newest() > min(remaining):
-            # A receipt was deleted after its part had finished. The state before that part no
-            # longer exists, so the chain starts from its first part.
+            # A receipt was deleted after its part had finished. Old states are not kept, so the
+            # chain starts again from its first part.
             self.states.clear()
         first = self.states.newest()
         numbered = enumerate(parts(manifest))
