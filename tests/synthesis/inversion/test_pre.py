@@ -86,7 +86,7 @@ def test_the_novelty_loss_is_the_sum_of_its_terms(
             config = Pre(batch_size=16, latent=8, width=4)
             game = PreInverter(classifier, course(), Inversion(pre=config))
             game.embeddings = embeddings
-            values.append(float(game._renew()))
+            values.append(float(game._novelty_step()))
     alone = values[0]
     assert 0 <= alone <= 1  # the agreement
     assert sum(value - alone for value in values[1:4]) == pytest.approx(values[4] - alone, rel=1e-3)
@@ -102,7 +102,7 @@ def test_the_memory_comes_to_give_back_what_it_is_shown(teacher: Teacher) -> Non
     colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     shown = classifier.whiten(colours.expand(16, 3, 64, 64))
     game = PreInverter(classifier, course(), Inversion(pre=config))
-    losses = [float(game._remember(shown, replays=False)) for _ in range(30)]
+    losses = [float(game._memory_step(shown, replays=False)) for _ in range(30)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
