@@ -171,6 +171,7 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
     data = storage.get(key)
     manifest = parse_json(data, storage.location(key))
     try:
+        # Without `sha256` nothing vouches for the bytes, so the content itself is checked.
         checked = _Manifest.model_validate_json(data)
         consistent = _is_consistent(checked, name)
     except (ValidationError, RecursionError):
@@ -207,6 +208,7 @@ def _newest_pointer(storage: Storage) -> _Pointer | None:
     keys = [key for key in storage.list("current/") if POINTER_PATTERN.fullmatch(key)]
     if not keys:
         return None
+    # Keys are listed in order, and all numbers have eight digits, so the last key is the newest.
     data = storage.get(keys[-1])
     parse_json(data, storage.location(keys[-1]))
     try:

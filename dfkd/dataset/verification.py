@@ -80,6 +80,7 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
     if not isinstance(parts, dict) or not all(map(_PART_NAME.fullmatch, parts)):
         yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {_REMEDY}"
         return
+    # The names were checked first, because they become keys.
     for name, digest in parts.items():
         if sha256_object(storage, layout.prompts(name)) != digest:
             where = storage.location(layout.prompts(name))

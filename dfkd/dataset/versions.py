@@ -145,6 +145,7 @@ class Version:
         )
 
         def refer(receipt: Receipt) -> None:
+            # The base may have carried the shard over itself; then it names the holder.
             holder = receipt.version or base.id
             carried = replace(receipt, fingerprint=self.fingerprint, version=holder)
             self.storage.put_if_absent(layout.receipt(receipt.task), encode_receipt(carried))
@@ -208,6 +209,8 @@ class Version:
     def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
         """The receipt of a tar's bytes, which must hold all images of the task but the failed."""
         shard = layout.shard(task.id)
+        # All samples are parsed and not only counted, so that a receipt never vouches for a shard
+        # that no reader can open.
         missing = {sample_key(task.class_index, index): index for index in task.indices}
         count = 0
         for sample in parse_shard(data, shard):

@@ -82,6 +82,7 @@ class PseudoWords:
             rows.append(row)
             positions.append(position)
             longest = max(longest, length)
+        # A tower that is not causal also attends to the padding, so it needs the whole context.
         width = longest if self.teacher.causal else self.teacher.context_length
         device = self.teacher.token_table.device
         return torch.stack(rows)[:, :width].to(device), torch.tensor(positions, device=device)

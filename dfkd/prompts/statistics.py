@@ -29,6 +29,7 @@ def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
     for table in tables:
         labels = table["class_index"].to_numpy()
         final.add(np.stack(table["embedding"].to_numpy()), labels)
+        # Only contrastive prompts have starting points.
         if table["initial"].null_count == 0:
             initial.add(np.stack(table["initial"].to_numpy()), labels)
             first_losses += table["loss_first"].to_pylist()

@@ -153,6 +153,7 @@ class ShardMaker:
         """The samples by class index, and the requests that failed at every attempt."""
         pending: dict[int, list[_PendingSample]] = defaultdict(list)
         for attempt in range(MAX_ATTEMPTS):
+            # The same seed would diverge again, so each attempt derives another one.
             failed = []
             for batch, results in self._batches(requests, attempt, encoder, on_step):
                 for request, result in zip(batch, results, strict=True):
@@ -199,6 +200,7 @@ class ShardMaker:
             self._halve(len(batch))
 
     def _halve(self, tried: int) -> None:
+        # A smaller coupled batch gives other images, and results must not depend on memory.
         if self.coupled:
             section = "synthesis" if self.generator else f"inversion.{self.manifest.method}"
             raise DfkdError(
@@ -224,6 +226,7 @@ class ShardMaker:
         seeds = [image_seed(self.manifest, r.class_index, r.index, attempt) for r in batch]
         images = self._pixels(batch, seeds, on_step)
         pixels = images.pixels.numpy()
+        # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
         results: list[_PendingSample | None] = []
         # A coupled method makes a whole part at once, which may be too large for one teacher pass.

@@ -87,6 +87,7 @@ class CmiInverter(Inverter):
             context.seed_of("generator"),
             device,
         )
+        # The width of the features depends on the teacher, so one image is passed through it.
         with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
             width = self._features(torch.zeros(1, 3, side, side, device=device))[1].shape[1]
         self.head = build_seeded(
@@ -264,18 +265,23 @@ class ImagePool:
         return torch.stack(images)
 
 
-def contrastive_loss(local: Tensor, whole: Tensor, own: int, temperature: float) -> Tensor:
+def contrastive_loss(crops: Tensor, light: Tensor, batch_size: int, temperature: float) -> Tensor:
     """L_cr: a scalar.
 
     Args:
-        local: unit vectors [N, D] of strongly cropped views, the batch's `own` rows first.
-        whole: of the lightly cropped ones, in the same order; they get no gradient.
+        crops: unit vectors [N, D] of strongly cropped views; the first `batch_size` rows are the
+            batch, the others come from the bank.
+        light: unit vectors [N, D] of lightly cropped views in the same order, without gradient.
+        batch_size: number of images in the batch.
+        temperature: tau.
     """
-    logits = local @ whole.detach().T / temperature
+    # Row i is a classification over all lightly cropped views, whose correct answer is view i.
+    logits = crops @ light.detach().T / temperature
     losses = F.cross_entropy(
         logits, torch.arange(len(logits), device=logits.device), reduction="none"
     )
-    return losses[:own].mean() + (losses[own:].mean() if len(losses) > own else 0)
+    bank_losses = losses[batch_size:]
+    return losses[:batch_size].mean() + (bank_losses.mean() if len(bank_losses) else 0)
 
 
 def disagreement(student: Tensor, taught: Tensor) -> Tensor:

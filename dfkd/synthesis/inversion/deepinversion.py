@@ -115,15 +115,15 @@ class _Batch:
             self.images.data.clamp_(*self.range)
         return best, best_losses
 
-    def _losses(self, seen: Tensor) -> Tensor:
+    def _losses(self, images: Tensor) -> Tensor:
         """The loss [B] of each image: its cross-entropy plus the terms of the whole batch."""
-        logits = self.classifier.logits(self.classifier.pixels(seen))
-        own = F.cross_entropy(logits, self.labels, reduction="none")
+        logits = self.classifier.logits(self.classifier.pixels(images))
+        # The batch terms are added to each image; the mean over the batch counts them once.
         return (
-            own
+            F.cross_entropy(logits, self.labels, reduction="none")
             + BATCH_NORM_WEIGHT * batch_norm_loss(self.taps.read, FIRST_LAYER_FACTOR)
-            + TOTAL_VARIATION_WEIGHT * total_variation(seen)
-            + NORM_WEIGHT * mean_norm(seen)
+            + TOTAL_VARIATION_WEIGHT * total_variation(images)
+            + NORM_WEIGHT * mean_norm(images)
         )
 
 

@@ -18,10 +18,10 @@ def stage_taps(teacher: Teacher) -> Taps[Tensor]:
     named = list(visual.named_modules())
     stages = [module for name, module in named if re.fullmatch(r"(.*\.)?layer\d", name)]
     tapped = stages or layers(visual)
-    return Taps(tapped, lambda module, seen, output: seen.float().flatten(2).mean(dim=2))
+    return Taps(tapped, lambda module, entering, output: entering.float().flatten(2).mean(dim=2))
 
 
 def embedding_taps(teacher: Teacher) -> Taps[Tensor]:
     """A tap on the image embedding [N, E] before it is normalised."""
     visual: Any = teacher.model.visual
-    return Taps([visual], lambda module, seen, output: output.float())
+    return Taps([visual], lambda module, entering, output: output.float())

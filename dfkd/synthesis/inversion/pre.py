@@ -139,7 +139,7 @@ class PreInverter(Inverter):
                 loss = self.train_round(remembers=number > 0)
                 if on_step is not None:
                     on_step(number, loss[None])
-                sampler.take(number, self.seen, loss)
+                sampler.take(number, self.training_images, loss)
             return sampler.assigned(self.classifier)
 
     def train_round(self, remembers: bool) -> Tensor:
@@ -158,7 +158,7 @@ class PreInverter(Inverter):
                 self._memory_step(novel, remembers)
         return loss
 
-    def seen(self) -> Tensor:
+    def training_images(self) -> Tensor:
         """Pixels [B, 3, S, S], novel and replayed in the student's proportion, in random order."""
         self.memory.eval()
         images = torch.cat([self.novelty(self._latents(self.config.batch_size)), self._replayed()])
@@ -203,6 +203,7 @@ class PreInverter(Inverter):
             + ENTROPY_WEIGHT * class_entropy_loss(logits)
             + moment_penalty(latents)
         )
+        # Only the latents get a gradient, because the memory is trained in `_memory_step`.
         (latents.grad,) = torch.autograd.grad(loss, [latents])
         optimizer.step()
         with torch.no_grad():

@@ -128,7 +128,7 @@ def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -
     game = PreInverter(classifier, course(), Inversion(pre=GAME))
     before = [parameter.clone() for parameter in game.memory.parameters()]
     with torch.no_grad():  # as the harvest asks
-        seen = game.seen()
+        seen = game.training_images()
     assert game._replayed().shape == (2, 3, 64, 64)
     assert seen.shape == (16 + 2, 3, 64, 64)
     after = game.memory.parameters()
