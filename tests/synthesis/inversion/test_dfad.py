@@ -65,8 +65,11 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(teacher: 
     config = Dfad(student_steps=3, batch_size=4, latent=8, width=4)
     game = DfadInverter(classifier, course(), Inversion(dfad=config))
     learned: list[Tensor] = []
-    learn = game.learner.learn
-    game.learner.learn = lambda pixels, taught: (learned.append(pixels), learn(pixels, taught))[1]  # type: ignore[method-assign, func-returns-value]
+    train_step = game.learner.train_step
+    game.learner.train_step = lambda pixels, taught: (
+        learned.append(pixels),
+        train_step(pixels, taught),
+    )[1]  # type: ignore[method-assign, func-returns-value]
     before = [parameter.clone() for parameter in game.generator.parameters()]
     game.train_round()
     assert len(learned) == 3

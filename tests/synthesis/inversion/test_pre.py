@@ -118,7 +118,7 @@ def test_the_memory_replays_to_itself_from_the_second_round_on(
         told.append(remembers)
         return play(remembers)
 
-    monkeypatch.setattr(game, "play", watched)
+    monkeypatch.setattr(game, "train_round", watched)
     game.make(run)
     assert told == [False, True, True, True]
 
