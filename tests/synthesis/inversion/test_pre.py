@@ -112,11 +112,11 @@ def test_the_memory_replays_to_itself_from_the_second_round_on(
     classifier, run = problem(teacher, 0, 1)
     game = PreInverter(classifier, course(2), Inversion(pre=GAME))
     told: list[bool] = []
-    play = game.play
+    train_round = game.train_round
 
     def watched(remembers: bool) -> Tensor:
         told.append(remembers)
-        return play(remembers)
+        return train_round(remembers)
 
     monkeypatch.setattr(game, "train_round", watched)
     game.make(run)
