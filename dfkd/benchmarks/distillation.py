@@ -1,4 +1,4 @@
-"""Speed of distillation: one rank without reading shards, and real ranks that read them."""
+"""How fast a student learns: one rank without the reading of shards, and real ranks that read."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ from dfkd.distillation.distiller import Distiller, Schedule, TargetFunction
 from dfkd.distillation.labels import live_targets
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process, device_name, pick_device
@@ -41,73 +41,72 @@ from dfkd.utils.strict_json import canonical
 STEPS = 2
 """Training steps of one timed repeat."""
 BATCHES = (0.5, 2)
-"""Other batch sizes, relative to the manifest's."""
+"""Other batches than the manifest's, as shares of it."""
 UNLIMITED_STEPS = 1_000_000
 
 UNIT = "images/s"
 LIVE, STORED = "distillation, live labels", "distillation, stored labels"
 PLAIN, WARMUP = "plain loop", "warm-up, stored labels"
 RANKS = (1, 2)
-RANK_WARMUP, RANK_STEPS = 3, 12
+RANK_WARM, RANK_STEPS = 3, 12
 """Steps before the clock starts, and under it."""
 RESULT_FILE = "ranks.json"
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Images per second with live and with stored labels, for the manifest's student and batch
-    size.
+    """Images a second with live and with stored labels, of the manifest's student and batch.
 
     Returns:
-        `figures`, also for other batch sizes and for the warm-up; for live labels the counted
-        `flop_per_image`, and a `profile` of our loop and of the plain loop: seconds of `STEPS`
-        steps by operation.
+        `figures`, also of other batches and of the warm-up; of live labels `flop_per_image` as
+        counted, and a `profile` of ours and of the plain loop: seconds of `STEPS` steps by
+        operation.
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
     batch, limit = _batch(manifest, config.batch_size), f"convolution, {config.precision}"
     main = _training(manifest, batch, device, teacher)
-    flop_per_image = operations(main) / (STEPS * config.batch_size)
-    variants = {
+    each = operations(main) / (STEPS * config.batch_size)
+    others = {
         f"{LIVE}, batch of {rows}": _training(manifest, _batch(manifest, rows), device, teacher)
         for rows in (int(part * config.batch_size) for part in BATCHES)
     }
-    variants[STORED] = _training(manifest, batch, device, None)
-    variants[PLAIN] = _plain_loop(manifest, batch, device)
-    variants[WARMUP] = _warming(manifest, batch, device)
-    rates = time_in_turns(
-        {LIVE: main, **variants, limit: reference.convolution(device, config.precision)}, repeats
+    others[STORED] = _training(manifest, batch, device, None)
+    others[PLAIN] = _plain_loop(manifest, batch, device)
+    others[WARMUP] = _warming(manifest, batch, device)
+    found = time_in_turns(
+        {LIVE: main, **others, limit: reference.convolution(device, config.precision)}, repeats
     )
     share, ratio = (
-        median_ratio(rates[LIVE], rates[limit], flop_per_image),
-        median_ratio(rates[LIVE], rates[PLAIN]),
+        median_ratio(found[LIVE], found[limit], each),
+        median_ratio(found[LIVE], found[PLAIN]),
     )
     figures = [
-        Figure(LIVE, UNIT, rates[LIVE], limit, share, PLAIN, ratio),
-        *(compared_with_peer(LIVE, name, UNIT, rates) for name in variants),
-        Figure(limit, "FLOP/s", rates[limit]),
+        Figure(LIVE, UNIT, found[LIVE], limit, share, PLAIN, ratio),
+        *(compared_with_peer(LIVE, name, UNIT, found) for name in others),
+        Figure(limit, "FLOP/s", found[limit]),
     ]
     return {
-        "flop_per_image": flop_per_image,
+        "flop_per_image": each,
         "figures": [figure.as_dict() for figure in figures],
-        "profile": {LIVE: profile(main), PLAIN: profile(variants[PLAIN])},
+        "profile": {LIVE: profile(main), PLAIN: profile(others[PLAIN])},
     }
 
 
 def _training(
     manifest: Manifest, batch: Batch, device: torch.device, teacher: Teacher | None
 ) -> Call:
-    """Steps of a new student on one batch; without a teacher it uses stored labels."""
+    """Steps of a fresh student on one batch; without a teacher on stored labels."""
     config = manifest.distillation if teacher else _stored(manifest)
-    label = live_targets(teacher, class_texts(manifest, teacher)) if teacher else None
+    label = live_targets(teacher, class_text_embeddings(manifest, teacher)) if teacher else None
     return _steps(_distiller(manifest, config, device, label), batch)
 
 
 def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """The loop as the paper states it, in float32, on networks in their published layout."""
+    """The loop that the paper states, in float32, on networks as they are published."""
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     student = _student(manifest, manifest.distillation).to(device).train()
     reference.as_published(teacher.model, student)
-    texts, pixels = class_texts(manifest, teacher), batch.pixels.to(device).float() / 255
+    texts, pixels = class_text_embeddings(manifest, teacher), batch.pixels.to(device).float() / 255
 
     def call() -> float:
         reference.plain_distillation(student, teacher, texts, pixels, STEPS)
@@ -117,7 +116,7 @@ def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
 
 
 def _warming(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """Steps of the warm-up, which runs the frozen backbone."""
+    """Steps of a warm-up that runs the frozen backbone."""
     return _steps(_distiller(manifest, _stored(manifest), device, warmup=UNLIMITED_STEPS), batch)
 
 
@@ -149,13 +148,13 @@ def _distiller(
 
 
 def _student(manifest: Manifest, config: Distillation) -> Student:
-    """An untrained student."""
+    """That nobody has trained."""
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     return build(config, classes, size, seed=0, cache=manifest.cache)
 
 
 def _batch(manifest: Manifest, rows: int) -> Batch:
-    """A batch of noise; the labels cycle through all classes."""
+    """Noise, with labels of every class in turn."""
     size = manifest.synthesis.image_size
     noise = torch.Generator().manual_seed(0)
     return Batch(
@@ -168,17 +167,17 @@ def _batch(manifest: Manifest, rows: int) -> Batch:
 def ranks(
     manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int
 ) -> dict[str, Any]:
-    """Images per second of one rank and of two, each with its own core or GPU.
+    """Images a second of one rank and of two, each with a core (or a GPU) of its own.
 
-    They read a version of noise shard by shard; shards are verified and not cached.
+    They read a version of noise, shard after shard, verified and never cached.
 
     Args:
-        manifest: for student, image size and batch size.
+        manifest: whose student, size and batch are taken.
         per_class: images of each class.
-        multiples: batch sizes relative to the manifest's; all ranks share a batch.
+        multiples: of the manifest's batch, that all ranks share.
 
     Returns:
-        `figures`, and `waiting`: the share of a rank's time spent waiting for data, by figure.
+        `figures`, and `waiting`: by figure the share of a rank's time in which it waits for data.
     """
     figures: list[Figure] = []
     waiting: dict[str, Any] = {}
@@ -192,9 +191,9 @@ def ranks(
                 [_run_ranks(sized, version, count) for count in RANKS] for _ in range(repeats)
             ]
         speeds = [[turn[i]["images_per_s"] for turn in rounds] for i in range(len(RANKS))]
-        rates = dict(zip(names, speeds, strict=True))
+        found = dict(zip(names, speeds, strict=True))
         figures += [Figure(names[0], UNIT, tuple(speeds[0]))]
-        figures += [compared_with_peer(names[0], name, UNIT, rates) for name in names[1:]]
+        figures += [compared_with_peer(names[0], name, UNIT, found) for name in names[1:]]
         waiting |= {
             name: spread([turn[i]["waiting"] for turn in rounds]) for i, name in enumerate(names)
         }
@@ -222,14 +221,12 @@ def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]
         gpu=workers.gpu,
     )
     run_ranks(_timed, {"job": job}, "benchmark", workers)
-    result: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
-    return result
+    found: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
+    return found
 
 
 def _timed(config: dict[str, Any]) -> None:
-    """Train for one epoch's steps on every rank; the first rank writes its speed and waiting
-    time.
-    """
+    """One epoch of steps on every rank; the first writes down its speed and its waiting."""
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -240,21 +237,20 @@ def _timed(config: dict[str, Any]) -> None:
     size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
     stream = Stream(version, size, batch, job.seed, RankShare(rank, world), cache_bytes=0)
     distiller = open_distiller(job, version, stream, rank, world)
-    # Skip the first steps, in which kernels are chosen and buffers fill.
-    spans = list(itertools.islice(_spans(distiller, stream), RANK_WARMUP, RANK_WARMUP + RANK_STEPS))
+    spans = list(itertools.islice(_spans(distiller, stream), RANK_WARM, RANK_WARM + RANK_STEPS))
     waited, seconds = sum(wait for wait, _ in spans), sum(wait + work for wait, work in spans)
     if rank == 0:
-        result = {"images_per_s": RANK_STEPS * batch / seconds, "waiting": waited / seconds}
-        root.put(RESULT_FILE, canonical(result))
+        found = {"images_per_s": RANK_STEPS * batch / seconds, "waiting": waited / seconds}
+        root.put(RESULT_FILE, canonical(found))
 
 
 def _spans(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, float]]:
-    """Yield the seconds of waiting and of work of each step, epoch after epoch."""
+    """Seconds of waiting and of work of each step, epoch after epoch."""
     for epoch in itertools.count():
-        requested = time.perf_counter()
+        asked = time.perf_counter()
         for batch in stream.batches(epoch):
-            received = time.perf_counter()
-            distiller.advance(batch).loss.item()  # `item` waits for the GPU
+            given = time.perf_counter()
+            distiller.advance(batch).loss.item()  # which waits for a GPU
             done = time.perf_counter()
-            yield received - requested, done - received
-            requested = done
+            yield given - asked, done - given
+            asked = done

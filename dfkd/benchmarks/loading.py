@@ -1,5 +1,5 @@
-"""Reading speed of a published version compared with bare decoding on one core, and how evenly
-batches mix the classes compared with uniform shuffling.
+"""How fast a published version is read, beside bare decoding of the same bytes on one core, and how
+well an epoch mixes its classes, beside uniform shuffling.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from dfkd.benchmarks.measure import Call, Figure, median_ratio, time_in_turns
 from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import BUFFER_BYTES, Stream
-from dfkd.dataset.sampling_order import Numbers, mixed, reading_order, run_bounds, run_length
+from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.storage.local import open_storage
 
@@ -22,17 +22,16 @@ BATCH = 48
 SIZES = (64, 128, 224)
 """Pixels a side."""
 CLASSES = {7: 3000, 65: 3000, 345: 300}
-"""Images per class by number of classes: PACS, Office-Home and DomainNet at full size."""
+"""How many, and the images of each: PACS, Office-Home and DomainNet at full size."""
 SHARD, IMAGE_BYTES, MIXED_BATCH, EPOCHS = 100, 100_000, 128, 3
 """Of the orders whose batches are counted."""
 
 
 def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
-    """Images per second of one rank that reads and verifies versions of noise, one for each image
-    size.
+    """Images a second of one rank that reads and verifies versions of noise, one an image size.
 
     Args:
-        manifest: for its classes and storage (a disk or an S3 server).
+        manifest: whose classes and storage, a disk or an S3 server, are taken.
         per_class: images of each class.
 
     Returns:
@@ -70,77 +69,66 @@ def _figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]
             decode_image(image, ImageReadMode.RGB)
         return float(len(images))
 
-    rates = time_in_turns({"read": read, "decode": decode, "raw": _read_and_hash(version)}, repeats)
+    found = time_in_turns({"read": read, "decode": decode, "raw": _read_and_hash(version)}, repeats)
     decoding, reading = f"bare decoding, {size} px", f"reading and sha256, {size} px"
     return [
         Figure(
             f"stream, {size} px",
             "images/s",
-            rates["read"],
+            found["read"],
             decoding,
-            median_ratio(rates["read"], rates["decode"]),
+            median_ratio(found["read"], found["decode"]),
         ),
-        Figure(decoding, "images/s", rates["decode"]),
-        Figure(reading, "B/s", rates["raw"]),
+        Figure(decoding, "images/s", found["decode"]),
+        Figure(reading, "B/s", found["raw"]),
     ]
 
 
 def mixing(classes: int) -> list[Figure]:
-    """How evenly batches contain the classes: the stream's order, whole shards, and uniform
-    shuffling.
+    """How evenly batches hold the classes: the stream's, of whole shards, and uniform shuffling's.
 
-    Only orders are computed. Shards hold one class, and the buffer holds a part of the images.
+    Counted on orders alone. Shards hold one class, and the buffer a part of the images.
     """
     buffer = BUFFER_BYTES // IMAGE_BYTES
-    per_class = CLASSES[classes]
-    counts = [SHARD] * (classes * per_class // SHARD)
+    each = CLASSES[classes]
+    counts = [SHARD] * (classes * each // SHARD)
     lengths = {"runs": run_length(buffer, MIXED_BATCH), "whole shards": SHARD, "uniform": 1}
-    by_order: dict[str, list[tuple[float, float]]] = {name: [] for name in lengths}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in lengths}
     for epoch in range(EPOCHS):
         generator = np.random.default_rng(epoch)
         for name, length in lengths.items():
             order = reading_order(run_bounds(counts, length), generator)
             if name != "uniform":
-                order = mixed(order, buffer, generator)
-            # Shards hold one class each, in order, so an image's class is its position //
-            # per_class.
-            labels = order[: len(order) // MIXED_BATCH * MIXED_BATCH] // per_class
-            by_order[name].append(_evenness(labels.reshape(-1, MIXED_BATCH), classes))
-    return [
-        figure
-        for measure_index in (0, 1)
-        for figure in _compared_with_uniform(by_order, measure_index, classes)
-    ]
+                order = shuffled(order, buffer, generator)
+            labels = order[: len(order) // MIXED_BATCH * MIXED_BATCH] // each
+            found[name].append(_evenness(labels.reshape(-1, MIXED_BATCH), classes))
+    return [figure for place in (0, 1) for figure in _compared_with_uniform(found, place, classes)]
 
 
-def _evenness(labels: Numbers, classes: int) -> tuple[float, float]:
-    """For labels [batches, images]: standard deviation of a class's share in %, and mean number
-    of absent classes.
-    """
+def _evenness(labels: Indices, classes: int) -> tuple[float, float]:
+    """Of [batches, images]: standard deviation of a class's share in %, classes that are absent."""
     counts = np.stack([np.bincount(row, minlength=classes) for row in labels])
     deviation = np.sqrt(counts.var(axis=0).mean()) / labels.shape[1]
     return 100 * float(deviation), float((counts == 0).sum(axis=1).mean())
 
 
 def _compared_with_uniform(
-    by_order: Mapping[str, Sequence[tuple[float, float]]], measure_index: int, classes: int
+    found: Mapping[str, Sequence[tuple[float, float]]], place: int, classes: int
 ) -> Iterator[Figure]:
-    quantity, unit = (("a class's share varies", "%"), ("absent classes", "a batch"))[measure_index]
-    values = {
-        name: tuple(each[measure_index] for each in pairs) for name, pairs in by_order.items()
-    }
+    what, unit = (("a class's share varies", "%"), ("absent classes", "a batch"))[place]
+    values = {name: tuple(each[place] for each in pairs) for name, pairs in found.items()}
     uniform = values.pop("uniform")
     if not min(uniform):
-        return  # no class is ever absent, so there is no ratio
-    peer = f"{quantity}, {classes} classes, uniform"
+        return  # no class is ever absent
+    peer = f"{what}, {classes} classes, uniform"
     for name, some in values.items():
         ratio = median_ratio(some, uniform)
-        yield Figure(f"{quantity}, {classes} classes, {name}", unit, some, peer=peer, ratio=ratio)
+        yield Figure(f"{what}, {classes} classes, {name}", unit, some, peer=peer, ratio=ratio)
     yield Figure(peer, unit, uniform)
 
 
 def _read_and_hash(version: PublishedVersion) -> Call:
-    """Fetch all shards and hash them; the units are bytes."""
+    """Fetch all shards and hash them; its units are bytes."""
 
     def call() -> float:
         total = 0

@@ -23,7 +23,7 @@ from dfkd.config.plan import part_count
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import Problem, PromptBank
-from dfkd.prompts.maker import PromptMaker, class_texts
+from dfkd.prompts.maker import PromptMaker, class_text_embeddings
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.statistics import statistics
 
@@ -152,7 +152,7 @@ def example(
     Args:
         bank: number of embeddings in the bank; 0 uses the manifest's.
     """
-    texts = class_texts(manifest, teacher)
+    texts = class_text_embeddings(manifest, teacher)
     labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
     size = bank or manifest.prompts.contrastive.bank
     memory = PromptBank(size)

@@ -17,7 +17,7 @@ from dfkd.distillation.augmentation import augment
 from dfkd.models.generator import VQGAN, to_pixels
 from dfkd.models.student import Student
 from dfkd.models.teacher import Teacher, distances, spherical_distance
-from dfkd.prompts.contrastive import contrast
+from dfkd.prompts.contrastive import contrastive_loss
 from dfkd.prompts.pseudo_words import PseudoWords, encode_whole
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
@@ -130,7 +130,7 @@ def plain_prompts(
         texts = _sentences(teacher, words, names, [words.template] * len(names), pseudo)
         disturbed = [words.disturbed(name, "shuffle", 0.3, draw) for name in names]
         positives = _sentences(teacher, words, names, disturbed, pseudo)
-        loss = contrast(texts, positives, labels, remembered, 0.1, within_class=False)
+        loss = contrastive_loss(texts, positives, labels, remembered, 0.1, within_class=False)
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()

@@ -20,9 +20,9 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.shard_maker import first_batch
+from dfkd.synthesis.shard_maker import initial_batch_size
 from dfkd.utils.types import Precision
 
 STEPS = 4
@@ -44,8 +44,8 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """
     config = dataclasses.replace(manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,))
     models = _models(manifest, device, config.precision)
-    text = class_texts(manifest, models[0])[:1]
-    batch, limit = first_batch(config, device), f"convolution, {config.precision}"
+    text = class_text_embeddings(manifest, models[0])[:1]
+    batch, limit = initial_batch_size(config, device), f"convolution, {config.precision}"
     main = _ours(*models, config, text, batch)
     flop_per_step = operations(main) / (STEPS * batch)
     variants = _variants(manifest, device, models, config, text, batch)

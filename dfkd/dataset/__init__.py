@@ -1,6 +1,6 @@
 """Synthetic data sets: WebDataset shards, published as versions, read as batches.
 
-In: samples of finished tasks. Out: shards with receipts, a version whose index and manifest vouch
-for every sample, and a shuffled stream of batches. Begin with `versions.py` (begin, commit,
-publish, verify), then `shards.py` (the format) and `loader.py` (training's reader).
+Input: samples of finished tasks. Output: shards with receipts, a version whose index and manifest
+hold the hash of every sample, and a shuffled stream of batches. Begin with `versions.py` (begin,
+commit, publish, verify), then read `shards.py` (the format) and `loader.py` (the training reader).
 """

@@ -1,7 +1,7 @@
-"""A version of a chained method: its parts are made in order, and storage keeps what they carry.
+"""A version of a chained method: parts are made in order, and storage keeps the state between them.
 
-After each part the state that the next one starts from is written, and so a killed run costs the
-part at work. A state holds tensors alone (safetensors) with their sha256, which a reader checks.
+The state is written after each part, so a killed run loses only the part in progress. A state holds
+tensors only (safetensors), with their sha256, which a reader checks.
 """
 
 import io
@@ -29,57 +29,62 @@ class Chain:
 
     @property
     def states(self) -> Checkpoints:
-        """What the run carries, by the number of parts that are made."""
+        """The carried states; state `n` is what part `n` starts from."""
         return Checkpoints(self.version.storage.child("state"))
 
     def units(self, manifest: Manifest, done: Container[str]) -> Iterator[Unit | None]:
-        """The parts that are left, from the newest state on; None while the one before is at work.
+        """Yield the remaining parts, from the newest state on; None while the previous part runs.
 
-        A part that lacks no task is made again if its state is gone, as when a regeneration carries
-        it over, or a run was killed before it wrote the state.
+        A part whose tasks are all done is made again if its state is missing. That happens when a
+        regeneration carries the part over, or when a run was killed before it wrote the state.
         """
-        left = {unit.part: unit for unit in units(manifest, done)}
-        if not left:
+        remaining = {unit.part: unit for unit in units(manifest, done)}
+        if not remaining:
             return
-        if self.states.newest() > min(left):
-            self.states.clear()  # somebody has removed a receipt: begin anew
+        if self.states.newest() > min(remaining):
+            # A receipt was deleted after its part had finished. Old states are not kept, so the
+            # chain starts again from its first part.
+            self.states.clear()
         first = self.states.newest()
         numbered = enumerate(parts(manifest))
-        for part, together in islice(numbered, first, max(left) + 1):
+        for part, tasks in islice(numbered, first, max(remaining) + 1):
             while part > first and self.states.newest() < part:
                 yield None
-            yield left.get(part) or Unit((), together)
+            # A unit without missing tasks writes no shard and only rebuilds the state.
+            yield remaining.get(part) or Unit((), tasks)
 
     def keep(self, manifest: Manifest, part: int, state: dict[str, Tensor]) -> None:
-        """Write what a part has left to the next, once its tasks have their receipts."""
+        """Write the state after a part; call it when all tasks of the part have receipts."""
         if part + 1 < part_count(manifest):
             self.states.write(part + 1, state)
 
     def images(self, manifest: Manifest, part: int) -> Tensor:
-        """The images of a finished part, uint8 [N, H, W, 3], in the order of class and index.
+        """The images of a finished part, uint8 [N, H, W, 3], ordered by class and index.
 
         Raises:
-            CorruptionError: a shard is not what its receipt says.
+            CorruptionError: a shard does not match its receipt.
         """
-        (together,) = islice(parts(manifest), part, part + 1)
-        receipts = [self.version.receipt(task) for task in together]
-        pictures = [
+        (tasks,) = islice(parts(manifest), part, part + 1)
+        receipts = [self.version.receipt(task) for task in tasks]
+        images = [
             np.asarray(Image.open(io.BytesIO(sample.image)).convert("RGB"))
             for receipt in receipts
             for sample in read_shard(self.version.home.get(receipt.key), receipt)
         ]
-        return torch.from_numpy(np.stack(pictures))
+        return torch.from_numpy(np.stack(images))
 
     def close(self, manifest: Manifest, failure: str) -> dict[str, str]:
-        """Drop the states if every task is done.
+        """Delete the states if every task is done.
 
         Args:
-            failure: why a part could not be made, if one could not.
+            failure: why a part failed; empty if none did.
 
         Returns:
-            That reason for each task that is not done: no part can be made after it.
+            `failure` for each unfinished task, because no part can follow a failed one.
         """
-        left = [task.id for unit in units(manifest, self.version.done()) for task in unit.tasks]
-        if not left:
+        unfinished = [
+            task.id for unit in units(manifest, self.version.done()) for task in unit.tasks
+        ]
+        if not unfinished:
             self.states.clear()
-        return dict.fromkeys(left, failure) if failure else {}
+        return dict.fromkeys(unfinished, failure) if failure else {}

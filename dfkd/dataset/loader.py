@@ -1,8 +1,7 @@
-"""A published version as a stream of training batches: verified, mixed, of a length known before.
+"""Stream a published version as training batches: verified, shuffled, of known length.
 
 The order of an epoch is a pure function of (seed, epoch, rank, world), the batch size and the
-version's receipts; how it is read (cached, streamed, with how many threads) changes the speed and
-nothing else.
+version's receipts. Caching and the number of threads change the speed only.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.config.plan import derive_seed
 from dfkd.dataset.random_access import Examples
-from dfkd.dataset.sampling_order import Numbers, mixed, reading_order, run_bounds, run_length
+from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 from dfkd.dataset.shards import Example
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
@@ -31,46 +30,46 @@ from dfkd.utils.images import header_size
 
 T = TypeVar("T")
 
-FORMATS = {"png": "PNG", "jpg": "JPEG"}
+IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG"}
 BUFFER_BYTES = 128 << 20
-"""Encoded images that a streaming rank holds to mix the class-pure shards."""
-RUN_BYTES = 1 << 20
-"""Read by one request at most: a store then spends more time on sending than on finding."""
-FETCHES = 16
-"""Requests at once: over a network each is a round trip."""
+"""Encoded bytes in a streaming rank's shuffle buffer, which mixes the one-class shards."""
+MAX_RUN_BYTES = 1 << 20
+"""Bytes of one request at most; enough that transfer takes longer than the look-up in the store."""
+CONCURRENT_READS = 16
+"""Requests in flight, because each one costs a network round trip."""
 CACHE_BYTES = 256 << 20
-"""A version whose decoded images fit is decoded once and kept."""
-AHEAD = 2
-"""Batches decoded before they are needed."""
+"""A version whose decoded images fit into this many bytes is decoded once and kept in memory."""
+PREFETCH_BATCHES = 2
+"""Batches decoded ahead of the training step."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what the teacher said about them when they were made."""
+    """Images with the teacher's distances from the time of their synthesis."""
 
     pixels: Tensor
-    """uint8 [B, 3, H, W], channels last: as images are decoded, and as the student takes them."""
+    """uint8 [B, 3, H, W] in channels-last memory, the layout of the decoder and of the student."""
     distances: Tensor
-    """float32 [B, M], of the plain image."""
+    """float32 [B, M], the teacher's distances to the class texts for the image without views."""
     labels: Tensor
     """int64 [B], the class that each image was made for."""
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """Which part of every global batch is this rank's, and how many threads read for it."""
+    """The part of every global batch that belongs to one rank, and its number of threads."""
 
     rank: int = 0
     world: int = 1
     readers: int = 0
-    """Threads that decode; 0 decodes in the one thread that reads ahead."""
+    """Decoding threads; 0 decodes in the prefetch thread."""
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """floor(images / batch_size): every rank makes exactly as many, so that none waits for another.
+    """floor(images / batch_size), the same for every rank, so that no rank waits for another.
 
     Raises:
-        ManifestError: there is not one whole batch.
+        ManifestError: `images` is smaller than one batch.
     """
     if images < batch_size:
         raise ManifestError(
@@ -83,10 +82,10 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 class Stream:
-    """Batches of a published version for one rank; its state is (epoch, step), kept by the caller.
+    """Batches of a published version for one rank. The caller keeps the state (epoch, step).
 
-    To resume is to ask for `batches(epoch, step)`, at any world size. An epoch shows each sample
-    once, to one rank, but for the last incomplete batch; every rank sees equally many.
+    `batches(epoch, step)` resumes, at any world size. In an epoch each sample is seen once, by one
+    rank, except for those of the last incomplete batch. All ranks take the same number of steps.
     """
 
     def __init__(
@@ -99,10 +98,10 @@ class Stream:
         cache_bytes: int = CACHE_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
-        """`batch_size` counts the images of one step over all ranks.
+        """Read the index; `batch_size` counts the images of one step over all ranks.
 
         Raises:
-            ManifestError: fewer images than a batch.
+            ManifestError: the version holds fewer images than a batch.
             CorruptionError: the version's index is not what was published.
         """
         self.version, self.image_size, self.seed, self.share = version, image_size, seed, share
@@ -110,54 +109,59 @@ class Stream:
         self.shards = self.examples.shards
         images = len(self.examples)
         self.steps = steps_per_epoch(images, batch_size)
-        equal, over = divmod(batch_size, share.world)  # the first ranks have one image more
-        self.rows = equal + (share.rank < over)
-        self.before = share.rank * equal + min(share.rank, over)
+        # The first `remainder` ranks take one image more, so any world size gives the same batch.
+        quotient, remainder = divmod(batch_size, share.world)
+        self.rows = quotient + (share.rank < remainder)
+        self._offset = share.rank * quotient + min(share.rank, remainder)
         mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
-        run = min(run_length(self.buffer, self.rows), max(1, int(RUN_BYTES / mean_bytes)))
-        self.runs = run_bounds([receipt.samples for receipt in self.shards], run)
+        length = min(run_length(self.buffer, self.rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
+        self.runs = run_bounds([receipt.samples for receipt in self.shards], length)
         self.cached = images * 3 * image_size**2 <= cache_bytes
 
     @cached_property
     def _cache(self) -> "_Cache":
         return _Cache(len(self.examples), self.image_size, len(self.version.classes))
 
-    def order(self, epoch: int) -> Numbers:
-        """The samples that this rank sees in `epoch`: [steps * rows]."""
-        rank, world, start = self.share.rank, self.share.world, self.steps * self.before
-        shuffle = np.random.default_rng(derive_seed("runs", self.seed, epoch))
-        own = reading_order(self.runs, shuffle)[start : start + self.steps * self.rows]
-        mix = np.random.default_rng(derive_seed("samples", self.seed, epoch, rank, world))
-        return mixed(own, self.buffer, mix)
+    def order(self, epoch: int) -> Indices:
+        """The sample numbers that this rank sees in `epoch`, int64 [steps * rows]."""
+        rank, world, start = self.share.rank, self.share.world, self.steps * self._offset
+        # All ranks draw the same order of runs and cut it into disjoint pieces.
+        run_generator = np.random.default_rng(derive_seed("runs", self.seed, epoch))
+        own = reading_order(self.runs, run_generator)[start : start + self.steps * self.rows]
+        sample_seed = derive_seed("samples", self.seed, epoch, rank, world)
+        return shuffled(own, self.buffer, np.random.default_rng(sample_seed))
 
     def batches(self, epoch: int, step: int = 0) -> Generator[Batch]:
-        """The batches of `epoch` from `step` on.
+        """Yield the batches of `epoch`, beginning with `step`.
 
         Raises:
-            CorruptionError: a sample is not what was published; nothing of its run has been used.
+            CorruptionError: a sample is not what was published; no sample of its run was used.
         """
         order = self.order(epoch)[step * self.rows :]
         if self.cached:
             self._cache.fill(self._read(order[~self._cache.filled[order]]))
-            for chosen in _split(order, self.rows):
-                yield self._batch(chosen, *self._cache.take(chosen))
+            for samples in _split(order, self.rows):
+                yield self._batch(samples, *self._cache.take(samples))
         else:
-            with contextlib.closing(_ahead(lambda: self._stream(order), AHEAD)) as batches:
+            with contextlib.closing(
+                _ahead(lambda: self._stream(order), PREFETCH_BATCHES)
+            ) as batches:
                 yield from batches
 
-    def _batch(self, chosen: Numbers, pixels: Tensor, distances: Tensor) -> Batch:
-        labels = torch.from_numpy(self.examples.labels[chosen])
+    def _batch(self, samples: Indices, pixels: Tensor, distances: Tensor) -> Batch:
+        labels = torch.from_numpy(self.examples.labels[samples])
         return Batch(pixels.permute(0, 3, 1, 2), distances, labels)
 
-    def _read(self, order: Numbers) -> Generator[dict[int, Example]]:
-        """The samples of each run that `order` needs, in the order in which it needs them first."""
+    def _read(self, order: Indices) -> Generator[dict[int, Example]]:
+        """Yield the needed samples of one run after another, runs in order of their first use."""
         needed = np.zeros(len(self.examples), bool)
         needed[order] = True
         runs = np.searchsorted(self.runs, order, "right") - 1
-        _, first = np.unique(runs, return_index=True)
+        _, first_uses = np.unique(runs, return_index=True)
 
         def fetch(run: int) -> dict[int, Example]:
+            # A resumed epoch skips the samples of earlier steps, so a run may be needed in part.
             begin, end = self.runs[run : run + 2]
             samples = begin + np.flatnonzero(needed[begin:end])
             examples = self.examples.read(samples)
@@ -165,34 +169,39 @@ class Stream:
                 self._check(example)
             return dict(zip(samples.tolist(), examples, strict=True))
 
-        return _fetched(fetch, runs[np.sort(first)].tolist())
+        return _fetched(fetch, runs[np.sort(first_uses)].tolist())
 
     def _check(self, example: Example) -> None:
         classes = len(self.version.classes)
         if len(example.distances) != classes:
-            wanted = f"must be {classes} numbers, one for each class"
-            raise _unusable(example, "distances.npy", wanted)
+            rule = f"must be {classes} numbers, one for each class"
+            raise _unusable(example, "distances.npy", rule)
 
-    def _stream(self, order: Numbers) -> Generator[Batch]:
-        """Decode in order; a run is fetched at its first sample, and each dropped at its own."""
-        held: dict[int, Example] = {}
+    def _stream(self, order: Indices) -> Generator[Batch]:
+        """Yield decoded batches in order.
+
+        A run is fetched when its first sample is due. Each sample is dropped after its use, so
+        memory holds about one shuffle buffer of encoded images.
+        """
+        fetched: dict[int, Example] = {}
         with (
             contextlib.closing(self._read(order)) as runs,
             ThreadPoolExecutor(max(1, self.share.readers), "dfkd-decode") as pool,
         ):
-            spread = pool.map if self.share.readers else map
-            for chosen in _split(order, self.rows):
+            apply = pool.map if self.share.readers else map
+            for samples in _split(order, self.rows):
                 batch = []
-                for sample in chosen.tolist():
-                    if sample not in held:
-                        held |= next(runs)
-                    batch.append(held.pop(sample))
-                images = list(spread(lambda example: decode(example, self.image_size), batch))
-                yield self._batch(chosen, torch.stack(images), _distances(batch))
+                for sample in samples.tolist():
+                    # `runs` follows the order of first uses, so the next run holds this sample.
+                    if sample not in fetched:
+                        fetched |= next(runs)
+                    batch.append(fetched.pop(sample))
+                images = list(apply(lambda example: decode(example, self.image_size), batch))
+                yield self._batch(samples, torch.stack(images), _distances(batch))
 
 
 class _Cache:
-    """All decoded images of a small version in one tensor, filled as they are first needed."""
+    """All decoded images of a small version in one tensor; each is decoded at its first use."""
 
     def __init__(self, images: int, image_size: int, classes: int) -> None:
         self.image_size = image_size
@@ -201,35 +210,38 @@ class _Cache:
         self.filled = np.zeros(images, bool)
 
     def fill(self, runs: Iterable[dict[int, Example]]) -> None:
-        """Decode and keep some samples, given by number."""
+        """Decode and keep the samples of `runs`, whose keys are sample numbers."""
         for run in runs:
             self.distances[list(run)] = _distances(list(run.values()))
             for sample, example in run.items():
                 self.pixels[sample] = decode(example, self.image_size)
             self.filled[list(run)] = True
 
-    def take(self, chosen: Numbers) -> tuple[Tensor, Tensor]:
-        """Pixels [B, H, W, 3] and distances [B, M] of samples that are there."""
-        return self.pixels[chosen], self.distances[chosen]
+    def take(self, samples: Indices) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 [B, H, W, 3] and distances float32 [B, M] of samples already filled."""
+        return self.pixels[samples], self.distances[samples]
 
 
 def _distances(examples: Sequence[Example]) -> Tensor:
-    """Of some samples, float32 [B, M]."""
+    """The distances of the examples, float32 [B, M]."""
     return torch.from_numpy(np.stack([example.distances for example in examples]))
 
 
-def _split(order: Numbers, rows: int) -> list[Numbers]:
+def _split(order: Indices, rows: int) -> list[Indices]:
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
 def decode(example: Example, image_size: int) -> Tensor:
-    """uint8 [image_size, image_size, 3]; `CorruptionError` if the image is not that.
+    """Decode an image to uint8 [image_size, image_size, 3].
 
-    What the header claims is looked at first: a decoder allocates that much.
+    The size in the header is checked first, because a decoder allocates memory for that size.
+
+    Raises:
+        CorruptionError: the image is unreadable or has another size.
     """
     encoded = torch.frombuffer(bytearray(example.image), dtype=torch.uint8)
     try:
-        size = header_size(example.image, FORMATS[example.extension])
+        size = header_size(example.image, IMAGE_FORMATS[example.extension])
         if size == (image_size, image_size):
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
             return image.permute(1, 2, 0)
@@ -248,27 +260,34 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
     )
 
 
-def _fetched(fetch: Callable[[int], T], wanted: Iterable[int]) -> Generator[T]:
-    """What `fetch` gives for each of `wanted`, in their order, `FETCHES` of them at once."""
-    left = iter(wanted)
-    pool = ThreadPoolExecutor(FETCHES, "dfkd-fetch")
+def _fetched(fetch: Callable[[int], T], numbers: Iterable[int]) -> Generator[T]:
+    """Yield `fetch(number)` for each number in order, with `CONCURRENT_READS` calls in flight."""
+    remaining = iter(numbers)
+    pool = ThreadPoolExecutor(CONCURRENT_READS, "dfkd-fetch")
     try:
-        coming: deque[Future[T]] = deque(pool.submit(fetch, each) for each in islice(left, FETCHES))
-        while coming:
-            found = coming.popleft().result()
-            coming.extend(pool.submit(fetch, each) for each in islice(left, 1))
-            yield found
+        pending: deque[Future[T]] = deque(
+            pool.submit(fetch, number) for number in islice(remaining, CONCURRENT_READS)
+        )
+        while pending:
+            result = pending.popleft().result()
+            # The next call starts before the yield, so it runs while the consumer works.
+            pending.extend(pool.submit(fetch, number) for number in islice(remaining, 1))
+            yield result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
-    """The items of `make()`, made in a thread up to `depth` ahead; its exceptions come through."""
+    """Yield the items of `make()`, which a thread produces up to `depth` ahead.
+
+    An exception in the thread is raised here.
+    """
     done = object()
     ready: queue.Queue[object] = queue.Queue(depth)
     stop = threading.Event()
 
     def put(item: object) -> bool:
+        # A blocking put would hang for ever once the consumer has stopped reading.
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(item, timeout=0.1)
@@ -282,7 +301,7 @@ def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
                     if not put(item):
                         return
             put(done)
-        except BaseException as error:  # raised again where it is awaited
+        except BaseException as error:  # passed to the consumer, which raises it
             put(error)
 
     thread = threading.Thread(target=produce, name="dfkd-ahead", daemon=True)

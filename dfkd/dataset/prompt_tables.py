@@ -1,7 +1,7 @@
-"""Parts of prompts as Parquet: each class in row groups of its own, so that a task reads no others.
+"""Prompt tables as Parquet: each class has its own row groups, so a task reads only its class.
 
-With 1,000 classes a part of contrastive prompts is more than half a gigabyte, and each of its 1,000
-tasks needs a thousandth of it.
+With 1,000 classes a part of contrastive prompts is larger than half a gigabyte, and each of its
+1,000 tasks needs a thousandth of it.
 """
 
 import bisect
@@ -20,18 +20,18 @@ from dfkd.storage.local import Storage
 from dfkd.utils import parquet
 
 CLASS = "class_index"
-"""The column that says whose row it is."""
+"""The column that holds the class of a row."""
 
-NEEDED = (CLASS, "index")
+REQUIRED_COLUMNS = (CLASS, "index")
 REMEDY = "delete it, run again"
 
 
 def encode(table: pa.Table) -> bytes:
-    """A part's table as Parquet, a row group for each run of rows of one class."""
+    """The table of a part as Parquet bytes, one row group for each run of rows of one class."""
     buffer = io.BytesIO()
     labels = table[CLASS].to_numpy()
     edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), table.num_rows]
-    # Statistics of every column of every group would be longer than a class's rows.
+    # Statistics of all columns of every group would take more bytes than the rows of a class.
     options = {"compression": "zstd", "write_statistics": [CLASS]}
     with pq.ParquetWriter(buffer, table.schema, **options) as writer:
         for start, stop in pairwise(edges):
@@ -43,23 +43,23 @@ def read(storage: Storage, key: str) -> pa.Table:
     """All rows of a part.
 
     Raises:
-        CorruptionError: it is no Parquet, or was never written (`MissingObject`).
+        CorruptionError: it is not Parquet, or was never written (`MissingObject`).
     """
-    return parquet.read(storage.get(key), NEEDED, storage.location(key), REMEDY)
+    return parquet.read(storage.get(key), REQUIRED_COLUMNS, storage.location(key), REMEDY)
 
 
 def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
-    """The rows of one class, in the order of `index`, without reading most others'.
+    """The rows of one class, ordered by `index`, without reading most rows of other classes.
 
-    Of a part in the order of `class_index`. Raises as `read` does.
+    The part must be ordered by `class_index`. Raises as `read` does.
     """
 
-    def wanted(metadata: pq.FileMetaData) -> list[int]:
+    def select_groups(metadata: pq.FileMetaData) -> list[int]:
         return _groups(metadata, class_index)
 
-    source = cast(BinaryIO, _Ranged(storage, key, storage.size(key)))
+    source = cast(BinaryIO, _RangeReader(storage, key, storage.size(key)))
     where = storage.location(key)
-    table = parquet.read(source, NEEDED, where, REMEDY, wanted)
+    table = parquet.read(source, REQUIRED_COLUMNS, where, REMEDY, select_groups)
     try:
         return table.filter(pc.equal(table[CLASS], class_index)).sort_by("index")
     except pa.ArrowException as error:
@@ -67,16 +67,17 @@ def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
 
 
 def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
-    """The row groups that may hold a class."""
+    """The numbers of the row groups that may hold a class."""
     column = metadata.schema.names.index(CLASS)
     numbers = range(metadata.num_row_groups)
 
     def bounds(number: int) -> tuple[int, int] | None:
-        known = metadata.row_group(number).column(column).statistics
-        if known is None or not known.has_min_max or not isinstance(known.min, int):
+        statistics = metadata.row_group(number).column(column).statistics
+        if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, int):
             return None
-        return known.min, known.max
+        return statistics.min, statistics.max
 
+    # A file from another writer may lack statistics. Then all groups are read and filtered.
     if any(bounds(number) is None for number in (*numbers[:1], *numbers[-1:])):
         return list(numbers)
     first = bisect.bisect_left(
@@ -89,8 +90,8 @@ def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
 
 
 @dataclass
-class _Ranged(io.RawIOBase):
-    """An object as a seekable file; each read is one request."""
+class _RangeReader(io.RawIOBase):
+    """A stored object as a seekable file; each read is one range request."""
 
     storage: Storage
     key: str

@@ -1,4 +1,4 @@
-"""What publishing writes: index, data card and manifest, all byte-deterministic."""
+"""Write the files of a published version: index, data card and manifest, all byte-deterministic."""
 
 import hashlib
 import math
@@ -15,18 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfkd.config.fingerprint import method_of, sha256_file
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_placed
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
-SCHEMA = 2
-"""Of manifest.json and index.parquet; raised when a reader must know about a change."""
+SCHEMA_VERSION = 2
+"""Format version of manifest.json and index.parquet; raised with every incompatible change."""
 
 INDEX_KEY, CARD_KEY, PROMPTS_KEY = "index.parquet", "README.md", "prompts.json"
 
-INDEX = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
@@ -45,36 +45,39 @@ INDEX = pa.schema(
         pa.field("sha256", pa.binary(32), nullable=False),
     ]
 )
-"""One row per sample: enough to choose or count samples without opening a shard, and to read one
-without reading the others (`start` and `sha256` are a `shards.Place`)."""
+"""One row per sample: enough to select or count samples without opening a shard, and to read one
+sample alone (`start` and `sha256` are a `shards.SampleLocation`)."""
 
 GROUP_ROWS = 8192
-"""Rows of the index in memory at once."""
+"""Rows of the index that are in memory at the same time."""
 
-AHEAD = 16
-"""Shards fetched at once and held: over a network each is a round trip."""
+CONCURRENT_READS = 16
+"""Shards fetched concurrently and held in memory, because each one costs a network round trip."""
 
 
-def index_row(sample: Sample, place: SampleLocation, shard: str) -> dict[str, Any]:
-    """The index's row about one sample."""
-    row = {name: sample.metadata.get(name) for name in INDEX.names}
+def index_row(sample: Sample, location: SampleLocation, shard: str) -> dict[str, Any]:
+    """The row of the index for one sample."""
+    row = {name: sample.metadata.get(name) for name in INDEX_SCHEMA.names}
     own = {"key": sample.key, "shard": shard, "extension": sample.extension}
-    return row | own | vars(place)
+    return row | own | vars(location)
 
 
 @dataclass
 class LabelMoments:
-    """Mean and standard deviation of all distances, summed in float64 in the order of shards."""
+    """Running mean and standard deviation of all distances, in float64.
+
+    Samples are added in the order of shards, so the result is the same to the last bit.
+    """
 
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
     inconsistent: int = 0
-    """Images that the teacher takes for another class than their own."""
+    """Number of images whose nearest class text is not that of their own class."""
 
-    def add(self, distances: np.ndarray[Any, Any], own: int) -> None:
-        """Take the M distances of one image, which is of class `own`, into account."""
-        self.inconsistent += int(not distances.size or distances.argmin() != own)
+    def add(self, distances: np.ndarray[Any, Any], class_index: int) -> None:
+        """Add the distances [M] of one image of class `class_index`."""
+        self.inconsistent += int(not distances.size or distances.argmin() != class_index)
         values = distances.astype(np.float64)
         self.count += values.size
         self.total += float(values.sum())
@@ -82,58 +85,59 @@ class LabelMoments:
 
     @property
     def mean(self) -> float:
-        """Mean distance; 0 without any."""
+        """Mean distance; 0 if there is none."""
         return self.total / self.count if self.count else 0.0
 
     @property
     def std(self) -> float:
-        """Population standard deviation; 0 without any."""
+        """Population standard deviation; 0 if there is none."""
         spread = self.squares / self.count - self.mean**2 if self.count else 0.0
         return math.sqrt(max(spread, 0.0))
 
 
 def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> LabelMoments:
-    """Write index.parquet at `path` from verified shards, one by one; returns label statistics.
+    """Write index.parquet at `path` from verified shards; returns the statistics of the labels.
 
-    `home` is the method's storage, as shards may lie in the folders of several versions.
+    `home` is the storage of the method, because shards may lie in the folders of several versions.
     """
     moments = LabelMoments()
     rows: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
+    with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
         for receipt, data in _fetched(home, receipts):
-            for sample, place in read_placed(data, receipt):
+            for sample, location in read_located(data, receipt):
                 moments.add(sample.arrays["distances"], sample.metadata["class_index"])
-                rows.append(index_row(sample, place, receipt.shard))
+                rows.append(index_row(sample, location, receipt.shard))
+            # Rows are written in groups, so memory stays bounded for any number of samples.
             if len(rows) >= GROUP_ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, INDEX))
+                writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
                 rows.clear()
         if rows:
-            writer.write_table(pa.Table.from_pylist(rows, INDEX))
+            writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
     return moments
 
 
 def _fetched(home: Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes]]:
-    """Each receipt with its shard's bytes, in order, `AHEAD` of them at once."""
-    coming: deque[tuple[Receipt, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(AHEAD, "dfkd-fetch") as pool:
+    """Yield each receipt with the bytes of its shard, in order, `CONCURRENT_READS` in flight."""
+    pending: deque[tuple[Receipt, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(CONCURRENT_READS, "dfkd-fetch") as pool:
         for receipt in receipts:
-            coming.append((receipt, pool.submit(home.get, receipt.key)))
-            if len(coming) == AHEAD:
-                first, data = coming.popleft()
+            pending.append((receipt, pool.submit(home.get, receipt.key)))
+            if len(pending) == CONCURRENT_READS:
+                first, data = pending.popleft()
                 yield first, data.result()
-        for last, data in coming:
+        for last, data in pending:
             yield last, data.result()
 
 
 def read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of index.parquet, in its order, a row group at a time.
+    """Yield the rows of index.parquet in order; one row group is in memory at a time.
 
     Raises:
-        CorruptionError: no Parquet, or one with other columns.
+        CorruptionError: the file is not Parquet or has other columns.
     """
     try:
         with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(INDEX):
+            if not file.schema_arrow.equals(INDEX_SCHEMA):
                 raise pa.ArrowInvalid("its columns are not those of dfkd")
             for batch in file.iter_batches(GROUP_ROWS):
                 yield from batch.to_pylist()
@@ -152,10 +156,10 @@ def publish(
     receipts: Sequence[Receipt],
     quarantined: Sequence[str],
 ) -> None:
-    """Write index, data card and, last and once, manifest.json with their sha256.
+    """Write the index, the data card and, last and only once, manifest.json with their sha256.
 
-    It also holds that of prompts.json, which in turn holds those of the prompts. `home` is the
-    method's storage.
+    The manifest also holds the sha256 of prompts.json, which holds the sha256 of each part of the
+    prompts. `home` is the storage of the method.
     """
     storage = home.child(layout.version(fingerprint[:16]))
     manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
@@ -167,22 +171,23 @@ def publish(
         manifest |= {"label_mean": moments.mean, "label_std": moments.std}
         manifest["inconsistent"] = moments.inconsistent
         manifest["files"] = {
-            CARD_KEY: hashlib.sha256(card(manifest).encode()).hexdigest(),
+            CARD_KEY: hashlib.sha256(data_card(manifest).encode()).hexdigest(),
             INDEX_KEY: sha256_file(index),
         }
+        # The manifest makes the version published, so everything it refers to is written before.
         storage.put(INDEX_KEY, index)
-        storage.put(CARD_KEY, card(manifest).encode())
+        storage.put(CARD_KEY, data_card(manifest).encode())
         storage.put_if_absent("manifest.json", canonical(manifest))
 
 
 def restore(home: Storage, manifest: Mapping[str, Any], receipts: Sequence[Receipt]) -> None:
-    """Write index and data card anew from a version's manifest and shards."""
+    """Write the index and the data card again, from the manifest and the shards of a version."""
     storage = home.child(layout.version(manifest["fingerprint"][:16]))
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, INDEX_KEY)
         write_index(home, receipts, index)
         storage.put(INDEX_KEY, index)
-        storage.put(CARD_KEY, card(manifest).encode())
+        storage.put(CARD_KEY, data_card(manifest).encode())
 
 
 def _describe(
@@ -197,7 +202,7 @@ def _describe(
         key.removesuffix(suffix): digest for key, digest in identity.items() if key.endswith(suffix)
     }
     return {
-        "schema": SCHEMA,
+        "schema": SCHEMA_VERSION,
         "fingerprint": fingerprint,
         "identity": dict(identity),
         "environment": dict(environment),
@@ -228,8 +233,8 @@ how a class looks is the teacher's idea of its name.
 """
 
 
-def card(manifest: Mapping[str, Any]) -> str:
-    """The data card (README.md of a version) as Markdown, from its manifest alone."""
+def data_card(manifest: Mapping[str, Any]) -> str:
+    """The data card of a version (its README.md) as Markdown, from its manifest only."""
     identity, shards = manifest["identity"], len(manifest["shards"])
     counts = {"samples": manifest["samples"], "shards": shards, "bytes": manifest["bytes"]}
     lines = [
@@ -245,7 +250,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"{manifest['inconsistent']}",
         f"- images that diverged and were left out: {manifest['failed']}",
         f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
-        *_carried(manifest["shards"]),
+        *_carried_lines(manifest["shards"]),
         "",
         "## Images per class",
         "",
@@ -264,7 +269,7 @@ def card(manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _carried(shards: Sequence[Mapping[str, Any]]) -> list[str]:
+def _carried_lines(shards: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = Counter(shard["version"] for shard in shards if shard.get("version"))
     return [
         f"- shards that lie in `versions/{version}`, from which they were carried over: {count}"
@@ -273,13 +278,13 @@ def _carried(shards: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _class_rows(manifest: Mapping[str, Any]) -> list[str]:
-    made = [0] * len(manifest["classes"])
+    samples = [0] * len(manifest["classes"])
     failed = [0] * len(manifest["classes"])
     for shard in manifest["shards"]:
         class_index = int(shard["task"].partition("-")[0])
-        made[class_index] += shard["samples"]
+        samples[class_index] += shard["samples"]
         failed[class_index] += len(shard["failed"])
     return [
-        f"| {name.replace('|', chr(92) + '|')} | {made[row]} | {failed[row]} |"
+        f"| {name.replace('|', chr(92) + '|')} | {samples[row]} | {failed[row]} |"
         for row, name in enumerate(manifest["classes"])
     ]

@@ -1,4 +1,4 @@
-"""Published versions: what readers open, from `current` down, verifying what they read."""
+"""Read published versions: the current one or one by name, with everything verified on reading."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.dataset import publication
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_placed, verify_bytes
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located, verify_bytes
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
@@ -22,15 +22,15 @@ from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
 
-POINTER = re.compile(r"current/([0-9]{8})\.json")
-LAST = 10**8 - 2
-"""The highest number of a pointer that is read: after it comes one more of eight digits."""
+POINTER_PATTERN = re.compile(r"current/([0-9]{8})\.json")
+MAX_POINTER_NUMBER = 10**8 - 2
+"""The highest pointer number that is accepted, so that its successor also has eight digits."""
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Manifest(BaseModel, strict=True):
-    """The parts of manifest.json that readers rely on; it holds more."""
+    """The keys of manifest.json that readers rely on; the file holds more."""
 
     fingerprint: Sha256
     identity: dict[str, Any]
@@ -43,36 +43,36 @@ class _Manifest(BaseModel, strict=True):
     quarantined: tuple[str, ...]
     shards: tuple[Receipt, ...]
     files: dict[str, Sha256]
-    label_mean: Number
-    label_std: Number
+    label_mean: FiniteFloat
+    label_std: FiniteFloat
     prompts: Sha256 | None = None
 
 
 class _Pointer(BaseModel, strict=True):
     """The content of an object under `current/`."""
 
-    number: Annotated[int, Field(ge=1, le=LAST)]
+    number: Annotated[int, Field(ge=1, le=MAX_POINTER_NUMBER)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     manifest: Sha256
 
 
-REMOVING = "removing"
-"""The object in a version's folder that says that jobs/clean.py has begun to remove it."""
+REMOVAL_MARK = "removing"
+"""Key, in the folder of a version, of the mark with which jobs/clean.py begins its removal."""
 
 
 @dataclass(frozen=True)
 class PublishedVersion:
-    """A version that will not change any more: what readers open."""
+    """A version that no longer changes; all readers use it."""
 
     home: Storage
     manifest: dict[str, Any]
     """The content of manifest.json."""
     shards: tuple[Receipt, ...]
-    """In the order of tasks."""
+    """Receipts in the order of tasks."""
 
     @property
     def id(self) -> str:
-        """The version's name."""
+        """The name of the version: the first 16 digits of its fingerprint."""
         return self.fingerprint[:16]
 
     @property
@@ -82,7 +82,7 @@ class PublishedVersion:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by class index."""
+        """Class names by class index."""
         return tuple(self.manifest["classes"])
 
     @property
@@ -91,28 +91,32 @@ class PublishedVersion:
         return self.home.child(layout.version(self.id))
 
     def fetch(self, receipt: Receipt) -> bytes:
-        """A shard's bytes, verified against its receipt (`CorruptionError` if they differ)."""
+        """The bytes of a shard; `CorruptionError` if they differ from its receipt."""
         data = self.home.get(receipt.key, receipt.bytes + 1)
         verify_bytes(data, receipt)
         return data
 
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
-        """The samples of a shard, verified before the first."""
-        return (sample for sample, _ in self.placed(receipt))
+        """Yield the samples of a shard, which is verified before the first one."""
+        return (sample for sample, _ in self.located_samples(receipt))
 
-    def placed(self, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
-        """What `samples` yields, each sample with its place in the shard."""
-        return read_placed(self.home.get(receipt.key, receipt.bytes + 1), receipt)
+    def located_samples(self, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
+        """Yield what `samples` yields, each sample with its location in the shard."""
+        return read_located(self.home.get(receipt.key, receipt.bytes + 1), receipt)
 
     def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of index.parquet, some rows at a time; `CorruptionError` unless it is whole."""
+        """Yield some columns of index.parquet in batches of rows.
+
+        Raises:
+            CorruptionError: the file is not what was published.
+        """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, publication.INDEX_KEY)
             self.storage.get_file(publication.INDEX_KEY, path)
             if fingerprints.sha256_file(path) != self.files.get(publication.INDEX_KEY):
                 raise self._damaged_index()
             with pq.ParquetFile(path) as file:
-                if not file.schema_arrow.equals(publication.INDEX):
+                if not file.schema_arrow.equals(publication.INDEX_SCHEMA):
                     raise self._damaged_index()
                 yield from file.iter_batches(columns=list(columns))
 
@@ -123,46 +127,56 @@ class PublishedVersion:
         )
 
     def prompt_part(self, name: str) -> pa.Table:
-        """All rows of prompts/{name}.parquet; `CorruptionError` unless they are as published."""
+        """All rows of prompts/{name}.parquet.
+
+        Raises:
+            CorruptionError: the file, or prompts.json, is not what was published.
+        """
         key = layout.prompts(name)
-        sealed, data = self.storage.get(publication.PROMPTS_KEY), self.storage.get(key)
+        summary, data = self.storage.get(publication.PROMPTS_KEY), self.storage.get(key)
         where, digest = self.storage.location(key), hashlib.sha256(data).hexdigest()
         remedy = "restore it from a copy, or give another storage.root and synthesise again"
-        whole = hashlib.sha256(sealed).hexdigest() == self.manifest.get("prompts")
-        parts = parse_json(sealed, self.storage.location(publication.PROMPTS_KEY)).get("parts")
-        if not whole or not isinstance(parts, dict) or parts.get(name) != digest:
+        # The manifest holds the hash of prompts.json, and prompts.json those of the parts.
+        intact = hashlib.sha256(summary).hexdigest() == self.manifest.get("prompts")
+        parts = parse_json(summary, self.storage.location(publication.PROMPTS_KEY)).get("parts")
+        if not intact or not isinstance(parts, dict) or parts.get(name) != digest:
             raise CorruptionError(f"{where}: is not what was published; {remedy}")
         return parquet.read(data, ("class_index", "index"), where, remedy)
 
-    def settle(self) -> None:
-        """Fix index and data card where a racing publisher wrote others than the manifest's."""
+    def repair_files(self) -> None:
+        """Rewrite index and data card if they do not match the manifest.
+
+        That happens when two publishers race: one writes the manifest, and the other overwrites the
+        files before it sees the manifest.
+        """
         if any(sha256_object(self.storage, key) != digest for key, digest in self.files.items()):
             publication.restore(self.home, self.manifest, self.shards)
 
     @property
     def files(self) -> dict[str, str]:
-        """The sha256 of index and data card, by key."""
+        """The sha256 of the index and of the data card, by key."""
         return dict(self.manifest["files"])
 
 
 def open_version(storage: Storage, name: str, sha256: str | None = None) -> PublishedVersion:
-    """The published version `name` (16 digits) of a method's storage.
+    """Open the published version `name` (16 digits) in the storage of a method.
 
     Args:
-        sha256: what manifest.json must hash to, if known (`current` knows it).
+        sha256: the expected sha256 of manifest.json, if known (`current` knows it).
 
     Raises:
-        CorruptionError: it is not published (`MissingObject`), or its manifest is damaged.
+        CorruptionError: the version is not published (`MissingObject`), or its manifest is damaged.
     """
     key = f"{layout.version(name)}/manifest.json"
     data = storage.get(key)
     manifest = parse_json(data, storage.location(key))
     try:
+        # Without `sha256` nothing vouches for the bytes, so the content itself is checked.
         checked = _Manifest.model_validate_json(data)
-        whole = _consistent(checked, name)
+        consistent = _is_consistent(checked, name)
     except (ValidationError, RecursionError):
-        whole = False
-    if not whole or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
+        consistent = False
+    if not consistent or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
         raise CorruptionError(
             f"{storage.location(key)}: is not the manifest that was published; "
             "restore it, or give another storage.root and synthesise again"
@@ -170,30 +184,31 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
     return PublishedVersion(storage, manifest, checked.shards)
 
 
-def _consistent(manifest: _Manifest, name: str) -> bool:
-    """Whether a manifest is of the identity that names it, and each shard of one of its classes."""
-    found = fingerprints.fingerprint(manifest.identity)
-    rows = [int(receipt.task.partition("-")[0]) for receipt in manifest.shards]
+def _is_consistent(manifest: _Manifest, name: str) -> bool:
+    """Whether the identity hashes to `name` and all receipts belong to this version's tasks."""
+    fingerprint = fingerprints.fingerprint(manifest.identity)
+    class_indices = [int(receipt.task.partition("-")[0]) for receipt in manifest.shards]
     return (
-        manifest.fingerprint == found
-        and found[:16] == name
+        manifest.fingerprint == fingerprint
+        and fingerprint[:16] == name
         and manifest.identity.get("classes") == list(manifest.classes)
-        and all(receipt.fingerprint == found for receipt in manifest.shards)
-        and len({receipt.task for receipt in manifest.shards}) == len(rows)
-        and max(rows, default=0) < len(manifest.classes)
+        and all(receipt.fingerprint == fingerprint for receipt in manifest.shards)
+        and len({receipt.task for receipt in manifest.shards}) == len(class_indices)
+        and max(class_indices, default=0) < len(manifest.classes)
     )
 
 
 def current(storage: Storage) -> PublishedVersion | None:
     """The version that readers use, or None before the first is published."""
-    pointer = _pointer(storage)
+    pointer = _newest_pointer(storage)
     return open_version(storage, pointer.version, pointer.manifest) if pointer else None
 
 
-def _pointer(storage: Storage) -> _Pointer | None:
-    keys = [key for key in storage.list("current/") if POINTER.fullmatch(key)]
+def _newest_pointer(storage: Storage) -> _Pointer | None:
+    keys = [key for key in storage.list("current/") if POINTER_PATTERN.fullmatch(key)]
     if not keys:
         return None
+    # Keys are listed in order, and all numbers have eight digits, so the last key is the newest.
     data = storage.get(keys[-1])
     parse_json(data, storage.location(keys[-1]))
     try:
@@ -208,24 +223,26 @@ def _pointer(storage: Storage) -> _Pointer | None:
 
 
 def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: None) -> None:
-    """Make the published version `name` current, unless it is: a new number, written once.
+    """Make the published version `name` current, unless it already is.
 
     Args:
-        fence: called between reading the number that holds and writing the next one; raises where
-            somebody else has taken over in the meantime.
+        fence: called between the read of the newest pointer and the write of the next one; it
+            raises if another process has taken over in the meantime.
 
     Raises:
-        InfrastructureError: jobs/clean.py is just removing the version.
+        InfrastructureError: jobs/clean.py is removing the version.
     """
     digest = sha256_object(storage, f"{layout.version(name)}/manifest.json")
     written = False
     while not written:
-        held = _pointer(storage)
-        if held and (held.version, held.manifest) == (name, digest):
+        newest = _newest_pointer(storage)
+        if newest and (newest.version, newest.manifest) == (name, digest):
             return
         fence()
         refuse_removal(storage, name)
-        number = held.number + 1 if held else 1
+        # The write fails if another process has used the number. The newest pointer is read again
+        # then, so concurrent calls are ordered and none is lost.
+        number = newest.number + 1 if newest else 1
         data = canonical({"version": name, "manifest": digest, "number": number})
         written = storage.put_if_absent(f"current/{number:08d}.json", data)
 
@@ -233,10 +250,10 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
 def refuse_removal(storage: Storage, name: str) -> None:
     """Raise `InfrastructureError` if jobs/clean.py has begun to remove the version `name`.
 
-    It marks a version, then looks whether a lease names it; whoever is to use one names it in a
-    lease, then looks for the mark. So one of the two always sees the other.
+    Garbage collection writes the mark and then checks the leases; a reader takes a lease and then
+    checks the mark. At least one side sees the other, whatever the interleaving.
     """
-    if storage.exists(f"{layout.version(name)}/{REMOVING}"):
+    if storage.exists(f"{layout.version(name)}/{REMOVAL_MARK}"):
         raise InfrastructureError(
             f"{storage.location(f'versions/{name}')}: is being removed; "
             "run jobs/clean.py once more, then the same command again"
@@ -244,7 +261,7 @@ def refuse_removal(storage: Storage, name: str) -> None:
 
 
 def sha256_object(storage: Storage, key: str) -> str | None:
-    """The sha256 of an object's bytes, None without such an object; bounded memory."""
+    """The sha256 of a stored object, or None if it does not exist; memory use is bounded."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "object")
         try:
@@ -255,12 +272,12 @@ def sha256_object(storage: Storage, key: str) -> str | None:
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:
-    """The mapping in a JSON object; `CorruptionError` if it holds none."""
+    """The mapping in a stored JSON file; `CorruptionError` if the file holds no mapping."""
     return parse_json(storage.get(key), storage.location(key))
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """The mapping in JSON bytes; `CorruptionError` naming `where` if they hold none."""
+    """The mapping in JSON bytes; `CorruptionError` that names `where` if they hold no mapping."""
     try:
         tree = strict_json.parse(data)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Samples to tar and back: byte-deterministic WebDataset shards that hold no pickles.
+"""Write and read shards: byte-deterministic WebDataset tars without pickles.
 
-A shard with a flipped bit, or cut at the boundary of two members, reads without any error. So a
-reader checks bytes, sha256 and count against the shard's receipt before it yields anything.
+A tar with a flipped bit, or one truncated between two members, reads without an error. So a reader
+compares size, sha256 and sample count with the receipt before it yields the first sample.
 """
 
 import functools
@@ -42,54 +42,54 @@ METADATA: dict[str, type] = {
     "steps": int,
     "attempt": int,
 }
-"""What every sample says about itself; more keys are allowed, fewer are not."""
+"""Required metadata keys of a sample with their types; further keys are allowed."""
 
 ARRAYS: dict[str, np.dtype[Any]] = {"distances": np.dtype("<f4"), "embedding": np.dtype("<f2")}
-"""The arrays of a sample: M distances of the teacher, and its image embedding (E)."""
+"""Arrays of a sample: the teacher's distances [M] and its image embedding [E]."""
 
-FILES = {f"{name}.npy": dtype for name, dtype in ARRAYS.items()}
-NPY_HEADER = 128
-"""Bytes before the values of an array with one axis."""
+ARRAY_FILES = {f"{name}.npy": dtype for name, dtype in ARRAYS.items()}
+NPY_HEADER_BYTES = 128
+"""Bytes of an .npy file before the values, for an array with one axis."""
 
 EXTENSIONS = {"png", "jpg"}
-REQUIRED = {"json", *FILES}
-MEMBER = re.compile(rf"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>{'|'.join(EXTENSIONS | REQUIRED)})")
-MAX_MEMBER = 64 << 20
-"""Bytes; an image or array of one sample is far smaller."""
+REQUIRED = {"json", *ARRAY_FILES}
+MEMBER_NAME = re.compile(rf"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>{'|'.join(EXTENSIONS | REQUIRED)})")
+MAX_MEMBER_BYTES = 64 << 20
+"""Largest member in bytes; the image or an array of a sample is far smaller."""
 
-END = 2 * tarfile.BLOCKSIZE
-"""Bytes of zeros that end a tar; without them it was cut, perhaps where no reader notices."""
+END_MARK_BYTES = 2 * tarfile.BLOCKSIZE
+"""Zero bytes at the end of a tar; if they are missing, the tar is truncated."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One synthesised image and all that is known about it."""
+    """One synthesised image with its metadata and arrays."""
 
     key: str
     image: bytes
-    """Encoded, as `extension` says."""
+    """The image file, in the format that `extension` names."""
     extension: str
     """`png` or `jpg`."""
     metadata: dict[str, Any]
-    """JSON values; the keys of `METADATA` at least."""
+    """JSON values, with at least the keys of `METADATA`."""
     arrays: dict[str, Array]
     """`distances` float32 [M], `embedding` float16 [E]."""
 
 
 @dataclass(frozen=True)
 class SampleLocation:
-    """Where a sample lies in its shard, and what is there."""
+    """The position of a sample in its shard, and the hash of its bytes."""
 
     start: int
-    """Of the sample's first header. The sample ends where the next one starts; the last one ends
-    with the shard, whose end mark belongs to it."""
+    """Offset of the sample's first header. A sample ends where the next one starts; the last one
+    ends with the shard and includes its end mark."""
     sha256: bytes
-    """Of the bytes from there to the sample's end."""
+    """Digest of the bytes from `start` to the end of the sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a student learns from: a part of a sample."""
+    """The part of a sample that a student is trained on."""
 
     key: str
     image: bytes
@@ -100,46 +100,49 @@ class Example:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The small object that says a shard is complete. No times: the same work, the same receipt."""
+    """The small object that marks a shard as complete.
+
+    It holds no times, so the same work gives the same receipt.
+    """
 
     task: Annotated[str, Field(pattern="^[0-9]{4,9}-[0-9]{5,9}$")]
     shard: str
-    """The shard's key within its version."""
+    """Key of the shard within its version."""
     sha256: Sha256
     bytes: Size
     samples: Size
     failed: tuple[Size, ...]
-    """Image indices of the task that diverged and are not in the shard."""
+    """Indices of the task's images that diverged and so are not in the shard."""
     fingerprint: Sha256
-    """Of the version."""
+    """Fingerprint of the version."""
     version: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
-    """Id of another version that holds the shard, which this one has carried over; empty is own."""
+    """Id of the version that holds a carried-over shard; empty if this version holds it itself."""
 
     @property
     def key(self) -> str:
-        """The shard's key under the method's storage."""
+        """Key of the shard in the storage of the method."""
         return f"{layout.version(self.version or self.fingerprint[:16])}/{self.shard}"
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, but `version` only where it says something."""
+        """All fields; `version` is left out if it is empty."""
         fields = asdict(self)
         return fields if self.version else {k: v for k, v in fields.items() if k != "version"}
 
 
-RECEIPT = TypeAdapter(Receipt)
-"""Made once: making it takes longer than reading a receipt with it."""
+_RECEIPT_ADAPTER = TypeAdapter(Receipt)
+"""Built once, because building it takes longer than parsing a receipt with it."""
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
-    """The receipt as JSON bytes, the same for the same receipt."""
+    """The receipt as canonical JSON bytes."""
     return canonical(receipt.as_dict())
 
 
 def decode_receipt(data: bytes, where: str) -> Receipt:
-    """The receipt in `data`; `CorruptionError` naming `where` if it is none."""
+    """Parse a receipt; `CorruptionError` that names `where` if `data` is not a receipt."""
     try:
         strict_json.parse(data)
-        return RECEIPT.validate_json(data, strict=True)
+        return _RECEIPT_ADAPTER.validate_json(data, strict=True)
     except ValueError as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
@@ -149,12 +152,12 @@ def decode_receipt(data: bytes, where: str) -> Receipt:
 
 
 def write_shard(samples: Iterable[Sample], path: Path) -> int:
-    """Write the samples, sorted by key, as a tar at `path`; returns how many there are.
+    """Write the samples, sorted by key, as a tar at `path`; returns their number.
 
-    The bytes depend on the samples alone.
+    The bytes depend on the samples only.
 
     Raises:
-        ValueError: a sample breaks the format (the caller's defect, so no `DfkdError`).
+        ValueError: a sample breaks the format; that is a bug of the caller, so not a `DfkdError`.
     """
     ordered = sorted(samples, key=lambda sample: sample.key)
     if len({sample.key for sample in ordered}) < len(ordered):
@@ -176,7 +179,7 @@ def _encode(sample: Sample) -> dict[str, bytes]:
     for name, array in sample.arrays.items():
         members[f"{name}.npy"] = _npy(np.ascontiguousarray(array))
     for suffix, data in members.items():
-        if not MEMBER.fullmatch(f"{sample.key}.{suffix}") or len(data) > MAX_MEMBER:
+        if not MEMBER_NAME.fullmatch(f"{sample.key}.{suffix}") or len(data) > MAX_MEMBER_BYTES:
             raise ValueError(
                 f"sample {sample.key!r}: no such member {suffix!r} ({len(data)} bytes)"
             )
@@ -184,6 +187,7 @@ def _encode(sample: Sample) -> dict[str, bytes]:
 
 
 def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | None:
+    """The first violation of the sample format, or None; writers and readers use this check."""
     for key, kind in METADATA.items():
         if type(metadata.get(key)) is not kind:
             return f"metadata {key!r} must be {kind.__name__}, is {metadata.get(key)!r}"
@@ -193,29 +197,29 @@ def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | 
         return f"arrays must be {sorted(ARRAYS)}, are {sorted(arrays)}"
     for name, dtype in ARRAYS.items():
         if arrays[name].dtype != dtype or arrays[name].ndim != 1:
-            found = f"{arrays[name].dtype} with {arrays[name].ndim} axes"
-            return f"array {name!r} must be {dtype} with 1 axis, is {found}"
+            actual = f"{arrays[name].dtype} with {arrays[name].ndim} axes"
+            return f"array {name!r} must be {dtype} with 1 axis, is {actual}"
         if not np.isfinite(arrays[name]).all():
             return f"array {name!r} must be finite"
     return None
 
 
 def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
-    """The samples of a shard, after its bytes, sha256 and sample count agree with the receipt.
+    """Yield the samples of a shard whose size, sha256 and sample count match the receipt.
 
     Raises:
-        CorruptionError: they do not, or a member is none that `write_shard` writes.
+        CorruptionError: they do not match, or `write_shard` would not write such a member.
     """
-    return (sample for sample, _ in read_placed(source, receipt))
+    return (sample for sample, _ in read_located(source, receipt))
 
 
-def read_placed(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
-    """What `read_shard` yields, each sample with its place in the shard."""
+def read_located(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
+    """Yield what `read_shard` yields, each sample with its location in the shard."""
     data = source if isinstance(source, bytes) else source.read_bytes()
     verify_bytes(data, receipt)
-    for sample, place in _placed(data, receipt.shard, receipt.samples):
-        digest = hashlib.sha256(memoryview(data)[place]).digest()
-        yield sample, SampleLocation(place.start, digest)
+    for sample, span in _samples_with_slices(data, receipt.shard, receipt.samples):
+        digest = hashlib.sha256(memoryview(data)[span]).digest()
+        yield sample, SampleLocation(span.start, digest)
 
 
 def verify_bytes(data: bytes, receipt: Receipt) -> None:
@@ -230,33 +234,46 @@ def verify_bytes(data: bytes, receipt: Receipt) -> None:
 
 
 def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
-    """The samples in a tar's bytes; `name` is for messages, `count` is checked before the first."""
-    return (sample for sample, _ in _placed(data, name, count))
+    """Yield the samples in the bytes of a tar.
+
+    Args:
+        name: the shard's name, for error messages.
+        count: the expected number of samples, checked before the first one; None skips the check.
+    """
+    return (sample for sample, _ in _samples_with_slices(data, name, count))
 
 
-def _placed(data: bytes, name: str, count: int | None) -> Iterator[tuple[Sample, slice]]:
-    """Each sample and where its bytes lie; together these places are the whole tar."""
-    if len(data) % tarfile.RECORDSIZE or data[-END:].strip(b"\0") or len(data) < END:
+def _samples_with_slices(
+    data: bytes, name: str, count: int | None
+) -> Iterator[tuple[Sample, slice]]:
+    """Yield each sample with the slice of its bytes; the slices together cover the whole tar."""
+    # tarfile ends silently at a truncated header, so the end mark is checked first.
+    if (
+        len(data) % tarfile.RECORDSIZE
+        or data[-END_MARK_BYTES:].strip(b"\0")
+        or len(data) < END_MARK_BYTES
+    ):
         _refuse(name, f"{len(data)} bytes without the end mark of a tar")
     groups = _groups(plain_tar.members(data) or _members(data, name), name)
     if count is not None and len(groups) != count:
         _refuse(name, f"{len(groups)} samples, its receipt says {count}")
     start = 0
-    for number, (key, places) in enumerate(groups.items(), start=1):
-        end = max(place.stop for place in places.values())
+    for number, (key, slices) in enumerate(groups.items(), start=1):
+        end = max(span.stop for span in slices.values())
+        # The last sample includes the end mark, so that no byte of the tar is without a hash.
         stop = len(data) if number == len(groups) else end + -end % tarfile.BLOCKSIZE
-        yield _decode(data, name, key, places), slice(start, stop)
+        yield _decode(data, name, key, slices), slice(start, stop)
         start = stop
 
 
 def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
-    """The example in the bytes of one sample of shard `name`.
+    """Parse the bytes of one sample of shard `name` into a training example.
 
-    Whoever wrote `sha256` has checked all that is in these bytes, so its JSON and numbers are not
-    checked again.
+    Publishing checked the content of the bytes before it wrote `sha256`, so JSON and numbers are
+    not checked again.
 
     Raises:
-        CorruptionError: they hash to something else, or are no sample.
+        CorruptionError: the bytes have another hash, or are not a sample.
     """
     digest = hashlib.sha256(data).digest()
     if digest != sha256:
@@ -264,55 +281,58 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
         _refuse(name, f"a sample of {len(data)} bytes with {sums}")
     try:
         files = {}
-        for member, place in plain_tar.places(data):
+        for member, span in plain_tar.member_slices(data):
             key, _, suffix = member.partition(".")
-            files[suffix] = data[place]
+            files[suffix] = data[span]
         (extension,) = files.keys() & EXTENSIONS
-        distances = np.frombuffer(files["distances.npy"], ARRAYS["distances"], offset=NPY_HEADER)
+        distances = np.frombuffer(
+            files["distances.npy"], ARRAYS["distances"], offset=NPY_HEADER_BYTES
+        )
     except (ValueError, KeyError) as error:
         _refuse(name, f"not the members of a sample ({error})")
     return Example(key, files[extension], extension, distances)
 
 
 def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:
-    """Where the members of each sample lie, by their suffixes."""
+    """The slices of each sample's members: by key of the sample, then by suffix."""
     groups: dict[str, dict[str, slice]] = {}
     last = None
-    for member, place in members:
-        match = MEMBER.fullmatch(member)
+    for member, span in members:
+        match = MEMBER_NAME.fullmatch(member)
         if not match:
             _refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
-        if place.stop - place.start > MAX_MEMBER:
-            size = place.stop - place.start
-            _refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER}")
+        if span.stop - span.start > MAX_MEMBER_BYTES:
+            size = span.stop - span.start
+            _refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER_BYTES}")
+        # A sample is one range of bytes, so its members must be adjacent.
         if match["key"] in groups and match["key"] != last:
             _refuse(name, f"the members of sample {match['key']!r} are not side by side")
         last = match["key"]
         group = groups.setdefault(last, {})
         if match["suffix"] in group:
             _refuse(name, f"member {member!r} is there twice")
-        group[match["suffix"]] = place
+        group[match["suffix"]] = span
     return groups
 
 
 def _members(data: bytes, name: str) -> Iterator[tuple[str, slice]]:
-    """Name and place of each member of a tar that is not as `write_shard` writes them."""
+    """Yield name and slice of each member, with tarfile, for tars that `plain_tar` refuses."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for each in tar:
-                if not each.isreg() or each.issparse() or each.pax_headers:
-                    _refuse(name, f"member {each.name[:80]!r} is not a plain file of a sample")
-                yield each.name, slice(each.offset_data, each.offset_data + each.size)
-    except (tarfile.TarError, ValueError) as error:  # the latter of numbers in a sparse file
+            for member in tar:
+                if not member.isreg() or member.issparse() or member.pax_headers:
+                    _refuse(name, f"member {member.name[:80]!r} is not a plain file of a sample")
+                yield member.name, slice(member.offset_data, member.offset_data + member.size)
+    except (tarfile.TarError, ValueError) as error:  # ValueError: a bad number in a sparse header
         _refuse(name, f"no readable tar ({error})")
 
 
-def _decode(data: bytes, name: str, key: str, places: Mapping[str, slice]) -> Sample:
-    files = {suffix: _content(data, place, name, key) for suffix, place in places.items()}
+def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sample:
+    files = {suffix: _content(data, span, name, key) for suffix, span in slices.items()}
     extensions = files.keys() & EXTENSIONS
     if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
-        wanted = f"not {sorted(REQUIRED)} and one image"
-        _refuse(name, f"sample {key!r} has members {sorted(files)}, {wanted}")
+        rule = f"not {sorted(REQUIRED)} and one image"
+        _refuse(name, f"sample {key!r} has members {sorted(files)}, {rule}")
     try:
         metadata = strict_json.parse(files["json"])
         arrays = {kind: _array(kind, files[f"{kind}.npy"]) for kind in ARRAYS}
@@ -327,8 +347,8 @@ def _decode(data: bytes, name: str, key: str, places: Mapping[str, slice]) -> Sa
     return Sample(key, files[extension], extension, metadata, arrays)
 
 
-def _content(data: bytes, place: slice, name: str, key: str) -> bytes:
-    content, size = data[place], place.stop - place.start
+def _content(data: bytes, span: slice, name: str, key: str) -> bytes:
+    content, size = data[span], span.stop - span.start
     if len(content) != size:
         _refuse(name, f"a member of sample {key!r} is cut at {len(content)} of {size} bytes")
     return content
@@ -341,20 +361,20 @@ def _npy(array: Array) -> bytes:
 
 
 def _array(name: str, content: bytes) -> Array:
-    """The array in an .npy file, which must be the very bytes that `_npy` gives for its values.
+    """The array in an .npy file whose header must be exactly the one that `_npy` writes.
 
-    NumPy's own reader allocates what a header claims and parses it as Python.
+    NumPy's own reader evaluates the header as Python and allocates the size that it claims.
     """
     dtype = ARRAYS[name]
-    count, rest = divmod(len(content) - NPY_HEADER, dtype.itemsize)
-    if count < 0 or rest or content[:NPY_HEADER] != _npy_header(name, count):
+    count, rest = divmod(len(content) - NPY_HEADER_BYTES, dtype.itemsize)
+    if count < 0 or rest or content[:NPY_HEADER_BYTES] != _npy_header(name, count):
         raise ValueError(f"{name}.npy is no plain array of {dtype} with 1 axis")
-    return np.frombuffer(content, dtype, offset=NPY_HEADER).copy()
+    return np.frombuffer(content, dtype, offset=NPY_HEADER_BYTES).copy()
 
 
 @functools.lru_cache
 def _npy_header(name: str, count: int) -> bytes:
-    return _npy(np.zeros(count, ARRAYS[name]))[:NPY_HEADER]
+    return _npy(np.zeros(count, ARRAYS[name]))[:NPY_HEADER_BYTES]
 
 
 def _refuse(name: str, difference: str) -> NoReturn:

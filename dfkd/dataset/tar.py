@@ -1,7 +1,7 @@
-"""The members of a tar whose headers are the very ones that `write_shard` writes.
+"""A fast parser for tars whose headers are exactly those that `write_shard` writes.
 
-Python's tarfile takes longer for the four headers of a sample than a decoder for its image. Here a
-header is compared with what it must be, byte for byte, and whatever else a tar may hold is left to
+Python's tarfile needs more time for the four headers of a sample than the decoder for its image.
+This parser compares each header byte for byte with the expected one; every other tar is left to
 tarfile.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 OWNER, MODE = "dfkd", 0o444
 BLOCK = tarfile.BLOCKSIZE
 
-SIZE = slice(124, 135)
-"""Where a header has the member's size: 11 octal digits."""
+_SIZE_FIELD = slice(124, 135)
+"""Bytes of a header that hold the size of the member: 11 octal digits."""
 
 
 def _template() -> bytes:
@@ -21,52 +21,53 @@ def _template() -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-TEMPLATE = _template()
-MIDDLE, GAP, REST = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
-"""What no member's header differs in: before the size, behind it, and behind the checksum."""
-BASE = sum(MIDDLE) + sum(GAP) + sum(REST) + 8 * ord(" ")
-"""The checksum of a header without name and size; its own field counts as blanks."""
-DIGITS = frozenset(b"01234567")
-MAX_NAME = 100
+_TEMPLATE = _template()
+_BEFORE_SIZE, _AFTER_SIZE, _AFTER_CHECKSUM = _TEMPLATE[100:124], _TEMPLATE[135:148], _TEMPLATE[156:]
+"""Header bytes that are the same for all members: before the size, after it, after the checksum."""
+_BASE_CHECKSUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) + 8 * ord(" ")
+"""Checksum of a header without name and size; the checksum field itself counts as blanks."""
+_OCTAL_DIGITS = frozenset(b"01234567")
+MAX_NAME_BYTES = 100
 
 
 def members(data: bytes) -> list[tuple[str, slice]] | None:
-    """Name and place in `data` of each member, in order; None if any byte outside of them differs.
+    """Name and slice of `data` of each member, in order; None if any other byte is unexpected.
 
-    A last member that is cut short has a place that ends behind `data`.
+    The slice of a truncated last member ends after the end of `data`.
     """
-    found = []
+    slices = []
     start = 0
     while start < len(data) and data[start]:
-        name = data[start : start + MAX_NAME].rstrip(b"\0")
-        digits = data[start + SIZE.start : start + SIZE.stop]
+        name = data[start : start + MAX_NAME_BYTES].rstrip(b"\0")
+        digits = data[start + _SIZE_FIELD.start : start + _SIZE_FIELD.stop]
         begin = start + BLOCK
-        if not (name.isascii() and DIGITS.issuperset(digits)):
+        if not (name.isascii() and _OCTAL_DIGITS.issuperset(digits)):
             return None
         if data[start:begin] != _header(name, digits):
             return None
         end = begin + int(digits, 8)
-        found.append((name.decode(), slice(begin, end)))
+        slices.append((name.decode(), slice(begin, end)))
+        # `write_shard` pads members with zeros to whole blocks; a tar with other bytes is not ours.
         start = end + -end % BLOCK
         if data[end:start].strip(b"\0"):
             return None
-    return None if data[start:].strip(b"\0") else found
+    return None if data[start:].strip(b"\0") else slices
 
 
-def places(data: bytes) -> Iterator[tuple[str, slice]]:
-    """Name and place of each member of a tar that is known to be whole: only its sizes are read.
+def member_slices(data: bytes) -> Iterator[tuple[str, slice]]:
+    """Yield name and slice of each member of a tar already verified; only names and sizes are read.
 
-    A place may end behind `data` where that is not so.
+    If the tar is not intact, a slice may end after the end of `data`.
 
     Raises:
-        ValueError: a size is no octal number, or a name is not ASCII.
+        ValueError: a size is not an octal number, or a name is not ASCII.
     """
     start = 0
     while start < len(data) and data[start]:
-        digits = data[start + SIZE.start : start + SIZE.stop]
+        digits = data[start + _SIZE_FIELD.start : start + _SIZE_FIELD.stop]
         if not digits.isdigit():
             raise ValueError("a member without a size")
-        name = data[start : start + MAX_NAME].rstrip(b"\0")
+        name = data[start : start + MAX_NAME_BYTES].rstrip(b"\0")
         begin = start + BLOCK
         end = begin + int(digits, 8)
         yield name.decode("ascii"), slice(begin, end)
@@ -75,5 +76,14 @@ def places(data: bytes) -> Iterator[tuple[str, slice]]:
 
 def _header(name: bytes, digits: bytes) -> bytes:
     """The header of a member whose size is written as `digits`."""
-    checksum = b"%06o\0 " % (BASE + sum(name) + sum(digits))
-    return b"".join((name.ljust(MAX_NAME, b"\0"), MIDDLE, digits, GAP, checksum, REST))
+    checksum = b"%06o\0 " % (_BASE_CHECKSUM + sum(name) + sum(digits))
+    return b"".join(
+        (
+            name.ljust(MAX_NAME_BYTES, b"\0"),
+            _BEFORE_SIZE,
+            digits,
+            _AFTER_SIZE,
+            checksum,
+            _AFTER_CHECKSUM,
+        )
+    )

@@ -15,17 +15,22 @@ from dfkd.storage import layout
 
 Row = dict[str, Any]
 
-PART = re.compile("[0-9]{5,9}")
-"""The name of a part of the prompts."""
+_PART_NAME = re.compile("[0-9]{5,9}")
+"""Valid names of a part of the prompts."""
 
 
 def verify(version: PublishedVersion) -> list[str]:
-    """Every disagreement within a version, one line each; empty if it is whole.
+    """All inconsistencies of a version, one line each; an empty list if it is intact.
 
-    Reads everything once, a shard at a time. A store that cannot be reached still raises.
+    Reads all objects, one shard at a time.
+
+    Raises:
+        InfrastructureError: the store cannot be reached.
     """
-    problems = [problem for receipt in version.shards for problem in _receipt(version, receipt)]
-    problems += _prompts(version)
+    problems = [
+        problem for receipt in version.shards for problem in _receipt_problems(version, receipt)
+    ]
+    problems += _prompt_problems(version)
     damaged = [
         key
         for key, digest in version.files.items()
@@ -37,14 +42,19 @@ def verify(version: PublishedVersion) -> list[str]:
         for key in damaged
     ]
     if publication.INDEX_KEY in damaged:
-        return problems + [line for receipt in version.shards for line in _shard(version, receipt)]
+        # A damaged index says nothing about the shards, so they are checked against receipts only.
+        return problems + [
+            line for receipt in version.shards for line in _shard_problems(version, receipt)
+        ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, publication.INDEX_KEY)
         version.storage.get_file(publication.INDEX_KEY, path)
         rows = publication.read_index(path)
         try:
+            # The index is ordered as the shards are, so each shard takes the next rows.
             for receipt in version.shards:
-                problems += _shard(version, receipt, list(itertools.islice(rows, receipt.samples)))
+                expected = list(itertools.islice(rows, receipt.samples))
+                problems += _shard_problems(version, receipt, expected)
             if next(rows, None) is not None:
                 problems.append("index.parquet: has rows of no shard in manifest.json")
         except CorruptionError as error:
@@ -52,31 +62,32 @@ def verify(version: PublishedVersion) -> list[str]:
     return problems
 
 
-RESTORE = "restore it from a copy, or give another storage.root and synthesise again"
+_REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
 
 
-def _prompts(version: PublishedVersion) -> Iterator[str]:
-    storage, wanted = version.storage, version.manifest.get("prompts")
-    if wanted is None:
+def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
+    storage, expected = version.storage, version.manifest.get("prompts")
+    if expected is None:
         return
-    if sha256_object(storage, publication.PROMPTS_KEY) != wanted:
-        yield f"{storage.location(publication.PROMPTS_KEY)}: is not what was published; {RESTORE}"
+    if sha256_object(storage, publication.PROMPTS_KEY) != expected:
+        yield f"{storage.location(publication.PROMPTS_KEY)}: is not what was published; {_REMEDY}"
         return
     try:
         parts = read_json(storage, publication.PROMPTS_KEY).get("parts")
     except CorruptionError as error:
         yield str(error)
         return
-    if not isinstance(parts, dict) or not all(map(PART.fullmatch, parts)):
-        yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {RESTORE}"
+    if not isinstance(parts, dict) or not all(map(_PART_NAME.fullmatch, parts)):
+        yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {_REMEDY}"
         return
+    # The names were checked first, because they become keys.
     for name, digest in parts.items():
         if sha256_object(storage, layout.prompts(name)) != digest:
-            place = storage.location(layout.prompts(name))
-            yield f"{place}: is not what was published; {RESTORE}"
+            where = storage.location(layout.prompts(name))
+            yield f"{where}: is not what was published; {_REMEDY}"
 
 
-def _receipt(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
+def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
     key = layout.receipt(receipt.task)
     try:
         stored = decode_receipt(version.storage.get(key), version.storage.location(key))
@@ -87,14 +98,15 @@ def _receipt(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
         yield f"{version.storage.location(key)}: is not the receipt in manifest.json; restore it"
 
 
-def _shard(
+def _shard_problems(
     version: PublishedVersion, receipt: Receipt, expected: list[Row] | None = None
 ) -> Iterator[str]:
+    """Yield the problems of one shard; `expected` are its rows of the index, if that is intact."""
     try:
-        samples = list(version.placed(receipt))
+        samples = list(version.located_samples(receipt))
     except CorruptionError as error:
         yield str(error)
         return
-    found = [publication.index_row(*sample, receipt.shard) for sample in samples]
-    if expected is not None and found != expected:
+    rows = [publication.index_row(*sample, receipt.shard) for sample in samples]
+    if expected is not None and rows != expected:
         yield f"index.parquet: its rows for {receipt.shard} are not what that shard holds"

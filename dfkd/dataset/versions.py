@@ -1,18 +1,18 @@
 """Versions of a synthesised data set: begun, filled task by task, published once, then only read.
 
-Keys under a method's storage (`data/{method}` of a run):
+Keys in the storage of a method (`data/{method}` of a run):
 
-    versions/{id}/identity.json    everything that is hashed; written first
-                  prompts/         Parquet, before any shard
-                  prompts.json     their summary and sha256, before any shard
-                  state/           of a chained method, between two parts; gone when all are made
+    versions/{id}/identity.json    everything that the fingerprint hashes; written first
+                  prompts/         Parquet; written before any shard
+                  prompts.json     summary and sha256 of the prompts; written before any shard
+                  state/           states of a chained method; deleted when all parts are made
                   shards/          {task}.tar
-                  receipts/        {task}.json: the shard counts from here on
+                  receipts/        {task}.json; with it a shard counts as complete
                   index.parquet, README.md
-                  manifest.json    written last, once: the version is published
-                  abandoned        an unfinished version that stands in nobody's way
-                  removing         jobs/clean.py has begun to remove it
-    current/{n:08d}.json           names a version; the highest number holds
+                  manifest.json    written last and once; with it the version is published
+                  abandoned        marks an unfinished version that later runs ignore
+                  removing         marks a version that jobs/clean.py has begun to remove
+    current/{n:08d}.json           names a version; the highest number is current
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from dfkd.config.plan import Task, sample_key
 from dfkd.dataset import prompt_tables, publication
 from dfkd.dataset.publication import PROMPTS_KEY
 from dfkd.dataset.published import (
-    REMOVING,
+    REMOVAL_MARK,
     PublishedVersion,
     advance,
     current,
@@ -56,33 +56,37 @@ __all__ = [
     "verify",
 ]
 
-READERS = 16
-"""Receipts read at once: over a network each is a round trip."""
+CONCURRENT_READS = 16
+"""Receipts read concurrently, because each one costs a network round trip."""
 
 
 def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) -> "Version":
-    """The version of an identity, begun or resumed.
+    """Begin or resume the version of an identity.
 
     Args:
-        storage: of one method.
+        storage: the storage of one method.
         identity: from `dfkd.config.fingerprint.identity`.
-        abandon: leave unfinished versions of other identities behind instead of refusing.
+        abandon: mark unfinished versions of other identities as abandoned instead of refusing.
 
     Raises:
-        FingerprintError: another identity's work is unfinished; the text shows the difference.
-        InfrastructureError: jobs/clean.py is just removing this version.
+        FingerprintError: a version of another identity is unfinished; the text shows the
+            difference.
+        InfrastructureError: jobs/clean.py is removing this version.
     """
-    wanted = json.loads(canonical(dict(identity)))
-    version = Version(storage, fingerprints.fingerprint(wanted))
+    # The identity goes through JSON, so that it compares equal to the stored one.
+    requested = json.loads(canonical(dict(identity)))
+    version = Version(storage, fingerprints.fingerprint(requested))
     for other in _unfinished(storage):
         if other == version.id:
             continue
         if not abandon:
-            found = read_json(storage, f"{layout.version(other)}/identity.json")
-            fingerprints.refuse_difference(found, wanted, storage.location(layout.version(other)))
+            stored = read_json(storage, f"{layout.version(other)}/identity.json")
+            where = storage.location(layout.version(other))
+            fingerprints.refuse_difference(stored, requested, where)
         storage.put(f"{layout.version(other)}/abandoned", b"")
-    if not version.storage.put_if_absent("identity.json", canonical(wanted)):
-        fingerprints.refuse_difference(version.identity, wanted, version.storage.location())
+    # The name is a prefix of the fingerprint, so a stored identity could differ by a collision.
+    if not version.storage.put_if_absent("identity.json", canonical(requested)):
+        fingerprints.refuse_difference(version.identity, requested, version.storage.location())
     version.storage.delete("abandoned")
     refuse_removal(storage, version.id)
     return version
@@ -91,7 +95,7 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
 def _unfinished(storage: Storage) -> list[str]:
     def unfinished(name: str) -> bool:
         head = layout.version(name)
-        ended = ("manifest.json", "abandoned", REMOVING)
+        ended = ("manifest.json", "abandoned", REMOVAL_MARK)
         return storage.exists(f"{head}/identity.json") and not any(
             storage.exists(f"{head}/{mark}") for mark in ended
         )
@@ -101,15 +105,15 @@ def _unfinished(storage: Storage) -> list[str]:
 
 @dataclass(frozen=True)
 class Version:
-    """A version while it is filled. Every method may be called by many writers, and again."""
+    """A version that is being filled. Methods are idempotent and safe with concurrent writers."""
 
     home: Storage
-    """Of the method: holds all versions and `current`."""
+    """The storage of the method, with all versions and `current`."""
     fingerprint: str
 
     @property
     def id(self) -> str:
-        """The version's name: the first 16 digits of its fingerprint."""
+        """The name of the version: the first 16 digits of its fingerprint."""
         return self.fingerprint[:16]
 
     @property
@@ -119,68 +123,73 @@ class Version:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What was hashed, as it is stored."""
+        """The stored identity, which the fingerprint hashes."""
         return read_json(self.storage, "identity.json")
 
     def base(self) -> PublishedVersion | None:
-        """The version that all but regenerated tasks are carried over from; None without one."""
-        found = self.identity.get("carried.from")
-        return open_version(self.home, str(found)[:16]) if found else None
+        """The version whose shards a regeneration carries over; None if there is none."""
+        fingerprint = self.identity.get("carried.from")
+        return open_version(self.home, str(fingerprint)[:16]) if fingerprint else None
 
     def carry(self, fresh: Iterable[Task]) -> None:
-        """Give each of the base's tasks but the fresh ones a receipt that refers to its shard.
+        """Write receipts that refer to the shards of the base, for all tasks except the fresh ones.
 
-        Nothing is copied, and a chain of carried versions ends at the one that holds the bytes.
+        No shard is copied. A receipt names the version that holds the bytes, also after several
+        regenerations.
         """
         base = self.base()
         if base is None:
             return
-        known = {layout.receipt(task.id) for task in fresh} | set(
+        excluded = {layout.receipt(task.id) for task in fresh} | set(
             self.storage.list(layout.RECEIPTS)
         )
 
         def refer(receipt: Receipt) -> None:
+            # The base may have carried the shard over itself; then it names the holder.
             holder = receipt.version or base.id
             carried = replace(receipt, fingerprint=self.fingerprint, version=holder)
             self.storage.put_if_absent(layout.receipt(receipt.task), encode_receipt(carried))
 
-        missing = [r for r in base.shards if layout.receipt(r.task) not in known]
-        with ThreadPoolExecutor(READERS) as pool:
+        missing = [r for r in base.shards if layout.receipt(r.task) not in excluded]
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
             list(pool.map(refer, missing))
 
     @property
     def published(self) -> bool:
-        """Whether manifest.json is there, and so nothing will change any more."""
+        """Whether manifest.json exists; the version does not change afterwards."""
         return self.storage.exists("manifest.json")
 
     def done(self) -> frozenset[str]:
-        """The ids of all tasks that have a receipt; from a listing, without reading any."""
+        """The ids of all tasks that have a receipt, from a listing of keys only."""
         keys = self.storage.list(layout.RECEIPTS)
         return frozenset(key.removeprefix(layout.RECEIPTS).removesuffix(".json") for key in keys)
 
     def receipts(self) -> dict[str, Receipt]:
-        """The receipts of all complete shards, by task id, in order."""
+        """The receipts of all complete shards by task id, in the order of their keys."""
         storage = self.storage
         keys = list(storage.list(layout.RECEIPTS))
-        with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(lambda key: _read_receipt(storage, key, self.fingerprint), keys))
-        return {receipt.task: receipt for receipt in found}
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
+            receipts = pool.map(lambda key: _read_receipt(storage, key, self.fingerprint), keys)
+            return {receipt.task: receipt for receipt in receipts}
 
     def receipt(self, task: Task) -> Receipt:
-        """The receipt of a complete shard; `MissingObject` if it has none."""
+        """The receipt of a task; `MissingObject` if its shard is not complete."""
         return _read_receipt(self.storage, layout.receipt(task.id), self.fingerprint)
 
     def commit(self, task: Task, tar: Path, failed: Collection[int] = ()) -> Receipt:
-        """Make a task's shard count, once: returns the receipt that holds, ours or an earlier one.
+        """Store the shard and the receipt of a task, unless the task already has a receipt.
 
         Args:
-            task: whose images the shard has.
+            task: the task whose images the shard holds.
             tar: a local file from `write_shard`.
-            failed: the image indices that are not in it.
+            failed: the image indices that are missing in the shard because they diverged.
+
+        Returns:
+            The valid receipt: the new one, or that of an earlier attempt.
 
         Raises:
-            CorruptionError: the tar, or the shard that another attempt has stored before, is not
-                this task's.
+            CorruptionError: the tar, or the shard that an earlier attempt stored, does not hold the
+                images of this task.
         """
         storage = self.storage
         key = layout.receipt(task.id)
@@ -189,14 +198,19 @@ class Version:
         data = tar.read_bytes()
         receipt = self._receipt(task, data, failed)
         if not storage.put_if_absent(receipt.shard, tar):
-            stored = storage.get(receipt.shard)  # of an attempt that died before its receipt
-            receipt = self._receipt(task, stored, failed)
+            # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
+            # the receipt is made from them.
+            receipt = self._receipt(task, storage.get(receipt.shard), failed)
+        # Of two concurrent attempts the first receipt is valid for both.
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
         return receipt
 
     def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
+        """The receipt of a tar's bytes, which must hold all images of the task but the failed."""
         shard = layout.shard(task.id)
+        # All samples are parsed and not only counted, so that a receipt never vouches for a shard
+        # that no reader can open.
         missing = {sample_key(task.class_index, index): index for index in task.indices}
         count = 0
         for sample in parse_shard(data, shard):
@@ -212,24 +226,26 @@ class Version:
                 f"but {tuple(sorted(failed))} failed; delete it, run again"
             )
         digest = hashlib.sha256(data).hexdigest()
-        lost = tuple(missing.values())
-        return Receipt(task.id, shard, digest, len(data), count, lost, self.fingerprint)
+        absent = tuple(missing.values())
+        return Receipt(task.id, shard, digest, len(data), count, absent, self.fingerprint)
 
     def put_prompts(self, name: str, table: pa.Table) -> bool:
-        """Store prompts once as prompts/{name}.parquet; False if they were there already.
+        """Store a part of the prompts as prompts/{name}.parquet; returns False if it exists.
 
-        `name` is `{shard_index:05d}`: the rows of that shard of every class, with `class_index`
-        and `index` at least.
+        Args:
+            name: `{shard_index:05d}`.
+            table: the rows of that shard of every class, with at least the columns `class_index`
+                and `index`.
         """
         return self.storage.put_if_absent(layout.prompts(name), prompt_tables.encode(table))
 
     def seal_prompts(self, names: Iterable[str], facts: Mapping[str, Any]) -> None:
-        """Write prompts.json: `facts` about all prompts, and the sha256 of each part in `parts`."""
+        """Write prompts.json: `facts` about all prompts, and under `parts` the sha256 of each."""
         digests = {name: sha256_object(self.storage, layout.prompts(name)) for name in names}
         self.storage.put(PROMPTS_KEY, canonical({**facts, "parts": digests}))
 
     def has_prompts(self, name: str) -> bool:
-        """Whether prompts/{name}.parquet is there."""
+        """Whether prompts/{name}.parquet exists."""
         return self.storage.exists(layout.prompts(name))
 
     def prompt_part(self, name: str) -> pa.Table:
@@ -237,10 +253,10 @@ class Version:
         return prompt_tables.read(self.storage, layout.prompts(name))
 
     def prompts(self, task: Task) -> pa.Table:
-        """The rows of a task's images in the order of `index`, one for each.
+        """The prompts of a task, one row for each image, ordered by `index`.
 
         Raises:
-            CorruptionError: they are not all there, or were never written (`MissingObject`).
+            CorruptionError: rows are missing, or the part was never written (`MissingObject`).
         """
         key = layout.prompts(f"{task.shard_index:05d}")
         table = prompt_tables.read_class(self.storage, key, task.class_index)
@@ -262,35 +278,36 @@ class Version:
         """Write index, data card and manifest, then make the version current. Safe to repeat.
 
         Args:
-            tasks: all of the run.
-            environment: library versions and the like; the same on resuming.
-            quarantined: ids of tasks that may be missing.
-            make_current: False leaves the version that readers use as it is.
+            tasks: all tasks of the run.
+            environment: library versions and the like; a resumed run passes the same.
+            quarantined: ids of tasks that may lack a receipt.
+            make_current: False does not change which version readers use.
 
         Raises:
-            PartialError: another task has no receipt.
+            PartialError: a task that is not quarantined has no receipt.
         """
         if not self.published:
             receipts = self.receipts()
             planned = [task.id for task in tasks]
             missing = [name for name in planned if name not in receipts]
             self._refuse_missing(missing, quarantined, len(planned))
-            chosen = [receipts[name] for name in planned if name in receipts]
+            complete = [receipts[name] for name in planned if name in receipts]
             publication.publish(
-                self.home, self.identity, self.fingerprint, environment, chosen, missing
+                self.home, self.identity, self.fingerprint, environment, complete, missing
             )
+        # Another publisher may have won the race, so the version is read back from its manifest.
         version = open_version(self.home, self.id)
-        version.settle()
+        version.repair_files()
         if make_current:
             advance(self.home, self.id)
         return version
 
     def _refuse_missing(self, missing: list[str], quarantined: Collection[str], total: int) -> None:
-        unknown = [name for name in missing if name not in quarantined]
-        if unknown:
-            shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        unexpected = [name for name in missing if name not in quarantined]
+        if unexpected:
+            shown = ", ".join(unexpected[:5]) + (", ..." if len(unexpected) > 5 else "")
             raise PartialError(
-                f"version {self.id}: {len(unknown)} of {total} tasks have no receipt ({shown}); "
+                f"version {self.id}: {len(unexpected)} of {total} tasks have no receipt ({shown}); "
                 "run the same command again, it resumes"
             )
 

@@ -1,6 +1,6 @@
-"""Accuracy of models by domain and class, on data that no stage has seen.
+"""Accuracy per domain and class: a model's distances on data that no stage has seen.
 
-A model is any function from pixels to distances; the class with the smallest distance is predicted.
+A model is anything that maps pixels to distances; the smallest distance is its answer.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.storage.cost_records import record_cost
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import device_name, pick_device
@@ -34,51 +34,51 @@ from dfkd.utils.pixels import from_bytes
 from dfkd.utils.progress import bar
 
 BATCH = 64
-"""Images in a batch; 64 of 224 px fit into the memory of any GPU."""
+"""Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
 PREFETCH_BATCHES = 2
-"""Batches decoded in advance while a model works on one; this bounds the memory."""
+"""Batches that are decoded while a model works on one: bounds memory."""
 
 Model = Callable[[Tensor], Tensor]
-"""Maps pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
+"""Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to score, and the names in its rows."""
+    """A model to score, and what its rows call it."""
 
     model: str
-    """One of `teacher`, `text-only` and `student`."""
+    """teacher, text-only or student."""
     method: str
     seed: int
     image_size: int
-    """Width and height of the model's input in pixels."""
+    """Pixels a side that the model takes."""
     distances: Model
     device: torch.device
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rows of one or more models, and the images that could not be read."""
+    """Rows of one or more models, and the images that could not be scored."""
 
     rows: tuple[ResultRow, ...]
     unreadable: tuple[str, ...]
-    """`name: reason` of each unreadable image, sorted."""
+    """`name: reason` of each image that no decoder could read, sorted."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The written scores of a manifest."""
+    """The scores of a whole manifest, written."""
 
     results: dict[str, Any]
-    """The content of `results.json`; see `dfkd.evaluation.results`."""
+    """The content of `results.json`, as `dfkd.evaluation.results` describes it."""
     location: str
-    """Location of `results.json`, for display."""
+    """Of `results.json`."""
     versions: dict[Method, PublishedVersion]
-    """The data set that the students of each method were trained on; empty without students."""
+    """The data set that the students of each method learned from; empty without students."""
     sheet: str = ""
-    """Location of the contact sheet of these versions; empty if none was written."""
+    """Of the contact sheet of these versions, if one was written."""
     ms: dict[str, float] = field(default_factory=dict)
-    """Milliseconds of each model for one image on one core; empty if not measured."""
+    """By model, one image on one core, if that was measured."""
 
 
 def evaluate(
@@ -86,69 +86,68 @@ def evaluate(
 ) -> Evaluated:
     """Score the models that a manifest names and write `results.json` and `results.parquet`.
 
-    The teacher predicts zero-shot with `teacher.template`. The students are those of every method
-    and seed. The text-only classifier of each seed is trained or read from storage. Every call
-    scores again, in float32, because that costs little.
+    The teacher answers zero-shot, by `teacher.template`; the students are those of every method and
+    seed on the current versions. A text-only classifier of each seed is trained, or found. Scores
+    are always in float32, and taken again each time: that costs little.
 
     Args:
-        manifest: the run's manifest; all its students must be finished.
-        threads: threads that decode images; None means one for each processor.
-        version: id of the version whose students are scored; the current one if empty.
-        folder: folder under the root for the results; the root itself if empty.
+        manifest: of the run; all its students are to be finished.
+        threads: that decode images; None is one for each processor.
+        version: id of the version whose students are scored; the current one if none is named.
+        folder: under the root, where the results are written; the root itself if none is named.
 
     Raises:
-        ManifestError: unusable data, or a missing student; raised before any scoring.
-        CorruptionError: a student is damaged.
+        ManifestError: unusable data, or a student that is missing; nothing has been scored.
+        CorruptionError: a student is not what was written.
     """
     data = open_data(manifest.evaluation, manifest.classes)
-    required = manifest.evaluation.models
-    # A list, so that a missing student is an error before the teacher is scored.
-    students = list(_students(manifest, version)) if "student" in required else []
+    wanted = manifest.evaluation.models
+    places = list(_students(manifest, version)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
-    models = _with_cost_records(root, _load_candidates(manifest, root, students), len(data.items))
+    models = _with_cost_records(root, _load_candidates(manifest, root, places), len(data.items))
     scores = score(models, data, BATCH, threads)
-    sizes = {model: size.parameters for model, size in footprint.networks(manifest).items()}
+    sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
     average = manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, average)
     location = write_results(root.child(folder) if folder else root, content)
-    return Evaluated(content, location, {student.method: student.version for student in students})
+    return Evaluated(
+        content,
+        location,
+        {locate_student.method: locate_student.version for locate_student in places},
+    )
 
 
 def _students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
-    """Yield the finished student of each method and seed; `ManifestError` if one is missing."""
     for method in manifest.methods:
         for seed in manifest.distillation.seeds:
-            location = locate_student(manifest, method, seed, version)
-            if not location.finished:
+            found = locate_student(manifest, method, seed, version)
+            if not found.finished:
                 raise ManifestError(
                     "evaluation.models",
-                    f"needs the student of method {method} seed {seed} at {location.location}",
+                    f"needs the student of method {method} seed {seed} at {found.location}",
                     list(manifest.evaluation.models),
                     "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
                 )
-            yield location
+            yield found
 
 
 def _load_candidates(
-    manifest: Manifest, root: Storage, students: Sequence[StudentLocation]
+    manifest: Manifest, root: Storage, places: Sequence[StudentLocation]
 ) -> Iterator[Candidate]:
-    """Load the models one after the other, each when it is requested."""
-    device, required = pick_device(), manifest.evaluation.models
-    if "teacher" in required:
+    device, wanted = pick_device(), manifest.evaluation.models
+    if "teacher" in wanted:
         yield _teacher_candidate(manifest, device)
-    if "text-only" in required:
+    if "text-only" in wanted:
         yield from _text_only_candidates(manifest, root)
-    for location in students:
-        student, card = load_located(location, manifest.classes, device)
-        yield Candidate(
-            "student", location.method, location.seed, card["image_size"], student, device
-        )
+    for found in places:
+        student, card = load_located(found, manifest.classes, device)
+        yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
 
 
 def _with_cost_records(
     root: Storage, candidates: Iterable[Candidate], images: int
 ) -> Iterator[Candidate]:
-    """Yield the candidates; write a cost record for the time in which each was used."""
+    """The candidates, each leaving a record of what passed until the next one was asked for."""
     for candidate in candidates:
         seed = None if candidate.method == ZERO_SHOT else candidate.seed
         name = candidate.model if candidate.model == "text-only" else candidate.method
@@ -160,14 +159,18 @@ def _with_cost_records(
 def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
-    return _tower_candidate("teacher", ZERO_SHOT, 0, teacher, class_texts(manifest, teacher))
+    return _tower_candidate(
+        "teacher", ZERO_SHOT, 0, teacher, class_text_embeddings(manifest, teacher)
+    )
 
 
 def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
-    """Yield the classifier of each seed, after the tower's zero-shot if it is not the teacher."""
+    """The classifier of each seed; before it, of a tower that is not the teacher, zero-shot."""
     tower = load_tower(manifest, pick_device())
     if manifest.text_only.model:
-        yield _tower_candidate("text-only", ZERO_SHOT, 0, tower, class_texts(manifest, tower))
+        yield _tower_candidate(
+            "text-only", ZERO_SHOT, 0, tower, class_text_embeddings(manifest, tower)
+        )
     for seed in manifest.distillation.seeds:
         vectors = class_vectors(manifest, tower, seed, root)
         yield _tower_candidate("text-only", CLASSIFIER, seed, tower, vectors)
@@ -176,13 +179,13 @@ def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candida
 def _tower_candidate(
     model: str, method: str, seed: int, tower: Teacher, vectors: Tensor
 ) -> Candidate:
-    """A tower that predicts the class with the nearest of the unit vectors [M, E]."""
+    """A tower that answers with the nearest of its classes' unit vectors [M, E]."""
     return Candidate(
         model,
         method,
         seed,
         tower.image_size,
-        lambda pixels: distances(tower.encode_image(pixels), vectors),
+        lambda pixels: distances(tower.encode_image(decode_image), vectors),
         tower.device,
     )
 
@@ -190,16 +193,16 @@ def _tower_candidate(
 def score(
     candidates: Iterable[Candidate], data: Domains, batch_size: int, threads: int | None = None
 ) -> Scores:
-    """Score every candidate on every domain, one candidate after the other.
+    """Every candidate on every domain; each is taken from the iterable when its turn comes.
 
     Args:
-        candidates: the models; with a lazy iterable at most two of them are in memory.
-        data: the images; their classes are in the order of the models' outputs.
-        batch_size: images in a batch.
-        threads: threads that decode images; None means one for each processor.
+        candidates: models; a lazy iterable keeps at most two of them in memory.
+        data: what to score, with the classes in the order of the models' outputs.
+        batch_size: images a batch.
+        threads: that decode images; None is one for each processor.
 
     Raises:
-        DfkdError: a model's output is not finite or not [N, M], or no image can be read.
+        DfkdError: a model whose output is no finite [N, M], or data without a readable image.
     """
     return _score(((candidate,) for candidate in candidates), data, batch_size, threads)
 
@@ -207,7 +210,7 @@ def score(
 def score_together(
     candidates: Sequence[Candidate], data: Domains, batch_size: int, threads: int | None = None
 ) -> Scores:
-    """As `score`, for models of one image size: each image is decoded once for all of them."""
+    """`score` of models that take images of one size: each image is decoded once for all."""
     if len({candidate.image_size for candidate in candidates}) != 1:
         raise ValueError("models that are scored together take images of one size")
     return _score([candidates], data, batch_size, threads)
@@ -221,9 +224,9 @@ def _score(
     for group in groups:
         counts = _confusions(group, data, batch_size, threads or cpu_count(), unreadable)
         for candidate, domains in zip(group, counts, strict=True):
-            identity = (candidate.model, candidate.method, candidate.seed)
+            about = (candidate.model, candidate.method, candidate.seed)
             rows += [
-                row(*identity, domain, data.classes, confusion)
+                row(*about, domain, data.classes, confusion)
                 for domain, confusion in domains.items()
                 if confusion.any()
             ]
@@ -245,11 +248,7 @@ def _confusions(
     threads: int,
     unreadable: dict[str, str],
 ) -> list[dict[str, npt.NDArray[np.int64]]]:
-    """The counts int64 [M, M] (true x predicted) of each model and domain; adds to `unreadable`.
-
-    Args:
-        unreadable: receives the reason for each unreadable image, by its name.
-    """
+    """For each model the counts true x predicted of each domain; adds to `unreadable`."""
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
@@ -257,7 +256,7 @@ def _confusions(
         for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
             readable = []
             for item, image in zip(chunk, images, strict=True):
-                if isinstance(image, str):  # the reason why it cannot be read
+                if isinstance(image, str):
                     unreadable[item.name] = image
                 else:
                     readable.append((item, image))
@@ -274,32 +273,29 @@ def _confusions(
 def _predict(
     candidate: Candidate, images: Sequence[npt.NDArray[np.uint8]], classes: int
 ) -> list[int]:
-    """The predicted class of each image [S, S, 3] uint8; `DfkdError` for unusable distances."""
     batch = torch.from_numpy(np.stack(images)).to(candidate.device)
     with torch.inference_mode():
         distances = candidate.distances(from_bytes(batch).contiguous())
-    shape = (len(images), classes)
-    # NaN would silently be the smallest distance.
-    if distances.shape != shape or not torch.isfinite(distances).all():
+    wanted = (len(images), classes)
+    if distances.shape != wanted or not torch.isfinite(distances).all():
         raise DfkdError(
             f"{candidate.model} {candidate.method} seed {candidate.seed}: must give finite "
-            f"distances {shape}, got {tuple(distances.shape)} or NaN; train it again"
+            f"distances {wanted}, got {tuple(distances.shape)} or NaN; train it again"
         )
     answers: list[int] = distances.argmin(dim=1).tolist()
     return answers
 
 
 Decoded = npt.NDArray[np.uint8] | str
-"""An image [S, S, 3] uint8, or the reason why it cannot be read."""
+"""An image, or why there is none."""
 
 
 def decode_items(
     items: Sequence[Item], image_size: int, batch_size: int, threads: int
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Yield batches of items with their images, in order.
+    """Items with their pixels in order, decoded by threads `PREFETCH_BATCHES` batches in advance.
 
-    Threads decode `PREFETCH_BATCHES` batches in advance. An image is [S, S, 3] uint8 with S =
-    `image_size`, or the reason why it cannot be read.
+    An image is [S, S, 3] uint8 with S = `image_size`, or a text that says why it cannot be read.
     """
     starts = range(0, len(items), batch_size)
     waiting: deque[tuple[Sequence[Item], list[Future[Decoded]]]] = deque()

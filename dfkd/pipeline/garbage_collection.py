@@ -1,9 +1,9 @@
-"""Garbage collection: plan which objects of a root can be removed, then remove them.
+"""What of a root may be removed, and its removal: a plan that can be read first, then the sweep.
 
-Kept are: the last versions by their numbers in `current`; versions that a lease or an unfinished
-regeneration names; unfinished versions that are not abandoned, with their bases; everything younger
-than the grace period; and the shards that any of these versions has carried over. Only keys of
-dfkd's own layout are considered.
+Kept are the last versions by their numbers in `current`, versions that a lease or an unfinished
+regeneration names, unfinished versions that are not abandoned with their bases, whatever is younger
+than the grace, and the shards that any of these has carried over. Only keys of dfkd's own layout
+are ever looked at.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import POINTER, REMOVING, PublishedVersion, read_json
+from dfkd.dataset.published import POINTER_PATTERN, REMOVAL_MARK, PublishedVersion, read_json
 from dfkd.dataset.versions import open_version
 from dfkd.distillation.student_store import student_name
 from dfkd.errors import CorruptionError, ManifestError
@@ -30,7 +30,7 @@ VERSION = re.compile(
     r"|state/[0-9]{10}\.safetensors"
     r"|receipts/[0-9]{4}-[0-9]{5}\.json|shards/[0-9]{4}-[0-9]{5}\.tar)"
 )
-CURRENT = re.compile(rf"data/{METHOD}/(?P<name>{POINTER.pattern})")
+CURRENT = re.compile(rf"data/{METHOD}/(?P<name>{POINTER_PATTERN.pattern})")
 STUDENT = re.compile(
     rf"students/(?P<id>{METHOD}-s(?P<seed>[0-9]+)-[0-9a-f]{{12}})/(?P<name>student\.json"
     r"|student\.safetensors|removing|checkpoints/[0-9]{10}\.safetensors|tensorboard/[^/]+)"
@@ -41,43 +41,40 @@ REGENERATION = re.compile(
 )
 
 FIRST = {"manifest.json": 0, "student.json": 0}
-LAST = {"abandoned": 2, "identity.json": 3, REMOVING: 4}
-"""Order of removal within a folder: manifests and cards first, because readers no longer see a
-version without its manifest or a student without its card; the marks last, so that a killed removal
-can be resumed.
-"""
+LAST = {"abandoned": 2, "identity.json": 3, REMOVAL_MARK: 4}
+"""Without a manifest a version, and without its card a student, is no longer there for readers."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Objects that are removed together."""
+    """Objects that go together."""
 
     what: str
     why: str
     entries: tuple[StoredObject, ...]
-    """The objects in the order of their removal."""
+    """In the order of their removal."""
     version: str = ""
-    """`{method}/{id}` of the version that the objects form or depend on."""
+    """`{method}/{id}` of the version that they are, or belong to."""
     mark: str = ""
-    """Key of the object that marks the folder as being removed."""
+    """The object that says while they are being removed that they are."""
 
     @property
     def bytes(self) -> int:
-        """Total size in bytes."""
+        """Of all of them."""
         return sum(entry.size for entry in self.entries)
 
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """Which versions are kept, with the reason, and which objects are removed."""
+    """What is kept, with the reason, and what is not."""
 
     kept: dict[str, str]
-    """Reason by `{method}/{id}`."""
+    """By `{method}/{id}`."""
     removals: tuple[Removal, ...]
-    """Removals in order; students come before the versions that they learned from."""
+    """Students before the versions that they learned from."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as plain values, with every object that would be removed."""
+        """Everything that would be removed, object by object."""
         return {
             "objects": sum(len(removal.entries) for removal in self.removals),
             "bytes": sum(removal.bytes for removal in self.removals),
@@ -95,12 +92,12 @@ class RemovalPlan:
 
 
 Groups = dict[str, list[tuple[str, StoredObject]]]
-"""Objects by version, student or regeneration: (name within the folder, entry)."""
+"""Name within the folder and entry of each object, by version, student or regeneration."""
 
 
 @dataclass
 class _Listing:
-    """The objects of a root, grouped by what they belong to; unknown keys are ignored."""
+    """The objects of a root by what they belong to; nothing else is looked at."""
 
     versions: Groups = field(default_factory=lambda: defaultdict(list))
     students: Groups = field(default_factory=lambda: defaultdict(list))
@@ -110,19 +107,19 @@ class _Listing:
 
     @classmethod
     def of(cls, root: Storage) -> "_Listing":
-        listing = cls()
+        found = cls()
         for entry in root.entries():
             if match := VERSION.fullmatch(entry.key):
                 key = f"{match['method']}/{match['id']}"
-                listing.versions[key].append((match["name"], entry))
+                found.versions[key].append((match["name"], entry))
             elif match := STUDENT.fullmatch(entry.key):
-                listing.students[match["id"]].append((match["name"], entry))
+                found.students[match["id"]].append((match["name"], entry))
             elif match := REGENERATION.fullmatch(entry.key):
-                listing.regenerations[match["id"]].append((match["name"], entry))
+                found.regenerations[match["id"]].append((match["name"], entry))
             elif match := CURRENT.fullmatch(entry.key):
-                listing.pointers[match["method"]].append((match["name"], entry))
+                found.pointers[match["method"]].append((match["name"], entry))
             elif entry.key.startswith(layout.LEASES):
-                listing.leases.append(entry)
+                found.leases.append(entry)
             elif entry.key.startswith(layout.CELLS):
                 raise ManifestError(
                     "storage.root",
@@ -130,56 +127,53 @@ class _Listing:
                     root.location(),
                     "remove it as a whole once they are done",
                 )
-        return listing
+        return found
 
 
 def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
-    """Versions that something refers to, by `{method}/{id}`, with what refers to them."""
-    reasons: dict[str, str] = {}
+    """Versions that something names, by `{method}/{id}`, with what does."""
+    found: dict[str, str] = {}
     if attempt := unfinished(root):
-        reason = f"regeneration {attempt.number} is unfinished"
-        ids = [attempt.candidate, *([attempt.base[:16]] if attempt.base else [])]
-        reasons |= {f"{attempt.method}/{name}": reason for name in ids}
+        why = f"regeneration {attempt.number} is unfinished"
+        names = [attempt.candidate, *([attempt.base[:16]] if attempt.base else [])]
+        found |= {f"{attempt.method}/{name}": why for name in names}
     for key, record in lease.held_leases(root).items():
-        reasons |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
+        found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
     for method in root.folders(layout.DATA):
         for number, version in _numbered(root.child(layout.data(method)), keep).items():
-            reasons.setdefault(f"{method}/{version}", f"current {number}")
-    return reasons
+            found.setdefault(f"{method}/{version}", f"current {number}")
+    return found
 
 
 def _numbered(home: Storage, keep: int) -> dict[int, str]:
     """The last `keep` different versions by their highest numbers, the current one first."""
-    by_number: dict[int, str] = {}
-    for key in reversed([key for key in home.list("current/") if POINTER.fullmatch(key)]):
+    found: dict[int, str] = {}
+    for key in reversed([key for key in home.list("current/") if POINTER_PATTERN.fullmatch(key)]):
         pointer = read_json(home, key)
-        if pointer["version"] not in by_number.values():
-            by_number[int(pointer["number"])] = str(pointer["version"])
-        if len(by_number) == keep:
+        if pointer["version"] not in found.values():
+            found[int(pointer["number"])] = str(pointer["version"])
+        if len(found) == keep:
             break
-    return by_number
+    return found
 
 
 def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalPlan:
-    """Plan what can be removed now; changes nothing.
+    """What may be removed now; changes nothing.
 
     Args:
-        manifest: of the run; its settings identify unfinished students.
-        keep: number of versions to keep of each method, by their numbers in `current`.
-        grace: seconds, by the store's clock, for which new objects are left alone.
+        manifest: of the run; its settings tell whose students are unfinished.
+        keep: versions of each method, by their numbers in `current`.
+        grace: seconds, by the store's clock, for which whatever is written is left alone.
 
     Raises:
-        CorruptionError: an object that determines what is kept is damaged.
-        ManifestError: the root belongs to studies.
+        CorruptionError: something that says what is to be kept is damaged.
+        ManifestError: the root is one of studies.
     """
-    # List the objects before reading the references. A version that is published in between is then
-    # either not in the list or among the references, and is not removed.
-    listing = _Listing.of(root)
+    listing = _Listing.of(root)  # before the roots: what is named later is not in it, or kept
     kept = referenced_versions(root, keep)
     _keep_unfinished(root, listing, kept, grace)
     referenced = {key for name in kept for key in _references(root, name)}
     versions = list(_versions(root, listing, kept, referenced, grace))
-    # Students and orphans depend on which versions go, but are removed before them.
     gone = [removal.version for removal in versions]
     removals = [
         *_students(root, listing, manifest, kept, gone, grace),
@@ -192,17 +186,15 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
 
 
 def _keep_unfinished(root: Storage, listing: _Listing, kept: dict[str, str], grace: float) -> None:
-    """Add unfinished versions, the bases they carry over from, and everything young to `kept`."""
+    """Add unfinished versions with their bases, and whatever is young."""
     for key, objects in listing.versions.items():
         names = {name for name, _ in objects}
-        # A version that is marked for removal stays marked; only a reference keeps it.
-        if REMOVING in names:
+        if REMOVAL_MARK in names:
             continue
         if "identity.json" in names and not names & {"manifest.json", "abandoned"}:
             kept.setdefault(key, "unfinished")
         elif "identity.json" in names and _age(objects) < grace:
             kept.setdefault(key, f"younger than {grace:g} s")
-    # The base of an unfinished version holds shards that its manifest will refer to.
     for key in [key for key in kept if key in listing.versions]:
         method, _, name = key.partition("/")
         if "manifest.json" not in {name for name, _ in listing.versions[key]}:
@@ -222,15 +214,15 @@ def _open(root: Storage, key: str) -> PublishedVersion | None:
 
 
 def _references(root: Storage, key: str) -> Iterator[str]:
-    """Keys of the shards that a version refers to, also those in folders of other versions."""
+    """Keys of the shards that a version has, wherever they lie."""
     version = _open(root, key)
     for receipt in version.shards if version else ():
         yield f"data/{key.partition('/')[0]}/{receipt.key}"
 
 
 def _age(objects: Iterable[tuple[str, StoredObject]]) -> float:
-    """Age in seconds of the youngest object, marks of removal excepted."""
-    return min((entry.age for name, entry in objects if name != REMOVING), default=0.0)
+    """Of the youngest object but a mark of removal."""
+    return min((entry.age for name, entry in objects if name != REMOVAL_MARK), default=0.0)
 
 
 def _ordered(objects: Iterable[tuple[str, StoredObject]]) -> tuple[StoredObject, ...]:
@@ -247,17 +239,16 @@ def _versions(
 ) -> Iterator[Removal]:
     for key, objects in listing.versions.items():
         names = {name for name, _ in objects}
-        if key in kept or (_age(objects) < grace and REMOVING not in names):
+        if key in kept or (_age(objects) < grace and REMOVAL_MARK not in names):
             continue
-        # Shards that a kept version has carried over from this one stay where they are.
         free = [(name, entry) for name, entry in objects if entry.key not in referenced]
         what, why = f"version {key}", "older than the versions to keep"
-        if names <= {REMOVING, *(name for name in names if name.startswith(layout.SHARDS))}:
+        if names <= {REMOVAL_MARK, *(name for name in names if name.startswith(layout.SHARDS))}:
             what, why = f"shards of removed version {key}", "no version refers to them"
         elif "abandoned" in names:
             why = "abandoned"
         method, _, name = key.partition("/")
-        mark = f"{layout.data(method)}/{layout.version(name)}/{REMOVING}"
+        mark = f"{layout.data(method)}/{layout.version(name)}/{REMOVAL_MARK}"
         yield Removal(what, why, _ordered(free), key, mark)
 
 
@@ -269,47 +260,44 @@ def _students(
     gone: Sequence[str],
     grace: float,
 ) -> Iterator[Removal]:
-    """Students whose version is gone or is removed. An unfinished student has no card, so its
-    version is found from the manifest's settings.
-    """
+    """Students of versions that are gone or go; unfinished ones by the manifest's settings."""
     expected = _expected(root, manifest, gone)
     for name, objects in listing.students.items():
         names = {part for part, _ in objects}
-        marked = REMOVING in names
+        marked = REMOVAL_MARK in names
         if marked:
-            version = root.get(f"{layout.student(name)}/{REMOVING}").decode()
+            version = root.get(f"{layout.student(name)}/{REMOVAL_MARK}").decode()
         elif "student.json" in names:
             card = read_json(root, f"{layout.student(name)}/student.json")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
             version = expected.get(name, "")
-        # The version came into use again after the mark was written: take the mark back.
         if marked and version in kept:
-            marks = [each for each in objects if each[0] == REMOVING]
+            marks = [each for each in objects if each[0] == REMOVAL_MARK]
             yield Removal(f"mark of student {name}", "it is kept", _ordered(marks))
         present = version in listing.versions and version not in gone
         if version and not present and version not in kept and (marked or _age(objects) >= grace):
-            mark = f"{layout.student(name)}/{REMOVING}"
+            mark = f"{layout.student(name)}/{REMOVAL_MARK}"
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 
 
 def _expected(root: Storage, manifest: Manifest, gone: Sequence[str]) -> dict[str, str]:
-    """The version of each student name that the manifest's settings give for removed versions."""
-    version_of = {}
+    """The version of each student that the manifest's settings make of versions that go."""
+    found = {}
     for key in gone:
         method, _, name = key.partition("/")
         try:
             identity = read_json(
                 root, f"{layout.data(method)}/{layout.version(name)}/identity.json"
             )
-            version_fingerprint = fingerprints.fingerprint(identity)
+            print_ = fingerprints.fingerprint(identity)
             for seed in manifest.distillation.seeds:
-                student = student_name(manifest, version_fingerprint, method, seed)  # type: ignore[arg-type]
-                version_of[student] = key
+                student = student_name(manifest, print_, method, seed)  # type: ignore[arg-type]
+                found[student] = key
         except (CorruptionError, ManifestError):
-            continue  # no identity or no initial weights: the student's name cannot be computed
-    return version_of
+            continue  # without its identity or the initial weights nothing is attributed to it
+    return found
 
 
 def _regenerations(
@@ -327,10 +315,9 @@ def _regenerations(
 def _orphans(
     root: Storage, listing: _Listing, kept: dict[str, str], referenced: set[str], grace: float
 ) -> Iterator[Removal]:
-    """Objects of tasks that were not published, in kept versions."""
+    """In published versions that are kept: what belongs to no task that was published."""
     for key in kept:
-        # A kept version may carry a mark from a removal that was called off.
-        marks = [each for each in listing.versions.get(key, []) if each[0] == REMOVING]
+        marks = [each for each in listing.versions.get(key, []) if each[0] == REMOVAL_MARK]
         yield Removal(f"mark of version {key}", "it is kept", _ordered(marks))
         version = _open(root, key)
         if version is None:
@@ -366,32 +353,25 @@ def _rest(root: Storage, listing: _Listing, keep: int, grace: float) -> Iterator
 def remove(
     root: Storage, manifest: Manifest, planned: RemovalPlan, keep: int, grace: float
 ) -> tuple[int, int]:
-    """Delete the planned objects except those that have come into use since.
+    """Remove what was planned but what is needed by now; returns objects and bytes.
 
-    All versions and students are marked first and the plan is made again. So a reader that starts
-    meanwhile either sees the mark and refuses (`refuse_removal`), or its lease is seen here.
-    Manifests and cards are deleted before any shard, so readers never see half a version. If it is
-    killed, the next call resumes.
-
-    Returns:
-        Number of deleted objects and their total bytes.
+    Everything is marked first and planned once more, so that of this and whoever begins to use a
+    version meanwhile one sees the other (`refuse_removal`). Then whatever goes is taken from the
+    readers' sight as a whole, before the first shard. Killed on the way, the next call goes on.
     """
     for removal in planned.removals:
         if removal.mark:
             root.put(removal.mark, removal.version.encode())
     marks = {removal.mark for removal in planned.removals}
-    planned_entries = {
-        entry.key: entry for removal in planned.removals for entry in removal.entries
-    }
-    removable = [
+    wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
+    again = [
         entry
         for removal in plan(root, manifest, keep, grace).removals
         for entry in removal.entries
-        if entry.key in planned_entries or entry.key in marks
+        if entry.key in wanted or entry.key in marks
     ]
-    # Manifests and cards sort first.
-    for entry in sorted(removable, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
+    for entry in sorted(again, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
         root.delete(entry.key)
     root.abort_uploads(grace)
-    deleted = [planned_entries[entry.key] for entry in removable if entry.key in planned_entries]
-    return len(deleted), sum(entry.size for entry in deleted)
+    gone = [wanted[entry.key] for entry in again if entry.key in wanted]
+    return len(gone), sum(entry.size for entry in gone)

@@ -1,5 +1,5 @@
-"""Class names to text embeddings: vanilla, mix, random and contrastive prompts.
+"""Turn class names into text embeddings: vanilla, mix, random and contrastive prompts.
 
-In: a manifest and a teacher. Out: for each image a prompt, its pseudo-word and its unit text
-embedding, as rows of prompts.parquet. Begin with `maker.py`; `contrastive.py` is Eqs 9 to 12.
+Input: a manifest and a teacher. Output: for each image a prompt, its pseudo-word and its unit text
+embedding, as rows of a Parquet table. Begin with `maker.py`; `contrastive.py` implements Eq 12.
 """

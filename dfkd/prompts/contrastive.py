@@ -12,7 +12,7 @@ from dfkd.config.synthesis import Prompts
 from dfkd.prompts.pseudo_words import PseudoWords
 
 GUARD_TEMPERATURE = 0.1
-"""Of the cross-entropy that `guard.weight` adds, over cosine similarities."""
+"""Temperature of the class cross-entropy over cosine similarities that `guard.weight` adds."""
 
 
 class PromptBank:
@@ -27,7 +27,7 @@ class PromptBank:
         return 0 if self.embeddings is None else len(self.embeddings)
 
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Remember unit embeddings [N, E] of classes [N]."""
+        """Append unit embeddings [N, E] of classes [N]; the oldest beyond the capacity leave."""
         embeddings, labels = embeddings.detach(), labels.to(embeddings.device)
         if self.embeddings is not None and self.labels is not None:
             embeddings = torch.cat([self.embeddings, embeddings])
@@ -35,100 +35,128 @@ class PromptBank:
         self.embeddings = embeddings[-self.capacity :]
         self.labels = labels[-self.capacity :]
 
-    def draw(self, count: int, draw: np.random.Generator) -> tuple[Tensor, Tensor] | None:
-        """At most `count` different members, or None if there is none to draw."""
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor] | None:
+        """Draw at most `count` prompts without replacement.
+
+        Returns:
+            Unit embeddings [K, E] and classes [K]; None if there is nothing to draw.
+        """
         if self.embeddings is None or self.labels is None or count == 0:
             return None
-        chosen = draw.choice(len(self), size=min(count, len(self)), replace=False)
-        rows = torch.from_numpy(np.sort(chosen)).to(self.embeddings.device)
+        selected = generator.choice(len(self), size=min(count, len(self)), replace=False)
+        rows = torch.from_numpy(np.sort(selected)).to(self.embeddings.device)
         return self.embeddings[rows], self.labels[rows]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A batch of N prompts to be pulled apart."""
+    """A batch of N prompts that are optimised together."""
 
     words: PseudoWords
     names: Sequence[str]
+    """Class name of each prompt."""
     labels: Tensor
+    """Class index of each prompt, int64 [N]."""
     class_texts: Tensor
+    """Unit text embeddings of the classes, [M, E]."""
     bank: PromptBank
+    """Earlier prompts, which serve as negatives."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Pseudo-words [N, D], unit embeddings [N, E] and equation 12 by update and prompt [U, N]."""
+    """The result of `optimise`."""
 
-    pseudo: Tensor
+    pseudo_words: Tensor
+    """[N, D], in the space of token embeddings."""
     embeddings: Tensor
+    """Unit text embeddings, [N, E]."""
     losses: Tensor
+    """Equation 12 of each prompt at each of U updates, [U, N]."""
 
 
 def optimise(
-    problem: Problem, start: Tensor, prompts: Prompts, draw: np.random.Generator
+    problem: Problem, start: Tensor, prompts: Prompts, generator: np.random.Generator
 ) -> Solution:
-    """Move pseudo-words so that each prompt stays near its disturbed self and leaves the others.
+    """Minimise equation 12 over the pseudo-words of a batch with Adam.
+
+    Each prompt is pulled towards a disturbed copy of itself and pushed away from other prompts.
 
     Args:
-        problem: the batch, its classes and the bank, of which one sample serves all updates.
-        start: pseudo-words [N, D].
-        prompts: the manifest's section; `guard.weight` adds a class term to the printed equation.
-        draw: source of the disturbances and of the bank's sample.
+        problem: the batch with its classes and the bank.
+        start: initial pseudo-words [N, D].
+        prompts: the section of the manifest; `guard.weight` adds a class term to the equation.
+        generator: source of the disturbances and of the draw from the bank.
     """
     config = prompts.contrastive
-    sentences, pseudo = problem.words.sentences(problem.names), start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([pseudo], lr=config.learning_rate)
-    remembered = problem.bank.draw(config.bank, draw)
+    sentences, pseudo_words = problem.words.sentences(problem.names), start.clone()
+    optimizer = torch.optim.Adam([pseudo_words.requires_grad_()], lr=config.learning_rate)
+    # The remembered negatives stay the same in all updates, so Adam minimises one objective.
+    remembered = problem.bank.draw(config.bank, generator)
     losses = []
     for _ in range(config.updates):
-        texts = sentences.encode(pseudo)
-        disturbed = [
-            problem.words.disturbed(name, config.positive, config.disturbance, draw)
+        text_embeddings = sentences.encode(pseudo_words)
+        templates = [
+            problem.words.disturbed(name, config.positive, config.disturbance, generator)
             for name in problem.names
         ]
-        positives = problem.words.encode(problem.names, pseudo, disturbed)
+        positives = problem.words.encode(problem.names, pseudo_words, templates)
         within = config.negatives == "intra-class"
-        loss = contrast(texts, positives, problem.labels, remembered, config.temperature, within)
+        loss = contrastive_loss(
+            text_embeddings, positives, problem.labels, remembered, config.temperature, within
+        )
+        # The report shows equation 12 as printed, so the guard's term is added after this.
         losses.append(loss.detach())
         if prompts.guard.weight:
-            logits = texts @ problem.class_texts.T / GUARD_TEMPERATURE
-            drift = F.cross_entropy(logits, problem.labels, reduction="none")
-            loss = loss + prompts.guard.weight * drift
+            logits = text_embeddings @ problem.class_texts.T / GUARD_TEMPERATURE
+            class_loss = F.cross_entropy(logits, problem.labels, reduction="none")
+            loss = loss + prompts.guard.weight * class_loss
         optimizer.zero_grad()
-        # The sum keeps each prompt's step independent of how many share the batch.
+        # The sum, unlike the mean, does not scale the step of a prompt with the batch size.
         loss.sum().backward()
         optimizer.step()
     with torch.no_grad():
-        embeddings = sentences.encode(pseudo)
-    return Solution(pseudo.detach(), embeddings, torch.stack(losses).cpu())
+        embeddings = sentences.encode(pseudo_words)
+    return Solution(pseudo_words.detach(), embeddings, torch.stack(losses).cpu())
 
 
-def contrast(
-    texts: Tensor,
+def contrastive_loss(
+    text_embeddings: Tensor,
     positives: Tensor,
     labels: Tensor,
     remembered: tuple[Tensor, Tensor] | None,
     temperature: float,
     within_class: bool,
 ) -> Tensor:
-    """Equation 12 as printed, one loss a prompt [N]: -log(exp(s+/tau) / sum_b exp(s_b/tau)).
+    """Equation 12 as printed, one loss per prompt [N]: -log(exp(s+/tau) / sum_b exp(s_b/tau)).
 
-    s is the cosine similarity and b runs over the negatives alone: the other prompts of the batch
-    and the remembered ones, or only those of the same class. Without a negative it is -s+/tau.
+    s is the cosine similarity, and b runs over the negatives only: the other prompts of the batch
+    and the remembered ones, or those of them in the same class. Without negatives the loss is
+    -s+/tau.
+
+    Args:
+        text_embeddings: unit vectors [N, E].
+        positives: unit vectors [N, E] of the disturbed prompts.
+        labels: classes [N].
+        remembered: unit vectors [K, E] and classes [K] from the bank.
+        temperature: tau.
+        within_class: whether negatives of other classes are excluded.
     """
-    others, other_labels = _with_remembered(texts, labels, remembered)
-    excluded = torch.eye(len(texts), len(others), dtype=torch.bool, device=texts.device)
+    others, other_labels = _with_remembered(text_embeddings, labels, remembered)
+    # The first N columns are the batch itself, so the diagonal holds each prompt with itself.
+    excluded = torch.eye(len(text_embeddings), len(others), dtype=torch.bool, device=labels.device)
     if within_class:
         excluded = excluded | (labels[:, None] != other_labels[None, :])
-    similarity = (texts @ others.T / temperature).masked_fill(excluded, -torch.inf)
+    similarity = (text_embeddings @ others.T / temperature).masked_fill(excluded, -torch.inf)
+    # logsumexp over no negatives is -inf with gradient NaN, so such rows are filled and masked.
     alone = excluded.all(dim=1)
-    crowd = torch.where(alone, 0.0, similarity.masked_fill(alone[:, None], 0.0).logsumexp(dim=1))
-    return crowd - (texts * positives).sum(dim=1) / temperature
+    log_sum = torch.where(alone, 0.0, similarity.masked_fill(alone[:, None], 0.0).logsumexp(dim=1))
+    return log_sum - (text_embeddings * positives).sum(dim=1) / temperature
 
 
 def _with_remembered(
-    texts: Tensor, labels: Tensor, remembered: tuple[Tensor, Tensor] | None
+    text_embeddings: Tensor, labels: Tensor, remembered: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     if remembered is None:
-        return texts, labels
-    return torch.cat([texts, remembered[0]]), torch.cat([labels, remembered[1]])
+        return text_embeddings, labels
+    return torch.cat([text_embeddings, remembered[0]]), torch.cat([labels, remembered[1]])

@@ -1,4 +1,4 @@
-"""How different embeddings are from one another: the Vendi score, pairwise cosines, a plane."""
+"""Measures of the diversity of embeddings: Vendi score, pairwise cosines, principal plane."""
 
 from typing import Any
 
@@ -7,54 +7,63 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 
-TWIN = 0.99
+NEAR_DUPLICATE_COSINE = 0.99
 """Cosine above which two embeddings of one class count as near duplicates."""
 
 
 def vendi_score(embeddings: Floats) -> float:
-    """The effective number of different rows (Friedman and Dieng, 2023), from 1 to N.
+    """The Vendi score (Friedman and Dieng, 2023): the effective number of rows, from 1 to N.
 
-    The exponential of the entropy of the eigenvalues of K / N, where K holds the cosines.
+    It is the exponential of the entropy of the eigenvalues of K / N, where K [N, N] holds the
+    cosines.
 
     Args:
-        embeddings: [N, E], N >= 1, no row zero; they are normalised here.
+        embeddings: [N, E], N >= 1, no zero row; they are normalised here.
     """
     unit = _unit(embeddings)
-    # The nonzero eigenvalues of X X' are those of X' X: the smaller of the two is decomposed.
+    # X X' and X' X have the same nonzero eigenvalues, so the smaller one is decomposed.
     gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
     return effective_number(gram / len(unit))
 
 
 def effective_number(gram: Floats) -> float:
-    """exp of the entropy of the eigenvalues of a Gram matrix [N, N] of trace 1; 1 of zeros."""
+    """exp(entropy of the eigenvalues) of a Gram matrix [N, N] with trace 1; 1 for a zero matrix."""
     values = np.linalg.eigvalsh(gram)
+    # Rounding gives tiny negative eigenvalues, which have no logarithm.
     values = values[values > 1e-12]
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def twins(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-    """Which rows [N] have a near duplicate: another row of their class with a cosine above `TWIN`.
+def near_duplicates(
+    embeddings: Floats, labels: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.bool_]:
+    """A mask [N] of the rows that have a near duplicate.
+
+    A near duplicate is another row of the same class with a cosine above `NEAR_DUPLICATE_COSINE`.
 
     Args:
-        embeddings: [N, E], no row zero; they are normalised here.
+        embeddings: [N, E], no zero row; they are normalised here.
         labels: the class [N] of each row.
     """
     unit = _unit(embeddings)
-    found = np.zeros(len(unit), dtype=np.bool_)
+    mask = np.zeros(len(unit), dtype=np.bool_)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         cosines = unit[rows] @ unit[rows].T
         np.fill_diagonal(cosines, -1.0)
-        found[rows] = cosines.max(axis=1, initial=-1.0) > TWIN
-    return found
+        mask[rows] = cosines.max(axis=1, initial=-1.0) > NEAR_DUPLICATE_COSINE
+    return mask
 
 
 def pair_cosines(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
-    """Cosines of all pairs of rows: those of one class, and those of two, float64 [pairs].
+    """Cosines of all pairs of rows: of pairs within a class, and of pairs from two classes.
 
     Args:
-        embeddings: [N, E], no row zero; they are normalised here.
+        embeddings: [N, E], no zero row; they are normalised here.
         labels: the class [N] of each row.
+
+    Returns:
+        Two float64 arrays, one entry per pair.
     """
     unit = _unit(embeddings)
     first, second = np.triu_indices(len(unit), k=1)
@@ -63,19 +72,18 @@ def pair_cosines(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> tu
     return cosines[same], cosines[~same]
 
 
-def plane(embeddings: Floats) -> Floats:
-    """The first two principal components [N, 2] of rows [N, E]; the same rows, the same plane.
-
-    The sign of an axis is such that its largest loading is positive.
-    """
+def principal_plane(embeddings: Floats) -> Floats:
+    """The first two principal components, float64 [N, 2], of rows [N, E]."""
     centred = embeddings.astype(np.float64) - embeddings.mean(axis=0, dtype=np.float64)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     axes = axes[:2]
+    # The sign of a singular vector is arbitrary. The largest loading is made positive, so that the
+    # same rows always give the same plane.
     largest = np.abs(axes).argmax(axis=1)[:, None]
     axes = axes * np.where(np.take_along_axis(axes, largest, axis=1) < 0, -1.0, 1.0)
-    found = np.zeros((len(centred), 2))
-    found[:, : len(axes)] = centred @ axes.T
-    return found
+    components = np.zeros((len(centred), 2))
+    components[:, : len(axes)] = centred @ axes.T
+    return components
 
 
 def _unit(embeddings: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Pseudo-words: a free vector in the place of a style word, between the two halves of Eq 7."""
+"""Pseudo-words: a free vector replaces the token embedding of the style word (Eq 7)."""
 
 import functools
 import string
@@ -13,12 +13,12 @@ from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.models.text_prefix_cache import TextPrefix, can_split
 
-REDRAWS = 8
-"""Disturbed templates that may not fit the context length before the plain one is taken."""
+MAX_REDRAWS = 8
+"""Draws of a disturbed template that fits the context length, before the plain one is used."""
 
 
 class PseudoWords:
-    """Sentences of one template in which the style word is a vector."""
+    """Encodes sentences of one template whose style word is a vector."""
 
     def __init__(self, teacher: Teacher, template: str) -> None:
         self.teacher = teacher
@@ -34,88 +34,92 @@ class PseudoWords:
         self._content = functools.lru_cache(maxsize=65536)(self._tokens_of)
 
     def text(self, name: str) -> str:
-        """The prompt of class `name` as a person reads it, with `*` for the pseudo-word."""
+        """The readable prompt of class `name`, with `*` for the pseudo-word."""
         return self.template.replace("{class}", name).replace("{style}", "*")
 
     def encode(
-        self, names: Sequence[str], pseudo: Tensor, templates: Sequence[str] | None = None
+        self, names: Sequence[str], pseudo_words: Tensor, templates: Sequence[str] | None = None
     ) -> Tensor:
-        """E_sentence of each class name with its pseudo-word in the template (Eq 7-9).
+        """Encode the sentence of each class name with its pseudo-word in the template (Eq 7-9).
 
         Args:
             names: N class names.
-            pseudo: [N, D] vectors in the token-embedding space; gradients flow to them.
-            templates: one for each name, instead of the manifest's.
+            pseudo_words: [N, D] vectors in the space of token embeddings; gradients flow to them.
+            templates: one template for each name; by default that of the manifest.
 
         Returns:
             Unit embeddings [N, E], float32.
 
         Raises:
-            ManifestError: a sentence does not fit the teacher's context length.
+            ManifestError: a sentence exceeds the teacher's context length.
         """
-        return self.sentences(names, templates).encode(pseudo)
+        return self.sentences(names, templates).encode(pseudo_words)
 
     def sentences(
         self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> "Sentences":
-        """The same sentences for other pseudo-words again and again; arguments as of `encode`."""
-        tokens, places = self.tokens(names, templates or [self.template] * len(names))
-        return Sentences(self.teacher, tokens, places, int(self._frame[1]))
+        """Tokenise sentences once, for repeated encoding; the arguments are those of `encode`."""
+        tokens, positions = self.tokens(names, templates or [self.template] * len(names))
+        return Sentences(self.teacher, tokens, positions, int(self._frame[1]))
 
     def tokens(self, names: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids [N, L] and the place [N] of the pseudo-word in each.
+        """Token ids [N, L] and the position [N] of the pseudo-word in each sentence.
 
-        L is the context length, or of a causal teacher no more than the longest sentence needs: of
-        a context of 77 that is a few, and the work grows with it.
+        L is the context length. For a causal teacher it is the length of the longest sentence: the
+        tokens behind cannot change the embedding, and the work grows with L.
         """
-        rows, places, longest = [], [], 0
+        rows, positions, longest = [], [], 0
         for name, template in zip(names, templates, strict=True):
-            row = self._sentence(name, template)
-            if row is None:
+            sentence = self._sentence(name, template)
+            if sentence is None:
                 raise ManifestError(
                     "prompts.template",
                     f"must fit {self.teacher.context_length} tokens with every class name",
                     template.replace("{class}", name),
                     "shorten the template or the name",
                 )
-            rows.append(row[0])
-            places.append(row[1])
-            longest = max(longest, row[2])
-        length = longest if self.teacher.causal else self.teacher.context_length
+            row, position, length = sentence
+            rows.append(row)
+            positions.append(position)
+            longest = max(longest, length)
+        # A tower that is not causal also attends to the padding, so it needs the whole context.
+        width = longest if self.teacher.causal else self.teacher.context_length
         device = self.teacher.token_table.device
-        return torch.stack(rows)[:, :length].to(device), torch.tensor(places, device=device)
+        return torch.stack(rows)[:, :width].to(device), torch.tensor(positions, device=device)
 
-    def disturbed(self, name: str, kind: str, share: float, draw: np.random.Generator) -> str:
-        """The template with a share of the letters of its frozen words shuffled or substituted.
+    def disturbed(self, name: str, kind: str, share: float, generator: np.random.Generator) -> str:
+        """The template with some letters of its fixed words changed; arguments as of `disturb`.
 
-        A disturbed template that no longer fits the context is drawn anew, a few times.
+        Changed letters can give more tokens. A template that exceeds the context is drawn again.
         """
-        for _ in range(REDRAWS):
-            template = disturb(self.template, kind, share, draw)
+        for _ in range(MAX_REDRAWS):
+            template = disturb(self.template, kind, share, generator)
             if self._sentence(name, template) is not None:
                 return template
         return self.template
 
     def around_the_mean(self, noise: Tensor, scale: float) -> Tensor:
-        """V = mu + e * eps * sigma (Eq 8-11): pseudo-words [N, D] on the teacher's device.
+        """Pseudo-words V = mu + e * eps * sigma (Eq 8-11), [N, D] on the teacher's device.
+
+        mu and sigma are the mean and the standard deviation of the token embeddings.
 
         Args:
             noise: eps [N, D], standard normal.
-            scale: e; mu and sigma are those of the token embeddings.
+            scale: e.
         """
         table = self.teacher.token_table
         return table.mean(dim=0) + scale * noise.to(table.device) * table.std(dim=0)
 
     def _sentence(self, name: str, template: str) -> tuple[Tensor, int, int] | None:
-        """Tokens in the whole context, the pseudo-word's place, the length; None if too long."""
+        """Token ids [context], position of the pseudo-word, and length; None if it is too long."""
         before, after = template.replace("{class}", name).split("{style}")
         prefix, suffix = self._content(before), self._content(after)
         length = len(prefix) + len(suffix) + 3
         if length > self.teacher.context_length:
             return None
         start, end = int(self._frame[0]), int(self._frame[1])
-        # Any word's id will do for the pseudo-word, whose embedding is replaced: it must only stay
-        # below the end token's, by which CLIP finds the place to pool.
+        # The id of the pseudo-word does not matter, because its embedding is replaced. It must only
+        # be lower than the id of the end token, where CLIP pools: it takes the highest id.
         row = self._frame.clone()
         row[:length] = torch.tensor([start, *prefix, 0, *suffix, end])
         return row, 1 + len(prefix), length
@@ -125,84 +129,106 @@ class PseudoWords:
 
 
 class Sentences:
-    """N sentences in which one word each is still to come."""
+    """N sentences whose pseudo-words are given at each encoding."""
 
-    def __init__(self, teacher: Teacher, tokens: Tensor, places: Tensor, end: int) -> None:
-        """Token ids [N, L], the place [N] of the word that is to come, and the end token's id."""
-        self.teacher, self.tokens, self.places = teacher, tokens, places
+    def __init__(self, teacher: Teacher, tokens: Tensor, positions: Tensor, end: int) -> None:
+        """Prepare sentences of token ids [N, L].
+
+        Args:
+            positions: position [N] of the pseudo-word in each sentence.
+            end: id of the end token.
+        """
+        self.teacher, self.tokens, self.positions = teacher, tokens, positions
         self._beginning: TextPrefix | None = None
         if can_split(teacher):
-            self._beginning = TextPrefix(teacher, tokens[:, : int(places.max())], places)
-            after = (tokens == end).int().argmax(dim=1) - places
+            # A causal tower does not see what follows, so all before the pseudo-word is computed
+            # once. `_rest` holds the ids from the pseudo-word to the end token.
+            self._beginning = TextPrefix(teacher, tokens[:, : int(positions.max())], positions)
+            after = (tokens == end).int().argmax(dim=1) - positions
             steps = torch.arange(int(after.max()) + 1, device=tokens.device)
             last = tokens.shape[1] - 1
-            self._rest = tokens.gather(1, (places[:, None] + steps).clamp_max(last))
+            self._rest = tokens.gather(1, (positions[:, None] + steps).clamp_max(last))
 
-    def encode(self, pseudo: Tensor) -> Tensor:
-        """Unit embeddings [N, E], float32, with the vectors [N, D] for words."""
+    def encode(self, pseudo_words: Tensor) -> Tensor:
+        """Unit embeddings, float32 [N, E], of the sentences with these pseudo-words [N, D]."""
         if self._beginning is not None:
             embedded = self.teacher.embed_tokens(self._rest)
-            embedded = torch.cat([pseudo[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)
+            embedded = torch.cat([pseudo_words[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)
             return F.normalize(self._beginning.end(embedded, self._rest).float(), dim=-1)
-        return encode_whole(self.teacher, self.tokens, self.places, pseudo)
+        return encode_whole(self.teacher, self.tokens, self.positions, pseudo_words)
 
 
-def encode_whole(teacher: Teacher, tokens: Tensor, places: Tensor, pseudo: Tensor) -> Tensor:
-    """Unit embeddings [N, E] of sentences [N, L] whose word at `places` [N] is a vector [N, D]."""
+def encode_whole(
+    teacher: Teacher, tokens: Tensor, positions: Tensor, pseudo_words: Tensor
+) -> Tensor:
+    """Encode whole sentences, without a cached beginning.
+
+    Args:
+        tokens: token ids [N, L].
+        positions: position [N] of the pseudo-word in each sentence.
+        pseudo_words: vectors [N, D].
+
+    Returns:
+        Unit embeddings, float32 [N, E].
+    """
     embedded = teacher.embed_tokens(tokens)
-    slot = F.one_hot(places, tokens.shape[1]).bool()[..., None]
-    embedded = torch.where(slot, pseudo[:, None].to(embedded.dtype), embedded)
+    slot = F.one_hot(positions, tokens.shape[1]).bool()[..., None]
+    embedded = torch.where(slot, pseudo_words[:, None].to(embedded.dtype), embedded)
     return F.normalize(teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
 
 
-def disturb(template: str, kind: str, share: float, draw: np.random.Generator) -> str:
-    """Change letters of a template outside its slots; its length and all else stay.
+def disturb(template: str, kind: str, share: float, generator: np.random.Generator) -> str:
+    """Change some letters of a template outside its slots; the length stays the same.
 
     Args:
-        kind: `shuffle` permutes the chosen letters, `substitute` replaces each by another one.
-        share: of the letters, rounded, and two at the least, as one letter cannot be shuffled. So
-            many end up changed, or as many as a permutation can change, within one letter.
+        kind: `shuffle` permutes the selected letters, `substitute` replaces each by another one.
+        share: share of the letters to change, rounded to at least two letters, because a single one
+            cannot be shuffled. A shuffle may change fewer if too few letters differ.
     """
-    places = [place for place in _frozen(template) if template[place].isalpha()]
-    count = max(2, round(share * len(places)))
-    order = draw.permutation(places).tolist()
+    positions = [
+        position for position in _fixed_positions(template) if template[position].isalpha()
+    ]
+    count = max(2, round(share * len(positions)))
+    order = generator.permutation(positions).tolist()
     if kind == "shuffle":
-        changes = _moved(template, order, count)
+        changes = _derangement(template, order, count)
     else:
-        changes = {place: _another(template[place], draw) for place in order[:count]}
-    return "".join(changes.get(place, letter) for place, letter in enumerate(template))
+        changes = {i: _other_letter(template[i], generator) for i in order[:count]}
+    return "".join(changes.get(position, letter) for position, letter in enumerate(template))
 
 
-def _frozen(template: str) -> Iterator[int]:
-    """The places outside `{...}`."""
-    inside = 0
-    for place, letter in enumerate(template):
-        inside += (letter == "{") - (letter == "}")
-        if not inside:
-            yield place
+def _fixed_positions(template: str) -> Iterator[int]:
+    """Yield the positions outside `{...}`."""
+    depth = 0
+    for position, letter in enumerate(template):
+        depth += (letter == "{") - (letter == "}")
+        if not depth:
+            yield position
 
 
-def _moved(template: str, order: Sequence[int], count: int) -> dict[int, str]:
-    """The letters that `count` places get from each other; which places, their `order` decides.
+def _derangement(template: str, order: Sequence[int], count: int) -> dict[int, str]:
+    """New letters for about `count` positions, permuted so that each letter changes.
 
-    The places stand in a ring, those of one letter side by side, and each takes the letter that is
-    as far ahead as the longest such group is long. So none gets its own letter again, as long as no
-    group is longer than half of the ring, which is why a group takes no more places than that.
+    Args:
+        order: all positions that may change; earlier ones are preferred.
     """
+    # The selected positions form a ring in which equal letters are adjacent. Each position takes
+    # the letter that lies as far ahead as the longest group of equal letters is long. That is
+    # another letter, because no group takes more than half of the ring.
     groups: dict[str, list[int]] = {}
-    left = count
-    for place in order:
-        group = groups.setdefault(template[place].lower(), [])  # CLIP reads lower case only
-        if left and len(group) < count // 2:
-            group.append(place)
-            left -= 1
-    ring = [place for group in groups.values() for place in group]
+    remaining = count
+    for position in order:
+        group = groups.setdefault(template[position].lower(), [])  # CLIP reads lower case only
+        if remaining and len(group) < count // 2:
+            group.append(position)
+            remaining -= 1
+    ring = [position for group in groups.values() for position in group]
     step = max(map(len, groups.values()), default=0)
     sources = ring[step:] + ring[:step]
-    return {place: template[source] for place, source in zip(ring, sources, strict=True)}
+    return {position: template[source] for position, source in zip(ring, sources, strict=True)}
 
 
-def _another(letter: str, draw: np.random.Generator) -> str:
-    """A small letter that is not this one."""
+def _other_letter(letter: str, generator: np.random.Generator) -> str:
+    """A random lower-case letter that differs from `letter`."""
     others = [other for other in string.ascii_lowercase if other != letter.lower()]
-    return others[int(draw.integers(len(others)))]
+    return others[int(generator.integers(len(others)))]

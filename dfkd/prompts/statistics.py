@@ -1,4 +1,4 @@
-"""How diverse and how faithful prompts are."""
+"""Statistics of the diversity and the faithfulness of prompts."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,66 +6,72 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dfkd.prompts.diversity import effective_number, twins
+from dfkd.prompts.diversity import effective_number, near_duplicates
 
 
 def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
-    """How diverse and how faithful the prompts of a version are.
+    """Statistics of the diversity and the faithfulness of a version's prompts.
 
     Args:
-        tables: the parts, in order; read one at a time.
+        tables: the parts in order; they are read one at a time.
         texts: unit embeddings [M, E] of the class prompts.
 
     Returns:
-        `prompts`, `similarity` (mean cosine over all pairs), `similarity_in_class` (over pairs of
-        one class), `own_class` (share nearest to its own class text), `twins` (share with a near
-        duplicate in its class and part), `vendi` (effective number of different prompts); for
-        contrastive prompts also `initial_*` of the starting points and `loss_first`, `loss_last`
-        (means of equation 12).
+        `prompts` (their number), `similarity` (mean cosine over all pairs), `similarity_in_class`
+        (over pairs within a class), `own_class` (share nearest to their own class text), `twins`
+        (share with a near duplicate in their class and part), `vendi` (effective number of
+        prompts). Contrastive prompts add the same values with prefix `initial_` for the prompts
+        before optimisation, and `loss_first` and `loss_last` (means of equation 12).
     """
-    now, initial = _Spread(texts), _Spread(texts)
-    first: list[float] = []
-    last: list[float] = []
+    final, initial = _RunningStatistics(texts), _RunningStatistics(texts)
+    first_losses: list[float] = []
+    last_losses: list[float] = []
     for table in tables:
         labels = table["class_index"].to_numpy()
-        now.add(np.stack(table["embedding"].to_numpy()), labels)
+        final.add(np.stack(table["embedding"].to_numpy()), labels)
+        # Only contrastive prompts have starting points.
         if table["initial"].null_count == 0:
             initial.add(np.stack(table["initial"].to_numpy()), labels)
-            first += table["loss_first"].to_pylist()
-            last += table["loss_last"].to_pylist()
-    result = now.summary()
-    if first:
+            first_losses += table["loss_first"].to_pylist()
+            last_losses += table["loss_last"].to_pylist()
+    result = final.summary()
+    if first_losses:
         result |= {f"initial_{key}": value for key, value in initial.summary().items()}
-        result |= {"loss_first": float(np.mean(first)), "loss_last": float(np.mean(last))}
+        result["loss_first"] = float(np.mean(first_losses))
+        result["loss_last"] = float(np.mean(last_losses))
     return result
 
 
-class _Spread:
-    """Mean pairwise cosine from running sums: |sum x|^2 = N + 2 * (sum over pairs of x . y)."""
+class _RunningStatistics:
+    """Diversity from running sums, so that memory does not grow with the number of prompts.
+
+    For unit vectors |sum x|^2 = N + (sum over ordered pairs of x . y), which gives mean cosines
+    without the pairs. Near duplicates are only searched within a part.
+    """
 
     def __init__(self, texts: np.ndarray) -> None:
         self.texts = texts.astype(np.float64)
         self.sums = np.zeros_like(self.texts)
         self.counts = np.zeros(len(texts))
-        self.own = self.twins = 0
+        self.own_class = self.near_duplicates = 0
         self.gram = np.zeros((texts.shape[1], texts.shape[1]))
 
     def add(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
         np.add.at(self.sums, labels, embeddings)
         np.add.at(self.counts, labels, 1)
-        self.own += int(((embeddings @ self.texts.T).argmax(axis=1) == labels).sum())
-        self.twins += int(twins(embeddings, labels).sum())
+        self.own_class += int(((embeddings @ self.texts.T).argmax(axis=1) == labels).sum())
+        self.near_duplicates += int(near_duplicates(embeddings, labels).sum())
         self.gram += embeddings.T.astype(np.float64) @ embeddings
 
     def summary(self) -> dict[str, Any]:
         total, pairs = self.counts.sum(), (self.counts * (self.counts - 1)).sum()
-        everywhere = (np.square(self.sums.sum(axis=0)).sum() - total) / max(total * (total - 1), 1)
-        inside = (np.square(self.sums).sum() - total) / max(pairs, 1)
+        overall = (np.square(self.sums.sum(axis=0)).sum() - total) / max(total * (total - 1), 1)
+        in_class = (np.square(self.sums).sum() - total) / max(pairs, 1)
         return {
             "prompts": int(total),
-            "similarity": float(everywhere),
-            "similarity_in_class": float(inside),
-            "own_class": float(self.own / max(total, 1)),
-            "twins": float(self.twins / max(total, 1)),
+            "similarity": float(overall),
+            "similarity_in_class": float(in_class),
+            "own_class": float(self.own_class / max(total, 1)),
+            "twins": float(self.near_duplicates / max(total, 1)),
             "vendi": effective_number(self.gram / max(total, 1)),
         }

@@ -1,6 +1,6 @@
-"""Style dictionaries of mix prompts, chosen by `prompts.styles`.
+"""Style dictionaries of mix prompts; `prompts.styles` selects one.
 
-None of them holds a word that names a test domain, so that an evaluation domain stays unseen.
+No dictionary names a test domain, so the domains of the evaluation stay unseen.
 """
 
 from dfkd.config.synthesis import Prompts
@@ -95,7 +95,7 @@ PAPER = (
     "charcoal",
 )
 
-# Words for the looks of the miniature teacher's world: weights, finishes and colours.
+# Words that the miniature teacher knows for stroke weights, finishes and colours.
 MINIATURE = (
     "bold",
     "thin",
@@ -127,7 +127,7 @@ MINIATURE = (
 
 
 def dictionary(prompts: Prompts) -> tuple[str, ...]:
-    """The style words that a manifest names or lists."""
+    """The style words of a manifest: a named dictionary, or the words that it lists."""
     if prompts.styles == "paper":
         return PAPER
     if prompts.styles == "miniature":

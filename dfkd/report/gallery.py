@@ -1,6 +1,4 @@
-"""Selection of the images on a page, and statistics from the index; only a few shards are
-opened.
-"""
+"""Which images a page shows, and what the index says about all of them; opens few shards."""
 
 import base64
 import dataclasses
@@ -19,35 +17,35 @@ from dfkd.config.plan import sample_key
 from dfkd.dataset.shards import Receipt, Sample
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
-from dfkd.prompts.diversity import pair_cosines, twins, vendi_score
+from dfkd.prompts.diversity import near_duplicates, pair_cosines, vendi_score
 from dfkd.utils.images import open_image
 
 MAX_ROWS = 250_000
-"""Maximum number of index rows kept; a longer index is sampled at a regular step."""
+"""Rows of an index that are kept; of more, every second, third, ... one."""
 MAX_PER_CLASS = 12
-"""Maximum number of images of a class and method."""
+"""Images of a class and method at the most."""
 MAX_PICTURES = 960
-"""Maximum number of images of all classes and methods together."""
+"""Images of all classes and methods together."""
 MAX_CLASSES = 100
-"""Maximum number of classes shown, evenly spaced."""
+"""Classes whose images are shown; of more, evenly spaced ones."""
 SHARDS_PER_CLASS = 3
-"""Maximum number of shards opened for a class; a shard is always read and verified as a whole."""
+"""Shards that are opened for a class's images; a shard is read and checked as a whole."""
 WORST = 10
-"""Number of images in each list of doubtful ones."""
+"""Images in each list of doubtful ones."""
 SIDE = 128
-"""Maximum side of an image on the page, in pixels."""
+"""Pixels a side of an image on the page at the most."""
 MAX_EMBEDDINGS = 600
-"""Maximum number of embeddings used for the diversity of a version's images."""
+"""Embeddings that the diversity of a version's images is computed from."""
 
 Numbers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Index:
-    """Columns of an index that a page needs, one entry for each row that was kept."""
+    """The numbers of an index that a page needs, by row."""
 
     total: int
-    """Number of rows in the file."""
+    """Rows of the file, of which more may have been kept than all or a part."""
     class_index: Numbers
     index: Numbers
     shard: Numbers
@@ -57,13 +55,13 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """Number of rows that were kept."""
+        """How many are kept."""
         return len(self.class_index)
 
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """One synthesised image on a page."""
+    """One synthesised image as a page shows it."""
 
     class_index: int
     index: int
@@ -71,71 +69,69 @@ class GalleryImage:
     confidence: float
     loss: float
     predicted: int
-    """The class that the teacher chooses: argmin of the stored distances."""
+    """The class that the teacher takes it for: argmin of the stored distances."""
     uri: str
-    """The encoded image: `data:image/...`."""
+    """`data:image/...`."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of one version on a page."""
+    """The images of one version that a page shows."""
 
     strips: dict[int, list[GalleryImage]]
-    """Images by class index, in the order of their indices."""
+    """By class index, in the order of image indices."""
     unsure: list[GalleryImage]
-    """The images with the lowest confidence, lowest first."""
+    """Lowest confidence first."""
     lossy: list[GalleryImage]
-    """The images with the highest loss, highest first."""
+    """Highest loss first."""
     rejected: list[GalleryImage]
-    """Images that the teacher assigns to another class: the least confident one of each class,
-    lowest confidence first.
-    """
+    """Taken for another class: of each class the least confident one, lowest confidence first."""
     rejections: int
-    """Number of images among `examined` that the teacher assigns to another class."""
+    """How many of `examined` are taken for another class."""
     examined: int
-    """Number of images in the shards that were opened."""
     embeddings: Numbers
-    """The teacher's embeddings [N, E] of examined images, without zero vectors."""
+    """The teacher's embeddings [N, E] of images that were looked at, none of them zero."""
     labels: Numbers
-    """Class indices [N] of the embeddings."""
+    """Their class indices [N]."""
 
     @property
     def within(self) -> Numbers:
-        """Cosines of the pairs of `embeddings` within a class."""
+        """Cosines of the pairs of `embeddings` of one class."""
         if not len(self.labels):
             return np.zeros(0)
         return pair_cosines(self.embeddings, self.labels)[0]
 
     @property
     def vendi(self) -> float | None:
-        """The effective number of different `embeddings`; None if there are none."""
+        """The effective number of different `embeddings`; None without any."""
         return vendi_score(self.embeddings) if len(self.labels) else None
 
     @property
     def twins(self) -> float | None:
-        """The share of `embeddings` with a near duplicate in their class; None if there are
-        none.
-        """
-        return float(twins(self.embeddings, self.labels).mean()) if len(self.labels) else None
+        """The share of `embeddings` with a near duplicate in their class; None without any."""
+        return (
+            float(near_duplicates(self.embeddings, self.labels).mean())
+            if len(self.labels)
+            else None
+        )
 
 
 def read_index(version: PublishedVersion) -> Index:
-    """Read index.parquet in bounded memory, sampling the rows of a long index.
+    """What index.parquet says about each image; bounded memory, whatever its length.
 
     Raises:
-        CorruptionError: the file differs from what was published.
+        CorruptionError: it is not what was published.
     """
-    column_names = ["class_index", "index", "shard", "loss", "confidence"]
+    wanted = ["class_index", "index", "shard", "loss", "confidence"]
     names = pa.array([receipt.shard for receipt in version.shards], pa.string())
     step = -(-sum(receipt.samples for receipt in version.shards) // MAX_ROWS) or 1
-    columns: dict[str, list[Numbers]] = {name: [] for name in column_names}
+    columns: dict[str, list[Numbers]] = {name: [] for name in wanted}
     total = 0
-    for batch in version.index(column_names):
-        # Continue the regular step across batches.
+    for batch in version.index(wanted):
         kept = slice(-total % step, None, step)
         total += batch.num_rows
         codes = pc.fill_null(pc.index_in(batch["shard"], value_set=names), -1)
-        for name in column_names:
+        for name in wanted:
             values = codes if name == "shard" else batch[name]
             columns[name].append(values.to_numpy(zero_copy_only=False)[kept])
     arrays = {name: np.concatenate(parts or [np.empty(0)]) for name, parts in columns.items()}
@@ -148,69 +144,62 @@ def read_index(version: PublishedVersion) -> Index:
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spaced; the first is included and, from 2 on, the
-    last.
-    """
+    """At most `count` of the items, evenly spaced, the first and (from 2 on) the last included."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def shown_classes(classes: Sequence[str]) -> list[int]:
-    """Indices of the classes whose images are shown."""
+    """The class indices whose images are shown."""
     return evenly(range(len(classes)), MAX_CLASSES)
 
 
 def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
-    """Images of each class, evenly spaced over few shards, and the doubtful images of the version.
+    """Images of each class evenly spaced over few shards, and the doubtful ones of the version.
 
     Raises:
-        CorruptionError: a shard differs from what was published.
+        CorruptionError: a shard is not what was published.
     """
-    rows_by_class = {c: _spaced(index, c, per_class) for c in shown_classes(version.classes)}
+    picks = {c: _spaced(index, c, per_class) for c in shown_classes(version.classes)}
     by_doubt = np.lexsort((index.index, index.class_index, index.confidence))[:WORST]
     by_loss = np.lexsort((index.index, index.class_index, -index.loss))[:WORST]
-    scan = _ShardScan(version)
-    # Collect all rows first, so that each shard is opened only once.
-    scan.read(
-        index, [*(row for rows in rows_by_class.values() for row in rows), *by_doubt, *by_loss]
-    )
-    strips = {c: scan.pictures(index, rows) for c, rows in rows_by_class.items()}
-    usable = [
-        (class_index, vector) for class_index, vector in scan.embeddings if np.abs(vector).sum() > 0
-    ]
-    sampled = evenly(usable, MAX_EMBEDDINGS)
+    look = _ShardScan(version)
+    look.read(index, [*(row for rows in picks.values() for row in rows), *by_doubt, *by_loss])
+    strips = {c: look.pictures(index, rows) for c, rows in picks.items()}
+    usable = [(own, vector) for own, vector in look.embeddings if np.abs(vector).sum() > 0]
+    chosen = evenly(usable, MAX_EMBEDDINGS)
     return Gallery(
         strips=strips,
-        unsure=scan.pictures(index, by_doubt),
-        lossy=scan.pictures(index, by_loss),
-        rejected=[_picture(sample) for sample in scan.doubted()],
-        rejections=scan.rejections,
-        examined=scan.examined,
-        embeddings=np.array([v for _, v in sampled] or np.empty((0, 0)), np.float32),
-        labels=np.array([class_index for class_index, _ in sampled], np.int64),
+        unsure=look.pictures(index, by_doubt),
+        lossy=look.pictures(index, by_loss),
+        rejected=[_picture(sample) for sample in look.doubted()],
+        rejections=look.rejections,
+        examined=look.examined,
+        embeddings=np.array([v for _, v in chosen] or np.empty((0, 0)), np.float32),
+        labels=np.array([own for own, _ in chosen], np.int64),
     )
 
 
 def _spaced(index: Index, class_index: int, count: int) -> list[int]:
-    """Rows of a class, evenly spaced among those in a few evenly spaced shards."""
+    """Rows of a class: evenly spaced among those of a few evenly spaced shards."""
     rows = np.flatnonzero(index.class_index == class_index)
     rows = rows[np.argsort(index.index[rows], kind="stable")]
-    opened = evenly(sorted(set(index.shard[rows].tolist())), SHARDS_PER_CLASS)
-    inside = rows[np.isin(index.shard[rows], opened)]
+    open_image = evenly(sorted(set(index.shard[rows].tolist())), SHARDS_PER_CLASS)
+    inside = rows[np.isin(index.shard[rows], open_image)]
     return [int(row) for row in evenly(inside.tolist(), count)]
 
 
 @dataclass
 class _ShardScan:
-    """What was found in the shards that were opened, each of them once."""
+    """What was seen in the shards that were opened, each of them once."""
 
     version: PublishedVersion
-    selected: dict[str, Sample] = field(default_factory=dict)
+    wanted: dict[str, Sample] = field(default_factory=dict)
     rejected: dict[int, Sample] = field(default_factory=dict)
-    """The least confident rejected sample of each class."""
+    """Of each class the least confident."""
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
-    """Class index and embedding of each examined image."""
+    """With the class index of each."""
     rejections: int = 0
     examined: int = 0
 
@@ -224,22 +213,22 @@ class _ShardScan:
     def _open(self, receipt: Receipt, keys: set[str]) -> None:
         for sample in self.version.samples(receipt):
             self.examined += 1
-            class_index = sample.metadata["class_index"]
-            self.embeddings.append((class_index, sample.arrays["embedding"]))
+            own = sample.metadata["class_index"]
+            self.embeddings.append((own, sample.arrays["embedding"]))
             if sample.key in keys:
-                self.selected[sample.key] = sample
-            if predicted(sample) != class_index:
+                self.wanted[sample.key] = sample
+            if predicted(sample) != own:
                 self.rejections += 1
-                least_confident = self.rejected.setdefault(class_index, sample)
-                self.rejected[class_index] = min(least_confident, sample, key=_doubt)
+                held = self.rejected.setdefault(own, sample)
+                self.rejected[own] = min(held, sample, key=_doubt)
 
     def doubted(self) -> list[Sample]:
-        """The samples of `rejected`, the least confident first."""
+        """Those of `rejected`, the least confident first."""
         return sorted(self.rejected.values(), key=_doubt)[:WORST]
 
     def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
-        samples = (self.selected.get(_key(index, row)) for row in rows)
-        return [_picture(sample) for sample in samples if sample is not None]
+        found = (self.wanted.get(_key(index, row)) for row in rows)
+        return [_picture(sample) for sample in found if sample is not None]
 
 
 def _doubt(sample: Sample) -> tuple[float, str]:
@@ -251,7 +240,7 @@ def _key(index: Index, row: int) -> str:
 
 
 def predicted(sample: Sample) -> int:
-    """Index of the class that the teacher assigns to a sample."""
+    """The class index that the teacher takes a sample for."""
     return int(sample.arrays["distances"].argmin())
 
 
@@ -269,11 +258,10 @@ def _picture(sample: Sample) -> GalleryImage:
 
 
 def data_uri(encoded: bytes, name: str) -> str:
-    """An image as a `data:` URI: at most `SIDE` pixels a side; as WebP unless the original is
-    smaller.
+    """An image as a `data:` URI: scaled to `SIDE`, as WebP unless its own bytes are fewer.
 
     Raises:
-        CorruptionError: the image cannot be decoded; the text names it.
+        CorruptionError: naming the image, which no decoder can read.
     """
     try:
         with open_image(encoded, ("PNG", "JPEG")) as image:
@@ -293,10 +281,9 @@ def data_uri(encoded: bytes, name: str) -> str:
 
 
 def reduced_to_budget(galleries: Sequence[Gallery], budget: int) -> list[Gallery]:
-    """The galleries with fewer images of each class, so that their URIs fit into `budget`
-    characters.
+    """The galleries with so many images of each class that their URIs fit in `budget` characters.
 
-    At least one image of a class is kept. If even those do not fit, classes are dropped.
+    Of a class at least one image is left; if even those do not fit, some classes have none.
     """
     count = max((len(s) for g in galleries for s in g.strips.values()), default=0)
     fewer = list(galleries)
@@ -305,7 +292,6 @@ def reduced_to_budget(galleries: Sequence[Gallery], budget: int) -> list[Gallery
         fewer = [
             _with_strips(g, {c: evenly(s, count) for c, s in g.strips.items()}) for g in galleries
         ]
-    # One image for each class is still too much: halve the number of classes until it fits.
     kept = max((len(g.strips) for g in galleries), default=0)
     while sum(_sizes(fewer)) > budget:
         kept //= 2

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import ClassSummary, summarise_classes
-from dfkd.prompts.diversity import TWIN
+from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import MEASURES, diversities, rank_correlation
 from dfkd.report.facts import Facts, collect, label_of, note_origin, require_finished
@@ -101,7 +101,7 @@ def render(facts: Facts) -> str:
         image_charts=_image_charts(facts, slots),
         diversity=_diversity(facts, slots),
         diversities=diversities(facts),
-        twin=TWIN,
+        twin=NEAR_DUPLICATE_COSINE,
         measures=MEASURES,
         heads=HEADS,
         training=_training(facts, slots),

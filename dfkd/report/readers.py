@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
-from dfkd.prompts.diversity import pair_cosines, plane, vendi_score
+from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
 from dfkd.report.gallery import evenly
 from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
@@ -133,7 +133,7 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
         total=int(version.manifest["samples"]),
         labels=labels,
         texts=[str(text) for text in table["text"].to_pylist()],
-        points=plane(embeddings),
+        points=principal_plane(embeddings),
         within=within,
         across=across,
         vendi=vendi_score(embeddings),

@@ -1,4 +1,4 @@
-"""Maps of a domain in a student's feature space, before and after few-shot training."""
+"""A domain as a student sees it, before and after few-shot training: maps of its features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,30 +13,29 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_split import split_domain
 from dfkd.evaluation.few_shot_tuning import LabelledImages, features_of, fine_tune, from_distances
 from dfkd.models.student import Student
-from dfkd.prompts.diversity import plane
+from dfkd.prompts.diversity import principal_plane
 
 MAX_IMAGES = 1000
-"""Maximum number of images on a map, evenly spaced: exact t-SNE costs grow with its square."""
+"""Images of a map; of more, evenly spaced ones: its cost grows with the square."""
 BATCH = 64
 DIGITS = 3
-"""Decimals of coordinates, which have no unit, and of silhouettes."""
+"""Of a place on a map, whose unit means nothing, and of a silhouette."""
 
 
 @dataclass(frozen=True)
 class TsneMap:
-    """Positions of a domain's images in two dimensions for one student."""
+    """Where the images of a domain lie for one student."""
 
     shots: int
-    """Training images of each class; 0 before any training."""
+    """Images of each class that it was trained on; 0 before any training."""
     points: tuple[tuple[float, float], ...]
     labels: tuple[int, ...]
     """Class index of each point."""
     taught: tuple[bool, ...]
-    """Whether few-shot training uses the image; the same in the map before and after it."""
+    """Whether the training learns from the image; the same before and after it."""
     silhouette: float
-    """Silhouette of the classes among the features of the images not trained on, -1 to 1; higher
-    values mean more compact, better separated classes.
-    """
+    """Of the classes among the features of the other images, -1 to 1: the higher, the more compact
+    and the farther apart they are."""
 
 
 def before_and_after(
@@ -48,29 +47,28 @@ def before_and_after(
     shots: int,
     perplexity: float,
 ) -> Iterator[TsneMap]:
-    """Yield the maps of a domain's images before and after few-shot training.
+    """A domain's images before and after few-shot training.
 
     Args:
-        student: a student that answers with distances.
-        images: all images of the domain.
-        config: of the training; its first seed also draws the training images.
-        shots: training images of each class; a class with too few keeps one image for testing.
+        student: that gives distances.
+        images: all of the domain.
+        config: of the training; its first seed is that of the draw.
+        shots: training images of each class; of a class with too few, all but one.
         perplexity: as for `tsne`.
     """
     seed = config.seeds[0]
-    split = split_domain(images.labels.tolist(), classes, domain, shots, seed)
-    train = torch.tensor(split.train)
-    # Both maps show the same images, so train first and embed with both models.
+    drawn = split_domain(images.labels.tolist(), classes, domain, shots, seed)
+    train = torch.tensor(drawn.train)
     tuned = from_distances(student)
     fine_tune(
         tuned, LabelledImages(images.pixels[train], images.labels[train]), config, seed, "student"
     )
-    shown_rows = torch.arange(len(images))[:: -(-len(images) // MAX_IMAGES)]
-    labels, taught = images.labels[shown_rows].numpy(), torch.isin(shown_rows, train).numpy()
-    for training_shots, model in ((0, student), (shots, tuned)):
-        rows = features_of(model, images.pixels, shown_rows, BATCH).cpu().numpy()
+    shown = torch.arange(len(images))[:: -(-len(images) // MAX_IMAGES)]
+    labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
+    for learned, model in ((0, student), (shots, tuned)):
+        rows = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
         yield TsneMap(
-            training_shots,
+            learned,
             tuple(
                 (round(float(x), DIGITS), round(float(y), DIGITS))
                 for x, y in tsne(rows, perplexity)
@@ -84,9 +82,8 @@ def before_and_after(
 def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
     """The mean over images of (b - a) / max(a, b).
 
-    Here a is the image's mean distance to the others of its class, and b that to the nearest other
-    class. An image that is alone in its class counts as 0. Returns 0 if there are fewer than two
-    classes, or only classes of one image.
+    a is an image's mean distance to the others of its class, b that to the nearest other class. An
+    image that is alone in its class counts as 0, and so does everything where no two classes are.
     """
     from sklearn.metrics import silhouette_score
 
@@ -96,28 +93,25 @@ def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> 
 
 
 def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.floating[Any]]:
-    """A two-dimensional map [N, 2] of rows [N, E] that keeps neighbours together; it is
-    deterministic.
+    """A map [N, 2] in which neighbours among rows [N, E] are neighbours, the same each time.
 
     Args:
-        perplexity: effective number of neighbours; limited to a third of the other rows.
+        perplexity: effective number of neighbours; at most a third of the other rows is used.
 
     Raises:
         ManifestError: scikit-learn is not installed.
     """
-    limit = (len(rows) - 1) / 3
-    if limit < 1:
-        return plane(rows)
-    # Exact, because the approximation's sums depend on the number of threads.
-    embedder = _maker()(
-        perplexity=min(perplexity, limit), init="pca", random_state=0, method="exact"
-    )
-    points: npt.NDArray[np.floating[Any]] = embedder.fit_transform(rows)
-    return points
+    most = (len(rows) - 1) / 3
+    if most < 1:
+        return principal_plane(rows)
+    # Exact, as the approximation's sums depend on the number of threads.
+    maker = _maker()(perplexity=min(perplexity, most), init="pca", random_state=0, method="exact")
+    found: npt.NDArray[np.floating[Any]] = maker.fit_transform(rows)
+    return found
 
 
 def require_tsne() -> None:
-    """Refuse (`ManifestError`) a machine without scikit-learn, which only these maps need."""
+    """Refuse (`ManifestError`) a machine without scikit-learn, which only maps need."""
     _maker()
 
 

@@ -1,4 +1,4 @@
-"""Synthesis: latents are optimised until the teacher sees their prompts in them (Eq 1-3)."""
+"""Optimise latents so that the teacher's image embeddings approach their prompts (Eq 1-3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,34 +11,35 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
-from dfkd.synthesis.views import ViewParameters, Views, show
+from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
 OnStep = Callable[[int, Tensor], None]
-"""Called with the step and the losses [B] of the images still at work."""
+"""Called with the step and the losses [B] of the images that are still in the batch."""
 
-CHECK = 10
-"""Steps on a GPU after which the host asks which images are finished."""
+CHECK_INTERVAL = 10
+"""Steps between two checks on a GPU for diverged images; each one waits for the GPU."""
 
 
 @dataclass(frozen=True)
 class Synthesised:
-    """B images in the order of their seeds.
-
-    pixels: [B, H, W, 3] uint8; losses: [B] of the last step; steps: [B] taken; diverged: [B] bool,
-    true where a loss was no number: such an image must not be used.
-    """
+    """B images in the order of their seeds, on the CPU."""
 
     pixels: Tensor
+    """uint8 [B, H, W, 3]."""
     losses: Tensor
+    """Loss of each image at its last step, float [B]."""
     steps: Tensor
+    """Steps that each image took, int64 [B]."""
     diverged: Tensor
+    """bool [B], true if a loss was not finite; such an image must not be used."""
 
 
-class _Kept:
-    """The latent that each image ends with: that of its last step.
+class _FinalLatents:
+    """The latent of each image at its last finite step.
 
-    Not of its best one: with views a low loss is a lucky view as often as a good image.
+    The step with the lowest loss is not used, because with random views a low loss often comes from
+    an easy view and not from a good image.
     """
 
     def __init__(self, latents: Tensor) -> None:
@@ -48,129 +49,134 @@ class _Kept:
         self.diverged = torch.zeros_like(self.steps, dtype=torch.bool)
 
     def update(self, rows: Tensor, latents: Tensor, losses: Tensor) -> None:
-        """Take in the losses [R] that the latents of images `rows` [R] gave at this step.
+        """Store the latents of images `rows` [R] and the losses [R] that they gave.
 
-        Nothing of an image that has diverged, so that when it leaves the batch changes nothing.
+        Diverged images are ignored, so the result does not depend on when they leave the batch.
         """
         losses = losses.detach()
-        live = ~self.diverged[rows]
+        active = ~self.diverged[rows]
         finite = losses.isfinite()
-        taken = live & finite
-        self.steps[rows] += live
+        valid = active & finite
+        self.steps[rows] += active
         self.diverged[rows] |= ~finite
-        self.losses[rows] = torch.where(taken, losses, self.losses[rows])
-        # Chosen by a mask and not by index, for which the host would have to wait.
-        mask = taken.view(-1, 1, 1, 1)
+        self.losses[rows] = torch.where(valid, losses, self.losses[rows])
+        # A mask instead of an index, because an index of unknown length makes the host wait.
+        mask = valid.view(-1, 1, 1, 1)
         self.latents[rows] = torch.where(mask, latents.detach(), self.latents[rows])
 
 
 class Synthesiser:
-    """Makes batches of images with models, and what is compiled for them, that stay the same."""
+    """Makes batches of images with fixed models, which are compiled at most once."""
 
     def __init__(self, teacher: Teacher, generator: Generator, config: Synthesis) -> None:
         self.teacher, self.generator, self.config = teacher, generator, config
         self.distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = self._distances
-        """Mean distance [B] of each latent's views to its own target [B, E]."""
+        """Mean distance [B] of each latent's views to its target [B, E]."""
         if config.compile:
             self.distances = torch.compile(self._distances, dynamic=False)
 
     def __call__(
         self, targets: Tensor, seeds: Sequence[int], on_step: OnStep | None = None
     ) -> Synthesised:
-        """Minimise D(E_img(G(z)), T) over the latents of a batch, each image on its own.
+        """Minimise D(E_img(G(z)), T) over the latents of a batch, independently for each image.
+
+        The losses of the batch are summed and everything else is per sample. So an image does not
+        depend on the rest of its batch, up to the rounding of kernels that depend on batch size.
+
+        With `config.batch_norm_weight` the images are coupled: L_bn of the batch is added to the
+        loss of each image, so that its relative weight does not depend on batch size. An image that
+        diverges leaves such a batch at once.
 
         Args:
-            targets: unit text embeddings [B, E], one prompt an image.
-            seeds: one for each image; with its target it determines the image.
+            targets: unit text embeddings [B, E], one prompt for each image.
+            seeds: one for each image; seed and target determine the image.
             on_step: called after each step.
 
-        The losses of the batch are summed, so that batch size changes no image's step, and all else
-        is elementwise or per sample: an image is the same whatever shares its batch, up to the
-        rounding of kernels that are chosen by batch size.
-
-        With `config.batch_norm_weight` that is over: L_bn of the batch is added to the loss of each
-        of its images (so that its share does not depend on batch size either), and every image
-        depends on all others. An image that diverges leaves such a batch at once.
-
         Raises:
-            ManifestError: L_bn is asked for, and the teacher has no batch norm.
+            ManifestError: `config.batch_norm_weight` is set and the teacher has no batch norm.
         """
         (weight,) = self.config.batch_norm_weight
         if not weight:
             return self._optimise(targets, seeds, on_step)
         with batch_norm_taps(self.teacher, "synthesis.batch_norm_weight") as taps:
 
-            def shared() -> Tensor:
+            def batch_loss() -> Tensor:
                 return weight * batch_norm_loss(taps.read)
 
-            return self._optimise(targets, seeds, on_step, shared)
+            return self._optimise(targets, seeds, on_step, batch_loss)
 
     def _optimise(
         self,
         targets: Tensor,
         seeds: Sequence[int],
         on_step: OnStep | None,
-        shared: Callable[[], Tensor] | None = None,
+        batch_loss: Callable[[], Tensor] | None = None,
     ) -> Synthesised:
-        """`shared` is a loss that all images of the batch have together, of the last pass."""
+        """`batch_loss` is a scalar of the latest forward pass, added to the loss of each image."""
         config, generator = self.config, self.generator
-        latents = generator.init_latents(seeds, config.image_size)
-        kept = _Kept(latents)
+        latents = generator.fresh(seeds, config.image_size)
+        final = _FinalLatents(latents)
         rows = torch.arange(len(seeds), device=latents.device)
         views = self._views(seeds, latents.device)
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
         for step in range(config.steps):
             losses = self.distances(latents, targets[rows], views.draw(step))
-            if shared is not None:
-                losses = losses + shared()
-            kept.update(rows, latents, losses)
+            if batch_loss is not None:
+                losses = losses + batch_loss()
+            final.update(rows, latents, losses)
             if on_step is not None:
                 on_step(step, losses.detach())
-            # A host that asks for what a GPU has found waits for it, and the GPU then for the host.
-            asking = shared is not None or not latents.is_cuda or step % CHECK == CHECK - 1
-            finished = kept.diverged[rows]
-            if step == config.steps - 1 or (asking and bool(finished.all())):
-                break  # the last loss is known: nobody would look at what is beyond it
-            _improve(generator, latents, losses, optimizer)
-            if asking and self._worth_leaving(finished, shared is not None):
-                rows = rows[~finished]
-                views.select(~finished)
-                latents, optimizer = _compact(config, latents, optimizer, ~finished)
-        return _result(generator, config, kept)
+            # Reading a GPU result on the host stalls both, so it happens only now and then.
+            may_read = not latents.is_cuda or step % CHECK_INTERVAL == CHECK_INTERVAL - 1
+            checking = batch_loss is not None or may_read
+            diverged = final.diverged[rows]
+            # The final latents are those of the last loss, so a further update would be unused.
+            if step == config.steps - 1 or (checking and bool(diverged.all())):
+                break
+            _step(generator, latents, losses, optimizer)
+            if checking and self._should_drop(diverged, coupled=batch_loss is not None):
+                rows = rows[~diverged]
+                views.select(~diverged)
+                latents, optimizer = _compact(config, latents, optimizer, ~diverged)
+        return _result(generator, config, final)
 
-    def _distances(self, latents: Tensor, targets: Tensor, drawn: ViewParameters | None) -> Tensor:
+    def _distances(
+        self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
+    ) -> Tensor:
         pixels = self.generator.decode(latents, self.config.quantise)
-        seen = self.teacher.encode_image(show(pixels, drawn))
-        repeated = targets.repeat_interleave(len(seen) // len(targets), dim=0)
-        return spherical_distance(seen, repeated).view(len(targets), -1).mean(dim=1)
+        embeddings = self.teacher.encode_image(apply_views(pixels, view_parameters))
+        repeated = targets.repeat_interleave(len(embeddings) // len(targets), dim=0)
+        return spherical_distance(embeddings, repeated).view(len(targets), -1).mean(dim=1)
 
     def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
-        own, config = [derive_seed(seed, "views") for seed in seeds], self.config
+        view_seeds, config = [derive_seed(seed, "views") for seed in seeds], self.config
         size = self.teacher.image_size
-        return Views(own, config.steps, config.views, config.view_noise, size, device)
+        return Views(view_seeds, config.steps, config.views, config.view_noise, size, device)
 
-    def _worth_leaving(self, finished: Tensor, shared: bool) -> bool:
-        """Whether images that are done, which still cost time, leave the batch now."""
-        if shared:
-            return bool(finished.any())
-        # What is compiled is compiled for one size of batch.
-        return not self.config.compile and 2 * int(finished.sum()) >= len(finished)
+    def _should_drop(self, diverged: Tensor, coupled: bool) -> bool:
+        """Whether diverged images leave the batch now."""
+        # In a coupled batch their statistics would spoil all other images.
+        if coupled:
+            return bool(diverged.any())
+        # Otherwise they only cost time, which a smaller batch saves once half of it is gone. A
+        # compiled graph is bound to one batch size.
+        return not self.config.compile and 2 * int(diverged.sum()) >= len(diverged)
 
 
 @torch.no_grad()
-def _result(generator: Generator, config: Synthesis, kept: _Kept) -> Synthesised:
+def _result(generator: Generator, config: Synthesis, final: _FinalLatents) -> Synthesised:
     return Synthesised(
-        to_bytes(generator.decode(kept.latents, config.quantise)),
-        kept.losses.cpu(),
-        kept.steps.cpu(),
-        kept.diverged.cpu(),
+        to_bytes(generator.decode(final.latents, config.quantise)),
+        final.losses.cpu(),
+        final.steps.cpu(),
+        final.diverged.cpu(),
     )
 
 
-def _improve(
+def _step(
     generator: Generator, latents: Tensor, losses: Tensor, optimizer: torch.optim.Optimizer
 ) -> None:
-    """One step of the optimizer, in place, to where the generator can decode."""
+    """One optimiser step in place, followed by the projection to latents that can be decoded."""
     (latents.grad,) = torch.autograd.grad(losses.sum(), [latents])
     optimizer.step()
     latents.data = generator.constrain(latents.data)
@@ -183,12 +189,13 @@ def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:
 def _compact(
     config: Synthesis, latents: Tensor, optimizer: torch.optim.Optimizer, active: Tensor
 ) -> tuple[Tensor, torch.optim.Optimizer]:
-    """The active latents with an optimizer that goes on from where the old one was."""
+    """The active latents, and an optimiser that continues with their moments."""
     moments = optimizer.state[latents]
-    chosen = latents.detach()[active].clone().requires_grad_()
-    renewed = _adam(chosen, config.learning_rate)
-    renewed.state[chosen] = {
+    remaining = latents.detach()[active].clone().requires_grad_()
+    new_optimizer = _adam(remaining, config.learning_rate)
+    # Adam's moments have the shape of the latents; its step count is a scalar.
+    new_optimizer.state[remaining] = {
         name: value[active].clone() if value.shape == latents.shape else value.clone()
         for name, value in moments.items()
     }
-    return chosen, renewed
+    return remaining, new_optimizer

@@ -1,4 +1,4 @@
-"""A unit's surrogate images: synthesised, labelled by the teacher, written as shards."""
+"""Make the images of a unit of work: synthesise them, label them and write them as shards."""
 
 import dataclasses
 import io
@@ -33,20 +33,20 @@ from dfkd.dataset.shards import Sample, write_shard
 from dfkd.errors import DfkdError
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.methods import METHODS
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.latents import OnStep, Synthesised, Synthesiser
 from dfkd.utils.pixels import from_bytes
 
-ATTEMPTS = 2
-"""Tries of an image, each from another derived seed, before it counts as failed."""
+MAX_ATTEMPTS = 2
+"""Attempts at an image, each with another derived seed, before it counts as failed."""
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to be made: its class and index, prompt text and target embedding [E]."""
+    """One image to make: its class and index, its prompt, and its target embedding [E]."""
 
     class_index: int
     index: int
@@ -58,36 +58,37 @@ class ImageRequest:
 class _PendingSample:
     """A sample whose image is still being encoded."""
 
-    wanted: ImageRequest
+    request: ImageRequest
     image: Future[bytes]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
     def sample(self, extension: str) -> Sample:
-        key = sample_key(self.wanted.class_index, self.wanted.index)
-        return Sample(key, self.image.result(), extension, self.facts, self.arrays)
+        """The finished sample; waits for the encoder."""
+        key = sample_key(self.request.class_index, self.request.index)
+        return Sample(key, self.image.result(), extension, self.metadata, self.arrays)
 
 
 class ShardMaker:
-    """Makes the shards of a run with models that are loaded once."""
+    """Makes the shards of a run; its models are loaded once."""
 
     def __init__(
         self,
         manifest: Manifest,
         teacher: Teacher,
         generator: Generator | None,
-        tell: Callable[[str], object] = lambda note: None,
+        notify: Callable[[str], object] = lambda note: None,
         earlier: Callable[[int], Tensor] | None = None,
     ) -> None:
-        """Prepare.
+        """Prepare the synthesiser or the inversion method that the manifest names.
 
         Args:
-            manifest: of one method.
-            generator: None for methods without latents.
-            tell: called with a sentence when memory has run out.
-            earlier: gives the stored images of a part by its number, uint8 [N, H, W, 3]. A method
-                whose parts depend on each other (`dfkd.config.methods.has_dependent_parts`)
-                needs it, and makes the parts in their order.
+            manifest: the manifest of one method.
+            teacher: the loaded teacher.
+            generator: the loaded generator; None for methods without latents.
+            notify: called with a sentence when memory has run out.
+            earlier: returns the stored images of a part by its number, uint8 [N, H, W, 3]. A
+                chained method (`dfkd.config.methods.has_dependent_parts`) needs it and makes parts in order.
         """
         self.manifest = manifest
         self.teacher = teacher
@@ -97,104 +98,109 @@ class ShardMaker:
             steps, rate = steps_per_image(manifest), latent_learning_rate(manifest)
             config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
             self.synthesiser = Synthesiser(teacher, generator, config)
-        self.tell = tell
-        self.batch_size = first_batch(manifest.synthesis, teacher.device)
+        self.notify = notify
+        self.batch_size = initial_batch_size(manifest.synthesis, teacher.device)
         self.coupled = has_dependent_images(manifest.method)
-        self.class_texts = class_texts(manifest, teacher)
-        self.inverter = None if generator is not None else self._inverter(earlier or _none)
+        self.class_texts = class_text_embeddings(manifest, teacher)
+        self.inverter = (
+            None if generator is not None else self._inverter(earlier or _no_earlier_parts)
+        )
 
     def _inverter(self, earlier: Callable[[int], Tensor]) -> Inverter:
         manifest = self.manifest
         seed = derive_seed("inversion", *root_seed(manifest))
-        course = RunContext(seed, image_count(manifest), manifest.synthesis.image_size, earlier)
+        context = RunContext(seed, image_count(manifest), manifest.synthesis.image_size, earlier)
         classifier = Classifier(self.teacher, self.class_texts)
-        return METHODS[manifest.method](classifier, course, manifest.inversion)
+        return METHODS[manifest.method](classifier, context, manifest.inversion)
 
     def state(self) -> dict[str, Tensor]:
-        """What the next part of a chained method depends on; empty for other methods."""
+        """The state that the next part of a chained method needs; empty for other methods."""
         return self.inverter.state() if self.inverter else {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on after the part that left `state`."""
+        """Continue from the `state()` after an earlier part."""
         if self.inverter:
             self.inverter.restore(state)
 
     def shards(
         self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
     ) -> dict[Task, tuple[int, ...]]:
-        """Write `{task.id}.tar` for each task of a unit; returns the image indices that failed.
+        """Write `{task.id}.tar` for each task of a unit.
+
+        An image that diverges is tried once more, with the derived seed of the second attempt.
 
         Args:
-            prompts: rows of `dfkd.prompts.maker.SCHEMA`, one for each image of the task, or of the
-            whole
-                part where images are coupled: its images are then made together, whichever of them
-                the unit wants.
+            prompts: rows of `dfkd.prompts.maker.SCHEMA`, one for each image of the task. Methods
+                with coupled images make a whole part together, so they need all its rows, even if
+                the unit writes only some of its tasks.
 
-        An image that diverges is tried again once, from a seed derived for the second attempt.
+        Returns:
+            The image indices of each task that failed.
         """
-        # A thread of its own encodes while the next batch is synthesised: Pillow lets others run.
+        # A separate thread encodes while the next batch is synthesised; Pillow releases the GIL.
         with ThreadPoolExecutor(1, "encoder") as encoder:
-            made, lost = self._all(self._wanted(unit, prompts), encoder, on_step)
+            pending, failures = self._make(self._requests(unit, prompts), encoder, on_step)
             for task in unit.tasks:
-                own = sorted(made[task.class_index], key=lambda each: each.wanted.index)
+                own = sorted(pending[task.class_index], key=lambda each: each.request.index)
                 samples = [each.sample(self.manifest.synthesis.format) for each in own]
                 write_shard(samples, folder / f"{task.id}.tar")
-        failed = sorted((want.class_index, want.index) for want in lost)
+        failed = sorted((request.class_index, request.index) for request in failures)
         return {t: tuple(i for c, i in failed if c == t.class_index) for t in unit.tasks}
 
-    def _all(
-        self, wanted: list[ImageRequest], encoder: ThreadPoolExecutor, on_step: OnStep | None
+    def _make(
+        self, requests: list[ImageRequest], encoder: ThreadPoolExecutor, on_step: OnStep | None
     ) -> tuple[dict[int, list[_PendingSample]], list[ImageRequest]]:
-        """What was made of each class, and what failed at every attempt."""
-        made: dict[int, list[_PendingSample]] = defaultdict(list)
-        for attempt in range(ATTEMPTS):
+        """The samples by class index, and the requests that failed at every attempt."""
+        pending: dict[int, list[_PendingSample]] = defaultdict(list)
+        for attempt in range(MAX_ATTEMPTS):
+            # The same seed would diverge again, so each attempt derives another one.
             failed = []
-            for batch, results in self._batches(wanted, attempt, encoder, on_step):
-                for want, result in zip(batch, results, strict=True):
+            for batch, results in self._batches(requests, attempt, encoder, on_step):
+                for request, result in zip(batch, results, strict=True):
                     if result is None:
-                        failed.append(want)
+                        failed.append(request)
                     else:
-                        made[want.class_index].append(result)
-            wanted = failed
-        return made, wanted
+                        pending[request.class_index].append(result)
+            requests = failed
+        return pending, requests
 
-    def _wanted(self, unit: Unit, prompts: pa.Table) -> list[ImageRequest]:
-        """In the order of index and class, so that batches mix classes where there are several."""
+    def _requests(self, unit: Unit, prompts: pa.Table) -> list[ImageRequest]:
+        """The requests of a unit, ordered by index and class, so that batches mix the classes."""
         table = prompts.sort_by([("index", "ascending"), ("class_index", "ascending")])
         indices, classes = table["index"].to_pylist(), table["class_index"].to_pylist()
-        needed = sorted((index, t.class_index) for t in unit.generated for index in t.indices)
-        if list(zip(indices, classes, strict=True)) != needed:
-            raise ValueError(
-                f"unit {unit.id} needs the prompts of images {unit.generated[0].indices}"
-            )
+        required = sorted((index, t.class_index) for t in unit.made for index in t.indices)
+        if list(zip(indices, classes, strict=True)) != required:
+            raise ValueError(f"unit {unit.id} needs the prompts of images {unit.made[0].indices}")
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
         rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
         return [ImageRequest(*row) for row in rows]
 
     def _batches(
         self,
-        wanted: list[ImageRequest],
+        requests: list[ImageRequest],
         attempt: int,
         encoder: ThreadPoolExecutor,
         on_step: OnStep | None,
     ) -> Iterator[tuple[list[ImageRequest], list[_PendingSample | None]]]:
-        """Batch after batch; one that memory has no room for is halved, and all that follow."""
+        """Yield batch after batch; after an out-of-memory error the batch size is halved."""
         start = 0
-        while start < len(wanted):
-            batch = wanted[start : start + (self.batch_size if self.generator else len(wanted))]
+        while start < len(requests):
+            size = self.batch_size if self.generator else len(requests)
+            batch = requests[start : start + size]
             try:
-                made = self._batch(batch, attempt, encoder, on_step)
+                results = self._batch(batch, attempt, encoder, on_step)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or (len(batch) == 1 and not self.coupled):
+                if not _is_out_of_memory(error) or (len(batch) == 1 and not self.coupled):
                     raise
             else:
-                yield batch, made
+                yield batch, results
                 start += len(batch)
                 continue
-            # Outside of the handler: the error holds the frames, and they the tensors.
+            # Outside the handler, because the error refers to frames that refer to the tensors.
             self._halve(len(batch))
 
     def _halve(self, tried: int) -> None:
+        # A smaller coupled batch gives other images, and results must not depend on memory.
         if self.coupled:
             section = "synthesis" if self.generator else f"inversion.{self.manifest.method}"
             raise DfkdError(
@@ -204,7 +210,7 @@ class ShardMaker:
         self.batch_size = tried // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.tell(
+        self.notify(
             f"memory had no room for {tried} images at once; this worker makes at most "
             f"{self.batch_size} from here on"
         )
@@ -216,64 +222,71 @@ class ShardMaker:
         encoder: ThreadPoolExecutor,
         on_step: OnStep | None,
     ) -> list[_PendingSample | None]:
-        seeds = [image_seed(self.manifest, w.class_index, w.index, attempt) for w in batch]
-        made = self._pixels(batch, seeds, on_step)
-        pixels = made.pixels.numpy()
+        """Synthesise and label one batch; an image that diverged gives None."""
+        seeds = [image_seed(self.manifest, r.class_index, r.index, attempt) for r in batch]
+        images = self._pixels(batch, seeds, on_step)
+        pixels = images.pixels.numpy()
+        # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
-        found: list[_PendingSample | None] = []
+        results: list[_PendingSample | None] = []
+        # A coupled method makes a whole part at once, which may be too large for one teacher pass.
         for start in range(0, len(batch), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            embeddings, labels, confidence = self._label(self._stored(pixels[rows], encoded[rows]))
-            for i, w in enumerate(batch[rows], start):
-                facts = self._facts(w, seeds[i], attempt, made, i)
-                facts["confidence"] = round(float(confidence[i - start, w.class_index]), 6)
+            stored = self._stored(pixels[rows], encoded[rows])
+            embeddings, labels, probabilities = self._label(stored)
+            for i, request in enumerate(batch[rows], start):
+                metadata = self._metadata(request, seeds[i], attempt, images, i)
+                confidence = float(probabilities[i - start, request.class_index])
+                metadata["confidence"] = round(confidence, 6)
                 arrays: dict[str, np.ndarray] = {
                     "distances": labels[i - start].numpy().astype(np.float32),
                     "embedding": embeddings[i - start].numpy().astype(np.float16),
                 }
-                found.append(
-                    None if made.diverged[i] else _PendingSample(w, encoded[i], facts, arrays)
-                )
-        return found
+                sample = _PendingSample(request, encoded[i], metadata, arrays)
+                results.append(None if images.diverged[i] else sample)
+        return results
 
     def _pixels(
         self, batch: list[ImageRequest], seeds: list[int], on_step: OnStep | None
     ) -> Synthesised:
         manifest, device = self.manifest, self.class_texts.device
         if self.inverter:
-            labels = torch.tensor([w.class_index for w in batch], device=device)
+            labels = torch.tensor([request.class_index for request in batch], device=device)
             size = manifest.synthesis.shard_size
             part = batch[0].index // size
             before = part * size * len(manifest.classes)
-            run = PartRequest(labels, seeds, manifest.synthesis.image_size, part, before)
-            return self.inverter.make(run, on_step)
+            request = PartRequest(labels, seeds, manifest.synthesis.image_size, part, before)
+            return self.inverter.make(request, on_step)
         assert self.synthesiser is not None  # noqa: S101 - there is a generator
-        targets = torch.stack([w.target for w in batch]).to(device)
+        targets = torch.stack([request.target for request in batch]).to(device)
         return self.synthesiser(targets, seeds, on_step)
 
-    def _facts(
-        self, wanted: ImageRequest, seed: int, attempt: int, made: Synthesised, i: int
+    def _metadata(
+        self, request: ImageRequest, seed: int, attempt: int, images: Synthesised, i: int
     ) -> dict[str, Any]:
         return {
-            "class": self.manifest.classes[wanted.class_index],
-            "class_index": wanted.class_index,
-            "index": wanted.index,
+            "class": self.manifest.classes[request.class_index],
+            "class_index": request.class_index,
+            "index": request.index,
             "seed": seed,
             "attempt": attempt,
             "method": self.manifest.method,
-            "prompt": wanted.text,
-            "loss": float(made.losses[i]),
-            "steps": int(made.steps[i]),
+            "prompt": request.text,
+            "loss": float(images.losses[i]),
+            "steps": int(images.steps[i]),
         }
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         stream = io.BytesIO()
-        kind, options = ("PNG", {}) if self.manifest.synthesis.format == "png" else ("JPEG", JPEG)
+        kind, options = (
+            ("PNG", {}) if self.manifest.synthesis.format == "png" else ("JPEG", JPEG_OPTIONS)
+        )
         Image.fromarray(pixels).save(stream, kind, **options)
         return stream.getvalue()
 
     def _stored(self, pixels: np.ndarray, encoded: list[Future[bytes]]) -> np.ndarray:
-        """Pixels [B, H, W, 3] as readers will decode them, for which only JPEG must be waited."""
+        """Pixels, uint8 [B, H, W, 3], as readers will decode them from the files."""
+        # PNG is lossless, so only JPEG has to wait for the encoder.
         if self.manifest.synthesis.format == "png":
             return pixels
         files = (io.BytesIO(each.result()) for each in encoded)
@@ -281,7 +294,7 @@ class ShardMaker:
 
     @torch.no_grad()
     def _label(self, stored: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [B, E], distances [B, M] and probabilities [B, M] of the stored images."""
+        """Embeddings [B, E], distances [B, M] and probabilities [B, M] of the stored pixels."""
         pixels = from_bytes(torch.from_numpy(stored))
         embeddings = self.teacher.encode_image(pixels.to(self.class_texts.device), "float32")
         labels = distances(embeddings, self.class_texts)
@@ -289,35 +302,35 @@ class ShardMaker:
         return embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()
 
 
-def _none(part: int) -> Tensor:
-    """For methods that look at no earlier part."""
+def _no_earlier_parts(part: int) -> Tensor:
+    """The default of `earlier`, for methods that read no earlier part."""
     raise ValueError(f"part {part} is asked for, and nobody was told where parts are")
 
 
-def first_batch(config: Synthesis, device: torch.device) -> int:
-    """How many images are tried at once, as long as memory has room for them."""
-    return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH)
+def initial_batch_size(config: Synthesis, device: torch.device) -> int:
+    """Images in a batch, until memory turns out to be too small for them."""
+    return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH_SIZE)
 
 
-CPU_BATCH = 8
-"""Beyond it a CPU gains nothing."""
+CPU_BATCH_SIZE = 8
+"""Default batch size on a CPU; larger batches are not faster."""
 
-JPEG = {"quality": 95, "subsampling": 0}
-"""Close to lossless, as a soft label belongs to the very pixels that are stored."""
+JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
+"""Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, of the GPU's memory or of the machine's."""
-    # The allocator of the CPU and the libraries of the GPU raise a bare RuntimeError.
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in GPU memory or in main memory."""
+    # torch's CPU allocator and the GPU libraries raise a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in ALLOCATION_FAILED
+        words in str(error) for words in _ALLOCATION_FAILURES
     )
 
 
-ALLOCATION_FAILED = (
+_ALLOCATION_FAILURES = (
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
     "ALLOC_FAILED",
-    "could not create a primitive",  # oneDNN, which does not say why
+    "could not create a primitive",  # oneDNN, which gives no reason
 )

@@ -1,16 +1,18 @@
-"""Augmented views: what the teacher sees of an image at each step of its synthesis.
+"""Augmented views: the random transformations of an image that the teacher sees at each step.
 
-Every random number of an image comes from its own seed: its views do not depend on the batch.
+All random numbers of an image come from its own seed, so its views do not depend on the batch.
 
-They stand for the cutouts of VQGAN-CLIP (nerdyrodent's default, 32 a step), which show
-the whole image too. The same are: new draws at each step, affine maps with shifts of up to a tenth
-of the side, Gaussian noise, and the mean distance over all views. Different are:
+The views correspond to the cutouts of VQGAN-CLIP (nerdyrodent's default, 32 per step), which also
+show the whole image. Both use new draws at each step, affine maps with shifts of up to a tenth of
+the side, Gaussian noise, and the mean distance over all views. The differences are:
 
-- Our affine maps turn by up to 10 degrees, zoom by up to 15 % and repeat the border. Theirs turn by
-  up to 15, shear by up to 5, do not zoom, fill with black, and leave out 30 % of the cutouts.
-- Theirs also distort the perspective, jitter colours, erase a rectangle, each in 70 % of cutouts.
-- Their noise has a strength between 0 and 0.1 that each cutout draws; ours is `view_noise` for all.
-- They first pool the image to the teacher's size, by mean and maximum; we sample it once.
+- Our affine maps rotate by up to 10 degrees, zoom by up to 15 % and repeat the border. Theirs
+  rotate by up to 15 degrees, shear by up to 5, do not zoom, fill with black, and are applied to
+  70 % of the cutouts.
+- Theirs also distort the perspective, jitter colours and erase a rectangle, each in 70 % of the
+  cutouts.
+- Their noise has a random strength between 0 and 0.1 for each cutout; ours is `view_noise` for all.
+- They first pool the image to the teacher's size, by mean and maximum; we sample it directly.
 """
 
 import math
@@ -21,23 +23,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHIFT, TURN, ZOOM = 0.1, math.radians(10), 0.15
-"""Ranges of the affine views: share of the side, radians, and relative scale, each + or -."""
+MAX_SHIFT, MAX_ROTATION, MAX_ZOOM = 0.1, math.radians(10), 0.15
+"""Limits of the affine maps in both directions: share of the side, radians, relative scale."""
 
 
 class ViewParameters(NamedTuple):
-    """The views of one step: B images with V views each, image-major."""
+    """The views of one step: V views of each of B images; the views of an image are adjacent."""
 
     matrices: Tensor
-    """Affine, [B * V, 2, 3] float32."""
+    """Affine matrices, float32 [B * V, 2, 3]."""
     noise: Tensor | None
-    """What is added to their pixels, [B * V, 3, S, S]; None adds nothing."""
+    """Noise for the pixels of the views, float32 [B * V, 3, S, S]; None adds nothing."""
     size: int
-    """S, pixels a side."""
+    """S, the side of a view in pixels."""
 
 
 class Views:
-    """Affine views of a batch of images, drawn once for all steps."""
+    """Random views of a batch of images; the affine maps of all steps are drawn in advance."""
 
     def __init__(
         self,
@@ -48,7 +50,16 @@ class Views:
         size: int,
         device: torch.device,
     ) -> None:
-        """`count` views of `size` pixels a side for each of B seeds at each of `steps` steps."""
+        """Draw the affine maps.
+
+        Args:
+            seeds: one for each of B images.
+            steps: number of steps.
+            count: views per image and step; 0 shows the images themselves.
+            noise: standard deviation of the noise, for pixels in [0, 1].
+            size: side of a view in pixels.
+            device: where the matrices and the noise are needed.
+        """
         self.count, self.noise, self.size = count, noise, size
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = [torch.rand(steps, max(count, 1), 4, generator=g) for g in self.generators]
@@ -57,40 +68,41 @@ class Views:
         self.matrices = matrices.view(steps, len(seeds), -1, 2, 3)
 
     def select(self, active: Tensor) -> None:
-        """Keep only the images where `active` [B] is true."""
+        """Keep only the images for which `active`, bool [B], is true."""
         keep = active.nonzero().flatten()
         self.matrices = self.matrices[:, keep]
         self.generators = [self.generators[i] for i in keep.tolist()]
 
     def draw(self, step: int) -> ViewParameters | None:
-        """The views of a step; None shows the pictures themselves. Steps are drawn in order."""
+        """The views of a step, or None without views; call it once per step, in order."""
         if self.count == 0:
             return None
         matrices, noise = self.matrices[step].flatten(0, 1), None
         if self.noise:
             shape = (self.count, 3, self.size, self.size)
-            grains = [torch.randn(shape, generator=g) for g in self.generators]
-            noise = self.noise * torch.cat(grains).to(matrices.device)
+            # Noise for all steps would not fit into memory, so it is drawn step by step.
+            samples = [torch.randn(shape, generator=g) for g in self.generators]
+            noise = self.noise * torch.cat(samples).to(matrices.device)
         return ViewParameters(matrices, noise, self.size)
 
 
-def show(pixels: Tensor, drawn: ViewParameters | None) -> Tensor:
-    """Views [B * V, 3, S, S] of pixels [B, 3, H, W], image-major; or the pixels."""
-    if drawn is None:
+def apply_views(pixels: Tensor, parameters: ViewParameters | None) -> Tensor:
+    """The views [B * V, 3, S, S] of pixels [B, 3, H, W]; without parameters the pixels."""
+    if parameters is None:
         return pixels
-    repeated = pixels.repeat_interleave(len(drawn.matrices) // len(pixels), dim=0)
-    shape = [len(repeated), 3, drawn.size, drawn.size]
-    grid = F.affine_grid(drawn.matrices, shape, align_corners=False)
-    seen = F.grid_sample(
+    repeated = pixels.repeat_interleave(len(parameters.matrices) // len(pixels), dim=0)
+    shape = [len(repeated), 3, parameters.size, parameters.size]
+    grid = F.affine_grid(parameters.matrices, shape, align_corners=False)
+    views = F.grid_sample(
         repeated, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
-    return seen if drawn.noise is None else seen + drawn.noise
+    return views if parameters.noise is None else views + parameters.noise
 
 
 def _matrices(numbers: Tensor) -> Tensor:
     """Affine matrices [N, 2, 3] from N rows of four numbers in [-1, 1]."""
-    angle, scale = numbers[:, 0] * TURN, 1 + numbers[:, 1] * ZOOM
-    shift = numbers[:, 2:] * 2 * SHIFT
+    angle, scale = numbers[:, 0] * MAX_ROTATION, 1 + numbers[:, 1] * MAX_ZOOM
+    shift = numbers[:, 2:] * 2 * MAX_SHIFT
     cosine, sine = scale * angle.cos(), scale * angle.sin()
     rows = [
         torch.stack([cosine, -sine, shift[:, 0]], dim=1),

@@ -123,7 +123,7 @@ def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path)
     plain = reference.plain_prompts(
         teacher, problem.words, problem.names, start, remembered, 3, draws[1]
     )
-    torch.testing.assert_close(plain, ours.pseudo, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(plain, ours.pseudo_words, rtol=1e-3, atol=1e-3)
 
 
 def test_the_cutout_loop_shows_the_teacher_32_crops(

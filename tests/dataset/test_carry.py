@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dfkd.dataset.published import REMOVING, advance
+from dfkd.dataset.published import REMOVAL_MARK, advance
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
 from dfkd.dataset.versions import PublishedVersion, begin, current, open_version, verify
 from dfkd.errors import CorruptionError, InfrastructureError
@@ -103,7 +103,7 @@ def test_a_receipt_cannot_name_another_folder_than_a_version(tmp_path: Path, nam
 def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: Path) -> None:
     base = fill(tmp_path)
     candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
-    home(tmp_path).put(f"versions/{candidate.id}/{REMOVING}", b"")
+    home(tmp_path).put(f"versions/{candidate.id}/{REMOVAL_MARK}", b"")
     with pytest.raises(InfrastructureError, match=r"is being removed; run jobs/clean\.py"):
         advance(home(tmp_path), candidate.id)
     with pytest.raises(InfrastructureError, match="is being removed"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.dataset.sampling_order import Numbers, mixed, reading_order, run_bounds, run_length
+from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 
 COUNTS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -32,7 +32,7 @@ def test_every_sample_leaves_once_and_no_more_than_the_buffer_are_held(
     counts: list[int], length: int, buffer: int, seed: int
 ) -> None:
     bounds, generator = run_bounds(counts, length), np.random.default_rng(seed)
-    order = mixed(reading_order(bounds, generator), buffer, generator)
+    order = shuffled(reading_order(bounds, generator), buffer, generator)
     assert sorted(order.tolist()) == list(range(sum(counts)))
     fetched, held, most = set(), 0, 0
     for run in (np.searchsorted(bounds, order, "right") - 1).tolist():
@@ -46,18 +46,18 @@ def test_every_sample_leaves_once_and_no_more_than_the_buffer_are_held(
 
 def test_a_buffer_of_all_is_a_permutation_and_a_buffer_of_one_changes_nothing() -> None:
     samples = np.arange(1000)
-    whole = mixed(samples, 1000, np.random.default_rng(0))
+    whole = shuffled(samples, 1000, np.random.default_rng(0))
     assert np.array_equal(whole, np.random.default_rng(0).permutation(samples))
-    assert np.array_equal(mixed(samples, 1, np.random.default_rng(0)), samples)
+    assert np.array_equal(shuffled(samples, 1, np.random.default_rng(0)), samples)
 
 
-def counted(order: Numbers, each: int, classes: int, batch: int) -> Numbers:
+def counted(order: Indices, each: int, classes: int, batch: int) -> Indices:
     """[batches, classes]: images of each class, which are `each` in all, in each batch."""
     labels = order[: len(order) // batch * batch].reshape(-1, batch) // each
     return np.stack([np.bincount(row, minlength=classes) for row in labels])
 
 
-def spread(counts: Numbers) -> float:
+def spread(counts: Indices) -> float:
     """Standard deviation of a class's images in a batch, over batches and classes."""
     return float(np.sqrt(counts.var(axis=0).mean()))
 
@@ -75,12 +75,12 @@ def test_batches_are_nearly_as_even_as_under_uniform_shuffling(
     generator = np.random.default_rng(0)
     counts = [100] * (classes * each // 100)
     bounds = run_bounds(counts, run_length(BUFFER, batch))
-    ours = mixed(reading_order(bounds, generator), BUFFER, generator)
+    ours = shuffled(reading_order(bounds, generator), BUFFER, generator)
     share = 1 / classes
     uniform = np.sqrt(batch * share * (1 - share))
     assert spread(counted(ours, each, classes, batch)) < 1.15 * uniform
     # What a buffer over whole shards does, so that the measure itself is seen to tell.
-    shards = mixed(reading_order(run_bounds(counts, 100), generator), BUFFER, generator)
+    shards = shuffled(reading_order(run_bounds(counts, 100), generator), BUFFER, generator)
     if batch == 128:
         assert spread(counted(shards, each, classes, batch)) > 2 * uniform
 
@@ -93,7 +93,7 @@ def test_the_batches_of_several_ranks_are_as_even_together(classes: int, each: i
     share = classes * each // batch * rows
     reading = reading_order(bounds, generator)
     ranks = [
-        mixed(reading[rank * share : (rank + 1) * share], BUFFER, generator).reshape(-1, rows)
+        shuffled(reading[rank * share : (rank + 1) * share], BUFFER, generator).reshape(-1, rows)
         for rank in range(world)
     ]
     together = np.concatenate(ranks, axis=1).reshape(-1)
@@ -106,7 +106,7 @@ def test_the_order_of_many_shards_takes_little_more_memory_than_itself() -> None
     tracemalloc.start()
     try:
         generator = np.random.default_rng(0)
-        order = mixed(reading_order(bounds, generator), 5000, generator)
+        order = shuffled(reading_order(bounds, generator), 5000, generator)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dfkd.dataset.shards import (
-    MAX_MEMBER,
+    MAX_MEMBER_BYTES,
     Receipt,
     Sample,
     decode_receipt,
@@ -233,9 +233,9 @@ def test_tricks_in_an_archive_are_refused(
 
 def test_a_member_that_claims_to_be_huge_is_refused_unread() -> None:
     member = tarfile.TarInfo("x.png")
-    member.size = MAX_MEMBER + 1
+    member.size = MAX_MEMBER_BYTES + 1
     data = member.tobuf() + bytes(tarfile.RECORDSIZE - 512)
-    with pytest.raises(CorruptionError, match=f"has {MAX_MEMBER + 1} bytes, at most"):
+    with pytest.raises(CorruptionError, match=f"has {MAX_MEMBER_BYTES + 1} bytes, at most"):
         list(read_shard(data, receipt_of(data)))
 
 

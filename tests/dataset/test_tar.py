@@ -84,12 +84,12 @@ def test_a_member_that_is_cut_ends_behind_the_data(tmp_path: Path) -> None:
 
 def test_places_are_those_of_the_members(tmp_path: Path) -> None:
     whole = shard(tmp_path, [b"", b"x" * 2000])
-    assert list(plain_tar.places(whole)) == plain_tar.members(whole)
+    assert list(plain_tar.member_slices(whole)) == plain_tar.members(whole)
 
 
 @pytest.mark.parametrize("digits", [b"-0000000512", b"0000000o512", b" 0000000512", b"00000000009"])
 def test_places_end_whatever_the_sizes_claim(tmp_path: Path, digits: bytes) -> None:
     data = bytearray(shard(tmp_path, [b"x" * 2000]))
-    data[plain_tar.SIZE] = digits
+    data[plain_tar._SIZE_FIELD] = digits
     with pytest.raises(ValueError, match=r"size|base 8"):
-        list(plain_tar.places(bytes(data)))
+        list(plain_tar.member_slices(bytes(data)))

@@ -93,7 +93,7 @@ def test_images_that_the_teacher_takes_for_another_class_are_counted(tmp_path: P
 def test_the_index_has_one_row_for_each_sample(tmp_path: Path) -> None:
     published = fill(tmp_path)
     table = pq.read_table(io.BytesIO(published.storage.get("index.parquet")))
-    assert table.schema.equals(publication.INDEX)
+    assert table.schema.equals(publication.INDEX_SCHEMA)
     rows = table.to_pylist()
     assert len(rows) == 11
     assert len({row["key"] for row in rows}) == 11

@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.labels import target_embeddings, target_function
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 
 STYLES = ["sketch", "pixel art", "oil paint"]
 
@@ -49,7 +49,7 @@ def test_live_labels_are_float32_whatever_the_students_precision(
     label = target_function(manifest, torch.device("cpu"))
     assert label is not None
     views = batch.pixels.float().div(255)
-    exact = distances(teacher.encode_image(views), class_texts(manifest, teacher))
+    exact = distances(teacher.encode_image(views), class_text_embeddings(manifest, teacher))
     assert torch.equal(label(views), exact)
 
 
@@ -59,7 +59,7 @@ def test_live_labels_are_the_distances_of_the_views(
     label = target_function(read(tmp_path), torch.device("cpu"))
     assert label is not None
     views = batch.pixels.float().div(255).flip(-1)
-    texts = class_texts(read(tmp_path), teacher)
+    texts = class_text_embeddings(read(tmp_path), teacher)
     found = label(views)
     assert torch.allclose(found, distances(teacher.encode_image(views), texts))
     assert not torch.allclose(found, batch.distances, atol=1e-3)
@@ -73,5 +73,5 @@ def test_an_ensemble_is_the_mean_over_styles_and_the_class_prompt(
     by_hand = F.normalize(teacher.encode_text(texts).mean(dim=0), dim=0)
     assert torch.allclose(found[1], by_hand, atol=1e-6)
     assert torch.equal(
-        target_embeddings(read(tmp_path), teacher), class_texts(read(tmp_path), teacher)
+        target_embeddings(read(tmp_path), teacher), class_text_embeddings(read(tmp_path), teacher)
     )

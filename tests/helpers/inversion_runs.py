@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 
 CLASSES = ("dog", "house")
@@ -45,7 +45,7 @@ def read(*overrides: str, root: str = "unused") -> Manifest:
 
 def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
     """A classifier of the two classes, and a run for images of these classes."""
-    classifier = Classifier(teacher, class_texts(read(), teacher))
+    classifier = Classifier(teacher, class_text_embeddings(read(), teacher))
     return classifier, PartRequest(torch.tensor(labels), range(len(labels)), 64)
 
 

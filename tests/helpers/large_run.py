@@ -13,7 +13,7 @@ from PIL import Image
 
 from dfkd.config.fingerprint import fingerprint
 from dfkd.config.plan import sample_key
-from dfkd.dataset.publication import INDEX, INDEX_KEY
+from dfkd.dataset.publication import INDEX_KEY, INDEX_SCHEMA
 from dfkd.dataset.published import PublishedVersion, advance, open_version
 from dfkd.dataset.shards import Receipt, Sample, write_shard
 from dfkd.evaluation.results import row, summarise, write_results
@@ -55,7 +55,7 @@ def large_version(home: Storage) -> PublishedVersion:
             digest = hashlib.sha256(data).hexdigest()
             receipts.append(Receipt(task, f"shards/{task}.tar", digest, len(data), EACH, (), mark))
     index = io.BytesIO()
-    with pq.ParquetWriter(index, INDEX) as writer:
+    with pq.ParquetWriter(index, INDEX_SCHEMA) as writer:
         for table in tables(receipts):
             writer.write_table(table)
     storage.put(INDEX_KEY, index.getvalue())
@@ -122,4 +122,4 @@ def tables(receipts: list[Receipt]) -> Iterator[pa.Table]:
             "steps": [1] * EACH, "attempt": [0] * EACH, "extension": ["png"] * EACH,
             "start": indices, "sha256": [bytes(32)] * EACH,
         }  # fmt: skip
-        yield pa.table(columns, schema=INDEX)
+        yield pa.table(columns, schema=INDEX_SCHEMA)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dfkd.config.synthesis import Contrastive, Guard, Prompts
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.contrastive import Problem, PromptBank, contrast, optimise
+from dfkd.prompts.contrastive import Problem, PromptBank, contrastive_loss, optimise
 from dfkd.prompts.pseudo_words import PseudoWords
 
 AXES = torch.eye(3)
@@ -21,7 +21,9 @@ def test_equation_12_by_hand() -> None:
     texts = torch.stack([AXES[0], half])
     positives = torch.stack([AXES[0], AXES[2]])
     remembered = (AXES[2:3], torch.tensor([5]))
-    loss = contrast(texts, positives, torch.tensor([0, 1]), remembered, 0.5, within_class=False)
+    loss = contrastive_loss(
+        texts, positives, torch.tensor([0, 1]), remembered, 0.5, within_class=False
+    )
     # similarities: to each other 0.5, to the remembered one 0; divided by tau = 0.5.
     crowd = math.log(math.exp(1.0) + math.exp(0.0))
     assert loss.tolist() == pytest.approx([crowd - 2.0, crowd - 0.0], abs=1e-6)
@@ -31,14 +33,14 @@ def test_within_a_class_other_classes_do_not_push() -> None:
     texts = torch.stack([AXES[0], AXES[0], AXES[1]])
     labels = torch.tensor([0, 0, 1])
     remembered = (AXES[:1], torch.tensor([1]))
-    loss = contrast(texts, texts, labels, remembered, 1.0, within_class=True)
+    loss = contrastive_loss(texts, texts, labels, remembered, 1.0, within_class=True)
     # first two: one negative of similarity 1; third: the remembered one, similarity 0.
     assert loss.tolist() == pytest.approx([1 - 1, 1 - 1, 0 - 1], abs=1e-6)
 
 
 def test_a_prompt_without_any_negative_only_holds_its_positive() -> None:
     texts = AXES[:2]
-    loss = contrast(texts, texts, torch.tensor([0, 1]), None, 0.5, within_class=True)
+    loss = contrastive_loss(texts, texts, torch.tensor([0, 1]), None, 0.5, within_class=True)
     assert loss.tolist() == pytest.approx([-2.0, -2.0])
 
 
@@ -107,5 +109,5 @@ def test_the_same_seed_gives_the_same_prompts(teacher: Teacher) -> None:
     config = Prompts(contrastive=Contrastive(updates=3))
     one, two = (optimise(task, pseudo, config, np.random.default_rng(7)) for _ in range(2))
     other = optimise(task, pseudo, config, np.random.default_rng(8))
-    assert torch.equal(one.pseudo, two.pseudo)
-    assert not torch.equal(one.pseudo, other.pseudo)
+    assert torch.equal(one.pseudo_words, two.pseudo_words)
+    assert not torch.equal(one.pseudo_words, other.pseudo_words)

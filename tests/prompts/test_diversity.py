@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from dfkd.prompts.diversity import effective_number, pair_cosines, plane, twins, vendi_score
+from dfkd.prompts.diversity import (
+    effective_number,
+    near_duplicates,
+    pair_cosines,
+    principal_plane,
+    vendi_score,
+)
 
 
 def test_identical_vectors_count_once_and_orthogonal_ones_each() -> None:
@@ -37,23 +43,29 @@ def test_pairs_are_told_apart_by_class() -> None:
 
 def test_the_plane_keeps_the_two_widest_directions() -> None:
     rows = np.random.default_rng(1).normal(size=(200, 4)) * np.array([9.0, 0.1, 3.0, 0.1])
-    found = plane(rows)
+    found = principal_plane(rows)
     assert abs(np.corrcoef(found[:, 0], rows[:, 0])[0, 1]) > 0.99
     assert abs(np.corrcoef(found[:, 1], rows[:, 2])[0, 1]) > 0.99
-    assert found[:, 0] == pytest.approx(plane(rows[:, ::-1])[:, 0], abs=1e-9)
+    assert found[:, 0] == pytest.approx(principal_plane(rows[:, ::-1])[:, 0], abs=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 1), (2, 2)])
 def test_few_rows_or_dimensions_still_have_a_plane(shape: tuple[int, int]) -> None:
-    found = plane(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    found = principal_plane(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
     assert found.shape == (shape[0], 2)
     assert np.isfinite(found).all()
 
 
 def test_twins_are_near_duplicates_within_a_class() -> None:
     rows = np.array([[1.0, 0.0], [2.0, 0.1], [1.0, 0.0], [0.0, 1.0], [0.3, 1.0]])
-    assert twins(rows, np.array([0, 0, 1, 1, 1])).tolist() == [True, True, False, False, False]
-    assert twins(rows[:1], np.array([0])).tolist() == [False]
+    assert near_duplicates(rows, np.array([0, 0, 1, 1, 1])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert near_duplicates(rows[:1], np.array([0])).tolist() == [False]
 
 
 def test_the_effective_number_of_a_sum_is_that_of_its_rows() -> None:

@@ -20,7 +20,7 @@ from dfkd.dataset.versions import current
 from dfkd.models.weights.artifacts import known_data_set
 from dfkd.pipeline.required_weights import needs
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.inversion.run import batches
+from dfkd.synthesis.inversion.run import even_batches
 from tests.helpers import jobs
 from tests.helpers.tiny_models import (
     F16,
@@ -122,7 +122,7 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
     part = len(manifest.classes) * manifest.synthesis.shard_size
     assert manifest.synthesis.images_per_class % manifest.synthesis.shard_size == 0
     for size, even in ((84, 84), (256, 210)):
-        assert {rows.stop - rows.start for rows in batches(part, size)} == {even}
+        assert {rows.stop - rows.start for rows in even_batches(part, size)} == {even}
 
 
 @pytest.mark.parametrize("name", sorted(DOMAINS))

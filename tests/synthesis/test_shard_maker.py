@@ -20,7 +20,7 @@ from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.latents import Synthesised
-from dfkd.synthesis.shard_maker import ShardMaker, first_batch
+from dfkd.synthesis.shard_maker import ShardMaker, initial_batch_size
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
@@ -187,7 +187,7 @@ def test_prompts_of_another_task_are_refused(
 )
 def test_the_batch_that_is_tried_first(kind: str, size: int, tried: int) -> None:
     config = Synthesis(batch_size=size, shard_size=50)
-    assert first_batch(config, torch.device(kind)) == tried
+    assert initial_batch_size(config, torch.device(kind)) == tried
 
 
 def test_coupled_images_need_a_batch_size_that_is_given() -> None:

@@ -2,14 +2,14 @@
 
 import torch
 
-from dfkd.synthesis.views import Views, show
+from dfkd.synthesis.views import Views, apply_views
 
 CPU = torch.device("cpu")
 
 
 def test_no_views_show_the_picture_itself() -> None:
     pixels = torch.rand(2, 3, 8, 8)
-    assert show(pixels, Views([1, 2], 3, 0, 0.0, 8, CPU).draw(0)) is pixels
+    assert apply_views(pixels, Views([1, 2], 3, 0, 0.0, 8, CPU).draw(0)) is pixels
 
 
 def test_an_images_views_do_not_depend_on_its_batch() -> None:
@@ -17,14 +17,16 @@ def test_an_images_views_do_not_depend_on_its_batch() -> None:
     together = Views([5, 6, 7], 4, 2, 0.1, 16, CPU)
     alone = Views([6], 4, 2, 0.1, 16, CPU)
     for step in range(4):
-        shown = show(pixels, together.draw(step)).view(3, 2, 3, 16, 16)
-        assert torch.allclose(shown[1], show(pixels[1:2], alone.draw(step)), atol=1e-6)
+        shown = apply_views(pixels, together.draw(step)).view(3, 2, 3, 16, 16)
+        assert torch.allclose(shown[1], apply_views(pixels[1:2], alone.draw(step)), atol=1e-6)
 
 
 def test_views_differ_between_steps_images_and_each_other() -> None:
     pixels = torch.rand(1, 3, 16, 16).repeat(2, 1, 1, 1)
     views = Views([1, 2], 2, 2, 0.0, 16, CPU)
-    shown = torch.cat([show(pixels, views.draw(0)), show(pixels, views.draw(1))]).flatten(1)
+    shown = torch.cat(
+        [apply_views(pixels, views.draw(0)), apply_views(pixels, views.draw(1))]
+    ).flatten(1)
     assert len(shown.unique(dim=0)) == 8
 
 
@@ -32,10 +34,12 @@ def test_selecting_keeps_the_others_views() -> None:
     pixels = torch.rand(3, 3, 16, 16)
     whole, part = Views([1, 2, 3], 3, 1, 0.0, 16, CPU), Views([1, 2, 3], 3, 1, 0.0, 16, CPU)
     part.select(torch.tensor([True, False, True]))
-    assert torch.equal(show(pixels[[0, 2]], part.draw(2)), show(pixels, whole.draw(2))[[0, 2]])
+    assert torch.equal(
+        apply_views(pixels[[0, 2]], part.draw(2)), apply_views(pixels, whole.draw(2))[[0, 2]]
+    )
 
 
 def test_a_view_has_the_teachers_size_and_a_grey_picture_stays_grey() -> None:
-    shown = show(torch.full((1, 3, 16, 16), 0.5), Views([1], 1, 3, 0.0, 24, CPU).draw(0))
+    shown = apply_views(torch.full((1, 3, 16, 16), 0.5), Views([1], 1, 3, 0.0, 24, CPU).draw(0))
     assert shown.shape == (3, 3, 24, 24)
     assert torch.allclose(shown, torch.tensor(0.5))

@@ -1,27 +1,27 @@
-"""CMI (Fang et al. 2021b): inversion in which every image is to be told apart from all others.
+"""CMI (Fang et al. 2021b): inversion with a contrastive loss that separates every two images.
 
-For each batch of classes y the generator is drawn anew and trained together with latents z, and
-what it gives at the lowest loss is the batch. With x' a lightly and x'' a strongly cropped view:
+For each batch of classes y a new generator is initialised and trained together with latents z; its
+output at the lowest loss is the batch. With x' a lightly and x'' a strongly cropped view:
 
     L = w_bn L_bn(x') + w_class CE(T(x'), y) - w_adv KL(T(x') || S(x')) [S and T agree] + w_cr L_cr
 
     L_cr = -log exp(s(x'', x') / tau) / sum over all images j of exp(s(x'', x'_j) / tau)
 
-s is the cosine of what a head (two layers, trained along) makes of the teacher's features: the
-means of what enters each stage. The other images are those of the batch and `NEGATIVES` from the
-memory bank; L_cr is the mean over the batch plus that over the bank, and x' is taken as given in
-it, so that views come nearer through x''. After each batch the student S learns by softened KL from
-all images of the run so far, at a rate that falls by a cosine over the run.
+s is the cosine of projected features. The features are the spatial means of the inputs of the
+teacher's stages, and a head of two layers, trained at the same time, projects them. The other
+images are those of the batch and `NEGATIVES` from the memory bank. L_cr is the mean over the batch
+plus the mean over the bank. It has no gradient through x', so views come nearer through x''. After
+each batch the student S is trained with softened KL on all images of the run so far; its learning
+rate falls by a cosine over the run.
 
-Bank, head and student go through the whole run, as published. So parts are made one after the
-other by one worker at a time, however many there are, and that worker holds all images of the run
-(150 KB each at 224 px: 3.2 GB of PACS' 21,000). The state between two parts is the bank, the head
-and the student: up to 600 MB with RN50's features. Images of earlier parts are read from their
-shards.
+Bank, head and student are kept through the whole run, as published. So parts are made one after the
+other by one worker at a time, and that worker holds all images of the run (150 KB each at 224 px:
+3.2 GB for the 21,000 of PACS). The state between two parts is the bank, the head and the student:
+up to 600 MB with RN50's features. Images of earlier parts are read from their shards.
 
-Three things are not as published. Logits are those of `Classifier`. A batch holds as many images of
-each class as of any other, as a data set does here, and not classes of chance. And a part is cut
-into even batches.
+There are three differences to the publication. Logits are those of `Classifier`. A batch holds
+equally many images of each class, as a data set does here, and not random classes. And a part is
+cut into even batches.
 """
 
 from bisect import bisect
@@ -36,220 +36,255 @@ from torch.nn import functional as F
 from dfkd.config.inversion import Inversion
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
-from dfkd.synthesis.inversion.crops import cropped, shifted
+from dfkd.synthesis.inversion.crops import random_crop, random_shift
 from dfkd.synthesis.inversion.features import stage_taps
-from dfkd.synthesis.inversion.inner_student import Learner, cosine, divergence, set_rate, softened
+from dfkd.synthesis.inversion.inner_student import (
+    InnerStudentTrainer,
+    cosine_factor,
+    kl_divergence,
+    set_rate,
+    softened_kl,
+)
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import CmiGenerator, built, normal
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext, batches, synthesised
+from dfkd.synthesis.inversion.networks import CmiGenerator, build_seeded, init_normal
+from dfkd.synthesis.inversion.run import (
+    Classifier,
+    PartRequest,
+    RunContext,
+    even_batches,
+    synthesised,
+)
 from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
 BETAS = (0.5, 0.999)
 BATCH_NORM_WEIGHT, CLASS_WEIGHT, ADVERSARIAL_WEIGHT, CONTRAST_WEIGHT = 1.0, 1.0, 0.5, 0.8
-TEMPERATURE, HEAD = 0.2, 256
-"""Of the contrast, and the dimensions in which instances are told apart."""
-REMEMBERED, NEGATIVES = 40960, 4096
-"""Images whose features the bank holds, of which the oldest leave first; those drawn at a step."""
+CONTRAST_TEMPERATURE, HEAD_DIMENSIONS = 0.2, 256
+"""Temperature of L_cr, and the dimensions of the projected features."""
+BANK_CAPACITY, NEGATIVES = 40960, 4096
+"""Images whose features the bank holds, and the number of them that is drawn at each step."""
 STUDENT_RATE, STUDENT_DECAY, STUDENT_TEMPERATURE = 0.1, 1e-4, 20.0
-"""Of the student: learning rate at the beginning, weight decay, and temperature of its loss."""
+"""The student's initial learning rate, its weight decay, and the temperature of its loss."""
 
 
 class CmiInverter(Inverter):
-    """Makes batch after batch; bank, head and student go along."""
+    """Makes batch after batch and carries the bank, the head and the student along."""
 
     name = "cmi"
 
-    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
-        super().__init__(classifier, course, settings)
+    def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
+        super().__init__(classifier, context, settings)
         config = self.config = settings.cmi
-        device, side = classifier.texts.device, course.image_size
+        device, side = classifier.texts.device, context.image_size
         self.device, self.draws = device, torch.Generator()
-        self.bank, self.pool = FeatureBank(REMEMBERED), ImagePool()
-        kl = partial(softened, temperature=STUDENT_TEMPERATURE)
-        self.learner = Learner(
-            classifier, course, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
+        self.bank, self.pool = FeatureBank(BANK_CAPACITY), ImagePool()
+        kl = partial(softened_kl, temperature=STUDENT_TEMPERATURE)
+        self.learner = InnerStudentTrainer(
+            classifier, context, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
         )
-        self.generator = built(
+        self.generator = build_seeded(
             lambda: CmiGenerator(config.latent, config.width, side),
-            course.seed_of("generator"),
+            context.seed_of("generator"),
             device,
         )
+        # The width of the features depends on the teacher, so one image is passed through it.
         with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
             width = self._features(torch.zeros(1, 3, side, side, device=device))[1].shape[1]
-        self.head = built(lambda: head(width, HEAD), course.seed_of("head"), device)
-        self.improver = torch.optim.Adam(self.head.parameters(), config.learning_rate)
+        self.head = build_seeded(
+            lambda: projection_head(width, HEAD_DIMENSIONS), context.seed_of("head"), device
+        )
+        self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.learning_rate)
         self.networks = {"head": self.head, "student": self.learner.student}
-        self.optimizers = {"head": self.improver, "student": self.learner.optimizer}
+        self.optimizers = {"head": self.head_optimizer, "student": self.learner.optimizer}
 
     def state(self) -> dict[str, Tensor]:
-        """Networks, optimizers and bank."""
+        """Networks, optimisers and bank."""
         return super().state() | {"bank": self.bank.features.clone()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """As `Inverter.restore`."""
+        """Restore networks, optimisers and bank; raises as `Inverter.restore` does."""
         super().restore(state)
         self.bank.features = state["bank"]
 
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part batch after batch."""
-        self.draws = run.draws("cmi")
-        # Of the part before, what is stored takes the place of what was made: JPEG is not the same.
-        self.pool.keep(self.course.earlier, run.part)
-        pixels, losses, before = [], [], run.before
+        self.draws = request.draws("cmi")
+        # The previous part is read back from its shards, because JPEG changes pixels. A resumed run
+        # then trains the student on the same pixels as an uninterrupted one.
+        self.pool.keep(self.context.earlier, request.part)
+        pixels, losses, before = [], [], request.before
         with (
             batch_norm_taps(self.classifier.teacher, self.name) as self.moments,
             stage_taps(self.classifier.teacher) as self.features,
         ):
-            for rows in batches(len(run.seeds), self.config.batch_size):
-                made, lowest = self.batch(run.labels[rows], on_step)
-                pixels.append(made)
-                losses.append(torch.full((len(made),), lowest))
-                if before + len(made) < self.course.images:
-                    self.teach(before / self.course.images)
-                before += len(made)
+            for rows in even_batches(len(request.seeds), self.config.batch_size):
+                images, lowest = self.batch(request.labels[rows], on_step)
+                pixels.append(images)
+                losses.append(torch.full((len(images),), lowest))
+                # After the last batch of the run no image needs the student any more.
+                if before + len(images) < self.context.images:
+                    self.teach(before / self.context.images)
+                before += len(images)
         return synthesised(torch.cat(pixels), torch.cat(losses), self.config.steps)
 
     def batch(self, labels: Tensor, on_step: OnStep | None) -> tuple[Tensor, float]:
-        """Make a batch of these classes [B]: images uint8 [B, H, W, 3], and the loss they had."""
+        """Make a batch of images.
+
+        Args:
+            labels: class of each image, int64 [B].
+            on_step: called after each step.
+
+        Returns:
+            The images, uint8 [B, H, W, 3], and their loss, the lowest of all steps.
+        """
         self.learner.student.eval()
-        normal(self.generator, self.draws)
+        init_normal(self.generator, self.draws)
         latents = torch.randn(len(labels), self.config.latent, generator=self.draws)
         latents = latents.to(self.device).requires_grad_()
         optimizer = torch.optim.Adam(
             [*self.generator.parameters(), latents], self.config.learning_rate, BETAS
         )
-        lowest, best, known = torch.inf, to_bytes(self.generator(latents)), None
+        lowest, best, best_features = torch.inf, to_bytes(self.generator(latents)), None
         for step in range(self.config.steps):
             images = self.generator(latents)
-            loss, seen = self._loss(images, labels)
+            loss, features = self._loss(images, labels)
             if on_step is not None:
                 on_step(step, loss.detach()[None])
             if loss.item() < lowest:
-                lowest, best, known = loss.item(), to_bytes(images), seen
-            for trained in (optimizer, self.improver):
-                trained.zero_grad(set_to_none=True)
+                lowest, best, best_features = loss.item(), to_bytes(images), features
+            for each in (optimizer, self.head_optimizer):
+                each.zero_grad(set_to_none=True)
             loss.backward()
-            for trained in (optimizer, self.improver):
-                trained.step()
-        if known is not None:
-            self.bank.add(known)
+            for each in (optimizer, self.head_optimizer):
+                each.step()
+        # If no loss was finite, the batch has diverged and has no features.
+        if best_features is not None:
+            self.bank.add(best_features)
         self.pool.add(best)
         return best, lowest
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """L of a batch, and its features [B, 2F] for the bank."""
-        light = shifted(images, self.draws)
-        logits, whole = self._features(light)
-        # Read now: the pass over the crops, which is the next, overwrites what the taps hold.
+        """L of a batch of images [B, 3, S, S], and its features [B, 2F] for the bank."""
+        light = random_shift(images, self.draws)
+        logits, light_features = self._features(light)
+        # The taps are read now, because the next pass, over the crops, overwrites them.
         statistics = batch_norm_loss(self.moments.read)
-        _, local = self._features(cropped(images, self.draws))
-        student = disagreement(self.learner.judge(light), logits).mean()
+        _, crop_features = self._features(random_crop(images, self.draws))
+        adversarial = disagreement(self.learner.student_logits(light), logits).mean()
         loss = (
             BATCH_NORM_WEIGHT * statistics
             + CLASS_WEIGHT * F.cross_entropy(logits, labels)
-            + ADVERSARIAL_WEIGHT * student
-            + CONTRAST_WEIGHT * self._contrast(local, whole)
+            + ADVERSARIAL_WEIGHT * adversarial
+            + CONTRAST_WEIGHT * self._contrast(crop_features, light_features)
         )
-        return loss, torch.cat([local, whole], dim=1).detach()
+        return loss, torch.cat([crop_features, light_features], dim=1).detach()
 
     def _features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, M] and what instances are told apart by [B, F]."""
+        """Logits [B, M] and features [B, F] of pixels [B, 3, S, S]."""
         logits = self.classifier.logits(pixels)
         return logits, torch.cat(self.features.read, dim=1)
 
-    def _contrast(self, local: Tensor, whole: Tensor) -> Tensor:
-        own = len(local)
+    def _contrast(self, crops: Tensor, light: Tensor) -> Tensor:
+        """L_cr of the features [B, F] of both views, with negatives from the bank."""
+        batch_size = len(crops)
         remembered = self.bank.draw(NEGATIVES, self.draws)
         if len(remembered):
             others = remembered.to(self.device).chunk(2, dim=1)
-            local, whole = torch.cat([local, others[0]]), torch.cat([whole, others[1]])
-        near, far = F.normalize(self.head(torch.cat([local, whole])), dim=1).chunk(2)
-        return contrast(near, far, own, TEMPERATURE)
+            crops, light = torch.cat([crops, others[0]]), torch.cat([light, others[1]])
+        crops, light = F.normalize(self.head(torch.cat([crops, light])), dim=1).chunk(2)
+        return contrastive_loss(crops, light, batch_size, CONTRAST_TEMPERATURE)
 
     def teach(self, done: float) -> None:
-        """Train the student on views of the run's images so far.
+        """Train the student on views of all images of the run so far.
 
         Args:
-            done: the share of the run before the newest batch, which says the rate.
+            done: the share of the run before the newest batch; it determines the learning rate.
         """
-        set_rate(self.learner.optimizer, STUDENT_RATE * cosine(done))
+        set_rate(self.learner.optimizer, STUDENT_RATE * cosine_factor(done))
         self.learner.student.train()
         for _ in range(self.config.student_steps):
             pixels = from_bytes(self.pool.draw(self.config.batch_size, self.draws).to(self.device))
             with torch.no_grad():
-                pixels = shifted(pixels, self.draws)
+                pixels = random_shift(pixels, self.draws)
                 taught = self.classifier.logits(pixels)
-            self.learner.learn(pixels, taught)
+            self.learner.train_step(pixels, taught)
 
 
-def head(features: int, dimensions: int) -> nn.Module:
-    """Two layers, the first as wide as the features."""
+def projection_head(features: int, dimensions: int) -> nn.Module:
+    """Two linear layers with a ReLU between them; the first is as wide as the features."""
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dimensions))
 
 
 class FeatureBank:
-    """The memory: features [N, 2F] of the run's images (x'', then x'); the oldest leave first."""
+    """The memory bank: features [N, 2F] of the run's images (x'', then x'), on the CPU."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.features = torch.empty(0, 0)
 
     def add(self, features: Tensor) -> None:
-        """Remember features [N, 2F]."""
+        """Append features [N, 2F]; the oldest beyond the capacity leave."""
         new = features.detach().cpu()
-        known = [self.features] if len(self.features) else []
-        self.features = torch.cat([*known, new])[-self.capacity :]
+        earlier = [self.features] if len(self.features) else []
+        self.features = torch.cat([*earlier, new])[-self.capacity :]
 
     def draw(self, count: int, draws: torch.Generator) -> Tensor:
-        """At most `count` different rows."""
+        """Draw at most `count` rows without replacement."""
         if not len(self.features) or count == 0:
             return self.features[:0]
         return self.features[torch.randperm(len(self.features), generator=draws)[:count]]
 
 
 class ImagePool:
-    """The run's images so far, uint8 [N, H, W, 3] each: of finished parts as they are stored."""
+    """The images of the run so far, in tensors uint8 [N, H, W, 3].
+
+    Images of finished parts are those that the shards hold.
+    """
 
     def __init__(self) -> None:
         self.stored: list[Tensor] = []
         self.fresh: list[Tensor] = []
 
     def keep(self, earlier: Callable[[int], Tensor], parts: int) -> None:
-        """Read what is missing of the first `parts` parts, and forget what is fresh."""
+        """Read the missing ones of the first `parts` parts, and drop the fresh images."""
         self.fresh = []
         self.stored += [earlier(part) for part in range(len(self.stored), parts)]
 
     def add(self, images: Tensor) -> None:
-        """Take in a batch of the part that is being made."""
+        """Add a batch of the part that is being made."""
         self.fresh.append(images)
 
     def draw(self, count: int, draws: torch.Generator) -> Tensor:
-        """So many images by chance, some perhaps twice."""
-        held = [*self.stored, *self.fresh]
-        ends = list(accumulate(map(len, held)))
-        drawn = []
+        """Draw `count` images with replacement."""
+        tensors = [*self.stored, *self.fresh]
+        ends = list(accumulate(map(len, tensors)))
+        images = []
         for row in torch.randint(ends[-1], (count,), generator=draws).tolist():
-            place = bisect(ends, row)
-            drawn.append(held[place][row - ends[place]])  # counted from the end
-        return torch.stack(drawn)
+            number = bisect(ends, row)
+            images.append(tensors[number][row - ends[number]])  # negative: from the tensor's end
+        return torch.stack(images)
 
 
-def contrast(local: Tensor, whole: Tensor, own: int, temperature: float) -> Tensor:
+def contrastive_loss(crops: Tensor, light: Tensor, batch_size: int, temperature: float) -> Tensor:
     """L_cr: a scalar.
 
     Args:
-        local: unit vectors [N, D] of strongly cropped views, the batch's `own` rows first.
-        whole: of the lightly cropped ones, in the same order; they get no gradient.
+        crops: unit vectors [N, D] of strongly cropped views; the first `batch_size` rows are the
+            batch, the others come from the bank.
+        light: unit vectors [N, D] of lightly cropped views in the same order, without gradient.
+        batch_size: number of images in the batch.
+        temperature: tau.
     """
-    logits = local @ whole.detach().T / temperature
+    # Row i is a classification over all lightly cropped views, whose correct answer is view i.
+    logits = crops @ light.detach().T / temperature
     losses = F.cross_entropy(
         logits, torch.arange(len(logits), device=logits.device), reduction="none"
     )
-    return losses[:own].mean() + (losses[own:].mean() if len(losses) > own else 0)
+    bank_losses = losses[batch_size:]
+    return losses[:batch_size].mean() + (bank_losses.mean() if len(bank_losses) else 0)
 
 
 def disagreement(student: Tensor, taught: Tensor) -> Tensor:
     """-KL(teacher || student) of logits [N, M], over images of which both take one class: [N]."""
     agree = (student.argmax(dim=1) == taught.argmax(dim=1)).float()
-    return -divergence(student, taught) * agree
+    return -kl_divergence(student, taught) * agree

@@ -1,38 +1,47 @@
-"""Random views of a batch of images, each with its own draw: differentiable in the pixels."""
+"""Random shifts and crops of a batch, drawn for each image and differentiable in the pixels."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REACH = 1 / 8
-"""Of `shifted`, as a share of the side: 4 of 32 pixels."""
-AREA, RATIO = (0.25, 1.0), (3 / 4, 4 / 3)
-"""Ranges of `cropped`: share of the image, and width to height."""
+MAX_SHIFT = 1 / 8
+"""Largest shift of `random_shift`, as a share of the side: 4 of 32 pixels."""
+AREA_RANGE, RATIO_RANGE = (0.25, 1.0), (3 / 4, 4 / 3)
+"""Ranges of `random_crop`: share of the image's area, and ratio of width to height."""
 
 
-def shifted(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Shifted by whole pixels, an eighth of the side at most, black outside; half are mirrored."""
+def random_shift(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Shift images [N, C, S, S] by whole pixels with black outside, and mirror half of them."""
     count, side = len(images), images.shape[-1]
-    reach = int(REACH * side)
-    steps = torch.randint(-reach, reach + 1, (count, 2), generator=draws)
+    limit = int(MAX_SHIFT * side)
+    shifts = torch.randint(-limit, limit + 1, (count, 2), generator=draws)
     ones = torch.ones(count)
-    return _sampled(images, _matrices(ones, ones, 2 * steps / side, draws), "zeros")
+    return _sampled(images, _matrices(ones, ones, 2 * shifts / side, draws), "zeros")
 
 
-def cropped(images: Tensor, draws: torch.Generator) -> Tensor:
-    """A quarter of the image or more, enlarged to its size; half are mirrored."""
+def random_crop(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Crop at least a quarter of images [N, C, S, S], resize it to S, and mirror half of them."""
     count = len(images)
     area, ratio = (
-        low + (high - low) * torch.rand(count, generator=draws) for low, high in (AREA, RATIO)
+        low + (high - low) * torch.rand(count, generator=draws)
+        for low, high in (AREA_RANGE, RATIO_RANGE)
     )
     width, height = ((area * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
-    room = torch.stack([1 - width, 1 - height], dim=1)
-    centres = (2 * torch.rand(count, 2, generator=draws) - 1) * room
+    # In coordinates from -1 to 1 a window of relative size w may lie within +-(1 - w).
+    margin = torch.stack([1 - width, 1 - height], dim=1)
+    centres = (2 * torch.rand(count, 2, generator=draws) - 1) * margin
     return _sampled(images, _matrices(width, height, centres, draws), "border")
 
 
 def _matrices(width: Tensor, height: Tensor, centres: Tensor, draws: torch.Generator) -> Tensor:
-    """Of windows: sizes [N] as shares of the side, centres [N, 2] in -1..1; half are mirrored."""
+    """Affine matrices [N, 2, 3] of windows, half of which are mirrored.
+
+    Args:
+        width: of each window [N], as a share of the side.
+        height: of each window [N], as a share of the side.
+        centres: [N, 2], in coordinates from -1 to 1.
+        draws: source of the mirroring.
+    """
     mirror = torch.where(torch.rand(len(width), generator=draws) < 0.5, -1.0, 1.0)
     matrices = torch.zeros(len(width), 2, 3)
     matrices[:, 0, 0], matrices[:, 1, 1] = width * mirror, height

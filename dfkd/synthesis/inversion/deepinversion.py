@@ -1,21 +1,22 @@
-"""DeepInversion (Yin et al. 2020): pixels are optimised until the teacher sees classes in them.
+"""DeepInversion (Yin et al. 2020): pixels are optimised so that the teacher recognises classes.
 
 For a batch of B images x of classes y, in the teacher's whitened pixels:
 
     L = CE(T(x), y) + w_bn L_bn(x) + w_tv TV(x) + w_norm mean ||x||_2
 
-Adam from noise, first at half the side and then at the full one, each with a warm-up and a cosine
-to zero; the batch is shifted (around the edges) and mirrored at random at every step, and clipped
-to real pixels. Numbers and schedule are those of the command in the published README.
+Adam starts from noise and runs first at half the side and then at the full side, each with a
+warm-up and a cosine decay to zero. At every step the batch is shifted (with wrap-around) and
+mirrored at random, and its pixels are clipped to the valid range. Numbers and schedule are those of
+the command in the published README.
 
-Two things are not as published. CLIP's tower has one input size, as its attention pool has a place
-for each position: at half the side it sees the batch enlarged, where a ResNet sees it at half the
-side. And the published code keeps the lowest loss of both resolutions, whose total variations and
-norms are of other sizes; here the lowest one at the full side is kept.
+There are two differences to the publication. CLIP's tower has one input size, because its attention
+pool has one embedding per position. So at half the side it sees the batch enlarged, where a ResNet
+sees it at half the side. And the published code keeps the lowest loss of both resolutions, although
+total variation and norm depend on the resolution; here the lowest loss at the full side is kept.
 
-A part is cut into even batches. A batch depends on no other, so that parts are made side by side.
-Adaptive DeepInversion, which adds a student's disagreement, is not part of this: Table 5 names the
-plain method.
+A part is cut into even batches. Batches are independent, so parts are made in parallel. Adaptive
+DeepInversion, which adds a student's disagreement, is not implemented: Table 5 names the plain
+method.
 """
 
 import math
@@ -29,88 +30,100 @@ from dfkd.config.inversion import DeepInversion
 from dfkd.models.batch_norm import Moments, Taps, batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, batches, synthesised
+from dfkd.synthesis.inversion.run import Classifier, PartRequest, even_batches, synthesised
 from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import to_bytes
 
 BETAS = (0.5, 0.9)
 BATCH_NORM_WEIGHT, FIRST_LAYER_FACTOR = 0.01, 10.0
-"""Weight of L_bn in the loss; by how much the first batch norm counts more than the others."""
+"""Weight of L_bn in the loss, and the additional factor of the first batch-norm layer in L_bn."""
 TOTAL_VARIATION_WEIGHT, NORM_WEIGHT = 1e-4, 1e-5
-JITTER = 0.134
+MAX_JITTER = 0.134
 """Largest random shift, as a share of the side: 30 of 224 pixels."""
-WARMUP = 100
-"""Steps at the most; at most a tenth of all."""
+MAX_WARMUP_STEPS = 100
+"""Largest number of warm-up steps; they are also at most a tenth of all steps."""
 
 
 class DeepInverter(Inverter):
-    """Makes each image from noise of its own seed."""
+    """Makes each image from noise with its own seed."""
 
     name = "deepinversion"
 
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part batch after batch."""
         classifier, config = self.classifier, self.settings.deepinversion
         with batch_norm_taps(classifier.teacher, self.name) as taps:
-            cut = [run.select(rows) for rows in batches(len(run.seeds), config.batch_size)]
-            made = [_Batch(classifier, taps, batch, config, on_step).made() for batch in cut]
-        pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in made])
+            results = [
+                _Batch(classifier, taps, request.select(rows), config, on_step).optimise()
+                for rows in even_batches(len(request.seeds), config.batch_size)
+            ]
+        pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in results])
         steps = config.low_resolution_steps + config.steps
-        return synthesised(pixels, torch.cat([losses for _, losses in made]), steps)
+        return synthesised(pixels, torch.cat([losses for _, losses in results]), steps)
 
 
 class _Batch:
-    """Whitened images [B, 3, H, W] under optimisation."""
+    """A batch of whitened images [B, 3, H, W] during its optimisation."""
 
     def __init__(
         self,
         classifier: Classifier,
         taps: Taps[Moments],
-        run: PartRequest,
+        request: PartRequest,
         config: DeepInversion,
         on_step: OnStep | None,
     ) -> None:
-        self.classifier, self.taps, self.labels, self.config = classifier, taps, run.labels, config
+        self.classifier, self.taps, self.labels, self.config = (
+            classifier,
+            taps,
+            request.labels,
+            config,
+        )
         self.on_step = on_step
-        self.images = _noise(run.seeds, run.image_size).to(run.labels.device).requires_grad_()
-        self.draws = run.draws("jitter")
+        self.images = (
+            _noise(request.seeds, request.image_size).to(request.labels.device).requires_grad_()
+        )
+        self.draws = request.draws("jitter")
         self.range = [classifier.whiten(torch.tensor(level)) for level in (0.0, 1.0)]
 
-    def made(self) -> tuple[Tensor, Tensor]:
-        """Images and losses [B] of the best step at the full side."""
-        first = self.config.low_resolution_steps
-        self._optimise(first, lambda images: F.avg_pool2d(images, 2), 0)
-        return self._optimise(self.config.steps, lambda images: images, first)
+    def optimise(self) -> tuple[Tensor, Tensor]:
+        """Whitened images [B, 3, H, W] and losses [B] of the best step at the full side."""
+        low_steps = self.config.low_resolution_steps
+        self._optimise(low_steps, lambda images: F.avg_pool2d(images, 2), 0)
+        return self._optimise(self.config.steps, lambda images: images, low_steps)
 
     def _optimise(
-        self, steps: int, show: Callable[[Tensor], Tensor], before: int
+        self, steps: int, resize: Callable[[Tensor], Tensor], steps_before: int
     ) -> tuple[Tensor, Tensor]:
+        """Optimise at one resolution; returns the images and losses [B] of the best step."""
         optimizer = torch.optim.Adam([self.images], self.config.learning_rate, BETAS)
         best, lowest = self.images.detach().clone(), torch.inf
-        kept = best.new_full((len(best),), torch.nan)
+        # Losses that stay NaN mark the batch as diverged.
+        best_losses = best.new_full((len(best),), torch.nan)
         for step in range(steps):
-            losses = self._losses(moved(show(self.images), self.draws))
+            losses = self._losses(jittered(resize(self.images), self.draws))
             loss = losses.mean()
             if loss.item() < lowest:
-                best, kept, lowest = self.images.detach().clone(), losses.detach(), loss.item()
+                best, best_losses = self.images.detach().clone(), losses.detach()
+                lowest = loss.item()
             if self.on_step is not None:
-                self.on_step(before + step, losses.detach())
+                self.on_step(steps_before + step, losses.detach())
             for group in optimizer.param_groups:
-                group["lr"] = rate(self.config.learning_rate, step, steps)
+                group["lr"] = learning_rate(self.config.learning_rate, step, steps)
             (self.images.grad,) = torch.autograd.grad(loss, [self.images])
             optimizer.step()
             self.images.data.clamp_(*self.range)
-        return best, kept
+        return best, best_losses
 
-    def _losses(self, seen: Tensor) -> Tensor:
-        """Cross-entropies [B], each with what the batch has in common."""
-        logits = self.classifier.logits(self.classifier.pixels(seen))
-        own = F.cross_entropy(logits, self.labels, reduction="none")
+    def _losses(self, images: Tensor) -> Tensor:
+        """The loss [B] of each image: its cross-entropy plus the terms of the whole batch."""
+        logits = self.classifier.logits(self.classifier.pixels(images))
+        # The batch terms are added to each image; the mean over the batch counts them once.
         return (
-            own
+            F.cross_entropy(logits, self.labels, reduction="none")
             + BATCH_NORM_WEIGHT * batch_norm_loss(self.taps.read, FIRST_LAYER_FACTOR)
-            + TOTAL_VARIATION_WEIGHT * total_variation(seen)
-            + NORM_WEIGHT * mean_norm(seen)
+            + TOTAL_VARIATION_WEIGHT * total_variation(images)
+            + NORM_WEIGHT * mean_norm(images)
         )
 
 
@@ -119,30 +132,30 @@ def _noise(seeds: Sequence[int], side: int) -> Tensor:
     return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws])
 
 
-def moved(images: Tensor, draws: torch.Generator) -> Tensor:
-    """The whole batch shifted around the edges and perhaps mirrored, by one draw."""
-    reach = int(JITTER * images.shape[-1])
+def jittered(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Shift the whole batch [N, C, S, S] with wrap-around and perhaps mirror it, by one draw."""
+    limit = int(MAX_JITTER * images.shape[-1])
     down, right, mirrored = (
         int(torch.randint(low, high, (1,), generator=draws))
-        for low, high in ((-reach, reach + 1), (-reach, reach + 1), (0, 2))
+        for low, high in ((-limit, limit + 1), (-limit, limit + 1), (0, 2))
     )
     shifted = images.roll((down, right), dims=(2, 3))
     return shifted.flip(3) if mirrored else shifted
 
 
-def rate(peak: float, step: int, steps: int) -> float:
-    """The learning rate of a 0-based step: a linear warm-up, then a cosine to zero."""
-    warmup = min(WARMUP, steps // 10)
+def learning_rate(peak: float, step: int, steps: int) -> float:
+    """The learning rate at a 0-based step: a linear warm-up, then a cosine decay to zero."""
+    warmup = min(MAX_WARMUP_STEPS, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """DeepInversion's L2 form for images [N, C, H, W]: a scalar.
+    """DeepInversion's L2 total variation of images [N, C, H, W]: a scalar.
 
-    The Euclidean norms, over the whole batch, of the differences between neighbours in a row, in a
-    column, and in both diagonals, summed.
+    It is the sum of four Euclidean norms over the whole batch: of the differences between
+    neighbours in rows, in columns, and in both diagonals.
     """
     across = images[..., :, 1:] - images[..., :, :-1]
     down = images[..., 1:, :] - images[..., :-1, :]
@@ -152,6 +165,6 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def mean_norm(images: Tensor) -> Tensor:
-    """The mean over images [N, C, H, W] of their Euclidean norms: a scalar."""
+    """The mean Euclidean norm of images [N, C, H, W]: a scalar."""
     norms: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
     return norms.mean()

@@ -1,4 +1,4 @@
-"""The student within a method: it disagrees with the teacher, and learns while images are made."""
+"""The student inside a method: it is trained while images are made and guides their synthesis."""
 
 import math
 from collections.abc import Callable
@@ -13,72 +13,81 @@ from dfkd.models.student import build
 from dfkd.synthesis.inversion.run import Classifier, RunContext
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of the student's and the teacher's logits [N, M]: a scalar."""
+"""Maps the logits of student and teacher, [N, M] each, to a scalar."""
 
 MOMENTUM = 0.9
-"""Of SGD in all three publications."""
+"""Momentum of SGD in all three publications."""
 
 
-class Learner:
-    """A student of a run, in training; its outputs are logits."""
+class InnerStudentTrainer:
+    """Trains the student of a run, whose outputs are logits."""
 
     def __init__(
         self,
         classifier: Classifier,
-        course: RunContext,
+        context: RunContext,
         shape: InnerStudent,
         loss: Loss,
         rate: float,
         decay: float,
     ) -> None:
-        """`rate` and `decay` are SGD's learning rate and weight decay."""
+        """Build the student.
+
+        Args:
+            classifier: the teacher.
+            context: determines image size and seed.
+            shape: architecture and stem.
+            loss: the training loss.
+            rate: learning rate of SGD.
+            decay: weight decay of SGD.
+        """
         config = Distillation(
             student=shape.architecture, stem=shape.stem, weights="none", warmup_epochs=0
         )
-        seed = course.seed_of("student")
-        student = build(config, len(classifier.texts), course.image_size, seed)
+        seed = context.seed_of("student")
+        student = build(config, len(classifier.texts), context.image_size, seed)
         self.student, self.loss = student.to(classifier.texts.device).train(), loss
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=decay
         )
 
-    def judge(self, pixels: Tensor) -> Tensor:
-        """Logits of pixels [N, 3, H, W], through which gradients reach the pixels alone."""
+    def student_logits(self, pixels: Tensor) -> Tensor:
+        """Logits [N, M] of pixels [N, 3, H, W]; gradients flow to the pixels only."""
         self.student.requires_grad_(False)
         logits: Tensor = self.student(pixels)
         self.student.requires_grad_(True)
         return logits
 
-    def learn(self, pixels: Tensor, taught: Tensor) -> None:
-        """One step on pixels [N, 3, H, W] and the teacher's logits of them."""
+    def train_step(self, pixels: Tensor, taught: Tensor) -> None:
+        """Take one step on pixels [N, 3, H, W] and the teacher's logits [N, M] for them."""
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.student(pixels), taught).backward()
         self.optimizer.step()
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters of an optimizer this learning rate."""
+    """Set the learning rate of all parameters of an optimiser."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def cosine(done: float) -> float:
-    """The factor of a rate when a share of the run is done: from 1 to 0."""
+def cosine_factor(done: float) -> float:
+    """Factor of the learning rate, from 1 to 0, after a share `done` of the run."""
     return (1 + math.cos(math.pi * done)) / 2
 
 
-def absolute(logits: Tensor, taught: Tensor) -> Tensor:
-    """Mean absolute difference of logits: the discrepancy of DFAD."""
+def l1_loss(logits: Tensor, taught: Tensor) -> Tensor:
+    """Mean absolute difference of logits [N, M], the discrepancy of DFAD: a scalar."""
     return F.l1_loss(logits, taught)
 
 
-def softened(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """The mean of `divergence`."""
-    return divergence(logits, taught, temperature).mean()
+def softened_kl(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """The mean of `kl_divergence` over images: a scalar."""
+    return kl_divergence(logits, taught, temperature).mean()
 
 
-def divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of each image [N], softened, times the squared temperature."""
-    ours = F.log_softmax(logits / temperature, dim=1)
-    theirs = F.softmax(taught / temperature, dim=1)
-    return F.kl_div(ours, theirs, reduction="none").sum(dim=1) * temperature**2
+def kl_divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of softened logits [N, M], times temperature squared: [N]."""
+    student = F.log_softmax(logits / temperature, dim=1)
+    teacher = F.softmax(taught / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="none").sum(dim=1) * temperature**2

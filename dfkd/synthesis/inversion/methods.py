@@ -1,4 +1,4 @@
-"""The conventional methods by the names that a manifest gives them."""
+"""The conventional methods by their names in the manifest."""
 
 from dfkd.synthesis.inversion.cmi import CmiInverter
 from dfkd.synthesis.inversion.deepinversion import DeepInverter

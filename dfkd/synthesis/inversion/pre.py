@@ -1,30 +1,33 @@
 """PRE-DFKD (Binici et al. 2022): adversarial images, and a second generator that replays old ones.
 
-Each round the novelty generator takes one step of minimising, over a batch x of what it gives,
+In each round the novelty generator takes one step that minimises, over a batch x of its images,
 
     L = w_class CE(T(x), argmax T(x)) + w_entropy sum_m p_m log10 p_m - w_act mean |f(x)| + (1 - JS)
 
-p is the batch's mean class probability, f the teacher's embedding before it is normalised, and JS
+p is the mean class probability of the batch, f the teacher's embedding before normalisation, and JS
 the divergence of the student's and the teacher's softened outputs. Then the student takes its
-steps: each on a novel batch and an eighth as many replayed images, by L1 on logits, at a rate that
-falls by a cosine over the run. After the first of them the memory, a variational autoencoder whose
-decoder replays, learns from half of the novel images and, but for the run's first round, from its
-own replays; it is to give the same pixels and the same logits of the teacher. Latents of replays
-are drawn from N(0, 1) and moved once to lower the class and entropy terms while their mean and
-variance stay near 0 and 1. Generators, encoder and student play one game over the whole run: each
-part takes its share of the rounds.
+steps. Each step uses a novel batch and an eighth as many replayed images, with L1 on logits; the
+learning rate falls by a cosine over the run. The memory is a variational autoencoder whose decoder
+makes the replayed images. After each of the first student steps (`memory_steps`) it is trained on
+half of the novel images and, except in the first round of the run, on its own replays, to reproduce
+the pixels and the teacher's logits. The latents of replays are drawn from N(0, 1) and moved by one
+step, which lowers the class and entropy terms and keeps their mean and variance near 0 and 1.
+Generators, encoder and student are trained over the whole run, and each part takes its share of the
+rounds.
 
-Five things are not as published. Logits are those of `Classifier`, which all terms but f were
-published for. f is CLIP's embedding, where a ResNet has the pooled feature before its classifier.
-The generators start from a map of 7 px at 224 px and double it five times: the published ones start
-from a quarter of the side, which at 224 px is 401 million weights in the first layer of each
-and, with the encoder, 12 GB of state between parts. A batch has 128 images by default (1,024 of 32
-px are published). And, as with DFAD, the result is a data set, a sample of the way
-(`SnapshotSampler`), and the student is thrown away, where the published one learns from every image
-once and is the result.
+There are five differences to the publication:
 
-Batch-norm statistics do not enter; a teacher without them is refused only so that the rows of Table
-5 have the same teachers.
+- Logits are those of `Classifier`; all terms except f were published for logits.
+- f is CLIP's embedding, where a ResNet has the pooled feature before its classifier.
+- The generators start from a map of 7 px for images of 224 px and double it five times. The
+  published ones start from a quarter of the side; at 224 px that gives 401 million weights in the
+  first layer of each and, with the encoder, 12 GB of state between parts.
+- A batch has 128 images by default; the published one has 1,024 of 32 px.
+- As with DFAD, the result is a data set sampled during training (`SnapshotSampler`), and the
+  student is discarded. The published result is the student, trained once on every image.
+
+The method uses no batch-norm statistics. A teacher without batch norm is refused only so that all
+rows of Table 5 have the same teachers.
 """
 
 import torch
@@ -33,75 +36,83 @@ from torch.nn import functional as F
 
 from dfkd.config.inversion import Inversion
 from dfkd.synthesis.inversion.features import embedding_taps
-from dfkd.synthesis.inversion.inner_student import Learner, absolute, cosine, set_rate
+from dfkd.synthesis.inversion.inner_student import (
+    InnerStudentTrainer,
+    cosine_factor,
+    l1_loss,
+    set_rate,
+)
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, built
+from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, build_seeded
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.latents import OnStep, Synthesised
 
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
 STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
-"""Learning rate of the student at the beginning, and its weight decay."""
-SOFTNESS, FLOOR = 3.0, 0.01
-"""Of `agreement`: temperature, and the least probability that counts."""
-REPLAYED, SLOWER, PRIOR = 8, 40, 1e-5
-"""Novel images for each replayed one; novelty's rate by the memory's; weight of its KL term."""
+"""The student's initial learning rate and its weight decay."""
+JS_TEMPERATURE, MIN_PROBABILITY = 3.0, 0.01
+"""Temperature of `agreement`, and the value to which smaller probabilities are raised."""
+NOVEL_PER_REPLAY, MEMORY_SLOWDOWN, PRIOR_WEIGHT = 8, 40, 1e-5
+"""Novel images per replayed one; ratio of novelty's learning rate to the memory's; weight of the
+memory's KL term."""
 
 
-def certainty(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits [N, M] with the class that each image has anyway: a scalar."""
+def one_hot_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy of logits [N, M] with their own most probable class: a scalar."""
     return F.cross_entropy(logits, logits.detach().argmax(dim=1))
 
 
-def imbalance(logits: Tensor) -> Tensor:
-    """sum_m p_m log10 p_m of the mean probabilities of a batch: lowest if all classes are there."""
+def class_entropy_loss(logits: Tensor) -> Tensor:
+    """sum_m p_m log10 p_m of the batch's mean probabilities: lowest if the classes are balanced."""
     mean = logits.softmax(dim=1).mean(dim=0)
     return (mean * mean.log10()).sum()
 
 
 def agreement(student: Tensor, taught: Tensor) -> Tensor:
-    """1 - JS, as published: both outputs and their mean are floored, KL is a mean over entries."""
-    ours, theirs = ((logits / SOFTNESS).softmax(dim=1) for logits in (student, taught))
-    middle = (0.5 * (ours + theirs)).clamp(FLOOR, 1 - FLOOR)
-    floored = (side.clamp(FLOOR, 1 - FLOOR).log() for side in (ours, theirs))
-    one, other = (F.kl_div(side, middle, reduction="none").mean() for side in floored)
-    return 1 - (0.5 * one + 0.5 * other).clamp(0, 1)
+    """1 - JS of logits [N, M] as published, with clamped outputs and KL averaged over entries."""
+    outputs = [(logits / JS_TEMPERATURE).softmax(dim=1) for logits in (student, taught)]
+    low, high = MIN_PROBABILITY, 1 - MIN_PROBABILITY
+    mean = (0.5 * (outputs[0] + outputs[1])).clamp(low, high)
+    logs = [output.clamp(low, high).log() for output in outputs]
+    first, second = (F.kl_div(log, mean, reduction="none").mean() for log in logs)
+    return 1 - (0.5 * first + 0.5 * second).clamp(0, 1)
 
 
-def drift(latents: Tensor) -> Tensor:
-    """How far the mean and variance of latents [N, D] are from 0 and 1, as mean squares."""
+def moment_penalty(latents: Tensor) -> Tensor:
+    """Mean squared deviation of the mean of latents [N, D] from 0 and of their variance from 1."""
     variance, mean = torch.var_mean(latents, dim=0)
     return (variance - 1).square().mean() + mean.square().mean()
 
 
-def prior(mean: Tensor, variance: Tensor) -> Tensor:
-    """KL of N(mean, exp(variance)) to N(0, 1), each [N, D], averaged over images: a scalar."""
-    return (-0.5 * (1 + variance - mean.square() - variance.exp()).sum(dim=1)).mean()
+def prior_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) for [N, D] each, averaged over N: a scalar."""
+    return (-0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)).mean()
 
 
 class PreInverter(Inverter):
-    """Novelty generator, memory and student of a run."""
+    """Trains the novelty generator, the memory and the student of a run."""
 
     name = "pre"
 
-    def __init__(self, classifier: Classifier, course: RunContext, settings: Inversion) -> None:
-        super().__init__(classifier, course, settings)
+    def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
+        super().__init__(classifier, context, settings)
         config = self.config = settings.pre
         device = self.device = classifier.texts.device
         self.draws = torch.Generator()
-        self.learner = Learner(
-            classifier, course, settings.student, absolute, STUDENT_RATE, STUDENT_DECAY
+        self.learner = InnerStudentTrainer(
+            classifier, context, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
-        shape = config.latent, config.width, course.image_size
-        self.novelty = built(
-            lambda: PreGenerator(*shape, spectral=True), course.seed_of("novelty"), device
+        shape = config.latent, config.width, context.image_size
+        self.novelty = build_seeded(
+            lambda: PreGenerator(*shape, spectral=True), context.seed_of("novelty"), device
         )
-        self.memory = built(lambda: PreGenerator(*shape), course.seed_of("memory"), device)
-        self.encoder = built(lambda: PreEncoder(*shape), course.seed_of("encoder"), device)
-        self.improver = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
-        self.keeper = torch.optim.Adam(
-            [*self.memory.parameters(), *self.encoder.parameters()], config.learning_rate / SLOWER
+        self.memory = build_seeded(lambda: PreGenerator(*shape), context.seed_of("memory"), device)
+        self.encoder = build_seeded(lambda: PreEncoder(*shape), context.seed_of("encoder"), device)
+        self.novelty_optimizer = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
+        self.memory_optimizer = torch.optim.Adam(
+            [*self.memory.parameters(), *self.encoder.parameters()],
+            config.learning_rate / MEMORY_SLOWDOWN,
         )
         self.networks = {
             "novelty": self.novelty,
@@ -110,107 +121,113 @@ class PreInverter(Inverter):
             "student": self.learner.student,
         }
         self.optimizers = {
-            "novelty": self.improver,
-            "memory": self.keeper,
+            "novelty": self.novelty_optimizer,
+            "memory": self.memory_optimizer,
             "student": self.learner.optimizer,
         }
 
-    def images(self, run: PartRequest, on_step: OnStep | None) -> Synthesised:
-        """Play the part's rounds; its images, novel and replayed as the student sees them."""
-        config, rounds = self.config, run.rounds(self.config.rounds, self.course)
-        self.draws = run.draws("latents")
-        harvest = SnapshotSampler(run, rounds, config.snapshots)
+    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
+        """Train for the rounds of the part; its images are novel and replayed ones."""
+        config, rounds = self.config, request.rounds(self.config.rounds, self.context)
+        self.draws = request.draws("latents")
+        sampler = SnapshotSampler(request, rounds, config.snapshots)
         with embedding_taps(self.classifier.teacher) as self.embeddings:
             for number in rounds:
-                fallen = cosine(number / config.rounds)
-                set_rate(self.learner.optimizer, STUDENT_RATE * fallen)
-                loss = self.play(remembers=number > 0)
+                factor = cosine_factor(number / config.rounds)
+                set_rate(self.learner.optimizer, STUDENT_RATE * factor)
+                # Before the first round the memory has learnt nothing that it could replay.
+                loss = self.train_round(remembers=number > 0)
                 if on_step is not None:
                     on_step(number, loss[None])
-                harvest.take(number, self.seen, loss)
-            return harvest.filed(self.classifier)
+                sampler.take(number, self.training_images, loss)
+            return sampler.assigned(self.classifier)
 
-    def play(self, remembers: bool) -> Tensor:
-        """One round; returns the novelty generator's loss.
+    def train_round(self, remembers: bool) -> Tensor:
+        """Train for one round; returns the novelty generator's loss, a scalar.
 
         Args:
-            remembers: whether the memory has anything to replay to itself.
+            remembers: whether the memory is also trained on its own replays.
         """
-        loss = self._renew()
+        loss = self._novelty_step()
         for step in range(self.config.student_steps):
             with torch.no_grad():
                 novel = self.novelty(self._latents(self.config.batch_size))
             self.memory.eval()
             self._teach(torch.cat([novel, self._replayed()]))
             if step < self.config.memory_steps:
-                self._remember(novel, remembers)
+                self._memory_step(novel, remembers)
         return loss
 
-    def seen(self) -> Tensor:
+    def training_images(self) -> Tensor:
         """Pixels [B, 3, S, S], novel and replayed in the student's proportion, in random order."""
         self.memory.eval()
-        both = torch.cat([self.novelty(self._latents(self.config.batch_size)), self._replayed()])
-        order = torch.randperm(len(both), generator=self.draws)
-        return self.classifier.pixels(both[order.to(self.device)])
+        images = torch.cat([self.novelty(self._latents(self.config.batch_size)), self._replayed()])
+        # Shuffled, because `SnapshotSampler` may take only the first images.
+        order = torch.randperm(len(images), generator=self.draws)
+        return self.classifier.pixels(images[order.to(self.device)])
 
-    def _renew(self) -> Tensor:
-        """One step of the novelty generator."""
+    def _novelty_step(self) -> Tensor:
+        """Train the novelty generator for one step; returns its loss, a scalar."""
         pixels = self.classifier.pixels(self.novelty(self._latents(self.config.batch_size)))
         taught = self.classifier.logits(pixels)
         (embeddings,) = self.embeddings.read
         loss = (
-            CLASS_WEIGHT * certainty(taught)
-            + ENTROPY_WEIGHT * imbalance(taught)
+            CLASS_WEIGHT * one_hot_loss(taught)
+            + ENTROPY_WEIGHT * class_entropy_loss(taught)
             - ACTIVATION_WEIGHT * embeddings.abs().mean()
-            + agreement(self.learner.judge(pixels), taught.detach())
+            + agreement(self.learner.student_logits(pixels), taught.detach())
         )
-        self.improver.zero_grad(set_to_none=True)
+        self.novelty_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.improver.step()
+        self.novelty_optimizer.step()
         return loss.detach()
 
     def _teach(self, images: Tensor) -> None:
         pixels = self.classifier.pixels(images)
         with torch.no_grad():
             taught = self.classifier.logits(pixels)
-        self.learner.learn(pixels, taught)
+        self.learner.train_step(pixels, taught)
 
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.config.latent, generator=self.draws).to(self.device)
 
     @torch.enable_grad()
     def _replayed(self) -> Tensor:
-        """Whitened images of the memory, from latents that were moved once."""
+        """Whitened images [B / 8, 3, S, S] of the memory, from latents moved by one step."""
         config = self.config
-        latents = self._latents(config.batch_size // REPLAYED).requires_grad_()
+        latents = self._latents(config.batch_size // NOVEL_PER_REPLAY).requires_grad_()
         optimizer = torch.optim.Adam([latents], config.learning_rate)
         logits = self.classifier.logits(self.classifier.pixels(self.memory(latents)))
         loss = (
-            CLASS_WEIGHT * certainty(logits) + ENTROPY_WEIGHT * imbalance(logits) + drift(latents)
+            CLASS_WEIGHT * one_hot_loss(logits)
+            + ENTROPY_WEIGHT * class_entropy_loss(logits)
+            + moment_penalty(latents)
         )
+        # Only the latents get a gradient, because the memory is trained in `_memory_step`.
         (latents.grad,) = torch.autograd.grad(loss, [latents])
         optimizer.step()
         with torch.no_grad():
             replayed: Tensor = self.memory(latents)
         return replayed
 
-    def _remember(self, novel: Tensor, replays: bool) -> Tensor:
-        """One step of the memory, on novel images and perhaps its own; its loss."""
+    def _memory_step(self, novel: Tensor, replays: bool) -> Tensor:
+        """Train the memory for one step, on novel images and perhaps replays; returns its loss."""
         self.memory.train()
         images = novel[: self.config.batch_size // 2]
         if replays:
             images = torch.cat([images, self._replayed()])
         with torch.no_grad():
             taught = self.classifier.logits(self.classifier.pixels(images))
-        mean, variance = self.encoder(images)
+        mean, log_variance = self.encoder(images)
         noise = torch.randn(mean.shape, generator=self.draws).to(self.device)
-        given = self.memory(mean + noise * (0.5 * variance).exp())
+        # The noise is scaled by the standard deviation, so gradients reach the encoder.
+        reconstructed = self.memory(mean + noise * (0.5 * log_variance).exp())
         loss = (
-            absolute(given, images)
-            + absolute(self.classifier.logits(self.classifier.pixels(given)), taught)
-            + PRIOR * prior(mean, variance)
+            l1_loss(reconstructed, images)
+            + l1_loss(self.classifier.logits(self.classifier.pixels(reconstructed)), taught)
+            + PRIOR_WEIGHT * prior_kl(mean, log_variance)
         )
-        self.keeper.zero_grad(set_to_none=True)
+        self.memory_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.keeper.step()
+        self.memory_optimizer.step()
         return loss.detach()

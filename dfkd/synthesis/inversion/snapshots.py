@@ -1,4 +1,4 @@
-"""Images from a generator in training, and the classes that they are filed under."""
+"""Sample images from a generator during its training and assign them to classes."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,77 +10,95 @@ from dfkd.synthesis.inversion.run import Classifier, PartRequest, synthesised
 from dfkd.synthesis.latents import Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
-LABELLED = 64
-"""Images that the teacher sees at once."""
+LABEL_BATCH_SIZE = 64
+"""Images in one forward pass of the teacher."""
 
 
 class SnapshotSampler:
-    """The N images of a part: of an unconditional generator, at evenly spread rounds of training.
+    """Collects the N images of a part from an unconditional generator, at evenly spaced rounds.
 
-    DFAD and PRE-DFKD train their student on what the generator gives on the way and have no data
-    set in the end; so that a stored one shows a student what theirs saw, it is a sample of the way,
-    and not of the last generator alone.
+    DFAD and PRE-DFKD train their student on the images of all rounds and keep no data set. So the
+    stored data set samples the whole training, and a later student sees what theirs saw, and not
+    only images of the final generator.
     """
 
-    def __init__(self, run: PartRequest, rounds: range, snapshots: int) -> None:
-        self.run = run
+    def __init__(self, request: PartRequest, rounds: range, snapshots: int) -> None:
+        """Plan the snapshots.
+
+        Args:
+            request: the part.
+            rounds: the rounds of training that belong to the part.
+            snapshots: number of rounds, at most, from which images are taken.
+        """
+        self.request = request
         taken = min(snapshots, len(rounds))
         ends = [rounds[len(rounds) * (number + 1) // taken - 1] for number in range(taken)]
-        shares = [len(run.seeds) * (number + 1) // taken for number in range(taken)]
-        self.due = dict(zip(ends, shares, strict=True))
+        shares = [len(request.seeds) * (number + 1) // taken for number in range(taken)]
+        self.schedule = dict(zip(ends, shares, strict=True))
         self.pixels: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.steps: list[Tensor] = []
         self.count = 0
 
     def take(self, number: int, draw: Callable[[], Tensor], loss: Tensor) -> None:
-        """After round `number`: as many images as are due, if any are.
+        """Take the images that are scheduled after round `number`, if any.
 
         Args:
-            draw: gives a batch of pixels [B, 3, S, S].
-            loss: of the generator in this round, which each image is told to have.
+            draw: returns a batch of pixels [B, 3, S, S].
+            loss: the generator's loss in this round, which is recorded for each image.
         """
-        wanted = self.due.get(number, 0) - self.count
-        while wanted > 0:
+        missing = self.schedule.get(number, 0) - self.count
+        while missing > 0:
             with torch.no_grad():
-                pixels = to_bytes(draw())[:wanted]
+                pixels = to_bytes(draw())[:missing]
             self.pixels.append(pixels)
             self.losses.append(loss.detach().cpu().expand(len(pixels)))
             self.steps.append(torch.full((len(pixels),), number + 1))
             self.count += len(pixels)
-            wanted -= len(pixels)
+            missing -= len(pixels)
 
-    def filed(self, classifier: Classifier) -> Synthesised:
-        """All images, each in a place of the run that has the class the teacher sees, if it can."""
+    def assigned(self, classifier: Classifier) -> Synthesised:
+        """All images in the order of the part's labels, as `assign_to_classes` places them."""
         pixels = torch.cat(self.pixels)
-        probabilities = torch.cat([_seen(classifier, part) for part in pixels.split(LABELLED)])
-        order = file(probabilities, self.run.labels.cpu())
+        probabilities = torch.cat(
+            [_probabilities(classifier, batch) for batch in pixels.split(LABEL_BATCH_SIZE)]
+        )
+        order = assign_to_classes(probabilities, self.request.labels.cpu())
         return synthesised(
             pixels[order], torch.cat(self.losses)[order], torch.cat(self.steps)[order]
         )
 
 
 @torch.no_grad()
-def _seen(classifier: Classifier, pixels: Tensor) -> Tensor:
-    there = from_bytes(pixels.to(classifier.texts.device))
-    return classifier.logits(there).softmax(1).cpu()
+def _probabilities(classifier: Classifier, pixels: Tensor) -> Tensor:
+    """The teacher's class probabilities [N, M], on the CPU, of pixels uint8 [N, H, W, 3]."""
+    on_device = from_bytes(pixels.to(classifier.texts.device))
+    return classifier.logits(on_device).softmax(1).cpu()
 
 
-def file(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """For each of N places, which have a class each [N], the index of one of N images [N, M].
+def assign_to_classes(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Assign N images to N slots, each of which has a class; greedy by the teacher's confidence.
 
-    The surest image and class come first, while the class has a place. What no place is left for in
-    the classes that the teacher sees goes where there is room: no image is thrown away or made
-    because of its class, so that the images are what the generator gives. Their labels are the
-    teacher's distances in any case, and a class is only where an image is filed.
+    No image is discarded or made because of its class, so the images follow the distribution of the
+    generator. The class only determines the shard in which an image is stored: its label is the
+    teacher's distances.
+
+    Args:
+        probabilities: the teacher's class probabilities [N, M] of the images.
+        labels: class of each slot, int64 [N].
+
+    Returns:
+        The index of the image in each slot, int64 [N].
     """
     free = [deque[int]() for _ in range(probabilities.shape[1])]
-    for place, label in enumerate(labels.tolist()):
-        free[label].append(place)
-    order, filed = torch.empty_like(labels), set[int]()
+    for slot, label in enumerate(labels.tolist()):
+        free[label].append(slot)
+    # All pairs of image and class are visited from the most probable on. An image whose best class
+    # is full takes its next best one, and every image gets a slot, as all pairs are visited.
+    order, assigned = torch.empty_like(labels), set[int]()
     for pair in probabilities.flatten().argsort(descending=True, stable=True).tolist():
         image, label = divmod(pair, len(free))
-        if image not in filed and free[label]:
+        if image not in assigned and free[label]:
             order[free[label].popleft()] = image
-            filed.add(image)
+            assigned.add(image)
     return order

@@ -13,12 +13,12 @@ from dfkd.synthesis.inversion.cmi import (
     CmiInverter,
     FeatureBank,
     ImagePool,
-    contrast,
+    contrastive_loss,
     disagreement,
-    head,
+    projection_head,
 )
 from dfkd.synthesis.inversion.features import stage_taps
-from dfkd.synthesis.inversion.inner_student import cosine, divergence, softened
+from dfkd.synthesis.inversion.inner_student import cosine_factor, kl_divergence, softened_kl
 from dfkd.synthesis.inversion.run import PartRequest
 from tests.helpers.inversion_runs import course, problem
 
@@ -29,9 +29,9 @@ def test_the_contrast_tells_each_image_from_all_others() -> None:
     """Unit vectors at right angles: each finds itself among two, at temperature 0.5."""
     views = torch.eye(2)
     own = -math.log(math.exp(2) / (math.exp(2) + 1))
-    assert float(contrast(views, views, 2, 0.5)) == pytest.approx(own)
+    assert float(contrastive_loss(views, views, 2, 0.5)) == pytest.approx(own)
     swapped = -math.log(1 / (math.exp(2) + 1))
-    assert float(contrast(views, views.flip(0), 2, 0.5)) == pytest.approx(swapped)
+    assert float(contrastive_loss(views, views.flip(0), 2, 0.5)) == pytest.approx(swapped)
 
 
 def test_batch_and_memory_count_as_much_however_many_they_are() -> None:
@@ -41,12 +41,12 @@ def test_batch_and_memory_count_as_much_however_many_they_are() -> None:
     logits = (local @ whole.T / 0.2).double().exp()
     losses = [-math.log(float(logits[i, i] / logits[i].sum())) for i in range(4)]
     expected = losses[0] + sum(losses[1:]) / 3
-    assert float(contrast(local, whole, 1, 0.2)) == pytest.approx(expected, rel=1e-5)
+    assert float(contrastive_loss(local, whole, 1, 0.2)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_views_come_nearer_through_the_strong_crop_alone() -> None:
     local, whole = (torch.randn(3, 4).requires_grad_() for _ in range(2))
-    contrast(local, whole, 3, 0.2).backward()
+    contrastive_loss(local, whole, 3, 0.2).backward()
     assert local.grad is not None
     assert whole.grad is None
 
@@ -62,8 +62,8 @@ def test_softened_outputs_are_compared_at_their_temperature() -> None:
     student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
     ours, theirs = torch.softmax(student / 4, 1)[0], torch.softmax(teacher / 4, 1)[0]
     kl = sum(float(p * (p / q).log()) for p, q in zip(theirs, ours, strict=True))
-    assert float(softened(student, teacher, 4.0)) == pytest.approx(16 * kl, rel=1e-5)
-    assert divergence(student, student).tolist() == pytest.approx([0.0], abs=1e-6)
+    assert float(softened_kl(student, teacher, 4.0)) == pytest.approx(16 * kl, rel=1e-5)
+    assert kl_divergence(student, student).tolist() == pytest.approx([0.0], abs=1e-6)
 
 
 def test_the_bank_forgets_the_oldest_and_draws_different_rows() -> None:
@@ -97,15 +97,15 @@ def test_the_pool_has_the_stored_images_of_finished_parts_and_the_fresh_ones_of_
 
 
 def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
-    assert [cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [cosine_factor(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     classifier, run = problem(teacher, 0, 1)
     config = Cmi(steps=1, batch_size=2, latent=8, width=4, student_steps=1)
     made = CmiInverter(classifier, course(8), Inversion(cmi=config))
     made.make(run)
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
-    made.course = course(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+    made.context = course(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
     made.make(PartRequest(run.labels, (7, 8), 64, part=1, before=2))
-    assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * cosine(2 / 8))
+    assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * cosine_factor(2 / 8))
     assert made.learner.optimizer.defaults["weight_decay"] == 1e-4
 
 
@@ -168,6 +168,6 @@ def test_the_lowest_loss_is_kept_and_falls(teacher: Teacher) -> None:
 
 
 def test_the_head_is_two_layers() -> None:
-    network = head(6, 3)
+    network = projection_head(6, 3)
     assert network(torch.rand(2, 6)).shape == (2, 3)
     assert [tuple(p.shape) for p in network.parameters()] == [(6, 6), (6,), (3, 6), (3,)]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dfkd.synthesis.inversion.crops import cropped, shifted
+from dfkd.synthesis.inversion.crops import random_crop, random_shift
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -21,7 +21,7 @@ def moved(image: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
 
 def test_a_shift_is_one_of_whole_pixels_and_each_image_has_its_own() -> None:
     images = torch.rand(12, 3, 16, 16, generator=draws())
-    views = shifted(images, draws(1))
+    views = random_shift(images, draws(1))
     found = []
     for image, view in zip(images, views, strict=True):
         fitting = [
@@ -40,7 +40,7 @@ def test_a_shift_is_one_of_whole_pixels_and_each_image_has_its_own() -> None:
 def test_a_crop_shows_a_part_of_the_image_alone() -> None:
     """A ramp over the columns: a window shows a share of it, and nothing from outside."""
     ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
-    views = cropped(ramp, draws())
+    views = random_crop(ramp, draws())
     assert float(views.min()) >= 0
     assert float(views.max()) <= 1
     width = (views[..., 0] - views[..., -1]).abs().mean(dim=(1, 2))
@@ -53,7 +53,7 @@ def test_a_crop_shows_a_part_of_the_image_alone() -> None:
 
 def test_views_are_differentiable_and_come_from_their_draws_alone() -> None:
     images = torch.rand(3, 3, 16, 16, generator=draws()).requires_grad_()
-    for view in (shifted, cropped):
+    for view in (random_shift, random_crop):
         assert torch.equal(view(images, draws(3)), view(images, draws(3)))
         assert not torch.equal(view(images, draws(3)), view(images, draws(4)))
         (gradient,) = torch.autograd.grad(view(images, draws(3)).sum(), [images])

@@ -14,9 +14,9 @@ from dfkd.synthesis.inversion import deepinversion
 from dfkd.synthesis.inversion.deepinversion import (
     DeepInverter,
     _Batch,
+    jittered,
+    learning_rate,
     mean_norm,
-    moved,
-    rate,
     total_variation,
 )
 from tests.helpers.inversion_runs import course, problem
@@ -47,12 +47,14 @@ def test_the_loss_is_class_statistics_variation_and_norm(
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [rate(0.2, step, 2000) for step in range(2000)]
+    rates = [learning_rate(0.2, step, 2000) for step in range(2000)]
     assert rates[0] == pytest.approx(0.002)
     assert rates[99] == rates[100] == pytest.approx(0.2)
     assert rates[1050] == pytest.approx(0.1)
     assert 0 < rates[-1] < 1e-5
-    assert [rate(0.2, step, 4) for step in range(2)] == pytest.approx([0.2, 0.1 * (1 + 0.5**0.5)])
+    assert [learning_rate(0.2, step, 4) for step in range(2)] == pytest.approx(
+        [0.2, 0.1 * (1 + 0.5**0.5)]
+    )
 
 
 def test_a_batch_moves_as_one_around_its_edges() -> None:
@@ -60,7 +62,7 @@ def test_a_batch_moves_as_one_around_its_edges() -> None:
     draws = torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(20):
-        view = moved(images, draws)
+        view = jittered(images, draws)
         fitting = [
             (down, right, mirrored)
             for down in range(-8, 9)  # 0.134 of 64 pixels

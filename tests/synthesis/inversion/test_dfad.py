@@ -9,8 +9,8 @@ from torch import Tensor
 from dfkd.config.inversion import Dfad, InnerStudent, Inversion
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import dfad
-from dfkd.synthesis.inversion.dfad import DfadInverter, tenth
-from dfkd.synthesis.inversion.inner_student import Learner, absolute
+from dfkd.synthesis.inversion.dfad import DfadInverter, rate_factor
+from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer, l1_loss
 from dfkd.synthesis.inversion.run import Classifier, PartRequest
 from tests.helpers.inversion_runs import course, problem
 
@@ -19,11 +19,11 @@ GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapsho
 
 def test_the_discrepancy_is_a_mean_over_images_and_classes() -> None:
     student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.5]]), torch.tensor([[3.0, 1.0], [0.0, 0]])
-    assert float(absolute(student, teacher)) == pytest.approx((2 + 1 + 0 + 0.5) / 4)
+    assert float(l1_loss(student, teacher)) == pytest.approx((2 + 1 + 0 + 0.5) / 4)
 
 
-def learner(classifier: Classifier, rate: float = 0.1) -> Learner:
-    return Learner(classifier, course(), InnerStudent(), absolute, rate, 5e-4)
+def learner(classifier: Classifier, rate: float = 0.1) -> InnerStudentTrainer:
+    return InnerStudentTrainer(classifier, course(), InnerStudent(), l1_loss, rate, 5e-4)
 
 
 def test_a_student_comes_to_agree(teacher: Teacher) -> None:
@@ -32,18 +32,18 @@ def test_a_student_comes_to_agree(teacher: Teacher) -> None:
     taught = classifier.logits(pixels)
     inner = learner(classifier, rate=1e-3)
     with torch.no_grad():
-        before = float(absolute(inner.student(pixels), taught))
+        before = float(l1_loss(inner.student(pixels), taught))
     for _ in range(20):
-        inner.learn(pixels, taught)
+        inner.train_step(pixels, taught)
     with torch.no_grad():
-        assert float(absolute(inner.student(pixels), taught)) < 0.5 * before
+        assert float(l1_loss(inner.student(pixels), taught)) < 0.5 * before
 
 
 def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
     classifier, _ = problem(teacher, 0, 1)
     inner = learner(classifier)
     pixels = torch.rand(2, 3, 64, 64).requires_grad_()
-    inner.judge(pixels).sum().backward()
+    inner.student_logits(pixels).sum().backward()
     assert pixels.grad is not None
     assert all(parameter.grad is None for parameter in inner.student.parameters())
     assert all(parameter.requires_grad for parameter in inner.student.parameters())
@@ -55,7 +55,7 @@ def test_a_generator_comes_to_make_what_a_student_that_stands_still_gets_wrong(
     monkeypatch.setattr(dfad, "STUDENT_RATE", 1e-12)
     classifier, _ = problem(teacher, 0, 1)
     game = DfadInverter(classifier, course(), Inversion(dfad=GAME))
-    losses = [float(game.play()) for _ in range(10)]
+    losses = [float(game.train_round()) for _ in range(10)]
     assert all(loss < 0 for loss in losses)  # minus the discrepancy
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
 
@@ -65,10 +65,13 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(teacher: 
     config = Dfad(student_steps=3, batch_size=4, latent=8, width=4)
     game = DfadInverter(classifier, course(), Inversion(dfad=config))
     learned: list[Tensor] = []
-    learn = game.learner.learn
-    game.learner.learn = lambda pixels, taught: (learned.append(pixels), learn(pixels, taught))[1]  # type: ignore[method-assign, func-returns-value]
+    train_step = game.learner.train_step
+    game.learner.train_step = lambda pixels, taught: (
+        learned.append(pixels),
+        train_step(pixels, taught),
+    )[1]  # type: ignore[method-assign, func-returns-value]
     before = [parameter.clone() for parameter in game.generator.parameters()]
-    game.play()
+    game.train_round()
     assert len(learned) == 3
     assert not any(pixels.requires_grad for pixels in learned)
     assert not torch.equal(learned[0], learned[1])
@@ -92,7 +95,7 @@ def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
 
 
 def test_rates_fall_to_a_tenth_with_each_third_of_the_rounds(teacher: Teacher) -> None:
-    rates = [tenth(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
+    rates = [rate_factor(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     classifier, run = problem(teacher, 0, 1)
     game = DfadInverter(classifier, course(2), Inversion(dfad=GAME))

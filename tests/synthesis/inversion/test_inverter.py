@@ -42,7 +42,7 @@ def test_a_part_from_a_state_is_the_one_of_the_run_that_went_on(
     whole = begun(method, teacher, settings)
     first = whole.make(run(0)).pixels
     states = [whole.state()]
-    whole.course = course(6, first)
+    whole.context = course(6, first)
     second = whole.make(run(1)).pixels
     states.append(whole.state())
     assert any(not torch.equal(states[1][key], states[0][key]) for key in states[0])

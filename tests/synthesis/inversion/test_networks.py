@@ -10,9 +10,9 @@ from dfkd.synthesis.inversion.networks import (
     DfadGenerator,
     PreEncoder,
     PreGenerator,
-    built,
+    build_seeded,
     doublings,
-    normal,
+    init_normal,
 )
 
 CPU = torch.device("cpu")
@@ -119,12 +119,12 @@ def test_a_seed_gives_the_same_network_and_touches_no_global_state() -> None:
     expected = torch.rand(1)
     torch.manual_seed(5)
     one, two, other = (
-        built(lambda: PreGenerator(5, 4, 16, spectral=True), seed, CPU) for seed in (1, 1, 2)
+        build_seeded(lambda: PreGenerator(5, 4, 16, spectral=True), seed, CPU) for seed in (1, 1, 2)
     )
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(one(latents()), two(latents()))
     assert not torch.equal(one(latents()), other(latents()))
-    one, two = (built(lambda: DfadGenerator(5, 4, 16), seed, CPU) for seed in (1, 1))
+    one, two = (build_seeded(lambda: DfadGenerator(5, 4, 16), seed, CPU) for seed in (1, 1))
     assert torch.equal(one(latents()), two(latents()))
 
 
@@ -133,7 +133,7 @@ def test_weights_are_drawn_as_dcgan_s(drawn_anew: bool) -> None:
     """Those of CMI anew for each batch; those of DFAD once."""
     network: nn.Module = CmiGenerator(64, 32, 16) if drawn_anew else DfadGenerator(64, 32, 32)
     if drawn_anew:
-        normal(network, torch.Generator().manual_seed(0))
+        init_normal(network, torch.Generator().manual_seed(0))
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             assert float(module.weight.mean()) == pytest.approx(0.0, abs=3e-3)

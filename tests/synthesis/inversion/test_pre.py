@@ -10,7 +10,14 @@ from dfkd.config.inversion import Inversion, Pre
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import pre
 from dfkd.synthesis.inversion.features import embedding_taps
-from dfkd.synthesis.inversion.pre import PreInverter, agreement, certainty, drift, imbalance, prior
+from dfkd.synthesis.inversion.pre import (
+    PreInverter,
+    agreement,
+    class_entropy_loss,
+    moment_penalty,
+    one_hot_loss,
+    prior_kl,
+)
 from tests.helpers.inversion_runs import course, problem
 
 GAME = Pre(
@@ -24,13 +31,15 @@ def logits(*rows: list[float]) -> Tensor:
 
 def test_certainty_is_the_cross_entropy_of_the_class_that_leads() -> None:
     seen = logits([0.75, 0.25], [0.4, 0.6])
-    assert float(certainty(seen)) == pytest.approx(-(math.log(0.75) + math.log(0.6)) / 2)
+    assert float(one_hot_loss(seen)) == pytest.approx(-(math.log(0.75) + math.log(0.6)) / 2)
 
 
 def test_imbalance_is_lowest_where_all_classes_are_there() -> None:
-    assert float(imbalance(logits([0.9, 0.1], [0.1, 0.9]))) == pytest.approx(math.log10(0.5))
+    assert float(class_entropy_loss(logits([0.9, 0.1], [0.1, 0.9]))) == pytest.approx(
+        math.log10(0.5)
+    )
     expected = 0.8 * math.log10(0.8) + 0.2 * math.log10(0.2)
-    assert float(imbalance(logits([0.9, 0.1], [0.7, 0.3]))) == pytest.approx(expected)
+    assert float(class_entropy_loss(logits([0.9, 0.1], [0.7, 0.3]))) == pytest.approx(expected)
 
 
 def test_agreement_is_one_less_the_divergence_at_temperature_three() -> None:
@@ -50,16 +59,18 @@ def test_agreement_is_one_less_the_divergence_at_temperature_three() -> None:
 
 
 def test_drift_is_of_mean_and_variance() -> None:
-    assert float(drift(torch.tensor([[1.0], [3.0]]))) == pytest.approx((2 - 1) ** 2 + 2**2)
-    assert float(drift(torch.tensor([[-(0.5**0.5)], [0.5**0.5]]))) == pytest.approx(0.0, abs=1e-6)
+    assert float(moment_penalty(torch.tensor([[1.0], [3.0]]))) == pytest.approx((2 - 1) ** 2 + 2**2)
+    assert float(moment_penalty(torch.tensor([[-(0.5**0.5)], [0.5**0.5]]))) == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_the_prior_is_a_kl_to_a_standard_normal() -> None:
     mean, variance = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
-    assert float(prior(mean, variance)) == pytest.approx((0.5 + 2.0) / 2)
+    assert float(prior_kl(mean, variance)) == pytest.approx((0.5 + 2.0) / 2)
     wide = torch.full((1, 1), math.log(4.0))
     expected = 0.5 * (4 - 1 - math.log(4))
-    assert float(prior(torch.zeros(1, 1), wide)) == pytest.approx(expected)
+    assert float(prior_kl(torch.zeros(1, 1), wide)) == pytest.approx(expected)
 
 
 def test_the_novelty_loss_is_the_sum_of_its_terms(
@@ -75,7 +86,7 @@ def test_the_novelty_loss_is_the_sum_of_its_terms(
             config = Pre(batch_size=16, latent=8, width=4)
             game = PreInverter(classifier, course(), Inversion(pre=config))
             game.embeddings = embeddings
-            values.append(float(game._renew()))
+            values.append(float(game._novelty_step()))
     alone = values[0]
     assert 0 <= alone <= 1  # the agreement
     assert sum(value - alone for value in values[1:4]) == pytest.approx(values[4] - alone, rel=1e-3)
@@ -91,7 +102,7 @@ def test_the_memory_comes_to_give_back_what_it_is_shown(teacher: Teacher) -> Non
     colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     shown = classifier.whiten(colours.expand(16, 3, 64, 64))
     game = PreInverter(classifier, course(), Inversion(pre=config))
-    losses = [float(game._remember(shown, replays=False)) for _ in range(30)]
+    losses = [float(game._memory_step(shown, replays=False)) for _ in range(30)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
@@ -101,13 +112,13 @@ def test_the_memory_replays_to_itself_from_the_second_round_on(
     classifier, run = problem(teacher, 0, 1)
     game = PreInverter(classifier, course(2), Inversion(pre=GAME))
     told: list[bool] = []
-    play = game.play
+    train_round = game.train_round
 
     def watched(remembers: bool) -> Tensor:
         told.append(remembers)
-        return play(remembers)
+        return train_round(remembers)
 
-    monkeypatch.setattr(game, "play", watched)
+    monkeypatch.setattr(game, "train_round", watched)
     game.make(run)
     assert told == [False, True, True, True]
 
@@ -117,7 +128,7 @@ def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -
     game = PreInverter(classifier, course(), Inversion(pre=GAME))
     before = [parameter.clone() for parameter in game.memory.parameters()]
     with torch.no_grad():  # as the harvest asks
-        seen = game.seen()
+        seen = game.training_images()
     assert game._replayed().shape == (2, 3, 64, 64)
     assert seen.shape == (16 + 2, 3, 64, 64)
     after = game.memory.parameters()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.models.teacher import Teacher
-from dfkd.synthesis.inversion.run import PartRequest, batches, synthesised
+from dfkd.synthesis.inversion.run import PartRequest, even_batches, synthesised
 from tests.helpers.inversion_runs import course, problem
 
 
@@ -48,7 +48,7 @@ def test_an_image_whose_loss_is_no_number_has_diverged() -> None:
 
 @given(st.integers(1, 500), st.integers(1, 300))
 def test_batches_are_few_and_even_and_hold_every_image_once(count: int, size: int) -> None:
-    found = batches(count, size)
+    found = even_batches(count, size)
     assert [row for rows in found for row in range(count)[rows]] == list(range(count))
     sizes = [rows.stop - rows.start for rows in found]
     assert max(sizes) <= size

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_texts
+from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.inversion.run import Classifier, PartRequest
-from dfkd.synthesis.inversion.snapshots import SnapshotSampler, file
+from dfkd.synthesis.inversion.snapshots import SnapshotSampler, assign_to_classes
 from tests.helpers.inversion_runs import CLASSES, read
 
 
@@ -16,7 +16,7 @@ def test_images_go_where_the_teacher_sees_them_the_surest_first() -> None:
     labels = torch.tensor([0, 1, 0, 1])
     seen = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
     # 1 and 2 take the places of class 0; 3 the first of class 1, and 0 is left for the other.
-    assert file(seen, labels).tolist() == [1, 3, 2, 0]
+    assert assign_to_classes(seen, labels).tolist() == [1, 3, 2, 0]
 
 
 @given(st.integers(2, 5), st.integers(1, 20), st.integers(0, 10**6))
@@ -24,7 +24,7 @@ def test_every_image_has_one_place(classes: int, images: int, seed: int) -> None
     draws = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=draws)
     seen = torch.rand(images, classes, generator=draws).softmax(1)
-    order = file(seen, labels)
+    order = assign_to_classes(seen, labels)
     assert sorted(order.tolist()) == list(range(images))
     # No two images would both rather change places.
     own = seen[order]
@@ -45,8 +45,8 @@ def test_images_come_from_evenly_spread_rounds(
         harvest.take(
             number, lambda n=number: torch.full((4, 3, 16, 16), n / 255), torch.tensor(number)
         )
-    texts = class_texts(read(), teacher)
-    made = harvest.filed(Classifier(teacher, texts[: len(CLASSES)]))
+    texts = class_text_embeddings(read(), teacher)
+    made = harvest.assigned(Classifier(teacher, texts[: len(CLASSES)]))
     assert len(made.pixels) == 10
     assert int(made.steps.max()) == 7 + rounds
     assert torch.equal(made.pixels[:, 0, 0, 0].long() + 1, made.steps)
@@ -60,5 +60,5 @@ def test_an_image_of_no_numbers_has_diverged(teacher: Teacher) -> None:
     run = PartRequest(torch.tensor([0, 1]), range(2), 64)
     harvest = SnapshotSampler(run, range(1), 1)
     harvest.take(0, lambda: torch.full((2, 3, 64, 64), torch.nan), torch.tensor(torch.nan))
-    made = harvest.filed(Classifier(teacher, class_texts(read(), teacher)))
+    made = harvest.assigned(Classifier(teacher, class_text_embeddings(read(), teacher)))
     assert made.diverged.all()
