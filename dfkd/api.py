@@ -338,6 +338,6 @@ def load_student(source: Finished | str | Path, device: torch.device | None = No
     Raises:
         CorruptionError: an object is missing or damaged.
     """
-    storage = source.place.storage if isinstance(source, Finished) else source
+    storage = source.student.storage if isinstance(source, Finished) else source
     student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

@@ -38,11 +38,11 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Train or reuse every student; returns the location of the last one's card."""
-    return dfkd.distill(manifest, on_student=_tell)[-1].place.location
+    return dfkd.distill(manifest, on_student=_tell)[-1].student.location
 
 
 def _tell(finished: dfkd.Finished) -> None:
-    student, action = finished.place, "reused" if finished.reused else "trained"
+    student, action = finished.student, "reused" if finished.reused else "trained"
     print(f"{student.method} seed {student.seed}: {action} {student.location}", flush=True)
 
 

@@ -35,10 +35,10 @@ BATCHES = 10
 class ScaleWorker(SynthesisWorker):
     """A `SynthesisWorker` that makes its shards without models."""
 
-    def work(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Make, write and commit a stand-in for the shard of each task of a unit."""
         self._maker = self._maker or StandInMaker(self.manifest)
-        return super().work(unit)
+        return super().run_task(unit)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:
@@ -64,7 +64,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     reused_tasks = len(unfinished.done())
-    purse = BudgetTracker(Budget(), CostCounter())
+    budget = BudgetTracker(Budget(), CostCounter())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:
@@ -75,8 +75,8 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         steps[name] = {"seconds": round(seconds, 3), "memory": watch.summary()}
         return result
 
-    step("prompts", lambda: write_prompts(manifest, unfinished, purse))
-    quarantined = step("shards", lambda: write_shards(manifest, unfinished, purse, ScaleWorker))
+    step("prompts", lambda: write_prompts(manifest, unfinished, budget))
+    quarantined = step("shards", lambda: write_shards(manifest, unfinished, budget, ScaleWorker))
     if quarantined:
         raise InfrastructureError(
             f"benchmark: {len(quarantined)} tasks failed; run it again, it resumes"

@@ -44,7 +44,7 @@ from dfkd.models import generator, teacher
 from dfkd.storage import layout
 from dfkd.storage.cost_records import record_cost
 from dfkd.storage.lease import reading
-from dfkd.storage.local import Storage, open_storage, require_room, require_root_space
+from dfkd.storage.local import Storage, open_storage, require_disk_space, require_root_space
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.progress import bar
 
@@ -183,7 +183,7 @@ class SynthesisWorker(Worker):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
-                require_room(Path(folder, "shards"), size)
+                require_disk_space(Path(folder, "shards"), size)
                 prompts = self._prompts(unit)
                 failed = maker.shards(unit, prompts, Path(folder), curve)
                 committed = [
@@ -211,8 +211,8 @@ class SynthesisWorker(Worker):
         return maker
 
     def _prompts(self, unit: Unit) -> pa.Table:
-        if len(unit.made) == 1:
-            return self.version.prompts(unit.made[0])
+        if len(unit.generated) == 1:
+            return self.version.prompts(unit.generated[0])
         return self.version.prompt_part(part_name(unit.part))
 
     def _commit(
@@ -242,7 +242,7 @@ def write_shards(
     version.carry(fresh_tasks(manifest))
     done, chain = version.done(), Chain(version) if has_dependent_parts(manifest.method) else None
     # A chained method makes one unit after another, so one actor is all that it can use.
-    sizes = [len(unit.made) for unit in units(manifest, done)]
+    sizes = [len(unit.generated) for unit in units(manifest, done)]
     left, largest = len(sizes), max(sizes, default=1)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
     method = manifest.method

@@ -127,7 +127,7 @@ class BudgetTracker:
         """Whether work on `images` more images may start, given the work in flight in `pool`."""
         in_flight = sum(unit.count for unit in pool.in_flight if isinstance(unit, Unit))
         seconds = self.spent + pool.busy_seconds
-        return self.budget.covers(self.cost.images + in_flight + images, seconds)
+        return self.budget.allows(self.cost.images + in_flight + images, seconds)
 
     def finish(self, pool: Pool[Any]) -> None:
         """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""

@@ -185,7 +185,7 @@ def _tower_candidate(
         method,
         seed,
         tower.image_size,
-        lambda pixels: distances(tower.encode_image(decode_image), vectors),
+        lambda pixels: distances(tower.encode_image(pixels), vectors),
         tower.device,
     )
 

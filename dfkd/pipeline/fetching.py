@@ -25,7 +25,7 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
         mirror: a base URL or a directory that has the files under their names; empty for the
             published addresses.
     """
-    fetcher = Fetcher(manifest.cache, mirror, tell=_note)
+    fetcher = Fetcher(manifest.cache, mirror, report=_note)
     for need in needs(manifest, few_shot):
         fetched = fetcher.fetch(need.artifact, need.check)
         print(f"{need.field}: {_describe_fetched(need, fetched)}", flush=True)

@@ -197,9 +197,9 @@ class _Run:
             finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
             action = "reused" if finished.reused else "trained"
             print(
-                f"{name} {version.id} seed {seed}: {action} {finished.place.location}", flush=True
+                f"{name} {version.id} seed {seed}: {action} {finished.student.location}", flush=True
             )
-            students.append(finished.place.name)
+            students.append(finished.student.name)
         folder = f"{self.attempt.folder}/{name}"
         scored = evaluate(self.manifest, self.threads or None, version.id, folder)
         note_origin(self.attempt.root.child(folder), self.manifest, self.command, students)

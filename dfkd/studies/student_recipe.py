@@ -163,7 +163,7 @@ def train(cell: RecipeCell) -> RecipeResult:
     if newest := checkpoints.newest():
         distiller.restore(checkpoints.read(newest))
     stream = _stream(cell, version)
-    steps = distiller.course.steps_per_epoch
+    steps = distiller.schedule.steps_per_epoch
     while not distiller.done:
         for batch in stream.batches(distiller.epoch, distiller.step % steps):
             distiller.advance(batch)

@@ -114,7 +114,7 @@ class Synthesiser:
     ) -> Synthesised:
         """`batch_loss` is a scalar of the latest forward pass, added to the loss of each image."""
         config, generator = self.config, self.generator
-        latents = generator.fresh(seeds, config.image_size)
+        latents = generator.init_latents(seeds, config.image_size)
         final = _FinalLatents(latents)
         rows = torch.arange(len(seeds), device=latents.device)
         views = self._views(seeds, latents.device)

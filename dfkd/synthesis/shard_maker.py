@@ -88,7 +88,7 @@ class ShardMaker:
             generator: the loaded generator; None for methods without latents.
             notify: called with a sentence when memory has run out.
             earlier: returns the stored images of a part by its number, uint8 [N, H, W, 3]. A
-                chained method (`dfkd.config.methods.has_dependent_parts`) needs it and makes parts in order.
+                chained method (`has_dependent_parts`) needs it, and makes its parts in order.
         """
         self.manifest = manifest
         self.teacher = teacher
@@ -168,9 +168,11 @@ class ShardMaker:
         """The requests of a unit, ordered by index and class, so that batches mix the classes."""
         table = prompts.sort_by([("index", "ascending"), ("class_index", "ascending")])
         indices, classes = table["index"].to_pylist(), table["class_index"].to_pylist()
-        required = sorted((index, t.class_index) for t in unit.made for index in t.indices)
+        required = sorted((index, t.class_index) for t in unit.generated for index in t.indices)
         if list(zip(indices, classes, strict=True)) != required:
-            raise ValueError(f"unit {unit.id} needs the prompts of images {unit.made[0].indices}")
+            raise ValueError(
+                f"unit {unit.id} needs the prompts of images {unit.generated[0].indices}"
+            )
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
         rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
         return [ImageRequest(*row) for row in rows]
