@@ -142,7 +142,7 @@ def test_a_defect_keeps_its_traceback_and_is_not_repeated(
 def test_a_killed_rank_is_replaced_so_many_times_and_then_the_command_is_to_be_repeated(
     tmp_path: Path, run: Callable[[Loop], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "FAILURES", 1)
+    monkeypatch.setattr(launch, "MAX_RANK_FAILURES", 1)
     mark = tmp_path / "mark"
 
     def fail(rank: int) -> None:

@@ -145,10 +145,10 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
 
 
 def test_budgets() -> None:
-    assert Budget().covers(10**9, 1e12)
-    assert Budget(images=5).covers(5, 1e12)
-    assert not Budget(images=5).covers(6, 0.0)
-    assert not Budget(worker_seconds=5.0).covers(0, 5.0)
+    assert Budget().allows(10**9, 1e12)
+    assert Budget(images=5).allows(5, 1e12)
+    assert not Budget(images=5).allows(6, 0.0)
+    assert not Budget(worker_seconds=5.0).allows(0, 5.0)
     assert Budget(images=5, worker_seconds=1.5).caps == "5 images and 1.5 worker-seconds"
 
 

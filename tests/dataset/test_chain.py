@@ -66,7 +66,7 @@ def test_a_run_goes_on_from_the_newest_state(
     # Killed between the receipts and the state: the part is made again for its state alone.
     version.storage.delete("state/0000000002.safetensors")
     again = next(Chain(version).units(manifest, version.done()))
-    assert again == Unit((), every[1].made)
+    assert again == Unit((), every[1].generated)
     assert (again.id, again.part, again.count) == ("0000-00001", 1, 0)
     # A receipt of a part before the states is gone: from the beginning.
     version.storage.delete("receipts/0001-00000.json")

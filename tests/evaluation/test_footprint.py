@@ -76,7 +76,7 @@ def test_what_this_machine_has_measured_is_found_by_shape(
     cached_or_measured(storage, {"mix": network("z", calls)})
     assert calls
     calls.clear()
-    monkeypatch.setattr(footprint, "processor", lambda: "another")
+    monkeypatch.setattr(footprint, "processor_name", lambda: "another")
     cached_or_measured(storage, {"mix": network("z", calls)})
     assert calls
 

@@ -225,7 +225,7 @@ def test_the_published_numbers_are_those_of_the_sources() -> None:
         "ImageCLEF-DA": 1800,
         "VisDA-2017": 152397 + 55388,
     }
-    assert all(len(each.order) in (0, each.classes) for each in DATA_SETS)
+    assert all(len(each.class_order) in (0, each.classes) for each in DATA_SETS)
 
 
 def test_what_differs_from_the_published_numbers_is_told(tmp_path: Path) -> None:
