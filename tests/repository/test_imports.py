@@ -1,6 +1,7 @@
 """Imports go one way, and what is heavy is imported only where it is used."""
 
 import ast
+import re
 import sys
 from collections.abc import Set
 from functools import cache
@@ -88,6 +89,13 @@ def test_a_package_imports_those_below_it_alone() -> None:
             assert other != "dfkd", f"{module} imports dfkd itself, which is above all"
             if module.split(".")[1] != other.split(".")[1]:
                 assert layer(other) < layer(module), f"{module} imports {other}"
+
+
+def test_the_page_of_the_library_lists_the_packages_in_their_order() -> None:
+    table = re.findall(
+        r"^\| `(\w+)(?:\.py)?` \|", (ROOT / "dfkd/README.md").read_text(), re.MULTILINE
+    )
+    assert table == list(LAYERS)
 
 
 def test_no_two_modules_import_each_other() -> None:
