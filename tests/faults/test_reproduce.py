@@ -76,7 +76,7 @@ def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> 
     def trainer() -> int | None:
         if not list(tmp_path.glob("root/students/*/checkpoints/*")):
             return None
-        return next((p for p in below(process.pid) if "ray::Trainer.run" in title(p)), None)
+        return next((p for p in below(process.pid) if "ray::StudentTrainer.run" in title(p)), None)
 
     os.kill(wait_for(trainer, lambda: process.poll() is None), signal.SIGKILL)
     out, err = process.communicate()

@@ -26,7 +26,7 @@ def test_from_class_names_to_a_report_on_s3(s3_root: str, tmp_path: Path) -> Non
 
     storage = open_storage(s3_root)
     results = json.loads(storage.get("results.json"))
-    assert {row["model"] for row in results["rows"]} == {"teacher", "student"}
+    assert {row["model"] for row in results["rows"]} == {"teacher", "text-only", "student"}
     versions = "data/contrastive/versions/"
     (version,) = storage.folders(versions)
     (student,) = storage.folders("students/")
