@@ -190,7 +190,7 @@ MOST = 8 << 30
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
-    """Made and learned from: the real architectures at 224 px, with random weights, in few steps.
+    """Made and learned from: the real architectures at 224 px, with random weights, in one step.
 
     The weights have the published formats and names.
     """
@@ -211,7 +211,7 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
         "prompts.method": "contrastive",
         "prompts.contrastive.updates": 2,
         "synthesis.images_per_class": 1,
-        "synthesis.steps": 2,
+        "synthesis.steps": 1,
         "synthesis.views": 2,
         "distillation.seeds": "[0]",
         "distillation.warmup_epochs": 1,
