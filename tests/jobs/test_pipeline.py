@@ -68,8 +68,8 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     again = run("pipeline", MANIFEST, *arguments)
     assert again.returncode == 0
     changed = {name for name, data in contents(tmp_path / "run").items() if before[name] != data}
-    measured = {"report.html", "student/README.md", "student/takehome.json"}  # seconds
-    assert changed - measured == {name for name in before if name.startswith("records/evaluate-")}
+    seconds = {"latency.json", "report.html", "student/README.md", "student/takehome.json"}
+    assert changed - seconds == {name for name in before if name.startswith("records/evaluate-")}
     assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
 
 
