@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import ray
 
-from dfkd.benchmarks.measure import spread, watched
+from dfkd.benchmarks.measure import spread
 from dfkd.benchmarks.stand_in import (
     StandInMaker,
     put_prompts,
@@ -25,6 +25,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, tasks
 from dfkd.dataset.versions import begin, open_version
 from dfkd.storage.local import Storage, open_storage
+from dfkd.utils.memory import watched
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
 SAMPLES = 5

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dfkd.benchmarks.measure import Figure, watched
+from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards
@@ -22,6 +22,7 @@ from dfkd.errors import InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
+from dfkd.utils.memory import watched
 
 T = TypeVar("T")
 

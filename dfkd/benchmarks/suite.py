@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd.benchmarks import distillation, driver, export, loading, prompts, scale, stages, synthesis
-from dfkd.benchmarks.measure import Figure, page, table, watched, write_record
+from dfkd.benchmarks.measure import Figure, page, table, write_record
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
 from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import configure_process, pick_device
+from dfkd.utils.memory import watched
 
 Results = dict[str, Any]
 

@@ -18,7 +18,7 @@ from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.metrics import WORKER_RATE, TaskReporter, count_request
 from dfkd.cluster.prompt_worker import write_prompts
 from dfkd.cluster.tracking import MeanLoss, ShardSummary, ShardTracker
-from dfkd.cluster.worker import BudgetTracker, Worker, pool_of
+from dfkd.cluster.worker import BudgetTracker, TaskResult, Worker, pool_of
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
@@ -258,17 +258,12 @@ def write_shards(
         for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool, unit.count)):
             result.count(cost)
             cost.workers = pool.largest
-            # The tasks of a unit are made together, so each counts an equal part of its time.
             for receipt, summary in result.result:
-                seconds = result.seconds / len(result.result)
-                reporter.report_done(
-                    receipt, summary.steps, seconds, result.node, pool.tries(result.unit)
-                )
                 cost.images += receipt.samples
                 cost.bytes += receipt.bytes
                 tracker.record(summary)
                 progress.update(receipt.samples)
-            reporter.report_quarantined()
+            _report_done(result, pool.tries(result.unit), reporter)
             for note in result.notes:
                 progress.say(f"note: task {result.unit}: {note}")
             progress.note(_failures(tracker.failed, len(pool.quarantine)))
@@ -278,6 +273,15 @@ def write_shards(
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
+
+
+def _report_done(result: TaskResult[Any], tries: int, reporter: TaskReporter) -> None:
+    """Report the tasks of a unit, and those that were quarantined meanwhile."""
+    for receipt, summary in result.result:
+        # The tasks of a unit are made together, so each counts an equal part of its time.
+        seconds = result.seconds / len(result.result)
+        reporter.report_done(receipt, summary.steps, seconds, result.node, tries)
+    reporter.report_quarantined()
 
 
 def _failures(images: int, tasks: int) -> str:

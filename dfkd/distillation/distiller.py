@@ -16,8 +16,7 @@ from dfkd.distillation.augmentation import augment
 from dfkd.errors import CorruptionError
 from dfkd.models.student import Student
 from dfkd.storage.checkpoints import below, moments, restore_moments
-from dfkd.utils.device import autocast
-from dfkd.utils.seeding import CPU, seeded
+from dfkd.utils.device import CPU, autocast, seeded
 
 MOMENTUM = 0.9
 """Momentum of SGD, from A.2 of the paper. The paper names no weight decay."""

@@ -15,7 +15,7 @@ from dfkd.config.distillation import Augmentation, FewShot, Start
 from dfkd.config.plan import derive_seed
 from dfkd.distillation.augmentation import augment
 from dfkd.models.student import Student, fold
-from dfkd.utils.seeding import seeded
+from dfkd.utils.device import seeded
 
 BATCH = 32
 """Images in a step, or all of them if there are fewer."""

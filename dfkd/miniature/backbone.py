@@ -23,7 +23,7 @@ from dfkd.miniature import augmentation
 from dfkd.miniature.recipe import BackboneRecipe
 from dfkd.miniature.rendering import Cache, IconRow, pixels
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
-from dfkd.utils.seeding import seeded
+from dfkd.utils.device import seeded
 
 
 class IconBatches:

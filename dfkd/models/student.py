@@ -22,7 +22,7 @@ from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils import strict_json
-from dfkd.utils.seeding import seeded
+from dfkd.utils.device import seeded
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
 

@@ -37,9 +37,8 @@ from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import MissingObject, Storage, open_storage
 from dfkd.studies.tables import Cell as Figure
 from dfkd.studies.tables import Grid
-from dfkd.utils.device import use_threads
+from dfkd.utils.device import CPU, use_threads
 from dfkd.utils.paired import difference
-from dfkd.utils.seeding import CPU
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Count, Name, Natural, Positive, require_unique
 from dfkd.utils.yaml import check, expand_preset, merge, read_tree

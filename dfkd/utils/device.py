@@ -1,4 +1,4 @@
-"""The settings of a process: its device, its precision, its threads and its allocator."""
+"""How torch is set up in a process: its device, its threads, what memory it keeps, its seeds."""
 
 import contextlib
 import ctypes
@@ -8,6 +8,8 @@ import torch
 
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.types import Precision
+
+CPU = torch.device("cpu")
 
 
 def pick_device() -> torch.device:
@@ -91,3 +93,19 @@ def thread_limit(threads: int) -> Iterator[int]:
         yield count
     finally:
         use_threads(before)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed torch's global generators inside the block and restore their states afterwards.
+
+    Weight initialisation and drop-path draw from these generators.
+
+    Args:
+        device: the device whose generator is seeded in addition to the CPU's.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield

@@ -14,7 +14,7 @@ from torch import nn
 
 from dfkd.config import manifest
 from dfkd.models.teacher import Teacher
-from dfkd.utils.seeding import seeded
+from dfkd.utils.device import seeded
 
 TEACHER = manifest.TeacherConfig(model="miniature", weights="miniature")
 GENERATOR = manifest.GeneratorConfig(config="miniature", weights="miniature")

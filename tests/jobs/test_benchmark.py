@@ -10,10 +10,10 @@ import pytest
 
 from dfkd.benchmarks import driver, loading, stages, suite
 from dfkd.benchmarks.driver import RequestCounts, counted
-from dfkd.benchmarks.measure import Memory, Watch, watched
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import current
 from dfkd.storage.local import open_storage
+from dfkd.utils.memory import Memory, Watch, watched
 from tests.helpers import jobs
 from tests.helpers.jobs import run_words
 from tests.helpers.tiny_version import write_manifest

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dfkd.utils.seeding import seeded
+from dfkd.utils.device import seeded
 
 MAX_START_SIDE = 8
 """Largest side of a generator's first map in pixels, as in the published networks for 32 px."""

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from dfkd.utils.seeding import seeded
+from dfkd.utils.device import seeded
 
 
 def drawn(seed: int) -> Tensor:

@@ -1,0 +1,132 @@
+"""Memory over time, sampled by another process, so that the watched process is not slowed down.
+
+The measure is PSS: memory shared by n processes counts 1/n for each, so sums are correct.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory in bytes (PSS) at one moment."""
+
+    seconds: float
+    """Seconds since the watch began."""
+    driver: int
+    """Memory of the watched process alone."""
+    tree: int
+    """Memory of the watched process and all its descendants."""
+
+
+@dataclass
+class Watch:
+    """The samples, oldest first; complete when the watch has ended."""
+
+    samples: list[Memory] = field(default_factory=list)
+
+    def summary(self, tenths: int = 10) -> dict[str, Any]:
+        """Maximum of `driver` and of `tree`, and the driver's median in each tenth of the time."""
+        end = self.samples[-1].seconds or 1.0
+        parts: list[list[int]] = [[] for _ in range(tenths)]
+        for sample in self.samples:
+            parts[min(tenths - 1, int(sample.seconds / end * tenths))].append(sample.driver)
+        return {
+            "driver_most": max(sample.driver for sample in self.samples),
+            "tree_most": max(sample.tree for sample in self.samples),
+            "driver_by_tenth": [sorted(part)[len(part) // 2] for part in parts if part],
+            "samples": len(self.samples),
+        }
+
+
+@contextmanager
+def watched(interval: float = 1.0) -> Iterator[Watch]:
+    """Sample this process and its descendants while the block runs; Linux only.
+
+    Args:
+        interval: seconds between two samples; there is always one at the start and one at the end.
+    """
+    watch = Watch()
+    words = [sys.executable, "-m", "dfkd.utils.memory", str(os.getpid()), str(interval)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as watcher:  # noqa: S603
+        assert watcher.stdin is not None  # noqa: S101 - both are pipes
+        assert watcher.stdout is not None  # noqa: S101
+        watcher.stdout.readline()  # wait for the first sample
+        try:
+            yield watch
+        finally:
+            watcher.stdin.close()
+            watch.samples += [Memory(*values) for values in json.loads(watcher.stdout.read())]
+
+
+def _watch(pid: int, interval: float) -> None:
+    """Sample `pid` until stdin ends, then print all samples."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    begun = time.monotonic()
+    samples = [_sample(pid, begun)]
+    print("watching", flush=True)
+    while not ended.wait(interval):
+        samples.append(_sample(pid, begun))
+    samples.append(_sample(pid, begun))
+    print(json.dumps(samples), flush=True)
+
+
+def _sample(pid: int, begun: float) -> tuple[float, int, int]:
+    driver = _pss(pid)
+    return time.monotonic() - begun, driver, driver + sum(map(_pss, _descendants(pid)))
+
+
+def _descendants(pid: int) -> set[int]:
+    """All descendants of a process except the sampling process itself."""
+    parents = {}
+    for folder in PROC.iterdir():
+        if folder.name.isdecimal():
+            words = _read(folder / "stat").rpartition(")")[2].split()
+            parents[int(folder.name)] = int(words[1]) if words else 0
+    descendants: set[int] = set()
+    new = {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - descendants
+        descendants |= new
+    return descendants - {os.getpid()}
+
+
+def _pss(pid: int) -> int:
+    for line in _read(PROC / str(pid) / "smaps_rollup").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""  # the process has ended
+
+
+def main(words: Sequence[str]) -> None:
+    """`python -m dfkd.utils.memory PID SECONDS`."""
+    _watch(int(words[0]), float(words[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
