@@ -12,7 +12,6 @@ import torchvision
 import yaml
 from PIL import Image
 
-from dfkd.benchmarks.measure import watched
 from dfkd.config import manifest as keys
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.shards import read_shard
@@ -21,6 +20,7 @@ from dfkd.models.weights.artifacts import known_data_set
 from dfkd.pipeline.required_weights import needs
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.inversion.run import even_batches
+from dfkd.utils.memory import watched
 from tests.helpers import jobs
 from tests.helpers.tiny_models import (
     F16,
