@@ -1,6 +1,8 @@
 """Distillation: training a student on synthesised images to answer like the teacher.
 
-In: batches of a published version and the teacher's distances to the class texts. Out: checkpoints
-and a finished student. Begin with `distiller.py` (equations 4-5), then `labels.py` (targets) and
-`student_store.py` (where students are stored). `text_only.py` is the baseline without images.
+In: batches of a published version and the teacher's distances to the class texts. Out: the trained
+student, whose folder `student_store.py` names. Begin with `distiller.py` (one training step,
+equations 4-5), then `labels.py` (the targets) and `augmentation.py` (the views). The loop around
+the steps, with ranks and checkpoints, is `dfkd.cluster.rank`. `text_only.py` is a baseline that
+needs no images.
 """

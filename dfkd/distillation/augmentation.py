@@ -33,6 +33,7 @@ class _Draws:
     """Random numbers, one for each image of a batch, on the generator's device."""
 
     def __init__(self, batch: int, generator: Generator) -> None:
+        """For `batch` images; every call advances `generator`."""
         self.batch, self.generator = batch, generator
 
     def uniform(self, low: float, high: float) -> Tensor:
@@ -54,6 +55,7 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
     `generator` must be on the device of `pixels`; the same state gives the same views.
     """
     draws = _Draws(len(pixels), generator)
+    # Geometry comes first, so that noise and erased rectangles are not interpolated.
     if "crop" in options or "affine" in options:
         pixels = _sample(pixels, _geometry(options, draws))
     elif "flip" in options:  # exact, without interpolation
@@ -103,6 +105,7 @@ def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
 
 
 def _sample(pixels: Tensor, geometry: Tensor) -> Tensor:
+    """The views of `pixels` under affine matrices from `_geometry`; borders are repeated."""
     grid = F.affine_grid(geometry, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
@@ -123,9 +126,11 @@ def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -
         brightness = (1 - contrast) / 2 + draws.uniform(-BRIGHTNESS, BRIGHTNESS)
         offset = offset + brightness[:, None]
     if "grey" in options:
+        # luma @ matrix: the luma of the colour that the matrix gives, in all three channels.
         grey = draws.bernoulli(GREY)[:, None, None]
         matrix = torch.where(grey, luma @ matrix, matrix)
     if "invert" in options:
+        # 1 - (A x + b) = -A x + (1 - b)
         invert = draws.bernoulli(INVERT)
         matrix = torch.where(invert[:, None, None], -matrix, matrix)
         offset = torch.where(invert[:, None], 1 - offset, offset)

@@ -1,4 +1,8 @@
-"""Distillation: L1 loss on the teacher's distances, in two phases (equations 4-5). Torch only."""
+"""Training steps of a student: L1 loss on the teacher's distances (equations 4-5), in two phases.
+
+The warm-up trains the head on a frozen backbone, the second phase trains all layers. This module
+knows torch only; `dfkd.cluster.rank` reads the batches and writes the checkpoints.
+"""
 
 import gc
 import math
@@ -40,26 +44,36 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Training, steps_per_epoch: int) -> "Schedule":
-        """The schedule of `warmup_epochs` epochs of warm-up and then `epochs` epochs."""
+        """The schedule with `warmup_epochs` epochs of warm-up, followed by `epochs` epochs."""
         warmup = config.warmup_epochs * steps_per_epoch
         return cls(steps_per_epoch, warmup, warmup + config.epochs * steps_per_epoch)
 
     def rate(self, config: Training, step: int) -> float:
-        """The learning rate of `step` (from 0); a cosine decays to zero within each phase."""
+        """The learning rate of `step` (from 0): constant in each phase, or a cosine from its peak.
+
+        A cosine would reach zero one step after the last step of its phase.
+        """
         warming = step < self.warmup
         start, end = (0, self.warmup) if warming else (self.warmup, self.total)
         peak = config.learning_rate * (1.0 if warming else config.finetune_factor)
         if config.schedule == "constant":
             return peak
+        # Each phase has its own cosine, because the second one trains other weights with a new
+        # optimizer: if one cosine spanned both, the backbone would start at a decayed rate.
         return peak * 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
 
 
 @dataclass(frozen=True)
 class LabelScale:
-    """Standardisation of targets, (distance - mean) / std; the finished head undoes it."""
+    """Standardisation of the targets, (distance - mean) / std; the default changes nothing.
+
+    After the training `dfkd.models.student.fold` puts its inverse into the student's head.
+    """
 
     mean: float = 0.0
+    """Mean of all distances of the version."""
     std: float = 1.0
+    """Their standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +91,10 @@ class Distiller:
 
     The warm-up uses the backbone as a feature extractor: its weights are frozen and it runs in
     evaluation mode, so batch norm keeps its initial statistics and drop-path is off. The second
-    phase trains everything in training mode.
+    phase trains all layers in training mode.
 
     The randomness of a step (augmentation, and drop-path of some students) is derived from (seed,
-    step, rank), so a resumed run repeats it without a stored generator state.
+    step, rank). A resumed run therefore repeats it, and no generator state is stored.
     """
 
     def __init__(
@@ -100,12 +114,17 @@ class Distiller:
 
         Args:
             student: moved to `device` and trained in place.
-            label: computes the targets from the views; None uses the distances stored with the
+            schedule: number of steps, and the learning rate of each.
+            seed: seed of the student; each step's randomness is derived from it.
+            label: computes the distances from the views; None uses those that are stored with the
                 images.
-            weight: this rank's images in a step divided by the mean over ranks. With it the mean
-                of the ranks' gradients is the gradient of the whole batch.
+            scale: standardisation of the distances.
+            rank: number of this process, from 0.
+            distribute: wraps the student for training with several ranks.
+            weight: factor on this rank's loss: its images of a step, divided by the mean over the
+                ranks.
         """
-        self.weight = weight
+        self.loss_weight = weight
         self.config, self.schedule, self.seed, self.label = config, schedule, seed, label
         self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,14 +133,18 @@ class Distiller:
 
     def _enter_phase(self) -> None:
         """Freeze or unfreeze the backbone, with a new optimizer: phases share no momentum."""
+        # The DDP wrapper of the warm-up must be gone, because its hooks on the head's parameters
+        # would go on averaging their gradients. It is part of reference cycles, so dropping the
+        # reference is not enough.
         self.model: nn.Module | None = None
-        # The old DDP wrapper must be gone: its hooks would go on reducing the head's gradients.
         gc.collect()
         finetuning = self.step >= self.schedule.warmup
         self.student.train(finetuning)
         self.student.backbone.requires_grad_(finetuning)
         trained = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.config, trained)
+        # Wrapped after the freezing: DDP waits for a gradient of every parameter that was
+        # trainable when it was created.
         self.model = self.distribute(self.student)
 
     @property
@@ -135,29 +158,39 @@ class Distiller:
         return self.step >= self.schedule.total
 
     def advance(self, batch: Batch) -> StepMetrics:
-        """Do one optimizer step on this rank's part of a batch."""
+        """Do one optimizer step on this rank's part of a batch.
+
+        With several ranks, all of them must call it: the backward pass averages the gradients.
+        """
         assert self.model is not None  # noqa: S101 - for the type checker
         views = self.view(batch)
         distances = self._distances(views, batch)
         with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
-        # L1 of standardised distances has unit scale, whatever the spread of the distances.
+        # A CLIP's distances to all classes differ by a few hundredths. L1 gradients do not shrink
+        # with the error, so the usual learning rates would overshoot such targets.
         targets = (distances - self.scale.mean) / self.scale.std
         loss = F.l1_loss(outputs.float(), targets)  # equation 5
         self.optimizer.zero_grad(set_to_none=True)
-        (self.weight * loss).backward()
+        # DDP takes the plain mean of the ranks' gradients, but ranks may hold unequal numbers of
+        # images. With the weight that mean is the gradient of the mean over the whole batch.
+        (self.loss_weight * loss).backward()
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.config, self.step)
         self.optimizer.step()
         self.step += 1
-        # Change phase now, so that `state()` after the last warm-up step is of the second phase.
+        # Change phase now and not at the next step, so that a checkpoint after the last warm-up
+        # step holds the second phase's optimizer, as `restore` expects at this step.
         if self.step == self.schedule.warmup:
             self._enter_phase()
         agreement = (outputs.detach().argmin(1) == distances.argmin(1)).float().mean()
         return StepMetrics(loss.detach(), agreement)
 
     def view(self, batch: Batch) -> Tensor:
-        """The next step's augmented images, float32 [B, 3, H, W] in [0, 1]; same at each call."""
+        """The next step's augmented images, float32 [B, 3, H, W] in [0, 1].
+
+        The same batch gives the same views until `advance` has done the step.
+        """
         pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
         if self.config.augmentation:
             generator = torch.Generator(self.device).manual_seed(self._own_seed)
@@ -171,22 +204,27 @@ class Distiller:
 
     @torch.no_grad()
     def _distances(self, pixels: Tensor, batch: Batch) -> Tensor:
+        """The teacher's distances float32 [B, M]: to the views, or those stored with the images."""
         if self.label is None:
             return batch.distances.to(self.device, non_blocking=True)
         return self.label(pixels)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything `restore` needs as CPU tensors: student.*, optimizer.INDEX.NAME and step."""
+        """All that `restore` needs, as CPU tensors: `student.*`, `optimizer.INDEX.NAME` and `step`.
+
+        Buffers are those of this rank. Average the batch-norm statistics over the ranks before
+        (`dfkd.cluster.rank.average_buffers`).
+        """
         tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
         tensors |= moments(self.optimizer)
         tensors["step"] = torch.tensor(self.step)
         return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a `state()`, possibly of another world size.
+        """Continue from a `state()`, which may come from another number of ranks.
 
         Raises:
-            CorruptionError: the state is of another student or schedule.
+            CorruptionError: the state belongs to another student or schedule.
         """
         try:
             self._restore(tensors)
@@ -198,24 +236,19 @@ class Distiller:
             ) from None
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """`restore`, with the errors of torch and of a missing key."""
         self.step = int(tensors["step"])
         if not 0 <= self.step <= self.schedule.total:
             raise ValueError(f"step {self.step} of {self.schedule.total}")
         self.student.load_state_dict(below(tensors, "student."))
+        # The step decides the phase, and the phase decides which parameters have moments.
         self._enter_phase()
         restore_moments(self.optimizer, tensors)
 
 
 def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A new SGD or AdamW optimizer; the caller sets the learning rate at every step.
-
-    `fused` updates all parameters in one kernel.
-    """
+    """A new SGD or AdamW optimizer; the caller sets the learning rate at every step."""
+    # `fused` updates all parameters in one kernel.
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=config.learning_rate,
-            momentum=MOMENTUM,
-            fused=True,
-        )
+        return torch.optim.SGD(parameters, config.learning_rate, MOMENTUM, fused=True)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)

@@ -1,4 +1,4 @@
-"""What the student is told of an image: the teacher's distances to texts of the classes."""
+"""Training targets of a student: the teacher's distances from an image to the class texts."""
 
 import torch
 from torch import Tensor
@@ -11,26 +11,35 @@ from dfkd.prompts.maker import class_text_embeddings, style_text_embeddings
 
 
 def target_function(manifest: Manifest, device: torch.device) -> TargetFunction | None:
-    """What `distillation.labels` names; None are the distances that the shards hold."""
+    """The targets that `distillation.labels` selects; None for the distances stored in the shards.
+
+    Raises:
+        WeightsError: the teacher's files are missing or damaged.
+    """
     if manifest.distillation.labels == "stored":
         return None
-    # float32 whatever the student's precision: classes differ by little (see Student.forward).
+    # Always float32: distances to different classes differ by a few hundredths, and bfloat16 has
+    # steps of 0.004 near their usual value.
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     return live_targets(teacher, target_embeddings(manifest, teacher))
 
 
 def target_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
-    """Unit embeddings [M, E] that images are compared with: the class prompts (equation 4), or an
-    ensemble, each class' mean over the style dictionary and its class prompt."""
+    """The unit text embeddings float32 [M, E] that images are compared with.
+
+    With `distillation.texts: template` they are the class prompts (equation 4), with `styles` an
+    ensemble: each class' mean over its class prompt and the styles of the dictionary.
+    """
     plain = class_text_embeddings(manifest, teacher)
     if manifest.distillation.texts == "template":
         return plain
     styled = torch.stack(
         [style_text_embeddings(manifest, teacher, name) for name in manifest.classes]
     )
+    # A mean of unit vectors is shorter than 1, but spherical distances need unit vectors.
     return F.normalize(torch.cat([styled, plain[:, None]], dim=1).mean(dim=1), dim=1)
 
 
-def live_targets(teacher: Teacher, texts: Tensor) -> TargetFunction:
-    """Distances of the views themselves to texts [M, E]."""
-    return lambda views: distances(teacher.encode_image(views), texts)
+def live_targets(teacher: Teacher, text_embeddings: Tensor) -> TargetFunction:
+    """The distances of the views themselves to unit text embeddings [M, E]."""
+    return lambda views: distances(teacher.encode_image(views), text_embeddings)

@@ -1,4 +1,8 @@
-"""Where a run stores its students, and how each is named after its data set and settings."""
+"""Where a run stores its students, and how a student's name follows from its data and settings.
+
+The folder of a student is `students/{method}-s{seed}-{hash}`. The hash makes training safe to
+repeat: the same settings find the finished student or its checkpoints, others get a new folder.
+"""
 
 import dataclasses
 import hashlib
@@ -21,7 +25,8 @@ from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.strict_json import canonical
 
 TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
-"""Settings that do not change which student is trained, so a training may resume with others."""
+"""Keys of `distillation` that are not part of the name, because a training may resume with other
+values of them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def locate_student(
 
 
 def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> PublishedVersion:
-    """The version `name`, or the current one if empty; `ManifestError` unless it fits."""
+    """The version `name`, or the current one if empty; `ManifestError` if it does not fit."""
     version = open_version(home, name) if name else current(home)
     if version is None:
         raise ManifestError(
@@ -86,7 +91,7 @@ def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> 
 
 
 def _refuse_foreign(version: PublishedVersion, method: Method, required: dict[str, Any]) -> None:
-    """Raise `ManifestError` for the first required field that the version's identity differs in."""
+    """Raise `ManifestError` if the version's identity has another value of a required field."""
     identity = version.manifest["identity"]
     for field, value in required.items():
         if identity.get(field) != value:
@@ -116,7 +121,7 @@ def load_located(
 
 
 def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion) -> None:
-    """Check that the teacher for live targets is the teacher that made the version.
+    """Check that the teacher that gives live targets is the one that made the version.
 
     Call it on each node, because each node reads its own weight files.
 

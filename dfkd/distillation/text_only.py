@@ -31,7 +31,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import derive_seed
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.teacher import Teacher, check_classes, resolve
-from dfkd.prompts.pseudo_words import PseudoWords
+from dfkd.prompts.pseudo_words import PseudoWords, Sentences
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.utils.progress import bar
 from dfkd.utils.strict_json import canonical
@@ -141,7 +141,7 @@ def style_features(
     tower: Teacher, classes: Sequence[str], count: int, draw: torch.Generator
 ) -> Tensor:
     """Unit text features [K, M, E] of every class in each of K = `count` learned styles."""
-    # Row 0 is the style without a class (L_style), the others are one for each class (L_content).
+    # One sentence without a class (L_style), then one for each class (L_content).
     names, templates = ["", *classes], [STYLE, *[STYLED] * len(classes)]
     sentences = PseudoWords(tower, STYLED).sentences(names, templates)
     contents, width = tower.encode_text(classes), tower.token_table.shape[1]
@@ -150,20 +150,32 @@ def style_features(
     with bar("text-only classifier", count, "style") as progress:
         for _ in range(count):
             # Drawn on the CPU, so that every device starts from the same word.
-            word = (SPREAD * torch.randn(width, generator=draw)).to(tower.device).requires_grad_()
-            optimizer = torch.optim.SGD([word], STYLE_RATE, MOMENTUM)
-            for _ in range(UPDATES):
-                encoded = sentences.encode(word.expand(len(names), -1))
-                loss = style_loss(encoded[0], styles) + content_loss(encoded[1:], contents)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            with torch.no_grad():
-                encoded = sentences.encode(word.expand(len(names), -1))
+            start = (SPREAD * torch.randn(width, generator=draw)).to(tower.device)
+            encoded = _learned_style(sentences, start, styles, contents)
             styles.append(encoded[0])
             features.append(encoded[1:])
             progress.update(1)
     return torch.stack(features)
+
+
+def _learned_style(
+    sentences: Sentences, start: Tensor, earlier: Sequence[Tensor], contents: Tensor
+) -> Tensor:
+    """Learn one style word from `start` [D]; returns the sentences' unit features [1 + M, E]."""
+    word = start.requires_grad_()
+    optimizer = torch.optim.SGD([word], STYLE_RATE, MOMENTUM)
+    # All sentences share the word.
+    words = (1 + len(contents), len(start))
+    for _ in range(UPDATES):
+        encoded = sentences.encode(word.expand(words))
+        # The earlier styles are fixed, so each style only has to avoid those before it.
+        loss = style_loss(encoded[0], earlier) + content_loss(encoded[1:], contents)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Encoded once more, because the last update changed the word.
+    with torch.no_grad():
+        return sentences.encode(word.expand(words))
 
 
 def style_loss(style: Tensor, earlier: Sequence[Tensor]) -> Tensor:
@@ -186,13 +198,13 @@ def fit_classifier(features: Tensor, draw: torch.Generator) -> Tensor:
     K, M, E = features.shape
     device = features.device
     inputs, labels = features.flatten(0, 1), torch.arange(M, device=device).repeat(K)
-    start = (2 * torch.rand(M, E, generator=draw) - 1) / math.sqrt(
-        E
-    )  # the initialisation of nn.Linear
+    # The initialisation of nn.Linear, from a generator of our own.
+    start = (2 * torch.rand(M, E, generator=draw) - 1) / math.sqrt(E)
     vectors = start.to(device).requires_grad_()
     optimizer = torch.optim.SGD([vectors], RATE, MOMENTUM)
     for _ in range(EPOCHS):
         for rows in torch.randperm(K * M, generator=draw).to(device).split(BATCH):
+            # Only the directions count at test time, so only the cosines are trained.
             cosines = inputs[rows] @ F.normalize(vectors, dim=1).T
             loss = F.cross_entropy(arcface(cosines, labels[rows]), labels[rows])
             optimizer.zero_grad()
