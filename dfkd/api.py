@@ -27,9 +27,10 @@ from dfkd.cluster.synthesis import Built, build, finished, identify
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.published import PublishedVersion, read_json
+from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation import few_shot as fewshot
 from dfkd.evaluation import few_shot_results, footprint, scoring
+from dfkd.evaluation.results import read_results
 from dfkd.evaluation.scoring import Evaluated
 from dfkd.export import take_home as takehome
 from dfkd.models.student import Student
@@ -38,7 +39,6 @@ from dfkd.pipeline.preflight import check_synthesis
 from dfkd.report import few_shot as few_shot_report
 from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
-from dfkd.report.facts import require_finished
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device, thread_limit
 from dfkd.utils.images import decode_image
@@ -263,9 +263,8 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
         CorruptionError: an object of the run is damaged.
     """
     storage = open_storage(manifest.storage.root)
-    require_finished(storage)
     with thread_limit(threads) as thread_count:
-        return takehome.write_take_home(manifest, read_json(storage, "results.json"), thread_count)
+        return takehome.write_take_home(manifest, read_results(storage), thread_count)
 
 
 def write_report(manifest: Manifest, command: str = "") -> str:

@@ -31,7 +31,7 @@ class Run:
         Raises:
             ManifestError: no run was finished there; nothing is created.
         """
-        from dfkd.report.facts import require_finished
+        from dfkd.evaluation.results import require_finished
 
         if not root_exists(self.root):
             raise ManifestError(

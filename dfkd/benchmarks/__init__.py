@@ -1,4 +1,7 @@
-"""What things cost: each module times one part beside a limit or a plain program.
+"""Measurements of each part, beside what bounds it on this machine and beside plain loops.
 
-In: a manifest and an effort. Out: figures in benchmarks/NAME.json. Begin with `measure.py`.
+In: a manifest, and an `Effort` that says how much is measured. Out: `benchmarks/NAME.json` and
+`benchmarks/table.md` under the run's root. Begin with `suite.py`, which lists the benchmarks, then
+`measure.py`: timing in turns and figures. `reference.py` has limits and plain loops, `stand_in.py`
+versions that are made without models; each other module measures one part.
 """

@@ -1,4 +1,4 @@
-"""How fast a student learns: one rank without the reading of shards, and real ranks that read."""
+"""Speed of distillation: training steps on a batch in memory, and real ranks that read shards."""
 
 import dataclasses
 import itertools
@@ -11,16 +11,7 @@ import ray.train
 import torch
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import (
-    Call,
-    Figure,
-    compared_with_peer,
-    median_ratio,
-    operations,
-    profile,
-    spread,
-    time_in_turns,
-)
+from dfkd.benchmarks.measure import Call, Figure, compared_with_peer, spread, time_loop
 from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller
@@ -39,72 +30,58 @@ from dfkd.utils.device import configure_process, device_name, pick_device
 from dfkd.utils.strict_json import canonical
 
 STEPS = 2
-"""Training steps of one timed repeat."""
+"""Training steps in one timed repeat."""
 BATCHES = (0.5, 2)
-"""Other batches than the manifest's, as shares of it."""
-UNLIMITED_STEPS = 1_000_000
+"""Other batch sizes, relative to the manifest's."""
+MANY_STEPS = 1_000_000
+"""Length of a phase that no benchmark reaches the end of."""
 
 UNIT = "images/s"
 LIVE, STORED = "distillation, live labels", "distillation, stored labels"
 PLAIN, WARMUP = "plain loop", "warm-up, stored labels"
 RANKS = (1, 2)
-RANK_WARM, RANK_STEPS = 3, 12
-"""Steps before the clock starts, and under it."""
+"""Numbers of ranks that are compared."""
+WARMUP_STEPS, TIMED_STEPS = 3, 12
+"""Steps of each rank before the measurement, and in it."""
 RESULT_FILE = "ranks.json"
+"""Object in which rank 0 leaves the figures for the driver."""
 
 
 def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Images a second with live and with stored labels, of the manifest's student and batch.
+    """Images per second of the manifest's student and batch, without the reading of shards.
 
     Returns:
-        `figures`, also of other batches and of the warm-up; of live labels `flop_per_image` as
-        counted, and a `profile` of ours and of the plain loop: seconds of `STEPS` steps by
-        operation.
+        The result of `time_loop` for training with live labels, also for other batch sizes, with
+        stored labels, and in the warm-up; a profile covers `STEPS` steps.
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
     batch, limit = _batch(manifest, config.batch_size), f"convolution, {config.precision}"
-    main = _training(manifest, batch, device, teacher)
-    each = operations(main) / (STEPS * config.batch_size)
-    others = {
+    variants = {
         f"{LIVE}, batch of {rows}": _training(manifest, _batch(manifest, rows), device, teacher)
         for rows in (int(part * config.batch_size) for part in BATCHES)
     }
-    others[STORED] = _training(manifest, batch, device, None)
-    others[PLAIN] = _plain_loop(manifest, batch, device)
-    others[WARMUP] = _warming(manifest, batch, device)
-    found = time_in_turns(
-        {LIVE: main, **others, limit: reference.convolution(device, config.precision)}, repeats
-    )
-    share, ratio = (
-        median_ratio(found[LIVE], found[limit], each),
-        median_ratio(found[LIVE], found[PLAIN]),
-    )
-    figures = [
-        Figure(LIVE, UNIT, found[LIVE], limit, share, PLAIN, ratio),
-        *(compared_with_peer(LIVE, name, UNIT, found) for name in others),
-        Figure(limit, "FLOP/s", found[limit]),
-    ]
-    return {
-        "flop_per_image": each,
-        "figures": [figure.as_dict() for figure in figures],
-        "profile": {LIVE: profile(main), PLAIN: profile(others[PLAIN])},
-    }
+    variants[STORED] = _training(manifest, batch, device, None)
+    variants[PLAIN] = _plain_loop(manifest, batch, device)
+    variants[WARMUP] = _warmup(manifest, batch, device)
+    ours = _training(manifest, batch, device, teacher)
+    bound = reference.convolution(device, config.precision)
+    return time_loop(LIVE, UNIT, ours, variants, PLAIN, (limit, bound), repeats)
 
 
 def _training(
     manifest: Manifest, batch: Batch, device: torch.device, teacher: Teacher | None
 ) -> Call:
-    """Steps of a fresh student on one batch; without a teacher on stored labels."""
-    config = manifest.distillation if teacher else _stored(manifest)
+    """Steps of a new student on one batch: with live labels, or stored ones without a teacher."""
+    config = manifest.distillation if teacher else _with_stored_labels(manifest)
     label = live_targets(teacher, class_text_embeddings(manifest, teacher)) if teacher else None
     return _steps(_distiller(manifest, config, device, label), batch)
 
 
 def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """The loop that the paper states, in float32, on networks as they are published."""
+    """The paper's loop in float32, on networks in their published memory layout."""
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
-    student = _student(manifest, manifest.distillation).to(device).train()
+    student = _untrained_student(manifest, manifest.distillation).to(device).train()
     reference.as_published(teacher.model, student)
     texts, pixels = class_text_embeddings(manifest, teacher), batch.pixels.to(device).float() / 255
 
@@ -115,12 +92,15 @@ def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
     return call
 
 
-def _warming(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """Steps of a warm-up that runs the frozen backbone."""
-    return _steps(_distiller(manifest, _stored(manifest), device, warmup=UNLIMITED_STEPS), batch)
+def _warmup(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
+    """Steps in which only the head is trained, on a frozen backbone."""
+    config = _with_stored_labels(manifest)
+    return _steps(_distiller(manifest, config, device, warmup=MANY_STEPS), batch)
 
 
 def _steps(distiller: Distiller, batch: Batch) -> Call:
+    """A call that does `STEPS` steps on the same batch; its units are images."""
+
     def call() -> float:
         for _ in range(STEPS):
             distiller.advance(batch)
@@ -129,7 +109,8 @@ def _steps(distiller: Distiller, batch: Batch) -> Call:
     return call
 
 
-def _stored(manifest: Manifest) -> Distillation:
+def _with_stored_labels(manifest: Manifest) -> Distillation:
+    """The manifest's training without a teacher and without augmentation: the student alone."""
     return dataclasses.replace(
         manifest.distillation, labels="stored", texts="template", augmentation=()
     )
@@ -142,19 +123,20 @@ def _distiller(
     label: TargetFunction | None = None,
     warmup: int = 0,
 ) -> Distiller:
-    course = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + UNLIMITED_STEPS)
-    student = _student(manifest, config)
-    return Distiller(student, config, course, 0, label, device=device)
+    """A new student in training; `warmup` steps train its head only."""
+    schedule = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + MANY_STEPS)
+    student = _untrained_student(manifest, config)
+    return Distiller(student, config, schedule, 0, label, device=device)
 
 
-def _student(manifest: Manifest, config: Distillation) -> Student:
-    """That nobody has trained."""
+def _untrained_student(manifest: Manifest, config: Distillation) -> Student:
+    """A student with the manifest's classes and image size."""
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     return build(config, classes, size, seed=0, cache=manifest.cache)
 
 
 def _batch(manifest: Manifest, rows: int) -> Batch:
-    """Noise, with labels of every class in turn."""
+    """Images of noise, with labels of all classes in turn."""
     size = manifest.synthesis.image_size
     noise = torch.Generator().manual_seed(0)
     return Batch(
@@ -167,48 +149,54 @@ def _batch(manifest: Manifest, rows: int) -> Batch:
 def ranks(
     manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int
 ) -> dict[str, Any]:
-    """Images a second of one rank and of two, each with a core (or a GPU) of its own.
+    """Images per second of one rank and of two, each with a core (or a GPU) of its own.
 
-    They read a version of noise, shard after shard, verified and never cached.
+    They read a version of noise; every shard is verified, and nothing is cached.
 
     Args:
-        manifest: whose student, size and batch are taken.
-        per_class: images of each class.
-        multiples: of the manifest's batch, that all ranks share.
+        manifest: gives the student, the image size and the batch size.
+        per_class: images of each class in the version.
+        multiples: batch sizes over all ranks, relative to the manifest's.
+        repeats: number of runs for each number of ranks.
 
     Returns:
-        `figures`, and `waiting`: by figure the share of a rank's time in which it waits for data.
+        `figures`; and `waiting`: the share of a rank's time in which it waits for data, by figure.
     """
     figures: list[Figure] = []
     waiting: dict[str, Any] = {}
     for multiple in multiples:
-        batch = multiple * manifest.distillation.batch_size
-        names = [f"distillation, {n} rank{'s' * (n > 1)}, batch of {batch}" for n in RANKS]
-        with temporary_root(_sized(manifest, per_class, batch)) as sized:
+        batch_size = multiple * manifest.distillation.batch_size
+        with temporary_root(_sized(manifest, per_class, batch_size)) as sized:
             home = open_storage(sized.storage.root).child(layout.data(sized.method))
             version = put_version(sized, home).id
-            rounds = [
-                [_run_ranks(sized, version, count) for count in RANKS] for _ in range(repeats)
+            # Like `time_in_turns`: the numbers of ranks take turns.
+            turns = [
+                {count: _run_ranks(sized, version, count) for count in RANKS}
+                for _ in range(repeats)
             ]
-        speeds = [[turn[i]["images_per_s"] for turn in rounds] for i in range(len(RANKS))]
-        found = dict(zip(names, speeds, strict=True))
-        figures += [Figure(names[0], UNIT, tuple(speeds[0]))]
-        figures += [compared_with_peer(names[0], name, UNIT, found) for name in names[1:]]
-        waiting |= {
-            name: spread([turn[i]["waiting"] for turn in rounds]) for i, name in enumerate(names)
-        }
+        rates: dict[str, tuple[float, ...]] = {}
+        for count in RANKS:
+            name = f"distillation, {count} rank{'s' * (count > 1)}, batch of {batch_size}"
+            rates[name] = tuple(turn[count]["images_per_s"] for turn in turns)
+            waiting[name] = spread([turn[count]["waiting"] for turn in turns])
+        single, *others = rates
+        figures.append(Figure(single, UNIT, rates[single]))
+        figures += [compared_with_peer(single, name, UNIT, rates) for name in others]
     return {"figures": [figure.as_dict() for figure in figures], "waiting": waiting}
 
 
-def _sized(manifest: Manifest, per_class: int, batch: int) -> Manifest:
+def _sized(manifest: Manifest, per_class: int, batch_size: int) -> Manifest:
+    """The manifest with one method, a small version, and no warm-up, which would be faster."""
     return replace_values(
         manifest.with_method(manifest.method),
         synthesis={"images_per_class": per_class, "shard_size": max(1, per_class // 4)},
-        distillation={"batch_size": batch, "warmup_epochs": 0, "standardise": False},
+        # The stand-in's labels are random, so they are not standardised.
+        distillation={"batch_size": batch_size, "warmup_epochs": 0, "standardise": False},
     )
 
 
 def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
+    """Start `count` ranks, each in a process of its own; returns the figures of rank 0."""
     device = device_name(pick_device())
     workers = Workers(count, 1.0, device)
     job = Job(
@@ -220,13 +208,13 @@ def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]
         cpus=workers.cpus,
         gpu=workers.gpu,
     )
-    run_ranks(_timed, {"job": job}, "benchmark", workers)
-    found: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
-    return found
+    run_ranks(_time_rank, {"job": job}, "benchmark", workers)
+    content: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
+    return content
 
 
-def _timed(config: dict[str, Any]) -> None:
-    """One epoch of steps on every rank; the first writes down its speed and its waiting."""
+def _time_rank(config: dict[str, Any]) -> None:
+    """Train for some steps on each rank; rank 0 writes its speed and its share of waiting."""
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -234,23 +222,26 @@ def _timed(config: dict[str, Any]) -> None:
     manifest = job.manifest
     root = open_storage(manifest.storage.root)
     version = open_version(root.child(layout.data(job.method)), job.version)
-    size, batch = manifest.synthesis.image_size, manifest.distillation.batch_size
-    stream = Stream(version, size, batch, job.seed, RankShare(rank, world), cache_bytes=0)
+    size, batch_size = manifest.synthesis.image_size, manifest.distillation.batch_size
+    stream = Stream(version, size, batch_size, job.seed, RankShare(rank, world), cache_bytes=0)
     distiller = open_distiller(job, version, stream, rank, world)
-    spans = list(itertools.islice(_spans(distiller, stream), RANK_WARM, RANK_WARM + RANK_STEPS))
-    waited, seconds = sum(wait for wait, _ in spans), sum(wait + work for wait, work in spans)
+    steps = _timed_steps(distiller, stream)
+    # The first steps fill the buffers of the stream and of DDP.
+    timed = list(itertools.islice(steps, WARMUP_STEPS, WARMUP_STEPS + TIMED_STEPS))
+    waited, seconds = sum(wait for wait, _ in timed), sum(wait + work for wait, work in timed)
     if rank == 0:
-        found = {"images_per_s": RANK_STEPS * batch / seconds, "waiting": waited / seconds}
-        root.put(RESULT_FILE, canonical(found))
+        speed = {"images_per_s": TIMED_STEPS * batch_size / seconds, "waiting": waited / seconds}
+        root.put(RESULT_FILE, canonical(speed))
 
 
-def _spans(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, float]]:
-    """Seconds of waiting and of work of each step, epoch after epoch."""
+def _timed_steps(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, float]]:
+    """Yield the seconds of waiting for data and of work in each step, epoch after epoch."""
     for epoch in itertools.count():
         asked = time.perf_counter()
         for batch in stream.batches(epoch):
             given = time.perf_counter()
-            distiller.advance(batch).loss.item()  # which waits for a GPU
+            # Reading the loss waits until the device has finished the step.
+            distiller.advance(batch).loss.item()
             done = time.perf_counter()
             yield given - asked, done - given
             asked = done

@@ -28,11 +28,13 @@ from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.memory import watched
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
+"""Operations of a storage that are one request each."""
 SAMPLES = 5
 """Samples in a shard; their number does not change the number of requests."""
 PAGE = 1000
 """Maximum number of keys in an object store's answer to one list request."""
 TENTHS = 10
+"""Parts of a run whose speeds are compared, to see whether the driver becomes slower."""
 
 
 @dataclass
@@ -55,6 +57,7 @@ class CountingStorage:
         self._storage, self._counts = storage, counts
 
     def __getattr__(self, name: str) -> Any:
+        """The attribute of the storage behind; a counted operation is wrapped."""
         attribute = getattr(self._storage, name)
         if name not in COUNTED:
             return attribute
@@ -118,6 +121,7 @@ def _sized(manifest: Manifest, shards: int) -> Manifest:
 
 
 def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
+    """Requests and seconds of each stage of a version of `size` shards."""
     planned = list(islice(tasks(manifest), size))
     stages: dict[str, Any] = {}
     counts = RequestCounts()
@@ -125,6 +129,7 @@ def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
     version = begin(home, identity(manifest, {}))
 
     def stage(name: str, work: Callable[[], object]) -> None:
+        # Every stage starts from 0, so that each request belongs to one stage.
         counts.by_operation.clear()
         begun = time.perf_counter()
         work()
@@ -166,6 +171,7 @@ def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[st
     with watched(interval) as watch:
         marks = list(_marks(pool, count))
     tenth = count // TENTHS
+    # The time until the first mark is the start of the workers, which is left out.
     return {
         "tasks": count,
         "workers": pool.largest,

@@ -17,8 +17,6 @@ from dfkd.utils.hardware import time_on_one_core
 
 CALIBRATION = 16
 """Number of noise images that calibrate int8; the speed does not depend on them."""
-
-
 SIZES = (0.5, 1, 2)
 """Image sizes relative to the manifest's."""
 
@@ -37,15 +35,17 @@ def measure(manifest: Manifest) -> dict[str, Any]:
 
 
 def _figures(size: str, facts: dict[str, Any]) -> Iterator[Figure]:
+    """Time and bytes of each model at an image size; times are compared with the teacher's."""
     teacher, peer = facts["ms"]["teacher"], f"teacher, {size} px"
     for model, ms in facts["ms"].items():
-        beside = {} if model == "teacher" else {"peer": peer, "ratio": teacher / ms}
-        yield Figure(f"{model}, {size} px", "ms", (ms,), **beside)
+        comparison = {} if model == "teacher" else {"peer": peer, "ratio": teacher / ms}
+        yield Figure(f"{model}, {size} px", "ms", (ms,), **comparison)
     for model, count in facts["bytes"].items():
         yield Figure(f"weights of the {model}, {size} px", "B", (count,))
 
 
 def _measure_size(manifest: Manifest, size: int) -> dict[str, Any]:
+    """Export the student at an image size; returns `ms` and `bytes` by model."""
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, torch.device("cpu"), "float32", manifest.cache)
     student = build(config, len(manifest.classes), size, seed=0, cache=manifest.cache).eval()

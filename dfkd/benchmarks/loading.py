@@ -1,9 +1,10 @@
-"""How fast a published version is read, beside bare decoding of the same bytes on one core, and how
-well an epoch mixes its classes, beside uniform shuffling.
+"""Speed of reading a published version, and how well an epoch mixes the classes.
+
+Reading is compared with bare decoding of the same images, mixing with uniform shuffling.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,40 +21,46 @@ from dfkd.storage.local import open_storage
 
 BATCH = 48
 SIZES = (64, 128, 224)
-"""Pixels a side."""
+"""Width and height of the images in pixels."""
 CLASSES = {7: 3000, 65: 3000, 345: 300}
-"""How many, and the images of each: PACS, Office-Home and DomainNet at full size."""
+"""Images of each class by number of classes: PACS, Office-Home and DomainNet at full size."""
 SHARD, IMAGE_BYTES, MIXED_BATCH, EPOCHS = 100, 100_000, 128, 3
-"""Of the orders whose batches are counted."""
+"""Images in a shard, bytes of an image, batch size, and counted epochs of `mixing`."""
+QUANTITIES = (("a class's share varies", "%"), ("absent classes", "a batch"))
+"""Name and unit of the figures of `_evenness`."""
 
 
 def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
-    """Images a second of one rank that reads and verifies versions of noise, one an image size.
+    """Images per second of one rank that reads and verifies versions of noise.
 
     Args:
-        manifest: whose classes and storage, a disk or an S3 server, are taken.
-        per_class: images of each class.
+        manifest: gives the classes and the storage, a disk or an S3 server.
+        per_class: images of each class in the versions.
+        repeats: number of counted turns.
 
     Returns:
-        `figures`: for each size the stream, bare decoding in one thread, and reading with sha256;
-        for each number of classes the figures of `mixing`.
+        `figures`: for each image size the stream, bare decoding in one thread, and reading with
+        sha256; for each number of classes the figures of `mixing`.
     """
     figures = [figure for classes in CLASSES for figure in mixing(classes)]
     for size in SIZES:
         with temporary_root(_sized(manifest, size, per_class)) as sized:
             version = put_version(sized, open_storage(sized.storage.root))
-            figures += _figures(version, size, repeats)
+            figures += _reading_figures(version, size, repeats)
     return {"figures": [figure.as_dict() for figure in figures]}
 
 
 def _sized(manifest: Manifest, size: int, per_class: int) -> Manifest:
+    """The manifest with one method, an image size, and one shard for each class."""
     return replace_values(
         manifest.with_method(manifest.method),
         synthesis={"images_per_class": per_class, "shard_size": per_class, "image_size": size},
     )
 
 
-def _figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]:
+def _reading_figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]:
+    """Rates of the stream, of decoding, and of reading with sha256, measured in turns."""
+    # Without a cache, because a version of this size would be decoded once and kept.
     stream = Stream(version, size, BATCH, seed=0, cache_bytes=0)
     images = [
         torch.frombuffer(bytearray(sample.image), dtype=torch.uint8)
@@ -69,66 +76,82 @@ def _figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]
             decode_image(image, ImageReadMode.RGB)
         return float(len(images))
 
-    found = time_in_turns({"read": read, "decode": decode, "raw": _read_and_hash(version)}, repeats)
+    rates = time_in_turns({"read": read, "decode": decode, "raw": _read_and_hash(version)}, repeats)
     decoding, reading = f"bare decoding, {size} px", f"reading and sha256, {size} px"
+    share = median_ratio(rates["read"], rates["decode"])
     return [
-        Figure(
-            f"stream, {size} px",
-            "images/s",
-            found["read"],
-            decoding,
-            median_ratio(found["read"], found["decode"]),
-        ),
-        Figure(decoding, "images/s", found["decode"]),
-        Figure(reading, "B/s", found["raw"]),
+        Figure(f"stream, {size} px", "images/s", rates["read"], decoding, share),
+        Figure(decoding, "images/s", rates["decode"]),
+        Figure(reading, "B/s", rates["raw"]),
     ]
 
 
 def mixing(classes: int) -> list[Figure]:
-    """How evenly batches hold the classes: the stream's, of whole shards, and uniform shuffling's.
+    """How evenly batches hold the classes in three orders: runs, whole shards, and uniform.
 
-    Counted on orders alone. Shards hold one class, and the buffer a part of the images.
+    Nothing is read: the order of an epoch is enough to count the classes of its batches. A shard
+    holds one class, and the shuffle buffer holds a part of the images.
+
+    Args:
+        classes: number of classes, a key of `CLASSES`.
     """
     buffer = BUFFER_BYTES // IMAGE_BYTES
-    each = CLASSES[classes]
-    counts = [SHARD] * (classes * each // SHARD)
+    per_class = CLASSES[classes]
+    counts = [SHARD] * (classes * per_class // SHARD)
+    # Runs of one image in random order are uniform shuffling, so they need no buffer.
     lengths = {"runs": run_length(buffer, MIXED_BATCH), "whole shards": SHARD, "uniform": 1}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in lengths}
+    evenness: dict[str, list[tuple[float, float]]] = {name: [] for name in lengths}
     for epoch in range(EPOCHS):
         generator = np.random.default_rng(epoch)
         for name, length in lengths.items():
             order = reading_order(run_bounds(counts, length), generator)
             if name != "uniform":
                 order = shuffled(order, buffer, generator)
-            labels = order[: len(order) // MIXED_BATCH * MIXED_BATCH] // each
-            found[name].append(_evenness(labels.reshape(-1, MIXED_BATCH), classes))
-    return [figure for place in (0, 1) for figure in _compared_with_uniform(found, place, classes)]
+            labels = order[: len(order) // MIXED_BATCH * MIXED_BATCH] // per_class
+            evenness[name].append(_evenness(labels.reshape(-1, MIXED_BATCH), classes))
+    return [
+        figure
+        for number, (quantity, unit) in enumerate(QUANTITIES)
+        for figure in _compared_with_uniform(
+            {name: tuple(pair[number] for pair in pairs) for name, pairs in evenness.items()},
+            f"{quantity}, {classes} classes",
+            unit,
+        )
+    ]
 
 
 def _evenness(labels: Indices, classes: int) -> tuple[float, float]:
-    """Of [batches, images]: standard deviation of a class's share in %, classes that are absent."""
+    """How evenly batches hold the classes.
+
+    Args:
+        labels: the class of each image [batches, batch size].
+        classes: number of classes.
+
+    Returns:
+        The standard deviation over batches of a class's share of a batch, in percent; and the mean
+        number of classes that a batch lacks.
+    """
     counts = np.stack([np.bincount(row, minlength=classes) for row in labels])
     deviation = np.sqrt(counts.var(axis=0).mean()) / labels.shape[1]
     return 100 * float(deviation), float((counts == 0).sum(axis=1).mean())
 
 
 def _compared_with_uniform(
-    found: Mapping[str, Sequence[tuple[float, float]]], place: int, classes: int
+    values: dict[str, tuple[float, ...]], name: str, unit: str
 ) -> Iterator[Figure]:
-    what, unit = (("a class's share varies", "%"), ("absent classes", "a batch"))[place]
-    values = {name: tuple(each[place] for each in pairs) for name, pairs in found.items()}
+    """A figure for each order in `values`, compared with the uniform one."""
     uniform = values.pop("uniform")
     if not min(uniform):
         return  # no class is ever absent
-    peer = f"{what}, {classes} classes, uniform"
-    for name, some in values.items():
+    peer = f"{name}, uniform"
+    for order, some in values.items():
         ratio = median_ratio(some, uniform)
-        yield Figure(f"{what}, {classes} classes, {name}", unit, some, peer=peer, ratio=ratio)
+        yield Figure(f"{name}, {order}", unit, some, peer=peer, ratio=ratio)
     yield Figure(peer, unit, uniform)
 
 
 def _read_and_hash(version: PublishedVersion) -> Call:
-    """Fetch all shards and hash them; its units are bytes."""
+    """A call that fetches and hashes all shards; its units are bytes."""
 
     def call() -> float:
         total = 0

@@ -1,4 +1,4 @@
-"""Timed repeats, figures with their limits and references, and the record of a benchmark.
+"""Timed repeats, figures with their limits and peers, and the record of a benchmark.
 
 A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment` (library
 versions) and `results`. The module that measures describes its `results`. Each entry of `figures`
@@ -22,12 +22,15 @@ from dfkd.utils.hardware import describe_machine
 from dfkd.utils.strict_json import canonical
 
 MIN_SHARE, REST = 0.01, "all others"
-"""What a profile does not name: operations with less than this share of the time."""
+"""A profile combines operations with a smaller share of the time under this name."""
 
 Call = Callable[[], float]
 """Does some work; returns the number of units of work."""
 HEAD = ("figure", "median", "least", "most", "unit", "of its limit", "of its peer")
+NUMERIC = ("median", "least", "most")
+"""Columns that are aligned right."""
 UNITS = ("", "k", "M", "G", "T", "P")
+"""Prefixes of units, each a thousand times the one before."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,18 @@ class Figure:
 def time_in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, tuple[float, ...]]:
     """Units per second of each call in each repeat, by name.
 
-    The calls take turns, so other load on the machine affects all of them. The first turn is a
-    warm-up and is not counted.
+    The calls take turns, so other load on the machine affects all of them, and ratios within a turn
+    are fair. The first turn is a warm-up and is not counted.
     """
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
             begun = time.perf_counter()
             units = call()
+            # A call returns once its kernels are queued; the clock must wait for their end.
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
+            # Turn 0 pays for kernel selection, compilation and page faults.
             if turn:
                 rates[name].append(units / (time.perf_counter() - begun))
     return {name: tuple(values) for name, values in rates.items()}
@@ -86,6 +91,53 @@ def compared_with_peer(
     """The figure `name` of the results of `time_in_turns`, compared with the figure `peer`."""
     ratio = median_ratio(rates[name], rates[peer])
     return Figure(name, unit, tuple(rates[name]), peer=peer, ratio=ratio)
+
+
+def time_loop(
+    name: str,
+    unit: str,
+    ours: Call,
+    variants: Mapping[str, Call],
+    peer: str,
+    limit: tuple[str, Call],
+    repeats: int,
+) -> dict[str, Any]:
+    """Time one of our loops in turns with variants of it, a plain loop, and what bounds it.
+
+    Args:
+        name: name of our loop's figure.
+        unit: unit of the rates.
+        ours: our loop.
+        variants: other loops by name, among them the plain loop.
+        peer: the key of the plain loop in `variants`.
+        limit: name and call of what bounds our loop; its units are floating-point operations.
+        repeats: number of counted turns.
+
+    Returns:
+        `figures`; `flop_per_unit`, counted in our loop; and `profile`, the seconds of one call of
+        our loop and of the plain loop by operation.
+    """
+    flop_per_unit = _flop_per_unit(ours)
+    limit_name, limit_call = limit
+    rates = time_in_turns({name: ours, **variants, limit_name: limit_call}, repeats)
+    share = median_ratio(rates[name], rates[limit_name], flop_per_unit)
+    ratio = median_ratio(rates[name], rates[peer])
+    figures = [
+        Figure(name, unit, rates[name], limit_name, share, peer, ratio),
+        *(compared_with_peer(name, other, unit, rates) for other in variants),
+        Figure(limit_name, "FLOP/s", rates[limit_name]),
+    ]
+    return {
+        "flop_per_unit": flop_per_unit,
+        "figures": [figure.as_dict() for figure in figures],
+        "profile": {name: profile(ours), peer: profile(variants[peer])},
+    }
+
+
+def _flop_per_unit(call: Call) -> float:
+    """Floating-point operations of a call for each of its units."""
+    units: list[float] = []
+    return operations(lambda: units.append(call())) / units[0]
 
 
 class _NoModules(AbstractContextManager[None]):
@@ -117,14 +169,17 @@ def profile(call: Callable[[], object]) -> dict[str, float]:
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * gpu]) as profiler:
         call()
+    # Time of an operation itself, without the operations that it calls, so that the sum is the
+    # whole. The profiler counts microseconds.
     spent = {
-        each.key: (each.self_device_time_total if gpu else each.self_cpu_time_total) / 1e6
-        for each in profiler.key_averages()
+        operation.key: (operation.self_device_time_total if gpu else operation.self_cpu_time_total)
+        / 1e6
+        for operation in profiler.key_averages()
     }
-    whole = sum(spent.values())
-    found = {name: s for name, s in spent.items() if s >= MIN_SHARE * whole}
-    rest = whole - sum(found.values())
-    ordered = sorted(found.items(), key=lambda item: -item[1])
+    total = sum(spent.values())
+    named = {name: seconds for name, seconds in spent.items() if seconds >= MIN_SHARE * total}
+    rest = total - sum(named.values())
+    ordered = sorted(named.items(), key=lambda item: -item[1])
     return {name: round(seconds, 6) for name, seconds in [*ordered, (REST, rest)]}
 
 
@@ -145,7 +200,7 @@ def write_record(
     environment: Mapping[str, Any],
     results: Mapping[str, Any],
 ) -> str:
-    """Write the record as `benchmarks/{benchmark}.json` under a run's root; returns its place."""
+    """Write a record as `benchmarks/{benchmark}.json` under a run's root; returns its location."""
     record = {
         "benchmark": benchmark,
         "command": command,
@@ -168,15 +223,15 @@ def table(results: Mapping[str, Any]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if HEAD[place] in ("figure", "unit", *HEAD[5:]) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if head in NUMERIC else cell.ljust(width)
+            for head, cell, width in zip(HEAD, row, widths, strict=True)
         ).rstrip()
         for row in rows
     ]
 
 
 def page(records: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown: for each record how it was measured, and a table of its figures."""
+    """Markdown: for each record how it was measured, a table of its figures, and its profile."""
     lines: list[str] = []
     for record in records:
         machine = record["machine"]
@@ -189,7 +244,7 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
             "",
             f"| {' | '.join(HEAD)} |",
             f"|---|{'---:|' * 3}{'---|' * 3}",
-            *(f"| {' | '.join(_row(each))} |" for each in record["results"].get("figures", ())),
+            *(f"| {' | '.join(_row(figure))} |" for figure in record["results"].get("figures", ())),
             "",
             *_profile(record["results"].get("profile", {})),
         ]
@@ -197,7 +252,7 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _profile(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Share of each call's time by operation, in the order of the first call."""
+    """Lines of a table: share of each call's time by operation, in the order of the first call."""
     if not calls:
         return
     yield f"| share of the time | {' | '.join(calls)} |"
@@ -209,8 +264,9 @@ def _profile(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 
 
 def _row(figure: Mapping[str, Any]) -> Iterator[str]:
+    """The cells of a figure, below `HEAD`."""
     yield figure["name"]
-    for key in ("median", "least", "most"):
+    for key in NUMERIC:
         yield scaled(figure[key])
     yield figure["unit"]
     yield f"{figure['share']:.0%} of {figure['limit']}" if "share" in figure else "-"

@@ -8,15 +8,7 @@ import pyarrow as pa
 import torch
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import (
-    Call,
-    Figure,
-    compared_with_peer,
-    median_ratio,
-    operations,
-    profile,
-    time_in_turns,
-)
+from dfkd.benchmarks.measure import Call, time_loop
 from dfkd.benchmarks.stand_in import replace_values
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count
@@ -32,6 +24,7 @@ UPDATES = 2
 BANKS = (0.25, 4)
 """Other numbers of negatives drawn for an update, relative to the manifest's."""
 UNIT = "prompt-updates/s"
+NAME, PLAIN = "contrastive prompts", "plain prompts"
 PARTS = 12
 """Number of parts of the prompts whose diversity is compared."""
 PARALLEL = (1, 2, 4, PARTS)
@@ -42,46 +35,23 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """Prompt updates per second of a whole batch, with the manifest's teacher and full banks.
 
     Returns:
-        `figures`, also for other banks; the counted `flop_per_prompt_update`; and a `profile` of
-        our loop and of the plain loop: seconds of `UPDATES` updates by operation.
+        The result of `time_loop`, also for other banks; a profile covers `UPDATES` updates.
     """
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
-    config, limit, name = (
-        manifest.prompts.contrastive,
-        "matrix product, float32",
-        "contrastive prompts",
-    )
+    bank = manifest.prompts.contrastive.bank
     variants = {
-        f"{name}, bank of {bank}": _ours(manifest, teacher, bank)
-        for bank in (int(part * config.bank) for part in BANKS)
+        f"{NAME}, bank of {size}": _ours(manifest, teacher, size)
+        for size in (int(part * bank) for part in BANKS)
     }
-    main = _ours(manifest, teacher, config.bank)
-    flop_per_update = operations(main) / (UPDATES * config.batch_size)
-    plain = _plain(manifest, teacher)
-    rates = time_in_turns(
-        {name: main, **variants, "plain prompts": plain, limit: reference.product(device)}, repeats
-    )
-    share = median_ratio(rates[name], rates[limit], flop_per_update)
-    ratio = median_ratio(rates[name], rates["plain prompts"])
-    figures = [
-        Figure(name, UNIT, rates[name], limit, share, "plain prompts", ratio),
-        *(compared_with_peer(name, other, UNIT, rates) for other in variants),
-        Figure("plain prompts", UNIT, rates["plain prompts"]),
-        Figure(limit, "FLOP/s", rates[limit]),
-    ]
-    return {
-        "flop_per_prompt_update": flop_per_update,
-        "figures": [figure.as_dict() for figure in figures],
-        "profile": {name: profile(main), "plain prompts": profile(plain)},
-    }
+    variants[PLAIN] = _plain(manifest, teacher)
+    ours, limit = _ours(manifest, teacher, bank), "matrix product, float32"
+    bound = reference.product(device)
+    return time_loop(NAME, UNIT, ours, variants, PLAIN, (limit, bound), repeats)
 
 
 def _ours(manifest: Manifest, teacher: Teacher, bank: int) -> Call:
-    config = dataclasses.replace(
-        manifest.prompts.contrastive,
-        updates=UPDATES,
-        bank=bank,
-    )
+    """Our updates of a whole batch against a full bank of `bank` embeddings."""
+    config = dataclasses.replace(manifest.prompts.contrastive, updates=UPDATES, bank=bank)
     settings = dataclasses.replace(manifest.prompts, contrastive=config)
     problem, start = example(manifest, teacher, config.batch_size, bank)
 
@@ -93,6 +63,7 @@ def _ours(manifest: Manifest, teacher: Teacher, bank: int) -> Call:
 
 
 def _plain(manifest: Manifest, teacher: Teacher) -> Call:
+    """The same updates in the plain loop."""
     config = manifest.prompts.contrastive
     problem, start = example(manifest, teacher, config.batch_size)
 
@@ -131,14 +102,16 @@ def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[st
             prompts={"contrastive": config},
             synthesis={"images_per_class": PARTS * size, "shard_size": size},
         )
-        by_parallel[str(parallel)] = _facts(sized, teacher)
+        by_parallel[str(parallel)] = _prompt_statistics(sized, teacher)
     return by_parallel
 
 
-def _facts(manifest: Manifest, teacher: Teacher) -> dict[str, Any]:
+def _prompt_statistics(manifest: Manifest, teacher: Teacher) -> dict[str, Any]:
+    """Make all prompts of a manifest, part after part; returns their statistics."""
     maker = PromptMaker(manifest, teacher)
     tables: list[pa.Table] = []
     for part in range(part_count(manifest)):
+        # A part sees only the parts that would be finished if `parallel` parts ran at a time.
         maker.remember(part, tables.__getitem__)
         tables.append(maker.part(part))
     return statistics(tables, maker.class_texts.cpu().numpy())

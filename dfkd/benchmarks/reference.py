@@ -1,10 +1,10 @@
-"""Reference points of the benchmarks: the limits of this machine, and the alternatives in use.
+"""What the benchmarks compare with: limits of this machine, and plain loops of the same work.
 
-The loops of others are re-implementations of published ones. They do the same computation in each
-step and nothing else; no data set is made with them.
+The plain loops are re-implementations of published ones. They compute the same in each step and
+nothing else; no data set is made with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,9 @@ from dfkd.utils.types import Precision
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the multiplied matrices, by device."""
 CONVOLUTION_IMAGES = {"cpu": 8, "cuda": 64}
+"""Batch size of the convolution, by device."""
 CHANNELS, CELLS = 128, 32
-"""Of the convolution: channels in and out, and a side of its maps."""
+"""Channels in and out of the convolution, and width and height of its maps."""
 BATCH = 8
 """The paper's batch size."""
 CUTOUTS = 32
@@ -62,6 +63,7 @@ def convolution(device: torch.device, precision: Precision = "float32") -> Call:
 
 
 def _dtype(device: torch.device, precision: Precision) -> torch.dtype:
+    """The type that `precision` means on a device: bfloat16 only where it is multiplied."""
     mixed = precision == "bfloat16" and multiplies_bfloat16(device)
     return torch.bfloat16 if mixed else torch.float32
 
@@ -77,14 +79,11 @@ def plain_loop(
         targets: unit text embeddings [B, E].
     """
     latents = generator.init_latents(range(len(targets)), image_size).requires_grad_()
-    optimizer = torch.optim.Adam([latents], lr=0.15)
-    for _ in range(steps):
-        seen = _encode(teacher, _decode(generator, latents))
-        losses = spherical_distance(seen, targets)
-        optimizer.zero_grad()
-        losses.sum().backward()
-        optimizer.step()
-    return losses.detach()
+
+    def losses() -> Tensor:
+        return spherical_distance(_encode(teacher, _decode(generator, latents)), targets)
+
+    return _minimise(losses, torch.optim.Adam([latents], lr=0.15), steps)
 
 
 def cutout_loop(
@@ -98,15 +97,13 @@ def cutout_loop(
         target: a unit text embedding [E].
     """
     latent = generator.init_latents([0], image_size).requires_grad_()
-    optimizer = torch.optim.Adam([latent], lr=0.15)
     draws = torch.Generator().manual_seed(0)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         crops = _crops(_decode(generator, latent), teacher.image_size, draws)
-        loss = spherical_distance(_encode(teacher, crops), target).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return loss.detach()
+        return spherical_distance(_encode(teacher, crops), target).mean()
+
+    return _minimise(loss, torch.optim.Adam([latent], lr=0.15), steps)
 
 
 def plain_prompts(
@@ -118,23 +115,30 @@ def plain_prompts(
     updates: int,
     draw: np.random.Generator,
 ) -> Tensor:
-    """Equation 12 as stated: each sentence and its augmented copy pass through the whole text
-    tower.
+    """Equation 12 as stated; returns the pseudo-words [N, D] after the updates.
 
-    Returns the pseudo-words [N, D]. The equation uses no labels, so all labels are zero.
+    Each sentence and its disturbed copy pass through the whole text tower.
+
+    Args:
+        words: encoder of the template.
+        names: the class name of each sentence.
+        start: the pseudo-words [N, D] before the updates.
+        remembered: embeddings and labels from the memory bank.
+        updates: number of optimiser steps.
+        draw: generator of the disturbances.
     """
-    pseudo = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([pseudo], lr=0.1)
+    pseudo_words = start.clone().requires_grad_()
+    # Every other prompt is a negative, whatever its class, so labels play no part.
     labels = torch.zeros(len(names), dtype=torch.int64, device=start.device)
-    for _ in range(updates):
-        texts = _sentences(teacher, words, names, [words.template] * len(names), pseudo)
+
+    def losses() -> Tensor:
+        texts = _sentences(teacher, words, names, [words.template] * len(names), pseudo_words)
         disturbed = [words.disturbed(name, "shuffle", 0.3, draw) for name in names]
-        positives = _sentences(teacher, words, names, disturbed, pseudo)
-        loss = contrastive_loss(texts, positives, labels, remembered, 0.1, within_class=False)
-        optimizer.zero_grad()
-        loss.sum().backward()
-        optimizer.step()
-    return pseudo.detach()
+        positives = _sentences(teacher, words, names, disturbed, pseudo_words)
+        return contrastive_loss(texts, positives, labels, remembered, 0.1, within_class=False)
+
+    _minimise(losses, torch.optim.Adam([pseudo_words], lr=0.1), updates)
+    return pseudo_words.detach()
 
 
 def plain_distillation(
@@ -145,18 +149,28 @@ def plain_distillation(
     Args:
         texts: unit embeddings [M, E] of the class prompts.
     """
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002, weight_decay=0.0)
     draws = torch.Generator(pixels.device).manual_seed(0)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         views = augment(pixels, ("flip", "crop"), draws)
         with torch.no_grad():
             targets = distances(_encode(teacher, views), texts)
+        # Not `student(views)`, whose forward pass has our own faster convolutions.
         predictions = student.head(student.backbone((views - student.mean) / student.std))
-        loss = F.l1_loss(predictions, targets)
+        return F.l1_loss(predictions, targets)
+
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002, weight_decay=0.0)
+    return _minimise(loss, optimizer, steps)
+
+
+def _minimise(losses: Callable[[], Tensor], optimizer: torch.optim.Optimizer, steps: int) -> Tensor:
+    """Do `steps` optimizer steps on the sum of the losses; returns those of the last step."""
+    for _ in range(steps):
+        values = losses()
         optimizer.zero_grad()
-        loss.backward()
+        values.sum().backward()
         optimizer.step()
-    return loss.detach()
+    return values.detach()
 
 
 def _sentences(
@@ -164,11 +178,12 @@ def _sentences(
     words: PseudoWords,
     names: Sequence[str],
     templates: Sequence[str],
-    pseudo: Tensor,
+    pseudo_words: Tensor,
 ) -> Tensor:
-    short, places = words.tokens(names, templates)
+    """Unit embeddings [N, E] of sentences that are padded to the tower's full context length."""
+    short, positions = words.tokens(names, templates)
     tokens = F.pad(short, (0, teacher.context_length - short.shape[1]))
-    return encode_whole(teacher, tokens, places, pseudo)
+    return encode_whole(teacher, tokens, positions, pseudo_words)
 
 
 def as_published(*networks: nn.Module) -> None:

@@ -1,5 +1,7 @@
-"""A whole run without models: plan, prompts, receipts, index, publication, and the cost for
-readers.
+"""A whole run without models: plan, prompts, receipts, index, publication, and its readers.
+
+What is left without models is what grows with the number of shards: the driver, the storage and the
+files of a version.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ from dfkd.dataset.versions import PublishedVersion, Receipt, begin, current
 from dfkd.errors import InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.memory import watched
 
 T = TypeVar("T")
@@ -86,7 +88,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     version = step("open", lambda: _opened(home))
     step("check", lambda: _check(version))
     step("stream", lambda: _stream(manifest, version))
-    figures = [Figure(f"scale, {name}", "s", (each["seconds"],)) for name, each in steps.items()]
+    figures = [Figure(f"scale, {name}", "s", (cost["seconds"],)) for name, cost in steps.items()]
     return {
         **_sizes(manifest, version),
         "found_tasks": reused_tasks,
@@ -96,6 +98,7 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
 
 
 def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
+    """Counts and bytes of the version."""
     return {
         "classes": len(manifest.classes),
         "images": image_count(manifest),
@@ -109,7 +112,8 @@ def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
     }
 
 
-def _opened(home: Any) -> PublishedVersion:
+def _opened(home: Storage) -> PublishedVersion:
+    """The current version under a method's storage, which exists."""
     version = current(home)
     assert version is not None  # noqa: S101 - it has just been published
     return version
@@ -117,8 +121,8 @@ def _opened(home: Any) -> PublishedVersion:
 
 def _check(version: PublishedVersion) -> None:
     """Read some shards as a reader does, including verification."""
-    every = max(1, len(version.shards) // CHECKED_SHARDS)
-    for receipt in version.shards[::every]:
+    interval = max(1, len(version.shards) // CHECKED_SHARDS)
+    for receipt in version.shards[::interval]:
         for _ in version.samples(receipt):
             pass
 
@@ -129,4 +133,5 @@ def _stream(manifest: Manifest, version: PublishedVersion) -> None:
     batches = Stream(version, size, batch, seed=0).batches(epoch=0)
     for _ in zip(range(BATCHES), batches, strict=False):
         pass
+    # The stream reads ahead in a thread, which would go on.
     batches.close()

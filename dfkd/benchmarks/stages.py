@@ -43,6 +43,7 @@ def measure(manifest: Manifest) -> dict[str, Any]:
 
 
 def _steps(manifest: Manifest) -> int:
+    """Number of image-steps of all methods."""
     return sum(image_steps(manifest.with_method(method)) for method in manifest.methods)
 
 
@@ -54,6 +55,7 @@ def _views(manifest: Manifest) -> int:
 
 
 def _timed(manifest: Manifest) -> dict[str, float]:
+    """Run the stages one after the other; returns the seconds of each."""
     stages: dict[str, Callable[[], object]] = {
         "synthesize": lambda: api.synthesize(manifest),
         "distill": lambda: api.distill(manifest),

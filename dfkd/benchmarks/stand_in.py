@@ -68,9 +68,8 @@ def temporary_root(manifest: Manifest) -> Iterator[Manifest]:
     finally:
         for key in list(home.list(f"{folder}/")):
             home.delete(key)
-        shutil.rmtree(
-            home.location(folder), ignore_errors=True
-        )  # a local disk keeps the empty folders
+        # A local disk keeps the empty folders.
+        shutil.rmtree(home.location(folder), ignore_errors=True)
 
 
 class StandInMaker:
@@ -101,6 +100,7 @@ class StandInMaker:
         return {"nothing": torch.zeros(1)}
 
     def _shard(self, task: Task, prompts: pa.Table, path: Path) -> None:
+        """Write the shard of a task, with labels that depend on the task only."""
         texts = prompts["text"].to_pylist()
         noise = np.random.default_rng(image_seed(self.manifest, task.class_index, task.start))
         labels = noise.random((task.count, len(self.manifest.classes)), np.float32)
@@ -116,6 +116,7 @@ class StandInMaker:
     def _sample(
         self, task: Task, index: int, text: str, labels: np.ndarray, embedding: np.ndarray
     ) -> Sample:
+        """A sample with the metadata of a real one."""
         metadata = {
             "class": self.manifest.classes[task.class_index],
             "class_index": task.class_index,

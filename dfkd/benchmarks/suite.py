@@ -16,7 +16,7 @@ from dfkd.utils.device import configure_process, pick_device
 from dfkd.utils.memory import watched
 
 Results = dict[str, Any]
-
+"""The `results` of a record; each benchmark's module describes them."""
 
 RANK_REPEATS = 3
 """Maximum number of repeats with ranks, because each repeat starts processes."""
@@ -45,7 +45,9 @@ class Effort:
 
 
 FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, 0, (1, 2, 4), whole=True)
+"""Measures; takes a quarter of an hour on two cores."""
 QUICK = Effort(2, (200, 400), (12, 24), 16, 3, (1,), whole=False)
+"""Shows in minutes that everything runs, but measures little."""
 
 
 def time_synthesis(manifest: Manifest, effort: Effort) -> Results:
@@ -131,6 +133,7 @@ def run(
     storage = open_storage(manifest.storage.root)
     configure_process(threads)  # as workers do
     for name in names:
+        # From outside this process: memory of workers counts too.
         with watched() as watch:
             results = BENCHMARKS[name](manifest, effort)
         results["memory"] = watch.summary()

@@ -7,15 +7,7 @@ import torch
 from torch import Tensor
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import (
-    Call,
-    Figure,
-    compared_with_peer,
-    median_ratio,
-    operations,
-    profile,
-    time_in_turns,
-)
+from dfkd.benchmarks.measure import Call, time_loop
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.generator import VQGAN
@@ -39,34 +31,19 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """Image-steps per second with the manifest's models, size, batch and precision.
 
     Returns:
-        `figures`, also for other batch sizes and precisions; the counted `flop_per_image_step`; and
-        a `profile` of our loop and of the plain loop: seconds of `STEPS` steps by operation.
+        The result of `time_loop`, also for other batch sizes, the other precision, and the cutout
+        loop; a profile covers `STEPS` steps.
     """
+    # The last step of a run evaluates its latents without an update, so one more makes `STEPS`.
     config = dataclasses.replace(manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,))
     models = _models(manifest, device, config.precision)
     text = class_text_embeddings(manifest, models[0])[:1]
     batch, limit = initial_batch_size(config, device), f"convolution, {config.precision}"
-    main = _ours(*models, config, text, batch)
-    flop_per_step = operations(main) / (STEPS * batch)
+    ours = _ours(*models, config, text, batch)
     variants = _variants(manifest, device, models, config, text, batch)
     variants |= _reference_loops(manifest, device, text)
-    rates = time_in_turns(
-        {"synthesis": main, **variants, limit: reference.convolution(device, config.precision)},
-        repeats,
-    )
-    profiles = {"synthesis": profile(main), PLAIN: profile(variants[PLAIN])}
-    share = median_ratio(rates["synthesis"], rates[limit], flop_per_step)
-    ratio = median_ratio(rates["synthesis"], rates[PLAIN])
-    figures = [
-        Figure("synthesis", UNIT, rates["synthesis"], limit, share, PLAIN, ratio),
-        *(compared_with_peer("synthesis", name, UNIT, rates) for name in variants),
-        Figure(limit, "FLOP/s", rates[limit]),
-    ]
-    return {
-        "flop_per_image_step": flop_per_step,
-        "figures": [figure.as_dict() for figure in figures],
-        "profile": profiles,
-    }
+    bound = reference.convolution(device, config.precision)
+    return time_loop("synthesis", UNIT, ours, variants, PLAIN, (limit, bound), repeats)
 
 
 def _variants(
@@ -93,6 +70,7 @@ def _variants(
 
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:
+    """Our loop on `batch` images that share one prompt."""
     synthesiser = Synthesiser(teacher, generator, config)
 
     def call() -> float:
@@ -123,6 +101,7 @@ def _reference_loops(manifest: Manifest, device: torch.device, text: Tensor) -> 
 def _models(
     manifest: Manifest, device: torch.device, precision: Precision
 ) -> tuple[Teacher, VQGAN]:
+    """The manifest's teacher and generator in a precision."""
     return (
         Teacher.load(manifest.teacher, device, precision, manifest.cache),
         VQGAN.load(manifest.generator, device, precision, manifest.cache),

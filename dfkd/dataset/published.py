@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,19 @@ class PublishedVersion:
     def located_samples(self, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
         """Yield what `samples` yields, each sample with its location in the shard."""
         return read_located(self.home.get(receipt.key, receipt.bytes + 1), receipt)
+
+    def first_samples(self, count: int) -> list[list[Sample]]:
+        """The first `count` samples of each class, by class index; reads only the shards needed.
+
+        Raises:
+            CorruptionError: a shard differs from its receipt.
+        """
+        by_class: list[list[Sample]] = [[] for _ in self.classes]
+        for receipt in self.shards:
+            samples = by_class[int(receipt.task.partition("-")[0])]
+            if len(samples) < count:
+                samples += islice(self.samples(receipt), count - len(samples))
+        return by_class
 
     def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of index.parquet in batches of rows.

@@ -10,10 +10,10 @@ import io
 import math
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 METADATA: dict[str, type] = {
     "class": str,
@@ -74,6 +75,15 @@ class Sample:
     """JSON values, with at least the keys of `METADATA`."""
     arrays: dict[str, Array]
     """`distances` float32 [M], `embedding` float16 [E]."""
+
+    def decoded(self, decode: Callable[[bytes], T]) -> T:
+        """The result of `decode` on the image file; its `ValueError` is a `CorruptionError`."""
+        try:
+            return decode(self.image)
+        except ValueError as error:
+            raise CorruptionError(
+                f"image {self.key} cannot be read ({error}); synthesise it again"
+            ) from None
 
 
 @dataclass(frozen=True)

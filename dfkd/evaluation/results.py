@@ -42,7 +42,8 @@ import pyarrow.parquet as pq
 
 from dfkd.config.manifest import Average, Model
 from dfkd.config.methods import Method
-from dfkd.errors import CorruptionError
+from dfkd.dataset.published import read_json
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.storage.local import Storage
 
@@ -286,6 +287,30 @@ def as_json(results: Mapping[str, Any]) -> str:
         )
         + "\n"
     )
+
+
+def require_finished(storage: Storage) -> None:
+    """Raise `ManifestError` if there is no `results.json` under a root."""
+    if not storage.exists("results.json"):
+        raise ManifestError(
+            "storage.root",
+            "must hold a finished run, with results.json",
+            storage.location(),
+            "run jobs/pipeline.py first",
+        )
+
+
+def read_results(storage: Storage) -> dict[str, Any]:
+    """The content of `results.json` under a root.
+
+    Raises:
+        ManifestError: there is none, because the run is not finished.
+        CorruptionError: it is damaged.
+    """
+    require_finished(storage)
+    content = read_json(storage, "results.json")
+    validate_results(content)
+    return content
 
 
 def validate_results(results: Mapping[str, Any]) -> None:

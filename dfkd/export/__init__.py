@@ -1,5 +1,7 @@
 """Export of a student: ONNX files, a model card, and a program that uses them.
 
-In: a finished student. Out: a folder with `student.onnx`, an int8 version and a card. Begin with
-`take_home.py`; `predict.py` needs only onnxruntime, numpy and Pillow.
+In: a finished student, its teacher, and synthesised images that calibrate int8. Out: the folder
+`student/` with `model.onnx`, `model.int8.onnx`, a card and measured figures. Begin with
+`take_home.py`, which calls `onnx_graphs.py` and `model_card.py`. `predict.py` reads the folder
+elsewhere; it needs onnxruntime, numpy and Pillow, but no torch.
 """

@@ -27,7 +27,7 @@ CARD = """\
 # {name}: a classifier of {classes} classes
 
 A {architecture} ({parameters:,} parameters, {size} px) that `dfkd` distilled from a vision-language
-teacher. It has seen {images:,} synthesised images and no real one.
+teacher on {images:,} synthesised images and no real one.
 
 `model.onnx` (opset {opset}) takes `pixels`, float32 [N, 3, {size}, {size}] RGB in [0, 1], which it
 normalises itself, and gives `distances`, float32 [N, {classes}]: **smaller is closer**, the
@@ -83,6 +83,7 @@ AVERAGES = {
     "images": "The mean is over domains.",
     "classes": "Each figure is a mean over classes, the last one over domains too.",
 }
+"""A sentence on what the accuracies are means of, by `evaluation.average`."""
 
 TITLES = {
     "teacher": "teacher zero-shot",
@@ -90,6 +91,7 @@ TITLES = {
     "onnx": "`model.onnx`",
     "int8": "`model.int8.onnx`",
 }
+"""Names of the models in the tables."""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -128,6 +130,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _accuracy(evaluation: Mapping[str, Any]) -> str:
+    """A table with a row for each model that was scored, and a column for each domain."""
     domains = list(evaluation["images"])
     rows = []
     for name, title in TITLES.items():
@@ -140,6 +143,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
 
 
 def _check(check: Mapping[str, Any]) -> str:
+    """A sentence on how far the exported files differ from PyTorch."""
     exact, small = check["model.onnx"], check["model.int8.onnx"]
     return (
         f"Over all {check['images']:,} images the distances of\n`model.onnx` differ from "
@@ -150,6 +154,7 @@ def _check(check: Mapping[str, Any]) -> str:
 
 
 def _speed(facts: Mapping[str, Any]) -> str:
+    """A table of sizes and times of the teacher's tower and of both files."""
     files, teacher, ms = facts["files"], facts["teacher"], facts["latency"]["ms"]
     sizes = {
         "teacher": teacher["bytes"],
@@ -164,6 +169,7 @@ def _speed(facts: Mapping[str, Any]) -> str:
 
 
 def _timing(latency: Mapping[str, Any]) -> str:
+    """A sentence on how the times were measured."""
     return (
         f"Medians of {latency['runs']} runs with one image on one core ({latency['machine']}); "
         "the teacher's\nimage tower in float32."
@@ -171,6 +177,7 @@ def _timing(latency: Mapping[str, Any]) -> str:
 
 
 def _confidence(facts: Mapping[str, Any]) -> str:
+    """A sentence that sets the mean confidence beside the share of right answers."""
     sure, right = facts["confidence"], facts["evaluation"]["right"]
     return (
         f"On the evaluation data the\n  highest probability is {100 * sure:.0f} % on average, and "
@@ -179,6 +186,7 @@ def _confidence(facts: Mapping[str, Any]) -> str:
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
+    """A table of what the student was made from, with hashes."""
     student, data, calibration = facts["student"], facts["data"], facts["calibration"]
     rows = [
         ["data version", f"`{data['version']}`"],

@@ -37,9 +37,8 @@ def export(student: nn.Module, image_size: int, path: Path) -> None:
     The input `pixels` is float32 [N, 3, S, S] RGB in [0, 1], the output `distances` float32 [N, M].
     The normalisation of the input is part of the graph.
     """
-    example = torch.zeros(
-        2, 3, image_size, image_size
-    )  # with a batch of 1 the exporter would fix the size
+    # Two images, because with one the exporter would fix the batch size at 1.
+    example = torch.zeros(2, 3, image_size, image_size)
     with _silenced():
         program = torch.onnx.export(
             student,
@@ -59,13 +58,12 @@ def export(student: nn.Module, image_size: int, path: Path) -> None:
 def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) -> None:
     """Quantise the graph at `source` to int8 weights and uint8 activations; write it to `path`.
 
-    The last layer stays float32, because distances in 8 bits would tie and clip.
-
     Args:
         images: calibration images, [S, S, 3] uint8 each, which set the ranges of activations.
     """
     with _silenced(), tempfile.TemporaryDirectory() as folder:
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        # Batch norms are folded into the convolutions first, so that both are quantised as one.
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
         quantize_static(
@@ -73,7 +71,9 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
             quantised,
             _Calibration(images),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_quantised(graph),
+            op_types_to_quantize=_quantised_operators(graph),
+            # The last layer stays float32: in 8 bits the distances of close classes would be
+            # equal, and distances beyond the calibrated range would be clipped.
             nodes_to_exclude=[node.name for node in graph.node if OUTPUT in node.output],
             per_channel=True,
             reduce_range=True,  # 7-bit weights: kernels of older processors would overflow
@@ -83,13 +83,11 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
         _save(onnx.load(quantised), path)
 
 
-def _quantised(graph: onnx.GraphProto) -> list[str] | None:
-    """The operators to quantise, None for all.
-
-    In transformers only products are quantised, because their residual sums have outliers that
-    do not fit int8.
-    """
+def _quantised_operators(graph: onnx.GraphProto) -> list[str] | None:
+    """Names of the operators to quantise; None for all."""
     operators = {node.op_type for node in graph.node}
+    # Residual sums of transformers have outliers that do not fit int8, so only products are
+    # quantised there. Layer norm tells a transformer from a ResNet.
     return ["Conv", "Gemm", "MatMul"] if "LayerNormalization" in operators else None
 
 
@@ -100,6 +98,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
         self.remaining = iter(images)
 
     def get_next(self) -> dict[str, Array] | None:
+        """The input of the next run; None after the last image."""
         image = next(self.remaining, None)
         return None if image is None else {INPUT: batch([image])}
 
@@ -108,7 +107,7 @@ def load_graph(path: Path, threads: int) -> GraphFunction:
     """The graph at `path` as a function that runs on the CPU with `threads` threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(pixels: Array) -> Array:

@@ -45,22 +45,32 @@ class Rules:
     size: int
     """Input width and height in pixels."""
     input: str
+    """Name of the model's input."""
     output: str
+    """Name of the model's output."""
     temperature: float
+    """Divides the distances before the softmax."""
 
 
 class Predictor:
     """An exported student on the CPU."""
 
     def __init__(self, folder: Path, int8: bool = False) -> None:
-        """Load a `student/` folder; raises `ManifestError` unless `dfkd` wrote it."""
+        """Load a `student/` folder.
+
+        Args:
+            int8: use `model.int8.onnx`, which is smaller and less accurate.
+
+        Raises:
+            ManifestError: the folder is not as `dfkd` wrote it.
+        """
         self.labels = _labels(folder)
         self.rules = _rules(folder)
         self._session = _session(folder, INT8 if int8 else MODEL)
         self._check()
 
     def _check(self) -> None:
-        """Raise `ManifestError` unless the model's ports agree with the JSON files."""
+        """Raise `ManifestError` if the model's input and output differ from the JSON files."""
         size, classes = self.rules.size, len(self.labels)
         inputs = [_signature(port) for port in self._session.get_inputs()]
         outputs = [_signature(port) for port in self._session.get_outputs()]
@@ -101,6 +111,7 @@ def _signature(port: Any) -> tuple[str, str, tuple[Any, ...]]:
 
 
 def _labels(folder: Path) -> tuple[str, ...]:
+    """The class names in `labels.json`, in the order of the outputs."""
     labels = _json(folder / LABELS)
     names = isinstance(labels, list) and all(isinstance(name, str) and name for name in labels)
     if not names or not labels:
@@ -109,6 +120,7 @@ def _labels(folder: Path) -> tuple[str, ...]:
 
 
 def _rules(folder: Path) -> Rules:
+    """The checked content of `preprocess.json`."""
     path = folder / RULES
     rules = _json(path)
     if not isinstance(rules, dict) or rules.get("schema") != 1:
@@ -120,11 +132,12 @@ def _rules(folder: Path) -> Rules:
     if type(temperature) not in (int, float) or not MIN_TEMPERATURE <= temperature < math.inf:
         rule = f"must be a number from {MIN_TEMPERATURE}"
         _refuse(f"{path} temperature", rule, _short(temperature))
-    source, target = (_name(path, rules, key) for key in ("input", "output"))
+    source, target = (_port_name(path, rules, key) for key in ("input", "output"))
     return Rules(size, source, target, float(temperature))
 
 
-def _name(path: Path, rules: dict[str, Any], key: str) -> str:
+def _port_name(path: Path, rules: dict[str, Any], key: str) -> str:
+    """The name of the model's input or output."""
     port = rules.get(key)
     name = port.get("name") if isinstance(port, dict) else None
     if not isinstance(name, str) or not name:
@@ -138,7 +151,7 @@ def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
     facts = _json(folder / FACTS)
     files = facts.get("files") if isinstance(facts, dict) else None
     stated = files.get(name) if isinstance(files, dict) else None
-    # Hash and load the same bytes: the file may change in between.
+    # Read once and hash what is loaded, because the file may change between two reads.
     data = _read(path)
     digest = hashlib.sha256(data).hexdigest()
     if not isinstance(stated, dict) or stated.get("sha256") != digest:
@@ -152,6 +165,7 @@ def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
 
 
 def _json(path: Path) -> Any:
+    """The JSON in a file of at most `MAX_JSON` bytes."""
     data = _read(path, MAX_JSON)
     try:
         return json.loads(data)
@@ -160,6 +174,7 @@ def _json(path: Path) -> Any:
 
 
 def _read(path: Path, limit: int | None = None) -> bytes:
+    """The content of a file; `ManifestError` if it cannot be read or is longer than `limit`."""
     try:
         if limit is not None and path.stat().st_size > limit:
             _refuse(str(path), f"must have at most {limit} bytes", path.stat().st_size)
@@ -169,16 +184,19 @@ def _read(path: Path, limit: int | None = None) -> bytes:
 
 
 def _refuse(field: str, rule: str, value: object) -> NoReturn:
+    """Raise the `ManifestError` about a file of the folder."""
     remedy = "give a student/ folder as dfkd wrote it"
     raise ManifestError(f"student {field}", rule, value, remedy)
 
 
 def _short(value: object) -> str:
+    """`repr`, cut to 80 characters: the content of a foreign file may have any length."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _line(error: Exception) -> str:
+    """The message of an error on one line."""
     return _short(" ".join(str(error).split()) or type(error).__name__)
 
 
@@ -189,6 +207,7 @@ def describe(probabilities: npt.NDArray[np.float64], labels: Sequence[str], top:
 
 
 def _positive(text: str) -> int:
+    """The value of an option that must be a whole number above 0."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
@@ -205,7 +224,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(options: argparse.Namespace) -> None:
+def _label_pictures(options: argparse.Namespace) -> None:
+    """Print a line for each picture; raises at the first that cannot be read."""
     predictor = Predictor(options.folder, options.int8)
     for path in options.pictures:
         try:
@@ -222,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the labels of each picture on a line; returns the exit code."""
     options = _parser().parse_args(argv)
     try:
-        _work(options)
+        _label_pictures(options)
     except DfkdError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -15,7 +15,6 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version as library
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ from torch import Tensor
 
 from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Average, Manifest
-from dfkd.dataset.shards import Sample
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, locate_student
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
 from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
@@ -52,7 +50,7 @@ CPU = torch.device("cpu")
 
 
 def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
-    """Export the run's student to `student/` and compare the graphs with it on the evaluation data.
+    """Export the run's student to `student/`, and score the exported graphs on the evaluation data.
 
     Args:
         manifest: the manifest of an evaluated run.
@@ -76,8 +74,8 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int
         export(student, card["image_size"], folder / MODEL)
         quantise(folder / MODEL, folder / INT8, images)
         rules = preprocessing_rules(card, 1 / teacher.logit_scale)
-        _put_json(folder / LABELS, card["classes"])
-        _put_json(folder / RULES, rules)
+        _write_json(folder / LABELS, card["classes"])
+        _write_json(folder / RULES, rules)
         facts = {
             **_origin(manifest, location, card, student, teacher),
             "calibration": {"images": len(images), "version": location.version.id},
@@ -85,14 +83,18 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int
             "latency": _latency(folder, student, teacher, card["image_size"]),
         }
         comparison = Comparison(student, folder, rules["temperature"], threads)
+        # Scoring calls the comparison with every evaluation image, so the check of the graphs
+        # against PyTorch covers all of them and is complete only after this line.
         facts["evaluation"] = _evaluate(manifest, comparison, accuracy, card, threads)
-        # The scoring above has filled the comparison.
         facts["check"], facts["confidence"] = comparison.facts(), comparison.confidence
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
 def _scored_accuracy(results: Mapping[str, Any], location: StudentLocation) -> dict[str, Any]:
-    """The accuracy of the student in PyTorch and of the teacher (None if not scored)."""
+    """The accuracies of the student in PyTorch and of the teacher, by `torch` and `teacher`.
+
+    The teacher's is None if it was not scored; a student that was not is a `ManifestError`.
+    """
     rows: list[ResultRow] = results["rows"]
     key = ("student", location.method, location.seed)
     own = [row for row in rows if (row["model"], row["method"], row["seed"]) == key]
@@ -118,31 +120,20 @@ def _accuracy(rows: Sequence[ResultRow], average: Average) -> dict[str, Any]:
 
 
 def calibration_images(version: PublishedVersion, size: int) -> list[npt.NDArray[np.uint8]]:
-    """The first images of each class of a version, [S, S, 3] uint8, at least `CALIBRATION` in all.
+    """The first images of each class of a version, [S, S, 3] uint8.
+
+    They are `CALIBRATION` images, rounded up to the same number for each class, or all images if
+    the version has fewer.
 
     Raises:
-        CorruptionError: a shard is damaged.
+        CorruptionError: a shard is damaged, or an image cannot be decoded.
     """
-    # How many images each class still needs: an equal part of `CALIBRATION`, rounded up.
-    missing = [-(-CALIBRATION // len(version.classes))] * len(version.classes)
-    images = []
-    for receipt in sorted(version.shards, key=lambda receipt: receipt.task):
-        row = int(receipt.task.partition("-")[0])
-        if missing[row]:
-            samples = islice(version.samples(receipt), missing[row])
-            decoded = [_decoded(sample, size) for sample in samples]
-            missing[row] -= len(decoded)
-            images += decoded
-    return images
-
-
-def _decoded(sample: Sample, size: int) -> npt.NDArray[np.uint8]:
-    try:
-        return decode_image(sample.image, size)
-    except ValueError as error:
-        raise CorruptionError(
-            f"image {sample.key} cannot be read ({error}); synthesise it again"
-        ) from None
+    per_class = -(-CALIBRATION // len(version.classes))
+    return [
+        sample.decoded(lambda image: decode_image(image, size))
+        for samples in version.first_samples(per_class)
+        for sample in samples
+    ]
 
 
 def preprocessing_rules(card: Mapping[str, Any], temperature: float) -> dict[str, Any]:
@@ -223,6 +214,7 @@ class Comparison:
     """The float graph as a model to score; it also measures how both graphs differ from PyTorch."""
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
+        """Load both graphs from `folder`; `temperature` turns distances into probabilities."""
         self.student, self.temperature = student, temperature
         self.graphs = {name: load_graph(folder / name, threads) for name in (MODEL, INT8)}
         self.images, self.confidence_sum = 0, 0.0
@@ -235,6 +227,8 @@ class Comparison:
         outputs = {name: graph(pixels.numpy()) for name, graph in self.graphs.items()}
         self.images += len(expected)
         for name, distances in outputs.items():
+            # Two figures, because neither implies the other: a small difference can change the
+            # answer for an image between two classes, and a large one often changes none.
             difference = float(np.abs(distances - expected).max())
             self.largest[name] = max(self.largest[name], difference)
             self.equal[name] += int((distances.argmin(1) == expected.argmin(1)).sum())
@@ -273,7 +267,8 @@ def _evaluate(
     """The accuracy of both graphs, with that of PyTorch and of the teacher from `accuracy`."""
     data = open_data(manifest.evaluation, manifest.classes)
     size = card["image_size"]
-    # The graphs are the methods of the rows. Scored together, each image is decoded once.
+    # The scorer names models by method, so each graph counts as a method. Scored together, each
+    # image is decoded once.
     models: dict[str, Model] = {"onnx": comparison, "int8": comparison.int8}
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
     scores = score_together(candidates, data, BATCH, threads)
@@ -295,7 +290,10 @@ def _evaluate(
 
 
 def _latency(folder: Path, student: Student, teacher: Teacher, size: int) -> dict[str, Any]:
-    """Median milliseconds for one image on one core, of the graphs, the student and the teacher."""
+    """Median milliseconds for one image on one core, of the graphs, the student and the teacher.
+
+    The content is that of `time_on_one_core`: `ms` by name, and the conditions.
+    """
     small = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     side = teacher.image_size
     large = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -310,7 +308,8 @@ def _latency(folder: Path, student: Student, teacher: Teacher, size: int) -> dic
         return time_on_one_core(calls)
 
 
-def _put_json(path: Path, content: object) -> None:
+def _write_json(path: Path, content: object) -> None:
+    """Write indented UTF-8 JSON, which people read too."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -321,15 +320,17 @@ def _publish(folder: Path, facts: dict[str, Any], home: Storage) -> str:
     `takehome.json` is deleted first and put last, so a folder with it is complete.
     """
     names = (MODEL, INT8, LABELS, RULES)
-    facts["files"] = {name: _file(folder / name) for name in names}
+    facts["files"] = {name: _file_facts(folder / name) for name in names}
+    # The card shows the files' sizes, so it is written after their facts and gets its own then.
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
-    facts["files"][CARD] = _file(folder / CARD)
-    _put_json(folder / FACTS, facts)
+    facts["files"][CARD] = _file_facts(folder / CARD)
+    _write_json(folder / FACTS, facts)
     home.delete(FACTS)
     for name in (*names, CARD, FACTS):
         home.put(name, folder / name)
     return home.location()
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _file_facts(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256, which `predict.py` checks."""
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

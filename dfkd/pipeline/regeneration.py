@@ -14,10 +14,10 @@ from dfkd.cluster.synthesis import build, identify
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, task_count, tasks
-from dfkd.dataset.published import advance, read_json, refuse_removal
+from dfkd.dataset.published import advance, refuse_removal
 from dfkd.dataset.versions import PublishedVersion, open_version
 from dfkd.errors import GateError
-from dfkd.evaluation.results import validate_results
+from dfkd.evaluation.results import read_results, validate_results
 from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
 from dfkd.pipeline import attempts
@@ -221,8 +221,6 @@ class _Run:
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:
-            student = take_home.write_take_home(
-                manifest, read_json(attempt.root, "results.json"), threads
-            )
+            student = take_home.write_take_home(manifest, read_results(attempt.root), threads)
         print(f"student to take home {student}", flush=True)
         return page.write(manifest, self.command)

@@ -1,4 +1,8 @@
-"""The charts of a page; each is small enough for a phone."""
+"""The charts of a page; each is small enough for a phone.
+
+A chart is a Vega-Lite specification in placeholder colours, which `svg.py` draws. Marks have their
+own labels instead of a legend, so that no colour has to be looked up.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +18,14 @@ from dfkd.report.svg import COLOURS, SERIES, draw
 
 WIDTH = 250
 """Pixels of a plot without its axes; with them it fits a phone."""
+CURVES_HEIGHT, HISTOGRAM_HEIGHT = 170, 120
+MAP_WIDTH, MAP_HEIGHT = 290, 230
+"""Pixels of the map of prompts, which has no labels beside its axes and so is wider."""
 BINS = 40
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+"""Dash patterns of a method's seeds."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+"""Shapes of classes in the map of prompts; each is used with every colour."""
 MAX_POINTS = 400
 """Maximum number of points of a line."""
 MAX_PROMPT_LENGTH = 140
@@ -42,6 +51,7 @@ def series(slot: int) -> str:
 
 
 def _rendered(chart: alt.LayerChart | alt.FacetChart, label: str) -> Markup:
+    """The chart as SVG with the style that all charts share; `label` is for screen readers."""
     axis: dict[str, Any] = {
         "labelColor": COLOURS["muted"],
         "titleColor": COLOURS["muted"],
@@ -60,6 +70,7 @@ def _rendered(chart: alt.LayerChart | alt.FacetChart, label: str) -> Markup:
 
 
 def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
+    """The rows as the data of a chart."""
     return alt.InlineData(values=list(rows))
 
 
@@ -67,16 +78,16 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
     """Accuracy of each model as a labelled bar, with a line of ± one standard deviation."""
     rows = [
         {
-            "name": bar.name,
-            "colour": series(bar.slot),
-            "value": 100 * bar.mean,
-            "low": 100 * max(bar.mean - (bar.std or 0), 0),
-            "high": 100 * min(bar.mean + (bar.std or 0), 1),
-            "text": f"{100 * bar.mean:.1f}",
-            "about": f"{bar.name} on {title}: {100 * bar.mean:.1f} %"
-            + ("" if bar.std is None else f" ± {100 * bar.std:.1f}"),
+            "name": model.name,
+            "colour": series(model.slot),
+            "value": 100 * model.mean,
+            "low": 100 * max(model.mean - (model.std or 0), 0),
+            "high": 100 * min(model.mean + (model.std or 0), 1),
+            "text": f"{100 * model.mean:.1f}",
+            "about": f"{model.name} on {title}: {100 * model.mean:.1f} %"
+            + ("" if model.std is None else f" ± {100 * model.std:.1f}"),
         }
-        for bar in models
+        for model in models
     ]
     scale = alt.Scale(domain=[0, 100])
     axis = alt.Axis(values=[0, 25, 50, 75, 100], title=None, domain=False, ticks=False)
@@ -130,35 +141,26 @@ def curves(kind: str, curve_slots: Sequence[tuple[TrainingCurve, int]]) -> Marku
 
     Args:
         kind: `loss` or `agreement`.
-        found: curves with their colour slots.
+        curve_slots: curves with their colour slots.
     """
-    values = [
-        (curve, slot, curve.loss if kind == "loss" else curve.agreement)
-        for curve, slot in curve_slots
-    ]
-    height = 170
-    top = max((max(v) for _, _, v in values if v), default=1.0)
-    high = 1.0 if kind == "agreement" else top * 1.05 or 1.0
+    values = [curve.loss if kind == "loss" else curve.agreement for curve, _ in curve_slots]
+    highest = max((max(v) for v in values if v), default=1.0)
+    top = 1.0 if kind == "agreement" else highest * 1.05 or 1.0
     rows, ends = [], []
     dashes = _dashes([curve for curve, _ in curve_slots])
-    for (curve, slot, value), dash in zip(values, dashes, strict=True):
+    for (curve, slot), value, dash in zip(curve_slots, values, dashes, strict=True):
         step = -(-len(value) // MAX_POINTS) or 1
         for x, y in list(zip(curve.steps, value, strict=True))[::step]:
             rows.append({"x": x, "y": y, "line": curve.name, "colour": series(slot), "dash": dash})
         if value:
-            ends.append((curve.name, slot, curve.steps[-1], value[-1]))
-    label_positions = spread_out([height * (1 - y / high) for *_, y in ends], LABEL_DISTANCE)
-    labels = [
-        {"x": x, "y": high * (1 - place / height), "text": name, "colour": series(slot)}
-        for (name, slot, x, _), place in zip(ends, label_positions, strict=True)
-    ]
-    line = _lines(rows, high)
+            ends.append((curve.name, slot, float(curve.steps[-1]), value[-1]))
+    labels = _spread_labels(ends, top, CURVES_HEIGHT)
     text = (
         alt.Chart(_data(labels))
         .mark_text(align="left", dx=5, fontSize=11, aria=False)
         .encode(x="x:Q", y="y:Q", text="text:N", color=alt.Color("colour:N", scale=None))
     )
-    chart = alt.layer(line, text).properties(width=WIDTH, height=height)
+    chart = alt.layer(_lines(rows, top), text).properties(width=WIDTH, height=CURVES_HEIGHT)
     return _rendered(chart, f"{kind.capitalize()} of each student over training steps")
 
 
@@ -172,8 +174,31 @@ def _dashes(training_curves: Sequence[TrainingCurve]) -> list[int]:
     ]
 
 
+End = tuple[str, int, float, float]
+"""Text, colour slot, x and y of a point that is labelled, in units of the axes."""
+
+
+def _spread_labels(
+    ends: Sequence[End], top: float, height: int, rise: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of labels at their points, moved down where two would overlap.
+
+    Args:
+        ends: the labelled points.
+        top: value at the upper end of the y axis, which starts at 0.
+        height: height of the plot in pixels.
+        rise: pixels by which a label is above its point.
+    """
+    # Overlap is a matter of pixels, which count down from the top; the chart wants values.
+    pixels = spread_out([height * (1 - y / top) - rise for *_, y in ends], LABEL_DISTANCE)
+    return [
+        {"x": x, "y": top * (1 - pixel / height), "text": name, "colour": series(slot)}
+        for (name, slot, x, _), pixel in zip(ends, pixels, strict=True)
+    ]
+
+
 def spread_out(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions moved down by as little as needed to keep them `gap` apart, in the given order."""
+    """The positions, some of them moved down as little as needed to keep all `gap` apart."""
     moved = list(positions)
     # Work from the top down, so that each position is moved at most once.
     last = -np.inf
@@ -182,17 +207,43 @@ def spread_out(positions: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
+def histogram(
+    title: str, groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
+) -> Markup:
+    """The share of values in each of 40 bins, with one semi-transparent outline for each group.
+
+    Args:
+        title: title of the x axis.
+        groups: name, colour slot and values of each group.
+        low: start of the x axis.
+        high: end of the x axis.
+    """
+    rows, peaks = _shares(groups, low, high)
+    top = max((share for *_, share in peaks), default=1.0) or 1.0
+    labels = _spread_labels(peaks, top, HISTOGRAM_HEIGHT, rise=8)
+    # A label right of a peak near the right edge would leave the plot.
+    middle = (low + high) / 2
+    layers = [
+        _histogram_bars(title, rows, low, high),
+        *_side_labels([label for label in labels if label["x"] <= middle], right=False),
+        *_side_labels([label for label in labels if label["x"] > middle], right=True),
+    ]
+    chart = alt.layer(*layers).properties(width=WIDTH, height=HISTOGRAM_HEIGHT)
+    return _rendered(chart, f"Histogram of {title}")
+
+
 def _shares(
     groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
-) -> tuple[list[dict[str, Any]], list[tuple[str, int, float, float]]]:
-    """Rows of a histogram's bars, and name, slot, edge and share of each group's highest bar."""
+) -> tuple[list[dict[str, Any]], list[End]]:
+    """Rows of a histogram's bars, and the highest bar of each group."""
     edges = np.linspace(low, high, BINS + 1)
-    rows, tops = [], []
+    rows, peaks = [], []
     for order, (name, slot, values) in enumerate(groups):
         counts, _ = np.histogram(np.clip(values, low, high), edges)
+        # Shares and not counts, because groups have different sizes.
         shares = counts / max(counts.sum(), 1)
-        peak = int(shares.argmax())
-        tops.append((name, slot, float(edges[peak]), float(shares[peak])))
+        highest = int(shares.argmax())
+        peaks.append((name, slot, float(edges[highest]), float(shares[highest])))
         rows += [
             {
                 "x": float(edge), "x2": float(after), "y": float(share), "group": name,
@@ -202,23 +253,15 @@ def _shares(
             for edge, after, share in zip(edges[:-1], edges[1:], shares, strict=True)
             if share
         ]  # fmt: skip
-    return rows, tops
+    return rows, peaks
 
 
-def histogram(
-    title: str, groups: Sequence[tuple[str, int, npt.NDArray[Any]]], low: float, high: float
-) -> Markup:
-    """The share of values in each of 40 bins, with one semi-transparent outline for each group.
-
-    Args:
-        title: of the x axis.
-        groups: name, colour slot and values of each group.
-        low: start of the x axis.
-        high: end of the x axis.
-    """
-    rows, tops = _shares(groups, low, high)
+def _histogram_bars(
+    title: str, rows: Sequence[dict[str, Any]], low: float, high: float
+) -> alt.Chart:
+    """The bars of all groups, one group in front of the other."""
     axis = alt.Axis(title="share", format="%", tickCount=4, domain=False, ticks=False)
-    bar = (
+    chart: alt.Chart = (
         alt.Chart(_data(rows))
         .mark_bar(opacity=0.55, binSpacing=0)
         .encode(
@@ -233,52 +276,34 @@ def histogram(
             description="about:N",
         )
     )  # fmt: skip
-    height = 120
-    high_share = max((share for *_, share in tops), default=1.0) or 1.0
-    label_positions = spread_out(
-        [height * (1 - share / high_share) - 8 for *_, share in tops], LABEL_DISTANCE
-    )
-    middle = (low + high) / 2
-    labels = [
-        {
-            "x": x, "y": high_share * (1 - place / height), "text": name, "colour": series(slot),
-            "right": bool(x > middle),
-        }
-        for (name, slot, x, _), place in zip(tops, label_positions, strict=True)
-    ]  # fmt: skip
-    layers = [bar, *_side_labels(labels)]
-    chart = alt.layer(*layers).properties(width=WIDTH, height=height)
-    return _rendered(chart, f"Histogram of {title}")
+    return chart
 
 
-def _side_labels(labels: Sequence[dict[str, Any]]) -> list[alt.Chart]:
-    """Texts left or right of their positions, coloured like their series, with a halo."""
-    layers = []
-    for right in (False, True):
-        side_labels = [label for label in labels if label["right"] is right]
-        if not side_labels:
-            continue
-        text = alt.Chart(_data(side_labels)).encode(x="x:Q", y="y:Q", text="text:N")
-        style: dict[str, Any] = {
-            "align": "right" if right else "left", "dx": -6 if right else 8, "fontSize": 11,
-            "aria": False,
-        }  # fmt: skip
-        paper = COLOURS["paper"]
-        layers += [
-            text.mark_text(stroke=paper, strokeWidth=4, color=paper, **style),
-            text.mark_text(**style).encode(color=alt.Color("colour:N", scale=None)),
-        ]
-    return layers
+def _side_labels(labels: Sequence[dict[str, Any]], right: bool) -> list[alt.Chart]:
+    """Texts that end (`right`) or begin at their positions, coloured like their series."""
+    if not labels:
+        return []
+    text = alt.Chart(_data(labels)).encode(x="x:Q", y="y:Q", text="text:N")
+    style: dict[str, Any] = {
+        "align": "right" if right else "left", "dx": -6 if right else 8, "fontSize": 11,
+        "aria": False,
+    }  # fmt: skip
+    # The same text with a thick outline below it keeps it readable in front of bars.
+    paper = COLOURS["paper"]
+    return [
+        text.mark_text(stroke=paper, strokeWidth=4, color=paper, **style),
+        text.mark_text(**style).encode(color=alt.Color("colour:N", scale=None)),
+    ]
 
 
 def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
     """Prompt embeddings on their first two principal components, with each class's name at its
     mean.
     """
-    height = 230
     points = prompts.points
     rows = [
         {
+            # Colour 0 is the teacher's. When all others are used, the next shape begins.
             "x": float(x), "y": float(y), "colour": series(1 + label % (SERIES - 1)),
             "shape": SHAPES[label // (SERIES - 1) % len(SHAPES)],
             "about": f"{classes[label]}: {text[:MAX_PROMPT_LENGTH]}",
@@ -297,14 +322,14 @@ def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
         .encode(x=x, y=y, color=alt.Color("colour:N", scale=None),
                 shape=alt.Shape("shape:N", scale=None), description="about:N")
     )  # fmt: skip
-    labels = _class_labels(prompts, classes, (x0, y0), (x1, y1), height)
+    labels = _class_labels(prompts, classes, (x0, y0), (x1, y1))
     halo: dict[str, Any] = {"fontSize": 11, "fontWeight": 600, "aria": False}
     text = alt.Chart(_data(labels)).encode(x="x:Q", y="y:Q", text="text:N")
     chart = alt.layer(
         dots,
         text.mark_text(stroke=COLOURS["paper"], strokeWidth=3, color=COLOURS["paper"], **halo),
         text.mark_text(color=COLOURS["ink"], **halo),
-    ).properties(width=WIDTH + 40, height=height)
+    ).properties(width=MAP_WIDTH, height=MAP_HEIGHT)
     return _rendered(chart, f"Map of the prompts of method {prompts.method}")
 
 
@@ -313,14 +338,17 @@ def _class_labels(
     classes: Sequence[str],
     low: tuple[float, float],
     high: tuple[float, float],
-    height: int,
 ) -> list[dict[str, Any]]:
-    """Class names at the class means, moved down where two would overlap."""
+    """Class names at the class means, moved down where two would overlap.
+
+    Args:
+        low: the lower ends of both axes.
+        high: their upper ends.
+    """
     present = sorted(set(prompts.labels.tolist()))
     means = [prompts.points[prompts.labels == label].mean(axis=0) for label in present]
-    width = WIDTH + 40
-    xs = [width * (m[0] - low[0]) / (high[0] - low[0]) for m in means]
-    ys = [height * (1 - (m[1] - low[1]) / (high[1] - low[1])) for m in means]
+    xs = [MAP_WIDTH * (m[0] - low[0]) / (high[0] - low[0]) for m in means]
+    ys = [MAP_HEIGHT * (1 - (m[1] - low[1]) / (high[1] - low[1])) for m in means]
     placed: list[tuple[float, float, float]] = []
     rows: list[dict[str, Any]] = []
     # From top to bottom: a label only has to avoid those above it. Widths are estimated at 6.6
@@ -328,7 +356,7 @@ def _class_labels(
     for i in sorted(range(len(present)), key=lambda i: ys[i]):
         name = classes[present[i]]
         half = 3.3 * len(name)
-        x = min(max(xs[i], half), width - half)
+        x = min(max(xs[i], half), MAP_WIDTH - half)
         y = ys[i]
         while any(abs(x - a) < half + b and abs(y - c) < LABEL_DISTANCE for a, b, c in placed):
             y += 1
@@ -336,8 +364,8 @@ def _class_labels(
         rows.append(
             {
                 "text": name,
-                "x": low[0] + x / width * (high[0] - low[0]),
-                "y": low[1] + (1 - y / height) * (high[1] - low[1]),
+                "x": low[0] + x / MAP_WIDTH * (high[0] - low[0]),
+                "y": low[1] + (1 - y / MAP_HEIGHT) * (high[1] - low[1]),
             }
         )
     return rows

@@ -17,6 +17,7 @@ SECTIONS = [
     ("images", "Images"), ("provenance", "Provenance"),
 ]  # fmt: skip
 MARKS = ("A", "B")
+"""Names of the first and the second run on the page."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,20 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
 
 
 def _measured(facts: Facts) -> tuple[Any, ...]:
+    """What accuracies are about: only runs with the same can be compared."""
     return facts.images, facts.classes, facts.average
 
 
 def _with_half_the_images(facts: Facts) -> Facts:
     """The facts with half the bytes of images, because one page shows two runs."""
     galleries = reduced_to_budget(
-        [made.gallery for made in facts.method_images], MAX_URI_CHARACTERS // 2
+        [images.gallery for images in facts.method_images], MAX_URI_CHARACTERS // 2
     )
-    made = [
-        dataclasses.replace(m, gallery=g)
-        for m, g in zip(facts.method_images, galleries, strict=True)
+    reduced = [
+        dataclasses.replace(images, gallery=gallery)
+        for images, gallery in zip(facts.method_images, galleries, strict=True)
     ]
-    return dataclasses.replace(facts, method_images=made)
+    return dataclasses.replace(facts, method_images=reduced)
 
 
 def differences(
@@ -114,6 +116,7 @@ def differences(
 
 
 Pair = tuple[float | None, float | None]
+"""A figure of the first and of the second run; None where it is unknown."""
 
 
 def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
@@ -129,18 +132,19 @@ def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
 
 
 def _size(model: ScoredModel | None) -> Pair:
+    """Megabytes and milliseconds of a model."""
     return (model.megabytes, model.ms) if model else (None, None)
 
 
 def _model(facts: Facts, label: str) -> ScoredModel | None:
+    """The model with a label; None if the run did not score it."""
     return next((model for model in facts.scored if model.label == label), None)
 
 
 def _mean(facts: Facts, label: str, domain: str) -> float | None:
+    """A model's accuracy on a domain, or the mean over domains for ''."""
     model = _model(facts, label)
-    if model is None:
-        return None
-    spread = model.summary["domains"].get(domain) if domain else model.summary
+    spread = model.on(domain) if model else None
     return spread["mean"] if spread else None
 
 
@@ -155,17 +159,20 @@ def settings(first: Facts, second: Facts) -> list[tuple[str, str, str]]:
 
 
 def _flat_settings(facts: Facts) -> dict[str, Any]:
+    """The manifest's keys, written with dots, and the identity of each method's version."""
     flat: dict[str, Any] = {}
     if facts.origin:
         _add_flat(flat, "", facts.origin.manifest)
-    for made in facts.method_images:
-        for key, value in made.version.manifest["identity"].items():
+    for images in facts.method_images:
+        for key, value in images.version.manifest["identity"].items():
+            # The manifest already has all settings of an identity except the hashes of weights.
             if not facts.origin or key.endswith(".sha256"):
-                flat[f"{made.method}: {key}"] = value
+                flat[f"{images.method}: {key}"] = value
     return flat
 
 
 def _add_flat(flat: dict[str, Any], prefix: str, tree: Mapping[str, Any]) -> None:
+    """Add the leaves of a tree to `flat`."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             _add_flat(flat, f"{prefix}{key}.", value)
@@ -174,5 +181,6 @@ def _add_flat(flat: dict[str, Any], prefix: str, tree: Mapping[str, Any]) -> Non
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:
+    """The text of a setting; a dash for a run that does not have it."""
     value = flat.get(key, "-")
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

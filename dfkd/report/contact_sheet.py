@@ -3,14 +3,11 @@
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dfkd.config.methods import Method
-from dfkd.dataset.shards import Sample
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.errors import CorruptionError
 from dfkd.storage.local import Storage
 from dfkd.utils.images import open_image
 
@@ -21,28 +18,18 @@ Examples = list[list[Image.Image]]
 def examples(version: PublishedVersion, count: int = 8) -> Examples:
     """The first `count` images of each class of a published version, as RGB.
 
-    Reads no more shards than necessary; each is verified against its receipt.
-
     Raises:
-        CorruptionError: a shard differs from what was published.
+        CorruptionError: a shard differs from what was published, or an image cannot be decoded.
     """
-    by_class: Examples = [[] for _ in version.classes]
-    for receipt in sorted(version.shards, key=lambda receipt: receipt.task):
-        images = by_class[int(receipt.task.split("-")[0])]
-        if len(images) < count:
-            samples = islice(version.samples(receipt), count - len(images))
-            images += [_decode(sample, receipt.shard) for sample in samples]
-    return by_class
+    return [
+        [sample.decoded(_decode) for sample in samples] for samples in version.first_samples(count)
+    ]
 
 
-def _decode(sample: Sample, shard: str) -> Image.Image:
-    try:
-        with open_image(sample.image) as image:
-            return image.convert("RGB")
-    except ValueError as error:
-        raise CorruptionError(
-            f"shard {shard}: image {sample.key} cannot be read ({error}); synthesise it again"
-        ) from None
+def _decode(encoded: bytes) -> Image.Image:
+    """The RGB image in the bytes of a file; `ValueError` if there is none."""
+    with open_image(encoded) as image:
+        return image.convert("RGB")
 
 
 def write_contact_sheet(
@@ -58,9 +45,8 @@ def write_contact_sheet(
     return storage.location("contact-sheet.png")
 
 
-MARGIN = 28
-GAP = 4
-BLOCK_GAP = 24
+MARGIN, GAP, BLOCK_GAP = 28, 4, 24
+"""Pixels around the sheet, between two images, and between two blocks."""
 MAX_CLASSES = 48
 """Maximum number of rows; many viewers cannot open a much taller picture."""
 INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
@@ -106,6 +92,7 @@ class _Sheet:
     """The layout of a contact sheet, in pixels."""
 
     def __init__(self, classes: Sequence[str], blocks: Mapping[str, Examples]) -> None:
+        """Compute the size of a cell from the images, and the rest from the texts."""
         sizes = [image.width for block in blocks.values() for row in block for image in row]
         self.cell = 64 if max(sizes, default=64) <= 64 else 96
         self.step = self.cell + GAP
@@ -138,6 +125,7 @@ class _Sheet:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which is the same on every machine."""
     return ImageFont.load_default(size)
 
 
@@ -148,6 +136,7 @@ def _paste(
     corner: tuple[int, int],
     cell: int,
 ) -> None:
+    """Draw an image at `corner` as a square of `cell` pixels with a thin frame."""
     if image.size != (cell, cell):
         image = image.resize((cell, cell), Image.Resampling.LANCZOS)
     canvas.paste(image, corner)

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel
 
-from dfkd.dataset.published import read_json
-from dfkd.errors import CorruptionError
 from dfkd.report.facts import Facts, MethodImages
+from dfkd.report.readers import read_checked
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
@@ -48,6 +47,12 @@ class Diversity:
     """Standard deviation of the accuracy over seeds (n - 1)."""
 
 
+class _Content(BaseModel):
+    """The part of diversity.json that is read."""
+
+    rows: list[Diversity]
+
+
 MEASURES = (
     "prompt_cosine",
     "prompt_vendi",
@@ -65,6 +70,7 @@ def diversities(facts: Facts) -> list[Diversity]:
 
 
 def _row(made: MethodImages, summary: Any) -> Diversity:
+    """The row of a method, with the summary of its students; `{}` if none was scored."""
     shown, prompts = made.gallery, made.prompts
     return Diversity(
         method=made.method,
@@ -80,6 +86,7 @@ def _row(made: MethodImages, summary: Any) -> Diversity:
 
 
 def _mean(values: Any) -> float | None:
+    """The mean of an array; None if it is empty."""
     return float(values.mean()) if len(values) else None
 
 
@@ -94,13 +101,14 @@ def rank_correlation(rows: Sequence[Diversity], measure: str) -> float | None:
     if len(known) < 3:
         return None
     ranks = np.stack([_ranks(column) for column in known.T])
+    # Without any variation there is no correlation.
     if not ranks.std(axis=1).all():
         return None
     return float(np.corrcoef(ranks)[0, 1])
 
 
 def _ranks(values: Any) -> Any:
-    """Ranks from 0; equal values share their mean rank."""
+    """Ranks from 0; equal values share their mean rank, as Spearman's rho requires."""
     return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
 
 
@@ -117,13 +125,7 @@ def read(storage: Storage) -> list[Diversity]:
     Raises:
         CorruptionError: the file is damaged; `MissingObject` if there is none.
     """
-    try:
-        return TypeAdapter(list[Diversity]).validate_python(read_json(storage, FILE).get("rows"))
-    except ValidationError as error:
-        raise CorruptionError(
-            f"{storage.location(FILE)}: {error.errors(include_url=False)[0]['msg']}; "
-            "run jobs/report.py again"
-        ) from None
+    return read_checked(storage, FILE, _Content).rows
 
 
 HEADS = {
@@ -137,6 +139,7 @@ HEADS = {
     "accuracy": ("accu-", "racy, %"),
     "std": ("", "std"),
 }
+"""Both lines of each column's heading."""
 
 
 def table(rows: Sequence[Diversity]) -> str:
@@ -144,6 +147,7 @@ def table(rows: Sequence[Diversity]) -> str:
     names = [field.name for field in fields(Diversity)]
     cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
     rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}
+    # Between the name of the method and the accuracy with its deviation are the measures.
     foot = ["rank corr.", *("-" if rho.get(n) is None else f"{rho[n]:+.1f}" for n in names[1:-2])]
     heads = [[HEADS[name][line] for name in names] for line in (0, 1)]
     lines = [*heads, *cells, [*foot, "", ""]]
@@ -158,6 +162,7 @@ def table(rows: Sequence[Diversity]) -> str:
 
 
 def _cell(name: str, value: Any) -> str:
+    """The text of a field of `Diversity` in the table."""
     if isinstance(value, str):
         return value
     if value is None or not math.isfinite(value):

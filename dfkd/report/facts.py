@@ -1,7 +1,9 @@
-"""Everything that a page shows, collected from a run's storage."""
+"""Everything that the pages of a run show, collected from its storage by `collect`.
+
+`readers.py` reads single objects, `gallery.py` a version's index and images.
+"""
 
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,17 +11,20 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
-from safetensors import SafetensorError, safe_open
 
 from dfkd.config.manifest import Average, Manifest
-from dfkd.dataset.published import read_json
 from dfkd.dataset.versions import PublishedVersion, current, open_version
-from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation import footprint
-from dfkd.evaluation.results import ResultRow, Summary, images_of, sort_rows, validate_results
-from dfkd.models.student import WEIGHTS, read_card
+from dfkd.evaluation.results import (
+    ResultRow,
+    Spread,
+    Summary,
+    images_of,
+    read_results,
+    sort_rows,
+)
 from dfkd.report.gallery import (
     MAX_PER_CLASS,
     MAX_PICTURES,
@@ -33,10 +38,11 @@ from dfkd.report.gallery import (
 from dfkd.report.readers import (
     ExportedStudent,
     PromptFacts,
-    TrainingCurve,
-    read_curve,
+    TrainedStudent,
+    read_checked,
     read_exported_student,
     read_prompts,
+    read_student,
 )
 from dfkd.storage import cost_records, layout
 from dfkd.storage.local import Storage
@@ -50,9 +56,6 @@ from the folder alone.
 
 MAX_URI_CHARACTERS = 3_000_000
 """Maximum total length of all image URIs on a page."""
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Suffixes of tensors that are not parameters."""
 
 
 @checked(frozen=True, config=CHECKED)
@@ -81,22 +84,6 @@ class MethodImages:
 
 
 @dataclass(frozen=True)
-class TrainedStudent:
-    """One trained student."""
-
-    name: str
-    """Name of its folder."""
-    method: str
-    seed: int
-    architecture: str
-    image_size: int
-    parameters: int
-    bytes: int
-    sha256: str
-    curve: TrainingCurve | None
-
-
-@dataclass(frozen=True)
 class ScoredModel:
     """The scores of one model and method over all domains and seeds."""
 
@@ -112,6 +99,13 @@ class ScoredModel:
     def label(self) -> str:
         """Name in charts and tables."""
         return label_of(self.summary["model"], self.summary["method"])
+
+    def on(self, domain: str) -> Spread | None:
+        """Accuracy on a domain, or the mean over domains for ''; None if it was not scored."""
+        summary = self.summary
+        if not domain:
+            return Spread(mean=summary["mean"], std=summary["std"])
+        return summary["domains"].get(domain)
 
     @property
     def megabytes(self) -> float:
@@ -129,20 +123,25 @@ class Facts:
     """Everything about a run."""
 
     location: str
+    """Of the root, for display."""
     name: str
     classes: tuple[str, ...]
     rows: list[ResultRow]
+    """The rows of results.json."""
     average: Average
     """How accuracy on a domain is averaged."""
     images: dict[str, int]
     """Number of evaluation images by domain, in display order."""
     notes: tuple[str, ...]
+    """Remarks on the evaluation data."""
     unreadable: tuple[str, ...]
+    """Names of evaluation images that could not be read."""
     scored: list[ScoredModel]
     """The teacher first."""
     method_images: list[MethodImages]
     trained_students: list[TrainedStudent]
     entries: list[cost_records.CostRecord]
+    """What each stage cost."""
     exported_student: ExportedStudent | None
     origin: RunOrigin | None
 
@@ -160,17 +159,6 @@ class Facts:
     def best(self) -> ScoredModel | None:
         """The student of the method with the highest mean; the first of equal ones."""
         return max(self.students, key=lambda s: s.summary["mean"], default=None)
-
-
-def require_finished(storage: Storage) -> None:
-    """Refuse a root without the results of a run (`ManifestError`)."""
-    if not storage.exists("results.json"):
-        raise ManifestError(
-            "storage.root",
-            "must hold a finished run, with results.json",
-            storage.location(),
-            "run jobs/pipeline.py first",
-        )
 
 
 def note_origin(
@@ -206,19 +194,14 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         ManifestError: the run is not finished.
         CorruptionError: an object of the run is damaged.
     """
-    require_finished(storage)
-    results = read_json(storage, "results.json")
-    validate_results(results)
-    classes = tuple(results["classes"])
-    rows = sort_rows(results["rows"])
-    origin = _origin(storage)
-    ms = footprint.read(root or storage).ms
-    scored = [
-        _scored(summary, rows, len(classes), results["parameters"], ms)
-        for summary in results["summary"]
-    ]
-    name = origin.manifest.get("name") if origin else None
+    results, origin = read_results(storage), _read_origin(storage)
+    classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
+    run = root or storage
+    scored = _scored_models(results, rows, footprint.read(run).ms)
     methods = [s.summary["method"] for s in scored if s.summary["model"] == "student"]
+    # A page shows data only of methods with a scored student, but without students those of all.
+    versions = _published_versions(run, methods or run.folders(layout.DATA), classes, version)
+    name = origin.manifest.get("name") if origin else None
     return Facts(
         location=storage.location(),
         name=str(name or Path(storage.location()).name),
@@ -229,79 +212,65 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         notes=tuple(results["data"]["notes"]),
         unreadable=tuple(results["data"]["unreadable"]),
         scored=scored,
-        method_images=_method_images(root or storage, methods, classes, version),
-        trained_students=_trained_students(root or storage, rows, origin),
+        method_images=_method_images(versions, classes),
+        trained_students=_trained_students(run, rows, origin),
+        # Records of a root cover all its versions, so they do not tell what this one cost.
         entries=[] if root else cost_records.read(storage),
         exported_student=read_exported_student(storage),
         origin=origin,
     )
 
 
-def _origin(storage: Storage) -> RunOrigin | None:
-    if not storage.exists(ORIGIN):
-        return None
-    try:
-        return TypeAdapter(RunOrigin).validate_json(storage.get(ORIGIN), strict=True)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
-        raise CorruptionError(
-            f"{storage.location(ORIGIN)}: {problem}; delete it, and run jobs/report.py "
-            "with the run's manifest"
-        ) from None
+def _read_origin(storage: Storage) -> RunOrigin | None:
+    """The content of report.json; None if there is none."""
+    return read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
 
 
-def _scored(
-    summary: Summary,
-    rows: Sequence[ResultRow],
-    classes: int,
-    parameters: Mapping[str, int],
-    ms: Mapping[str, float],
-) -> ScoredModel:
-    total = np.zeros((classes, classes), dtype=np.int64)
-    for row in rows:
-        if (row["model"], row["method"]) == (summary["model"], summary["method"]):
-            total += np.array(row["confusion"], dtype=np.int64)
-    model = summary["model"]
-    return ScoredModel(summary, total, parameters[model], ms.get(model))
+def _scored_models(
+    results: Mapping[str, Any], rows: Sequence[ResultRow], ms: Mapping[str, float]
+) -> list[ScoredModel]:
+    """The scores of each model and method in the summary, with the sum of their confusions."""
+    models = []
+    for summary in results["summary"]:
+        model, key = summary["model"], (summary["model"], summary["method"])
+        confusions = [row["confusion"] for row in rows if (row["model"], row["method"]) == key]
+        total = np.array(confusions, dtype=np.int64).sum(axis=0)
+        models.append(ScoredModel(summary, total, results["parameters"][model], ms.get(model)))
+    return models
+
+
+def _published_versions(
+    storage: Storage, methods: Sequence[str], classes: tuple[str, ...], version: str
+) -> dict[str, PublishedVersion]:
+    """The version of each method that has one of these classes: `version`, or the current one."""
+    homes = {method: storage.child(layout.data(method)) for method in methods}
+    versions = {
+        method: open_version(home, version) if version else current(home)
+        for method, home in homes.items()
+    }
+    return {
+        method: found
+        for method, found in versions.items()
+        if found is not None and found.classes == classes
+    }
 
 
 def _method_images(
-    storage: Storage, methods: Sequence[str], classes: tuple[str, ...], version: str
+    versions: Mapping[str, PublishedVersion], classes: tuple[str, ...]
 ) -> list[MethodImages]:
-    """The published version of each scored method; of every method with data if no student was
-    scored.
-    """
-    names = list(methods or storage.folders(layout.DATA))
-    homes = {name: storage.child(layout.data(name)) for name in names}
-    versions = {
-        name: open_version(home, version) if version else current(home)
-        for name, home in homes.items()
-    }
-    present = {
-        name: published_version
-        for name, published_version in versions.items()
-        if published_version is not None and published_version.classes == classes
-    }
-    # Divide the limit on pictures among the strips first; `reduced_to_budget` then limits the
-    # bytes.
-    strips = len(shown_classes(classes)) * max(len(present), 1)
+    """Images, index and prompts of each method's version, within the limits of a page."""
+    # Divide the limit on pictures among the strips first, so that no more shards are opened than
+    # the page needs; `reduced_to_budget` then limits the bytes.
+    strips = len(shown_classes(classes)) * max(len(versions), 1)
     per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
-    indices = {name: read_index(version) for name, version in present.items()}
+    indices = {method: read_index(version) for method, version in versions.items()}
     galleries = reduced_to_budget(
-        [gallery(version, indices[name], per_class) for name, version in present.items()],
+        [gallery(version, indices[method], per_class) for method, version in versions.items()],
         MAX_URI_CHARACTERS,
     )
     return [
-        MethodImages(
-            name,
-            published_version,
-            indices[name],
-            method_gallery,
-            read_prompts(published_version, name),
-        )
-        for (name, published_version), method_gallery in zip(
-            present.items(), galleries, strict=True
-        )
+        MethodImages(method, version, indices[method], shown, read_prompts(version, method))
+        for (method, version), shown in zip(versions.items(), galleries, strict=True)
     ]
 
 
@@ -310,56 +279,16 @@ def _trained_students(
 ) -> list[TrainedStudent]:
     """The scored students: those that report.json names, or the only candidates."""
     named = set(origin.students) if origin else None
-    folders = storage.folders(layout.STUDENTS)
-    scored_keys = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
-    seeds = {method: sum(m == method for m, _ in scored_keys) for method, _ in scored_keys}
+    folders = [f for f in storage.folders(layout.STUDENTS) if named is None or f in named]
+    scored = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
+    methods = [method for method, _ in scored]
     students = []
-    for method, seed in scored_keys:
-        matching = [
-            name
-            for name in folders
-            if name.startswith(f"{method}-s{seed}-") and (named is None or name in named)
-        ]
+    for method, seed in scored:
+        matching = [name for name in folders if name.startswith(f"{method}-s{seed}-")]
         # Several folders match if settings were changed; without report.json the right one is
         # unknown.
         if len(matching) == 1:
-            label = method if seeds[method] == 1 else f"{method} {seed}"
-            student = _student(
-                storage.child(layout.student(matching[0])), matching[0], method, seed
-            )
-            curve = read_curve(storage.child(layout.student(matching[0])), method, seed, label)
-            students.append(TrainedStudent(**student, curve=curve))
+            label = method if methods.count(method) == 1 else f"{method} {seed}"
+            student = storage.child(layout.student(matching[0]))
+            students.append(read_student(student, matching[0], method, seed, label))
     return students
-
-
-def _student(storage: Storage, name: str, method: str, seed: int) -> dict[str, Any]:
-    card = read_card(storage)
-    return {
-        "name": name,
-        "method": method,
-        "seed": seed,
-        "architecture": card["architecture"],
-        "image_size": card["image_size"],
-        "parameters": _parameters(storage),
-        "bytes": card["bytes"],
-        "sha256": card["sha256"],
-    }
-
-
-def _parameters(storage: Storage) -> int:
-    """Number of trainable values, from the header of the weights file."""
-    with tempfile.TemporaryDirectory(prefix="dfkd-weights-") as folder:
-        path = Path(folder, WEIGHTS)
-        storage.get_file(WEIGHTS, path)
-        try:
-            with safe_open(path, "numpy") as tensors:
-                return sum(
-                    int(np.prod(tensors.get_slice(key).get_shape()))
-                    for key in tensors.keys()  # noqa: SIM118 - it is no mapping
-                    if not key.endswith(STATISTICS) and key not in ("mean", "std")
-                )
-        except SafetensorError as error:
-            raise CorruptionError(
-                f"{storage.location(WEIGHTS)}: {error}; delete the student's folder and distil "
-                "again"
-            ) from None

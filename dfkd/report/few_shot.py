@@ -20,8 +20,10 @@ from dfkd.report.tables import WIDTH
 CELL = 10
 """Maximum width of a column in characters: `78.9 ±12.3`."""
 LABELS = ("images a class", "gain", "trained on", "tested on")
+"""Labels of the rows that are not curves."""
 
 Bands = Mapping[tuple[Curve, int], Band]
+"""Mean and deviation by curve and number of shots."""
 Grid = list[list[str]]
 """Rows of cells, the label first: shots, one row for each curve, gains, and two rows of image
 counts.
@@ -41,6 +43,7 @@ SCALE = 2.0
 """Pixels of the PNG for each pixel of the SVG."""
 AXIS = "training images of each class (0: before any training)"
 INK, LINE = "#333333", "#DDDDDD"
+"""Colours of texts and of lines."""
 
 
 def table(results: FewShotResults) -> str:
@@ -73,8 +76,8 @@ def markdown(results: FewShotResults) -> str:
         _markdown_table(_grid(results, _means(results), ticks, names)),
     ]
     for name in names if len(names) > 1 else ():
-        bands = {(point.curve, point.shots): point.domains[name] for point in results.summary}
-        parts += [f"## {_escape(name)}", _markdown_table(_grid(results, bands, ticks, [name]))]
+        grid = _grid(results, _domain_bands(results, name), ticks, [name])
+        parts += [f"## {_escape(name)}", _markdown_table(grid)]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
         parts += ["## Notes", "\n".join(f"- {_escape(remark)}" for remark in remarks)]
@@ -82,25 +85,41 @@ def markdown(results: FewShotResults) -> str:
 
 
 def _ticks(results: FewShotResults) -> list[int]:
+    """The numbers of shots, rising."""
     return sorted({point.shots for point in results.summary})
 
 
 def _means(results: FewShotResults) -> Bands:
+    """The means over domains."""
     return {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
 
 
+def _domain_bands(results: FewShotResults, domain: str) -> Bands:
+    """The means on one domain."""
+    return {(point.curve, point.shots): point.domains[domain] for point in results.summary}
+
+
 def _averaged_over(names: Sequence[str]) -> str:
+    """What the means are over."""
     return "one domain" if len(names) == 1 else f"mean of {len(names)} domains"
 
 
 def _grid(
     results: FewShotResults, bands: Bands, ticks: Sequence[int], names: Sequence[str]
 ) -> Grid:
+    """The cells of a table, with one column for each of `ticks`.
+
+    Args:
+        bands: figures of the curves.
+        ticks: numbers of shots.
+        names: domains that the figures are over.
+    """
     rows = [row for row in results.rows if row.domain in names]
     curves = [curve for curve, shots in bands if shots == max(ticks)]
     grid = [[curve, *(_figure(bands.get((curve, shots))) for shots in ticks)] for curve in curves]
     if added := gains(rows):
         grid.append([LABELS[1], *(_gain(added.get(shots)) for shots in ticks)])
+    # All seeds use the same number of images, so those of one seed are counted.
     for label, trained in ((LABELS[2], True), (LABELS[3], False)):
         images = {
             (row.shots, row.domain): sum(row.trained if trained else row.tested)
@@ -113,12 +132,14 @@ def _grid(
 
 
 def _figure(band: Band | None) -> str:
+    """Mean and deviation in percent; a dash for a curve without this number of shots."""
     if band is None:
         return "-"
     return f"{100 * band.mean:.1f}" + ("" if band.std is None else f" ±{100 * band.std:.1f}")
 
 
 def _gain(gain: Spread | None) -> str:
+    """A difference in percentage points, with its sign and deviation."""
     if gain is None:
         return "-"
     deviation = "" if gain["std"] is None else f" ±{100 * gain['std']:.1f}"
@@ -126,6 +147,7 @@ def _gain(gain: Spread | None) -> str:
 
 
 def _text_table(grid: Grid) -> str:
+    """The grid as lines of text, with a rule below the heading."""
     left = max(map(len, LABELS))
     lines = [
         (label.ljust(left) + "".join(f" {cell:>{CELL}}" for cell in cells)).rstrip()
@@ -135,6 +157,7 @@ def _text_table(grid: Grid) -> str:
 
 
 def _markdown_table(grid: Grid) -> str:
+    """The grid as Markdown, with figures aligned right."""
     rule = "|---" + "|---:" * (len(grid[0]) - 1) + "|"
     head, *lines = (f"| {' | '.join(line)} |" for line in grid)
     return "\n".join([head, rule, *lines])
@@ -158,16 +181,19 @@ def png(results: FewShotResults) -> bytes:
 
 
 def _chart(results: FewShotResults) -> alt.VConcatChart:
+    """The large plot of the mean above small ones of the domains, if there are several."""
     domains, seeds = results.data.domains, len(results.summary[0].seeds)
     title_lines = [
         f"{results.architecture}: accuracy on the rest of a domain, %",
-        ("one domain" if len(domains) == 1 else f"mean of {len(domains)} domains")
+        _averaged_over(domains)
         + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
     ]
-    means = {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
-    plots: list[Any] = [_panel(results, means, title_lines, LARGE)]
+    plots: list[Any] = [_panel(results, _means(results), title_lines, LARGE)]
     for first in range(0, len(domains), COLUMNS) if len(domains) > 1 else ():
-        row = [_of_domain(results, name) for name in domains[first : first + COLUMNS]]
+        row = [
+            _panel(results, _domain_bands(results, name), [name], (SMALL, SMALL))
+            for name in domains[first : first + COLUMNS]
+        ]
         plots.append(alt.hconcat(*row, spacing=GAP))
     axis: dict[str, Any] = {
         "labelColor": INK, "titleColor": INK, "gridColor": LINE, "domainColor": LINE,
@@ -183,25 +209,21 @@ def _chart(results: FewShotResults) -> alt.VConcatChart:
     return chart
 
 
-def _of_domain(results: FewShotResults, name: str) -> alt.LayerChart | alt.FacetChart:
-    bands = {(point.curve, point.shots): point.domains[name] for point in results.summary}
-    return _panel(results, bands, [name], (SMALL, SMALL))
-
-
 def _panel(
     results: FewShotResults,
-    bands: Mapping[tuple[Curve, int], Band],
+    bands: Bands,
     title_lines: list[str],
     size: tuple[int, int],
 ) -> alt.LayerChart | alt.FacetChart:
     """One plot; only the large one has a legend and a title on its axis."""
     large = size[0] > SMALL
-    ticks = [str(shots) for shots in sorted({point.shots for point in results.summary})]
+    ticks = list(map(str, _ticks(results)))
+    # An ordinal axis, because shots double from tick to tick and 0 has no logarithm.
     shots = alt.X(
         "shots:O", sort=ticks, scale=alt.Scale(type="point", padding=0.3),
         axis=alt.Axis(title=AXIS if large else None, labelAngle=0, grid=False),
     )  # fmt: skip
-    base = alt.Chart(alt.InlineData(values=_rows(bands))).encode(x=shots)
+    base = alt.Chart(alt.InlineData(values=_chart_rows(bands))).encode(x=shots)
     colour, shape, dash = _styles(results, large)
     scale = alt.Scale(domain=[0, 100])
     value = alt.Y("mean:Q", scale=scale, axis=alt.Axis(title=None, tickCount=5, ticks=False))
@@ -222,7 +244,8 @@ def _panel(
     return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)
 
 
-def _rows(bands: Mapping[tuple[Curve, int], Band]) -> list[dict[str, Any]]:
+def _chart_rows(bands: Bands) -> list[dict[str, Any]]:
+    """A row for each point: mean and band in percent, within 0 to 100."""
     return [
         {
             "curve": curve,

@@ -1,9 +1,14 @@
-"""Which images a page shows, and what the index says about all of them; opens few shards."""
+"""The images of a version that a page shows, and the figures in its index about all images.
+
+A version may have millions of images in thousands of shards. Its index (`read_index`) has a loss
+and a confidence for each image. So the images to show are chosen from the index, and only the
+shards that hold them are opened (`gallery`).
+"""
 
 import base64
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,31 +26,31 @@ from dfkd.prompts.diversity import near_duplicates, pair_cosines, vendi_score
 from dfkd.utils.images import open_image
 
 MAX_ROWS = 250_000
-"""Rows of an index that are kept; of more, every second, third, ... one."""
+"""Maximum number of rows of an index that are kept, evenly spaced."""
 MAX_PER_CLASS = 12
-"""Images of a class and method at the most."""
+"""Maximum number of images of a class and method."""
 MAX_PICTURES = 960
-"""Images of all classes and methods together."""
+"""Maximum number of images of all classes and methods together."""
 MAX_CLASSES = 100
-"""Classes whose images are shown; of more, evenly spaced ones."""
+"""Maximum number of classes whose images are shown, evenly spaced."""
 SHARDS_PER_CLASS = 3
 """Shards that are opened for a class's images; a shard is read and checked as a whole."""
 WORST = 10
 """Images in each list of doubtful ones."""
 SIDE = 128
-"""Pixels a side of an image on the page at the most."""
+"""Maximum width and height of an image on the page in pixels."""
 MAX_EMBEDDINGS = 600
-"""Embeddings that the diversity of a version's images is computed from."""
+"""Maximum number of embeddings that the diversity of a version's images is computed from."""
 
 Numbers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Index:
-    """The numbers of an index that a page needs, by row."""
+    """The columns of index.parquet that a page needs; one entry of each array for each image."""
 
     total: int
-    """Rows of the file, of which more may have been kept than all or a part."""
+    """Number of rows in the file; the arrays have at most `MAX_ROWS` of them."""
     class_index: Numbers
     index: Numbers
     shard: Numbers
@@ -55,7 +60,7 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """How many are kept."""
+        """Number of rows that are kept."""
         return len(self.class_index)
 
 
@@ -69,7 +74,7 @@ class GalleryImage:
     confidence: float
     loss: float
     predicted: int
-    """The class that the teacher takes it for: argmin of the stored distances."""
+    """Index of the class that the teacher puts it into: argmin of the stored distances."""
     uri: str
     """`data:image/...`."""
 
@@ -85,12 +90,14 @@ class Gallery:
     lossy: list[GalleryImage]
     """Highest loss first."""
     rejected: list[GalleryImage]
-    """Taken for another class: of each class the least confident one, lowest confidence first."""
+    """Images that the teacher puts into another class: the least confident one of each class, the
+    lowest confidence first."""
     rejections: int
-    """How many of `examined` are taken for another class."""
+    """Number of `examined` images that the teacher puts into another class."""
     examined: int
+    """Number of images in the shards that were opened."""
     embeddings: Numbers
-    """The teacher's embeddings [N, E] of images that were looked at, none of them zero."""
+    """The teacher's embeddings float32 [N, E] of a sample of `examined`, none of them zero."""
     labels: Numbers
     """Their class indices [N]."""
 
@@ -103,7 +110,7 @@ class Gallery:
 
     @property
     def vendi(self) -> float | None:
-        """The effective number of different `embeddings`; None without any."""
+        """Vendi score: the effective number of different `embeddings`; None without any."""
         return vendi_score(self.embeddings) if len(self.labels) else None
 
     @property
@@ -117,22 +124,24 @@ class Gallery:
 
 
 def read_index(version: PublishedVersion) -> Index:
-    """What index.parquet says about each image; bounded memory, whatever its length.
+    """The columns of a version's index.parquet; the memory does not grow with its length.
 
     Raises:
-        CorruptionError: it is not what was published.
+        CorruptionError: the file is not what was published.
     """
-    wanted = ["class_index", "index", "shard", "loss", "confidence"]
-    names = pa.array([receipt.shard for receipt in version.shards], pa.string())
+    names = ["class_index", "index", "shard", "loss", "confidence"]
+    shards = pa.array([receipt.shard for receipt in version.shards], pa.string())
     step = -(-sum(receipt.samples for receipt in version.shards) // MAX_ROWS) or 1
-    columns: dict[str, list[Numbers]] = {name: [] for name in wanted}
+    columns: dict[str, list[Numbers]] = {name: [] for name in names}
     total = 0
-    for batch in version.index(wanted):
+    for batch in version.index(names):
+        # Every `step`-th row of the file, whatever the sizes of its batches.
         kept = slice(-total % step, None, step)
         total += batch.num_rows
-        codes = pc.fill_null(pc.index_in(batch["shard"], value_set=names), -1)
-        for name in wanted:
-            values = codes if name == "shard" else batch[name]
+        # A number takes an eighth of the memory of a shard's name, or less.
+        positions = pc.fill_null(pc.index_in(batch["shard"], value_set=shards), -1)
+        for name in names:
+            values = positions if name == "shard" else batch[name]
             columns[name].append(values.to_numpy(zero_copy_only=False)[kept])
     arrays = {name: np.concatenate(parts or [np.empty(0)]) for name, parts in columns.items()}
     if (arrays["shard"] < 0).any():
@@ -144,7 +153,7 @@ def read_index(version: PublishedVersion) -> Index:
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spaced, the first and (from 2 on) the last included."""
+    """At most `count` of the items, evenly spaced, from the first to the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
@@ -156,61 +165,73 @@ def shown_classes(classes: Sequence[str]) -> list[int]:
 
 
 def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
-    """Images of each class evenly spaced over few shards, and the doubtful ones of the version.
+    """Images of each class, evenly spaced over few shards, and the version's doubtful images.
+
+    Args:
+        index: the version's index.
+        per_class: maximum number of images of a class.
 
     Raises:
         CorruptionError: a shard is not what was published.
     """
     picks = {c: _spaced(index, c, per_class) for c in shown_classes(version.classes)}
+    # The last key of lexsort sorts first; class and index make the order the same each time.
     by_doubt = np.lexsort((index.index, index.class_index, index.confidence))[:WORST]
     by_loss = np.lexsort((index.index, index.class_index, -index.loss))[:WORST]
-    look = _ShardScan(version)
-    look.read(index, [*(row for rows in picks.values() for row in rows), *by_doubt, *by_loss])
-    strips = {c: look.pictures(index, rows) for c, rows in picks.items()}
-    usable = [(own, vector) for own, vector in look.embeddings if np.abs(vector).sum() > 0]
-    chosen = evenly(usable, MAX_EMBEDDINGS)
+    # All shards are scanned in one pass, so that none is read twice.
+    scan = _ShardScan(version)
+    scan.read(index, [*(row for rows in picks.values() for row in rows), *by_doubt, *by_loss])
+    strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
+    # A zero vector has no direction, so no cosine.
+    usable = [(own, vector) for own, vector in scan.embeddings if np.abs(vector).sum() > 0]
+    sampled = evenly(usable, MAX_EMBEDDINGS)
     return Gallery(
         strips=strips,
-        unsure=look.pictures(index, by_doubt),
-        lossy=look.pictures(index, by_loss),
-        rejected=[_picture(sample) for sample in look.doubted()],
-        rejections=look.rejections,
-        examined=look.examined,
-        embeddings=np.array([v for _, v in chosen] or np.empty((0, 0)), np.float32),
-        labels=np.array([own for own, _ in chosen], np.int64),
+        unsure=scan.pictures(index, by_doubt),
+        lossy=scan.pictures(index, by_loss),
+        rejected=[_picture(sample) for sample in scan.least_confident()],
+        rejections=scan.rejections,
+        examined=scan.examined,
+        embeddings=np.array([v for _, v in sampled] or np.empty((0, 0)), np.float32),
+        labels=np.array([own for own, _ in sampled], np.int64),
     )
 
 
 def _spaced(index: Index, class_index: int, count: int) -> list[int]:
-    """Rows of a class: evenly spaced among those of a few evenly spaced shards."""
+    """Rows of at most `count` images of a class, evenly spaced over a few of its shards."""
     rows = np.flatnonzero(index.class_index == class_index)
     rows = rows[np.argsort(index.index[rows], kind="stable")]
-    open_image = evenly(sorted(set(index.shard[rows].tolist())), SHARDS_PER_CLASS)
-    inside = rows[np.isin(index.shard[rows], open_image)]
+    opened = evenly(sorted(set(index.shard[rows].tolist())), SHARDS_PER_CLASS)
+    inside = rows[np.isin(index.shard[rows], opened)]
     return [int(row) for row in evenly(inside.tolist(), count)]
 
 
 @dataclass
 class _ShardScan:
-    """What was seen in the shards that were opened, each of them once."""
+    """Opens shards once each, and keeps what a page needs of their samples."""
 
     version: PublishedVersion
     wanted: dict[str, Sample] = field(default_factory=dict)
+    """The samples that `read` was asked for, by key."""
     rejected: dict[int, Sample] = field(default_factory=dict)
-    """Of each class the least confident."""
+    """The least confident sample of each class that the teacher puts into another class."""
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
-    """With the class index of each."""
+    """Class index and embedding of every sample."""
     rejections: int = 0
+    """Number of samples that the teacher puts into another class."""
     examined: int = 0
+    """Number of samples."""
 
     def read(self, index: Index, rows: Iterable[int]) -> None:
+        """Scan the shards that hold these rows of the index."""
         keys: dict[int, set[str]] = {}
         for row in rows:
             keys.setdefault(int(index.shard[row]), set()).add(_key(index, row))
         for shard in sorted(keys):
-            self._open(self.version.shards[shard], keys[shard])
+            self._scan(self.version.shards[shard], keys[shard])
 
-    def _open(self, receipt: Receipt, keys: set[str]) -> None:
+    def _scan(self, receipt: Receipt, keys: set[str]) -> None:
+        """Look at every sample of a shard; keep those with one of these keys."""
         for sample in self.version.samples(receipt):
             self.examined += 1
             own = sample.metadata["class_index"]
@@ -219,32 +240,36 @@ class _ShardScan:
                 self.wanted[sample.key] = sample
             if predicted(sample) != own:
                 self.rejections += 1
-                held = self.rejected.setdefault(own, sample)
-                self.rejected[own] = min(held, sample, key=_doubt)
+                earlier = self.rejected.setdefault(own, sample)
+                self.rejected[own] = min(earlier, sample, key=_confidence)
 
-    def doubted(self) -> list[Sample]:
-        """Those of `rejected`, the least confident first."""
-        return sorted(self.rejected.values(), key=_doubt)[:WORST]
+    def least_confident(self) -> list[Sample]:
+        """The first of `rejected`, the least confident one first."""
+        return sorted(self.rejected.values(), key=_confidence)[:WORST]
 
     def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
+        """The images of these rows, in their order."""
         found = (self.wanted.get(_key(index, row)) for row in rows)
         return [_picture(sample) for sample in found if sample is not None]
 
 
-def _doubt(sample: Sample) -> tuple[float, str]:
+def _confidence(sample: Sample) -> tuple[float, str]:
+    """Sorts by confidence; the key decides between equal ones."""
     return sample.metadata["confidence"], sample.key
 
 
 def _key(index: Index, row: int) -> str:
+    """The key of the sample in a row of the index."""
     return sample_key(int(index.class_index[row]), int(index.index[row]))
 
 
 def predicted(sample: Sample) -> int:
-    """The class index that the teacher takes a sample for."""
+    """The index of the class that the teacher puts a sample into."""
     return int(sample.arrays["distances"].argmin())
 
 
 def _picture(sample: Sample) -> GalleryImage:
+    """The sample as the page shows it; an image that cannot be decoded is a `CorruptionError`."""
     facts = sample.metadata
     return GalleryImage(
         class_index=facts["class_index"],
@@ -253,24 +278,21 @@ def _picture(sample: Sample) -> GalleryImage:
         confidence=facts["confidence"],
         loss=facts["loss"],
         predicted=predicted(sample),
-        uri=data_uri(sample.image, sample.key),
+        uri=sample.decoded(data_uri),
     )
 
 
-def data_uri(encoded: bytes, name: str) -> str:
-    """An image as a `data:` URI: scaled to `SIDE`, as WebP unless its own bytes are fewer.
+def data_uri(encoded: bytes) -> str:
+    """A PNG or JPEG as a `data:` URI, scaled down to `SIDE` and encoded as WebP.
+
+    An image that fits keeps its own file where that is not larger.
 
     Raises:
-        CorruptionError: naming the image, which no decoder can read.
+        ValueError: no decoder can read the image.
     """
-    try:
-        with open_image(encoded, ("PNG", "JPEG")) as image:
-            kind = str(image.format).lower()
-            small = image.convert("RGB")
-    except ValueError as error:
-        raise CorruptionError(
-            f"image {name} cannot be read ({error}); synthesise it again"
-        ) from None
+    with open_image(encoded, ("PNG", "JPEG")) as image:
+        kind = str(image.format).lower()
+        small = image.convert("RGB")
     fits = max(small.size) <= SIDE
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -281,29 +303,29 @@ def data_uri(encoded: bytes, name: str) -> str:
 
 
 def reduced_to_budget(galleries: Sequence[Gallery], budget: int) -> list[Gallery]:
-    """The galleries with so many images of each class that their URIs fit in `budget` characters.
+    """The galleries with so few images in their strips that these fit in `budget` characters.
 
-    Of a class at least one image is left; if even those do not fit, some classes have none.
+    Every class keeps at least one image; if even those do not fit, some classes have none.
     """
     count = max((len(s) for g in galleries for s in g.strips.values()), default=0)
-    fewer = list(galleries)
-    while count > 1 and sum(_sizes(fewer)) > budget:
+    reduced = list(galleries)
+    # Fewer images of each class first, because a page with all classes tells more.
+    while count > 1 and _uri_characters(reduced) > budget:
         count -= 1
-        fewer = [
-            _with_strips(g, {c: evenly(s, count) for c, s in g.strips.items()}) for g in galleries
+        reduced = [
+            dataclasses.replace(g, strips={c: evenly(s, count) for c, s in g.strips.items()})
+            for g in galleries
         ]
-    kept = max((len(g.strips) for g in galleries), default=0)
-    while sum(_sizes(fewer)) > budget:
-        kept //= 2
-        fewer = [
-            _with_strips(g, {c: g.strips[c] for c in evenly(list(g.strips), kept)}) for g in fewer
+    classes = max((len(g.strips) for g in galleries), default=0)
+    while _uri_characters(reduced) > budget:
+        classes //= 2
+        reduced = [
+            dataclasses.replace(g, strips={c: g.strips[c] for c in evenly(list(g.strips), classes)})
+            for g in reduced
         ]
-    return fewer
+    return reduced
 
 
-def _sizes(galleries: Sequence[Gallery]) -> Iterator[int]:
-    return (len(p.uri) for g in galleries for strip in g.strips.values() for p in strip)
-
-
-def _with_strips(old: Gallery, strips: dict[int, list[GalleryImage]]) -> Gallery:
-    return dataclasses.replace(old, strips=strips)
+def _uri_characters(galleries: Sequence[Gallery]) -> int:
+    """Total length of the URIs in all strips."""
+    return sum(len(p.uri) for g in galleries for strip in g.strips.values() for p in strip)

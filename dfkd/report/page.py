@@ -1,4 +1,8 @@
-"""`report.html`: one self-contained page about a run, for people."""
+"""`report.html`: one self-contained page about a run.
+
+`facts.py` collects what the page shows. Each function here computes one part of it for the template
+`page.html.jinja`.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +16,11 @@ from markupsafe import Markup
 
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation.results import ClassSummary, summarise_classes
+from dfkd.evaluation.results import ClassSummary, require_finished, summarise_classes
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import MEASURES, diversities, rank_correlation
-from dfkd.report.facts import Facts, collect, label_of, note_origin, require_finished
+from dfkd.report.facts import Facts, MethodImages, collect, label_of, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
@@ -32,6 +36,7 @@ OTHER_SLOTS = (5, 6, 7)
 MATRIX_CLASSES = 100
 """Maximum number of classes for a confusion matrix or a table with one column for each class."""
 CLASS_LINES = 200
+"""Maximum number of rows in the table of classes."""
 CONFUSIONS = 4
 """Number of most frequent confusions listed for each model."""
 PANELS = 24
@@ -43,6 +48,7 @@ SECTIONS = {
     "training": "Training", "cost": "Time and cost", "takehome": "Take-home student",
     "provenance": "Provenance",
 }  # fmt: skip
+"""Anchor and heading of each section, in the order of the page."""
 
 
 def write(manifest: Manifest, command: str) -> str:
@@ -115,6 +121,7 @@ def slots_of(*runs: Facts) -> dict[str, int]:
     """Colour numbers of the teacher and of all methods in the runs."""
     labels = {model.label for facts in runs for model in facts.scored}
     labels |= {made.method for facts in runs for made in facts.method_images}
+    # A method keeps its colour on every page, so only colours of absent methods are given away.
     free = [*OTHER_SLOTS, *(slot for name, slot in SLOTS.items() if slot and name not in labels)]
     others = sorted(labels - SLOTS.keys())
     return SLOTS | {name: free[i % len(free)] for i, name in enumerate(others)}
@@ -122,6 +129,7 @@ def slots_of(*runs: Facts) -> dict[str, int]:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    """The templates of this package with their filters and globals; loaded once."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dfkd.report", "."),
         autoescape=True,
@@ -157,8 +165,9 @@ def _shown(facts: Facts) -> list[int]:
     ]
 
 
-def _own_class(made: Any) -> str:
-    share = made.prompts.statistics.get("own_class") if made.prompts else None
+def _own_class(images: MethodImages) -> str:
+    """The share of a method's prompts that are nearest to their own class; a dash if unknown."""
+    share = images.prompts.statistics.get("own_class") if images.prompts else None
     return f"{100 * share:.1f} %" if isinstance(share, float | int) else "-"
 
 
@@ -171,16 +180,14 @@ def accuracy_charts(
     facts: Facts, slots: Mapping[str, int], panels: int = PANELS
 ) -> list[tuple[str, str, Markup]]:
     """Title, remark and bar chart of the mean and of at most `panels` domains."""
-    chart_list = []
     domains = list(facts.images)
+    chart_list = []
     for domain in ["", *domains[:panels]]:
-        bars = []
-        for model in facts.scored:
-            spread = model.summary["domains"].get(domain) if domain else model.summary
-            if spread:
-                bars.append(
-                    charts.ModelBar(model.label, slots[model.label], spread["mean"], spread["std"])
-                )
+        bars = [
+            charts.ModelBar(model.label, slots[model.label], spread["mean"], spread["std"])
+            for model in facts.scored
+            if (spread := model.on(domain))
+        ]
         title = domain.replace("_", " ") if domain else f"Mean of {len(domains)} domains"
         aside = f"{facts.images[domain]:,} images" if domain else ""
         chart_list.append((title, aside, charts.bars(title, bars)))
@@ -195,11 +202,7 @@ def _best(facts: Facts) -> dict[str, set[str]]:
         return {}
     best_labels: dict[str, set[str]] = {}
     for domain in ["", *facts.images]:
-        means = {
-            s.label: (s.summary["domains"][domain] if domain else s.summary)["mean"]
-            for s in facts.students
-            if not domain or domain in s.summary["domains"]
-        }
+        means = {s.label: spread["mean"] for s in facts.students if (spread := s.on(domain))}
         highest = max(means.values(), default=0.0)
         best_labels[domain] = {label for label, mean in means.items() if mean == highest}
     return best_labels
@@ -278,6 +281,7 @@ def _by_class(facts: Facts) -> dict[str, list[ClassSummary]]:
 
 
 def _recall(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The share [M] of each true class that is answered right; NaN for a class without images."""
     sums = confusion.sum(axis=1).astype(np.float64)
     shares: npt.NDArray[Any] = np.full(len(sums), np.nan)
     np.divide(confusion.diagonal(), sums, out=shares, where=sums > 0)
@@ -291,18 +295,20 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
     M = len(facts.classes)
     made, failed = [0] * M, [0] * M
     total, count = np.zeros(M), np.zeros(M)
-    for one in facts.method_images:
-        for receipt in one.version.shards:
+    for images in facts.method_images:
+        # Counts come from the receipts, because the index may have been read in part.
+        for receipt in images.version.shards:
             c = int(receipt.task.partition("-")[0])
             made[c] += receipt.samples
             failed[c] += len(receipt.failed)
-        np.add.at(total, one.index.class_index, one.index.confidence)
-        np.add.at(count, one.index.class_index, 1)
+        np.add.at(total, images.index.class_index, images.index.confidence)
+        np.add.at(count, images.index.class_index, 1)
     means = [float(t / n) if n else None for t, n in zip(total, count, strict=True)]
     return made, failed, means
 
 
 def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
+    """Title and histogram of the images' confidences and losses."""
     if not any(made.index.rows for made in facts.method_images):
         return []
 
@@ -312,6 +318,7 @@ def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Mar
         groups = [(m.method, slots[m.method], values(m.index)) for m in facts.method_images]
         return charts.histogram(title, groups, *span)
 
+    # One axis for all methods, with a little room beyond the extremes.
     losses = np.concatenate([made.index.loss for made in facts.method_images])
     low, high = float(losses.min()), float(losses.max())
     edge = max((high - low) * 0.02, 1e-3)
@@ -322,18 +329,20 @@ def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Mar
 
 
 def _diversity(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup, Markup]]:
+    """Method, histogram of the prompts' cosines, and map of the prompts."""
     with_prompts = [made.prompts for made in facts.method_images if made.prompts]
-    low = min(
+    smallest = min(
         (float(v.min()) for p in with_prompts for v in (p.within, p.across) if len(v)), default=0.0
     )
-    low = np.floor(10 * low) / 10
+    # One axis for all methods: from the tenth below the smallest cosine, at most 0.9, to 1.
+    low = min(np.floor(10 * smallest) / 10, 0.9)
     return [
         (
             p.method,
             charts.histogram(
                 "cosine",
                 [("within a class", slots[p.method], p.within), ("across classes", 0, p.across)],
-                min(low, 0.9),
+                low,
                 1.0,
             ),
             charts.prompt_map(p, facts.classes),
@@ -343,6 +352,7 @@ def _diversity(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup
 
 
 def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
+    """Title and chart of the students' losses and agreements; empty without any log."""
     curve_slots = [
         (t.curve, slots[t.method]) for t in facts.trained_students if t.curve and t.curve.steps
     ]
@@ -355,6 +365,7 @@ def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]
 
 
 def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:
+    """The records in the order of the stages."""
     order = ("synthesize", "distill", "evaluate")
     return sorted(entries, key=lambda entry: order.index(entry.stage))
 

@@ -1,26 +1,34 @@
-"""Readers of parts of a run: training curves, a version's prompts, and the exported student."""
+"""Readers of single objects of a run: students with their curves, prompts, the exported student.
+
+The page shows a sample of what is large, so a reader's memory does not grow with the run.
+"""
 
 import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
+from dfkd.evaluation.footprint import FLOAT32
+from dfkd.models.student import WEIGHTS, read_card
 from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
 from dfkd.report.gallery import evenly
 from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
+
+T = TypeVar("T")
 
 MAX_POINTS = 2000
 """Maximum number of points of each scalar; TensorBoard samples longer series with a fixed seed."""
@@ -29,15 +37,38 @@ MAX_PARTS = 4
 class.
 """
 MAX_PROMPTS = 420
+"""Maximum number of prompts that are sampled; a map of more points is unreadable."""
 RESTORE = "restore them, or synthesise into another storage.root"
 COLUMNS = ("class_index", "text", "embedding")
-KEY = "student/takehome.json"
+EXPORT_FACTS = "student/takehome.json"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Suffixes of a student's tensors that are not parameters but statistics of batch norm."""
+NORMALISATION = ("mean", "std")
+"""Names of a student's tensors that normalise its input."""
 FORMS = (
     ("teacher's image tower", "teacher", None),
     ("student in PyTorch", "torch", None),
     ("student, model.onnx (float32)", "onnx", "model.onnx"),
     ("student, model.int8.onnx", "int8", "model.int8.onnx"),
 )
+"""Name on the page, name in takehome.json, and file of each form of the exported model."""
+
+
+def read_checked(storage: Storage, key: str, kind: type[T]) -> T:
+    """The JSON object `key`, which the jobs wrote, checked as the pydantic type `kind`.
+
+    Raises:
+        CorruptionError: the object is damaged; `MissingObject` if there is none.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(storage.get(key))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise CorruptionError(
+            f"{storage.location(key)}: {field}: {first['msg']}; delete it and run "
+            "jobs/pipeline.py again, which writes it anew"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -56,15 +87,8 @@ class TrainingCurve:
     """
 
 
-def read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingCurve | None:
-    """The training curve of a student; None if there is no log.
-
-    Args:
-        student: the student's folder.
-        method: of its data set.
-        seed: of its distillation.
-        name: label in charts.
-    """
+def _read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingCurve | None:
+    """The training curve in a student's folder; None if there is no log."""
     keys = list(student.list(layout.TENSORBOARD))
     with tempfile.TemporaryDirectory(prefix="dfkd-events-") as folder:
         for key in keys:
@@ -86,8 +110,71 @@ def read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingC
 
 
 def _finite(events: EventAccumulator, tag: str) -> dict[int, float]:
+    """The finite values of a scalar by step; of a step logged twice by a resumed run, the last."""
     values = {event.step: float(event.value) for event in events.Scalars(tag)}
     return {step: value for step, value in values.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """One trained student."""
+
+    name: str
+    """Name of its folder."""
+    method: str
+    seed: int
+    architecture: str
+    image_size: int
+    parameters: int
+    bytes: int
+    sha256: str
+    curve: TrainingCurve | None
+
+
+def read_student(student: Storage, name: str, method: str, seed: int, label: str) -> TrainedStudent:
+    """The facts about a finished student.
+
+    Args:
+        student: the student's folder.
+        name: the folder's name.
+        method: method of its data set.
+        seed: seed of its distillation.
+        label: name of its curve in charts.
+
+    Raises:
+        CorruptionError: its card or its weights are damaged.
+    """
+    card = read_card(student)
+    return TrainedStudent(
+        name=name,
+        method=method,
+        seed=seed,
+        architecture=card["architecture"],
+        image_size=card["image_size"],
+        parameters=_count_parameters(student),
+        bytes=card["bytes"],
+        sha256=card["sha256"],
+        curve=_read_curve(student, method, seed, label),
+    )
+
+
+def _count_parameters(student: Storage) -> int:
+    """Number of trainable values, from the header of the weights file."""
+    with tempfile.TemporaryDirectory(prefix="dfkd-weights-") as folder:
+        path = Path(folder, WEIGHTS)
+        student.get_file(WEIGHTS, path)
+        try:
+            with safe_open(path, "numpy") as tensors:
+                return sum(
+                    int(np.prod(tensors.get_slice(key).get_shape()))
+                    for key in tensors.keys()  # noqa: SIM118 - it is no mapping
+                    if not key.endswith(STATISTICS) and key not in NORMALISATION
+                )
+        except SafetensorError as error:
+            raise CorruptionError(
+                f"{student.location(WEIGHTS)}: {error}; delete the student's folder and distil "
+                "again"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -120,7 +207,8 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
     if not keys:
         return None
-    tables = [_part(version, key) for key in keys]
+    tables = [_read_part(version, key) for key in keys]
+    # Evenly over all files, because each holds every class and, by method, prompts of one part.
     rows = evenly(
         [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
     )
@@ -141,7 +229,8 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     )
 
 
-def _part(version: PublishedVersion, key: str) -> pa.Table:
+def _read_part(version: PublishedVersion, key: str) -> pa.Table:
+    """The columns that are needed of one file of prompts."""
     where = version.storage.location(key)
     return parquet.read(version.storage.get(key), COLUMNS, where, RESTORE).select(COLUMNS)
 
@@ -149,6 +238,7 @@ def _part(version: PublishedVersion, key: str) -> pa.Table:
 def _arrays(
     version: PublishedVersion, table: pa.Table
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Class indices int64 [N] and text embeddings float64 [N, E], checked."""
     try:
         labels = table["class_index"].to_numpy().astype(np.int64)
         embeddings = np.stack(table["embedding"].to_numpy()).astype(np.float64)
@@ -162,6 +252,7 @@ def _arrays(
 
 
 def _statistics(version: PublishedVersion) -> dict[str, Any]:
+    """The content of prompts.json; empty if there is none, since a page can do without it."""
     try:
         content = strict_json.parse(version.storage.get("prompts.json"))
     except (MissingObject, ValueError):
@@ -170,6 +261,7 @@ def _statistics(version: PublishedVersion) -> dict[str, Any]:
 
 
 def _damaged(version: PublishedVersion, key: str, problem: str) -> CorruptionError:
+    """The error about unusable prompts."""
     return CorruptionError(
         f"{version.storage.location(key)}: no readable prompts ({' '.join(problem.split())}); "
         f"{RESTORE}"
@@ -251,23 +343,16 @@ def read_exported_student(storage: Storage) -> ExportedStudent | None:
     Raises:
         CorruptionError: takehome.json is damaged.
     """
-    if not storage.exists(KEY):
+    if not storage.exists(EXPORT_FACTS):
         return None
-    try:
-        card = _ExportCard.model_validate_json(storage.get(KEY))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field_path = ".".join(map(str, first["loc"])) or "the whole"
-        raise CorruptionError(
-            f"{storage.location(KEY)}: {field_path}: {first['msg']}; run jobs/pipeline.py again, "
-            "which measures it anew"
-        ) from None
+    card = read_checked(storage, EXPORT_FACTS, _ExportCard)
     lines = tuple(_exported_form(card, *form) for form in FORMS)
     return ExportedStudent(card.student.method, card.student.seed, lines)
 
 
 def _exported_form(card: _ExportCard, name: str, form: str, file: str | None) -> ExportedForm:
-    size = {"teacher": card.teacher.bytes, "torch": 4 * card.student.parameters}.get(form)
+    """The figures of one of `FORMS`."""
+    size = {"teacher": card.teacher.bytes, "torch": FLOAT32 * card.student.parameters}.get(form)
     if file and file in card.files:
         size = card.files[file].bytes
     scored = card.evaluation.accuracy.get(form)

@@ -32,7 +32,9 @@ DROPPED = {
     "version",
     "width",
 }
+"""Attributes that the page does not need, or that would override its styles."""
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+"""A number with three or more decimals; two are enough at any size of a screen."""
 
 
 def draw(chart: alt.TopLevelMixin, label: str) -> Markup:
@@ -72,6 +74,7 @@ def _clean(element: ET.Element) -> None:
     description = element.attrib.pop("aria-label", "")
     is_mark = element.attrib.pop("role", "") == "graphics-symbol" and len(element) == 0
     for child in list(element):
+        # Children first, because a group is empty only after its own children are removed.
         _clean(child)
         if _invisible(child):
             element.remove(child)
@@ -81,6 +84,7 @@ def _clean(element: ET.Element) -> None:
 
 
 def _invisible(element: ET.Element) -> bool:
+    """Whether an element draws nothing: hidden, an empty group, or a shape without any paint."""
     attributes = element.attrib
     if attributes.get("display") == "none" or attributes.get("opacity") == "0":
         return True

@@ -62,6 +62,7 @@ def class_table(results: Mapping[str, Any]) -> str:
 
 
 def _domain_table(results: Mapping[str, Any], domain: str) -> str:
+    """The accuracies by class on one domain."""
     summaries = summarise_classes(results["rows"], domain)
     row = next(row for row in results["rows"] if row["domain"] == domain)
     images = dict(zip(results["classes"], map(sum, row["confusion"]), strict=True))
@@ -75,14 +76,17 @@ def _domain_table(results: Mapping[str, Any], domain: str) -> str:
 
 
 def _label(line: Summary | ClassSummary) -> str:
+    """The label of a row."""
     return f"{line['model']} {line['method']}"
 
 
 def _percent(accuracy: Spread | None) -> str:
+    """The mean in percent; a dash if nothing was scored."""
     return "-" if accuracy is None else f"{100 * accuracy['mean']:.1f}"
 
 
 def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
+    """The column of means with their deviations, below its heading and above the image count."""
     figures = ["mean", *(f"{100 * line['mean']:.1f}" for line in lines), str(images)]
     stds = (line["std"] for line in lines)
     spreads = ["", *("" if std is None else f" ±{100 * std:.1f}" for std in stds), ""]
@@ -124,6 +128,7 @@ def _columns(cells: Mapping[str, list[str]], space: int) -> Sequence[Column]:
 
 
 def _column(name: str, body: Sequence[str], limit: int) -> Column:
+    """A column whose heading has one line for each word, of at most `limit` characters."""
     words = name.replace("_", " ").replace("-", " ").split() or [name]
     head = [_short(word, limit) for word in words]
     width = max(map(len, [*head, *body]))
@@ -131,12 +136,17 @@ def _column(name: str, body: Sequence[str], limit: int) -> Column:
 
 
 def _short(word: str, limit: int) -> str:
+    """The word, or its beginning and a full stop."""
     return word if len(word) <= limit else word[: limit - 1] + "."
 
 
 def _block(
     labels: Sequence[str], columns: Sequence[Column], means: Sequence[str], left: int
 ) -> str:
+    """The lines of a block: headings aligned at the bottom, a rule, and the body.
+
+    `left` is the width of the labels; `means` is empty except in the last block.
+    """
     height = max(len(head) for head, _ in columns)
     first = [" " * left] * (height - 1) + [_short(label, left).ljust(left) for label in labels]
     grid = [first]

@@ -1,17 +1,19 @@
-"""The sentences and figures of a page: its headline, and the format of numbers."""
+"""The headline of a page, the figures below it, and the format of every number."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from markupsafe import Markup
 
-from dfkd.report.facts import Facts, TrainedStudent
+from dfkd.report.facts import Facts
+from dfkd.report.readers import TrainedStudent
 
 WORDS = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
     "twelve",
 )  # fmt: skip
-MANY = 1_000_000
+"""Numbers that the headline spells out."""
+MILLION = 1_000_000
 
 
 def headline(facts: Facts) -> Markup:
@@ -34,31 +36,35 @@ def headline(facts: Facts) -> Markup:
 
 
 def _mean(facts: Facts) -> str:
+    """What the accuracies of the run are called."""
     return "mean class accuracy" if facts.average == "classes" else "mean accuracy"
 
 
 def _sentence(before: str, figure: str, after: str) -> Markup:
+    """The escaped sentence with its figure emphasised."""
     return Markup("{} <em>{}</em> {}").format(before, figure, after)
 
 
 def _student(trained: TrainedStudent | None) -> str:
+    """The subject of the headline: architecture and size of the student, if they are known."""
     if trained is None:
         return "A student"
     article = "An" if trained.architecture[:1].lower() in "aeiou" else "A"
-    size = f"{trained.parameters / MANY:.1f} M" if trained.parameters >= MANY else None
-    return f"{article} {trained.architecture} of {size or f'{trained.parameters:,}'} parameters"
+    millions = trained.parameters >= MILLION
+    size = f"{trained.parameters / MILLION:.1f} M" if millions else f"{trained.parameters:,}"
+    return f"{article} {trained.architecture} of {size} parameters"
 
 
 def _origin(facts: Facts) -> str:
-    if _unseen(facts):
+    """What the headline says about the images that the student was trained on."""
+    if _saw_no_real_image(facts):
         return "has never seen a real image"
     return "was distilled from synthesised images alone"
 
 
-def _unseen(facts: Facts) -> bool:
-    """Whether no student saw a real image. It is only certain if training started from random
-    weights.
-    """
+def _saw_no_real_image(facts: Facts) -> bool:
+    """Whether it is certain that no student saw a real image."""
+    # Library weights are trained on ImageNet, and a file's are of unknown origin.
     section = facts.origin.manifest.get("distillation") if facts.origin else None
     return isinstance(section, Mapping) and section.get("weights") == "none"
 
@@ -73,7 +79,7 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
         rows.append((f"{_mean(facts)}, teacher", *_value(teacher.summary["mean"])))
     made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
     rows.append(("images synthesised", count(made), ""))
-    if _unseen(facts):
+    if _saw_no_real_image(facts):
         rows.append(("real images used", "0", ""))
     if facts.entries:
         hours = sum(entry.seconds for entry in facts.entries) / 3600
@@ -84,10 +90,12 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
 
 
 def _value(mean: float) -> tuple[str, str]:
+    """Value and unit of an accuracy."""
     return f"{100 * mean:.1f}", "%"
 
 
 def _number(value: int) -> str:
+    """A count in a sentence: `six`, or digits for large ones."""
     return WORDS[value] if value < len(WORDS) else count(value)
 
 
@@ -160,3 +168,4 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "average": average, "bytes": size, "count": count, "duration": duration, "figure": figure,
     "percent": percent, "share": share, "short": short, "spread": spread, "words": words,
 }  # fmt: skip
+"""The functions that templates use, by their names there."""

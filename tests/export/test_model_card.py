@@ -56,7 +56,7 @@ def test_every_figure_is_that_of_the_facts() -> None:
     card = model_card(FACTS)
     for line in (
         "A resnet18 (1,234,567 parameters, 64 px)",
-        "seen 2,880 synthesised images and no real one",
+        "on 2,880 synthesised images and no real one",
         "`folder {x}`",
         "|  | flat | ink | mean |",
         "| teacher zero-shot | 50.0 | 25.0 | 37.5 |",

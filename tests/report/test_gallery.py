@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.shards import Sample
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.report import gallery as module
@@ -83,13 +84,13 @@ def test_a_gallery_shows_each_class_and_its_own_images(version: PublishedVersion
 
 def test_a_page_shows_small_images_whose_bytes_are_few() -> None:
     large = encode(noise(224))
-    uri = data_uri(large, "x")
+    uri = data_uri(large)
     with decoded(uri) as image:
         assert image.size == (128, 128)
         assert image.format == "WEBP"
     assert len(uri) < len(large)
     plain = encode(Image.new("RGB", (8, 8), "red"))
-    flat = data_uri(plain, "x")
+    flat = data_uri(plain)
     assert len(flat) <= len(base64.b64encode(plain)) + 30
 
 
@@ -97,7 +98,7 @@ def test_a_page_shows_small_images_whose_bytes_are_few() -> None:
                                   encode(noise(16), "GIF")])  # fmt: skip
 def test_what_is_no_png_or_jpeg_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptionError, match="image 0001-7 cannot be read"):
-        data_uri(data, "0001-7")
+        Sample("0001-7", data, "png", {}, {}).decoded(data_uri)
 
 
 def some(classes: int, each: int, size: int) -> Gallery:

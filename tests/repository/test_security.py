@@ -115,7 +115,7 @@ def test_pictures_that_are_bombs_or_programs_are_not_decoded(content: bytes) -> 
     with pytest.raises(ValueError, match=r"\w"):
         decode_image(content, 32)
     with pytest.raises(CorruptionError, match="image x cannot be read"):
-        data_uri(content, "x")
+        Sample("x", content, "png", {}, {}).decoded(data_uri)
 
 
 def test_a_picture_is_judged_by_its_header_before_it_is_decoded() -> None:
