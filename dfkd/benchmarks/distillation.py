@@ -239,9 +239,9 @@ def _timed_steps(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, 
     for epoch in itertools.count():
         asked = time.perf_counter()
         for batch in stream.batches(epoch):
-            given = time.perf_counter()
+            received = time.perf_counter()
             # Reading the loss waits until the device has finished the step.
             distiller.advance(batch).loss.item()
             done = time.perf_counter()
-            yield given - asked, done - given
+            yield received - asked, done - received
             asked = done

@@ -66,14 +66,14 @@ MEASURES = (
 def diversities(facts: Facts) -> list[Diversity]:
     """One row for each method with images, in the run's order."""
     scores = {scored.label: scored.summary for scored in facts.students}
-    return [_row(made, scores.get(made.method, {})) for made in facts.method_images]
+    return [_row(images, scores.get(images.method, {})) for images in facts.method_images]
 
 
-def _row(made: MethodImages, summary: Any) -> Diversity:
+def _row(images: MethodImages, summary: Any) -> Diversity:
     """The row of a method, with the summary of its students; `{}` if none was scored."""
-    shown, prompts = made.gallery, made.prompts
+    shown, prompts = images.gallery, images.prompts
     return Diversity(
-        method=made.method,
+        method=images.method,
         prompt_cosine=_mean(prompts.within) if prompts else None,
         prompt_vendi=prompts.vendi if prompts else None,
         image_cosine=_mean(shown.within),

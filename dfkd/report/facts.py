@@ -244,14 +244,14 @@ def _published_versions(
 ) -> dict[str, PublishedVersion]:
     """The version of each method that has one of these classes: `version`, or the current one."""
     homes = {method: storage.child(layout.data(method)) for method in methods}
-    versions = {
+    opened = {
         method: open_version(home, version) if version else current(home)
         for method, home in homes.items()
     }
     return {
-        method: found
-        for method, found in versions.items()
-        if found is not None and found.classes == classes
+        method: published
+        for method, published in opened.items()
+        if published is not None and published.classes == classes
     }
 
 

@@ -249,8 +249,8 @@ class _ShardScan:
 
     def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
         """The images of these rows, in their order."""
-        found = (self.wanted.get(_key(index, row)) for row in rows)
-        return [_picture(sample) for sample in found if sample is not None]
+        samples = (self.wanted.get(_key(index, row)) for row in rows)
+        return [_picture(sample) for sample in samples if sample is not None]
 
 
 def _confidence(sample: Sample) -> tuple[float, str]:

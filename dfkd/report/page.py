@@ -63,7 +63,7 @@ def write(manifest: Manifest, command: str) -> str:
         CorruptionError: an object of the run is damaged.
     """
     storage = open_storage(manifest.storage.root)
-    require_finished(storage)
+    require_finished(storage)  # before report.json is written
     students = []
     if "student" in manifest.evaluation.models:
         students = [
@@ -120,7 +120,7 @@ def render(facts: Facts) -> str:
 def slots_of(*runs: Facts) -> dict[str, int]:
     """Colour numbers of the teacher and of all methods in the runs."""
     labels = {model.label for facts in runs for model in facts.scored}
-    labels |= {made.method for facts in runs for made in facts.method_images}
+    labels |= {images.method for facts in runs for images in facts.method_images}
     # A method keeps its colour on every page, so only colours of absent methods are given away.
     free = [*OTHER_SLOTS, *(slot for name, slot in SLOTS.items() if slot and name not in labels)]
     others = sorted(labels - SLOTS.keys())
@@ -161,7 +161,7 @@ def _shown(facts: Facts) -> list[int]:
     return [
         c
         for c in shown_classes(facts.classes)
-        if any(made.gallery.strips.get(c) for made in facts.method_images)
+        if any(images.gallery.strips.get(c) for images in facts.method_images)
     ]
 
 
@@ -309,7 +309,7 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
 
 def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
     """Title and histogram of the images' confidences and losses."""
-    if not any(made.index.rows for made in facts.method_images):
+    if not any(images.index.rows for images in facts.method_images):
         return []
 
     def chart(
@@ -319,7 +319,7 @@ def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Mar
         return charts.histogram(title, groups, *span)
 
     # One axis for all methods, with a little room beyond the extremes.
-    losses = np.concatenate([made.index.loss for made in facts.method_images])
+    losses = np.concatenate([images.index.loss for images in facts.method_images])
     low, high = float(losses.min()), float(losses.max())
     edge = max((high - low) * 0.02, 1e-3)
     return [
@@ -330,7 +330,7 @@ def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Mar
 
 def _diversity(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup, Markup]]:
     """Method, histogram of the prompts' cosines, and map of the prompts."""
-    with_prompts = [made.prompts for made in facts.method_images if made.prompts]
+    with_prompts = [images.prompts for images in facts.method_images if images.prompts]
     smallest = min(
         (float(v.min()) for p in with_prompts for v in (p.within, p.across) if len(v)), default=0.0
     )
@@ -376,9 +376,9 @@ def _provenance(facts: Facts) -> dict[str, Any]:
     """
     weights: dict[str, str] = {}
     environment: dict[str, str] = {}
-    for made in facts.method_images:
-        weights |= {str(k): str(v) for k, v in made.version.manifest["weights"].items()}
-        environment |= {str(k): str(v) for k, v in made.version.manifest["environment"].items()}
+    for images in facts.method_images:
+        weights |= {str(k): str(v) for k, v in images.version.manifest["weights"].items()}
+        environment |= {str(k): str(v) for k, v in images.version.manifest["environment"].items()}
     manifest = facts.origin.manifest if facts.origin else None
     return {
         "weights": sorted(weights.items()),

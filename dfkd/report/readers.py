@@ -208,7 +208,7 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     if not keys:
         return None
     tables = [_read_part(version, key) for key in keys]
-    # Evenly over all files, because each holds every class and, by method, prompts of one part.
+    # From several files, because contrastive prompts differ from part to part.
     rows = evenly(
         [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
     )
