@@ -165,7 +165,7 @@ class FewShot:
 
     The paper states the shots, five runs and ImageNet weights as the baseline, but no other
     setting. The optimizer is AdamW, whose learning rates fall to zero along a cosine. The study
-    manifests/studies/few-shot shows how the rates and the epochs were selected.
+    manifests/studies/few-shot shows how the rate and the epochs were selected.
     """
 
     domains: Several[Name] = ()
@@ -181,12 +181,11 @@ class FewShot:
     """Weights of the start `library`: a name of the library (`IMAGENET1K_V1`, `pretrained`) or a
     file. A student of timm needs `pretrained`, the only name that timm knows."""
     epochs: Count = 20
-    """Epochs for every start. The defaults of the epochs and of the two rates were selected on the
-    miniature's icons, so other images may need other values."""
+    """Epochs for every start. The defaults of the epochs and of the learning rate were selected on
+    the miniature's icons, so other images may need other values."""
     learning_rate: Positive = 0.0001
-    """Learning rate of trained weights: the student, and the backbone of `library`."""
-    fresh_rate: Positive = 0.001
-    """Learning rate of random weights: all of `scratch`, and the head of `library`."""
+    """Learning rate of trained weights: the student, and the backbone of `library`. Random weights
+    (all of `scratch`, and the head of `library`) learn at ten times this rate."""
 
     def __post_init__(self) -> None:
         for key in ("domains", "shots", "seeds", "starts"):

@@ -328,10 +328,9 @@ class _Experiment:
             fine_tune(classifier, shot_images, self.manifest.fewshot, seed, start)
             answers = self._answers(classifier, test)
             if (answers < 0).any():
-                rate = "fresh_rate" if start == "scratch" else "learning_rate"
                 raise DfkdError(
                     f"few-shot training of {start} on {self.domain.name!r} with {shots} "
-                    f"shots and seed {self.seed} diverged; lower fewshot.{rate}"
+                    f"shots and seed {self.seed} diverged; lower fewshot.learning_rate"
                 )
         return test[answers == images.labels[test]]
 
