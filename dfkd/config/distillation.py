@@ -74,9 +74,11 @@ class Distillation(Training):
     texts: Texts = "template"
     """Texts that the teacher compares images with: the class prompt, or each class' mean over
     `prompts.styles` (an ensemble). Stored distances are to the class prompt."""
-    standardise: bool = True
-    """Train on (distance - mean) / std of the labels, because a CLIP's distances differ too little
-    for the usual learning rates. The finished student still returns distances."""
+    standardise: bool | tuple[float, Positive] = True
+    """Train on labels that are rescaled to mean 0 and standard deviation 1, because a CLIP's
+    distances differ too little for the usual learning rates. `[mean, std]` rescales them to these,
+    so that a study can show another teacher's spread; false leaves them as they are. The finished
+    student returns the teacher's distances in any case."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
     free resources. Students are trained one after the other, in a study side by side. Raise it with

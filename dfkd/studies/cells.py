@@ -59,6 +59,10 @@ class CellResult:
     """Fingerprint of the data set that the student learned from; empty for all others."""
     data: Sha256
     """Digest of the scored images and their labels (`evaluation_digest`)."""
+    held_out: Sha256 | Literal[""] = ""
+    """Fingerprint of the data set that `agreement` was measured on; empty without one."""
+    agreement: Fraction | None = None
+    """Share of the held-out images for which student and teacher choose the same class."""
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
     """One score for each domain."""
     notes: tuple[str, ...]
@@ -83,12 +87,22 @@ class CellStore:
     model: str
     version: str
     data: str
+    held_out: str = ""
 
     @property
     def folder(self) -> str:
         """Folder relative to the root; its name contains a hash of all fields."""
-        about = {"schema": SCHEMA, "model": self.model, "version": self.version, "data": self.data}
+        about = {"schema": SCHEMA, **self._fields}
         return f"{layout.CELLS}{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
+
+    @property
+    def _fields(self) -> dict[str, str]:
+        return {
+            "model": self.model,
+            "version": self.version,
+            "data": self.data,
+            "held_out": self.held_out,
+        }
 
     def read(self) -> CellResult | None:
         """The stored result; None if the cell is not finished.
@@ -105,9 +119,8 @@ class CellStore:
             return None
         except ValidationError:
             result = None
-        expected = (self.model, self.version, self.data)
-        # The hash in the folder's name covers these three, so a difference means damage.
-        if result is None or (result.model, result.version, result.data) != expected:
+        # The hash in the folder's name covers these fields, so a difference means damage.
+        if result is None or not self._fields.items() <= asdict(result).items():
             raise CorruptionError(
                 f"{self.storage.location(key)}: is not the cell that was written; delete it and "
                 "run the same command again, which makes it anew"
@@ -122,15 +135,18 @@ class CellStore:
         return self.read() or outcome
 
 
-def cell_of_student(storage: Storage, cell: Cell, version: str, data: str) -> CellStore:
+def cell_of_student(
+    storage: Storage, cell: Cell, version: str, data: str, held_out: str = ""
+) -> CellStore:
     """Where the result of a cell's student is stored.
 
     Args:
         version: fingerprint of the data set.
         data: from `evaluation_digest`.
+        held_out: fingerprint of the data set that measures agreement; empty without one.
     """
     name = student_name(cell.manifest, version, cell.method, cell.seed)
-    return CellStore(storage, name, version, data)
+    return CellStore(storage, name, version, data, held_out)
 
 
 def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> CellStore:

@@ -51,6 +51,8 @@ class CellMeasurement:
     """Mean over the classes, by domain."""
     per_class: dict[str, dict[str, float]]
     """Accuracy by domain and class."""
+    agreement: float | None = None
+    """Share of held-out images for which student and teacher choose the same class."""
 
     @classmethod
     def of(cls, cell: CellScore) -> "CellMeasurement":
@@ -63,6 +65,7 @@ class CellMeasurement:
             accuracy={score.domain: score.accuracy for score in scores},
             class_mean={score.domain: score.class_mean for score in scores},
             per_class={score.domain: score.per_class for score in scores},
+            agreement=cell.outcome.agreement,
         )
 
 
@@ -118,6 +121,12 @@ class StudyRow:
             for row in (self, other)
         )
         return difference(ours, theirs)
+
+    @property
+    def agreement(self) -> Spread | None:
+        """Agreement with the teacher on held-out images, over seeds; None if not measured."""
+        measured = [cell.agreement for cell in self.cells if cell.agreement is not None]
+        return spread(measured) if measured else None
 
     def of_class(self, domain: str, name: str) -> Spread | None:
         """Accuracy of a class over seeds; None if the domain has no image of it."""

@@ -123,12 +123,31 @@ def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iter
 
 
 @dataclass(frozen=True)
+class _DataSet:
+    """A data set that a cell needs, made or not."""
+
+    manifest: Manifest
+    identity: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Its fingerprint; equal data sets have the same."""
+        return fingerprint(self.identity)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is published."""
+        return finished(self.manifest, self.identity)
+
+
+@dataclass(frozen=True)
 class _CellJob:
-    """A cell, with the identity of its data set and the location of its result."""
+    """A cell, with its data sets and the location of its result."""
 
     cell: Cell
-    identity: dict[str, Any]
-    """Identity of the cell's data set."""
+    data: _DataSet
+    held_out: _DataSet | None
+    """The data set that measures agreement."""
     store: CellStore | None
     """Where the cell's result goes; None in a gallery, whose cells are data sets."""
     teacher: CellStore | None
@@ -139,26 +158,29 @@ class _CellJob:
         """Whether everything of the cell exists."""
         stores = [store for store in (self.store, self.teacher) if store]
         if not stores:
-            return finished(self.cell.manifest, self.identity)
+            return self.data.finished
         return all(store.read() for store in stores)
 
 
 def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
-    identities: dict[str, dict[str, Any]] = {}
+    # Each data set is identified once, because `identify` hashes whole weight files.
+    data_sets = {
+        key: _DataSet(manifest, identify(manifest)) for key, manifest in study.data_sets().items()
+    }
+
+    def data_set(manifest: Manifest) -> _DataSet:
+        return data_sets[fingerprint(identity(manifest, {}))]
+
     teachers: set[str] = set()
     for cell in study.cells:
-        key = fingerprint(identity(cell.manifest, {}))
-        if key not in identities:  # `identify` hashes whole weight files
-            identities[key] = identify(cell.manifest)
-        data_identity = identities[key]
-        store = (
-            cells.cell_of_student(root, cell, fingerprint(data_identity), data)
-            if study.trains
-            else None
-        )
-        teacher = None
+        images, held_out_manifest = data_set(cell.manifest), study.held_out(cell)
+        held_out = data_set(held_out_manifest) if held_out_manifest else None
+        store = teacher = None
+        if study.trains:
+            measured = held_out.fingerprint if held_out else ""
+            store = cells.cell_of_student(root, cell, images.fingerprint, data, measured)
         if study.described.teacher and study.trains:
-            teacher = cells.cell_of_teacher(root, data_identity, data)
+            teacher = cells.cell_of_teacher(root, images.identity, data)
             teachers.add(teacher.model)
         if len(teachers) > 1:
             raise ManifestError(
@@ -167,12 +189,12 @@ def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
                 study.described.teacher,
                 "empty it, or move the teacher to settings",
             )
-        yield _CellJob(cell, data_identity, store, teacher)
+        yield _CellJob(cell, images, held_out, store, teacher)
 
 
 def _check_jobs(cell_jobs: list[_CellJob]) -> None:
     """Refuse now what workers would only refuse after hours."""
-    data_sets = {fingerprint(cell_job.identity): cell_job.cell.manifest for cell_job in cell_jobs}
+    data_sets = {cell_job.data.fingerprint: cell_job.data.manifest for cell_job in cell_jobs}
     for manifest in data_sets.values():
         check_synthesis(manifest)
     students = {
@@ -240,7 +262,9 @@ class _Runner:
         if not student_jobs:
             return contextlib.nullcontext()
         needed = {
-            f"{student_job.cell.method}/{student_job.version}" for student_job in student_jobs
+            f"{student_job.cell.method}/{version}"
+            for student_job in student_jobs
+            for version in filter(None, (student_job.version, student_job.held_out))
         }
         return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
 
@@ -250,7 +274,7 @@ class _Runner:
         """
         cell = cell_job.cell
         if self.study.described.pictures and cell.row not in self.versions:
-            self.versions[cell.row] = self._version(cell_job)
+            self.versions[cell.row] = self._version(cell_job.data)
         if cell_job.teacher and self.teacher is None:
             evaluation = dataclasses.replace(cell.manifest.evaluation, models=("teacher",))
             teacher_only = dataclasses.replace(cell.manifest, evaluation=evaluation)
@@ -263,21 +287,20 @@ class _Runner:
         if stored := cell_job.store.read():
             self._take(cell.label, stored, reused=True)
             return []
-        return [StudentJob(cell, cell_job.store, self._version(cell_job).id)]
+        held_out = self._version(cell_job.held_out).id if cell_job.held_out else ""
+        return [StudentJob(cell, cell_job.store, self._version(cell_job.data).id, held_out)]
 
-    def _version(self, cell_job: _CellJob) -> PublishedVersion:
-        """The cell's data set, made or reused."""
-        key = fingerprint(cell_job.identity)
+    def _version(self, data: _DataSet) -> PublishedVersion:
+        """The published version of a data set, made or reused."""
+        key = data.fingerprint
         if key in self.broken:
             raise self.broken[key]
-        if not finished(cell_job.cell.manifest, cell_job.identity):
+        if not data.finished:
             self._connect()
         try:
             # `abandon`: an unfinished version of another cell is not in the way; that cell resumes
             # it.
-            return build(
-                cell_job.cell.manifest, cell_job.identity, abandon=True, make_current=False
-            ).version
+            return build(data.manifest, data.identity, abandon=True, make_current=False).version
         except DfkdError as error:
             self.broken[key] = error
             raise

@@ -114,8 +114,14 @@ class StudyFile:
     as the data set's salt.
     """
     compare: str = ""
-    """Name of the row that all others are compared with. The table then shows the paired
-    difference of their means over domains, with its 95 % interval. Empty compares none.
+    """A value of one axis. Each row is compared with the row that has this value in the place of
+    its own: the table shows the paired difference of their means over domains, with its 95 %
+    interval. Empty compares none.
+    """
+    held_out_images: Natural = 0
+    """Images of each class in one more data set, which no student learns from. The table then has
+    a column `agreement`: the share of these images for which student and teacher choose the same
+    class. 0 makes none.
     """
     teacher: str = ""
     """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""

@@ -25,6 +25,9 @@ from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 
 FILE = "study.yaml"
 
+HELD_OUT_SALT = 2**31 - 1
+"""Salt of the data set that measures agreement; no study has it among its seeds."""
+
 MAX_ROWS = 1000
 """Limit on rows: the product of a few long axes would not fit into memory."""
 
@@ -83,9 +86,19 @@ class Study:
         """Whether the study has students; a gallery shows only images."""
         return self.described.kind != "gallery"
 
+    def held_out(self, cell: Cell) -> Manifest | None:
+        """The manifest of the data set on which a cell's agreement is measured; None without."""
+        images = self.described.held_out_images
+        if not (images and self.trains):
+            return None
+        synthesis = dataclasses.replace(cell.manifest.synthesis, images_per_class=images)
+        return dataclasses.replace(cell.manifest, salt=HELD_OUT_SALT, synthesis=synthesis)
+
     def data_sets(self) -> dict[str, Manifest]:
         """The manifest of each different data set, by the fingerprint of its identity."""
-        return {fingerprint(identity(cell.manifest, {})): cell.manifest for cell in self.cells}
+        manifests = [cell.manifest for cell in self.cells]
+        manifests += filter(None, map(self.held_out, self.cells))
+        return {fingerprint(identity(manifest, {})): manifest for manifest in manifests}
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content with every default, as plain values."""
@@ -298,12 +311,15 @@ def _check_paper(study: Study) -> None:
 
 
 def _check_compared(study: Study) -> None:
-    if study.described.compare and study.described.compare not in study.rows:
+    """Refuse a reference that is no value of an axis, or of two axes."""
+    described = study.described
+    values = [value for axis in described.chosen_axes for value in axis.values]
+    if described.compare and values.count(described.compare) != 1:
         raise ManifestError(
             "compare",
-            f"must be among {', '.join(study.rows)}",
-            study.described.compare,
-            "name a row, or remove it",
+            f"must be a value of one axis, among {', '.join(values)}",
+            described.compare,
+            "name one of them, or remove it",
         )
 
 
