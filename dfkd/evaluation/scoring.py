@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dfkd.config.manifest import Manifest
+from dfkd.config.manifest import Manifest, Model
 from dfkd.config.methods import Method
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
@@ -38,7 +38,7 @@ BATCH = 64
 PREFETCH_BATCHES = 2
 """Batches that are decoded while a model works on one: bounds memory."""
 
-Model = Callable[[Tensor], Tensor]
+Classifier = Callable[[Tensor], Tensor]
 """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
 
 
@@ -46,13 +46,12 @@ Model = Callable[[Tensor], Tensor]
 class Candidate:
     """A model to score, and what its rows call it."""
 
-    model: str
-    """teacher, text-only or student."""
+    model: Model
     method: str
     seed: int
     image_size: int
     """Pixels a side that the model takes."""
-    distances: Model
+    distances: Classifier
     device: torch.device
 
 
@@ -177,7 +176,7 @@ def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candida
 
 
 def _tower_candidate(
-    model: str, method: str, seed: int, tower: Teacher, vectors: Tensor
+    model: Model, method: str, seed: int, tower: Teacher, vectors: Tensor
 ) -> Candidate:
     """A tower that answers with the nearest of its classes' unit vectors [M, E]."""
     return Candidate(

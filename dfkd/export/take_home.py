@@ -33,7 +33,7 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
 from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
-from dfkd.evaluation.scoring import BATCH, Candidate, Model, score_together
+from dfkd.evaluation.scoring import BATCH, Candidate, Classifier, score_together
 from dfkd.export.model_card import model_card
 from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load_graph, quantise
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
@@ -274,7 +274,7 @@ def _evaluate(
     data = open_data(manifest.evaluation, manifest.classes)
     size = card["image_size"]
     # The graphs are the methods of the rows. Scored together, each image is decoded once.
-    models: dict[str, Model] = {"onnx": comparison, "int8": comparison.int8}
+    models: dict[str, Classifier] = {"onnx": comparison, "int8": comparison.int8}
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
     scores = score_together(candidates, data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}

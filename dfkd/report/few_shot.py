@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from dfkd.evaluation.few_shot_results import CURVES, Band, Curve, FewShotResults, gains
+from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gains
 from dfkd.evaluation.results import Spread
 from dfkd.report.tables import WIDTH
 
@@ -21,7 +21,7 @@ CELL = 10
 """Maximum width of a column in characters: `78.9 ±12.3`."""
 LABELS = ("images a class", "gain", "trained on", "tested on")
 
-Bands = Mapping[tuple[Curve, int], Band]
+Bands = Mapping[tuple[Curve, int], Spread]
 Grid = list[list[str]]
 """Rows of cells, the label first: shots, one row for each curve, gains, and two rows of image
 counts.
@@ -86,7 +86,10 @@ def _ticks(results: FewShotResults) -> list[int]:
 
 
 def _means(results: FewShotResults) -> Bands:
-    return {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
+    return {
+        (point.curve, point.shots): Spread(mean=point.mean, std=point.std)
+        for point in results.summary
+    }
 
 
 def _averaged_over(names: Sequence[str]) -> str:
@@ -112,10 +115,11 @@ def _grid(
     return [[LABELS[0], *map(str, ticks)], *grid]
 
 
-def _figure(band: Band | None) -> str:
+def _figure(band: Spread | None) -> str:
     if band is None:
         return "-"
-    return f"{100 * band.mean:.1f}" + ("" if band.std is None else f" ±{100 * band.std:.1f}")
+    deviation = "" if band["std"] is None else f" ±{100 * band['std']:.1f}"
+    return f"{100 * band['mean']:.1f}{deviation}"
 
 
 def _gain(gain: Spread | None) -> str:
@@ -164,7 +168,10 @@ def _chart(results: FewShotResults) -> alt.VConcatChart:
         ("one domain" if len(domains) == 1 else f"mean of {len(domains)} domains")
         + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
     ]
-    means = {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
+    means = {
+        (point.curve, point.shots): Spread(mean=point.mean, std=point.std)
+        for point in results.summary
+    }
     plots: list[Any] = [_panel(results, means, title_lines, LARGE)]
     for first in range(0, len(domains), COLUMNS) if len(domains) > 1 else ():
         row = [_of_domain(results, name) for name in domains[first : first + COLUMNS]]
@@ -190,7 +197,7 @@ def _of_domain(results: FewShotResults, name: str) -> alt.LayerChart | alt.Facet
 
 def _panel(
     results: FewShotResults,
-    bands: Mapping[tuple[Curve, int], Band],
+    bands: Mapping[tuple[Curve, int], Spread],
     title_lines: list[str],
     size: tuple[int, int],
 ) -> alt.LayerChart | alt.FacetChart:
@@ -222,14 +229,14 @@ def _panel(
     return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)
 
 
-def _rows(bands: Mapping[tuple[Curve, int], Band]) -> list[dict[str, Any]]:
+def _rows(bands: Mapping[tuple[Curve, int], Spread]) -> list[dict[str, Any]]:
     return [
         {
             "curve": curve,
             "shots": str(shots),
-            "mean": 100 * band.mean,
-            "low": 100 * max(band.mean - (band.std or 0), 0),
-            "high": 100 * min(band.mean + (band.std or 0), 1),
+            "mean": 100 * band["mean"],
+            "low": 100 * max(band["mean"] - (band["std"] or 0), 0),
+            "high": 100 * min(band["mean"] + (band["std"] or 0), 1),
         }
         for (curve, shots), band in bands.items()
     ]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from dfkd.config.manifest import Model
 from dfkd.dataset.published import PublishedVersion
-from dfkd.evaluation.results import Spread, spread
+from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.studies.cells import CellResult
 from dfkd.studies.study import Study
 from dfkd.utils.paired import Difference, difference
@@ -97,10 +97,12 @@ class StudyRow:
         """Make a row from one cell or more; all of them were scored on the same domains, or on
         none.
         """
-        domains = cells[0].accuracy
-        spreads = {name: spread([cell.accuracy[name] for cell in cells]) for name in domains}
-        means = [statistics.fmean(cell.accuracy.values()) for cell in cells if domains]
-        return cls(names, model, cells, spreads, spread(means) if means else None, parameters)
+        if not cells[0].accuracy:
+            return cls(names, model, cells, {}, None, parameters)
+        domains, mean = over_seeds({cell.seed: cell.accuracy for cell in cells})
+        # Columns keep the order of the evaluation data.
+        ordered = {name: domains[name] for name in cells[0].accuracy}
+        return cls(names, model, cells, ordered, mean, parameters)
 
     @property
     def label(self) -> str:
@@ -117,8 +119,7 @@ class StudyRow:
         both rows.
         """
         ours, theirs = (
-            {cell.seed: statistics.fmean(cell.accuracy.values()) for cell in row.cells}
-            for row in (self, other)
+            domain_means({cell.seed: cell.accuracy for cell in row.cells}) for row in (self, other)
         )
         return difference(ours, theirs)
 
