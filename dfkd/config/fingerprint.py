@@ -109,6 +109,7 @@ def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], whe
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -147,6 +147,7 @@ def summarise(rows: Sequence[FewShotRow]) -> list[Point]:
 
 
 def _point(curve: Curve, shots: int, rows: Sequence[FewShotRow]) -> Point:
+    """The summary of the rows of a curve at one k."""
     by_seed = _by_seed(rows)
     domains, overall = over_seeds(by_seed)
     return Point(curve, shots, tuple(sorted(by_seed)), domains, **overall)
@@ -221,6 +222,7 @@ def _check(results: FewShotResults) -> None:
 
 
 def _check_row(field: str, entry: FewShotRow, classes: int) -> None:
+    """Raise `CorruptionError` unless a row's accuracies follow from its counts."""
     counts = (entry.trained, entry.tested, entry.right)
     if any(len(by_class) != classes for by_class in counts) or not any(entry.tested):
         _refuse(field, f"needs {classes} counts, and images that were tested")
@@ -237,7 +239,9 @@ def _whole(
 
     `untouched` must be there exactly if `student` is.
     """
+    # All curves must have the seeds of the first one.
     expected = sorted(next(iter(seeds.values())))
+    # 0 shots belong to the untouched student alone.
     shots = {k for _, k, _ in seeds} - {0}
     pairs = {(curve, k) for curve in curves for k in shots}
     if "untouched" in curves:

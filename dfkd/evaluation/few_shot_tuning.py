@@ -110,9 +110,11 @@ def fine_tune(
         start: the kind of the classifier's initial weights.
     """
     classifier.train()
+    # Evaluation mode keeps the statistics of a trained backbone.
     classifier.backbone.train(start == "scratch")
     classifier.requires_grad_(True)
     size = min(BATCH, len(shots))
+    # The last batch of an epoch is filled from the next permutation.
     steps = config.epochs * -(-len(shots) // size)
     peaks = learning_rates(config, start)
     parts = (classifier.backbone, classifier.head)

@@ -150,6 +150,7 @@ def row(
 ) -> ResultRow:
     """The row computed from M x M counts (true x predicted), which must not all be zero."""
     totals, correct = confusion.sum(axis=1), confusion.diagonal()
+    # A class without images has no accuracy; 0 would lower the mean over classes.
     per_class = {
         name: int(correct[index]) / int(totals[index])
         for index, name in enumerate(classes)
@@ -216,6 +217,7 @@ def summarise_classes(rows: Sequence[ResultRow], domain: str) -> list[ClassSumma
 
 
 def _summary(model: str, method: str, rows: Sequence[ResultRow], average: Average) -> Summary:
+    """The summary of one model and method."""
     by_seed: dict[int, dict[str, float]] = {}
     for row in rows:
         by_seed.setdefault(row["seed"], {})[row["domain"]] = accuracy_of(row, average)
@@ -357,6 +359,7 @@ def first_problem(error: ValidationError) -> tuple[str, str, object]:
 
 
 def _validate_row(field: str, entry: ResultRow, classes: Sequence[str]) -> None:
+    """Raise `CorruptionError` unless a row's figures follow from its confusion counts."""
     size = len(classes)
     if [len(line) for line in entry["confusion"]] != [size] * size:
         _refuse(f"{field}.confusion", f"must be {size} x {size} counts", "another")
@@ -364,6 +367,7 @@ def _validate_row(field: str, entry: ResultRow, classes: Sequence[str]) -> None:
     if not counts.any():
         _refuse(f"{field}.confusion", "must count at least one image", 0)
     about = (entry["model"], entry["method"], entry["seed"], entry["domain"])
+    # Every figure is computed again, so nobody can edit one alone.
     for key, value in row(*about, classes, counts).items():
         if (given := dict(entry)[key]) != value:
             _refuse(f"{field}.{key}", "must follow from the confusion counts", given)

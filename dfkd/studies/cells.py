@@ -130,6 +130,7 @@ class CellStore:
     def keep(self, outcome: CellResult) -> CellResult:
         """Write the result unless there is one already; returns the stored result."""
         key = f"{self.folder}/{FILE}"
+        # Two calls may finish the same cell; both then show the first result.
         if self.storage.put_if_absent(key, canonical(asdict(outcome))):
             return outcome
         return self.read() or outcome
@@ -155,6 +156,7 @@ def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) ->
     Args:
         identity: of the data set; only its classes and teacher keys matter.
     """
+    # Prompts and images of the data set do not change what the teacher says about other images.
     keys = [key for key in identity if key == "classes" or key.startswith("teacher.")]
     name = f"teacher-{fingerprint({key: identity[key] for key in keys})[:12]}"
     return CellStore(storage, name, "", data)
@@ -174,6 +176,7 @@ def evaluation_digest(data: Domains) -> str:
     for item in data.items:
         try:
             image_hash = hashlib.sha256(item.read()).hexdigest()
+        # It has no score, but repairing it changes the scored images, and so the digest.
         except OSError:
             image_hash = "unreadable"
         entries.append((item.domain, item.class_index, image_hash))

@@ -115,12 +115,14 @@ def _by_domain(described: StudyFile, results: StudyResults) -> tuple[tuple[str, 
 
 
 def _accuracy(described: StudyFile, row: StudyRow, domain: str) -> Spread | None:
+    """The figure of a row on a domain: its accuracy or, in a case, that of the case's class."""
     if described.kind == "case" and described.pictures:
         return row.of_class(domain, described.pictures.classes[0])
     return row.domains[domain]
 
 
 def _mean(described: StudyFile, row: StudyRow) -> Spread | None:
+    """The mean of a row over domains or, in a case, that of the case's class."""
     if described.kind == "case" and described.pictures:
         return row.of_class_everywhere(described.pictures.classes[0])
     return row.mean
@@ -139,10 +141,10 @@ def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, .
 def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
     """Paired difference of each student row from its reference (`compare`), by label."""
     students = {row.names: row for row in results.rows if row.model == "student"}
+    # One axis has the value that is compared with; a row's reference has it in that place.
     axes = [described.compare in axis.values for axis in described.chosen_axes]
     differences = {}
     for names, row in students.items():
-        # The reference has the same values on all other axes.
         other = tuple(
             described.compare if compared else name
             for name, compared in zip(names, axes, strict=True)
@@ -159,6 +161,7 @@ def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
 
 
 def _printed(paper: Paper, row: StudyRow) -> Sequence[float | None]:
+    """The paper's numbers for a row; None for each column if the paper has none."""
     return paper.rows.get(row.label, (None,) * len(paper.columns))
 
 
@@ -255,6 +258,7 @@ def _lines(described: StudyFile, results: StudyResults) -> list[Series]:
 
 
 def _line(name: str, x_position: int, rows: Sequence[StudyRow], domain: str | None) -> Series:
+    """A line of a curve: a row's mean over domains, or its accuracy on one domain."""
     values = [
         (float(row.names[x_position]), row.domains[domain] if domain else row.mean) for row in rows
     ]
@@ -262,6 +266,7 @@ def _line(name: str, x_position: int, rows: Sequence[StudyRow], domain: str | No
 
 
 def _bars(row: StudyRow) -> Series:
+    """The bars of a row: one for each domain, and the mean."""
     values = [*row.domains.items(), *([(MEAN, row.mean)] if row.mean else [])]
     return Series(row.label, tuple(values))
 

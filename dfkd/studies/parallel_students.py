@@ -146,6 +146,7 @@ def run_job(
     """
     try:
         return StudentResult(job, train_and_score(job, threads, resources))
+    # A lost machine or storage would fail all other cells too.
     except InfrastructureError:
         raise
     except DfkdError as error:
@@ -199,6 +200,7 @@ def divide_resources(
         nodes: resources by node.
         at_most: maximum number of students at once; 0 is no limit.
     """
+    # A student uses a whole GPU: shares of one would compete for its memory.
     gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
     count = min(students, at_most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
     return count, WorkerResources(max(1.0, distillation.cpus_per_rank(nodes, count, gpus)), gpus)

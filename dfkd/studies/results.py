@@ -131,6 +131,7 @@ class StudyRow:
 
     def of_class(self, domain: str, name: str) -> Spread | None:
         """Accuracy of a class over seeds; None if the domain has no image of it."""
+        # A domain without an image of the class has no accuracy of it.
         accuracies = [c.per_class[domain][name] for c in self.cells if name in c.per_class[domain]]
         return spread(accuracies) if accuracies else None
 
@@ -260,6 +261,7 @@ def collect_results(
 def _scored_rows(
     study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
 ) -> Iterable[StudyRow]:
+    """Yield the rows with a finished cell: teacher, text-only classifier, then the students."""
     reference_rows: list[tuple[str, Model, Sequence[CellScore]]] = [
         (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
         (study.described.text_only, "text-only", study_cells.text_only),
@@ -277,6 +279,7 @@ def _scored_rows(
 
 
 def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
+    """Yield a row for each data set of a gallery, which has no scores."""
     for name, version in study_cells.versions.items():
         cell = study.rows[name][0]
         shown = CellMeasurement(cell.seed, "", version.fingerprint, {}, {}, {})
@@ -286,6 +289,7 @@ def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
 def _study_origin(
     outcomes: Iterable[CellResult], versions: Iterable[PublishedVersion]
 ) -> StudyOrigin:
+    """Collect dates, machines and library versions, each different one once."""
     cells = list(outcomes)
     # Key by content, so that equal machines and environments are listed once.
     machines = {canonical(cell.machine): cell.machine for cell in cells}

@@ -18,17 +18,14 @@ from dfkd.cluster.capacity import schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
 from dfkd.config.fingerprint import fingerprint, identity
-from dfkd.config.manifest import Manifest
+from dfkd.config.manifest import Manifest, Model
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
-from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.footprint import NetworkSize
-from dfkd.models.student import load_student
 from dfkd.pipeline.preflight import check_distillation, check_synthesis
-from dfkd.storage import layout
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage
 from dfkd.studies import cells
@@ -41,9 +38,9 @@ from dfkd.studies.parallel_students import (
     run_job,
     score,
 )
-from dfkd.studies.results import CellScore, Map, StudyCells
+from dfkd.studies.results import CellScore, StudyCells
 from dfkd.studies.study import Cell, Study
-from dfkd.studies.tsne import before_and_after, require_tsne
+from dfkd.studies.tsne import require_tsne
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.paired import require_scipy
@@ -82,8 +79,9 @@ def reproduce(
     """Run every unfinished cell. A cell that fails is reported in the result, and the others go on.
 
     Args:
-        data: from `open_evaluation`.
-        threads: for decoding images while scoring; 0 uses one for each processor.
+        study: the study, checked by `read`.
+        data: the evaluation data, as `open_evaluation` returns them.
+        threads: threads that decode images while scoring; 0 means one for each processor.
         on_cell: called for each finished cell.
         at_once: students trained at once; 0 is as many as there are GPUs or, without any, CPUs.
 
@@ -94,15 +92,16 @@ def reproduce(
         ManifestError: weights, names, sizes or students that cannot work; nothing has been started.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
+    # Missing packages, weights and wrong sizes are refused now, not after hours of training.
     if study.described.kind == "embedding":
-        require_tsne()  # refuse now, not after hours of training
+        require_tsne()
     if study.described.compare:
         require_scipy()
     root = open_storage(study.manifest.storage.root)
     cell_jobs = list(_cell_jobs(study, root, cells.evaluation_digest(data) if data else ""))
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
     if study.described.text_only:
-        load_tower(study.manifest, pick_device())  # likewise
+        load_tower(study.manifest, pick_device())
     with contextlib.ExitStack() as runtime:
         study_cells = _Runner(study, threads, at_once, on_cell, runtime).run(cell_jobs)
     if data is None or not study.described.text_only:
@@ -112,14 +111,19 @@ def reproduce(
 
 def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[CellScore]:
     """Yield the text-only classifier of each seed, trained or reused."""
-    digest, manifest = cells.evaluation_digest(data), study.manifest
-    evaluation = dataclasses.replace(manifest.evaluation, models=("text-only",))
+    digest, manifest = cells.evaluation_digest(data), _with_model(study.manifest, "text-only")
     for seed in study.described.chosen_seeds:
         store = cells.cell_of_text_only(root, manifest, seed, digest)
         distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
-        one_seed = dataclasses.replace(manifest, evaluation=evaluation, distillation=distillation)
+        one_seed = dataclasses.replace(manifest, distillation=distillation)
         outcome = store.read() or score(one_seed, store, threads=threads)
         yield CellScore(seed, store.folder, outcome)
+
+
+def _with_model(manifest: Manifest, model: Model) -> Manifest:
+    """The manifest with only one model to evaluate."""
+    evaluation = dataclasses.replace(manifest.evaluation, models=(model,))
+    return dataclasses.replace(manifest, evaluation=evaluation)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ class _CellJob:
 
 
 def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
+    """Yield the job of each cell; `ManifestError` if there are several teachers for one row."""
     # Each data set is identified once, because `identify` hashes whole weight files.
     data_sets = {
         key: _DataSet(manifest, identify(manifest)) for key, manifest in study.data_sets().items()
@@ -182,6 +187,7 @@ def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
         if study.described.teacher and study.trains:
             teacher = cells.cell_of_teacher(root, images.identity, data)
             teachers.add(teacher.model)
+        # The table has a single row for the teacher, so all rows must share one.
         if len(teachers) > 1:
             raise ManifestError(
                 "teacher",
@@ -276,10 +282,8 @@ class _Runner:
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(cell_job.data)
         if cell_job.teacher and self.teacher is None:
-            evaluation = dataclasses.replace(cell.manifest.evaluation, models=("teacher",))
-            teacher_only = dataclasses.replace(cell.manifest, evaluation=evaluation)
             outcome = cell_job.teacher.read() or score(
-                teacher_only, cell_job.teacher, threads=self.threads
+                _with_model(cell.manifest, "teacher"), cell_job.teacher, threads=self.threads
             )
             self.teacher = CellScore(0, cell_job.teacher.folder, outcome)
         if cell_job.store is None:
@@ -293,6 +297,7 @@ class _Runner:
     def _version(self, data: _DataSet) -> PublishedVersion:
         """The published version of a data set, made or reused."""
         key = data.fingerprint
+        # Several cells may need the same data set, which is tried once.
         if key in self.broken:
             raise self.broken[key]
         if not data.finished:
@@ -309,6 +314,7 @@ class _Runner:
         """Yield the result of each job; jobs of one rank run in parallel if the resources allow
         it.
         """
+        # A student with several ranks may need the whole cluster, so these train one by one.
         single_rank = [
             each for each in student_jobs if each.cell.manifest.distillation.ranks == (1, 1)
         ]
@@ -339,6 +345,7 @@ class _Runner:
         return False
 
     def _take(self, label: str, outcome: CellResult, reused: bool) -> None:
+        """Record a finished cell and report it to the caller."""
         self.outcomes[label] = outcome
         self.on_cell(label, outcome, reused)
 
@@ -379,33 +386,3 @@ def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
             shapes[shape] = footprint.student(manifest)
         rows[row] = shapes[shape]
     return rows
-
-
-def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0) -> Iterator[Map]:
-    """Yield, for each row, maps of the domain of `adaptation` by its first student, before and
-    after few-shot training.
-    """
-    root, device = open_storage(study.manifest.storage.root), pick_device()
-    adaptation = study.described.adaptation
-    if adaptation is None:
-        return
-    for row, finished_cells in study_cells.students.items():
-        if finished_cells:
-            student, _ = load_student(
-                root.child(layout.student(finished_cells[0].outcome.model)), device
-            )
-            manifest = study.rows[row][0].manifest
-            domain = read_domain(manifest, data, adaptation.domain, threads or cpu_count())
-            for points in before_and_after(
-                student,
-                domain.images,
-                data.classes,
-                adaptation.domain,
-                manifest.fewshot,
-                adaptation.shots,
-                adaptation.perplexity,
-            ):
-                classes = tuple(data.classes[label] for label in points.labels)
-                yield Map(
-                    row, points.shots, points.points, classes, points.taught, points.silhouette
-                )

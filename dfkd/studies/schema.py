@@ -165,6 +165,7 @@ class StudyFile:
             )
 
     def _require_mean(self) -> None:
+        """Refuse `compare` where the table has no mean to compare."""
         by_class = self.kind in ("gallery", "case") or self.columns == "classes"
         if self.compare and by_class:
             raise ManifestError(
@@ -175,6 +176,7 @@ class StudyFile:
             )
 
     def _require_numbers(self) -> None:
+        """Refuse a curve whose axis on x has other values than numbers, full or quick."""
         for axes in (self.axes, self.quick.axes or self.axes):
             named = [axis for axis in axes if axis.name == self.x]
             if not named or not all(map(_is_number, named[0].values)):
@@ -198,6 +200,7 @@ class StudyFile:
 
 
 def _is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
     try:
         return float(text) < float("inf")
     except ValueError:

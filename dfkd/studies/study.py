@@ -133,8 +133,10 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
 
 
 def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
+    """Yield the cells of all rows and seeds."""
     common = [base, described.settings]
     if described.size == "quick":
+        # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
     study_settings = _study_settings(described, described.chosen_seeds[0])
     _refuse_study_settings("settings", described.settings, study_settings)
@@ -169,6 +171,7 @@ def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]
 
 
 def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
+    """An entry of `skip`; its values must exist, except with `--quick`, which may replace axes."""
     known = {axis.name: axis.values for axis in described.chosen_axes}
     for axis, value in entry.items():
         if described.size == "full" and value not in known.get(axis, ()):
@@ -181,6 +184,7 @@ def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
 def _settings_of_seed(
     names: tuple[str, ...], settings: Settings | tuple[Settings, ...], number: int
 ) -> Settings:
+    """The settings of an axis' value for the seed at position `number`."""
     if not isinstance(settings, tuple):
         return settings
     if number >= len(settings):
@@ -222,6 +226,11 @@ def _refuse_study_settings(
 
 
 def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Settings) -> Manifest:
+    """Merge settings into the manifest of a cell; later parts override earlier ones.
+
+    Raises:
+        ManifestError: the settings make no manifest, or one with several methods.
+    """
     tree: Settings = {}
     for part in parts:
         tree = merge(tree, part)
@@ -284,6 +293,7 @@ def _check_distinct_rows(study: Study) -> None:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"
             )
+        # The study sets the seeds, so equal settings of two rows would be one cell, shown twice.
         twin = seen.setdefault(fingerprint(cell.manifest.as_dict()), cell.row)
         if twin != cell.row:
             raise ManifestError(
@@ -292,6 +302,7 @@ def _check_distinct_rows(study: Study) -> None:
 
 
 def _check_pictures(study: Study) -> None:
+    """Refuse pictures of a class that the study does not have."""
     shown_classes = study.described.pictures.classes if study.described.pictures else ()
     for name in shown_classes:
         if name not in study.manifest.classes:
@@ -301,6 +312,7 @@ def _check_pictures(study: Study) -> None:
 
 
 def _check_paper(study: Study) -> None:
+    """Refuse numbers of the paper for a row that the study does not have."""
     labels = [*study.rows, *filter(None, (study.described.teacher, study.described.text_only))]
     for number, paper in enumerate(study.described.paper):
         for label in paper.rows:
@@ -324,6 +336,7 @@ def _check_compared(study: Study) -> None:
 
 
 def _check_root(described: StudyFile, base: Settings) -> None:
+    """Refuse a quick study under the root of the full one, where garbage would mix with results."""
     full = merge(base, described.settings)
     if merge(full, described.quick.settings).get("storage") == full.get("storage"):
         raise ManifestError(
