@@ -56,8 +56,9 @@ def work(study: Study, options: argparse.Namespace) -> str:
     from dfkd.report.facts import commit
     from dfkd.studies import output as report
     from dfkd.studies.results import collect_results
-    from dfkd.studies.runner import maps, networks, open_evaluation, reproduce
+    from dfkd.studies.runner import networks, open_evaluation, reproduce
     from dfkd.studies.tables import markdown
+    from dfkd.studies.tsne import maps
 
     data = open_evaluation(study)
     output = open_output(study, options)

@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from dfkd.cluster.metrics import Pace, count_request
 from dfkd.cluster.ray_internals import relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
-from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
@@ -222,19 +221,14 @@ def open_distiller(
         Schedule.of(config, stream.steps),
         job.seed,
         label=target_function(manifest, device),
-        scale=_scale(config, version),
+        scale=LabelScale.of(
+            config.standardise, version.manifest["label_mean"], version.manifest["label_std"]
+        ),
         device=device,
         rank=rank,
         distribute=distribute(device, config.precision) if world > 1 else lambda module: module,
         weight=stream.rows * world / config.batch_size,
     )
-
-
-def _scale(config: Distillation, version: PublishedVersion) -> LabelScale:
-    if not config.standardise:
-        return LabelScale()
-    mean, std = version.manifest["label_mean"], version.manifest["label_std"]
-    return LabelScale(mean, max(std, 1e-6))
 
 
 def distribute(device: torch.device, precision: str) -> Distribute:

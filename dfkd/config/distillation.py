@@ -74,9 +74,11 @@ class Distillation(Training):
     texts: Texts = "template"
     """Texts that the teacher compares images with: the class prompt, or each class' mean over
     `prompts.styles` (an ensemble). Stored distances are to the class prompt."""
-    standardise: bool = True
-    """Train on (distance - mean) / std of the labels, because a CLIP's distances differ too little
-    for the usual learning rates. The finished student still returns distances."""
+    standardise: bool | tuple[float, Positive] = True
+    """Train on labels that are rescaled to mean 0 and standard deviation 1, because a CLIP's
+    distances differ too little for the usual learning rates. `[mean, std]` rescales them to these,
+    so that a study can show another teacher's spread; false leaves them as they are. The finished
+    student returns the teacher's distances in any case."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
     free resources. Students are trained one after the other, in a study side by side. Raise it with
@@ -165,7 +167,7 @@ class FewShot:
 
     The paper states the shots, five runs and ImageNet weights as the baseline, but no other
     setting. The optimizer is AdamW, whose learning rates fall to zero along a cosine. The study
-    manifests/studies/few-shot shows how the rates and the epochs were selected.
+    manifests/studies/few-shot shows how the rate and the epochs were selected.
     """
 
     domains: Several[Name] = ()
@@ -181,12 +183,11 @@ class FewShot:
     """Weights of the start `library`: a name of the library (`IMAGENET1K_V1`, `pretrained`) or a
     file. A student of timm needs `pretrained`, the only name that timm knows."""
     epochs: Count = 20
-    """Epochs for every start. The defaults of the epochs and of the two rates were selected on the
-    miniature's icons, so other images may need other values."""
+    """Epochs for every start. The defaults of the epochs and of the learning rate were selected on
+    the miniature's icons, so other images may need other values."""
     learning_rate: Positive = 0.0001
-    """Learning rate of trained weights: the student, and the backbone of `library`."""
-    fresh_rate: Positive = 0.001
-    """Learning rate of random weights: all of `scratch`, and the head of `library`."""
+    """Learning rate of trained weights: the student, and the backbone of `library`. Random weights
+    (all of `scratch`, and the head of `library`) learn at ten times this rate."""
 
     def __post_init__(self) -> None:
         for key in ("domains", "shots", "seeds", "starts"):

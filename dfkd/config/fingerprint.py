@@ -74,8 +74,7 @@ def _drop_unused_by_latents(sections: dict[str, Any]) -> None:
 def _keep_used_by_inversion(sections: dict[str, Any], inversion: Mapping[str, Any]) -> None:
     """Keep the keys that a method without latents uses: its own and those of all methods."""
     (method,) = sections["synthesis"]["method"]
-    used = {method} if method == "deepinversion" else {method, "student"}
-    sections["inversion"] = {key: inversion[key] for key in used}
+    sections["inversion"] = {method: inversion[method]}
     sections["prompts"] = {"method": ["vanilla"]}
     sections["synthesis"] = {key: sections["synthesis"][key] for key in COMMON_SYNTHESIS_KEYS}
     del sections["generator"]
@@ -110,6 +109,7 @@ def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], whe
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

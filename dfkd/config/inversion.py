@@ -4,7 +4,7 @@ The defaults are those of the published code for the most similar image size, if
 weights of the losses and the student's learning rates are constants in each method's module.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -12,16 +12,6 @@ from pydantic.dataclasses import dataclass
 from dfkd.utils.types import CHECKED, Count, Natural, Positive
 
 Batch = Annotated[int, Field(ge=2)]
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class InnerStudent:
-    """The temporary student that dfad, cmi and pre train by SGD during synthesis."""
-
-    architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    """A torchvision ResNet."""
-    stem: Literal["imagenet", "small"] = "imagenet"
-    """The first layers, as in `distillation.stem`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -103,11 +93,9 @@ class Pre:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Inversion:
-    """The methods of Table 5; each one uses only its own section and, if it has one, `student`."""
+    """The methods of Table 5; each one uses only its own section."""
 
     deepinversion: DeepInversion = DeepInversion()
     dfad: Dfad = Dfad()
     cmi: Cmi = Cmi()
     pre: Pre = Pre()
-    student: InnerStudent = InnerStudent()
-    """The temporary student of dfad, cmi and pre."""

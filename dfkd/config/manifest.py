@@ -157,8 +157,6 @@ class Regeneration:
     diversity_floor: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Minimal diversity: 1 - the mean cosine between the teacher's embeddings of a class, averaged
     over classes."""
-    images: Natural = 0
-    """Images that one call may make before it stops and can be resumed; 0 for no limit."""
     worker_seconds: Natural = 0
     """Worker-seconds that one call may spend on synthesis, summed over workers; 0 for no limit."""
     lease_seconds: Annotated[int, Field(ge=3)] = 600

@@ -42,6 +42,7 @@ def tasks(manifest: Manifest) -> Iterator[Task]:
 
 
 def _class_tasks(manifest: Manifest, class_index: int) -> Iterator[Task]:
+    """Yield the tasks of one class, in the order of shards."""
     total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
     for shard_index, start in enumerate(range(0, total, size)):
         yield Task(class_index, shard_index, start, min(size, total - start))

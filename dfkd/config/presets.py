@@ -18,7 +18,6 @@ PAPER: dict[str, Any] = {
             "batch_size": 256,
             "bank": 2048,
             "positive": "shuffle",
-            "disturbance": 0.3,
             "negatives": "instance",
         },
     },

@@ -48,13 +48,8 @@ class Contrastive:
     """Parts (`shard_size` prompts of each class) that are made in parallel, for runs of many
     prompts on several GPUs. The bank of a part holds the prompts of all earlier parts except the
     `parallel` - 1 parts right before it."""
-    temperature: Positive = 0.1
-    """Tau of equation 12. The paper states no value."""
     positive: Literal["shuffle", "substitute"] = "shuffle"
     """How letters of the template's frozen words are disturbed in the positive view."""
-    disturbance: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Share of those letters that are changed. The paper says "some characters"; 0.3 is the default
-    of nlpaug, the usual library for this."""
     negatives: Literal["instance", "intra-class"] = "instance"
     """Prompts that a prompt is pushed away from: all others, or those of its own class."""
 
@@ -69,8 +64,6 @@ class Prompts:
     """The sentence of every prompt with a style or a pseudo-word."""
     styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"
     """The styles of mix: the name of a dictionary, or a list."""
-    alpha: Positive = 1.0
-    """Parameter of mix, whose weights are drawn from Beta(alpha, alpha)."""
     scale: NonNegative = 10.0
     """e of random: the spread of pseudo-words in standard deviations of the token table."""
     guard: Guard = Guard()

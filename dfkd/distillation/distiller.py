@@ -63,6 +63,10 @@ class Schedule:
         return peak * 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
 
 
+MIN_STD = 1e-6
+"""Least standard deviation that distances are divided by: those of one image may be equal."""
+
+
 @dataclass(frozen=True)
 class LabelScale:
     """Standardisation of the targets, (distance - mean) / std; the default changes nothing.
@@ -74,6 +78,23 @@ class LabelScale:
     """Mean of all distances of the version."""
     std: float = 1.0
     """Their standard deviation."""
+
+    @classmethod
+    def of(cls, standardise: bool | tuple[float, float], mean: float, std: float) -> "LabelScale":
+        """The scale that `distillation.standardise` asks for.
+
+        Args:
+            standardise: mean and standard deviation of the targets; true stands for (0, 1), false
+                leaves the distances as they are.
+            mean: the mean of the version's distances.
+            std: their standard deviation.
+        """
+        if standardise is False:
+            return cls()
+        target_mean, target_std = (0.0, 1.0) if standardise is True else standardise
+        # (d - mean) / std * target_std + target_mean, written as one shift and one division.
+        factor = max(std, MIN_STD) / target_std
+        return cls(mean - factor * target_mean, factor)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             "check the path",
         )
     data = _domains(config, classes, content)
+    # A class without images is most likely a class with another name in the data.
     for name in data.unscored:
         raise ManifestError(
             FIELD,
@@ -180,6 +181,7 @@ def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent
 
 
 def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
+    """Yield what a reader of the scores must know about the data."""
     yield from content.remarks
     if content.by_label:
         names = (f"{label} {name}" for label, name in enumerate(content.by_label))
@@ -209,6 +211,7 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
 
 
 def _join_names(names: Iterable[str], limit: int = 12) -> str:
+    """The first names in order, and how many more there are."""
     ordered = sorted(names)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return (", ".join(ordered[:limit]) or "nothing") + more
@@ -273,6 +276,7 @@ def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
         image = path.parent / name
         if image.suffix.lower() not in SUFFIXES or not image.is_file():
             raise bad_line(path, number, "must name an existing png, jpg, jpeg, webp or bmp", name)
+        # A second label would contradict the first, and a second line would count the image twice.
         if image in seen:
             raise bad_line(path, number, f"repeats the image of line {seen[image]}", name)
         seen[image] = number
@@ -284,6 +288,7 @@ def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
 
 
 def _bundle() -> Path:
+    """The file of the bundled set, which belongs to the package."""
     path = EVALUATION
     if not path.is_file():
         raise CorruptionError(f"the bundled evaluation set {path} is missing; reinstall dfkd")
@@ -298,6 +303,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if member.isdir():
                     continue
                 stream = archive.extractfile(member) if member.isreg() else None
+                # The set is read whole, so a large member could fill the memory.
                 if stream is None or member.size > MAX_MEMBER or not _is_image_name(member.name):
                     raise CorruptionError(
                         f"bundled set {path}: member {member.name!r} is not a small "

@@ -55,7 +55,7 @@ from dfkd.models.student import Student
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
-from dfkd.utils.progress import bar
+from dfkd.utils.progress import Bar, bar
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Natural
 
@@ -95,7 +95,7 @@ class Domain:
 
 
 def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
-    """Run every training without a cell, and write the results of all.
+    """Run every training that has no cell yet, and write the results of all.
 
     Args:
         manifest: the run's manifest; its students must be finished if they are among the starts.
@@ -110,31 +110,25 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
         CorruptionError: a student or a cell is damaged.
         DfkdError: a training diverged.
     """
-    config, device = manifest.fewshot, pick_device()
+    device = pick_device()
     data, names = select_domains(manifest)
     few_shot_starts.check_starts(manifest, device)
     root = open_storage(manifest.storage.root)
-    cells = root.child(CELLS)
-    origins = {
-        start: [
-            few_shot_starts.initial_weights(manifest, start, seed, device) for seed in config.seeds
-        ]
-        for start in config.starts
-    }
-    # One domain at a time: only one is decoded, and its disk space is freed with it.
+    origins = [
+        (seed, few_shot_starts.initial_weights(manifest, start, seed, device))
+        for start in manifest.fewshot.starts
+        for seed in manifest.fewshot.seeds
+    ]
     rows: list[FewShotRow] = []
     unreadable: list[str] = []
     with bar("few-shot", len(names) * count_trainings(manifest), "training") as progress:
+        # One domain at a time: only one is decoded, and its disk space is freed with it.
         for name in names:
             domain = read_domain(manifest, data, name, threads or cpu_count())
             unreadable += domain.unreadable
-            for start in config.starts:
-                for origin, seed in zip(origins[start], config.seeds, strict=True):
-                    experiment = _Experiment(manifest, cells, domain, origin, seed)
-                    rows += experiment.untouched() if start == "student" else []
-                    for shots in config.shots:
-                        rows.append(experiment.trained(shots))
-                        progress.update(1)
+            for seed, origin in origins:
+                experiment = _Experiment(manifest, root.child(CELLS), domain, origin, seed)
+                rows += experiment.rows(progress)
     results = _results(manifest, data, names, rows, unreadable)
     write(root, results)
     return results
@@ -147,6 +141,7 @@ def _results(
     rows: Sequence[FewShotRow],
     unreadable: Sequence[str],
 ) -> FewShotResults:
+    """The content of `fewshot/results.json`; the same in whatever order rows and names come."""
     remarks = (*data.notes, *notes(manifest, data, names))
     return FewShotResults(
         architecture=manifest.distillation.student,
@@ -226,6 +221,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     """
     items = [item for item in data.items if item.domain == name]
     size = manifest.synthesis.image_size
+    # Pixels are decoded once for all trainings; 55,000 images of 224 px are 8 GB, so not in memory.
     pixels = _mapped((len(items), size, size, 3))
     labels: list[int] = []
     unreadable = []
@@ -237,6 +233,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
                 continue
             pixels[len(labels)] = image
             labels.append(item.class_index)
+            # The digest covers decoded pixels, because another decoder changes the scores.
             digest.update(image.tobytes() + item.class_index.to_bytes(4, "big"))
     _require_two(Counter(labels), name)
     readable = torch.from_numpy(pixels[: len(labels)]).permute(0, 3, 1, 2)
@@ -273,17 +270,30 @@ class _Experiment:
         """The untrained classifier's predictions for all images, int64 [N]."""
         return self._answers(self.classifier, torch.arange(len(self.domain.images)))
 
-    def untouched(self) -> list[FewShotRow]:
-        """Rows of the untrained classifier, for all images and for the test images of each k."""
-        return [self._row("untouched", k, {}) for k in (0, *self.manifest.fewshot.shots)]
+    def rows(self, progress: Bar) -> Iterator[FewShotRow]:
+        """Yield the row of each training, and before them those of a student before training.
 
-    def trained(self, shots: int) -> FewShotRow:
-        """The row at k = `shots`, from its cell or from a training that runs now."""
+        A row comes from its cell, or from a training that runs now.
+        """
+        if self.origin.start == "student":
+            # With k = 0 all images are tested, as `jobs/evaluate.py` does.
+            for shots in (0, *self.manifest.fewshot.shots):
+                yield self._row("untouched", shots, {})
+        for shots in self.manifest.fewshot.shots:
+            yield self._trained(shots)
+            progress.update(1)
+
+    def _trained(self, shots: int) -> FewShotRow:
         config = self.manifest.fewshot
         settings = {"epochs": config.epochs, "rates": learning_rates(config, self.origin.start)}
         return self._row(self.origin.start, shots, settings)
 
     def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> FewShotRow:
+        """The row of a curve at k = `shots`; makes its cell if there is none.
+
+        Args:
+            settings: everything in the manifest that changes this training.
+        """
         labels, classes = self.domain.images.labels, self.manifest.classes
         split = split_domain(labels.tolist(), classes, self.domain.name, shots, self.seed)
         trained, tested = (
@@ -322,20 +332,21 @@ class _Experiment:
         if curve == "untouched":
             answers = self.initial_answers[test]
         else:
+            # Each k starts from the same weights, so the training works on a copy.
             classifier, train = copy.deepcopy(self.classifier), torch.tensor(split.train)
             seed = derive_seed("fewshot", self.seed, self.domain.name, shots)
             shot_images = LabelledImages(images.pixels[train], images.labels[train])
             fine_tune(classifier, shot_images, self.manifest.fewshot, seed, start)
             answers = self._answers(classifier, test)
             if (answers < 0).any():
-                rate = "fresh_rate" if start == "scratch" else "learning_rate"
                 raise DfkdError(
                     f"few-shot training of {start} on {self.domain.name!r} with {shots} "
-                    f"shots and seed {self.seed} diverged; lower fewshot.{rate}"
+                    f"shots and seed {self.seed} diverged; lower fewshot.learning_rate"
                 )
         return test[answers == images.labels[test]]
 
     def _answers(self, classifier: Student, indices: Tensor) -> Tensor:
+        """The predicted class of some of the domain's images, int64."""
         return predict(classifier, self.domain.images.pixels, indices, BATCH)
 
     def _read(

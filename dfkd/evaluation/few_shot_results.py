@@ -34,10 +34,17 @@ from pydantic.dataclasses import dataclass
 
 from dfkd.config.distillation import Start
 from dfkd.errors import CorruptionError
-from dfkd.evaluation.results import Spread, as_json, spread
+from dfkd.evaluation.results import (
+    Spread,
+    as_json,
+    domain_means,
+    first_problem,
+    over_seeds,
+    spread,
+)
 from dfkd.storage.local import Storage
 from dfkd.utils import strict_json
-from dfkd.utils.types import CHECKED, Natural
+from dfkd.utils.types import CHECKED, Fraction, Natural
 
 FOLDER = "fewshot"
 KEY = f"{FOLDER}/results.json"
@@ -46,7 +53,6 @@ LIMIT = 1 << 28
 
 Curve = Literal["untouched"] | Start
 CURVES: tuple[Curve, ...] = ("untouched", *get_args(Start))
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Counts = tuple[Natural, ...]
 """Number of images of each class."""
 
@@ -62,16 +68,8 @@ class FewShotRow:
     trained: Counts
     tested: Counts
     right: Counts
-    accuracy: Share
-    class_mean: Share
-
-
-@dataclass(frozen=True, config=CHECKED)
-class Band:
-    """Mean and standard deviation (n - 1) over seeds; `std` is None for one seed."""
-
-    mean: Share
-    std: Share | None
+    accuracy: Fraction
+    class_mean: Fraction
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -81,9 +79,9 @@ class Point:
     curve: Curve
     shots: Natural
     seeds: tuple[Natural, ...]
-    domains: dict[str, Band]
-    mean: Share
-    std: Share | None
+    domains: dict[str, Spread]
+    mean: Fraction
+    std: Fraction | None
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -149,20 +147,18 @@ def summarise(rows: Sequence[FewShotRow]) -> list[Point]:
 
 
 def _point(curve: Curve, shots: int, rows: Sequence[FewShotRow]) -> Point:
-    names = sorted({row.domain for row in rows})
-    means = _means(rows)
-    domains = {
-        name: Band(**spread([row.accuracy for row in rows if row.domain == name])) for name in names
-    }
-    return Point(curve, shots, tuple(means), domains, **spread([*means.values()]))
+    """The summary of the rows of a curve at one k."""
+    by_seed = _by_seed(rows)
+    domains, overall = over_seeds(by_seed)
+    return Point(curve, shots, tuple(sorted(by_seed)), domains, **overall)
 
 
-def _means(rows: Sequence[FewShotRow]) -> dict[int, float]:
-    """The mean accuracy over the domains of `rows`, by seed."""
-    return {
-        seed: statistics.fmean(row.accuracy for row in rows if row.seed == seed)
-        for seed in sorted({row.seed for row in rows})
-    }
+def _by_seed(rows: Sequence[FewShotRow]) -> dict[int, dict[str, float]]:
+    """The accuracy on each domain, by seed."""
+    accuracies: dict[int, dict[str, float]] = {}
+    for row in rows:
+        accuracies.setdefault(row.seed, {})[row.domain] = row.accuracy
+    return accuracies
 
 
 def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
@@ -174,7 +170,9 @@ def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
     by_shots = {}
     for shots in sorted({row.shots for row in rows if row.curve == "student"}):
         after, before = (
-            _means([row for row in rows if (row.curve, row.shots) == (curve, shots)])
+            domain_means(
+                _by_seed([row for row in rows if (row.curve, row.shots) == (curve, shots)])
+            )
             for curve in ("student", "untouched")
         )
         by_shots[shots] = spread([after[seed] - before[seed] for seed in after])
@@ -202,8 +200,8 @@ def read(storage: Storage) -> FewShotResults:
         strict_json.parse(data)  # refuses repeated keys, which pydantic accepts
         results = RESULTS.validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        _refuse(".".join(map(str, first["loc"])) or "the whole", first["msg"])
+        field, rule, _ = first_problem(error)
+        _refuse(field, rule)
     except ValueError as error:
         _refuse("the whole", str(error))
     _check(results)
@@ -224,6 +222,7 @@ def _check(results: FewShotResults) -> None:
 
 
 def _check_row(field: str, entry: FewShotRow, classes: int) -> None:
+    """Raise `CorruptionError` unless a row's accuracies follow from its counts."""
     counts = (entry.trained, entry.tested, entry.right)
     if any(len(by_class) != classes for by_class in counts) or not any(entry.tested):
         _refuse(field, f"needs {classes} counts, and images that were tested")
@@ -240,7 +239,9 @@ def _whole(
 
     `untouched` must be there exactly if `student` is.
     """
+    # All curves must have the seeds of the first one.
     expected = sorted(next(iter(seeds.values())))
+    # 0 shots belong to the untouched student alone.
     shots = {k for _, k, _ in seeds} - {0}
     pairs = {(curve, k) for curve in curves for k in shots}
     if "untouched" in curves:

@@ -93,11 +93,13 @@ def student_seed(manifest: Manifest, seed: int) -> int:
 
 
 def _student(manifest: Manifest, location: StudentLocation, device: torch.device) -> Student:
+    """The student at a location as a classifier with logits."""
     student, _ = load_located(location, manifest.classes, device)
     return from_distances(student)
 
 
 def _digest(weights: str) -> str:
+    """The sha256 of a file of weights, or the name of published weights."""
     return sha256_file(existing_file(LIBRARY, weights)) if names_file(weights) else weights
 
 

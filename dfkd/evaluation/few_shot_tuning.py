@@ -19,6 +19,9 @@ from dfkd.utils.device import seeded
 
 BATCH = 32
 """Images in a step, or all of them if there are fewer."""
+FRESH_FACTOR = 10.0
+"""Learning rate of random weights, relative to that of trained ones. Random weights have far to go,
+and at this rate they would spoil trained ones."""
 AUGMENTATION: tuple[Augmentation, ...] = ("flip", "crop")
 
 TEMPERATURE = 0.01
@@ -96,9 +99,9 @@ def fine_tune(
 ) -> None:
     """Train all weights of a classifier in place on augmented views; leaves it in eval mode.
 
-    Trained weights use `learning_rate`, random ones `fresh_rate`. A trained backbone keeps its
-    batch-norm statistics and has no drop-path, because the statistics of a handful of images are
-    too far from those that its weights were trained with.
+    Trained weights use `learning_rate`, random ones `FRESH_FACTOR` times as much. A trained
+    backbone keeps its batch-norm statistics and has no drop-path, because the statistics of a
+    handful of images are too far from those that its weights were trained with.
 
     Args:
         classifier: on the device to work on.
@@ -107,9 +110,11 @@ def fine_tune(
         start: the kind of the classifier's initial weights.
     """
     classifier.train()
+    # Evaluation mode keeps the statistics of a trained backbone.
     classifier.backbone.train(start == "scratch")
     classifier.requires_grad_(True)
     size = min(BATCH, len(shots))
+    # The last batch of an epoch is filled from the next permutation.
     steps = config.epochs * -(-len(shots) // size)
     peaks = learning_rates(config, start)
     parts = (classifier.backbone, classifier.head)
@@ -129,7 +134,7 @@ def fine_tune(
 
 def learning_rates(config: FewShot, start: Start) -> tuple[float, float]:
     """The initial learning rates of backbone and head for a start."""
-    trained, fresh = config.learning_rate, config.fresh_rate
+    trained, fresh = config.learning_rate, FRESH_FACTOR * config.learning_rate
     return {"student": (trained, trained), "library": (trained, fresh), "scratch": (fresh, fresh)}[
         start
     ]

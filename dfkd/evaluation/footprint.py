@@ -63,6 +63,7 @@ def text_only(manifest: Manifest) -> NetworkSize:
 
 
 def _tower(tower: Teacher) -> NetworkSize:
+    """The image tower of a model; its text tower has no part in answering."""
     visual = tower.model.get_submodule("visual")
     name = f"{tower.name}, {tower.image_size} px"
     return NetworkSize(name, parameters(visual), tower.image_size, tower.encode_image)
@@ -138,6 +139,7 @@ def cached_or_measured(storage: Storage, networks: Mapping[str, NetworkSize]) ->
 def measure(networks: Mapping[str, NetworkSize]) -> dict[str, Any]:
     """Measure each shape once; returns the content of `latency.json`."""
     by_name = {network.name: network for network in networks.values()}
+    # Random pixels: the time does not depend on what an image shows.
     draw = torch.Generator().manual_seed(0)
     pixels = {
         name: torch.rand(1, 3, network.image_size, network.image_size, generator=draw)

@@ -111,6 +111,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _split(line: str, separator: str) -> list[str]:
+    """The fields of a line; none if quotes do not match."""
     try:
         records = list(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error:
@@ -213,6 +214,7 @@ class _ListReader:
             if not first <= label <= last:
                 raise bad_line(path, number, f"a label must be from {first} to {last}", label)
             if name not in self.existing.get(word, ()):
+                # Published lists name a few images that published copies do not have.
                 if name in self.data_set.missing_images:
                     continue
                 raise bad_line(
@@ -221,6 +223,7 @@ class _ListReader:
                     "must name an image of that domain, not through links",
                     "/".join(names),
                 )
+            # Without class folders only the label says the class, and there is nothing to compare.
             if word:
                 self.labels.agree(path, number, word, label)
             key = (word, name, label)
@@ -233,6 +236,7 @@ class _ListReader:
 
         Lists are often written with the paths of another machine.
         """
+        # Without class folders the images lie directly in the folder of the domain.
         depth = 1 if "" in self.existing else 2
         above = names[-depth - 1] if len(names) > depth else self.domain
         if len(names) < depth or self.data_set.domain(above) != self.domain:
@@ -295,14 +299,17 @@ def images_by_class(home: Path, *, in_classes: bool) -> Mapping[str, frozenset[s
 
 
 def _within(root: Path, path: Path) -> bool:
+    """Whether a path is in `root` after following a link."""
     return not path.is_symlink() or path.resolve().is_relative_to(root)
 
 
 def _hidden(name: str) -> bool:
+    """Whether a name belongs to the system: a dot file, or what macOS adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, also through a link."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -310,6 +317,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, also through a link."""
     try:
         return entry.is_file()
     except OSError:  # a link to itself

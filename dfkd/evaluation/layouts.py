@@ -146,6 +146,7 @@ def recognise(root: Path) -> Layout:
     below = {
         folder.name: layout for folder in subfolders(root) if (layout := _public_layout(folder))
     }
+    # Users often name the folder in which they unpacked the archive.
     if len(below) == 1:
         ((name, layout),) = below.items()
         siblings = [folder.name for folder in subfolders(root) if folder.name != name]
@@ -171,6 +172,7 @@ def recognise(root: Path) -> Layout:
 
 
 def _ambiguous(root: Path, what: str, remedy: str) -> ManifestError:
+    """The error about a folder that holds more than one data set or layout."""
     return ManifestError(FIELD, f"must be one data set, {what}", str(root), remedy)
 
 
@@ -204,6 +206,7 @@ def _listed_layout(root: Path, home: Path) -> Layout | None:
         for data_set, named in candidates
         if all(data_set.domain(word) for word in words)
     ]
+    # Names and lists fit several sets, so the number of classes decides.
     if len(fitting) > 1:
         fitting = [
             layout
@@ -242,6 +245,7 @@ def _lists_by_domain(
 
 
 def _with_lists(data_set: PublicDataSet, home: Path, named: Mapping[str, Sequence[Path]]) -> Layout:
+    """The layout of a data set whose images are those that its lists name."""
     domains = {folder: data_set.domain(folder.name) for folder in subfolders(home)}
     homes = {name: folder for folder, name in domains.items() if name in named}
     words = {inner.name for folder in homes.values() for inner in subfolders(folder)}
@@ -263,6 +267,7 @@ def _folder_layout(home: Path) -> Layout | None:
         if not own or "" in homes or len(homes) < len(own) or len(set(own.values())) > 1:
             continue
         layout = _unnamed_layout(home, own, homes)
+        # Users name their own domains photo or sketch too; the number of classes tells them apart.
         if len({normalise_name(word) for word in layout.words}) == data_set.classes:
             ignored = [folder.name for folder in others]
             return dataclasses.replace(layout, data_set=data_set, ignored_folders=ignored)

@@ -33,12 +33,14 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypedDict, get_args
+from typing import Annotated, Any, Literal, NoReturn, NotRequired, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from dfkd.config.manifest import Average, Model
 from dfkd.config.methods import Method
@@ -46,8 +48,8 @@ from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.storage.local import Storage
+from dfkd.utils.types import CHECKED, Count, Fraction, Natural
 
-SCHEMA = 1
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
 """Values of `method` for models that need no synthesised images."""
 MODELS = get_args(Model)
@@ -69,18 +71,19 @@ COLUMNS = pa.schema(
 )
 
 
+@with_config(CHECKED)
 class ResultRow(TypedDict):
     """The scores of a model on a domain; the module's docstring describes the fields."""
 
-    model: str
+    model: Model
     method: str
-    seed: int
+    seed: Natural
     domain: str
-    images: int
-    accuracy: float
-    class_mean: float
-    per_class: dict[str, float]
-    confusion: list[list[int]]
+    images: Count
+    accuracy: Fraction
+    class_mean: Fraction
+    per_class: dict[str, Fraction]
+    confusion: list[list[Natural]]
 
 
 class Spread(TypedDict):
@@ -113,8 +116,33 @@ class ClassSummary(TypedDict):
     std: float | None
 
 
+class _Data(TypedDict):
+    """The scored data; the module's docstring describes the fields."""
+
+    source: NotRequired[str]
+    domains: list[str]
+    unscored: NotRequired[list[str]]
+    notes: list[str]
+    unreadable: list[str]
+
+
+class _Results(TypedDict):
+    """What a `results.json` must hold; the module's docstring describes the fields."""
+
+    schema: Literal[1]
+    classes: list[str]
+    average: Average
+    data: _Data
+    parameters: dict[str, Count]
+    rows: Annotated[list[ResultRow], Field(min_length=1)]
+    summary: list[Summary]
+
+
+RESULTS = TypeAdapter(_Results)
+
+
 def row(
-    model: str,
+    model: Model,
     method: str,
     seed: int,
     domain: str,
@@ -123,6 +151,7 @@ def row(
 ) -> ResultRow:
     """The row computed from M x M counts (true x predicted), which must not all be zero."""
     totals, correct = confusion.sum(axis=1), confusion.diagonal()
+    # A class without images has no accuracy; 0 would lower the mean over classes.
     per_class = {
         name: int(correct[index]) / int(totals[index])
         for index, name in enumerate(classes)
@@ -189,26 +218,35 @@ def summarise_classes(rows: Sequence[ResultRow], domain: str) -> list[ClassSumma
 
 
 def _summary(model: str, method: str, rows: Sequence[ResultRow], average: Average) -> Summary:
-    seeds = sorted({row["seed"] for row in rows})
-    names = sorted({row["domain"] for row in rows})
-    # Average over domains first: the deviation is that of the mean over domains.
-    overall = spread(
-        [
-            statistics.fmean(accuracy_of(row, average) for row in rows if row["seed"] == seed)
-            for seed in seeds
-        ]
-    )
+    """The summary of one model and method."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for row in rows:
+        by_seed.setdefault(row["seed"], {})[row["domain"]] = accuracy_of(row, average)
+    domains, overall = over_seeds(by_seed)
+    return Summary(model=model, method=method, seeds=sorted(by_seed), domains=domains, **overall)
+
+
+def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> tuple[dict[str, Spread], Spread]:
+    """Summarise accuracies over seeds.
+
+    Args:
+        by_seed: the accuracy on each domain, for each of at least one seed.
+
+    Returns:
+        The spread of each domain, sorted by name, and that of the mean over domains. The mean over
+        domains comes first, so the deviation is that of the figure which a table shows.
+    """
+    names = sorted({name for accuracies in by_seed.values() for name in accuracies})
     domains = {
-        name: spread([accuracy_of(row, average) for row in rows if row["domain"] == name])
+        name: spread([by_domain[name] for by_domain in by_seed.values() if name in by_domain])
         for name in names
     }
-    return Summary(
-        model=model,
-        method=method,
-        seeds=seeds,
-        domains=domains,
-        **overall,
-    )
+    return domains, spread(list(domain_means(by_seed).values()))
+
+
+def domain_means(by_seed: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+    """The mean accuracy over domains of each seed, in the order of the seeds."""
+    return {seed: statistics.fmean(by_seed[seed].values()) for seed in sorted(by_seed)}
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -234,7 +272,7 @@ def results(
         average: the accuracy that the summary uses.
     """
     return {
-        "schema": SCHEMA,
+        "schema": 1,
         "classes": list(data.classes),
         "average": average,
         "data": {
@@ -319,73 +357,48 @@ def validate_results(results: Mapping[str, Any]) -> None:
     Raises:
         CorruptionError: the first field that is wrong.
     """
-    if results.get("schema") != SCHEMA:
-        _refuse("schema", f"must be {SCHEMA}", results.get("schema"))
-    classes, rows = results.get("classes"), results.get("rows")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        _refuse("classes", "must be a list of names", classes)
-    if not isinstance(rows, list) or not rows:
-        _refuse("rows", "must be a list with at least one row", rows)
+    try:
+        checked = RESULTS.validate_python(results, strict=True)
+    except ValidationError as error:
+        field, rule, value = first_problem(error)
+        _refuse(field, rule, value)
     keys = set()
-    for number, entry in enumerate(rows):
-        _validate_row(f"rows[{number}]", entry, classes)
+    for number, entry in enumerate(checked["rows"]):
+        _validate_row(f"rows.{number}", entry, checked["classes"])
         key = (entry["model"], entry["method"], entry["seed"], entry["domain"])
         if key in keys:
-            _refuse(f"rows[{number}]", "model, method, seed and domain must occur once", key)
+            _refuse(f"rows.{number}", "model, method, seed and domain must occur once", key)
         keys.add(key)
-    _validate_parameters(results.get("parameters"), {row["model"] for row in rows})
-    average: Any = results.get("average")
-    if average not in get_args(Average):
-        _refuse("average", "must be images or classes", average)
-    _validate_data(results.get("data"))
-    if results.get("summary") != summarise(rows, average):
+    models = {entry["model"] for entry in checked["rows"]}
+    if not models <= checked["parameters"].keys():
+        _refuse("parameters", f"must have {', '.join(sorted(models))}", checked["parameters"])
+    if checked["summary"] != summarise(checked["rows"], checked["average"]):
         _refuse("summary", "must follow from the rows", "other figures")
 
 
-def _validate_data(data: Any) -> None:
-    for key in ("domains", "notes", "unreadable"):
-        lines = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            _refuse(f"data.{key}", "must be a list of texts", lines)
+def first_problem(error: ValidationError) -> tuple[str, str, object]:
+    """The field, the rule that it breaks and the value of the first problem of a file."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"])) or "the whole"
+    return field, first["msg"].removeprefix("Input "), first["input"]
 
 
-def _validate_parameters(parameters: Any, models: set[str]) -> None:
-    if not isinstance(parameters, dict) or not models <= parameters.keys():
-        _refuse("parameters", f"must have {', '.join(sorted(models))}", parameters)
-    for model, count in parameters.items():
-        if type(count) is not int or count < 1:
-            _refuse(f"parameters.{model}", "must be a count of 1 or more", count)
-
-
-def _validate_row(field: str, entry: Any, classes: list[str]) -> None:
-    types = ResultRow.__annotations__.keys()
-    if not isinstance(entry, dict) or entry.keys() != types:
-        _refuse(field, f"must have the fields {', '.join(types)}", entry)
-    if entry["model"] not in MODELS:
-        _refuse(f"{field}.model", f"must be one of {', '.join(MODELS)}", entry["model"])
-    for key, kind in (("method", str), ("domain", str), ("seed", int), ("images", int)):
-        if type(entry[key]) is not kind:
-            _refuse(f"{field}.{key}", f"must be {kind.__name__}", entry[key])
-    confusion = entry["confusion"]
-    square = isinstance(confusion, list) and len(confusion) == len(classes)
-    if not square or any(
-        not isinstance(line, list)
-        or len(line) != len(classes)
-        or any(type(count) is not int or count < 0 for count in line)
-        for line in confusion
-    ):
-        _refuse(f"{field}.confusion", f"must be {len(classes)} x {len(classes)} counts", "another")
-    counts = np.array(confusion, dtype=np.int64)
+def _validate_row(field: str, entry: ResultRow, classes: Sequence[str]) -> None:
+    """Raise `CorruptionError` unless a row's figures follow from its confusion counts."""
+    size = len(classes)
+    if [len(line) for line in entry["confusion"]] != [size] * size:
+        _refuse(f"{field}.confusion", f"must be {size} x {size} counts", "another")
+    counts = np.array(entry["confusion"], dtype=np.int64)
     if not counts.any():
         _refuse(f"{field}.confusion", "must count at least one image", 0)
-    model, method, seed, domain = (entry[key] for key in ("model", "method", "seed", "domain"))
-    expected = row(model, method, seed, domain, classes, counts)
-    for key in types:
-        if entry[key] != expected[key]:  # type: ignore[literal-required]
-            _refuse(f"{field}.{key}", "must follow from the confusion counts", entry[key])
+    about = (entry["model"], entry["method"], entry["seed"], entry["domain"])
+    # Every figure is computed again, so nobody can edit one alone.
+    for key, value in row(*about, classes, counts).items():
+        if (given := dict(entry)[key]) != value:
+            _refuse(f"{field}.{key}", "must follow from the confusion counts", given)
 
 
 def _refuse(field: str, rule: str, value: object) -> NoReturn:
     raise CorruptionError(
-        f"results {field}: {rule}, got {value!r}; score again with jobs/evaluate.py"
+        f"results {field}: {rule}, got {value!r:.80}; score again with jobs/evaluate.py"
     )

@@ -1,6 +1,6 @@
-"""Accuracy per domain and class: a model's distances on data that no stage has seen.
+"""Score models: accuracy per domain and class on data that no other stage uses.
 
-A model is anything that maps pixels to distances; the smallest distance is its answer.
+A model is anything that maps pixels to distances [N, M]; it answers with the nearest class.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dfkd.config.manifest import Manifest
+from dfkd.config.manifest import Manifest, Model
 from dfkd.config.methods import Method
 from dfkd.dataset.versions import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
@@ -36,23 +36,22 @@ from dfkd.utils.progress import bar
 BATCH = 64
 """Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
 PREFETCH_BATCHES = 2
-"""Batches that are decoded while a model works on one: bounds memory."""
+"""Batches that are decoded in advance while a model works on one. The limit bounds memory."""
 
-Model = Callable[[Tensor], Tensor]
+Classifier = Callable[[Tensor], Tensor]
 """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to score, and what its rows call it."""
+    """A model to score, with the names that its rows get."""
 
-    model: str
-    """teacher, text-only or student."""
+    model: Model
     method: str
     seed: int
     image_size: int
-    """Pixels a side that the model takes."""
-    distances: Model
+    """Side in pixels of the images that the model takes."""
+    distances: Classifier
     device: torch.device
 
 
@@ -67,18 +66,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores of a whole manifest, written."""
+    """The scores of all models of a manifest, which have been written."""
 
     results: dict[str, Any]
     """The content of `results.json`, as `dfkd.evaluation.results` describes it."""
     location: str
-    """Of `results.json`."""
+    """Location of `results.json`, for display."""
     versions: dict[Method, PublishedVersion]
     """The data set that the students of each method learned from; empty without students."""
     sheet: str = ""
-    """Of the contact sheet of these versions, if one was written."""
+    """Location of the contact sheet of these versions; empty if none was written."""
     ms: dict[str, float] = field(default_factory=dict)
-    """By model, one image on one core, if that was measured."""
+    """Milliseconds for one image on one core, by model; empty if they were not measured."""
 
 
 def evaluate(
@@ -86,25 +85,26 @@ def evaluate(
 ) -> Evaluated:
     """Score the models that a manifest names and write `results.json` and `results.parquet`.
 
-    The teacher answers zero-shot, by `teacher.template`; the students are those of every method and
-    seed on the current versions. A text-only classifier of each seed is trained, or found. Scores
-    are always in float32, and taken again each time: that costs little.
+    The teacher classifies zero-shot with the prompts of `teacher.template`. The students are those
+    of every method and seed. The text-only classifier of each seed is trained unless it is stored.
+    Models run in float32, and every call scores them again, because that is cheap.
 
     Args:
-        manifest: of the run; all its students are to be finished.
-        threads: that decode images; None is one for each processor.
-        version: id of the version whose students are scored; the current one if none is named.
-        folder: under the root, where the results are written; the root itself if none is named.
+        manifest: the run's manifest; all its students must be finished.
+        threads: threads that decode images; None means one for each processor.
+        version: id of the version whose students are scored; empty for the current version of each
+            method.
+        folder: folder under the root for the results; empty for the root itself.
 
     Raises:
-        ManifestError: unusable data, or a student that is missing; nothing has been scored.
-        CorruptionError: a student is not what was written.
+        ManifestError: the data are unusable or a student is missing; nothing has been scored.
+        CorruptionError: a student is damaged.
     """
     data = open_data(manifest.evaluation, manifest.classes)
     wanted = manifest.evaluation.models
-    places = list(_students(manifest, version)) if "student" in wanted else []
+    students = list(_finished_students(manifest, version)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
-    models = _with_cost_records(root, _load_candidates(manifest, root, places), len(data.items))
+    models = _with_cost_records(root, _load_candidates(manifest, root, students), len(data.items))
     scores = score(models, data, BATCH, threads)
     sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
     average = manifest.evaluation.average
@@ -113,11 +113,12 @@ def evaluate(
     return Evaluated(
         content,
         location,
-        {locate_student.method: locate_student.version for locate_student in places},
+        {student.method: student.version for student in students},
     )
 
 
-def _students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
+def _finished_students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
+    """Yield the location of each method's and seed's student; `ManifestError` if one is missing."""
     for method in manifest.methods:
         for seed in manifest.distillation.seeds:
             found = locate_student(manifest, method, seed, version)
@@ -132,31 +133,35 @@ def _students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
 
 
 def _load_candidates(
-    manifest: Manifest, root: Storage, places: Sequence[StudentLocation]
+    manifest: Manifest, root: Storage, students: Sequence[StudentLocation]
 ) -> Iterator[Candidate]:
+    """Yield the models of `evaluation.models` one by one, so that few are in memory at a time."""
     device, wanted = pick_device(), manifest.evaluation.models
     if "teacher" in wanted:
         yield _teacher_candidate(manifest, device)
     if "text-only" in wanted:
         yield from _text_only_candidates(manifest, root)
-    for found in places:
-        student, card = load_located(found, manifest.classes, device)
-        yield Candidate("student", found.method, found.seed, card["image_size"], student, device)
+    for location in students:
+        student, card = load_located(location, manifest.classes, device)
+        size = card["image_size"]
+        yield Candidate("student", location.method, location.seed, size, student, device)
 
 
 def _with_cost_records(
     root: Storage, candidates: Iterable[Candidate], images: int
 ) -> Iterator[Candidate]:
-    """The candidates, each leaving a record of what passed until the next one was asked for."""
+    """Yield the candidates; write a cost record for the time in which each one was used."""
     for candidate in candidates:
         seed = None if candidate.method == ZERO_SHOT else candidate.seed
         name = candidate.model if candidate.model == "text-only" else candidate.method
         with record_cost(root, "evaluate", name, seed) as cost:
             yield candidate
+            # The caller asks for the next candidate here, so this one has been scored.
             cost.images, cost.device = images, device_name(candidate.device)
 
 
 def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:
+    """The teacher as a zero-shot classifier of the manifest's classes."""
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     return _tower_candidate(
@@ -165,7 +170,7 @@ def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:
 
 
 def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
-    """The classifier of each seed; before it, of a tower that is not the teacher, zero-shot."""
+    """Yield the classifier of each seed; before them the tower, zero-shot, if it has its own."""
     tower = load_tower(manifest, pick_device())
     if manifest.text_only.model:
         yield _tower_candidate(
@@ -177,9 +182,9 @@ def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candida
 
 
 def _tower_candidate(
-    model: str, method: str, seed: int, tower: Teacher, vectors: Tensor
+    model: Model, method: str, seed: int, tower: Teacher, vectors: Tensor
 ) -> Candidate:
-    """A tower that answers with the nearest of its classes' unit vectors [M, E]."""
+    """An image tower that answers with the nearest of the classes' unit vectors [M, E]."""
     return Candidate(
         model,
         method,
@@ -193,16 +198,19 @@ def _tower_candidate(
 def score(
     candidates: Iterable[Candidate], data: Domains, batch_size: int, threads: int | None = None
 ) -> Scores:
-    """Every candidate on every domain; each is taken from the iterable when its turn comes.
+    """Score every candidate on every domain, one candidate after the other.
 
     Args:
-        candidates: models; a lazy iterable keeps at most two of them in memory.
-        data: what to score, with the classes in the order of the models' outputs.
-        batch_size: images a batch.
-        threads: that decode images; None is one for each processor.
+        candidates: the models; of a lazy iterable at most two are in memory.
+        data: the images, with classes in the order of the models' outputs.
+        batch_size: images of a batch.
+        threads: threads that decode images; None means one for each processor.
+
+    Returns:
+        A row for each candidate and each domain with a readable image.
 
     Raises:
-        DfkdError: a model whose output is no finite [N, M], or data without a readable image.
+        DfkdError: a model's output is not finite or not [N, M], or no image can be read.
     """
     return _score(((candidate,) for candidate in candidates), data, batch_size, threads)
 
@@ -210,7 +218,10 @@ def score(
 def score_together(
     candidates: Sequence[Candidate], data: Domains, batch_size: int, threads: int | None = None
 ) -> Scores:
-    """`score` of models that take images of one size: each image is decoded once for all."""
+    """Score models that take images of one size; each image is decoded once for all of them.
+
+    Arguments, result and errors are those of `score`.
+    """
     if len({candidate.image_size for candidate in candidates}) != 1:
         raise ValueError("models that are scored together take images of one size")
     return _score([candidates], data, batch_size, threads)
@@ -219,6 +230,7 @@ def score_together(
 def _score(
     groups: Iterable[Sequence[Candidate]], data: Domains, batch_size: int, threads: int | None
 ) -> Scores:
+    """Score groups of candidates; the candidates of a group share each decoded image."""
     rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
     for group in groups:
@@ -248,12 +260,16 @@ def _confusions(
     threads: int,
     unreadable: dict[str, str],
 ) -> list[dict[str, npt.NDArray[np.int64]]]:
-    """For each model the counts true x predicted of each domain; adds to `unreadable`."""
+    """The confusion counts [M, M] (true x predicted) of each domain, for each model of a group.
+
+    Adds the reason for each image that cannot be read to `unreadable`, by the image's name.
+    """
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
     with bar(title, len(data.items), "img") as progress:
         for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
+            # An unreadable image comes as the text of its error.
             readable = []
             for item, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
@@ -273,14 +289,16 @@ def _confusions(
 def _predict(
     candidate: Candidate, images: Sequence[npt.NDArray[np.uint8]], classes: int
 ) -> list[int]:
+    """The predicted class of each image [S, S, 3] uint8."""
     batch = torch.from_numpy(np.stack(images)).to(candidate.device)
     with torch.inference_mode():
         distances = candidate.distances(from_bytes(batch).contiguous())
-    wanted = (len(images), classes)
-    if distances.shape != wanted or not torch.isfinite(distances).all():
+    shape = (len(images), classes)
+    # `argmin` takes NaN for the smallest distance, so it must not get that far.
+    if distances.shape != shape or not torch.isfinite(distances).all():
         raise DfkdError(
             f"{candidate.model} {candidate.method} seed {candidate.seed}: must give finite "
-            f"distances {wanted}, got {tuple(distances.shape)} or NaN; train it again"
+            f"distances {shape}, got {tuple(distances.shape)} or NaN; train it again"
         )
     answers: list[int] = distances.argmin(dim=1).tolist()
     return answers
@@ -293,14 +311,14 @@ Decoded = npt.NDArray[np.uint8] | str
 def decode_items(
     items: Sequence[Item], image_size: int, batch_size: int, threads: int
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Items with their pixels in order, decoded by threads `PREFETCH_BATCHES` batches in advance.
+    """Yield the items in batches, each with its pixels, in the order of `items`.
 
-    An image is [S, S, 3] uint8 with S = `image_size`, or a text that says why it cannot be read.
+    Threads decode up to `PREFETCH_BATCHES` batches in advance. An image is uint8 [S, S, 3] with
+    S = `image_size`, or a text that says why it cannot be read.
     """
-    starts = range(0, len(items), batch_size)
     waiting: deque[tuple[Sequence[Item], list[Future[Decoded]]]] = deque()
     with ThreadPoolExecutor(threads, "decode") as pool:
-        for start in starts:
+        for start in range(0, len(items), batch_size):
             chunk = items[start : start + batch_size]
             waiting.append((chunk, [pool.submit(_decode, item, image_size) for item in chunk]))
             if len(waiting) > PREFETCH_BATCHES:
@@ -312,11 +330,13 @@ def decode_items(
 def _collect(
     batch: tuple[Sequence[Item], list[Future[Decoded]]],
 ) -> tuple[Sequence[Item], list[Decoded]]:
+    """Wait for the images of a batch."""
     chunk, futures = batch
     return chunk, [future.result() for future in futures]
 
 
 def _decode(item: Item, image_size: int) -> Decoded:
+    """An item's pixels, or why it cannot be read: one bad image must not end an evaluation."""
     try:
         return decode_image(item.read(), image_size)
     except (OSError, ValueError) as error:

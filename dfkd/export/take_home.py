@@ -31,7 +31,7 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
 from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
-from dfkd.evaluation.scoring import BATCH, Candidate, Model, score_together
+from dfkd.evaluation.scoring import BATCH, Candidate, Classifier, score_together
 from dfkd.export.model_card import model_card
 from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load_graph, quantise
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
@@ -267,9 +267,8 @@ def _evaluate(
     """The accuracy of both graphs, with that of PyTorch and of the teacher from `accuracy`."""
     data = open_data(manifest.evaluation, manifest.classes)
     size = card["image_size"]
-    # The scorer names models by method, so each graph counts as a method. Scored together, each
-    # image is decoded once.
-    models: dict[str, Model] = {"onnx": comparison, "int8": comparison.int8}
+    # The graphs are the methods of the rows. Scored together, each image is decoded once.
+    models: dict[str, Classifier] = {"onnx": comparison, "int8": comparison.int8}
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
     scores = score_together(candidates, data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}

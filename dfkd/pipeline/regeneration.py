@@ -60,7 +60,6 @@ def plan(manifest: Manifest) -> dict[str, Any]:
         "current": current.id if current else "none",
         "fresh_tasks": len(fresh),
         "fresh_images": sum(task.count for task in fresh),
-        "images_cap": config.images,
         "worker_seconds_cap": config.worker_seconds,
         "students": len(manifest.distillation.seeds) * (2 if current else 1),
     }
@@ -153,7 +152,7 @@ class _Run:
             self.manifest,
             self.attempt.claim["identity"],
             abandon=abandon,
-            budget=Budget(config.images or None, config.worker_seconds or None),
+            budget=Budget(worker_seconds=config.worker_seconds or None),
             make_current=False,
         )
         print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)

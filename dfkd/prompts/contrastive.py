@@ -11,6 +11,11 @@ from torch.nn import functional as F
 from dfkd.config.synthesis import Prompts
 from dfkd.prompts.pseudo_words import PseudoWords
 
+TEMPERATURE = 0.1
+"""Tau of equation 12. The paper states no value."""
+DISTURBANCE = 0.3
+"""Share of the letters of the template's frozen words that the positive view changes. The paper
+says "some characters"; 0.3 is the default of nlpaug, the usual library for this."""
 GUARD_TEMPERATURE = 0.1
 """Temperature of the class cross-entropy over cosine similarities that `guard.weight` adds."""
 
@@ -97,13 +102,13 @@ def optimise(
     for _ in range(config.updates):
         text_embeddings = sentences.encode(pseudo_words)
         templates = [
-            problem.words.disturbed(name, config.positive, config.disturbance, generator)
+            problem.words.disturbed(name, config.positive, DISTURBANCE, generator)
             for name in problem.names
         ]
         positives = problem.words.encode(problem.names, pseudo_words, templates)
         within = config.negatives == "intra-class"
         loss = contrastive_loss(
-            text_embeddings, positives, problem.labels, remembered, config.temperature, within
+            text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within
         )
         # The report shows equation 12 as printed, so the guard's term is added after this.
         losses.append(loss.detach())

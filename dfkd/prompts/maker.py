@@ -54,6 +54,9 @@ SCHEMA = pa.schema(
 and the losses are null except for contrastive prompts; `pseudo` is null without a pseudo-word."""
 
 
+MIX_ALPHA = 1.0
+"""Weights of mix are drawn from Beta(alpha, alpha), as in the paper."""
+
 BANK_CAPACITY = 16384
 """Prompts in the memory bank, over all classes: eight times the paper's draw of 2,048."""
 
@@ -265,8 +268,7 @@ class PromptMaker:
         styles = dictionary(self.manifest.prompts)
         generator = np.random.default_rng(derive_seed(row.seed, 0))
         first, second = generator.choice(len(styles), size=2, replace=False).tolist()
-        alpha = self.manifest.prompts.alpha
-        return first, second, float(generator.beta(alpha, alpha))
+        return first, second, float(generator.beta(MIX_ALPHA, MIX_ALPHA))
 
     def _styled(self, name: str) -> Tensor:
         """Text embeddings [S, E] of one class in every style, cached for the latest class."""

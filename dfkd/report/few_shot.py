@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from dfkd.evaluation.few_shot_results import CURVES, Band, Curve, FewShotResults, gains
+from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gains
 from dfkd.evaluation.results import Spread
 from dfkd.report.tables import WIDTH
 
@@ -22,7 +22,7 @@ CELL = 10
 LABELS = ("images a class", "gain", "trained on", "tested on")
 """Labels of the rows that are not curves."""
 
-Bands = Mapping[tuple[Curve, int], Band]
+Bands = Mapping[tuple[Curve, int], Spread]
 """Mean and deviation by curve and number of shots."""
 Grid = list[list[str]]
 """Rows of cells, the label first: shots, one row for each curve, gains, and two rows of image
@@ -91,7 +91,10 @@ def _ticks(results: FewShotResults) -> list[int]:
 
 def _means(results: FewShotResults) -> Bands:
     """The means over domains."""
-    return {(point.curve, point.shots): Band(point.mean, point.std) for point in results.summary}
+    return {
+        (point.curve, point.shots): Spread(mean=point.mean, std=point.std)
+        for point in results.summary
+    }
 
 
 def _domain_bands(results: FewShotResults, domain: str) -> Bands:
@@ -131,11 +134,12 @@ def _grid(
     return [[LABELS[0], *map(str, ticks)], *grid]
 
 
-def _figure(band: Band | None) -> str:
+def _figure(band: Spread | None) -> str:
     """Mean and deviation in percent; a dash for a curve without this number of shots."""
     if band is None:
         return "-"
-    return f"{100 * band.mean:.1f}" + ("" if band.std is None else f" ±{100 * band.std:.1f}")
+    deviation = "" if band["std"] is None else f" ±{100 * band['std']:.1f}"
+    return f"{100 * band['mean']:.1f}{deviation}"
 
 
 def _gain(gain: Spread | None) -> str:
@@ -250,9 +254,9 @@ def _chart_rows(bands: Bands) -> list[dict[str, Any]]:
         {
             "curve": curve,
             "shots": str(shots),
-            "mean": 100 * band.mean,
-            "low": 100 * max(band.mean - (band.std or 0), 0),
-            "high": 100 * min(band.mean + (band.std or 0), 1),
+            "mean": 100 * band["mean"],
+            "low": 100 * max(band["mean"] - (band["std"] or 0), 0),
+            "high": 100 * min(band["mean"] + (band["std"] or 0), 1),
         }
         for (curve, shots), band in bands.items()
     ]

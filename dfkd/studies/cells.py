@@ -3,9 +3,8 @@
     cells/{model}-{hash12}/cell.json     a `CellResult`; present once the cell is finished
                            results.json  as the evaluation wrote it, with the confusion matrices
 
-`model` is the student's name, which covers data set, settings and seed, or the name of the teacher
-or of a text-only classifier. Studies that have a cell in common and use the same root share its
-result.
+`model` is the student's name, which covers data set, settings and seed, or the teacher's name.
+Studies that have a cell in common and use the same root share its result.
 """
 
 import hashlib
@@ -17,12 +16,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.fingerprint import fingerprint
-from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import student_name
-from dfkd.distillation.text_only import classifier_name
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains
-from dfkd.evaluation.results import ZERO_SHOT, ResultRow
+from dfkd.evaluation.results import ResultRow
 from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.studies.study import Cell
@@ -54,11 +51,15 @@ class CellResult:
 
     schema: Literal[1] = 1
     model: str
-    """Name of the student's folder, `teacher-{hash12}`, or `text-only-s{seed}-{hash12}`."""
+    """Name of the student's folder, or `teacher-{hash12}`."""
     version: Sha256 | Literal[""]
     """Fingerprint of the data set that the student learned from; empty for all others."""
     data: Sha256
     """Digest of the scored images and their labels (`evaluation_digest`)."""
+    held_out: Sha256 | Literal[""] = ""
+    """Fingerprint of the data set that `agreement` was measured on; empty without one."""
+    agreement: Fraction | None = None
+    """Share of the held-out images for which student and teacher choose the same class."""
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
     """One score for each domain."""
     notes: tuple[str, ...]
@@ -83,12 +84,22 @@ class CellStore:
     model: str
     version: str
     data: str
+    held_out: str = ""
 
     @property
     def folder(self) -> str:
         """Folder relative to the root; its name contains a hash of all fields."""
-        about = {"schema": SCHEMA, "model": self.model, "version": self.version, "data": self.data}
+        about = {"schema": SCHEMA, **self._fields}
         return f"{layout.CELLS}{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
+
+    @property
+    def _fields(self) -> dict[str, str]:
+        return {
+            "model": self.model,
+            "version": self.version,
+            "data": self.data,
+            "held_out": self.held_out,
+        }
 
     def read(self) -> CellResult | None:
         """The stored result; None if the cell is not finished.
@@ -105,9 +116,8 @@ class CellStore:
             return None
         except ValidationError:
             result = None
-        expected = (self.model, self.version, self.data)
-        # The hash in the folder's name covers these three, so a difference means damage.
-        if result is None or (result.model, result.version, result.data) != expected:
+        # The hash in the folder's name covers these fields, so a difference means damage.
+        if result is None or not self._fields.items() <= asdict(result).items():
             raise CorruptionError(
                 f"{self.storage.location(key)}: is not the cell that was written; delete it and "
                 "run the same command again, which makes it anew"
@@ -117,20 +127,24 @@ class CellStore:
     def keep(self, outcome: CellResult) -> CellResult:
         """Write the result unless there is one already; returns the stored result."""
         key = f"{self.folder}/{FILE}"
+        # Two calls may finish the same cell; both then show the first result.
         if self.storage.put_if_absent(key, canonical(asdict(outcome))):
             return outcome
         return self.read() or outcome
 
 
-def cell_of_student(storage: Storage, cell: Cell, version: str, data: str) -> CellStore:
+def cell_of_student(
+    storage: Storage, cell: Cell, version: str, data: str, held_out: str = ""
+) -> CellStore:
     """Where the result of a cell's student is stored.
 
     Args:
         version: fingerprint of the data set.
         data: from `evaluation_digest`.
+        held_out: fingerprint of the data set that measures agreement; empty without one.
     """
     name = student_name(cell.manifest, version, cell.method, cell.seed)
-    return CellStore(storage, name, version, data)
+    return CellStore(storage, name, version, data, held_out)
 
 
 def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> CellStore:
@@ -139,14 +153,10 @@ def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) ->
     Args:
         identity: of the data set; only its classes and teacher keys matter.
     """
+    # Prompts and images of the data set do not change what the teacher says about other images.
     keys = [key for key in identity if key == "classes" or key.startswith("teacher.")]
     name = f"teacher-{fingerprint({key: identity[key] for key in keys})[:12]}"
     return CellStore(storage, name, "", data)
-
-
-def cell_of_text_only(storage: Storage, manifest: Manifest, seed: int, data: str) -> CellStore:
-    """Where the result of the text-only classifier of a manifest and seed is stored."""
-    return CellStore(storage, f"text-only-{classifier_name(manifest, seed)}", "", data)
 
 
 def evaluation_digest(data: Domains) -> str:
@@ -158,6 +168,7 @@ def evaluation_digest(data: Domains) -> str:
     for item in data.items:
         try:
             image_hash = hashlib.sha256(item.read()).hexdigest()
+        # It has no score, but repairing it changes the scored images, and so the digest.
         except OSError:
             image_hash = "unreadable"
         entries.append((item.domain, item.class_index, image_hash))
@@ -165,11 +176,7 @@ def evaluation_digest(data: Domains) -> str:
 
 
 def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
-    """The scores of the one trained or zero-shot model in the rows.
-
-    A text-only classifier with a tower of its own also yields zero-shot rows of that tower; they
-    are left out.
-    """
+    """The scores in the rows of one model."""
     return tuple(
         Score(
             domain=row["domain"],
@@ -179,5 +186,4 @@ def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
             per_class=row["per_class"],
         )
         for row in rows
-        if (row["model"], row["method"]) != ("text-only", ZERO_SHOT)
     )

@@ -55,6 +55,7 @@ class RenderedChart:
 
 
 def _rendered(chart: Any) -> RenderedChart:
+    """Set the common style of all charts and draw the files."""
     axis: dict[str, Any] = {
         "labelColor": GREY, "titleColor": GREY, "gridColor": LINE, "domainColor": LINE,
         "tickColor": LINE, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
@@ -66,9 +67,11 @@ def _rendered(chart: Any) -> RenderedChart:
 
 
 def _rows(series_list: Sequence[Series]) -> list[dict[str, Any]]:
+    """One row of data for each point of each series, in percent."""
     return [
         {
             "series": series.name, "x": x, "y": 100 * spread["mean"],
+            # A deviation that leaves 0 to 100 % would stretch the axis.
             "low": 100 * max(spread["mean"] - (spread["std"] or 0), 0),
             "high": 100 * min(spread["mean"] + (spread["std"] or 0), 1),
         }
@@ -78,6 +81,7 @@ def _rows(series_list: Sequence[Series]) -> list[dict[str, Any]]:
 
 
 def _colour(names: Sequence[str]) -> alt.Color:
+    """The colour of each series, in the order of the names."""
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
     return alt.Color("series:N", sort=None, scale=alt.Scale(domain=list(names), range=colours))
 
@@ -96,6 +100,7 @@ def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
         color=_colour([series.name for series in series_list]),
     )
     y = alt.Y("y:Q", title="accuracy, %", scale=alt.Scale(zero=False))
+    # The first line is the mean of the others.
     first = alt.datum.series == series_list[0].name
     size = alt.condition(first, alt.value(3.0), alt.value(1.4))
     lines = base.mark_line().encode(y=y, size=size)
@@ -139,10 +144,12 @@ def maps(title: str, rows: Sequence[Sequence[Scatter]]) -> RenderedChart:
 
 
 def _plot(scatter: Scatter, labels: Sequence[str]) -> alt.Chart:
+    """The scatter plot of one map; colour and shape stand for the label."""
     rows = [
         {"x": x, "y": y, "series": label, "pale": pale}
         for (x, y), label, pale in zip(scatter.points, scatter.labels, scatter.pale, strict=True)
     ]
+    # The colours repeat after `COLOURS`, and each repetition gets another shape.
     shapes = [SHAPES[number // len(COLOURS) % len(SHAPES)] for number in range(len(labels))]
     hidden = alt.Axis(title=None, labels=False, ticks=False, domain=False, grid=False)
     chart: alt.Chart = (

@@ -94,6 +94,7 @@ def _order(study: Study) -> tuple[int, str]:
 
 
 def _line(study: Study) -> tuple[str, ...]:
+    """The cells of a study's line in the listing."""
     totals = cost(study)
     return (
         study.described.name,
@@ -118,6 +119,7 @@ def _committed(study: Study) -> str:
 
 
 def _index(studies: Sequence[Study]) -> Iterator[str]:
+    """Yield a line for each figure and table of the paper: its studies, or why it has none."""
     for name, reason in PAPER.items():
         showing = [each.described.name for each in studies if name in each.described.shows]
         yield f"{name}: {', '.join(showing) or reason}"

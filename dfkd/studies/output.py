@@ -24,7 +24,7 @@ from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
 from dfkd.utils.images import decode_image
 from dfkd.utils.paired import Difference
 
-MEAN = "mean"
+MEAN, AGREEMENT = "mean", "agreement"
 SIZES = ("MB", "ms")
 
 
@@ -77,15 +77,17 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     printed = [(paper, column) for paper in described.paper for column in paper.columns]
     names = ("domain", *axes) if described.columns == "classes" else axes
     differences = _differences(described, results)
+    agreement = (AGREEMENT,) if any(row.agreement for row in results.rows) else ()
     compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
     return Grid(
         title=described.title,
-        head=(*names, *head, *compared, *SIZES, *papers),
+        head=(*names, *head, *agreement, *compared, *SIZES, *papers),
         names=len(names),
         rows=tuple(
             (
                 *cells,
+                *(row.agreement for _ in agreement),
                 *(differences.get(row.label) for _ in compared),
                 *_size(row, ms),
                 *(number for paper in described.paper for number in _printed(paper, row)),
@@ -113,12 +115,14 @@ def _by_domain(described: StudyFile, results: StudyResults) -> tuple[tuple[str, 
 
 
 def _accuracy(described: StudyFile, row: StudyRow, domain: str) -> Spread | None:
+    """The figure of a row on a domain: its accuracy or, in a case, that of the case's class."""
     if described.kind == "case" and described.pictures:
         return row.of_class(domain, described.pictures.classes[0])
     return row.domains[domain]
 
 
 def _mean(described: StudyFile, row: StudyRow) -> Spread | None:
+    """The mean of a row over domains or, in a case, that of the case's class."""
     if described.kind == "case" and described.pictures:
         return row.of_class_everywhere(described.pictures.classes[0])
     return row.mean
@@ -135,13 +139,19 @@ def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, .
 
 
 def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
-    """Paired differences between each student row and the row named by `compare`, by label."""
-    students = {row.label: row for row in results.rows if row.model == "student"}
-    reference = students.pop(described.compare, None)
-    if reference is None:
-        return {}
-    by_label = {label: row.against(reference) for label, row in students.items()}
-    return {label: each for label, each in by_label.items() if each}
+    """Paired difference of each student row from its reference (`compare`), by label."""
+    students = {row.names: row for row in results.rows if row.model == "student"}
+    # One axis has the value that is compared with; a row's reference has it in that place.
+    axes = [described.compare in axis.values for axis in described.chosen_axes]
+    differences = {}
+    for names, row in students.items():
+        other = tuple(
+            described.compare if compared else name
+            for name, compared in zip(names, axes, strict=True)
+        )
+        if other in students and other != names:
+            differences[row.label] = row.against(students[other])
+    return {label: each for label, each in differences.items() if each}
 
 
 def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
@@ -151,6 +161,7 @@ def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
 
 
 def _printed(paper: Paper, row: StudyRow) -> Sequence[float | None]:
+    """The paper's numbers for a row; None for each column if the paper has none."""
     return paper.rows.get(row.label, (None,) * len(paper.columns))
 
 
@@ -172,6 +183,11 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
         yield (
             f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
             "with its 95 % interval (Student's t over the same runs)."
+        )
+    if any(row.agreement for row in results.rows):
+        yield (
+            f"{AGREEMENT}: share of synthetic images, which no student learned from, that student "
+            "and teacher put into the same class."
         )
     for paper in described.paper:
         yield (
@@ -242,6 +258,7 @@ def _lines(described: StudyFile, results: StudyResults) -> list[Series]:
 
 
 def _line(name: str, x_position: int, rows: Sequence[StudyRow], domain: str | None) -> Series:
+    """A line of a curve: a row's mean over domains, or its accuracy on one domain."""
     values = [
         (float(row.names[x_position]), row.domains[domain] if domain else row.mean) for row in rows
     ]
@@ -249,6 +266,7 @@ def _line(name: str, x_position: int, rows: Sequence[StudyRow], domain: str | No
 
 
 def _bars(row: StudyRow) -> Series:
+    """The bars of a row: one for each domain, and the mean."""
     values = [*row.domains.items(), *([(MEAN, row.mean)] if row.mean else [])]
     return Series(row.label, tuple(values))
 

@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
+from torch import nn
 
 from dfkd.cluster import distillation
 from dfkd.cluster.capacity import WorkerResources, request_resources_for, schedulable_nodes
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.loader import Stream
+from dfkd.dataset.published import open_version
+from dfkd.distillation.student_store import StudentLocation, load_located
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.evaluation.scoring import evaluate
+from dfkd.storage import layout
+from dfkd.storage.local import open_storage
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
 from dfkd.studies.study import Cell
+from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import describe_machine
 
 
@@ -29,6 +37,8 @@ class StudentJob:
     """Where the cell's result goes."""
     version: str
     """Id of the data set."""
+    held_out: str = ""
+    """Id of the data set that measures agreement; empty without one."""
 
     @property
     def id(self) -> str:
@@ -59,12 +69,48 @@ def train_and_score(
         DfkdError: as for `distillation.distill` and `score`.
     """
     cell = job.cell
-    distillation.distill(cell.manifest, cell.method, cell.seed, job.version, resources)
-    return score(cell.manifest, job.store, job.version, threads)
+    trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, resources)
+    agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
+    return score(cell.manifest, job.store, job.version, threads, agreed)
 
 
-def score(manifest: Manifest, store: CellStore, version: str = "", threads: int = 0) -> CellResult:
+def measure_agreement(cell: Cell, student: StudentLocation, held_out: str) -> float:
+    """Share of the images of version `held_out` that student and teacher put into one class."""
+    manifest, device = cell.manifest, pick_device()
+    home = open_storage(manifest.storage.root).child(layout.data(cell.method))
+    # One image at a time: a stream leaves out the images that fill no batch.
+    images = Stream(open_version(home, held_out), manifest.synthesis.image_size, 1, seed=0)
+    model, _ = load_located(student, manifest.classes, device)
+    return agreement(model, images, device)
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, images: Stream, device: torch.device) -> float:
+    """Share of images, 0-1, whose nearest class is the same by the student and by the stored
+    distances of the teacher; the student is in eval mode on `device`.
+    """
+    same = [
+        student(batch.pixels.to(device).float() / 255).argmin(1).cpu() == batch.distances.argmin(1)
+        for batch in images.batches(0)
+    ]
+    return float(torch.cat(same).double().mean())
+
+
+def score(
+    manifest: Manifest,
+    store: CellStore,
+    version: str = "",
+    threads: int = 0,
+    agreement: float | None = None,
+) -> CellResult:
     """Score the one model that the manifest's evaluation names, and store the result.
+
+    Args:
+        manifest: of one model.
+        store: where the result goes.
+        version: id of the data set that the student learned from; empty for another model.
+        threads: for decoding images; 0 uses one for each processor.
+        agreement: the student's agreement with its teacher, if it was measured.
 
     Raises:
         PartialError: an image cannot be read.
@@ -81,6 +127,8 @@ def score(manifest: Manifest, store: CellStore, version: str = "", threads: int 
             model=store.model,
             version=store.version,
             data=store.data,
+            held_out=store.held_out,
+            agreement=agreement,
             scores=cells.scores(results["rows"]),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -98,6 +146,7 @@ def run_job(
     """
     try:
         return StudentResult(job, train_and_score(job, threads, resources))
+    # A lost machine or storage would fail all other cells too.
     except InfrastructureError:
         raise
     except DfkdError as error:
@@ -151,6 +200,7 @@ def divide_resources(
         nodes: resources by node.
         at_most: maximum number of students at once; 0 is no limit.
     """
+    # A student uses a whole GPU: shares of one would compete for its memory.
     gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
     count = min(students, at_most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
     return count, WorkerResources(max(1.0, distillation.cpus_per_rank(nodes, count, gpus)), gpus)

@@ -6,14 +6,14 @@ bytes.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from dfkd.config.manifest import Model
 from dfkd.dataset.published import PublishedVersion
-from dfkd.evaluation.results import Spread, spread
+from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.studies.cells import CellResult
 from dfkd.studies.study import Study
 from dfkd.utils.paired import Difference, difference
@@ -51,6 +51,8 @@ class CellMeasurement:
     """Mean over the classes, by domain."""
     per_class: dict[str, dict[str, float]]
     """Accuracy by domain and class."""
+    agreement: float | None = None
+    """Share of held-out images for which student and teacher choose the same class."""
 
     @classmethod
     def of(cls, cell: CellScore) -> "CellMeasurement":
@@ -63,14 +65,13 @@ class CellMeasurement:
             accuracy={score.domain: score.accuracy for score in scores},
             class_mean={score.domain: score.class_mean for score in scores},
             per_class={score.domain: score.per_class for score in scores},
+            agreement=cell.outcome.agreement,
         )
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """The cells that share one value of each axis, or those of the teacher or the text-only
-    classifier.
-    """
+    """The cells that share one value of each axis, or the teacher's cell."""
 
     names: tuple[str, ...]
     """One value of each axis; for the teacher its name, then blanks."""
@@ -94,10 +95,12 @@ class StudyRow:
         """Make a row from one cell or more; all of them were scored on the same domains, or on
         none.
         """
-        domains = cells[0].accuracy
-        spreads = {name: spread([cell.accuracy[name] for cell in cells]) for name in domains}
-        means = [statistics.fmean(cell.accuracy.values()) for cell in cells if domains]
-        return cls(names, model, cells, spreads, spread(means) if means else None, parameters)
+        if not cells[0].accuracy:
+            return cls(names, model, cells, {}, None, parameters)
+        domains, mean = over_seeds({cell.seed: cell.accuracy for cell in cells})
+        # Columns keep the order of the evaluation data.
+        ordered = {name: domains[name] for name in cells[0].accuracy}
+        return cls(names, model, cells, ordered, mean, parameters)
 
     @property
     def label(self) -> str:
@@ -114,13 +117,19 @@ class StudyRow:
         both rows.
         """
         ours, theirs = (
-            {cell.seed: statistics.fmean(cell.accuracy.values()) for cell in row.cells}
-            for row in (self, other)
+            domain_means({cell.seed: cell.accuracy for cell in row.cells}) for row in (self, other)
         )
         return difference(ours, theirs)
 
+    @property
+    def agreement(self) -> Spread | None:
+        """Agreement with the teacher on held-out images, over seeds; None if not measured."""
+        measured = [cell.agreement for cell in self.cells if cell.agreement is not None]
+        return spread(measured) if measured else None
+
     def of_class(self, domain: str, name: str) -> Spread | None:
         """Accuracy of a class over seeds; None if the domain has no image of it."""
+        # A domain without an image of the class has no accuracy of it.
         accuracies = [c.per_class[domain][name] for c in self.cells if name in c.per_class[domain]]
         return spread(accuracies) if accuracies else None
 
@@ -176,8 +185,6 @@ class StudyCells:
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
     """Why a cell is missing, by its label."""
-    text_only: tuple[CellScore, ...] = ()
-    """The text-only classifier of each seed, if the study has a row for it."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +231,6 @@ def collect_results(
     """
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
-    outcomes += [cell.outcome for cell in study_cells.text_only]
     scores = outcomes[0].scores if outcomes else ()
     return StudyResults(
         study=study.described.name,
@@ -250,15 +256,11 @@ def collect_results(
 def _scored_rows(
     study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
 ) -> Iterable[StudyRow]:
-    reference_rows: list[tuple[str, Model, Sequence[CellScore]]] = [
-        (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
-        (study.described.text_only, "text-only", study_cells.text_only),
-    ]
-    blanks = ("",) * (len(study.described.chosen_axes) - 1)
-    for name, model, scored in reference_rows:
-        if scored:
-            measured = tuple(map(CellMeasurement.of, scored))
-            yield StudyRow.of((name, *blanks), model, measured, parameters.get(name))
+    """Yield the rows with a finished cell: the teacher, then the students."""
+    if study_cells.teacher:
+        name, blanks = study.described.teacher, ("",) * (len(study.described.chosen_axes) - 1)
+        measured: tuple[CellMeasurement, ...] = (CellMeasurement.of(study_cells.teacher),)
+        yield StudyRow.of((name, *blanks), "teacher", measured, parameters.get(name))
     for name, cells in study_cells.students.items():
         if cells:
             measured = tuple(map(CellMeasurement.of, cells))
@@ -267,6 +269,7 @@ def _scored_rows(
 
 
 def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
+    """Yield a row for each data set of a gallery, which has no scores."""
     for name, version in study_cells.versions.items():
         cell = study.rows[name][0]
         shown = CellMeasurement(cell.seed, "", version.fingerprint, {}, {}, {})
@@ -276,6 +279,7 @@ def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
 def _study_origin(
     outcomes: Iterable[CellResult], versions: Iterable[PublishedVersion]
 ) -> StudyOrigin:
+    """Collect dates, machines and library versions, each different one once."""
     cells = list(outcomes)
     # Key by content, so that equal machines and environments are listed once.
     machines = {canonical(cell.machine): cell.machine for cell in cells}

@@ -20,15 +20,11 @@ from dfkd.cluster.synthesis import build, finished, identify
 from dfkd.config.fingerprint import fingerprint, identity
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import PublishedVersion
-from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
-from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.footprint import NetworkSize
-from dfkd.models.student import load_student
 from dfkd.pipeline.preflight import check_distillation, check_synthesis
-from dfkd.storage import layout
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage
 from dfkd.studies import cells
@@ -41,10 +37,9 @@ from dfkd.studies.parallel_students import (
     run_job,
     score,
 )
-from dfkd.studies.results import CellScore, Map, StudyCells
+from dfkd.studies.results import CellScore, StudyCells
 from dfkd.studies.study import Cell, Study
-from dfkd.studies.tsne import before_and_after, require_tsne
-from dfkd.utils.device import pick_device
+from dfkd.studies.tsne import require_tsne
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.paired import require_scipy
 
@@ -82,8 +77,9 @@ def reproduce(
     """Run every unfinished cell. A cell that fails is reported in the result, and the others go on.
 
     Args:
-        data: from `open_evaluation`.
-        threads: for decoding images while scoring; 0 uses one for each processor.
+        study: the study, checked by `read`.
+        data: the evaluation data, as `open_evaluation` returns them.
+        threads: threads that decode images while scoring; 0 means one for each processor.
         on_cell: called for each finished cell.
         at_once: students trained at once; 0 is as many as there are GPUs or, without any, CPUs.
 
@@ -94,41 +90,44 @@ def reproduce(
         ManifestError: weights, names, sizes or students that cannot work; nothing has been started.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
+    # Missing packages, weights and wrong sizes are refused now, not after hours of training.
     if study.described.kind == "embedding":
-        require_tsne()  # refuse now, not after hours of training
+        require_tsne()
     if study.described.compare:
         require_scipy()
     root = open_storage(study.manifest.storage.root)
     cell_jobs = list(_cell_jobs(study, root, cells.evaluation_digest(data) if data else ""))
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
-    if study.described.text_only:
-        load_tower(study.manifest, pick_device())  # likewise
     with contextlib.ExitStack() as runtime:
-        study_cells = _Runner(study, threads, at_once, on_cell, runtime).run(cell_jobs)
-    if data is None or not study.described.text_only:
-        return study_cells
-    return dataclasses.replace(study_cells, text_only=tuple(_text_only(study, root, data, threads)))
+        return _Runner(study, threads, at_once, on_cell, runtime).run(cell_jobs)
 
 
-def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[CellScore]:
-    """Yield the text-only classifier of each seed, trained or reused."""
-    digest, manifest = cells.evaluation_digest(data), study.manifest
-    evaluation = dataclasses.replace(manifest.evaluation, models=("text-only",))
-    for seed in study.described.chosen_seeds:
-        store = cells.cell_of_text_only(root, manifest, seed, digest)
-        distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
-        one_seed = dataclasses.replace(manifest, evaluation=evaluation, distillation=distillation)
-        outcome = store.read() or score(one_seed, store, threads=threads)
-        yield CellScore(seed, store.folder, outcome)
+@dataclass(frozen=True)
+class _DataSet:
+    """A data set that a cell needs, made or not."""
+
+    manifest: Manifest
+    identity: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Its fingerprint; equal data sets have the same."""
+        return fingerprint(self.identity)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is published."""
+        return finished(self.manifest, self.identity)
 
 
 @dataclass(frozen=True)
 class _CellJob:
-    """A cell, with the identity of its data set and the location of its result."""
+    """A cell, with its data sets and the location of its result."""
 
     cell: Cell
-    identity: dict[str, Any]
-    """Identity of the cell's data set."""
+    data: _DataSet
+    held_out: _DataSet | None
+    """The data set that measures agreement."""
     store: CellStore | None
     """Where the cell's result goes; None in a gallery, whose cells are data sets."""
     teacher: CellStore | None
@@ -139,27 +138,32 @@ class _CellJob:
         """Whether everything of the cell exists."""
         stores = [store for store in (self.store, self.teacher) if store]
         if not stores:
-            return finished(self.cell.manifest, self.identity)
+            return self.data.finished
         return all(store.read() for store in stores)
 
 
 def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
-    identities: dict[str, dict[str, Any]] = {}
+    """Yield the job of each cell; `ManifestError` if there are several teachers for one row."""
+    # Each data set is identified once, because `identify` hashes whole weight files.
+    data_sets = {
+        key: _DataSet(manifest, identify(manifest)) for key, manifest in study.data_sets().items()
+    }
+
+    def data_set(manifest: Manifest) -> _DataSet:
+        return data_sets[fingerprint(identity(manifest, {}))]
+
     teachers: set[str] = set()
     for cell in study.cells:
-        key = fingerprint(identity(cell.manifest, {}))
-        if key not in identities:  # `identify` hashes whole weight files
-            identities[key] = identify(cell.manifest)
-        data_identity = identities[key]
-        store = (
-            cells.cell_of_student(root, cell, fingerprint(data_identity), data)
-            if study.trains
-            else None
-        )
-        teacher = None
+        images, held_out_manifest = data_set(cell.manifest), study.held_out(cell)
+        held_out = data_set(held_out_manifest) if held_out_manifest else None
+        store = teacher = None
+        if study.trains:
+            measured = held_out.fingerprint if held_out else ""
+            store = cells.cell_of_student(root, cell, images.fingerprint, data, measured)
         if study.described.teacher and study.trains:
-            teacher = cells.cell_of_teacher(root, data_identity, data)
+            teacher = cells.cell_of_teacher(root, images.identity, data)
             teachers.add(teacher.model)
+        # The table has a single row for the teacher, so all rows must share one.
         if len(teachers) > 1:
             raise ManifestError(
                 "teacher",
@@ -167,12 +171,12 @@ def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
                 study.described.teacher,
                 "empty it, or move the teacher to settings",
             )
-        yield _CellJob(cell, data_identity, store, teacher)
+        yield _CellJob(cell, images, held_out, store, teacher)
 
 
 def _check_jobs(cell_jobs: list[_CellJob]) -> None:
     """Refuse now what workers would only refuse after hours."""
-    data_sets = {fingerprint(cell_job.identity): cell_job.cell.manifest for cell_job in cell_jobs}
+    data_sets = {cell_job.data.fingerprint: cell_job.data.manifest for cell_job in cell_jobs}
     for manifest in data_sets.values():
         check_synthesis(manifest)
     students = {
@@ -240,7 +244,9 @@ class _Runner:
         if not student_jobs:
             return contextlib.nullcontext()
         needed = {
-            f"{student_job.cell.method}/{student_job.version}" for student_job in student_jobs
+            f"{student_job.cell.method}/{version}"
+            for student_job in student_jobs
+            for version in filter(None, (student_job.version, student_job.held_out))
         }
         return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
 
@@ -250,7 +256,7 @@ class _Runner:
         """
         cell = cell_job.cell
         if self.study.described.pictures and cell.row not in self.versions:
-            self.versions[cell.row] = self._version(cell_job)
+            self.versions[cell.row] = self._version(cell_job.data)
         if cell_job.teacher and self.teacher is None:
             evaluation = dataclasses.replace(cell.manifest.evaluation, models=("teacher",))
             teacher_only = dataclasses.replace(cell.manifest, evaluation=evaluation)
@@ -263,21 +269,21 @@ class _Runner:
         if stored := cell_job.store.read():
             self._take(cell.label, stored, reused=True)
             return []
-        return [StudentJob(cell, cell_job.store, self._version(cell_job).id)]
+        held_out = self._version(cell_job.held_out).id if cell_job.held_out else ""
+        return [StudentJob(cell, cell_job.store, self._version(cell_job.data).id, held_out)]
 
-    def _version(self, cell_job: _CellJob) -> PublishedVersion:
-        """The cell's data set, made or reused."""
-        key = fingerprint(cell_job.identity)
+    def _version(self, data: _DataSet) -> PublishedVersion:
+        """The published version of a data set, made or reused."""
+        key = data.fingerprint
+        # Several cells may need the same data set, which is tried once.
         if key in self.broken:
             raise self.broken[key]
-        if not finished(cell_job.cell.manifest, cell_job.identity):
+        if not data.finished:
             self._connect()
         try:
             # `abandon`: an unfinished version of another cell is not in the way; that cell resumes
             # it.
-            return build(
-                cell_job.cell.manifest, cell_job.identity, abandon=True, make_current=False
-            ).version
+            return build(data.manifest, data.identity, abandon=True, make_current=False).version
         except DfkdError as error:
             self.broken[key] = error
             raise
@@ -286,6 +292,7 @@ class _Runner:
         """Yield the result of each job; jobs of one rank run in parallel if the resources allow
         it.
         """
+        # A student with several ranks may need the whole cluster, so these train one by one.
         single_rank = [
             each for each in student_jobs if each.cell.manifest.distillation.ranks == (1, 1)
         ]
@@ -316,6 +323,7 @@ class _Runner:
         return False
 
     def _take(self, label: str, outcome: CellResult, reused: bool) -> None:
+        """Record a finished cell and report it to the caller."""
         self.outcomes[label] = outcome
         self.on_cell(label, outcome, reused)
 
@@ -346,8 +354,6 @@ def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
     rows: dict[str, NetworkSize] = {}
     if study_cells.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
-    if study_cells.text_only:
-        rows[study.described.text_only] = footprint.text_only(study.manifest)
     shapes: dict[tuple[object, ...], NetworkSize] = {}
     for row in (name for name, scored in study_cells.students.items() if scored):
         manifest = study.rows[row][0].manifest
@@ -356,33 +362,3 @@ def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
             shapes[shape] = footprint.student(manifest)
         rows[row] = shapes[shape]
     return rows
-
-
-def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0) -> Iterator[Map]:
-    """Yield, for each row, maps of the domain of `adaptation` by its first student, before and
-    after few-shot training.
-    """
-    root, device = open_storage(study.manifest.storage.root), pick_device()
-    adaptation = study.described.adaptation
-    if adaptation is None:
-        return
-    for row, finished_cells in study_cells.students.items():
-        if finished_cells:
-            student, _ = load_student(
-                root.child(layout.student(finished_cells[0].outcome.model)), device
-            )
-            manifest = study.rows[row][0].manifest
-            domain = read_domain(manifest, data, adaptation.domain, threads or cpu_count())
-            for points in before_and_after(
-                student,
-                domain.images,
-                data.classes,
-                adaptation.domain,
-                manifest.fewshot,
-                adaptation.shots,
-                adaptation.perplexity,
-            ):
-                classes = tuple(data.classes[label] for label in points.labels)
-                yield Map(
-                    row, points.shots, points.points, classes, points.taught, points.silhouette
-                )

@@ -114,13 +114,17 @@ class StudyFile:
     as the data set's salt.
     """
     compare: str = ""
-    """Name of the row that all others are compared with. The table then shows the paired
-    difference of their means over domains, with its 95 % interval. Empty compares none.
+    """A value of one axis. Each row is compared with the row that has this value in the place of
+    its own: the table shows the paired difference of their means over domains, with its 95 %
+    interval. Empty compares none.
+    """
+    held_out_images: Natural = 0
+    """Images of each class in one more data set, which no student learns from. The table then has
+    a column `agreement`: the share of these images for which student and teacher choose the same
+    class. 0 makes none.
     """
     teacher: str = ""
     """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""
-    text_only: str = ""
-    """Name of the row with the text-only classifiers, one for each seed; empty leaves it out."""
     columns: Literal["domains", "classes"] = "domains"
     """Columns of the table; with `classes` there is a row for each domain, as in Table 4."""
     x: str = ""
@@ -159,6 +163,7 @@ class StudyFile:
             )
 
     def _require_mean(self) -> None:
+        """Refuse `compare` where the table has no mean to compare."""
         by_class = self.kind in ("gallery", "case") or self.columns == "classes"
         if self.compare and by_class:
             raise ManifestError(
@@ -169,6 +174,7 @@ class StudyFile:
             )
 
     def _require_numbers(self) -> None:
+        """Refuse a curve whose axis on x has other values than numbers, full or quick."""
         for axes in (self.axes, self.quick.axes or self.axes):
             named = [axis for axis in axes if axis.name == self.x]
             if not named or not all(map(_is_number, named[0].values)):
@@ -192,6 +198,7 @@ class StudyFile:
 
 
 def _is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
     try:
         return float(text) < float("inf")
     except ValueError:

@@ -25,6 +25,9 @@ from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 
 FILE = "study.yaml"
 
+HELD_OUT_SALT = 2**31 - 1
+"""Salt of the data set that measures agreement; no study has it among its seeds."""
+
 MAX_ROWS = 1000
 """Limit on rows: the product of a few long axes would not fit into memory."""
 
@@ -83,9 +86,19 @@ class Study:
         """Whether the study has students; a gallery shows only images."""
         return self.described.kind != "gallery"
 
+    def held_out(self, cell: Cell) -> Manifest | None:
+        """The manifest of the data set on which a cell's agreement is measured; None without."""
+        images = self.described.held_out_images
+        if not (images and self.trains):
+            return None
+        synthesis = dataclasses.replace(cell.manifest.synthesis, images_per_class=images)
+        return dataclasses.replace(cell.manifest, salt=HELD_OUT_SALT, synthesis=synthesis)
+
     def data_sets(self) -> dict[str, Manifest]:
         """The manifest of each different data set, by the fingerprint of its identity."""
-        return {fingerprint(identity(cell.manifest, {})): cell.manifest for cell in self.cells}
+        manifests = [cell.manifest for cell in self.cells]
+        manifests += filter(None, map(self.held_out, self.cells))
+        return {fingerprint(identity(manifest, {})): manifest for manifest in manifests}
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content with every default, as plain values."""
@@ -109,7 +122,6 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
         raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
     study = Study(described, path.parent, cells)
     _check_common_settings(study)
-    _check_text_only(study)
     _check_distinct_rows(study)
     _check_pictures(study)
     if described.size == "full":
@@ -120,8 +132,10 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
 
 
 def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
+    """Yield the cells of all rows and seeds."""
     common = [base, described.settings]
     if described.size == "quick":
+        # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
     study_settings = _study_settings(described, described.chosen_seeds[0])
     _refuse_study_settings("settings", described.settings, study_settings)
@@ -156,6 +170,7 @@ def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]
 
 
 def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
+    """An entry of `skip`; its values must exist, except with `--quick`, which may replace axes."""
     known = {axis.name: axis.values for axis in described.chosen_axes}
     for axis, value in entry.items():
         if described.size == "full" and value not in known.get(axis, ()):
@@ -168,6 +183,7 @@ def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
 def _settings_of_seed(
     names: tuple[str, ...], settings: Settings | tuple[Settings, ...], number: int
 ) -> Settings:
+    """The settings of an axis' value for the seed at position `number`."""
     if not isinstance(settings, tuple):
         return settings
     if number >= len(settings):
@@ -209,6 +225,11 @@ def _refuse_study_settings(
 
 
 def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Settings) -> Manifest:
+    """Merge settings into the manifest of a cell; later parts override earlier ones.
+
+    Raises:
+        ManifestError: the settings make no manifest, or one with several methods.
+    """
     tree: Settings = {}
     for part in parts:
         tree = merge(tree, part)
@@ -248,21 +269,6 @@ def _check_common_settings(study: Study) -> None:
                 )
 
 
-def _check_text_only(study: Study) -> None:
-    """Refuse rows with different text towers if the study has a text-only row, which all rows
-    share.
-    """
-    for cell in study.cells if study.described.text_only else ():
-        for field in ("text_tower", "text_only"):
-            if getattr(cell.manifest, field) != getattr(study.manifest, field):
-                raise ManifestError(
-                    "text_only",
-                    f"must be empty where rows have several towers or settings, as {cell.row} has",
-                    study.described.text_only,
-                    "empty it, or move teacher and text_only to settings",
-                )
-
-
 def _check_distinct_rows(study: Study) -> None:
     """Refuse rows with the same name or the same settings, which must be mistakes."""
     seen: dict[str, str] = {}
@@ -271,6 +277,7 @@ def _check_distinct_rows(study: Study) -> None:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"
             )
+        # The study sets the seeds, so equal settings of two rows would be one cell, shown twice.
         twin = seen.setdefault(fingerprint(cell.manifest.as_dict()), cell.row)
         if twin != cell.row:
             raise ManifestError(
@@ -279,6 +286,7 @@ def _check_distinct_rows(study: Study) -> None:
 
 
 def _check_pictures(study: Study) -> None:
+    """Refuse pictures of a class that the study does not have."""
     shown_classes = study.described.pictures.classes if study.described.pictures else ()
     for name in shown_classes:
         if name not in study.manifest.classes:
@@ -288,7 +296,8 @@ def _check_pictures(study: Study) -> None:
 
 
 def _check_paper(study: Study) -> None:
-    labels = [*study.rows, *filter(None, (study.described.teacher, study.described.text_only))]
+    """Refuse numbers of the paper for a row that the study does not have."""
+    labels = [*study.rows, *filter(None, [study.described.teacher])]
     for number, paper in enumerate(study.described.paper):
         for label in paper.rows:
             if label not in labels:
@@ -298,16 +307,20 @@ def _check_paper(study: Study) -> None:
 
 
 def _check_compared(study: Study) -> None:
-    if study.described.compare and study.described.compare not in study.rows:
+    """Refuse a reference that is no value of an axis, or of two axes."""
+    described = study.described
+    values = [value for axis in described.chosen_axes for value in axis.values]
+    if described.compare and values.count(described.compare) != 1:
         raise ManifestError(
             "compare",
-            f"must be among {', '.join(study.rows)}",
-            study.described.compare,
-            "name a row, or remove it",
+            f"must be a value of one axis, among {', '.join(values)}",
+            described.compare,
+            "name one of them, or remove it",
         )
 
 
 def _check_root(described: StudyFile, base: Settings) -> None:
+    """Refuse a quick study under the root of the full one, where garbage would mix with results."""
     full = merge(base, described.settings)
     if merge(full, described.quick.settings).get("storage") == full.get("storage"):
         raise ManifestError(

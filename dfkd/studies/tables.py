@@ -77,6 +77,7 @@ def markdown(grid: Grid) -> str:
     """A heading, the table padded so that the source is readable, and the notes as a list."""
     lines = [[_markdown(name) for name in grid.head]]
     lines += [[_markdown(format_cell(cell)) for cell in row] for row in grid.rows]
+    # A rule of a Markdown table needs three dashes or more.
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(grid.head))]
     padded = [
         [
@@ -102,6 +103,7 @@ def _markdown(text: str) -> str:
 
 def as_csv(grid: Grid) -> str:
     """The table as CSV; deviations and intervals of our figures get columns of their own."""
+    # A spreadsheet cannot compute with "78.9 ± 2.0", so each number has a column.
     columns = [_columns(grid, number) for number in range(len(grid.head))]
     stream = io.StringIO()
     out = csv.writer(stream, lineterminator="\n")
@@ -168,6 +170,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
+    """A cell in LaTeX; a minus sign needs math mode."""
     if isinstance(cell, str):
         return _latex(cell)
     shown = format_cell(cell, r" $\pm$ ")

@@ -1,7 +1,10 @@
-"""A domain as a student sees it, before and after few-shot training: maps of its features."""
+"""Maps of an embedding: a domain in a student's feature space before and after few-shot training.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+A map is a t-SNE of the backbone's features in two dimensions. scikit-learn, which makes it, comes
+with the extra `studies`.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,80 +13,100 @@ import torch
 
 from dfkd.config.distillation import FewShot
 from dfkd.errors import ManifestError
+from dfkd.evaluation.data import Domains
+from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.few_shot_split import split_domain
 from dfkd.evaluation.few_shot_tuning import LabelledImages, features_of, fine_tune, from_distances
-from dfkd.models.student import Student
+from dfkd.models.student import Student, load_student
 from dfkd.prompts.diversity import principal_plane
+from dfkd.storage import layout
+from dfkd.storage.local import open_storage
+from dfkd.studies.results import Map, StudyCells
+from dfkd.studies.schema import Adaptation
+from dfkd.studies.study import Study
+from dfkd.utils.device import pick_device
+from dfkd.utils.hardware import cpu_count
 
 MAX_IMAGES = 1000
-"""Images of a map; of more, evenly spaced ones: its cost grows with the square."""
+"""Largest number of points of a map, because its cost grows with the square. Of more images evenly
+spaced ones are shown."""
 BATCH = 64
+"""Images of which features are computed at once."""
 DIGITS = 3
-"""Of a place on a map, whose unit means nothing, and of a silhouette."""
+"""Decimals of a position, whose unit means nothing, and of a silhouette."""
 
 
-@dataclass(frozen=True)
-class TsneMap:
-    """Where the images of a domain lie for one student."""
+def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0) -> Iterator[Map]:
+    """Yield the maps of each row's first student, before and after few-shot training.
 
-    shots: int
-    """Images of each class that it was trained on; 0 before any training."""
-    points: tuple[tuple[float, float], ...]
-    labels: tuple[int, ...]
-    """Class index of each point."""
-    taught: tuple[bool, ...]
-    """Whether the training learns from the image; the same before and after it."""
-    silhouette: float
-    """Of the classes among the features of the other images, -1 to 1: the higher, the more compact
-    and the farther apart they are."""
+    Args:
+        study: of kind `embedding`; any other kind has no maps.
+        data: the evaluation data, with the domain of `adaptation`.
+        study_cells: the finished cells; a row without one has no maps.
+        threads: threads that decode images; 0 means one for each processor.
+    """
+    root, device = open_storage(study.manifest.storage.root), pick_device()
+    adaptation = study.described.adaptation
+    if adaptation is None:
+        return
+    for row, finished in study_cells.students.items():
+        if finished:
+            folder = root.child(layout.student(finished[0].outcome.model))
+            student, _ = load_student(folder, device)
+            manifest = study.rows[row][0].manifest
+            domain = read_domain(manifest, data, adaptation.domain, threads or cpu_count())
+            yield from before_and_after(
+                row, student, domain.images, data.classes, adaptation, manifest.fewshot
+            )
 
 
 def before_and_after(
+    row: str,
     student: Student,
     images: LabelledImages,
-    classes: tuple[str, ...],
-    domain: str,
+    classes: Sequence[str],
+    adaptation: Adaptation,
     config: FewShot,
-    shots: int,
-    perplexity: float,
-) -> Iterator[TsneMap]:
-    """A domain's images before and after few-shot training.
+) -> Iterator[Map]:
+    """Yield the maps of a domain before and after few-shot training, of the same images.
 
     Args:
-        student: that gives distances.
-        images: all of the domain.
-        config: of the training; its first seed is that of the draw.
-        shots: training images of each class; of a class with too few, all but one.
-        perplexity: as for `tsne`.
+        row: the student's row.
+        student: gives distances, as distillation leaves it.
+        images: all images of the domain.
+        classes: names by index.
+        adaptation: the domain's name, the training images of each class, and the perplexity.
+        config: settings of the training; its first seed is that of the split.
     """
-    seed = config.seeds[0]
-    drawn = split_domain(images.labels.tolist(), classes, domain, shots, seed)
-    train = torch.tensor(drawn.train)
+    shots, seed = adaptation.shots, config.seeds[0]
+    split = split_domain(images.labels.tolist(), classes, adaptation.domain, shots, seed)
+    train = torch.tensor(split.train)
     tuned = from_distances(student)
-    fine_tune(
-        tuned, LabelledImages(images.pixels[train], images.labels[train]), config, seed, "student"
-    )
+    shot_images = LabelledImages(images.pixels[train], images.labels[train])
+    fine_tune(tuned, shot_images, config, seed, "student")
     shown = torch.arange(len(images))[:: -(-len(images) // MAX_IMAGES)]
     labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
-    for learned, model in ((0, student), (shots, tuned)):
-        rows = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
-        yield TsneMap(
-            learned,
-            tuple(
-                (round(float(x), DIGITS), round(float(y), DIGITS))
-                for x, y in tsne(rows, perplexity)
-            ),
-            tuple(labels.tolist()),
+    for trained_shots, model in ((0, student), (shots, tuned)):
+        features = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
+        positions = tsne(features, adaptation.perplexity)
+        # Images that the training has learned from would make the classes look too compact.
+        compactness = silhouette(features[~taught], labels[~taught])
+        yield Map(
+            row,
+            trained_shots,
+            tuple((round(float(x), DIGITS), round(float(y), DIGITS)) for x, y in positions),
+            tuple(classes[label] for label in labels),
             tuple(taught.tolist()),
-            round(silhouette(rows[~taught], labels[~taught]), DIGITS),
+            round(compactness, DIGITS),
         )
 
 
 def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    """The mean over images of (b - a) / max(a, b).
+    """The mean over rows [N, F] of (b - a) / max(a, b), -1 to 1: higher for more compact classes.
 
-    a is an image's mean distance to the others of its class, b that to the nearest other class. An
-    image that is alone in its class counts as 0, and so does everything where no two classes are.
+    a is the mean distance to the other rows of the class, b that to the nearest other class. A row
+    that is alone in its class counts as 0. Without two classes, or if all rows are alone, the
+    result is 0.
     """
     from sklearn.metrics import silhouette_score
 
@@ -93,7 +116,7 @@ def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> 
 
 
 def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.floating[Any]]:
-    """A map [N, 2] in which neighbours among rows [N, E] are neighbours, the same each time.
+    """Positions [N, 2] at which neighbours among rows [N, F] are neighbours, the same each time.
 
     Args:
         perplexity: effective number of neighbours; at most a third of the other rows is used.
@@ -104,18 +127,19 @@ def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.flo
     most = (len(rows) - 1) / 3
     if most < 1:
         return principal_plane(rows)
-    # Exact, as the approximation's sums depend on the number of threads.
+    # The exact method, because sums of the approximation depend on the number of threads.
     maker = _maker()(perplexity=min(perplexity, most), init="pca", random_state=0, method="exact")
-    found: npt.NDArray[np.floating[Any]] = maker.fit_transform(rows)
-    return found
+    positions: npt.NDArray[np.floating[Any]] = maker.fit_transform(rows)
+    return positions
 
 
 def require_tsne() -> None:
-    """Refuse (`ManifestError`) a machine without scikit-learn, which only maps need."""
+    """Raise `ManifestError` if scikit-learn is not installed."""
     _maker()
 
 
 def _maker() -> Any:
+    """scikit-learn's class `TSNE`; imported late, because only embeddings need it."""
     try:
         from sklearn.manifold import TSNE
     except ImportError:

@@ -29,7 +29,7 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
         "classes=[cat, dog]",
         "teacher.template='One {class}'",
         "prompts.method=random",
-        "prompts.alpha=0.5",
+        "prompts.scale=5",
         "prompts.guard.attempts=3",
         "synthesis.steps=3",
         "synthesis.pace=2",
@@ -53,7 +53,7 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
         "evaluation.average=classes",
         "fewshot={shots: [3], epochs: 7, starts: [scratch]}",
         "cluster.workers=9",
-        "regeneration={classes: [dog], share: 0.5, images: 5}",
+        "regeneration={classes: [dog], share: 0.5}",
         "teacher.weights=/moved/weights.pt",
         "generator.weights=/moved/model.ckpt",
     ],
@@ -87,7 +87,7 @@ def test_what_is_carried_over_is_part_of_the_fingerprint(tmp_path: Path) -> None
 def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
     """Versions that are published under it would be made again, and unfinished ones refused."""
     whole = fingerprint(identity(read(tmp_path), WEIGHTS))
-    assert whole == "0152c5abfe2139fc1c195116ca422673e54a918c1615b2f5b5945033dff73c09"
+    assert whole == "15f57b32b6c797a548d924e72944e56fbff5ce423ca571aca2145dcb648c8dbb"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         "synthesis.steps=3",
         "synthesis.batch_size=2",
         "synthesis.batch_norm_weight=0.3",
-        "prompts.alpha=0.5",
+        "prompts.scale=5",
         "prompts.method=random",
         "generator.weights=/other.ckpt",
         "inversion.dfad.rounds=7",
@@ -126,14 +126,10 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         "synthesis.shard_size=7",
         "synthesis.precision=bfloat16",
         "inversion.cmi.steps=7",
-        "inversion.student.stem=small",
         "synthesis.method=dfad",
         "salt=1",
     ):
         assert found(other) != found(), other
-    alone = read(tmp_path, "synthesis.method=deepinversion")
-    student = read(tmp_path, "synthesis.method=deepinversion", "inversion.student.stem=small")
-    assert identity(alone, teacher) == identity(student, teacher)
 
 
 def test_an_identity_says_its_method(tmp_path: Path) -> None:

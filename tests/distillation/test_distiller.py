@@ -137,6 +137,21 @@ def test_standardised_training_still_gives_a_student_of_distances() -> None:
     assert (outputs - unseen.distances).abs().mean() < 0.06
 
 
+@given(st.lists(st.floats(0, 4), min_size=2, max_size=8))
+def test_labels_of_another_spread_keep_the_nearest_class(found: list[float]) -> None:
+    plain = torch.tensor([found])
+    scale = LabelScale.of((0.87, 0.04), mean=1.0, std=0.25)
+    moved = (plain - scale.mean) / scale.std
+    torch.testing.assert_close((moved - 0.87) / 0.04, (plain - 1.0) / 0.25, atol=1e-4, rtol=1e-4)
+    assert moved[0, plain.argmin()] == moved.min()
+
+
+def test_labels_are_standardised_or_left_as_they_are() -> None:
+    assert LabelScale.of(True, mean=1.0, std=0.25) == LabelScale(1.0, 0.25)
+    assert LabelScale.of(False, mean=1.0, std=0.25) == LabelScale(0.0, 1.0)
+    assert LabelScale.of(True, mean=1.0, std=0.0).std > 0
+
+
 @pytest.mark.parametrize("cut", [1, 3, COURSE.warmup, 5, 9])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_restored_run_ends_with_the_same_bits(cut: int, optimizer: str) -> None:

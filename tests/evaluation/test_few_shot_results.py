@@ -74,7 +74,7 @@ def test_the_summary_is_a_mean_over_domains_and_then_over_seeds() -> None:
     first, second = (4 / 40 + 8 / 40) / 2, (8 / 40 + 1) / 2
     assert scratch.mean == pytest.approx((first + second) / 2)
     assert scratch.std == pytest.approx((second - first) / 2**0.5)
-    assert scratch.domains["ink"].mean == pytest.approx(6 / 40)
+    assert scratch.domains["ink"]["mean"] == pytest.approx(6 / 40)
     assert (untouched.mean, untouched.std) == (pytest.approx(0.8), pytest.approx(0))
     (single,) = summarise(ROWS[:1])
     assert single.std is None

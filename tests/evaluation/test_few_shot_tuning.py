@@ -20,7 +20,7 @@ from dfkd.evaluation.few_shot_tuning import (
 )
 from dfkd.models.student import Student, build
 
-CONFIG = FewShot(epochs=2, learning_rate=0.01, fresh_rate=0.02)
+CONFIG = FewShot(epochs=2, learning_rate=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +98,9 @@ def test_a_student_answers_as_before_once_its_distances_are_logits() -> None:
 
 @pytest.mark.parametrize(
     ("start", "expected"),
-    [("student", (0.01, 0.01)), ("library", (0.01, 0.02)), ("scratch", (0.02, 0.02))],
+    [("student", (0.01, 0.01)), ("library", (0.01, 0.1)), ("scratch", (0.1, 0.1))],
 )
-def test_what_is_random_moves_at_the_fresh_rate(
+def test_random_weights_move_at_ten_times_the_rate(
     start: Start, expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adam's first step moves each weight by its rate, against the sign of its gradient."""

@@ -29,7 +29,6 @@ SETTINGS: dict[str, Any] = {
     "seeds": [0, 1],
     "epochs": 1,
     "learning_rate": 0.001,
-    "fresh_rate": 0.01,
 }
 
 
@@ -231,8 +230,7 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
         assert fewshot(path, setting).returncode == 0
         assert cells(path) == before
     for setting, curves in (
-        ("learning_rate=0.01", {"student", "library"}),
-        ("fresh_rate=0.02", {"library", "scratch"}),
+        ("learning_rate=0.01", {"student", "library", "scratch"}),
         ("epochs=2", {"student", "library", "scratch"}),
     ):
         fewshot(path, f"fewshot.{setting}", "fewshot.shots=[1]")
@@ -341,10 +339,10 @@ def test_a_damaged_cell_is_named(
 
 
 def test_a_training_that_diverges_is_no_score(fewshot: FewShot, manifest: Path) -> None:
-    job = fewshot(manifest, "fewshot.fresh_rate=1.0e+30", "fewshot.starts=scratch")
+    job = fewshot(manifest, "fewshot.learning_rate=1.0e+29", "fewshot.starts=scratch")
     assert job.returncode == 1
     assert "scratch on 'outline' with 1 shots and seed 0 diverged" in last_error(job)
-    assert last_error(job).endswith("lower fewshot.fresh_rate")
+    assert last_error(job).endswith("lower fewshot.learning_rate")
     assert not cells(manifest)
 
 

@@ -142,7 +142,6 @@ def test_a_submission_is_named_by_the_job_and_its_own_options(path: str) -> None
     assert all(name.startswith(("dfkd-distill-", "dfkd-synthesize-")) for name in names)
 
 
-RECIPE = jobs.ROOT / "manifests" / "studies" / "recipe" / "recipe.yaml"
 JOBS = sorted(file.stem for file in (jobs.ROOT / "jobs").glob("*.py"))
 
 
@@ -158,7 +157,6 @@ def test_every_job_refuses_at_once_what_no_storage_serves(
     monkeypatch.syspath_prepend(jobs.ROOT / "jobs")  # as Python does for a script
     words, key = {
         "benchmark": (["driver", path], "storage.root"),
-        "recipe": ([str(RECIPE)], "settings.storage.root"),
         "pretrain": ([str(jobs.ROOT / "manifests" / "pretrain.yaml")], "output"),
         "reproduce": (["dictionary"], "settings.storage.root"),
     }.get(job, ([path], "storage.root"))

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dfkd.studies.output import SIZES, _lines, grid
 from dfkd.studies.results import CellMeasurement, StudyOrigin, StudyResults, StudyRow
 from dfkd.studies.study import read
@@ -103,6 +105,34 @@ def test_of_two_axes_the_other_gives_the_lines(tmp_path: Path) -> None:
     assert [(line.name, len(line.values)) for line in found] == [
         ("Baseline", 2), ("Random_Prompt", 1),
     ]  # fmt: skip
+
+
+def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Path) -> None:
+    axes = [{"name": "Epochs", "values": EPOCHS}, {"name": "Method", "values": METHODS}]
+    study = read(write(tmp_path, axes=axes, compare="Baseline"))
+    rows = [
+        row(("1", "Baseline"), 0.2, 0.4),
+        row(("1", "Random_Prompt"), 0.4),  # its other seed failed
+        row(("2", "Random_Prompt"), 0.9, 0.9),  # whose reference failed
+    ]
+    found = grid(study.described, results(*rows), {})
+    assert found.head[-3] == "vs Baseline"
+    baseline, random, alone = (line[-3] for line in found.rows)
+    assert baseline is alone is None
+    assert random.mean == pytest.approx(0.15)  # type: ignore[union-attr]
+    assert random.low is None  # type: ignore[union-attr] - a single pair has no interval
+
+
+def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
+    study, plain = read(write(tmp_path)), row(("Baseline",), 0.5, 0.7)
+    assert "agreement" not in grid(study.described, results(plain), {}).head
+    shares = (0.6, 0.8)
+    cells = [
+        dataclasses.replace(cell, agreement=share)
+        for cell, share in zip(plain.cells, shares, strict=True)
+    ]
+    found = grid(study.described, results(dataclasses.replace(plain, cells=tuple(cells))), {})
+    assert texts(found.rows[0])[found.head.index("agreement")] == 70
 
 
 def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:

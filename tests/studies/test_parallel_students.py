@@ -1,4 +1,4 @@
-"""Students of a study side by side, on a Ray of this machine."""
+"""Students of a study side by side on a Ray of this machine, and how they agree with teachers."""
 
 import json
 from collections.abc import Iterator
@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
+from torch import Tensor
 
 from dfkd.cluster.capacity import WorkerResources
+from dfkd.config.manifest import Manifest
+from dfkd.dataset.loader import Stream
 from dfkd.errors import Exit
-from dfkd.studies.parallel_students import divide_resources
+from dfkd.studies.parallel_students import agreement, divide_resources
+from dfkd.utils.device import CPU
 from tests.helpers import jobs
 from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_study import write
+from tests.helpers.tiny_version import publish, write_manifest
 
 job = jobs.load("reproduce")
 
@@ -51,19 +57,42 @@ def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
 ) -> None:
     monkeypatch.setattr("dfkd.studies.runner.cpu_count", lambda: 2)  # whatever this machine has
     axes = [{"name": "Batch", "values": {str(n): batch(n) for n in (4, 2, 9)}}]
-    code = job.main([str(write(tmp_path, axes=axes, seeds=[0]))])
+    code = job.main([str(write(tmp_path, axes=axes, seeds=[0], held_out_images=1))])
     printed = capsys.readouterr()
     assert code == Exit.PARTIAL, printed.err
     assert "1 of 3 cells failed (9 seed 0: distillation.batch_size: " in printed.err
     assert printed.out.count(": finished ") == 2
     made = json.loads((tmp_path / "results.json").read_text())
     assert [len(row["cells"]) for row in made["rows"]] == [1, 1]
+    for row in made["rows"]:
+        assert row["cells"][0]["agreement"] in (0.0, 0.5, 1.0)  # of two classes, an image each
+    assert "| agreement |" in (tmp_path / "table.md").read_text()
     assert {machine["torch_threads"] for machine in made["made"]["machines"]} == {1}
 
-    code = job.main([str(write(tmp_path, axes=axes[:1], seeds=[0])), "--at-once", "1"])
+    again = write(tmp_path, axes=axes[:1], seeds=[0], held_out_images=1)
+    code = job.main([str(again), "--at-once", "1"])
     assert capsys.readouterr().out.count(": found ") == 2
 
 
 def batch(size: int) -> dict[str, dict[str, int]]:
     """Settings; of four images there is no batch of nine."""
     return {"distillation": {"batch_size": size}}
+
+
+class Fixed(torch.nn.Module):
+    """A student that gives the distances it was made with, image after image."""
+
+    def __init__(self, distances: Tensor) -> None:
+        super().__init__()
+        self.distances = iter(distances)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.stack([next(self.distances) for _ in pixels])
+
+
+def test_agreement_is_the_share_of_images_with_the_same_nearest_class(tmp_path: Path) -> None:
+    images = Stream(publish(Manifest.read(write_manifest(tmp_path))), 32, 1, seed=0)
+    answers = torch.cat([batch.distances for batch in images.batches(0)])
+    assert agreement(Fixed(answers), images, CPU) == 1.0
+    answers[:6] = -answers[:6]  # which moves the least to the largest
+    assert agreement(Fixed(answers), images, CPU) == pytest.approx(18 / 24)

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfkd.config.fingerprint import fingerprint, identity
 from dfkd.errors import ManifestError
 from dfkd.prompts.styles import PAPER
 from dfkd.studies.study import MAX_ROWS, read
@@ -63,6 +64,19 @@ def test_a_seed_may_be_a_whole_run(tmp_path: Path) -> None:
     assert salts == [(0, (0,)), (3, (3,))] * 2
     assert len(study.data_sets()) == 4
     assert study.data_sets().keys() > read(write(tmp_path)).data_sets().keys()
+
+
+def test_all_cells_of_one_synthesis_share_the_held_out_data_set(tmp_path: Path) -> None:
+    axes = [{"name": "Epochs", "values": EPOCHS}]
+    study = read(write(tmp_path, axes=axes, repeat="run", seeds=[0, 3], held_out_images=1))
+    held_out = [study.held_out(cell) for cell in study.cells]
+    assert len({fingerprint(identity(each, {})) for each in held_out if each}) == 1
+    assert held_out[0] is not None
+    assert held_out[0].synthesis.images_per_class == 1
+    assert len(study.data_sets()) == 2 + 1
+    plain = read(write(tmp_path, axes=axes, repeat="run", seeds=[0, 3]))
+    assert plain.held_out(plain.cells[0]) is None
+    assert len(plain.data_sets()) == 2
 
 
 def test_quick_is_beneath_the_axes_and_has_its_own_root(tmp_path: Path) -> None:
@@ -135,7 +149,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (axis(x={"evaluation": {"models": "teacher"}}), "axes: x: must not hold evaluation.models"),
     ({"settings": {"distillation": {"seeds": [1]}}}, "settings: must not hold distillation.seeds"),
     ({"repeat": "run", "settings": {"salt": 3}}, "settings: must not hold salt, which the study"),
-    ({"compare": "Mix"}, "compare: must be among Baseline, Random_Prompt, got 'Mix'"),
+    (
+        {"compare": "Mix"},
+        "compare: must be a value of one axis, among Baseline, Random_Prompt, got 'Mix'",
+    ),
     ({"compare": "Baseline", "columns": "classes"}, "compare: must be empty in a study whose"),
     ({"quick": {"settings": {"name": "q"}}}, "quick.settings: must not hold name"),
     ({"quick": {"settings": {"seed": 3}}}, "quick.settings.storage.root: must be another"),

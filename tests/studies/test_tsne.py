@@ -7,7 +7,10 @@ import torch
 from dfkd.config.distillation import Distillation, FewShot
 from dfkd.evaluation.few_shot_tuning import LabelledImages
 from dfkd.models.student import build
+from dfkd.studies.schema import Adaptation
 from dfkd.studies.tsne import before_and_after, silhouette, tsne
+
+ADAPTATION = Adaptation(domain="ink", shots=4, perplexity=5.0)
 
 
 def test_two_crowds_that_lie_apart_lie_apart_on_the_map() -> None:
@@ -46,13 +49,13 @@ def test_training_moves_the_features_and_pale_images_are_those_it_learns_from() 
     random = Distillation(student="timm:test_resnet", weights="none", warmup_epochs=0)
     student = build(random, 2, 32, 0).eval()
     config = FewShot(epochs=2, learning_rate=0.01)
-    before, after = before_and_after(student, images, ("cat", "dog"), "ink", config, 4, 5.0)
+    before, after = before_and_after("row", student, images, ("cat", "dog"), ADAPTATION, config)
     assert (before.shots, after.shots) == (0, 4)
     assert before.points != after.points
     assert before.taught == after.taught
     assert [sum(before.taught[label::2]) for label in (0, 1)] == [4, 4]
-    assert before.labels == tuple(images.labels.tolist())
+    assert before.classes == tuple(("cat", "dog")[label] for label in images.labels)
     frozen = FewShot(epochs=2, learning_rate=1e-12)
-    first, last = before_and_after(student, images, ("cat", "dog"), "ink", frozen, 4, 5.0)
+    first, last = before_and_after("row", student, images, ("cat", "dog"), ADAPTATION, frozen)
     assert last.silhouette == pytest.approx(first.silhouette, abs=0.001)
     assert after.silhouette != pytest.approx(before.silhouette, abs=0.001)

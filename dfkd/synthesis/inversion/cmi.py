@@ -79,9 +79,7 @@ class CmiInverter(Inverter):
         self.device, self.draws = device, torch.Generator()
         self.bank, self.pool = FeatureBank(BANK_CAPACITY), ImagePool()
         kl = partial(softened_kl, temperature=STUDENT_TEMPERATURE)
-        self.learner = InnerStudentTrainer(
-            classifier, context, settings.student, kl, STUDENT_RATE, STUDENT_DECAY
-        )
+        self.learner = InnerStudentTrainer(classifier, context, kl, STUDENT_RATE, STUDENT_DECAY)
         self.generator = build_seeded(
             lambda: CmiGenerator(config.latent, config.width, side),
             context.seed_of("generator"),

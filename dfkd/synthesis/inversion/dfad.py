@@ -43,7 +43,7 @@ class DfadInverter(Inverter):
         config = self.config = settings.dfad
         self.device = classifier.texts.device
         self.learner = InnerStudentTrainer(
-            classifier, context, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
+            classifier, context, l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         self.generator = build_seeded(
             lambda: DfadGenerator(config.latent, config.width, context.image_size),

@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation
-from dfkd.config.inversion import InnerStudent
 from dfkd.models.student import build
 from dfkd.synthesis.inversion.run import Classifier, RunContext
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps the logits of student and teacher, [N, M] each, to a scalar."""
 
+ARCHITECTURE = "resnet18"
+"""The torchvision ResNet that the temporary student of dfad, cmi and pre is."""
 MOMENTUM = 0.9
 """Momentum of SGD in all three publications."""
 
@@ -26,7 +27,6 @@ class InnerStudentTrainer:
         self,
         classifier: Classifier,
         context: RunContext,
-        shape: InnerStudent,
         loss: Loss,
         rate: float,
         decay: float,
@@ -36,14 +36,11 @@ class InnerStudentTrainer:
         Args:
             classifier: the teacher.
             context: determines image size and seed.
-            shape: architecture and stem.
             loss: the training loss.
             rate: learning rate of SGD.
             decay: weight decay of SGD.
         """
-        config = Distillation(
-            student=shape.architecture, stem=shape.stem, weights="none", warmup_epochs=0
-        )
+        config = Distillation(student=ARCHITECTURE, weights="none", warmup_epochs=0)
         seed = context.seed_of("student")
         student = build(config, len(classifier.texts), context.image_size, seed)
         self.student, self.loss = student.to(classifier.texts.device).train(), loss

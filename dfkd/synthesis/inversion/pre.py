@@ -101,7 +101,7 @@ class PreInverter(Inverter):
         device = self.device = classifier.texts.device
         self.draws = torch.Generator()
         self.learner = InnerStudentTrainer(
-            classifier, context, settings.student, l1_loss, STUDENT_RATE, STUDENT_DECAY
+            classifier, context, l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         shape = config.latent, config.width, context.image_size
         self.novelty = build_seeded(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.config.inversion import Dfad, InnerStudent, Inversion
+from dfkd.config.inversion import Dfad, Inversion
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import dfad
 from dfkd.synthesis.inversion.dfad import DfadInverter, rate_factor
@@ -23,7 +23,7 @@ def test_the_discrepancy_is_a_mean_over_images_and_classes() -> None:
 
 
 def learner(classifier: Classifier, rate: float = 0.1) -> InnerStudentTrainer:
-    return InnerStudentTrainer(classifier, course(), InnerStudent(), l1_loss, rate, 5e-4)
+    return InnerStudentTrainer(classifier, course(), l1_loss, rate, 5e-4)
 
 
 def test_a_student_comes_to_agree(teacher: Teacher) -> None:
