@@ -43,6 +43,8 @@ class Inverter(ABC):
             DfkdError: a chained method has diverged, so that no later part can be made.
         """
         result = self.images(request, on_step)
+        # Images of an unchained method may diverge: they are made again with other seeds. In a
+        # chain the next part would start from broken weights, so it ends here.
         if self.networks and (result.diverged.any() or not self._finite()):
             raise DfkdError(
                 f"inversion.{self.name}: diverged in part {request.part}, on which all later ones "
