@@ -33,7 +33,7 @@ def test_the_generators_loss_is_minus_the_mean_difference_of_images_and_classes(
     monkeypatch.setattr(game.learner, "student_logits", watched)
     loss = float(game.train_round())
     ((pixels, student),) = seen
-    differences = (student - classifier.logits(pixels)).abs()
+    differences = (student - classifier.logits(pixels)).abs().detach()
     assert differences.shape == (8, 2)
     assert loss == pytest.approx(-float(differences.sum()) / 16, rel=1e-4)
 
