@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dfkd.config.plan import derive_seed
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.batch_norm import Moments, Taps, batch_norm_loss
+from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
@@ -114,7 +114,7 @@ class Synthesiser:
         targets: Tensor,
         seeds: Sequence[int],
         on_step: OnStep | None,
-        taps: Taps[Moments] | None = None,
+        taps: Taps[Tensor] | None = None,
     ) -> Synthesised:
         """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
         config, generator, coupled = self.config, self.generator, taps is not None

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.inversion import DeepInversion
-from dfkd.models.batch_norm import Moments, Taps, batch_norm_loss
+from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
 from dfkd.synthesis.inversion.inner_student import set_rate
 from dfkd.synthesis.inversion.inverter import Inverter
@@ -70,7 +70,7 @@ class _Batch:
     def __init__(
         self,
         classifier: Classifier,
-        taps: Taps[Moments],
+        taps: Taps[Tensor],
         request: PartRequest,
         config: DeepInversion,
         on_step: OnStep | None,
