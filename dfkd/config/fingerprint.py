@@ -59,8 +59,9 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
         }
     flat = {"schema": SCHEMA, **_flatten(sections)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
+    # A role is the key that holds the file's path, which the hash replaces.
     for role in weights:
-        flat.pop(role, None)  # the path
+        flat.pop(role, None)
     return dict(sorted(flat.items()))
 
 
@@ -110,6 +111,7 @@ def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], whe
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `key.sub`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -42,6 +42,7 @@ def tasks(manifest: Manifest) -> Iterator[Task]:
 
 
 def _class_tasks(manifest: Manifest, class_index: int) -> Iterator[Task]:
+    """The tasks of one class; the last one may be smaller."""
     total, size = manifest.synthesis.images_per_class, manifest.synthesis.shard_size
     for shard_index, start in enumerate(range(0, total, size)):
         yield Task(class_index, shard_index, start, min(size, total - start))
@@ -202,6 +203,7 @@ def derive_seed(*parts: object) -> int:
     latents of others. They do not depend on the prompt method, so all methods start from the same
     latents.
     """
+    # A separator that no name holds, so that ("a", "bc") and ("ab", "c") differ.
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

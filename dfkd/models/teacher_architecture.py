@@ -22,7 +22,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from dfkd.config.bundled import TEACHER_CONFIG, TEACHER_WEIGHTS
 from dfkd.config.manifest import CACHE
-from dfkd.errors import ManifestError, WeightsError
+from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights import open_clip_tags
 from dfkd.models.weights.reading import (
     MINIATURE,
@@ -181,6 +181,7 @@ def build(architecture: Architecture) -> nn.Module:
     """
     config = {key: value for key, value in architecture.model.items() if key != "custom_text"}
     vision = dict(config["vision_cfg"])
+    # Else timm would download weights, which those of the teacher replace at once.
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     text = {k: v for k, v in config["text_cfg"].items() if k != "tokenizer_kwargs"}
@@ -191,7 +192,7 @@ def build(architecture: Architecture) -> nn.Module:
     except Exception as error:  # a malformed configuration can raise anything in a constructor
         raise ManifestError(
             "teacher.model",
-            f"must be buildable by open_clip ({' '.join(str(error).split())[:160]})",
+            f"must be buildable by open_clip ({one_line(error)})",
             architecture.name,
             "fix the configuration",
         ) from None
@@ -207,6 +208,8 @@ def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor
             a model without QuickGELU.
     """
     state = read_state_dict("teacher.weights", source.path)
+    # OpenAI's archives are known by their sizes, which are no weights; all were trained with
+    # QuickGELU, which a state dict made from one does not say.
     if any(key in state for key in OPENAI_KEYS):
         require_activation(str(source.path), True, architecture)
         state = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
@@ -214,6 +217,7 @@ def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor
     state = {key: value for key, value in state.items() if key.split(".")[-1] != "attn_mask"}
     with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
         model = build(architecture)
+    # The names of other code bases are turned into open_clip's, as its own loader does.
     state = dict(convert_state_dict(model, state))
     if hasattr(model, "text"):
         state = dict(convert_to_custom_text_state_dict(state))
@@ -242,19 +246,21 @@ def build_tokenizer(architecture: Architecture) -> Any:
     try:
         if text.get("hf_tokenizer_name"):
             name = text["hf_tokenizer_name"]
+            # A folder from a hub also has its tokenizer's files, so nothing needs a network.
             if architecture.path is not None and architecture.path.name == CONFIG:
                 name = str(architecture.path.parent)
             mode = text.get("tokenizer_mode")
             return open_clip.tokenizer.HFTokenizer(
                 name, context_length=length, tokenizer_mode=mode, **options
             )
+        # open_clip's factory recognises SigLIP's tokenizer by the name, not by the configuration.
         if architecture.path is None and "siglip" in architecture.name.lower():
             return open_clip.get_tokenizer(architecture.name)
         return open_clip.tokenizer.SimpleTokenizer(context_length=length, **options)
     except Exception as error:  # files, network and parsers have no common error
         raise ManifestError(
             "teacher.model",
-            f"its tokenizer cannot be loaded ({' '.join(str(error).split())[:160]})",
+            f"its tokenizer cannot be loaded ({one_line(error)})",
             architecture.name,
             "put its files beside the configuration, or run where they can be downloaded",
         ) from None
@@ -284,6 +290,8 @@ def tokenizer_file(architecture: Architecture) -> Path | None:
 
 
 def _shipped(model: str) -> dict[str, Any]:
+    """The configuration that open_clip ships under a name, in the form of a hub's file."""
+    # open_clip would fetch a name with a schema (`hf-hub:...`) from its hub.
     config = open_clip.get_model_config(model) if ":" not in model else None
     if config is None:
         near = difflib.get_close_matches(model, open_clip.list_models(), n=1, cutoff=0.4)
@@ -308,6 +316,7 @@ def _usual_preprocess(model: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of limited size."""
     existing_file("teacher.model", path)
     remedy = "give an open_clip configuration file"
     if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -324,6 +333,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_config(config: Any) -> bool:
+    """Whether the keys that this module reads are there with the right types."""
     return (
         isinstance(config, dict)
         and type(config.get("embed_dim")) is int
@@ -334,6 +344,7 @@ def _is_config(config: Any) -> bool:
 
 
 def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
+    """Raise `ManifestError` if the text tower cannot start from token embeddings."""
     # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
     # are made of another library's modules, cannot do that.
     text = config["text_cfg"]
@@ -353,6 +364,7 @@ def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
             model,
             "choose a CLIP architecture such as ViT-B-32-quickgelu",
         )
+    # These are passed to a constructor of open_clip, so only known ones are.
     unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
     if unknown:
         raise ManifestError(
@@ -364,6 +376,7 @@ def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
 
 
 def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
+    """The keys of `_Preprocess` with checked values; other keys are dropped."""
     try:
         checked = TypeAdapter(_Preprocess).validate_python(preprocess)
     except ValidationError as error:
@@ -376,6 +389,7 @@ def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Source:
+    """The weight file in a folder, with what a configuration beside it says."""
     if not directory.is_dir():
         raise WeightsError(
             "teacher.weights", "must be an existing directory", str(directory), "check the path"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.config.inversion import Inversion
-from dfkd.errors import CorruptionError, DfkdError
+from dfkd.errors import CorruptionError, DfkdError, one_line
 from dfkd.storage.checkpoints import below, moments, restore_moments
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.latents import OnStep, Synthesised
@@ -78,8 +78,7 @@ class Inverter(ABC):
             for name, optimizer in self.optimizers.items():
                 restore_moments(optimizer, below(state, f"{OPTIMIZER_PREFIX}{name}."))
         except (LookupError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
             raise CorruptionError(
-                f"a state is not of this {self.name} ({reason}); delete the folder state/ of the "
-                "version and run again"
+                f"a state is not of this {self.name} ({one_line(error)}); delete the folder state/ "
+                "of the version and run again"
             ) from None
