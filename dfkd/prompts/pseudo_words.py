@@ -3,7 +3,7 @@
 A sentence is tokenised in two pieces, before and after the style word, and encoded with the vector
 between their token embeddings:
 
-    start | A dog in the style of | V | . | end | padding
+    start | dog in the style of | V | the rest, here none | end | padding
 """
 
 import functools
