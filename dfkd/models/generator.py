@@ -17,14 +17,18 @@ from dfkd.config.manifest import CACHE
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generator_config import Model, read_model
 from dfkd.models.generator_decoder import decode
-from dfkd.models.weights.artifacts import FETCH, cached, published
-from dfkd.models.weights.artifacts import VQGAN as NAMES
+from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
 from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
 MAX_DISTANCES = 1 << 24
 """Maximal number of distances between latents and codes in a GPU's memory at once: 64 MB."""
+
+_PARTS = ("decoder.", "quantize.", "post_quant_conv.")
+"""Beginnings of the names of the tensors that are used of a checkpoint."""
+
+_MINIATURE = {"generator.config": GENERATOR_CONFIG, "generator.weights": GENERATOR_WEIGHTS}
 
 
 class Generator(Protocol):
@@ -63,7 +67,8 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
         return cached(field, value, artifact, cache)
     path = Path(value).expanduser()
     if not path.is_file():
-        rule = f"must be an existing file or a published VQGAN ({', '.join(NAMES)})"
+        names = ", ".join(PUBLISHED_VQGANS)
+        rule = f"must be an existing file or a published VQGAN ({names})"
         raise WeightsError(field, rule, value, f"check the path, or name one and run {FETCH}")
     return path
 
@@ -119,6 +124,8 @@ class VQGAN:
         """The generator that a manifest names.
 
         Args:
+            config: the section of the manifest.
+            device: where its weights are put.
             precision: `bfloat16` autocasts the decoder on devices with such instructions; the
                 nearest codes are always searched in float32.
             cache: as for `file_hashes`.
@@ -196,11 +203,11 @@ class VQGAN:
     def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
         """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w].
 
-        Args:
-            quantise: decode the nearest codes (straight-through) instead of the latent itself.
-
         The clamp of pixels passes the gradient on, except for a pixel out of range that a step
         would move further away (VQGAN-CLIP's clamp).
+
+        Args:
+            quantise: decode the nearest codes (straight-through) instead of the latent itself.
         """
         codes = self.quantise(latent) if quantise else latent
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._mixed):
@@ -243,7 +250,10 @@ def to_pixels(image: Tensor) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward the codes, backward the identity for the latent (VQGAN-CLIP's ReplaceGrad)."""
+    """Forward the codes, backward the identity for the latent (VQGAN-CLIP's ReplaceGrad).
+
+    The usual `latent + (codes - latent).detach()` would round the codes.
+    """
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codes: Tensor) -> Tensor:
@@ -271,13 +281,6 @@ class _Clamp(torch.autograd.Function):
         # the pixel back into the range. Of pixels out of range only those gradients are kept.
         kept: Tensor = gradient * (gradient * excess >= 0)
         return kept
-
-
-_PARTS = ("decoder.", "quantize.", "post_quant_conv.")
-_MINIATURE = {
-    "generator.config": GENERATOR_CONFIG,
-    "generator.weights": GENERATOR_WEIGHTS,
-}
 
 
 def _files(config: manifest.GeneratorConfig, cache: str) -> dict[str, Path]:

@@ -125,6 +125,8 @@ class Teacher:
         """The teacher that a manifest names.
 
         Args:
+            config: the section of the manifest.
+            device: where its weights are put.
             precision: `bfloat16` autocasts the image tower on devices with such instructions.
             cache: as for `file_hashes`.
 
