@@ -14,6 +14,11 @@ from dfkd.storage.local import Storage, open_storage
 REPORT = "verify.json"
 
 
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """What would be read."""
+    return {"methods": ", ".join(manifest.methods), "root": manifest.storage.root}
+
+
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Verify, print each problem, write verify.json under the root; returns its location."""
     from dfkd.utils.strict_json import canonical
@@ -54,11 +59,6 @@ def _report(root: Storage, method: str) -> dict[str, Any]:
         flush=True,
     )
     return report
-
-
-def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What would be read."""
-    return {"methods": ", ".join(manifest.methods), "root": manifest.storage.root}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
