@@ -106,7 +106,7 @@ def _assemble(
 ) -> Student:
     """`build`, with whatever seed torch's generators have."""
     if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, names_library(config.weights), field)
+        backbone, mean, std = _timm(config, image_size, field)
     else:
         backbone, mean, std = _resnet(config, image_size, field)
     if artifact := published(config, field):
@@ -206,13 +206,9 @@ def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsEr
 
 
 def _timm(
-    config: Distillation, image_size: int, library: bool, field: str
+    config: Distillation, image_size: int, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """A model of timm without its head, and mean and deviation of its input's channels.
-
-    Args:
-        library: whether timm loads its published weights.
-    """
+    """A model of timm without its head, and mean and deviation of its input's channels."""
     import timm  # here, because the import takes seconds, and ResNets do not need it
 
     name = config.student.removeprefix("timm:")
@@ -228,6 +224,8 @@ def _timm(
             config.student,
             "set distillation.stem=imagenet",
         )
+    # A file of weights is loaded later, but the library's own only by building the model with them.
+    library = names_library(config.weights)
     settings = timm.models.get_pretrained_cfg(name)
     options: dict[str, Any] = {"num_classes": 0}  # no head
     # A transformer has one position embedding per patch, so it must know the size in advance.
