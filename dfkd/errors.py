@@ -25,14 +25,23 @@ def conceal(text: str) -> str:
     return SECRET_PATTERN.sub("***", text)
 
 
+def one_line(error: BaseException) -> str:
+    """The text of a library's error in one line of at most 160 characters; its class if empty."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 class Exit(IntEnum):
     """Exit codes of every job."""
 
     DONE = 0
     FAILED = 1
+    """The last line on stderr says why."""
     USAGE = 2
+    """The manifest or the command line is wrong."""
     PARTIAL = 3
+    """Something is quarantined, unreadable, refused or over budget; the rest is done."""
     RETRY = 4
+    """Storage, disk or cluster failed; the same command resumes."""
 
 
 class DfkdError(Exception):
@@ -69,6 +78,7 @@ class ManifestError(DfkdError):
 
 
 def _rebuilt(kind: "type[ManifestError]", field: str, message: str) -> "ManifestError":
+    """An error of class `kind` with a finished text, which `__init__` would compose."""
     error = kind.__new__(kind, message)
     error.field = field
     return error

@@ -46,6 +46,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _open(manifest: Manifest) -> Storage:
+    """The run's storage, which must exist: opening a folder would create it."""
     location = manifest.storage.root
     if not root_exists(location):
         raise ManifestError(
@@ -55,6 +56,7 @@ def _open(manifest: Manifest) -> Storage:
 
 
 def _count(text: str) -> int:
+    """The value of --keep."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more: the current version stays")
@@ -62,6 +64,7 @@ def _count(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
+    """The value of --grace."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
@@ -72,9 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
-        "--keep", type=_count, default=KEEP, metavar="N",
+        "--keep",
+        type=_count,
+        default=KEEP,
+        metavar="N",
         help=f"versions to keep, the current one included; default: {KEEP}",
-    )  # fmt: skip
+    )
     arguments.add_argument(
         "--grace",
         type=_seconds,

@@ -42,6 +42,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _tell(finished: dfkd.Finished) -> None:
+    """Print a line about a finished student."""
     student, action = finished.student, "reused" if finished.reused else "trained"
     print(f"{student.method} seed {student.seed}: {action} {student.location}", flush=True)
 

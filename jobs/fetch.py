@@ -9,6 +9,13 @@ from dfkd.config.manifest import Manifest
 from dfkd.pipeline import command_line
 
 
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """The files that a run needs, and which of them are missing now."""
+    from dfkd.pipeline import fetching
+
+    return fetching.plan(manifest, options.few_shot)
+
+
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Fetch and verify missing files; returns the cache's path, or an empty text after a list."""
     from dfkd.pipeline import fetching
@@ -17,13 +24,6 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         print("\n".join(fetching.listing(manifest, options.few_shot)), flush=True)
         return ""
     return fetching.fetch(manifest, options.few_shot, options.mirror)
-
-
-def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """The files that a run needs, and which of them are missing now."""
-    from dfkd.pipeline import fetching
-
-    return fetching.plan(manifest, options.few_shot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

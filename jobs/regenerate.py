@@ -11,9 +11,9 @@ from dfkd.pipeline import command_line
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What the next call would do, as far as it can be known beforehand."""
-    from dfkd.pipeline.regeneration import plan
+    from dfkd.pipeline import regeneration
 
-    return plan(manifest)
+    return regeneration.plan(manifest)
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
@@ -24,10 +24,12 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         BudgetError: a budget limit was reached; the same command resumes.
         GateError: the candidate was refused; `current` is unchanged.
     """
-    from dfkd.pipeline.regeneration import regenerate
+    from dfkd.pipeline import regeneration
 
     command = command_line.again("regenerate", options)
-    return regenerate(manifest, command, abandon=options.abandon, threads=options.threads)
+    return regeneration.regenerate(
+        manifest, command, abandon=options.abandon, threads=options.threads
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

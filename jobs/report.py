@@ -60,6 +60,15 @@ def read(source: str, overrides: tuple[str, ...]) -> Run:
     return Run(manifest.storage.root, manifest)
 
 
+def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """What would be written."""
+    from dfkd.report import compare, page
+
+    runs = [run, *([read(options.other, ())] if options.other is not None else [])]
+    name = page.PAGE if options.other is None else compare.PAGE
+    return {"runs": [each.root for each in runs], "page": name}
+
+
 def work(run: Run, options: argparse.Namespace) -> str:
     """Write the page; returns its location."""
     from dfkd.report import compare, diversity, page
@@ -73,15 +82,6 @@ def work(run: Run, options: argparse.Namespace) -> str:
         written = page.write(run.manifest, command_line.again("pipeline", options))
     print(diversity.table(diversity.read(storage)), flush=True)
     return written
-
-
-def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """What would be written."""
-    from dfkd.report import compare, page
-
-    runs = [run, *([read(options.other, ())] if options.other is not None else [])]
-    name = page.PAGE if options.other is None else compare.PAGE
-    return {"runs": [each.root for each in runs], "page": name}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

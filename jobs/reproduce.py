@@ -67,6 +67,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
     again, rows = command_line.again("reproduce", options), networks(study, study_cells)
     sizes = {label: network.parameters for label, network in rows.items()}
     results = collect_results(study, study_cells, again, commit(), embedding_maps, sizes)
+    # Without any row there is nothing to draw; otherwise what there is is written first.
     if results.failed and not results.rows:
         raise _failed(study, results)
     ms = footprint.cached_or_measured(output, rows) if rows else {}
@@ -80,6 +81,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
 
 
 def _failed(study: Study, results: StudyResults) -> PartialError:
+    """The error that names the first failed cells."""
     shown = "; ".join(f"{label}: {why}" for label, why in list(results.failed.items())[:REASONS])
     return PartialError(
         f"study {study.described.name}: {len(results.failed)} of {len(study.cells)} cells failed "
@@ -88,6 +90,7 @@ def _failed(study: Study, results: StudyResults) -> PartialError:
 
 
 def _tell(label: str, outcome: CellResult, reused: bool) -> None:
+    """Print a line about a cell."""
     status = "found" if reused else "finished"
     print(f"{label}: {status} {outcome.model}, accuracy {100 * outcome.mean:.1f}", flush=True)
 

@@ -41,6 +41,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _tell(built: dfkd.Built) -> None:
+    """Print a line about a published version."""
     statistics = built.prompts
     print(
         f"{built.method}: {built.images} images, {built.failed} failed; prompts: mean similarity "

@@ -14,7 +14,12 @@ from dfkd.storage.local import Storage, open_storage
 REPORT = "verify.json"
 
 
-def verify(manifest: Manifest, options: argparse.Namespace) -> str:
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """What would be read."""
+    return {"methods": ", ".join(manifest.methods), "root": manifest.storage.root}
+
+
+def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Verify, print each problem, write verify.json under the root; returns its location."""
     from dfkd.utils.strict_json import canonical
 
@@ -33,6 +38,7 @@ def verify(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _report(root: Storage, method: str) -> dict[str, Any]:
+    """The entry of verify.json about one method's current version."""
     from dfkd.dataset import versions
 
     home = root.child(layout.data(method))
@@ -55,14 +61,9 @@ def _report(root: Storage, method: str) -> dict[str, Any]:
     return report
 
 
-def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What would be read."""
-    return {"methods": ", ".join(manifest.methods), "root": manifest.storage.root}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return command_line.run(command_line.parser(__doc__ or ""), verify, plan, argv)
+    return command_line.run(command_line.parser(__doc__ or ""), work, plan, argv)
 
 
 if __name__ == "__main__":

@@ -157,9 +157,9 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
         base: fingerprint of the version from which all tasks but the regenerated are carried over.
     """
     cache = manifest.cache
-    weights = teacher.resolve(manifest.teacher, cache).digests
+    weights = teacher.file_hashes(manifest.teacher, cache)
     if prompt_method(manifest.method):
-        weights = weights | generator.resolve(manifest.generator, cache).digests
+        weights = weights | generator.file_hashes(manifest.generator, cache)
     return fingerprints.identity(manifest, weights, base)
 
 

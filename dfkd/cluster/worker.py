@@ -83,7 +83,7 @@ class Worker(Actor, ABC):
         configure_process(self.cpus)
         precision = self.manifest.synthesis.precision
         device, cache = pick_device(), self.manifest.cache
-        self._require_same(teacher.resolve(self.manifest.teacher, cache).digests)
+        self._require_same(teacher.file_hashes(self.manifest.teacher, cache))
         return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
 
     def load_generator(self) -> generator.VQGAN | None:
@@ -91,7 +91,7 @@ class Worker(Actor, ABC):
         if prompt_method(self.manifest.method) is None:
             return None
         config, precision = self.manifest.generator, self.manifest.synthesis.precision
-        self._require_same(generator.resolve(config, self.manifest.cache).digests)
+        self._require_same(generator.file_hashes(config, self.manifest.cache))
         return generator.VQGAN.load(config, pick_device(), precision, self.manifest.cache)
 
     def _require_same(self, digests: Mapping[str, str]) -> None:

@@ -59,8 +59,9 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
         }
     flat = {"schema": SCHEMA, **_flatten(sections)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
+    # A role is the key that holds the file's path, which the hash replaces.
     for role in weights:
-        flat.pop(role, None)  # the path
+        flat.pop(role, None)
     return dict(sorted(flat.items()))
 
 

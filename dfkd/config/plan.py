@@ -203,6 +203,7 @@ def derive_seed(*parts: object) -> int:
     latents of others. They do not depend on the prompt method, so all methods start from the same
     latents.
     """
+    # A separator that no name holds, so that ("a", "bc") and ("ab", "c") differ.
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

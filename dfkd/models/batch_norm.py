@@ -1,10 +1,11 @@
-"""Batch norm: a network's layers, the statistics of their inputs, and the loss L_bn.
+"""Batch norm: a network's layers, and the loss L_bn on the statistics of their inputs.
 
-Forward hooks read the statistics. They are attached once for a run and removed at its end.
+L_bn makes images whose features have the mean and the variance that the teacher's training data
+had, which batch norm has stored. Forward hooks compute the statistics, because the inputs of inner
+layers are visible nowhere else.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -22,7 +23,10 @@ def layers(network: nn.Module) -> list[_BatchNorm]:
 
 
 class Taps(Closing, Generic[T]):
-    """Hooks that compute a value of each module in every forward pass; a context manager."""
+    """Forward hooks that compute a value of each module; a context manager.
+
+    The values are part of the autograd graph of the pass, so losses on them have gradients.
+    """
 
     def __init__(
         self, modules: Iterable[nn.Module], measure: Callable[[nn.Module, Tensor, Tensor], T]
@@ -35,6 +39,8 @@ class Taps(Closing, Generic[T]):
         ]
 
     def _hook(self, number: int, measure: Callable[[nn.Module, Tensor, Tensor], T]) -> Any:
+        """A forward hook that stores the value of module `number`."""
+
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self._values[number] = measure(module, inputs[0], output)
 
@@ -52,42 +58,36 @@ class Taps(Closing, Generic[T]):
         self._values.clear()
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance of a batch-norm layer's input, each float32 [C].
+def statistics_distance(module: nn.Module, images: Tensor, output: Tensor) -> Tensor:
+    """||mean - running mean||_2 + ||variance - running variance||_2 at a batch-norm layer.
 
-    `mean` and `variance` are those of this batch, the running ones those of the training data.
-    """
+    Mean and variance are those of this batch, the running ones those of the training data.
 
-    mean: Tensor
-    variance: Tensor
-    running_mean: Tensor
-    running_variance: Tensor
+    Args:
+        module: the layer.
+        images: its input [N, C, ...].
+        output: not used; `Taps` passes it.
 
-    @property
-    def distance(self) -> Tensor:
-        """||mean - running mean||_2 + ||variance - running variance||_2, a scalar."""
-        means: Tensor = torch.linalg.vector_norm(self.mean - self.running_mean)
-        variances: Tensor = torch.linalg.vector_norm(self.variance - self.running_variance)
-        return means + variances
-
-
-def moments(module: nn.Module, images: Tensor, output: Tensor) -> Moments:
-    """`Moments` of the input [N, C, ...] of a batch-norm layer; `output` is not used.
-
-    The variance is biased, as in the published code.
+    Returns:
+        A float32 scalar.
     """
     layer: Any = module
     values = images.float().transpose(0, 1).flatten(1)
+    # The variance is biased, as in the published code.
     variance, mean = torch.var_mean(values, dim=1, correction=0)
-    return Moments(mean, variance, layer.running_mean, layer.running_var)
+    means: Tensor = torch.linalg.vector_norm(mean - layer.running_mean)
+    variances: Tensor = torch.linalg.vector_norm(variance - layer.running_var)
+    return means + variances
 
 
-def batch_norm_loss(read: Sequence[Moments], first_layer_factor: float = 1.0) -> Tensor:
-    """L_bn of DeepInversion: the sum of the layers' `Moments.distance`, a scalar.
+def batch_norm_loss(distances: Sequence[Tensor], first_layer_factor: float = 1.0) -> Tensor:
+    """L_bn, DeepInversion's R_feature: the sum of the layers' `statistics_distance`, a scalar.
 
-    The first layer's distance is multiplied by `first_layer_factor`. L_bn is a property of a batch,
-    so the gradient of each image depends on all other images.
+    L_bn is a property of a batch, so the gradient of each image depends on all other images.
+
+    Args:
+        distances: of the layers, in their order.
+        first_layer_factor: weight of the first layer's distance in the sum.
     """
-    distances = torch.stack([moments.distance for moments in read])
-    return distances.sum() + (first_layer_factor - 1) * distances[0]
+    stacked = torch.stack(list(distances))
+    return stacked.sum() + (first_layer_factor - 1) * stacked[0]

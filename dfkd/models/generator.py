@@ -3,7 +3,6 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +17,18 @@ from dfkd.config.manifest import CACHE
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generator_config import Model, read_model
 from dfkd.models.generator_decoder import decode
-from dfkd.models.weights.artifacts import FETCH, cached, published
-from dfkd.models.weights.artifacts import VQGAN as NAMES
+from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
 from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
 MAX_DISTANCES = 1 << 24
 """Maximal number of distances between latents and codes in a GPU's memory at once: 64 MB."""
+
+_PARTS = ("decoder.", "quantize.", "post_quant_conv.")
+"""Beginnings of the names of the tensors that are used of a checkpoint."""
+
+_MINIATURE = {"generator.config": GENERATOR_CONFIG, "generator.weights": GENERATOR_WEIGHTS}
 
 
 class Generator(Protocol):
@@ -47,16 +50,6 @@ class Generator(Protocol):
         """Move a latent, in place, into the range that the generator can decode; returns it."""
 
 
-@dataclass(frozen=True)
-class ResolvedGenerator:
-    """A generator whose files exist and match each other."""
-
-    model: Model
-    weights: Path
-    digests: dict[str, str]
-    """sha256 of each file by its role in `fingerprint.identity`, e.g. `generator.weights`."""
-
-
 def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     """The file that a key of `generator` names.
 
@@ -74,27 +67,27 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
         return cached(field, value, artifact, cache)
     path = Path(value).expanduser()
     if not path.is_file():
-        rule = f"must be an existing file or a published VQGAN ({', '.join(NAMES)})"
+        names = ", ".join(PUBLISHED_VQGANS)
+        rule = f"must be an existing file or a published VQGAN ({names})"
         raise WeightsError(field, rule, value, f"check the path, or name one and run {FETCH}")
     return path
 
 
-def resolve(config: manifest.GeneratorConfig, cache: str = CACHE) -> ResolvedGenerator:
-    """Find, check and hash the generator's files.
+def file_hashes(config: manifest.GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
+    """Find and check the generator's files.
 
     Args:
         cache: the folder with the files of published VQGANs.
 
+    Returns:
+        The sha256 of each file by its role in `fingerprint.identity`, such as `generator.weights`.
+
     Raises:
         WeightsError: a file is missing, corrupt or hostile, or they are of different architectures.
     """
-    yaml, weights = _files(config, cache)
-    model = read_model(yaml)
-    with torch.device("meta"):
-        network = _Network(model)
-    _read(weights, network)
-    digests = {"generator.config": sha256_file(yaml), "generator.weights": sha256_file(weights)}
-    return ResolvedGenerator(model, weights, digests)
+    files = _files(config, cache)
+    _read(files)
+    return {role: sha256_file(path) for role, path in files.items()}
 
 
 class VQGAN:
@@ -131,19 +124,19 @@ class VQGAN:
         """The generator that a manifest names.
 
         Args:
+            config: the section of the manifest.
+            device: where its weights are put.
             precision: `bfloat16` autocasts the decoder on devices with such instructions; the
                 nearest codes are always searched in float32.
-            cache: as for `resolve`.
+            cache: as for `file_hashes`.
 
         Raises:
-            WeightsError: as `resolve`.
+            WeightsError: as `file_hashes`.
         """
-        yaml, weights = _files(config, cache)
-        with torch.device("meta"):
-            network = _Network(read_model(yaml))
-        state = _read(weights, network)
+        files = _files(config, cache)
+        network, state = _read(files)
         network.to_empty(device=device)
-        load_into("generator.weights", weights, network, state)
+        load_into("generator.weights", files["generator.weights"], network, state)
         return cls(network, precision)
 
     def init_latents(self, seeds: Sequence[int], image_size: int) -> Tensor:
@@ -187,8 +180,8 @@ class VQGAN:
         """
         batch, channels, height, width = latent.shape
         cells = latent.detach().float().permute(0, 2, 3, 1).reshape(-1, channels)
-        # A CPU searches one image at a time: the product then fits its cache, and its rounding does
-        # not depend on the batch.
+        # A GPU searches as many cells at once as `MAX_DISTANCES` allows, and a CPU those of one
+        # image: the product then fits its cache, and its rounding does not depend on the batch.
         rows = max(1, MAX_DISTANCES // len(self.codebook)) if self._cuda else height * width
         indices = [
             torch.addmm(self._norms, part, self._transposed, alpha=-2).argmin(dim=1)
@@ -197,7 +190,12 @@ class VQGAN:
         return torch.cat(indices).view(batch, height, width)
 
     def quantise(self, latent: Tensor) -> Tensor:
-        """The nearest codes [B, C, h, w]; the gradient passes unchanged to the latent."""
+        """The nearest codes [B, C, h, w]; the gradient passes unchanged to the latent.
+
+        This is the straight-through estimator, as in VQGAN-CLIP (`vector_quantize`): the choice of
+        the nearest code has no useful gradient, so the decoder's gradient at the code is used for
+        the latent. The latent moves on between the codes until another one is nearer.
+        """
         codes = self.codebook[self.nearest(latent)].permute(0, 3, 1, 2).contiguous()
         straight: Tensor = _StraightThrough.apply(latent, codes)  # type: ignore[no-untyped-call]
         return straight
@@ -205,11 +203,11 @@ class VQGAN:
     def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
         """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w].
 
-        Args:
-            quantise: decode the nearest codes (straight-through) instead of the latent itself.
-
         The clamp of pixels passes the gradient on, except for a pixel out of range that a step
         would move further away (VQGAN-CLIP's clamp).
+
+        Args:
+            quantise: decode the nearest codes (straight-through) instead of the latent itself.
         """
         codes = self.quantise(latent) if quantise else latent
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._mixed):
@@ -218,7 +216,10 @@ class VQGAN:
 
     @torch.no_grad()
     def constrain(self, latent: Tensor) -> Tensor:
-        """Clamp a latent, in place, to the range of the codebook in each channel; returns it."""
+        """Clamp a latent, in place, to the range of the codebook in each channel; returns it.
+
+        VQGAN-CLIP does it after each step. The decoder has never seen values beyond that range.
+        """
         return latent.clamp_(self._low, self._high)
 
 
@@ -236,6 +237,7 @@ class _Network(nn.Module):
         self.downsampling = params.ddconfig.downsampling
 
     def forward(self, codes: Tensor) -> Tensor:
+        """The decoder's output [B, 3, H, W] in about [-1, 1] for codes [B, C, h, w]."""
         inner = self.post_quant_conv(codes)
         image: Tensor = self.decoder(inner) if codes.is_cuda else decode(self.decoder, inner)
         return image
@@ -248,6 +250,11 @@ def to_pixels(image: Tensor) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
+    """Forward the codes, backward the identity for the latent (VQGAN-CLIP's ReplaceGrad).
+
+    The usual `latent + (codes - latent).detach()` would round the codes.
+    """
+
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codes: Tensor) -> Tensor:
         return codes
@@ -258,6 +265,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _Clamp(torch.autograd.Function):
+    """A clamp to [0, 1] out of which pixels can come back (VQGAN-CLIP's ClampWithGrad)."""
+
     @staticmethod
     def forward(ctx: Any, pixels: Tensor) -> Tensor:
         clamped = pixels.clamp(0, 1)
@@ -268,28 +277,29 @@ class _Clamp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (excess,) = ctx.saved_tensors
         (gradient,) = gradients
+        # A step goes against the gradient, so where gradient and excess have the same sign it moves
+        # the pixel back into the range. Of pixels out of range only those gradients are kept.
         kept: Tensor = gradient * (gradient * excess >= 0)
         return kept
 
 
-_PARTS = ("decoder.", "quantize.", "post_quant_conv.")
-_MINIATURE = {
-    "generator.config": GENERATOR_CONFIG,
-    "generator.weights": GENERATOR_WEIGHTS,
-}
+def _files(config: manifest.GeneratorConfig, cache: str) -> dict[str, Path]:
+    """The configuration and the checkpoint by manifest key."""
+    values = {"generator.config": config.config, "generator.weights": config.weights}
+    return {field: find_file(field, value, cache) for field, value in values.items()}
 
 
-def _files(config: manifest.GeneratorConfig, cache: str) -> tuple[Path, Path]:
-    return (
-        find_file("generator.config", config.config, cache),
-        find_file("generator.weights", config.weights, cache),
-    )
-
-
-def _read(weights: Path, network: _Network) -> dict[str, Tensor]:
-    """The tensors of the network in a checkpoint, without encoder, loss and others."""
-    state = read_state_dict("generator.weights", weights)
-    state = {key: value for key, value in state.items() if key.startswith(_PARTS)}
+def _read(files: dict[str, Path]) -> tuple[_Network, dict[str, Tensor]]:
+    """The network without memory for its weights, and the tensors of a checkpoint that match it."""
+    with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
+        network = _Network(read_model(files["generator.config"]))
+    weights = files["generator.weights"]
+    # A checkpoint also holds the encoder and the discriminator of its training.
+    state = {
+        key: value
+        for key, value in read_state_dict("generator.weights", weights).items()
+        if key.startswith(_PARTS)
+    }
     remedy = "give the checkpoint that belongs to generator.config"
     match("generator.weights", weights, state, network.state_dict(), remedy)
-    return state
+    return network, state

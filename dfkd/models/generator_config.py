@@ -20,6 +20,7 @@ GROUPS = 32
 MAX_WIDTH = 4096
 
 _LENIENT = ConfigDict(extra="ignore", strict=True)
+"""Keys about training, such as `lossconfig`, are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_LENIENT)
@@ -40,6 +41,8 @@ class Decoder:
     resamp_with_conv: bool = True
 
     def __post_init__(self) -> None:
+        # Bounds on single keys do not bound their product, and a file of a few bytes must not ask
+        # for a network of any size.
         for factor in self.ch_mult:
             width = self.ch * factor
             if width % GROUPS or width > MAX_WIDTH:
@@ -80,6 +83,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, config=_LENIENT)
 class _File:
+    """The whole file."""
+
     model: Model
 
 
@@ -103,5 +108,6 @@ def read_model(path: Path) -> Model:
 
 
 def _refusal(field: str, rule: str, value: object) -> WeightsError:
+    """The error about a key of `ddconfig` whose value is out of bounds."""
     remedy = "give the model.yaml that came with the checkpoint"
     return WeightsError(f"generator.config: ddconfig.{field}", rule, value, remedy)

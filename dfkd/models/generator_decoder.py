@@ -34,6 +34,7 @@ def decode(decoder: Any, codes: Tensor) -> Tensor:
 
 
 def _residual(block: Any, images: Tensor) -> Tensor:
+    """taming's ResnetBlock without time embedding and dropout: [B, C, H, W] to [B, D, H, W]."""
     hidden = block.conv1(_normalise(block.norm1, images, swish=True))
     hidden = block.conv2(_normalise(block.norm2, hidden, swish=True))
     if block.in_channels != block.out_channels:
@@ -56,6 +57,7 @@ def _attend(block: Any, images: Tensor) -> Tensor:
 
 
 def _normalise(norm: Any, images: Tensor, swish: bool) -> Tensor:
+    """`_Normalise` with the weights of a group-norm layer."""
     normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
         images, norm.weight, norm.bias, norm.num_groups, norm.eps, swish
     )
@@ -72,7 +74,8 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, swish: bool
     ) -> Tensor:
-        # Statistics, weight and bias are folded into one scale and one shift per channel.
+        # Statistics, weight and bias are folded into one scale and one shift per channel. The
+        # variance is the mean square minus the squared mean, which rounding can make negative.
         mean = _means(images, groups).mean(dim=2, keepdim=True)
         square = _means(images * images, groups).mean(dim=2, keepdim=True)
         inverse = (square - mean.square()).clamp_min(0).add(eps).rsqrt()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import CACHE
 from dfkd.config.plan import derive_seed
-from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.errors import CorruptionError, ManifestError, WeightsError, one_line
 from dfkd.models.small_convolutions import SmallMaps
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
@@ -104,8 +104,9 @@ def build(
 def _assemble(
     config: Distillation, classes: int, image_size: int, cache: str, field: str
 ) -> Student:
+    """`build`, with whatever seed torch's generators have."""
     if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, names_library(config.weights), field)
+        backbone, mean, std = _timm(config, image_size, field)
     else:
         backbone, mean, std = _resnet(config, image_size, field)
     if artifact := published(config, field):
@@ -152,6 +153,7 @@ def published(config: Distillation, field: str = FIELD) -> Artifact | None:
 
 
 def _require_resnet(student: str) -> None:
+    """Raise `ManifestError` unless torchvision has a ResNet of this name."""
     names = torchvision.models.list_models(module=torchvision.models)
     resnets = [name for name in names if "resne" in name]
     if student not in resnets:
@@ -166,6 +168,7 @@ def _require_resnet(student: str) -> None:
 def _resnet(
     config: Distillation, image_size: int, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A torchvision ResNet without its head, and mean and deviation of its input's channels."""
     _require_resnet(config.student)
     model = torchvision.models.get_model(config.student, weights=None)
     if config.stem == "small" and names_library(config.weights):
@@ -193,21 +196,19 @@ def _stride(image_size: int) -> int:
 
 
 def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsError:
+    """The error about a library that has not given its weights."""
     return WeightsError(
         field,
-        f"the library could not load them ({_first_line(error)})",
+        f"the library could not load them ({one_line(error)})",
         config.weights,
         "download them elsewhere and give the path of a safetensors file, or do without",
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
-
-
 def _timm(
-    config: Distillation, image_size: int, library: bool, field: str
+    config: Distillation, image_size: int, field: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A model of timm without its head, and mean and deviation of its input's channels."""
     import timm  # here, because the import takes seconds, and ResNets do not need it
 
     name = config.student.removeprefix("timm:")
@@ -223,8 +224,11 @@ def _timm(
             config.student,
             "set distillation.stem=imagenet",
         )
+    # A file of weights is loaded later, but the library's own only by building the model with them.
+    library = names_library(config.weights)
     settings = timm.models.get_pretrained_cfg(name)
-    options: dict[str, Any] = {"num_classes": 0}
+    options: dict[str, Any] = {"num_classes": 0}  # no head
+    # A transformer has one position embedding per patch, so it must know the size in advance.
     if settings and settings.fixed_input_size:
         options["img_size"] = image_size
     try:
@@ -234,7 +238,7 @@ def _timm(
             raise _not_loaded(config, field, error) from None
         raise ManifestError(
             "distillation.student",
-            f"cannot be built for {image_size} px ({_first_line(error)})",
+            f"cannot be built for {image_size} px ({one_line(error)})",
             config.student,
             "choose another model or synthesis.image_size",
         ) from None
@@ -275,7 +279,7 @@ def _feature_count(backbone: nn.Module, image_size: int, name: str) -> int:
     except (RuntimeError, AssertionError) as error:
         raise ManifestError(
             "distillation.student",
-            f"does not take images of {image_size} px ({_first_line(error)})",
+            f"does not take images of {image_size} px ({one_line(error)})",
             name,
             "choose another model or synthesis.image_size",
         ) from None
@@ -342,7 +346,7 @@ def load_student(
     try:
         student.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError) as error:
-        raise _damaged(storage.location(WEIGHTS), _first_line(error)) from None
+        raise _damaged(storage.location(WEIGHTS), one_line(error)) from None
     return student.eval().requires_grad_(False).to(device), meta
 
 
@@ -378,4 +382,5 @@ def read_card(storage: Storage) -> dict[str, Any]:
 
 
 def _damaged(location: str, problem: str) -> CorruptionError:
+    """The error about an object of a finished student."""
     return CorruptionError(f"{location}: {problem}; delete the student's folder and distil again")

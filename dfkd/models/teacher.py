@@ -1,7 +1,13 @@
-"""The frozen vision-language teacher: image and text tower, token embeddings (Eq 7), distances."""
+"""The frozen vision-language teacher: image and text tower, and distances of their embeddings.
+
+E_img     encode_image                        Eq 1
+E_txt     encode_text                         Eq 2
+E_token   embed_tokens                        Eq 7
+E_sent.   encode_embeddings                   Eq 7
+D         spherical_distance, `distances`     Eqs 3 and 4
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +20,15 @@ from dfkd.config import manifest
 from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import CACHE
 from dfkd.errors import ManifestError
-from dfkd.models import teacher_architecture
-from dfkd.models.batch_norm import Moments, Taps, layers, moments
-from dfkd.models.teacher_architecture import Architecture, Source
+from dfkd.models.batch_norm import Taps, layers, statistics_distance
+from dfkd.models.teacher_architecture import (
+    build,
+    build_tokenizer,
+    files,
+    find_weights,
+    read_architecture,
+    read_weights,
+)
 from dfkd.models.weights.reading import load_into
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
@@ -25,31 +37,23 @@ TEXT_BATCH = 256
 """Number of texts that are encoded at once."""
 
 
-@dataclass(frozen=True)
-class ResolvedTeacher:
-    """A teacher whose files exist and match each other."""
-
-    teacher_architecture: Architecture
-    source: Source
-    digests: dict[str, str]
-    """sha256 of each file by its role in `fingerprint.identity`, e.g. `teacher.weights`."""
-
-
-def resolve(config: manifest.TeacherConfig, cache: str = CACHE) -> ResolvedTeacher:
-    """Find, check and hash the teacher's files.
+def file_hashes(config: manifest.TeacherConfig, cache: str = CACHE) -> dict[str, str]:
+    """Find and check the teacher's files.
 
     Args:
         cache: the folder with the files of open_clip's tags.
+
+    Returns:
+        The sha256 of each file by its role in `fingerprint.identity`, such as `teacher.weights`.
 
     Raises:
         ManifestError: the architecture is unknown or unsupported.
         WeightsError: the weights are missing, corrupt, or of another architecture or activation.
     """
-    shape = teacher_architecture.read_architecture(config.model)
-    source = teacher_architecture.find_weights(config.weights, shape, cache)
-    teacher_architecture.read_weights(source, shape)
-    files = teacher_architecture.files(shape, source)
-    return ResolvedTeacher(shape, source, {role: sha256_file(p) for role, p in files.items()})
+    architecture = read_architecture(config.model)
+    source = find_weights(config.weights, architecture, cache)
+    read_weights(source, architecture)
+    return {role: sha256_file(path) for role, path in files(architecture, source).items()}
 
 
 class Teacher:
@@ -103,6 +107,7 @@ class Teacher:
         mean = torch.tensor(preprocess.get("mean", OPENAI_DATASET_MEAN), device=self.device)
         std = torch.tensor(preprocess.get("std", OPENAI_DATASET_STD), device=self.device)
         self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        # (pixels - mean) / std as one multiplication and one addition.
         self._scale, self._shift = 1 / self.std, -self.mean / self.std
         self._interpolation = preprocess.get("interpolation", "bicubic")
         self._precision = precision
@@ -120,19 +125,22 @@ class Teacher:
         """The teacher that a manifest names.
 
         Args:
+            config: the section of the manifest.
+            device: where its weights are put.
             precision: `bfloat16` autocasts the image tower on devices with such instructions.
-            cache: as for `resolve`.
+            cache: as for `file_hashes`.
 
         Raises:
-            ManifestError, WeightsError: as `resolve`.
+            ManifestError, WeightsError: as `file_hashes`.
         """
-        shape = teacher_architecture.read_architecture(config.model)
-        source = teacher_architecture.find_weights(config.weights, shape, cache)
-        state = teacher_architecture.read_weights(source, shape)
-        model = teacher_architecture.build(shape)
+        architecture = read_architecture(config.model)
+        source = find_weights(config.weights, architecture, cache)
+        state = read_weights(source, architecture)
+        model = build(architecture)
         load_into("teacher.weights", source.path, model, state)
-        tokenizer = teacher_architecture.build_tokenizer(shape)
-        preprocess = source.preprocess or shape.preprocess
+        tokenizer = build_tokenizer(architecture)
+        # What was published with the weights is surer than what belongs to the architecture.
+        preprocess = source.preprocess or architecture.preprocess
         return cls(model.to(device), tokenizer, config.model, preprocess, precision)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -197,7 +205,8 @@ class Teacher:
         images that are not square.
 
         Args:
-            precision: precision of this call instead of the teacher's.
+            precision: precision of this call instead of the teacher's; labels are always made
+                with `float32`.
         """
         side = self.image_size
         if pixels.shape[-2:] != (side, side):
@@ -256,8 +265,8 @@ def require_batch_norm(teacher: Teacher, what: str) -> None:
         )
 
 
-def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Moments]:
-    """Hooks for the `Moments` of all batch-norm layers of the image tower, in module order.
+def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Tensor]:
+    """Hooks for the `statistics_distance` of all batch-norm layers of the image tower, in order.
 
     Args:
         what: the method, for the message.
@@ -267,7 +276,7 @@ def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Moments]:
     """
     require_batch_norm(teacher, what)
     visual: nn.Module = teacher.model.get_submodule("visual")
-    return Taps(layers(visual), moments)
+    return Taps(layers(visual), statistics_distance)
 
 
 def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -294,6 +303,7 @@ def distances(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def _square(name: str, size: int | tuple[int, int]) -> int:
+    """The side of the tower's input; raises `ManifestError` if it is not square."""
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise ManifestError("teacher.model", "must see square images", name, "choose another")
@@ -301,6 +311,7 @@ def _square(name: str, size: int | tuple[int, int]) -> int:
 
 
 def _embedding_dim(text: Any) -> int:
+    """The dimension of text embeddings; towers have no common attribute for it."""
     projection = text.text_projection
     if projection is None:
         return int(text.ln_final.weight.shape[0])

@@ -22,7 +22,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from dfkd.config.bundled import TEACHER_CONFIG, TEACHER_WEIGHTS
 from dfkd.config.manifest import CACHE
-from dfkd.errors import ManifestError, WeightsError
+from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights import open_clip_tags
 from dfkd.models.weights.reading import (
     MINIATURE,
@@ -94,14 +94,14 @@ def read_architecture(model: str) -> Architecture:
         ManifestError: the architecture is unknown or unreadable, or its text tower cannot start
             from token embeddings.
     """
+    given = Path(model.removeprefix(DIRECTORY)).expanduser()
+    path: Path | None = None
     if model == MINIATURE:
-        path: Path | None = TEACHER_CONFIG
-    elif model.startswith(DIRECTORY) or Path(model).expanduser().is_dir():
-        path = Path(model.removeprefix(DIRECTORY)).expanduser() / CONFIG
+        path = TEACHER_CONFIG
+    elif model.startswith(DIRECTORY) or given.is_dir():
+        path = given / CONFIG
     elif model.endswith(".json"):
-        path = Path(model).expanduser()
-    else:
-        path = None
+        path = given
     # open_clip's own files have the configuration at the top level, those of a hub under a key.
     tree = _shipped(model) if path is None else _read_json(path)
     config = tree.get("model_cfg", tree)
@@ -124,17 +124,17 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
         WeightsError: no such tag, file or directory, the file is not in the cache, or its weights
             were trained with another activation than the architecture's.
     """
+    given = Path(weights.removeprefix(DIRECTORY)).expanduser()
     if weights == MINIATURE:
         source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
-    elif weights.startswith(DIRECTORY) or Path(weights).expanduser().is_dir():
-        source = _in_directory(Path(weights.removeprefix(DIRECTORY)).expanduser())
+    elif weights.startswith(DIRECTORY) or given.is_dir():
+        source = _in_directory(given)
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
         require_activation(weights, quick_gelu, architecture)  # before the file is looked for
         source = Source(open_clip_tags.find(architecture.name, weights, cache), tag, quick_gelu)
-    elif Path(weights).expanduser().is_file():
-        path = Path(weights).expanduser()
-        source = Source(path, {}, True if is_torchscript(path) else None)
+    elif given.is_file():
+        source = Source(given, {}, is_torchscript(given) or None)
     else:
         names = open_clip.list_pretrained_tags_by_model(architecture.name)
         known = f"one of open_clip's tags {', '.join(names)}" if names else "no tag is known for it"
@@ -157,8 +157,7 @@ def require_activation(weights: str, quick_gelu: bool | None, architecture: Arch
         return
     trained, built = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
     # Many architectures of open_clip exist twice, and the name tells the activation.
-    base = architecture.name.removesuffix("-quickgelu")
-    other = f"{base}-quickgelu" if quick_gelu else base
+    other = architecture.name.removesuffix("-quickgelu") + ("-quickgelu" if quick_gelu else "")
     if architecture.path is not None:
         remedy = f"set quick_gelu to {str(quick_gelu).lower()} in {architecture.path.name}"
     elif other in open_clip.list_models():
@@ -179,23 +178,23 @@ def build(architecture: Architecture) -> nn.Module:
     Raises:
         ManifestError: open_clip cannot build the configuration.
     """
-    config = {key: value for key, value in architecture.model.items() if key != "custom_text"}
-    vision = dict(config["vision_cfg"])
+    config = dict(architecture.model)
+    kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
+    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
+    text.pop("tokenizer_kwargs", None)
+    # Else timm would download weights, which those of the teacher replace at once.
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
-    text = {k: v for k, v in config["text_cfg"].items() if k != "tokenizer_kwargs"}
-    kind = CustomTextCLIP if architecture.model.get("custom_text") else CLIP
     try:
         with torch.random.fork_rng(devices=[]):
-            model = kind(**{**config, "vision_cfg": vision, "text_cfg": text})
+            model: nn.Module = kind(**(config | {"vision_cfg": vision, "text_cfg": text}))
     except Exception as error:  # a malformed configuration can raise anything in a constructor
         raise ManifestError(
             "teacher.model",
-            f"must be buildable by open_clip ({' '.join(str(error).split())[:160]})",
+            f"must be buildable by open_clip ({one_line(error)})",
             architecture.name,
             "fix the configuration",
         ) from None
-    assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker
     return model
 
 
@@ -207,13 +206,15 @@ def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor
             a model without QuickGELU.
     """
     state = read_state_dict("teacher.weights", source.path)
+    # All of OpenAI's models were trained with QuickGELU.
     if any(key in state for key in OPENAI_KEYS):
         require_activation(str(source.path), True, architecture)
-        state = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
-    # A traced module also saves its causal mask, which every model computes itself.
-    state = {key: value for key, value in state.items() if key.split(".")[-1] != "attn_mask"}
+    # Their archives also hold sizes and the causal mask, which every model computes itself.
+    unused = (*OPENAI_KEYS, "attn_mask")
+    state = {key: value for key, value in state.items() if key.split(".")[-1] not in unused}
     with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
         model = build(architecture)
+    # The names of other code bases are turned into open_clip's, as its own loader does.
     state = dict(convert_state_dict(model, state))
     if hasattr(model, "text"):
         state = dict(convert_to_custom_text_state_dict(state))
@@ -234,27 +235,25 @@ def build_tokenizer(architecture: Architecture) -> Any:
         ManifestError: the tokenizer's files are missing or cannot be downloaded.
     """
     text = architecture.model["text_cfg"]
-    length = text.get("context_length", 77)
     options = dict(text.get("tokenizer_kwargs") or {})
-    merges = tokenizer_file(architecture)
-    if merges is not None:
+    options["context_length"] = text.get("context_length", 77)
+    if merges := tokenizer_file(architecture):
         options["bpe_path"] = str(merges)
     try:
-        if text.get("hf_tokenizer_name"):
-            name = text["hf_tokenizer_name"]
+        if name := text.get("hf_tokenizer_name"):
+            # A folder from a hub also has its tokenizer's files, so nothing needs a network.
             if architecture.path is not None and architecture.path.name == CONFIG:
                 name = str(architecture.path.parent)
             mode = text.get("tokenizer_mode")
-            return open_clip.tokenizer.HFTokenizer(
-                name, context_length=length, tokenizer_mode=mode, **options
-            )
+            return open_clip.tokenizer.HFTokenizer(name, tokenizer_mode=mode, **options)
+        # open_clip's factory recognises SigLIP's tokenizer by the name, not by the configuration.
         if architecture.path is None and "siglip" in architecture.name.lower():
             return open_clip.get_tokenizer(architecture.name)
-        return open_clip.tokenizer.SimpleTokenizer(context_length=length, **options)
+        return open_clip.tokenizer.SimpleTokenizer(**options)
     except Exception as error:  # files, network and parsers have no common error
         raise ManifestError(
             "teacher.model",
-            f"its tokenizer cannot be loaded ({' '.join(str(error).split())[:160]})",
+            f"its tokenizer cannot be loaded ({one_line(error)})",
             architecture.name,
             "put its files beside the configuration, or run where they can be downloaded",
         ) from None
@@ -262,20 +261,16 @@ def build_tokenizer(architecture: Architecture) -> Any:
 
 def files(architecture: Architecture, source: Source) -> dict[str, Path]:
     """All files that determine the teacher's outputs, by manifest key."""
-    roles = {"teacher.weights": source.path}
-    if architecture.path is not None:
-        roles["teacher.model"] = architecture.path
-    merges = tokenizer_file(architecture)
-    if merges is not None:
-        roles["teacher.tokenizer"] = merges
-    return roles
+    roles = {
+        "teacher.weights": source.path,
+        "teacher.model": architecture.path,
+        "teacher.tokenizer": tokenizer_file(architecture),
+    }
+    return {role: path for role, path in roles.items() if path is not None}
 
 
 def tokenizer_file(architecture: Architecture) -> Path | None:
-    """The tokenizer's merges file that the configuration names; None if it names none.
-
-    Its path is relative to the configuration file.
-    """
+    """The tokenizer's merges file, named relative to the configuration; None without one."""
     options = architecture.model["text_cfg"].get("tokenizer_kwargs") or {}
     if "bpe_path" not in options:
         return None
@@ -284,6 +279,8 @@ def tokenizer_file(architecture: Architecture) -> Path | None:
 
 
 def _shipped(model: str) -> dict[str, Any]:
+    """The configuration that open_clip ships under a name, in the form of a hub's file."""
+    # open_clip would fetch a name with a schema (`hf-hub:...`) from its hub.
     config = open_clip.get_model_config(model) if ":" not in model else None
     if config is None:
         near = difflib.get_close_matches(model, open_clip.list_models(), n=1, cutoff=0.4)
@@ -299,15 +296,14 @@ def _usual_preprocess(model: str) -> dict[str, Any]:
 
     It matters because some architectures differ from CLIP, for example SigLIP.
     """
-    keys = ("mean", "std", "interpolation")
-    published = [
-        get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)
-    ]
-    usual = [{key: config[key] for key in keys} for config in published]
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    published = [get_pretrained_cfg(model, tag) for tag in tags]
+    usual = [{key: each[key] for key in ("mean", "std", "interpolation")} for each in published]
     return usual[0] if usual and all(each == usual[0] for each in usual) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of limited size."""
     existing_file("teacher.model", path)
     remedy = "give an open_clip configuration file"
     if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -324,6 +320,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_config(config: Any) -> bool:
+    """Whether the keys that this module reads are there with the right types."""
     return (
         isinstance(config, dict)
         and type(config.get("embed_dim")) is int
@@ -334,6 +331,7 @@ def _is_config(config: Any) -> bool:
 
 
 def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
+    """Raise `ManifestError` if the text tower cannot start from token embeddings."""
     # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
     # are made of another library's modules, cannot do that.
     text = config["text_cfg"]
@@ -353,6 +351,7 @@ def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
             model,
             "choose a CLIP architecture such as ViT-B-32-quickgelu",
         )
+    # These are passed to a constructor of open_clip, so only known ones are.
     unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
     if unknown:
         raise ManifestError(
@@ -364,6 +363,7 @@ def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
 
 
 def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
+    """The keys of `_Preprocess` with checked values; other keys are dropped."""
     try:
         checked = TypeAdapter(_Preprocess).validate_python(preprocess)
     except ValidationError as error:
@@ -376,6 +376,7 @@ def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Source:
+    """The weight file in a folder, with what a configuration beside it says."""
     if not directory.is_dir():
         raise WeightsError(
             "teacher.weights", "must be an existing directory", str(directory), "check the path"
@@ -392,6 +393,6 @@ def _in_directory(directory: Path) -> Source:
         )
     path = (preferred or checkpoints)[0]
     if not (directory / CONFIG).is_file():
-        return Source(path, {}, True if is_torchscript(path) else None)
+        return Source(path, {}, is_torchscript(path) or None)
     architecture = read_architecture(str(directory))
     return Source(path, architecture.preprocess, architecture.quick_gelu)

@@ -17,6 +17,7 @@ from dfkd.models.teacher import Teacher
 
 def can_split(teacher: Teacher) -> bool:
     """Whether a teacher's text tower is causal and made of open_clip's plain blocks."""
+    # `type` and not `isinstance`: `_pass` repeats what exactly these classes compute.
     tower = teacher.text.transformer
     return (
         teacher.causal
@@ -52,7 +53,7 @@ class TextPrefix:
         # Prefixes have different lengths; tokens behind a prefix are hidden from what follows it.
         self.known = torch.arange(size, device=tokens.device) < lengths[:, None]
 
-    def end(self, embedded: Tensor, tokens: Tensor) -> Tensor:
+    def encode(self, embedded: Tensor, tokens: Tensor) -> Tensor:
         """Text embeddings [N, E], not normalised, of the sentences prefix + rest.
 
         Args:
@@ -65,8 +66,10 @@ class TextPrefix:
         # tokens after a sentence's end.
         positions = (self.lengths[:, None] + steps).clamp_max(self.teacher.context_length - 1)
         hidden = embedded + text.positional_embedding[positions].to(embedded.dtype)
-        later = (steps <= steps[:, None]).expand(len(tokens), -1, -1)
+        # Which keys a token of the rest attends to, bool [N, 1, S, P + S]: all of its own prefix,
+        # and the tokens of the rest up to itself.
         earlier = self.known[:, None, :].expand(-1, size, -1)
+        later = (steps <= steps[:, None]).expand(len(tokens), -1, -1)
         mask = torch.cat([earlier, later], dim=2)[:, None]
         for block, before in zip(text.transformer.resblocks, self.seen, strict=True):
             hidden, _, _ = _pass(block, hidden, before, mask)
@@ -78,8 +81,13 @@ def _pass(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A block's output [N, S, D], and the keys and values [N, heads, S, D / heads] of its input.
 
+    It is the forward pass of open_clip's ResidualAttentionBlock, except that tokens also attend to
+    earlier ones which are not in `hidden`.
+
     Args:
+        hidden: the block's input [N, S, D].
         before: keys and values of earlier tokens, or nothing.
+        mask: true where a token may attend to a key, broadcast to [N, heads, S, P + S].
     """
     attention = block.attn
     projected = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)

@@ -1,4 +1,9 @@
-"""Instance-level contrastive prompts (equation 12 of the paper)."""
+"""Instance-level contrastive prompts (section 3.2, equation 12).
+
+Pseudo-words are optimised through the frozen text tower. Each prompt is pulled towards a copy of
+itself with disturbed letters, and pushed away from the other prompts of its batch and from
+remembered prompts of earlier batches. So the prompts of a run, and its images, spread out.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd.config.synthesis import Prompts
+from dfkd.config.synthesis import Contrastive, Prompts
 from dfkd.prompts.pseudo_words import PseudoWords
 
 TEMPERATURE = 0.1
@@ -75,17 +80,15 @@ class Solution:
     pseudo_words: Tensor
     """[N, D], in the space of token embeddings."""
     embeddings: Tensor
-    """Unit text embeddings, [N, E]."""
+    """Unit text embeddings, float32 [N, E]."""
     losses: Tensor
-    """Equation 12 of each prompt at each of U updates, [U, N]."""
+    """Equation 12 of each prompt at each of U updates, float32 [U, N] on the CPU."""
 
 
 def optimise(
     problem: Problem, start: Tensor, prompts: Prompts, generator: np.random.Generator
 ) -> Solution:
     """Minimise equation 12 over the pseudo-words of a batch with Adam.
-
-    Each prompt is pulled towards a disturbed copy of itself and pushed away from other prompts.
 
     Args:
         problem: the batch with its classes and the bank.
@@ -98,31 +101,47 @@ def optimise(
     optimizer = torch.optim.Adam([pseudo_words.requires_grad_()], lr=config.learning_rate)
     # The remembered negatives stay the same in all updates, so Adam minimises one objective.
     remembered = problem.bank.draw(config.bank, generator)
+    within_class = config.negatives == "intra-class"
     losses = []
     for _ in range(config.updates):
         text_embeddings = sentences.encode(pseudo_words)
-        templates = [
-            problem.words.disturbed(name, config.positive, DISTURBANCE, generator)
-            for name in problem.names
-        ]
-        positives = problem.words.encode(problem.names, pseudo_words, templates)
-        within = config.negatives == "intra-class"
+        positives = _disturbed(problem, pseudo_words, config, generator)
         loss = contrastive_loss(
-            text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within
+            text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within_class
         )
         # The report shows equation 12 as printed, so the guard's term is added after this.
         losses.append(loss.detach())
         if prompts.guard.weight:
-            logits = text_embeddings @ problem.class_texts.T / GUARD_TEMPERATURE
-            class_loss = F.cross_entropy(logits, problem.labels, reduction="none")
-            loss = loss + prompts.guard.weight * class_loss
+            loss = loss + prompts.guard.weight * _class_loss(problem, text_embeddings)
         optimizer.zero_grad()
         # The sum, unlike the mean, does not scale the step of a prompt with the batch size.
         loss.sum().backward()
         optimizer.step()
+    # The last update has moved the pseudo-words away from the embeddings that are known so far.
     with torch.no_grad():
         embeddings = sentences.encode(pseudo_words)
     return Solution(pseudo_words.detach(), embeddings, torch.stack(losses).cpu())
+
+
+def _disturbed(
+    problem: Problem, pseudo_words: Tensor, config: Contrastive, generator: np.random.Generator
+) -> Tensor:
+    """The positives: unit embeddings [N, E] of the same pseudo-words in disturbed templates."""
+    # Each prompt draws other letters at each update, so its pseudo-word has to work in all of them.
+    templates = [
+        problem.words.disturbed(name, config.positive, DISTURBANCE, generator)
+        for name in problem.names
+    ]
+    return problem.words.encode(problem.names, pseudo_words, templates)
+
+
+def _class_loss(problem: Problem, text_embeddings: Tensor) -> Tensor:
+    """The guard's term [N]: cross-entropy of each prompt [N, E] against the class texts.
+
+    Equation 12 alone may push a prompt out of its class, because it knows no classes.
+    """
+    logits = text_embeddings @ problem.class_texts.T / GUARD_TEMPERATURE
+    return F.cross_entropy(logits, problem.labels, reduction="none")
 
 
 def contrastive_loss(
@@ -147,8 +166,12 @@ def contrastive_loss(
         temperature: tau.
         within_class: whether negatives of other classes are excluded.
     """
-    others, other_labels = _with_remembered(text_embeddings, labels, remembered)
-    # The first N columns are the batch itself, so the diagonal holds each prompt with itself.
+    others, other_labels = text_embeddings, labels
+    if remembered is not None:
+        others = torch.cat([others, remembered[0]])
+        other_labels = torch.cat([labels, remembered[1]])
+    # The first N columns are the batch itself, so the diagonal holds each prompt with itself. The
+    # remembered prompts need no such exclusion, because they are from earlier batches.
     excluded = torch.eye(len(text_embeddings), len(others), dtype=torch.bool, device=labels.device)
     if within_class:
         excluded = excluded | (labels[:, None] != other_labels[None, :])
@@ -156,12 +179,5 @@ def contrastive_loss(
     # logsumexp over no negatives is -inf with gradient NaN, so such rows are filled and masked.
     alone = excluded.all(dim=1)
     log_sum = torch.where(alone, 0.0, similarity.masked_fill(alone[:, None], 0.0).logsumexp(dim=1))
+    # Unlike in SimCLR's loss, the positive is no part of the sum, so the loss may be negative.
     return log_sum - (text_embeddings * positives).sum(dim=1) / temperature
-
-
-def _with_remembered(
-    text_embeddings: Tensor, labels: Tensor, remembered: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    if remembered is None:
-        return text_embeddings, labels
-    return torch.cat([text_embeddings, remembered[0]]), torch.cat([labels, remembered[1]])

@@ -87,6 +87,7 @@ def principal_plane(embeddings: Floats) -> Floats:
 
 
 def _unit(embeddings: Floats) -> Floats:
+    """Rows [N, E] scaled to length 1, float64: cosines near 1 need its precision."""
     wide = embeddings.astype(np.float64)
     unit: Floats = wide / np.linalg.norm(wide, axis=1, keepdims=True)
     return unit

@@ -97,7 +97,7 @@ class PromptMaker:
         self.method = prompt_method(manifest.method) or "vanilla"
         self.class_texts = class_text_embeddings(manifest, teacher)
         self.bank = PromptBank(BANK_CAPACITY)
-        self._known: int | None = 0
+        self._parts_in_bank: int | None = 0
         """Number of parts in the bank if it holds the first ones without a gap, otherwise None."""
         self._styles: dict[str, Tensor] = {}
 
@@ -112,7 +112,7 @@ class PromptMaker:
             table: reads a finished part by its number.
         """
         known = max(0, part + 1 - parts_at_once(self.manifest))
-        if self.method != "contrastive" or known == self._known:
+        if self.method != "contrastive" or known == self._parts_in_bank:
             return
         # Parts are read from the newest backwards, until the bank is full: older ones are not read.
         newest_first, rows = [], 0
@@ -128,7 +128,7 @@ class PromptMaker:
                 embeddings = np.stack(ordered["embedding"].to_numpy())
                 labels = torch.from_numpy(ordered["class_index"].to_numpy().astype(np.int64))
                 self.bank.add(torch.from_numpy(embeddings).to(self.class_texts.device), labels)
-        self._known = known
+        self._parts_in_bank = known
 
     def part(self, part: int) -> pa.Table:
         """Make the prompts of one part: a table of `SCHEMA`, ordered by class and index.
@@ -136,7 +136,7 @@ class PromptMaker:
         The next part may follow directly, or after another `remember`.
         """
         # With several parts at a time the bank lacks those that other workers make.
-        self._known = part + 1 if parts_at_once(self.manifest) == 1 else None
+        self._parts_in_bank = part + 1 if parts_at_once(self.manifest) == 1 else None
         rows = part_rows(self.manifest, part)
         if self.base is None:
             return self._make(part, rows)
@@ -149,6 +149,7 @@ class PromptMaker:
         return table if self.base is None else table.filter(self._fresh_mask(table))
 
     def _fresh_mask(self, table: pa.Table) -> pa.Array:
+        """Whether each row of a part belongs to a task that is not carried over."""
         size = self.manifest.synthesis.shard_size
         pairs = zip(table["class_index"].to_pylist(), table["index"].to_pylist(), strict=True)
         return pa.array([(c, index // size) in self.fresh for c, index in pairs], pa.bool_())
@@ -177,34 +178,41 @@ class PromptMaker:
             batch_seed: seed of the random numbers that a batch of contrastive prompts shares.
         """
         if self.method == "vanilla":
-            texts = [class_prompt(self.manifest.teacher.template, r.name) for r in rows]
-            labels = torch.tensor([r.class_index for r in rows])
-            return PromptBatch(texts, self.class_texts[labels.to(self.class_texts.device)])
+            return self._vanilla(rows)
         if self.method == "mix":
             return self._mix(rows)
+        # Contrastive prompts start from random ones.
         random = self._random(rows)
         return random if self.method == "random" else self._contrast(rows, random, batch_seed)
+
+    def _vanilla(self, rows: Sequence[PromptRow]) -> PromptBatch:
+        """The class prompts themselves, which are the same for all images of a class."""
+        texts = [class_prompt(self.manifest.teacher.template, r.name) for r in rows]
+        return PromptBatch(texts, self.class_texts[self._labels(rows)])
 
     def _mix(self, rows: Sequence[PromptRow]) -> PromptBatch:
         """Equation 6: lambda T_1 + (1 - lambda) T_2 for two styles of a class, lambda ~ Beta."""
         styles, texts, mixed = dictionary(self.manifest.prompts), [], []
         for row in rows:
             first, second, weight = self._mixture(row)
-            pair = self._styled(row.name)[[first, second]]
-            mixed.append(F.normalize(weight * pair[0] + (1 - weight) * pair[1], dim=0))
+            styled = self._styled(row.name)
+            # A mean of unit vectors is shorter than 1, and distances are defined on unit vectors.
+            mean = weight * styled[first] + (1 - weight) * styled[second]
+            mixed.append(F.normalize(mean, dim=0))
             one, two = (styled_prompt(self.manifest, row.name, styles[i]) for i in (first, second))
             texts.append(f"{weight:.3f} {one} + {1 - weight:.3f} {two}")
         return PromptBatch(texts, torch.stack(mixed))
 
     def _random(self, rows: Sequence[PromptRow]) -> PromptBatch:
         """Eq 8-11: V = mu + e * eps * sigma; the guard redraws bad prompts nearer to mu."""
-        labels = torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
-        names = [r.name for r in rows]
+        labels, names = self._labels(rows), [r.name for r in rows]
         pseudo_words = self._initial_pseudo_words(rows, attempt=0)
         embeddings = self._encode(names, pseudo_words)
         attempts = torch.zeros(len(rows), dtype=torch.int64)
         guard = self.manifest.prompts.guard
         for attempt in range(1, guard.attempts + 1):
+            # A large e may draw a word that moves the sentence to another class. Nearer to mu, the
+            # mean of all tokens, the class name has more weight.
             bad = (~self.consistent(embeddings, labels)).nonzero().flatten().tolist()
             if not bad:
                 break
@@ -224,8 +232,7 @@ class PromptMaker:
     ) -> PromptBatch:
         """Optimise equation 12 from random prompts; a prompt that leaves its class is reset."""
         assert start.pseudo_words is not None  # noqa: S101 - random prompts have them
-        labels = torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
-        names = [r.name for r in rows]
+        labels, names = self._labels(rows), [r.name for r in rows]
         solution = contrastive.optimise(
             contrastive.Problem(self.words, names, labels, self.class_texts, self.bank),
             start.pseudo_words,
@@ -246,6 +253,10 @@ class PromptMaker:
             initial=start.embeddings,
             losses=solution.losses,
         )
+
+    def _labels(self, rows: Sequence[PromptRow]) -> Tensor:
+        """The class index of each row, int64 [N] on the teacher's device."""
+        return torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
 
     def consistent(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """A mask [N] of the prompts that are nearer to their own class text than to any other."""
@@ -287,8 +298,9 @@ class PromptMaker:
         return PseudoWords(self.teacher, self.manifest.prompts.template)
 
     @torch.no_grad()
-    def _encode(self, names: Sequence[str], pseudo: Tensor) -> Tensor:
-        return self.words.encode(names, pseudo)
+    def _encode(self, names: Sequence[str], pseudo_words: Tensor) -> Tensor:
+        """`PseudoWords.encode` without gradients."""
+        return self.words.encode(names, pseudo_words)
 
 
 def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
@@ -317,6 +329,7 @@ def styled_prompt(manifest: Manifest, name: str, style: str) -> str:
 
 
 def _sorted(tables: Sequence[pa.Table]) -> pa.Table:
+    """All rows of some tables in one, by class and index."""
     combined = pa.concat_tables(tables or [SCHEMA.empty_table()])
     return combined.sort_by([("class_index", "ascending"), ("index", "ascending")])
 
@@ -327,6 +340,7 @@ def _table(
     """A table of `SCHEMA`; `positions` are the values of `order`."""
 
     def vectors(values: Tensor | None) -> pa.Array:
+        """A column of lists from rows [N, D]."""
         if values is None:
             return pa.nulls(len(rows), pa.list_(pa.float32()))
         flat = values.detach().float().cpu().numpy()
@@ -334,6 +348,7 @@ def _table(
         return pa.ListArray.from_arrays(offsets, flat.ravel())
 
     def numbers(values: Tensor | None, kind: pa.DataType) -> pa.Array:
+        """A column of numbers from values [N]."""
         return pa.nulls(len(rows), kind) if values is None else pa.array(values.tolist(), kind)
 
     losses = (None, None) if batch.losses is None else (batch.losses[0], batch.losses[-1])

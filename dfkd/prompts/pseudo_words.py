@@ -1,4 +1,10 @@
-"""Pseudo-words: a free vector replaces the token embedding of the style word (Eq 7)."""
+"""Pseudo-words: a free vector replaces the token embedding of the style word (Eq 7).
+
+A sentence is tokenised in two pieces, before and after the style word, and encoded with the vector
+between their token embeddings:
+
+    start | dog in the style of | V | the rest, here none | end | padding
+"""
 
 import functools
 import string
@@ -23,6 +29,7 @@ class PseudoWords:
     def __init__(self, teacher: Teacher, template: str) -> None:
         self.teacher = teacher
         self.template = template
+        # The tokens of an empty text are the start token, the end token and the padding.
         self._frame = teacher.tokenize([""])[0]
         if int(self._frame.count_nonzero()) != 2:
             raise ManifestError(
@@ -31,7 +38,9 @@ class PseudoWords:
                 teacher.name,
                 "choose a CLIP teacher, or prompts.method vanilla or mix",
             )
-        self._content = functools.lru_cache(maxsize=65536)(self._tokens_of)
+        # Contrastive prompts tokenise a disturbed template for every prompt at every update. The
+        # beginnings and ends repeat, and the tokenizer, in Python, takes longer than the lookup.
+        self._content = functools.lru_cache(maxsize=65536)(self._content_tokens)
 
     def text(self, name: str) -> str:
         """The readable prompt of class `name`, with `*` for the pseudo-word."""
@@ -114,7 +123,7 @@ class PseudoWords:
         """Token ids [context], position of the pseudo-word, and length; None if it is too long."""
         before, after = template.replace("{class}", name).split("{style}")
         prefix, suffix = self._content(before), self._content(after)
-        length = len(prefix) + len(suffix) + 3
+        length = len(prefix) + len(suffix) + 3  # with start, pseudo-word and end
         if length > self.teacher.context_length:
             return None
         start, end = int(self._frame[0]), int(self._frame[1])
@@ -124,12 +133,13 @@ class PseudoWords:
         row[:length] = torch.tensor([start, *prefix, 0, *suffix, end])
         return row, 1 + len(prefix), length
 
-    def _tokens_of(self, text: str) -> tuple[int, ...]:
+    def _content_tokens(self, text: str) -> tuple[int, ...]:
+        """The token ids of a piece of a sentence, as a tuple, which a cache can share."""
         return tuple(self.teacher.content_tokens(text))
 
 
 class Sentences:
-    """N sentences whose pseudo-words are given at each encoding."""
+    """N tokenised sentences, which are encoded with other pseudo-words each time."""
 
     def __init__(self, teacher: Teacher, tokens: Tensor, positions: Tensor, end: int) -> None:
         """Prepare sentences of token ids [N, L].
@@ -139,22 +149,27 @@ class Sentences:
             end: id of the end token.
         """
         self.teacher, self.tokens, self.positions = teacher, tokens, positions
-        self._beginning: TextPrefix | None = None
+        self._prefix: TextPrefix | None = None
         if can_split(teacher):
             # A causal tower does not see what follows, so all before the pseudo-word is computed
-            # once. `_rest` holds the ids from the pseudo-word to the end token.
-            self._beginning = TextPrefix(teacher, tokens[:, : int(positions.max())], positions)
-            after = (tokens == end).int().argmax(dim=1) - positions
-            steps = torch.arange(int(after.max()) + 1, device=tokens.device)
-            last = tokens.shape[1] - 1
-            self._rest = tokens.gather(1, (positions[:, None] + steps).clamp_max(last))
+            # once.
+            self._prefix = TextPrefix(teacher, tokens[:, : int(positions.max())], positions)
+            # The ids [N, S] from the pseudo-word on, up to the end token of the longest rest. Where
+            # this reaches beyond the row, the last id is repeated: after the end token nothing
+            # matters to a causal tower.
+            until_end = (tokens == end).int().argmax(dim=1) - positions
+            columns = positions[:, None] + torch.arange(
+                int(until_end.max()) + 1, device=tokens.device
+            )
+            self._rest = tokens.gather(1, columns.clamp_max(tokens.shape[1] - 1))
 
     def encode(self, pseudo_words: Tensor) -> Tensor:
         """Unit embeddings, float32 [N, E], of the sentences with these pseudo-words [N, D]."""
-        if self._beginning is not None:
+        if self._prefix is not None:
             embedded = self.teacher.embed_tokens(self._rest)
+            # The rest begins with the id that stands for the pseudo-word.
             embedded = torch.cat([pseudo_words[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)
-            return F.normalize(self._beginning.end(embedded, self._rest).float(), dim=-1)
+            return F.normalize(self._prefix.encode(embedded, self._rest).float(), dim=-1)
         return encode_whole(self.teacher, self.tokens, self.positions, pseudo_words)
 
 
@@ -172,6 +187,7 @@ def encode_whole(
         Unit embeddings, float32 [N, E].
     """
     embedded = teacher.embed_tokens(tokens)
+    # `where` and not an assignment in place, so that gradients flow to the pseudo-words.
     slot = F.one_hot(positions, tokens.shape[1]).bool()[..., None]
     embedded = torch.where(slot, pseudo_words[:, None].to(embedded.dtype), embedded)
     return F.normalize(teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
@@ -179,6 +195,9 @@ def encode_whole(
 
 def disturb(template: str, kind: str, share: float, generator: np.random.Generator) -> str:
     """Change some letters of a template outside its slots; the length stays the same.
+
+    It makes the positive of equation 12. The paper shuffles "some characters" of the frozen words,
+    and compares with substituting them (Figure 8).
 
     Args:
         kind: `shuffle` permutes the selected letters, `substitute` replaces each by another one.
@@ -199,7 +218,7 @@ def disturb(template: str, kind: str, share: float, generator: np.random.Generat
 
 def _fixed_positions(template: str) -> Iterator[int]:
     """Yield the positions outside `{...}`."""
-    depth = 0
+    depth = 0  # 1 inside a slot; the closing brace itself is no letter
     for position, letter in enumerate(template):
         depth += (letter == "{") - (letter == "}")
         if not depth:
@@ -207,21 +226,23 @@ def _fixed_positions(template: str) -> Iterator[int]:
 
 
 def _derangement(template: str, order: Sequence[int], count: int) -> dict[int, str]:
-    """New letters for about `count` positions, permuted so that each letter changes.
+    """New letters for at most `count` positions, permuted so that each letter changes.
 
     Args:
         order: all positions that may change; earlier ones are preferred.
     """
-    # The selected positions form a ring in which equal letters are adjacent. Each position takes
-    # the letter that lies as far ahead as the longest group of equal letters is long. That is
-    # another letter, because no group takes more than half of the ring.
+    # Positions are selected into groups of equal letters (CLIP reads lower case only). No group may
+    # be longer than half of the selection, or its letters could not all go elsewhere.
     groups: dict[str, list[int]] = {}
     remaining = count
     for position in order:
-        group = groups.setdefault(template[position].lower(), [])  # CLIP reads lower case only
+        group = groups.setdefault(template[position].lower(), [])
         if remaining and len(group) < count // 2:
             group.append(position)
             remaining -= 1
+    # The groups form a ring, one after the other. Each position takes the letter that lies as far
+    # ahead as the longest group is long, which is therefore in another group: with the positions of
+    # a a b b c, the step is 2, and the letters become b b c a a.
     ring = [position for group in groups.values() for position in group]
     step = max(map(len, groups.values()), default=0)
     sources = ring[step:] + ring[:step]

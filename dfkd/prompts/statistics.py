@@ -57,6 +57,7 @@ class _RunningStatistics:
         self.gram = np.zeros((texts.shape[1], texts.shape[1]))
 
     def add(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
+        """Add unit embeddings [N, E] of classes [N], which are one part."""
         np.add.at(self.sums, labels, embeddings)
         np.add.at(self.counts, labels, 1)
         self.own_class += int(((embeddings @ self.texts.T).argmax(axis=1) == labels).sum())
@@ -64,7 +65,10 @@ class _RunningStatistics:
         self.gram += embeddings.T.astype(np.float64) @ embeddings
 
     def summary(self) -> dict[str, Any]:
+        """The values that `statistics` describes, of all prompts added so far."""
         total, pairs = self.counts.sum(), (self.counts * (self.counts - 1)).sum()
+        # Ordered pairs, each cosine twice; N is subtracted for the N cosines of a prompt with
+        # itself. `max(..., 1)`: without a pair the mean is 0.
         overall = (np.square(self.sums.sum(axis=0)).sum() - total) / max(total * (total - 1), 1)
         in_class = (np.square(self.sums).sum() - total) / max(pairs, 1)
         return {

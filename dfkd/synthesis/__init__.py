@@ -1,6 +1,7 @@
 """Turn text embeddings into labelled images by optimising the latents of a generator.
 
-Input: prompts, teacher, generator. Output: a shard of images with distances and embeddings. Begin
-with `latents.py` (Eqs 2 and 3) and `shard_maker.py` (one task); `inversion/` holds the conventional
-methods that the paper compares with.
+In: the prompts of a task, teacher and generator. Out: a shard of images, each with the teacher's
+distances to the class prompts and its embedding. Begin with `latents.py` (Eqs 1-3) and
+`shard_maker.py`, which makes one task; `views.py` has the augmented views. `inversion/` holds the
+conventional methods that the paper compares with.
 """

@@ -1,4 +1,14 @@
-"""Optimise latents so that the teacher's image embeddings approach their prompts (Eq 1-3)."""
+"""Optimise latents so that the teacher's image embeddings approach their prompts (section 3.1).
+
+With the frozen generator G, the frozen image tower E_img and the text embedding T of a prompt, Adam
+minimises over the latent z of each image
+
+    D(E_img(G(z)), T)    Eqs 1-3; D is `dfkd.models.teacher.spherical_distance`
+
+The paper builds on VQGAN-CLIP and says no more. VQGAN-CLIP shows the tower augmented views of G(z)
+and takes the mean of D over them (`dfkd.synthesis.views`). The initial latents, the quantisation
+and the clamps of latents and pixels are its own too (`dfkd.models.generator`).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +18,7 @@ from torch import Tensor
 
 from dfkd.config.plan import derive_seed
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.batch_norm import batch_norm_loss
+from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
@@ -28,7 +38,7 @@ class Synthesised:
     pixels: Tensor
     """uint8 [B, H, W, 3]."""
     losses: Tensor
-    """Loss of each image at its last step, float [B]."""
+    """Loss of each image at its last step, float32 [B]."""
     steps: Tensor
     """Steps that each image took, int64 [B]."""
     diverged: Tensor
@@ -49,20 +59,18 @@ class _FinalLatents:
         self.diverged = torch.zeros_like(self.steps, dtype=torch.bool)
 
     def update(self, rows: Tensor, latents: Tensor, losses: Tensor) -> None:
-        """Store the latents of images `rows` [R] and the losses [R] that they gave.
-
-        Diverged images are ignored, so the result does not depend on when they leave the batch.
-        """
-        losses = losses.detach()
-        active = ~self.diverged[rows]
+        """Store the latents [R, C, h, w] of images `rows` [R] and the losses [R] that they gave."""
+        latents, losses = latents.detach(), losses.detach()
+        # An image stops at its first loss that is not finite, even if it stays in the batch. So the
+        # result does not depend on when diverged images are dropped.
+        running = ~self.diverged[rows]
         finite = losses.isfinite()
-        valid = active & finite
-        self.steps[rows] += active
+        valid = running & finite
+        self.steps[rows] += running
         self.diverged[rows] |= ~finite
+        # `where` and not an index by `valid`: a GPU would have to tell the host how many are valid.
         self.losses[rows] = torch.where(valid, losses, self.losses[rows])
-        # A mask instead of an index, because an index of unknown length makes the host wait.
-        mask = valid.view(-1, 1, 1, 1)
-        self.latents[rows] = torch.where(mask, latents.detach(), self.latents[rows])
+        self.latents[rows] = torch.where(valid[:, None, None, None], latents, self.latents[rows])
 
 
 class Synthesiser:
@@ -99,56 +107,56 @@ class Synthesiser:
         if not weight:
             return self._optimise(targets, seeds, on_step)
         with batch_norm_taps(self.teacher, "synthesis.batch_norm_weight") as taps:
-
-            def batch_loss() -> Tensor:
-                return weight * batch_norm_loss(taps.read)
-
-            return self._optimise(targets, seeds, on_step, batch_loss)
+            return self._optimise(targets, seeds, on_step, taps)
 
     def _optimise(
         self,
         targets: Tensor,
         seeds: Sequence[int],
         on_step: OnStep | None,
-        batch_loss: Callable[[], Tensor] | None = None,
+        taps: Taps[Tensor] | None = None,
     ) -> Synthesised:
-        """`batch_loss` is a scalar of the latest forward pass, added to the loss of each image."""
-        config, generator = self.config, self.generator
+        """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
+        config, generator, coupled = self.config, self.generator, taps is not None
         latents = generator.init_latents(seeds, config.image_size)
         final = _FinalLatents(latents)
-        rows = torch.arange(len(seeds), device=latents.device)
         views = self._views(seeds, latents.device)
+        rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
         for step in range(config.steps):
             losses = self.distances(latents, targets[rows], views.draw(step))
-            if batch_loss is not None:
-                losses = losses + batch_loss()
+            if taps is not None:
+                # Added to every image, so the sum over the batch keeps the ratio of the two terms.
+                losses = losses + config.batch_norm_weight[0] * batch_norm_loss(taps.read)
             final.update(rows, latents, losses)
             if on_step is not None:
                 on_step(step, losses.detach())
-            # Reading a GPU result on the host stalls both, so it happens only now and then.
-            may_read = not latents.is_cuda or step % CHECK_INTERVAL == CHECK_INTERVAL - 1
-            checking = batch_loss is not None or may_read
+            # A GPU is asked only now and then, because the host must wait for its answer. A coupled
+            # batch is checked at every step, before a diverged image reaches all others by L_bn.
+            check = coupled or not latents.is_cuda or (step + 1) % CHECK_INTERVAL == 0
             diverged = final.diverged[rows]
-            # The final latents are those of the last loss, so a further update would be unused.
-            if step == config.steps - 1 or (checking and bool(diverged.all())):
+            # `final` has the latents of the last loss already, so a further update would be lost.
+            if step == config.steps - 1 or (check and bool(diverged.all())):
                 break
             _step(generator, latents, losses, optimizer)
-            if checking and self._should_drop(diverged, coupled=batch_loss is not None):
+            if check and self._should_drop(diverged, coupled):
                 rows = rows[~diverged]
                 views.select(~diverged)
-                latents, optimizer = _compact(config, latents, optimizer, ~diverged)
+                latents, optimizer = _select(latents, optimizer, ~diverged, config.learning_rate)
         return _result(generator, config, final)
 
     def _distances(
         self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
     ) -> Tensor:
+        """See `distances`."""
         pixels = self.generator.decode(latents, self.config.quantise)
         embeddings = self.teacher.encode_image(apply_views(pixels, view_parameters))
+        # The views of an image are adjacent, so each target is repeated in place.
         repeated = targets.repeat_interleave(len(embeddings) // len(targets), dim=0)
         return spherical_distance(embeddings, repeated).view(len(targets), -1).mean(dim=1)
 
     def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
+        # A seed of their own, so the first view does not repeat the numbers of the first latent.
         view_seeds, config = [derive_seed(seed, "views") for seed in seeds], self.config
         size = self.teacher.image_size
         return Views(view_seeds, config.steps, config.views, config.view_noise, size, device)
@@ -163,39 +171,41 @@ class Synthesiser:
         return not self.config.compile and 2 * int(diverged.sum()) >= len(diverged)
 
 
-@torch.no_grad()
-def _result(generator: Generator, config: Synthesis, final: _FinalLatents) -> Synthesised:
-    return Synthesised(
-        to_bytes(generator.decode(final.latents, config.quantise)),
-        final.losses.cpu(),
-        final.steps.cpu(),
-        final.diverged.cpu(),
-    )
+def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam([latents], rate, fused=latents.is_cuda)
 
 
 def _step(
     generator: Generator, latents: Tensor, losses: Tensor, optimizer: torch.optim.Optimizer
 ) -> None:
     """One optimiser step in place, followed by the projection to latents that can be decoded."""
+    # The gradient of the sum is, for each image, that of its own loss: a mean would scale it with
+    # the batch size. Adam works element by element, so the images stay independent.
     (latents.grad,) = torch.autograd.grad(losses.sum(), [latents])
     optimizer.step()
     latents.data = generator.constrain(latents.data)
 
 
-def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam([latents], rate, fused=latents.is_cuda)
-
-
-def _compact(
-    config: Synthesis, latents: Tensor, optimizer: torch.optim.Optimizer, active: Tensor
+def _select(
+    latents: Tensor, optimizer: torch.optim.Optimizer, kept: Tensor, rate: float
 ) -> tuple[Tensor, torch.optim.Optimizer]:
-    """The active latents, and an optimiser that continues with their moments."""
-    moments = optimizer.state[latents]
-    remaining = latents.detach()[active].clone().requires_grad_()
-    new_optimizer = _adam(remaining, config.learning_rate)
-    # Adam's moments have the shape of the latents; its step count is a scalar.
+    """The latents for which `kept`, bool [B], is true, and an optimiser with their moments."""
+    remaining = latents.detach()[kept].clone().requires_grad_()
+    new_optimizer = _adam(remaining, rate)
+    # Adam's two moments have the shape of the latents; its step count is a scalar.
     new_optimizer.state[remaining] = {
-        name: value[active].clone() if value.shape == latents.shape else value.clone()
-        for name, value in moments.items()
+        name: value[kept].clone() if value.shape == latents.shape else value.clone()
+        for name, value in optimizer.state[latents].items()
     }
     return remaining, new_optimizer
+
+
+@torch.no_grad()
+def _result(generator: Generator, config: Synthesis, final: _FinalLatents) -> Synthesised:
+    """Decode the final latents and copy everything to the CPU."""
+    return Synthesised(
+        to_bytes(generator.decode(final.latents, config.quantise)),
+        final.losses.cpu(),
+        final.steps.cpu(),
+        final.diverged.cpu(),
+    )

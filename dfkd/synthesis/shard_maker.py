@@ -43,15 +43,24 @@ from dfkd.utils.pixels import from_bytes
 MAX_ATTEMPTS = 2
 """Attempts at an image, each with another derived seed, before it counts as failed."""
 
+CPU_BATCH_SIZE = 8
+"""Default batch size on a CPU; larger batches are not faster."""
+
+JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
+"""Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
+
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to make: its class and index, its prompt, and its target embedding [E]."""
+    """One image to make."""
 
     class_index: int
     index: int
+    """Its number within the class."""
     text: str
+    """Its prompt."""
     target: Tensor
+    """The prompt's unit text embedding, float32 [E]."""
 
 
 @dataclass(frozen=True)
@@ -93,20 +102,21 @@ class ShardMaker:
         self.manifest = manifest
         self.teacher = teacher
         self.generator = generator
-        self.synthesiser = None
-        if generator is not None:
-            steps, rate = steps_per_image(manifest), latent_learning_rate(manifest)
-            config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
-            self.synthesiser = Synthesiser(teacher, generator, config)
         self.notify = notify
         self.batch_size = initial_batch_size(manifest.synthesis, teacher.device)
         self.coupled = has_dependent_images(manifest.method)
         self.class_texts = class_text_embeddings(manifest, teacher)
-        self.inverter = (
-            None if generator is not None else self._inverter(earlier or _no_earlier_parts)
-        )
+        self.synthesiser: Synthesiser | None = None
+        self.inverter: Inverter | None = None
+        if generator is not None:
+            steps, rate = steps_per_image(manifest), latent_learning_rate(manifest)
+            config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
+            self.synthesiser = Synthesiser(teacher, generator, config)
+        else:
+            self.inverter = self._inverter(earlier or _no_earlier_parts)
 
     def _inverter(self, earlier: Callable[[int], Tensor]) -> Inverter:
+        """The inversion method of the manifest at the start of its run."""
         manifest = self.manifest
         seed = derive_seed("inversion", *root_seed(manifest))
         context = RunContext(seed, image_count(manifest), manifest.synthesis.image_size, earlier)
@@ -125,7 +135,7 @@ class ShardMaker:
     def shards(
         self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
     ) -> dict[Task, tuple[int, ...]]:
-        """Write `{task.id}.tar` for each task of a unit.
+        """Write `{task.id}.tar` into `folder` for each task of a unit.
 
         An image that diverges is tried once more, with the derived seed of the second attempt.
 
@@ -135,7 +145,12 @@ class ShardMaker:
                 the unit writes only some of its tasks.
 
         Returns:
-            The image indices of each task that failed.
+            For each task the indices of the images that diverged at every attempt.
+
+        Raises:
+            DfkdError: memory has no room for a batch whose images depend on each other, or a
+                chained method has diverged.
+            ValueError: `prompts` are not those of the unit.
         """
         # A separate thread encodes while the next batch is synthesised; Pillow releases the GIL.
         with ThreadPoolExecutor(1, "encoder") as encoder:
@@ -155,12 +170,11 @@ class ShardMaker:
         for attempt in range(MAX_ATTEMPTS):
             # The same seed would diverge again, so each attempt derives another one.
             failed = []
-            for batch, results in self._batches(requests, attempt, encoder, on_step):
-                for request, result in zip(batch, results, strict=True):
-                    if result is None:
-                        failed.append(request)
-                    else:
-                        pending[request.class_index].append(result)
+            for request, result in self._attempt(requests, attempt, encoder, on_step):
+                if result is None:
+                    failed.append(request)
+                else:
+                    pending[request.class_index].append(result)
             requests = failed
         return pending, requests
 
@@ -177,31 +191,41 @@ class ShardMaker:
         rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
         return [ImageRequest(*row) for row in rows]
 
-    def _batches(
+    def _attempt(
         self,
         requests: list[ImageRequest],
         attempt: int,
         encoder: ThreadPoolExecutor,
         on_step: OnStep | None,
-    ) -> Iterator[tuple[list[ImageRequest], list[_PendingSample | None]]]:
-        """Yield batch after batch; after an out-of-memory error the batch size is halved."""
+    ) -> Iterator[tuple[ImageRequest, _PendingSample | None]]:
+        """Yield each request with its sample, or with None if the image has diverged.
+
+        Batch after batch is made; one that memory has no room for is halved and made again.
+        """
         start = 0
         while start < len(requests):
+            # Coupled methods without latents cut a part into batches themselves.
             size = self.batch_size if self.generator else len(requests)
             batch = requests[start : start + size]
+            results = None
             try:
                 results = self._batch(batch, attempt, encoder, on_step)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or (len(batch) == 1 and not self.coupled):
                     raise
+            if results is None:
+                # Not in the handler: the error holds the frames, and they hold the batch's tensors.
+                self._halve(len(batch))
             else:
-                yield batch, results
+                yield from zip(batch, results, strict=True)
                 start += len(batch)
-                continue
-            # Outside the handler, because the error refers to frames that refer to the tensors.
-            self._halve(len(batch))
 
     def _halve(self, tried: int) -> None:
+        """Halve the batch size after `tried` images did not fit into memory.
+
+        Raises:
+            DfkdError: the images of a batch depend on each other.
+        """
         # A smaller coupled batch gives other images, and results must not depend on memory.
         if self.coupled:
             section = "synthesis" if self.generator else f"inversion.{self.manifest.method}"
@@ -210,6 +234,7 @@ class ShardMaker:
                 f"depend on each other; lower {section}.batch_size"
             )
         self.batch_size = tried // 2
+        # torch would keep the freed blocks, whose sizes do not suit the smaller batch.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.notify(
@@ -226,36 +251,43 @@ class ShardMaker:
     ) -> list[_PendingSample | None]:
         """Synthesise and label one batch; an image that diverged gives None."""
         seeds = [image_seed(self.manifest, r.class_index, r.index, attempt) for r in batch]
-        images = self._pixels(batch, seeds, on_step)
+        images = self._synthesise(batch, seeds, on_step)
         pixels = images.pixels.numpy()
         # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
+        embeddings, labels, probabilities = self._label(self._stored(pixels, encoded))
         results: list[_PendingSample | None] = []
-        # A coupled method makes a whole part at once, which may be too large for one teacher pass.
-        for start in range(0, len(batch), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            stored = self._stored(pixels[rows], encoded[rows])
-            embeddings, labels, probabilities = self._label(stored)
-            for i, request in enumerate(batch[rows], start):
-                metadata = self._metadata(request, seeds[i], attempt, images, i)
-                confidence = float(probabilities[i - start, request.class_index])
-                metadata["confidence"] = round(confidence, 6)
-                arrays: dict[str, np.ndarray] = {
-                    "distances": labels[i - start].numpy().astype(np.float32),
-                    "embedding": embeddings[i - start].numpy().astype(np.float16),
-                }
-                sample = _PendingSample(request, encoded[i], metadata, arrays)
-                results.append(None if images.diverged[i] else sample)
+        for i, request in enumerate(batch):
+            metadata = {
+                "class": self.manifest.classes[request.class_index],
+                "class_index": request.class_index,
+                "index": request.index,
+                "seed": seeds[i],
+                "attempt": attempt,
+                "method": self.manifest.method,
+                "prompt": request.text,
+                "loss": float(images.losses[i]),
+                "steps": int(images.steps[i]),
+                "confidence": round(float(probabilities[i, request.class_index]), 6),
+            }
+            arrays: dict[str, np.ndarray] = {
+                "distances": labels[i].numpy().astype(np.float32),
+                "embedding": embeddings[i].numpy().astype(np.float16),
+            }
+            sample = _PendingSample(request, encoded[i], metadata, arrays)
+            results.append(None if images.diverged[i] else sample)
         return results
 
-    def _pixels(
+    def _synthesise(
         self, batch: list[ImageRequest], seeds: list[int], on_step: OnStep | None
     ) -> Synthesised:
+        """The pixels of a batch, from latents or from the inversion method."""
         manifest, device = self.manifest, self.class_texts.device
         if self.inverter:
             labels = torch.tensor([request.class_index for request in batch], device=device)
             size = manifest.synthesis.shard_size
             part = batch[0].index // size
+            # Only the last part is smaller, so all earlier ones have this many images.
             before = part * size * len(manifest.classes)
             request = PartRequest(labels, seeds, manifest.synthesis.image_size, part, before)
             return self.inverter.make(request, on_step)
@@ -263,26 +295,11 @@ class ShardMaker:
         targets = torch.stack([request.target for request in batch]).to(device)
         return self.synthesiser(targets, seeds, on_step)
 
-    def _metadata(
-        self, request: ImageRequest, seed: int, attempt: int, images: Synthesised, i: int
-    ) -> dict[str, Any]:
-        return {
-            "class": self.manifest.classes[request.class_index],
-            "class_index": request.class_index,
-            "index": request.index,
-            "seed": seed,
-            "attempt": attempt,
-            "method": self.manifest.method,
-            "prompt": request.text,
-            "loss": float(images.losses[i]),
-            "steps": int(images.steps[i]),
-        }
-
     def _encode(self, pixels: np.ndarray) -> bytes:
+        """The image file of pixels uint8 [H, W, 3]."""
+        png = self.manifest.synthesis.format == "png"
+        kind, options = ("PNG", {}) if png else ("JPEG", JPEG_OPTIONS)
         stream = io.BytesIO()
-        kind, options = (
-            ("PNG", {}) if self.manifest.synthesis.format == "png" else ("JPEG", JPEG_OPTIONS)
-        )
         Image.fromarray(pixels).save(stream, kind, **options)
         return stream.getvalue()
 
@@ -296,12 +313,20 @@ class ShardMaker:
 
     @torch.no_grad()
     def _label(self, stored: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [B, E], distances [B, M] and probabilities [B, M] of the stored pixels."""
-        pixels = from_bytes(torch.from_numpy(stored))
-        embeddings = self.teacher.encode_image(pixels.to(self.class_texts.device), "float32")
-        labels = distances(embeddings, self.class_texts)
-        logits = self.teacher.logit_scale * embeddings @ self.class_texts.T
-        return embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()
+        """Embeddings [B, E], distances [B, M] and probabilities [B, M] of the stored pixels.
+
+        All are float32, whatever `synthesis.precision` says.
+        """
+        rows = []
+        # A coupled method makes a whole part at once, which may be too large for one teacher pass.
+        for images in torch.from_numpy(stored).split(self.batch_size):
+            pixels = from_bytes(images).to(self.class_texts.device)
+            embeddings = self.teacher.encode_image(pixels, "float32")
+            logits = self.teacher.logit_scale * embeddings @ self.class_texts.T
+            labels = distances(embeddings, self.class_texts)  # Eq 4
+            rows.append((embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()))
+        embeddings, labels, probabilities = (torch.cat(each) for each in zip(*rows, strict=True))
+        return embeddings, labels, probabilities
 
 
 def _no_earlier_parts(part: int) -> Tensor:
@@ -310,15 +335,8 @@ def _no_earlier_parts(part: int) -> Tensor:
 
 
 def initial_batch_size(config: Synthesis, device: torch.device) -> int:
-    """Images in a batch, until memory turns out to be too small for them."""
+    """Images in the first batch; `ShardMaker` halves the number if memory is too small for it."""
     return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH_SIZE)
-
-
-CPU_BATCH_SIZE = 8
-"""Default batch size on a CPU; larger batches are not faster."""
-
-JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
-"""Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -62,10 +62,12 @@ class Views:
         """
         self.count, self.noise, self.size = count, noise, size
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = [torch.rand(steps, max(count, 1), 4, generator=g) for g in self.generators]
+        # Drawn on the CPU for all steps at once: every device gets the same numbers, and the loop
+        # of a GPU does not wait for a copy at each step.
+        drawn = [torch.rand(steps, count, 4, generator=g) for g in self.generators]
         numbers = torch.stack(drawn, dim=1) * 2 - 1
-        matrices = _matrices(numbers.view(-1, 4)).to(device)
-        self.matrices = matrices.view(steps, len(seeds), -1, 2, 3)
+        matrices = _matrices(numbers.flatten(0, 2)).to(device)
+        self.matrices = matrices.view(steps, len(seeds), count, 2, 3)
 
     def select(self, active: Tensor) -> None:
         """Keep only the images for which `active`, bool [B], is true."""
@@ -102,6 +104,7 @@ def apply_views(pixels: Tensor, parameters: ViewParameters | None) -> Tensor:
 def _matrices(numbers: Tensor) -> Tensor:
     """Affine matrices [N, 2, 3] from N rows of four numbers in [-1, 1]."""
     angle, scale = numbers[:, 0] * MAX_ROTATION, 1 + numbers[:, 1] * MAX_ZOOM
+    # `affine_grid` has coordinates from -1 to 1, so a side is 2 long.
     shift = numbers[:, 2:] * 2 * MAX_SHIFT
     cosine, sine = scale * angle.cos(), scale * angle.sin()
     rows = [

@@ -70,6 +70,7 @@ def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
+    """Let torch use one thread inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -61,6 +61,7 @@ def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[I
 
 
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+"""The bytes before width and height: PNG's signature, and length and name of its first chunk."""
 
 
 def header_size(encoded: bytes, kind: str) -> tuple[int, int]:
@@ -69,6 +70,7 @@ def header_size(encoded: bytes, kind: str) -> tuple[int, int]:
     Raises:
         ValueError: not such a header, or as `open_image`.
     """
+    # Without Pillow this is much faster, and shards of PNGs have one header per image.
     if kind == "PNG" and encoded.startswith(_PNG_HEADER) and len(encoded) >= len(_PNG_HEADER) + 8:
         width, height = struct.unpack_from(">II", encoded, len(_PNG_HEADER))
         return width, height
@@ -93,11 +95,13 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
+    """The central part of `size` (width, height), with torchvision's rounding."""
     left, top = (round((side - kept) / 2) for side, kept in zip(image.size, size, strict=True))
     return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    """The image as RGB with 8 bits, transparent parts on white."""
     if image.mode.startswith("I"):  # 16 bits per pixel, which PIL would clip to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:

@@ -72,6 +72,7 @@ def _new_file(job: str, root: str) -> Path:
         return Path(path)
     folder = Path(root, FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
+    # Names begin with the time, so the first in order are the oldest.
     for old in sorted(folder.glob("*.jsonl"))[: 1 - MAX_FILES]:
         old.unlink(missing_ok=True)
     return folder / f"{name}.jsonl"

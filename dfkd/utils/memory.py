@@ -75,7 +75,10 @@ def _watch(pid: int, interval: float) -> None:
     """Sample `pid` until stdin ends, then print all samples."""
     ended = threading.Event()
 
+    # The watched process closes the pipe when its block ends, and the kernel does so when it dies.
+    # Nothing is written to it, so `read` returns only then.
     def wait() -> None:
+        """Set `ended` at the end of stdin."""
         sys.stdin.read()
         ended.set()
 
@@ -90,6 +93,7 @@ def _watch(pid: int, interval: float) -> None:
 
 
 def _sample(pid: int, begun: float) -> tuple[float, int, int]:
+    """The fields of `Memory` at this moment."""
     driver = _pss(pid)
     return time.monotonic() - begun, driver, driver + sum(map(_pss, _descendants(pid)))
 
@@ -99,8 +103,11 @@ def _descendants(pid: int) -> set[int]:
     parents = {}
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
+            # The second field is the program's name in parentheses and may hold anything; after it
+            # come the state and the parent.
             words = _read(folder / "stat").rpartition(")")[2].split()
             parents[int(folder.name)] = int(words[1]) if words else 0
+    # Generation after generation, until one has no children.
     descendants: set[int] = set()
     new = {pid}
     while new:
@@ -110,6 +117,7 @@ def _descendants(pid: int) -> set[int]:
 
 
 def _pss(pid: int) -> int:
+    """PSS of a process in bytes; 0 if it has ended."""
     for line in _read(PROC / str(pid) / "smaps_rollup").splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
@@ -117,10 +125,11 @@ def _pss(pid: int) -> int:
 
 
 def _read(path: Path) -> str:
+    """The text of a file of /proc; empty if the process has ended."""
     try:
         return path.read_text()
     except OSError:
-        return ""  # the process has ended
+        return ""
 
 
 def main(words: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ def read(
 
 
 def _refuse_huge(metadata: pq.FileMetaData, groups: Iterable[int]) -> None:
+    """Raise `ValueError` if a row group says that a column has too many values."""
     for group in map(metadata.row_group, groups):
         for index in range(group.num_columns):
             if group.column(index).num_values > MAX_VALUES:
@@ -63,6 +64,7 @@ def _refuse_huge(metadata: pq.FileMetaData, groups: Iterable[int]) -> None:
 
 
 def _bounded(file: pq.ParquetFile, groups: list[int]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of rows; raises `ValueError` once they have more than `MAX_BYTES`."""
     size = 0
     for batch in file.iter_batches(BATCH_ROWS, row_groups=groups):
         size += batch.nbytes

@@ -89,7 +89,7 @@ class LineBar(Closing):
         """See `Bar.update`."""
         self.count += n
         if time.monotonic() - self.printed > QUIET_SECONDS:
-            self.close()
+            self.close()  # it only prints, so work may go on
 
     def note(self, text: str) -> None:
         """See `ScreenBar.note`."""

@@ -22,6 +22,7 @@ def parse(data: bytes | str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its pairs; raises `ValueError` if a key is repeated."""
     # A dict drops repeated keys, so a difference in length reveals them.
     tree = dict(pairs)
     if len(tree) < len(pairs):
@@ -30,6 +31,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
+    """A float from its digits, which may overflow, or from a word such as NaN."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text[:20]} is no finite number")

@@ -14,15 +14,20 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
+Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""A number of bytes, within a signed integer of 64 bits."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 Precision = Literal["float32", "bfloat16"]
 """Precision of a network's products. `float32` never means TF32, see
 `dfkd.utils.device.forbid_tf32`."""
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
+"""For sections of the manifest: unknown keys are refused, and no value is converted."""
 
 
 def _several(value: object) -> object:
+    """A tuple of one from a single value; lists become tuples, which are hashable."""
     if isinstance(value, str | int | float):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
@@ -52,9 +57,3 @@ def require_slots(field: str, template: str, *slots: str) -> None:
             raise ManifestError(
                 field, f"must contain {slot} exactly once", template, "fix the template"
             )
-
-
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-Size = Annotated[int, Field(ge=0, lt=1 << 63)]

@@ -48,12 +48,14 @@ class _Loader(yaml.SafeLoader):
     itself silently keeps the last of two equal keys.
     """
 
+    # PyYAML's rules without those that `_SCALARS` replaces, by the first character of a scalar.
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML declares it so
         first: [rule for rule in rules if rule[0] not in _SCALARS]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """PyYAML's method, which sees an alias before it is expanded."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             line = event.start_mark.line + 1
@@ -63,6 +65,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """PyYAML's method, which sees all keys of a mapping before equal ones are merged."""
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -159,6 +162,8 @@ def check(schema: type[T], tree: Tree) -> T:
     Raises:
         ManifestError: an unknown or missing key, a wrong type, a broken rule, or a credential.
     """
+    # pydantic is given JSON, because its strict mode takes a list for a tuple only from JSON. What
+    # JSON cannot express, such as dates and non-finite numbers, is refused here.
     try:
         encoded = json.dumps(tree, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -190,6 +195,7 @@ def _texts(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _read(path: Path) -> str:
+    """The text of a manifest file."""
     if not path.is_file():
         raise ManifestError("manifest", "must be an existing file", str(path), "check the path")
     if path.stat().st_size > MAX_BYTES:
@@ -203,6 +209,7 @@ def _read(path: Path) -> str:
 
 
 def _parse(text: str, field: str) -> Any:
+    """The value that a YAML text holds; `field` is what a message names."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
@@ -211,22 +218,14 @@ def _parse(text: str, field: str) -> Any:
         raise ManifestError(field, "must be valid YAML", reason, "fix that line") from None
 
 
-def _key(override: str) -> str:
-    key, equals, _ = override.partition("=")
-    if not equals or not key.strip():
+def _apply(tree: Tree, override: str) -> None:
+    """Write the value of `key.sub=value`, in YAML, into `tree`."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
         raise ManifestError(
             "--set", "takes key.sub=value", override, "write for example --set seed=1"
         )
-    return key.strip()
-
-
-def _value(override: str) -> Any:
-    key, _, text = override.partition("=")
-    return _parse(text, f"--set {key}")
-
-
-def _apply(tree: Tree, override: str) -> None:
-    key = _key(override)
     *parents, leaf = key.split(".")
     # Sections that the file does not mention are created on the way.
     for parent in parents:
@@ -235,11 +234,12 @@ def _apply(tree: Tree, override: str) -> None:
             raise ManifestError(
                 f"--set {key}", f"{parent} holds a value, not keys", tree, "shorten the key"
             )
-    tree[leaf] = _value(override)
+    tree[leaf] = _parse(text, f"--set {key}")
 
 
 def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
     """The first of pydantic's problems, in terms of the manifest's keys."""
+    # A rule that raised `ManifestError` never arrives here, because pydantic passes it on.
     problem = error.errors(include_url=False)[0]
     # pydantic also names the member of a union that it tried; this is not a key of the file.
     path = [

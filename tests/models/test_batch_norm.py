@@ -8,20 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.errors import ManifestError
-from dfkd.models.batch_norm import Moments, Taps, batch_norm_loss, layers, moments
+from dfkd.models.batch_norm import Taps, batch_norm_loss, layers, statistics_distance
 from dfkd.models.teacher import Teacher, batch_norm_taps
 from dfkd.synthesis.inversion.features import stage_taps
 from tests.helpers.tiny_models import load_teacher, model_config
 
 
-def layer_of(mean: list[float], variance: list[float]) -> Moments:
-    running_mean, running_variance = torch.zeros(len(mean)), torch.ones(len(mean))
-    return Moments(torch.tensor(mean), torch.tensor(variance), running_mean, running_variance)
+def distance(seen: list[list[float]]) -> Tensor:
+    """Of a layer's input [N, C], from a running mean of 0 and a running variance of 1."""
+    layer = nn.BatchNorm1d(len(seen[0])).eval()
+    return statistics_distance(layer, torch.tensor(seen), torch.empty(0))
 
 
 def test_the_loss_is_a_sum_of_two_norms_over_layers() -> None:
-    first = layer_of([3.0, 4.0], [1.0, 1.0])  # ||(3, 4)|| + 0 = 5
-    second = layer_of([0.0, 1.0], [1.0, 3.0])  # 1 + ||(0, 2)|| = 3
+    # Mean (3, 4), variance (1, 1): ||(3, 4)|| + 0 = 5.
+    first = distance([[2.0, 3.0], [4.0, 5.0]])
+    # Mean (0, 1), variance (1, 3): 1 + ||(0, 2)|| = 3.
+    second = distance([[-1.0, 1 - 3**0.5], [1.0, 1 + 3**0.5]])
+    assert [float(first), float(second)] == pytest.approx([5.0, 3.0])
     assert float(batch_norm_loss([first, second])) == pytest.approx(8.0)
     assert float(batch_norm_loss([first, second], first_layer_factor=10.0)) == pytest.approx(53.0)
 
@@ -36,16 +40,14 @@ def test_the_loss_is_a_sum_of_two_norms_over_layers() -> None:
     ],
 )
 def test_every_kind_of_batch_norm_is_read(layer: nn.Module, seen: list[object]) -> None:
-    """Mean 3 and biased variance 5 against a running mean of 1 and a running variance of 2."""
+    """Mean 3 and biased variance 5, each alone and both together against running ones."""
     layer.eval()
-    layer.get_buffer("running_mean").fill_(1.0)
-    layer.get_buffer("running_var").fill_(2.0)
-    with Taps([layer], moments) as taps:
-        layer(torch.tensor(seen))
-        (read,) = taps.read
-    assert float(read.mean) == pytest.approx(3.0)
-    assert float(read.variance) == pytest.approx(5.0)
-    assert float(batch_norm_loss([read])) == pytest.approx(2.0 + 3.0)
+    for mean, variance, expected in ((3.0, 5.0, 0.0), (1.0, 5.0, 2.0), (3.0, 2.0, 3.0), (1, 2, 5)):
+        layer.get_buffer("running_mean").fill_(mean)
+        layer.get_buffer("running_var").fill_(variance)
+        with Taps([layer], statistics_distance) as taps:
+            layer(torch.tensor(seen))
+            assert float(batch_norm_loss(taps.read)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_hooks_see_the_statistics_of_every_layer(teacher: Teacher) -> None:
@@ -62,17 +64,17 @@ def test_hooks_see_the_statistics_of_every_layer(teacher: Teacher) -> None:
     for handle in handles:
         handle.remove()
     assert len(read) == len(inputs) == len(norms) == 19
-    expected = 0.0
+    first = teacher.model.get_submodule("visual.conv1")((pixels - teacher.mean) / teacher.std)
+    assert torch.allclose(inputs[0], first, atol=1e-5)
+    whole = 0.0
     for found, layer, given in zip(read, norms, inputs, strict=True):
         values = given.double().numpy().transpose(1, 0, 2, 3).reshape(given.shape[1], -1)
         mean, variance = values.mean(axis=1), values.var(axis=1)
-        assert np.allclose(found.mean, mean, atol=1e-4)
-        assert np.allclose(found.variance, variance, rtol=1e-3, atol=1e-4)
-        expected += float(np.linalg.norm(mean - layer.get_buffer("running_mean").numpy()))
+        expected = float(np.linalg.norm(mean - layer.get_buffer("running_mean").numpy()))
         expected += float(np.linalg.norm(variance - layer.get_buffer("running_var").numpy()))
-    assert float(batch_norm_loss(read)) == pytest.approx(expected, rel=1e-3)
-    first = teacher.model.get_submodule("visual.conv1")((pixels - teacher.mean) / teacher.std)
-    assert torch.allclose(read[0].mean, first.mean(dim=(0, 2, 3)), atol=1e-5)
+        assert float(found) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        whole += expected
+    assert float(batch_norm_loss(read)) == pytest.approx(whole, rel=1e-3)
 
 
 def test_hooks_are_gone_after_their_block_even_if_it_fails(teacher: Teacher) -> None:

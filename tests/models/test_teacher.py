@@ -25,8 +25,8 @@ from dfkd.models.teacher import (
     Teacher,
     check_classes,
     distances,
+    file_hashes,
     require_batch_norm,
-    resolve,
     spherical_distance,
 )
 from tests.helpers.tiny_models import (
@@ -251,7 +251,7 @@ def test_resolve_hashes_every_file_that_matters(tmp_path: Path) -> None:
     shutil.copy(default_bpe(), tmp_path / "merges.txt.gz")
     kwargs = {"bpe_path": "merges.txt.gz"}
     config = write_teacher(tmp_path, model_config(VIT, tokenizer_kwargs=kwargs))
-    assert resolve(config).digests == {
+    assert file_hashes(config) == {
         "teacher.model": sha256_file(config.model),
         "teacher.weights": sha256_file(config.weights),
         "teacher.tokenizer": sha256_file(tmp_path / "merges.txt.gz"),
@@ -298,7 +298,7 @@ def test_a_directory_holds_configuration_and_weights(tmp_path: Path) -> None:
 
 def refusal(model: str, weights: str) -> str:
     with pytest.raises(ManifestError) as caught:
-        resolve(manifest.TeacherConfig(model=model, weights=weights))
+        file_hashes(manifest.TeacherConfig(model=model, weights=weights))
     text = str(caught.value)
     assert "\n" not in text
     return text

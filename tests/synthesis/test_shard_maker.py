@@ -139,19 +139,19 @@ def test_images_are_encoded_while_the_next_batch_is_synthesised(
 ) -> None:
     """The first image is not encoded before the second batch begins; without a thread it waits."""
     second, begun, waited = Event(), [], []
-    real_pixels, real_encode = ShardMaker._pixels, ShardMaker._encode
+    real_synthesise, real_encode = ShardMaker._synthesise, ShardMaker._encode
 
-    def pixels(self: ShardMaker, *arguments: Any) -> Synthesised:
+    def synthesise(self: ShardMaker, *arguments: Any) -> Synthesised:
         begun.append(arguments)
         if len(begun) == 2:
             second.set()
-        return real_pixels(self, *arguments)
+        return real_synthesise(self, *arguments)
 
     def encode(self: ShardMaker, picture: np.ndarray) -> bytes:
         waited.append(second.wait(timeout=60))
         return real_encode(self, picture)
 
-    monkeypatch.setattr(ShardMaker, "_pixels", pixels)
+    monkeypatch.setattr(ShardMaker, "_synthesise", synthesise)
     monkeypatch.setattr(ShardMaker, "_encode", encode)
     manifest = read(tmp_path)
     _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path)

@@ -72,7 +72,7 @@ def at_address(address: str, licence: str) -> Artifact:
 
 def published(field: str, name: str) -> Artifact | None:
     """The published file with a short name as value of the manifest key `field`, or None."""
-    return VQGAN.get(name, {}).get(field)
+    return PUBLISHED_VQGANS.get(name, {}).get(field)
 
 
 def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Path:
@@ -132,7 +132,7 @@ def _vqgan(
 
 # Folders: README of CompVis/taming-transformers. It states no hashes; those of the larger codebook
 # are the same in several catalogues that others keep, those of the smaller one are in none.
-VQGAN = {
+PUBLISHED_VQGANS = {
     "vqgan-imagenet-f16-1024": _vqgan(1024, "8088892a516d4e3baf92", _UNKNOWN, _UNKNOWN),
     "vqgan-imagenet-f16-16384": _vqgan(
         16384,

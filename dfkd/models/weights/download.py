@@ -164,6 +164,7 @@ class Fetcher:
 
 
 def _at_mirror(mirror: str, artifact: Artifact) -> str:
+    """The address of a file on a mirror; raises `ManifestError` if the mirror cannot be trusted."""
     try:
         base = urlsplit(mirror)
         usable = bool(base.hostname) and "@" not in base.netloc and not base.query
@@ -189,6 +190,7 @@ def _problem(artifact: Artifact, digest: str, pin: Path | None) -> str:
 
 
 def _pinned(pin: Path) -> str:
+    """The hash of the first download; empty before it."""
     if not pin.is_file():
         return ""
     with pin.open(encoding="utf-8", errors="replace") as stream:
@@ -199,6 +201,7 @@ def _pinned(pin: Path) -> str:
 
 
 def _check(artifact: Artifact, path: Path, check: Check) -> None:
+    """Raise `CorruptionError` if the file is of another kind, such as the page of a portal."""
     try:
         check(path)
     except DfkdError as error:
@@ -209,6 +212,7 @@ def _check(artifact: Artifact, path: Path, check: Check) -> None:
 
 
 def _given_up(artifact: Artifact, reason: str) -> DfkdError:
+    """The error about a file that no address serves."""
     return DfkdError(f"{artifact.file}: {reason}; give a --mirror that has it")
 
 

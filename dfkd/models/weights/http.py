@@ -85,6 +85,7 @@ class PartialFile(progress.Closing):
             self._tag.unlink(missing_ok=True)
 
     def _count(self, chunk: bytes) -> None:
+        """Include stored bytes in hash and number."""
         self._hash.update(chunk)
         self.done += len(chunk)
 
@@ -139,6 +140,8 @@ def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float)
 
 
 def _request(address: str, part: PartialFile) -> urllib.request.Request:
+    """A request for the missing bytes; the whole file if it has changed since (`If-Range`)."""
+    # `identity`, because the bytes of a compressed answer could not be counted or resumed.
     headers = {"User-Agent": "dfkd", "Accept-Encoding": "identity"}
     if part.done:
         headers["Range"] = f"bytes={part.done}-"
@@ -198,6 +201,7 @@ def _store_body(
 
 
 def _kilo(size: int) -> int:
+    """Kilobytes, rounded up."""
     return -(-size // 1000)
 
 
@@ -207,6 +211,7 @@ def _mark(text: str) -> str:
 
 
 def _is_loopback(host: str) -> bool:
+    """Whether `host` is an IP address of this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

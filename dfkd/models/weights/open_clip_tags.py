@@ -8,7 +8,7 @@ from pathlib import Path
 
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
-from dfkd.errors import WeightsError
+from dfkd.errors import WeightsError, one_line
 from dfkd.models.weights.artifacts import FETCH, Artifact, at_address, cached
 
 HUB = "hub"
@@ -47,7 +47,7 @@ def find(model: str, tag: str, cache: str) -> Path:
         raise WeightsError(
             "teacher.weights",
             f"tag of {model} is not in the cache {cache}, and its hub does not give "
-            f"{hub_id(model, tag)} ({' '.join(str(error).split())[:160]})",
+            f"{hub_id(model, tag)} ({one_line(error)})",
             tag,
             f"run {FETCH} where there is a network",
         ) from None

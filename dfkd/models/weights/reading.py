@@ -6,7 +6,6 @@ safetensors holds only tensors. `torch.save` files are pickles, which are read w
 a `__setstate__` in it, so `dfkd.models.weights.torchscript` reads only its tensors.
 """
 
-import contextlib
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfkd.errors import DfkdError, WeightsError
+from dfkd.errors import DfkdError, WeightsError, one_line
 from dfkd.models.weights import torchscript
 
 MINIATURE = "miniature"
@@ -73,11 +71,12 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # torch's parsers have no common error for a damaged file
         raise WeightsError(
-            field, f"must be a readable checkpoint ({_first_line(error)})", str(path), _ELSEWHERE
+            field, f"must be a readable checkpoint ({one_line(error)})", str(path), _ELSEWHERE
         ) from None
     state = tree.get("state_dict", tree) if isinstance(tree, Mapping) else tree
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(field, "must hold a state dict", str(path), _ELSEWHERE)
+    # `weights_only` also allows numbers, strings and containers.
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise WeightsError(field, f"must hold tensors only, not {key!r}", str(path), _ELSEWHERE)
@@ -114,6 +113,7 @@ def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Ten
     Raises:
         WeightsError: a value is NaN or infinite.
     """
+    # A single NaN would reach every image without any error.
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise WeightsError(field, f"must be finite, but {key} is not", str(path), _ELSEWHERE)
@@ -121,16 +121,18 @@ def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Ten
 
 
 def _read(path: Path) -> Any:
+    """What a checkpoint holds; the content tells its format, because names often lie."""
     if _is_safetensors(path):
-        try:
-            return load_file(path, device="cpu")
-        except SafetensorError as error:
-            raise ValueError(str(error)) from None
+        return load_file(path, device="cpu")
+    # `torch.load` would refuse such an archive, or give it to `torch.jit.load`.
     if is_torchscript(path):
         return torchscript.read_tensors(path)
+    # Since torch 1.6 files are zips, which can be mapped into memory; older ones are bare pickles.
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _require_checksums(path)
+    # The published VQGANs hold a callback of the library that trained them. It is the only global
+    # beyond torch's own list that a file may name, and it becomes an empty object.
     with torch.serialization.safe_globals([(_Callback, _CALLBACK)]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
@@ -139,9 +141,8 @@ def _require_checksums(path: Path) -> None:
     """Check the zip file's checksums, because `torch.load` ignores them."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if (
-                member.compress_type != zipfile.ZIP_STORED
-            ):  # torch never compresses; a zip bomb does
+            # torch never compresses; a zip bomb does.
+            if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} is compressed")
         damaged = archive.testzip()
     if damaged is not None:
@@ -156,6 +157,7 @@ class _Callback:
 
 
 def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of the header, then its JSON object."""
     with path.open("rb") as stream:
         head = stream.read(9)
     if len(head) < 9 or head[8:] != b"{":
@@ -165,13 +167,8 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _listed(what: str, names: list[str], shown: int = 3) -> list[str]:
+    """A phrase with the first of `names`, or nothing if there are none."""
     if not names:
         return []
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return [f"{what} {', '.join(names[:shown])}{more}"]
-
-
-def _first_line(error: Exception) -> str:
-    with contextlib.suppress(IndexError):
-        return str(error).strip().splitlines()[0][:160]
-    return type(error).__name__

@@ -57,12 +57,15 @@ class _Node:
 def _rebuild(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Tensor:
+    """A tensor from its storage, in place of `torch._utils._rebuild_tensor_v2`."""
     if math.prod(size) > len(storage):  # with stride 0 a few bytes could be any size
         raise pickle.UnpicklingError("a tensor is larger than its storage")
+    # A copy, so that a view of a few values does not keep a whole storage.
     return torch.as_strided(storage, size, stride, offset).clone()
 
 
 def _first_argument(value: object, *_: object) -> object:
+    """The value itself, in place of functions that give a value its TorchScript type."""
     return value
 
 
@@ -83,12 +86,16 @@ _ALLOWED: dict[str, Callable[..., object]] = {
 
 
 class _Unpickler(pickle.Unpickler):
+    """Reads `data.pkl`; every class and function that it names goes through `find_class`."""
+
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(BytesIO(_stored(archive, f"{root}/data.pkl")), encoding="utf-8")
         self._archive, self._root = archive, root
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """What stands for a global of the pickle; only these can ever be called."""
+        # The classes that the archive defines itself, in its folder `code`.
         if module == "__torch__" or module.startswith("__torch__."):
             return _Node
         if module == "torch" and name in _DTYPES:
@@ -98,10 +105,13 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place among weights")
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """The storage of a reference ("storage", type, file, device, number of elements)."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError("a storage reference is malformed")
+        # Tensors may share a storage, which is read once.
         if key not in self._storages:
+            # A `bytearray`, because torch warns of tensors on memory that cannot be written.
             raw = bytearray(_stored(self._archive, f"{self._root}/data/{key}"))
             self._storages[key] = torch.frombuffer(raw, dtype=dtype, count=count)
         return self._storages[key]
@@ -115,6 +125,7 @@ def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _root(archive: zipfile.ZipFile) -> str:
+    """The top folder of the archive, which has the name of the saved file."""
     for name in archive.namelist():
         root, slash, rest = name.partition("/")
         if slash and rest == "data.pkl":

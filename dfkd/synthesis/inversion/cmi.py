@@ -19,6 +19,9 @@ other by one worker at a time, and that worker holds all images of the run (150 
 3.2 GB for the 21,000 of PACS). The state between two parts is the bank, the head and the student:
 up to 600 MB with RN50's features. Images of earlier parts are read from their shards.
 
+Losses, weights and order of the steps are those of `datafree/synthesis/contrastive.py` in
+zju-vipa/CMI, with the options of its script for CIFAR-10.
+
 There are three differences to the publication. Logits are those of `Classifier`. A batch holds
 equally many images of each class, as a data set does here, and not random classes. And a part is
 cut into even batches.
@@ -26,7 +29,6 @@ cut into even batches.
 
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import accumulate
 
 import torch
@@ -41,9 +43,8 @@ from dfkd.synthesis.inversion.features import stage_taps
 from dfkd.synthesis.inversion.inner_student import (
     InnerStudentTrainer,
     cosine_factor,
-    kl_divergence,
+    minimise,
     set_rate,
-    softened_kl,
 )
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.networks import CmiGenerator, build_seeded, init_normal
@@ -78,8 +79,9 @@ class CmiInverter(Inverter):
         device, side = classifier.texts.device, context.image_size
         self.device, self.draws = device, torch.Generator()
         self.bank, self.pool = FeatureBank(BANK_CAPACITY), ImagePool()
-        kl = partial(softened_kl, temperature=STUDENT_TEMPERATURE)
-        self.learner = InnerStudentTrainer(classifier, context, kl, STUDENT_RATE, STUDENT_DECAY)
+        self.learner = InnerStudentTrainer(
+            classifier, context, student_loss, STUDENT_RATE, STUDENT_DECAY
+        )
         self.generator = build_seeded(
             lambda: CmiGenerator(config.latent, config.width, side),
             context.seed_of("generator"),
@@ -136,6 +138,7 @@ class CmiInverter(Inverter):
             The images, uint8 [B, H, W, 3], and their loss, the lowest of all steps.
         """
         self.learner.student.eval()
+        # A new generator for each batch: one that has made other images would repeat them.
         init_normal(self.generator, self.draws)
         latents = torch.randn(len(labels), self.config.latent, generator=self.draws)
         latents = latents.to(self.device).requires_grad_()
@@ -150,11 +153,9 @@ class CmiInverter(Inverter):
                 on_step(step, loss.detach()[None])
             if loss.item() < lowest:
                 lowest, best, best_features = loss.item(), to_bytes(images), features
-            for each in (optimizer, self.head_optimizer):
-                each.zero_grad(set_to_none=True)
-            loss.backward()
-            for each in (optimizer, self.head_optimizer):
-                each.step()
+            # The head learns to tell images apart, and the generator to make images that it can
+            # tell apart: both minimise the same loss.
+            minimise(loss, optimizer, self.head_optimizer)
         # If no loss was finite, the batch has diverged and has no features.
         if best_features is not None:
             self.bank.add(best_features)
@@ -187,6 +188,7 @@ class CmiInverter(Inverter):
         batch_size = len(crops)
         remembered = self.bank.draw(NEGATIVES, self.draws)
         if len(remembered):
+            # The bank stores the features before the head, which has changed since then.
             others = remembered.to(self.device).chunk(2, dim=1)
             crops, light = torch.cat([crops, others[0]]), torch.cat([light, others[1]])
         crops, light = F.normalize(self.head(torch.cat([crops, light])), dim=1).chunk(2)
@@ -284,5 +286,19 @@ def contrastive_loss(crops: Tensor, light: Tensor, batch_size: int, temperature:
 
 def disagreement(student: Tensor, taught: Tensor) -> Tensor:
     """-KL(teacher || student) of logits [N, M], over images of which both take one class: [N]."""
+    # An image counts only while both agree, so it is driven until the student decides differently,
+    # and no further ("decision adversarial distillation" in the published code).
     agree = (student.argmax(dim=1) == taught.argmax(dim=1)).float()
     return -kl_divergence(student, taught) * agree
+
+
+def student_loss(student: Tensor, taught: Tensor) -> Tensor:
+    """The student's training loss on logits [N, M]: the mean of the softened KL, a scalar."""
+    return kl_divergence(student, taught, STUDENT_TEMPERATURE).mean()
+
+
+def kl_divergence(student: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of softened logits [N, M], times temperature squared: [N]."""
+    log_student = F.log_softmax(student / temperature, dim=1)
+    teacher = F.softmax(taught / temperature, dim=1)
+    return F.kl_div(log_student, teacher, reduction="none").sum(dim=1) * temperature**2

@@ -1,4 +1,8 @@
-"""Random shifts and crops of a batch, drawn for each image and differentiable in the pixels."""
+"""CMI's two views: random shifts and crops, drawn for each image and differentiable in the pixels.
+
+The published code uses kornia's RandomCrop with a padding of 4 pixels and RandomResizedCrop. Here
+both are an affine map with numbers from an explicit generator.
+"""
 
 import torch
 from torch import Tensor
@@ -14,6 +18,7 @@ def random_shift(images: Tensor, draws: torch.Generator) -> Tensor:
     """Shift images [N, C, S, S] by whole pixels with black outside, and mirror half of them."""
     count, side = len(images), images.shape[-1]
     limit = int(MAX_SHIFT * side)
+    # Whole pixels, so that bilinear sampling only copies values and does not blur them.
     shifts = torch.randint(-limit, limit + 1, (count, 2), generator=draws)
     ones = torch.ones(count)
     return _sampled(images, _matrices(ones, ones, 2 * shifts / side, draws), "zeros")
@@ -50,5 +55,10 @@ def _matrices(width: Tensor, height: Tensor, centres: Tensor, draws: torch.Gener
 
 
 def _sampled(images: Tensor, matrices: Tensor, outside: str) -> Tensor:
+    """Images [N, C, S, S] seen through the windows of affine matrices [N, 2, 3].
+
+    Args:
+        outside: padding mode of `grid_sample`, for positions outside an image.
+    """
     grid = F.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)

@@ -6,8 +6,9 @@ For a batch of B images x of classes y, in the teacher's whitened pixels:
 
 Adam starts from noise and runs first at half the side and then at the full side, each with a
 warm-up and a cosine decay to zero. At every step the batch is shifted (with wrap-around) and
-mirrored at random, and its pixels are clipped to the valid range. Numbers and schedule are those of
-the command in the published README.
+mirrored at random, and its pixels are clipped to the valid range. Losses and order of the steps are
+those of `deepinversion.py` in NVlabs/DeepInversion (`setting_id` 0), weights and schedule those of
+the command in its README. The paper calls the third and fourth term R_prior and L_bn R_feature.
 
 There are two differences to the publication. CLIP's tower has one input size, because its attention
 pool has one embedding per position. So at half the side it sees the batch enlarged, where a ResNet
@@ -20,15 +21,16 @@ method.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.inversion import DeepInversion
-from dfkd.models.batch_norm import Moments, Taps, batch_norm_loss
+from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
+from dfkd.synthesis.inversion.inner_student import set_rate
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, even_batches, synthesised
 from dfkd.synthesis.latents import OnStep, Synthesised
@@ -68,48 +70,46 @@ class _Batch:
     def __init__(
         self,
         classifier: Classifier,
-        taps: Taps[Moments],
+        taps: Taps[Tensor],
         request: PartRequest,
         config: DeepInversion,
         on_step: OnStep | None,
     ) -> None:
-        self.classifier, self.taps, self.labels, self.config = (
-            classifier,
-            taps,
-            request.labels,
-            config,
-        )
-        self.on_step = on_step
-        self.images = (
-            _noise(request.seeds, request.image_size).to(request.labels.device).requires_grad_()
-        )
+        self.classifier, self.taps, self.config = classifier, taps, config
+        self.labels, self.on_step = request.labels, on_step
+        noise = _noise(request.seeds, request.image_size)
+        self.images = noise.to(request.labels.device).requires_grad_()
         self.draws = request.draws("jitter")
         self.range = [classifier.whiten(torch.tensor(level)) for level in (0.0, 1.0)]
 
     def optimise(self) -> tuple[Tensor, Tensor]:
         """Whitened images [B, 3, H, W] and losses [B] of the best step at the full side."""
         low_steps = self.config.low_resolution_steps
-        self._optimise(low_steps, lambda images: F.avg_pool2d(images, 2), 0)
-        return self._optimise(self.config.steps, lambda images: images, low_steps)
+        self._optimise(low_steps, halve=True)
+        return self._optimise(self.config.steps, steps_before=low_steps)
 
     def _optimise(
-        self, steps: int, resize: Callable[[Tensor], Tensor], steps_before: int
+        self, steps: int, *, halve: bool = False, steps_before: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Optimise at one resolution; returns the images and losses [B] of the best step."""
+        # A new optimiser, so the full side does not begin with the moments of the pooled gradients.
         optimizer = torch.optim.Adam([self.images], self.config.learning_rate, BETAS)
         best, lowest = self.images.detach().clone(), torch.inf
         # Losses that stay NaN mark the batch as diverged.
         best_losses = best.new_full((len(best),), torch.nan)
         for step in range(steps):
-            losses = self._losses(jittered(resize(self.images), self.draws))
+            # The pixels always have the full side, and at half of it their means are judged. So the
+            # full side continues from them without enlarging anything.
+            seen = F.avg_pool2d(self.images, 2) if halve else self.images
+            losses = self._losses(jittered(seen, self.draws))
             loss = losses.mean()
+            # The loss of the whole batch decides, because L_bn is a property of all its images.
             if loss.item() < lowest:
                 best, best_losses = self.images.detach().clone(), losses.detach()
                 lowest = loss.item()
             if self.on_step is not None:
                 self.on_step(steps_before + step, losses.detach())
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.config.learning_rate, step, steps)
+            set_rate(optimizer, learning_rate(self.config.learning_rate, step, steps))
             (self.images.grad,) = torch.autograd.grad(loss, [self.images])
             optimizer.step()
             self.images.data.clamp_(*self.range)
@@ -128,6 +128,7 @@ class _Batch:
 
 
 def _noise(seeds: Sequence[int], side: int) -> Tensor:
+    """Whitened noise [B, 3, side, side] from N(0, 1), each image from its own seed."""
     draws = (torch.Generator().manual_seed(seed) for seed in seeds)
     return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws])
 

@@ -1,13 +1,15 @@
 """DFAD (Fang et al. 2019): a generator makes images on which student and teacher disagree.
 
 Let d(x) be the mean absolute difference between the student's and the teacher's logits of images x,
-and let the generator G map noise z ~ N(0, 1) to images. Each round is
+and let the generator G map noise z ~ N(0, 1) to images. Each round (Algorithm 1 of the paper) is
 
-    student_steps times   student:   min d(G(z))
-    once                  generator: max d(G(z))
+    student_steps times   student:   min d(G(z))    imitation stage
+    once                  generator: max d(G(z))    generation stage
 
 Both learning rates fall to a tenth after one third of the rounds, and again after two thirds.
 Generator and student are trained over the whole run, and each part takes its share of the rounds.
+Numbers and steps are those of `DFAD_caltech101.py` in VainF/Data-Free-Adversarial-Distillation,
+with the options that its README gives.
 
 There are two differences to the publication. Logits are those of `Classifier`. And the published
 result is the student, which is trained once on every image; here the result is a data set sampled
@@ -20,9 +22,10 @@ that all rows of Table 5 have the same teachers.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfkd.config.inversion import Inversion
-from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer, l1_loss, set_rate
+from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer, minimise, set_rate
 from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.networks import DfadGenerator, build_seeded
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
@@ -43,7 +46,7 @@ class DfadInverter(Inverter):
         config = self.config = settings.dfad
         self.device = classifier.texts.device
         self.learner = InnerStudentTrainer(
-            classifier, context, l1_loss, STUDENT_RATE, STUDENT_DECAY
+            classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         self.generator = build_seeded(
             lambda: DfadGenerator(config.latent, config.width, context.image_size),
@@ -85,11 +88,11 @@ class DfadInverter(Inverter):
                 pixels = self.draw()
                 taught = self.classifier.logits(pixels)
             self.learner.train_step(pixels, taught)
+        # Both networks get gradients with respect to the pixels, so the generator learns where the
+        # student fails. The student stays in training mode, as in the published code.
         pixels = self.draw()
-        loss = -l1_loss(self.learner.student_logits(pixels), self.classifier.logits(pixels))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        loss = -F.l1_loss(self.learner.student_logits(pixels), self.classifier.logits(pixels))
+        minimise(loss, self.optimizer)
         return loss.detach()
 
 

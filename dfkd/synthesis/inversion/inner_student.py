@@ -1,11 +1,14 @@
-"""The student inside a method: it is trained while images are made and guides their synthesis."""
+"""The student inside a method: it is trained while images are made and guides their synthesis.
+
+The methods share the steps of training below; each one has its losses in its own module.
+"""
 
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from dfkd.config.distillation import Distillation
 from dfkd.models.student import build
@@ -49,7 +52,7 @@ class InnerStudentTrainer:
         )
 
     def student_logits(self, pixels: Tensor) -> Tensor:
-        """Logits [N, M] of pixels [N, 3, H, W]; gradients flow to the pixels only."""
+        """Logits [N, M] of pixels [N, 3, H, W] in [0, 1]; gradients flow to the pixels only."""
         self.student.requires_grad_(False)
         logits: Tensor = self.student(pixels)
         self.student.requires_grad_(True)
@@ -57,12 +60,19 @@ class InnerStudentTrainer:
 
     def train_step(self, pixels: Tensor, taught: Tensor) -> None:
         """Take one step on pixels [N, 3, H, W] and the teacher's logits [N, M] for them."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.student(pixels), taught).backward()
-        self.optimizer.step()
+        minimise(self.loss(self.student(pixels), taught), self.optimizer)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def minimise(loss: Tensor, *optimizers: Optimizer) -> None:
+    """Take one step of each optimiser down the gradient of `loss`, a scalar."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters of an optimiser."""
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -71,20 +81,3 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def cosine_factor(done: float) -> float:
     """Factor of the learning rate, from 1 to 0, after a share `done` of the run."""
     return (1 + math.cos(math.pi * done)) / 2
-
-
-def l1_loss(logits: Tensor, taught: Tensor) -> Tensor:
-    """Mean absolute difference of logits [N, M], the discrepancy of DFAD: a scalar."""
-    return F.l1_loss(logits, taught)
-
-
-def softened_kl(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """The mean of `kl_divergence` over images: a scalar."""
-    return kl_divergence(logits, taught, temperature).mean()
-
-
-def kl_divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of softened logits [N, M], times temperature squared: [N]."""
-    student = F.log_softmax(logits / temperature, dim=1)
-    teacher = F.softmax(taught / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="none").sum(dim=1) * temperature**2

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd.config.inversion import Inversion
-from dfkd.errors import CorruptionError, DfkdError
+from dfkd.errors import CorruptionError, DfkdError, one_line
 from dfkd.storage.checkpoints import below, moments, restore_moments
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.latents import OnStep, Synthesised
@@ -43,6 +43,8 @@ class Inverter(ABC):
             DfkdError: a chained method has diverged, so that no later part can be made.
         """
         result = self.images(request, on_step)
+        # Images of an unchained method may diverge: they are made again with other seeds. In a
+        # chain the next part would start from broken weights, so it ends here.
         if self.networks and (result.diverged.any() or not self._finite()):
             raise DfkdError(
                 f"inversion.{self.name}: diverged in part {request.part}, on which all later ones "
@@ -76,8 +78,7 @@ class Inverter(ABC):
             for name, optimizer in self.optimizers.items():
                 restore_moments(optimizer, below(state, f"{OPTIMIZER_PREFIX}{name}."))
         except (LookupError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
             raise CorruptionError(
-                f"a state is not of this {self.name} ({reason}); delete the folder state/ of the "
-                "version and run again"
+                f"a state is not of this {self.name} ({one_line(error)}); delete the folder state/ "
+                "of the version and run again"
             ) from None

@@ -1,4 +1,8 @@
-"""The networks that DFAD, CMI and PRE-DFKD train from scratch: three generators, one encoder."""
+"""The networks that DFAD, CMI and PRE-DFKD train from scratch: three generators, one encoder.
+
+The sources are `network/gan.py` (GeneratorB) in VainF/Data-Free-Adversarial-Distillation,
+`datafree/models/generator.py` in zju-vipa/CMI, and `networks/generator.py` in kuluhan/PRE-DFKD.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -35,20 +39,11 @@ class CmiGenerator(nn.Module):
 
     def __init__(self, latent: int, width: int, side: int) -> None:
         super().__init__()
-        start, times = doublings(side)
-        channels = [2 * width] * times + [width]
-        layers: list[nn.Module] = [*_projected(latent, channels[0], start)]
-        for inner, outer in pairwise(channels):
-            layers += [
-                nn.Upsample(scale_factor=2),
-                nn.Conv2d(inner, outer, 3, padding=1, bias=False),
-                nn.BatchNorm2d(outer),
-                nn.LeakyReLU(LEAKY_SLOPE),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], 3, 3, padding=1), nn.Sigmoid())
+        layers = _upsampled(latent, width, side, bias=False)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Images."""
+        """Images [N, 3, S, S] in [0, 1]."""
         images: Tensor = self.layers(latents)
         return images
 
@@ -62,7 +57,7 @@ class DfadGenerator(nn.Module):
     def __init__(self, latent: int, width: int, side: int) -> None:
         super().__init__()
         channels = [8 * width, 4 * width, 2 * width, width, width]
-        layers: list[nn.Module] = [*_projected(latent, channels[0], side // 2**DFAD_DOUBLINGS)]
+        layers = _projected(latent, channels[0], side // 2**DFAD_DOUBLINGS)
         for inner, outer in pairwise(channels):
             layers += [
                 nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1, bias=False),
@@ -73,7 +68,7 @@ class DfadGenerator(nn.Module):
         init_normal(self, torch.default_generator)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Images."""
+        """Images [N, 3, S, S] in [0, 1]."""
         images: Tensor = self.layers(latents)
         return (images + 1) / 2
 
@@ -94,17 +89,9 @@ class PreGenerator(nn.Module):
 
     def __init__(self, latent: int, width: int, side: int, spectral: bool = False) -> None:
         super().__init__()
-        start, times = doublings(side)
-        channels = [2 * width] * times + [width]
-        layers: list[nn.Module] = [*_projected(latent, channels[0], start)]
-        for inner, outer in pairwise(channels):
-            layers += [
-                nn.Upsample(scale_factor=2),
-                nn.Conv2d(inner, outer, 3, padding=1),
-                nn.BatchNorm2d(outer, PRE_BATCH_NORM_EPSILON),
-                nn.LeakyReLU(LEAKY_SLOPE),
-            ]
-        layers += [nn.Conv2d(channels[-1], 3, 3, padding=1), nn.Tanh()]
+        layers = _upsampled(latent, width, side, bias=True, epsilon=PRE_BATCH_NORM_EPSILON)
+        layers += [nn.Conv2d(width, 3, 3, padding=1), nn.Tanh()]
+        # Batch norm without weights whitens the channels, as the teacher expects its input.
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(3, affine=False))
         _init_uniform(self)
         for layer in self.layers if spectral else ():
@@ -112,7 +99,7 @@ class PreGenerator(nn.Module):
                 spectral_norm(layer)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Whitened images."""
+        """Whitened images [N, 3, S, S]."""
         images: Tensor = self.layers(latents)
         return images
 
@@ -156,6 +143,30 @@ def _subsampled(maps: Tensor, factor: int) -> Tensor:
     return maps[:, :, ::factor, ::factor]
 
 
+def _upsampled(
+    latent: int, width: int, side: int, *, bias: bool, epsilon: float = 1e-5
+) -> list[nn.Module]:
+    """Layers that map latents [N, D] to maps [N, width, side, side], by doubling and convolution.
+
+    All but the last doubling have twice the channels.
+
+    Args:
+        bias: whether the convolutions have a bias.
+        epsilon: epsilon of the batch norms that follow them.
+    """
+    start, times = doublings(side)
+    channels = [2 * width] * times + [width]
+    layers = _projected(latent, channels[0], start)
+    for inner, outer in pairwise(channels):
+        layers += [
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(inner, outer, 3, padding=1, bias=bias),
+            nn.BatchNorm2d(outer, epsilon),
+            nn.LeakyReLU(LEAKY_SLOPE),
+        ]
+    return layers
+
+
 def _projected(latent: int, channels: int, side: int) -> list[nn.Module]:
     """Layers that map latents [N, D] to normalised maps [N, C, side, side]."""
     return [
@@ -180,6 +191,7 @@ def init_normal(network: nn.Module, draws: torch.Generator) -> None:
 
 
 def _init_uniform(network: nn.Module) -> None:
+    """Initialise in place as PRE-DFKD: uniform weights, biases 0; batch norm keeps its defaults."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.uniform_(module.weight, -PRE_INIT_RANGE, PRE_INIT_RANGE)

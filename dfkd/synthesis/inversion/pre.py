@@ -13,7 +13,8 @@ half of the novel images and, except in the first round of the run, on its own r
 the pixels and the teacher's logits. The latents of replays are drawn from N(0, 1) and moved by one
 step, which lowers the class and entropy terms and keeps their mean and variance near 0 and 1.
 Generators, encoder and student are trained over the whole run, and each part takes its share of the
-rounds.
+rounds. Losses and order of the steps are those of `distillation.py`, the networks those of
+`networks/generator.py`, both in kuluhan/PRE-DFKD.
 
 There are five differences to the publication:
 
@@ -39,7 +40,7 @@ from dfkd.synthesis.inversion.features import embedding_taps
 from dfkd.synthesis.inversion.inner_student import (
     InnerStudentTrainer,
     cosine_factor,
-    l1_loss,
+    minimise,
     set_rate,
 )
 from dfkd.synthesis.inversion.inverter import Inverter
@@ -58,38 +59,6 @@ NOVEL_PER_REPLAY, MEMORY_SLOWDOWN, PRIOR_WEIGHT = 8, 40, 1e-5
 memory's KL term."""
 
 
-def one_hot_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits [N, M] with their own most probable class: a scalar."""
-    return F.cross_entropy(logits, logits.detach().argmax(dim=1))
-
-
-def class_entropy_loss(logits: Tensor) -> Tensor:
-    """sum_m p_m log10 p_m of the batch's mean probabilities: lowest if the classes are balanced."""
-    mean = logits.softmax(dim=1).mean(dim=0)
-    return (mean * mean.log10()).sum()
-
-
-def agreement(student: Tensor, taught: Tensor) -> Tensor:
-    """1 - JS of logits [N, M] as published, with clamped outputs and KL averaged over entries."""
-    outputs = [(logits / JS_TEMPERATURE).softmax(dim=1) for logits in (student, taught)]
-    low, high = MIN_PROBABILITY, 1 - MIN_PROBABILITY
-    mean = (0.5 * (outputs[0] + outputs[1])).clamp(low, high)
-    logs = [output.clamp(low, high).log() for output in outputs]
-    first, second = (F.kl_div(log, mean, reduction="none").mean() for log in logs)
-    return 1 - (0.5 * first + 0.5 * second).clamp(0, 1)
-
-
-def moment_penalty(latents: Tensor) -> Tensor:
-    """Mean squared deviation of the mean of latents [N, D] from 0 and of their variance from 1."""
-    variance, mean = torch.var_mean(latents, dim=0)
-    return (variance - 1).square().mean() + mean.square().mean()
-
-
-def prior_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) for [N, D] each, averaged over N: a scalar."""
-    return (-0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)).mean()
-
-
 class PreInverter(Inverter):
     """Trains the novelty generator, the memory and the student of a run."""
 
@@ -101,7 +70,7 @@ class PreInverter(Inverter):
         device = self.device = classifier.texts.device
         self.draws = torch.Generator()
         self.learner = InnerStudentTrainer(
-            classifier, context, l1_loss, STUDENT_RATE, STUDENT_DECAY
+            classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         shape = config.latent, config.width, context.image_size
         self.novelty = build_seeded(
@@ -152,6 +121,8 @@ class PreInverter(Inverter):
         for step in range(self.config.student_steps):
             with torch.no_grad():
                 novel = self.novelty(self._latents(self.config.batch_size))
+            # The student learns from replays of a memory in evaluation mode; `_memory_step` returns
+            # it to training mode, so its own replays use the statistics of their batch.
             self.memory.eval()
             self._teach(torch.cat([novel, self._replayed()]))
             if step < self.config.memory_steps:
@@ -175,20 +146,21 @@ class PreInverter(Inverter):
             CLASS_WEIGHT * one_hot_loss(taught)
             + ENTROPY_WEIGHT * class_entropy_loss(taught)
             - ACTIVATION_WEIGHT * embeddings.abs().mean()
+            # The teacher is the fixed side here, so images move only to where the student differs.
             + agreement(self.learner.student_logits(pixels), taught.detach())
         )
-        self.novelty_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.novelty_optimizer.step()
+        minimise(loss, self.novelty_optimizer)
         return loss.detach()
 
     def _teach(self, images: Tensor) -> None:
+        """Train the student for one step on whitened images [N, 3, S, S]."""
         pixels = self.classifier.pixels(images)
         with torch.no_grad():
             taught = self.classifier.logits(pixels)
         self.learner.train_step(pixels, taught)
 
     def _latents(self, count: int) -> Tensor:
+        """Latents [N, D] from N(0, 1)."""
         return torch.randn(count, self.config.latent, generator=self.draws).to(self.device)
 
     @torch.enable_grad()
@@ -203,7 +175,8 @@ class PreInverter(Inverter):
             + ENTROPY_WEIGHT * class_entropy_loss(logits)
             + moment_penalty(latents)
         )
-        # Only the latents get a gradient, because the memory is trained in `_memory_step`.
+        # `grad` and not `backward`: the weights of the memory shall get no gradient, because they
+        # are trained in `_memory_step`.
         (latents.grad,) = torch.autograd.grad(loss, [latents])
         optimizer.step()
         with torch.no_grad():
@@ -220,14 +193,56 @@ class PreInverter(Inverter):
             taught = self.classifier.logits(self.classifier.pixels(images))
         mean, log_variance = self.encoder(images)
         noise = torch.randn(mean.shape, generator=self.draws).to(self.device)
-        # The noise is scaled by the standard deviation, so gradients reach the encoder.
+        # The reparametrisation of variational autoencoders, through which gradients reach both
+        # outputs of the encoder.
         reconstructed = self.memory(mean + noise * (0.5 * log_variance).exp())
         loss = (
-            l1_loss(reconstructed, images)
-            + l1_loss(self.classifier.logits(self.classifier.pixels(reconstructed)), taught)
+            F.l1_loss(reconstructed, images)
+            + F.l1_loss(self.classifier.logits(self.classifier.pixels(reconstructed)), taught)
             + PRIOR_WEIGHT * prior_kl(mean, log_variance)
         )
-        self.memory_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.memory_optimizer.step()
+        minimise(loss, self.memory_optimizer)
         return loss.detach()
+
+
+def one_hot_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy of logits [N, M] with their own most probable class: a scalar.
+
+    It and `class_entropy_loss` are those of DAFL (Chen et al. 2019): each image shall be of a clear
+    class, and a batch of all classes.
+    """
+    return F.cross_entropy(logits, logits.detach().argmax(dim=1))
+
+
+def class_entropy_loss(logits: Tensor) -> Tensor:
+    """sum_m p_m log10 p_m of the mean probabilities p of logits [N, M]: a scalar.
+
+    It is lowest if the classes are balanced.
+    """
+    mean = logits.softmax(dim=1).mean(dim=0)
+    return (mean * mean.log10()).sum()
+
+
+def agreement(student: Tensor, taught: Tensor) -> Tensor:
+    """1 - JS of logits [N, M], a scalar: minimised, it drives student and teacher apart.
+
+    As published (`JS_divergence` in `utils/aux.py`) probabilities are clamped, and KL is averaged
+    over all entries instead of summed over classes.
+    """
+    outputs = [(logits / JS_TEMPERATURE).softmax(dim=1) for logits in (student, taught)]
+    low, high = MIN_PROBABILITY, 1 - MIN_PROBABILITY
+    mean = (0.5 * (outputs[0] + outputs[1])).clamp(low, high)
+    logs = [output.clamp(low, high).log() for output in outputs]
+    first, second = (F.kl_div(log, mean, reduction="none").mean() for log in logs)
+    return 1 - (0.5 * first + 0.5 * second).clamp(0, 1)
+
+
+def moment_penalty(latents: Tensor) -> Tensor:
+    """Mean squared deviation of the mean of latents [N, D] from 0 and of their variance from 1."""
+    variance, mean = torch.var_mean(latents, dim=0)
+    return (variance - 1).square().mean() + mean.square().mean()
+
+
+def prior_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) for [N, D] each, averaged over N: a scalar."""
+    return (-0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)).mean()

@@ -31,10 +31,14 @@ class SnapshotSampler:
             snapshots: number of rounds, at most, from which images are taken.
         """
         self.request = request
+        # A part of few rounds has a snapshot after each of them. Snapshot n of N ends a share n / N
+        # of the rounds, and then the same share of the images must be there.
         taken = min(snapshots, len(rounds))
-        ends = [rounds[len(rounds) * (number + 1) // taken - 1] for number in range(taken)]
-        shares = [len(request.seeds) * (number + 1) // taken for number in range(taken)]
-        self.schedule = dict(zip(ends, shares, strict=True))
+        self.schedule = {
+            rounds[len(rounds) * n // taken - 1]: len(request.seeds) * n // taken
+            for n in range(1, taken + 1)
+        }
+        """Number of images that must be there after a round, for the rounds with a snapshot."""
         self.pixels: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.steps: list[Tensor] = []
@@ -48,6 +52,7 @@ class SnapshotSampler:
             loss: the generator's loss in this round, which is recorded for each image.
         """
         missing = self.schedule.get(number, 0) - self.count
+        # One draw is a batch, which may be less than a snapshot's share, or more.
         while missing > 0:
             with torch.no_grad():
                 pixels = to_bytes(draw())[:missing]

@@ -12,7 +12,7 @@ from dfkd.errors import Exit, WeightsError
 from dfkd.models.weights import open_clip_tags
 from dfkd.models.weights.artifacts import (
     DATA,
-    VQGAN,
+    PUBLISHED_VQGANS,
     Artifact,
     at_address,
     cached,
@@ -36,7 +36,7 @@ def of_torchvision() -> list[Artifact]:
 
 
 def every() -> list[Artifact]:
-    vqgans = [artifact for files in VQGAN.values() for artifact in files.values()]
+    vqgans = [artifact for files in PUBLISHED_VQGANS.values() for artifact in files.values()]
     return [*of_open_clip(), *of_torchvision(), *vqgans]
 
 

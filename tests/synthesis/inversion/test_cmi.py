@@ -15,10 +15,12 @@ from dfkd.synthesis.inversion.cmi import (
     ImagePool,
     contrastive_loss,
     disagreement,
+    kl_divergence,
     projection_head,
+    student_loss,
 )
 from dfkd.synthesis.inversion.features import stage_taps
-from dfkd.synthesis.inversion.inner_student import cosine_factor, kl_divergence, softened_kl
+from dfkd.synthesis.inversion.inner_student import cosine_factor
 from dfkd.synthesis.inversion.run import PartRequest
 from tests.helpers.inversion_runs import course, problem
 
@@ -58,12 +60,14 @@ def test_disagreement_counts_where_both_take_the_same_class() -> None:
     assert disagreement(student, teacher).tolist() == pytest.approx([-kl, 0.0], abs=1e-6)
 
 
-def test_softened_outputs_are_compared_at_their_temperature() -> None:
+def test_the_student_s_loss_is_a_mean_kl_of_outputs_softened_at_temperature_twenty() -> None:
     student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
-    ours, theirs = torch.softmax(student / 4, 1)[0], torch.softmax(teacher / 4, 1)[0]
+    ours, theirs = torch.softmax(student / 20, 1)[0], torch.softmax(teacher / 20, 1)[0]
     kl = sum(float(p * (p / q).log()) for p, q in zip(theirs, ours, strict=True))
-    assert float(softened_kl(student, teacher, 4.0)) == pytest.approx(16 * kl, rel=1e-5)
+    assert kl_divergence(student, teacher, 20.0).tolist() == pytest.approx([400 * kl], rel=1e-4)
     assert kl_divergence(student, student).tolist() == pytest.approx([0.0], abs=1e-6)
+    both = student_loss(torch.cat([student, student]), torch.cat([teacher, student]))
+    assert float(both) == pytest.approx(400 * kl / 2, rel=1e-4)
 
 
 def test_the_bank_forgets_the_oldest_and_draws_different_rows() -> None:

@@ -5,25 +5,41 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfkd.config.inversion import Dfad, Inversion
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import dfad
 from dfkd.synthesis.inversion.dfad import DfadInverter, rate_factor
-from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer, l1_loss
+from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer
 from dfkd.synthesis.inversion.run import Classifier, PartRequest
 from tests.helpers.inversion_runs import course, problem
 
 GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)
 
 
-def test_the_discrepancy_is_a_mean_over_images_and_classes() -> None:
-    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.5]]), torch.tensor([[3.0, 1.0], [0.0, 0]])
-    assert float(l1_loss(student, teacher)) == pytest.approx((2 + 1 + 0 + 0.5) / 4)
+def test_the_generators_loss_is_minus_the_mean_difference_of_images_and_classes(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, _ = problem(teacher, 0, 1)
+    game = DfadInverter(classifier, course(), Inversion(dfad=GAME))
+    seen: list[tuple[Tensor, Tensor]] = []
+    student_logits = game.learner.student_logits
+
+    def watched(pixels: Tensor) -> Tensor:
+        seen.append((pixels.detach(), student_logits(pixels)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(game.learner, "student_logits", watched)
+    loss = float(game.train_round())
+    ((pixels, student),) = seen
+    differences = (student - classifier.logits(pixels)).abs().detach()
+    assert differences.shape == (8, 2)
+    assert loss == pytest.approx(-float(differences.sum()) / 16, rel=1e-4)
 
 
 def learner(classifier: Classifier, rate: float = 0.1) -> InnerStudentTrainer:
-    return InnerStudentTrainer(classifier, course(), l1_loss, rate, 5e-4)
+    return InnerStudentTrainer(classifier, course(), F.l1_loss, rate, 5e-4)
 
 
 def test_a_student_comes_to_agree(teacher: Teacher) -> None:
@@ -32,11 +48,11 @@ def test_a_student_comes_to_agree(teacher: Teacher) -> None:
     taught = classifier.logits(pixels)
     inner = learner(classifier, rate=1e-3)
     with torch.no_grad():
-        before = float(l1_loss(inner.student(pixels), taught))
+        before = float(F.l1_loss(inner.student(pixels), taught))
     for _ in range(20):
         inner.train_step(pixels, taught)
     with torch.no_grad():
-        assert float(l1_loss(inner.student(pixels), taught)) < 0.5 * before
+        assert float(F.l1_loss(inner.student(pixels), taught)) < 0.5 * before
 
 
 def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
