@@ -12,7 +12,8 @@ from dfkd.benchmarks.measure import Figure
 from dfkd.config.manifest import Manifest
 from dfkd.export.onnx_graphs import export, load_graph, quantise
 from dfkd.models.student import build
-from dfkd.models.teacher import Teacher, resolve
+from dfkd.models.teacher import Teacher
+from dfkd.models.teacher_architecture import find_weights, read_architecture
 from dfkd.utils.hardware import time_on_one_core
 
 CALIBRATION = 16
@@ -66,5 +67,6 @@ def _measure_size(manifest: Manifest, size: int) -> dict[str, Any]:
             }
         )
         sizes = {"student": float_path.stat().st_size, "student, int8": int8_path.stat().st_size}
-    weights = resolve(manifest.teacher, manifest.cache).source.path
-    return {**timed, "bytes": {"teacher": weights.stat().st_size, **sizes}}
+    shape = read_architecture(manifest.teacher.model)
+    weights = find_weights(manifest.teacher.weights, shape, manifest.cache)
+    return {**timed, "bytes": {"teacher": weights.path.stat().st_size, **sizes}}

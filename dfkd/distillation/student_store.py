@@ -13,7 +13,7 @@ from dfkd.config.methods import Method
 from dfkd.dataset.versions import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.student import CARD, Student, load_student, names_file
-from dfkd.models.teacher import resolve
+from dfkd.models.teacher import file_digests
 from dfkd.models.weights.reading import existing_file
 from dfkd.prompts.styles import dictionary
 from dfkd.storage import layout
@@ -124,7 +124,7 @@ def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion)
         ManifestError: the teacher differs; the message names the field.
         WeightsError: the teacher's files are missing or damaged.
     """
-    digests = resolve(manifest.teacher, manifest.cache).digests
+    digests = file_digests(manifest.teacher, manifest.cache)
     expected = identity(manifest.with_method(method), digests)
     teachers = {key: value for key, value in expected.items() if key.startswith("teacher.")}
     _refuse_foreign(version, method, teachers)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import derive_seed
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.models.teacher import Teacher, check_classes, resolve
+from dfkd.models.teacher import Teacher, check_classes, file_digests
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.utils.progress import bar
@@ -117,7 +117,7 @@ def classifier_name(manifest: Manifest, seed: int) -> str:
     """
     config = manifest.text_tower
     with errors_name_own_keys(manifest):
-        digests = resolve(config, manifest.cache).digests
+        digests = file_digests(config, manifest.cache)
     identity = {
         "schema": SCHEMA,
         "styles": manifest.text_only.styles,

@@ -3,7 +3,6 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,16 +46,6 @@ class Generator(Protocol):
         """Move a latent, in place, into the range that the generator can decode; returns it."""
 
 
-@dataclass(frozen=True)
-class ResolvedGenerator:
-    """A generator whose files exist and match each other."""
-
-    model: Model
-    weights: Path
-    digests: dict[str, str]
-    """sha256 of each file by its role in `fingerprint.identity`, e.g. `generator.weights`."""
-
-
 def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     """The file that a key of `generator` names.
 
@@ -79,22 +68,17 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     return path
 
 
-def resolve(config: manifest.GeneratorConfig, cache: str = CACHE) -> ResolvedGenerator:
-    """Find, check and hash the generator's files.
+def file_digests(config: manifest.GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
+    """The sha256 of each of the generator's files, by role (`generator.weights`, ...).
 
     Args:
         cache: the folder with the files of published VQGANs.
 
     Raises:
-        WeightsError: a file is missing, corrupt or hostile, or they are of different architectures.
+        WeightsError: a file is missing.
     """
     yaml, weights = _files(config, cache)
-    model = read_model(yaml)
-    with torch.device("meta"):
-        network = _Network(model)
-    _read(weights, network)
-    digests = {"generator.config": sha256_file(yaml), "generator.weights": sha256_file(weights)}
-    return ResolvedGenerator(model, weights, digests)
+    return {"generator.config": sha256_file(yaml), "generator.weights": sha256_file(weights)}
 
 
 class VQGAN:
@@ -133,10 +117,11 @@ class VQGAN:
         Args:
             precision: `bfloat16` autocasts the decoder on devices with such instructions; the
                 nearest codes are always searched in float32.
-            cache: as for `resolve`.
+            cache: as for `file_digests`.
 
         Raises:
-            WeightsError: as `resolve`.
+            WeightsError: a file is missing, corrupt or hostile, or they are of different
+                architectures.
         """
         yaml, weights = _files(config, cache)
         with torch.device("meta"):

@@ -1,7 +1,6 @@
 """The frozen vision-language teacher: image and text tower, token embeddings (Eq 7), distances."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from dfkd.config.manifest import CACHE
 from dfkd.errors import ManifestError
 from dfkd.models import teacher_architecture
 from dfkd.models.batch_norm import Moments, Taps, layers, moments
-from dfkd.models.teacher_architecture import Architecture, Source
 from dfkd.models.weights.reading import load_into
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
@@ -25,31 +23,20 @@ TEXT_BATCH = 256
 """Number of texts that are encoded at once."""
 
 
-@dataclass(frozen=True)
-class ResolvedTeacher:
-    """A teacher whose files exist and match each other."""
-
-    teacher_architecture: Architecture
-    source: Source
-    digests: dict[str, str]
-    """sha256 of each file by its role in `fingerprint.identity`, e.g. `teacher.weights`."""
-
-
-def resolve(config: manifest.TeacherConfig, cache: str = CACHE) -> ResolvedTeacher:
-    """Find, check and hash the teacher's files.
+def file_digests(config: manifest.TeacherConfig, cache: str = CACHE) -> dict[str, str]:
+    """The sha256 of each of the teacher's files, by role (`teacher.weights`, ...).
 
     Args:
         cache: the folder with the files of open_clip's tags.
 
     Raises:
         ManifestError: the architecture is unknown or unsupported.
-        WeightsError: the weights are missing, corrupt, or of another architecture or activation.
+        WeightsError: the weights are missing, or were trained with another activation.
     """
     shape = teacher_architecture.read_architecture(config.model)
     source = teacher_architecture.find_weights(config.weights, shape, cache)
-    teacher_architecture.read_weights(source, shape)
     files = teacher_architecture.files(shape, source)
-    return ResolvedTeacher(shape, source, {role: sha256_file(p) for role, p in files.items()})
+    return {role: sha256_file(path) for role, path in files.items()}
 
 
 class Teacher:
@@ -121,10 +108,11 @@ class Teacher:
 
         Args:
             precision: `bfloat16` autocasts the image tower on devices with such instructions.
-            cache: as for `resolve`.
+            cache: as for `file_digests`.
 
         Raises:
-            ManifestError, WeightsError: as `resolve`.
+            ManifestError, WeightsError: as `file_digests`.
+            WeightsError: the weights are corrupt, or of another architecture.
         """
         shape = teacher_architecture.read_architecture(config.model)
         source = teacher_architecture.find_weights(config.weights, shape, cache)

@@ -10,9 +10,8 @@ from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.connection import connected
-from dfkd.cluster.prompt_worker import PromptPart, PromptWorker, write_prompts
-from dfkd.cluster.synthesis import SynthesisWorker, build, finished, identify
-from dfkd.cluster.worker import BudgetTracker
+from dfkd.cluster.synthesis import BudgetTracker, build, finished, identify, write_prompts
+from dfkd.cluster.worker import PromptPart, PromptWorker, SynthesisWorker
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units

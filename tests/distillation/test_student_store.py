@@ -8,7 +8,7 @@ from dfkd.config.distillation import Texts
 from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.distillation.student_store import check_teacher, locate_student, student_name
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.teacher import resolve
+from dfkd.models.teacher import file_digests
 from tests.helpers.tiny_models import GENERATOR, RESNET, TEACHER, model_config, write_teacher
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -103,7 +103,7 @@ def test_live_labels_must_come_from_the_teacher_of_the_version(tmp_path: Path) -
     teachers = [write_teacher(tmp_path / name, model_config(RESNET)) for name in ("a", "moved")]
     path = write_manifest(tmp_path, teacher=dataclasses.asdict(teachers[0]))
     manifest = Manifest.read(path)
-    version = publish(manifest, digests=resolve(teachers[0]).digests)
+    version = publish(manifest, digests=file_digests(teachers[0]))
     check_teacher(manifest, "vanilla", version)
     moved = dataclasses.replace(manifest, teacher=teachers[1])
     check_teacher(moved, "vanilla", version)

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.student import load_student
-from dfkd.models.teacher import resolve
+from dfkd.models.teacher import file_digests
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs
@@ -39,7 +39,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
             distillation=settings,
             teacher={"model": teacher.model, "weights": teacher.weights},
         )
-        publish(Manifest.read(manifests[name]), digests=resolve(teacher).digests)
+        publish(Manifest.read(manifests[name]), digests=file_digests(teacher))
     assert jobs.run("distill", manifests["undisturbed"]).returncode == 0
 
     process = subprocess.Popen(jobs.command("distill", manifests["killed"]), env=jobs.environment())

@@ -8,7 +8,7 @@ import torch
 
 from dfkd.config import manifest
 from dfkd.errors import WeightsError
-from dfkd.models.teacher import Teacher, resolve
+from dfkd.models.teacher import Teacher, file_digests
 from dfkd.models.weights import open_clip_tags
 from tests.helpers.http_server import give_tag, keep_hub_model
 from tests.helpers.tiny_models import VIT, model_config, openai_archive, random_model, write_teacher
@@ -40,18 +40,18 @@ def test_an_openai_archive_is_read_from_the_cache(
     teacher = Teacher.load(config, CPU, cache=str(tmp_path))
     expected = source.requires_grad_(False).encode_text(teacher.tokenize(TEXTS), normalize=True)
     assert torch.equal(teacher.encode_text(TEXTS), expected)
-    assert resolve(config, str(tmp_path)).digests["teacher.weights"] == digest
+    assert file_digests(config, str(tmp_path))["teacher.weights"] == digest
     by_path = manifest.TeacherConfig(model=model, weights=str(archive))
-    assert resolve(by_path).digests == resolve(config, str(tmp_path)).digests
+    assert file_digests(by_path) == file_digests(config, str(tmp_path))
 
 
 def test_a_tag_that_was_not_fetched_names_the_command(tmp_path: Path) -> None:
     config = manifest.TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
     wanted = r"needs ViT-B-32\.pt.*; run python jobs/fetch\.py MANIFEST"
     with pytest.raises(WeightsError, match=wanted):
-        resolve(config, str(tmp_path))
+        file_digests(config, str(tmp_path))
     with pytest.raises(WeightsError, match="trained with QuickGELU"):
-        resolve(manifest.TeacherConfig(model="ViT-B-32", weights="openai"), str(tmp_path))
+        file_digests(manifest.TeacherConfig(model="ViT-B-32", weights="openai"), str(tmp_path))
 
 
 def test_a_hubs_model_is_found_in_the_cache_without_a_network(
@@ -62,7 +62,7 @@ def test_a_hubs_model_is_found_in_the_cache_without_a_network(
     written = write_teacher(tmp_path / "files", model_config(VIT))
     config = manifest.TeacherConfig(model=written.model, weights="tiny")
     with pytest.raises(WeightsError) as caught:
-        resolve(config, str(tmp_path))
+        file_digests(config, str(tmp_path))
     text = str(caught.value)
     assert "its hub does not give someone/tiny" in text
     assert "run python jobs/fetch.py MANIFEST where there is a network" in text
