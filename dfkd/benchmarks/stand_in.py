@@ -29,8 +29,9 @@ from dfkd.config.plan import (
     sample_key,
     tasks,
 )
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample, write_shard
-from dfkd.dataset.versions import PublishedVersion, Version, begin
+from dfkd.dataset.versions import Version, begin
 from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.synthesis.latents import OnStep

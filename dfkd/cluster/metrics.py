@@ -14,7 +14,8 @@ from ray.util.metrics import Counter, Gauge
 
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.versions import Receipt, Version
+from dfkd.dataset.shards import Receipt
+from dfkd.dataset.versions import Version
 from dfkd.evaluation.results import accuracy_of
 from dfkd.storage.base import Request
 from dfkd.utils import logs

@@ -22,7 +22,7 @@ from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
-from dfkd.dataset.versions import PublishedVersion, open_version
+from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.distiller import Distiller, Distribute, LabelScale, Schedule
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_store import check_teacher
@@ -74,7 +74,8 @@ def train(config: dict[str, Any]) -> bool:
     if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
         return False
     version = open_version(root.child(layout.data(job.method)), job.version)
-    if not job.local and job.manifest.distillation.labels != "stored":
+    # On each node, because each reads its own weight files.
+    if job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
     stream = open_stream(job.manifest, version, job.seed, rank, world)
     distiller = open_distiller(job, version, stream, rank, world)

@@ -47,7 +47,6 @@ from dfkd.config.plan import (
     units,
 )
 from dfkd.dataset.chain import Chain
-from dfkd.dataset.publication import PROMPTS_KEY
 from dfkd.dataset.published import PublishedVersion, read_json, refuse_removal
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version, begin
@@ -82,12 +81,18 @@ class Built:
 
     method: Method
     version: PublishedVersion
-    images: int
-    """The number of images in the version."""
-    failed: int
-    """Images that diverged at every attempt and are not in the version."""
     prompts: dict[str, Any]
     """Content of `prompts.json`: diversity and faithfulness of the prompts."""
+
+    @property
+    def images(self) -> int:
+        """The number of images in the version."""
+        return int(self.version.manifest["samples"])
+
+    @property
+    def failed(self) -> int:
+        """The number of images that diverged at every attempt and are not in the version."""
+        return int(self.version.manifest["failed"])
 
 
 def build(
@@ -129,9 +134,7 @@ def build(
         published = version.publish(
             tasks(manifest), environment(), quarantined.keys(), make_current
         )
-    images = sum(receipt.samples for receipt in published.shards)
-    failed = sum(len(receipt.failed) for receipt in published.shards)
-    return Built(method, published, images, failed, read_json(version.storage, PROMPTS_KEY))
+    return Built(method, published, read_json(version.storage, layout.PROMPTS_SUMMARY))
 
 
 def _make_missing(
@@ -230,7 +233,7 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
         BudgetError: the budget is spent.
     """
     # prompts.json is written after all parts, so with it nothing is left to do.
-    if version.storage.exists(PROMPTS_KEY):
+    if version.storage.exists(layout.PROMPTS_SUMMARY):
         return
     total = part_count(manifest)
     done = {number for number in range(total) if version.has_prompts(part_name(number))}

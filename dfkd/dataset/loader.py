@@ -7,12 +7,10 @@ version's receipts. Caching and the number of threads change the speed only.
 import contextlib
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -21,11 +19,12 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.config.plan import derive_seed
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 from dfkd.dataset.shards import Example
-from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.storage.base import in_order
 from dfkd.utils.images import header_size
 
 T = TypeVar("T")
@@ -35,8 +34,6 @@ BUFFER_BYTES = 128 << 20
 """Encoded bytes in a streaming rank's shuffle buffer, which mixes the one-class shards."""
 MAX_RUN_BYTES = 1 << 20
 """Bytes of one request at most; enough that transfer takes longer than the look-up in the store."""
-CONCURRENT_READS = 16
-"""Requests in flight, because each one costs a network round trip."""
 CACHE_BYTES = 256 << 20
 """A version whose decoded images fit into this many bytes is decoded once and kept in memory."""
 PREFETCH_BATCHES = 2
@@ -169,7 +166,7 @@ class Stream:
                 self._check(example)
             return dict(zip(samples.tolist(), examples, strict=True))
 
-        return _fetched(fetch, runs[np.sort(first_uses)].tolist())
+        return in_order(fetch, runs[np.sort(first_uses)].tolist())
 
     def _check(self, example: Example) -> None:
         classes = len(self.version.classes)
@@ -258,23 +255,6 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
     return CorruptionError(
         f"sample {example.key}.{suffix}: {problem}; delete the version and synthesise again"
     )
-
-
-def _fetched(fetch: Callable[[int], T], numbers: Iterable[int]) -> Generator[T]:
-    """Yield `fetch(number)` for each number in order, with `CONCURRENT_READS` calls in flight."""
-    remaining = iter(numbers)
-    pool = ThreadPoolExecutor(CONCURRENT_READS, "dfkd-fetch")
-    try:
-        pending: deque[Future[T]] = deque(
-            pool.submit(fetch, number) for number in islice(remaining, CONCURRENT_READS)
-        )
-        while pending:
-            result = pending.popleft().result()
-            # The next call starts before the yield, so it runs while the consumer works.
-            pending.extend(pool.submit(fetch, number) for number in islice(remaining, 1))
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Average, Manifest
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample
-from dfkd.dataset.versions import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import open_data

@@ -20,15 +20,19 @@ import numpy as np
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.manifest import Manifest, Regeneration
-from dfkd.dataset.published import read_json
-from dfkd.dataset.versions import PublishedVersion, current
+from dfkd.dataset.published import PublishedVersion, current, read_json
 from dfkd.errors import LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
-CLAIM = re.compile(r"regenerations/(?P<number>[0-9]{8})/claim\.json")
+CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
+CANDIDATE, CURRENT = "candidate", "current"
+"""Folders of an attempt with the results of the candidate and of the version that it challenges."""
+RESULTS = ("results.json", "results.parquet")
+"""Files of either folder; those of an accepted candidate replace the ones of the root."""
+
 SHARDS_PER_CLASS = 3
 """Maximum number of shards read to measure a class's diversity."""
 EMBEDDINGS = 200
@@ -51,7 +55,7 @@ class Attempt:
     @property
     def folder(self) -> str:
         """Folder of the attempt, relative to the root."""
-        return f"{layout.REGENERATIONS}{self.number:08d}"
+        return layout.regeneration(self.number)
 
     @cached_property
     def claim(self) -> dict[str, Any]:

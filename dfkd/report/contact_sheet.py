@@ -8,8 +8,8 @@ from itertools import islice
 from PIL import Image, ImageDraw, ImageFont
 
 from dfkd.config.methods import Method
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample
-from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.storage.local import Storage
 from dfkd.utils.images import open_image

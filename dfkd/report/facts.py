@@ -14,8 +14,7 @@ from pydantic.dataclasses import dataclass as checked
 from safetensors import SafetensorError, safe_open
 
 from dfkd.config.manifest import Average, Manifest
-from dfkd.dataset.published import read_json
-from dfkd.dataset.versions import PublishedVersion, current, open_version
+from dfkd.dataset.published import PublishedVersion, current, open_version, read_json
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import ResultRow, Summary, images_of, sort_rows, validate_results

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
 from dfkd.report.gallery import evenly

@@ -36,7 +36,7 @@ READER_SECONDS = 600.0
 RENEWALS_PER_LEASE = 3
 """Renewals within the length of a lease, so that two of them may fail."""
 
-NUMBERED = re.compile(r"leases/(?P<name>[a-z]+)/(?P<number>[0-9]{8})\.json")
+NUMBERED = re.compile(rf"{layout.LEASES}(?P<name>[a-z]+)/(?P<number>[0-9]{{8}})\.json")
 
 Clock = Callable[[], float]
 
@@ -120,7 +120,7 @@ def acquire(
     if newest and newest.held(clock()):
         raise _refusal(name, newest)
     number = _number(key) + 1 if key else 1
-    lease = Lease(storage, _key(name, number), _holder(), seconds, tuple(versions), clock)
+    lease = Lease(storage, layout.lease(name, number), _holder(), seconds, tuple(versions), clock)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
@@ -211,10 +211,6 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]
         with contextlib.suppress(MissingObject):  # a reader has just ended
             records[key] = read(storage, key)
     return {key: record for key, record in records.items() if record.held(clock())}
-
-
-def _key(name: str, number: int) -> str:
-    return f"{layout.LEASES}{name}/{number:08d}.json"
 
 
 def _number(key: str) -> int:

@@ -16,7 +16,8 @@ from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.chain import Chain
-from dfkd.dataset.versions import Version, begin, verify
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.lease import held_leases

@@ -14,7 +14,7 @@ from dfkd.dataset.loader import (
     Stream,
     steps_per_epoch,
 )
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.local import Request
 from tests.helpers.tiny_version import publish, write_manifest

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import REMOVAL_MARK, advance
-from dfkd.dataset.versions import PublishedVersion, begin, current, open_version, verify
+from dfkd.dataset.published import PublishedVersion, advance, current, open_version
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import begin
 from dfkd.distillation.student_store import student_name
 from dfkd.errors import ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.attempts import Attempt
-from dfkd.storage import lease
+from dfkd.storage import layout, lease
 from dfkd.storage.local import LocalStorage, MissingObject, open_storage
 from dfkd.utils.strict_json import canonical
 from tests.helpers import partial_version
@@ -263,7 +264,7 @@ def test_what_is_named_after_the_plan_is_not_removed(manifest: Manifest, root: P
         garbage_collection.remove(storage, manifest, planned, 1, GRACE)
     advance(home(root), versions[0].id)
     assert verify(versions[0]) == []
-    assert not storage.exists(f"data/vanilla/versions/{versions[0].id}/{REMOVAL_MARK}")
+    assert not storage.exists(f"data/vanilla/versions/{versions[0].id}/{layout.REMOVING}")
     with pytest.raises(MissingObject):
         open_version(home(root), versions[1].id)
 
@@ -296,7 +297,7 @@ def whole_or_gone(root: Path) -> None:
     for name in home(root).folders("versions/"):
         with contextlib.suppress(MissingObject):
             version = open_version(home(root), name)
-            marked = version.storage.exists(REMOVAL_MARK)
+            marked = version.storage.exists(layout.REMOVING)
             assert marked or verify(version) == []
     held = current(home(root))
     assert held is not None

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.report import gallery as module
 from dfkd.report.gallery import (
