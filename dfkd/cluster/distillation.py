@@ -77,6 +77,7 @@ def distill(
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return Finished(target, reused=True)
+    # A study trains several students at once, each in an actor that has reserved its resources.
     if resources:
         workers = Workers(0, resources.cpus, _own_device())
     else:
@@ -157,6 +158,7 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
             least,
             "lower it or add nodes",
         )
+    # Ranks may wait for each other at every step, so all of them must fit at the same time.
     each = float(device != "cpu")
     count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
     cpus = cpus_per_rank(nodes, count, each)
@@ -203,6 +205,7 @@ def _fill_cost(
 
     The driver sees no steps, so an interrupted training counts up to its newest checkpoint.
     """
+    # A resumed training has made the steps up to its newest checkpoint in an earlier call.
     checkpoints = _checkpoints(target)
     before = checkpoints.newest()
     try:

@@ -134,8 +134,10 @@ def _train_epochs(
     leaving = False
     with PreemptionWatch() as watch:
         while not (distiller.done or leaving):
+            # After a restart the epoch goes on behind the batches that the checkpoint has seen.
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
                 advance(batch)
+                # All ranks get the same answer, so all of them stop at the same step.
                 leaving = watch.received() and not distiller.done
                 if leaving:
                     break
@@ -165,6 +167,7 @@ def _train_as_leader(
         means: dict[str, float] = {}
 
         def advance(batch: Batch) -> None:
+            # People see errors of augmentation at once in a picture, and in no curve.
             if distiller.step == 0:
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
             tracker.record(distiller.advance(batch))
@@ -178,17 +181,21 @@ def _train_as_leader(
             checkpoints.write(distiller.step, distiller.state())
             tracker.upload()
 
+        # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
         if _train_epochs(stream, distiller, pace, advance, save):
             return True
         tracker.upload()
     # The exported head gives distances, not standardised ones.
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
     save_student(folder, student, _card(job, version, schedule) | {"training": means})
+    # The card is written, so the student is finished; a kill before this line leaves checkpoints,
+    # which the next call of `distill` clears.
     checkpoints.clear()
     return False
 
 
 def _card(job: Job, version: PublishedVersion, schedule: Schedule) -> dict[str, Any]:
+    """The card of the student: what loads it, and what it was trained on and how."""
     manifest = job.manifest
     return {
         **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
@@ -232,6 +239,7 @@ def open_distiller(
 
 
 def _scale(config: Distillation, version: PublishedVersion) -> LabelScale:
+    """Mean and deviation of the version's labels, or the identity without `standardise`."""
     if not config.standardise:
         return LabelScale()
     mean, std = version.manifest["label_mean"], version.manifest["label_std"]
@@ -248,6 +256,7 @@ def distribute(device: torch.device, precision: str) -> Distribute:
     ids = [device] if device.type == "cuda" else None
 
     def wrap(module: nn.Module) -> nn.Module:
+        """`module` with gradients that are averaged over the ranks."""
         with warnings.catch_warnings():  # torch renamed it; older versions lack the new name
             warnings.simplefilter("ignore", FutureWarning)
             parallel = DistributedDataParallel(

@@ -198,6 +198,7 @@ class BudgetTracker:
     """Worker-seconds of the finished pools, failed attempts included."""
 
     def __post_init__(self) -> None:
+        # Workers' seconds are counted one by one, and not as the stage's time by their number.
         self.cost.worker_seconds = 0.0
 
     def allows(self, pool: Pool[Any], images: int = 0) -> bool:
@@ -236,6 +237,7 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
     if version.storage.exists(layout.PROMPTS_SUMMARY):
         return
     total = part_count(manifest)
+    # A kill loses only the parts in flight: parts in storage are not made again.
     done = {number for number in range(total) if version.has_prompts(part_name(number))}
     with (
         _pool(manifest, PromptWorker, version, parts_at_once(manifest)) as pool,
@@ -268,7 +270,7 @@ def _ready_parts(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | Pr
                 known += 1
             if known >= needed:
                 break
-            yield None
+            yield None  # the pool asks again when a part has been made
         yield unit
 
 

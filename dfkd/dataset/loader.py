@@ -118,6 +118,7 @@ class Stream:
 
     @cached_property
     def _cache(self) -> "_Cache":
+        """The decoded images; allocated at first use, because planning never reads an image."""
         return _Cache(len(self.examples), self.image_size, len(self.version.classes))
 
     def order(self, epoch: int) -> Indices:
@@ -137,6 +138,7 @@ class Stream:
         """
         order = self.order(epoch)[step * self.rows :]
         if self.cached:
+            # Only the first epoch reads; a resumed one reads what it needs and the next the rest.
             self._cache.fill(self._read(order[~self._cache.filled[order]]))
             for samples in _split(order, self.rows):
                 yield self._batch(samples, *self._cache.take(samples))
@@ -147,6 +149,7 @@ class Stream:
                 yield from batches
 
     def _batch(self, samples: Indices, pixels: Tensor, distances: Tensor) -> Batch:
+        """The batch of some samples from pixels [B, H, W, 3], which stay channels-last."""
         labels = torch.from_numpy(self.examples.labels[samples])
         return Batch(pixels.permute(0, 3, 1, 2), distances, labels)
 
@@ -158,6 +161,7 @@ class Stream:
         _, first_uses = np.unique(runs, return_index=True)
 
         def fetch(run: int) -> dict[int, Example]:
+            """The needed samples of a run, with one request."""
             # A resumed epoch skips the samples of earlier steps, so a run may be needed in part.
             begin, end = self.runs[run : run + 2]
             samples = begin + np.flatnonzero(needed[begin:end])
@@ -169,6 +173,7 @@ class Stream:
         return in_order(fetch, runs[np.sort(first_uses)].tolist())
 
     def _check(self, example: Example) -> None:
+        """Raise `CorruptionError` unless the example has a distance to each class."""
         classes = len(self.version.classes)
         if len(example.distances) != classes:
             rule = f"must be {classes} numbers, one for each class"
@@ -192,6 +197,7 @@ class Stream:
                     # `runs` follows the order of first uses, so the next run holds this sample.
                     if sample not in fetched:
                         fetched |= next(runs)
+                    # Each sample comes once in an epoch, so its bytes are not needed again.
                     batch.append(fetched.pop(sample))
                 images = list(apply(lambda example: decode(example, self.image_size), batch))
                 yield self._batch(samples, torch.stack(images), _distances(batch))
@@ -225,6 +231,7 @@ def _distances(examples: Sequence[Example]) -> Tensor:
 
 
 def _split(order: Indices, rows: int) -> list[Indices]:
+    """The sample numbers of each batch; `order` holds whole batches only."""
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
@@ -248,6 +255,7 @@ def decode(example: Example, image_size: int) -> Tensor:
 
 
 def _not_an_image(example: Example, problem: str) -> CorruptionError:
+    """The error for an image that cannot be decoded as expected."""
     return _unusable(example, example.extension, problem)
 
 
@@ -267,6 +275,7 @@ def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
     stop = threading.Event()
 
     def put(item: object) -> bool:
+        """Hand an item to the consumer; returns False if it has stopped reading."""
         # A blocking put would hang for ever once the consumer has stopped reading.
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
@@ -275,6 +284,7 @@ def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
         return False
 
     def produce() -> None:
+        """Make items until there are no more or nobody reads them."""
         try:
             with contextlib.closing(make()) as items:
                 for item in items:
@@ -292,5 +302,6 @@ def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
                 raise item
             yield item  # type: ignore[misc]
     finally:
+        # Reached also if the consumer closes the generator early; then the thread must end too.
         stop.set()
         thread.join()

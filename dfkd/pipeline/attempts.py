@@ -92,6 +92,7 @@ class Attempt:
 
     def decide(self, decision: "Decision") -> "Decision":
         """Write the gate's decision once; returns the decision that is stored."""
+        # The first decision holds, so a resumed attempt that measures anew cannot change it.
         self.storage.put_if_absent("decision.json", canonical(asdict(decision)))
         stored = self.decision
         assert stored is not None  # noqa: S101 - written above
@@ -126,6 +127,7 @@ class Decision:
 
 def attempts(root: Storage) -> list[Attempt]:
     """All regenerations of a root, oldest first."""
+    # Keys are listed in ascending order, so the newest attempt is the last one.
     matches = (CLAIM.fullmatch(key) for key in root.list(layout.REGENERATIONS))
     return [Attempt(root, int(match["number"])) for match in matches if match]
 
@@ -138,6 +140,7 @@ def unfinished(root: Storage) -> Attempt | None:
 
 def next_number(root: Storage, current_version: PublishedVersion | None, manifest: Manifest) -> int:
     """The first unused salt; the manifest's own salt if nothing is published or claimed yet."""
+    # A number is never used twice, because it is a salt: the same one would give the same images.
     used = [attempt.number for attempt in attempts(root)]
     if current_version is None and not used:
         return manifest.salt
@@ -208,6 +211,7 @@ def gate(
         current_version: the current version, if there is one.
         current_accuracy: accuracy of its students, measured in the same way.
     """
+    # All rules are checked, also after one has failed, so that a person reads all reasons at once.
     fewest, class_name = fewest_images(candidate)
     measured_diversity = diversity(candidate)
     reasons = []
@@ -258,6 +262,7 @@ def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str,
 
 
 def _verdict(holds: bool) -> str:
+    """The word for whether a rule holds."""
     return "holds" if holds else "refused"
 
 

@@ -31,6 +31,7 @@ def _pattern(folder: str, *names: str) -> re.Pattern[str]:
     """Matches keys of dfkd's own layout: the `name` of one of `names`, in `folder`."""
 
     def expression(key: str) -> str:
+        """The regular expression for a key with words of `FIELDS` in it."""
         return re.sub("|".join(FIELDS), lambda word: FIELDS[word[0]], re.escape(key))
 
     choices = "|".join(map(expression, names))

@@ -227,6 +227,7 @@ def require_disk_space(target: Path, size: int) -> None:
 
 
 def _full(target: Path, size: int, reason: str) -> InfrastructureError:
+    """The error for a disk without room; freeing some is enough for the same command to resume."""
     return InfrastructureError(
         f"storage: no room for {target} ({size} bytes, {reason}); "
         "free disk space and run the same command again, it resumes"

@@ -116,6 +116,7 @@ def acquire(
     Raises:
         LeaseError: another process holds the lease; the text names its holder and its end.
     """
+    # A released or expired lease is left as it is: the next number says that another holds it now.
     key, newest = newest_lease(storage, name)
     if newest and newest.held(clock()):
         raise _refusal(name, newest)
@@ -133,6 +134,7 @@ def holding(
 ) -> Iterator[Lease]:
     """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
     lease = acquire(storage, name, seconds, versions)
+    # Released also after an error, so that the same command need not wait for the lease to expire.
     try:
         with _renewing(lease):
             yield lease
@@ -165,10 +167,12 @@ def _renewing(lease: Lease) -> Iterator[None]:
     stop = threading.Event()
 
     def renew() -> None:
+        """Renew until the block has ended."""
         while not stop.wait(lease.seconds / RENEWALS_PER_LEASE):
             with contextlib.suppress(DfkdError, OSError):
                 lease.renew()
 
+    # A daemon, so that a process which dies of an error does not live on for its lease.
     thread = threading.Thread(target=renew, name=f"dfkd-lease-{lease.name}", daemon=True)
     thread.start()
     try:
@@ -210,19 +214,23 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]
     for key in last.values():
         with contextlib.suppress(MissingObject):  # a reader has just ended
             records[key] = read(storage, key)
+    # A holder that died is no longer held once it has missed its renewals.
     return {key: record for key, record in records.items() if record.held(clock())}
 
 
 def _number(key: str) -> int:
+    """The number in the key of a lease."""
     match = NUMBERED.fullmatch(key)
     return int(match["number"]) if match else 0
 
 
 def _holder() -> str:
+    """Host and process id of this process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _refusal(name: str, record: Record | None) -> LeaseError:
+    """The error for a lease that another process holds."""
     holder = record.holder if record else "another process"
     until = datetime.fromtimestamp(record.expires if record else 0, UTC).isoformat(" ", "seconds")
     return LeaseError(
