@@ -18,8 +18,6 @@ from dfkd.storage import layout
 
 Row = dict[str, Any]
 
-REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
-
 
 def verify(version: PublishedVersion) -> list[str]:
     """All inconsistencies of a version, one line each; an empty list if it is intact.
@@ -57,7 +55,7 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
     if expected is None:
         return
     if sha256_object(storage, layout.PROMPTS_SUMMARY) != expected:
-        yield f"{storage.location(layout.PROMPTS_SUMMARY)}: is not what was published; {REMEDY}"
+        yield _altered(storage.location(layout.PROMPTS_SUMMARY))
         return
     try:
         parts = read_json(storage, layout.PROMPTS_SUMMARY).get("parts")
@@ -65,13 +63,24 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
         yield str(error)
         return
     if not isinstance(parts, dict) or not all(re.fullmatch(layout.PART, name) for name in parts):
-        yield f"{storage.location(layout.PROMPTS_SUMMARY)}: names no parts; {REMEDY}"
+        where = storage.location(layout.PROMPTS_SUMMARY)
+        yield (
+            f"{where}: names no parts; "
+            "restore it from a copy, or give another storage.root and synthesise again"
+        )
         return
     # The names were checked first, because they become keys.
     for name, digest in parts.items():
         if sha256_object(storage, layout.prompts(name)) != digest:
-            where = storage.location(layout.prompts(name))
-            yield f"{where}: is not what was published; {REMEDY}"
+            yield _altered(storage.location(layout.prompts(name)))
+
+
+def _altered(where: str) -> str:
+    """The problem of prompts whose bytes are not those that were published."""
+    return (
+        f"{where}: is not what was published; "
+        "restore it from a copy, or give another storage.root and synthesise again"
+    )
 
 
 def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
