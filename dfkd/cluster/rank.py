@@ -185,13 +185,24 @@ def _train_as_leader(
         if _train_epochs(stream, distiller, pace, advance, save):
             return True
         tracker.upload()
-    # The exported head gives distances, not standardised ones.
-    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
-    save_student(folder, student, _card(job, version, schedule) | {"training": means})
+    _write_student(job, version, folder, distiller, means)
     # The card is written, so the student is finished; a kill before this line leaves checkpoints,
     # which the next call of `distill` clears.
     checkpoints.clear()
     return False
+
+
+def _write_student(
+    job: Job,
+    version: PublishedVersion,
+    folder: Storage,
+    distiller: Distiller,
+    means: dict[str, float],
+) -> None:
+    """Write the trained student; `means` are its last loss and agreement."""
+    # The exported head gives distances, not standardised ones.
+    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
+    save_student(folder, student, _card(job, version, distiller.schedule) | {"training": means})
 
 
 def _card(job: Job, version: PublishedVersion, schedule: Schedule) -> dict[str, Any]:
