@@ -19,6 +19,7 @@ from dfkd.distillation.student_store import student_name
 from dfkd.errors import ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.attempts import Attempt
+from dfkd.pipeline.listing import VERSION
 from dfkd.storage import layout, lease
 from dfkd.storage.local import LocalStorage, MissingObject, open_storage
 from dfkd.utils.strict_json import canonical
@@ -367,3 +368,14 @@ def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int
             assert held is not None
             assert verify(held) == []
         whole_or_gone(root)
+
+
+@pytest.mark.parametrize("name", ["shards/0001-00002.tar", "receipts/12345-123456.json"])
+def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
+    """Also those of more than 9,999 classes; a key that only resembles one is left alone."""
+    folder = "data/vanilla-bn/versions/0123456789abcdef"
+    match = VERSION.fullmatch(f"{folder}/{name}")
+    assert match is not None
+    assert (match["method"], match["id"], match["name"]) == ("vanilla-bn", folder[-16:], name)
+    for other in (name.replace(".", "x"), f"{name}.old", f"more/{name}"):
+        assert not VERSION.fullmatch(f"{folder}/{other}")
