@@ -38,17 +38,16 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _report(root: Storage, method: str) -> dict[str, Any]:
-    """The entry of verify.json about one method's current version."""
-    from dfkd.dataset import versions
+    from dfkd.dataset import published, verification
 
     home = root.child(layout.data(method))
     report: dict[str, Any] = {"method": method, "version": None, "shards": 0, "samples": 0}
     try:
-        version = versions.current(home)
+        version = published.current(home)
         if version is None:
             location = home.location()
             return report | {"problems": [f"{location}: nothing published; run jobs/synthesize.py"]}
-        problems = versions.verify(version)
+        problems = verification.verify(version)
     except CorruptionError as error:
         return report | {"problems": [str(error)]}
     report |= {"version": version.id, "shards": len(version.shards)}

@@ -18,7 +18,7 @@ from dfkd.cluster.rank import Job, open_distiller
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch, RankShare, Stream
-from dfkd.dataset.versions import open_version
+from dfkd.dataset.published import open_version
 from dfkd.distillation.distiller import Distiller, Schedule, TargetFunction
 from dfkd.distillation.labels import live_targets
 from dfkd.models.student import Student, build

@@ -23,7 +23,8 @@ from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, tasks
-from dfkd.dataset.versions import begin, open_version
+from dfkd.dataset.published import open_version
+from dfkd.dataset.versions import begin
 from dfkd.storage.local import Storage, open_storage
 from dfkd.utils.memory import watched
 

@@ -15,8 +15,8 @@ from dfkd.benchmarks.measure import Call, Figure, median_ratio, time_in_turns
 from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import BUFFER_BYTES, Stream
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
-from dfkd.dataset.versions import PublishedVersion
 from dfkd.storage.local import open_storage
 
 BATCH = 48

@@ -11,15 +11,22 @@ from typing import Any, TypeVar
 
 from dfkd.benchmarks.measure import Figure
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
-from dfkd.cluster.prompt_worker import write_prompts
-from dfkd.cluster.synthesis import SynthesisWorker, environment, identify, write_shards
+from dfkd.cluster.synthesis import (
+    BudgetTracker,
+    environment,
+    identify,
+    write_prompts,
+    write_shards,
+)
 from dfkd.cluster.tracking import ShardSummary
-from dfkd.cluster.worker import BudgetTracker
+from dfkd.cluster.worker import SynthesisWorker
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.config.plan import Unit, image_count, task_count, tasks
 from dfkd.dataset.loader import Stream
-from dfkd.dataset.versions import PublishedVersion, Receipt, begin, current
+from dfkd.dataset.published import PublishedVersion, current
+from dfkd.dataset.shards import Receipt
+from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter

@@ -29,11 +29,13 @@ from dfkd.config.plan import (
     sample_key,
     tasks,
 )
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample, write_shard
-from dfkd.dataset.versions import PublishedVersion, Version, begin
+from dfkd.dataset.versions import Version, begin
 from dfkd.storage import layout
 from dfkd.storage.local import Storage, open_storage
 from dfkd.synthesis.latents import OnStep
+from dfkd.synthesis.shard_maker import MadeShard
 
 EMBEDDING = 16
 """Dimensions of an embedding; a real one has 512 or more."""
@@ -88,30 +90,29 @@ class StandInMaker:
 
     def shards(
         self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
-    ) -> dict[Task, tuple[int, ...]]:
+    ) -> dict[Task, MadeShard]:
         """Write the shard of each task of a unit; no image fails."""
+        made = {}
         for task in unit.tasks:
             task_prompts = prompts.filter(pc.equal(prompts["class_index"], task.class_index))
-            self._shard(task, task_prompts, folder / f"{task.id}.tar")
-        return dict.fromkeys(unit.tasks, ())
+            samples = self._samples(task, task_prompts)
+            write_shard(samples, folder / f"{task.id}.tar")
+            made[task] = MadeShard(samples)
+        return made
 
     def state(self) -> dict[str, Tensor]:
         """The state for the next part of a chained method: a dummy tensor."""
         return {"nothing": torch.zeros(1)}
 
-    def _shard(self, task: Task, prompts: pa.Table, path: Path) -> None:
-        """Write the shard of a task, with labels that depend on the task only."""
+    def _samples(self, task: Task, prompts: pa.Table) -> list[Sample]:
         texts = prompts["text"].to_pylist()
         noise = np.random.default_rng(image_seed(self.manifest, task.class_index, task.start))
         labels = noise.random((task.count, len(self.manifest.classes)), np.float32)
         embeddings = noise.random((task.count, EMBEDDING), np.float32).astype(np.float16)
-        write_shard(
-            (
-                self._sample(task, index, texts[row], labels[row], embeddings[row])
-                for row, index in enumerate(task.indices)
-            ),
-            path,
-        )
+        return [
+            self._sample(task, index, texts[row], labels[row], embeddings[row])
+            for row, index in enumerate(task.indices)
+        ]
 
     def _sample(
         self, task: Task, index: int, text: str, labels: np.ndarray, embedding: np.ndarray

@@ -72,6 +72,7 @@ def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
     """
     if not has_autoscaler():
         return
+    # The request stays while this waits: an autoscaler may take nodes away that nobody asks for.
     with request_resources_for(resources, workers):
         end = time.monotonic() + CAPACITY_WAIT_SECONDS
         while resources.slots(schedulable_nodes()) < workers:
@@ -106,6 +107,7 @@ def request_resources_for(resources: WorkerResources, workers: int) -> Iterator[
         ManifestError: there is no autoscaler and no node can hold even one worker. Ray itself
             would wait for such a node without a message.
     """
+    # The pool starts only actors that fit, so without a request the autoscaler would see no need.
     nodes = schedulable_nodes()
     requested = resources.slots(nodes) < max(1, workers) and has_autoscaler()
     if requested:
@@ -115,11 +117,13 @@ def request_resources_for(resources: WorkerResources, workers: int) -> Iterator[
     try:
         yield
     finally:
+        # A cluster has one request; it would outlive this process and keep the nodes.
         if requested:
             request_nodes([])
 
 
 def _refuse(resources: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
+    """Raise the `ManifestError` that names the resource of which no node has enough."""
     for key, name, amount in (
         ("cluster.cpus_per_worker", "CPU", resources.cpus),
         ("cluster.gpus_per_worker", "GPU", resources.gpus),
@@ -145,7 +149,7 @@ def require_shared_storage(root: str) -> None:
     if "://" not in root and not os.path.isabs(root) and count_nodes() > 1:
         raise ManifestError(
             "storage.root",
-            "must be s3://bucket/prefix, or the absolute path of a folder that all nodes resources",
+            "must be s3://bucket/prefix, or the absolute path of a folder that all nodes share",
             root,
             "name one, for example by --set storage.root=s3://bucket/prefix",
         )
@@ -153,4 +157,5 @@ def require_shared_storage(root: str) -> None:
 
 def has_autoscaler() -> bool:
     """Whether an autoscaler with node types of its own runs, so that requested nodes are added."""
+    # Without an autoscaler Ray names a type `node_` and the node's id.
     return any(name and not name.startswith("node_") for name in node_types())

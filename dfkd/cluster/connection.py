@@ -36,6 +36,7 @@ def connected() -> Iterator[None]:
         InfrastructureError: the cluster does not answer.
         ManifestError: RAY_ADDRESS is not a valid address.
     """
+    # Whoever started Ray also stops it.
     if ray.is_initialized():
         yield
         return

@@ -77,40 +77,24 @@ def distill(
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return Finished(target, reused=True)
-    _check_before_start(manifest, target)
-    ranks = manifest.distillation.ranks
-    workers = _in_this_process(resources) if resources else plan_workers(ranks, manifest.cluster)
-    job = _job(manifest, target, workers)
-    root = open_storage(manifest.storage.root)
-    with (
-        reading(root, [f"{method}/{target.version.id}"]),
-        record_cost(root, "distill", method, seed) as cost,
-        _fill_cost(job, target, workers, cost),
-    ):
-        refuse_removal(target.version.home, target.version.id)
-        run_ranks(train, {"job": job}, job.name, workers)
+    # A study trains several students at once, each in an actor that has reserved its resources.
+    if resources:
+        workers = Workers(0, resources.cpus, _own_device())
+    else:
+        if not trains_here(manifest.distillation.ranks):
+            _raise_errors_of_ranks(manifest, target)
+        workers = plan_workers(manifest.distillation.ranks, manifest.cluster)
+    _train(manifest, target, workers)
     if not target.finished:
         raise InfrastructureError(f"{target.location}: was not written; run the same command again")
     return Finished(target, reused=False)
 
 
-def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
-    """The description of the training that every rank receives."""
-    return Job(
-        manifest=manifest,
-        method=target.method,
-        seed=target.seed,
-        version=target.version.id,
-        name=target.name,
-        cpus=workers.cpus,
-        gpu=workers.gpu,
-        local=workers.count == 0,
-        watched=sys.stderr.isatty(),
-    )
+def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
+    """Raise what every rank would raise, before ranks in other processes wait for and take GPUs.
 
-
-def _check_before_start(manifest: Manifest, target: StudentLocation) -> None:
-    """Raise errors that every rank would raise in the driver, before any rank starts."""
+    A rank inside this process needs no such rehearsal: it raises the same errors as early.
+    """
     config = manifest.distillation
     open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
     classes, size = len(manifest.classes), manifest.synthesis.image_size
@@ -119,8 +103,34 @@ def _check_before_start(manifest: Manifest, target: StudentLocation) -> None:
         check_teacher(manifest, target.method, target.version)
 
 
-def _in_this_process(resources: WorkerResources) -> Workers:
-    return Workers(0, resources.cpus, _own_device())
+def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> None:
+    """Train with the ranks of `workers`, and record what that cost."""
+    method, seed = target.method, target.seed
+    root = open_storage(manifest.storage.root)
+    job = Job(
+        manifest=manifest,
+        method=method,
+        seed=seed,
+        version=target.version.id,
+        name=target.name,
+        cpus=workers.cpus,
+        gpu=workers.gpu,
+        local=workers.count == 0,
+        watched=sys.stderr.isatty(),
+    )
+    with (
+        reading(root, [f"{method}/{target.version.id}"]),
+        record_cost(root, "distill", method, seed) as cost,
+        _fill_cost(target, workers, cost, manifest.distillation.batch_size),
+    ):
+        # After the lease has been taken: a removal that began before it has left its mark.
+        refuse_removal(target.version.home, target.version.id)
+        run_ranks(train, {"job": job}, target.name, workers)
+
+
+def trains_here(ranks: tuple[int, int]) -> bool:
+    """Whether a run with these limits on its ranks has one only, inside this process."""
+    return ranks[1] == 1 and count_nodes() == 1
 
 
 def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
@@ -135,7 +145,7 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     least, most = ranks
     if ray.is_initialized():
         wait_for_nodes(worker_resources(cluster), least)
-    if most == 1 and count_nodes() == 1:
+    if trains_here(ranks):
         return Workers(0, float(hardware.cpu_count()), _own_device())
     # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
     nodes = schedulable_nodes()
@@ -148,6 +158,7 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
             least,
             "lower it or add nodes",
         )
+    # Ranks may wait for each other at every step, so all of them must fit at the same time.
     each = float(device != "cpu")
     count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
     cpus = cpus_per_rank(nodes, count, each)
@@ -182,30 +193,34 @@ def _gpu_name() -> str:
 
 
 def _own_device() -> str:
+    """The name of this process's device."""
     return device_name(pick_device())
 
 
 @contextmanager
 def _fill_cost(
-    job: Job, target: StudentLocation, workers: Workers, cost: CostCounter
+    target: StudentLocation, workers: Workers, cost: CostCounter, batch_size: int
 ) -> Iterator[None]:
-    """Record the cost of this training from step counts in its checkpoints and card.
+    """Count the images of the training in the block, from the steps in its checkpoints and card.
 
     The driver sees no steps, so an interrupted training counts up to its newest checkpoint.
     """
+    # A resumed training has made the steps up to its newest checkpoint in an earlier call.
     checkpoints = _checkpoints(target)
     before = checkpoints.newest()
     try:
         yield
     finally:
         after = checkpoints.newest()
+        # The last checkpoint is deleted with the end of the training; then its card has the count.
         if target.finished:
             card = json.loads(target.storage.get(CARD))
             after, cost.bytes = card["steps"], card["bytes"]
-        cost.images = max(0, after - before) * job.manifest.distillation.batch_size
+        cost.images = max(0, after - before) * batch_size
         cost.workers = max(1, workers.count)
         cost.device = workers.device
 
 
 def _checkpoints(target: StudentLocation) -> Checkpoints:
+    """The checkpoints of an unfinished training."""
     return Checkpoints(target.storage.child("checkpoints"))

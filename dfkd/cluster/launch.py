@@ -80,6 +80,7 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
                     return
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
+                # An error of the code or of the data would come again, so it is not tried again.
                 if (cause := root_cause(failures)) is not None:
                     raise cause from None
                 # A dead process, not an error of the code: try again from the checkpoint.
@@ -89,6 +90,7 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
                         f"distillation: ranks died more than {MAX_RANK_FAILURES} times "
                         f"({_last_line(failures)}); run the same command again, it resumes"
                     ) from None
+            # Ray's controller has given up; it had `MAX_START_ATTEMPTS` to find room.
             except TrainingFailedError as error:
                 raise InfrastructureError(
                     f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
@@ -126,6 +128,7 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
 
 
 def _scaling(workers: Workers) -> Any:
+    """Ray Train's description of the ranks: none (local mode), a fixed number, or a range."""
     if not workers.count:
         return TRAIN.ScalingConfig(num_workers=0)
     ranks: int | tuple[int, int] = workers.count
@@ -154,6 +157,7 @@ def _with_traceback(loop: Loop) -> Loop:
             return loop(config)
         except Exception as error:
             error.add_note(f"Raised in a rank:\n{traceback.format_exc()}")
+            # The driver prints the error, so Ray's own report of it is not needed.
             logging.getLogger("ray.train").setLevel(logging.CRITICAL)
             raise
 

@@ -14,7 +14,8 @@ from ray.util.metrics import Counter, Gauge
 
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.versions import Receipt, Version
+from dfkd.dataset.shards import Receipt
+from dfkd.dataset.versions import Version
 from dfkd.evaluation.results import accuracy_of
 from dfkd.storage.base import Request
 from dfkd.utils import logs
@@ -141,6 +142,7 @@ def count_request(request: Request) -> None:
     """Observer of a storage (`Storage.observed`) that counts uploads and retried requests."""
     if request.attempt > 1:
         RETRIES.add(1)
+    # The time of failed attempts counts too: it is what an upload cost.
     if request.operation in UPLOADING:
         UPLOAD_SECONDS.add(request.seconds)
         UPLOAD_BYTES.add(request.bytes)
@@ -200,6 +202,7 @@ class TaskReporter:
 
     def report_quarantined(self) -> None:
         """Report the tasks that were quarantined since the last call."""
+        # The list only grows, so what lies behind the reported ones is new.
         for item in self.pool.quarantine[self._reported :]:
             self._reported += 1
             IMAGES.add(item.task.count, outcome="quarantined", **self.labels)

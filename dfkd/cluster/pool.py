@@ -130,6 +130,7 @@ class Pool(Generic[T]):
         """
         self.stopped = False
         self._last_placed = time.monotonic()
+        # The loop ends when nothing is in flight and no task is left, or none may start.
         try:
             # Draw a task before starting actors: a finished run starts none.
             while self.in_flight or self._peek(tasks, may_start):
@@ -137,6 +138,7 @@ class Pool(Generic[T]):
                 self._fill(tasks, may_start)
                 yield from self._collect()
         finally:
+            # Also after an error or when the caller stops reading: no actor outlives its pool.
             while self._slots:
                 self._remove(self._slots[0])
 
@@ -161,6 +163,7 @@ class Pool(Generic[T]):
         """Whether a task may start; if so, it is the first one in `_retry_queue`."""
         if self.stopped:
             return False
+        # Retries come before new tasks, so that a task which always fails is known early.
         if not self._retry_queue and (task := next(tasks, None)) is not None:
             self._retry_queue.append(task)
         if not self._retry_queue:
@@ -186,6 +189,7 @@ class Pool(Generic[T]):
         done, _ = (
             ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS) if awaited else ([], [])
         )
+        # At most one result a call, because the next thing to do is to give its actor a new task.
         for reference in done:
             slot = awaited[reference]
             task = self._release(slot)
@@ -219,12 +223,14 @@ class Pool(Generic[T]):
             return
         self._last_poll = now
         self._refresh_nodes()
+        # Idle actors on leaving nodes go at once; busy ones go when their task has ended.
         for slot in list(self._slots):
             if slot.awaited is None and slot.node not in self._nodes:
                 self._remove(slot)
             elif slot.task is not None and 0 < self.timeout < now - slot.since:
                 self._time_out(slot)
         self._resize()
+        # Ray waits for room without end and without a message, so the pool counts the seconds.
         if any(slot.node for slot in self._slots):
             self._last_placed = now
         elif now - self._last_placed > CAPACITY_WAIT_SECONDS:
@@ -251,10 +257,13 @@ class Pool(Generic[T]):
         self.largest = max(self.largest, sum(bool(slot.node) for slot in self._slots))
 
     def _remove(self, slot: ActorSlot[T]) -> None:
+        """Kill an actor and forget it."""
         self._slots.remove(slot)
         ray.kill(slot.actor)
 
     def _time_out(self, slot: ActorSlot[T]) -> None:
+        """Replace an actor whose task takes too long; that counts as a failed attempt."""
+        # A hanging actor cannot be asked to stop. `_resize` starts another one in its place.
         task = self._release(slot)
         self._remove(slot)
         if task is not None:
@@ -266,9 +275,14 @@ class Pool(Generic[T]):
             )
 
     def _handle_error(self, slot: ActorSlot[T], task: T | None, error: RayError) -> None:
-        died = not isinstance(
-            error, RayTaskError
-        )  # by itself, with its node, or by Ray's memory monitor
+        """Count a failed attempt, and decide whether its actor goes on.
+
+        Raises:
+            ManifestError, InfrastructureError: the actor raised it; every task would end so.
+        """
+        # Anything but an exception of the task is a death: by itself, with its node, or by Ray's
+        # memory monitor.
+        died = not isinstance(error, RayTaskError)
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
@@ -283,7 +297,8 @@ class Pool(Generic[T]):
     def _record_failure(self, task: T | None, reason: str, node: str) -> None:
         """Retry a task or quarantine it; `node` is the node of an actor that died, else empty."""
         self._consecutive_failures.append(node)
-        # Even if every actor had a bad task, one of these attempts should have succeeded.
+        # A broken cluster would quarantine task after task, so the run ends instead. Even if every
+        # actor had a bad task, one of these attempts should have succeeded.
         failures = self._count_charged(self._consecutive_failures)
         if failures >= self.attempts * (max(1, self._target_size) + 1):
             raise InfrastructureError(
@@ -322,4 +337,5 @@ class Pool(Generic[T]):
 
 
 def _node_id() -> str:
+    """The id of the node that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())

@@ -21,7 +21,7 @@ from dfkd.cluster.tracking import SAMPLES, Tracker
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
-from dfkd.dataset.versions import PublishedVersion, open_version
+from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.distiller import Distiller, Distribute, LabelScale, Schedule
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_store import check_teacher
@@ -73,7 +73,8 @@ def train(config: dict[str, Any]) -> bool:
     if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
         return False
     version = open_version(root.child(layout.data(job.method)), job.version)
-    if not job.local and job.manifest.distillation.labels != "stored":
+    # On each node, because each reads its own weight files.
+    if job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
     stream = open_stream(job.manifest, version, job.seed, rank, world)
     distiller = open_distiller(job, version, stream, rank, world)
@@ -132,8 +133,10 @@ def _train_epochs(
     leaving = False
     with PreemptionWatch() as watch:
         while not (distiller.done or leaving):
+            # After a restart the epoch goes on behind the batches that the checkpoint has seen.
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
                 advance(batch)
+                # All ranks get the same answer, so all of them stop at the same step.
                 leaving = watch.received() and not distiller.done
                 if leaving:
                     break
@@ -163,6 +166,7 @@ def _train_as_leader(
         means: dict[str, float] = {}
 
         def advance(batch: Batch) -> None:
+            # People see errors of augmentation at once in a picture, and in no curve.
             if distiller.step == 0:
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
             tracker.record(distiller.advance(batch))
@@ -176,17 +180,32 @@ def _train_as_leader(
             checkpoints.write(distiller.step, distiller.state())
             tracker.upload()
 
+        # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
         if _train_epochs(stream, distiller, pace, advance, save):
             return True
         tracker.upload()
-    # The exported head gives distances, not standardised ones.
-    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
-    save_student(folder, student, _card(job, version, schedule) | {"training": means})
+    _write_student(job, version, folder, distiller, means)
+    # The card is written, so the student is finished; a kill before this line leaves checkpoints,
+    # which the next call of `distill` clears.
     checkpoints.clear()
     return False
 
 
+def _write_student(
+    job: Job,
+    version: PublishedVersion,
+    folder: Storage,
+    distiller: Distiller,
+    means: dict[str, float],
+) -> None:
+    """Write the trained student; `means` are its last loss and agreement."""
+    # The exported head gives distances, not standardised ones.
+    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
+    save_student(folder, student, _card(job, version, distiller.schedule) | {"training": means})
+
+
 def _card(job: Job, version: PublishedVersion, schedule: Schedule) -> dict[str, Any]:
+    """The card of the student: what loads it, and what it was trained on and how."""
     manifest = job.manifest
     return {
         **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
@@ -241,6 +260,7 @@ def distribute(device: torch.device, precision: str) -> Distribute:
     ids = [device] if device.type == "cuda" else None
 
     def wrap(module: nn.Module) -> nn.Module:
+        """`module` with gradients that are averaged over the ranks."""
         with warnings.catch_warnings():  # torch renamed it; older versions lack the new name
             warnings.simplefilter("ignore", FutureWarning)
             parallel = DistributedDataParallel(

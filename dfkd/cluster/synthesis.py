@@ -1,52 +1,66 @@
-"""Building a version on a cluster: prompts, then the shard of every task, then publication."""
+"""Building a version on a cluster: prompts, then the shard of every task, then publication.
+
+This is the driver's side; `worker.py` is what its actors run. The driver lists what is in storage,
+has the rest made, and publishes. It knows nothing that storage does not hold, so it may be killed.
+"""
 
 import contextlib
-import json
 import platform
-import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import ray
 
-from dfkd.cluster.capacity import require_shared_storage
-from dfkd.cluster.metrics import WORKER_RATE, TaskReporter, count_request
-from dfkd.cluster.prompt_worker import write_prompts
-from dfkd.cluster.tracking import MeanLoss, ShardSummary, ShardTracker
-from dfkd.cluster.worker import BudgetTracker, TaskResult, Worker, pool_of
+from dfkd.cluster.capacity import (
+    request_resources_for,
+    require_shared_storage,
+    worker_resources,
+)
+from dfkd.cluster.metrics import TaskReporter, count_request
+from dfkd.cluster.pool import Pool
+from dfkd.cluster.tracking import ShardSummary, ShardTracker
+from dfkd.cluster.worker import (
+    PromptPart,
+    PromptSummary,
+    PromptWorker,
+    SynthesisWorker,
+    TaskResult,
+    Worker,
+)
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
-    Task,
     Unit,
     estimated_bytes,
     fresh_tasks,
     image_count,
+    part_count,
     part_name,
+    parts_at_once,
     task_count,
     tasks,
     units,
 )
 from dfkd.dataset.chain import Chain
-from dfkd.dataset.publication import PROMPTS_KEY
-from dfkd.dataset.published import refuse_removal
-from dfkd.dataset.shards import parse_shard
-from dfkd.dataset.versions import PublishedVersion, Receipt, Version, begin
-from dfkd.errors import InfrastructureError, PartialError
+from dfkd.dataset.published import PublishedVersion, read_json, refuse_removal
+from dfkd.dataset.shards import Receipt
+from dfkd.dataset.versions import Version, begin
+from dfkd.errors import BudgetError, DfkdError, PartialError
 from dfkd.models import generator, teacher
 from dfkd.storage import layout
-from dfkd.storage.cost_records import record_cost
+from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
-from dfkd.storage.local import Storage, open_storage, require_disk_space, require_root_space
-from dfkd.synthesis.shard_maker import ShardMaker
-from dfkd.utils.progress import bar
+from dfkd.storage.local import Storage, open_storage, require_root_space
+from dfkd.utils.progress import LineBar, ScreenBar, bar
+
+MAX_REQUESTED_WORKERS = 256
+"""Workers requested from an autoscaler if the manifest names no number. The autoscaler's own
+maximum caps the cost."""
 
 LIBRARIES = (
     "dfkd",
@@ -67,12 +81,18 @@ class Built:
 
     method: Method
     version: PublishedVersion
-    images: int
-    """The number of images in the version."""
-    failed: int
-    """Images that diverged at every attempt and are not in the version."""
     prompts: dict[str, Any]
     """Content of `prompts.json`: diversity and faithfulness of the prompts."""
+
+    @property
+    def images(self) -> int:
+        """The number of images in the version."""
+        return int(self.version.manifest["samples"])
+
+    @property
+    def failed(self) -> int:
+        """The number of images that diverged at every attempt and are not in the version."""
+        return int(self.version.manifest["failed"])
 
 
 def build(
@@ -102,19 +122,19 @@ def build(
     require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(layout.data(method)), fingerprints.fingerprint(identity))
-    # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile.
+    # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
+    # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
         quarantined = {} if version.published else _make_missing(manifest, root, version, budget)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
+        # Once more after hours: a driver that was suspended for longer than its lease has lost it.
         refuse_removal(version.home, version.id)
         published = version.publish(
             tasks(manifest), environment(), quarantined.keys(), make_current
         )
-    images = sum(receipt.samples for receipt in published.shards)
-    failed = sum(len(receipt.failed) for receipt in published.shards)
-    return Built(method, published, images, failed, _prompts(version))
+    return Built(method, published, read_json(version.storage, layout.PROMPTS_SUMMARY))
 
 
 def _make_missing(
@@ -127,14 +147,10 @@ def _make_missing(
         return write_shards(manifest, version, budget_tracker)
 
 
-def _prompts(version: Version) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(version.storage.get(PROMPTS_KEY))
-    return facts
-
-
 def _refuse_quarantined(
     manifest: Manifest, version: Version, quarantined: Mapping[str, str]
 ) -> None:
+    """Raise `PartialError` with the reason for each quarantined task."""
     reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
     raise PartialError(
         f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
@@ -172,57 +188,90 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
-class SynthesisWorker(Worker):
-    """Makes the shards of units of tasks."""
+@dataclass
+class BudgetTracker:
+    """The budget of a run and what has been spent of it."""
 
-    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
-        """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
-        # A maker that raises may be half-way through a part, so the next attempt loads a new one.
-        maker, self._maker = self._maker or self._load(unit), None
-        curve, started = MeanLoss(), time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
-                require_disk_space(Path(folder, "shards"), size)
-                prompts = self._prompts(unit)
-                failed = maker.shards(unit, prompts, Path(folder), curve)
-                committed = [
-                    self._commit(task, Path(folder), failed[task], curve) for task in unit.tasks
-                ]
-            except OSError as error:
-                raise InfrastructureError(
-                    f"task {unit.id}: {error}; free space, run again"
-                ) from None
-        if has_dependent_parts(self.manifest.method):
-            # The next part of a chained method continues from this state.
-            Chain(self.version).keep(self.manifest, unit.part, maker.state())
-        self._maker = maker
-        rate = sum(summary.samples for _, summary in committed) / (time.perf_counter() - started)
-        WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
-        return committed
+    budget: Budget
+    cost: CostCounter
+    spent: float = 0.0
+    """Worker-seconds of the finished pools, failed attempts included."""
 
-    def _load(self, unit: Unit) -> ShardMaker:
-        manifest, loaded = self.manifest, self.load_teacher()
-        chain, decoder = Chain(self.version), self.load_generator()
-        earlier = partial(chain.images, manifest)
-        maker = ShardMaker(manifest, loaded, decoder, self.notes.append, earlier)
-        if has_dependent_parts(manifest.method) and unit.part:
-            maker.restore(chain.states.read(unit.part))
-        return maker
+    def __post_init__(self) -> None:
+        # Workers' seconds are counted one by one, and not as the stage's time by their number.
+        self.cost.worker_seconds = 0.0
 
-    def _prompts(self, unit: Unit) -> pa.Table:
-        if len(unit.generated) == 1:
-            return self.version.prompts(unit.generated[0])
-        return self.version.prompt_part(part_name(unit.part))
+    def allows(self, pool: Pool[Any], images: int = 0) -> bool:
+        """Whether work on `images` more images may start, given the work in flight in `pool`."""
+        # What is in flight will be spent too: with many workers that is far more than a task.
+        in_flight = sum(unit.count for unit in pool.in_flight if isinstance(unit, Unit))
+        seconds = self.spent + pool.busy_seconds
+        return self.budget.allows(self.cost.images + in_flight + images, seconds)
 
-    def _commit(
-        self, task: Task, folder: Path, failed: tuple[int, ...], curve: MeanLoss
-    ) -> tuple[Receipt, ShardSummary]:
-        tar = folder / f"{task.id}.tar"
-        receipt = self.version.commit(task, tar, failed)
-        samples = list(parse_shard(tar.read_bytes(), receipt.shard))
-        name = self.manifest.classes[task.class_index]
-        return receipt, ShardSummary.of(name, samples, len(failed), curve, task.shard_index == 0)
+    def count(self, result: TaskResult[Any]) -> None:
+        """Add a worker's time to the cost of the stage."""
+        self.cost.worker_seconds = (self.cost.worker_seconds or 0.0) + result.seconds
+        self.cost.device = result.device
+
+    def finish(self, pool: Pool[Any]) -> None:
+        """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""
+        self.spent += pool.busy_seconds
+        if pool.stopped:
+            raise BudgetError(
+                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
+                f"spent, which leaves no room under {self.budget.caps}; run the same command "
+                "again, it resumes"
+            )
+
+
+def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTracker) -> None:
+    """Write every missing part and then prompts.json.
+
+    At most `parts_at_once` workers run, because so many parts do not depend on each other.
+
+    Raises:
+        DfkdError: a part failed at every attempt.
+        BudgetError: the budget is spent.
+    """
+    # prompts.json is written after all parts, so with it nothing is left to do.
+    if version.storage.exists(layout.PROMPTS_SUMMARY):
+        return
+    total = part_count(manifest)
+    # A kill loses only the parts in flight: parts in storage are not made again.
+    done = {number for number in range(total) if version.has_prompts(part_name(number))}
+    with (
+        _pool(manifest, PromptWorker, version, parts_at_once(manifest)) as pool,
+        bar(f"{manifest.method} prompts", total, "part", len(done)) as progress,
+    ):
+        units = _ready_parts(manifest, done)
+        for result in pool.run(units, lambda unit: budget_tracker.allows(pool)):
+            budget_tracker.count(result)
+            if result.result is not None:
+                done.add(result.result)  # `_ready_parts` reads it, and yields what depends on it
+                progress.update()
+    budget_tracker.finish(pool)
+    if pool.quarantine:
+        raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
+
+
+def _ready_parts(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:
+    """Yield each part that is not in `done`, when the parts it depends on are; None until then.
+
+    Part n depends on parts 0 .. n - `parts_at_once`; the summary depends on all of them.
+    """
+    total, concurrent = part_count(manifest), parts_at_once(manifest)
+    parts = [PromptPart(number) for number in range(total) if number not in done]
+    units: list[PromptPart | PromptSummary] = [*parts, PromptSummary()]
+    known = 0  # parts 0 .. known - 1 are done
+    for unit in units:
+        needed = unit.number - concurrent + 1 if isinstance(unit, PromptPart) else total
+        while True:
+            while known in done:
+                known += 1
+            if known >= needed:
+                break
+            yield None  # the pool asks again when a part has been made
+        yield unit
 
 
 def write_shards(
@@ -240,51 +289,101 @@ def write_shards(
         BudgetError: the budget is spent.
     """
     version.carry(fresh_tasks(manifest))
-    done, chain = version.done(), Chain(version) if has_dependent_parts(manifest.method) else None
-    # A chained method makes one unit after another, so one actor is all that it can use.
+    # Receipts alone say what is done, so a call after a kill makes exactly what is missing.
+    done = version.done()
     sizes = [len(unit.generated) for unit in units(manifest, done)]
-    left, largest = len(sizes), max(sizes, default=1)
-    finished = sum(task.count for task in tasks(manifest) if task.id in done)
-    method = manifest.method
-    board = open_storage(manifest.storage.root).child(f"{layout.TENSORBOARD}synthesis-{method}")
+    chain = Chain(version) if has_dependent_parts(manifest.method) else None
+    # A chained method makes one unit after another, so one actor is all that it can use.
+    remaining = chain.units(manifest, done) if chain else units(manifest, done)
+    workers, largest = (1 if chain else len(sizes)), max(sizes, default=1)
     cost = budget_tracker.cost
     with (
-        pool_of(manifest, kind, version, 1 if chain else left, largest) as pool,
-        bar(f"{method} images", image_count(manifest), "img", finished) as progress,
-        ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
+        _pool(manifest, kind, version, workers, largest) as pool,
+        _reporting(manifest, version, pool, cost, done) as report,
     ):
-        reporter = TaskReporter(manifest, version, pool)
-        remaining = chain.units(manifest, done) if chain else units(manifest, done)
         for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool, unit.count)):
-            result.count(cost)
-            cost.workers = pool.largest
-            for receipt, summary in result.result:
-                cost.images += receipt.samples
-                cost.bytes += receipt.bytes
-                tracker.record(summary)
-                progress.update(receipt.samples)
-            _report_done(result, pool.tries(result.unit), reporter)
-            for note in result.notes:
-                progress.say(f"note: task {result.unit}: {note}")
-            progress.note(_failures(tracker.failed, len(pool.quarantine)))
-        reporter.report_quarantined()
-        progress.note(_failures(tracker.failed, len(pool.quarantine)))
+            budget_tracker.count(result)
+            report.record(result)
     budget_tracker.finish(pool)
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
 
 
-def _report_done(result: TaskResult[Any], tries: int, reporter: TaskReporter) -> None:
-    """Report the tasks of a unit, and those that were quarantined meanwhile."""
-    for receipt, summary in result.result:
-        # The tasks of a unit are made together, so each counts an equal part of its time.
-        seconds = result.seconds / len(result.result)
-        reporter.report_done(receipt, summary.steps, seconds, result.node, tries)
-    reporter.report_quarantined()
+@contextmanager
+def _pool(
+    manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int = 1
+) -> Iterator[Pool[Any]]:
+    """A pool of at most `size` workers of class `kind`, limited by `cluster.workers`.
+
+    Args:
+        tasks: the largest number of tasks in a unit; `cluster.task_timeout` applies to each task.
+    """
+    cluster = manifest.cluster
+    resources = worker_resources(cluster)
+    # Ray restarts and retries nothing: the pool does both, and counts them.
+    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
+    with request_resources_for(resources, min(size, cluster.workers or MAX_REQUESTED_WORKERS)):
+        yield Pool(
+            lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
+            min(size, cluster.workers or size),
+            cluster.attempts,
+            resources,
+            cluster.task_timeout * tasks,
+        )
 
 
-def _failures(images: int, tasks: int) -> str:
-    """Text for the progress bar with the non-zero counts; empty if nothing failed."""
-    counts = {"failed": images, "quarantined": tasks}
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+@contextmanager
+def _reporting(
+    manifest: Manifest, version: Version, pool: Pool[Any], cost: CostCounter, done: Container[str]
+) -> Iterator["_ShardReport"]:
+    """Show a synthesis while the block runs: progress bar, TensorBoard, metrics and log.
+
+    Args:
+        done: ids of the tasks that earlier calls have finished.
+    """
+    name = f"synthesis-{manifest.method}"
+    board = open_storage(manifest.storage.root).child(f"{layout.TENSORBOARD}{name}")
+    finished = sum(task.count for task in tasks(manifest) if task.id in done)
+    with (
+        bar(f"{manifest.method} images", image_count(manifest), "img", finished) as progress,
+        ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
+    ):
+        reporter = TaskReporter(manifest, version, pool)
+        report = _ShardReport(pool, cost, progress, tracker, reporter)
+        yield report
+        report.show_failures()
+
+
+@dataclass(frozen=True)
+class _ShardReport:
+    """Counts and shows each finished unit of a synthesis."""
+
+    pool: Pool[Any]
+    cost: CostCounter
+    progress: ScreenBar | LineBar
+    tracker: ShardTracker
+    reporter: TaskReporter
+
+    def record(self, result: TaskResult[list[tuple[Receipt, ShardSummary]]]) -> None:
+        """Count and show the shards of a finished unit."""
+        self.cost.workers = self.pool.largest
+        for receipt, summary in result.result:
+            self.cost.images += receipt.samples
+            self.cost.bytes += receipt.bytes
+            self.tracker.record(summary)
+            self.progress.update(receipt.samples)
+            # The tasks of a unit are made together, so each counts an equal part of its time.
+            seconds = result.seconds / len(result.result)
+            tries = self.pool.tries(result.unit)
+            self.reporter.report_done(receipt, summary.steps, seconds, result.node, tries)
+        for note in result.notes:
+            self.progress.say(f"note: task {result.unit}: {note}")
+        self.show_failures()
+
+    def show_failures(self) -> None:
+        """Report newly quarantined tasks, and show how many images and tasks have failed."""
+        self.reporter.report_quarantined()
+        counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}
+        text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        self.progress.note(text)

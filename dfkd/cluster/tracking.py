@@ -94,6 +94,7 @@ class Tracker(Board):
 
 
 def _mean(values: list[Tensor]) -> float:
+    """The mean of scalars on a device, which is waited for once."""
     return float(torch.stack(values).mean())
 
 
@@ -106,6 +107,7 @@ class MeanLoss:
 
     def __call__(self, step: int, losses: Tensor) -> None:
         """Add the losses [B] of a step, which stay on their device; non-finite ones are skipped."""
+        # A diverged image is tried again or left out, so its loss is none of the curve's.
         finite = losses.isfinite()
         total = torch.where(finite, losses, 0).sum()
         count = finite.sum()
@@ -198,10 +200,12 @@ class ShardTracker(Board):
             self.shown += 1
             shown = np.stack([decode_image(image, self.side) for image in summary.images])
             self.images(f"samples/{summary.class_name}", _channels_first(shown), 0)
+        # An upload writes the whole files again, so it is not made for every shard.
         if now - self.uploaded > UPLOAD_SECONDS:
             self.uploaded = now
             self.upload()
 
 
 def _channels_first(images: npt.NDArray[np.uint8]) -> Tensor:
+    """Images [N, H, W, 3] as a tensor [N, 3, H, W]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,32 +1,58 @@
-"""Base of the workers that build a version: model loading, cost and budget, and their pool."""
+"""What runs in the actors that build a version: they load the models, and make prompts and shards.
 
+An actor may be killed at any moment. Whatever it has finished is in storage, and another actor that
+gets the same unit of work makes the same bytes.
+"""
+
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
 import ray
 
-from dfkd.cluster.capacity import request_resources_for, worker_resources
-from dfkd.cluster.metrics import count_request
-from dfkd.cluster.pool import Actor, Pool
-from dfkd.config.budget import Budget
+from dfkd.cluster.metrics import WORKER_RATE, count_request
+from dfkd.cluster.pool import Actor
+from dfkd.cluster.tracking import MeanLoss, ShardSummary
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import prompt_method
-from dfkd.config.plan import Unit
+from dfkd.config.methods import has_dependent_parts, prompt_method
+from dfkd.config.plan import Task, Unit, estimated_bytes, image_count, part_count, part_name
+from dfkd.dataset.chain import Chain
+from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version
-from dfkd.errors import BudgetError, WeightsError
+from dfkd.errors import InfrastructureError, WeightsError
 from dfkd.models import generator, teacher
-from dfkd.storage.cost_records import CostCounter
+from dfkd.prompts.maker import PromptMaker
+from dfkd.prompts.statistics import statistics
+from dfkd.storage.local import require_disk_space
+from dfkd.synthesis.shard_maker import MadeShard, ShardMaker
 from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
 
-MAX_REQUESTED_WORKERS = 256
-"""Workers requested from an autoscaler if the manifest names no number. The autoscaler's own
-maximum caps the cost."""
+
+@dataclass(frozen=True)
+class PromptPart:
+    """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
+
+    number: int
+
+    @property
+    def id(self) -> str:
+        """The part's name in messages."""
+        return f"prompts {part_name(self.number)}"
+
+
+@dataclass(frozen=True)
+class PromptSummary:
+    """The statistics over all prompts of a version: the last unit of work of a `PromptWorker`."""
+
+    id: str = "prompts summary"
 
 
 @dataclass(frozen=True)
@@ -43,11 +69,6 @@ class TaskResult(Generic[R]):
     unit: str = ""
     """Id of the unit of work."""
 
-    def count(self, cost: CostCounter) -> None:
-        """Add this worker's time to a stage's cost."""
-        cost.worker_seconds = (cost.worker_seconds or 0.0) + self.seconds
-        cost.device = self.device
-
 
 @dataclass
 class Worker(Actor, ABC):
@@ -62,8 +83,10 @@ class Worker(Actor, ABC):
     notes: list[str] = field(default_factory=list, init=False)
     """`TaskResult.notes` of the current unit."""
     _maker: Any = field(default=None, init=False)
+    """What makes prompts or shards, with the loaded models; None before the first unit."""
 
     def __post_init__(self) -> None:
+        # An observer is not pickled, so the version comes without one from the driver.
         self.version = replace(self.version, home=self.version.home.observed(count_request))
 
     def run(self, unit: Any) -> TaskResult[Any]:
@@ -81,18 +104,20 @@ class Worker(Actor, ABC):
     def load_teacher(self) -> teacher.Teacher:
         """The teacher on this worker's device; also sets this process's number of threads."""
         configure_process(self.cpus)
+        config, cache = self.manifest.teacher, self.manifest.cache
+        # The driver has checked that the files fit each other, so a hash says all about them here.
+        self._require_same(teacher.file_hashes(config, cache))
         precision = self.manifest.synthesis.precision
-        device, cache = pick_device(), self.manifest.cache
-        self._require_same(teacher.file_hashes(self.manifest.teacher, cache))
-        return teacher.Teacher.load(self.manifest.teacher, device, precision, cache)
+        return teacher.Teacher.load(config, pick_device(), precision, cache)
 
     def load_generator(self) -> generator.VQGAN | None:
         """The generator on this worker's device; None if the method has no latents."""
         if prompt_method(self.manifest.method) is None:
             return None
-        config, precision = self.manifest.generator, self.manifest.synthesis.precision
-        self._require_same(generator.file_hashes(config, self.manifest.cache))
-        return generator.VQGAN.load(config, pick_device(), precision, self.manifest.cache)
+        config, cache = self.manifest.generator, self.manifest.cache
+        self._require_same(generator.file_hashes(config, cache))
+        precision = self.manifest.synthesis.precision
+        return generator.VQGAN.load(config, pick_device(), precision, cache)
 
     def _require_same(self, digests: Mapping[str, str]) -> None:
         """Raise `WeightsError` if a weight file of this node is not that of the fingerprint.
@@ -111,52 +136,86 @@ class Worker(Actor, ABC):
                 )
 
 
-@dataclass
-class BudgetTracker:
-    """The budget of a run and what has been spent of it."""
+class PromptWorker(Worker):
+    """Makes prompts part after part; a new worker continues where a dead one stopped."""
 
-    budget: Budget
-    cost: CostCounter
-    spent: float = 0.0
-    """Worker-seconds of the finished pools, failed attempts included."""
+    def run_task(self, unit: PromptPart | PromptSummary) -> int | None:
+        """Write one part and return its number; for a `PromptSummary` write prompts.json."""
+        if self._maker is None:
+            base = self.version.base()
+            carried = base.prompt_part if base else None
+            self._maker = PromptMaker(self.manifest, self.load_teacher(), carried)
+        if isinstance(unit, PromptSummary):
+            names = [part_name(number) for number in range(part_count(self.manifest))]
+            texts = self._maker.class_texts.cpu().numpy()
+            summary = statistics(map(self.version.prompt_part, names), texts)
+            self.version.seal_prompts(names, summary)
+            return None
+        # Prompts of a part depend on those before it, which another worker may have made.
+        self._maker.remember(unit.number, self._earlier_part)
+        self.version.put_prompts(part_name(unit.number), self._maker.part(unit.number))
+        return unit.number
 
-    def __post_init__(self) -> None:
-        self.cost.worker_seconds = 0.0
-
-    def allows(self, pool: Pool[Any], images: int = 0) -> bool:
-        """Whether work on `images` more images may start, given the work in flight in `pool`."""
-        in_flight = sum(unit.count for unit in pool.in_flight if isinstance(unit, Unit))
-        seconds = self.spent + pool.busy_seconds
-        return self.budget.allows(self.cost.images + in_flight + images, seconds)
-
-    def finish(self, pool: Pool[Any]) -> None:
-        """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""
-        self.spent += pool.busy_seconds
-        if pool.stopped:
-            raise BudgetError(
-                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
-                f"spent, which leaves no room under {self.budget.caps}; run the same command "
-                "again, it resumes"
-            )
+    def _earlier_part(self, number: int) -> pa.Table:
+        """The prompts of a part that some worker has written."""
+        return self.version.prompt_part(part_name(number))
 
 
-@contextmanager
-def pool_of(
-    manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int = 1
-) -> Iterator[Pool[Any]]:
-    """A pool of at most `size` workers of class `kind`, limited by `cluster.workers`.
+class SynthesisWorker(Worker):
+    """Makes the shards of units of tasks."""
 
-    Args:
-        tasks: the largest number of tasks in a unit; `cluster.task_timeout` applies to each task.
-    """
-    cluster = manifest.cluster
-    resources = worker_resources(cluster)
-    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
-    with request_resources_for(resources, min(size, cluster.workers or MAX_REQUESTED_WORKERS)):
-        yield Pool(
-            lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
-            min(size, cluster.workers or size),
-            cluster.attempts,
-            resources,
-            cluster.task_timeout * tasks,
-        )
+    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+        """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
+        # A maker that raises may be half-way through a part, so the next attempt loads a new one.
+        maker, self._maker = self._maker or self._load_maker(unit), None
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                committed = self._make_shards(maker, unit, Path(folder))
+            except OSError as error:
+                raise InfrastructureError(
+                    f"task {unit.id}: {error}; free space, run again"
+                ) from None
+        if has_dependent_parts(self.manifest.method):
+            # The next part of a chained method continues from this state. It is written after the
+            # receipts, so that a worker that dies before it makes the same part once more.
+            Chain(self.version).keep(self.manifest, unit.part, maker.state())
+        self._maker = maker
+        rate = sum(summary.samples for _, summary in committed) / (time.perf_counter() - started)
+        WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
+        return committed
+
+    def _load_maker(self, unit: Unit) -> ShardMaker:
+        """A maker with loaded models, in the state in which the part of a unit begins."""
+        manifest, chain = self.manifest, Chain(self.version)
+        models = self.load_teacher(), self.load_generator()
+        maker = ShardMaker(manifest, *models, self.notes.append, partial(chain.images, manifest))
+        if has_dependent_parts(manifest.method) and unit.part:
+            maker.restore(chain.states.read(unit.part))
+        return maker
+
+    def _make_shards(
+        self, maker: ShardMaker, unit: Unit, folder: Path
+    ) -> list[tuple[Receipt, ShardSummary]]:
+        """Write the shards of a unit into a local folder, then commit them."""
+        size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
+        require_disk_space(folder / "shards", size)
+        curve = MeanLoss()
+        made = maker.shards(unit, self._prompts(unit), folder, curve)
+        committed = []
+        for task in unit.tasks:
+            # The receipt is that of the first attempt at the task, whoever made it.
+            receipt = self.version.commit(task, folder / f"{task.id}.tar", made[task].failed)
+            committed.append((receipt, self._summary(task, made[task], curve)))
+        return committed
+
+    def _prompts(self, unit: Unit) -> pa.Table:
+        """The prompts that a unit needs; of a single task its own rows only."""
+        if len(unit.generated) == 1:
+            return self.version.prompts(unit.generated[0])
+        return self.version.prompt_part(part_name(unit.part))
+
+    def _summary(self, task: Task, made: MadeShard, curve: MeanLoss) -> ShardSummary:
+        """What the driver shows of a shard; images of the first shard of each class only."""
+        name, first = self.manifest.classes[task.class_index], task.shard_index == 0
+        return ShardSummary.of(name, made.samples, len(made.failed), curve, first)

@@ -2,5 +2,6 @@
 
 Input: samples of finished tasks. Output: shards with receipts, a version whose index and manifest
 hold the hash of every sample, and a shuffled stream of batches. Begin with `versions.py` (begin,
-commit, publish, verify), then read `shards.py` (the format) and `loader.py` (the training reader).
+commit, publish), then read `shards.py` (the format), `published.py` (what readers open) and
+`loader.py` (the stream of training).
 """

@@ -48,6 +48,7 @@ class Chain:
         first = self.states.newest()
         numbered = enumerate(parts(manifest))
         for part, tasks in islice(numbered, first, max(remaining) + 1):
+            # The pool draws a unit ahead, while the part before it is still being made.
             while part > first and self.states.newest() < part:
                 yield None
             # A unit without missing tasks writes no shard and only rebuilds the state.

@@ -7,12 +7,10 @@ version's receipts. Caching and the number of threads change the speed only.
 import contextlib
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -21,11 +19,12 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.config.plan import derive_seed
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 from dfkd.dataset.shards import Example
-from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.storage.base import in_order
 from dfkd.utils.images import header_size
 
 T = TypeVar("T")
@@ -35,8 +34,6 @@ BUFFER_BYTES = 128 << 20
 """Encoded bytes in a streaming rank's shuffle buffer, which mixes the one-class shards."""
 MAX_RUN_BYTES = 1 << 20
 """Bytes of one request at most; enough that transfer takes longer than the look-up in the store."""
-CONCURRENT_READS = 16
-"""Requests in flight, because each one costs a network round trip."""
 CACHE_BYTES = 256 << 20
 """A version whose decoded images fit into this many bytes is decoded once and kept in memory."""
 PREFETCH_BATCHES = 2
@@ -121,6 +118,7 @@ class Stream:
 
     @cached_property
     def _cache(self) -> "_Cache":
+        """The decoded images; allocated at first use, because planning never reads an image."""
         return _Cache(len(self.examples), self.image_size, len(self.version.classes))
 
     def order(self, epoch: int) -> Indices:
@@ -140,6 +138,7 @@ class Stream:
         """
         order = self.order(epoch)[step * self.rows :]
         if self.cached:
+            # Only the first epoch reads; a resumed one reads what it needs and the next the rest.
             self._cache.fill(self._read(order[~self._cache.filled[order]]))
             for samples in _split(order, self.rows):
                 yield self._batch(samples, *self._cache.take(samples))
@@ -150,6 +149,7 @@ class Stream:
                 yield from batches
 
     def _batch(self, samples: Indices, pixels: Tensor, distances: Tensor) -> Batch:
+        """The batch of some samples from pixels [B, H, W, 3], which stay channels-last."""
         labels = torch.from_numpy(self.examples.labels[samples])
         return Batch(pixels.permute(0, 3, 1, 2), distances, labels)
 
@@ -161,6 +161,7 @@ class Stream:
         _, first_uses = np.unique(runs, return_index=True)
 
         def fetch(run: int) -> dict[int, Example]:
+            """The needed samples of a run, with one request."""
             # A resumed epoch skips the samples of earlier steps, so a run may be needed in part.
             begin, end = self.runs[run : run + 2]
             samples = begin + np.flatnonzero(needed[begin:end])
@@ -169,9 +170,10 @@ class Stream:
                 self._check(example)
             return dict(zip(samples.tolist(), examples, strict=True))
 
-        return _fetched(fetch, runs[np.sort(first_uses)].tolist())
+        return in_order(fetch, runs[np.sort(first_uses)].tolist())
 
     def _check(self, example: Example) -> None:
+        """Raise `CorruptionError` unless the example has a distance to each class."""
         classes = len(self.version.classes)
         if len(example.distances) != classes:
             rule = f"must be {classes} numbers, one for each class"
@@ -195,6 +197,7 @@ class Stream:
                     # `runs` follows the order of first uses, so the next run holds this sample.
                     if sample not in fetched:
                         fetched |= next(runs)
+                    # Each sample comes once in an epoch, so its bytes are not needed again.
                     batch.append(fetched.pop(sample))
                 images = list(apply(lambda example: decode(example, self.image_size), batch))
                 yield self._batch(samples, torch.stack(images), _distances(batch))
@@ -228,6 +231,7 @@ def _distances(examples: Sequence[Example]) -> Tensor:
 
 
 def _split(order: Indices, rows: int) -> list[Indices]:
+    """The sample numbers of each batch; `order` holds whole batches only."""
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
@@ -251,6 +255,7 @@ def decode(example: Example, image_size: int) -> Tensor:
 
 
 def _not_an_image(example: Example, problem: str) -> CorruptionError:
+    """The error for an image that cannot be decoded as expected."""
     return _unusable(example, example.extension, problem)
 
 
@@ -258,23 +263,6 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
     return CorruptionError(
         f"sample {example.key}.{suffix}: {problem}; delete the version and synthesise again"
     )
-
-
-def _fetched(fetch: Callable[[int], T], numbers: Iterable[int]) -> Generator[T]:
-    """Yield `fetch(number)` for each number in order, with `CONCURRENT_READS` calls in flight."""
-    remaining = iter(numbers)
-    pool = ThreadPoolExecutor(CONCURRENT_READS, "dfkd-fetch")
-    try:
-        pending: deque[Future[T]] = deque(
-            pool.submit(fetch, number) for number in islice(remaining, CONCURRENT_READS)
-        )
-        while pending:
-            result = pending.popleft().result()
-            # The next call starts before the yield, so it runs while the consumer works.
-            pending.extend(pool.submit(fetch, number) for number in islice(remaining, 1))
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
@@ -287,6 +275,7 @@ def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
     stop = threading.Event()
 
     def put(item: object) -> bool:
+        """Hand an item to the consumer; returns False if it has stopped reading."""
         # A blocking put would hang for ever once the consumer has stopped reading.
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
@@ -295,6 +284,7 @@ def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
         return False
 
     def produce() -> None:
+        """Make items until there are no more or nobody reads them."""
         try:
             with contextlib.closing(make()) as items:
                 for item in items:
@@ -312,5 +302,6 @@ def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
                 raise item
             yield item  # type: ignore[misc]
     finally:
+        # Reached also if the consumer closes the generator early; then the thread must end too.
         stop.set()
         thread.join()

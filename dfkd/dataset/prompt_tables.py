@@ -55,6 +55,7 @@ def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
     """
 
     def select_groups(metadata: pq.FileMetaData) -> list[int]:
+        """The row groups to read, chosen after the footer has been read."""
         return _groups(metadata, class_index)
 
     source = cast(BinaryIO, _RangeReader(storage, key, storage.size(key)))
@@ -72,6 +73,7 @@ def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
     numbers = range(metadata.num_row_groups)
 
     def bounds(number: int) -> tuple[int, int] | None:
+        """The smallest and the largest class in a row group; None if the file does not say."""
         statistics = metadata.row_group(number).column(column).statistics
         if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, int):
             return None
@@ -80,6 +82,7 @@ def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
     # A file from another writer may lack statistics. Then all groups are read and filtered.
     if any(bounds(number) is None for number in (*numbers[:1], *numbers[-1:])):
         return list(numbers)
+    # Groups are ordered by class, so binary search looks at few of a thousand statistics.
     first = bisect.bisect_left(
         numbers, class_index, key=lambda number: (bounds(number) or (0, 0))[1]
     )
@@ -91,7 +94,10 @@ def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
 
 @dataclass
 class _RangeReader(io.RawIOBase):
-    """A stored object as a seekable file; each read is one range request."""
+    """A stored object as a seekable file; each read is one range request.
+
+    Methods are those of `io.RawIOBase` that pyarrow calls.
+    """
 
     storage: Storage
     key: str

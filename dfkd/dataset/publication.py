@@ -3,9 +3,8 @@
 import hashlib
 import math
 import tempfile
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,51 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfkd.config.fingerprint import method_of, sha256_file
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located
-from dfkd.errors import CorruptionError
+from dfkd.dataset.published import (
+    INDEX_ROWS,
+    INDEX_SCHEMA,
+    PublishedVersion,
+    index_row,
+    sha256_object,
+)
+from dfkd.dataset.shards import Receipt, read_located
 from dfkd.storage import layout
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage, in_order
 from dfkd.utils.strict_json import canonical
 
 SCHEMA_VERSION = 2
 """Format version of manifest.json and index.parquet; raised with every incompatible change."""
-
-INDEX_KEY, CARD_KEY, PROMPTS_KEY = "index.parquet", "README.md", "prompts.json"
-
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("class", pa.string(), nullable=False),
-        pa.field("class_index", pa.int32(), nullable=False),
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("loss", pa.float64(), nullable=False),
-        pa.field("confidence", pa.float64(), nullable=False),
-        pa.field("steps", pa.int32(), nullable=False),
-        pa.field("attempt", pa.int32(), nullable=False),
-        pa.field("extension", pa.string(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("sha256", pa.binary(32), nullable=False),
-    ]
-)
-"""One row per sample: enough to select or count samples without opening a shard, and to read one
-sample alone (`start` and `sha256` are a `shards.SampleLocation`)."""
-
-GROUP_ROWS = 8192
-"""Rows of the index that are in memory at the same time."""
-
-CONCURRENT_READS = 16
-"""Shards fetched concurrently and held in memory, because each one costs a network round trip."""
-
-
-def index_row(sample: Sample, location: SampleLocation, shard: str) -> dict[str, Any]:
-    """The row of the index for one sample."""
-    row = {name: sample.metadata.get(name) for name in INDEX_SCHEMA.names}
-    own = {"key": sample.key, "shard": shard, "extension": sample.extension}
-    return row | own | vars(location)
 
 
 @dataclass
@@ -103,49 +71,19 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     moments = LabelMoments()
     rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
-        for receipt, data in _fetched(home, receipts):
+        # One byte more than expected shows a longer object, without reading all of it into memory.
+        shards = in_order(lambda each: home.get(each.key, each.bytes + 1), receipts)
+        for receipt, data in zip(receipts, shards, strict=True):
             for sample, location in read_located(data, receipt):
                 moments.add(sample.arrays["distances"], sample.metadata["class_index"])
                 rows.append(index_row(sample, location, receipt.shard))
-            # Rows are written in groups, so memory stays bounded for any number of samples.
-            if len(rows) >= GROUP_ROWS:
+            # Rows are written in groups, so that memory stays bounded for any number of samples.
+            if len(rows) >= INDEX_ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
                 rows.clear()
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
     return moments
-
-
-def _fetched(home: Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes]]:
-    """Yield each receipt with the bytes of its shard, in order, `CONCURRENT_READS` in flight."""
-    pending: deque[tuple[Receipt, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(CONCURRENT_READS, "dfkd-fetch") as pool:
-        for receipt in receipts:
-            pending.append((receipt, pool.submit(home.get, receipt.key)))
-            if len(pending) == CONCURRENT_READS:
-                first, data = pending.popleft()
-                yield first, data.result()
-        for last, data in pending:
-            yield last, data.result()
-
-
-def read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of index.parquet in order; one row group is in memory at a time.
-
-    Raises:
-        CorruptionError: the file is not Parquet or has other columns.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(INDEX_SCHEMA):
-                raise pa.ArrowInvalid("its columns are not those of dfkd")
-            for batch in file.iter_batches(GROUP_ROWS):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptionError(
-            f"{INDEX_KEY}: no readable index ({' '.join(str(error).split())}); "
-            "run jobs/synthesize.py again, which restores it"
-        ) from None
 
 
 def publish(
@@ -163,31 +101,37 @@ def publish(
     """
     storage = home.child(layout.version(fingerprint[:16]))
     manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
-    if storage.exists(PROMPTS_KEY):
-        manifest["prompts"] = hashlib.sha256(storage.get(PROMPTS_KEY)).hexdigest()
+    if storage.exists(layout.PROMPTS_SUMMARY):
+        manifest["prompts"] = hashlib.sha256(storage.get(layout.PROMPTS_SUMMARY)).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder, INDEX_KEY)
+        index = Path(folder, layout.INDEX)
         moments = write_index(home, receipts, index)
         manifest |= {"label_mean": moments.mean, "label_std": moments.std}
         manifest["inconsistent"] = moments.inconsistent
         manifest["files"] = {
-            CARD_KEY: hashlib.sha256(data_card(manifest).encode()).hexdigest(),
-            INDEX_KEY: sha256_file(index),
+            layout.CARD: hashlib.sha256(data_card(manifest).encode()).hexdigest(),
+            layout.INDEX: sha256_file(index),
         }
         # The manifest makes the version published, so everything it refers to is written before.
-        storage.put(INDEX_KEY, index)
-        storage.put(CARD_KEY, data_card(manifest).encode())
-        storage.put_if_absent("manifest.json", canonical(manifest))
+        storage.put(layout.INDEX, index)
+        storage.put(layout.CARD, data_card(manifest).encode())
+        storage.put_if_absent(layout.MANIFEST, canonical(manifest))
 
 
-def restore(home: Storage, manifest: Mapping[str, Any], receipts: Sequence[Receipt]) -> None:
-    """Write the index and the data card again, from the manifest and the shards of a version."""
-    storage = home.child(layout.version(manifest["fingerprint"][:16]))
+def repair(version: PublishedVersion) -> None:
+    """Write index and data card of a version again if they do not match its manifest.
+
+    That happens when two publishers race: one writes the manifest, and the other overwrites the
+    files before it sees the manifest.
+    """
+    storage = version.storage
+    if all(sha256_object(storage, key) == digest for key, digest in version.files.items()):
+        return
     with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder, INDEX_KEY)
-        write_index(home, receipts, index)
-        storage.put(INDEX_KEY, index)
-        storage.put(CARD_KEY, data_card(manifest).encode())
+        index = Path(folder, layout.INDEX)
+        write_index(version.home, version.shards, index)
+        storage.put(layout.INDEX, index)
+        storage.put(layout.CARD, data_card(version.manifest).encode())
 
 
 def _describe(
@@ -197,6 +141,7 @@ def _describe(
     receipts: Sequence[Receipt],
     quarantined: Sequence[str],
 ) -> dict[str, Any]:
+    """The content of manifest.json that is known before the shards are read."""
     suffix = ".sha256"
     weights = {
         key.removesuffix(suffix): digest for key, digest in identity.items() if key.endswith(suffix)
@@ -270,6 +215,7 @@ def data_card(manifest: Mapping[str, Any]) -> str:
 
 
 def _carried_lines(shards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines that say which shards lie in the folders of other versions."""
     counts = Counter(shard["version"] for shard in shards if shard.get("version"))
     return [
         f"- shards that lie in `versions/{version}`, from which they were carried over: {count}"
@@ -278,6 +224,7 @@ def _carried_lines(shards: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _class_rows(manifest: Mapping[str, Any]) -> list[str]:
+    """The rows of the table of images by class."""
     samples = [0] * len(manifest["classes"])
     failed = [0] * len(manifest["classes"])
     for shard in manifest["shards"]:

@@ -1,7 +1,6 @@
 """Read published versions: the current one or one by name, with everything verified on reading."""
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from dfkd.config import fingerprint as fingerprints
-from dfkd.dataset import publication
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located, verify_bytes
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.storage import layout
@@ -23,7 +21,31 @@ from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
 
-POINTER_PATTERN = re.compile(r"current/([0-9]{8})\.json")
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("class", pa.string(), nullable=False),
+        pa.field("class_index", pa.int32(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("confidence", pa.float64(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("extension", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+    ]
+)
+"""One row per sample: enough to select or count samples without opening a shard, and to read one
+sample alone (`start` and `sha256` are a `shards.SampleLocation`)."""
+
+INDEX_ROWS = 8192
+"""Rows of the index that are in memory at the same time."""
+
 MAX_POINTER_NUMBER = 10**8 - 2
 """The highest pointer number that is accepted, so that its successor also has eight digits."""
 
@@ -57,8 +79,11 @@ class _Pointer(BaseModel, strict=True):
     manifest: Sha256
 
 
-REMOVAL_MARK = "removing"
-"""Key, in the folder of a version, of the mark with which jobs/clean.py begins its removal."""
+def index_row(sample: Sample, location: SampleLocation, shard: str) -> dict[str, Any]:
+    """The row of the index for one sample."""
+    row = {name: sample.metadata.get(name) for name in INDEX_SCHEMA.names}
+    own = {"key": sample.key, "shard": shard, "extension": sample.extension}
+    return row | own | vars(location)
 
 
 @dataclass(frozen=True)
@@ -119,26 +144,30 @@ class PublishedVersion:
         return by_class
 
     def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of index.parquet in batches of rows.
+        """Yield some columns of index.parquet in batches of at most `INDEX_ROWS` rows.
 
         Raises:
             CorruptionError: the file is not what was published.
         """
+        where = self.storage.location(layout.INDEX)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, publication.INDEX_KEY)
-            self.storage.get_file(publication.INDEX_KEY, path)
-            if fingerprints.sha256_file(path) != self.files.get(publication.INDEX_KEY):
-                raise self._damaged_index()
-            with pq.ParquetFile(path) as file:
-                if not file.schema_arrow.equals(publication.INDEX_SCHEMA):
-                    raise self._damaged_index()
-                yield from file.iter_batches(columns=list(columns))
-
-    def _damaged_index(self) -> CorruptionError:
-        return CorruptionError(
-            f"{self.storage.location(publication.INDEX_KEY)}: is not the index that was published; "
-            "run jobs/synthesize.py again, which restores it"
-        )
+            path = Path(folder, layout.INDEX)
+            self.storage.get_file(layout.INDEX, path)
+            if fingerprints.sha256_file(path) != self.files.get(layout.INDEX):
+                raise CorruptionError(
+                    f"{where}: is not the index that was published; "
+                    "run jobs/synthesize.py again, which restores it"
+                )
+            try:
+                with pq.ParquetFile(path) as file:
+                    if not file.schema_arrow.equals(INDEX_SCHEMA):
+                        raise pa.ArrowInvalid("its columns are not those of dfkd")
+                    yield from file.iter_batches(INDEX_ROWS, columns=list(columns))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise CorruptionError(
+                    f"{where}: no readable index ({' '.join(str(error).split())}); "
+                    "run jobs/synthesize.py again, which restores it"
+                ) from None
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet.
@@ -147,24 +176,15 @@ class PublishedVersion:
             CorruptionError: the file, or prompts.json, is not what was published.
         """
         key = layout.prompts(name)
-        summary, data = self.storage.get(publication.PROMPTS_KEY), self.storage.get(key)
+        summary, data = self.storage.get(layout.PROMPTS_SUMMARY), self.storage.get(key)
         where, digest = self.storage.location(key), hashlib.sha256(data).hexdigest()
         remedy = "restore it from a copy, or give another storage.root and synthesise again"
         # The manifest holds the hash of prompts.json, and prompts.json those of the parts.
         intact = hashlib.sha256(summary).hexdigest() == self.manifest.get("prompts")
-        parts = parse_json(summary, self.storage.location(publication.PROMPTS_KEY)).get("parts")
+        parts = parse_json(summary, self.storage.location(layout.PROMPTS_SUMMARY)).get("parts")
         if not intact or not isinstance(parts, dict) or parts.get(name) != digest:
             raise CorruptionError(f"{where}: is not what was published; {remedy}")
         return parquet.read(data, ("class_index", "index"), where, remedy)
-
-    def repair_files(self) -> None:
-        """Rewrite index and data card if they do not match the manifest.
-
-        That happens when two publishers race: one writes the manifest, and the other overwrites the
-        files before it sees the manifest.
-        """
-        if any(sha256_object(self.storage, key) != digest for key, digest in self.files.items()):
-            publication.restore(self.home, self.manifest, self.shards)
 
     @property
     def files(self) -> dict[str, str]:
@@ -181,7 +201,7 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
     Raises:
         CorruptionError: the version is not published (`MissingObject`), or its manifest is damaged.
     """
-    key = f"{layout.version(name)}/manifest.json"
+    key = f"{layout.version(name)}/{layout.MANIFEST}"
     data = storage.get(key)
     manifest = parse_json(data, storage.location(key))
     try:
@@ -219,7 +239,8 @@ def current(storage: Storage) -> PublishedVersion | None:
 
 
 def _newest_pointer(storage: Storage) -> _Pointer | None:
-    keys = [key for key in storage.list("current/") if POINTER_PATTERN.fullmatch(key)]
+    """The pointer with the highest number; None if there is none."""
+    keys = [key for key in storage.list(layout.CURRENT) if layout.pointer_number(key) is not None]
     if not keys:
         return None
     # Keys are listed in order, and all numbers have eight digits, so the last key is the newest.
@@ -229,7 +250,7 @@ def _newest_pointer(storage: Storage) -> _Pointer | None:
         pointer = _Pointer.model_validate_json(data)
     except ValidationError:
         pointer = None
-    if pointer is None or keys[-1] != f"current/{pointer.number:08d}.json":
+    if pointer is None or keys[-1] != layout.pointer(pointer.number):
         raise CorruptionError(
             f"{storage.location(keys[-1])}: names no version; restore or delete it"
         )
@@ -246,7 +267,7 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
     Raises:
         InfrastructureError: jobs/clean.py is removing the version.
     """
-    digest = sha256_object(storage, f"{layout.version(name)}/manifest.json")
+    digest = sha256_object(storage, f"{layout.version(name)}/{layout.MANIFEST}")
     written = False
     while not written:
         newest = _newest_pointer(storage)
@@ -258,7 +279,7 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
         # then, so concurrent calls are ordered and none is lost.
         number = newest.number + 1 if newest else 1
         data = canonical({"version": name, "manifest": digest, "number": number})
-        written = storage.put_if_absent(f"current/{number:08d}.json", data)
+        written = storage.put_if_absent(layout.pointer(number), data)
 
 
 def refuse_removal(storage: Storage, name: str) -> None:
@@ -267,9 +288,9 @@ def refuse_removal(storage: Storage, name: str) -> None:
     Garbage collection writes the mark and then checks the leases; a reader takes a lease and then
     checks the mark. At least one side sees the other, whatever the interleaving.
     """
-    if storage.exists(f"{layout.version(name)}/{REMOVAL_MARK}"):
+    if storage.exists(f"{layout.version(name)}/{layout.REMOVING}"):
         raise InfrastructureError(
-            f"{storage.location(f'versions/{name}')}: is being removed; "
+            f"{storage.location(layout.version(name))}: is being removed; "
             "run jobs/clean.py once more, then the same command again"
         )
 

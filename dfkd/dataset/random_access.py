@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dfkd.dataset.publication import INDEX_KEY, INDEX_SCHEMA
-from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion
 from dfkd.dataset.sampling_order import Indices
 from dfkd.dataset.shards import Example, parse_example
 from dfkd.errors import CorruptionError
+from dfkd.storage import layout
 
 INDEX_COLUMNS = pa.schema(
     [INDEX_SCHEMA.field(name) for name in ("shard", "class_index", "start", "sha256")]
@@ -64,8 +64,9 @@ class Examples:
             raise self._unusable(f"each class_index must be one of {classes} classes")
 
     def _unusable(self, problem: str) -> CorruptionError:
+        """The error for an index that says something impossible."""
         return CorruptionError(
-            f"{self.version.storage.location(INDEX_KEY)}: {problem}; "
+            f"{self.version.storage.location(layout.INDEX)}: {problem}; "
             "delete the version and synthesise again"
         )
 

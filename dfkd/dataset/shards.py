@@ -151,6 +151,7 @@ def encode_receipt(receipt: Receipt) -> bytes:
 def decode_receipt(data: bytes, where: str) -> Receipt:
     """Parse a receipt; `CorruptionError` that names `where` if `data` is not a receipt."""
     try:
+        # pydantic takes the last of two equal keys; the strict parser refuses them.
         strict_json.parse(data)
         return _RECEIPT_ADAPTER.validate_json(data, strict=True)
     except ValueError as error:
@@ -169,6 +170,7 @@ def write_shard(samples: Iterable[Sample], path: Path) -> int:
     Raises:
         ValueError: a sample breaks the format; that is a bug of the caller, so not a `DfkdError`.
     """
+    # Order, owner and times are fixed, so the same samples give the same bytes on every machine.
     ordered = sorted(samples, key=lambda sample: sample.key)
     if len({sample.key for sample in ordered}) < len(ordered):
         raise ValueError("two samples of a shard have the same key")
@@ -182,6 +184,7 @@ def write_shard(samples: Iterable[Sample], path: Path) -> int:
 
 
 def _encode(sample: Sample) -> dict[str, bytes]:
+    """The members of a sample by suffix; `ValueError` if it breaks the format."""
     problem = _problem(sample.metadata, sample.arrays)
     if problem:
         raise ValueError(f"sample {sample.key!r}: {problem}")
@@ -264,6 +267,7 @@ def _samples_with_slices(
         or len(data) < END_MARK_BYTES
     ):
         _refuse(name, f"{len(data)} bytes without the end mark of a tar")
+    # The fast parser knows only our own headers; tarfile also reads what another tool has packed.
     groups = _groups(plain_tar.members(data) or _members(data, name), name)
     if count is not None and len(groups) != count:
         _refuse(name, f"{len(groups)} samples, its receipt says {count}")
@@ -338,6 +342,7 @@ def _members(data: bytes, name: str) -> Iterator[tuple[str, slice]]:
 
 
 def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sample:
+    """The sample in its members; `CorruptionError` if `write_shard` would not write it so."""
     files = {suffix: _content(data, span, name, key) for suffix, span in slices.items()}
     extensions = files.keys() & EXTENSIONS
     if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
@@ -358,6 +363,7 @@ def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sa
 
 
 def _content(data: bytes, span: slice, name: str, key: str) -> bytes:
+    """The bytes of a member; `CorruptionError` if the tar ends within it."""
     content, size = data[span], span.stop - span.start
     if len(content) != size:
         _refuse(name, f"a member of sample {key!r} is cut at {len(content)} of {size} bytes")
@@ -365,6 +371,7 @@ def _content(data: bytes, span: slice, name: str, key: str) -> bytes:
 
 
 def _npy(array: Array) -> bytes:
+    """The array as an .npy file."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
@@ -384,10 +391,12 @@ def _array(name: str, content: bytes) -> Array:
 
 @functools.lru_cache
 def _npy_header(name: str, count: int) -> bytes:
+    """The header of the .npy file of an array with `count` values."""
     return _npy(np.zeros(count, ARRAYS[name]))[:NPY_HEADER_BYTES]
 
 
 def _refuse(name: str, difference: str) -> NoReturn:
+    """Raise the `CorruptionError` for a shard that is not what it should be."""
     raise CorruptionError(
         f"shard {name}: {difference}; restore the file, "
         "or delete the version and synthesise it again"

@@ -16,6 +16,7 @@ _SIZE_FIELD = slice(124, 135)
 
 
 def _template() -> bytes:
+    """The header of an empty member without a name."""
     info = tarfile.TarInfo("")
     info.mode, info.uname, info.gname = MODE, OWNER, OWNER
     return info.tobuf(tarfile.USTAR_FORMAT)

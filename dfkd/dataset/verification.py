@@ -2,21 +2,21 @@
 
 import itertools
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from dfkd.dataset import publication
-from dfkd.dataset.published import PublishedVersion, read_json, sha256_object
+from dfkd.dataset.published import (
+    INDEX_SCHEMA,
+    PublishedVersion,
+    index_row,
+    read_json,
+    sha256_object,
+)
 from dfkd.dataset.shards import Receipt, decode_receipt
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 
 Row = dict[str, Any]
-
-_PART_NAME = re.compile("[0-9]{5,9}")
-"""Valid names of a part of the prompts."""
 
 
 def verify(version: PublishedVersion) -> list[str]:
@@ -41,53 +41,50 @@ def verify(version: PublishedVersion) -> list[str]:
         "run jobs/synthesize.py again, it writes the file anew"
         for key in damaged
     ]
-    if publication.INDEX_KEY in damaged:
-        # A damaged index says nothing about the shards, so they are checked against receipts only.
-        return problems + [
-            line for receipt in version.shards for line in _shard_problems(version, receipt)
-        ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, publication.INDEX_KEY)
-        version.storage.get_file(publication.INDEX_KEY, path)
-        rows = publication.read_index(path)
-        try:
-            # The index is ordered as the shards are, so each shard takes the next rows.
-            for receipt in version.shards:
-                expected = list(itertools.islice(rows, receipt.samples))
-                problems += _shard_problems(version, receipt, expected)
-            if next(rows, None) is not None:
-                problems.append("index.parquet: has rows of no shard in manifest.json")
-        except CorruptionError as error:
-            problems.append(str(error))
-    return problems
-
-
-_REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
+    if layout.INDEX not in damaged:
+        return [*problems, *_index_problems(version)]
+    # A damaged index says nothing about the shards, so they are checked against receipts only.
+    return problems + [
+        problem for receipt in version.shards for problem in _shard_problems(version, receipt)
+    ]
 
 
 def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
+    """Yield the problems of prompts.json and of the parts of the prompts."""
     storage, expected = version.storage, version.manifest.get("prompts")
     if expected is None:
         return
-    if sha256_object(storage, publication.PROMPTS_KEY) != expected:
-        yield f"{storage.location(publication.PROMPTS_KEY)}: is not what was published; {_REMEDY}"
+    if sha256_object(storage, layout.PROMPTS_SUMMARY) != expected:
+        yield _altered(storage.location(layout.PROMPTS_SUMMARY))
         return
     try:
-        parts = read_json(storage, publication.PROMPTS_KEY).get("parts")
+        parts = read_json(storage, layout.PROMPTS_SUMMARY).get("parts")
     except CorruptionError as error:
         yield str(error)
         return
-    if not isinstance(parts, dict) or not all(map(_PART_NAME.fullmatch, parts)):
-        yield f"{storage.location(publication.PROMPTS_KEY)}: names no parts; {_REMEDY}"
+    if not isinstance(parts, dict) or not all(re.fullmatch(layout.PART, name) for name in parts):
+        where = storage.location(layout.PROMPTS_SUMMARY)
+        yield (
+            f"{where}: names no parts; "
+            "restore it from a copy, or give another storage.root and synthesise again"
+        )
         return
     # The names were checked first, because they become keys.
     for name, digest in parts.items():
         if sha256_object(storage, layout.prompts(name)) != digest:
-            where = storage.location(layout.prompts(name))
-            yield f"{where}: is not what was published; {_REMEDY}"
+            yield _altered(storage.location(layout.prompts(name)))
+
+
+def _altered(where: str) -> str:
+    """The problem of prompts whose bytes are not those that were published."""
+    return (
+        f"{where}: is not what was published; "
+        "restore it from a copy, or give another storage.root and synthesise again"
+    )
 
 
 def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
+    """Yield the problem of a stored receipt, if it has one."""
     key = layout.receipt(receipt.task)
     try:
         stored = decode_receipt(version.storage.get(key), version.storage.location(key))
@@ -96,6 +93,21 @@ def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[s
         return
     if stored != receipt:
         yield f"{version.storage.location(key)}: is not the receipt in manifest.json; restore it"
+
+
+def _index_problems(version: PublishedVersion) -> Iterator[str]:
+    """Yield the problems of all shards, each compared with its rows of an intact index."""
+    batches = version.index(INDEX_SCHEMA.names)
+    rows = (row for batch in batches for row in batch.to_pylist())
+    try:
+        # The index is ordered as the shards are, so each shard takes the next rows.
+        for receipt in version.shards:
+            expected = list(itertools.islice(rows, receipt.samples))
+            yield from _shard_problems(version, receipt, expected)
+        if next(rows, None) is not None:
+            yield "index.parquet: has rows of no shard in manifest.json"
+    except CorruptionError as error:
+        yield str(error)
 
 
 def _shard_problems(
@@ -107,6 +119,6 @@ def _shard_problems(
     except CorruptionError as error:
         yield str(error)
         return
-    rows = [publication.index_row(*sample, receipt.shard) for sample in samples]
+    rows = [index_row(*sample, receipt.shard) for sample in samples]
     if expected is not None and rows != expected:
         yield f"index.parquet: its rows for {receipt.shard} are not what that shard holds"

@@ -1,24 +1,12 @@
 """Versions of a synthesised data set: begun, filled task by task, published once, then only read.
 
-Keys in the storage of a method (`data/{method}` of a run):
-
-    versions/{id}/identity.json    everything that the fingerprint hashes; written first
-                  prompts/         Parquet; written before any shard
-                  prompts.json     summary and sha256 of the prompts; written before any shard
-                  state/           states of a chained method; deleted when all parts are made
-                  shards/          {task}.tar
-                  receipts/        {task}.json; with it a shard counts as complete
-                  index.parquet, README.md
-                  manifest.json    written last and once; with it the version is published
-                  abandoned        marks an unfinished version that later runs ignore
-                  removing         marks a version that jobs/clean.py has begun to remove
-    current/{n:08d}.json           names a version; the highest number is current
+`dfkd.storage.layout` shows the keys of a version. Whatever counts is written by put-if-absent, so
+any number of processes may fill a version at the same time, and each may be killed.
 """
 
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,36 +16,19 @@ import pyarrow as pa
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.plan import Task, sample_key
 from dfkd.dataset import prompt_tables, publication
-from dfkd.dataset.publication import PROMPTS_KEY
 from dfkd.dataset.published import (
-    REMOVAL_MARK,
     PublishedVersion,
     advance,
-    current,
     open_version,
     read_json,
     refuse_removal,
     sha256_object,
 )
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_shard
-from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, PartialError
 from dfkd.storage import layout
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage, in_order
 from dfkd.utils.strict_json import canonical
-
-__all__ = [
-    "PublishedVersion",
-    "Receipt",
-    "Version",
-    "begin",
-    "current",
-    "open_version",
-    "verify",
-]
-
-CONCURRENT_READS = 16
-"""Receipts read concurrently, because each one costs a network round trip."""
 
 
 def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) -> "Version":
@@ -80,23 +51,25 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
         if other == version.id:
             continue
         if not abandon:
-            stored = read_json(storage, f"{layout.version(other)}/identity.json")
+            stored = read_json(storage, f"{layout.version(other)}/{layout.IDENTITY}")
             where = storage.location(layout.version(other))
             fingerprints.refuse_difference(stored, requested, where)
-        storage.put(f"{layout.version(other)}/abandoned", b"")
+        storage.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
     # The name is a prefix of the fingerprint, so a stored identity could differ by a collision.
-    if not version.storage.put_if_absent("identity.json", canonical(requested)):
+    if not version.storage.put_if_absent(layout.IDENTITY, canonical(requested)):
         fingerprints.refuse_difference(version.identity, requested, version.storage.location())
-    version.storage.delete("abandoned")
+    version.storage.delete(layout.ABANDONED)
     refuse_removal(storage, version.id)
     return version
 
 
 def _unfinished(storage: Storage) -> list[str]:
+    """The ids of the versions that were begun and neither published, abandoned nor removed."""
+
     def unfinished(name: str) -> bool:
         head = layout.version(name)
-        ended = ("manifest.json", "abandoned", REMOVAL_MARK)
-        return storage.exists(f"{head}/identity.json") and not any(
+        ended = (layout.MANIFEST, layout.ABANDONED, layout.REMOVING)
+        return storage.exists(f"{head}/{layout.IDENTITY}") and not any(
             storage.exists(f"{head}/{mark}") for mark in ended
         )
 
@@ -124,7 +97,7 @@ class Version:
     @property
     def identity(self) -> dict[str, Any]:
         """The stored identity, which the fingerprint hashes."""
-        return read_json(self.storage, "identity.json")
+        return read_json(self.storage, layout.IDENTITY)
 
     def base(self) -> PublishedVersion | None:
         """The version whose shards a regeneration carries over; None if there is none."""
@@ -140,9 +113,8 @@ class Version:
         base = self.base()
         if base is None:
             return
-        excluded = {layout.receipt(task.id) for task in fresh} | set(
-            self.storage.list(layout.RECEIPTS)
-        )
+        present = set(self.storage.list(layout.RECEIPTS))
+        excluded = present | {layout.receipt(task.id) for task in fresh}
 
         def refer(receipt: Receipt) -> None:
             # The base may have carried the shard over itself; then it names the holder.
@@ -151,13 +123,13 @@ class Version:
             self.storage.put_if_absent(layout.receipt(receipt.task), encode_receipt(carried))
 
         missing = [r for r in base.shards if layout.receipt(r.task) not in excluded]
-        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
-            list(pool.map(refer, missing))
+        for _ in in_order(refer, missing):
+            pass
 
     @property
     def published(self) -> bool:
         """Whether manifest.json exists; the version does not change afterwards."""
-        return self.storage.exists("manifest.json")
+        return self.storage.exists(layout.MANIFEST)
 
     def done(self) -> frozenset[str]:
         """The ids of all tasks that have a receipt, from a listing of keys only."""
@@ -167,10 +139,9 @@ class Version:
     def receipts(self) -> dict[str, Receipt]:
         """The receipts of all complete shards by task id, in the order of their keys."""
         storage = self.storage
-        keys = list(storage.list(layout.RECEIPTS))
-        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
-            receipts = pool.map(lambda key: _read_receipt(storage, key, self.fingerprint), keys)
-            return {receipt.task: receipt for receipt in receipts}
+        keys = storage.list(layout.RECEIPTS)
+        receipts = in_order(lambda key: _read_receipt(storage, key, self.fingerprint), keys)
+        return {receipt.task: receipt for receipt in receipts}
 
     def receipt(self, task: Task) -> Receipt:
         """The receipt of a task; `MissingObject` if its shard is not complete."""
@@ -197,7 +168,8 @@ class Version:
             return _read_receipt(storage, key, self.fingerprint)
         data = tar.read_bytes()
         receipt = self._receipt(task, data, failed)
-        if not storage.put_if_absent(receipt.shard, tar):
+        # The bytes that were hashed are stored, not the file once more.
+        if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
             # the receipt is made from them.
             receipt = self._receipt(task, storage.get(receipt.shard), failed)
@@ -242,7 +214,7 @@ class Version:
     def seal_prompts(self, names: Iterable[str], facts: Mapping[str, Any]) -> None:
         """Write prompts.json: `facts` about all prompts, and under `parts` the sha256 of each."""
         digests = {name: sha256_object(self.storage, layout.prompts(name)) for name in names}
-        self.storage.put(PROMPTS_KEY, canonical({**facts, "parts": digests}))
+        self.storage.put(layout.PROMPTS_SUMMARY, canonical({**facts, "parts": digests}))
 
     def has_prompts(self, name: str) -> bool:
         """Whether prompts/{name}.parquet exists."""
@@ -297,12 +269,13 @@ class Version:
             )
         # Another publisher may have won the race, so the version is read back from its manifest.
         version = open_version(self.home, self.id)
-        version.repair_files()
+        publication.repair(version)
         if make_current:
             advance(self.home, self.id)
         return version
 
     def _refuse_missing(self, missing: list[str], quarantined: Collection[str], total: int) -> None:
+        """Raise `PartialError` if a task without receipt is not quarantined."""
         unexpected = [name for name in missing if name not in quarantined]
         if unexpected:
             shown = ", ".join(unexpected[:5]) + (", ..." if len(unexpected) > 5 else "")
@@ -313,6 +286,7 @@ class Version:
 
 
 def _read_receipt(storage: Storage, key: str, fingerprint: str) -> Receipt:
+    """The receipt at a key; `CorruptionError` if it is about another task or version."""
     receipt = decode_receipt(storage.get(key), storage.location(key))
     if key != layout.receipt(receipt.task) or receipt.fingerprint != fingerprint:
         raise CorruptionError(

@@ -14,7 +14,7 @@ import torch
 from dfkd.config.fingerprint import identity, sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.versions import PublishedVersion, current, open_version
+from dfkd.dataset.published import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.student import CARD, Student, load_student, names_file
 from dfkd.models.teacher import file_hashes

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest, Model
 from dfkd.config.methods import Method
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dfkd.config.fingerprint import sha256_file
 from dfkd.config.manifest import Average, Manifest
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data

@@ -74,7 +74,7 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
 
 
 def file_hashes(config: manifest.GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
-    """Find and check the generator's files.
+    """Find and hash the generator's files.
 
     Args:
         cache: the folder with the files of published VQGANs.
@@ -83,10 +83,9 @@ def file_hashes(config: manifest.GeneratorConfig, cache: str = CACHE) -> dict[st
         The sha256 of each file by its role in `fingerprint.identity`, such as `generator.weights`.
 
     Raises:
-        WeightsError: a file is missing, corrupt or hostile, or they are of different architectures.
+        WeightsError: a file is missing.
     """
     files = _files(config, cache)
-    _read(files)
     return {role: sha256_file(path) for role, path in files.items()}
 
 
@@ -131,7 +130,8 @@ class VQGAN:
             cache: as for `file_hashes`.
 
         Raises:
-            WeightsError: as `file_hashes`.
+            WeightsError: a file is missing, corrupt or hostile, or they are of different
+                architectures.
         """
         files = _files(config, cache)
         network, state = _read(files)

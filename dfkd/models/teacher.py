@@ -38,7 +38,7 @@ TEXT_BATCH = 256
 
 
 def file_hashes(config: manifest.TeacherConfig, cache: str = CACHE) -> dict[str, str]:
-    """Find and check the teacher's files.
+    """Find and hash the teacher's files.
 
     Args:
         cache: the folder with the files of open_clip's tags.
@@ -48,11 +48,10 @@ def file_hashes(config: manifest.TeacherConfig, cache: str = CACHE) -> dict[str,
 
     Raises:
         ManifestError: the architecture is unknown or unsupported.
-        WeightsError: the weights are missing, corrupt, or of another architecture or activation.
+        WeightsError: the weights are missing, or were trained with another activation.
     """
     architecture = read_architecture(config.model)
     source = find_weights(config.weights, architecture, cache)
-    read_weights(source, architecture)
     return {role: sha256_file(path) for role, path in files(architecture, source).items()}
 
 
@@ -132,6 +131,7 @@ class Teacher:
 
         Raises:
             ManifestError, WeightsError: as `file_hashes`.
+            WeightsError: the weights are corrupt, or of another architecture.
         """
         architecture = read_architecture(config.model)
         source = find_weights(config.weights, architecture, cache)

@@ -2,5 +2,5 @@
 
 In: the words of a command line. Out: exit codes, plans, and the work of the jobs that keep a data
 set fresh. Begin with `command_line.py`; `preflight.py` refuses what cannot work; `regeneration.py`
-and `garbage_collection.py` do the work of the jobs with those names.
+does the work of jobs/regenerate.py, and `garbage_collection.py` that of jobs/clean.py.
 """

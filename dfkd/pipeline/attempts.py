@@ -20,15 +20,19 @@ import numpy as np
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.manifest import Manifest, Regeneration
-from dfkd.dataset.published import read_json
-from dfkd.dataset.versions import PublishedVersion, current
+from dfkd.dataset.published import PublishedVersion, current, read_json
 from dfkd.errors import LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
-CLAIM = re.compile(r"regenerations/(?P<number>[0-9]{8})/claim\.json")
+CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
+CANDIDATE, CURRENT = "candidate", "current"
+"""Folders of an attempt with the results of the candidate and of the version that it challenges."""
+RESULTS = ("results.json", "results.parquet")
+"""Files of either folder; those of an accepted candidate replace the ones of the root."""
+
 SHARDS_PER_CLASS = 3
 """Maximum number of shards read to measure a class's diversity."""
 EMBEDDINGS = 200
@@ -51,7 +55,7 @@ class Attempt:
     @property
     def folder(self) -> str:
         """Folder of the attempt, relative to the root."""
-        return f"{layout.REGENERATIONS}{self.number:08d}"
+        return layout.regeneration(self.number)
 
     @cached_property
     def claim(self) -> dict[str, Any]:
@@ -88,6 +92,7 @@ class Attempt:
 
     def decide(self, decision: "Decision") -> "Decision":
         """Write the gate's decision once; returns the decision that is stored."""
+        # The first decision holds, so a resumed attempt that measures anew cannot change it.
         self.storage.put_if_absent("decision.json", canonical(asdict(decision)))
         stored = self.decision
         assert stored is not None  # noqa: S101 - written above
@@ -122,6 +127,7 @@ class Decision:
 
 def attempts(root: Storage) -> list[Attempt]:
     """All regenerations of a root, oldest first."""
+    # Keys are listed in ascending order, so the newest attempt is the last one.
     matches = (CLAIM.fullmatch(key) for key in root.list(layout.REGENERATIONS))
     return [Attempt(root, int(match["number"])) for match in matches if match]
 
@@ -134,6 +140,7 @@ def unfinished(root: Storage) -> Attempt | None:
 
 def next_number(root: Storage, current_version: PublishedVersion | None, manifest: Manifest) -> int:
     """The first unused salt; the manifest's own salt if nothing is published or claimed yet."""
+    # A number is never used twice, because it is a salt: the same one would give the same images.
     used = [attempt.number for attempt in attempts(root)]
     if current_version is None and not used:
         return manifest.salt
@@ -204,6 +211,7 @@ def gate(
         current_version: the current version, if there is one.
         current_accuracy: accuracy of its students, measured in the same way.
     """
+    # All rules are checked, also after one has failed, so that a person reads all reasons at once.
     fewest, class_name = fewest_images(candidate)
     measured_diversity = diversity(candidate)
     reasons = []
@@ -254,6 +262,7 @@ def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str,
 
 
 def _verdict(holds: bool) -> str:
+    """The word for whether a rule holds."""
     return "holds" if holds else "refused"
 
 

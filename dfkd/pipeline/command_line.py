@@ -84,6 +84,7 @@ def run(
 
 
 def _nowhere(described: object) -> str:
+    """The root of what writes into no storage."""
     return ""
 
 
@@ -106,19 +107,13 @@ def run_with(
     options = arguments.parse_args(argv)
     try:
         manifest = read(options.manifest, tuple(options.overrides))
-        if options.print_manifest:
-            print(dump(manifest.as_dict()), end="")
-            return Exit.DONE
-        if options.submission_id:
-            print(submission_id(arguments.prog, manifest, options))
-            return Exit.DONE
-        if options.dry_run:
-            print(json.dumps(plan(manifest, options), indent=2))
+        if _print_only(arguments.prog, manifest, options, plan):
             return Exit.DONE
         with logs.json_log(Path(arguments.prog).stem, root(manifest)):
             written = work(manifest, options)
     except DfkdError as error:
         return fail(error)
+    # A disk or a network that fails is no bug, wherever it shows; the same command may succeed.
     except OSError as error:
         return fail(
             InfrastructureError(
@@ -128,6 +123,24 @@ def run_with(
     if written:
         print(f"wrote {written}", flush=True)
     return Exit.DONE
+
+
+def _print_only(
+    prog: str,
+    manifest: D,
+    options: argparse.Namespace,
+    plan: Callable[[D, argparse.Namespace], dict[str, Any]],
+) -> bool:
+    """Print manifest, submission id or plan, if an option asks for it; returns whether one did."""
+    if options.print_manifest:
+        print(dump(manifest.as_dict()), end="")
+    elif options.submission_id:
+        print(submission_id(prog, manifest, options))
+    elif options.dry_run:
+        print(json.dumps(plan(manifest, options), indent=2))
+    else:
+        return False
+    return True
 
 
 def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -> str:

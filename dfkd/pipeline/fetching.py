@@ -30,6 +30,7 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
         fetched = fetcher.fetch(need.artifact, need.check)
         print(f"{need.field}: {_describe_fetched(need, fetched)}", flush=True)
     for model in hub_models(manifest):
+        # These libraries know only their own caches, so they download by loading.
         if model.library == "open_clip":
             tower = towers(manifest)[model.field]
             path = open_clip_tags.find(tower.model, tower.weights, manifest.cache)
@@ -41,10 +42,12 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
 
 
 def _note(text: str) -> None:
+    """Show the progress of a download, apart from the result on stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _describe_fetched(need: Need, fetched: Fetched) -> str:
+    """What is known about a file in the cache: its size, its hash, and who states the hash."""
     size, status = fetched.path.stat().st_size, "was there" if fetched.reused else "fetched"
     artifact = need.artifact
     prefix_note = "" if artifact.certain else f"in its first {len(artifact.sha256)} digits "
@@ -87,6 +90,7 @@ def _state(need: Need, cache: str) -> tuple[str, str]:
 
 
 def _evaluation_data_lines(manifest: Manifest, published: EvaluationData) -> Iterator[str]:
+    """Yield lines about evaluation data, which a person has to fetch."""
     path = manifest.evaluation.data
     state = "there" if Path(path).expanduser().exists() else "missing"
     yield from ("", "Not fetched, as its terms are yours to accept:")
@@ -99,6 +103,7 @@ def _evaluation_data_lines(manifest: Manifest, published: EvaluationData) -> Ite
 
 
 def _facts(title: str, facts: Mapping[str, str], addresses: Sequence[str]) -> Iterator[str]:
+    """Yield a title, each fact behind its word, and one address a line."""
     yield from ("", title)
     for word, fact in facts.items():
         first_indent = f"  {word:<11}"
@@ -110,6 +115,7 @@ def _facts(title: str, facts: Mapping[str, str], addresses: Sequence[str]) -> It
 
 
 def _row(field: str, file: str, size: str, state: str) -> str:
+    """A row of the table; a long name is cut."""
     shown = file if len(file) <= 35 else f"{file[:34]}~"
     return f"{field:<21}{shown:<36}{size:>13}  {state}".rstrip()
 

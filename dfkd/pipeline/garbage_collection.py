@@ -1,77 +1,59 @@
 """What of a root may be removed, and its removal: a plan that can be read first, then the sweep.
 
-Kept are the last versions by their numbers in `current`, versions that a lease or an unfinished
-regeneration names, unfinished versions that are not abandoned with their bases, whatever is younger
-than the grace, and the shards that any of these has carried over. Only keys of dfkd's own layout
-are ever looked at.
+Kept are: of each method the last versions by their numbers in `current`; versions that a lease or
+an unfinished regeneration names; unfinished versions that are not abandoned, and the versions that
+they carry shards over from; everything younger than the grace; and the shards that any of these
+refers to. Only keys of dfkd's own layout are ever looked at (`listing.py`).
 """
 
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import POINTER_PATTERN, REMOVAL_MARK, PublishedVersion, read_json
-from dfkd.dataset.versions import open_version
+from dfkd.dataset.published import PublishedVersion, open_version, read_json
 from dfkd.distillation.student_store import student_name
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.models.student import CARD
 from dfkd.pipeline.attempts import Attempt, unfinished
+from dfkd.pipeline.listing import Listing
 from dfkd.storage import layout, lease
 from dfkd.storage.base import StoredObject
 from dfkd.storage.local import MissingObject, Storage
 
-METHOD = r"(?P<method>[a-z]+(?:-bn)?)"
-VERSION = re.compile(
-    rf"data/{METHOD}/versions/(?P<id>[0-9a-f]{{16}})/(?P<name>(?:identity|manifest|prompts)"
-    r"\.json|index\.parquet|README\.md|abandoned|removing|prompts/[0-9]{5}\.parquet"
-    r"|state/[0-9]{10}\.safetensors"
-    r"|receipts/[0-9]{4}-[0-9]{5}\.json|shards/[0-9]{4}-[0-9]{5}\.tar)"
-)
-CURRENT = re.compile(rf"data/{METHOD}/(?P<name>{POINTER_PATTERN.pattern})")
-STUDENT = re.compile(
-    rf"students/(?P<id>{METHOD}-s(?P<seed>[0-9]+)-[0-9a-f]{{12}})/(?P<name>student\.json"
-    r"|student\.safetensors|removing|checkpoints/[0-9]{10}\.safetensors|tensorboard/[^/]+)"
-)
-REGENERATION = re.compile(
-    r"regenerations/(?P<id>[0-9]{8})/(?P<name>(?:current/|candidate/)?"
-    r"(?:results\.json|results\.parquet|report\.json|comparison\.html|contact-sheet\.png))"
-)
-
-FIRST = {"manifest.json": 0, "student.json": 0}
-LAST = {"abandoned": 2, "identity.json": 3, REMOVAL_MARK: 4}
-"""Without a manifest a version, and without its card a student, is no longer there for readers."""
+FIRST = {layout.MANIFEST: 0, CARD: 0}
+LAST = {layout.ABANDONED: 2, layout.IDENTITY: 3, layout.REMOVING: 4}
+"""The order of removal: first what readers start from, last what says that a removal has begun."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Objects that go together."""
+    """Objects that are removed together."""
 
     what: str
     why: str
     entries: tuple[StoredObject, ...]
     """In the order of their removal."""
     version: str = ""
-    """`{method}/{id}` of the version that they are, or belong to."""
+    """`{method}/{id}` of the version that the objects are, or belong to."""
     mark: str = ""
-    """The object that says while they are being removed that they are."""
+    """Key of the object that is written before the removal and says that it has begun."""
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
+        """Size of all the objects."""
         return sum(entry.size for entry in self.entries)
 
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """What is kept, with the reason, and what is not."""
+    """What is kept, with the reason, and what is removed."""
 
     kept: dict[str, str]
-    """By `{method}/{id}`."""
+    """The reason by `{method}/{id}`."""
     removals: tuple[Removal, ...]
-    """Students before the versions that they learned from."""
+    """Students come before the versions that they were trained on."""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that would be removed, object by object."""
@@ -91,47 +73,76 @@ class RemovalPlan:
         }
 
 
-Groups = dict[str, list[tuple[str, StoredObject]]]
-"""Name within the folder and entry of each object, by version, student or regeneration."""
+def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalPlan:
+    """What may be removed now; changes nothing.
+
+    Args:
+        manifest: of the run; its settings tell whose students are unfinished.
+        keep: number of versions of each method to keep, by their numbers in `current`.
+        grace: seconds, by the store's clock, for which everything that is written is left alone.
+
+    Raises:
+        CorruptionError: an object that says what is to be kept is damaged.
+        ManifestError: the root is one of studies.
+    """
+    # The listing comes before the references: a version that is begun or named after it is either
+    # not in the listing or among the references.
+    listing = Listing.read(root)
+    kept = referenced_versions(root, keep)
+    _keep_unfinished(root, listing, kept, grace)
+    referenced = {key for name in kept for key in _shard_keys(root, name)}
+    versions = list(_versions(listing, kept, referenced, grace))
+    gone = [removal.version for removal in versions]
+    removals = [
+        *_students(root, listing, manifest, kept, gone, grace),
+        *_regenerations(root, listing, kept, grace),
+        *versions,
+        *_orphans(root, listing, kept, referenced, grace),
+        *_pointers_and_leases(root, listing, keep, grace),
+    ]
+    return RemovalPlan(kept, tuple(removal for removal in removals if removal.entries))
 
 
-@dataclass
-class _Listing:
-    """The objects of a root by what they belong to; nothing else is looked at."""
+def remove(
+    root: Storage, manifest: Manifest, planned: RemovalPlan, keep: int, grace: float
+) -> tuple[int, int]:
+    """Remove the planned objects except those that have come into use since.
 
-    versions: Groups = field(default_factory=lambda: defaultdict(list))
-    students: Groups = field(default_factory=lambda: defaultdict(list))
-    regenerations: Groups = field(default_factory=lambda: defaultdict(list))
-    pointers: Groups = field(default_factory=lambda: defaultdict(list))
-    leases: list[StoredObject] = field(default_factory=list)
+    If this process is killed on the way, the next call finds the marks and goes on.
 
-    @classmethod
-    def of(cls, root: Storage) -> "_Listing":
-        found = cls()
-        for entry in root.entries():
-            if match := VERSION.fullmatch(entry.key):
-                key = f"{match['method']}/{match['id']}"
-                found.versions[key].append((match["name"], entry))
-            elif match := STUDENT.fullmatch(entry.key):
-                found.students[match["id"]].append((match["name"], entry))
-            elif match := REGENERATION.fullmatch(entry.key):
-                found.regenerations[match["id"]].append((match["name"], entry))
-            elif match := CURRENT.fullmatch(entry.key):
-                found.pointers[match["method"]].append((match["name"], entry))
-            elif entry.key.startswith(layout.LEASES):
-                found.leases.append(entry)
-            elif entry.key.startswith(layout.CELLS):
-                raise ManifestError(
-                    "storage.root",
-                    "must not hold studies, whose cells need every version under it",
-                    root.location(),
-                    "remove it as a whole once they are done",
-                )
-        return found
+    Returns:
+        The number of removed objects, and their bytes.
+    """
+    # A reader takes a lease and then looks for the mark (`refuse_removal`); here the marks are
+    # written first, and then the leases are read again. So at least one of the two sees the other.
+    for removal in planned.removals:
+        if removal.mark:
+            root.put(removal.mark, removal.version.encode())
+    marks = {removal.mark for removal in planned.removals}
+    wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
+    # The second plan also names the marks of versions that are kept by now, which go again.
+    again = [
+        entry
+        for removal in plan(root, manifest, keep, grace).removals
+        for entry in removal.entries
+        if entry.key in wanted or entry.key in marks
+    ]
+    # All manifests and cards go before the first shard, so no reader finds a version in pieces.
+    for entry in sorted(again, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
+        root.delete(entry.key)
+    root.abort_uploads(grace)
+    gone = [wanted[entry.key] for entry in again if entry.key in wanted]
+    return len(gone), sum(entry.size for entry in gone)
+
+
+def _folder(key: str) -> str:
+    """The folder of the version `{method}/{id}`, relative to the root."""
+    method, _, name = key.partition("/")
+    return f"{layout.data(method)}/{layout.version(name)}"
 
 
 def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
-    """Versions that something names, by `{method}/{id}`, with what does."""
+    """The versions that something names, by `{method}/{id}`, with what names them."""
     found: dict[str, str] = {}
     if attempt := unfinished(root):
         why = f"regeneration {attempt.number} is unfinished"
@@ -140,16 +151,18 @@ def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
     for key, record in lease.held_leases(root).items():
         found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
     for method in root.folders(layout.DATA):
-        for number, version in _numbered(root.child(layout.data(method)), keep).items():
+        for number, version in _last_current(root.child(layout.data(method)), keep).items():
             found.setdefault(f"{method}/{version}", f"current {number}")
     return found
 
 
-def _numbered(home: Storage, keep: int) -> dict[int, str]:
+def _last_current(home: Storage, keep: int) -> dict[int, str]:
     """The last `keep` different versions by their highest numbers, the current one first."""
     found: dict[int, str] = {}
-    for key in reversed([key for key in home.list("current/") if POINTER_PATTERN.fullmatch(key)]):
+    keys = [key for key in home.list(layout.CURRENT) if layout.pointer_number(key) is not None]
+    for key in reversed(keys):
         pointer = read_json(home, key)
+        # A roll-back gives a version a second, higher number; it counts once.
         if pointer["version"] not in found.values():
             found[int(pointer["number"])] = str(pointer["version"])
         if len(found) == keep:
@@ -157,55 +170,27 @@ def _numbered(home: Storage, keep: int) -> dict[int, str]:
     return found
 
 
-def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalPlan:
-    """What may be removed now; changes nothing.
-
-    Args:
-        manifest: of the run; its settings tell whose students are unfinished.
-        keep: versions of each method, by their numbers in `current`.
-        grace: seconds, by the store's clock, for which whatever is written is left alone.
-
-    Raises:
-        CorruptionError: something that says what is to be kept is damaged.
-        ManifestError: the root is one of studies.
-    """
-    listing = _Listing.of(root)  # before the roots: what is named later is not in it, or kept
-    kept = referenced_versions(root, keep)
-    _keep_unfinished(root, listing, kept, grace)
-    referenced = {key for name in kept for key in _references(root, name)}
-    versions = list(_versions(root, listing, kept, referenced, grace))
-    gone = [removal.version for removal in versions]
-    removals = [
-        *_students(root, listing, manifest, kept, gone, grace),
-        *_regenerations(root, listing, kept, grace),
-        *versions,
-        *_orphans(root, listing, kept, referenced, grace),
-        *_rest(root, listing, keep, grace),
-    ]
-    return RemovalPlan(kept, tuple(removal for removal in removals if removal.entries))
-
-
-def _keep_unfinished(root: Storage, listing: _Listing, kept: dict[str, str], grace: float) -> None:
-    """Add unfinished versions with their bases, and whatever is young."""
+def _keep_unfinished(root: Storage, listing: Listing, kept: dict[str, str], grace: float) -> None:
+    """Add to `kept` the unfinished versions, the bases of unpublished ones, and young versions."""
     for key, objects in listing.versions.items():
         names = {name for name, _ in objects}
-        if REMOVAL_MARK in names:
+        if layout.REMOVING in names:
             continue
-        if "identity.json" in names and not names & {"manifest.json", "abandoned"}:
+        if layout.IDENTITY in names and not names & {layout.MANIFEST, layout.ABANDONED}:
             kept.setdefault(key, "unfinished")
-        elif "identity.json" in names and _age(objects) < grace:
+        elif layout.IDENTITY in names and _age(objects) < grace:
             kept.setdefault(key, f"younger than {grace:g} s")
+    # An unpublished version has no receipts yet for all the shards that it carries over.
     for key in [key for key in kept if key in listing.versions]:
-        method, _, name = key.partition("/")
-        if "manifest.json" not in {name for name, _ in listing.versions[key]}:
-            identity = read_json(
-                root, f"{layout.data(method)}/{layout.version(name)}/identity.json"
-            )
+        if layout.MANIFEST not in {name for name, _ in listing.versions[key]}:
+            identity = read_json(root, f"{_folder(key)}/{layout.IDENTITY}")
             if base := str(identity.get("carried.from", "")):
+                method = key.partition("/")[0]
                 kept.setdefault(f"{method}/{base[:16]}", f"{key} carries over from it")
 
 
 def _open(root: Storage, key: str) -> PublishedVersion | None:
+    """The published version `{method}/{id}`; None if it is not published."""
     method, _, name = key.partition("/")
     try:
         return open_version(root.child(layout.data(method)), name)
@@ -213,95 +198,99 @@ def _open(root: Storage, key: str) -> PublishedVersion | None:
         return None
 
 
-def _references(root: Storage, key: str) -> Iterator[str]:
-    """Keys of the shards that a version has, wherever they lie."""
+def _shard_keys(root: Storage, key: str) -> Iterator[str]:
+    """Keys of the shards of a version, some of which may lie in the folders of other versions."""
     version = _open(root, key)
     for receipt in version.shards if version else ():
-        yield f"data/{key.partition('/')[0]}/{receipt.key}"
+        yield f"{layout.data(key.partition('/')[0])}/{receipt.key}"
 
 
 def _age(objects: Iterable[tuple[str, StoredObject]]) -> float:
-    """Of the youngest object but a mark of removal."""
-    return min((entry.age for name, entry in objects if name != REMOVAL_MARK), default=0.0)
+    """Age of the youngest object in seconds; a mark of removal does not count."""
+    return min((entry.age for name, entry in objects if name != layout.REMOVING), default=0.0)
 
 
 def _ordered(objects: Iterable[tuple[str, StoredObject]]) -> tuple[StoredObject, ...]:
-    return tuple(
-        entry
-        for _, entry in sorted(
-            objects, key=lambda each: (FIRST.get(each[0], LAST.get(each[0], 1)), each[0])
-        )
-    )
+    """The objects in the order of their removal, by `FIRST` and `LAST`."""
+
+    def rank(item: tuple[str, StoredObject]) -> tuple[int, str]:
+        return FIRST.get(item[0], LAST.get(item[0], 1)), item[0]
+
+    return tuple(entry for _, entry in sorted(objects, key=rank))
+
+
+def _marks(objects: Iterable[tuple[str, StoredObject]]) -> tuple[StoredObject, ...]:
+    """The marks of removal among the objects."""
+    return tuple(entry for name, entry in objects if name == layout.REMOVING)
 
 
 def _versions(
-    root: Storage, listing: _Listing, kept: dict[str, str], referenced: set[str], grace: float
+    listing: Listing, kept: dict[str, str], referenced: set[str], grace: float
 ) -> Iterator[Removal]:
+    """Versions that are not kept, without the shards that others refer to."""
     for key, objects in listing.versions.items():
         names = {name for name, _ in objects}
-        if key in kept or (_age(objects) < grace and REMOVAL_MARK not in names):
+        # A marked version is on its way out already: the young objects are those of a kill.
+        if key in kept or (_age(objects) < grace and layout.REMOVING not in names):
             continue
         free = [(name, entry) for name, entry in objects if entry.key not in referenced]
         what, why = f"version {key}", "older than the versions to keep"
-        if names <= {REMOVAL_MARK, *(name for name in names if name.startswith(layout.SHARDS))}:
+        # An earlier sweep left only shards here, which some version referred to at the time.
+        if all(name.startswith((layout.SHARDS, layout.REMOVING)) for name in names):
             what, why = f"shards of removed version {key}", "no version refers to them"
-        elif "abandoned" in names:
+        elif layout.ABANDONED in names:
             why = "abandoned"
-        method, _, name = key.partition("/")
-        mark = f"{layout.data(method)}/{layout.version(name)}/{REMOVAL_MARK}"
-        yield Removal(what, why, _ordered(free), key, mark)
+        yield Removal(what, why, _ordered(free), key, f"{_folder(key)}/{layout.REMOVING}")
 
 
 def _students(
     root: Storage,
-    listing: _Listing,
+    listing: Listing,
     manifest: Manifest,
     kept: dict[str, str],
     gone: Sequence[str],
     grace: float,
 ) -> Iterator[Removal]:
-    """Students of versions that are gone or go; unfinished ones by the manifest's settings."""
-    expected = _expected(root, manifest, gone)
+    """Students whose version is gone or goes, and the marks of those whose version is kept."""
+    expected = _expected_students(root, manifest, gone)
     for name, objects in listing.students.items():
         names = {part for part, _ in objects}
-        marked = REMOVAL_MARK in names
+        marked = layout.REMOVING in names
+        # The version of a student is named by its mark, by its card, or by the settings.
         if marked:
-            version = root.get(f"{layout.student(name)}/{REMOVAL_MARK}").decode()
-        elif "student.json" in names:
-            card = read_json(root, f"{layout.student(name)}/student.json")
+            version = root.get(f"{layout.student(name)}/{layout.REMOVING}").decode()
+        elif CARD in names:
+            card = read_json(root, f"{layout.student(name)}/{CARD}")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
             version = expected.get(name, "")
         if marked and version in kept:
-            marks = [each for each in objects if each[0] == REMOVAL_MARK]
-            yield Removal(f"mark of student {name}", "it is kept", _ordered(marks))
+            yield Removal(f"mark of student {name}", "it is kept", _marks(objects))
         present = version in listing.versions and version not in gone
         if version and not present and version not in kept and (marked or _age(objects) >= grace):
-            mark = f"{layout.student(name)}/{REMOVAL_MARK}"
+            mark = f"{layout.student(name)}/{layout.REMOVING}"
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 
 
-def _expected(root: Storage, manifest: Manifest, gone: Sequence[str]) -> dict[str, str]:
-    """The version of each student that the manifest's settings make of versions that go."""
+def _expected_students(root: Storage, manifest: Manifest, gone: Sequence[str]) -> dict[str, str]:
+    """The version of each student that the manifest's settings train on versions that go."""
     found = {}
     for key in gone:
-        method, _, name = key.partition("/")
+        method = key.partition("/")[0]
         try:
-            identity = read_json(
-                root, f"{layout.data(method)}/{layout.version(name)}/identity.json"
-            )
-            print_ = fingerprints.fingerprint(identity)
+            identity = read_json(root, f"{_folder(key)}/{layout.IDENTITY}")
+            fingerprint = fingerprints.fingerprint(identity)
             for seed in manifest.distillation.seeds:
-                student = student_name(manifest, print_, method, seed)  # type: ignore[arg-type]
-                found[student] = key
+                name = student_name(manifest, fingerprint, method, seed)  # type: ignore[arg-type]
+                found[name] = key
         except (CorruptionError, ManifestError):
             continue  # without its identity or the initial weights nothing is attributed to it
     return found
 
 
 def _regenerations(
-    root: Storage, listing: _Listing, kept: dict[str, str], grace: float
+    root: Storage, listing: Listing, kept: dict[str, str], grace: float
 ) -> Iterator[Removal]:
     """Results and pages about candidates that are gone; claims and decisions stay."""
     for number, objects in listing.regenerations.items():
@@ -313,19 +302,20 @@ def _regenerations(
 
 
 def _orphans(
-    root: Storage, listing: _Listing, kept: dict[str, str], referenced: set[str], grace: float
+    root: Storage, listing: Listing, kept: dict[str, str], referenced: set[str], grace: float
 ) -> Iterator[Removal]:
-    """In published versions that are kept: what belongs to no task that was published."""
+    """Objects in kept, published versions that belong to no published task; and their marks."""
     for key in kept:
-        marks = [each for each in listing.versions.get(key, []) if each[0] == REMOVAL_MARK]
-        yield Removal(f"mark of version {key}", "it is kept", _ordered(marks))
+        objects = listing.versions.get(key, [])
+        yield Removal(f"mark of version {key}", "it is kept", _marks(objects))
         version = _open(root, key)
         if version is None:
             continue
+        # A late worker may store a shard, and a receipt, of a task that was published without.
         known = {layout.receipt(receipt.task) for receipt in version.shards}
         free = [
             (name, entry)
-            for name, entry in listing.versions.get(key, [])
+            for name, entry in objects
             if name.startswith((layout.RECEIPTS, layout.SHARDS))
             and name not in known
             and entry.key not in referenced
@@ -334,44 +324,20 @@ def _orphans(
         yield Removal(f"orphans in version {key}", "published without them", _ordered(free))
 
 
-def _rest(root: Storage, listing: _Listing, keep: int, grace: float) -> Iterator[Removal]:
+def _pointers_and_leases(
+    root: Storage, listing: Listing, keep: int, grace: float
+) -> Iterator[Removal]:
     """Old pointers, and leases that have ended."""
     for method, pointers in listing.pointers.items():
-        lowest = min(_numbered(root.child(layout.data(method)), keep), default=0)
+        lowest = min(_last_current(root.child(layout.data(method)), keep), default=0)
         old = [
             (name, entry)
             for name, entry in pointers
-            if int(name[-13:-5]) < lowest and entry.age >= grace
+            if (layout.pointer_number(name) or 0) < lowest and entry.age >= grace
         ]
         yield Removal(f"numbers of {method}", "of versions that are not kept", _ordered(old))
     held = lease.held_leases(root)
+    # The highest number of each name stays, since the next lease counts on from it.
     last = {lease.newest_lease(root, name)[0] for name in root.folders(layout.LEASES)}
     ended = [e for e in listing.leases if e.key not in held and e.key not in last]
     yield Removal("leases", "ended", tuple(e for e in ended if e.age >= grace))
-
-
-def remove(
-    root: Storage, manifest: Manifest, planned: RemovalPlan, keep: int, grace: float
-) -> tuple[int, int]:
-    """Remove what was planned but what is needed by now; returns objects and bytes.
-
-    Everything is marked first and planned once more, so that of this and whoever begins to use a
-    version meanwhile one sees the other (`refuse_removal`). Then whatever goes is taken from the
-    readers' sight as a whole, before the first shard. Killed on the way, the next call goes on.
-    """
-    for removal in planned.removals:
-        if removal.mark:
-            root.put(removal.mark, removal.version.encode())
-    marks = {removal.mark for removal in planned.removals}
-    wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
-    again = [
-        entry
-        for removal in plan(root, manifest, keep, grace).removals
-        for entry in removal.entries
-        if entry.key in wanted or entry.key in marks
-    ]
-    for entry in sorted(again, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
-        root.delete(entry.key)
-    root.abort_uploads(grace)
-    gone = [wanted[entry.key] for entry in again if entry.key in wanted]
-    return len(gone), sum(entry.size for entry in gone)

@@ -71,6 +71,7 @@ PROMPT_BYTES = 256
 
 def _check_part(manifest: Manifest, teacher: Teacher) -> None:
     """Refuse a `shard_size` whose prompt table would exceed the size limit for reading."""
+    # A row holds two embeddings and, of methods with pseudo-words, a token's vector.
     vectors = 2 * teacher.embedding_dim + teacher.token_table.shape[1]
     most = MAX_BYTES // (len(manifest.classes) * (4 * vectors + PROMPT_BYTES))
     if manifest.synthesis.shard_size > most:
@@ -84,6 +85,7 @@ def _check_part(manifest: Manifest, teacher: Teacher) -> None:
 
 
 def _check_generator(manifest: Manifest) -> None:
+    """Refuse weights that are not the generator's, and an image size that it cannot make."""
     cpu = torch.device("cpu")
     factor = VQGAN.load(manifest.generator, cpu, cache=manifest.cache).downsampling
     if manifest.synthesis.image_size % factor:

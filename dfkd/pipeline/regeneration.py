@@ -6,7 +6,7 @@ same command resumes.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from dfkd.cluster import distillation
 from dfkd.cluster.connection import connected
@@ -14,8 +14,12 @@ from dfkd.cluster.synthesis import build, identify
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, task_count, tasks
-from dfkd.dataset.published import advance, refuse_removal
-from dfkd.dataset.versions import PublishedVersion, open_version
+from dfkd.dataset.published import (
+    PublishedVersion,
+    advance,
+    open_version,
+    refuse_removal,
+)
 from dfkd.errors import GateError
 from dfkd.evaluation.results import read_results, validate_results
 from dfkd.evaluation.scoring import evaluate
@@ -30,15 +34,13 @@ from dfkd.pipeline.preflight import (
 )
 from dfkd.report import compare, page
 from dfkd.report.contact_sheet import write_contact_sheet
-from dfkd.report.facts import collect, note_origin
+from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage import layout
 from dfkd.storage.lease import Lease, holding
 from dfkd.storage.local import Storage, open_storage, root_exists
 from dfkd.utils.device import thread_limit
 
 LEASE = "regenerate"
-COPIED = ("results.json", "results.parquet")
-"""Files of the candidate's folder that replace those of the root when it is accepted."""
 
 
 def plan(manifest: Manifest) -> dict[str, Any]:
@@ -78,16 +80,12 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
         BudgetError: a budget limit was reached; the same command resumes.
         GateError: the candidate was refused; `current` is unchanged.
     """
-    attempts.require_comparable(manifest)
-    check_distillation(manifest)
-    check_batches(manifest)
-    check_evaluation(manifest)
-    check_synthesis(manifest)
+    _check(manifest)
     root = open_storage(manifest.storage.root)
     with holding(root, LEASE, manifest.regeneration.lease_seconds) as lease, connected():
         attempt = _begin(root, manifest, abandon)
-        salted = dataclasses.replace(manifest, salt=attempt.number)
         print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
+        salted = dataclasses.replace(manifest, salt=attempt.number)
         run = _Run(salted, attempt, lease, command, threads)
         candidate = run.build(abandon)
         # Stop here if another process took over the lease while the candidate was built.
@@ -102,12 +100,25 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
         attempt.finish()
     if not decision.accepted:
         print(f"wrote {page}", flush=True)
-        raise GateError(
-            f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
-            f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py removes "
-            "it"
-        )
+        _refuse(attempt, decision)
     return page
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuse a manifest whose candidate or students could not be made, trained or scored."""
+    attempts.require_comparable(manifest)
+    check_distillation(manifest)
+    check_batches(manifest)
+    check_evaluation(manifest)
+    check_synthesis(manifest)
+
+
+def _refuse(attempt: Attempt, decision: Decision) -> NoReturn:
+    """Raise the error for a candidate that the gate has refused."""
+    raise GateError(
+        f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
+        f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py removes it"
+    )
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
@@ -116,10 +127,11 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     unfinished = attempts.unfinished(root)
     if unfinished and abandon:
         unfinished.finish()
-        key = f"{layout.data(unfinished.method)}/{layout.version(unfinished.candidate)}/abandoned"
-        root.put(key, b"")
+        key = f"{layout.data(unfinished.method)}/{layout.version(unfinished.candidate)}"
+        root.put(f"{key}/{layout.ABANDONED}", b"")
         unfinished = None
     current = attempts.current_of(root, method)
+    # An unfinished attempt keeps its base, even if another version has become current meanwhile.
     if unfinished:
         number, base = unfinished.number, unfinished.base
     else:
@@ -129,6 +141,7 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     if base and current and current.fingerprint == base:
         attempts.require_same_settings(current, identity)
     attempt = attempts.begin(root, number, identity)
+    # The claim keeps the base from being removed; a removal that began before it shows here.
     if base:
         refuse_removal(root.child(layout.data(method)), base[:16])
     return attempt
@@ -168,23 +181,24 @@ class _Run:
         # After a kill the candidate may already be current; then there is nothing to compare with.
         if current and current.id == candidate.id:
             current = None
-        accuracy = self.score(candidate, "candidate")
-        current_accuracy = self.score(current, "current") if current else None
+        accuracy = self.score(candidate, attempts.CANDIDATE)
+        current_accuracy = self.score(current, attempts.CURRENT) if current else None
+        # Whoever has lost the lease in the hours of training must not write a decision.
         self.lease.fence()
         decision = attempt.decide(
             attempts.gate(config, candidate, accuracy, current, current_accuracy)
         )
         if current:
-            old, new = (
-                dataclasses.replace(
-                    collect(attempt.storage.child(name), attempt.root, version.id),
-                    name=f"{name} {version.id}",
-                )
-                for name, version in (("current", current), ("candidate", candidate))
-            )
+            old = self.facts(current, attempts.CURRENT)
+            new = self.facts(candidate, attempts.CANDIDATE)
             page = compare.render(old, new, attempts.rules(config, decision))
             attempt.storage.put(compare.PAGE, page.encode())
         return decision
+
+    def facts(self, version: PublishedVersion, name: str) -> Facts:
+        """What the page that compares two versions shows of one; its results are in `name`."""
+        storage, root = self.attempt.storage.child(name), self.attempt.root
+        return dataclasses.replace(collect(storage, root, version.id), name=f"{name} {version.id}")
 
     def score(self, version: PublishedVersion, name: str) -> float:
         """Mean accuracy (0-1) of a version's students, which are trained or reused.
@@ -215,8 +229,8 @@ class _Run:
         home = attempt.root.child(layout.data(attempt.method))
         advance(home, attempt.candidate, self.lease.fence)
         print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
-        for name in COPIED:
-            attempt.root.put(name, attempt.storage.get(f"candidate/{name}"))
+        for name in attempts.RESULTS:
+            attempt.root.put(name, attempt.storage.get(f"{attempts.CANDIDATE}/{name}"))
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:

@@ -75,6 +75,7 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
 
 
 def _teacher(config: TeacherConfig) -> Artifact | None:
+    """The file of an open_clip tag; None for a local file, which must exist, or a hub's model."""
     shape = read_architecture(config.model)
     tag = get_pretrained_cfg(config.model, config.weights)
     if not tag:
@@ -85,6 +86,7 @@ def _teacher(config: TeacherConfig) -> Artifact | None:
 
 
 def _text_only(manifest: Manifest) -> Artifact | None:
+    """The file of the text-only classifier's tower, if that is scored; errors name its own keys."""
     if "text-only" not in manifest.evaluation.models:
         return None
     with errors_name_own_keys(manifest):
@@ -103,6 +105,7 @@ def _generator(manifest: Manifest, key: str) -> Artifact | None:
 
 
 def _few_shot(manifest: Manifest) -> Artifact | None:
+    """The file of the library's weights that few-shot training starts from, if it does."""
     if "library" not in manifest.fewshot.starts:
         return None
     weights = manifest.fewshot.library

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from dfkd.config.methods import Method
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.storage.local import Storage
 from dfkd.utils.images import open_image
 

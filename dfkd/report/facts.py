@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.manifest import Average, Manifest
-from dfkd.dataset.versions import PublishedVersion, current, open_version
+from dfkd.dataset.published import PublishedVersion, current, open_version
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
     ResultRow,

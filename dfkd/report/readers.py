@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.footprint import FLOAT32
 from dfkd.models.student import WEIGHTS, read_card

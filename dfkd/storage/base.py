@@ -8,18 +8,27 @@ import contextlib
 import errno
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}")
 """Valid keys: no '..', no absolute path, no hidden name, and no character that is special in a
 shell, a URL or a file system."""
 
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+CONCURRENT_REQUESTS = 16
+"""Requests of one caller in flight, because each one costs a network round trip."""
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -123,6 +132,26 @@ class Storage(Protocol):
         """
 
 
+def in_order(request: Callable[[A], B], items: Iterable[A]) -> Generator[B]:
+    """Yield `request(item)` for each item in order, with `CONCURRENT_REQUESTS` calls in flight.
+
+    The items are drawn one at a time, and at most that many results wait in memory.
+    """
+    remaining = iter(items)
+    pool = ThreadPoolExecutor(CONCURRENT_REQUESTS, "dfkd-request")
+    try:
+        pending: deque[Future[B]] = deque(
+            pool.submit(request, item) for item in islice(remaining, CONCURRENT_REQUESTS)
+        )
+        while pending:
+            result = pending.popleft().result()
+            # The next call starts before the yield, so it runs while the consumer works.
+            pending.extend(pool.submit(request, item) for item in islice(remaining, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def check_key(key: str) -> str:
     """Return `key`; raise `CorruptionError` if it could name something outside the storage."""
     if not KEY.fullmatch(key):
@@ -198,6 +227,7 @@ def require_disk_space(target: Path, size: int) -> None:
 
 
 def _full(target: Path, size: int, reason: str) -> InfrastructureError:
+    """The error for a disk without room; freeing some is enough for the same command to resume."""
     return InfrastructureError(
         f"storage: no room for {target} ({size} bytes, {reason}); "
         "free disk space and run the same command again, it resumes"

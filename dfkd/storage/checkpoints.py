@@ -36,6 +36,7 @@ class Checkpoints:
 
     def write(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Save the state after `step` and delete all but the newest `KEEP` checkpoints."""
+        # Put-if-absent, because a rank that was thought dead may still write the same step.
         metadata = {"sha256": _digest(tensors)}
         self.storage.put_if_absent(_key(step), safetensors.torch.save(tensors, metadata))
         for old in self._steps()[:-KEEP]:
@@ -44,6 +45,7 @@ class Checkpoints:
     def read(self, step: int) -> dict[str, Tensor]:
         """The state after `step`, on the CPU; `CorruptionError` if it is damaged."""
         data = self.storage.get(_key(step))
+        # safetensors checks its header only, so a flipped bit of a tensor shows in the hash alone.
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load(data)
             if _metadata(data).get("sha256") != _digest(tensors):
@@ -61,10 +63,12 @@ class Checkpoints:
             self.storage.delete(_key(step))
 
     def _steps(self) -> list[int]:
+        """The steps of all checkpoints, in ascending order as keys are listed."""
         return [int(match[1]) for key in self.storage.list() if (match := NAME.fullmatch(key))]
 
 
 def _key(step: int) -> str:
+    """The key of a checkpoint; ten digits, so that keys sort by step."""
     return f"{step:010d}.safetensors"
 
 

@@ -63,6 +63,7 @@ class _Record:
 
 
 def _key(stage: Stage, method: str, seed: int | None) -> str:
+    """The key of a record, relative to the run's root."""
     return f"{layout.RECORDS}{stage}-{method}{'' if seed is None else f'-s{seed}'}.json"
 
 
@@ -144,6 +145,7 @@ def read(storage: Storage) -> list[CostRecord]:
 
 
 def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
+    """The entries of a record, none if it does not exist; `CorruptionError` if it is damaged."""
     if not storage.exists(key):
         return ()
     try:
@@ -159,6 +161,7 @@ def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
 
 
 def _damaged(storage: Storage, key: str, problem: str) -> CorruptionError:
+    """The error for a record that `add` has not written."""
     return CorruptionError(
         f"{storage.location(key)}: not a record of cost ({problem}); delete it, "
         "which loses nothing but these figures"

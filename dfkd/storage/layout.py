@@ -1,19 +1,29 @@
-"""The layout of a run's root: all folders and keys that more than one module uses.
+"""The layout of a run's root: every folder and key that more than one module uses.
 
-data/{method}/versions/{id}/   one version of a method's data set:
-    identity.json, manifest.json, receipts/{task}.json, shards/{task}.tar, prompts/{part}.parquet
-data/{method}/current/         pointers to the version that readers use
-students/{name}/               a student: checkpoints, then weights and card
-cells/{name}/                  the results of a study's cell
-regenerations/{number}/        one attempt at a better version
+data/{method}/
+    versions/{id}/                  a version of the method's data set:
+        identity.json               everything that the fingerprint hashes; written first
+        prompts/{part}.parquet      written before any shard
+        prompts.json                summary and sha256 of the prompts; written before any shard
+        state/                      states of a chained method; deleted when all parts are made
+        shards/{task}.tar
+        receipts/{task}.json        with it a shard counts as complete
+        index.parquet, README.md
+        manifest.json               written last and once; with it the version is published
+        abandoned                   marks an unfinished version that later runs ignore
+        removing                    marks a version that jobs/clean.py has begun to remove
+    current/{n:08d}.json            names a version; the highest number is current
+students/{name}/                    a student: checkpoints/, tensorboard/, then weights and card
+cells/{name}/                       the results of a study's cell
+regenerations/{n:08d}/              one attempt at a better version
 leases/, records/, tensorboard/, benchmarks/
 """
 
+import re
+
 DATA = "data/"
 VERSIONS = "versions/"
-RECEIPTS = "receipts/"
-SHARDS = "shards/"
-PROMPTS = "prompts/"
+CURRENT = "current/"
 STUDENTS = "students/"
 CELLS = "cells/"
 REGENERATIONS = "regenerations/"
@@ -21,6 +31,27 @@ LEASES = "leases/"
 RECORDS = "records/"
 TENSORBOARD = "tensorboard/"
 BENCHMARKS = "benchmarks/"
+CHECKPOINTS = "checkpoints/"
+
+IDENTITY = "identity.json"
+PROMPTS = "prompts/"
+PROMPTS_SUMMARY = "prompts.json"
+STATES = "state/"
+SHARDS = "shards/"
+RECEIPTS = "receipts/"
+INDEX = "index.parquet"
+CARD = "README.md"
+MANIFEST = "manifest.json"
+ABANDONED = "abandoned"
+REMOVING = "removing"
+"""Also the mark of a student's removal."""
+
+TASK = "[0-9]{4,9}-[0-9]{5,9}"
+"""Regular expression for the id of a task."""
+PART = "[0-9]{5,9}"
+"""Regular expression for the name of a part of the prompts."""
+
+_POINTER = re.compile(rf"{CURRENT}([0-9]{{8}})\.json")
 
 
 def data(method: str) -> str:
@@ -31,6 +62,17 @@ def data(method: str) -> str:
 def version(identifier: str) -> str:
     """The folder of a version, relative to the folder of its method."""
     return f"{VERSIONS}{identifier}"
+
+
+def pointer(number: int) -> str:
+    """The key of the pointer to a current version, relative to the folder of its method."""
+    return f"{CURRENT}{number:08d}.json"
+
+
+def pointer_number(key: str) -> int | None:
+    """The number of the pointer at `key`; None if no pointer has such a key."""
+    match = _POINTER.fullmatch(key)
+    return int(match[1]) if match else None
 
 
 def receipt(task: str) -> str:
@@ -51,3 +93,13 @@ def prompts(part: str) -> str:
 def student(name: str) -> str:
     """The folder of a student, relative to the root."""
     return f"{STUDENTS}{name}"
+
+
+def regeneration(number: int) -> str:
+    """The folder of an attempt at a better version, relative to the root."""
+    return f"{REGENERATIONS}{number:08d}"
+
+
+def lease(name: str, number: int) -> str:
+    """The key of a numbered lease, relative to the root."""
+    return f"{LEASES}{name}/{number:08d}.json"

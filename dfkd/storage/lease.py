@@ -36,7 +36,7 @@ READER_SECONDS = 600.0
 RENEWALS_PER_LEASE = 3
 """Renewals within the length of a lease, so that two of them may fail."""
 
-NUMBERED = re.compile(r"leases/(?P<name>[a-z]+)/(?P<number>[0-9]{8})\.json")
+NUMBERED = re.compile(rf"{layout.LEASES}(?P<name>[a-z]+)/(?P<number>[0-9]{{8}})\.json")
 
 Clock = Callable[[], float]
 
@@ -116,11 +116,12 @@ def acquire(
     Raises:
         LeaseError: another process holds the lease; the text names its holder and its end.
     """
+    # A released or expired lease is left as it is: the next number says that another holds it now.
     key, newest = newest_lease(storage, name)
     if newest and newest.held(clock()):
         raise _refusal(name, newest)
     number = _number(key) + 1 if key else 1
-    lease = Lease(storage, _key(name, number), _holder(), seconds, tuple(versions), clock)
+    lease = Lease(storage, layout.lease(name, number), _holder(), seconds, tuple(versions), clock)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
@@ -133,6 +134,7 @@ def holding(
 ) -> Iterator[Lease]:
     """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
     lease = acquire(storage, name, seconds, versions)
+    # Released also after an error, so that the same command need not wait for the lease to expire.
     try:
         with _renewing(lease):
             yield lease
@@ -165,10 +167,12 @@ def _renewing(lease: Lease) -> Iterator[None]:
     stop = threading.Event()
 
     def renew() -> None:
+        """Renew until the block has ended."""
         while not stop.wait(lease.seconds / RENEWALS_PER_LEASE):
             with contextlib.suppress(DfkdError, OSError):
                 lease.renew()
 
+    # A daemon, so that a process which dies of an error does not live on for its lease.
     thread = threading.Thread(target=renew, name=f"dfkd-lease-{lease.name}", daemon=True)
     thread.start()
     try:
@@ -210,23 +214,23 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]
     for key in last.values():
         with contextlib.suppress(MissingObject):  # a reader has just ended
             records[key] = read(storage, key)
+    # A holder that died is no longer held once it has missed its renewals.
     return {key: record for key, record in records.items() if record.held(clock())}
 
 
-def _key(name: str, number: int) -> str:
-    return f"{layout.LEASES}{name}/{number:08d}.json"
-
-
 def _number(key: str) -> int:
+    """The number in the key of a lease."""
     match = NUMBERED.fullmatch(key)
     return int(match["number"]) if match else 0
 
 
 def _holder() -> str:
+    """Host and process id of this process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _refusal(name: str, record: Record | None) -> LeaseError:
+    """The error for a lease that another process holds."""
     holder = record.holder if record else "another process"
     until = datetime.fromtimestamp(record.expires if record else 0, UTC).isoformat(" ", "seconds")
     return LeaseError(

@@ -115,12 +115,14 @@ class LocalStorage:
             _remove_unless_locked(leftover)
 
     def _path(self, key: str) -> Path:
+        """The file of an object; `CorruptionError` for a key that leads out of the root."""
         return self.root / self.prefix / check_key(key)
 
     def put(self, key: str, data: bytes | Path) -> None:
         """See `Storage.put`."""
         target = self._path(key)
         with self._written(target, data) as partial:
+            # A rename is atomic: readers see the old object or the new one.
             os.replace(partial, target)
             _sync_directory(target.parent)
 
@@ -130,6 +132,7 @@ class LocalStorage:
         if target.exists():  # saves writing the data; `os.link` below decides
             return False
         with self._written(target, data) as partial:
+            # A link fails if the name exists, so of several writers exactly one succeeds.
             try:
                 os.link(partial, target)
             except FileExistsError:
@@ -261,6 +264,7 @@ class LocalStorage:
 
 
 def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
+    """Yield the keys with a prefix in and below a folder, sorted; `head` is the folder's key."""
     if not folder.is_dir():
         return
     # Directories are sorted as 'name/', which makes the whole walk sorted by the keys' characters.
@@ -278,11 +282,13 @@ def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
 
 
 def _copy(data: bytes | Path, stream: BinaryIO) -> None:
+    """Write data to a file, and the file to the disk."""
     if isinstance(data, bytes):
         stream.write(data)
     else:
         with data.open("rb") as source:
             shutil.copyfileobj(source, stream, 1 << 20)
+    # The bytes must be on the disk before the name is: after a power cut an object is whole.
     stream.flush()
     os.fsync(stream.fileno())
 
@@ -311,12 +317,14 @@ def _open_partial(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _remove_unless_locked(path: Path) -> None:
+    """Remove the unfinished file of a dead process."""
     with contextlib.suppress(OSError), path.open("rb") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
 
 
 def _sync_directory(folder: Path) -> None:
+    """Write the names in a folder to the disk, so that a new object survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

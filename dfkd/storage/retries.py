@@ -51,6 +51,7 @@ class RetryPolicy:
         while True:
             request = Request(operation, number)
             begun = time.perf_counter()
+            # The observer sees each attempt, so that a slow store shows before it fails.
             try:
                 return send(request)
             except Exception as error:

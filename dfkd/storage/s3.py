@@ -68,14 +68,17 @@ class S3Storage:
     connection: Connection = field(default_factory=Connection, repr=False, compare=False)
 
     def _at(self, key: str) -> dict[str, str]:
+        """The arguments of a request about an object; `CorruptionError` for an invalid key."""
         return {"Bucket": self.bucket, "Key": self._head + check_key(key)}
 
     @property
     def _head(self) -> str:
+        """What every key in the bucket begins with."""
         return self.prefix and f"{self.prefix}/"
 
     @property
     def _client(self) -> Any:
+        """boto3's client of this process."""
         return self.connection.client
 
     def _attempt(self, operation: str, key: str, send: Callable[[Request], T]) -> T:
@@ -124,6 +127,7 @@ class S3Storage:
         return self._put_once(key, self._at(key), data)
 
     def _put_once(self, key: str, target: dict[str, str], data: bytes | Path) -> bool:
+        """Write an object unless it exists; returns whether this call has written it."""
         size, writer = _size(data), uuid.uuid4().hex
         if size > MAX_PUT_BYTES:
             raise DfkdError(
@@ -134,6 +138,7 @@ class S3Storage:
         options = {"IfNoneMatch": "*", "Metadata": {WRITER_METADATA: writer}}
 
         def send(request: Request) -> tuple[bool, bool]:
+            """Whether this attempt wrote the object; and whether an earlier one may have."""
             try:
                 self._send(request, target, data, size, **options)
             except ClientError as error:
@@ -154,6 +159,8 @@ class S3Storage:
         size: int,
         **options: Any,
     ) -> None:
+        """Send a whole object in one request."""
+        # At most `MAX_UPLOADS` bodies at once: more would share the bandwidth and time out.
         with self.connection.slots, contextlib.ExitStack() as stack:
             body = data if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
             self._client.put_object(**target, Body=body, **options)
@@ -179,6 +186,7 @@ class S3Storage:
         upload = {**target, "UploadId": begun["UploadId"]}
 
         def send(start: int) -> dict[str, Any]:
+            """Upload the part that begins at `start`; each part is tried again by itself."""
             number = start // length + 1
 
             def one(request: Request) -> dict[str, Any]:
@@ -203,7 +211,10 @@ class S3Storage:
     def _finish(
         self, key: str, upload: dict[str, str], parts: list[dict[str, Any]], writer: str
     ) -> None:
+        """Make one object of the uploaded parts."""
+
         def send(request: Request) -> bool:
+            """Whether the upload is gone, so that an earlier attempt may have finished it."""
             try:
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
             except ClientError as error:
@@ -225,6 +236,8 @@ class S3Storage:
         return self._read(key, self._at(key), limit)
 
     def _read(self, key: str, arguments: dict[str, str], limit: int | None = None) -> bytes:
+        """The body of the answer to a get with these arguments, or its first `limit` bytes."""
+
         def send(request: Request) -> bytes:
             try:
                 answer = self._client.get_object(**arguments)
@@ -301,6 +314,7 @@ class S3Storage:
         return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in below))
 
     def _pages(self, operation: str, prefix: str, **options: str) -> Iterator[Any]:
+        """Yield the answers to a listing, each of which has at most a thousand entries."""
         options |= {"Bucket": self.bucket, "Prefix": self._head + prefix}
 
         def send(request: Request) -> Any:
@@ -357,10 +371,12 @@ class S3Storage:
 
 
 def _size(data: bytes | Path) -> int:
+    """Bytes of the data or of the file."""
     return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 
 def _slice(data: bytes | Path, start: int, length: int) -> bytes:
+    """A part of the data; of a file only this part is read."""
     if isinstance(data, bytes):
         return data[start : start + length]
     with data.open("rb") as stream:

@@ -87,6 +87,7 @@ class Connection:
         return self._clients[process]
 
     def _make(self) -> Any:
+        """A new client with boto3's own retries off."""
         config = botocore.config.Config(
             retries={"total_max_attempts": 1},
             s3={"addressing_style": "path"},

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from PIL import Image
 
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
 from dfkd.evaluation.results import Spread

@@ -19,7 +19,7 @@ from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
 from dfkd.config.fingerprint import fingerprint, identity
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data

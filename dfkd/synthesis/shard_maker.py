@@ -78,6 +78,15 @@ class _PendingSample:
         return Sample(key, self.image.result(), extension, self.metadata, self.arrays)
 
 
+@dataclass(frozen=True)
+class MadeShard:
+    """The content of a shard that has been written."""
+
+    samples: list[Sample]
+    failed: tuple[int, ...] = ()
+    """Indices of the task's images that diverged at every attempt."""
+
+
 class ShardMaker:
     """Makes the shards of a run; its models are loaded once."""
 
@@ -134,8 +143,8 @@ class ShardMaker:
 
     def shards(
         self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
-    ) -> dict[Task, tuple[int, ...]]:
-        """Write `{task.id}.tar` into `folder` for each task of a unit.
+    ) -> dict[Task, MadeShard]:
+        """Write `{task.id}.tar` for each task of a unit; returns what each of them holds.
 
         An image that diverges is tried once more, with the derived seed of the second attempt.
 
@@ -152,6 +161,7 @@ class ShardMaker:
                 chained method has diverged.
             ValueError: `prompts` are not those of the unit.
         """
+        made = {}
         # A separate thread encodes while the next batch is synthesised; Pillow releases the GIL.
         with ThreadPoolExecutor(1, "encoder") as encoder:
             pending, failures = self._make(self._requests(unit, prompts), encoder, on_step)
@@ -159,8 +169,9 @@ class ShardMaker:
                 own = sorted(pending[task.class_index], key=lambda each: each.request.index)
                 samples = [each.sample(self.manifest.synthesis.format) for each in own]
                 write_shard(samples, folder / f"{task.id}.tar")
-        failed = sorted((request.class_index, request.index) for request in failures)
-        return {t: tuple(i for c, i in failed if c == t.class_index) for t in unit.tasks}
+                failed = sorted(r.index for r in failures if r.class_index == task.class_index)
+                made[task] = MadeShard(samples, tuple(failed))
+        return made
 
     def _make(
         self, requests: list[ImageRequest], encoder: ThreadPoolExecutor, on_step: OnStep | None

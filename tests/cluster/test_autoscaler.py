@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfkd.dataset.versions import current, verify
+from dfkd.dataset.published import current
+from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from nodes import Node, RayCluster, descendants
 from tests.helpers import jobs

@@ -10,14 +10,14 @@ from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.connection import connected
-from dfkd.cluster.prompt_worker import PromptPart, PromptWorker, write_prompts
-from dfkd.cluster.synthesis import SynthesisWorker, build, finished, identify
-from dfkd.cluster.worker import BudgetTracker
+from dfkd.cluster.synthesis import BudgetTracker, build, finished, identify, write_prompts
+from dfkd.cluster.worker import PromptPart, PromptWorker, SynthesisWorker
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.chain import Chain
-from dfkd.dataset.versions import Version, begin, verify
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.lease import held_leases

@@ -7,11 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dfkd.dataset.published import REMOVAL_MARK, advance
+from dfkd.dataset.published import PublishedVersion, advance, current, open_version
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
-from dfkd.dataset.versions import PublishedVersion, begin, current, open_version, verify
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import begin
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.report.gallery import read_index
+from dfkd.storage import layout
 from dfkd.utils.strict_json import canonical
 from tests.helpers import partial_version
 from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, regenerated
@@ -103,7 +105,7 @@ def test_a_receipt_cannot_name_another_folder_than_a_version(tmp_path: Path, nam
 def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: Path) -> None:
     base = fill(tmp_path)
     candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
-    home(tmp_path).put(f"versions/{candidate.id}/{REMOVAL_MARK}", b"")
+    home(tmp_path).put(f"versions/{candidate.id}/{layout.REMOVING}", b"")
     with pytest.raises(InfrastructureError, match=r"is being removed; run jobs/clean\.py"):
         advance(home(tmp_path), candidate.id)
     with pytest.raises(InfrastructureError, match="is being removed"):

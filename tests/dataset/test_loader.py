@@ -8,14 +8,14 @@ import torch
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import (
-    CONCURRENT_READS,
     PREFETCH_BATCHES,
     RankShare,
     Stream,
     steps_per_epoch,
 )
-from dfkd.dataset.versions import PublishedVersion
+from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.storage.base import CONCURRENT_REQUESTS
 from dfkd.storage.local import Request
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -148,7 +148,7 @@ def test_little_more_than_what_is_needed_is_read_ahead(version: PublishedVersion
     next(batches)
     batches.close()
     # Each run is one image: those of the batch, of the next ones that are decoded, and in flight.
-    assert len(seen) <= 2 * (1 + PREFETCH_BATCHES + 1 + 1) + CONCURRENT_READS < 30
+    assert len(seen) <= 2 * (1 + PREFETCH_BATCHES + 1 + 1) + CONCURRENT_REQUESTS < 30
 
 
 def test_a_damaged_shard_stops_the_stream_before_it_is_used(tmp_path: Path) -> None:

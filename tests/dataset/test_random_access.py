@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.shards import parse_example
-from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from tests.helpers.tiny_version import publish, write_manifest
 

@@ -16,8 +16,10 @@ import pytest
 
 from dfkd.config.fingerprint import fingerprint
 from dfkd.dataset import publication
+from dfkd.dataset.published import current, open_version
 from dfkd.dataset.shards import read_shard
-from dfkd.dataset.versions import Version, begin, current, open_version, verify
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError, Exit, FingerprintError, PartialError
 from dfkd.storage.local import MissingObject
 from tests.helpers import partial_version
@@ -124,7 +126,7 @@ def test_the_index_says_where_each_sample_lies(tmp_path: Path) -> None:
 def test_the_index_is_written_in_bounded_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "GROUP_ROWS", 4)
+    monkeypatch.setattr(publication, "INDEX_ROWS", 4)
     published = fill(tmp_path)
     file = pq.ParquetFile(io.BytesIO(published.storage.get("index.parquet")))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [6, 5]

@@ -11,7 +11,9 @@ import pytest
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
-from dfkd.dataset.versions import PublishedVersion, Version, begin, verify
+from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError
 from dfkd.export.take_home import calibration_images
 from tests.helpers.partial_version import ENVIRONMENT, IDENTITY, TASKS, commit, home, write_task

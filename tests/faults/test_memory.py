@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.cluster.prompt_worker import PromptPart, PromptWorker
-from dfkd.cluster.synthesis import SynthesisWorker, identify
+from dfkd.cluster.synthesis import identify
+from dfkd.cluster.worker import PromptPart, PromptWorker, SynthesisWorker
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.versions import begin

@@ -13,7 +13,8 @@ import yaml
 
 import ceph as servers
 from ceph import Ceph
-from dfkd.dataset.versions import PublishedVersion, current, verify
+from dfkd.dataset.published import PublishedVersion, current
+from dfkd.dataset.verification import verify
 from dfkd.errors import InfrastructureError
 from dfkd.storage.local import open_storage
 from dfkd.storage.s3 import S3Storage

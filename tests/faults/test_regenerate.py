@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.dataset.versions import current, verify
+from dfkd.dataset.published import current
+from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.storage.local import Storage, open_storage
 from tests.helpers.jobs import command, environment

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfkd.dataset.versions import PublishedVersion, current, verify
+from dfkd.dataset.published import PublishedVersion, current
+from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs
 from tests.helpers.jobs import contents, last_error

@@ -13,11 +13,11 @@ from PIL import Image
 
 from dfkd.config.fingerprint import fingerprint
 from dfkd.config.plan import sample_key
-from dfkd.dataset.publication import INDEX_KEY, INDEX_SCHEMA
-from dfkd.dataset.published import PublishedVersion, advance, open_version
+from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, advance, open_version
 from dfkd.dataset.shards import Receipt, Sample, write_shard
 from dfkd.evaluation.results import row, summarise, write_results
 from dfkd.report.gallery import SHARDS_PER_CLASS, evenly
+from dfkd.storage import layout
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
@@ -58,11 +58,11 @@ def large_version(home: Storage) -> PublishedVersion:
     with pq.ParquetWriter(index, INDEX_SCHEMA) as writer:
         for table in tables(receipts):
             writer.write_table(table)
-    storage.put(INDEX_KEY, index.getvalue())
+    storage.put(layout.INDEX, index.getvalue())
     manifest = {
         "schema": 1, "fingerprint": mark, "identity": IDENTITY, "classes": NAMES,
         "label_mean": 1.0, "label_std": 0.1,
-        "files": {INDEX_KEY: hashlib.sha256(index.getvalue()).hexdigest()},
+        "files": {layout.INDEX: hashlib.sha256(index.getvalue()).hexdigest()},
         "samples": CLASSES * SHARDS * EACH, "bytes": 1, "failed": 0, "quarantined": [],
         "weights": {}, "environment": {}, "shards": [vars(receipt) for receipt in receipts],
     }  # fmt: skip

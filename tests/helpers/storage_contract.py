@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from dfkd.dataset import versions
+from dfkd.dataset.published import current
 from dfkd.dataset.random_access import Examples
-from dfkd.dataset.versions import current, verify
+from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.storage.local import MissingObject, Request, Storage, open_storage
 from dfkd.storage.retries import RetryPolicy

@@ -11,7 +11,7 @@ import pytest
 from dfkd.benchmarks import driver, loading, stages, suite
 from dfkd.benchmarks.driver import RequestCounts, counted
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.versions import current
+from dfkd.dataset.published import current
 from dfkd.storage.local import open_storage
 from dfkd.utils.memory import Memory, Watch, watched
 from tests.helpers import jobs

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dfkd.dataset.versions import current, verify
+from dfkd.dataset.published import current
+from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.storage import lease
 from dfkd.storage.local import open_storage

@@ -12,7 +12,8 @@ import ray
 import yaml
 from PIL import Image
 
-from dfkd.dataset.versions import current, verify
+from dfkd.dataset.published import current
+from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.evaluation.results import validate_results
 from dfkd.storage import lease

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfkd.dataset.versions import current, verify
+from dfkd.dataset.published import current
+from dfkd.dataset.verification import verify
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import command, contents, environment, load, run

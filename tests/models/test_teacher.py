@@ -247,7 +247,7 @@ def test_batch_norm_is_detected_and_required(vit: Teacher, resnet: Teacher) -> N
         require_batch_norm(vit, "DeepInversion")
 
 
-def test_resolve_hashes_every_file_that_matters(tmp_path: Path) -> None:
+def test_every_file_that_matters_is_hashed(tmp_path: Path) -> None:
     shutil.copy(default_bpe(), tmp_path / "merges.txt.gz")
     kwargs = {"bpe_path": "merges.txt.gz"}
     config = write_teacher(tmp_path, model_config(VIT, tokenizer_kwargs=kwargs))
@@ -298,7 +298,7 @@ def test_a_directory_holds_configuration_and_weights(tmp_path: Path) -> None:
 
 def refusal(model: str, weights: str) -> str:
     with pytest.raises(ManifestError) as caught:
-        file_hashes(manifest.TeacherConfig(model=model, weights=weights))
+        Teacher.load(manifest.TeacherConfig(model=model, weights=weights), CPU)
     text = str(caught.value)
     assert "\n" not in text
     return text

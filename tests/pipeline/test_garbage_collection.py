@@ -12,13 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import REMOVAL_MARK, advance
-from dfkd.dataset.versions import PublishedVersion, begin, current, open_version, verify
+from dfkd.dataset.published import PublishedVersion, advance, current, open_version
+from dfkd.dataset.verification import verify
+from dfkd.dataset.versions import begin
 from dfkd.distillation.student_store import student_name
 from dfkd.errors import ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.attempts import Attempt
-from dfkd.storage import lease
+from dfkd.pipeline.listing import VERSION
+from dfkd.storage import layout, lease
 from dfkd.storage.local import LocalStorage, MissingObject, open_storage
 from dfkd.utils.strict_json import canonical
 from tests.helpers import partial_version
@@ -263,7 +265,7 @@ def test_what_is_named_after_the_plan_is_not_removed(manifest: Manifest, root: P
         garbage_collection.remove(storage, manifest, planned, 1, GRACE)
     advance(home(root), versions[0].id)
     assert verify(versions[0]) == []
-    assert not storage.exists(f"data/vanilla/versions/{versions[0].id}/{REMOVAL_MARK}")
+    assert not storage.exists(f"data/vanilla/versions/{versions[0].id}/{layout.REMOVING}")
     with pytest.raises(MissingObject):
         open_version(home(root), versions[1].id)
 
@@ -296,7 +298,7 @@ def whole_or_gone(root: Path) -> None:
     for name in home(root).folders("versions/"):
         with contextlib.suppress(MissingObject):
             version = open_version(home(root), name)
-            marked = version.storage.exists(REMOVAL_MARK)
+            marked = version.storage.exists(layout.REMOVING)
             assert marked or verify(version) == []
     held = current(home(root))
     assert held is not None
@@ -366,3 +368,14 @@ def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int
             assert held is not None
             assert verify(held) == []
         whole_or_gone(root)
+
+
+@pytest.mark.parametrize("name", ["shards/0001-00002.tar", "receipts/12345-123456.json"])
+def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
+    """Also those of more than 9,999 classes; a key that only resembles one is left alone."""
+    folder = "data/vanilla-bn/versions/0123456789abcdef"
+    match = VERSION.fullmatch(f"{folder}/{name}")
+    assert match is not None
+    assert (match["method"], match["id"], match["name"]) == ("vanilla-bn", folder[-16:], name)
+    for other in (name.replace(".", "x"), f"{name}.old", f"more/{name}"):
+        assert not VERSION.fullmatch(f"{folder}/{other}")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample
-from dfkd.dataset.versions import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.report import gallery as module
 from dfkd.report.gallery import (

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.published import current
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
 from dfkd.dataset.verification import verify
-from dfkd.dataset.versions import current
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.generator_config import read_model
 from dfkd.models.student import CARD, load_student

@@ -14,8 +14,8 @@ from PIL import Image
 
 from dfkd.config import manifest as keys
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.published import current
 from dfkd.dataset.shards import read_shard
-from dfkd.dataset.versions import current
 from dfkd.models.weights.artifacts import known_data_set
 from dfkd.pipeline.required_weights import needs
 from dfkd.storage.local import open_storage

@@ -31,11 +31,11 @@ from dfkd.config.distillation import Distillation
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import sample_key, tasks
-from dfkd.dataset import publication
 from dfkd.dataset.loader import Stream
+from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.shards import Sample, write_shard
 from dfkd.dataset.verification import verify
-from dfkd.dataset.versions import PublishedVersion, Version, begin, current
+from dfkd.dataset.versions import Version, begin
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, conceal
 from dfkd.export.take_home import calibration_images
@@ -44,6 +44,7 @@ from dfkd.pipeline.command_line import parser, run
 from dfkd.report.contact_sheet import examples
 from dfkd.report.facts import note_origin
 from dfkd.report.gallery import data_uri
+from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import record_cost
 from dfkd.storage.local import open_storage
@@ -284,9 +285,7 @@ def test_an_index_that_is_none_is_named_by_verify(tmp_path: Path) -> None:
     for content in (b"PAR1", table_bytes(GOOD)):
         index.chmod(0o644)
         index.write_bytes(content)
-        files = version.manifest["files"] | {
-            publication.INDEX_KEY: hashlib.sha256(content).hexdigest()
-        }
+        files = version.manifest["files"] | {layout.INDEX: hashlib.sha256(content).hexdigest()}
         forged = PublishedVersion(version.home, version.manifest | {"files": files}, version.shards)
         assert any("no readable index" in line for line in verify(forged))
 

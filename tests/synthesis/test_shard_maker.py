@@ -50,9 +50,13 @@ def make(
     embeddings[list(broken)] = np.nan
     column = pa.array(list(embeddings), pa.list_(pa.float32()))
     mine = mine.set_column(mine.schema.get_field_index("embedding"), "embedding", column)
-    failed = ShardMaker(manifest, teacher, generator).shards(alone(task), mine, folder)
+    made = ShardMaker(manifest, teacher, generator).shards(alone(task), mine, folder)
     tar = folder / f"{task.id}.tar"
-    return failed[task], list(parse_shard(tar.read_bytes(), tar.name))
+    written = list(parse_shard(tar.read_bytes(), tar.name))
+    assert [(s.key, s.image, s.metadata) for s in made[task].samples] == [
+        (s.key, s.image, s.metadata) for s in written
+    ]
+    return made[task].failed, written
 
 
 def alone(task: Task) -> Unit:

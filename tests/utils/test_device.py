@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import dfkd
-from dfkd.cluster.synthesis import SynthesisWorker, identify
+from dfkd.cluster.synthesis import identify
+from dfkd.cluster.worker import SynthesisWorker
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfkd.dataset.versions import current, verify
+from dfkd.dataset.published import current
+from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from tests.helpers.inversion_runs import TREE
 from tests.helpers.jobs import ROOT, contents, last_error, run

@@ -52,8 +52,8 @@ def make(
         place = folder if each is unit else folder.with_name(f"{folder.name}-{each.part}")
         place.mkdir(exist_ok=True)
         prompts = PromptMaker(manifest, teacher).part(each.part)
-        failed = maker.shards(each, prompts, place)
-        assert failed == dict.fromkeys(each.tasks, ())
+        shards = maker.shards(each, prompts, place)
+        assert [shards[task].failed for task in each.tasks] == [()] * len(each.tasks)
         made = {path.stem: path.read_bytes() for path in sorted(place.iterdir())}
         pixels = [np.asarray(Image.open(io.BytesIO(s.image))) for s in samples(made)]
         stored.append(torch.from_numpy(np.stack(pixels)))

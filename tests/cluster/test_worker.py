@@ -1,0 +1,70 @@
+"""What a worker reads, and how often; what it makes and refuses is in test_synthesis.py."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dfkd.benchmarks.scale import ScaleWorker
+from dfkd.benchmarks.stand_in import put_prompts
+from dfkd.cluster.synthesis import identify
+from dfkd.cluster.worker import SynthesisWorker
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import units
+from dfkd.dataset.versions import begin
+from dfkd.storage.local import open_storage
+from tests.helpers.tiny_models import VIT, model_config, openai_archive, write_teacher
+from tests.helpers.tiny_version import write_manifest
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from files so far, by the kernel's count."""
+    (line,) = [line for line in Path("/proc/self/io").read_text().splitlines() if "rchar" in line]
+    return int(line.split()[1])
+
+
+def test_a_teacher_is_read_once_to_hash_and_once_to_load_it(tmp_path: Path) -> None:
+    """An archive of OpenAI's, because its format is read and not mapped, so that reads count."""
+    config = model_config(VIT, quick=True)
+    archive = tmp_path / "Tiny.pt"
+    openai_archive(archive, config)
+    model = write_teacher(tmp_path / "teacher", config).model
+    settings: dict[str, object] = {"model": model, "weights": str(archive)}
+    manifest = Manifest.read(write_manifest(tmp_path, teacher=settings))
+    version = begin(open_storage(manifest.storage.root), identify(manifest))
+    worker = SynthesisWorker(manifest, version, 1.0)
+    worker.load_teacher()  # also imports what is imported late
+    before = bytes_read()
+    worker.load_teacher()
+    times = (bytes_read() - before) / archive.stat().st_size
+    assert 2 <= times < 2.5
+
+
+@contextmanager
+def reads() -> Iterator[Counter[str]]:
+    """How often Python opens each file for reading while the block runs, by its name."""
+    counts: Counter[str] = Counter()
+    active = True
+
+    def count(event: str, arguments: tuple[object, ...]) -> None:
+        if active and event == "open" and arguments[1] in ("r", "rb"):
+            counts[Path(str(arguments[0])).name] += 1
+
+    sys.addaudithook(count)  # stays until the process ends, so it is switched off
+    yield counts
+    active = False
+
+
+def test_a_finished_shard_is_read_once(tmp_path: Path) -> None:
+    """The bytes that are parsed and hashed for the receipt are those that are stored."""
+    manifest = Manifest.read(write_manifest(tmp_path))
+    version = begin(open_storage(manifest.storage.root), identity(manifest, {}))
+    put_prompts(manifest, version)
+    unit = next(units(manifest, ()))
+    with reads() as counts:
+        ((receipt, summary),) = ScaleWorker(manifest, version, 1.0).run_task(unit)
+    assert counts[f"{receipt.task}.tar"] == 1
+    assert (summary.samples, summary.failed) == (receipt.samples, 0)
+    assert len(summary.images) == receipt.samples
