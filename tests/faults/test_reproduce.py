@@ -20,14 +20,15 @@ MOMENTS = ("data/random/versions/*/receipts/*", "cells/vanilla-s0-*/cell.json", 
 """Objects after whose appearance the job is killed."""
 
 
-def start(study: Path) -> subprocess.Popen[str]:
+def start(study: Path, ray: str = "") -> subprocess.Popen[str]:
+    """The job, on a Ray that is there or on one of its own."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command("reproduce", study, "--threads", "1"),
         stdout=pipe,
         stderr=pipe,
         text=True,
-        env=environment(),
+        env=environment() | ({"RAY_ADDRESS": ray} if ray else {}),
         start_new_session=True,
     )
 
@@ -38,18 +39,18 @@ def rows(folder: Path) -> Any:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_killed_again_and_again_it_finds_the_same(tmp_path: Path) -> None:
+def test_killed_again_and_again_it_finds_the_same(tmp_path: Path, ray_head: str) -> None:
     path = write(tmp_path / "killed", teacher="CLIP")
     root = tmp_path / "killed" / "root"
     for moment in MOMENTS:
-        process = start(path)
+        process = start(path, ray_head)
         while not list(root.glob(moment)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert not (tmp_path / "killed" / "results.json").exists(), moment
-    process = start(path)
+    process = start(path, ray_head)
     out, err = process.communicate()
     assert process.returncode == Exit.DONE, err
     assert ": found vanilla-s0-" in out
@@ -57,7 +58,7 @@ def test_killed_again_and_again_it_finds_the_same(tmp_path: Path) -> None:
     undisturbed = write(tmp_path / "whole", teacher="CLIP")
     # Latencies are measured, so the tables are compared with those of one measurement.
     shutil.copy(tmp_path / "killed" / "latency.json", tmp_path / "whole")
-    whole = start(undisturbed)
+    whole = start(undisturbed, ray_head)
     _, err = whole.communicate()
     assert whole.returncode == Exit.DONE, err
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")

@@ -21,6 +21,7 @@ BASE = {
         "batch_size": 4, "augmentation": ["flip"],
     },
     "text_only": {"styles": 1},
+    "cluster": {"workers": 1},
 }  # fmt: skip
 METHODS = {
     "Baseline": {"prompts": {"method": "vanilla"}},

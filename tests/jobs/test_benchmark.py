@@ -61,11 +61,14 @@ def test_the_record_names_the_arguments_that_were_parsed(
     assert kept["command"] == f"python jobs/benchmark.py export {path} --set synthesis.steps=1"
 
 
-def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path)
+@pytest.mark.usefixtures("two_cpus")
+def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "configure_process", lambda threads: None)
     sizes = ["--tasks", "20", "40", "--shards", "3", "6"]
-    done = run_words("benchmark", "driver", str(manifest), *sizes)
-    assert done.returncode == 0, done.stderr
+    path = str(write_manifest(tmp_path))
+    assert jobs.load("benchmark").main(["driver", path, *sizes]) == 0
     results = record(tmp_path, "driver")
     assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
     assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
@@ -160,15 +163,17 @@ def test_a_summary_shows_growth() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_hot_paths_are_timed(tmp_path: Path) -> None:
+def test_the_hot_paths_are_timed(tmp_path: Path, ray_head: str) -> None:
     manifest = write_manifest(
         tmp_path,
         teacher={"model": "miniature", "weights": "miniature"},
         synthesis={"image_size": 64, "batch_size": 2},
         prompts={"contrastive": {"batch_size": 4, "bank": 8}},
+        cluster={"workers": 1},
     )
     options = ("--quick", "--repeats", "1", "--set", "classes=[clock, cat, bell]")
-    done = run_words("benchmark", "all", str(manifest), *options)
+    env = jobs.environment() | {"RAY_ADDRESS": ray_head}
+    done = run_words("benchmark", "all", str(manifest), *options, env=env)
     assert done.returncode == 0, done.stderr
     for name, figure in FIGURES.items():
         results = record(tmp_path, name)

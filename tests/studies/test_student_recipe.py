@@ -76,7 +76,8 @@ def test_the_table_compares_each_row_with_the_reference_by_seed() -> None:
     assert one[1]["mean"] == pytest.approx(0.6)  # type: ignore[call-overload,index]
     assert one[-2:] == (None, None)
     assert two[-2].mean == pytest.approx(0.1)  # type: ignore[union-attr]
-    assert two[-2].low is None  # type: ignore[union-attr] - a single pair has no interval
+    # a single pair has no interval
+    assert two[-2].low is None  # type: ignore[union-attr]
     assert two[-1]["mean"] == pytest.approx(0.4 / 0.3)  # type: ignore[call-overload,index]
 
 
@@ -93,6 +94,7 @@ def test_rows_are_manifests(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_cpus")
 def test_a_killed_study_goes_on_and_its_table_is_the_same(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     base = write_manifest(tmp_path, distillation={"labels": "live", "epochs": 1})
@@ -103,7 +105,7 @@ def test_a_killed_study_goes_on_and_its_table_is_the_same(tmp_path: Path) -> Non
     base.write_text(yaml.safe_dump(tree))
     study = described(seeds=[0], held_out_images=2).as_dict()
     path.write_text(yaml.safe_dump(study))
-    first = jobs.run("recipe", path, "--at-once", "1")
+    first = jobs.run_here("recipe", path, "--at-once", "1")
     assert first.returncode == 0, first.stderr
     table = (tmp_path / "table.md").read_text()
     assert "| two" in table
@@ -111,5 +113,5 @@ def test_a_killed_study_goes_on_and_its_table_is_the_same(tmp_path: Path) -> Non
     assert [each["row"] for each in results["outcomes"]] == ["one", "two"]
     cells = sorted((tmp_path / "run" / "recipe").iterdir())
     (cells[0] / "outcome.json").unlink()
-    assert jobs.run("recipe", path, "--at-once", "1").returncode == 0
+    assert jobs.run_here("recipe", path, "--at-once", "1").returncode == 0
     assert (tmp_path / "table.md").read_text() == table
