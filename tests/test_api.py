@@ -24,6 +24,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
+@pytest.mark.heavy
 def test_importing_is_light_and_errors_stay_so() -> None:
     heavy = "{'torch', 'ray', 'numpy', 'pydantic'}"
     done = python(
@@ -79,6 +80,7 @@ def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
         dfkd.read_manifest(MINIATURE, classes={"tree", "rocket"})
 
 
+@pytest.mark.heavy
 def test_each_stage_is_a_call_and_the_student_answers_with_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

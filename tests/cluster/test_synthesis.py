@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
-from dfkd.cluster.prompt_worker import PromptPart, PromptWorker, write_prompts
+from dfkd.cluster.prompt_worker import PromptPart, PromptSummary, PromptWorker, write_prompts
 from dfkd.cluster.synthesis import SynthesisWorker, build, finished, identify
 from dfkd.cluster.worker import BudgetTracker
 from dfkd.config.budget import Budget
@@ -65,7 +65,7 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
 
 
 def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_path: Path) -> None:
-    """On one worker and on two, which wait for what each part knows."""
+    """On one worker, here in this process, and on two, which wait for what each part knows."""
     settings = (
         "prompts.method=contrastive",
         "prompts.contrastive={updates: 2, batch_size: 4, bank: 4, parallel: 2}",
@@ -75,14 +75,19 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_pa
     found = []
     for workers in (1, 2):
         root = tmp_path / str(workers)
-        root.mkdir()
         own = (*settings, f"cluster.workers={workers}", f"storage.root={root}")
         manifest = Manifest.read(read_file(tmp_path), own)
-        built = build(manifest, identify(manifest))
-        assert verify(built.version) == []
-        parts = sorted(root.glob("data/contrastive/versions/*/prompts/*.parquet"))
+        if workers == 1:
+            home = open_storage(str(root)).child("data/contrastive")
+            worker = PromptWorker(manifest, begin(home, identify(manifest)), 1.0)
+            for unit in (*map(PromptPart, range(3)), PromptSummary()):
+                worker.run_task(unit)
+        else:
+            assert verify(build(manifest, identify(manifest)).version) == []
+        (version,) = root.glob("data/contrastive/versions/*")
+        parts = sorted(version.glob("prompts/*.parquet"))
         assert len(parts) == 3
-        found.append([part.read_bytes() for part in parts] + [str(built.prompts).encode()])
+        found.append([file.read_bytes() for file in (*parts, version / "prompts.json")])
     assert found[0] == found[1]
 
 

@@ -499,5 +499,6 @@ def test_killed_at_every_step_and_resumed_is_undisturbed(tmp_path: Path) -> None
     assert steps > 3 * objects  # sync, link or rename, sync the directory
 
 
+@pytest.mark.heavy
 def test_killed_at_random_moments_and_resumed_is_undisturbed(tmp_path: Path) -> None:
     assert in_clean_process(partial_version.kill_at_random, tmp_path, 20) > 10

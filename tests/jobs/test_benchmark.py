@@ -2,6 +2,7 @@
 
 import json
 import mmap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,19 @@ def record(folder: Path, name: str) -> dict[str, Any]:
     return results
 
 
-def test_the_scale_benchmark_builds_and_reads_a_version(tmp_path: Path) -> None:
+@pytest.fixture
+def benchmark(two_cpus: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The job in this process, whose number of threads it leaves alone."""
+    monkeypatch.setattr(suite, "configure_process", lambda threads: None)
+    job = jobs.load("benchmark")
+    return lambda *words: int(job.main(list(map(str, words))))
+
+
+def test_the_scale_benchmark_builds_and_reads_a_version(
+    tmp_path: Path, benchmark: Callable[..., int]
+) -> None:
     manifest = write_manifest(tmp_path, teacher={"model": "miniature", "weights": "miniature"})
-    done = run_words("benchmark", "scale", str(manifest), "--classes", "4")
-    assert done.returncode == 0, done.stderr
+    assert benchmark("scale", manifest, "--classes", 4) == 0
     results = record(tmp_path, "scale")
     assert (results["classes"], results["tasks"], results["samples"]) == (4, 8, 32)
     assert results["found_tasks"] == 0
@@ -61,14 +71,11 @@ def test_the_record_names_the_arguments_that_were_parsed(
     assert kept["command"] == f"python jobs/benchmark.py export {path} --set synthesis.steps=1"
 
 
-@pytest.mark.usefixtures("two_cpus")
 def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, benchmark: Callable[..., int]
 ) -> None:
-    monkeypatch.setattr(suite, "configure_process", lambda threads: None)
     sizes = ["--tasks", "20", "40", "--shards", "3", "6"]
-    path = str(write_manifest(tmp_path))
-    assert jobs.load("benchmark").main(["driver", path, *sizes]) == 0
+    assert benchmark("driver", write_manifest(tmp_path), *sizes) == 0
     results = record(tmp_path, "driver")
     assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
     assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])

@@ -4,6 +4,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfkd.config.manifest import Manifest
@@ -14,6 +15,8 @@ from dfkd.storage.local import open_storage
 from tests.helpers import jobs
 from tests.helpers.tiny_models import RESNET, model_config, write_backbone, write_teacher
 from tests.helpers.tiny_version import publish, write_manifest
+
+pytestmark = pytest.mark.heavy
 
 
 def student(folder: Path) -> Path:
@@ -40,7 +43,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
             teacher={"model": teacher.model, "weights": teacher.weights},
         )
         publish(Manifest.read(manifests[name]), digests=resolve(teacher).digests)
-    assert jobs.run("distill", manifests["undisturbed"]).returncode == 0
+    assert jobs.run_here("distill", manifests["undisturbed"]).returncode == 0
 
     process = subprocess.Popen(jobs.command("distill", manifests["killed"]), env=jobs.environment())
     checkpoints = tmp_path / "killed" / "run" / "students"
@@ -51,7 +54,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
     process.wait()
     assert not (student(tmp_path / "killed") / "student.json").exists()
 
-    done = jobs.run("distill", manifests["killed"])
+    done = jobs.run_here("distill", manifests["killed"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"wrote {student(tmp_path / 'killed')}/student.json"
     left, right = (student(tmp_path / name) for name in ("undisturbed", "killed"))

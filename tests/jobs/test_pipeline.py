@@ -74,6 +74,7 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
 
 
+@pytest.mark.heavy
 def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
     found = run_here("pipeline", MANIFEST, *settings(tmp_path / "run"), "--dry-run")
     planned = json.loads(found.stdout)
@@ -82,6 +83,7 @@ def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "photo" / "dog").mkdir(parents=True)
@@ -91,6 +93,7 @@ def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_every_manifest_of_the_miniature_world_can_be_planned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -135,6 +135,7 @@ def test_a_finished_run_is_not_made_again(
     assert contents(undisturbed / "run") == before
 
 
+@pytest.mark.heavy
 def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     version = tmp_path / "run/data/contrastive/versions/0123456789abcdef"
@@ -147,6 +148,7 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
     assert "--abandon" in line
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -168,6 +170,7 @@ def test_bad_input_is_one_line_before_any_work(
     assert not (tmp_path / "run" / "data").exists()
 
 
+@pytest.mark.heavy
 def test_the_plan_and_the_resolved_manifest_are_shown_without_work(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     planned = json.loads(run_here("synthesize", manifest, "--dry-run").stdout)

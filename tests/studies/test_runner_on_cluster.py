@@ -30,6 +30,7 @@ def test_cells_are_made_where_ray_address_says(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").is_file()
 
 
+@pytest.mark.heavy
 def test_a_cluster_that_is_away_is_worth_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
