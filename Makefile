@@ -5,15 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 MANIFEST ?= manifests/miniature.yaml
-# Processes that run tests beside each other, each a file at a time.
+# Processes that run tests beside each other, each a file at a time, in the order of conftest.py.
 TESTERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 # Threads that spin while they wait can make two workers on two cores many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster test faults lint docs format clean clean-runs
+.PHONY: help setup demo cluster quick test faults lint docs format clean clean-runs
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,11 +35,14 @@ demo: setup ## Class names to student on this machine, in minutes (MANIFEST=... 
 cluster: setup ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
+quick: setup ## Tests that take moments each, about a minute together: while one writes
+	$(PYTEST) -m 'not (heavy or faults or slow or s3 or gpu)'
+
 test: setup ## All tests but those of make faults
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'not (faults or slow)'
+	$(PYTEST) -m 'not (faults or slow)'
 
 faults: setup ## Whole runs, and tests that kill processes, nodes and storage
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'faults or slow'
+	$(PYTEST) -m 'faults or slow'
 
 lint: setup ## Format check, lint, types
 	$(BIN)/ruff format --check .

@@ -221,7 +221,7 @@ class Ceph:
         while time.monotonic() < limit:
             for daemon in self._daemons:
                 if daemon.poll() is not None:
-                    raise RuntimeError(f"{daemon.args} ended with {daemon.returncode}")
+                    raise RuntimeError(f"{daemon.args!r} ended with {daemon.returncode}")
             try:
                 if ready():
                     return

@@ -1,4 +1,4 @@
-"""Shared fixtures: the miniature models, an S3 server. Puts this folder's modules on the path."""
+"""Shared fixtures: the miniature models, a Ray, an S3 server."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ import ceph as servers
 from ceph import Ceph
 from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher
+from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_models import GENERATOR, TEACHER
 
 # Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
@@ -38,6 +39,30 @@ def teacher() -> Teacher:
 def generator() -> VQGAN:
     """The miniature generator, on the CPU."""
     return VQGAN.load(GENERATOR, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[str]:
+    """The address of a Ray of two CPUs, for all tests that need none of their own."""
+    from ray.cluster_utils import Cluster  # not before Ray's variables above are set
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # so that its workers know the package
+        patch.delenv("RAY_ADDRESS", raising=False)
+        small = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args=small)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two_cpus(ray_head: str) -> Iterator[None]:
+    """A connection of this process to `ray_head`, which jobs in this process use too."""
+    import ray
+
+    ray.init(address=ray_head)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +92,23 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
         pytest.skip("mounting a small tmpfs needs root")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make quick` leaves out, and put long files first, so that processes end together.
+
+    Only what is expensive is shared, so a test is heavy if it uses a fixture that others use too.
+    """
+    order: dict[Path, tuple[float, bool]] = {}
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        fixtures = [each[-1] for each in item._fixtureinfo.name2fixturedefs.values()]
+        if any(each.baseid and each.scope in ("module", "session") for each in fixtures):
+            item.add_marker("heavy")
+        limit = item.get_closest_marker("timeout")
+        found = (-limit.args[0] if limit else 0.0, "ray_head" not in item.fixturenames)
+        order[item.path] = min(found, order.get(item.path, found))
+    items.sort(key=lambda item: order[item.path])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
 from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
-from dfkd.cluster.ray_internals import LocalTorchTrainer, draining_nodes
+from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer
 from dfkd.errors import DfkdError, InfrastructureError
 
 TRAIN: Any = ray.train
@@ -108,7 +108,7 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
     """
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in ranks and driver
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
-        trainer: Any = LocalTorchTrainer(
+        trainer: Any = local_torch_trainer()(
             _with_traceback(loop) if workers.count else loop,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),

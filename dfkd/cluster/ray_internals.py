@@ -17,30 +17,34 @@ from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental import tqdm_ray
 from ray.experimental.internal_kv import _internal_kv_get
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
 
 from dfkd.utils.progress import Bar
 
 
-class LocalTorchTrainer(TorchTrainer):
-    """`TorchTrainer` without the placement-group cleaner where there is no dashboard.
+def local_torch_trainer() -> Any:
+    """Subclass of `TorchTrainer` without the placement-group cleaner where there is no dashboard.
 
     The cleaner frees resources of a killed run and asks the dashboard every second whether the run
     is alive. A local cluster has no dashboard and ends with its run, so it would only log errors.
     """
+    # Imported here, because workers of a pool need no training, and this takes them seconds.
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
 
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        if get_dashboard_url():
-            return callbacks
-        return [
-            callback
-            for callback in callbacks
-            if not isinstance(callback, PlacementGroupCleanerCallback)
-        ]
+    class LocalTorchTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            if get_dashboard_url():
+                return callbacks
+            return [
+                callback
+                for callback in callbacks
+                if not isinstance(callback, PlacementGroupCleanerCallback)
+            ]
+
+    return LocalTorchTrainer
 
 
 def draining_nodes() -> set[str]:

@@ -83,6 +83,7 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
     )
 
 
+@pytest.mark.heavy
 def test_plain_distillation_is_distillation_without_any_switch(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,9 @@ from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.storage.checkpoints import Checkpoints
 from tests.helpers import jobs
-from tests.helpers.ranks import prepare, two_cpus
+from tests.helpers.ranks import prepare
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with two_cpus():
-        yield
+pytestmark = pytest.mark.usefixtures("two_cpus")
 
 
 @pytest.mark.faults
@@ -60,22 +55,30 @@ def test_training_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert steps[-1] == course.total
 
 
-def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The manifest of a student that two ranks have made in one step, of 12 and of 11 images."""
+    folder = tmp_path_factory.mktemp("trained")
+    manifest = prepare(folder, batch_size=23, warmup_epochs=0, epochs=1, standardise=False)
+    distill(manifest, "vanilla", 0)
+    return manifest
+
+
+def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(trained: Manifest) -> None:
     """The gradient is the mean over all images, batch-norm statistics are the mean over ranks.
 
     Of both there is one step, so that each rank's part can be had by itself.
     """
-    manifest = prepare(tmp_path, batch_size=23, warmup_epochs=0, epochs=1, standardise=False)
-    target = distill(manifest, "vanilla", 0).student
+    manifest, target = trained, locate_student(trained, "vanilla", 0)
     student = load_student(target.storage)[0].state_dict()
     alone = [one_step(manifest, target, rank) for rank in range(2)]
-    trained = dict(alone[0].named_parameters())
+    parameters = dict(alone[0].named_parameters())
     states = [each.state_dict() for each in alone]
     statistics = [name for name in student if "running" in name]
     assert len(statistics) > 2
     assert any(not torch.equal(states[0][name], states[1][name]) for name in statistics)
-    for name in [*trained, *statistics]:
-        shares = (12 / 23, 11 / 23) if name in trained else (0.5, 0.5)
+    for name in [*parameters, *statistics]:
+        shares = (12 / 23, 11 / 23) if name in parameters else (0.5, 0.5)
         expected = sum(share * state[name] for share, state in zip(shares, states, strict=True))
         torch.testing.assert_close(student[name], expected, rtol=1e-4, atol=1e-6)
 
@@ -90,13 +93,13 @@ def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     return student
 
 
-def test_ranks_that_start_again_after_the_end_leave_the_student_alone(tmp_path: Path) -> None:
+def test_ranks_that_start_again_after_the_end_leave_the_student_alone(trained: Manifest) -> None:
     """As all do when one has died right after the first had written it."""
-    manifest = prepare(tmp_path)
-    target = distill(manifest, "vanilla", 0).student
+    target = locate_student(trained, "vanilla", 0)
     before = list(target.storage.list())
+    assert before
     job = Job(
-        manifest=manifest,
+        manifest=trained,
         method="vanilla",
         seed=0,
         version=target.version.id,

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from dfkd.cluster.rank import train
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, WeightsError
+from dfkd.models.student import build
 from tests.helpers import jobs
-from tests.helpers.ranks import prepare, two_cpus
+from tests.helpers.ranks import prepare
 
 STEP = 2
 """Before which a rank fails."""
@@ -26,10 +27,7 @@ STEP = 2
 Loop = Callable[[dict[str, Any]], Any]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with two_cpus():
-        yield
+pytestmark = pytest.mark.usefixtures("two_cpus")
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def test_what_only_a_rank_can_see_is_refused_as_any_bad_manifest(
     """A file of initial weights that is on the driver's machine alone."""
     weights = tmp_path / "initial.safetensors"
     manifest = prepare(tmp_path)
-    student = module.build(manifest.distillation, 3, 32, 0)
+    student = build(manifest.distillation, 3, 32, 0)
     safetensors.torch.save_file(student.backbone.state_dict(), weights)
 
     def loop(config: dict[str, Any]) -> Any:

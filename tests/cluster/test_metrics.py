@@ -63,7 +63,8 @@ def test_the_endpoint_shows_what_processes_measure(endpoint: str, tmp_path: Path
 
     for measure in ALL_MEASURES:
         say(measure)
-    worker = Worker.remote()  # kept: a level of a process that ended is no longer shown
+    # Kept, because a level of a process that ended is no longer shown.
+    worker = Worker.remote()  # type: ignore[attr-defined]
     ray.get(worker.work.remote())
 
     def whole(found: Found) -> bool:

@@ -18,7 +18,7 @@ from dfkd.cluster.capacity import (
     schedulable_nodes,
     worker_resources,
 )
-from dfkd.cluster.connection import _check_reachable, connected
+from dfkd.cluster.connection import _check_reachable
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
@@ -61,11 +61,9 @@ class Worker(Actor):
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(two_cpus: None) -> None:
     # Ray's workers do not have this folder on their path.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with connected():
-        yield
 
 
 def pool(
@@ -138,13 +136,13 @@ def test_the_driver_holds_no_more_tasks_than_actors(cluster: None, tmp_path: Pat
     for done in range(1, 20):
         next(results)
         assert drawn <= done + 2
-    results.close()
+    results.close()  # type: ignore[attr-defined]
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_item_tried_again(
     cluster: None, tmp_path: Path
 ) -> None:
-    working = pool(tmp_path, {3: "hangs once"}, timeout=20)
+    working = pool(tmp_path, {3: "hangs once"}, timeout=10)
     assert sorted(working.run(Item(i) for i in range(6))) == list(range(6))
     assert tries(tmp_path)[3] >= 2
     assert working.quarantine == []

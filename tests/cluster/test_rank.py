@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def alone() -> Iterator[None]:
     """A process group of this process."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     yield
     distributed.destroy_process_group()
 

@@ -71,13 +71,12 @@ def test_only_one_module_uses_what_is_not_public() -> None:
 
 def test_nothing_asks_for_a_dashboard_that_is_not_there(cluster: Cluster) -> None:
     """Ray's own default would complain each second."""
-    trainer = ray_internals.LocalTorchTrainer(
-        lambda: None, scaling_config=ScalingConfig(num_workers=2)
-    )
+    local = ray_internals.local_torch_trainer()
+    trainer = local(lambda: None, scaling_config=ScalingConfig(num_workers=2))
     kinds = {type(each).__name__ for each in trainer._create_default_callbacks()}
     assert "BackendSetupCallback" in kinds
     assert "PlacementGroupCleanerCallback" not in kinds
-    default = super(ray_internals.LocalTorchTrainer, trainer)._create_default_callbacks()
+    default = super(local, trainer)._create_default_callbacks()
     assert "PlacementGroupCleanerCallback" in {type(each).__name__ for each in default}
 
 
@@ -130,7 +129,7 @@ def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
     assert node.node_id in schedulable_nodes()
     assert ray_internals.draining_nodes() == set()
     actor = ray.remote(resources={"leaving": 1})(Actor).remote()  # an idle node would go at once
-    assert ray.get(actor.node_id.remote()) == node.node_id
+    assert ray.get(actor.node_id.remote()) == node.node_id  # type: ignore[attr-defined]
     drain(cluster, node)
     assert soon(lambda: ray_internals.draining_nodes() == {node.node_id})
     assert node.node_id not in schedulable_nodes()

@@ -1,6 +1,5 @@
 """A version is built within a budget, and the same call goes on where it stopped."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,8 @@ from safetensors.torch import load_file, save_file
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
-from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import BudgetTracker, build, finished, identify, write_prompts
-from dfkd.cluster.worker import PromptPart, PromptWorker, SynthesisWorker
+from dfkd.cluster.worker import PromptPart, PromptSummary, PromptWorker, SynthesisWorker
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
@@ -19,17 +17,10 @@ from dfkd.dataset.chain import Chain
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
-from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from tests.helpers.inversion_runs import read as inversion
 from tests.helpers.tiny_models import RESNET, model_config, write_teacher
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with connected():
-        yield
 
 
 def read_file(folder: Path) -> Path:
@@ -40,6 +31,7 @@ def read_file(folder: Path) -> Path:
         "generator: {config: miniature, weights: miniature}\n"
         "prompts: {method: vanilla}\n"
         "synthesis: {images_per_class: 4, shard_size: 2, image_size: 64, steps: 1}\n"
+        "cluster: {workers: 1}\n"
     )
     return path
 
@@ -53,7 +45,7 @@ def receipts(folder: Path) -> int:
 
 
 def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
-    cluster: None, tmp_path: Path
+    two_cpus: None, tmp_path: Path
 ) -> None:
     manifest = read(tmp_path)
     identity = identify(manifest)
@@ -72,8 +64,8 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
     assert finished(manifest, identity)
 
 
-def test_parallel_prompts_are_the_same_whoever_makes_them(cluster: None, tmp_path: Path) -> None:
-    """On one worker and on two, which wait for what each part knows."""
+def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_path: Path) -> None:
+    """On one worker, here in this process, and on two, which wait for what each part knows."""
     settings = (
         "prompts.method=contrastive",
         "prompts.contrastive={updates: 2, batch_size: 4, bank: 4, parallel: 2}",
@@ -83,14 +75,19 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(cluster: None, tmp_pat
     found = []
     for workers in (1, 2):
         root = tmp_path / str(workers)
-        root.mkdir()
         own = (*settings, f"cluster.workers={workers}", f"storage.root={root}")
         manifest = Manifest.read(read_file(tmp_path), own)
-        built = build(manifest, identify(manifest))
-        assert verify(built.version) == []
-        parts = sorted(root.glob("data/contrastive/versions/*/prompts/*.parquet"))
+        if workers == 1:
+            home = open_storage(str(root)).child("data/contrastive")
+            worker = PromptWorker(manifest, begin(home, identify(manifest)), 1.0)
+            for unit in (*map(PromptPart, range(3)), PromptSummary()):
+                worker.run_task(unit)
+        else:
+            assert verify(build(manifest, identify(manifest)).version) == []
+        (version,) = root.glob("data/contrastive/versions/*")
+        parts = sorted(version.glob("prompts/*.parquet"))
         assert len(parts) == 3
-        found.append([part.read_bytes() for part in parts] + [str(built.prompts).encode()])
+        found.append([file.read_bytes() for file in (*parts, version / "prompts.json")])
     assert found[0] == found[1]
 
 
@@ -105,43 +102,52 @@ def chain_of(method: str, root: Path) -> tuple[Manifest, Version]:
     return manifest, begin(home, identify(manifest))
 
 
+def make_first(manifest: Manifest, version: Version) -> SynthesisWorker:
+    """Make the prompts and the first part of a chain in this process; returns its worker."""
+    prompts = PromptWorker(manifest, version, 1.0)
+    for number in range(3):
+        prompts.run_task(PromptPart(number))
+    worker = SynthesisWorker(manifest, version, 1.0)
+    assert len(worker.run_task(next(units(manifest, ())))) == 2
+    return worker
+
+
 @pytest.mark.parametrize("method", ["cmi", "dfad", "pre"])
 def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, method: str) -> None:
     """As when each is killed after one: the same bytes as of one worker that makes them all."""
     found = []
     for name in ("one", "three"):
         manifest, version = chain_of(method, tmp_path / name)
-        prompts = PromptWorker(manifest, version, 1.0)
-        for number in range(3):
-            prompts.run_task(PromptPart(number))
-        worker = SynthesisWorker(manifest, version, 1.0)
+        worker = make_first(manifest, version)
         for unit in Chain(version).units(manifest, version.done()):
             assert unit is not None
-            assert len(worker.run_task(unit)) == 2
             worker = worker if name == "one" else SynthesisWorker(manifest, version, 1.0)
+            assert len(worker.run_task(unit)) == 2
         found.append([receipt.sha256 for receipt in version.receipts().values()])
     assert len(set(found[0])) == 6
     assert found[0] == found[1]
 
 
 def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
-    cluster: None, tmp_path: Path
+    two_cpus: None, tmp_path: Path
 ) -> None:
-    """Stopped between two parts, and by another process: the same bytes as of one run."""
-    found = []
-    for name in ("whole", "stopped"):
-        manifest, version = chain_of("cmi", tmp_path / name)
-        if name == "stopped":
-            write_prompts(manifest, version, BudgetTracker(Budget(), CostCounter()))
-            SynthesisWorker(manifest, version, 1.0).run(next(units(manifest, ())))
-            assert Chain(version).states.newest() == 1
-            assert len(version.done()) == 2
-        built = build(manifest, identify(manifest))
-        assert verify(built.version) == []
-        assert not list(version.storage.list("state/"))
-        found.append([receipt.sha256 for receipt in built.version.shards])
-    assert len(found[0]) == 6
-    assert found[0] == found[1]
+    """Stopped between two parts, and by another process: the same bytes as of one worker."""
+    manifest, version = chain_of("cmi", tmp_path / "whole")
+    worker = make_first(manifest, version)
+    for unit in Chain(version).units(manifest, version.done()):
+        assert unit is not None
+        worker.run_task(unit)
+    whole = {task: receipt.sha256 for task, receipt in version.receipts().items()}
+
+    manifest, version = chain_of("cmi", tmp_path / "stopped")
+    make_first(manifest, version)
+    assert Chain(version).states.newest() == 1
+    assert len(version.done()) == 2
+    built = build(manifest, identify(manifest))
+    assert verify(built.version) == []
+    assert not list(version.storage.list("state/"))
+    assert {receipt.task: receipt.sha256 for receipt in built.version.shards} == whole
+    assert len(whole) == 6
 
 
 def test_budgets() -> None:
@@ -153,7 +159,7 @@ def test_budgets() -> None:
 
 
 def test_a_version_in_the_making_is_kept_from_removal(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = read(tmp_path)
     identity = identify(manifest)
@@ -170,7 +176,7 @@ def test_a_version_in_the_making_is_kept_from_removal(
     assert held_leases(root) == {}
 
 
-def test_a_node_with_other_weights_is_refused(cluster: None, tmp_path: Path) -> None:
+def test_a_node_with_other_weights_is_refused(two_cpus: None, tmp_path: Path) -> None:
     teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
     settings = (f"teacher.model={teacher.model}", f"teacher.weights={teacher.weights}")
     manifest = Manifest.read(read_file(tmp_path), settings)

@@ -16,7 +16,7 @@ import pytest
 
 from dfkd.config.fingerprint import fingerprint
 from dfkd.dataset import publication
-from dfkd.dataset.published import current, open_version
+from dfkd.dataset.published import INDEX_SCHEMA, current, index_row, open_version
 from dfkd.dataset.shards import read_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
@@ -95,7 +95,7 @@ def test_images_that_the_teacher_takes_for_another_class_are_counted(tmp_path: P
 def test_the_index_has_one_row_for_each_sample(tmp_path: Path) -> None:
     published = fill(tmp_path)
     table = pq.read_table(io.BytesIO(published.storage.get("index.parquet")))
-    assert table.schema.equals(publication.INDEX_SCHEMA)
+    assert table.schema.equals(INDEX_SCHEMA)
     rows = table.to_pylist()
     assert len(rows) == 11
     assert len({row["key"] for row in rows}) == 11
@@ -452,7 +452,7 @@ def test_verify_compares_the_index_with_the_shards(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit_all(version)
-    row = publication.index_row
+    row = index_row
     with monkeypatch.context() as patch:  # an index that was published wrong: hashes agree
         patch.setattr(publication, "index_row", lambda *a: row(*a) | {"confidence": 1.0})
         published = version.publish(TASKS, ENVIRONMENT)
@@ -501,5 +501,6 @@ def test_killed_at_every_step_and_resumed_is_undisturbed(tmp_path: Path) -> None
     assert steps > 3 * objects  # sync, link or rename, sync the directory
 
 
+@pytest.mark.heavy
 def test_killed_at_random_moments_and_resumed_is_undisturbed(tmp_path: Path) -> None:
     assert in_clean_process(partial_version.kill_at_random, tmp_path, 20) > 10

@@ -12,6 +12,8 @@ from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
 from dfkd.models.student import Student, build, fold
 from dfkd.utils.device import multiplies_bfloat16
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = Distillation(
     student="resnet18",
     weights="backbone.safetensors",

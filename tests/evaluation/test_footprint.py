@@ -44,7 +44,7 @@ def test_models_count_what_answers_an_image(tmp_path: Path) -> None:
         visual = random_model(config).get_submodule("visual")
         assert found[model].parameters == sum(p.numel() for p in visual.parameters())
     assert found["student"].parameters == 11_176_512 + 3 * (512 + 1)  # ResNet-18 and its head
-    assert found["student"].answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    assert found["student"].answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]
     assert megabytes(found["student"].parameters) == pytest.approx(44.712, abs=1e-3)
 
 

@@ -8,12 +8,11 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfkd.cluster import distillation as module
@@ -29,24 +28,17 @@ from dfkd.storage.checkpoints import Checkpoints
 from tests.helpers.tiny_models import write_backbone
 from tests.helpers.tiny_version import publish, write_manifest
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.timeout(1200),
+    pytest.mark.usefixtures("two_cpus"),
+]
 
 STEPS, INTERVAL = 5, 10
 """Of an epoch (30 images in batches of 6), and between two checkpoints."""
 WARMUP, TOTAL = 20, 50
 FAR_SECONDS = 1.5
 """More than the second in which Ray Train itself would lose a checkpoint."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(module.__file__).parents[2]))
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20
-        )
-        yield
-        ray.shutdown()
 
 
 def prepare(folder: Path) -> Manifest:
@@ -131,7 +123,7 @@ FAR: Deaths = {INTERVAL + 5: (0, FAR_SECONDS), WARMUP + INTERVAL + 7: (1, FAR_SE
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def undisturbed(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The student of the run in which nobody dies."""
     folder = tmp_path_factory.mktemp("undisturbed")
     student = distill(prepare(folder / "run"), "vanilla", 0).student

@@ -22,15 +22,15 @@ MOMENTS = ("regenerations/00000000/claim.json", "regenerations/00000000/candidat
 """Objects after whose appearance the job is killed."""
 
 
-def start(manifest: Path, root: Path, *settings: str) -> subprocess.Popen[str]:
-    chosen = [f"storage.root={root}", "regeneration.lease_seconds=3", *settings]
+def start(manifest: Path, root: Path, ray: str) -> subprocess.Popen[str]:
+    chosen = [f"storage.root={root}", "regeneration.lease_seconds=3"]
     words = [word for setting in chosen for word in ("--set", setting)]
     return subprocess.Popen(
         command("regenerate", manifest, *words),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment() | {"RAY_ADDRESS": ray},
         start_new_session=True,
     )
 
@@ -42,10 +42,10 @@ def until(process: subprocess.Popen[str], file: Path) -> None:
         time.sleep(0.05)
 
 
-def finish(manifest: Path, root: Path) -> str:
+def finish(manifest: Path, root: Path, ray: str) -> str:
     """The same command until the dead holder's lease has expired; what it printed."""
     while True:
-        process = start(manifest, root)
+        process = start(manifest, root, ray)
         out, err = process.communicate()
         if process.returncode != Exit.RETRY:
             assert process.returncode == Exit.DONE, err
@@ -66,12 +66,12 @@ def require_whole(root: Storage) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
-    manifest: Path, tmp_path: Path
+    manifest: Path, tmp_path: Path, ray_head: str
 ) -> None:
     root = tmp_path / "run"
     for moment in MOMENTS:
         while True:
-            process = start(manifest, root)
+            process = start(manifest, root, ray_head)
             try:
                 until(process, root / moment)
             except AssertionError:
@@ -81,17 +81,17 @@ def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             break
-    finish(manifest, root)
+    finish(manifest, root, ray_head)
     require_whole(open_storage(str(root)))
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_of_two_at_once_one_works_and_the_other_is_to_come_again(
-    manifest: Path, tmp_path: Path
+    manifest: Path, tmp_path: Path, ray_head: str
 ) -> None:
     root = tmp_path / "run"
-    processes = [start(manifest, root) for _ in range(2)]
+    processes = [start(manifest, root, ray_head) for _ in range(2)]
     ends = [(process.communicate(), process.returncode) for process in processes]
     codes = sorted(code for _, code in ends)
     assert codes == [Exit.DONE, Exit.RETRY], ends

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dfkd.errors import Exit
-from tests.helpers.jobs import command, environment
+from tests.helpers.jobs import command, environment, run_here
 from tests.helpers.machines import below, title, wait_for
 from tests.helpers.tiny_study import METHODS, write
 
@@ -20,14 +20,14 @@ MOMENTS = ("data/random/versions/*/receipts/*", "cells/vanilla-s0-*/cell.json", 
 """Objects after whose appearance the job is killed."""
 
 
-def start(study: Path) -> subprocess.Popen[str]:
+def start(study: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command("reproduce", study, "--threads", "1"),
         stdout=pipe,
         stderr=pipe,
         text=True,
-        env=environment(),
+        env=env,
         start_new_session=True,
     )
 
@@ -38,28 +38,29 @@ def rows(folder: Path) -> Any:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_killed_again_and_again_it_finds_the_same(tmp_path: Path) -> None:
+def test_killed_again_and_again_it_finds_the_same(
+    tmp_path: Path, ray_head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_head)
     path = write(tmp_path / "killed", teacher="CLIP")
     root = tmp_path / "killed" / "root"
     for moment in MOMENTS:
-        process = start(path)
+        process = start(path, environment() | {"RAY_ADDRESS": ray_head})
         while not list(root.glob(moment)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert not (tmp_path / "killed" / "results.json").exists(), moment
-    process = start(path)
-    out, err = process.communicate()
-    assert process.returncode == Exit.DONE, err
-    assert ": found vanilla-s0-" in out
+    done = run_here("reproduce", path, "--threads", "1")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert ": found vanilla-s0-" in done.stdout
 
     undisturbed = write(tmp_path / "whole", teacher="CLIP")
     # Latencies are measured, so the tables are compared with those of one measurement.
     shutil.copy(tmp_path / "killed" / "latency.json", tmp_path / "whole")
-    whole = start(undisturbed)
-    _, err = whole.communicate()
-    assert whole.returncode == Exit.DONE, err
+    whole = run_here("reproduce", undisturbed, "--threads", "1")
+    assert whole.returncode == Exit.DONE, whole.stderr
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     tables = [(tmp_path / name / "table.md").read_bytes() for name in ("killed", "whole")]
     assert tables[0] == tables[1]
@@ -71,7 +72,7 @@ def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> 
     """Two are trained side by side; the process of one is killed after its first checkpoint."""
     axes = [{"name": "Method", "values": {"Baseline": METHODS["Baseline"]}}]
     long = {"distillation": {"epochs": 100, "batch_size": 2}}
-    process = start(write(tmp_path, axes=axes, settings=long))
+    process = start(write(tmp_path, axes=axes, settings=long), environment())
 
     def trainer() -> int | None:
         if not list(tmp_path.glob("root/students/*/checkpoints/*")):

@@ -74,7 +74,10 @@ def running(process: subprocess.Popen[str]) -> Callable[[], bool]:
 
 
 def run(nodes: Nodes, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return jobs.run("synthesize", manifest, *arguments, env=nodes.environment)
+    """The job on the cluster to its end, by a driver in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", nodes.cluster.address)
+        return jobs.run_here("synthesize", manifest, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ TREE: dict[str, Any] = {
     "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {"images_per_class": 3, "shard_size": 2, "image_size": 64},
+    "cluster": {"workers": 1},
     "inversion": {
         "deepinversion": {"low_resolution_steps": 2, "steps": 3, "batch_size": 3},
         "dfad": {**NETWORK, "rounds": 3, "student_steps": 1, "batch_size": 4, "snapshots": 2},

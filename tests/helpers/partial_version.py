@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from dfkd.config.plan import Task, sample_key
 from dfkd.dataset import versions
-from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.shards import Receipt, Sample, write_shard
 from dfkd.storage.local import Storage, open_storage
 
 IDENTITY: dict[str, Any] = {
@@ -61,7 +62,7 @@ def write_task(task: Task, path: Path, failed: Collection[int] = (), shift: floa
 
 def commit(
     version: versions.Version, task: Task, failed: Collection[int] = (), shift: float = 0.0
-) -> versions.Receipt:
+) -> Receipt:
     """Write a task's shard and commit it."""
     with tempfile.TemporaryDirectory() as folder:
         return version.commit(task, write_task(task, Path(folder, "shard"), failed, shift), failed)
@@ -84,7 +85,7 @@ def open_filling(root: Path | str, tasks: Collection[Task] = TASKS) -> versions.
     return version
 
 
-def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> versions.PublishedVersion:
+def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> PublishedVersion:
     """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
     version = open_filling(root, tasks)
     done = version.receipts()
@@ -96,11 +97,11 @@ def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> versions.Publishe
 
 def regenerated(
     root: Path,
-    base: versions.PublishedVersion,
+    base: PublishedVersion,
     salt: int,
     fresh: Collection[Task],
     make_current: bool = True,
-) -> versions.PublishedVersion:
+) -> PublishedVersion:
     """A version in which only some tasks are made anew, with other samples than the base's."""
     version = versions.begin(
         home(root), IDENTITY | {"salt": salt, "carried.from": base.fingerprint}

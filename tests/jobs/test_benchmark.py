@@ -2,6 +2,7 @@
 
 import json
 import mmap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,19 @@ def record(folder: Path, name: str) -> dict[str, Any]:
     return results
 
 
-def test_the_scale_benchmark_builds_and_reads_a_version(tmp_path: Path) -> None:
+@pytest.fixture
+def benchmark(two_cpus: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The job in this process, whose number of threads it leaves alone."""
+    monkeypatch.setattr(suite, "configure_process", lambda threads: None)
+    job = jobs.load("benchmark")
+    return lambda *words: int(job.main(list(map(str, words))))
+
+
+def test_the_scale_benchmark_builds_and_reads_a_version(
+    tmp_path: Path, benchmark: Callable[..., int]
+) -> None:
     manifest = write_manifest(tmp_path, teacher={"model": "miniature", "weights": "miniature"})
-    done = run_words("benchmark", "scale", str(manifest), "--classes", "4")
-    assert done.returncode == 0, done.stderr
+    assert benchmark("scale", manifest, "--classes", 4) == 0
     results = record(tmp_path, "scale")
     assert (results["classes"], results["tasks"], results["samples"]) == (4, 8, 32)
     assert results["found_tasks"] == 0
@@ -61,11 +71,11 @@ def test_the_record_names_the_arguments_that_were_parsed(
     assert kept["command"] == f"python jobs/benchmark.py export {path} --set synthesis.steps=1"
 
 
-def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path)
+def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(
+    tmp_path: Path, benchmark: Callable[..., int]
+) -> None:
     sizes = ["--tasks", "20", "40", "--shards", "3", "6"]
-    done = run_words("benchmark", "driver", str(manifest), *sizes)
-    assert done.returncode == 0, done.stderr
+    assert benchmark("driver", write_manifest(tmp_path), *sizes) == 0
     results = record(tmp_path, "driver")
     assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
     assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
@@ -160,15 +170,17 @@ def test_a_summary_shows_growth() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_hot_paths_are_timed(tmp_path: Path) -> None:
+def test_the_hot_paths_are_timed(tmp_path: Path, ray_head: str) -> None:
     manifest = write_manifest(
         tmp_path,
         teacher={"model": "miniature", "weights": "miniature"},
         synthesis={"image_size": 64, "batch_size": 2},
         prompts={"contrastive": {"batch_size": 4, "bank": 8}},
+        cluster={"workers": 1},
     )
     options = ("--quick", "--repeats", "1", "--set", "classes=[clock, cat, bell]")
-    done = run_words("benchmark", "all", str(manifest), *options)
+    env = jobs.environment() | {"RAY_ADDRESS": ray_head}
+    done = run_words("benchmark", "all", str(manifest), *options, env=env)
     assert done.returncode == 0, done.stderr
     for name, figure in FIGURES.items():
         results = record(tmp_path, name)

@@ -4,6 +4,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfkd.config.manifest import Manifest
@@ -14,6 +15,8 @@ from dfkd.storage.local import open_storage
 from tests.helpers import jobs
 from tests.helpers.tiny_models import RESNET, model_config, write_backbone, write_teacher
 from tests.helpers.tiny_version import publish, write_manifest
+
+pytestmark = pytest.mark.heavy
 
 
 def student(folder: Path) -> Path:
@@ -40,7 +43,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
             teacher={"model": teacher.model, "weights": teacher.weights},
         )
         publish(Manifest.read(manifests[name]), digests=file_hashes(teacher))
-    assert jobs.run("distill", manifests["undisturbed"]).returncode == 0
+    assert jobs.run_here("distill", manifests["undisturbed"]).returncode == 0
 
     process = subprocess.Popen(jobs.command("distill", manifests["killed"]), env=jobs.environment())
     checkpoints = tmp_path / "killed" / "run" / "students"
@@ -51,7 +54,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
     process.wait()
     assert not (student(tmp_path / "killed") / "student.json").exists()
 
-    done = jobs.run("distill", manifests["killed"])
+    done = jobs.run_here("distill", manifests["killed"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"wrote {student(tmp_path / 'killed')}/student.json"
     left, right = (student(tmp_path / name) for name in ("undisturbed", "killed"))
@@ -77,11 +80,11 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) 
 def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, distillation={"epochs": 1, "warmup_epochs": 0})
     publish(Manifest.read(manifest))
-    first = jobs.run("distill", manifest)
+    first = jobs.run_here("distill", manifest)
     assert first.returncode == 0, first.stderr
     assert "vanilla seed 0: trained" in first.stdout
     written = (student(tmp_path) / "student.safetensors").stat().st_mtime_ns
-    second = jobs.run("distill", manifest, "--set", "distillation.seeds=[0, 1]")
+    second = jobs.run_here("distill", manifest, "--set", "distillation.seeds=[0, 1]")
     assert second.returncode == 0, second.stderr
     assert "vanilla seed 0: reused" in second.stdout
     assert "vanilla seed 1: trained" in second.stdout
@@ -97,7 +100,7 @@ def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) 
 
 def test_the_plan_is_printed_without_touching_anything(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path)
-    done = jobs.run("distill", manifest, "--dry-run")
+    done = jobs.run_here("distill", manifest, "--dry-run")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["steps_per_epoch"] == 4
@@ -108,13 +111,13 @@ def test_the_plan_is_printed_without_touching_anything(tmp_path: Path) -> None:
 
 def test_bad_input_ends_in_one_line_and_its_exit_code(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path)
-    done = jobs.run("distill", manifest)
+    done = jobs.run_here("distill", manifest)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: storage.root: must hold a published version")
 
     version = publish(Manifest.read(manifest))
-    done = jobs.run("distill", manifest, "--set", "distillation.batch_size=25")
+    done = jobs.run_here("distill", manifest, "--set", "distillation.batch_size=25")
     assert done.returncode == 2
     assert "distillation.batch_size: must not exceed the 24 images" in done.stderr
 
@@ -123,7 +126,7 @@ def test_bad_input_ends_in_one_line_and_its_exit_code(tmp_path: Path) -> None:
     data[700] ^= 1
     shard.unlink()
     shard.write_bytes(data)
-    done = jobs.run("distill", manifest)
+    done = jobs.run_here("distill", manifest)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: shard {version.shards[0].shard}: a sample of ")

@@ -199,7 +199,7 @@ def test_the_same_command_again_trains_nothing_and_changes_no_byte(
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(
-    prepared: Path, undisturbed: Path, tmp_path: Path
+    fewshot: FewShot, prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     path = copied(prepared, tmp_path)
     process = subprocess.Popen(
@@ -216,7 +216,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert process.wait() == -signal.SIGKILL
     assert 5 <= len(cells(path)) < 36
     assert not (folder / "results.json").exists()
-    done = jobs.run("fewshot", path, "--threads", "1")
+    done = fewshot(path)
     assert done.returncode == 0, done.stderr
     assert contents(folder) == contents(undisturbed.parent / "run/fewshot")
 

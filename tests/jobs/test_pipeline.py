@@ -8,7 +8,7 @@ import yaml
 
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import ROOT, contents, load, run
+from tests.helpers.jobs import contents, load, run, run_here
 
 SMALL = [
     "synthesis.images_per_class=4",
@@ -18,6 +18,7 @@ SMALL = [
     "distillation.epochs=2",
     "distillation.batch_size=8",
     "text_only.styles=1",
+    "cluster.workers=1",
 ]
 
 
@@ -65,7 +66,7 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     assert set(scored.values()) == {sum(row["images"] for row in results["rows"]) // 4}
 
     before = contents(tmp_path / "run")
-    again = run("pipeline", MANIFEST, *arguments)
+    again = run_here("pipeline", MANIFEST, *arguments)
     assert again.returncode == 0
     changed = {name for name, data in contents(tmp_path / "run").items() if before[name] != data}
     seconds = {"latency.json", "report.html", "student/README.md", "student/takehome.json"}
@@ -73,28 +74,30 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
 
 
+@pytest.mark.heavy
 def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
-    found = run("pipeline", MANIFEST, *settings(tmp_path / "run"), "--dry-run")
+    found = run_here("pipeline", MANIFEST, *settings(tmp_path / "run"), "--dry-run")
     planned = json.loads(found.stdout)
     assert set(planned) == {"synthesize", "distill", "evaluate"}
     assert planned["synthesize"]["methods"] == planned["distill"]["methods"]
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "photo" / "dog").mkdir(parents=True)
-    found = run("pipeline", MANIFEST, *settings(tmp_path / "run", f"evaluation.data={data}"))
+    found = run_here("pipeline", MANIFEST, *settings(tmp_path / "run", f"evaluation.data={data}"))
     assert found.returncode == 2
     assert found.stderr.startswith("error: evaluation.data: ")
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_every_manifest_of_the_miniature_world_can_be_planned(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Those of real weights are in test_manifests."""
-    monkeypatch.syspath_prepend(ROOT / "jobs")  # as Python does for a script
     job = load("pipeline")
     for file in MANIFEST.parent.rglob("*.yaml"):
         tree = yaml.safe_load(file.read_text())

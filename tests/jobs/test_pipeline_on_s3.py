@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import run
+from tests.helpers.jobs import run, run_here
 from tests.jobs.test_pipeline import MANIFEST, settings
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -20,7 +20,7 @@ def test_from_class_names_to_a_report_on_s3(s3_root: str, tmp_path: Path) -> Non
     assert found.stdout.splitlines()[-1] == f"wrote {s3_root}/report.html"
 
     for job, written in {"verify": "verify.json", "report": "report.html"}.items():
-        done = run(job, MANIFEST, *arguments)
+        done = run_here(job, MANIFEST, *arguments)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == f"wrote {s3_root}/{written}"
 
@@ -47,6 +47,6 @@ def test_from_class_names_to_a_report_on_s3(s3_root: str, tmp_path: Path) -> Non
     assert list(storage.list(f"students/{student}/checkpoints/")) == []
     assert storage.abort_uploads(older_than=0) == 0
 
-    again = run("synthesize", MANIFEST, *arguments)
+    again = run_here("synthesize", MANIFEST, *arguments)
     assert again.returncode == 0, again.stderr
     assert storage.folders(versions) == (version,)

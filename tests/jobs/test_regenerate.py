@@ -35,6 +35,7 @@ MANIFEST = {
         "labels": "stored", "augmentation": [], "weights": "none", "warmup_epochs": 0, "epochs": 1,
         "batch_size": 6, "stem": "small",
     },
+    "cluster": {"workers": 1},
     "regeneration": {"lease_seconds": 60},
 }  # fmt: skip
 
@@ -54,7 +55,7 @@ regenerate, clean = load("regenerate"), load("clean")
 
 @pytest.fixture
 def local_ray() -> Iterator[None]:
-    """One for all calls of the job, which otherwise start one each.
+    """One for all calls of the job: `two_cpus` knows no S3 server.
 
     Its workers have the environment of this moment: a store's variables are set before.
     """
@@ -150,7 +151,7 @@ def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("two_cpus")
 @pytest.mark.timeout(900)
 def test_three_in_a_row_in_a_directory(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -5,18 +5,16 @@ import io
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from PIL import Image
 
 from dfkd.errors import Exit
 from dfkd.studies import listing
 from tests.helpers import jobs
-from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
 Reproduce = Callable[..., tuple[int, str, str]]
@@ -30,27 +28,17 @@ PAPER = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One for all calls of the job, which otherwise start one each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20
-        )
-        yield
-        ray.shutdown()
-
-
+pytestmark = pytest.mark.usefixtures("two_cpus")
 job = jobs.load("reproduce")
+ALONE = ("--threads", "1", "--at-once", "1")
+"""Students are trained in this process; test_parallel_students.py has them side by side."""
 
 
 @pytest.fixture
 def reproduce(capsys: pytest.CaptureFixture[str]) -> Reproduce:
     def call(*words: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = int(job.main([*map(str, words), "--threads", "1"]))
+        code = int(job.main([*map(str, words), *ALONE]))
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
@@ -58,11 +46,11 @@ def reproduce(capsys: pytest.CaptureFixture[str]) -> Reproduce:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of two methods and two seeds, made once: its root, its files."""
     folder = tmp_path_factory.mktemp("study")
-    path = write(folder, teacher="CLIP", paper=[PAPER], notes=["A note."])
-    assert job.main([str(path), "--threads", "1"]) == Exit.DONE
+    path = write(folder, teacher="CLIP", text_only="Texts", paper=[PAPER], notes=["A note."])
+    assert job.main([str(path), *ALONE]) == Exit.DONE
     return folder
 
 

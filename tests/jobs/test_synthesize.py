@@ -16,7 +16,7 @@ from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import command, contents, environment, load, run
+from tests.helpers.jobs import command, contents, environment, load, run, run_here
 
 TREE = {
     "name": "small",
@@ -125,27 +125,31 @@ def test_a_run_shows_its_shards_on_tensorboard(undisturbed: Path) -> None:
     assert set(events.Tags()["images"]) == {"samples/dog", "samples/house", "samples/car"}
 
 
-def test_a_finished_run_is_not_made_again(undisturbed: Path) -> None:
+def test_a_finished_run_is_not_made_again(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor is a cluster started or joined for it: here none answers."""
     before = contents(undisturbed / "run")
-    alone = environment() | {"RAY_ADDRESS": "127.0.0.2:1"}
-    found = run("synthesize", undisturbed / "manifest.yaml", env=alone)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.2:1")
+    found = run_here("synthesize", undisturbed / "manifest.yaml")
     assert found.returncode == 0, found.stderr
     assert contents(undisturbed / "run") == before
 
 
+@pytest.mark.heavy
 def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     version = tmp_path / "run/data/contrastive/versions/0123456789abcdef"
     version.mkdir(parents=True)
     (version / "identity.json").write_text('{"synthesis.steps": 99}')
-    found = run("synthesize", manifest)
+    found = run_here("synthesize", manifest)
     assert found.returncode == 2
     (line,) = [text for text in found.stderr.splitlines() if text.startswith("error: ")]
     assert "synthesis.steps: 99 there, 8 here" in line
     assert "--abandon" in line
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -167,11 +171,12 @@ def test_bad_input_is_one_line_before_any_work(
     assert not (tmp_path / "run" / "data").exists()
 
 
+@pytest.mark.heavy
 def test_the_plan_and_the_resolved_manifest_are_shown_without_work(tmp_path: Path) -> None:
     manifest = write(tmp_path)
-    planned = json.loads(run("synthesize", manifest, "--dry-run").stdout)
+    planned = json.loads(run_here("synthesize", manifest, "--dry-run").stdout)
     assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (9, 18, 144)
     assert planned["bytes_at_most"] > 18 * 64 * 64 * 3
-    printed = run("synthesize", manifest, "--print-manifest", "--set", "seed=5").stdout
+    printed = run_here("synthesize", manifest, "--print-manifest", "--set", "seed=5").stdout
     assert yaml.safe_load(printed)["seed"] == 5
     assert not (tmp_path / "run").exists()

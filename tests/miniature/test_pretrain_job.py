@@ -34,7 +34,7 @@ def test_help_and_bad_keys() -> None:
     done = jobs.run("pretrain", Path("--help"))
     assert done.returncode == 0
     assert "--set" in done.stdout
-    done = jobs.run("pretrain", MANIFEST, "--set", "teacher.stepps=3")
+    done = jobs.run_here("pretrain", MANIFEST, "--set", "teacher.stepps=3")
     assert done.returncode == Exit.USAGE
     assert done.stderr.count("\n") == 1
     assert "steps" in done.stderr
@@ -48,7 +48,7 @@ def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
 def test_npm_is_needed_only_without_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretraining.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(InfrastructureError, match="npm is not installed"):
         pretraining.package(IconData(work=str(tmp_path)))
     (tmp_path / "collections.json").write_text("{}")
@@ -99,5 +99,5 @@ def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:
 
 
 def test_dry_run_says_what_would_be_done() -> None:
-    done = jobs.run("pretrain", MANIFEST, "--dry-run", "--set", "teacher.steps=7")
+    done = jobs.run_here("pretrain", MANIFEST, "--dry-run", "--set", "teacher.steps=7")
     assert json.loads(done.stdout)["teacher_steps"] == 7 + 600

@@ -12,8 +12,10 @@ import torchvision
 import yaml
 from PIL import Image
 
-from dfkd.config import manifest as keys
-from dfkd.config.manifest import Manifest
+from dfkd.config.distillation import Distillation
+from dfkd.config.inversion import Inversion
+from dfkd.config.manifest import Manifest, TeacherConfig
+from dfkd.config.synthesis import Prompts, Synthesis
 from dfkd.dataset.published import current
 from dfkd.dataset.shards import read_shard
 from dfkd.models.weights.artifacts import known_data_set
@@ -95,11 +97,11 @@ def test_the_paper_s_four_data_sets_its_table_5_and_two_more_are_there() -> None
 @pytest.mark.parametrize("name", PAPER)
 def test_the_settings_are_the_paper_s(name: str) -> None:
     manifest = read(name)
-    assert manifest.teacher == keys.TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
-    assert manifest.synthesis == keys.Synthesis()
+    assert manifest.teacher == TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
+    assert manifest.synthesis == Synthesis()
     methods = ("vanilla", "mix", "random", "contrastive")
-    assert manifest.prompts == keys.Prompts(method=methods)
-    student = keys.Distillation(seeds=(0, 1, 2, 3, 4))
+    assert manifest.prompts == Prompts(method=methods)
+    student = Distillation(seeds=(0, 1, 2, 3, 4))
     assert manifest.distillation == student
     assert len(manifest.classes) == {"pacs": 7, "vlcs": 5}.get(name, 12)
 
@@ -110,8 +112,8 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
         *("deepinversion", "dfad", "cmi", "pre"),
         *("contrastive-bn", "contrastive"),
     )
-    assert manifest.inversion == keys.Inversion()
-    assert manifest.teacher == keys.TeacherConfig(model="RN50-quickgelu", weights="openai")
+    assert manifest.inversion == Inversion()
+    assert manifest.teacher == TeacherConfig(model="RN50-quickgelu", weights="openai")
     ways = {"method", "batch_norm_weight", "shard_size"}
     alike = [vars(m.synthesis).items() for m in (manifest, plain)]
     assert {key for key, value in alike[0] if (key, value) not in alike[1]} == ways

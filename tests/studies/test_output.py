@@ -120,7 +120,8 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
     baseline, random, alone = (line[-3] for line in found.rows)
     assert baseline is alone is None
     assert random.mean == pytest.approx(0.15)  # type: ignore[union-attr]
-    assert random.low is None  # type: ignore[union-attr] - a single pair has no interval
+    # A single pair has no interval.
+    assert random.low is None  # type: ignore[union-attr]
 
 
 def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
 """Students of a study side by side on a Ray of this machine, and how they agree with teachers."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from torch import Tensor
 
@@ -16,7 +14,6 @@ from dfkd.errors import Exit
 from dfkd.studies.parallel_students import agreement, divide_resources
 from dfkd.utils.device import CPU
 from tests.helpers import jobs
-from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_study import write
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -40,15 +37,6 @@ def test_devices_are_shared_among_students(
     nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, WorkerResources]
 ) -> None:
     assert divide_resources(dict(zip("abc", nodes, strict=False)), students, most) == expected
-
-
-@pytest.fixture
-def two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("two_cpus")

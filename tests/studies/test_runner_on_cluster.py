@@ -8,7 +8,7 @@ import pytest
 
 from dfkd.errors import Exit
 from nodes import RayCluster
-from tests.helpers.jobs import environment, last_error, run
+from tests.helpers.jobs import last_error, run, run_here
 from tests.helpers.tiny_study import METHODS, write
 
 
@@ -30,8 +30,12 @@ def test_cells_are_made_where_ray_address_says(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").is_file()
 
 
-def test_a_cluster_that_is_away_is_worth_a_retry(tmp_path: Path) -> None:
-    found = run("reproduce", write(tmp_path), env=environment() | {"RAY_ADDRESS": "127.0.0.1:1"})
+@pytest.mark.heavy
+def test_a_cluster_that_is_away_is_worth_a_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    found = run_here("reproduce", write(tmp_path))
     assert found.returncode == Exit.RETRY
     assert "no Ray cluster answered at 127.0.0.1:1" in last_error(found)
     assert not (tmp_path / "table.md").exists()

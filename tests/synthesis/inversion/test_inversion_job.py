@@ -11,8 +11,10 @@ from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from tests.helpers.inversion_runs import TREE
-from tests.helpers.jobs import ROOT, contents, last_error, run
+from tests.helpers.jobs import ROOT, contents, last_error, run_here
 from tests.helpers.tiny_models import model_config, write_teacher
+
+pytestmark = pytest.mark.usefixtures("two_cpus")
 
 METHODS = ("deepinversion", "vanilla-bn", "vanilla")
 WORDS = (
@@ -30,9 +32,9 @@ def write(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    found = run("synthesize", write(folder), *WORDS)
+    found = run_here("synthesize", write(folder), *WORDS)
     assert found.returncode == 0, found.stderr
     return folder
 
@@ -64,7 +66,7 @@ def test_a_run_that_died_within_a_part_resumes_to_the_same_bytes(
         if version.parts[-3] != "vanilla-bn":  # there the shard had come as far as storage
             (version / "shards" / "0001-00000.tar").unlink()
         shutil.rmtree(version.parents[1] / "current")
-    found = run("synthesize", manifest, *WORDS)
+    found = run_here("synthesize", manifest, *WORDS)
     assert found.returncode == 0, found.stderr
     assert contents(tmp_path / "run" / "data") == contents(undisturbed / "run" / "data")
 
@@ -77,7 +79,7 @@ def test_a_teacher_without_statistics_is_refused_in_one_line(tmp_path: Path) -> 
         "--set",
         f"teacher.weights={teacher.weights}",
     )
-    found = run("synthesize", write(tmp_path), *words, *WORDS)
+    found = run_here("synthesize", write(tmp_path), *words, *WORDS)
     assert found.returncode == 2
     assert last_error(found).startswith("error: teacher.model: deepinversion needs an image tower")
     assert not (tmp_path / "run").exists()
@@ -97,9 +99,10 @@ def test_table_5_is_one_command(tmp_path: Path) -> None:
         "distillation.epochs=1",
         "distillation.batch_size=4",
         "text_only.styles=1",
+        "cluster.workers=1",
     ]
     words = [word for setting in settings for word in ("--set", setting)]
-    found = run("pipeline", ROOT / "manifests" / "dfkd_miniature.yaml", *words)
+    found = run_here("pipeline", ROOT / "manifests" / "dfkd_miniature.yaml", *words)
     assert found.returncode == 0, found.stderr
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     students = list(dict.fromkeys(row["method"] for row in rows if row["model"] == "student"))
