@@ -1,6 +1,5 @@
-"""Studies: tables and figures of the paper, each from many runs that are compared.
+"""Tables and figures of the paper, each from many runs that are compared.
 
-In: a study.yaml with a base manifest, axes of named settings, and seeds. Out: results.json, a table
-and a figure. A cell is one trained and scored student; it is made once, and studies share it. Begin
-with `study.py`, which expands the file into cells, and `runner.py`, which makes them.
+In: a study.yaml with rows and seeds. Out: results.json, a table and a figure. Begin with `study.py`
+and `runner.py`. A cell is one trained and scored student; studies share cells.
 """

@@ -6,7 +6,7 @@ bytes.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -71,7 +71,9 @@ class CellMeasurement:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """The cells that share one value of each axis, or the teacher's cell."""
+    """The cells that share one value of each axis, or those of the teacher or the text-only
+    classifier.
+    """
 
     names: tuple[str, ...]
     """One value of each axis; for the teacher its name, then blanks."""
@@ -185,6 +187,8 @@ class StudyCells:
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
     """Why a cell is missing, by its label."""
+    text_only: tuple[CellScore, ...] = ()
+    """The text-only classifier of each seed, if the study has a row for it."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ def collect_results(
     """
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
+    outcomes += [cell.outcome for cell in study_cells.text_only]
     scores = outcomes[0].scores if outcomes else ()
     return StudyResults(
         study=study.described.name,
@@ -256,11 +261,16 @@ def collect_results(
 def _scored_rows(
     study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
 ) -> Iterable[StudyRow]:
-    """Yield the rows with a finished cell: the teacher, then the students."""
-    if study_cells.teacher:
-        name, blanks = study.described.teacher, ("",) * (len(study.described.chosen_axes) - 1)
-        measured: tuple[CellMeasurement, ...] = (CellMeasurement.of(study_cells.teacher),)
-        yield StudyRow.of((name, *blanks), "teacher", measured, parameters.get(name))
+    """Yield the rows with a finished cell: teacher, text-only classifier, then the students."""
+    reference_rows: list[tuple[str, Model, Sequence[CellScore]]] = [
+        (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
+        (study.described.text_only, "text-only", study_cells.text_only),
+    ]
+    blanks = ("",) * (len(study.described.chosen_axes) - 1)
+    for name, model, scored in reference_rows:
+        if scored:
+            measured = tuple(map(CellMeasurement.of, scored))
+            yield StudyRow.of((name, *blanks), model, measured, parameters.get(name))
     for name, cells in study_cells.students.items():
         if cells:
             measured = tuple(map(CellMeasurement.of, cells))

@@ -18,8 +18,9 @@ from dfkd.cluster.capacity import schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
 from dfkd.config.fingerprint import fingerprint, identity
-from dfkd.config.manifest import Manifest
+from dfkd.config.manifest import Manifest, Model
 from dfkd.dataset.published import PublishedVersion
+from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
@@ -40,6 +41,7 @@ from dfkd.studies.parallel_students import (
 from dfkd.studies.results import CellScore, StudyCells
 from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import require_tsne
+from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.paired import require_scipy
 
@@ -98,8 +100,30 @@ def reproduce(
     root = open_storage(study.manifest.storage.root)
     cell_jobs = list(_cell_jobs(study, root, cells.evaluation_digest(data) if data else ""))
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
+    if study.described.text_only:
+        load_tower(study.manifest, pick_device())
     with contextlib.ExitStack() as runtime:
-        return _Runner(study, threads, at_once, on_cell, runtime).run(cell_jobs)
+        study_cells = _Runner(study, threads, at_once, on_cell, runtime).run(cell_jobs)
+    if data is None or not study.described.text_only:
+        return study_cells
+    return dataclasses.replace(study_cells, text_only=tuple(_text_only(study, root, data, threads)))
+
+
+def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[CellScore]:
+    """Yield the text-only classifier of each seed, trained or reused."""
+    digest, manifest = cells.evaluation_digest(data), _with_model(study.manifest, "text-only")
+    for seed in study.described.chosen_seeds:
+        store = cells.cell_of_text_only(root, manifest, seed, digest)
+        distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
+        one_seed = dataclasses.replace(manifest, distillation=distillation)
+        outcome = store.read() or score(one_seed, store, threads=threads)
+        yield CellScore(seed, store.folder, outcome)
+
+
+def _with_model(manifest: Manifest, model: Model) -> Manifest:
+    """The manifest with only one model to evaluate."""
+    evaluation = dataclasses.replace(manifest.evaluation, models=(model,))
+    return dataclasses.replace(manifest, evaluation=evaluation)
 
 
 @dataclass(frozen=True)
@@ -258,10 +282,8 @@ class _Runner:
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(cell_job.data)
         if cell_job.teacher and self.teacher is None:
-            evaluation = dataclasses.replace(cell.manifest.evaluation, models=("teacher",))
-            teacher_only = dataclasses.replace(cell.manifest, evaluation=evaluation)
             outcome = cell_job.teacher.read() or score(
-                teacher_only, cell_job.teacher, threads=self.threads
+                _with_model(cell.manifest, "teacher"), cell_job.teacher, threads=self.threads
             )
             self.teacher = CellScore(0, cell_job.teacher.folder, outcome)
         if cell_job.store is None:
@@ -354,6 +376,8 @@ def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
     rows: dict[str, NetworkSize] = {}
     if study_cells.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
+    if study_cells.text_only:
+        rows[study.described.text_only] = footprint.text_only(study.manifest)
     shapes: dict[tuple[object, ...], NetworkSize] = {}
     for row in (name for name, scored in study_cells.students.items() if scored):
         manifest = study.rows[row][0].manifest

@@ -125,6 +125,8 @@ class StudyFile:
     """
     teacher: str = ""
     """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""
+    text_only: str = ""
+    """Name of the row with the text-only classifiers, one for each seed; empty leaves it out."""
     columns: Literal["domains", "classes"] = "domains"
     """Columns of the table; with `classes` there is a row for each domain, as in Table 4."""
     x: str = ""
