@@ -19,7 +19,6 @@ def read(path: str, overrides: tuple[str, ...]) -> Recipe:
 def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
     teacher, generator = recipe.teacher, recipe.generator
-    steps = teacher.steps + teacher.style_steps
     if options.backbone:
         backbone = recipe.backbone
         return {
@@ -31,8 +30,8 @@ def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
         }
     return {
         "package": recipe.data.directory or recipe.data.package,
-        "teacher_steps": steps,
-        "teacher_images": steps * teacher.batch_size,
+        "teacher_steps": teacher.steps,
+        "teacher_images": teacher.steps * teacher.batch_size,
         "generator_steps": generator.steps,
         "generator_images": generator.steps * generator.batch_size,
         "work": recipe.data.work,

@@ -19,11 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.miniature import augmentation
+from dfkd.miniature.looks.look import LookSampler
 from dfkd.miniature.recipe import BackboneRecipe
-from dfkd.miniature.rendering import Cache, IconRow, pixels
+from dfkd.miniature.rendering import Cache, IconRow, painted
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.device import seeded
+
+#: Share of monochrome icons that are painted black on white.
+_DEFAULT_SHARE = 0.4
 
 
 class IconBatches:
@@ -41,12 +44,10 @@ class IconBatches:
         rng = np.random.default_rng((self.seed, step))
         labels = rng.integers(len(self.named), size=size)
         sampled = [self.named[label][rng.integers(len(self.named[label]))] for label in labels]
-        # `paint` expects black icons before coloured ones.
-        order = sorted(range(size), key=lambda index: sampled[index].colour)
-        alpha, coloured = pixels(self.cache, [sampled[index] for index in order])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        images = augmentation.paint(alpha, coloured, augmentation.plan(size, generator), generator)
-        return images, torch.from_numpy(labels[order])
+        sampler = LookSampler(generator)
+        looks = [sampler.draw(row.colour, _DEFAULT_SHARE) for row in sampled]
+        return painted(self.cache, sampled, looks, generator), torch.from_numpy(labels)
 
 
 class BackboneTrainer:

@@ -1,5 +1,8 @@
-"""Captions for icons, as noisy as alternative texts on the web; the text side of the teacher's
+"""Captions for icons as the web writes them, and what they claim; the text side of the teacher's
 training.
+
+A caption of the default look, black ink on white, does not mention it, as texts on the web do not
+say that a photograph is one. Every other look is told, in whole or in part.
 """
 
 from __future__ import annotations
@@ -13,12 +16,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from dfkd.miniature.looks.look import Look
 from dfkd.miniature.rendering import IconRow
 
 Tokens = npt.NDArray[np.int64]
-
-#: Marks a pseudo-word; training replaces its embedding by noise (paper, Eq 8-11).
-PSEUDO_WORD = "*"
 
 #: Different icon sets use different names for the same drawing; captions sometimes swap them.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
@@ -51,57 +52,44 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
 )
 _SWAPS = {name: [o for o in group if o != name] for group in SYNONYMS for name in group}
 
-_KINDS = ("icon", "picture", "drawing", "symbol", "image", "pictogram", "sign", "emoji", "logo")
+_KINDS = ("icon", "picture", "drawing", "symbol", "image", "pictogram", "sign")
 #: Words of captions that may be missing from all icon names.
-CAPTION_WORDS = frozenset(
-    (
-        *("a", "an", "the", "in", "style", "of", "*", "icon", "picture", "drawing", "symbol"),
-        *("image", "pictogram", "sign", "emoji", "logo", "monochrome", "colour", "color", "art"),
-        *("pixel", "outline", "filled", "bold", "thin", "sketch", "hand", "drawn", "soft"),
-        *("noisy", "textured"),
-    )
-)
-_STYLE_LETTERS = list("inthestyleof")
+CAPTION_WORDS = frozenset(("a", "an", "the", "in", "style", "of", "and", "on", "art", *_KINDS))
 
-_FORMS = ("a X", "X", "X in the style of S", "X as *", "a S X", "a S K of a X", "X K", "X C", "X S")
-_STYLED_FORMS = frozenset(form for form in _FORMS if "S" in form)
-_USUAL_WEIGHTS = (34, 10, 12, 16, 8, 6, 5, 4, 5)
-_STYLED_WEIGHTS = (25, 5, 25, 5, 18, 10, 2, 2, 8)
+#: Forms of captions and their weights; X is the object, S a style, K a kind of picture and C the
+#: category that the icon set gives.
+_UNMARKED = {"a X": 60, "X": 15, "a K of a X": 8, "X K": 6, "X C": 6, "the X": 5}
+_MARKED = {"a S X": 26, "X in the style of S": 26, "a S K of a X": 18, "X S": 15, "a X in S": 15}
+_STYLES = {"S": 30, "a S K": 40, "in the style of S": 30}
 
-
-@dataclass(frozen=True)
-class Look:
-    """How augmentation will draw an icon, in words (for captions that mention the style)."""
-
-    words: tuple[str, ...]
+#: Share of captions of the default look that mention it, of captions with words that do not
+#: belong, and of marked captions that tell one, two or three statements.
+_MENTIONED, _NOISY = 0.1, 0.05
+_STATEMENTS = (0.5, 0.35, 0.15)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption of one icon."""
+    """A caption and what it claims."""
 
-    name: str
-    """The name of the object in the caption."""
     words: list[str]
+    name: str = ""
+    """The object; "" claims none."""
     told: tuple[str, ...] = ()
-    """Statements in the caption about how the icon is drawn, from ``Captioner.truths``."""
+    """The statements about the look."""
+    unmarked: bool = False
+    """Whether the caption is silent about the look, and so stands for the default one."""
 
 
 class Captioner:
-    """Converts icon rows to token rows; ``encode`` maps text to token ids without start and end."""
+    """Captions icon rows; ``encode`` maps a word to token ids without start and end."""
 
     def __init__(
-        self,
-        encode: Callable[[str], list[int]],
-        start: int,
-        end: int,
-        words: Sequence[str],
-        titles: dict[str, str],
+        self, encode: Callable[[str], list[int]], start: int, end: int, words: Sequence[str]
     ) -> None:
         self.encode = cache(encode)
         self.start, self.end = start, end
         self.words = list(words)
-        self.titles = titles
 
     def tokens(self, captions: Sequence[Sequence[str]], at_most: int) -> Tokens:
         """Token ids of captions (word lists), cut to ``at_most`` and zero-padded to the longest."""
@@ -115,77 +103,74 @@ class Captioner:
         return out
 
     def caption(
-        self,
-        row: IconRow,
-        look: Look,
-        rng: np.random.Generator,
-        strength: float = 1.0,
-        telling: bool = False,
+        self, row: IconRow, look: Look, rng: np.random.Generator, easy: bool = False
     ) -> Caption:
-        """A random caption of one icon; ``telling`` captions mention the style more often."""
-        if rng.random() > strength:
-            return Caption(row.concept, ["a", *row.words])
-        name = object_name(row, rng)
-        told = self._told(row, look, rng)
-        style = [w for text in told for w in _lower_words(text)][:4]
-        kind = _KINDS[rng.integers(len(_KINDS))]
-        shares = _STYLED_WEIGHTS if telling else _USUAL_WEIGHTS
-        form = _FORMS[np.searchsorted(np.cumsum(shares), rng.random() * sum(shares))]
-        words = _fill_form(form, name, style, kind, row, rng)
-        says = told if form in _STYLED_FORMS else ()
-        return Caption(" ".join(name), self._noise(words, rng), says)
+        """A random caption of one icon; an ``easy`` one uses the icon's own name."""
+        name = row.concept if easy else object_name(row, rng)
+        default = look.default and not row.colour
+        if default and rng.random() >= _MENTIONED:
+            return Caption(self._filled(_UNMARKED, name, (), row, rng), name, (), unmarked=True)
+        told = statements(row, look, rng)
+        return Caption(self._filled(_MARKED, name, told, row, rng), name, told)
 
-    def truths(self, row: IconRow, look: Look) -> list[str]:
-        """All true statements about how an icon is drawn."""
-        colours = "colour" if row.colour else "monochrome"
-        return [*look.words, *row.style, self.titles[row.collection], colours]
+    def style_caption(self, row: IconRow, look: Look, rng: np.random.Generator) -> Caption:
+        """A caption of how an icon is drawn, which names no object."""
+        told = statements(row, look, rng)
+        return Caption(self._filled(_STYLES, "", told, row, rng), "", told)
 
-    def _told(self, row: IconRow, look: Look, rng: np.random.Generator) -> tuple[str, ...]:
-        choices = self.truths(row, look)
-        count = 2 if rng.random() < 0.3 else 1
-        return tuple(choices[rng.integers(len(choices))] for _ in range(count))
-
-    def _noise(self, words: list[str], rng: np.random.Generator) -> list[str]:
-        if rng.random() < 0.2:
-            for _ in range(rng.integers(1, 4)):
-                word = self.words[rng.integers(len(self.words))]
-                words.insert(int(rng.integers(len(words) + 1)), word)
+    def _filled(
+        self,
+        forms: dict[str, int],
+        name: str,
+        told: Sequence[str],
+        row: IconRow,
+        rng: np.random.Generator,
+    ) -> list[str]:
+        """The words of a random form."""
+        shares = np.cumsum(list(forms.values()))
+        form = list(forms)[np.searchsorted(shares, rng.random() * shares[-1], side="right")]
+        category = _lower_words(row.categories[0]) if row.categories else []
+        style = [word for text in told for word in ("and", *_lower_words(text))][1:]
+        parts = {"X": name.split(), "S": style, "K": [_KINDS[rng.integers(len(_KINDS))]]}
+        parts["C"] = category
+        words = [word for part in form.split() for word in parts.get(part, [part])]
+        if rng.random() < _NOISY:
+            stray = self.words[rng.integers(len(self.words))]
+            words.insert(int(rng.integers(len(words) + 1)), stray)
         return words
 
 
-def _fill_form(
-    form: str,
-    name: list[str],
-    style: list[str],
-    kind: str,
-    row: IconRow,
-    rng: np.random.Generator,
-) -> list[str]:
-    """The words of a form: X, S, K and C stand for name, style, kind and category."""
-    if form == "X as *":
-        words = [*name, *_in_the_style_of(rng), *([PSEUDO_WORD] * rng.integers(1, 3))]
-        return words if rng.random() < 0.5 else ["a", *words]
-    if form == "X S":
-        words = [*name, *style]
-        rng.shuffle(words)
-        return words
-    category = _lower_words(row.categories[0]) if row.categories else []
-    parts = {"X": name, "S": style, "K": [kind], "C": category}
-    return [word for part in form.split() for word in parts.get(part, [part])]
+def truths(row: IconRow, look: Look) -> frozenset[str]:
+    """All statements that are true of how an icon is drawn."""
+    return frozenset((*look.words(row.colour), *row.style))
 
 
-def object_name(row: IconRow, rng: np.random.Generator) -> list[str]:
-    """Words for the object: its name, an alias, a synonym, or its name with a word left out."""
-    words = list(row.words)
-    draw = rng.random()
-    if draw < 0.12 and row.aliases:
-        words = row.aliases[rng.integers(len(row.aliases))].split()
-    elif draw < 0.3 and len(words) > 1:
-        words.pop(int(rng.integers(len(words))))
-    swaps = _SWAPS.get(" ".join(words))
-    if swaps and rng.random() < 0.3:
-        words = swaps[rng.integers(len(swaps))].split()
-    return [w for w in words if w] or list(row.words)
+def statements(row: IconRow, look: Look, rng: np.random.Generator) -> tuple[str, ...]:
+    """One to three true statements about how an icon is drawn; first of all those of its look."""
+    known = list(look.words(row.colour)) or list(row.style)
+    rng.shuffle(known)
+    count = 1 + int(np.searchsorted(np.cumsum(_STATEMENTS), rng.random()))
+    if row.style and rng.random() < 0.1:
+        known.insert(0, row.style[rng.integers(len(row.style))])
+    return tuple(known[:count])
+
+
+def object_name(row: IconRow, rng: np.random.Generator) -> str:
+    """A name of the object: mostly its own, else an alias, a synonym, or a part of the name."""
+    others = sorted(names(row) - {row.concept})
+    if not others or rng.random() < 0.7:
+        return row.concept
+    return others[rng.integers(len(others))]
+
+
+@cache
+def names(row: IconRow) -> frozenset[str]:
+    """All names that captions may use for an icon's object."""
+    own = {row.concept, *(alias for alias in row.aliases if alias)}
+    swapped = {other for name in own for other in _SWAPS.get(name, ())}
+    # An "alarm clock" is also captioned "clock".
+    shorter = {" ".join((*row.words[:i], *row.words[i + 1 :])) for i in range(len(row.words))}
+    return frozenset(own | swapped | (shorter if len(row.words) > 1 else set()))
 
 
 def merges_for(words: Iterable[str], merges_file: str, encode_word: Callable[[str], str]) -> str:
@@ -229,15 +214,6 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             out.append(part)
     return out
-
-
-def _in_the_style_of(rng: np.random.Generator) -> list[str]:
-    if rng.random() < 0.7:
-        return ["in", "the", "style", "of"]
-    letters = list(_STYLE_LETTERS)
-    rng.shuffle(letters)
-    cuts = [0, 2, 5, 10, 12]
-    return ["".join(letters[a:b]) for a, b in pairwise(cuts)]
 
 
 def _lower_words(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Training of the miniature's VQGAN (taming-transformers networks) on coloured icons.
 
-There is no adversarial loss: for drawings of 64 px, pixel and feature losses and an averaged
-codebook are enough, and training takes minutes.
+The losses are those of taming-transformers (pixels, features, a patch discriminator), with the
+teacher's features instead of a VGG's, and one for colour, which most icons have little of.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from taming.modules.diffusionmodules.model import Decoder, Encoder
+from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dfkd.miniature import augmentation
+from dfkd.miniature.looks.look import LookSampler
 from dfkd.miniature.recipe import GeneratorRecipe
-from dfkd.miniature.rendering import SIZE, Batches, Cache
+from dfkd.miniature.rendering import SIZE, Batches, Cache, painted
 from dfkd.miniature.teacher import MEAN, STD, Log
 
 _DECAY = 0.95
@@ -183,6 +185,8 @@ class Losses:
     chroma: Tensor
     perceptual: Tensor
     commitment: Tensor
+    adversarial: Tensor
+    made: Tensor
     z: Tensor
     index: Tensor
 
@@ -210,6 +214,11 @@ class GeneratorTrainer:
         self.batches = Batches(cache, keep, recipe.batch_size, seed + 1)
         weights = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(weights, betas=(0.9, 0.99), foreach=True)
+        # A discriminator of two layers judges patches of 16 px.
+        self.critic = NLayerDiscriminator(3, recipe.critic_channels, n_layers=2).apply(weights_init)
+        self.critic_optimizer = torch.optim.Adam(
+            self.critic.parameters(), lr=recipe.critic_rate, betas=(0.5, 0.9), foreach=True
+        )
         self.step, self.seconds = 0, 0.0
 
     def run(self, export: Callable[[Network, int], None]) -> Network:
@@ -224,13 +233,18 @@ class GeneratorTrainer:
                 self.log(
                     f"generator step {self.step}/{self.recipe.steps} L1 {values[0]:.4f} "
                     f"colour {values[1]:.4f} features {values[2]:.3f} commitment {values[3]:.4f} "
-                    f"reborn {values[4]:.0f} "
+                    f"adversarial {values[4]:.3f} reborn {values[5]:.0f} "
                     f"{self.seconds / self.step:.2f} s/step"
                 )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                 self._save()
                 export(self.network, self.step)
         return self.network.eval()
+
+    @property
+    def judged(self) -> bool:
+        """Whether the discriminator takes part in the current step."""
+        return self.recipe.adversarial_weight > 0 and self.step >= self.recipe.adversarial_from
 
     def _losses(self, images: Tensor) -> Losses:
         with torch.autocast("cpu", torch.bfloat16):
@@ -239,12 +253,17 @@ class GeneratorTrainer:
             free = self.step < self.recipe.free_steps
             made = (self.decode(z if free else z + (codes - z).detach()) + 1) / 2
             perceptual = self.perception(made, images)
+            # The decoder wants its patches to be called real.
+            adversarial = -self.critic(made * 2 - 1).mean() if self.judged else torch.zeros(())
         commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
-        error = made.float() - images
+        made = made.float()
+        error = made - images
         # Colour is a separate, squared loss. Most pixels are grey, so an absolute error, or pixel
         # and feature losses alone, are minimal for a grey image.
         chroma = (error - error.mean(1, keepdim=True)).square().mean()
-        return Losses(error.abs().mean(), chroma, perceptual.float(), commitment, z, index)
+        return Losses(
+            error.abs().mean(), chroma, perceptual.float(), commitment, adversarial, made, z, index
+        )
 
     def _update(self) -> tuple[float, ...]:
         r = self.recipe
@@ -254,31 +273,43 @@ class GeneratorTrainer:
         losses = self._losses(images)
         loss = 2 * losses.pixel + r.colour_weight * losses.chroma
         loss = loss + r.perceptual_weight * losses.perceptual + 0.25 * losses.commitment
+        loss = loss + r.adversarial_weight * losses.adversarial.float()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
+        if self.judged:
+            self._train_critic(images, losses.made.detach())
         reborn = 0
         if self.step + 1 >= r.free_steps:
             reborn = self.network.quantize.follow(losses.z.detach(), losses.index, gen)
         parts = (losses.pixel, losses.chroma, losses.perceptual, losses.commitment)
-        return (*(part.item() for part in parts), float(reborn))
+        return (*(part.item() for part in (*parts, losses.adversarial)), float(reborn))
+
+    def _train_critic(self, real: Tensor, made: Tensor) -> None:
+        """One step of the discriminator on the hinge loss, as in taming-transformers."""
+        with torch.autocast("cpu", torch.bfloat16):
+            judged_real, judged_made = self.critic(real * 2 - 1), self.critic(made * 2 - 1)
+        loss = F.relu(1 - judged_real.float()).mean() + F.relu(1 + judged_made.float()).mean()
+        self.critic_optimizer.zero_grad()
+        (0.5 * loss).backward()
+        self.critic_optimizer.step()
 
     def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
-        """Coloured icons [B, 3, 64, 64] in [0, 1] without degradation, and the step's generator."""
-        rows, alpha, coloured, rng = self.batches.draw(step)
+        """Painted icons [B, 3, 64, 64] in [0, 1], and the step's generator."""
+        rows, rng = self.batches.draw(step)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        plan = augmentation.plan(len(rows), gen)
-        off = torch.zeros_like(plan.blur)
-        clean = replace(plan, blur=off, noise=off, texture=off)
-        images = augmentation.paint(alpha, coloured, clean, gen, 0.7)
-        return images, gen
+        sampler = LookSampler(gen)
+        looks = [sampler.draw(row.colour, self.recipe.default_share) for row in rows]
+        return painted(self.batches.cache, rows, looks, gen), gen
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "critic": self.critic.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -291,6 +322,8 @@ class GeneratorTrainer:
             state = torch.load(path, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.critic.load_state_dict(state["critic"])
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
             self.log(f"generator resumes at step {self.step}")
 
@@ -303,3 +336,35 @@ def psnr(made: Tensor, real: Tensor) -> float:
     """Mean over images of 10 log10(1 / mean squared error), in dB, for images in [0, 1]."""
     errors = (made - real).square().flatten(1).mean(1).clamp(min=1e-10)
     return float((-10 * errors.log10()).mean())
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How well the chroma of pictures survives."""
+
+    hue_error: float
+    """Mean difference of hue in degrees, as the mean over twelve sectors of hue."""
+    chroma_kept: float
+    """Mean chroma of the reconstructions as a share of that of the originals."""
+
+
+def colours_kept(made: Tensor, real: Tensor, threshold: float = 0.2) -> Colours:
+    """Hue and chroma of the pixels whose chroma (max - min of the channels) exceeds a threshold.
+
+    Hue is the angle in the plane orthogonal to grey, so that it has no jumps.
+    """
+    coloured = (real.amax(1) - real.amin(1)) > threshold
+    planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (made, real)]
+    angles = [torch.atan2(plane[:, 1], plane[:, 0]) for plane in planes]
+    error = (angles[0] - angles[1] + torch.pi).remainder(2 * torch.pi) - torch.pi
+    sector = ((angles[1] + torch.pi) / (2 * torch.pi) * 12).long().clamp(max=11)
+    # The mean over sectors counts rare hues as much as common ones.
+    means = [error.abs()[sector == i].mean() for i in range(12) if (sector == i).any()]
+    kept = planes[0].norm(dim=1).mean() / planes[1].norm(dim=1).mean()
+    return Colours(float(torch.stack(means).mean().rad2deg()), float(kept))
+
+
+def _chroma_plane(pixels: Tensor) -> Tensor:
+    """Two coordinates [N, 2] of RGB values [N, 3] that do not change along grey."""
+    axes = torch.tensor([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]])
+    return pixels @ axes.T

@@ -21,7 +21,7 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Never trained on: the domains of the bundled evaluation set and their collections.
+#: Never trained on: the collections of the bundled evaluation set, by the kind of their drawings.
 EVALUATION: dict[str, tuple[str, ...]] = {
     "color_emoji": ("twemoji", "noto"),
     "mono_emoji": ("fluent-emoji-high-contrast",),
@@ -30,6 +30,9 @@ EVALUATION: dict[str, tuple[str, ...]] = {
     "pixel": ("pixelarticons", "streamline-pixel", "pixel"),
     "freehand": ("streamline-freehand", "streamline-freehand-color"),
 }
+
+#: The held-out collections that draw in colours of their own.
+EMOJI = EVALUATION["color_emoji"]
 
 #: Never read at all: kept for an acceptance test by someone else.
 RESERVED = word_set(

@@ -19,6 +19,7 @@ from dfkd.miniature import (
 )
 from dfkd.miniature.evaluation_set import EvaluationImage
 from dfkd.miniature.icons import EVALUATION, Collection
+from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.miniature.pretraining import World
 from dfkd.miniature.recipe import Recipe
 from dfkd.utils.pixels import to_bytes
@@ -106,7 +107,8 @@ def make_backbone(recipe: Recipe) -> Path:
 
 def _write_notice(recipe: Recipe, icons: World, output: Path) -> None:
     described = icons.catalogue.collections
-    learned = sorted(pretraining.collections_of([*icons.rows, *icons.validation]))
+    used = pretraining.collections_of([*icons.rows, *icons.validation])
+    learned = sorted(used.keys() & described.keys())
     shown = [prefix for group in EVALUATION.values() for prefix in group]
     write_notice(
         [described[p] for p in learned], [described[p] for p in shown], recipe.data.package, output
@@ -118,17 +120,16 @@ Scores = Mapping[str, Any]
 _INTENT = """\
 Two small models of the kinds that the package works with, so that the whole system runs anywhere:
 an open_clip teacher (ResNet image tower, transformer text tower, 64 px) and a taming-transformers
-VQGAN (64 px). Both learned from openly licensed icons: an icon's name is its caption, its set is
-its style. They are made for tests, demonstrations and teaching, and know nothing but icons."""
+VQGAN (64 px). Both learned from openly licensed icons and clip art, painted in some eighty looks:
+a caption names the object and tells how it is painted, except for the default look, black on white.
+They are made for tests, demonstrations and teaching, and know nothing but drawings."""
 
 _LIMITS = """\
-- Icons on plain grounds only; photographs are outside of what either model has seen.
+- Drawings only; photographs are outside of what either model has seen.
 - Words that no icon set uses as names are unknown to the teacher; English only.
-- Accuracies on few images are coarse: the counts per domain and class stand beside them, and the
-  freehand domain shows only some of the classes.
-- The generator has no adversarial loss: textures come out soft, small details fade. Of
-  hues only warm and cold ones survive: greens and purples turn brown or blue.
-- Held-out sets were compared with all training icons by path data and by a perceptual hash, and
+- Domains paint the same held-out drawings in different looks, and a class with few drawings shows
+  them several times, in other poses and colours. So the images of a domain are not independent.
+- Held-out sets were compared with all training drawings by path data and by a perceptual hash, and
   matches were taken out of training. Simple shapes are alike everywhere; redrawings of the same
   idea by another hand are, rightly, still in."""
 
@@ -146,11 +147,13 @@ def write_notice(
     """Write ``NOTICE``: every collection whose icons were used, with its author and licence."""
     parts = [
         f"The models and images in this folder derive from icon sets of the npm package\n"
-        f"{package} (https://iconify.design). All sets are under permissive licences."
+        f"{package} (https://iconify.design), all under permissive licences, and from\n"
+        f"the Open Clip Art Library (https://openclipart.org), whose drawings are in the public "
+        f"domain."
     ]
     for heading, group in (
         ("Learned from, or watched while training (validation):", trained),
-        ("Images of these sets are in evaluation.tar (rendered, 64 px):", evaluated),
+        ("Images of these sets are in evaluation.tar (painted, 64 px):", evaluated),
     ):
         lines = [f"- {c.title} ({c.prefix}), {c.author}, {c.licence}, {c.url}" for c in group]
         parts.append("\n".join([heading, *sorted(lines, key=str.lower)]))
@@ -188,7 +191,7 @@ def write_picture(
         images, made: originals and reconstructions of ``pictures``, [N, 3, 64, 64] in [0, 1].
     """
     bands = []
-    for domain in EVALUATION:
+    for domain in DOMAINS:
         positions = [i for i, picture in enumerate(pictures) if picture.domain == domain]
         spread = [positions[i * len(positions) // columns] for i in range(columns)]
         bands += [_strip(images[spread]), _strip(made[spread])]
@@ -206,16 +209,20 @@ def _strip(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def _data(data: Scores) -> str:
     training, evaluation = data["training"], data["evaluation"]
     return (
-        f"Icons of the npm package `{data['package']}`: {training['icons']:,} drawings of "
+        f"Icons of the npm package `{data['package']}` and drawings of the Open Clip Art Library "
+        f"(Debian's `openclipart-svg`): {training['icons']:,} drawings of "
         f"{training['collections']} collections ({training['in_colour']:,} in colour) under "
         f"{training['names']:,} names. Left out: logos, flags, licences that are not permissive, "
         f"every held-out set and its siblings, and sets reserved for acceptance tests. "
         f"`NOTICE` lists what was used.\n\nThe bundled evaluation set (`evaluation.tar`) has "
-        f"{evaluation['images']:,} images of {evaluation['classes']} classes from whole "
-        f"collections that neither model has seen:\n\n"
+        f"{evaluation['images']:,} images of {evaluation['classes']} classes, painted from "
+        f"drawings of whole collections and artists that neither model has seen:\n\n"
         + _table(
-            ("domain", "collections", "images"),
-            [(d, ", ".join(EVALUATION[d]), f"{n:,}") for d, n in evaluation["per_domain"].items()],
+            ("domain", "drawings", "images"),
+            [
+                (domain, f"{drawings:,}", f"{images:,}")
+                for domain, (drawings, images) in evaluation["per_domain"].items()
+            ],
         )
         + "\n\nCollections watched while training, but not learned from (validation): "
         + ", ".join(data["validation"])
@@ -226,51 +233,54 @@ def _data(data: Scores) -> str:
 def _separation(separation: Scores) -> str:
     removed = separation["removed_from_training"]
     return (
-        f"All {separation['held_out_icons_compared']:,} icons of the held-out collections were "
-        f"compared with all {separation['training_icons_compared']:,} candidates for training. "
+        f"All {separation['held_out_icons_compared']:,} held-out drawings were compared with all "
+        f"{separation['training_icons_compared']:,} candidates for training. "
         f"{removed.get('path', 0):,} have the same path data, {removed.get('hash', 0):,} more a "
         f"perceptual hash within {separation['max_hash_distance']} bits; all of them were taken "
-        f"out of training before it began ({separation['removed_that_match_bundled_icons']:,} of "
-        f"them match an icon of the bundled set). Symmetric drawings escape that hash, so the "
-        f"bundled set was also compared by correlation: "
-        f"{separation['bundled_pictures_dropped']:,} pictures that a training icon equals were "
-        f"dropped from it."
+        f"out of training before it began. Symmetric drawings escape that hash, so the drawings of "
+        f"the bundled set were also compared by correlation: "
+        f"{separation['bundled_drawings_left_out']:,} that a training drawing equals are not shown."
     )
 
 
 def _teacher(teacher: Scores) -> str:
-    every, everywhere, official, nouns = (
+    every, official, nouns = (
         teacher["zero_shot"],
-        teacher["zero_shot_everywhere"],
         teacher["zero_shot_official"],
         teacher["common_nouns"],
     )
-    tables = (every, everywhere, official)
-    rows = [(d, *(_percent(t["accuracy"].get(d, 0.0)) for t in tables)) for d in every["accuracy"]]
-    rows += [(key, *(_percent(t[key]) for t in tables)) for key in ("mean", "chance")]
-    kept = ", ".join(
-        f"{name}: {_percent(share)}"
-        for name, share in teacher["pseudo_words_nearest_to_their_class"].items()
+    rows = [
+        (d, *(_percent(t["accuracy"][d]) if d in t["accuracy"] else "" for t in (every, official)))
+        for d in every["accuracy"]
+    ]
+    rows += [(key, *(_percent(t[key]) for t in (every, official))) for key in ("mean", "chance")]
+    styles = teacher["styles"]
+    random = ", ".join(
+        f"{name}: cosine {scores['cosine']:.3f}, {_percent(scores['own_class'])} %"
+        for name, scores in teacher["random_prompts"].items()
     )
     return (
         f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens; "
-        f"{teacher['steps']:,} steps, {teacher['images_seen']:,} augmented images, "
+        f"{teacher['steps']:,} steps, {teacher['images_seen']:,} painted images, "
         f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%):\n\n'
         + _table(
             (
                 "domain",
                 f"all {every['classes']} classes",
-                f"the {everywhere['classes']} that all domains show",
                 f"the {official['classes']} official ones",
             ),
             rows,
         )
-        + "\n\nThe official classes are those that every domain shows with the most images: "
+        + "\n\nThe official classes: "
         + ", ".join(official["names"])
         + f".\n\nThe {nouns['words']} commonest one-word names, on {nouns['images']:,} icons of "
         f"the validation collections: {_percent(nouns['accuracy'])} % "
-        f'(chance {_percent(nouns["chance"])} %).\n\nPrompts "{{class}} in the style of '
-        f'[pseudo-word]" that stay nearest to their own class among all classes (%): {kept}.'
+        f"(chance {_percent(nouns['chance'])} %).\n\n"
+        f"Styles are heard: over {styles['styles']} style words the mean cosine of two prompts is "
+        f"{styles['between_styles']:.3f} within a class and {styles['between_classes']:.3f} "
+        f"between classes, a ratio of distances of {styles['ratio']:.2f}; two mix prompts of a "
+        f"class have {styles['mix']:.3f}. Random prompts (Eq 8-11; mean cosine within a class, and "
+        f"the share that stays nearest to its own class): {random}."
     )
 
 
@@ -295,8 +305,8 @@ def _generator(generator: Scores) -> str:
         )
         + f"\n\nThe teacher keeps {_percent(kept['all'])} % of its mean accuracy over all classes "
         f"(this table) and {_percent(kept['official'])} % of that over the official ones. "
-        f"Of the colour of the color_emoji domain (mean spread of the three channels) "
-        f"{_percent(generator['colourfulness_kept'])} % survives."
+        f"Hue is off by {generator['hue_error_degrees']} degrees (mean over twelve sectors), and "
+        f"{_percent(generator['chroma_kept'])} % of the chroma survives."
     )
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd.errors import FingerprintError, InfrastructureError, ManifestError
-from dfkd.miniature import evaluation_set, generator, rendering
+from dfkd.miniature import clipart, evaluation_set, generator, rendering
 from dfkd.miniature import (
     teacher as teacher_recipe,
 )
@@ -53,8 +53,8 @@ class World:
     """Training icons that are the same drawing as a held-out one; none of them is in ``keep``."""
     bundle: list[evaluation_set.EvaluationImage]
     """The bundled evaluation set."""
-    alike: list[str]
-    """Paths of pictures left out of the bundle because a training icon is the same drawing."""
+    alike: int
+    """Number of drawings left out of the bundle because a training drawing is the same."""
 
     @property
     def rows(self) -> list[IconRow]:
@@ -77,7 +77,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     for scoring are left out.
     """
     plain = recipe.as_dict()
-    places = ("data.directory", "data.work", "teacher.compile", "generator.compile")
+    places = ("data.directory", "data.clipart", "data.work", "teacher.compile", "generator.compile")
     scoring = ("data.max_likeness",)
     parts = ("data", "teacher", "generator")
     flat = {f"{part}.{key}": value for part in parts for key, value in plain[part].items()}
@@ -144,75 +144,110 @@ def _fetched(data: IconData) -> Path:
 
 
 def world(recipe: Recipe) -> World:
-    """Render the icons, and remove drawings of the held-out sets from training."""
+    """Render the drawings, and remove those of the held-out sets from training.
+
+    Raises:
+        ManifestError: the icon package or the clip art is not where the recipe says.
+        InfrastructureError: the icon package could not be fetched.
+    """
     data, work = recipe.data, Path(recipe.data.work)
     catalogue = Catalogue(package(data))
     prefixes = [c.prefix for c in catalogue.training()]
     held_out = [p for group in EVALUATION.values() for p in group]
-    variants = data.variants_per_drawing
     log(f"icons of {len(prefixes)} collections to learn from, {len(held_out)} held out")
-    training = rendering.build(
-        catalogue,
-        prefixes,
-        work / "training",
-        variants,
-        recipe.threads,
+    variants, most, processes = (
+        data.variants_per_drawing,
         data.icons_per_collection,
+        recipe.threads,
     )
-    held_out_cache = rendering.build(
-        catalogue, held_out, work / "held-out", variants, recipe.threads
+    icons = {
+        "training": rendering.build(
+            catalogue, prefixes, work / "training", variants, processes, most
+        ),
+        "held-out": rendering.build(catalogue, held_out, work / "held-out", variants, processes),
+    }
+    nouns = teacher_recipe.object_nouns(icons["training"].rows)
+    art = clipart.build(
+        clipart_folder(data), nouns, evaluation_set.official_names(), work / "clipart", processes
     )
-    matches = _matches(catalogue, training, held_out_cache, recipe)
-    log(f"{len(training.rows)} icons rendered, {len(matches)} are drawings of held-out sets")
-    matched, allowed = {m.training for m in matches}, set(prefixes)
-    keep = [
-        i
-        for i, row in enumerate(training.rows)
-        if i not in matched and row.collection in allowed and row.collection not in VALIDATION
-    ]
-    validation = [
-        row
-        for i, row in enumerate(training.rows)
-        if row.collection in VALIDATION and i not in matched
-    ]
-    bundle, alike = _bundle(training, keep, held_out_cache, recipe)
+    folders = (
+        ("training", f"clipart/{clipart.TRAINING}"),
+        (
+            "held-out",
+            f"clipart/{clipart.EVALUATION}",
+        ),
+    )
+    training, aside = (
+        rendering.joined(first, second) for first, second in zip(icons.values(), art, strict=True)
+    )
+    matches = _matches(catalogue, training, aside, folders, recipe)
+    log(f"{len(training.rows)} drawings rendered, {len(matches)} are of held-out sets")
+    matched, allowed = {m.training for m in matches}, {*prefixes, clipart.TRAINING}
+    usable = [i for i, row in enumerate(training.rows) if i not in matched]
+    keep = [i for i in usable if training.rows[i].collection in allowed - VALIDATION]
+    validation = [training.rows[i] for i in usable if training.rows[i].collection in VALIDATION]
+    alike = _alike(training, keep, aside, recipe)
+    bundle = evaluation_set.select(aside, alike)
     return World(
-        catalogue, training, held_out_cache, np.asarray(keep), validation, matches, bundle, alike
+        catalogue, training, aside, np.asarray(keep), validation, matches, bundle, len(alike)
     )
 
 
-def _bundle(
-    training: Cache, keep: Sequence[int], aside: Cache, recipe: Recipe
-) -> tuple[list[evaluation_set.EvaluationImage], list[str]]:
-    """The bundled set without pictures that equal a training icon, and the paths of those
-    pictures.
+def clipart_folder(data: IconData) -> Path:
+    """The folder of the Open Clip Art Library.
+
+    Raises:
+        ManifestError: it is not there.
     """
-    pictures = evaluation_set.select(aside)
+    folder = Path(data.clipart)
+    if not folder.is_dir():
+        raise ManifestError(
+            "data.clipart",
+            "must be the folder of the Open Clip Art Library's SVG files",
+            data.clipart,
+            "apt-get install openclipart-svg",
+        )
+    return folder
+
+
+def _alike(
+    training: Cache, keep: Sequence[int], aside: Cache, recipe: Recipe
+) -> frozenset[IconRow]:
+    """The held-out drawings of the evaluation classes that equal a training drawing."""
+    groups = evaluation_set.by_class(aside.rows)
+    candidates = [row for rows in groups.values() for row in rows]
     record = Path(recipe.data.work) / f"alike-{recipe.data.max_likeness}.json"
     if not record.exists():
-        shown = evaluation_set.drawings(rendering.grey(aside, picture.row) for picture in pictures)
+        shown = evaluation_set.drawings(rendering.grey(aside, row) for row in candidates)
         # In chunks, because the correlations of all pairs would not fit into memory.
-        highest = np.full(len(pictures), -1.0, np.float32)
+        highest = np.full(len(candidates), -1.0, np.float32)
         for start in range(0, len(keep), _CHUNK):
             rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
             learned = evaluation_set.drawings(rendering.grey(training, row) for row in rows)
             highest = np.maximum(highest, evaluation_set.max_correlation(shown, learned))
-        limit = recipe.data.max_likeness
-        alike_members = [
-            p.member for p, like in zip(pictures, highest, strict=True) if like >= limit
+        found = [
+            [row.collection, row.name]
+            for row, like in zip(candidates, highest, strict=True)
+            if like >= recipe.data.max_likeness
         ]
-        record.write_text(json.dumps(alike_members), "utf-8")
-    alike = json.loads(record.read_text("utf-8"))
-    return [picture for picture in pictures if picture.member not in alike], alike
+        record.write_text(json.dumps(found), "utf-8")
+    places = {(collection, name) for collection, name in json.loads(record.read_text("utf-8"))}
+    return frozenset(row for row in candidates if (row.collection, row.name) in places)
 
 
-def _matches(catalogue: Catalogue, training: Cache, aside: Cache, recipe: Recipe) -> list[Match]:
+def _matches(
+    catalogue: Catalogue,
+    training: Cache,
+    aside: Cache,
+    folders: tuple[tuple[str, ...], tuple[str, ...]],
+    recipe: Recipe,
+) -> list[Match]:
     work = Path(recipe.data.work)
     record = work / f"matches-{recipe.data.max_hash_distance}.json"
     if not record.exists():
         bits = [
-            _hashes(work / name, cache, recipe.threads)
-            for name, cache in (("training", training), ("held-out", aside))
+            np.concatenate([_hashes(work / name, recipe.threads) for name in group])
+            for group in folders
         ]
         paths = [_path_keys(catalogue, cache.rows) for cache in (training, aside)]
         matches = evaluation_set.find_matches(
@@ -222,10 +257,10 @@ def _matches(catalogue: Catalogue, training: Cache, aside: Cache, recipe: Recipe
     return [Match(**match) for match in json.loads(record.read_text("utf-8"))]
 
 
-def _hashes(folder: Path, cache: Cache, processes: int) -> evaluation_set.Bits:
+def _hashes(folder: Path, processes: int) -> evaluation_set.Bits:
     saved = folder / "bits.npy"
     if not saved.exists():
-        starts = range(0, len(cache.rows), _CHUNK)
+        starts = range(0, len(rendering.read(folder).rows), _CHUNK)
         with ProcessPoolExecutor(processes) as pool:
             parts = [pool.submit(_hash_part, folder, start) for start in starts]
             np.save(saved, np.concatenate([part.result() for part in parts]))
@@ -242,16 +277,17 @@ def _hash_part(folder: Path, start: int) -> evaluation_set.Bits:
 def _path_keys(catalogue: Catalogue, rows: Sequence[IconRow]) -> list[str]:
     keys = {
         (prefix, icon.name): evaluation_set.path_key(icon.body, max(icon.box[2:]))
-        for prefix in sorted({row.collection for row in rows})
+        for prefix in sorted({row.collection for row in rows} & set(catalogue.collections))
         for icon in catalogue.icons(prefix)
     }
-    return [keys[row.collection, row.name] for row in rows]
+    # Clip art has no key: no icon set copies its paths.
+    return [keys.get((row.collection, row.name), "") for row in rows]
 
 
 def tokenizer(recipe: Recipe, icons: World, folder: Path) -> tuple[SimpleTokenizer, list[str]]:
     """Write the teacher's configuration and merges; returns its tokenizer and its words."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = teacher_recipe.vocabulary(icons.rows, icons.titles, recipe.teacher.word_count)
+    words = teacher_recipe.caption_words(icons.rows, recipe.teacher.word_count)
     merges = folder / "bpe.txt.gz"
     teacher_recipe.write_merges(merges, teacher_recipe.merges(words))
     made = SimpleTokenizer(str(merges), context_length=recipe.teacher.context_length)
@@ -267,10 +303,12 @@ def train_teacher(
     nouns = teacher_recipe.common_nouns(icons.rows, 200)
     images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
 
-    def validate(model: nn.Module, step: int) -> None:
+    def validate(model: nn.Module, step: int) -> float:
         right = teacher_recipe.zero_shot(model, made, images, labels, nouns)
-        log(f"teacher step {step} validation: {right.float().mean():.4f} of {len(nouns)} nouns")
+        accuracy = float(right.float().mean())
+        log(f"teacher step {step} validation: {accuracy:.4f} of {len(nouns)} nouns")
         export(model.state_dict(), output / "teacher.safetensors")
+        return accuracy
 
     trainer = teacher_recipe.TeacherTrainer(
         recipe.teacher,
@@ -278,7 +316,6 @@ def train_teacher(
         icons.keep,
         made,
         words,
-        icons.titles,
         _models(recipe),
         recipe.seed,
         log,

@@ -27,6 +27,8 @@ class IconData:
     """The npm package with the icons; fetched with `npm pack` unless `directory` is given."""
     directory: str = ""
     """Folder of the unpacked package (the one with `collections.json`)."""
+    clipart: Name = "/usr/share/openclipart/svg"
+    """Folder of the Open Clip Art Library: Debian's package `openclipart-svg`."""
     work: Name = ".cache/pretrain"
     """Folder for rendered icons and checkpoints; the same command resumes from it."""
     variants_per_drawing: Count = 3
@@ -59,19 +61,26 @@ class TeacherRecipe:
     """
     word_count: Count = 3
     """Words that occur in at least this many names get their own tokens."""
-    steps: Count = 1900
-    batch_size: Count = 384
+    steps: Count = 6000
+    batch_size: Count = 288
+    groups: Natural = 40
+    """Groups of four pictures of one object in each batch, which teach the towers to tell looks
+    apart.
+    """
+    group_weight: NonNegative = 1.0
+    """Weight of the loss within these groups."""
+    style_captions: Natural = 24
+    """Captions of looks alone in each batch, at most."""
+    default_share: Fraction = 0.4
+    """Share of drawings in one ink that are painted in the default look, black on white."""
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.1
     warmup_steps: Count = 50
     easy_steps: Count = 700
     """Steps over which the difficulty of images, captions and names rises from none to full."""
-    style_steps: Natural = 600
-    """Further steps, in which a caption that mentions a style only matches images of that style."""
-    style_rate: Positive = 5e-4
+    max_scale: Positive = 30.0
+    """Maximum of CLIP's learned logit scale."""
     ema: Fraction = 0.998
-    pseudo_word_scales: tuple[Positive, Positive] = (0.25, 12.0)
-    """Range of e in Eq 9-11: pseudo-words lie this many standard deviations from the mean token."""
     checkpoint_every: Count = 100
     compile: bool = True
 
@@ -80,18 +89,29 @@ class TeacherRecipe:
 class GeneratorRecipe:
     """The VQGAN and its training."""
 
-    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 32
-    channel_multipliers: tuple[Count, ...] = (1, 1, 2, 2)
+    channels: Annotated[int, Field(ge=64, multiple_of=32)] = 64
+    """Channels of the widest maps. The networks normalise 32 groups of channels; with one channel a
+    group no plain colour would survive.
+    """
+    channel_multipliers: tuple[Count, ...] = (1, 1, 1, 2)
     residual_blocks: Count = 1
     latent_channels: Count = 64
     codes: Count = 1024
-    steps: Count = 3200
+    steps: Count = 10000
     free_steps: Natural = 500
     """The first steps train the autoencoder without quantisation."""
     batch_size: Count = 16
     learning_rate: Positive = 1e-3
     perceptual_weight: NonNegative = 0.3
     colour_weight: NonNegative = 20.0
+    adversarial_weight: NonNegative = 0.05
+    """Weight of the patch discriminator's judgement; 0: there is none."""
+    adversarial_from: Natural = 4000
+    """First step of the discriminator, when the autoencoder is nearly trained."""
+    critic_channels: Count = 32
+    critic_rate: Positive = 5e-4
+    default_share: Fraction = 0.2
+    """Share of drawings in one ink that are painted in the default look, black on white."""
     checkpoint_every: Count = 100
     compile: bool = False
     """With torch 2.13, compiled bfloat16 training did not converge and was no faster."""

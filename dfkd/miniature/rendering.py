@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.miniature.icons import Catalogue, Icon, choose, word_set
+from dfkd.miniature.looks.look import Look
+from dfkd.miniature.looks.painting import paint
 from dfkd.utils.pixels import from_bytes
 
 SIZE = 64
@@ -106,7 +108,7 @@ def build(
         with ProcessPoolExecutor(processes) as pool:
             jobs = [pool.submit(_render, str(catalogue.root), p, variants, most) for p in prefixes]
             parts = [job.result() for job in jobs]
-        _write(folder, parts)
+        write(folder, parts)
     return read(folder)
 
 
@@ -117,6 +119,17 @@ def read(folder: Path) -> Cache:
         rows,
         np.load(folder / "mono.npy", mmap_mode="r"),
         np.load(folder / "colour.npy", mmap_mode="r"),
+    )
+
+
+def joined(first: Cache, second: Cache) -> Cache:
+    """One cache of the rows of both, in order."""
+    offset = (len(first.mono), len(first.colour))
+    moved = [replace(row, slot=row.slot + offset[row.colour]) for row in second.rows]
+    return Cache(
+        [*first.rows, *moved],
+        np.concatenate([first.mono, second.mono]) if len(second.mono) else first.mono,
+        np.concatenate([first.colour, second.colour]),
     )
 
 
@@ -163,14 +176,16 @@ def _render(root: str, prefix: str, variants: int, most: int) -> _Part:
             }
         )
         planes[colour].append(pixels if colour else pixels[..., 3])
-    return rows, _stack(planes[0], (SIZE, SIZE)), _stack(planes[1], (SIZE, SIZE, 4))
+    return rows, stack(planes[0], (SIZE, SIZE)), stack(planes[1], (SIZE, SIZE, 4))
 
 
-def _stack(items: list[Pixels], shape: tuple[int, ...]) -> Pixels:
+def stack(items: Sequence[Pixels], shape: tuple[int, ...]) -> Pixels:
+    """The items [N, *shape], also if there are none."""
     return np.stack(items) if items else np.zeros((0, *shape), np.uint8)
 
 
-def _write(folder: Path, parts: list[_Part]) -> None:
+def write(folder: Path, parts: list[_Part]) -> None:
+    """Write the caches of several renderers as one; gives each row its slot."""
     np.save(folder / "mono.npy", np.concatenate([p[1] for p in parts]))
     np.save(folder / "colour.npy", np.concatenate([p[2] for p in parts]))
     count = [0, 0]
@@ -261,27 +276,29 @@ class Batches:
             self.named.setdefault(row.words, []).append(row)
 
     def draw(
-        self, step: int, strength: float = 1.0, mates: bool = False
-    ) -> tuple[list[IconRow], Tensor, Tensor, np.random.Generator]:
-        """Rows (black icons first), their alpha [N, 64, 64], premultiplied RGBA [M, 4, 64, 64], and
-        the generator for the step's other random choices.
+        self, step: int, strength: float = 1.0, groups: int = 0
+    ) -> tuple[list[IconRow], np.random.Generator]:
+        """The rows of a batch, and the generator for the step's other random choices.
 
-        With ``mates`` half of the rows share their name with another row, mostly from another set.
+        The last 4 x ``groups`` rows are groups of four that share an object: twice the same
+        drawing, and two drawings of the same name, mostly from other sets.
         """
         rng = np.random.default_rng((self.seed, step))
         cumulative = np.cumsum((1 - strength) * self.easy + strength * self.usual)
-        count = self.size - self.size // 2 if mates else self.size
-        picks = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+        picks = np.searchsorted(cumulative, rng.random(self.size - 3 * groups) * cumulative[-1])
         sampled = [self.rows[i] for i in picks]
-        for row in sampled[: self.size - count]:
+        rows = sampled[: self.size - 4 * groups]
+        for row in sampled[self.size - 4 * groups :]:
             same_name = self.named[row.words]
-            sampled.append(same_name[rng.integers(len(same_name))])
-        rows = sorted(sampled, key=lambda row: row.colour)
-        return rows, *pixels(self.cache, rows), rng
+            others = [same_name[rng.integers(len(same_name))] for _ in range(2)]
+            rows += [row, row, *others]
+        return rows, rng
 
 
 def pixels(cache: Cache, rows: Sequence[IconRow]) -> tuple[Tensor, Tensor]:
-    """Alpha [N, 64, 64] of the black rows, premultiplied RGBA [M, 4, 64, 64] of the others."""
+    """Alpha [N, 64, 64] of the black rows, premultiplied RGBA [M, 4, 64, 64] of the coloured ones,
+    each in the given order.
+    """
     mono = [cache.mono[row.slot] for row in rows if not row.colour]
     colour = [cache.colour[row.slot] for row in rows if row.colour]
     alpha = np.stack(mono) if mono else np.zeros((0, 64, 64), np.uint8)
@@ -289,6 +306,21 @@ def pixels(cache: Cache, rows: Sequence[IconRow]) -> tuple[Tensor, Tensor]:
     layers = from_bytes(torch.from_numpy(rgba))
     layers[:, :3] *= layers[:, 3:]
     return torch.from_numpy(alpha).float() / 255, layers
+
+
+def painted(
+    cache: Cache,
+    rows: Sequence[IconRow],
+    looks: Sequence[Look],
+    gen: torch.Generator,
+    pose: float = 1.0,
+) -> Tensor:
+    """The rows painted in their looks, in the given order: [rows, 3, 64, 64] in [0, 1]."""
+    # `paint` expects drawings in one ink before those in their own colours.
+    order = sorted(range(len(rows)), key=lambda i: rows[i].colour)
+    alpha, coloured = pixels(cache, [rows[i] for i in order])
+    images = paint(alpha, coloured, [looks[i] for i in order], gen, pose)
+    return images[torch.tensor(order).argsort()]
 
 
 def plain(cache: Cache, rows: Sequence[IconRow]) -> Tensor:

@@ -18,26 +18,26 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfkd.miniature import evaluation_set, generator
+from dfkd.miniature import generator
 from dfkd.miniature import teacher as teacher_recipe
-from dfkd.miniature.captions import PSEUDO_WORD
-from dfkd.miniature.evaluation_set import EvaluationImage
-from dfkd.miniature.icons import EVALUATION
+from dfkd.miniature.evaluation_set import OFFICIAL, EvaluationImage
+from dfkd.miniature.looks.domains import DOMAINS, SPARSE
+from dfkd.miniature.looks.look import vocabulary
 from dfkd.miniature.pretraining import World, collections_of, evaluation_images, reconstruct
 from dfkd.miniature.recipe import Recipe
 from dfkd.utils.hardware import processor_name
 
 Scores = dict[str, Any]
 _SCALES = (1.0, 3.0, 10.0)
-_PROMPTS_PER_CLASS = 16
+_PROMPTS_PER_CLASS = 64
+#: A character that stands for a pseudo-word.
+_PLACEHOLDER = "*"
 _LIBRARIES = ("torch", "open_clip_torch", "taming-transformers", "numpy", "resvg-py", "scipy")
 
 
 def data_scores(recipe: Recipe, icons: World) -> Scores:
     """Facts about the training data, and the evidence that evaluation icons are not part of it."""
     pictures, _ = evaluation_images(icons)
-    bundled = {(p.row.collection, p.row.name) for p in pictures}
-    hit = [icons.held_out.rows[m.evaluation] for m in icons.matches]
     return {
         "package": recipe.data.package,
         "training": {
@@ -52,15 +52,15 @@ def data_scores(recipe: Recipe, icons: World) -> Scores:
             "training_icons_compared": len(icons.training.rows),
             "max_hash_distance": recipe.data.max_hash_distance,
             "removed_from_training": dict(Counter(m.how for m in icons.matches)),
-            "bundled_pictures_dropped": len(icons.alike),
-            "removed_that_match_bundled_icons": sum(
-                (row.collection, row.name) in bundled for row in hit
-            ),
+            "bundled_drawings_left_out": icons.alike,
         },
         "evaluation": {
             "images": len(pictures),
             "classes": len({p.label for p in pictures}),
-            "per_domain": {domain: len(at) for domain, at in _domains(pictures).items()},
+            "per_domain": {
+                domain: (len({pictures[i].row for i in at}), len(at))
+                for domain, at in _domains(pictures).items()
+            },
         },
     }
 
@@ -72,32 +72,71 @@ def teacher_scores(
     icons: World,
 ) -> Scores:
     """Zero-shot accuracy on the bundled set and on validation collections."""
-    recipe = trainer.recipe
     pictures, images = evaluation_images(icons)
     names = sorted({p.label for p in pictures})
-    table = evaluation_set.counts(pictures)
-    official = evaluation_set.official(table)
-    everywhere = evaluation_set.official(table, len(names))
     return {
         "parameters": _size(model),
         "vocabulary": tokenizer.vocab_size,
         "steps": trainer.step,
-        "images_seen": trainer.step * recipe.batch_size,
+        "images_seen": trainer.step * trainer.recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),
+        "curve": trainer.curve,
         "zero_shot": _by_domain(model, tokenizer, pictures, images, names),
-        "zero_shot_everywhere": {
-            **_by_domain(model, tokenizer, pictures, images, everywhere),
-            "names": everywhere,
-        },
-        "zero_shot_official": {
-            **_by_domain(model, tokenizer, pictures, images, official),
-            "names": official,
-        },
+        "zero_shot_official": _official(model, tokenizer, pictures, images),
         "common_nouns": _noun_scores(model, tokenizer, icons),
-        "pseudo_words_nearest_to_their_class": {
-            f"e={scale:g}": _pseudo_words_kept(model, tokenizer, names, scale) for scale in _SCALES
+        "styles": style_scores(model, tokenizer),
+        "random_prompts": {
+            f"e={scale:g}": _random_prompts(model, tokenizer, scale) for scale in _SCALES
         },
     }
+
+
+def _official(
+    model: nn.Module,
+    tokenizer: SimpleTokenizer,
+    pictures: Sequence[EvaluationImage],
+    images: Tensor,
+) -> Scores:
+    """Accuracy on the official classes, in the domains that have enough images of each."""
+    kept = [i for i, picture in enumerate(pictures) if picture.domain not in SPARSE]
+    shown = [pictures[i] for i in kept]
+    return {
+        **_by_domain(model, tokenizer, shown, images[kept], list(OFFICIAL)),
+        "names": list(OFFICIAL),
+    }
+
+
+@torch.no_grad()
+def style_scores(model: Any, tokenizer: SimpleTokenizer) -> Scores:
+    """How far prompts with styles lie apart, beside how far classes do.
+
+    ``ratio`` is (1 - mean cosine over styles of one class) / (1 - mean cosine between classes of
+    one style), near 1 for a CLIP; ``mix`` is the mean cosine of two mix prompts of a class (Eq 6).
+    """
+    styles = [word for word in vocabulary() if not word.endswith(" ground")]
+    texts = [f"{name} in the style of {style}" for name in OFFICIAL for style in styles]
+    embeddings = F.normalize(model.encode_text(tokenizer(texts)), dim=1)
+    table = embeddings.view(len(OFFICIAL), len(styles), -1)
+    between_styles = _mean_cosine(table)
+    between_classes = _mean_cosine(table.transpose(0, 1))
+    gen = torch.Generator().manual_seed(0)
+    pairs = torch.randint(len(styles), (2, _PROMPTS_PER_CLASS), generator=gen)
+    share = torch.rand(_PROMPTS_PER_CLASS, 1, generator=gen)
+    mixed = share * table[:, pairs[0]] + (1 - share) * table[:, pairs[1]]
+    return {
+        "styles": len(styles),
+        "between_styles": round(between_styles, 4),
+        "between_classes": round(between_classes, 4),
+        "ratio": round((1 - between_styles) / (1 - between_classes), 4),
+        "mix": round(_mean_cosine(F.normalize(mixed, dim=-1)), 4),
+    }
+
+
+def _mean_cosine(groups: Tensor) -> float:
+    """Mean cosine of two different rows of a group; unit rows [groups, N, E]."""
+    count = groups.shape[1]
+    total = groups.sum(1).square().sum(-1) - count
+    return float((total / (count * (count - 1))).mean())
 
 
 def generator_scores(
@@ -132,12 +171,13 @@ def _codes_used(network: generator.Network, images: Tensor) -> int:
 def _fidelity(pictures: Sequence[EvaluationImage], images: Tensor, made: Tensor) -> Scores:
     """Pixel errors of the reconstructions `made` of `images`."""
     domains = _domains(pictures)
-    colour = domains["color_emoji"]
+    colours = generator.colours_kept(made, images)
     ratios = {name: generator.psnr(made[at], images[at]) for name, at in domains.items()}
     ratios["mean"] = generator.psnr(made, images)
     return {
         "l1": round(float((made - images).abs().mean()), 4),
-        "colourfulness_kept": _colourfulness_kept(made[colour], images[colour]),
+        "hue_error_degrees": round(colours.hue_error, 2),
+        "chroma_kept": round(colours.chroma_kept, 4),
         "psnr_db": {name: round(ratio, 2) for name, ratio in ratios.items()},
     }
 
@@ -151,14 +191,19 @@ def _recognition(
 ) -> Scores:
     """Accuracy of the teacher on `images` and on their reconstructions `made`."""
     names = sorted({p.label for p in pictures})
-    official = evaluation_set.official(evaluation_set.counts(pictures))
-    sets = {"all": names, "official": official}
-    before = {k: _by_domain(teacher, tokenizer, pictures, images, c) for k, c in sets.items()}
-    after = {k: _by_domain(teacher, tokenizer, pictures, made, c) for k, c in sets.items()}
+    before, after = (
+        {
+            "all": _by_domain(teacher, tokenizer, pictures, shown, names),
+            "official": _official(teacher, tokenizer, pictures, shown),
+        }
+        for shown in (images, made)
+    )
     return {
         "teacher_on_originals": before,
         "teacher_on_reconstructions": after,
-        "teacher_kept": {k: round(after[k]["mean"] / before[k]["mean"], 4) for k in sets},
+        "teacher_kept": {
+            k: round(after[k]["mean"] / max(before[k]["mean"], 1e-4), 4) for k in before
+        },
     }
 
 
@@ -237,31 +282,30 @@ def _noun_scores(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> 
 
 
 @torch.no_grad()
-def _pseudo_words_kept(
-    model: Any, tokenizer: SimpleTokenizer, names: Sequence[str], scale: float
-) -> float:
-    """Share of prompts with a random pseudo-word that remain nearest to their own class's
-    prompt.
+def _random_prompts(model: Any, tokenizer: SimpleTokenizer, scale: float) -> Scores:
+    """Prompts with random pseudo-words (Eq 8-11): their mean cosine within a class, and the share
+    that is nearest to its own class's prompt.
     """
     gen = torch.Generator().manual_seed(0)
-    classes = F.normalize(model.encode_text(tokenizer([f"A {name}" for name in names])), dim=1)
-    repeated = [name for name in names for _ in range(_PROMPTS_PER_CLASS)]
-    ids = tokenizer([f"{name} in the style of {PSEUDO_WORD}" for name in repeated])
-    pseudo = tokenizer.encode(PSEUDO_WORD)[0]
-    prompts = teacher_recipe.encode_tokens(model, ids, pseudo, (scale, scale), gen)
-    nearest = (F.normalize(prompts, dim=1) @ classes.T).argmax(1)
-    own = torch.arange(len(names)).repeat_interleave(_PROMPTS_PER_CLASS)
-    return round(float((nearest == own).float().mean()), 4)
-
-
-def _colourfulness_kept(made: Tensor, real: Tensor) -> float:
-    """Mean spread of the channels in ``made`` [N, 3, 64, 64], as a share of that in ``real``."""
-    spread = [(x.amax(1) - x.amin(1)).mean() for x in (made, real)]
-    return round(float(spread[0] / spread[1]), 4)
+    classes = F.normalize(model.encode_text(tokenizer([f"A {name}" for name in OFFICIAL])), dim=1)
+    repeated = [name for name in OFFICIAL for _ in range(_PROMPTS_PER_CLASS)]
+    ids = tokenizer([f"{name} in the style of {_PLACEHOLDER}" for name in repeated])
+    table = model.token_embedding.weight
+    noise = torch.randn(len(ids), table.shape[1], generator=gen)
+    words = table.mean(0) + scale * noise * table.std(0)
+    place = (ids == tokenizer.encode(_PLACEHOLDER)[0]).unsqueeze(2)
+    tokens = torch.where(place, words.unsqueeze(1), model.token_embedding(ids))
+    prompts = F.normalize(teacher_recipe.encode_tokens(model, ids, tokens), dim=1)
+    own = torch.arange(len(OFFICIAL)).repeat_interleave(_PROMPTS_PER_CLASS)
+    nearest = (prompts @ classes.T).argmax(1)
+    return {
+        "cosine": round(_mean_cosine(prompts.view(len(OFFICIAL), _PROMPTS_PER_CLASS, -1)), 4),
+        "own_class": round(float((nearest == own).float().mean()), 4),
+    }
 
 
 def _domains(pictures: Sequence[EvaluationImage]) -> dict[str, list[int]]:
-    positions: dict[str, list[int]] = {domain: [] for domain in EVALUATION}
+    positions: dict[str, list[int]] = {domain: [] for domain in DOMAINS}
     for index, picture in enumerate(pictures):
         positions[picture.domain].append(index)
     return {domain: indices for domain, indices in positions.items() if indices}

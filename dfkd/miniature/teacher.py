@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,22 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from torch import Tensor, nn
 
-from dfkd.miniature import augmentation
-from dfkd.miniature.captions import CAPTION_WORDS, PSEUDO_WORD, Caption, Captioner, merges_for
+from dfkd.miniature.captions import (
+    CAPTION_WORDS,
+    Caption,
+    Captioner,
+    merges_for,
+    names,
+    truths,
+)
+from dfkd.miniature.looks.look import Look, LookSampler, vocabulary
+from dfkd.miniature.looks.painting import smudged
 from dfkd.miniature.recipe import TeacherRecipe
-from dfkd.miniature.rendering import UI_WORDS, Batches, Cache, IconRow, plain
+from dfkd.miniature.rendering import UI_WORDS, Batches, Cache, IconRow, painted, plain
 
+#: Fixed logit scale of the loss within groups, whose cosines lie close together.
+_GROUP_SCALE = 10.0
 Log = Callable[[str], None]
-#: Normalised images [B, 3, 64, 64], token ids [B, L], positives [B, B], generator.
-Batch = tuple[Tensor, Tensor, Tensor, torch.Generator]
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
@@ -54,12 +62,19 @@ def config(recipe: TeacherRecipe, vocabulary: int, merges: str) -> dict[str, Any
     }
 
 
-def vocabulary(rows: Sequence[IconRow], titles: dict[str, str], at_least: int) -> list[str]:
-    """The words in at least ``at_least`` names, and all words of captions, sorted."""
+def caption_words(rows: Sequence[IconRow], at_least: int) -> list[str]:
+    """The words in at least ``at_least`` names, and all words that captions add, sorted."""
     counts = Counter(w for r in rows for w in {*r.words, *r.style, *" ".join(r.aliases).split()})
-    titled = {w for title in titles.values() for w in re.sub("[^a-z ]", " ", title.lower()).split()}
     common = {w for w, n in counts.items() if n >= at_least and w.isalpha()}
-    return sorted(common | titled | CAPTION_WORDS | set(augmentation.COLOURS))
+    looks = {word for statement in vocabulary() for word in statement.split()}
+    return sorted(common | looks | CAPTION_WORDS)
+
+
+def object_nouns(rows: Sequence[IconRow]) -> frozenset[str]:
+    """Words that name an object: one-word names that are common in names, without interfaces'."""
+    counts = Counter(word for row in rows for word in set(row.words))
+    single = {row.words[0] for row in rows if len(row.words) == 1}
+    return frozenset(word for word in single if counts[word] > 2) - UI_WORDS
 
 
 def merges(words: Sequence[str]) -> str:
@@ -76,59 +91,82 @@ def build(recipe: TeacherRecipe, vocab: int) -> nn.Module:
     return model
 
 
-def encode_tokens(
-    model: Any, ids: Tensor, pseudo: int, scales: tuple[float, float], gen: torch.Generator
-) -> Tensor:
-    """Text embeddings [B, D] of ids [B, L]; ``pseudo`` tokens become random pseudo-words.
+def encode_tokens(model: Any, ids: Tensor, tokens: Tensor) -> Tensor:
+    """Text embeddings [B, D].
 
-    A pseudo-word is mean + e * noise * standard deviation of the token table (paper, Eq 9-11). Each
-    has its own e, log-uniform between ``scales``; so the text tower learns to ignore pseudo-words.
+    Args:
+        ids: token ids [B, L], where L may be shorter than the context length.
+        tokens: their token embeddings [B, L, W], in which a pseudo-word may replace one.
     """
-    x = model.token_embedding(ids)
-    places = (ids == pseudo).nonzero(as_tuple=True)
-    table = model.token_embedding.weight.detach()
-    count, (low, high) = len(places[0]), scales
-    e = low * torch.exp(torch.rand(count, 1, generator=gen) * math.log(high / low))
-    noise = torch.randn(count, table.shape[1], generator=gen)
-    x = x.index_put(places, (table.mean(0) + e * noise * table.std(0)).to(x.dtype))
     length = ids.shape[1]
-    x = x + model.positional_embedding[:length]
+    x = tokens + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
     x = model.ln_final(x)
+    # As in CLIP, the end token, which has the highest id, gives the embedding of the text.
     x = x[torch.arange(len(ids)), ids.argmax(1)]
     out: Tensor = x @ model.text_projection
     return out
 
 
-def positives(captions: Sequence[Caption], truths: Sequence[Sequence[str]] | None) -> Tensor:
-    """Which captions are true of which images: float [images, captions] of 0 and 1.
+@dataclass(frozen=True)
+class Sample:
+    """One painted icon of a batch: its drawing and its look."""
 
-    A caption is true of an image with the same object. With ``truths`` (all true statements about
-    each image), every statement in the caption must also be true of the image; so the towers learn
-    styles.
-    """
-    same: dict[str, list[int]] = {}
-    for i, caption in enumerate(captions):
-        same.setdefault(caption.name, []).append(i)
-    out = torch.zeros(len(captions), len(captions))
-    for group in same.values():
-        for j in group:
-            told = captions[j].told if truths else ()
-            for i in group:
-                out[i, j] = float(all(text in truths[i] for text in told)) if truths else 1.0
+    row: IconRow
+    look: Look
+
+    def shows(self, caption: Caption) -> bool:
+        """Whether everything that the caption claims is true of this picture."""
+        if caption.name and caption.name not in names(self.row):
+            return False
+        if caption.unmarked:
+            return self.look.default and not self.row.colour
+        return set(caption.told) <= truths(self.row, self.look)
+
+
+def positives(samples: Sequence[Sample], captions: Sequence[Caption]) -> Tensor:
+    """Which captions are true of which pictures: float [pictures, captions] of 0 and 1."""
+    # Most pairs differ in the object, so only captions of a picture's names are looked at.
+    by_name: dict[str, list[int]] = {}
+    for j, caption in enumerate(captions):
+        by_name.setdefault(caption.name, []).append(j)
+    out = torch.zeros(len(samples), len(captions))
+    for i, sample in enumerate(samples):
+        for name in ("", *sorted(names(sample.row))):
+            for j in by_name.get(name, ()):
+                out[i, j] = float(sample.shows(captions[j]))
     return out
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy with several positives: all captions that are true of an
-    image.
+def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy with several positives: all captions that are true of a
+    picture.
+
+    Args:
+        logits, positive: [..., pictures, captions]; each picture and caption has a positive.
     """
-    logits = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
-    by_image = positive / positive.sum(1, keepdim=True)
-    by_text = positive / positive.sum(0, keepdim=True)
-    by_row = -(by_image * logits.log_softmax(1)).sum(1).mean()
-    by_column = -(by_text * logits.log_softmax(0)).sum(0).mean()
+    by_image = positive / positive.sum(-1, keepdim=True)
+    by_text = positive / positive.sum(-2, keepdim=True)
+    by_row = -(by_image * logits.log_softmax(-1)).sum(-1).mean()
+    by_column = -(by_text * logits.log_softmax(-2)).sum(-2).mean()
     return (by_row + by_column) / 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's pictures and captions.
+
+    Caption i describes picture i; a few captions more describe looks alone. The last pictures are
+    groups of four that share an object.
+    """
+
+    images: Tensor
+    """Normalised pictures [B, 3, 64, 64]."""
+    ids: Tensor
+    """Token ids [B + S, L]."""
+    positive: Tensor
+    """Which captions are true of which pictures, [B, B + S]."""
+    groups: int
 
 
 class TeacherTrainer:
@@ -141,7 +179,6 @@ class TeacherTrainer:
         keep: npt.NDArray[np.int64],
         tokenizer: SimpleTokenizer,
         words: Sequence[str],
-        titles: dict[str, str],
         folder: Path,
         seed: int,
         log: Log,
@@ -153,9 +190,8 @@ class TeacherTrainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average.load_state_dict(self.model.state_dict())
         self.captioner = Captioner(
-            tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words, titles
+            tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words
         )
-        self.pseudo = tokenizer.encode(PSEUDO_WORD)[0]
         self.batches = Batches(cache, keep, recipe.batch_size, seed)
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
@@ -169,10 +205,15 @@ class TeacherTrainer:
             foreach=True,
         )
         self.step, self.seconds = 0, 0.0
-        self.last = recipe.steps + recipe.style_steps
+        self.curve: list[tuple[int, float, float]] = []
+        """Step, loss and validation accuracy at each checkpoint."""
 
-    def run(self, validate: Callable[[nn.Module, int], None]) -> nn.Module:
-        """Train to the last step; returns the averaged model."""
+    def run(self, validate: Callable[[nn.Module, int], float]) -> nn.Module:
+        """Train to the last step; returns the averaged model.
+
+        Args:
+            validate: called at each checkpoint with the averaged model; returns its accuracy.
+        """
         self._resume()
         tower = self.model.visual
         if self.recipe.compile:
@@ -180,7 +221,7 @@ class TeacherTrainer:
         # One thread prepares the next batch while this one trains.
         executor = ThreadPoolExecutor(1)
         next_batch = executor.submit(self.batch, self.step)
-        while self.step < self.last:
+        while self.step < self.recipe.steps:
             begun = time.monotonic()
             batch, next_batch = next_batch.result(), executor.submit(self.batch, self.step + 1)
             loss = self._update(tower, batch)
@@ -188,24 +229,27 @@ class TeacherTrainer:
             self.seconds += time.monotonic() - begun
             if self.step % 20 == 0:
                 self.log(
-                    f"teacher step {self.step}/{self.last} loss {loss:.3f} "
+                    f"teacher step {self.step}/{self.recipe.steps} loss {loss:.3f} "
                     f"{self.seconds / self.step:.2f} s/step"
                 )
-            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.last:
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+                accuracy = validate(self.average.eval(), self.step)
+                self.curve.append((self.step, round(loss, 4), round(accuracy, 4)))
                 self._save()
-                validate(self.average.eval(), self.step)
         return self.average.eval()  # type: ignore[no-any-return]
 
     def _update(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> float:
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step)
-        images, ids, positive, gen = batch
         with torch.autocast("cpu", torch.bfloat16):
-            image = tower(images)
-            text = encode_tokens(self.model, ids, self.pseudo, r.pseudo_word_scales, gen)
-        scale = self.model.logit_scale.exp().clamp(max=100)
-        loss = contrastive_loss(image.float(), text.float(), scale, positive)
+            image = tower(batch.images)
+            text = encode_tokens(self.model, batch.ids, self.model.token_embedding(batch.ids))
+        image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
+        scale = self.model.logit_scale.exp().clamp(max=r.max_scale)
+        loss = contrastive_loss(scale * image @ text.T, batch.positive)
+        if batch.groups:
+            loss = loss + r.group_weight * self._group_loss(image, text, batch)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -213,33 +257,50 @@ class TeacherTrainer:
         self._follow()
         return float(loss.detach())
 
+    def _group_loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
+        """The loss within groups of one object, where only the looks tell pictures apart."""
+        end = len(image)
+        rows = slice(end - 4 * batch.groups, end)
+        logits = (
+            _GROUP_SCALE
+            * image[rows].unflatten(0, (-1, 4))
+            @ text[rows].unflatten(0, (-1, 4)).transpose(1, 2)
+        )
+        within = batch.positive[rows, rows].view(batch.groups, 4, batch.groups, 4)
+        return contrastive_loss(logits, within.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+
     def rate(self, step: int) -> float:
-        """The learning rate: warm-up and cosine for each of the two stages."""
-        r = self.recipe
-        if step < r.steps:
-            return r.learning_rate * _schedule(step, r.warmup_steps, r.steps)
-        return r.style_rate * _schedule(step - r.steps, r.warmup_steps, r.style_steps)
+        """The learning rate: a linear rise, then a cosine to zero."""
+        return self.recipe.learning_rate * _schedule(
+            step, self.recipe.warmup_steps, self.recipe.steps
+        )
 
     def batch(self, step: int) -> Batch:
-        """Normalised images [B, 3, 64, 64], token ids [B, L], positives [B, B], generator."""
+        """The pictures and captions of a step, which depend on the seed and the step alone."""
+        r = self.recipe
         # With full difficulty from the start, the loss stayed at chance level for hundreds of
         # steps.
-        strength = min(1.0, step / self.recipe.easy_steps)
-        styled = step >= self.recipe.steps
-        rows, alpha, coloured, rng = self.batches.draw(step, strength, mates=styled)
+        strength = min(1.0, step / r.easy_steps)
+        # Looks are easier than objects: told apart from the start, they would be all that is learned.
+        groups = r.groups if step >= r.easy_steps else 0
+        rows, rng = self.batches.draw(step, strength, groups)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        planned = augmentation.plan(len(rows), gen, strength)
-        images = augmentation.paint(alpha, coloured, planned, gen, strength)
-        pairs = list(zip(rows, planned.looks(len(alpha)), strict=True))
+        sampler = LookSampler(gen)
+        default = 1 - strength * (1 - r.default_share)
+        samples = [Sample(row, sampler.draw(row.colour, default)) for row in rows]
+        images = painted(self.batches.cache, rows, [s.look for s in samples], gen)
+        images = smudged(images, gen, 0.15 * strength)
         captions = [
-            self.captioner.caption(row, look, rng, strength, telling=styled) for row, look in pairs
+            self.captioner.caption(s.row, s.look, rng, easy=rng.random() > strength)
+            for s in samples
         ]
-        truths = [self.captioner.truths(row, look) for row, look in pairs] if styled else None
+        marked = [s for s in samples[: r.style_captions] if s.row.colour or not s.look.default]
+        captions += [self.captioner.style_caption(s.row, s.look, rng) for s in marked]
         # Long captions are rare and slow, so most steps cut them.
-        length = self.recipe.context_length if step % 4 == 0 else self.recipe.usual_length
+        length = r.context_length if step % 4 == 0 else r.usual_length
         ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
         images = ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-        return images, ids, positives(captions, truths), gen
+        return Batch(images, ids, positives(samples, captions), groups)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -257,6 +318,7 @@ class TeacherTrainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "curve": self.curve,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.folder / "teacher.pt.part")
@@ -270,6 +332,7 @@ class TeacherTrainer:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
+            self.curve = state["curve"]
             self.log(f"teacher resumes at step {self.step}")
 
 

@@ -1,4 +1,6 @@
-"""A hand-made icon package: every collection that the recipe names, with a few drawings each."""
+"""A hand-made icon package: every collection that the recipe names, with a few drawings each; and a
+folder of clip art.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +12,7 @@ from dfkd.miniature.icons import EVALUATION
 
 HELD_OUT = tuple(prefix for group in EVALUATION.values() for prefix in group)
 TRAINING = ("mdi", "ri", "uil")  # the last one is a validation collection
-NAMES = ("clock", "book", "house", "cat")
+NAMES = ("clock", "book", "house", "cat", "lamp")
 GENERIC = ("simple-icons", "emojione", "game-icons", "healthicons", "gis", "wi")
 
 CROWN = '<path d="M2 20V6l5 6 5-8 5 8 5-6v14z" fill="currentColor"/>'
@@ -53,3 +55,25 @@ def _write_icons(root: Path, prefix: str, bodies: dict[str, str]) -> None:
     icons = {name: {"body": body} for name, body in bodies.items()}
     record = {"prefix": prefix, "icons": icons, "width": 24, "height": 24}
     (root / "json" / f"{prefix}.json").write_text(json.dumps(record))
+
+
+def write_clipart(root: Path) -> Path:
+    """Write clip art into `root`: a clock and a lamp by one artist, a lamp and a cup by another."""
+    art = (("clock", "Anna"), ("lamp", "Anna"), ("lamp", "Bert"), ("cup", "Bert"))
+    for number, (title, author) in enumerate(art):
+        write_drawing(root / author / f"{title}_{author}.svg", title, author, number)
+    return root
+
+
+def write_drawing(path: Path, title: str, author: str, seed: int, *subjects: str) -> None:
+    """Write one SVG file with the metadata of the Open Clip Art Library."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    items = "".join(f"<rdf:li>{subject}</rdf:li>" for subject in subjects)
+    path.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="urn:cc" xmlns:dc="urn:dc" '
+        'xmlns:rdf="urn:rdf" viewBox="0 0 48 24" color="#c33"><metadata>'
+        f"<cc:Work rdf:about=''><dc:title>{title}</dc:title>"
+        f"<dc:subject><rdf:Bag>{items}</rdf:Bag></dc:subject>"
+        f"<dc:creator><cc:Agent><dc:title>{author}</dc:title></cc:Agent></dc:creator>"
+        f"</cc:Work></metadata>{drawing(1000 + seed)}</svg>"
+    )

@@ -21,9 +21,13 @@ def small(tmp_path: Path) -> dict[str, object]:
     return {
         "threads": 1,
         "output": str(tmp_path / "out"),
-        "data": {"directory": str(tmp_path / "package"), "work": str(tmp_path / "work")},
+        "data": {
+            "directory": str(tmp_path / "package"),
+            "clipart": str(tmp_path / "art"),
+            "work": str(tmp_path / "work"),
+        },
         "teacher": tiny | {
-            "steps": 1, "style_steps": 1,
+            "steps": 2, "groups": 1, "style_captions": 2,
             "embed_dim": 16, "image_width": 8, "text_width": 16, "text_layers": 1,
         },
         "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1]},
@@ -43,6 +47,11 @@ def test_help_and_bad_keys() -> None:
 def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"collections\.json"):
         pretraining.package(IconData(directory=str(tmp_path)))
+
+
+def test_missing_clip_art_is_refused_with_the_package_s_name(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="openclipart-svg"):
+        pretraining.clipart_folder(IconData(clipart=str(tmp_path / "none")))
 
 
 def test_npm_is_needed_only_without_a_folder(
@@ -68,6 +77,7 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     crown, moved = icon_package.CROWN, icon_package.CROWN.replace("M2 20", "M2.405 20")
     more = {"lucide": {"crown": crown}, "mdi": {"crown": crown}, "ri": {"crown": moved}}
     icon_package.write(tmp_path / "package", more)
+    icon_package.write_clipart(tmp_path / "art")
     manifest = tmp_path / "recipe.yaml"
     manifest.write_text(yaml.safe_dump(small(tmp_path)))
     done = jobs.run("pretrain", manifest)
@@ -78,7 +88,7 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     removed = scores["data"]["separation"]["removed_from_training"]
     assert removed["path"] >= 1
     assert removed["hash"] >= 1
-    assert scores["data"]["training"]["icons"] <= 2 * len(icon_package.NAMES)
+    assert scores["data"]["training"]["icons"] <= 2 * len(icon_package.NAMES) + 2
     assert scores["teacher"]["steps"] == scores["generator"]["steps"] == 2
     assert {path.name for path in out.iterdir()} == {
         *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png"
@@ -100,4 +110,4 @@ def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:
 
 def test_dry_run_says_what_would_be_done() -> None:
     done = jobs.run_here("pretrain", MANIFEST, "--dry-run", "--set", "teacher.steps=7")
-    assert json.loads(done.stdout)["teacher_steps"] == 7 + 600
+    assert json.loads(done.stdout)["teacher_steps"] == 7

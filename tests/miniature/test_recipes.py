@@ -9,12 +9,16 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from dfkd.miniature import augmentation, captions, generator, rendering
+from dfkd.miniature import captions, generator, rendering
 from dfkd.miniature import teacher as teacher_recipe
+from dfkd.miniature.looks.colours import NAMES
+from dfkd.miniature.looks.look import Look
 from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
 from dfkd.miniature.rendering import Cache, IconRow
+from dfkd.miniature.teacher import Sample, positives
 
 WORDS = ["a", "an", "the", "in", "style", "of", "dog", "alarm", "clock", "solar", "red", "*"]
+RED = NAMES.index("red")
 
 
 def row(name: str, collection: str = "some", colour: bool = False, slot: int = 0) -> IconRow:
@@ -47,52 +51,74 @@ def test_reduced_merges_spell_their_words_as_clip_does(tokenizer: SimpleTokenize
     assert tokenizer.decode(tokenizer.encode("zeppelin")).strip() == "zeppelin"
 
 
-def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
-    maker = captions.Captioner(
-        tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, WORDS, {"some": "Some"}
+def captioner(tokenizer: SimpleTokenizer) -> captions.Captioner:
+    return captions.Captioner(
+        tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, WORDS
     )
-    look = captions.Look(("red",))
+
+
+def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
+    maker = captioner(tokenizer)
+    look = Look(ink=RED, ground="wood")
     made = [
         [maker.caption(row("alarm clock"), look, np.random.default_rng(seed)) for seed in range(50)]
         for _ in range(2)
     ]
     assert made[0] == made[1]
     assert len({" ".join(caption.words) for caption in made[0]}) > 10
-    assert any(captions.PSEUDO_WORD in caption.words for caption in made[0])
     ids = maker.tokens([caption.words for caption in made[0]], 12)
     assert ids.shape[1] <= 12
     assert (ids.max(1) == tokenizer.eot_token_id).all()
 
 
-def test_easy_captions_are_the_plain_name() -> None:
-    maker = captions.Captioner(lambda text: [1], 0, 2, WORDS, {"some": "Some"})
-    rng = np.random.default_rng(0)
-    assert maker.caption(row("dog"), captions.Look(()), rng, 0.0) == (
-        captions.Caption("dog", ["a", "dog"])
-    )
+def test_captions_of_the_default_look_are_silent_about_it(tokenizer: SimpleTokenizer) -> None:
+    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    made = [maker.caption(row("dog"), Look(), rng) for _ in range(300)]
+    silent = [caption for caption in made if caption.unmarked]
+    assert 0.8 < len(silent) / len(made) < 0.97
+    assert not any(caption.told for caption in silent)
+    assert all(caption.told for caption in made if not caption.unmarked)
 
 
-def test_captions_tell_only_what_is_true() -> None:
-    maker = captions.Captioner(lambda text: [1], 0, 2, ["noise"], {"some": "Some set"})
-    one, look = row("dog"), captions.Look(("red", "pixel art"))
-    truths = maker.truths(one, look)
-    assert set(truths) == {"red", "pixel art", "bold", "Some set", "monochrome"}
-    rng = np.random.default_rng(0)
-    made = [maker.caption(one, look, rng, telling=True) for _ in range(200)]
-    assert all(set(caption.told) <= set(truths) for caption in made)
-    telling = [caption for caption in made if caption.told]
-    assert 100 < len(telling) < 150  # 61 of 100 forms
-    for caption in telling:
-        if "pixel art" in caption.told:
-            assert "pixel" in caption.words
+def test_captions_of_other_looks_always_tell_something_true(tokenizer: SimpleTokenizer) -> None:
+    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    one, look = row("dog"), Look(ink=RED, ground="wood", finish="oil painting")
+    known = captions.truths(one, look)
+    assert known == {"red", "wood", "oil painting", "bold"}
+    for _ in range(200):
+        caption = maker.caption(one, look, rng)
+        assert caption.told
+        assert not caption.unmarked
+        assert set(caption.told) <= known
+        for statement in caption.told:
+            assert set(statement.split()) <= set(caption.words)
 
 
-def test_mates_share_a_name(cache: Cache) -> None:
-    rows, *_ = rendering.Batches(cache, np.arange(8), 8, 0).draw(3, mates=True)
-    names = [one.name for one in rows]
-    assert len(rows) == 8
-    assert len(set(names)) <= 4
-    assert all(names.count(name) >= 2 for name in names)
+def test_captions_of_looks_alone_name_no_object(tokenizer: SimpleTokenizer) -> None:
+    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    for _ in range(50):
+        caption = maker.style_caption(row("dog"), Look(ink=RED), rng)
+        assert caption.name == ""
+        assert caption.told
+        assert "dog" not in caption.words
+
+
+def test_easy_captions_use_the_icon_s_own_name(tokenizer: SimpleTokenizer) -> None:
+    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    made = {maker.caption(row("alarm clock"), Look(), rng, easy=True).name for _ in range(50)}
+    assert made == {"alarm clock"}
+    usual = {maker.caption(row("alarm clock"), Look(), rng).name for _ in range(200)}
+    assert usual == {"alarm clock", "alarm", "clock"}
+
+
+def test_groups_are_two_looks_of_a_drawing_and_two_others_of_its_name(cache: Cache) -> None:
+    batches = rendering.Batches(cache, np.arange(8), 12, 0)
+    rows, _ = batches.draw(3, groups=2)
+    assert len(rows) == 12
+    for start in (4, 8):
+        group = rows[start : start + 4]
+        assert group[0] == group[1]
+        assert len({one.words for one in group}) == 1
 
 
 def test_things_that_sets_share_are_seen_more_than_interface_parts() -> None:
@@ -110,79 +136,67 @@ def test_things_that_sets_share_are_seen_more_than_interface_parts() -> None:
 
 def test_batches_depend_on_seed_and_step_only(cache: Cache) -> None:
     keep = np.arange(len(cache.rows))
-    first = rendering.Batches(cache, keep, 16, 3).draw(5)
-    second = rendering.Batches(cache, keep, 16, 3).draw(5)
+    first, second = (rendering.Batches(cache, keep, 16, 3).draw(5) for _ in range(2))
     assert first[0] == second[0]
-    assert torch.equal(first[1], second[1])
-    assert len(first[1]) + len(first[2]) == 16
-    assert [r.colour for r in first[0]] == sorted(r.colour for r in first[0])
+    assert first[1].random() == second[1].random()
+    assert len(first[0]) == 16
     assert rendering.Batches(cache, keep, 16, 3).draw(6)[0] != first[0]
 
 
-def test_augmentation_is_reproducible_and_in_range(cache: Cache) -> None:
-    rows, alpha, coloured, _ = rendering.Batches(cache, np.arange(8), 64, 0).draw(0)
-    made = []
-    for _ in range(2):
-        gen = torch.Generator().manual_seed(1)
-        plan = augmentation.plan(len(rows), gen)
-        made.append(augmentation.paint(alpha, coloured, plan, gen))
-    assert torch.equal(made[0], made[1])
-    assert made[0].shape == (64, 3, 64, 64)
-    assert made[0].min() >= 0
-    assert made[0].max() <= 1
-
-
-def test_without_strength_icons_stay_black_on_white(cache: Cache) -> None:
+def test_pictures_come_in_the_order_of_their_rows(cache: Cache) -> None:
+    coloured, black = cache.rows[6], cache.rows[0]
+    rows = [coloured, black, coloured]
     gen = torch.Generator().manual_seed(0)
-    plan = augmentation.plan(64, gen, 0.0)
-    assert set(plan.ink.tolist()) == {augmentation.BLACK}
-    assert set(plan.ground.tolist()) == {augmentation.WHITE}
-    assert not plan.noise.any()
+    images = rendering.painted(cache, rows, [Look()] * 3, gen, pose=0.0)
+    plain = rendering.plain(cache, rows)
+    # The white of grounds varies a little.
+    assert (images - plain).abs().mean((1, 2, 3)).max() < 0.06
 
 
-def test_enclosed_places_are_filled() -> None:
-    ring = torch.zeros(1, 1, 16, 16)
-    ring[..., 4:12, 4:12] = 1
-    ring[..., 6:10, 6:10] = 0
-    ring[..., 0, 3:5] = 1
-    filled = augmentation.fill_holes(ring)
-    assert filled[0, 0, 4:12, 4:12].min() == 1
-    assert filled.sum() == 64 + 2
-
-
-def test_a_caption_is_a_positive_of_every_image_that_it_is_true_of() -> None:
-    told = [
-        captions.Caption("dog", ["a", "dog"]),
-        captions.Caption("dog", ["a", "red", "dog"], ("red",)),
-        captions.Caption("cat", ["a", "red", "cat"], ("red",)),
+def test_a_caption_is_a_positive_of_every_picture_that_it_is_true_of() -> None:
+    dog, cat = row("dog"), row("cat")
+    samples = [
+        Sample(dog, Look()),
+        Sample(dog, Look(ink=RED)),
+        Sample(cat, Look(ink=RED, ground="wood")),
     ]
-    by_name = teacher_recipe.positives(told, None)
-    assert by_name.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
-    truths = [["blue"], ["red", "bold"], ["red"]]
-    assert teacher_recipe.positives(told, truths).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    told = [
+        captions.Caption(["a", "dog"], "dog", (), unmarked=True),
+        captions.Caption(["a", "red", "dog"], "dog", ("red",)),
+        captions.Caption(["a", "red", "wood", "cat"], "cat", ("red", "wood")),
+        captions.Caption(["red"], "", ("red",)),
+    ]
+    assert positives(samples, told).tolist() == [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1]]
+
+
+def test_a_caption_by_another_name_is_true_of_the_same_object() -> None:
+    samples = [Sample(row("alarm clock"), Look()), Sample(row("clock"), Look())]
+    told = [
+        captions.Caption(["a", "clock"], "clock", (), unmarked=True),
+        captions.Caption(["an", "alarm", "clock"], "alarm clock", (), unmarked=True),
+    ]
+    assert positives(samples, told).tolist() == [[1, 1], [1, 0]]
 
 
 def test_loss_rewards_positives() -> None:
     same = torch.eye(4)[[0, 0, 1]]
-    scale = torch.tensor(20.0)
-    names = [["dog", "dog", "cat"], ["dog", "owl", "owl"]]
-    right, wrong = (
-        teacher_recipe.contrastive_loss(
-            same,
-            same,
-            scale,
-            teacher_recipe.positives([captions.Caption(n, [n]) for n in ns], None),
-        )
-        for ns in names
-    )
-    assert right < wrong
+    logits = 20 * same @ same.T
+    true = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    wrong = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 1, 1]])
+    right = teacher_recipe.contrastive_loss(logits, true)
+    # Two positives share the probability, so the least loss is log 2 for two of three rows.
+    assert right == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
+    assert right < teacher_recipe.contrastive_loss(logits, wrong)
+    # Groups are averaged as the rows of a batch are.
+    stacked = teacher_recipe.contrastive_loss(logits.expand(5, 3, 3), true.expand(5, 3, 3))
+    assert stacked == pytest.approx(float(right))
 
 
 def small_teacher() -> TeacherRecipe:
     return TeacherRecipe(
-        embed_dim=16, image_width=8, text_width=16, text_heads=2, text_layers=1, steps=1,
-        style_steps=1, batch_size=8, warmup_steps=1, easy_steps=1, checkpoint_every=1,
-        compile=False,
+        embed_dim=16, image_width=8, text_width=16, text_heads=2, text_layers=1, steps=3,
+        batch_size=8, groups=1, style_captions=2, warmup_steps=1, easy_steps=1,
+        checkpoint_every=1, compile=False,
     )  # fmt: skip
 
 
@@ -190,8 +204,8 @@ def test_training_text_path_equals_open_clip(tokenizer: SimpleTokenizer) -> None
     torch.manual_seed(0)
     model = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
     ids = tokenizer(["a dog", "a clock in the style of red"])
-    gen = torch.Generator().manual_seed(0)
-    ours = teacher_recipe.encode_tokens(model, ids[:, :10], -1, (1.0, 1.0), gen)
+    short = ids[:, :10]
+    ours = teacher_recipe.encode_tokens(model, short, model.token_embedding(short))  # type: ignore[operator]
     theirs = model.encode_text(ids)  # type: ignore[operator]
     torch.testing.assert_close(ours, theirs)
 
@@ -203,20 +217,26 @@ def test_interrupted_teacher_resumes(
 
     def trainer() -> teacher_recipe.TeacherTrainer:
         return teacher_recipe.TeacherTrainer(
-            small_teacher(), cache, keep, tokenizer, WORDS, {"some": "Some"}, tmp_path, 0, print
+            small_teacher(), cache, keep, tokenizer, WORDS, tmp_path, 0, print
         )
 
     steps: list[int] = []
 
-    def stop(model: nn.Module, step: int) -> None:
+    def stop(model: nn.Module, step: int) -> float:
         steps.append(step)
-        if len(steps) == 1:
+        if len(steps) == 2:
             raise KeyboardInterrupt
+        return 0.5
 
     with pytest.raises(KeyboardInterrupt):
         trainer().run(stop)
-    model = trainer().run(stop)
-    assert steps == [1, 2]
+    resumed = trainer()
+    model = resumed.run(stop)
+    # The step whose validation was interrupted is made again.
+    assert steps == [1, 2, 2, 3]
+    assert [(step, accuracy) for step, _, accuracy in resumed.curve] == [
+        (1, 0.5), (2, 0.5), (3, 0.5)
+    ]  # fmt: skip
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -225,14 +245,18 @@ def test_generator_trains_with_codes_and_exports_official_names(
 ) -> None:
     recipe = GeneratorRecipe(
         channel_multipliers=(1, 1), latent_channels=32, codes=16, steps=3, free_steps=1,
-        batch_size=4, checkpoint_every=3, compile=False,
+        batch_size=4, checkpoint_every=3, adversarial_from=1, critic_channels=8, compile=False,
     )  # fmt: skip
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
     trainer = generator.GeneratorTrainer(
         recipe, cache, np.arange(8), teacher, tmp_path, 0, lambda text: None
     )
+    before = [p.clone() for p in trainer.critic.parameters()]
     network = trainer.run(lambda made, step: None)
     assert network.quantize.started
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters(), strict=True)
+    )
     state = network.official()
     assert {key.split(".")[0] for key in state} == {
         "encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"
@@ -254,3 +278,21 @@ def test_psnr_of_known_errors() -> None:
     assert generator.psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)) == (
         pytest.approx(20.0, abs=1e-4)
     )
+
+
+def test_hue_and_chroma_of_known_pictures() -> None:
+    red, green = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
+    real = torch.stack([red, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
+    same = generator.colours_kept(real, real)
+    assert (same.hue_error, same.chroma_kept) == (pytest.approx(0, abs=1e-3), pytest.approx(1))
+    # Red shown as green is 120 degrees off, green as it is not at all: two sectors of hue.
+    turned = torch.stack([green, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
+    assert generator.colours_kept(turned, real).hue_error == pytest.approx(60, abs=1e-3)
+    paler = generator.colours_kept(0.5 * real + 0.25, real)
+    assert (paler.hue_error, paler.chroma_kept) == (
+        pytest.approx(0, abs=1e-3),
+        pytest.approx(0.5),
+    )
+    # Grey pixels have no hue and do not count.
+    grey = torch.full((1, 3, 4, 4), 0.5)
+    assert generator.colours_kept(torch.cat([real, grey]), torch.cat([real, grey])) == same

@@ -1,0 +1,158 @@
+"""What happens to the whole picture: each finish changes images [n, 3, 64, 64] in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfkd.miniature.looks.colours import rgb
+from dfkd.miniature.looks.fields import (
+    SIZE,
+    bent,
+    blurred,
+    clouds,
+    grain,
+    horizontal,
+    lines,
+    shifted,
+    uniform,
+    vertical,
+)
+
+_GRIDS = (10, 12, 14, 16, 20)
+
+
+def _grey(x: Tensor) -> Tensor:
+    return x.mean(1, keepdim=True)
+
+
+def _print(x: Tensor) -> Tensor:
+    """Grey images [n, 1, 64, 64] of full contrast whose border, the ground, is light."""
+    light = _grey(x)
+    low, high = light.amin((2, 3), keepdim=True), light.amax((2, 3), keepdim=True)
+    light = (light - low) / (high - low).clamp(min=0.1)
+    border = light[..., :4, :].mean((2, 3), keepdim=True)
+    return torch.where(border < 0.5, 1 - light, light)
+
+
+def _pixelated(x: Tensor, gen: torch.Generator) -> Tensor:
+    cells = _GRIDS[int(torch.randint(len(_GRIDS), (), generator=gen))]
+    coarse = F.adaptive_avg_pool2d(x, cells)
+    return F.interpolate(coarse, size=(SIZE, SIZE), mode="nearest")
+
+
+def _blurry(x: Tensor, gen: torch.Generator) -> Tensor:
+    return blurred(blurred(x, 2), 1)
+
+
+def _embossed(x: Tensor, gen: torch.Generator) -> Tensor:
+    light = _grey(x)
+    relief = light - shifted(light - 1, 2, 2) - 1
+    return (0.6 + 0.35 * (x - 0.5) * 0.4 + 0.5 * relief).expand_as(x)
+
+
+def _grainy(x: Tensor, gen: torch.Generator) -> Tensor:
+    return x + 0.16 * grain(len(x), gen)
+
+
+def _halftone(x: Tensor, gen: torch.Generator) -> Tensor:
+    u, v = (horizontal() + vertical()) * 0.7071, (horizontal() - vertical()) * 0.7071
+    screen = 0.5 + 0.25 * ((u * 1.55).sin() + (v * 1.55).sin())
+    return ((blurred(x, 1) - screen) * 5 + 0.5).clamp(0, 1)
+
+
+def _mosaic(x: Tensor, gen: torch.Generator) -> Tensor:
+    tiles = F.interpolate(F.adaptive_avg_pool2d(x, 16), size=(SIZE, SIZE), mode="nearest")
+    tint = 0.1 * F.interpolate(torch.randn(len(x), 1, 16, 16, generator=gen), size=(SIZE, SIZE))
+    joints = (lines(vertical(), 4) + lines(horizontal(), 4)).clamp(max=1)
+    return torch.lerp(tiles + tint, rgb("grey"), 0.75 * joints)
+
+
+def _engraved(x: Tensor, gen: torch.Generator) -> Tensor:
+    dark = blurred(1 - _print(x), 1)
+    wave = ((vertical() + 1.5 * (horizontal() * 0.15).sin()) * 1.9).sin()
+    return ((wave - 2.4 * dark + 1.3) * 2).clamp(0, 1).expand_as(x)
+
+
+def _faded(x: Tensor, gen: torch.Generator) -> Tensor:
+    return 0.62 + 0.32 * (x - 0.5)
+
+
+def _sepia(x: Tensor, gen: torch.Generator) -> Tensor:
+    corner = ((horizontal() - 31.5).square() + (vertical() - 31.5).square()) / 2000
+    tone = torch.lerp(rgb("black"), torch.tensor((0.96, 0.86, 0.66)).view(1, 3, 1, 1), _grey(x))
+    return tone * (1.05 - 0.3 * corner)
+
+
+def _screen(x: Tensor, gen: torch.Generator) -> Tensor:
+    rows = 1 - 0.55 * ((vertical() // 2) % 2)
+    ghost = torch.cat([shifted(x[:, :1], 1, 0), x[:, 1:2], shifted(x[:, 2:], -1, 0)], 1)
+    return 1.1 * ghost * rows
+
+
+def _posterised(x: Tensor, gen: torch.Generator) -> Tensor:
+    vivid = _grey(x) + 1.8 * (x - _grey(x))
+    return (vivid * 2.5).round() / 2.5
+
+
+def _stitched(x: Tensor, gen: torch.Generator) -> Tensor:
+    cells = F.interpolate(F.adaptive_avg_pool2d(x, 16), size=(SIZE, SIZE), mode="nearest")
+    u, v = horizontal() % 4, vertical() % 4
+    cross = ((u == v) | (u + v == 3)).float()
+    return cells * (0.62 + 0.45 * cross)
+
+
+def _oil(x: Tensor, gen: torch.Generator) -> Tensor:
+    n = len(x)
+    strokes = torch.cat([clouds(n, 20, gen), clouds(n, 20, gen)], 1) * 1.2
+    return bent(blurred(x, 1), strokes) * (1 + 0.12 * clouds(n, 28, gen))
+
+
+def _photocopy(x: Tensor, gen: torch.Generator) -> Tensor:
+    n = len(x)
+    copy = ((_print(x) - 0.6) * 4 + 0.5 + 0.25 * clouds(n, 16, gen)).clamp(0.05, 0.95)
+    return (copy + 0.08 * grain(n, gen)).expand_as(x)
+
+
+def _glitch(x: Tensor, gen: torch.Generator) -> Tensor:
+    n = len(x)
+    bands = F.interpolate(torch.randn(n, 1, 10, 1, generator=gen), size=(SIZE, SIZE))
+    offset = 4 * bands * (bands.abs() > 0.7)
+    return bent(x, torch.cat([offset, torch.zeros_like(offset)], 1))
+
+
+def _fog(x: Tensor, gen: torch.Generator) -> Tensor:
+    mist = (0.45 + 0.25 * clouds(len(x), 4, gen)).clamp(0, 0.8)
+    return torch.lerp(blurred(x, 1), rgb("white"), mist)
+
+
+def _ripples(x: Tensor, gen: torch.Generator) -> Tensor:
+    n = len(x)
+    u, v = horizontal() - uniform(n, 20, 44, gen), vertical() - uniform(n, 20, 44, gen)
+    radius = (u.square() + v.square()).sqrt() + 1e-3
+    wave = 1.6 * (radius * 0.75).sin() / radius
+    return bent(x, torch.cat([u * wave, v * wave], 1))
+
+
+FINISHES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "pixelated": _pixelated,
+    "blurred": _blurry,
+    "embossed": _embossed,
+    "grainy": _grainy,
+    "halftone": _halftone,
+    "mosaic": _mosaic,
+    "engraved": _engraved,
+    "faded": _faded,
+    "sepia": _sepia,
+    "television": _screen,
+    "poster": _posterised,
+    "stitched": _stitched,
+    "oil painting": _oil,
+    "photocopy": _photocopy,
+    "glitch": _glitch,
+    "foggy": _fog,
+    "rippled": _ripples,
+}
