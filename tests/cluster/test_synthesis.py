@@ -112,6 +112,7 @@ def make_first(manifest: Manifest, version: Version) -> SynthesisWorker:
     return worker
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["cmi", "dfad", "pre"])
 def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, method: str) -> None:
     """As when each is killed after one: the same bytes as of one worker that makes them all."""
