@@ -318,13 +318,8 @@ def as_json(results: Mapping[str, Any]) -> str:
     The pattern cannot match inside a string, because JSON escapes newlines in strings.
     """
     text = json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    lists = re.compile(r"\[\n[\d,\s]+\]")
-    return (
-        lists.sub(
-            lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text
-        )
-        + "\n"
-    )
+    lists = re.compile(r"\[\n([\d,\s]+)\]")
+    return lists.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 
 def require_finished(storage: Storage) -> None:
