@@ -346,17 +346,14 @@ def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sa
     files = {suffix: _content(data, span, name, key) for suffix, span in slices.items()}
     extensions = files.keys() & EXTENSIONS
     if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
-        rule = f"not {sorted(REQUIRED)} and one image"
-        _refuse(name, f"sample {key!r} has members {sorted(files)}, {rule}")
+        _refuse(name, f"sample {key!r}: {sorted(files)} are not {sorted(REQUIRED)} and one image")
     try:
         metadata = strict_json.parse(files["json"])
         arrays = {kind: _array(kind, files[f"{kind}.npy"]) for kind in ARRAYS}
     except ValueError as error:
         _refuse(name, f"sample {key!r}: {error}")
-    problem = (
-        _problem(metadata, arrays) if isinstance(metadata, dict) else "metadata is not a mapping"
-    )
-    if problem:
+    is_mapping = isinstance(metadata, dict)
+    if problem := _problem(metadata, arrays) if is_mapping else "metadata is not a mapping":
         _refuse(name, f"sample {key!r}: {problem}")
     (extension,) = extensions
     return Sample(key, files[extension], extension, metadata, arrays)
