@@ -480,6 +480,7 @@ def distiller() -> Distiller:
     return Distiller(build(config, 2, 32, 0), config, Schedule(2, 2, 6), 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "change",
     [
