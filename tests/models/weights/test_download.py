@@ -236,7 +236,7 @@ def test_a_silent_server_is_given_up_and_asked_again(server: Publisher, tmp_path
     server.inject("silent")
     fetcher = Fetcher(tmp_path, retries=HASTE, timeout=0.2)
     assert fetcher.fetch(server.artifact(FILE), anything).path.read_bytes() == BODY
-    assert len(server.seen) == 2
+    assert len(server.seen) >= 2
 
 
 @pytest.mark.parametrize("first", ["gone", "down"])
