@@ -37,6 +37,11 @@ from dfkd.miniature.rendering import Cache, IconRow, plain
 from dfkd.utils.pixels import from_bytes
 
 _CHUNK = 8000
+#: Folders of the rendered drawings to learn from, and of the held-out ones: icons, then clip art.
+_FOLDERS = (
+    ("training", f"clipart/{clipart.TRAINING}"),
+    ("held-out", f"clipart/{clipart.EVALUATION}"),
+)
 
 
 @dataclass(frozen=True)
@@ -150,37 +155,10 @@ def world(recipe: Recipe) -> World:
         ManifestError: the icon package or the clip art is not where the recipe says.
         InfrastructureError: the icon package could not be fetched.
     """
-    data, work = recipe.data, Path(recipe.data.work)
-    catalogue = Catalogue(package(data))
+    catalogue = Catalogue(package(recipe.data))
     prefixes = [c.prefix for c in catalogue.training()]
-    held_out = [p for group in EVALUATION.values() for p in group]
-    log(f"icons of {len(prefixes)} collections to learn from, {len(held_out)} held out")
-    variants, most, processes = (
-        data.variants_per_drawing,
-        data.icons_per_collection,
-        recipe.threads,
-    )
-    icons = {
-        "training": rendering.build(
-            catalogue, prefixes, work / "training", variants, processes, most
-        ),
-        "held-out": rendering.build(catalogue, held_out, work / "held-out", variants, processes),
-    }
-    nouns = teacher_recipe.object_nouns(icons["training"].rows)
-    art = clipart.build(
-        clipart_folder(data), nouns, evaluation_set.official_names(), work / "clipart", processes
-    )
-    folders = (
-        ("training", f"clipart/{clipart.TRAINING}"),
-        (
-            "held-out",
-            f"clipart/{clipart.EVALUATION}",
-        ),
-    )
-    training, aside = (
-        rendering.joined(first, second) for first, second in zip(icons.values(), art, strict=True)
-    )
-    matches = _matches(catalogue, training, aside, folders, recipe)
+    training, aside = _rendered(catalogue, prefixes, recipe)
+    matches = _matches(catalogue, training, aside, recipe)
     log(f"{len(training.rows)} drawings rendered, {len(matches)} are of held-out sets")
     matched, allowed = {m.training for m in matches}, {*prefixes, clipart.TRAINING}
     usable = [i for i, row in enumerate(training.rows) if i not in matched]
@@ -191,6 +169,27 @@ def world(recipe: Recipe) -> World:
     return World(
         catalogue, training, aside, np.asarray(keep), validation, matches, bundle, len(alike)
     )
+
+
+def _rendered(catalogue: Catalogue, prefixes: Sequence[str], recipe: Recipe) -> tuple[Cache, Cache]:
+    """The drawings to learn from, and those that are held out."""
+    data, work, processes = recipe.data, Path(recipe.data.work), recipe.threads
+    held_out = [p for group in EVALUATION.values() for p in group]
+    log(f"icons of {len(prefixes)} collections to learn from, {len(held_out)} held out")
+    variants, most = data.variants_per_drawing, data.icons_per_collection
+    icons = (
+        rendering.build(catalogue, prefixes, work / "training", variants, processes, most),
+        rendering.build(catalogue, held_out, work / "held-out", variants, processes),
+    )
+    art = clipart.build(
+        clipart_folder(data),
+        teacher_recipe.object_nouns(icons[0].rows),
+        evaluation_set.official_names(),
+        work / "clipart",
+        processes,
+    )
+    training, aside = (rendering.joined(*pair) for pair in zip(icons, art, strict=True))
+    return training, aside
 
 
 def clipart_folder(data: IconData) -> Path:
@@ -239,7 +238,6 @@ def _matches(
     catalogue: Catalogue,
     training: Cache,
     aside: Cache,
-    folders: tuple[tuple[str, ...], tuple[str, ...]],
     recipe: Recipe,
 ) -> list[Match]:
     work = Path(recipe.data.work)
@@ -247,7 +245,7 @@ def _matches(
     if not record.exists():
         bits = [
             np.concatenate([_hashes(work / name, recipe.threads) for name in group])
-            for group in folders
+            for group in _FOLDERS
         ]
         paths = [_path_keys(catalogue, cache.rows) for cache in (training, aside)]
         matches = evaluation_set.find_matches(
