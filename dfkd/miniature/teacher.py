@@ -282,7 +282,7 @@ class TeacherTrainer:
         # steps.
         strength = min(1.0, step / r.easy_steps)
         # Looks are easier than objects. Told apart from the start, they were all that was learned:
-        # 8 % of the validation nouns after 600 steps, and 58 % with objects first.
+        # 8 % of the validation nouns after 600 steps, and 54 % with objects first.
         groups = r.groups if step >= r.easy_steps else 0
         rows, rng = self.batches.draw(step, strength, groups)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
