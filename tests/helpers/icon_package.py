@@ -12,7 +12,7 @@ from dfkd.miniature.icons import EVALUATION
 
 HELD_OUT = tuple(prefix for group in EVALUATION.values() for prefix in group)
 TRAINING = ("mdi", "ri", "uil")  # the last one is a validation collection
-NAMES = ("clock", "book", "house", "cat", "lamp")
+NAMES = ("clock", "guitar", "bell", "anchor", "lamp")
 GENERIC = ("simple-icons", "emojione", "game-icons", "healthicons", "gis", "wi")
 
 CROWN = '<path d="M2 20V6l5 6 5-8 5 8 5-6v14z" fill="currentColor"/>'

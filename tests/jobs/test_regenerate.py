@@ -54,11 +54,12 @@ regenerate, clean = load("regenerate"), load("clean")
 
 
 @pytest.fixture
-def local_ray() -> Iterator[None]:
-    """One for all calls of the job: `two_cpus` knows no S3 server.
+def local_ray(two_cpus: None, ray_head: str) -> Iterator[None]:
+    """One for all calls of the job: `two_cpus`, whose place it takes, knows no S3 server.
 
     Its workers have the environment of this moment: a store's variables are set before.
     """
+    ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         ray.init(
@@ -66,6 +67,7 @@ def local_ray() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+    ray.init(address=ray_head)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def small(tmp_path: Path) -> dict[str, object]:
             "steps": 2, "groups": 1, "style_captions": 2,
             "embed_dim": 16, "image_width": 8, "text_width": 16, "text_layers": 1,
         },
-        "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1]},
+        "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1, 1, 1]},
     }  # fmt: skip
 
 
