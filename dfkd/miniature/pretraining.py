@@ -160,9 +160,10 @@ def world(recipe: Recipe) -> World:
     training, aside = _rendered(catalogue, prefixes, recipe)
     matches = _matches(catalogue, training, aside, recipe)
     log(f"{len(training.rows)} drawings rendered, {len(matches)} are of held-out sets")
-    matched, allowed = {m.training for m in matches}, {*prefixes, clipart.TRAINING}
+    matched = {m.training for m in matches}
+    learned = {*prefixes, clipart.TRAINING} - VALIDATION
     usable = [i for i, row in enumerate(training.rows) if i not in matched]
-    keep = [i for i in usable if training.rows[i].collection in allowed - VALIDATION]
+    keep = [i for i in usable if training.rows[i].collection in learned]
     validation = [training.rows[i] for i in usable if training.rows[i].collection in VALIDATION]
     alike = _alike(training, keep, aside, recipe)
     bundle = evaluation_set.select(aside, alike)

@@ -24,25 +24,26 @@ def _turned(layer: Tensor, angle: Tensor, scale: float) -> Tensor:
     return _mapped(layer, torch.stack(rows, 1))
 
 
+def _zoomed(layer: Tensor, scale: float, reach: float, gen: torch.Generator) -> Tensor:
+    """The layer at a place up to ``reach`` from the middle; a larger scale makes it smaller."""
+    n = len(layer)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = torch.rand(n, 2, generator=gen) * 2 * reach - reach
+    return _mapped(layer, theta)
+
+
 def _tiled(layer: Tensor, gen: torch.Generator) -> Tensor:
     half = F.avg_pool2d(layer, 2)
     return half.repeat(1, 1, 2, 2)
 
 
 def _small(layer: Tensor, gen: torch.Generator) -> Tensor:
-    n = len(layer)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 2.0
-    theta[:, :, 2] = torch.rand(n, 2, generator=gen) * 1.6 - 0.8
-    return _mapped(layer, theta)
+    return _zoomed(layer, 2.0, 0.8, gen)
 
 
 def _close(layer: Tensor, gen: torch.Generator) -> Tensor:
-    n = len(layer)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 0.65
-    theta[:, :, 2] = torch.rand(n, 2, generator=gen) * 0.4 - 0.2
-    return _mapped(layer, theta)
+    return _zoomed(layer, 0.65, 0.2, gen)
 
 
 def _tilted(layer: Tensor, gen: torch.Generator) -> Tensor:

@@ -51,7 +51,7 @@ def _blurry(x: Tensor, gen: torch.Generator) -> Tensor:
 def _embossed(x: Tensor, gen: torch.Generator) -> Tensor:
     light = _grey(x)
     relief = light - shifted(light - 1, 2, 2) - 1
-    return (0.6 + 0.35 * (x - 0.5) * 0.4 + 0.5 * relief).expand_as(x)
+    return 0.6 + 0.14 * (x - 0.5) + 0.5 * relief
 
 
 def _grainy(x: Tensor, gen: torch.Generator) -> Tensor:

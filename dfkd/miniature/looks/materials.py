@@ -134,7 +134,7 @@ def _glass(layer: Tensor, gen: torch.Generator) -> Tensor:
 def _papercut(layer: Tensor, gen: torch.Generator) -> Tensor:
     cut = (grown(layer[:, 3:]) > 0.3).float()
     colour = layer[:, :3] / layer[:, 3:].clamp(min=0.05)
-    sheet = flat((grown(colour, 2)).clamp(0, 1), cut)
+    sheet = flat(grown(colour, 2).clamp(0, 1), cut)
     back = flat(rgb("white"), grown(cut, 2))
     return over(over(sheet, flat(rgb("black"), 0.4 * shifted(cut, 2, 2) * grown(cut, 2))), back)
 
