@@ -19,6 +19,7 @@ from dfkd.evaluation.results import validate_results
 from dfkd.storage import lease
 from dfkd.storage.local import Storage, open_storage
 from tests.helpers.jobs import ROOT
+from tests.helpers.own_ray import own_ray
 
 CLASSES = ("clock", "book", "key")
 MANIFEST = {
@@ -60,13 +61,8 @@ def local_ray(two_cpus: None, ray_head: str) -> Iterator[None]:
     Its workers have the environment of this moment: a store's variables are set before.
     """
     ray.shutdown()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        ray.init(
-            address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20
-        )
+    with own_ray():
         yield
-        ray.shutdown()
     ray.init(address=ray_head)
 
 
