@@ -119,7 +119,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
 
 
 def open_bundle(path: Path, classes: Sequence[str], config: Evaluation | None = None) -> Domains:
-    """A bundled set: a plain tar of `domain/class/name.png`, read into memory and never unpacked.
+    """A bundled set: a plain tar of `domain/class/image`, read into memory and never unpacked.
 
     Raises:
         ManifestError: the set has none of the classes.
@@ -307,7 +307,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if stream is None or member.size > MAX_MEMBER or not _is_image_name(member.name):
                     raise CorruptionError(
                         f"bundled set {path}: member {member.name!r} is not a small "
-                        "domain/class/name.png file; reinstall dfkd"
+                        "domain/class/image file; reinstall dfkd"
                     )
                 yield member.name, stream.read()
     except (tarfile.TarError, EOFError) as error:
@@ -317,6 +317,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_image_name(name: str) -> bool:
-    """Whether a name has the form `domain/class/name.png`, without `.` or `..` as a part."""
+    """Whether a name has the form `domain/class/image`, without `.` or `..` as a part."""
     parts = name.split("/")
-    return len(parts) == 3 and all(part.strip(".") for part in parts) and name.endswith(".png")
+    named = len(parts) == 3 and all(part.strip(".") for part in parts)
+    return named and Path(name).suffix in SUFFIXES

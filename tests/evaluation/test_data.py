@@ -195,7 +195,7 @@ def test_the_bundle_is_read_without_unpacking_it(tmp_path: Path) -> None:
 
 
 def test_words_that_the_bundle_lacks_are_unscored_and_said_so(tmp_path: Path) -> None:
-    path = bundle(tmp_path / "set.tar", "flat/dog/1.png", "flat/cat/1.png")
+    path = bundle(tmp_path / "set.tar", "flat/dog/1.webp", "flat/cat/1.png")
     data = open_bundle(path, ("rocket", "dog", "pizza"))
     assert data.classes == ("rocket", "dog", "pizza")
     assert data.unscored == ("rocket", "pizza")
@@ -216,7 +216,7 @@ def test_a_bundle_with_none_of_the_classes_is_refused_with_what_it_has(tmp_path:
     ["../dog/1.png", "/flat/dog/1.png", "flat/../1.png", "flat/dog", "a/b/dog/1.png", "a/dog/1.py"],
 )
 def test_a_bundle_with_a_strange_member_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CorruptionError, match=r"domain/class/name\.png"):
+    with pytest.raises(CorruptionError, match="domain/class/image file"):
         open_bundle(bundle(tmp_path / "set.tar", name), CLASSES)
 
 
