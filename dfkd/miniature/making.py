@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.config.fingerprint import fingerprint
-from dfkd.miniature import backbone, evaluation_set, pretraining, scoring
+from dfkd.miniature import backbone, evaluation_set, pretraining, scoring, work_folder
 from dfkd.miniature import (
     teacher as teacher_recipe,
 )
@@ -45,7 +45,6 @@ def make(recipe: Recipe, shown: str) -> Path:
     """
     torch.set_num_threads(recipe.threads)
     output = Path(recipe.output)
-    pretraining.claim(recipe)
     icons = pretraining.world(recipe)
     tokenizer, words = pretraining.tokenizer(recipe, icons, output)
     learner = pretraining.train_teacher(recipe, icons, tokenizer, words, output)
@@ -59,7 +58,7 @@ def make(recipe: Recipe, shown: str) -> Path:
     made = pretraining.reconstruct(generator, images)
     scores = {
         "schema": 1,
-        "recipe": fingerprint(pretraining.identity(recipe)),
+        "recipe": fingerprint(work_folder.identity(recipe)),
         "command": shown,
         "seed": recipe.seed,
         "note": recipe.note,
@@ -83,7 +82,6 @@ def make_backbone(recipe: Recipe) -> Path:
         DfkdError: as for `make`.
     """
     torch.set_num_threads(recipe.threads)
-    pretraining.claim(recipe)
     icons = pretraining.world(recipe)
     nouns = [
         noun
@@ -91,7 +89,7 @@ def make_backbone(recipe: Recipe) -> Path:
         if noun not in recipe.backbone.without
     ]
     batches = backbone.IconBatches(icons.training, icons.rows, nouns, recipe.seed)
-    folder = Path(recipe.data.work) / "models"
+    folder = work_folder.claim(recipe, "backbone")
     network = backbone.BackboneTrainer(recipe.backbone, batches, folder, recipe.seed).run(
         pretraining.log
     )

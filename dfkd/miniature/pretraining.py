@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfkd.errors import FingerprintError, InfrastructureError, ManifestError
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.miniature import clipart, evaluation_set, generator, rendering
 from dfkd.miniature import (
     teacher as teacher_recipe,
@@ -34,6 +33,7 @@ from dfkd.miniature.evaluation_set import Match
 from dfkd.miniature.icons import EVALUATION, VALIDATION, Catalogue
 from dfkd.miniature.recipe import IconData, Recipe
 from dfkd.miniature.rendering import Cache, IconRow, plain
+from dfkd.miniature.work_folder import claim, folder_of
 from dfkd.utils.pixels import from_bytes
 
 _CHUNK = 8000
@@ -75,38 +75,6 @@ class World:
 def log(text: str) -> None:
     """Print a line of progress."""
     print(time.strftime("%H:%M:%S"), text, flush=True)
-
-
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """All settings that change the models, by dotted key; paths, remarks, threads and settings
-    for scoring are left out.
-    """
-    plain = recipe.as_dict()
-    places = ("data.directory", "data.clipart", "data.work", "teacher.compile", "generator.compile")
-    scoring = ("data.max_likeness",)
-    parts = ("data", "teacher", "generator")
-    flat = {f"{part}.{key}": value for part in parts for key, value in plain[part].items()}
-    return {"seed": recipe.seed} | {k: v for k, v in flat.items() if k not in (*places, *scoring)}
-
-
-def claim(recipe: Recipe) -> None:
-    """Mark the work folder as this recipe's, so that no other recipe resumes from it.
-
-    Raises:
-        FingerprintError: the folder holds the work of a different recipe.
-    """
-    record = Path(recipe.data.work) / "recipe.json"
-    expected = identity(recipe)
-    if not record.exists():
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(expected, indent=2) + "\n", "utf-8")
-    stored = json.loads(record.read_text("utf-8"))
-    changed = sorted(key for key in expected | stored if stored.get(key) != expected.get(key))
-    if changed:
-        raise FingerprintError(
-            f"data.work: {record.parent} holds work of a recipe with other {', '.join(changed)}; "
-            "give another data.work or remove that folder"
-        )
 
 
 def package(data: IconData) -> Path:
@@ -155,6 +123,7 @@ def world(recipe: Recipe) -> World:
         ManifestError: the icon package or the clip art is not where the recipe says.
         InfrastructureError: the icon package could not be fetched.
     """
+    claim(recipe, "world")
     catalogue = Catalogue(package(recipe.data))
     prefixes = [c.prefix for c in catalogue.training()]
     training, aside = _rendered(catalogue, prefixes, recipe)
@@ -174,7 +143,7 @@ def world(recipe: Recipe) -> World:
 
 def _rendered(catalogue: Catalogue, prefixes: Sequence[str], recipe: Recipe) -> tuple[Cache, Cache]:
     """The drawings to learn from, and those that are held out."""
-    data, work, processes = recipe.data, Path(recipe.data.work), recipe.threads
+    data, work, processes = recipe.data, folder_of(recipe, "world"), recipe.threads
     held_out = [p for group in EVALUATION.values() for p in group]
     log(f"icons of {len(prefixes)} collections to learn from, {len(held_out)} held out")
     variants, most = data.variants_per_drawing, data.icons_per_collection
@@ -216,7 +185,7 @@ def _alike(
     """The held-out drawings of the evaluation classes that equal a training drawing."""
     groups = evaluation_set.by_class(aside.rows)
     candidates = [row for rows in groups.values() for row in rows]
-    record = Path(recipe.data.work) / f"alike-{recipe.data.max_likeness}.json"
+    record = folder_of(recipe, "world") / f"alike-{recipe.data.max_likeness}.json"
     if not record.exists():
         shown = evaluation_set.drawings(rendering.grey(aside, row) for row in candidates)
         # In chunks, because the correlations of all pairs would not fit into memory.
@@ -241,7 +210,7 @@ def _matches(
     aside: Cache,
     recipe: Recipe,
 ) -> list[Match]:
-    work = Path(recipe.data.work)
+    work = folder_of(recipe, "world")
     record = work / f"matches-{recipe.data.max_hash_distance}.json"
     if not record.exists():
         bits = [
@@ -315,7 +284,7 @@ def train_teacher(
         icons.keep,
         made,
         words,
-        _models(recipe),
+        claim(recipe, "teacher"),
         recipe.seed,
         log,
     )
@@ -340,8 +309,9 @@ def train_generator(
         export(network.official(), output / "generator.safetensors")
         network.train()
 
+    folder = claim(recipe, "generator")
     trainer = generator.GeneratorTrainer(
-        recipe.generator, icons.training, icons.keep, teacher, _models(recipe), recipe.seed, log
+        recipe.generator, icons.training, icons.keep, teacher, folder, recipe.seed, log
     )
     validate(trainer.run(validate), trainer.step)
     return trainer
@@ -372,7 +342,3 @@ def export(state: dict[str, Tensor], path: Path) -> None:
 def collections_of(rows: Sequence[IconRow]) -> Counter[str]:
     """Number of icons by collection."""
     return Counter(row.collection for row in rows)
-
-
-def _models(recipe: Recipe) -> Path:
-    return Path(recipe.data.work) / "models"

@@ -8,11 +8,13 @@ import yaml
 
 from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestError
 from dfkd.miniature import pretraining
-from dfkd.miniature.recipe import IconData, Recipe
+from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
+from dfkd.miniature.work_folder import Stage, claim
 from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
 
 MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
+STAGES: tuple[Stage, ...] = ("world", "teacher", "generator", "backbone")
 
 
 def small(tmp_path: Path) -> dict[str, object]:
@@ -102,10 +104,22 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
 
 def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:
     data = IconData(work=str(tmp_path))
-    pretraining.claim(Recipe(data=data))
-    pretraining.claim(Recipe(data=data, output="elsewhere", note="a remark", threads=7))
-    with pytest.raises(FingerprintError, match=r"other seed; give another data\.work"):
-        pretraining.claim(Recipe(data=data, seed=1))
+    for stage in STAGES:
+        claim(Recipe(data=data), stage)
+        claim(Recipe(data=data, output="elsewhere", note="a remark", threads=7), stage)
+        with pytest.raises(FingerprintError, match=r"other seed; give another data\.work"):
+            claim(Recipe(data=data, seed=1), stage)
+
+
+def test_another_generator_needs_no_other_teacher(tmp_path: Path) -> None:
+    data = IconData(work=str(tmp_path))
+    for stage in STAGES:
+        claim(Recipe(data=data), stage)
+    other = Recipe(data=data, generator=GeneratorRecipe(codes=16))
+    claim(other, "world")
+    claim(other, "teacher")
+    with pytest.raises(FingerprintError, match=r"generator holds work .* other generator\.codes"):
+        claim(other, "generator")
 
 
 def test_dry_run_says_what_would_be_done() -> None:
