@@ -61,8 +61,8 @@ class TeacherRecipe:
     """
     word_count: Count = 3
     """Words that occur in at least this many names get their own tokens."""
-    steps: Count = 6000
-    batch_size: Count = 288
+    steps: Count = 3600
+    batch_size: Count = 384
     groups: Natural = 40
     """Groups of four pictures of one object in each batch, which teach the towers to tell looks
     apart.
@@ -94,10 +94,12 @@ class GeneratorRecipe:
     group no plain colour would survive.
     """
     channel_multipliers: tuple[Count, ...] = (1, 1, 1, 2)
-    residual_blocks: Count = 1
+    residual_blocks: Natural = 0
+    """Blocks of each level: as many in the encoder, and one more in the decoder, on which synthesis
+    spends its time."""
     latent_channels: Count = 64
     codes: Count = 1024
-    steps: Count = 10000
+    steps: Count = 8000
     free_steps: Natural = 500
     """The first steps train the autoencoder without quantisation."""
     batch_size: Count = 16

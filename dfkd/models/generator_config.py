@@ -35,7 +35,7 @@ class Decoder:
     ch_mult: Annotated[
         tuple[Annotated[int, Field(ge=1, le=32)], ...], Field(min_length=1, max_length=8)
     ]
-    num_res_blocks: Annotated[int, Field(ge=1, le=8)]
+    num_res_blocks: Annotated[int, Field(ge=0, le=8)]
     attn_resolutions: Annotated[tuple[Side, ...], Field(max_length=8)]
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     resamp_with_conv: bool = True
