@@ -62,9 +62,10 @@ _UNMARKED = {"a X": 60, "X": 15, "a K of a X": 8, "X K": 6, "X C": 6, "the X": 5
 _MARKED = {"a S X": 26, "X in the style of S": 26, "a S K of a X": 18, "X S": 15, "a X in S": 15}
 _STYLES = {"S": 30, "a S K": 40, "in the style of S": 30}
 
-#: Share of captions of the default look that mention it, of captions with words that do not
-#: belong, and of marked captions that tell one, two or three statements.
-_MENTIONED, _NOISY = 0.1, 0.05
+#: Share of captions of the default look that mention it, of captions of other looks that do not,
+#: of captions with words that do not belong, and of marked captions that tell one, two or three
+#: statements. With none of the second, the teacher tied unmarked captions to the default look alone.
+_MENTIONED, _UNTOLD, _NOISY = 0.1, 0.2, 0.05
 _STATEMENTS = (0.5, 0.35, 0.15)
 
 
@@ -110,6 +111,8 @@ class Captioner:
         default = look.default and not row.colour
         if default and rng.random() >= _MENTIONED:
             return Caption(self._filled(_UNMARKED, name, (), row, rng), name, (), unmarked=True)
+        if not default and rng.random() < _UNTOLD:
+            return Caption(self._filled(_UNMARKED, name, (), row, rng), name)
         told = statements(row, look, rng)
         return Caption(self._filled(_MARKED, name, told, row, rng), name, told)
 

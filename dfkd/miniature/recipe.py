@@ -63,11 +63,15 @@ class TeacherRecipe:
     """Words that occur in at least this many names get their own tokens."""
     steps: Count = 3600
     batch_size: Count = 384
-    groups: Natural = 40
+    looks: Count = 8
+    """Looks of each kind of drawing (in one ink, in its own colours) that the pictures outside of
+    groups share, so that objects must tell them apart.
+    """
+    groups: Natural = 12
     """Groups of four pictures of one object in each batch, which teach the towers to tell looks
     apart.
     """
-    group_weight: NonNegative = 1.0
+    group_weight: NonNegative = 0.3
     """Weight of the loss within these groups."""
     style_captions: Natural = 24
     """Captions of looks alone in each batch, at most."""
@@ -99,7 +103,7 @@ class GeneratorRecipe:
     spends its time."""
     latent_channels: Count = 64
     codes: Count = 1024
-    steps: Count = 8000
+    steps: Count = 6000
     free_steps: Natural = 500
     """The first steps train the autoencoder without quantisation."""
     batch_size: Count = 16
@@ -108,7 +112,7 @@ class GeneratorRecipe:
     colour_weight: NonNegative = 20.0
     adversarial_weight: NonNegative = 0.05
     """Weight of the patch discriminator's judgement; 0: there is none."""
-    adversarial_from: Natural = 4000
+    adversarial_from: Natural = 3500
     """First step of the discriminator, when the autoencoder is nearly trained."""
     critic_channels: Count = 32
     critic_rate: Positive = 5e-4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -113,13 +113,13 @@ class LookSampler:
 
     def _other(self, own_colours: bool) -> Look:
         ground, colour = self._ground()
-        ink = self._one_of(_contrasting(colour))
+        ink = self.one_of(_contrasting(colour))
         if colour == WHITE and self._chance(0.3):
             ink = BLACK
         filled = not own_colours and self._chance(_FILLED)
         return Look(
             ink,
-            self._one_of(_contrasting(ink)) if filled else -1,
+            self.one_of(_contrasting(ink)) if filled else -1,
             colour,
             ground,
             self._part("stroke", 0.0 if own_colours or filled else _STROKED),
@@ -131,14 +131,14 @@ class LookSampler:
     def _ground(self) -> tuple[str, int]:
         draw = self._uniform()
         if draw < _TEXTURED:
-            name = self._one_of(self.tables["ground"])
-            return name, NAMES.index(self._one_of(GROUNDS[name].base))
+            name = self.one_of(self.tables["ground"])
+            return name, NAMES.index(self.one_of(GROUNDS[name].base))
         if draw < _TEXTURED + _COLOURED:
-            return "", self._one_of((BLACK, *CHROMATIC))
+            return "", self.one_of((BLACK, *CHROMATIC))
         return "", WHITE
 
     def _part(self, kind: str, chance: float) -> str:
-        return self._one_of(self.tables[kind]) if self._chance(chance) else ""
+        return self.one_of(self.tables[kind]) if self._chance(chance) else ""
 
     def _uniform(self) -> float:
         return float(torch.rand((), generator=self.gen))
@@ -146,5 +146,6 @@ class LookSampler:
     def _chance(self, p: float) -> bool:
         return self._uniform() < p
 
-    def _one_of(self, values: tuple[T, ...]) -> T:
+    def one_of(self, values: Sequence[T]) -> T:
+        """One of the values, each with the same probability."""
         return values[int(torch.randint(len(values), (), generator=self.gen))]
