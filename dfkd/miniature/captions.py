@@ -64,7 +64,7 @@ _STYLES = {"S": 30, "a S K": 40, "in the style of S": 30}
 
 #: Share of captions of the default look that mention it, of captions of other looks that do not,
 #: of captions with words that do not belong, and of marked captions that tell one, two or three
-#: statements. With none of the second, the teacher tied unmarked captions to the default look alone.
+#: statements. With none of the second, unmarked captions meant the default look alone.
 _MENTIONED, _UNTOLD, _NOISY = 0.1, 0.2, 0.05
 _STATEMENTS = (0.5, 0.35, 0.15)
 
