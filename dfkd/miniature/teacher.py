@@ -286,8 +286,14 @@ class TeacherTrainer:
         groups = r.groups if step >= r.easy_steps else 0
         rows, rng = self.batches.draw(step, strength, groups)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        samples = self._painted_alike(rows, groups, 1 - strength * (1 - r.default_share), gen)
-        images = painted(self.batches.cache, rows, [s.look for s in samples], gen)
+        sampler, default = LookSampler(gen), 1 - strength * (1 - r.default_share)
+        alone = len(rows) - 4 * groups
+        # Pictures in one look can be told apart by their objects only. When each picture had a look
+        # of its own, captions were found by their looks, and objects were hardly learned.
+        looks = sampler.shared([row.colour for row in rows[:alone]], r.looks, default)
+        looks += [sampler.draw(row.colour, default) for row in rows[alone:]]
+        samples = [Sample(row, look) for row, look in zip(rows, looks, strict=True)]
+        images = painted(self.batches.cache, rows, looks, gen)
         images = smudged(images, gen, 0.15 * strength)
         captions = [
             self.captioner.caption(s.row, s.look, rng, easy=rng.random() > strength)
@@ -300,27 +306,6 @@ class TeacherTrainer:
         ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
         images = ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last)
         return Batch(images, ids, positives(samples, captions), groups)
-
-    def _painted_alike(
-        self, rows: Sequence[IconRow], groups: int, default: float, gen: torch.Generator
-    ) -> list[Sample]:
-        """The rows with looks, of which there are few but for the groups at the end.
-
-        Pictures in one look can be told apart by their objects only. With a look for each picture,
-        its caption could be found by the look alone, and objects were hardly learned.
-        """
-        sampler = LookSampler(gen)
-        shared = {
-            own_colours: [sampler.draw(own_colours, 0.0) for _ in range(self.recipe.looks)]
-            for own_colours in (False, True)
-        }
-        samples = []
-        for i, row in enumerate(rows):
-            look = sampler.draw(row.colour, default)
-            if i < len(rows) - 4 * groups and not look.default:
-                look = sampler.one_of(shared[row.colour])
-            samples.append(Sample(row, look))
-        return samples
 
     @torch.no_grad()
     def _follow(self) -> None:

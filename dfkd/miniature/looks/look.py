@@ -111,15 +111,29 @@ class LookSampler:
             pass
         return look
 
+    def shared(self, own_colours: Sequence[bool], count: int, default: float) -> list[Look]:
+        """A look for each drawing; those that are not the default are ``count`` of each kind.
+
+        Args:
+            own_colours: for each drawing, whether it has its own colours or one ink.
+            default: as for ``draw``.
+        """
+        pool = {kind: [self.draw(kind, 0.0) for _ in range(count)] for kind in (False, True)}
+        looks = []
+        for kind in own_colours:
+            look = self.draw(kind, default)
+            looks.append(look if look.default else self._one_of(pool[kind]))
+        return looks
+
     def _other(self, own_colours: bool) -> Look:
         ground, colour = self._ground()
-        ink = self.one_of(_contrasting(colour))
+        ink = self._one_of(_contrasting(colour))
         if colour == WHITE and self._chance(0.3):
             ink = BLACK
         filled = not own_colours and self._chance(_FILLED)
         return Look(
             ink,
-            self.one_of(_contrasting(ink)) if filled else -1,
+            self._one_of(_contrasting(ink)) if filled else -1,
             colour,
             ground,
             self._part("stroke", 0.0 if own_colours or filled else _STROKED),
@@ -131,14 +145,14 @@ class LookSampler:
     def _ground(self) -> tuple[str, int]:
         draw = self._uniform()
         if draw < _TEXTURED:
-            name = self.one_of(self.tables["ground"])
-            return name, NAMES.index(self.one_of(GROUNDS[name].base))
+            name = self._one_of(self.tables["ground"])
+            return name, NAMES.index(self._one_of(GROUNDS[name].base))
         if draw < _TEXTURED + _COLOURED:
-            return "", self.one_of((BLACK, *CHROMATIC))
+            return "", self._one_of((BLACK, *CHROMATIC))
         return "", WHITE
 
     def _part(self, kind: str, chance: float) -> str:
-        return self.one_of(self.tables[kind]) if self._chance(chance) else ""
+        return self._one_of(self.tables[kind]) if self._chance(chance) else ""
 
     def _uniform(self) -> float:
         return float(torch.rand((), generator=self.gen))
@@ -146,6 +160,5 @@ class LookSampler:
     def _chance(self, p: float) -> bool:
         return self._uniform() < p
 
-    def one_of(self, values: Sequence[T]) -> T:
-        """One of the values, each with the same probability."""
+    def _one_of(self, values: Sequence[T]) -> T:
         return values[int(torch.randint(len(values), (), generator=self.gen))]
