@@ -1,6 +1,5 @@
 """Diversity and accuracy of each method of a run, to see whether the one predicts the other."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +10,7 @@ from pydantic import BaseModel
 
 from dfkd.report.facts import Facts, MethodImages
 from dfkd.report.readers import read_checked
+from dfkd.report.tables import align
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
@@ -150,15 +150,9 @@ def table(rows: Sequence[Diversity]) -> str:
     # Between the name of the method and the accuracy with its deviation are the measures.
     foot = ["rank corr.", *("-" if rho.get(n) is None else f"{rho[n]:+.1f}" for n in names[1:-2])]
     heads = [[HEADS[name][line] for name in names] for line in (0, 1)]
-    lines = [*heads, *cells, [*foot, "", ""]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    text = io.StringIO()
-    for number, line in enumerate(lines):
-        first, *others = (cell.rjust(w) for cell, w in zip(line, widths, strict=True))
-        text.write(" ".join([first.strip().ljust(widths[0]), *others]).rstrip() + "\n")
-        if number in (1, len(lines) - 2):
-            text.write("-" * (sum(widths) + len(widths) - 1) + "\n")
-    return text.getvalue().rstrip("\n")
+    lines = align([*heads, *cells, [*foot, "", ""]])
+    rule = "-" * max(map(len, lines))
+    return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1]])
 
 
 def _cell(name: str, value: Any) -> str:

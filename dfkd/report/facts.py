@@ -194,7 +194,8 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         ManifestError: the run is not finished.
         CorruptionError: an object of the run is damaged.
     """
-    results, origin = read_results(storage), _read_origin(storage)
+    results = read_results(storage)
+    origin = read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
     scored = _scored_models(results, rows, footprint.read(run).ms)
@@ -219,11 +220,6 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         exported_student=read_exported_student(storage),
         origin=origin,
     )
-
-
-def _read_origin(storage: Storage) -> RunOrigin | None:
-    """The content of report.json; None if there is none."""
-    return read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
 
 
 def _scored_models(

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.footprint import FLOAT32
+from dfkd.evaluation.results import first_problem
 from dfkd.models.student import WEIGHTS, read_card
 from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
 from dfkd.report.gallery import evenly
@@ -63,11 +64,10 @@ def read_checked(storage: Storage, key: str, kind: type[T]) -> T:
     try:
         return TypeAdapter(kind).validate_json(storage.get(key))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
+        field, rule, _ = first_problem(error)
         raise CorruptionError(
-            f"{storage.location(key)}: {field}: {first['msg']}; delete it and run "
-            "jobs/pipeline.py again, which writes it anew"
+            f"{storage.location(key)}: {field}: {rule}; delete it and run jobs/pipeline.py again, "
+            "which writes it anew"
         ) from None
 
 
@@ -207,13 +207,16 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
     if not keys:
         return None
-    tables = [_read_part(version, key) for key in keys]
+    tables = [
+        parquet.read(version.storage.get(key), COLUMNS, version.storage.location(key), RESTORE)
+        for key in keys
+    ]
     # From several files, because contrastive prompts differ from part to part.
     rows = evenly(
         [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
     )
     sampled = [table.take([i for owner, i in rows if owner == t]) for t, table in enumerate(tables)]
-    table = pa.concat_tables(sampled).sort_by("class_index")
+    table = pa.concat_tables(part.select(COLUMNS) for part in sampled).sort_by("class_index")
     labels, embeddings = _arrays(version, table)
     within, across = pair_cosines(embeddings, labels)
     return PromptFacts(
@@ -229,12 +232,6 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     )
 
 
-def _read_part(version: PublishedVersion, key: str) -> pa.Table:
-    """The columns that are needed of one file of prompts."""
-    where = version.storage.location(key)
-    return parquet.read(version.storage.get(key), COLUMNS, where, RESTORE).select(COLUMNS)
-
-
 def _arrays(
     version: PublishedVersion, table: pa.Table
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -245,9 +242,9 @@ def _arrays(
         usable = np.isfinite(embeddings).all() and (np.abs(embeddings).sum(axis=1) > 0).all()
         known = ((labels >= 0) & (labels < len(version.classes))).all()
     except (KeyError, ValueError, TypeError) as error:
-        raise _damaged(version, "prompts", str(error)) from None
+        raise _damaged(version, str(error)) from None
     if not usable or not known:
-        raise _damaged(version, "prompts", "a row is not finite, zero, or of no class")
+        raise _damaged(version, "a row is not finite, zero, or of no class")
     return labels, embeddings
 
 
@@ -260,12 +257,10 @@ def _statistics(version: PublishedVersion) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _damaged(version: PublishedVersion, key: str, problem: str) -> CorruptionError:
+def _damaged(version: PublishedVersion, problem: str) -> CorruptionError:
     """The error about unusable prompts."""
-    return CorruptionError(
-        f"{version.storage.location(key)}: no readable prompts ({' '.join(problem.split())}); "
-        f"{RESTORE}"
-    )
+    where, reason = version.storage.location("prompts"), " ".join(problem.split())
+    return CorruptionError(f"{where}: no readable prompts ({reason}); {RESTORE}")
 
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -42,6 +42,16 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
     return _grid(labels, columns, _append_columns(means, ["MB", *sizes, ""], ["ms", *times, ""]))
 
 
+def align(lines: Sequence[Sequence[str]], left: int = 1, gap: str = " ") -> list[str]:
+    """Lines of cells as texts with aligned columns, of which the first `left` are aligned left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        [*map(str.ljust, line[:left], widths), *map(str.rjust, line[left:], widths[left:])]
+        for line in lines
+    )
+    return [gap.join(cells).rstrip() for cells in padded]
+
+
 def _append_columns(means: Sequence[str], *columns: Sequence[str]) -> list[str]:
     """Append aligned columns to the cells of the mean, line by line."""
     cells_by_line = list(means)

@@ -74,9 +74,9 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     best, teacher = facts.best, facts.teacher
     rows = []
     if best:
-        rows.append((f"{_mean(facts)}, {best.label}", *_value(best.summary["mean"])))
+        rows.append((f"{_mean(facts)}, {best.label}", share(best.summary["mean"]), "%"))
     if teacher:
-        rows.append((f"{_mean(facts)}, teacher", *_value(teacher.summary["mean"])))
+        rows.append((f"{_mean(facts)}, teacher", share(teacher.summary["mean"]), "%"))
     made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
     rows.append(("images synthesised", count(made), ""))
     if _saw_no_real_image(facts):
@@ -87,11 +87,6 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
         rows.append(("time, all stages", f"{hours:.2f}", "h"))
         rows.append(("cost", f"{spent:.2f}", "worker-hours"))
     return rows
-
-
-def _value(mean: float) -> tuple[str, str]:
-    """Value and unit of an accuracy."""
-    return f"{100 * mean:.1f}", "%"
 
 
 def _number(value: int) -> str:

@@ -116,6 +116,7 @@ def score(
         PartialError: an image cannot be read.
     """
     results = evaluate(manifest, threads or None, version, store.folder).results
+    # A cell without some images would not compare with the others, so it is not kept.
     unreadable = results["data"]["unreadable"]
     if unreadable:
         raise PartialError(

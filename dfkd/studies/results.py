@@ -97,6 +97,7 @@ class StudyRow:
         """Make a row from one cell or more; all of them were scored on the same domains, or on
         none.
         """
+        # The cells of a gallery are data sets, which have no scores.
         if not cells[0].accuracy:
             return cls(names, model, cells, {}, None, parameters)
         domains, mean = over_seeds({cell.seed: cell.accuracy for cell in cells})
@@ -236,6 +237,7 @@ def collect_results(
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
     outcomes += [cell.outcome for cell in study_cells.text_only]
+    # All cells were scored on the same data, so the first one tells domains, images and notes.
     scores = outcomes[0].scores if outcomes else ()
     return StudyResults(
         study=study.described.name,

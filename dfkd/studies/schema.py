@@ -154,6 +154,7 @@ class StudyFile:
                 self.adaptation and self.adaptation.domain,
                 "add or remove it",
             )
+        # A case has columns for domains, so there is no room for a second class.
         shown = 0 if self.pictures is None else len(self.pictures.classes)
         fits = {"gallery": shown > 0, "case": shown == 1}.get(self.kind, shown == 0)
         if not fits:
@@ -177,6 +178,7 @@ class StudyFile:
 
     def _require_numbers(self) -> None:
         """Refuse a curve whose axis on x has other values than numbers, full or quick."""
+        # Both sizes, so that an error in the quick one is found before somebody tries it.
         for axes in (self.axes, self.quick.axes or self.axes):
             named = [axis for axis in axes if axis.name == self.x]
             if not named or not all(map(_is_number, named[0].values)):

@@ -91,11 +91,13 @@ class Study:
         images = self.described.held_out_images
         if not (images and self.trains):
             return None
+        # One salt for all seeds, so that all cells of a synthesis are measured on the same images.
         synthesis = dataclasses.replace(cell.manifest.synthesis, images_per_class=images)
         return dataclasses.replace(cell.manifest, salt=HELD_OUT_SALT, synthesis=synthesis)
 
     def data_sets(self) -> dict[str, Manifest]:
         """The manifest of each different data set, by the fingerprint of its identity."""
+        # Without hashes of weight files: they take long, and equal names mean equal files here.
         manifests = [cell.manifest for cell in self.cells]
         manifests += filter(None, map(self.held_out, self.cells))
         return {fingerprint(identity(manifest, {})): manifest for manifest in manifests}
@@ -125,6 +127,7 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     _check_text_only(study)
     _check_distinct_rows(study)
     _check_pictures(study)
+    # A quick study may replace axes, so the paper's rows and the reference may be missing.
     if described.size == "full":
         _check_paper(study)
         _check_compared(study)
@@ -138,6 +141,7 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
     if described.size == "quick":
         # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
+    # Refused and not overwritten, because an ignored setting would mislead whoever wrote it.
     study_settings = _study_settings(described, described.chosen_seeds[0])
     _refuse_study_settings("settings", described.settings, study_settings)
     _refuse_study_settings("quick.settings", described.quick.settings, study_settings)
@@ -237,6 +241,7 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Set
     # Presets expand after all settings of the study's file, so that any of them may choose the
     # preset.
     tree = expand_preset(tree, PRESETS)
+    # Last, so that no preset changes what the study sets itself.
     for key, value in study_settings.items():
         section = isinstance(value, dict)
         if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
@@ -247,6 +252,7 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Set
         raise ManifestError(
             f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "fix the study"
         ) from None
+    # A cell is one student of one data set.
     if len(manifest.methods) != 1:
         raise ManifestError(
             f"axes: {' '.join(names)}",

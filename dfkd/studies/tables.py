@@ -117,6 +117,7 @@ def as_csv(grid: Grid) -> str:
     for row in grid.rows:
         line: list[str] = []
         for cell, parts in zip(row, columns, strict=True):
+            # An empty cell still takes all its columns, or the later ones would move left.
             line += _numbers(cell) or [""] * len(parts)
         out.writerow(line)
     return stream.getvalue()
