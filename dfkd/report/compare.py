@@ -130,12 +130,14 @@ def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
     """
     by_label = {}
     for label in _labels(first, second):
-        before, after = _model(first, label), _model(second, label)
-        by_label[label] = (
-            (before and before.megabytes, after and after.megabytes),
-            (before and before.ms, after and after.ms),
-        )
+        before, after = (_size(_model(facts, label)) for facts in (first, second))
+        by_label[label] = ((before[0], after[0]), (before[1], after[1]))
     return by_label
+
+
+def _size(model: ScoredModel | None) -> Pair:
+    """Megabytes and milliseconds of a model."""
+    return (model.megabytes, model.ms) if model else (None, None)
 
 
 def _model(facts: Facts, label: str) -> ScoredModel | None:

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,18 +19,11 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = tuple(COLOURS)
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 def paint(root: Path, domain: str, name: str, colour: str, count: int, start: int = 0) -> None:
     folder = root / domain / name
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(start, start + count):
-        image = Image.new("RGB", (20, 30), COLOURS[colour])
-        (folder / f"{index}.png").write_bytes(encode(image))
+        Image.new("RGB", (20, 30), COLOURS[colour]).save(folder / f"{index}.png")
 
 
 @pytest.fixture

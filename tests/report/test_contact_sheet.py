@@ -50,9 +50,7 @@ def test_examples_of_a_damaged_shard_are_refused(manifest: Manifest) -> None:
 
 def test_the_sheet_shows_every_image_once_and_is_the_same_each_time(manifest: Manifest) -> None:
     storage = open_storage(manifest.storage.root)
-    versions = {
-        method: publish(manifest, method) for method in manifest.prompts.method
-    }  # fmt: skip
+    versions = {method: publish(manifest, method) for method in manifest.prompts.method}
     place = write_contact_sheet(storage, "tiny", versions)
     assert place.endswith("contact-sheet.png")
     first = storage.get("contact-sheet.png")

@@ -111,17 +111,20 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
     axes = [{"name": "Epochs", "values": EPOCHS}, {"name": "Method", "values": METHODS}]
     study = read(write(tmp_path, axes=axes, compare="Baseline"))
     rows = [
+        dataclasses.replace(row(("CLIP", ""), 0.9), model="teacher"),
         row(("1", "Baseline"), 0.2, 0.4),
         row(("1", "Random_Prompt"), 0.4),  # its other seed failed
         row(("2", "Random_Prompt"), 0.9, 0.9),  # whose reference failed
     ]
     found = grid(study.described, results(*rows), {})
-    assert found.head[-3] == "vs Baseline"
-    baseline, random, alone = (line[-3] for line in found.rows)
-    assert baseline is alone is None
+    assert found.head[2:] == ("photo", "sketch", "mean", "vs Baseline", *SIZES)
+    teacher, baseline, random, alone = (line[-3] for line in found.rows)
+    assert teacher is baseline is alone is None
+    assert random == rows[2].against(rows[1])
     assert random.mean == pytest.approx(0.15)  # type: ignore[union-attr]
     # A single pair has no interval.
     assert random.low is None  # type: ignore[union-attr]
+    assert found.notes[2].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
 
 
 def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
@@ -150,16 +153,6 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     assert note(students, runs).startswith(
         "2 seeds: whole runs (data set and student) of Random_Prompt, students of one data set of"
     )
-
-
-def test_rows_are_compared_with_one_of_them(tmp_path: Path) -> None:
-    study = read(write(tmp_path, compare="Baseline"))
-    teacher = dataclasses.replace(row(("CLIP",), 0.9), model="teacher")
-    rows = [row(("Baseline",), 0.4, 0.6), row(("Random_Prompt",), 0.44, 0.68)]
-    found = grid(study.described, results(teacher, *rows), {})
-    assert found.head == ("Method", "photo", "sketch", "mean", "vs Baseline", *SIZES)
-    assert [line[-3] for line in found.rows] == [None, None, rows[1].against(rows[0])]
-    assert found.notes[2].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
 
 
 def test_what_is_missing_is_told_below(tmp_path: Path) -> None:
