@@ -165,9 +165,7 @@ class _LabelAgreement:
     """Checks that label and class folder correspond one to one in all lists of a data set."""
 
     stated: dict[int | str, tuple[int | str, str]] = field(default_factory=dict)
-    """For each label its class folder, for each class folder its label, and the `list:line` that
-    first stated it.
-    """
+    """Folder of each label, label of each folder, and the `list:line` that first stated it."""
 
     def agree(self, path: Path, number: int, word: str, label: int) -> None:
         """Record a line; raises `ManifestError` if it contradicts an earlier one."""

@@ -286,9 +286,7 @@ def _side_labels(labels: Sequence[dict[str, Any]], right: bool) -> list[alt.Char
 
 
 def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
-    """Prompt embeddings on their first two principal components, with each class's name at its
-    mean.
-    """
+    """Prompts on their first two principal components, with each class's name at its mean."""
     points = prompts.points
     rows = [
         {

@@ -125,9 +125,7 @@ Pair = tuple[float | None, float | None]
 
 
 def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
-    """Megabytes and milliseconds in both runs, by label; None for a run that did not score the
-    model.
-    """
+    """Megabytes and milliseconds in both runs, by label; None where a model was not scored."""
     by_label = {}
     for label in _labels(first, second):
         before, after = (_size(_model(facts, label)) for facts in (first, second))

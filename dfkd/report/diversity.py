@@ -15,9 +15,7 @@ from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
 FILE = "diversity.json"
-"""Content: {"schema": 1, "rows": [the fields of `Diversity`], "rank_correlation": {measure: -1
-to 1}}
-"""
+"""Content: {"schema": 1, "rows": [`Diversity`, ...], "rank_correlation": {measure: -1 to 1}}"""
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,8 @@ class _Content(BaseModel):
     rows: list[Diversity]
 
 
-MEASURES = (
-    "prompt_cosine",
-    "prompt_vendi",
-    "image_cosine",
-    "image_vendi",
-    "image_twins",
-    "own_class",
-)
+MEASURES = tuple(field.name for field in fields(Diversity)[1:-2])
+"""The fields between the name of the method and the accuracy with its deviation."""
 
 
 def diversities(facts: Facts) -> list[Diversity]:
@@ -147,8 +139,7 @@ def table(rows: Sequence[Diversity]) -> str:
     names = [field.name for field in fields(Diversity)]
     cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
     rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}
-    # Between the name of the method and the accuracy with its deviation are the measures.
-    foot = ["rank corr.", *("-" if rho.get(n) is None else f"{rho[n]:+.1f}" for n in names[1:-2])]
+    foot = ["rank corr.", *("-" if r is None else f"{r:+.1f}" for r in rho.values())]
     heads = [[HEADS[name][line] for name in names] for line in (0, 1)]
     lines = align([*heads, *cells, [*foot, "", ""]])
     rule = "-" * max(map(len, lines))

@@ -50,9 +50,7 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
-"""File with the facts that are not in the run's own objects, so that the page can be rewritten
-from the folder alone.
-"""
+"""Facts that no other object of a run holds; with them the folder alone is enough for a page."""
 
 MAX_URI_CHARACTERS = 3_000_000
 """Maximum total length of all image URIs on a page."""

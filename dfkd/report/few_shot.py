@@ -25,9 +25,7 @@ LABELS = ("images a class", "gain", "trained on", "tested on")
 Bands = Mapping[tuple[Curve, int], Spread]
 """Mean and deviation by curve and number of shots."""
 Grid = list[list[str]]
-"""Rows of cells, the label first: shots, one row for each curve, gains, and two rows of image
-counts.
-"""
+"""Rows of cells, the label first: shots, each curve, gains, and two rows of image counts."""
 STYLES: dict[Curve, tuple[str, str, list[int]]] = {
     "untouched": ("#56B4E9", "diamond", [1, 2]),
     "student": ("#0072B2", "circle", [1, 0]),
@@ -51,7 +49,7 @@ def table(results: FewShotResults) -> str:
     untrained student, and how many images one seed's trainings used and were tested on. The text
     has at most 80 columns; further columns continue below.
     """
-    bands, names = _means(results), results.data.domains
+    bands, names = _bands(results), results.data.domains
     size = (WIDTH - max(map(len, LABELS))) // (CELL + 1)
     ticks = _ticks(results)
     blocks = [
@@ -71,10 +69,10 @@ def markdown(results: FewShotResults) -> str:
         "adds to the student, with the standard deviation of that difference.",
         "\n".join(f"- {c}: {_escape(results.curves[c])}" for c in CURVES if c in results.curves),
         f"## {_averaged_over(names).capitalize()}",
-        _markdown_table(_grid(results, _means(results), ticks, names)),
+        _markdown_table(_grid(results, _bands(results), ticks, names)),
     ]
     for name in names if len(names) > 1 else ():
-        grid = _grid(results, _domain_bands(results, name), ticks, [name])
+        grid = _grid(results, _bands(results, name), ticks, [name])
         parts += [f"## {_escape(name)}", _markdown_table(grid)]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
@@ -87,17 +85,14 @@ def _ticks(results: FewShotResults) -> list[int]:
     return sorted({point.shots for point in results.summary})
 
 
-def _means(results: FewShotResults) -> Bands:
-    """The means over domains."""
+def _bands(results: FewShotResults, domain: str | None = None) -> Bands:
+    """The accuracies on a domain, or the means over domains for None."""
     return {
-        (point.curve, point.shots): Spread(mean=point.mean, std=point.std)
+        (point.curve, point.shots): (
+            Spread(mean=point.mean, std=point.std) if domain is None else point.domains[domain]
+        )
         for point in results.summary
     }
-
-
-def _domain_bands(results: FewShotResults, domain: str) -> Bands:
-    """The means on one domain."""
-    return {(point.curve, point.shots): point.domains[domain] for point in results.summary}
 
 
 def _averaged_over(names: Sequence[str]) -> str:
@@ -116,6 +111,7 @@ def _grid(
         names: domains that the figures are over.
     """
     rows = [row for row in results.rows if row.domain in names]
+    # Every curve has the largest number of shots, but only one has 0.
     curves = [curve for curve, shots in bands if shots == max(ticks)]
     grid = [[curve, *(_figure(bands.get((curve, shots))) for shots in ticks)] for curve in curves]
     if added := gains(rows):
@@ -171,10 +167,10 @@ def picture(results: FewShotResults) -> RenderedChart:
         _averaged_over(domains)
         + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
     ]
-    plots: list[Any] = [_panel(results, _means(results), title_lines, LARGE)]
+    plots: list[Any] = [_panel(results, _bands(results), title_lines, LARGE)]
     for first in range(0, len(domains), COLUMNS) if len(domains) > 1 else ():
         row = [
-            _panel(results, _domain_bands(results, name), [name], (SMALL, SMALL))
+            _panel(results, _bands(results, name), [name], (SMALL, SMALL))
             for name in domains[first : first + COLUMNS]
         ]
         plots.append(alt.hconcat(*row, spacing=GAP))

@@ -34,9 +34,7 @@ T = TypeVar("T")
 MAX_POINTS = 2000
 """Maximum number of points of each scalar; TensorBoard samples longer series with a fixed seed."""
 MAX_PARTS = 4
-"""Maximum number of prompt files that are read; each holds the prompts of one shard of every
-class.
-"""
+"""Maximum number of prompt files that are read; each holds one shard of every class."""
 MAX_PROMPTS = 420
 """Maximum number of prompts that are sampled; a map of more points is unreadable."""
 RESTORE = "restore them, or synthesise into another storage.root"
@@ -82,9 +80,7 @@ class TrainingCurve:
     steps: tuple[int, ...]
     loss: tuple[float, ...]
     agreement: tuple[float, ...]
-    """Share of images whose nearest class is the teacher's, 0-1; as many values as `steps`, like
-    `loss`.
-    """
+    """Share of images whose nearest class is the teacher's, 0-1; one for each step, like `loss`."""
 
 
 def _read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingCurve | None:

@@ -106,9 +106,7 @@ def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
 
 
 def _grid(labels: Sequence[str], cells: Mapping[str, list[str]], means: Sequence[str]) -> str:
-    """The columns behind their labels, in as many blocks as necessary; `means` ends the last
-    block.
-    """
+    """The columns after their labels, in blocks as needed; the last block ends with `means`."""
     left = min(max(map(len, labels)), WIDTH // 2)
     space = WIDTH - left - len(means[0])
     names = list(cells)

@@ -14,9 +14,7 @@ COLOURS = (
     "#4b5563", "#0072b2", "#d98e04", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d31",
     "#6b4fa1", "#c0392b", "#7f8c1f", "#1f8a8c",
 )  # fmt: skip
-"""Colours of series, also distinguishable for most colour-blind readers. Further series reuse
-the colours with other marker shapes.
-"""
+"""Colours, safe for most colour-blind readers; more series repeat them in other marker shapes."""
 INK, GREY, LINE = "#14181f", "#5b6472", "#e3e6eb"
 WIDTH, HEIGHT = 420, 280
 """Pixels of a plot without its axes."""
@@ -92,18 +90,14 @@ def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
 
 
 def _scale(xs: Sequence[float]) -> alt.Scale:
-    """A logarithmic axis with a margin; a linear one if the first value is zero, which has no
-    logarithm.
-    """
+    """A logarithmic axis with a margin; a linear one if it starts at 0, which has no logarithm."""
     if xs[0] <= 0:
         return alt.Scale(nice=False)
     return alt.Scale(type="log", domain=[xs[0] / 1.1, xs[-1] * 1.1], nice=False)
 
 
 def bars(title: str, series_list: Sequence[Series]) -> RenderedChart:
-    """One group of bars for each x and one bar for each series, with lines of ± one standard
-    deviation.
-    """
+    """Bars grouped by x, one for each series, with lines of ± one standard deviation."""
     rows, names = _rows(series_list), [series.name for series in series_list]
     x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
     base = data_chart(rows).encode(x=x, xOffset=alt.XOffset("series:N", sort=names))

@@ -52,9 +52,7 @@ def files() -> list[Path]:
 
 
 def cost(study: Study) -> dict[str, int]:
-    """Cost of a full run: numbers of data sets, image-steps, students, and images seen in
-    training.
-    """
+    """Cost of a full run: data sets, image-steps, students, and images seen in training."""
     data_sets = study.data_sets().values()
     seen = 0
     # Every cell trains a student of its own, while cells with equal images share a data set.
@@ -81,9 +79,7 @@ def listing() -> str:
 
 
 def _order(study: Study) -> tuple[int, str]:
-    """Sort key: figures and tables in the paper's order, then studies of things the paper does
-    not show.
-    """
+    """Sort key: figures and tables in the paper's order, then what the paper does not show."""
     positions = [list(PAPER).index(name) for name in study.described.shows if name in PAPER]
     return min(positions, default=len(PAPER)), study.described.name
 

@@ -294,9 +294,7 @@ def picture_sheet(
 def _real_images(
     study: Study, data: Domains, domain: str, class_index: int, count: int
 ) -> list[Image.Image]:
-    """The readable ones of the first `count` images of a class in a domain, as a student sees
-    them.
-    """
+    """The first `count` images of a class in a domain as students see them, if readable."""
     size, images = study.manifest.synthesis.image_size, []
     items = [i for i in data.items if i.domain == domain and i.class_index == class_index]
     for item in items[:count]:

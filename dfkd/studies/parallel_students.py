@@ -142,9 +142,7 @@ def score(
 def run_job(
     job: StudentJob, threads: int = 0, resources: WorkerResources | None = None
 ) -> StudentResult:
-    """Run `train_and_score`; an error of the cell becomes a failure, but a lost machine or
-    storage is raised as `InfrastructureError`.
-    """
+    """Run `train_and_score`; its errors become failures, but `InfrastructureError` is raised."""
     try:
         return StudentResult(job, train_and_score(job, threads, resources))
     # A lost machine or storage would fail all other cells too.

@@ -71,9 +71,7 @@ class CellMeasurement:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """The cells that share one value of each axis, or those of the teacher or the text-only
-    classifier.
-    """
+    """The cells with the same value of each axis, or those of teacher or text-only classifier."""
 
     names: tuple[str, ...]
     """One value of each axis; for the teacher its name, then blanks."""
@@ -94,9 +92,7 @@ class StudyRow:
         cells: tuple[CellMeasurement, ...],
         parameters: int | None = None,
     ) -> "StudyRow":
-        """Make a row from one cell or more; all of them were scored on the same domains, or on
-        none.
-        """
+        """A row of one cell or more; all were scored on the same domains, or on none."""
         # The cells of a gallery are data sets, which have no scores.
         if not cells[0].accuracy:
             return cls(names, model, cells, {}, None, parameters)
@@ -116,9 +112,7 @@ class StudyRow:
         return len({cell.version for cell in self.cells})
 
     def against(self, other: "StudyRow") -> Difference | None:
-        """Difference of the means over domains, paired by seed; None if no seed is finished in
-        both rows.
-        """
+        """Paired difference of the means over domains; None if no seed is finished in both rows."""
         ours, theirs = (
             domain_means({cell.seed: cell.accuracy for cell in row.cells}) for row in (self, other)
         )
@@ -167,9 +161,7 @@ class Map:
 
 @dataclass(frozen=True)
 class StudyOrigin:
-    """When, where and with what software the cells were made; different values are listed once,
-    sorted.
-    """
+    """When, where and with what software the cells were made; each value once, sorted."""
 
     dates: tuple[str, ...]
     machines: tuple[dict[str, Any], ...]

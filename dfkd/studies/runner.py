@@ -227,17 +227,13 @@ class _Runner:
     teacher: CellScore | None = None
     versions: dict[str, PublishedVersion] = field(default_factory=dict)
     broken: dict[str, DfkdError] = field(default_factory=dict)
-    """Errors of data sets that could not be made, by fingerprint. Other seeds do not try them
-    again.
-    """
+    """Errors of data sets that could not be made, by fingerprint; other seeds do not retry them."""
     outcomes: dict[str, CellResult] = field(default_factory=dict)
     """Results by the cell's label."""
     failed: dict[str, str] = field(default_factory=dict)
 
     def run(self, cell_jobs: list[_CellJob]) -> StudyCells:
-        """Make all data sets first and then all students, so that as many students as possible
-        train in parallel.
-        """
+        """Make all data sets first, so that as many students as possible then train in parallel."""
         student_jobs = []
         for cell_job in cell_jobs:
             try:
@@ -260,9 +256,7 @@ class _Runner:
         return StudyCells(self.teacher, self._students(cell_jobs), self.versions, failed)
 
     def _kept(self, student_jobs: list[StudentJob]) -> contextlib.AbstractContextManager[None]:
-        """Hold a lease on the data sets of untrained students, so that garbage collection keeps
-        them.
-        """
+        """A lease on the data sets of untrained students, so that garbage collection keeps them."""
         if not student_jobs:
             return contextlib.nullcontext()
         needed = {
@@ -273,9 +267,7 @@ class _Runner:
         return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
 
     def _begin(self, cell_job: _CellJob) -> list[StudentJob]:
-        """Make or reuse everything of a cell except its student; returns a job if the student is
-        missing.
-        """
+        """Make or reuse all of a cell except its student; returns a job if it is missing."""
         cell = cell_job.cell
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(cell_job.data)
@@ -303,17 +295,14 @@ class _Runner:
         if not data.finished:
             self._connect()
         try:
-            # `abandon`: an unfinished version of another cell is not in the way; that cell resumes
-            # it.
+            # `abandon`: another cell's unfinished version is not in the way; that cell resumes it.
             return build(data.manifest, data.identity, abandon=True, make_current=False).version
         except DfkdError as error:
             self.broken[key] = error
             raise
 
     def _made(self, student_jobs: list[StudentJob]) -> Iterator[StudentResult]:
-        """Yield the result of each job; jobs of one rank run in parallel if the resources allow
-        it.
-        """
+        """Yield each job's result; jobs of one rank run in parallel if there are resources."""
         # A student with several ranks may need the whole cluster, so these train one by one.
         single_rank: list[StudentJob] = []
         multi_rank: list[StudentJob] = []

@@ -277,9 +277,7 @@ def _check_common_settings(study: Study) -> None:
 
 
 def _check_text_only(study: Study) -> None:
-    """Refuse rows with different text towers if the study has a text-only row, which all rows
-    share.
-    """
+    """Refuse several text towers if there is a text-only row, which all rows share."""
     for cell in study.cells if study.described.text_only else ():
         for field in ("text_tower", "text_only"):
             if getattr(cell.manifest, field) != getattr(study.manifest, field):

@@ -49,27 +49,19 @@ def test_the_first_outcome_holds(place: CellStore) -> None:
     assert place.keep(outcome(place, 0.25)) == first == place.read()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": NaN}'],
-)
-def test_what_is_no_cell_is_refused(place: CellStore, data: bytes) -> None:
-    place.storage.put(f"{place.folder}/cell.json", data)
-    with pytest.raises(CorruptionError, match=r"cell\.json: is not the cell that was written"):
-        place.read()
-
-
-def test_a_cell_about_another_model_or_beyond_reason_is_refused(place: CellStore) -> None:
+def test_what_is_no_cell_or_one_of_another_model_is_refused(place: CellStore) -> None:
     key = f"{place.folder}/cell.json"
     place.keep(outcome(place))
     whole = place.storage.get(key)
-    for old, new in [(b"vanilla-s0", b"vanilla-s1"), (VERSION.encode(), b"3" * 64)]:
-        place.storage.put(key, whole.replace(old, new))
-        with pytest.raises(CorruptionError, match="not the cell that was written"):
+    for data in (
+        *(b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": NaN}'),
+        whole.replace(b"vanilla-s0", b"vanilla-s1"),
+        whole.replace(VERSION.encode(), b"3" * 64),
+        whole.replace(b'"accuracy": 0.5', b'"accuracy": 1.5'),
+    ):
+        place.storage.put(key, data)
+        with pytest.raises(CorruptionError, match=r"cell\.json: is not the cell that was written"):
             place.read()
-    place.storage.put(key, whole.replace(b'"accuracy": 0.5', b'"accuracy": 1.5'))
-    with pytest.raises(CorruptionError, match="not the cell that was written"):
-        place.read()
 
 
 def test_the_folder_changes_with_all_that_can_change_the_scores(place: CellStore) -> None:
