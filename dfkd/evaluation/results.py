@@ -296,11 +296,7 @@ def images_of(results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
-    """Write `results.json` and `results.parquet`, each atomically.
-
-    Returns:
-        The location of `results.json`, for display.
-    """
+    """Write `results.json` and `results.parquet`, each atomically; returns the former's location."""
     validate_results(results)
     stream = io.BytesIO()
     # Parquet has maps instead of objects, and pyarrow takes a map as a list of pairs.
@@ -320,8 +316,7 @@ def as_json(results: Mapping[str, Any]) -> str:
     The pattern cannot match inside a string, because JSON escapes newlines in strings.
     """
     text = json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    lists = re.compile(r"\[\n([\d,\s]+)\]")
-    return lists.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
+    return re.sub(r"\[\n([\d,\s]+)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
 
 
 def require_finished(storage: Storage) -> None:

@@ -79,6 +79,7 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
     ]
     scale = alt.Scale(domain=[0, 100])
     axis = alt.Axis(values=[0, 25, 50, 75, 100], title=None, domain=False, ticks=False)
+    # The same `minExtent` everywhere, so that bars of different domains begin below each other.
     names = alt.Axis(
         title=None, domain=False, ticks=False, labelPadding=6, labelColor=COLOURS["ink"],
         labelLimit=110, minExtent=74, labelFontSize=12,
@@ -96,6 +97,7 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
     text = base.mark_text(
         align="left", dx=5, fontSize=12, fontWeight=600, color=COLOURS["ink"], aria=False
     )
+    # At the upper end of the deviation, so that the line does not run through the figure.
     layers.append(text.encode(x=alt.X("high:Q", scale=scale), text="text:N"))
     chart = alt.layer(*layers).properties(width=WIDTH - 40, height=22 * len(rows))
     return _rendered(chart, f"Accuracy on {title}, in percent")
@@ -249,6 +251,7 @@ def _histogram_bars(
     title: str, rows: Sequence[dict[str, Any]], low: float, high: float
 ) -> alt.Chart:
     """The bars of all groups, one group in front of the other."""
+    # Not stacked below, because groups are compared and each must start at 0.
     axis = alt.Axis(title="share", format="%", tickCount=4, domain=False, ticks=False)
     chart: alt.Chart = (
         data_chart(rows)

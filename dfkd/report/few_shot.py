@@ -237,6 +237,7 @@ def _chart_rows(bands: Bands) -> list[dict[str, Any]]:
 def _styles(results: FewShotResults, large: bool) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
     """Colour, shape and dash by curve; the common legend describes each curve."""
     names = [curve for curve in STYLES if curve in results.curves]
+    # A legend shows the data's own values; only an expression puts other texts in their place.
     words = {curve: f"{curve}: {results.curves[curve]}" for curve in names}
     label = " : ".join(f"datum.value == {json.dumps(s)} ? {json.dumps(words[s])}" for s in names)
     shown = alt.Legend(

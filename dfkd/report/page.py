@@ -86,6 +86,7 @@ def write_stored(storage: Storage) -> str:
 def render(facts: Facts) -> str:
     """The page about a run; the same facts give the same text."""
     slots = slots_of(facts)
+    # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
         "takehome": facts.exported_student is not None,
@@ -132,8 +133,8 @@ def _environment() -> jinja2.Environment:
     """The templates of this package with their filters and globals; loaded once."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dfkd.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        autoescape=True,  # names of classes, domains and files come from strangers
+        undefined=jinja2.StrictUndefined,  # a misspelt name is an error and not an empty place
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -86,6 +86,7 @@ class TrainingCurve:
 def _read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingCurve | None:
     """The training curve in a student's folder; None if there is no log."""
     keys = list(student.list(layout.TENSORBOARD))
+    # TensorBoard's reader takes a local folder only, and storage may be S3.
     with tempfile.TemporaryDirectory(prefix="dfkd-events-") as folder:
         for key in keys:
             student.get_file(key, Path(folder, Path(key).name))
@@ -94,6 +95,7 @@ def _read_curve(student: Storage, method: str, seed: int, name: str) -> Training
         if not {"loss", "agreement"} <= set(events.Tags()["scalars"]):
             return None
         loss, agreement = (_finite(events, tag) for tag in ("loss", "agreement"))
+    # A run that was killed between its two writes has logged one of them only.
     steps = tuple(sorted(loss.keys() & agreement.keys()))
     return TrainingCurve(
         method,
@@ -159,6 +161,7 @@ def _count_parameters(student: Storage) -> int:
     with tempfile.TemporaryDirectory(prefix="dfkd-weights-") as folder:
         path = Path(folder, WEIGHTS)
         student.get_file(WEIGHTS, path)
+        # The header has all shapes, so no tensor is loaded.
         try:
             with safe_open(path, "numpy") as tensors:
                 return sum(

@@ -156,6 +156,7 @@ def _block(
     `left` is the width of the labels; `means` is empty except in the last block.
     """
     height = max(len(head) for head, _ in columns)
+    # Blank lines on top, so that headings of one line stand right above the rule too.
     first = [" " * left] * (height - 1) + [_short(label, left).ljust(left) for label in labels]
     grid = [first]
     for head, body in columns:

@@ -28,6 +28,7 @@ def headline(facts: Facts) -> Markup:
         )
     trained = next((t for t in facts.trained_students if t.method == best.label), None)
     subject = f"{_student(trained)} that {_origin(facts)}"
+    # A share of nothing is no number, so the student's own accuracy is stated.
     if teacher is None or not teacher.summary["mean"]:
         mean = percent(best.summary["mean"])
         return _sentence(f"{subject} has a {_mean(facts)} of", mean, f"over {domains_text}.")

@@ -74,6 +74,7 @@ def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
     """
     rows = _rows(series_list)
     xs = sorted({float(row["x"]) for row in rows})
+    # Ticks at the measured values only: the lines between them are no measurements.
     base = data_chart(rows).encode(
         x=alt.X("x:Q", title=x, scale=_scale(xs), axis=alt.Axis(values=xs, grid=False)),
         color=_colour([series.name for series in series_list]),
@@ -107,6 +108,7 @@ def bars(title: str, series_list: Sequence[Series]) -> RenderedChart:
     )
     rules = base.mark_rule(color=INK).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     groups = len({row["x"] for row in rows})
+    # As wide as the bars need, because narrower ones would hide behind their deviations.
     width = max(WIDTH, groups * (14 * len(names) + 24))
     return _rendered(alt.layer(bar, rules).properties(title=title, width=width, height=HEIGHT))
 

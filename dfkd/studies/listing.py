@@ -102,6 +102,7 @@ def _committed(study: Study) -> str:
     """Date of the results next to the study's file; `-` if there are none."""
     if not (study.folder / RESULTS).is_file():
         return "-"
+    # A damaged file is only named, because the listing is about all studies.
     try:
         dates = read_json(open_storage(str(study.folder)), RESULTS)["made"]["dates"]
     except (CorruptionError, KeyError, TypeError):

@@ -78,6 +78,7 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     printed = [(paper, column) for paper in described.paper for column in paper.columns]
     names = ("domain", *axes) if described.columns == "classes" else axes
     differences = _differences(described, results)
+    # These columns are there only if a row has a figure, or most tables would have empty ones.
     agreement = (AGREEMENT,) if any(row.agreement for row in results.rows) else ()
     compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
@@ -188,6 +189,7 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
             "teacher and students; not part of any mean here."
         )
     yield from described.notes
+    # A mean over fewer seeds than the title promises must say so.
     for row in results.rows:
         if row.model == "student" and len(row.cells) < len(results.seeds):
             yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
@@ -280,6 +282,7 @@ def picture_sheet(
         for row, version in versions.items()
     }
     footer = ", ".join(f"{row} version {version.id}" for row, version in versions.items())
+    # A gallery has no evaluation data, so it has no real images to show beside its own.
     if data is None:
         return contact_sheet(described.title, shown.classes, examples_of, footer)
     real = {

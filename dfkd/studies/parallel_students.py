@@ -70,6 +70,7 @@ def train_and_score(
     """
     cell = job.cell
     trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, resources)
+    # Before the scores: once the cell is stored, nothing is added to it.
     agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
     return score(cell.manifest, job.store, job.version, threads, agreed)
 

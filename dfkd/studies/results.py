@@ -136,6 +136,7 @@ class StudyRow:
             [classes[name] for classes in cell.per_class.values() if name in classes]
             for cell in self.cells
         ]
+        # All cells were scored on the same images, so either all of them have the class or none.
         return spread([statistics.fmean(values) for values in by_cell]) if all(by_cell) else None
 
     def class_mean(self, domain: str) -> Spread:
@@ -260,6 +261,7 @@ def _scored_rows(
         (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
         (study.described.text_only, "text-only", study_cells.text_only),
     ]
+    # Blanks, because every row of a table has a cell for each axis.
     blanks = ("",) * (len(study.described.chosen_axes) - 1)
     for name, model, scored in reference_rows:
         if scored:

@@ -94,6 +94,7 @@ def reproduce(
         require_scipy()
     root = open_storage(study.manifest.storage.root)
     cell_jobs = list(_cell_jobs(study, root, cells.evaluation_digest(data) if data else ""))
+    # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
     if study.described.text_only:
         load_tower(study.manifest, pick_device())
@@ -109,6 +110,7 @@ def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iter
     digest, manifest = cells.evaluation_digest(data), _with_model(study.manifest, "text-only")
     for seed in study.described.chosen_seeds:
         store = cells.cell_of_text_only(root, manifest, seed, digest)
+        # `score` takes a manifest of one model, and each seed makes a classifier of its own.
         distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
         one_seed = dataclasses.replace(manifest, distillation=distillation)
         outcome = store.read() or score(one_seed, store, threads=threads)

@@ -164,6 +164,7 @@ Alternatives = list[Settings | tuple[Settings, ...]]
 def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
     """Yield the names and the settings of each row."""
     axes = described.chosen_axes
+    # Counted before any row is made, because a few long axes make millions.
     total = math.prod(len(axis.values) for axis in axes)
     if total > MAX_ROWS:
         raise ManifestError("axes", f"span at most {MAX_ROWS} rows", total, "shorten them")
@@ -246,6 +247,7 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Set
         section = isinstance(value, dict)
         if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
             tree = merge(tree, {key: value})
+    # The manifest's error names a key, but the reader must also know which row has it.
     try:
         manifest = check(Manifest, tree)
     except ManifestError as error:
@@ -293,6 +295,7 @@ def _check_distinct_rows(study: Study) -> None:
     """Refuse rows with the same name or the same settings, which must be mistakes."""
     seen: dict[str, str] = {}
     for cell in study.cells:
+        # Names of values may hold spaces, so other values can join to the same name.
         if study.rows[cell.row][0].names != cell.names:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"

@@ -50,6 +50,7 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
     if adaptation is None:
         return
     for row, finished in study_cells.students.items():
+        # One student, because positions on several maps have no mean.
         if finished:
             folder = root.child(layout.student(finished[0].outcome.model))
             student, _ = load_student(folder, device)
