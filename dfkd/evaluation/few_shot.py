@@ -74,7 +74,7 @@ class FewShotCell:
     right: tuple[Natural, ...]
     """Correctly classified test images of each class."""
     schema: Literal[1] = 1
-    """To be increased with every code change that changes results; part of the cell's hash."""
+    """Part of the cell's hash; increase it with every code change that changes results."""
 
 
 CELL_ADAPTER = TypeAdapter(FewShotCell)

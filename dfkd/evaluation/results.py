@@ -296,7 +296,7 @@ def images_of(results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
-    """Write `results.json` and `results.parquet`, each atomically; returns the former's location."""
+    """Write `results.json`, whose location is returned, and `results.parquet`, each atomically."""
     validate_results(results)
     stream = io.BytesIO()
     # Parquet has maps instead of objects, and pyarrow takes a map as a list of pairs.

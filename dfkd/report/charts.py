@@ -275,15 +275,16 @@ def _side_labels(labels: Sequence[dict[str, Any]], right: bool) -> list[alt.Char
     """Texts that end (`right`) or begin at their positions, coloured like their series."""
     if not labels:
         return []
-    text = data_chart(labels).encode(x="x:Q", y="y:Q", text="text:N")
-    style: dict[str, Any] = {
-        "align": "right" if right else "left", "dx": -6 if right else 8, "fontSize": 11,
-        "aria": False,
-    }  # fmt: skip
-    # The same text with a thick outline below it keeps it readable in front of bars.
-    paper = COLOURS["paper"]
+    align, dx = ("right", -6) if right else ("left", 8)
+    return _outlined(labels, 4, align=align, dx=dx)
+
+
+def _outlined(labels: Sequence[dict[str, Any]], width: int, **style: Any) -> list[alt.Chart]:
+    """Texts above a copy with an outline of `width` pixels, readable in front of other marks."""
+    text, paper = data_chart(labels).encode(x="x:Q", y="y:Q", text="text:N"), COLOURS["paper"]
+    style |= {"fontSize": 11, "aria": False}
     return [
-        text.mark_text(stroke=paper, strokeWidth=4, color=paper, **style),
+        text.mark_text(stroke=paper, strokeWidth=width, color=paper, **style),
         text.mark_text(**style).encode(color=alt.Color("colour:N", scale=None)),
     ]
 
@@ -313,13 +314,8 @@ def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
                 shape=alt.Shape("shape:N", scale=None), description="about:N")
     )  # fmt: skip
     labels = _class_labels(prompts, classes, (x0, y0), (x1, y1))
-    halo: dict[str, Any] = {"fontSize": 11, "fontWeight": 600, "aria": False}
-    text = data_chart(labels).encode(x="x:Q", y="y:Q", text="text:N")
-    chart = alt.layer(
-        dots,
-        text.mark_text(stroke=COLOURS["paper"], strokeWidth=3, color=COLOURS["paper"], **halo),
-        text.mark_text(color=COLOURS["ink"], **halo),
-    ).properties(width=MAP_WIDTH, height=MAP_HEIGHT)
+    chart = alt.layer(dots, *_outlined(labels, 3, fontWeight=600))
+    chart = chart.properties(width=MAP_WIDTH, height=MAP_HEIGHT)
     return _rendered(chart, f"Map of the prompts of method {prompts.method}")
 
 
@@ -354,6 +350,7 @@ def _class_labels(
         rows.append(
             {
                 "text": name,
+                "colour": COLOURS["ink"],
                 "x": low[0] + x / MAP_WIDTH * (high[0] - low[0]),
                 "y": low[1] + (1 - y / MAP_HEIGHT) * (high[1] - low[1]),
             }

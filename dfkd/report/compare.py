@@ -102,7 +102,7 @@ def _with_half_the_images(facts: Facts) -> Facts:
 def differences(
     first: Facts, second: Facts, domains: Sequence[str]
 ) -> list[tuple[str, list[AccuracyPair]]]:
-    """For the teacher and each method: one pair for each domain; '' stands for their mean."""
+    """One pair for each model and domain; the domain '' stands for their mean."""
     return [
         (
             label,

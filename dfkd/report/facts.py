@@ -121,7 +121,7 @@ class Facts:
     """Everything about a run."""
 
     location: str
-    """Of the root, for display."""
+    """Location of the root, for display."""
     name: str
     classes: tuple[str, ...]
     rows: list[ResultRow]

@@ -62,7 +62,7 @@ class RenderedChart:
 
     svg: bytes
     png: bytes
-    """With twice the resolution."""
+    """Has twice the resolution of the SVG."""
 
 
 def files(chart: alt.TopLevelMixin) -> RenderedChart:

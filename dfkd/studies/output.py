@@ -226,7 +226,7 @@ def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
 
 
 def _map_pairs(results: StudyResults) -> list[list[Scatter]]:
-    """For each row its map before training and its map after it."""
+    """The maps of each row, before and after training."""
     rows: dict[str, list[Scatter]] = {}
     for each in results.maps:
         when = f"after {each.shots} shots" if each.shots else "before"

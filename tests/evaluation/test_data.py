@@ -186,7 +186,7 @@ def test_the_bundle_is_read_without_unpacking_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "set.tar"]
 
 
-def test_words_that_the_bundle_lacks_are_unscored_and_said_so(tmp_path: Path) -> None:
+def test_classes_that_the_bundle_lacks_are_unscored_and_noted(tmp_path: Path) -> None:
     path = bundle(tmp_path / "set.tar", "flat/dog/1.webp", "flat/cat/1.png")
     data = open_bundle(path, ("rocket", "dog", "pizza"))
     assert data.classes == ("rocket", "dog", "pizza")
@@ -231,6 +231,6 @@ def test_a_truncated_or_missing_bundle_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet="ab -_AB", max_size=12))
-def test_alike_is_idempotent_and_blind_to_case_and_separators(name: str) -> None:
+def test_normalised_names_ignore_case_and_separators_and_stay_as_they_are(name: str) -> None:
     assert normalise_name(normalise_name(name)) == normalise_name(name)
     assert normalise_name(name.upper().replace("-", "_")) == normalise_name(name)

@@ -144,7 +144,7 @@ def first_row(**changes: object) -> dict[str, Any]:
         ),
     ],
 )
-def test_whatever_does_not_fit_is_named_in_one_line(
+def test_results_that_do_not_fit_are_refused_in_one_line(
     tmp_path: Path, changes: dict[str, Any], place: str
 ) -> None:
     storage = open_storage(str(tmp_path))
@@ -158,7 +158,7 @@ def test_whatever_does_not_fit_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"a": 1, "a": 2}', b"[" * 5000])
-def test_bytes_that_are_no_results_are_refused(tmp_path: Path, data: bytes) -> None:
+def test_other_bytes_than_results_are_refused(tmp_path: Path, data: bytes) -> None:
     storage = open_storage(str(tmp_path))
     storage.put(KEY, data)
     with pytest.raises(CorruptionError, match=r"fewshot/results\.json"):

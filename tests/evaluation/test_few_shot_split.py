@@ -43,7 +43,7 @@ def test_a_larger_draw_contains_a_smaller_one(
 
 
 @given(Labels, Shots, Seeds)
-def test_a_draw_of_a_class_depends_on_nothing_of_the_others(
+def test_the_draw_of_a_class_does_not_depend_on_other_classes(
     labels: list[int], shots: int, seed: int
 ) -> None:
     both = split_domain(labels, CLASSES, "ink", shots, seed)
@@ -52,7 +52,7 @@ def test_a_draw_of_a_class_depends_on_nothing_of_the_others(
     assert [place for place in both.train if labels[place] == 1] == [alone[p] for p in own.train]
 
 
-def test_the_order_is_one_of_all_and_another_for_each_seed_domain_and_class() -> None:
+def test_the_order_is_a_permutation_that_differs_by_seed_domain_and_class() -> None:
     orders = [
         draw_order(0, "ink", "cat", 30),
         draw_order(1, "ink", "cat", 30),

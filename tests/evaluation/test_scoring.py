@@ -46,7 +46,7 @@ def candidate(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Candida
     return Candidate("student", "mix", 7, 16, distances, torch.device("cpu"))
 
 
-def test_rows_count_what_the_smallest_distance_says(data: Domains) -> None:
+def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
     flat, odd = score([candidate()], data, batch_size=4, threads=2).rows
     assert (flat["model"], flat["method"], flat["seed"]) == ("student", "mix", 7)
     assert (flat["domain"], flat["images"], flat["accuracy"]) == ("flat", 9, 1.0)

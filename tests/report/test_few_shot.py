@@ -54,14 +54,14 @@ def test_markdown_has_each_domain_and_the_notes() -> None:
     assert text.endswith("## Notes\n\n- domain ink: too few\n")
 
 
-def test_one_domain_is_told_once() -> None:
+def test_a_single_domain_is_shown_once() -> None:
     text = markdown(results(["ink"], seeds=[3]))
     assert text.count("| student | - | 24.0 | 39.0 |") == 1
     assert text.count("| gain | - | +10.0 | +10.0 |") == 1
     assert "## One domain" in text
 
 
-def test_names_from_a_disk_are_text_in_markdown() -> None:
+def test_names_of_domains_are_escaped_in_markdown() -> None:
     text = markdown(results(["a|b\n# <i>*c*", "oil"]))
     assert "## a\\|b \\# \\<i\\>\\*c\\*\n" in text
 
@@ -109,7 +109,7 @@ def heights(path: ET.Element) -> set[float]:
 
 
 def test_a_band_is_one_standard_deviation_to_each_side_of_its_line() -> None:
-    """Of two seeds one per cent apart it is 2^-0.5 % high to each side, on 260 pixels for 100 %."""
+    """Two seeds 1 % apart give 2^-0.5 % to each side; 100 % are 260 pixels."""
     drawn = svg(results(["ink"], starts=["library"]))
     (line,), (band,) = marks(drawn, "line"), marks(drawn, "area")
     middle = max(heights(line))
@@ -120,7 +120,7 @@ def test_a_band_is_one_standard_deviation_to_each_side_of_its_line() -> None:
     )
 
 
-def test_one_seed_has_no_band_to_speak_of() -> None:
+def test_one_seed_has_no_visible_band() -> None:
     drawn = svg(results(["ink"], seeds=[0]))
     assert "one domain" in texts(drawn)
     assert not any("deviation" in text for text in texts(drawn))
@@ -137,7 +137,7 @@ def test_the_png_is_the_same_picture_and_sharp_and_both_are_the_same_each_time()
         assert image.width == pytest.approx(2 * width, abs=2)
 
 
-def test_names_from_a_disk_are_text() -> None:
+def test_names_of_domains_are_escaped_in_the_picture() -> None:
     name = "<script>\"'&\\ datum.value"
     drawn = svg(results([name, "oil"]))
     assert name in texts(drawn)

@@ -80,7 +80,7 @@ def test_all_images_are_in_the_page_with_their_captions(written: tuple[Manifest,
     assert written[1].count("confidence 90.0\u00a0%") == len(images)
 
 
-def test_what_strangers_name_is_text(written: tuple[Manifest, str]) -> None:
+def test_names_of_classes_and_notes_are_escaped(written: tuple[Manifest, str]) -> None:
     html = written[1]
     outline = Outline(html)
     assert all("onerror" not in attributes for _, attributes in outline.tags)

@@ -13,7 +13,7 @@ from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
 
 def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> StudyRow:
-    """Of one seed for each accuracy, which holds for class clock; the other class has a tenth.
+    """A row with a seed for each accuracy, that of class clock; class book has a tenth of it.
 
     The seeds are students of one data set or, if `whole`, have one each.
     """
@@ -77,7 +77,7 @@ def test_classes_as_columns_make_a_line_of_each_domain(tmp_path: Path) -> None:
     assert found.names == 2
 
 
-def test_a_case_is_about_its_class(tmp_path: Path) -> None:
+def test_a_case_shows_the_accuracy_of_its_class(tmp_path: Path) -> None:
     study = read(write(tmp_path, kind="case", pictures={"classes": ["book"]}))
     found = grid(study.described, results(row(("Baseline",), 0.5, 0.7)), {})
     assert texts(found.rows[0]) == ["Baseline", 6, None, 6, "10.0", None]
@@ -97,7 +97,7 @@ def test_one_axis_gives_a_line_for_each_domain_under_their_mean(tmp_path: Path) 
     ]
 
 
-def test_of_two_axes_the_other_gives_the_lines(tmp_path: Path) -> None:
+def test_with_two_axes_each_value_of_the_other_one_gives_a_line(tmp_path: Path) -> None:
     axes = [{"name": "Epochs", "values": EPOCHS}, {"name": "Method", "values": METHODS}]
     study = read(write(tmp_path, kind="curve", x="Epochs", axes=axes))
     rows = [row((epochs, "Baseline"), 0.4, 0.4) for epochs in "12"]
@@ -155,7 +155,7 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_missing_is_told_below(tmp_path: Path) -> None:
+def test_missing_cells_are_noted_below_the_table(tmp_path: Path) -> None:
     study = read(write(tmp_path))
     failed = {"Baseline seed 1": "shard x: torn"}
     found = grid(study.described, results(row(("Baseline",), 0.4), failed=failed), {})
