@@ -215,16 +215,6 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
             yield f"ignored: {count} {description}"
 
 
-def unknown_domain(field: str, data: Domains, name: str) -> ManifestError:
-    """The error about a `field` with a domain `name` that `data` do not have."""
-    return ManifestError(
-        field,
-        f"must be among those of evaluation.data ({', '.join(data.names)})",
-        name,
-        "name one of them",
-    )
-
-
 def _join_names(names: Iterable[str], limit: int = 12) -> str:
     """The first names in order, and how many more there are."""
     ordered = sorted(names)

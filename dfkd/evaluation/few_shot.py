@@ -34,7 +34,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import derive_seed
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import few_shot_starts
-from dfkd.evaluation.data import Domains, open_data, unknown_domain
+from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot_results import (
     FOLDER,
     Curve,
@@ -165,6 +165,16 @@ def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
             raise unknown_domain("fewshot.domains", data, name)
         _require_two(_counts(data, name), name)
     return data, tuple(sorted(selected))
+
+
+def unknown_domain(field: str, data: Domains, name: str) -> ManifestError:
+    """The error about a `field` with a domain `name` that `data` do not have."""
+    return ManifestError(
+        field,
+        f"must be among those of evaluation.data ({', '.join(data.names)})",
+        name,
+        "name one of them",
+    )
 
 
 def _counts(data: Domains, name: str) -> Counter[int]:

@@ -164,20 +164,17 @@ def listed_images(
 class _LabelAgreement:
     """Checks that label and class folder correspond one to one in all lists of a data set."""
 
-    stated: dict[int | str, tuple[int | str, str]] = field(default_factory=dict)
-    """Folder of each label, label of each folder, and the `list:line` that first stated it."""
+    stated: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """`folder NAME` of each `label NUMBER` and the reverse, with the `list:line` of the first."""
 
     def agree(self, path: Path, number: int, word: str, label: int) -> None:
         """Record a line; raises `ManifestError` if it contradicts an earlier one."""
-        here = f"{path}:{number}"
+        here, pair = f"{path}:{number}", (f"label {label}", f"folder {word}")
         # In both directions, so neither two labels share a folder nor two folders a label.
-        for key, value, verb in (
-            (label, word, f"label {label} is"),
-            (word, label, f"{word} has label"),
-        ):
+        for key, value in (pair, pair[::-1]):
             first, first_line = self.stated.setdefault(key, (value, here))
             if first != value:
-                rule = f"must agree with the folders: {verb} {first} in {first_line}"
+                rule = f"must agree with the folders: {key} goes with {first} in {first_line}"
                 raise bad_line(path, number, rule, value)
 
 

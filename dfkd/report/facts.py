@@ -50,7 +50,7 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
-"""Facts that no other object of a run holds; with them the folder alone is enough for a page."""
+"""File with the facts that no other object of a run holds, so a page needs only the folder."""
 
 MAX_URI_CHARACTERS = 3_000_000
 """Maximum total length of all image URIs on a page."""

@@ -85,7 +85,7 @@ def axis_style(text: str, line: str, **more: object) -> dict[str, Any]:
 
 
 def band(mean: float, std: float | None) -> tuple[float, float]:
-    """One standard deviation below and above an accuracy 0-1, in percent; `std` is None for 0."""
+    """One standard deviation below and above an accuracy 0-1, in percent; None counts as 0."""
     # A band that leaves 0 to 100 % would stretch the axis.
     return 100 * max(mean - (std or 0), 0), 100 * min(mean + (std or 0), 1)
 

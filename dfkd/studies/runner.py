@@ -23,7 +23,8 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
-from dfkd.evaluation.data import Domains, open_data, unknown_domain
+from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.few_shot import unknown_domain
 from dfkd.evaluation.footprint import NetworkSize
 from dfkd.pipeline.preflight import check_distillation, check_synthesis
 from dfkd.storage.lease import reading
@@ -269,7 +270,7 @@ class _Runner:
         return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
 
     def _begin(self, cell_job: _CellJob) -> list[StudentJob]:
-        """Make or reuse all of a cell except its student; returns a job if it is missing."""
+        """Make or reuse all of a cell except its student; returns a job for a missing student."""
         cell = cell_job.cell
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(cell_job.data)

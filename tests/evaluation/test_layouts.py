@@ -475,10 +475,13 @@ def test_spaces_belong_to_the_path(tmp_path: Path) -> None:
         ("train/bus/1.png 9999999", "must be: path, label"),
         ("2", "must be: path, label"),
         ("train/bus/1.png 12", "a label must be from 0 to 11, got 12"),
-        ("train/bus/1.png 3", r"must agree .*: bus has label 2 in .*train_list\.txt:3, got 3"),
+        (
+            "train/bus/1.png 3",
+            r"must agree .*: folder bus goes with label 2 in .*train_list\.txt:3, got 'label 3'",
+        ),
         (
             "train/truck/1.png 2",
-            r"must agree .*: label 2 is bus in .*train_list\.txt:3, got 'truck'",
+            r"must agree .*: label 2 goes with folder bus in .*list\.txt:3, got 'folder truck'",
         ),
         ("train/bus/1.png 2", "repeats line 3, got 'train/bus/1.png'"),
         ("train/bus/none.png 2", "must name an image of that domain"),
@@ -537,7 +540,9 @@ def test_lists_of_one_data_set_have_to_agree(tmp_path: Path) -> None:
     dassl_pacs(tmp_path)
     path = tmp_path / "splits" / "photo_train_kfold.txt"
     write_list(path, lines("photo", ("elephant", "dog"), first=1))
-    with pytest.raises(ManifestError, match=r"photo_train_kfold\.txt:1: .*label 1 is dog in .*:1"):
+    with pytest.raises(
+        ManifestError, match=r"photo_train_kfold\.txt:1: .*label 1 goes with folder dog in"
+    ):
         opened(tmp_path, PACS)
 
 
