@@ -14,8 +14,8 @@ from dfkd.models.student import Student, build, card, fold, save_student
 from dfkd.models.teacher import Teacher, distances
 from tests.helpers.tiny_version import publish, write_manifest
 
-CLASSES = ("clock", "book", "camera", "house", "cat", "hourglass")
-SEEN, UNSEEN = ("color_emoji", "outline", "solid", "mono_emoji"), "pixel"
+CLASSES = ("clock", "book", "camera", "house", "cat", "heart")
+SEEN, UNSEEN = ("black_on_white", "light_on_dark", "color_emoji", "chalk"), "pixel_art"
 
 
 def manifest(folder: Path) -> Manifest:

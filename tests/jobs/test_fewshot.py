@@ -24,7 +24,7 @@ from tests.helpers.tiny_version import publish, write_manifest
 
 CLASSES = ("clock", "book", "camera")
 SETTINGS: dict[str, Any] = {
-    "domains": ["pixel", "outline"],
+    "domains": ["neon", "chalk"],
     "shots": [1, 4],
     "seeds": [0, 1],
     "epochs": 1,
@@ -120,21 +120,21 @@ def test_a_run_leaves_results_table_and_curves(undisturbed: Path) -> None:
     curves = ["untouched", "student", "library", "scratch"]
     assert [line.split()[0] for line in table[3:8]] == [*curves, "gain"]
     found = results(undisturbed)
-    assert {row.domain for row in found.rows} == {"pixel", "outline"}
+    assert {row.domain for row in found.rows} == {"neon", "chalk"}
     assert len(found.rows) == len(cells(undisturbed)) == 2 * 2 * (3 + 2 + 2 + 2)
-    assert "## pixel" in (folder / "table.md").read_text()
+    assert "## neon" in (folder / "table.md").read_text()
     assert (folder / "curves.svg").read_text().startswith("<svg")
     with Image.open(folder / "curves.png") as image:
         assert image.format == "PNG"
 
 
 def test_all_starts_learn_from_the_same_images_and_the_rest_is_tested(undisturbed: Path) -> None:
-    """Counts of the bundled set: 5 clocks, 10 books and 7 cameras of `pixel`."""
-    rows = [row for row in results(undisturbed).rows if row.domain == "pixel"]
+    """The bundled set has 20 images of each of the three classes in a domain."""
+    rows = [row for row in results(undisturbed).rows if row.domain == "neon"]
     assert {row.trained for row in rows if row.shots == 0} == {(0, 0, 0)}
-    assert {row.tested for row in rows if row.shots == 0} == {(5, 10, 7)}
-    assert {(row.trained, row.tested) for row in rows if row.shots == 1} == {((1, 1, 1), (4, 9, 6))}
-    assert {(row.trained, row.tested) for row in rows if row.shots == 4} == {((4, 4, 4), (1, 6, 3))}
+    assert {row.tested for row in rows if row.shots == 0} == {(20, 20, 20)}
+    assert {(row.trained, row.tested) for row in rows if row.shots == 1} == {((1, 1, 1), (19, 19, 19))}
+    assert {(row.trained, row.tested) for row in rows if row.shots == 4} == {((4, 4, 4), (16, 16, 16))}
     assert {row.curve for row in rows if row.shots == 4} == {
         "untouched",
         "student",
@@ -173,7 +173,7 @@ def test_seeds_take_the_students_in_turn(fewshot: FewShot, manifest: Path) -> No
     rights = {
         row.seed: row.right
         for row in results(manifest).rows
-        if (row.shots, row.domain) == (0, "pixel")
+        if (row.shots, row.domain) == (0, "neon")
     }
     assert rights[4] == rights[6]
     assert rights[5] != rights[6]
@@ -241,7 +241,7 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("fewshot.domains=[pixel, photo]", ["fewshot.domains", "'photo'", "outline"]),
+        ("fewshot.domains=[neon, photo]", ["fewshot.domains", "'photo'", "chalk"]),
         ("fewshot.library=none", ["fewshot.library", "'none'", "fewshot.starts"]),
         ("fewshot.library=/nowhere.safetensors", ["fewshot.library", "/nowhere"]),
         ("fewshot.starts=[student, chance]", ["fewshot.starts.1", "'chance'"]),
@@ -321,7 +321,7 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
     [
         b"",
         b"{}",
-        b'{"schema": 1, "start": "scratch", "domain": "pixel", "shots": 1, "seed": 0, '
+        b'{"schema": 1, "start": "scratch", "domain": "neon", "shots": 1, "seed": 0, '
         b'"right": [99, 0, 0]}',
     ],
 )
@@ -341,7 +341,7 @@ def test_a_damaged_cell_is_named(
 def test_a_training_that_diverges_is_no_score(fewshot: FewShot, manifest: Path) -> None:
     job = fewshot(manifest, "fewshot.learning_rate=1.0e+29", "fewshot.starts=scratch")
     assert job.returncode == 1
-    assert "scratch on 'outline' with 1 shots and seed 0 diverged" in last_error(job)
+    assert "scratch on 'chalk' with 1 shots and seed 0 diverged" in last_error(job)
     assert last_error(job).endswith("lower fewshot.learning_rate")
     assert not cells(manifest)
 
@@ -351,5 +351,5 @@ def test_a_dry_run_says_what_would_be_trained(fewshot: FewShot, manifest: Path) 
     assert job.returncode == 0, job.stderr
     plan = json.loads(job.stdout)
     assert plan["trainings"] == 2 * 2 * 2 * 3
-    assert (plan["domains"], plan["images"]) == (["outline", "pixel"], 20 + 22)
+    assert (plan["domains"], plan["images"]) == (["chalk", "neon"], 60 + 60)
     assert not (manifest.parent / "run/fewshot").exists()
