@@ -1,14 +1,13 @@
-"""A classifier of training icons, which plays the role of ImageNet weights for the student.
+"""Training of a classifier of drawings, which stands for a student's ImageNet weights.
 
-The paper's student starts from "the pre-trained model". The miniature world has no ImageNet, so
-this recipe trains a torchvision ResNet to name training icons in many styles. The classes that a
-student will learn are left out. The result is a file for `distillation.weights`.
+The paper's student starts from "the pre-trained model". There is no ImageNet of drawings, so a
+torchvision ResNet learns to name training drawings in many looks, except for the classes that a
+student will learn. The result is a file for `distillation.weights`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,42 +18,44 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.miniature.looks.look import LookSampler
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
 from dfkd.miniature.recipe import BackboneRecipe
-from dfkd.miniature.rendering import Cache, IconRow, painted
+from dfkd.miniature.work_folder import save_checkpoint
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.device import seeded
 
-#: Share of monochrome icons that are painted black on white.
+#: Share of drawings in one ink that are painted in the default look, black on white.
 _DEFAULT_SHARE = 0.4
 
 
-class IconBatches:
-    """An endless stream of painted icons with labels; batch `step` depends only on (seed, step)."""
+class LabelledBatches:
+    """Painted drawings with labels; batch `step` depends only on (seed, step)."""
 
     def __init__(
-        self, cache: Cache, rows: Sequence[IconRow], nouns: Sequence[str], seed: int
+        self, cache: Cache, rows: Sequence[DrawingRow], nouns: Sequence[str], seed: int
     ) -> None:
-        """Uses the rows whose name is one of `nouns`; each noun is drawn equally often."""
+        """Uses the rows named by one of `nouns`; each noun is equally likely.
+
+        A label is an index of `nouns`.
+        """
         self.cache, self.seed = cache, seed
         self.named = [[row for row in rows if row.concept == noun] for noun in nouns]
 
     def draw(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Images float32 [size, 3, 64, 64] in [0, 1] and labels int64 [size]."""
+        """The batch of a step: images float32 [size, 3, 64, 64] in [0, 1], labels int64 [size]."""
         rng = np.random.default_rng((self.seed, step))
         labels = rng.integers(len(self.named), size=size)
         sampled = [self.named[label][rng.integers(len(self.named[label]))] for label in labels]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        sampler = LookSampler(generator)
-        looks = [sampler.draw(row.colour, _DEFAULT_SHARE) for row in sampled]
-        return painted(self.cache, sampled, looks, generator), torch.from_numpy(labels)
+        images = random_images(self.cache, sampled, _DEFAULT_SHARE, generator)
+        return images, torch.from_numpy(labels)
 
 
 class BackboneTrainer:
-    """A classifier in training; `run` resumes from the last checkpoint in `folder`."""
+    """Trains the classifier; `run` resumes from the last checkpoint in `folder`."""
 
     def __init__(
-        self, recipe: BackboneRecipe, batches: IconBatches, folder: Path, seed: int
+        self, recipe: BackboneRecipe, batches: LabelledBatches, folder: Path, seed: int
     ) -> None:
         self.recipe, self.batches, self.step = recipe, batches, 0
         with seeded(seed):
@@ -95,15 +96,12 @@ class BackboneTrainer:
         return float((logits.argmax(1) == labels).float().mean())
 
     def _save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        partial = self.path.with_name(self.path.name + ".part")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        save_checkpoint(state, self.path)
 
     def _resume(self) -> None:
         if self.path.exists():
@@ -114,7 +112,7 @@ class BackboneTrainer:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """Images [N, 3, H, W] in [0, 1], normalised like a student's input."""
+    """Images [N, 3, H, W] in [0, 1], normalised as in a student, by ImageNet's mean and std."""
     mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -122,9 +120,9 @@ def normalised(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Accuracy of the network on images [N, 3, H, W] in [0, 1] with labels [N]."""
-    answers = [network(normalised(part)).argmax(1) for part in images.split(256)]
-    return float((torch.cat(answers) == labels).float().mean())
+    """Accuracy, 0-1, of the network on images [N, 3, H, W] in [0, 1] with labels int64 [N]."""
+    predictions = [network(normalised(part)).argmax(1) for part in images.split(256)]
+    return float((torch.cat(predictions) == labels).float().mean())
 
 
 def save(network: nn.Module, path: Path) -> Path:
@@ -135,6 +133,6 @@ def save(network: nn.Module, path: Path) -> Path:
 
 
 def _rate_factor(step: int, recipe: BackboneRecipe) -> float:
-    """Factor of the learning rate at a 0-based step: a linear rise and a cosine."""
+    """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to zero."""
     rise = min(1.0, (step + 1) / recipe.rising_steps)
     return rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))

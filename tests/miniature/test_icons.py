@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.miniature.icons import (
+from dfkd.miniature.drawings.icons import (
     EVALUATION,
     LICENCES,
     RESERVED,
