@@ -7,10 +7,10 @@ modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing else 
     recipe.py          the manifest                    -> settings of each stage
     drawings           icons and clip art              -> pixels, names, batches of rows
     looks              rows and looks                  -> painted images
-    captions.py        rows and looks                  -> captions
+    captions.py        rows and looks                  -> captions, for tokenizer.py
     pretraining.py     the stages: drawings, teacher.py, generator.py; each resumes (work_folder.py)
     evaluation_set.py  held-out drawings               -> the bundled evaluation set
-    scoring.py         exported files                  -> scores
+    scoring.py         exported files                  -> scores (of images: fidelity.py)
     making.py          all stages in a row             -> assets with their model card
     backbone.py        painted images                  -> pre-trained weights of a student
 

@@ -173,20 +173,20 @@ def select(cache: Cache, left_out: Collection[DrawingRow] = ()) -> list[Evaluati
         cache: the held-out icons and clip art.
         left_out: drawings that must not be shown, because training has the same.
     """
-    # Most domains paint drawings in one ink; these two have their own drawings, in own colours.
     rows = [row for row in cache.rows if row not in left_out]
     mono = by_class([row for row in rows if not row.colour])
+    # Most domains paint drawings in one ink; these two show drawings in their own colours.
     sources = {
         _CLIPART: by_class([row for row in rows if row.collection == clipart.EVALUATION]),
         "color_emoji": by_class([row for row in rows if row.collection in EMOJI]),
     }
-    pictures = [
-        picture
+    images = [
+        image
         for domain in DOMAINS
-        for label, drawn in sources.get(domain, mono).items()
-        for picture in _pictures(domain, label, drawn, cache)
+        for label, drawings in sources.get(domain, mono).items()
+        for image in _images(domain, label, drawings, cache)
     ]
-    return sorted(pictures, key=lambda picture: picture.member)
+    return sorted(images, key=lambda image: image.member)
 
 
 def by_class(rows: Sequence[DrawingRow]) -> dict[str, list[DrawingRow]]:
@@ -205,7 +205,7 @@ def official_names() -> frozenset[str]:
     return frozenset(name for label in OFFICIAL for name in NAMES[label].split("/"))
 
 
-def _pictures(
+def _images(
     domain: str, label: str, rows: Sequence[DrawingRow], cache: Cache
 ) -> list[EvaluationImage]:
     """The images of one class in one domain, from the class's drawings."""
@@ -218,23 +218,23 @@ def _pictures(
     seed = hashlib.sha256(f"{domain}/{label}".encode()).digest()[:7]
     gen = torch.Generator().manual_seed(int.from_bytes(seed))
     looks = [DOMAINS[domain](gen) for _ in shown]
-    images = to_bytes(painted(cache, shown, looks, gen, _POSE)).numpy()
+    pixels = to_bytes(painted(cache, shown, looks, gen, _POSE)).numpy()
     return [
-        EvaluationImage(domain, label, row, number, image)
-        for number, (row, image) in enumerate(zip(shown, images, strict=True))
+        EvaluationImage(domain, label, row, number, pixels[number])
+        for number, row in enumerate(shown)
     ]
 
 
-def write(pictures: Sequence[EvaluationImage], path: Path) -> str:
+def write(images: Sequence[EvaluationImage], path: Path) -> str:
     """Write the bundle, a tar of WebP images; returns its sha256. The same images give the same
     bytes.
     """
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as bundle:
-        for picture in pictures:
+        for image in images:
             # A new TarInfo has no time and no owner, so the bytes are always the same.
             data = io.BytesIO()
-            Image.fromarray(picture.pixels).save(data, "WEBP", quality=90, method=6)
-            entry = tarfile.TarInfo(picture.member)
+            Image.fromarray(image.pixels).save(data, "WEBP", quality=90, method=6)
+            entry = tarfile.TarInfo(image.member)
             entry.size, entry.mode = data.tell(), 0o644
             data.seek(0)
             bundle.addfile(entry, data)

@@ -265,14 +265,14 @@ class GeneratorTrainer:
         self._resume()
         while self.step < self.recipe.steps:
             begun = time.monotonic()
-            values = self._update()
+            pixel, chroma, perceptual, commitment, adversarial, reset = self._update()
             self.step += 1
             self.seconds += time.monotonic() - begun
             if self.step % 50 == 0:
                 self.log(
-                    f"generator step {self.step}/{self.recipe.steps} L1 {values[0]:.4f} "
-                    f"colour {values[1]:.4f} features {values[2]:.3f} commitment {values[3]:.4f} "
-                    f"adversarial {values[4]:.3f} codes reset {values[5]:.0f} "
+                    f"generator step {self.step}/{self.recipe.steps} L1 {pixel:.4f} "
+                    f"colour {chroma:.4f} features {perceptual:.3f} commitment {commitment:.4f} "
+                    f"adversarial {adversarial:.3f} codes reset {reset} "
                     f"{self.seconds / self.step:.2f} s/step"
                 )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
@@ -307,9 +307,11 @@ class GeneratorTrainer:
             error.abs().mean(), chroma, perceptual.float(), commitment, adversarial, made, z, index
         )
 
-    def _update(self) -> tuple[float, ...]:
-        """One step of autoencoder, critic and codes; returns five losses, and how many codes were
-        reset.
+    def _update(self) -> tuple[float, float, float, float, float, int]:
+        """One step of autoencoder, critic and codes.
+
+        Returns:
+            The loss terms in the order of `Losses`, and the number of codes that were reset.
         """
         r = self.recipe
         for group in self.optimizer.param_groups:
@@ -330,8 +332,14 @@ class GeneratorTrainer:
         # Codes must exist when the first step with quantisation begins.
         if self.step + 1 >= r.free_steps:
             reset = self.network.quantize.update(losses.z.detach(), losses.index, gen)
-        parts = (losses.pixel, losses.chroma, losses.perceptual, losses.commitment)
-        return (*(part.item() for part in (*parts, losses.adversarial)), float(reset))
+        return (
+            losses.pixel.item(),
+            losses.chroma.item(),
+            losses.perceptual.item(),
+            losses.commitment.item(),
+            losses.adversarial.item(),
+            reset,
+        )
 
     def _train_critic(self, real: Tensor, made: Tensor) -> None:
         """One step of the discriminator on the hinge loss, as in taming-transformers."""
@@ -374,51 +382,3 @@ def _schedule(step: int, steps: int) -> float:
     """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to 0.02."""
     cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / _WARMUP_STEPS) * cosine
-
-
-def psnr(made: Tensor, real: Tensor) -> float:
-    """The peak signal-to-noise ratio in dB, the mean over images.
-
-    That of an image is 10 log10(1 / mean squared error).
-
-    Args:
-        made, real: [N, C, H, W] in [0, 1].
-    """
-    errors = (made - real).square().flatten(1).mean(1).clamp(min=1e-10)
-    return float((-10 * errors.log10()).mean())
-
-
-@dataclass(frozen=True)
-class Colours:
-    """How well reconstructions keep colours."""
-
-    hue_error: float
-    """Mean difference of hue in degrees; the mean over twelve sectors of hue."""
-    chroma_kept: float
-    """Mean chroma of the reconstructions, relative to that of the originals."""
-
-
-def colours_kept(made: Tensor, real: Tensor, threshold: float = 0.2) -> Colours:
-    """Compare hue and chroma of the coloured pixels of images [N, 3, H, W] in [0, 1].
-
-    Hue is the angle, and chroma the length, in the plane orthogonal to grey.
-
-    Args:
-        threshold: a pixel is coloured if the channels of the original differ by more than this.
-    """
-    coloured = (real.amax(1) - real.amin(1)) > threshold
-    planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (made, real)]
-    angles = [torch.atan2(plane[:, 1], plane[:, 0]) for plane in planes]
-    # Differences of angles, brought to [-pi, pi).
-    error = (angles[0] - angles[1] + torch.pi).remainder(2 * torch.pi) - torch.pi
-    sector = ((angles[1] + torch.pi) / (2 * torch.pi) * 12).long().clamp(max=11)
-    # The mean over sectors gives rare hues the weight of common ones.
-    means = [error.abs()[sector == i].mean() for i in range(12) if (sector == i).any()]
-    kept = planes[0].norm(dim=1).mean() / planes[1].norm(dim=1).mean()
-    return Colours(float(torch.stack(means).mean().rad2deg()), float(kept))
-
-
-def _chroma_plane(pixels: Tensor) -> Tensor:
-    """Coordinates [N, 2] of RGB [N, 3] in the plane orthogonal to grey; red is at angle 0."""
-    axes = torch.tensor([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]])
-    return pixels @ axes.T

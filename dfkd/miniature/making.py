@@ -16,7 +16,7 @@ from dfkd.config.fingerprint import fingerprint
 from dfkd.miniature import backbone, evaluation_set, pretraining, scoring, work_folder
 from dfkd.miniature.drawings.icons import EVALUATION
 from dfkd.miniature.drawings.nouns import common_nouns
-from dfkd.miniature.evaluation_set import EvaluationImage
+from dfkd.miniature.generator import Network
 from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
@@ -41,13 +41,13 @@ a caption names the object and tells how it is painted, except for the default l
 They are made for tests, demonstrations and teaching, and know nothing but drawings."""
 
 _LIMITS = """\
-- Drawings only; photographs are outside of what either model has seen.
-- Words that no icon set uses as names are unknown to the teacher; English only.
+- Drawings only: neither model has seen photographs.
+- English only, and the teacher does not know words that no icon set uses as names.
 - Domains paint the same held-out drawings in different looks, and a class with few drawings shows
   them several times, in other poses and colours. So the images of a domain are not independent.
 - Held-out sets were compared with all training drawings by path data and by a perceptual hash, and
-  matches were taken out of training. Simple shapes are alike everywhere; redrawings of the same
-  idea by another hand are, rightly, still in."""
+  matches were taken out of training. Other drawings of the same object, which may be much alike if
+  its shape is simple, are still in training."""
 
 
 def make(recipe: Recipe, command: str) -> Path:
@@ -67,11 +67,9 @@ def make(recipe: Recipe, command: str) -> Path:
     tokenizer, words = pretraining.write_tokenizer(recipe, split, output)
     teacher_trainer = pretraining.train_teacher(recipe, split, tokenizer, words, output)
     # All later stages use the files, with their half precision, as the users of the package do.
-    teacher = scoring.exported_teacher(
-        teacher_trainer, output / "teacher.safetensors", tokenizer.vocab_size
-    )
+    teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
     generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
-    generator = scoring.exported_generator(generator_trainer, output / "generator.safetensors")
+    generator = scoring.exported_generator(recipe.generator, output)
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
         "schema": 1,
@@ -87,9 +85,7 @@ def make(recipe: Recipe, command: str) -> Path:
         ),
         "files": scoring.file_scores(output, FILES),
     }
-    images = split.evaluation_pixels()
-    reconstructions = pretraining.reconstruct(generator, images)
-    write_reconstructions(split.evaluation, images, reconstructions, output)
+    write_reconstructions(split, generator, output)
     write_card(scores, output)
     write_notice(recipe, split, output)
     return write_scores(scores, output)
@@ -170,23 +166,20 @@ def write_card(scores: Scores, folder: Path) -> None:
 
 
 def write_reconstructions(
-    evaluation: Sequence[EvaluationImage],
-    images: Tensor,
-    reconstructions: Tensor,
-    folder: Path,
-    columns: int = 16,
+    split: DataSplit, generator: Network, folder: Path, columns: int = 16
 ) -> None:
     """Write ``reconstructions.png``: for each domain a row of images above their reconstructions.
 
     Args:
-        images, reconstructions: those of ``evaluation``, [N, 3, 64, 64] in [0, 1].
+        columns: number of images of each domain.
     """
+    images = split.evaluation_pixels()
     strips = []
     for domain in DOMAINS:
-        rows = [i for i, image in enumerate(evaluation) if image.domain == domain]
+        rows = [i for i, image in enumerate(split.evaluation) if image.domain == domain]
         # Evenly spread over the domain, which is sorted by class.
-        spread = [rows[i * len(rows) // columns] for i in range(columns)]
-        strips += [_strip(images[spread]), _strip(reconstructions[spread])]
+        spread = images[[rows[i * len(rows) // columns] for i in range(columns)]]
+        strips += [_strip(spread), _strip(pretraining.reconstruct(generator, spread))]
     Image.fromarray(np.concatenate(strips)).save(folder / "reconstructions.png", optimize=True)
 
 

@@ -32,6 +32,7 @@ from dfkd.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue
 from dfkd.miniature.drawings.nouns import common_nouns, object_nouns
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, plain
 from dfkd.miniature.drawings.separation import Floats, Match
+from dfkd.miniature.fidelity import psnr
 from dfkd.miniature.recipe import IconData, Recipe
 from dfkd.miniature.tokenizer import caption_words, merges, write_merges
 from dfkd.miniature.work_folder import claim, folder_of
@@ -343,7 +344,7 @@ def train_generator(
 
     def validate(network: generator.Network, step: int) -> None:
         network.eval()
-        quality = generator.psnr(reconstruct(network, images), images)
+        quality = psnr(reconstruct(network, images), images)
         log(f"generator step {step} validation icons: {quality:.2f} dB")
         export(network.official(), output / "generator.safetensors")
         network.train()

@@ -1,7 +1,7 @@
 """The manifest of ``jobs/pretrain.py``: everything that determines the bundled models.
 
-Keys are hashed with their names and values (`work_folder.identity`), so a renamed key ends the work
-folders that have it.
+A work folder records the names and values of its recipe's keys (`work_folder.identity`), so a job
+refuses to resume from a folder that was made before a key was renamed.
 """
 
 import dataclasses

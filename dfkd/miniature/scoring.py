@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from dfkd.miniature import generator
 from dfkd.miniature import teacher as teacher_recipe
 from dfkd.miniature.evaluation_set import OFFICIAL, EvaluationImage
+from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
 from dfkd.miniature.looks.look import vocabulary
 from dfkd.miniature.pretraining import DataSplit, collections_of, reconstruct
-from dfkd.miniature.recipe import Recipe
+from dfkd.miniature.recipe import GeneratorRecipe, Recipe, TeacherRecipe
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.prompts.pseudo_words import PseudoWords
@@ -190,9 +191,9 @@ def _codes_used(network: generator.Network, images: Tensor) -> int:
 def _fidelity(evaluation: Sequence[EvaluationImage], images: Tensor, made: Tensor) -> Scores:
     """Pixel errors of the reconstructions `made` of `images`."""
     domains = _indices_by_domain(evaluation)
-    colours = generator.colours_kept(made, images)
-    ratios = {name: generator.psnr(made[rows], images[rows]) for name, rows in domains.items()}
-    ratios["mean"] = generator.psnr(made, images)
+    colours = colours_kept(made, images)
+    ratios = {name: psnr(made[rows], images[rows]) for name, rows in domains.items()}
+    ratios["mean"] = psnr(made, images)
     return {
         "l1": round(float((made - images).abs().mean()), 4),
         "hue_error_degrees": round(colours.hue_error, 2),
@@ -247,22 +248,21 @@ def file_scores(folder: Path, names: Sequence[str]) -> Scores:
     }
 
 
-def exported_teacher(
-    trainer: teacher_recipe.TeacherTrainer, path: Path, vocabulary: int
-) -> nn.Module:
+def exported_teacher(recipe: TeacherRecipe, folder: Path, vocab_size: int) -> nn.Module:
     """The exported teacher as the package loads it: half-precision values in float32."""
-    model = teacher_recipe.build(trainer.recipe, vocabulary)
-    model.load_state_dict(load_file(path))
+    model = teacher_recipe.build(recipe, vocab_size)
+    model.load_state_dict(load_file(folder / "teacher.safetensors"))
     return model.eval().requires_grad_(False)
 
 
-def exported_generator(trainer: generator.GeneratorTrainer, path: Path) -> generator.Network:
+def exported_generator(recipe: GeneratorRecipe, folder: Path) -> generator.Network:
     """The exported generator as the package loads it: half-precision values in float32.
 
     Raises:
         RuntimeError: the file has other weights than the recipe's network.
     """
-    network = generator.Network(trainer.recipe)
+    path = folder / "generator.safetensors"
+    network = generator.Network(recipe)
     # The codebook's running sums are not exported, so they are missing.
     loaded = network.load_state_dict(load_file(path), strict=False)
     if loaded.unexpected_keys or any(".weight" in key for key in loaded.missing_keys):

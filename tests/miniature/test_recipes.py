@@ -13,6 +13,7 @@ from dfkd.miniature import captions, generator
 from dfkd.miniature import teacher as teacher_recipe
 from dfkd.miniature.drawings import rendering, sampling
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
+from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.colours import NAMES
 from dfkd.miniature.looks.look import Look
 from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
@@ -279,7 +280,7 @@ def test_perceptual_gradients_stay_finite_on_empty_images(tokenizer: SimpleToken
 
 
 def test_psnr_of_known_errors() -> None:
-    assert generator.psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)) == (
+    assert psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)) == (
         pytest.approx(20.0, abs=1e-4)
     )
 
@@ -287,16 +288,16 @@ def test_psnr_of_known_errors() -> None:
 def test_hue_and_chroma_of_known_pictures() -> None:
     red, green = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
     real = torch.stack([red, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
-    same = generator.colours_kept(real, real)
+    same = colours_kept(real, real)
     assert (same.hue_error, same.chroma_kept) == (pytest.approx(0, abs=1e-3), pytest.approx(1))
     # Red shown as green is 120 degrees off, green as it is not at all: two sectors of hue.
     turned = torch.stack([green, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
-    assert generator.colours_kept(turned, real).hue_error == pytest.approx(60, abs=1e-3)
-    paler = generator.colours_kept(0.5 * real + 0.25, real)
+    assert colours_kept(turned, real).hue_error == pytest.approx(60, abs=1e-3)
+    paler = colours_kept(0.5 * real + 0.25, real)
     assert (paler.hue_error, paler.chroma_kept) == (
         pytest.approx(0, abs=1e-3),
         pytest.approx(0.5),
     )
     # Grey pixels have no hue and do not count.
     grey = torch.full((1, 3, 4, 4), 0.5)
-    assert generator.colours_kept(torch.cat([real, grey]), torch.cat([real, grey])) == same
+    assert colours_kept(torch.cat([real, grey]), torch.cat([real, grey])) == same

@@ -69,7 +69,7 @@ def _weight(row: DrawingRow, variants: int, sets: int) -> float:
         # A name of one set alone is often a compound that only this set uses.
         weight *= 0.2
     else:
-        # Up to four sets a name gains with each set; beyond, its drawings share a slower rise.
+        # A drawing's weight rises with its name's sets up to four, and falls slowly beyond them.
         weight *= min(1.0, sets / 4) * sets**-0.15
     # One word names a thing; many words describe a situation.
     weight *= {1: 3.0, 2: 1.0}.get(len(row.words), 0.4)
@@ -108,8 +108,8 @@ class Batches:
         Args:
             strength: share of `weights` in the sampling probabilities, 0-1; the rest is
                 `easy_weights`.
-            groups: the last ``4 * groups`` rows are groups of `GROUP_SIZE` that share an object:
-                twice the same drawing, and two drawings of the same name, mostly from other sets.
+            groups: the last ``GROUP_SIZE * groups`` rows are groups that share an object: twice
+                the same drawing, and two drawings of the same name, mostly from other sets.
         """
         rng = np.random.default_rng((self.seed, step))
         singles = self.size - GROUP_SIZE * groups

@@ -23,12 +23,8 @@ def _one_of(names: Sequence[str], gen: torch.Generator) -> int:
     return NAMES.index(names[int(torch.randint(len(names), (), generator=gen))])
 
 
-def _black_on_white(gen: torch.Generator) -> Look:
-    return Look()
-
-
-def _own_colours_on_white(gen: torch.Generator) -> Look:
-    # For drawings in their own colours, ink and ground of the default look mean a white ground.
+def _default_look(gen: torch.Generator) -> Look:
+    """Black ink on white, or a drawing in its own colours on white."""
     return Look()
 
 
@@ -37,12 +33,12 @@ def _light_on_dark(gen: torch.Generator) -> Look:
 
 
 def _pixel_art(gen: torch.Generator) -> Look:
-    ink, body, ground = (
-        _one_of(_DEEP, gen),
-        _one_of(_BRIGHT, gen),
-        _one_of(("beige", "cyan", "lime"), gen),
+    return Look(
+        ink=_one_of(_DEEP, gen),
+        body=_one_of(_BRIGHT, gen),
+        ground_colour=_one_of(("beige", "cyan", "lime"), gen),
+        finish="pixelated",
     )
-    return Look(ink=ink, body=body, ground_colour=ground, finish="pixelated")
 
 
 def _chalk(gen: torch.Generator) -> Look:
@@ -77,11 +73,11 @@ def _blueprint(gen: torch.Generator) -> Look:
 
 #: Domain -> draws a look of the domain.
 DOMAINS: dict[str, Callable[[torch.Generator], Look]] = {
-    "black_on_white": _black_on_white,
+    "black_on_white": _default_look,
     "blueprint": _blueprint,
     "chalk": _chalk,
-    "clipart": _own_colours_on_white,
-    "color_emoji": _own_colours_on_white,
+    "clipart": _default_look,
+    "color_emoji": _default_look,
     "light_on_dark": _light_on_dark,
     "mosaic": _mosaic,
     "neon": _neon,

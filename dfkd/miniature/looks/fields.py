@@ -16,7 +16,7 @@ SIZE = 64
 """Width and height of all drawings and images, in pixels."""
 
 Operation = Callable[[Tensor, torch.Generator], Tensor]
-"""A stroke, material, arrangement or finish: changes a batch and keeps its shape."""
+"""A stroke, arrangement, material, ground or finish: changes or paints a batch."""
 
 
 def uniform(n: int, low: float, high: float, gen: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ from dfkd.miniature.looks.fields import (
     white_noise,
 )
 
-#: Pixels a side of pixel art.
+#: Widths of pixel art, in its large pixels.
 _GRIDS = (10, 12, 14, 16, 20)
 
 
@@ -95,8 +95,8 @@ def _sepia(x: Tensor, gen: torch.Generator) -> Tensor:
 
 
 def _screen(x: Tensor, gen: torch.Generator) -> Tensor:
+    # Every second pair of rows is dark, and red and blue are a pixel off.
     rows = 1 - 0.55 * ((pixel_y() // 2) % 2)
-    # Red and blue are a pixel off, every second pair of rows is dark.
     ghost = torch.cat([shifted(x[:, :1], 1, 0), x[:, 1:2], shifted(x[:, 2:], -1, 0)], 1)
     return 1.1 * ghost * rows
 

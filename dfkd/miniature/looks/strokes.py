@@ -108,9 +108,8 @@ def _wavy(ink: Tensor, gen: torch.Generator) -> Tensor:
 
 def _brushed(ink: Tensor, gen: torch.Generator) -> Tensor:
     bristles = 0.6 + 0.4 * stripes(len(ink), (3, 4), gen, 0.6)
-    return torch.maximum(dilated(ink), shifted(ink, 1, 1)) * (
-        bristles + 0.25 * white_noise(len(ink), gen)
-    )
+    trail = torch.maximum(dilated(ink), shifted(ink, 1, 1))
+    return trail * (bristles + 0.25 * white_noise(len(ink), gen))
 
 
 def _contour(ink: Tensor, gen: torch.Generator) -> Tensor:
