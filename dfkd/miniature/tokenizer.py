@@ -1,7 +1,7 @@
 """The teacher's words and its tokenizer: CLIP's byte-pair encoding, reduced to the words it needs.
 
-CLIP has 49,408 tokens. The miniature keeps the merges that spell the words of its captions, so all
-other words are spelled by letters, and the token table stays small.
+CLIP has 49,408 tokens. The miniature keeps only the merges that make tokens of the words of its
+captions, so its token table is small. Other words are spelled in shorter pieces, down to letters.
 """
 
 from __future__ import annotations

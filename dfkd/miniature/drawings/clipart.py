@@ -43,7 +43,7 @@ _GENERIC = word_set(
 )
 #: Larger files are traced photographs, which take seconds to render.
 _MOST_BYTES = 200_000
-#: Longer titles describe a scene and do not name an object.
+#: A title with more nouns describes a scene and does not name an object.
 _MOST_WORDS = 2
 #: Renderings are larger than needed, because they are cropped and then scaled down.
 _RENDERED_WIDTH = 4 * SIZE
