@@ -241,8 +241,9 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
     results = few_shot_results.read(root)
     storage = root.child(few_shot_results.FOLDER)
     storage.put("table.md", few_shot_report.markdown(results).encode())
-    storage.put("curves.svg", few_shot_report.svg(results).encode())
-    storage.put("curves.png", few_shot_report.png(results))
+    curves = few_shot_report.picture(results)
+    storage.put("curves.svg", curves.svg)
+    storage.put("curves.png", curves.png)
     return Curves(results, root.location(few_shot_results.KEY), storage.location("curves.svg"))
 
 

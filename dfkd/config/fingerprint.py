@@ -57,7 +57,7 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
             "from": base,
             **{key: regeneration[key] for key in REGENERATION_KEYS},
         }
-    flat = {"schema": SCHEMA, **_flatten(sections)}
+    flat = {"schema": SCHEMA, **flatten(sections)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
     # A role is the key that holds the file's path, which the hash replaces.
     for role in weights:
@@ -109,12 +109,12 @@ def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], whe
         )
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
     return flat

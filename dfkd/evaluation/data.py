@@ -3,6 +3,7 @@
 Opening a source reads names only and no image, so wrong data is refused before any work.
 """
 
+import dataclasses
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -91,7 +92,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
         CorruptionError: the bundled set is damaged.
     """
     if config.data == "bundled":
-        return open_bundle(_bundle(), classes, config)
+        return open_bundle(EVALUATION, classes, config)
     path, labels = Path(config.data).expanduser(), _labels(classes, config.aliases)
     if path.is_dir():
         content = _folder(path, labels, config.domains)
@@ -123,7 +124,7 @@ def open_bundle(path: Path, classes: Sequence[str], config: Evaluation | None = 
 
     Raises:
         ManifestError: the set has none of the classes.
-        CorruptionError: the file is not a tar, or a member is not such an image.
+        CorruptionError: the file is missing or no tar, or a member is not such an image.
     """
     config = config or Evaluation()
     content, labels = _SourceContent(), _labels(classes, config.aliases)
@@ -147,6 +148,7 @@ def _labels(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int
     """The position of each class, by its normalised name in the data."""
     labels: dict[str, int] = {}
     for index, name in enumerate(classes):
+        # Folder names could not tell two classes with the same normalised name apart.
         if (other := labels.setdefault(normalise_name(aliases.get(name, name)), index)) != index:
             raise ManifestError(
                 "evaluation.aliases" if name in aliases else "classes",
@@ -175,9 +177,10 @@ def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent
     """The items of the selected domains in order, with notes."""
     order = _select_domains({item.domain for item in content.items}, config.domains)
     items = [item for item in content.items if item.domain in order]
+    # File systems list names in any order, and few-shot splits refer to images by position.
     items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
-    plain = Domains(config.data, tuple(classes), tuple(items), ())
-    return Domains(config.data, tuple(classes), tuple(items), tuple(_notes(plain, content)))
+    data = Domains(config.data, tuple(classes), tuple(items), ())
+    return dataclasses.replace(data, notes=tuple(_notes(data, content)))
 
 
 def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
@@ -193,6 +196,7 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
         )
     present = {(item.domain, item.class_index) for item in data.items}
     for domain in data.names:
+        # The note above already names the classes that no domain has.
         missing = [
             name
             for index, name in enumerate(data.classes)
@@ -203,6 +207,7 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
     for domain, count in sorted(content.tally.in_two_classes.items()):
         if count:
             yield f"the list of {domain} gives {count} images to two classes, and each counts"
+    # With unscored classes, the note about them has already listed these.
     if content.foreign and not data.unscored:
         yield f"ignored: {len(content.foreign)} other classes ({_join_names(content.foreign)})"
     for description, count in sorted(content.tally.ignored.items()):
@@ -234,6 +239,7 @@ def _folder(root: Path, labels: Mapping[str, int], requested: Sequence[str]) -> 
     else:
         content.foreign = {word for word in layout.words if normalise_name(word) not in labels}
     for entry in layout.only(selected).entries(content.foreign, content.tally):
+        # Published numbers count all classes, so this comes before foreign ones are dropped.
         counts[entry.domain] += 1
         index = _label(entry, labels) if by_label else labels.get(normalise_name(entry.word))
         if index is not None:
@@ -245,6 +251,7 @@ def _folder(root: Path, labels: Mapping[str, int], requested: Sequence[str]) -> 
 
 def _check_order(layout: Layout, labels: Mapping[str, int]) -> None:
     """Raise `ManifestError` if a public data set's classes are in another order than its labels."""
+    # A class that the manifest calls by another name cannot be checked, so it passes.
     for index, name in enumerate(layout.data_set.class_order if layout.data_set else ()):
         if labels.get(normalise_name(name), index) != index:
             raise ManifestError(
@@ -287,14 +294,6 @@ def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
     return content
 
 
-def _bundle() -> Path:
-    """The file of the bundled set, which belongs to the package."""
-    path = EVALUATION
-    if not path.is_file():
-        raise CorruptionError(f"the bundled evaluation set {path} is missing; reinstall dfkd")
-    return path
-
-
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each file in a bundled set; other members are an error."""
     try:
@@ -310,7 +309,8 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                         "domain/class/image file; reinstall dfkd"
                     )
                 yield member.name, stream.read()
-    except (tarfile.TarError, EOFError) as error:
+    # The file belongs to the package, so a missing file is damage too.
+    except (tarfile.TarError, EOFError, FileNotFoundError) as error:
         raise CorruptionError(
             f"bundled set {path} is no readable tar ({error}); reinstall dfkd"
         ) from None

@@ -15,7 +15,6 @@ same command after a kill therefore makes only the missing cells and ends in the
 import copy
 import hashlib
 import math
-import operator
 import os
 import tempfile
 from collections import Counter
@@ -27,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
@@ -75,7 +74,7 @@ class FewShotCell:
     right: tuple[Natural, ...]
     """Correctly classified test images of each class."""
     schema: Literal[1] = 1
-    """To be increased with every code change that changes results; part of the cell's hash."""
+    """Part of the cell's hash; increase it with every code change that changes results."""
 
 
 CELL_ADAPTER = TypeAdapter(FewShotCell)
@@ -163,15 +162,19 @@ def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
     selected = manifest.fewshot.domains or data.names
     for name in selected:
         if name not in data.names:
-            raise ManifestError(
-                "fewshot.domains",
-                f"must be among those of evaluation.data ({', '.join(data.names)})",
-                name,
-                "name one of them",
-            )
-    for name in selected:
+            raise unknown_domain("fewshot.domains", data, name)
         _require_two(_counts(data, name), name)
     return data, tuple(sorted(selected))
+
+
+def unknown_domain(field: str, data: Domains, name: str) -> ManifestError:
+    """The error about a `field` with a domain `name` that `data` do not have."""
+    return ManifestError(
+        field,
+        f"must be among those of evaluation.data ({', '.join(data.names)})",
+        name,
+        "name one of them",
+    )
 
 
 def _counts(data: Domains, name: str) -> Counter[int]:
@@ -275,18 +278,15 @@ class _Experiment:
 
         A row comes from its cell, or from a training that runs now.
         """
+        config = self.manifest.fewshot
         if self.origin.start == "student":
             # With k = 0 all images are tested, as `jobs/evaluate.py` does.
-            for shots in (0, *self.manifest.fewshot.shots):
+            for shots in (0, *config.shots):
                 yield self._row("untouched", shots, {})
-        for shots in self.manifest.fewshot.shots:
-            yield self._trained(shots)
-            progress.update(1)
-
-    def _trained(self, shots: int) -> FewShotRow:
-        config = self.manifest.fewshot
         settings = {"epochs": config.epochs, "rates": learning_rates(config, self.origin.start)}
-        return self._row(self.origin.start, shots, settings)
+        for shots in config.shots:
+            yield self._row(self.origin.start, shots, settings)
+            progress.update(1)
 
     def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> FewShotRow:
         """The row of a curve at k = `shots`; makes its cell if there is none.
@@ -302,6 +302,7 @@ class _Experiment:
         )
         identity = (curve, self.domain.name, shots, self.seed)
         key = self._key(curve, shots, settings)
+        # The key covers all that changes the counts, so an existing cell needs no training.
         if not self.cells.exists(key):
             right = labels[self._correct(curve, split, shots)]
             counts = tuple(torch.bincount(right, minlength=len(classes)).tolist())
@@ -330,6 +331,7 @@ class _Experiment:
         """Positions int64 [C] of the correctly classified test images; trains if needed."""
         images, start, test = self.domain.images, self.origin.start, torch.tensor(split.test)
         if curve == "untouched":
+            # One pass over the domain serves every k, because only the choice of images differs.
             answers = self.initial_answers[test]
         else:
             # Each k starts from the same weights, so the training works on a copy.
@@ -338,6 +340,7 @@ class _Experiment:
             shot_images = LabelledImages(images.pixels[train], images.labels[train])
             fine_tune(classifier, shot_images, self.manifest.fewshot, seed, start)
             answers = self._answers(classifier, test)
+            # Counted as wrong answers, NaN logits would pass for a poor start.
             if (answers < 0).any():
                 raise DfkdError(
                     f"few-shot training of {start} on {self.domain.name!r} with {shots} "
@@ -356,14 +359,11 @@ class _Experiment:
         data = self.cells.get(key, CELL_LIMIT)
         try:
             cell = CELL_ADAPTER.validate_json(data, strict=True)
-            matches = (cell.curve, cell.domain, cell.shots, cell.seed) == identity
-        except ValidationError:
-            matches = False
-        if (
-            not matches
-            or len(cell.right) != len(tested)
-            or any(map(operator.gt, cell.right, tested))
-        ):
+            possible = all(right <= total for right, total in zip(cell.right, tested, strict=True))
+            fits = possible and (cell.curve, cell.domain, cell.shots, cell.seed) == identity
+        except ValueError:  # no such cell, or counts of another number of classes
+            fits = False
+        if not fits:
             raise CorruptionError(
                 f"{self.cells.location(key)}: is not the cell that was written; delete it and run "
                 "the same command again, which makes it anew"

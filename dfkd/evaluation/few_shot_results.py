@@ -142,15 +142,12 @@ def summarise(rows: Sequence[FewShotRow]) -> list[Point]:
     groups: dict[tuple[Curve, int], list[FewShotRow]] = {}
     for entry in rows:
         groups.setdefault((entry.curve, entry.shots), []).append(entry)
-    keys = sorted(groups, key=lambda key: (CURVES.index(key[0]), key[1]))
-    return [_point(*key, groups[key]) for key in keys]
-
-
-def _point(curve: Curve, shots: int, rows: Sequence[FewShotRow]) -> Point:
-    """The summary of the rows of a curve at one k."""
-    by_seed = _by_seed(rows)
-    domains, overall = over_seeds(by_seed)
-    return Point(curve, shots, tuple(sorted(by_seed)), domains, **overall)
+    points = []
+    for curve, shots in sorted(groups, key=lambda key: (CURVES.index(key[0]), key[1])):
+        by_seed = _by_seed(groups[curve, shots])
+        domains, overall = over_seeds(by_seed)
+        points.append(Point(curve, shots, tuple(sorted(by_seed)), domains, **overall))
+    return points
 
 
 def _by_seed(rows: Sequence[FewShotRow]) -> dict[int, dict[str, float]]:
@@ -168,6 +165,7 @@ def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
     difference, since each seed has its own test images.
     """
     by_shots = {}
+    # The untouched student also has a row for 0 shots, with which there is nothing to compare.
     for shots in sorted({row.shots for row in rows if row.curve == "student"}):
         after, before = (
             domain_means(
@@ -217,6 +215,7 @@ def _check(results: FewShotResults) -> None:
         seeds.setdefault((entry.curve, entry.shots, entry.domain), []).append(entry.seed)
     if not _whole(seeds, domains, curves):
         _refuse("rows", "each curve, domain, shots and seed must be there once")
+    # The summary is computed again, so nobody can edit a mean alone.
     if list(results.summary) != summarise(results.rows):
         _refuse("summary", "does not follow from the rows")
 

@@ -38,6 +38,7 @@ def split_domain(
         seed: the few-shot seed.
     """
     train: set[int] = set()
+    # Class by class, so a class's draw does not change with the images of the others.
     for index, name in enumerate(classes):
         positions = [position for position, label in enumerate(labels) if label == index]
         first = draw_order(seed, domain, name, len(positions))

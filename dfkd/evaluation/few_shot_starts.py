@@ -52,7 +52,9 @@ def initial_weights(
         location = student_of_seed(manifest, seed)
         sha256 = read_card(location.storage)["sha256"]
         return InitialWeights(
-            start, f"student {sha256}", lambda: _student(manifest, location, device)
+            start,
+            f"student {sha256}",
+            lambda: from_distances(load_located(location, manifest.classes, device)[0]),
         )
     weights = manifest.fewshot.library if start == "library" else "none"
     # `build` refuses a warm-up of a random backbone, but the warm-up concerns distillation only.
@@ -63,6 +65,7 @@ def initial_weights(
         classes = len(manifest.classes)
         return build(config, classes, size, seed, manifest.cache, LIBRARY).to(device)
 
+    # Library weights are the same for every seed; random ones follow from it.
     return InitialWeights(
         start, f"library {_digest(weights)}" if weights != "none" else f"seed {seed}", make
     )
@@ -90,12 +93,6 @@ def student_seed(manifest: Manifest, seed: int) -> int:
     """The distillation seed for a few-shot seed n: `distillation.seeds[n % len(seeds)]`."""
     seeds = manifest.distillation.seeds
     return seeds[seed % len(seeds)]
-
-
-def _student(manifest: Manifest, location: StudentLocation, device: torch.device) -> Student:
-    """The student at a location as a classifier with logits."""
-    student, _ = load_located(location, manifest.classes, device)
-    return from_distances(student)
 
 
 def _digest(weights: str) -> str:

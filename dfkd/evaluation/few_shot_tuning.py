@@ -73,6 +73,7 @@ def predict(classifier: Student, pixels: Tensor, indices: Tensor, batch_size: in
     The arguments are those of `features_of`.
     """
     logits: Tensor = classifier.head(features_of(classifier, pixels, indices, batch_size))
+    # `argmax` takes NaN for the largest logit, which would be an answer like any other.
     finite = torch.isfinite(logits).all(dim=1)
     return torch.where(finite, logits.argmax(dim=1), -1).cpu()
 
@@ -90,6 +91,7 @@ def batches(images: int, size: int, steps: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-steps * size // images)
+    # Whole permutations, so each image is seen as often as any other, give or take once.
     order = [torch.randperm(images, generator=generator) for _ in range(rounds)]
     return torch.cat(order)[: steps * size].view(steps, size)
 
@@ -120,6 +122,7 @@ def fine_tune(
     parts = (classifier.backbone, classifier.head)
     groups = [{"params": list(part.parameters())} for part in parts]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    # Views are drawn from seed and step alone, so a training does not depend on what ran before.
     for step, indices in enumerate(batches(len(shots), size, steps, seed)):
         logits = _logits(classifier, shots.pixels[indices], derive_seed("view", seed, step))
         loss = F.cross_entropy(logits, shots.labels[indices].to(logits.device))
@@ -145,6 +148,7 @@ def _logits(classifier: Student, pixels: Tensor, seed: int) -> Tensor:
     device = classifier.mean.device
     generator = torch.Generator(device).manual_seed(seed)
     views = augment(_scaled(pixels, device), AUGMENTATION, generator)
+    # Drop-path draws from torch's global generator and takes no other.
     with seeded(seed, device):
         logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
     return logits

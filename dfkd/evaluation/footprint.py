@@ -7,6 +7,7 @@ on the machine, so they are in a separate file, `latency.json`, and no check com
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.text_only import load_tower
 from dfkd.errors import CorruptionError
+from dfkd.evaluation.results import first_problem
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import Storage
@@ -107,10 +109,10 @@ def read(storage: Storage) -> Latency:
     try:
         return Latency.model_validate_json(storage.get(FILE))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
+        field, rule, _ = first_problem(error)
         raise CorruptionError(
-            f"{storage.location(FILE)}: {problem}; delete it and run the same job again, which "
-            "measures it anew"
+            f"{storage.location(FILE)}: {field}: {rule}; delete it and run the same job again, "
+            "which measures it anew"
         ) from None
 
 
@@ -131,6 +133,7 @@ def cached_or_measured(storage: Storage, networks: Mapping[str, NetworkSize]) ->
     """
     by_name = {network.name: network for network in networks.values()}
     known = read(storage)
+    # Figures of two machines in one table would compare machines, so all are measured again.
     fits = known.machine == processor_name() and by_name.keys() <= known.ms.keys()
     ms = known.ms if fits else write(storage, by_name)
     return {key: ms[network.name] for key, network in networks.items()}
@@ -141,15 +144,13 @@ def measure(networks: Mapping[str, NetworkSize]) -> dict[str, Any]:
     by_name = {network.name: network for network in networks.values()}
     # Random pixels: the time does not depend on what an image shows.
     draw = torch.Generator().manual_seed(0)
-    pixels = {
-        name: torch.rand(1, 3, network.image_size, network.image_size, generator=draw)
-        for name, network in by_name.items()
-    }
-
-    def call(name: str) -> Callable[[], object]:
-        return lambda: by_name[name].answer(pixels[name])
-
+    calls: dict[str, Callable[[], object]] = {}
+    for name, network in by_name.items():
+        size = network.image_size
+        calls[name] = functools.partial(
+            network.answer, torch.rand(1, 3, size, size, generator=draw)
+        )
     with torch.inference_mode():
-        timed = time_on_one_core({name: call(name) for name in by_name})
+        timed = time_on_one_core(calls)
     ms = {key: timed["ms"][network.name] for key, network in networks.items()}
     return {"schema": 1, **timed, "ms": ms}

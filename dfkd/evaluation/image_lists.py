@@ -7,7 +7,7 @@ name itself, and the lists of public data sets (path, label), which are stored b
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,6 +139,7 @@ def listed_images(
     Raises:
         ManifestError: a line is wrong or contradicts the folders; the message names its number.
     """
+    # Across all domains: in each of them a label must mean the same class.
     labels = _LabelAgreement()
     for domain, home in homes.items():
         reader = _ListReader(data_set, domain, images_by_class(home, in_classes=in_classes), labels)
@@ -149,42 +150,32 @@ def listed_images(
                     continue
                 listed.add(key)
                 word, name, label = key
+                # Built from checked parts, because the line's own path may lead anywhere.
                 image = os.path.join(home, word, name)
                 class_word = word if in_classes else str(label - data_set.first_label)
                 yield Entry(domain, class_word, image, f"{path}:{number}")
         named = {(word, name) for word, name, _ in listed}
         tally.in_two_classes[domain] += len(listed) - len(named)
-        tally.ignored["images that no list names"] += reader.images - len(named)
+        present = sum(map(len, reader.existing.values()))
+        tally.ignored["images that no list names"] += present - len(named)
 
 
 @dataclass
 class _LabelAgreement:
     """Checks that label and class folder correspond one to one in all lists of a data set."""
 
-    words: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """For each label its class folder and the `list:line` that first stated it."""
-    labels: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """For each class folder its label and that `list:line`."""
+    stated: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """`folder NAME` of each `label NUMBER` and the reverse, with the `list:line` of the first."""
 
     def agree(self, path: Path, number: int, word: str, label: int) -> None:
         """Record a line; raises `ManifestError` if it contradicts an earlier one."""
-        here = f"{path}:{number}"
-        other, first_line = self.words.setdefault(label, (word, here))
-        if other != word:
-            raise bad_line(
-                path,
-                number,
-                f"must agree with the folders: label {label} is {other} in {first_line}",
-                word,
-            )
-        known, first_line = self.labels.setdefault(word, (label, here))
-        if known != label:
-            raise bad_line(
-                path,
-                number,
-                f"must agree with the folders: {word} has label {known} in {first_line}",
-                label,
-            )
+        here, pair = f"{path}:{number}", (f"label {label}", f"folder {word}")
+        # In both directions, so neither two labels share a folder nor two folders a label.
+        for key, value in (pair, pair[::-1]):
+            first, first_line = self.stated.setdefault(key, (value, here))
+            if first != value:
+                rule = f"must agree with the folders: {key} goes with {first} in {first_line}"
+                raise bad_line(path, number, rule, value)
 
 
 @dataclass
@@ -197,17 +188,10 @@ class _ListReader:
     """Names of the image files by class folder, or all of them under ''."""
     labels: _LabelAgreement
 
-    @property
-    def images(self) -> int:
-        """The number of image files in the domain's folder."""
-        return sum(map(len, self.existing.values()))
-
     def keys(self, path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
         """Yield the number of each line with (class folder or '', file name, label)."""
-        first, last = (
-            self.data_set.first_label,
-            self.data_set.first_label + self.data_set.classes - 1,
-        )
+        first = self.data_set.first_label
+        last = first + self.data_set.classes - 1
         seen: dict[tuple[str, str, int], int] = {}
         for number, names, label in read_labelled_lines(path):
             word, name = self._located(path, number, names)
@@ -260,7 +244,7 @@ def subfolders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if not _hidden(entry.name) and _is_dir(entry)]
+        names = [e.name for e in entries if not _hidden(e.name) and _succeeds(e.is_dir)]
     return [path / name for name in sorted(names)]
 
 
@@ -274,7 +258,7 @@ def image_files(folder: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:  # knows files from folders without a stat for each
         for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix in SUFFIXES and not _hidden(entry.name) and _is_file(entry):
+            if suffix in SUFFIXES and not _hidden(entry.name) and _succeeds(entry.is_file):
                 yield entry
             else:
                 tally.ignored["files that are not png, jpg, jpeg, webp or bmp images"] += 1
@@ -308,17 +292,9 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, also through a link."""
+def _succeeds(check: Callable[[], bool]) -> bool:
+    """The result of an entry's `is_dir` or `is_file`; False for a link to itself."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a file, also through a link."""
-    try:
-        return entry.is_file()
-    except OSError:  # a link to itself
+        return check()
+    except OSError:
         return False

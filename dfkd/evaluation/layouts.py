@@ -236,6 +236,7 @@ def _lists_by_domain(
     data_set: PublicDataSet, home: Path, files: Sequence[tuple[str, Path]]
 ) -> dict[str, list[Path]]:
     """The lists of each domain of a data set, for domains with a folder in `home`."""
+    # A list whose domain has no folder names no image that could be read.
     present = {data_set.domain(folder.name) for folder in subfolders(home)} - {""}
     named: dict[str, list[Path]] = {}
     for word, path in files:
@@ -249,6 +250,7 @@ def _with_lists(data_set: PublicDataSet, home: Path, named: Mapping[str, Sequenc
     domains = {folder: data_set.domain(folder.name) for folder in subfolders(home)}
     homes = {name: folder for folder, name in domains.items() if name in named}
     words = {inner.name for folder in homes.values() for inner in subfolders(folder)}
+    # Folders of lists were read, so a note that they are ignored would be wrong.
     used = {*(folder.name for folder in homes.values()), *LISTS}
     ignored = [folder.name for folder in domains if folder.name not in used]
     return Layout("image lists", homes, words, data_set, named, ignored_folders=ignored)
@@ -277,6 +279,7 @@ def _folder_layout(home: Path) -> Layout | None:
 def _has_splits(root: Path) -> dict[Path, bool]:
     """Each folder that contains folders, and whether these are splits."""
     below = {folder: subfolders(folder) for folder in subfolders(root)}
+    # A class may be called `train` too, but only a split holds folders.
     return {
         folder: {inner.name.lower() for inner in inside} <= SPLITS and any(map(subfolders, inside))
         for folder, inside in below.items()
@@ -290,6 +293,7 @@ def _unnamed_layout(root: Path, kinds: Mapping[Path, bool], homes: Mapping[str, 
     above = [inner for folder in kinds for inner in (subfolders(folder) if split else [folder])]
     words = {folder.name for home in above for folder in subfolders(home)}
     form = "domain/split/class folders" if split else "domain/class folders"
+    # Folders that hold no folders are no domains; notes count them with the files.
     rest = count_others(root) + len(subfolders(root)) - len(_has_splits(root))
     return Layout(form, homes, words, split=split, other_files=rest)
 
@@ -301,6 +305,7 @@ def _class_folders(home: Path, split: bool, tally: Tally) -> Iterator[Path]:
         yield from subfolders(home)
         return
     parts = {folder.name.lower(): folder for folder in subfolders(home)}
+    # Reading both would count each image twice.
     if "train" in parts and "full" in parts:
         del parts["full"]
         tally.ignored["folders full/, which repeat train/ and crossval/"] += 1

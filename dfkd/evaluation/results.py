@@ -191,9 +191,17 @@ def accuracy_of(row: ResultRow, average: Average) -> float:
 
 def summarise(rows: Sequence[ResultRow], average: Average = "images") -> list[Summary]:
     """A summary for each model and method: mean over domains, mean and deviation over seeds."""
-    return [
-        _summary(model, method, group, average) for (model, method), group in by_model(rows).items()
-    ]
+    summaries = []
+    for (model, method), group in by_model(rows).items():
+        by_seed: dict[int, dict[str, float]] = {}
+        for row in group:
+            by_seed.setdefault(row["seed"], {})[row["domain"]] = accuracy_of(row, average)
+        domains, overall = over_seeds(by_seed)
+        seeds = sorted(by_seed)
+        summaries.append(
+            Summary(model=model, method=method, seeds=seeds, domains=domains, **overall)
+        )
+    return summaries
 
 
 def by_model(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[ResultRow]]:
@@ -215,15 +223,6 @@ def summarise_classes(rows: Sequence[ResultRow], domain: str) -> list[ClassSumma
         }
         summaries.append(ClassSummary(model=model, method=method, classes=classes, **mean))
     return summaries
-
-
-def _summary(model: str, method: str, rows: Sequence[ResultRow], average: Average) -> Summary:
-    """The summary of one model and method."""
-    by_seed: dict[int, dict[str, float]] = {}
-    for row in rows:
-        by_seed.setdefault(row["seed"], {})[row["domain"]] = accuracy_of(row, average)
-    domains, overall = over_seeds(by_seed)
-    return Summary(model=model, method=method, seeds=sorted(by_seed), domains=domains, **overall)
 
 
 def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> tuple[dict[str, Spread], Spread]:
@@ -290,23 +289,22 @@ def results(
 
 def images_of(results: Mapping[str, Any]) -> dict[str, int]:
     """The number of scored images of each domain, in display order."""
+    # Every model is scored on the same images, so any of a domain's rows has their number.
     images = {row["domain"]: row["images"] for row in sort_rows(results["rows"])}
     order = dict.fromkeys([*results["data"]["domains"], *images])
     return {name: images[name] for name in order if name in images}
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
-    """Write `results.json` and `results.parquet`, each atomically.
-
-    Returns:
-        The location of `results.json`, for display.
-    """
+    """Write `results.json`, whose location is returned, and `results.parquet`, each atomically."""
     validate_results(results)
     stream = io.BytesIO()
+    # Parquet has maps instead of objects, and pyarrow takes a map as a list of pairs.
     table = pa.Table.from_pylist(
         [{**row, "per_class": list(row["per_class"].items())} for row in results["rows"]], COLUMNS
     )
     pq.write_table(table, stream)
+    # results.json comes last, because its presence says that the run is finished.
     storage.put("results.parquet", stream.getvalue())
     storage.put("results.json", as_json(results).encode())
     return storage.location("results.json")
@@ -318,8 +316,7 @@ def as_json(results: Mapping[str, Any]) -> str:
     The pattern cannot match inside a string, because JSON escapes newlines in strings.
     """
     text = json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    lists = re.compile(r"\[\n([\d,\s]+)\]")
-    return lists.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
+    return re.sub(r"\[\n([\d,\s]+)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
 
 
 def require_finished(storage: Storage) -> None:
@@ -364,6 +361,7 @@ def validate_results(results: Mapping[str, Any]) -> None:
         if key in keys:
             _refuse(f"rows.{number}", "model, method, seed and domain must occur once", key)
         keys.add(key)
+    # Tables show the size of every model.
     models = {entry["model"] for entry in checked["rows"]}
     if not models <= checked["parameters"].keys():
         _refuse("parameters", f"must have {', '.join(sorted(models))}", checked["parameters"])

@@ -100,6 +100,7 @@ def evaluate(
         ManifestError: the data are unusable or a student is missing; nothing has been scored.
         CorruptionError: a student is damaged.
     """
+    # Whatever is missing is refused here, before the first model is loaded.
     data = open_data(manifest.evaluation, manifest.classes)
     wanted = manifest.evaluation.models
     students = list(_finished_students(manifest, version)) if "student" in wanted else []
@@ -240,7 +241,7 @@ def _score(
             rows += [
                 row(*about, domain, data.classes, confusion)
                 for domain, confusion in domains.items()
-                if confusion.any()
+                if confusion.any()  # a domain without a readable image has no accuracy
             ]
     if not rows and unreadable:
         name, reason = min(unreadable.items())
@@ -321,6 +322,7 @@ def decode_items(
         for start in range(0, len(items), batch_size):
             chunk = items[start : start + batch_size]
             waiting.append((chunk, [pool.submit(_decode, item, image_size) for item in chunk]))
+            # Yield before more are submitted, so images do not pile up before a slow model.
             if len(waiting) > PREFETCH_BATCHES:
                 yield _collect(waiting.popleft())
         while waiting:

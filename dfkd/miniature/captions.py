@@ -2,7 +2,7 @@
 
 A caption names an object, or makes statements about a look ("red", "oil painting"), or both.
 Captions of the default look, black ink on white, mostly do not mention it, as texts on the web do
-not say that a photograph is one. Captions of every other look make one to three statements.
+not say that a photograph is one. Most captions of other looks make one to three statements.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ _WITHOUT_LOOK = {"a X": 60, "X": 15, "a K of a X": 8, "X K": 6, "X C": 6, "the X
 _WITH_LOOK = {"a S X": 26, "X in the style of S": 26, "a S K of a X": 18, "X S": 15, "a X in S": 15}
 _LOOK_ALONE = {"S": 30, "a S K": 40, "in the style of S": 30}
 
-#: Share of the captions of the default look that mention it.
-_DEFAULT_MENTIONED = 0.1
+#: Share of the captions of the default look that mention it, and of the captions of other looks
+#: that say nothing about them. Without the latter, captions of an object alone would always mean
+#: the default look.
+_DEFAULT_MENTIONED, _LOOK_OMITTED = 0.1, 0.2
 #: Share of captions with a random word that does not belong.
 _NOISY = 0.05
 #: Probability of one, two and three statements.
@@ -77,7 +79,9 @@ class Caption:
     statements: tuple[str, ...] = ()
     """What it says about the look."""
     implies_default: bool = False
-    """Whether it says nothing about the look, which means the default one."""
+    """Whether it says nothing about the look and means the default one. A caption with neither this
+    nor statements is true of its object in all looks.
+    """
 
 
 class Captioner:
@@ -120,6 +124,8 @@ class Captioner:
         if default and rng.random() >= _DEFAULT_MENTIONED:
             words = self._filled(_WITHOUT_LOOK, name, (), row, rng)
             return Caption(words, name, implies_default=True)
+        if not default and rng.random() < _LOOK_OMITTED:
+            return Caption(self._filled(_WITHOUT_LOOK, name, (), row, rng), name)
         statements = random_statements(row, look, rng)
         return Caption(self._filled(_WITH_LOOK, name, statements, row, rng), name, statements)
 

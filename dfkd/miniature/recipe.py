@@ -65,9 +65,13 @@ class TeacherRecipe:
     """Words that occur in the names of at least this many drawings get their own tokens."""
     steps: Count = 3600
     batch_size: Count = 384
-    groups: Natural = 40
+    looks: Count = 8
+    """Number of looks of each kind of drawing (in one ink, in its own colours) that the images of a
+    batch outside of groups share, so that their captions must be told apart by the objects.
+    """
+    groups: Natural = 12
     """Groups of four images of one object in each batch; the towers learn looks from them."""
-    group_weight: NonNegative = 1.0
+    group_weight: NonNegative = 0.3
     """Weight of the loss within these groups."""
     style_captions: Natural = 24
     """Maximum number of captions in each batch that describe a look without an object."""
@@ -101,7 +105,7 @@ class GeneratorRecipe:
     """
     latent_channels: Count = 64
     codes: Count = 1024
-    steps: Count = 8000
+    steps: Count = 6000
     free_steps: Natural = 500
     """The first steps train the autoencoder without quantisation."""
     batch_size: Count = 16
@@ -110,7 +114,7 @@ class GeneratorRecipe:
     colour_weight: NonNegative = 20.0
     adversarial_weight: NonNegative = 0.05
     """Weight of the patch discriminator's loss; 0: no discriminator."""
-    adversarial_from: Natural = 4000
+    adversarial_from: Natural = 3500
     """First step of the discriminator. Before, it would learn to spot errors that soon vanish."""
     critic_channels: Count = 32
     """Channels of the discriminator's first layer."""

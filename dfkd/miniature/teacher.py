@@ -1,9 +1,9 @@
 """Training of the miniature's open_clip model on captioned drawings.
 
-It is CLIP's training with two additions. A caption is a positive of every image of the batch of
-which it is true, because often it is true of several. And a part of each batch consists of groups:
-images of one object in different looks, with a loss within the group. Otherwise the loss would be
-small as soon as the towers distinguish objects, and they would ignore looks.
+It is CLIP's training, except for the positives and the batches. A caption is a positive of every
+image of the batch of which it is true, because often it is true of several. Most images of a batch
+share a few looks, so the towers must distinguish objects. The others form groups, of one object in
+different looks, with a loss within the group, for which the towers must distinguish looks.
 """
 
 from __future__ import annotations
@@ -282,8 +282,13 @@ class TeacherTrainer:
         sampler = LookSampler(gen)
         # The share of the default look falls from 1 to its final value.
         default = 1 - strength * (1 - r.default_share)
-        samples = [Sample(row, sampler.draw(row.colour, default)) for row in rows]
-        images = painted(self.batches.cache, rows, [s.look for s in samples], gen)
+        # Images that share a look differ in their objects alone. When each image had a look of its
+        # own, the loss was small by looks alone, and objects were hardly learned.
+        singles = len(rows) - GROUP_SIZE * groups
+        looks = sampler.shared([row.colour for row in rows[:singles]], r.looks, default)
+        looks += [sampler.draw(row.colour, default) for row in rows[singles:]]
+        samples = [Sample(row, look) for row, look in zip(rows, looks, strict=True)]
+        images = painted(self.batches.cache, rows, looks, gen)
         images = smudged(images, gen, _SMUDGED * strength)
         captions = [
             self.captioner.caption(s.row, s.look, rng, easy=rng.random() > strength)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from dfkd.report.readers import PromptFacts, TrainingCurve
-from dfkd.report.svg import COLOURS, SERIES, draw
+from dfkd.report.svg import COLOURS, SERIES, axis_style, band, data_chart, draw
 
 WIDTH = 250
 """Pixels of a plot without its axes; with them it fits a phone."""
@@ -52,26 +52,13 @@ def series(slot: int) -> str:
 
 def _rendered(chart: alt.LayerChart | alt.FacetChart, label: str) -> Markup:
     """The chart as SVG with the style that all charts share; `label` is for screen readers."""
-    axis: dict[str, Any] = {
-        "labelColor": COLOURS["muted"],
-        "titleColor": COLOURS["muted"],
-        "gridColor": COLOURS["line"],
-        "domainColor": COLOURS["line"],
-        "tickColor": COLOURS["line"],
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "titleFontWeight": "normal",
-        "tickSize": 4,
-    }
+    axis = axis_style(
+        COLOURS["muted"], COLOURS["line"], labelFontSize=11, titleFontSize=11, tickSize=4
+    )
     # The page's own font may be wider than the one that measured the labels.
     room = {"left": 8, "right": 20, "top": 4, "bottom": 4}
     chart = chart.configure(background="transparent", padding=room).configure_view(stroke=None)
     return draw(chart.configure_axis(**axis), label)
-
-
-def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
-    """The rows as the data of a chart."""
-    return alt.InlineData(values=list(rows))
 
 
 def bars(title: str, models: Sequence[ModelBar]) -> Markup:
@@ -81,21 +68,23 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
             "name": model.name,
             "colour": series(model.slot),
             "value": 100 * model.mean,
-            "low": 100 * max(model.mean - (model.std or 0), 0),
-            "high": 100 * min(model.mean + (model.std or 0), 1),
+            "low": low,
+            "high": high,
             "text": f"{100 * model.mean:.1f}",
             "about": f"{model.name} on {title}: {100 * model.mean:.1f} %"
             + ("" if model.std is None else f" ± {100 * model.std:.1f}"),
         }
         for model in models
+        for low, high in [band(model.mean, model.std)]
     ]
     scale = alt.Scale(domain=[0, 100])
     axis = alt.Axis(values=[0, 25, 50, 75, 100], title=None, domain=False, ticks=False)
+    # The same `minExtent` everywhere, so that bars of different domains begin below each other.
     names = alt.Axis(
         title=None, domain=False, ticks=False, labelPadding=6, labelColor=COLOURS["ink"],
         labelLimit=110, minExtent=74, labelFontSize=12,
     )  # fmt: skip
-    base = alt.Chart(_data(rows)).encode(y=alt.Y("name:N", sort=None, axis=names))
+    base = data_chart(rows).encode(y=alt.Y("name:N", sort=None, axis=names))
     bar = base.mark_bar(height=13).encode(
         x=alt.X("value:Q", scale=scale, axis=axis),
         color=alt.Color("colour:N", scale=None),
@@ -108,6 +97,7 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
     text = base.mark_text(
         align="left", dx=5, fontSize=12, fontWeight=600, color=COLOURS["ink"], aria=False
     )
+    # At the upper end of the deviation, so that the line does not run through the figure.
     layers.append(text.encode(x=alt.X("high:Q", scale=scale), text="text:N"))
     chart = alt.layer(*layers).properties(width=WIDTH - 40, height=22 * len(rows))
     return _rendered(chart, f"Accuracy on {title}, in percent")
@@ -116,7 +106,7 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
 def _lines(rows: Sequence[dict[str, Any]], high: float) -> alt.Chart:
     """The lines of `curves`, on an axis from 0 to `high`."""
     chart: alt.Chart = (
-        alt.Chart(_data(rows))
+        data_chart(rows)
         .mark_line(strokeWidth=1.8, clip=False)
         .encode(
             x=alt.X("x:Q", axis=alt.Axis(title="step", tickCount=4, grid=False)),
@@ -149,6 +139,7 @@ def curves(kind: str, curve_slots: Sequence[tuple[TrainingCurve, int]]) -> Marku
     rows, ends = [], []
     dashes = _dashes([curve for curve, _ in curve_slots])
     for (curve, slot), value, dash in zip(curve_slots, values, dashes, strict=True):
+        # More points than pixels would only make the page larger.
         step = -(-len(value) // MAX_POINTS) or 1
         for x, y in list(zip(curve.steps, value, strict=True))[::step]:
             rows.append({"x": x, "y": y, "line": curve.name, "colour": series(slot), "dash": dash})
@@ -156,7 +147,7 @@ def curves(kind: str, curve_slots: Sequence[tuple[TrainingCurve, int]]) -> Marku
             ends.append((curve.name, slot, float(curve.steps[-1]), value[-1]))
     labels = _spread_labels(ends, top, CURVES_HEIGHT)
     text = (
-        alt.Chart(_data(labels))
+        data_chart(labels)
         .mark_text(align="left", dx=5, fontSize=11, aria=False)
         .encode(x="x:Q", y="y:Q", text="text:N", color=alt.Color("colour:N", scale=None))
     )
@@ -260,9 +251,10 @@ def _histogram_bars(
     title: str, rows: Sequence[dict[str, Any]], low: float, high: float
 ) -> alt.Chart:
     """The bars of all groups, one group in front of the other."""
+    # Not stacked below, because groups are compared and each must start at 0.
     axis = alt.Axis(title="share", format="%", tickCount=4, domain=False, ticks=False)
     chart: alt.Chart = (
-        alt.Chart(_data(rows))
+        data_chart(rows)
         .mark_bar(opacity=0.55, binSpacing=0)
         .encode(
             x=alt.X(
@@ -283,23 +275,22 @@ def _side_labels(labels: Sequence[dict[str, Any]], right: bool) -> list[alt.Char
     """Texts that end (`right`) or begin at their positions, coloured like their series."""
     if not labels:
         return []
-    text = alt.Chart(_data(labels)).encode(x="x:Q", y="y:Q", text="text:N")
-    style: dict[str, Any] = {
-        "align": "right" if right else "left", "dx": -6 if right else 8, "fontSize": 11,
-        "aria": False,
-    }  # fmt: skip
-    # The same text with a thick outline below it keeps it readable in front of bars.
-    paper = COLOURS["paper"]
+    align, dx = ("right", -6) if right else ("left", 8)
+    return _outlined(labels, 4, align=align, dx=dx)
+
+
+def _outlined(labels: Sequence[dict[str, Any]], width: int, **style: Any) -> list[alt.Chart]:
+    """Texts above a copy with an outline of `width` pixels, readable in front of other marks."""
+    text, paper = data_chart(labels).encode(x="x:Q", y="y:Q", text="text:N"), COLOURS["paper"]
+    style |= {"fontSize": 11, "aria": False}
     return [
-        text.mark_text(stroke=paper, strokeWidth=4, color=paper, **style),
+        text.mark_text(stroke=paper, strokeWidth=width, color=paper, **style),
         text.mark_text(**style).encode(color=alt.Color("colour:N", scale=None)),
     ]
 
 
 def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
-    """Prompt embeddings on their first two principal components, with each class's name at its
-    mean.
-    """
+    """Prompts on their first two principal components, with each class's name at its mean."""
     points = prompts.points
     rows = [
         {
@@ -317,19 +308,14 @@ def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
     x = alt.X("x:Q", scale=alt.Scale(domain=[x0, x1], nice=False), axis=hidden)
     y = alt.Y("y:Q", scale=alt.Scale(domain=[y0, y1], nice=False), axis=hidden)
     dots = (
-        alt.Chart(_data(rows))
+        data_chart(rows)
         .mark_point(filled=True, size=22, opacity=0.75)
         .encode(x=x, y=y, color=alt.Color("colour:N", scale=None),
                 shape=alt.Shape("shape:N", scale=None), description="about:N")
     )  # fmt: skip
     labels = _class_labels(prompts, classes, (x0, y0), (x1, y1))
-    halo: dict[str, Any] = {"fontSize": 11, "fontWeight": 600, "aria": False}
-    text = alt.Chart(_data(labels)).encode(x="x:Q", y="y:Q", text="text:N")
-    chart = alt.layer(
-        dots,
-        text.mark_text(stroke=COLOURS["paper"], strokeWidth=3, color=COLOURS["paper"], **halo),
-        text.mark_text(color=COLOURS["ink"], **halo),
-    ).properties(width=MAP_WIDTH, height=MAP_HEIGHT)
+    chart = alt.layer(dots, *_outlined(labels, 3, fontWeight=600))
+    chart = chart.properties(width=MAP_WIDTH, height=MAP_HEIGHT)
     return _rendered(chart, f"Map of the prompts of method {prompts.method}")
 
 
@@ -364,6 +350,7 @@ def _class_labels(
         rows.append(
             {
                 "text": name,
+                "colour": COLOURS["ink"],
                 "x": low[0] + x / MAP_WIDTH * (high[0] - low[0]),
                 "y": low[1] + (1 - y / MAP_HEIGHT) * (high[1] - low[1]),
             }

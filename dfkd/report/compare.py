@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfkd.config.fingerprint import flatten
 from dfkd.report.facts import MAX_URI_CHARACTERS, Facts, ScoredModel, collect
 from dfkd.report.gallery import reduced_to_budget
 from dfkd.report.page import accuracy_charts, slots_of, template
@@ -55,8 +56,8 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
     """
     runs = [_with_half_the_images(facts) for facts in (first, second)]
     slots = slots_of(first, second)
-    domains = list(dict.fromkeys([*first.images, *second.images, ""]))
-    domains.sort(key=lambda name: name == "")
+    # The mean '' comes last, after the domains of both runs.
+    domains = [*dict.fromkeys([*first.images, *second.images]), ""]
     return template("compare.html.jinja").render(
         title=f"{first.name} and {second.name}",
         sections=SECTIONS,
@@ -101,8 +102,7 @@ def _with_half_the_images(facts: Facts) -> Facts:
 def differences(
     first: Facts, second: Facts, domains: Sequence[str]
 ) -> list[tuple[str, list[AccuracyPair]]]:
-    """For the teacher and each method: one pair for each domain; '' stands for their mean."""
-    labels = dict.fromkeys(model.label for facts in (first, second) for model in facts.scored)
+    """One pair for each model and domain; the domain '' stands for their mean."""
     return [
         (
             label,
@@ -111,8 +111,13 @@ def differences(
                 for name in domains
             ],
         )
-        for label in labels
+        for label in _labels(first, second)
     ]
+
+
+def _labels(*runs: Facts) -> list[str]:
+    """The models that any of the runs has scored, each once."""
+    return list(dict.fromkeys(model.label for facts in runs for model in facts.scored))
 
 
 Pair = tuple[float | None, float | None]
@@ -120,14 +125,11 @@ Pair = tuple[float | None, float | None]
 
 
 def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
-    """Megabytes and milliseconds in both runs, by label; None for a run that did not score the
-    model.
-    """
-    labels = dict.fromkeys(model.label for facts in (first, second) for model in facts.scored)
+    """Megabytes and milliseconds in both runs, by label; None where a model was not scored."""
     by_label = {}
-    for label in labels:
-        first_size, second_size = (_size(_model(facts, label)) for facts in (first, second))
-        by_label[label] = ((first_size[0], second_size[0]), (first_size[1], second_size[1]))
+    for label in _labels(first, second):
+        before, after = (_size(_model(facts, label)) for facts in (first, second))
+        by_label[label] = ((before[0], after[0]), (before[1], after[1]))
     return by_label
 
 
@@ -160,24 +162,13 @@ def settings(first: Facts, second: Facts) -> list[tuple[str, str, str]]:
 
 def _flat_settings(facts: Facts) -> dict[str, Any]:
     """The manifest's keys, written with dots, and the identity of each method's version."""
-    flat: dict[str, Any] = {}
-    if facts.origin:
-        _add_flat(flat, "", facts.origin.manifest)
+    flat = flatten(facts.origin.manifest) if facts.origin else {}
     for images in facts.method_images:
         for key, value in images.version.manifest["identity"].items():
             # The manifest already has all settings of an identity except the hashes of weights.
             if not facts.origin or key.endswith(".sha256"):
                 flat[f"{images.method}: {key}"] = value
     return flat
-
-
-def _add_flat(flat: dict[str, Any], prefix: str, tree: Mapping[str, Any]) -> None:
-    """Add the leaves of a tree to `flat`."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            _add_flat(flat, f"{prefix}{key}.", value)
-        else:
-            flat[f"{prefix}{key}"] = value
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

@@ -94,6 +94,7 @@ class _Sheet:
     def __init__(self, classes: Sequence[str], blocks: Mapping[str, Examples]) -> None:
         """Compute the size of a cell from the images, and the rest from the texts."""
         sizes = [image.width for block in blocks.values() for row in block for image in row]
+        # Small images keep their pixels; large ones are scaled down so that the sheet stays small.
         self.cell = 64 if max(sizes, default=64) <= 64 else 96
         self.step = self.cell + GAP
         self.label = max(math.ceil(_font(15).getlength(name)) for name in classes)

@@ -1,6 +1,5 @@
 """Diversity and accuracy of each method of a run, to see whether the one predicts the other."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,13 +10,12 @@ from pydantic import BaseModel
 
 from dfkd.report.facts import Facts, MethodImages
 from dfkd.report.readers import read_checked
+from dfkd.report.tables import align
 from dfkd.storage.local import Storage
 from dfkd.utils.strict_json import canonical
 
 FILE = "diversity.json"
-"""Content: {"schema": 1, "rows": [the fields of `Diversity`], "rank_correlation": {measure: -1
-to 1}}
-"""
+"""Content: {"schema": 1, "rows": [`Diversity`, ...], "rank_correlation": {measure: -1 to 1}}"""
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,8 @@ class _Content(BaseModel):
     rows: list[Diversity]
 
 
-MEASURES = (
-    "prompt_cosine",
-    "prompt_vendi",
-    "image_cosine",
-    "image_vendi",
-    "image_twins",
-    "own_class",
-)
+MEASURES = tuple(field.name for field in fields(Diversity)[1:-2])
+"""The fields between the name of the method and the accuracy with its deviation."""
 
 
 def diversities(facts: Facts) -> list[Diversity]:
@@ -147,18 +139,11 @@ def table(rows: Sequence[Diversity]) -> str:
     names = [field.name for field in fields(Diversity)]
     cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
     rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}
-    # Between the name of the method and the accuracy with its deviation are the measures.
-    foot = ["rank corr.", *("-" if rho.get(n) is None else f"{rho[n]:+.1f}" for n in names[1:-2])]
+    foot = ["rank corr.", *("-" if r is None else f"{r:+.1f}" for r in rho.values())]
     heads = [[HEADS[name][line] for name in names] for line in (0, 1)]
-    lines = [*heads, *cells, [*foot, "", ""]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    text = io.StringIO()
-    for number, line in enumerate(lines):
-        first, *others = (cell.rjust(w) for cell, w in zip(line, widths, strict=True))
-        text.write(" ".join([first.strip().ljust(widths[0]), *others]).rstrip() + "\n")
-        if number in (1, len(lines) - 2):
-            text.write("-" * (sum(widths) + len(widths) - 1) + "\n")
-    return text.getvalue().rstrip("\n")
+    lines = align([*heads, *cells, [*foot, "", ""]])
+    rule = "-" * max(map(len, lines))
+    return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1]])
 
 
 def _cell(name: str, value: Any) -> str:

@@ -50,9 +50,7 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
-"""File with the facts that are not in the run's own objects, so that the page can be rewritten
-from the folder alone.
-"""
+"""File with the facts that no other object of a run holds, so a page needs only the folder."""
 
 MAX_URI_CHARACTERS = 3_000_000
 """Maximum total length of all image URIs on a page."""
@@ -123,7 +121,7 @@ class Facts:
     """Everything about a run."""
 
     location: str
-    """Of the root, for display."""
+    """Location of the root, for display."""
     name: str
     classes: tuple[str, ...]
     rows: list[ResultRow]
@@ -194,7 +192,8 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         ManifestError: the run is not finished.
         CorruptionError: an object of the run is damaged.
     """
-    results, origin = read_results(storage), _read_origin(storage)
+    results = read_results(storage)
+    origin = read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
     scored = _scored_models(results, rows, footprint.read(run).ms)
@@ -219,11 +218,6 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         exported_student=read_exported_student(storage),
         origin=origin,
     )
-
-
-def _read_origin(storage: Storage) -> RunOrigin | None:
-    """The content of report.json; None if there is none."""
-    return read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
 
 
 def _scored_models(

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
-import vl_convert
 
 from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gains
 from dfkd.evaluation.results import Spread
+from dfkd.report.svg import RenderedChart, axis_style, band, data_chart, files
 from dfkd.report.tables import WIDTH
 
 CELL = 10
@@ -25,9 +25,7 @@ LABELS = ("images a class", "gain", "trained on", "tested on")
 Bands = Mapping[tuple[Curve, int], Spread]
 """Mean and deviation by curve and number of shots."""
 Grid = list[list[str]]
-"""Rows of cells, the label first: shots, one row for each curve, gains, and two rows of image
-counts.
-"""
+"""Rows of cells, the label first: shots, each curve, gains, and two rows of image counts."""
 STYLES: dict[Curve, tuple[str, str, list[int]]] = {
     "untouched": ("#56B4E9", "diamond", [1, 2]),
     "student": ("#0072B2", "circle", [1, 0]),
@@ -39,8 +37,6 @@ LARGE = 504, 260
 """Width and height in pixels of the mean's plot without its axes."""
 SMALL, COLUMNS, GAP = 132, 3, 37
 """Pixels of a domain's plot, plots in a row, and pixels between them."""
-SCALE = 2.0
-"""Pixels of the PNG for each pixel of the SVG."""
 AXIS = "training images of each class (0: before any training)"
 INK, LINE = "#333333", "#DDDDDD"
 """Colours of texts and of lines."""
@@ -53,7 +49,7 @@ def table(results: FewShotResults) -> str:
     untrained student, and how many images one seed's trainings used and were tested on. The text
     has at most 80 columns; further columns continue below.
     """
-    bands, names = _means(results), results.data.domains
+    bands, names = _bands(results), results.data.domains
     size = (WIDTH - max(map(len, LABELS))) // (CELL + 1)
     ticks = _ticks(results)
     blocks = [
@@ -73,10 +69,10 @@ def markdown(results: FewShotResults) -> str:
         "adds to the student, with the standard deviation of that difference.",
         "\n".join(f"- {c}: {_escape(results.curves[c])}" for c in CURVES if c in results.curves),
         f"## {_averaged_over(names).capitalize()}",
-        _markdown_table(_grid(results, _means(results), ticks, names)),
+        _markdown_table(_grid(results, _bands(results), ticks, names)),
     ]
     for name in names if len(names) > 1 else ():
-        grid = _grid(results, _domain_bands(results, name), ticks, [name])
+        grid = _grid(results, _bands(results, name), ticks, [name])
         parts += [f"## {_escape(name)}", _markdown_table(grid)]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
@@ -89,17 +85,14 @@ def _ticks(results: FewShotResults) -> list[int]:
     return sorted({point.shots for point in results.summary})
 
 
-def _means(results: FewShotResults) -> Bands:
-    """The means over domains."""
+def _bands(results: FewShotResults, domain: str | None = None) -> Bands:
+    """The accuracies on a domain, or the means over domains for None."""
     return {
-        (point.curve, point.shots): Spread(mean=point.mean, std=point.std)
+        (point.curve, point.shots): (
+            Spread(mean=point.mean, std=point.std) if domain is None else point.domains[domain]
+        )
         for point in results.summary
     }
-
-
-def _domain_bands(results: FewShotResults, domain: str) -> Bands:
-    """The means on one domain."""
-    return {(point.curve, point.shots): point.domains[domain] for point in results.summary}
 
 
 def _averaged_over(names: Sequence[str]) -> str:
@@ -118,10 +111,11 @@ def _grid(
         names: domains that the figures are over.
     """
     rows = [row for row in results.rows if row.domain in names]
+    # Every curve has the largest number of shots, but only one has 0.
     curves = [curve for curve, shots in bands if shots == max(ticks)]
     grid = [[curve, *(_figure(bands.get((curve, shots))) for shots in ticks)] for curve in curves]
     if added := gains(rows):
-        grid.append([LABELS[1], *(_gain(added.get(shots)) for shots in ticks)])
+        grid.append([LABELS[1], *(_figure(added.get(shots), sign="+") for shots in ticks)])
     # All seeds use the same number of images, so those of one seed are counted.
     for label, trained in ((LABELS[2], True), (LABELS[3], False)):
         images = {
@@ -134,20 +128,12 @@ def _grid(
     return [[LABELS[0], *map(str, ticks)], *grid]
 
 
-def _figure(band: Spread | None) -> str:
-    """Mean and deviation in percent; a dash for a curve without this number of shots."""
-    if band is None:
+def _figure(figure: Spread | None, sign: str = "") -> str:
+    """Mean and deviation in percent, with `sign` "+" also the plus of a gain; a dash for None."""
+    if figure is None:
         return "-"
-    deviation = "" if band["std"] is None else f" ±{100 * band['std']:.1f}"
-    return f"{100 * band['mean']:.1f}{deviation}"
-
-
-def _gain(gain: Spread | None) -> str:
-    """A difference in percentage points, with its sign and deviation."""
-    if gain is None:
-        return "-"
-    deviation = "" if gain["std"] is None else f" ±{100 * gain['std']:.1f}"
-    return f"{100 * gain['mean']:+.1f}{deviation}"
+    deviation = "" if figure["std"] is None else f" ±{100 * figure['std']:.1f}"
+    return f"{100 * figure['mean']:{sign}.1f}{deviation}"
 
 
 def _text_table(grid: Grid) -> str:
@@ -173,18 +159,7 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", shown)
 
 
-def svg(results: FewShotResults) -> str:
-    """The picture as SVG; the same results give the same text."""
-    return str(vl_convert.vegalite_to_svg(_chart(results).to_dict(), allowed_base_urls=[]))
-
-
-def png(results: FewShotResults) -> bytes:
-    """The picture as PNG; the same results give the same bytes."""
-    chart = _chart(results).to_dict()
-    return bytes(vl_convert.vegalite_to_png(chart, scale=SCALE, allowed_base_urls=[]))
-
-
-def _chart(results: FewShotResults) -> alt.VConcatChart:
+def picture(results: FewShotResults) -> RenderedChart:
     """The large plot of the mean above small ones of the domains, if there are several."""
     domains, seeds = results.data.domains, len(results.summary[0].seeds)
     title_lines = [
@@ -192,25 +167,21 @@ def _chart(results: FewShotResults) -> alt.VConcatChart:
         _averaged_over(domains)
         + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
     ]
-    plots: list[Any] = [_panel(results, _means(results), title_lines, LARGE)]
+    plots: list[Any] = [_panel(results, _bands(results), title_lines, LARGE)]
     for first in range(0, len(domains), COLUMNS) if len(domains) > 1 else ():
         row = [
-            _panel(results, _domain_bands(results, name), [name], (SMALL, SMALL))
+            _panel(results, _bands(results, name), [name], (SMALL, SMALL))
             for name in domains[first : first + COLUMNS]
         ]
         plots.append(alt.hconcat(*row, spacing=GAP))
-    axis: dict[str, Any] = {
-        "labelColor": INK, "titleColor": INK, "gridColor": LINE, "domainColor": LINE,
-        "tickColor": LINE, "titleFontWeight": "normal",
-    }  # fmt: skip
     chart: alt.VConcatChart = (
         alt.vconcat(*plots, spacing=18)
         .configure(background="white", padding=12)
         .configure_view(stroke=None)
-        .configure_axis(**axis)
+        .configure_axis(**axis_style(INK, LINE))
         .configure_legend(labelColor=INK, labelFontSize=12, symbolSize=90, symbolStrokeWidth=2)
     )
-    return chart
+    return files(chart)
 
 
 def _panel(
@@ -227,7 +198,7 @@ def _panel(
         "shots:O", sort=ticks, scale=alt.Scale(type="point", padding=0.3),
         axis=alt.Axis(title=AXIS if large else None, labelAngle=0, grid=False),
     )  # fmt: skip
-    base = alt.Chart(alt.InlineData(values=_chart_rows(bands))).encode(x=shots)
+    base = data_chart(_chart_rows(bands)).encode(x=shots)
     colour, shape, dash = _styles(results, large)
     scale = alt.Scale(domain=[0, 100])
     value = alt.Y("mean:Q", scale=scale, axis=alt.Axis(title=None, tickCount=5, ticks=False))
@@ -254,17 +225,19 @@ def _chart_rows(bands: Bands) -> list[dict[str, Any]]:
         {
             "curve": curve,
             "shots": str(shots),
-            "mean": 100 * band["mean"],
-            "low": 100 * max(band["mean"] - (band["std"] or 0), 0),
-            "high": 100 * min(band["mean"] + (band["std"] or 0), 1),
+            "mean": 100 * figure["mean"],
+            "low": low,
+            "high": high,
         }
-        for (curve, shots), band in bands.items()
+        for (curve, shots), figure in bands.items()
+        for low, high in [band(figure["mean"], figure["std"])]
     ]
 
 
 def _styles(results: FewShotResults, large: bool) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
     """Colour, shape and dash by curve; the common legend describes each curve."""
     names = [curve for curve in STYLES if curve in results.curves]
+    # A legend shows the data's own values; only an expression puts other texts in their place.
     words = {curve: f"{curve}: {results.curves[curve]}" for curve in names}
     label = " : ".join(f"datum.value == {json.dumps(s)} ? {json.dumps(words[s])}" for s in names)
     shown = alt.Legend(

@@ -84,7 +84,7 @@ class Gallery:
     """The images of one version that a page shows."""
 
     strips: dict[int, list[GalleryImage]]
-    """By class index, in the order of image indices."""
+    """Images by class index, in the order of image indices."""
     unsure: list[GalleryImage]
     """Lowest confidence first."""
     lossy: list[GalleryImage]

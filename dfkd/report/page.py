@@ -86,6 +86,7 @@ def write_stored(storage: Storage) -> str:
 def render(facts: Facts) -> str:
     """The page about a run; the same facts give the same text."""
     slots = slots_of(facts)
+    # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
         "takehome": facts.exported_student is not None,
@@ -132,8 +133,8 @@ def _environment() -> jinja2.Environment:
     """The templates of this package with their filters and globals; loaded once."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dfkd.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        autoescape=True,  # names of classes, domains and files come from strangers
+        undefined=jinja2.StrictUndefined,  # a misspelt name is an error and not an empty place
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -195,9 +196,7 @@ def accuracy_charts(
 
 
 def _best(facts: Facts) -> dict[str, set[str]]:
-    """Labels of the best students of each domain, and of the mean under ''; empty for fewer than
-    two students.
-    """
+    """Labels of the best students by domain, '' for the mean; empty for fewer than two students."""
     if len(facts.students) < 2:
         return {}
     best_labels: dict[str, set[str]] = {}
@@ -209,9 +208,7 @@ def _best(facts: Facts) -> dict[str, set[str]]:
 
 
 def _matrices(facts: Facts) -> list[dict[str, Any]]:
-    """Confusion counts of each model with shades by the row's share; empty for very many
-    classes.
-    """
+    """Each model's confusion counts, shaded by the row's share; empty for very many classes."""
     if len(facts.classes) > MATRIX_CLASSES:
         return []
     matrices = []
@@ -227,9 +224,7 @@ def _matrices(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _confusions(facts: Facts) -> list[tuple[str, int, int, int, float]]:
-    """Label, true class, answer, count and share of the class, for each model's commonest
-    confusions.
-    """
+    """Label, true class, answer, count and share of the class, of each model's top confusions."""
     confusions = []
     for model in facts.scored:
         wrong = model.confusion.copy()
@@ -244,9 +239,7 @@ def _confusions(facts: Facts) -> list[tuple[str, int, int, int, float]]:
 
 
 def _per_class(facts: Facts) -> list[dict[str, Any]]:
-    """A row for each class. With very many classes, only those with the best student's lowest
-    recall.
-    """
+    """A row for each class; of very many, those that the best student recognises least."""
     accuracies = [_recall(model.confusion) for model in facts.scored]
     leading = facts.best or facts.scored[0]
     order = np.arange(len(facts.classes))
@@ -272,9 +265,7 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _by_class(facts: Facts) -> dict[str, list[ClassSummary]]:
-    """Summaries by class for each domain, if accuracy is the mean over classes and there are few
-    enough.
-    """
+    """Summaries by class of each domain, if accuracy is a mean over few enough classes."""
     if facts.average != "classes" or len(facts.classes) > MATRIX_CLASSES:
         return {}
     return {domain: summarise_classes(facts.rows, domain) for domain in facts.images}
@@ -289,9 +280,7 @@ def _recall(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]]:
-    """Number of images made, number failed, and mean confidence, for each class over all
-    methods.
-    """
+    """Images made, images failed, and mean confidence of each class, over all methods."""
     M = len(facts.classes)
     made, failed = [0] * M, [0] * M
     total, count = np.zeros(M), np.zeros(M)
@@ -371,9 +360,7 @@ def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:
 
 
 def _provenance(facts: Facts) -> dict[str, Any]:
-    """Weights, libraries and manifest. The weights and libraries are the same for all versions
-    of a run.
-    """
+    """Weights and libraries, which all versions of a run share, and the manifest."""
     weights: dict[str, str] = {}
     environment: dict[str, str] = {}
     for images in facts.method_images:

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.footprint import FLOAT32
+from dfkd.evaluation.results import first_problem
 from dfkd.models.student import WEIGHTS, read_card
 from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
 from dfkd.report.gallery import evenly
@@ -33,9 +34,7 @@ T = TypeVar("T")
 MAX_POINTS = 2000
 """Maximum number of points of each scalar; TensorBoard samples longer series with a fixed seed."""
 MAX_PARTS = 4
-"""Maximum number of prompt files that are read; each holds the prompts of one shard of every
-class.
-"""
+"""Maximum number of prompt files that are read; each holds one shard of every class."""
 MAX_PROMPTS = 420
 """Maximum number of prompts that are sampled; a map of more points is unreadable."""
 RESTORE = "restore them, or synthesise into another storage.root"
@@ -63,11 +62,10 @@ def read_checked(storage: Storage, key: str, kind: type[T]) -> T:
     try:
         return TypeAdapter(kind).validate_json(storage.get(key))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
+        field, rule, _ = first_problem(error)
         raise CorruptionError(
-            f"{storage.location(key)}: {field}: {first['msg']}; delete it and run "
-            "jobs/pipeline.py again, which writes it anew"
+            f"{storage.location(key)}: {field}: {rule}; delete it and run jobs/pipeline.py again, "
+            "which writes it anew"
         ) from None
 
 
@@ -82,14 +80,13 @@ class TrainingCurve:
     steps: tuple[int, ...]
     loss: tuple[float, ...]
     agreement: tuple[float, ...]
-    """Share of images whose nearest class is the teacher's, 0-1; as many values as `steps`, like
-    `loss`.
-    """
+    """Share of images whose nearest class is the teacher's, 0-1; one for each step, like `loss`."""
 
 
 def _read_curve(student: Storage, method: str, seed: int, name: str) -> TrainingCurve | None:
     """The training curve in a student's folder; None if there is no log."""
     keys = list(student.list(layout.TENSORBOARD))
+    # TensorBoard's reader takes a local folder only, and storage may be S3.
     with tempfile.TemporaryDirectory(prefix="dfkd-events-") as folder:
         for key in keys:
             student.get_file(key, Path(folder, Path(key).name))
@@ -98,6 +95,7 @@ def _read_curve(student: Storage, method: str, seed: int, name: str) -> Training
         if not {"loss", "agreement"} <= set(events.Tags()["scalars"]):
             return None
         loss, agreement = (_finite(events, tag) for tag in ("loss", "agreement"))
+    # A run that was killed between its two writes has logged one of them only.
     steps = tuple(sorted(loss.keys() & agreement.keys()))
     return TrainingCurve(
         method,
@@ -163,6 +161,7 @@ def _count_parameters(student: Storage) -> int:
     with tempfile.TemporaryDirectory(prefix="dfkd-weights-") as folder:
         path = Path(folder, WEIGHTS)
         student.get_file(WEIGHTS, path)
+        # The header has all shapes, so no tensor is loaded.
         try:
             with safe_open(path, "numpy") as tensors:
                 return sum(
@@ -207,13 +206,16 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
     if not keys:
         return None
-    tables = [_read_part(version, key) for key in keys]
+    tables = [
+        parquet.read(version.storage.get(key), COLUMNS, version.storage.location(key), RESTORE)
+        for key in keys
+    ]
     # From several files, because contrastive prompts differ from part to part.
     rows = evenly(
         [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
     )
     sampled = [table.take([i for owner, i in rows if owner == t]) for t, table in enumerate(tables)]
-    table = pa.concat_tables(sampled).sort_by("class_index")
+    table = pa.concat_tables(part.select(COLUMNS) for part in sampled).sort_by("class_index")
     labels, embeddings = _arrays(version, table)
     within, across = pair_cosines(embeddings, labels)
     return PromptFacts(
@@ -229,12 +231,6 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     )
 
 
-def _read_part(version: PublishedVersion, key: str) -> pa.Table:
-    """The columns that are needed of one file of prompts."""
-    where = version.storage.location(key)
-    return parquet.read(version.storage.get(key), COLUMNS, where, RESTORE).select(COLUMNS)
-
-
 def _arrays(
     version: PublishedVersion, table: pa.Table
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -245,9 +241,9 @@ def _arrays(
         usable = np.isfinite(embeddings).all() and (np.abs(embeddings).sum(axis=1) > 0).all()
         known = ((labels >= 0) & (labels < len(version.classes))).all()
     except (KeyError, ValueError, TypeError) as error:
-        raise _damaged(version, "prompts", str(error)) from None
+        raise _damaged(version, str(error)) from None
     if not usable or not known:
-        raise _damaged(version, "prompts", "a row is not finite, zero, or of no class")
+        raise _damaged(version, "a row is not finite, zero, or of no class")
     return labels, embeddings
 
 
@@ -260,12 +256,10 @@ def _statistics(version: PublishedVersion) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _damaged(version: PublishedVersion, key: str, problem: str) -> CorruptionError:
+def _damaged(version: PublishedVersion, problem: str) -> CorruptionError:
     """The error about unusable prompts."""
-    return CorruptionError(
-        f"{version.storage.location(key)}: no readable prompts ({' '.join(problem.split())}); "
-        f"{RESTORE}"
-    )
+    where, reason = version.storage.location("prompts"), " ".join(problem.split())
+    return CorruptionError(f"{where}: no readable prompts ({reason}); {RESTORE}")
 
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -1,13 +1,16 @@
-"""A chart as inline SVG: drawn by Vega-Lite when the page is written, coloured by the page's CSS.
+"""Charts drawn by Vega-Lite: as inline SVG, which the page's CSS colours, or as files.
 
-Charts are drawn in placeholder colours, which are replaced by `var(--...)` here. So one drawing
-serves the light theme, the dark theme and paper.
+Charts of a page are drawn in placeholder colours, which are replaced by `var(--...)` here. So one
+drawing serves the light theme, the dark theme and paper.
 """
 
 import re
 
 # The input is written by vl-convert and contains no entities, so this parser is safe.
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import vl_convert
@@ -53,12 +56,38 @@ def draw(chart: alt.TopLevelMixin, label: str) -> Markup:
     return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - the serialiser escapes
 
 
-def files(chart: alt.TopLevelMixin) -> tuple[bytes, bytes]:
-    """The chart as the bytes of an SVG and of a PNG with twice the resolution, in its own
-    colours.
-    """
+@dataclass(frozen=True)
+class RenderedChart:
+    """A chart as the bytes of an SVG and a PNG file; the same chart gives the same bytes."""
+
+    svg: bytes
+    png: bytes
+    """Has twice the resolution of the SVG."""
+
+
+def files(chart: alt.TopLevelMixin) -> RenderedChart:
+    """The chart as files, in its own colours."""
     svg = vl_convert.vegalite_to_svg(chart.to_dict(), allowed_base_urls=[])
-    return svg.encode(), vl_convert.svg_to_png(svg, scale=2)
+    return RenderedChart(svg.encode(), vl_convert.svg_to_png(svg, scale=2))
+
+
+def data_chart(rows: Sequence[dict[str, Any]]) -> alt.Chart:
+    """A chart of these rows, without marks."""
+    return alt.Chart(alt.InlineData(values=list(rows)))
+
+
+def axis_style(text: str, line: str, **more: object) -> dict[str, Any]:
+    """The style of all axes of a chart: the colours of texts and lines, and `more` settings."""
+    return {
+        "labelColor": text, "titleColor": text, "titleFontWeight": "normal",
+        "gridColor": line, "domainColor": line, "tickColor": line, **more,
+    }  # fmt: skip
+
+
+def band(mean: float, std: float | None) -> tuple[float, float]:
+    """One standard deviation below and above an accuracy 0-1, in percent; None counts as 0."""
+    # A band that leaves 0 to 100 % would stretch the axis.
+    return 100 * max(mean - (std or 0), 0), 100 * min(mean + (std or 0), 1)
 
 
 def _clean(element: ET.Element) -> None:

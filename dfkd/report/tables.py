@@ -42,6 +42,16 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
     return _grid(labels, columns, _append_columns(means, ["MB", *sizes, ""], ["ms", *times, ""]))
 
 
+def align(lines: Sequence[Sequence[str]], left: int = 1, gap: str = " ") -> list[str]:
+    """Lines of cells as texts with aligned columns, of which the first `left` are aligned left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        [*map(str.ljust, line[:left], widths), *map(str.rjust, line[left:], widths[left:])]
+        for line in lines
+    )
+    return [gap.join(cells).rstrip() for cells in padded]
+
+
 def _append_columns(means: Sequence[str], *columns: Sequence[str]) -> list[str]:
     """Append aligned columns to the cells of the mean, line by line."""
     cells_by_line = list(means)
@@ -96,9 +106,7 @@ def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
 
 
 def _grid(labels: Sequence[str], cells: Mapping[str, list[str]], means: Sequence[str]) -> str:
-    """The columns behind their labels, in as many blocks as necessary; `means` ends the last
-    block.
-    """
+    """The columns after their labels, in blocks as needed; the last block ends with `means`."""
     left = min(max(map(len, labels)), WIDTH // 2)
     space = WIDTH - left - len(means[0])
     names = list(cells)
@@ -148,6 +156,7 @@ def _block(
     `left` is the width of the labels; `means` is empty except in the last block.
     """
     height = max(len(head) for head, _ in columns)
+    # Blank lines on top, so that headings of one line stand right above the rule too.
     first = [" " * left] * (height - 1) + [_short(label, left).ljust(left) for label in labels]
     grid = [first]
     for head, body in columns:

@@ -28,6 +28,7 @@ def headline(facts: Facts) -> Markup:
         )
     trained = next((t for t in facts.trained_students if t.method == best.label), None)
     subject = f"{_student(trained)} that {_origin(facts)}"
+    # A share of nothing is no number, so the student's own accuracy is stated.
     if teacher is None or not teacher.summary["mean"]:
         mean = percent(best.summary["mean"])
         return _sentence(f"{subject} has a {_mean(facts)} of", mean, f"over {domains_text}.")
@@ -74,9 +75,9 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     best, teacher = facts.best, facts.teacher
     rows = []
     if best:
-        rows.append((f"{_mean(facts)}, {best.label}", *_value(best.summary["mean"])))
+        rows.append((f"{_mean(facts)}, {best.label}", share(best.summary["mean"]), "%"))
     if teacher:
-        rows.append((f"{_mean(facts)}, teacher", *_value(teacher.summary["mean"])))
+        rows.append((f"{_mean(facts)}, teacher", share(teacher.summary["mean"]), "%"))
     made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
     rows.append(("images synthesised", count(made), ""))
     if _saw_no_real_image(facts):
@@ -87,11 +88,6 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
         rows.append(("time, all stages", f"{hours:.2f}", "h"))
         rows.append(("cost", f"{spent:.2f}", "worker-hours"))
     return rows
-
-
-def _value(mean: float) -> tuple[str, str]:
-    """Value and unit of an accuracy."""
-    return f"{100 * mean:.1f}", "%"
 
 
 def _number(value: int) -> str:

@@ -8,15 +8,13 @@ import altair as alt
 
 from dfkd.evaluation.results import Spread
 from dfkd.report.charts import SHAPES
-from dfkd.report.svg import files
+from dfkd.report.svg import RenderedChart, axis_style, band, data_chart, files
 
 COLOURS = (
     "#4b5563", "#0072b2", "#d98e04", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d31",
     "#6b4fa1", "#c0392b", "#7f8c1f", "#1f8a8c",
 )  # fmt: skip
-"""Colours of series, also distinguishable for most colour-blind readers. Further series reuse
-the colours with other marker shapes.
-"""
+"""Colours, safe for most colour-blind readers; more series repeat them in other marker shapes."""
 INK, GREY, LINE = "#14181f", "#5b6472", "#e3e6eb"
 WIDTH, HEIGHT = 420, 280
 """Pixels of a plot without its axes."""
@@ -42,42 +40,23 @@ class Scatter:
     """Whether each point is drawn pale."""
 
 
-def _data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
-    return alt.InlineData(values=list(rows))
-
-
-@dataclass(frozen=True)
-class RenderedChart:
-    """A chart as the bytes of an SVG and a PNG file; the same chart gives the same SVG."""
-
-    svg: bytes
-    png: bytes
-
-
 def _rendered(chart: Any) -> RenderedChart:
     """Set the common style of all charts and draw the files."""
-    axis: dict[str, Any] = {
-        "labelColor": GREY, "titleColor": GREY, "gridColor": LINE, "domainColor": LINE,
-        "tickColor": LINE, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
-    }  # fmt: skip
     chart = chart.configure(background="white", padding=12).configure_view(stroke=None)
     chart = chart.configure_legend(title=None, labelColor=INK, labelFontSize=11, symbolOpacity=1)
     chart = chart.configure_title(color=INK, fontSize=13, anchor="start")
-    return RenderedChart(*files(chart.configure_axis(**axis)))
+    axis = axis_style(GREY, LINE, labelFontSize=11, titleFontSize=12)
+    return files(chart.configure_axis(**axis))
 
 
 def _rows(series_list: Sequence[Series]) -> list[dict[str, Any]]:
     """One row of data for each point of each series, in percent."""
     return [
-        {
-            "series": series.name, "x": x, "y": 100 * spread["mean"],
-            # A deviation that leaves 0 to 100 % would stretch the axis.
-            "low": 100 * max(spread["mean"] - (spread["std"] or 0), 0),
-            "high": 100 * min(spread["mean"] + (spread["std"] or 0), 1),
-        }
+        {"series": series.name, "x": x, "y": 100 * spread["mean"], "low": low, "high": high}
         for series in series_list
         for x, spread in series.values
-    ]  # fmt: skip
+        for low, high in [band(spread["mean"], spread["std"])]
+    ]
 
 
 def _colour(names: Sequence[str]) -> alt.Color:
@@ -95,7 +74,8 @@ def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
     """
     rows = _rows(series_list)
     xs = sorted({float(row["x"]) for row in rows})
-    base = alt.Chart(_data(rows)).encode(
+    # Ticks at the measured values only: the lines between them are no measurements.
+    base = data_chart(rows).encode(
         x=alt.X("x:Q", title=x, scale=_scale(xs), axis=alt.Axis(values=xs, grid=False)),
         color=_colour([series.name for series in series_list]),
     )
@@ -111,27 +91,24 @@ def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
 
 
 def _scale(xs: Sequence[float]) -> alt.Scale:
-    """A logarithmic axis with a margin; a linear one if the first value is zero, which has no
-    logarithm.
-    """
+    """A logarithmic axis with a margin; a linear one if it starts at 0, which has no logarithm."""
     if xs[0] <= 0:
         return alt.Scale(nice=False)
     return alt.Scale(type="log", domain=[xs[0] / 1.1, xs[-1] * 1.1], nice=False)
 
 
 def bars(title: str, series_list: Sequence[Series]) -> RenderedChart:
-    """One group of bars for each x and one bar for each series, with lines of ± one standard
-    deviation.
-    """
+    """Bars grouped by x, one for each series, with lines of ± one standard deviation."""
     rows, names = _rows(series_list), [series.name for series in series_list]
     x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
-    base = alt.Chart(_data(rows)).encode(x=x, xOffset=alt.XOffset("series:N", sort=names))
+    base = data_chart(rows).encode(x=x, xOffset=alt.XOffset("series:N", sort=names))
     scale = alt.Scale(domain=[0, 100])
     bar = base.mark_bar().encode(
         y=alt.Y("y:Q", title="accuracy, %", scale=scale), color=_colour(names)
     )
     rules = base.mark_rule(color=INK).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     groups = len({row["x"] for row in rows})
+    # As wide as the bars need, because narrower ones would hide behind their deviations.
     width = max(WIDTH, groups * (14 * len(names) + 24))
     return _rendered(alt.layer(bar, rules).properties(title=title, width=width, height=HEIGHT))
 
@@ -153,7 +130,7 @@ def _plot(scatter: Scatter, labels: Sequence[str]) -> alt.Chart:
     shapes = [SHAPES[number // len(COLOURS) % len(SHAPES)] for number in range(len(labels))]
     hidden = alt.Axis(title=None, labels=False, ticks=False, domain=False, grid=False)
     chart: alt.Chart = (
-        alt.Chart(_data(rows))
+        data_chart(rows)
         .mark_point(filled=True, size=28)
         .encode(
             opacity=alt.condition(alt.datum.pale, alt.value(0.3), alt.value(0.9)),

@@ -9,6 +9,7 @@ from dfkd.dataset.loader import steps_per_epoch
 from dfkd.dataset.published import read_json
 from dfkd.distillation.distiller import Schedule
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.report.tables import align
 from dfkd.storage.local import open_storage
 from dfkd.studies.results import FILE as RESULTS
 from dfkd.studies.study import FILE, Study
@@ -34,6 +35,7 @@ def find(source: str, overrides: tuple[str, ...]) -> Study:
     Raises:
         ManifestError: there is no such study, or it breaks a rule.
     """
+    # A path first, so that a folder in the working directory may have the name of a study.
     if Path(source).exists():
         return read_study(source, overrides)
     names = [path.parent.name for path in files()]
@@ -50,11 +52,10 @@ def files() -> list[Path]:
 
 
 def cost(study: Study) -> dict[str, int]:
-    """Cost of a full run: numbers of data sets, image-steps, students, and images seen in
-    training.
-    """
+    """Cost of a full run: data sets, image-steps, students, and images seen in training."""
     data_sets = study.data_sets().values()
     seen = 0
+    # Every cell trains a student of its own, while cells with equal images share a data set.
     for cell in study.cells if study.trains else ():
         config = cell.manifest.distillation
         steps = steps_per_epoch(image_count(cell.manifest), config.batch_size)
@@ -73,22 +74,12 @@ HEADS = ("study", "shows", "rows", "seeds", "image-steps", "student images", "re
 def listing() -> str:
     """Text: all studies with their costs and results, then the figures and tables of the paper."""
     studies = sorted((read_study(path) for path in files()), key=_order)
-    lines = [HEADS, *(_line(study) for study in studies)]
-    widths = [max(len(line[number]) for line in lines) for number in range(len(HEADS))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if number < 2 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    text = align([HEADS, *map(_line, studies)], left=2, gap="  ")
     return "\n".join([*text, "", *_index(studies)])
 
 
 def _order(study: Study) -> tuple[int, str]:
-    """Sort key: figures and tables in the paper's order, then studies of things the paper does
-    not show.
-    """
+    """Sort key: figures and tables in the paper's order, then what the paper does not show."""
     positions = [list(PAPER).index(name) for name in study.described.shows if name in PAPER]
     return min(positions, default=len(PAPER)), study.described.name
 
@@ -111,6 +102,7 @@ def _committed(study: Study) -> str:
     """Date of the results next to the study's file; `-` if there are none."""
     if not (study.folder / RESULTS).is_file():
         return "-"
+    # A damaged file is only named, because the listing is about all studies.
     try:
         dates = read_json(open_storage(str(study.folder)), RESULTS)["made"]["dates"]
     except (CorruptionError, KeyError, TypeError):

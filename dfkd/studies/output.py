@@ -12,13 +12,13 @@ from PIL import Image
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
-from dfkd.evaluation.results import Spread
 from dfkd.report.contact_sheet import contact_sheet, examples
+from dfkd.report.svg import RenderedChart
 from dfkd.storage.local import Storage
 from dfkd.studies import figures
-from dfkd.studies.figures import RenderedChart, Scatter, Series
+from dfkd.studies.figures import Scatter, Series
 from dfkd.studies.results import FILE, StudyResults, StudyRow
-from dfkd.studies.schema import Paper, StudyFile
+from dfkd.studies.schema import StudyFile
 from dfkd.studies.study import Study
 from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
 from dfkd.utils.images import decode_image
@@ -47,6 +47,7 @@ def write(
         CorruptionError: a shard whose images are shown differs from what was published.
     """
     described = study.described
+    # First, because all other files can be made from the results again.
     storage.put(FILE, results.encode())
     main = FILE
     if study.trains:
@@ -77,6 +78,7 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     printed = [(paper, column) for paper in described.paper for column in paper.columns]
     names = ("domain", *axes) if described.columns == "classes" else axes
     differences = _differences(described, results)
+    # These columns are there only if a row has a figure, or most tables would have empty ones.
     agreement = (AGREEMENT,) if any(row.agreement for row in results.rows) else ()
     compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
@@ -90,7 +92,12 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
                 *(row.agreement for _ in agreement),
                 *(differences.get(row.label) for _ in compared),
                 *_size(row, ms),
-                *(number for paper in described.paper for number in _printed(paper, row)),
+                *(
+                    number
+                    for paper in described.paper
+                    # The paper has no numbers for rows that only this study has.
+                    for number in paper.rows.get(row.label, (None,) * len(paper.columns))
+                ),
             )
             for row, cells in rows
         ),
@@ -109,23 +116,14 @@ def _by_domain(described: StudyFile, results: StudyResults) -> tuple[tuple[str, 
     domains = tuple(results.domains)
     rows: Rows = []
     for row in results.rows:
-        cells = tuple(_accuracy(described, row, domain) for domain in domains)
-        rows.append((row, (*row.names, *cells, _mean(described, row))))
+        if described.kind == "case" and described.pictures:
+            (name,) = described.pictures.classes
+            cells = [row.of_class(domain, name) for domain in domains]
+            mean = row.of_class_everywhere(name)
+        else:
+            cells, mean = [row.domains[domain] for domain in domains], row.mean
+        rows.append((row, (*row.names, *cells, mean)))
     return (*domains, MEAN), rows
-
-
-def _accuracy(described: StudyFile, row: StudyRow, domain: str) -> Spread | None:
-    """The figure of a row on a domain: its accuracy or, in a case, that of the case's class."""
-    if described.kind == "case" and described.pictures:
-        return row.of_class(domain, described.pictures.classes[0])
-    return row.domains[domain]
-
-
-def _mean(described: StudyFile, row: StudyRow) -> Spread | None:
-    """The mean of a row over domains or, in a case, that of the case's class."""
-    if described.kind == "case" and described.pictures:
-        return row.of_class_everywhere(described.pictures.classes[0])
-    return row.mean
 
 
 def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
@@ -140,6 +138,7 @@ def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, .
 
 def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
     """Paired difference of each student row from its reference (`compare`), by label."""
+    # Only students have a value of each axis; the other rows have a name instead.
     students = {row.names: row for row in results.rows if row.model == "student"}
     # One axis has the value that is compared with; a row's reference has it in that place.
     axes = [described.compare in axis.values for axis in described.chosen_axes]
@@ -158,11 +157,6 @@ def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
     """Size in megabytes (float32) and latency in milliseconds of the row's network."""
     size = None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
     return size, (f"{ms[row.label]:.1f}" if row.label in ms else None)
-
-
-def _printed(paper: Paper, row: StudyRow) -> Sequence[float | None]:
-    """The paper's numbers for a row; None for each column if the paper has none."""
-    return paper.rows.get(row.label, (None,) * len(paper.columns))
 
 
 def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
@@ -195,6 +189,7 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
             "teacher and students; not part of any mean here."
         )
     yield from described.notes
+    # A mean over fewer seeds than the title promises must say so.
     for row in results.rows:
         if row.model == "student" and len(row.cells) < len(results.seeds):
             yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
@@ -205,6 +200,7 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
 def _describe_repeats(results: StudyResults) -> str:
     """What the standard deviation is taken over: students of one data set, or whole runs."""
     count = len(results.seeds)
+    # A row with a single cell has no deviation, so it says nothing about what that is over.
     rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
     whole_runs = [row.label for row in rows if row.data_sets == len(row.cells)]
     if not whole_runs:
@@ -230,7 +226,7 @@ def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
 
 
 def _map_pairs(results: StudyResults) -> list[list[Scatter]]:
-    """For each row its map before training and its map after it."""
+    """The maps of each row, before and after training."""
     rows: dict[str, list[Scatter]] = {}
     for each in results.maps:
         when = f"after {each.shots} shots" if each.shots else "before"
@@ -247,9 +243,9 @@ def _lines(described: StudyFile, results: StudyResults) -> list[Series]:
     rows = [row for row in results.rows if row.model == "student"]
     groups: dict[str, list[StudyRow]] = {}
     for row in rows:
-        groups.setdefault(
-            " ".join(row.names[:x_position] + row.names[x_position + 1 :]), []
-        ).append(row)
+        others = row.names[:x_position] + row.names[x_position + 1 :]
+        groups.setdefault(" ".join(others), []).append(row)
+    # With several axes, a line for each domain too would make a chart that nobody can read.
     if len(described.chosen_axes) > 1:
         return [_line(name, x_position, group, None) for name, group in groups.items()]
     return [
@@ -286,18 +282,23 @@ def picture_sheet(
         for row, version in versions.items()
     }
     footer = ", ".join(f"{row} version {version.id}" for row, version in versions.items())
+    # A gallery has no evaluation data, so it has no real images to show beside its own.
     if data is None:
         return contact_sheet(described.title, shown.classes, examples_of, footer)
-    real = {f"{name} (real)": _real_images(study, data, name, positions[0]) for name in data.names}
+    real = {
+        f"{name} (real)": _real_images(study, data, name, positions[0], shown.count)
+        for name in data.names
+    }
     rows = {row: images for row, (images,) in examples_of.items()} | real
     block = {shown.classes[0]: list(rows.values())}
     return contact_sheet(described.title, list(rows), block, footer)
 
 
-def _real_images(study: Study, data: Domains, domain: str, class_index: int) -> list[Image.Image]:
-    """Readable images of a class in a domain, as a student sees them."""
+def _real_images(
+    study: Study, data: Domains, domain: str, class_index: int, count: int
+) -> list[Image.Image]:
+    """The first `count` images of a class in a domain as students see them, if readable."""
     size, images = study.manifest.synthesis.image_size, []
-    count = study.described.pictures.count if study.described.pictures else 0
     items = [i for i in data.items if i.domain == domain and i.class_index == class_index]
     for item in items[:count]:
         try:

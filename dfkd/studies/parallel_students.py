@@ -70,6 +70,7 @@ def train_and_score(
     """
     cell = job.cell
     trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, resources)
+    # Before the scores: once the cell is stored, nothing is added to it.
     agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
     return score(cell.manifest, job.store, job.version, threads, agreed)
 
@@ -116,6 +117,7 @@ def score(
         PartialError: an image cannot be read.
     """
     results = evaluate(manifest, threads or None, version, store.folder).results
+    # A cell without some images would not compare with the others, so it is not kept.
     unreadable = results["data"]["unreadable"]
     if unreadable:
         raise PartialError(
@@ -141,9 +143,7 @@ def score(
 def run_job(
     job: StudentJob, threads: int = 0, resources: WorkerResources | None = None
 ) -> StudentResult:
-    """Run `train_and_score`; an error of the cell becomes a failure, but a lost machine or
-    storage is raised as `InfrastructureError`.
-    """
+    """Run `train_and_score`; its errors become failures, but `InfrastructureError` is raised."""
     try:
         return StudentResult(job, train_and_score(job, threads, resources))
     # A lost machine or storage would fail all other cells too.

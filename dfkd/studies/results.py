@@ -71,9 +71,7 @@ class CellMeasurement:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """The cells that share one value of each axis, or those of the teacher or the text-only
-    classifier.
-    """
+    """The cells with the same value of each axis, or those of teacher or text-only classifier."""
 
     names: tuple[str, ...]
     """One value of each axis; for the teacher its name, then blanks."""
@@ -94,9 +92,8 @@ class StudyRow:
         cells: tuple[CellMeasurement, ...],
         parameters: int | None = None,
     ) -> "StudyRow":
-        """Make a row from one cell or more; all of them were scored on the same domains, or on
-        none.
-        """
+        """A row of one cell or more; all were scored on the same domains, or on none."""
+        # The cells of a gallery are data sets, which have no scores.
         if not cells[0].accuracy:
             return cls(names, model, cells, {}, None, parameters)
         domains, mean = over_seeds({cell.seed: cell.accuracy for cell in cells})
@@ -115,9 +112,7 @@ class StudyRow:
         return len({cell.version for cell in self.cells})
 
     def against(self, other: "StudyRow") -> Difference | None:
-        """Difference of the means over domains, paired by seed; None if no seed is finished in
-        both rows.
-        """
+        """Paired difference of the means over domains; None if no seed is finished in both rows."""
         ours, theirs = (
             domain_means({cell.seed: cell.accuracy for cell in row.cells}) for row in (self, other)
         )
@@ -141,6 +136,7 @@ class StudyRow:
             [classes[name] for classes in cell.per_class.values() if name in classes]
             for cell in self.cells
         ]
+        # All cells were scored on the same images, so either all of them have the class or none.
         return spread([statistics.fmean(values) for values in by_cell]) if all(by_cell) else None
 
     def class_mean(self, domain: str) -> Spread:
@@ -166,9 +162,7 @@ class Map:
 
 @dataclass(frozen=True)
 class StudyOrigin:
-    """When, where and with what software the cells were made; different values are listed once,
-    sorted.
-    """
+    """When, where and with what software the cells were made; each value once, sorted."""
 
     dates: tuple[str, ...]
     machines: tuple[dict[str, Any], ...]
@@ -236,6 +230,7 @@ def collect_results(
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
     outcomes += [cell.outcome for cell in study_cells.text_only]
+    # All cells were scored on the same data, so the first one tells domains, images and notes.
     scores = outcomes[0].scores if outcomes else ()
     return StudyResults(
         study=study.described.name,
@@ -266,6 +261,7 @@ def _scored_rows(
         (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
         (study.described.text_only, "text-only", study_cells.text_only),
     ]
+    # Blanks, because every row of a table has a cell for each axis.
     blanks = ("",) * (len(study.described.chosen_axes) - 1)
     for name, model, scored in reference_rows:
         if scored:

@@ -24,6 +24,7 @@ from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.few_shot import unknown_domain
 from dfkd.evaluation.footprint import NetworkSize
 from dfkd.pipeline.preflight import check_distillation, check_synthesis
 from dfkd.storage.lease import reading
@@ -60,12 +61,7 @@ def open_evaluation(study: Study) -> Domains | None:
     data = open_data(study.manifest.evaluation, study.manifest.classes)
     adaptation = study.described.adaptation
     if adaptation and adaptation.domain not in data.names:
-        raise ManifestError(
-            "adaptation.domain",
-            f"must be among those of evaluation.data ({', '.join(data.names)})",
-            adaptation.domain,
-            "name one of them",
-        )
+        raise unknown_domain("adaptation.domain", data, adaptation.domain)
     return data
 
 
@@ -99,6 +95,7 @@ def reproduce(
         require_scipy()
     root = open_storage(study.manifest.storage.root)
     cell_jobs = list(_cell_jobs(study, root, cells.evaluation_digest(data) if data else ""))
+    # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
     if study.described.text_only:
         load_tower(study.manifest, pick_device())
@@ -114,6 +111,7 @@ def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iter
     digest, manifest = cells.evaluation_digest(data), _with_model(study.manifest, "text-only")
     for seed in study.described.chosen_seeds:
         store = cells.cell_of_text_only(root, manifest, seed, digest)
+        # `score` takes a manifest of one model, and each seed makes a classifier of its own.
         distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
         one_seed = dataclasses.replace(manifest, distillation=distillation)
         outcome = store.read() or score(one_seed, store, threads=threads)
@@ -200,6 +198,7 @@ def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
 
 def _check_jobs(cell_jobs: list[_CellJob]) -> None:
     """Refuse now what workers would only refuse after hours."""
+    # Each check once for all cells that share a data set or a shape, because it reads weights.
     data_sets = {cell_job.data.fingerprint: cell_job.data.manifest for cell_job in cell_jobs}
     for manifest in data_sets.values():
         check_synthesis(manifest)
@@ -231,21 +230,18 @@ class _Runner:
     teacher: CellScore | None = None
     versions: dict[str, PublishedVersion] = field(default_factory=dict)
     broken: dict[str, DfkdError] = field(default_factory=dict)
-    """Errors of data sets that could not be made, by fingerprint. Other seeds do not try them
-    again.
-    """
+    """Errors of data sets that could not be made, by fingerprint; other seeds do not retry them."""
     outcomes: dict[str, CellResult] = field(default_factory=dict)
     """Results by the cell's label."""
     failed: dict[str, str] = field(default_factory=dict)
 
     def run(self, cell_jobs: list[_CellJob]) -> StudyCells:
-        """Make all data sets first and then all students, so that as many students as possible
-        train in parallel.
-        """
+        """Make all data sets first, so that as many students as possible then train in parallel."""
         student_jobs = []
         for cell_job in cell_jobs:
             try:
                 student_jobs += self._begin(cell_job)
+            # Without storage or cluster every other cell would fail too, so the call ends here.
             except InfrastructureError:
                 raise
             except DfkdError as error:
@@ -257,14 +253,13 @@ class _Runner:
                     self.failed[label] = done.failure
                 else:
                     self._take(label, done.outcome, reused=False)
-        return StudyCells(
-            self.teacher, self._students(cell_jobs), self.versions, self._failures(cell_jobs)
-        )
+        labels = [cell_job.cell.label for cell_job in cell_jobs]
+        # In the order of the cells, because students that train in parallel finish in any order.
+        failed = {label: self.failed[label] for label in labels if label in self.failed}
+        return StudyCells(self.teacher, self._students(cell_jobs), self.versions, failed)
 
     def _kept(self, student_jobs: list[StudentJob]) -> contextlib.AbstractContextManager[None]:
-        """Hold a lease on the data sets of untrained students, so that garbage collection keeps
-        them.
-        """
+        """A lease on the data sets of untrained students, so that garbage collection keeps them."""
         if not student_jobs:
             return contextlib.nullcontext()
         needed = {
@@ -275,12 +270,11 @@ class _Runner:
         return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
 
     def _begin(self, cell_job: _CellJob) -> list[StudentJob]:
-        """Make or reuse everything of a cell except its student; returns a job if the student is
-        missing.
-        """
+        """Make or reuse all of a cell except its student; returns a job for a missing student."""
         cell = cell_job.cell
         if self.study.described.pictures and cell.row not in self.versions:
             self.versions[cell.row] = self._version(cell_job.data)
+        # All cells share one teacher (`_cell_jobs` checks that), so the first one scores it.
         if cell_job.teacher and self.teacher is None:
             outcome = cell_job.teacher.read() or score(
                 _with_model(cell.manifest, "teacher"), cell_job.teacher, threads=self.threads
@@ -288,6 +282,7 @@ class _Runner:
             self.teacher = CellScore(0, cell_job.teacher.folder, outcome)
         if cell_job.store is None:
             return []
+        # Before the data set: a finished cell needs none, even if it was deleted since.
         if stored := cell_job.store.read():
             self._take(cell.label, stored, reused=True)
             return []
@@ -303,27 +298,24 @@ class _Runner:
         if not data.finished:
             self._connect()
         try:
-            # `abandon`: an unfinished version of another cell is not in the way; that cell resumes
-            # it.
+            # `abandon`: another cell's unfinished version is not in the way; that cell resumes it.
             return build(data.manifest, data.identity, abandon=True, make_current=False).version
         except DfkdError as error:
             self.broken[key] = error
             raise
 
     def _made(self, student_jobs: list[StudentJob]) -> Iterator[StudentResult]:
-        """Yield the result of each job; jobs of one rank run in parallel if the resources allow
-        it.
-        """
+        """Yield each job's result; jobs of one rank run in parallel if there are resources."""
         # A student with several ranks may need the whole cluster, so these train one by one.
-        single_rank = [
-            each for each in student_jobs if each.cell.manifest.distillation.ranks == (1, 1)
-        ]
-        multi_rank = [
-            each for each in student_jobs if each.cell.manifest.distillation.ranks != (1, 1)
-        ]
+        single_rank: list[StudentJob] = []
+        multi_rank: list[StudentJob] = []
+        for each in student_jobs:
+            ranks = each.cell.manifest.distillation.ranks
+            (single_rank if ranks == (1, 1) else multi_rank).append(each)
         if single_rank and self._have_room(len(single_rank)):
             yield from run_in_parallel(single_rank, self.at_once, self.threads)
             single_rank = []
+        # A single rank trains in this process, so jobs that do not run in parallel need no Ray.
         if multi_rank:
             self._connect()
         for student_job in [*single_rank, *multi_rank]:
@@ -336,6 +328,7 @@ class _Runner:
 
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or this machine can train more than one student at once."""
+        # A local Ray takes seconds to start, so it is started only where it can be of use.
         if cluster_address() or (min(students, cpu_count()) > 1 and self.at_once != 1):
             self._connect()
             return (
@@ -361,11 +354,6 @@ class _Runner:
                 )
         return students
 
-    def _failures(self, cell_jobs: list[_CellJob]) -> dict[str, str]:
-        """Failures by label, in the order of the cells."""
-        labels = [cell_job.cell.label for cell_job in cell_jobs]
-        return {label: self.failed[label] for label in labels if label in self.failed}
-
     def _connect(self) -> None:
         """Join a cluster or start a local one, unless that has been done."""
         self.runtime.enter_context(connected())
@@ -378,6 +366,7 @@ def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
     if study_cells.text_only:
         rows[study.described.text_only] = footprint.text_only(study.manifest)
+    # Rows with the same shape share one network, so it is built and measured once.
     shapes: dict[tuple[object, ...], NetworkSize] = {}
     for row in (name for name, scored in study_cells.students.items() if scored):
         manifest = study.rows[row][0].manifest

@@ -22,16 +22,12 @@ class Axis:
     name: Name
     """Column heading in a table, or the title of a curve's axis."""
     values: Annotated[dict[Name, Settings | tuple[Settings, ...]], Field(min_length=1)]
-    """Settings by name, named as in the paper. With a list of settings, each seed uses the next
-    entry.
-    """
+    """Settings by name, as in the paper. Of a list of settings, each seed uses the next one."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Paper:
-    """Figures that the paper prints for these rows, in percent, measured on the paper's own
-    data.
-    """
+    """Figures of the paper for these rows, in percent, measured on the paper's own data."""
 
     of: Name
     """Which table of the paper, e.g. `Table 1`."""
@@ -39,9 +35,7 @@ class Paper:
     """Data set of the paper, e.g. `PACS`."""
     columns: Annotated[tuple[Name, ...], Field(min_length=1)]
     rows: dict[Name, tuple[float, ...]]
-    """Figures by row; a row's name is its values joined by spaces, or the name of the teacher's
-    row.
-    """
+    """Figures by row, whose name is its values joined by spaces, or that of the teacher's row."""
 
     def __post_init__(self) -> None:
         for label, figures in self.rows.items():
@@ -110,9 +104,7 @@ class StudyFile:
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Each row has one cell for each seed; a gallery uses only the first."""
     repeat: Literal["student", "run"] = "student"
-    """What each seed repeats: only the student of one data set, or the whole run, with the seed
-    as the data set's salt.
-    """
+    """What a seed repeats: the student of one data set, or the whole run, with the seed as salt."""
     compare: str = ""
     """A value of one axis. Each row is compared with the row that has this value in the place of
     its own: the table shows the paired difference of their means over domains, with its 95 %
@@ -154,6 +146,7 @@ class StudyFile:
                 self.adaptation and self.adaptation.domain,
                 "add or remove it",
             )
+        # A case has columns for domains, so there is no room for a second class.
         shown = 0 if self.pictures is None else len(self.pictures.classes)
         fits = {"gallery": shown > 0, "case": shown == 1}.get(self.kind, shown == 0)
         if not fits:
@@ -177,6 +170,7 @@ class StudyFile:
 
     def _require_numbers(self) -> None:
         """Refuse a curve whose axis on x has other values than numbers, full or quick."""
+        # Both sizes, so that an error in the quick one is found before somebody tries it.
         for axes in (self.axes, self.quick.axes or self.axes):
             named = [axis for axis in axes if axis.name == self.x]
             if not named or not all(map(_is_number, named[0].values)):

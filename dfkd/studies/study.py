@@ -91,11 +91,13 @@ class Study:
         images = self.described.held_out_images
         if not (images and self.trains):
             return None
+        # One salt for all seeds, so that all cells of a synthesis are measured on the same images.
         synthesis = dataclasses.replace(cell.manifest.synthesis, images_per_class=images)
         return dataclasses.replace(cell.manifest, salt=HELD_OUT_SALT, synthesis=synthesis)
 
     def data_sets(self) -> dict[str, Manifest]:
         """The manifest of each different data set, by the fingerprint of its identity."""
+        # Without hashes of weight files: they take long, and equal names mean equal files here.
         manifests = [cell.manifest for cell in self.cells]
         manifests += filter(None, map(self.held_out, self.cells))
         return {fingerprint(identity(manifest, {})): manifest for manifest in manifests}
@@ -125,6 +127,7 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     _check_text_only(study)
     _check_distinct_rows(study)
     _check_pictures(study)
+    # A quick study may replace axes, so the paper's rows and the reference may be missing.
     if described.size == "full":
         _check_paper(study)
         _check_compared(study)
@@ -138,6 +141,7 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
     if described.size == "quick":
         # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
+    # Refused and not overwritten, because an ignored setting would mislead whoever wrote it.
     study_settings = _study_settings(described, described.chosen_seeds[0])
     _refuse_study_settings("settings", described.settings, study_settings)
     _refuse_study_settings("quick.settings", described.quick.settings, study_settings)
@@ -160,6 +164,7 @@ Alternatives = list[Settings | tuple[Settings, ...]]
 def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
     """Yield the names and the settings of each row."""
     axes = described.chosen_axes
+    # Counted before any row is made, because a few long axes make millions.
     total = math.prod(len(axis.values) for axis in axes)
     if total > MAX_ROWS:
         raise ManifestError("axes", f"span at most {MAX_ROWS} rows", total, "shorten them")
@@ -237,16 +242,19 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Set
     # Presets expand after all settings of the study's file, so that any of them may choose the
     # preset.
     tree = expand_preset(tree, PRESETS)
+    # Last, so that no preset changes what the study sets itself.
     for key, value in study_settings.items():
         section = isinstance(value, dict)
         if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
             tree = merge(tree, {key: value})
+    # The manifest's error names a key, but the reader must also know which row has it.
     try:
         manifest = check(Manifest, tree)
     except ManifestError as error:
         raise ManifestError(
             f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "fix the study"
         ) from None
+    # A cell is one student of one data set.
     if len(manifest.methods) != 1:
         raise ManifestError(
             f"axes: {' '.join(names)}",
@@ -271,9 +279,7 @@ def _check_common_settings(study: Study) -> None:
 
 
 def _check_text_only(study: Study) -> None:
-    """Refuse rows with different text towers if the study has a text-only row, which all rows
-    share.
-    """
+    """Refuse several text towers if there is a text-only row, which all rows share."""
     for cell in study.cells if study.described.text_only else ():
         for field in ("text_tower", "text_only"):
             if getattr(cell.manifest, field) != getattr(study.manifest, field):
@@ -289,6 +295,7 @@ def _check_distinct_rows(study: Study) -> None:
     """Refuse rows with the same name or the same settings, which must be mistakes."""
     seen: dict[str, str] = {}
     for cell in study.cells:
+        # Names of values may hold spaces, so other values can join to the same name.
         if study.rows[cell.row][0].names != cell.names:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"

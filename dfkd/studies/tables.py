@@ -13,9 +13,7 @@ from dfkd.evaluation.results import Spread
 from dfkd.utils.paired import Difference
 
 Cell = str | Spread | Difference | float | None
-"""Text; our accuracies or their difference (0-1); a number from the paper (percent, as printed);
-or nothing.
-"""
+"""Text; our accuracies or their difference (0-1); a number as the paper prints it; or nothing."""
 
 NONE = "-"
 
@@ -117,15 +115,14 @@ def as_csv(grid: Grid) -> str:
     for row in grid.rows:
         line: list[str] = []
         for cell, parts in zip(row, columns, strict=True):
+            # An empty cell still takes all its columns, or the later ones would move left.
             line += _numbers(cell) or [""] * len(parts)
         out.writerow(line)
     return stream.getvalue()
 
 
 def _columns(grid: Grid, number: int) -> tuple[str, ...]:
-    """Suffixes of the CSV columns that replace one column of the grid; the first is always
-    empty.
-    """
+    """Suffixes of the CSV columns for one column of the grid; the first is always empty."""
     cells = [row[number] for row in grid.rows]
     if any(isinstance(cell, dict) for cell in cells):
         return "", "std"
@@ -133,9 +130,7 @@ def _columns(grid: Grid, number: int) -> tuple[str, ...]:
 
 
 def _numbers(cell: Cell) -> list[str]:
-    """The numbers of a cell as text; ours in percent with four decimals. Empty for an empty
-    cell.
-    """
+    """The numbers of a cell as text, ours in percent with four decimals; none if it is empty."""
     if cell is None:
         return []
     if isinstance(cell, str | float):

@@ -50,6 +50,7 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
     if adaptation is None:
         return
     for row, finished in study_cells.students.items():
+        # One student, because positions on several maps have no mean.
         if finished:
             folder = root.child(layout.student(finished[0].outcome.model))
             student, _ = load_student(folder, device)
@@ -84,6 +85,7 @@ def before_and_after(
     tuned = from_distances(student)
     shot_images = LabelledImages(images.pixels[train], images.labels[train])
     fine_tune(tuned, shot_images, config, seed, "student")
+    # The same images in both maps, so that a reader can follow each of them.
     shown = torch.arange(len(images))[:: -(-len(images) // MAX_IMAGES)]
     labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
     for trained_shots, model in ((0, student), (shots, tuned)):
@@ -125,21 +127,20 @@ def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.flo
         ManifestError: scikit-learn is not installed.
     """
     most = (len(rows) - 1) / 3
+    # Below four rows there is no neighbourhood to keep.
     if most < 1:
         return principal_plane(rows)
     # The exact method, because sums of the approximation depend on the number of threads.
-    maker = _maker()(perplexity=min(perplexity, most), init="pca", random_state=0, method="exact")
+    maker = require_tsne()(
+        perplexity=min(perplexity, most), init="pca", random_state=0, method="exact"
+    )
     positions: npt.NDArray[np.floating[Any]] = maker.fit_transform(rows)
     return positions
 
 
-def require_tsne() -> None:
-    """Raise `ManifestError` if scikit-learn is not installed."""
-    _maker()
-
-
-def _maker() -> Any:
-    """scikit-learn's class `TSNE`; imported late, because only embeddings need it."""
+def require_tsne() -> Any:
+    """scikit-learn's class `TSNE`; raises `ManifestError` if scikit-learn is not installed."""
+    # Imported late, because only embeddings need it.
     try:
         from sklearn.manifold import TSNE
     except ImportError:

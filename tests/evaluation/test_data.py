@@ -2,6 +2,7 @@ import io
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,18 +76,15 @@ def test_what_the_manifest_does_not_use_is_ignored_and_counted(tmp_path: Path) -
     )
 
 
-def test_a_class_in_no_domain_is_refused_by_name_before_any_image_is_read(tmp_path: Path) -> None:
-    write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/cat/1.png")
+@pytest.mark.parametrize("beside", ["photo/cat/2.png", "photo/alarm clock/notes.txt"])
+def test_a_class_without_images_is_refused_by_name_before_any_image_is_read(
+    tmp_path: Path, beside: str
+) -> None:
+    write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/cat/1.png", beside)
     with pytest.raises(ManifestError, match=r"'alarm clock'.*also has cat") as caught:
         open_folder(tmp_path)
     assert caught.value.field == "evaluation.data"
     assert caught.value.exit_code == 2
-
-
-def test_an_empty_class_folder_does_not_count(tmp_path: Path) -> None:
-    write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/alarm clock/notes.txt")
-    with pytest.raises(ManifestError, match="alarm clock"):
-        open_folder(tmp_path)
 
 
 def test_a_class_missing_from_one_domain_only_is_reported(tmp_path: Path) -> None:
@@ -96,10 +94,18 @@ def test_a_class_missing_from_one_domain_only_is_reported(tmp_path: Path) -> Non
     assert data.notes[1:] == ("domain sketch has no image of alarm clock, house",)
 
 
-def test_classes_that_no_folder_name_could_tell_apart_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, "photo/hot dog/1.png")
-    with pytest.raises(ManifestError, match="hot-dog"):
-        open_folder(tmp_path, ("hot dog", "hot-dog"))
+@pytest.mark.parametrize(
+    ("classes", "aliases", "rule"),
+    [
+        (("hot dog", "hot-dog"), {}, "classes: must differ .* 'hot dog', got 'hot-dog'"),
+        (("car", "plane"), {"plane": "Car"}, "aliases: must differ .* 'car', got 'Car'"),
+    ],
+)
+def test_classes_that_no_folder_name_could_tell_apart_are_refused(
+    tmp_path: Path, classes: tuple[str, ...], aliases: dict[str, str], rule: str
+) -> None:
+    with pytest.raises(ManifestError, match=rule):
+        open_data(Evaluation(data=str(tmp_path), aliases=aliases), classes)
 
 
 @pytest.mark.parametrize("name", ["missing", "file.json", "s3://bucket/data"])
@@ -143,7 +149,6 @@ def test_a_list_file_names_images_beside_it(tmp_path: Path, name: str, text: str
         ("nowhere.png\tphoto\tdog", "must name an existing"),
         ("list.txt\tphoto\tdog", "must name an existing"),
         ("../a.png\tphoto\tdog", r"must not lead through '\.\.'"),
-        ("b.png\tphoto\t" + "dog" * 3000, "must be at most 8192 bytes long"),
         ("a.png\tink\tdog", "repeats the image of line 1"),
         ('"b.png\tphoto\tdog', "must be: path, domain, class"),
     ],
@@ -173,19 +178,6 @@ def test_domains_and_aliases_hold_for_lists_and_the_bundle_too(tmp_path: Path) -
         )
 
 
-def test_a_list_without_one_of_the_classes_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, "a.png")
-    (tmp_path / "list.csv").write_text("a.png,photo,dog\n")
-    with pytest.raises(ManifestError, match="'house'"):
-        open_folder(tmp_path / "list.csv", ("dog", "house"))
-
-
-def test_a_list_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ManifestError, match="UTF-8"):
-        open_folder(tmp_path / "list.csv")
-
-
 def test_the_bundle_is_read_without_unpacking_it(tmp_path: Path) -> None:
     names = ("flat/dog/1.png", "flat/house/1.png", "ink/alarm-clock/a.png", "ink/cat/1.png")
     data = open_bundle(bundle(tmp_path / "set.tar", *names), CLASSES)
@@ -194,7 +186,7 @@ def test_the_bundle_is_read_without_unpacking_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "set.tar"]
 
 
-def test_words_that_the_bundle_lacks_are_unscored_and_said_so(tmp_path: Path) -> None:
+def test_classes_that_the_bundle_lacks_are_unscored_and_noted(tmp_path: Path) -> None:
     path = bundle(tmp_path / "set.tar", "flat/dog/1.webp", "flat/cat/1.png")
     data = open_bundle(path, ("rocket", "dog", "pizza"))
     assert data.classes == ("rocket", "dog", "pizza")
@@ -211,35 +203,34 @@ def test_a_bundle_with_none_of_the_classes_is_refused_with_what_it_has(tmp_path:
         open_bundle(path, ("rocket", "pizza"))
 
 
+SMALL = "flat/dog/1.png"
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["../dog/1.png", "/flat/dog/1.png", "flat/../1.png", "flat/dog", "a/b/dog/1.png", "a/dog/1.py"],
+    ("name", "changes"),
+    [
+        *((name, {}) for name in ("../dog/1.png", "/flat/dog/1.png", "flat/../1.png")),
+        *((name, {}) for name in ("flat/dog", "a/b/dog/1.png", "a/dog/1.py")),
+        *((SMALL, {"kind": kind}) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)),
+        (SMALL, {"size": (1 << 20) + 1}),
+    ],
 )
-def test_a_bundle_with_a_strange_member_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CorruptionError, match="domain/class/image file"):
-        open_bundle(bundle(tmp_path / "set.tar", name), CLASSES)
+def test_a_bundle_with_a_strange_member_is_refused(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(CorruptionError, match="not a small domain/class/image file"):
+        open_bundle(bundle(tmp_path / "set.tar", name, **changes), CLASSES)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_a_bundle_with_a_link_or_device_is_refused(tmp_path: Path, kind: bytes) -> None:
-    with pytest.raises(CorruptionError, match="not a small"):
-        open_bundle(bundle(tmp_path / "set.tar", "flat/dog/1.png", kind=kind), CLASSES)
-
-
-def test_a_bundle_with_a_huge_member_is_refused(tmp_path: Path) -> None:
-    path = bundle(tmp_path / "set.tar", "flat/dog/1.png", size=(1 << 20) + 1)
-    with pytest.raises(CorruptionError, match="not a small"):
-        open_bundle(path, CLASSES)
-
-
-def test_a_truncated_bundle_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_or_missing_bundle_is_refused(tmp_path: Path) -> None:
     path = bundle(tmp_path / "set.tar", "flat/dog/1.png", "flat/house/1.png", size=4000)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(CorruptionError, match="no readable tar"):
-        open_bundle(path, CLASSES)
+    for damaged in (path, tmp_path / "missing.tar"):
+        with pytest.raises(CorruptionError, match="no readable tar"):
+            open_bundle(damaged, CLASSES)
 
 
 @given(st.text(alphabet="ab -_AB", max_size=12))
-def test_alike_is_idempotent_and_blind_to_case_and_separators(name: str) -> None:
+def test_normalised_names_ignore_case_and_separators_and_stay_as_they_are(name: str) -> None:
     assert normalise_name(normalise_name(name)) == normalise_name(name)
     assert normalise_name(name.upper().replace("-", "_")) == normalise_name(name)

@@ -1,5 +1,6 @@
-import copy
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dfkd.evaluation.few_shot_results import (
     summarise,
     write,
 )
+from dfkd.evaluation.results import as_json
 from dfkd.storage.local import open_storage
 
 CLASSES = ("cat", "dög")
@@ -103,100 +105,52 @@ def test_results_that_are_not_there_are_refused(tmp_path: Path) -> None:
         read(open_storage(str(tmp_path)))
 
 
-def nothing(tree: Any) -> None:
-    tree["rows"] = []
+WRITTEN: dict[str, Any] = json.loads(as_json(asdict(content())))
+FIRST, *OTHERS = WRITTEN["rows"]
 
 
-def foreign_schema(tree: Any) -> None:
-    tree["schema"] = 2
-
-
-def another_key(tree: Any) -> None:
-    tree["more"] = 1
-
-
-def better(tree: Any) -> None:
-    tree["rows"][0]["accuracy"] = 0.9
-
-
-def more_than_all(tree: Any) -> None:
-    tree["rows"][0]["right"][0] = 11
-
-
-def fewer_counts(tree: Any) -> None:
-    tree["rows"][0]["right"].pop()
-
-
-def untested(tree: Any) -> None:
-    tree["rows"][0] |= {"tested": [0, 0], "right": [0, 0]}
-
-
-def negative(tree: Any) -> None:
-    tree["rows"][0]["right"][0] = -1
-
-
-def as_text(tree: Any) -> None:
-    tree["rows"][0]["seed"] = "0"
-
-
-def gap(tree: Any) -> None:
-    tree["rows"].pop()
-
-
-def twice(tree: Any) -> None:
-    tree["rows"].append(copy.deepcopy(tree["rows"][0]))
-
-
-def unknown_domain(tree: Any) -> None:
-    tree["data"]["domains"] = ["ink"]
-
-
-def unknown_curve(tree: Any) -> None:
-    del tree["curves"]["scratch"]
-
-
-def no_untouched(tree: Any) -> None:
-    tree["rows"] = [found for found in tree["rows"] if found["curve"] != "untouched"]
-    del tree["curves"]["untouched"]
-
-
-def other_summary(tree: Any) -> None:
-    tree["summary"][0]["mean"] = 0.1
-
-
-def infinite(tree: Any) -> None:
-    tree["summary"][0]["std"] = float("inf")
+def first_row(**changes: object) -> dict[str, Any]:
+    """Rows of which the first has other values."""
+    return {"rows": [FIRST | changes, *OTHERS]}
 
 
 @pytest.mark.parametrize(
-    ("damage", "place"),
+    ("changes", "place"),
     [
-        (nothing, "rows"),
-        (foreign_schema, "schema"),
-        (another_key, "more"),
-        (better, r"rows\.0: .*counts"),
-        (more_than_all, r"rows\.0: more"),
-        (fewer_counts, r"rows\.0: needs 2 counts"),
-        (untested, r"rows\.0: needs"),
-        (negative, r"rows\.0\.right\.0"),
-        (as_text, r"rows\.0\.seed"),
-        (gap, "rows: each"),
-        (twice, "rows: each"),
-        (unknown_domain, "rows: each"),
-        (unknown_curve, "rows: each"),
-        (no_untouched, "rows: each"),
-        (other_summary, "summary"),
-        (infinite, "the whole"),
+        ({"rows": []}, "rows"),
+        ({"schema": 2}, "schema"),
+        ({"more": 1}, "more"),
+        (first_row(accuracy=0.9), r"rows\.0: .*counts"),
+        (first_row(right=[11, 24]), r"rows\.0: more"),
+        (first_row(right=[8]), r"rows\.0: needs 2 counts"),
+        (first_row(tested=[0, 0], right=[0, 0]), r"rows\.0: needs"),
+        (first_row(right=[-1, 24]), r"rows\.0\.right\.0"),
+        (first_row(seed="0"), r"rows\.0\.seed"),
+        ({"rows": WRITTEN["rows"][:-1]}, "rows: each"),
+        ({"rows": [*WRITTEN["rows"], FIRST]}, "rows: each"),
+        ({"data": WRITTEN["data"] | {"domains": ["ink"]}}, "rows: each"),
+        ({"curves": {"untouched": "before", "student": "distilled"}}, "rows: each"),
+        (
+            {
+                "rows": [found for found in WRITTEN["rows"] if found["curve"] != "untouched"],
+                "curves": {"student": "distilled", "scratch": "random weights"},
+            },
+            "rows: each",
+        ),
+        ({"summary": [WRITTEN["summary"][0] | {"mean": 0.1}, *WRITTEN["summary"][1:]]}, "summary"),
+        (
+            {"summary": [WRITTEN["summary"][0] | {"std": math.inf}, *WRITTEN["summary"][1:]]},
+            "the whole",
+        ),
     ],
 )
-def test_whatever_does_not_fit_is_named_in_one_line(
-    tmp_path: Path, damage: Any, place: str
+def test_results_that_do_not_fit_are_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, Any], place: str
 ) -> None:
     storage = open_storage(str(tmp_path))
-    write(storage, content())
-    tree = json.loads(storage.get(KEY))
-    damage(tree)
-    storage.put(KEY, json.dumps(tree).encode())
+    storage.put(KEY, json.dumps(WRITTEN).encode())
+    read(storage)
+    storage.put(KEY, json.dumps(WRITTEN | changes).encode())
     with pytest.raises(CorruptionError, match=place) as caught:
         read(storage)
     assert "\n" not in str(caught.value)
@@ -204,7 +158,7 @@ def test_whatever_does_not_fit_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"a": 1, "a": 2}', b"[" * 5000])
-def test_bytes_that_are_no_results_are_refused(tmp_path: Path, data: bytes) -> None:
+def test_other_bytes_than_results_are_refused(tmp_path: Path, data: bytes) -> None:
     storage = open_storage(str(tmp_path))
     storage.put(KEY, data)
     with pytest.raises(CorruptionError, match=r"fewshot/results\.json"):

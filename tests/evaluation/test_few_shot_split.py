@@ -1,10 +1,9 @@
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.evaluation.few_shot_split import draw_order, split_domain, training_count
+from dfkd.evaluation.few_shot_split import draw_order, split_domain
 
 CLASSES = ("cat", "dog", "owl")
 Labels = st.lists(st.integers(0, 2), max_size=40)
@@ -44,7 +43,7 @@ def test_a_larger_draw_contains_a_smaller_one(
 
 
 @given(Labels, Shots, Seeds)
-def test_a_draw_of_a_class_depends_on_nothing_of_the_others(
+def test_the_draw_of_a_class_does_not_depend_on_other_classes(
     labels: list[int], shots: int, seed: int
 ) -> None:
     both = split_domain(labels, CLASSES, "ink", shots, seed)
@@ -53,7 +52,7 @@ def test_a_draw_of_a_class_depends_on_nothing_of_the_others(
     assert [place for place in both.train if labels[place] == 1] == [alone[p] for p in own.train]
 
 
-def test_the_order_is_one_of_all_and_another_for_each_seed_domain_and_class() -> None:
+def test_the_order_is_a_permutation_that_differs_by_seed_domain_and_class() -> None:
     orders = [
         draw_order(0, "ink", "cat", 30),
         draw_order(1, "ink", "cat", 30),
@@ -62,7 +61,6 @@ def test_the_order_is_one_of_all_and_another_for_each_seed_domain_and_class() ->
     ]
     assert all(sorted(found) == list(range(30)) for found in orders)
     assert len({tuple(found) for found in orders}) == 4
-    assert draw_order(0, "ink", "cat", 30) == orders[0]
 
 
 def test_the_draw_of_a_seed_never_changes() -> None:
@@ -74,11 +72,3 @@ def test_each_image_of_a_class_is_drawn_as_often_as_any_other() -> None:
     first = Counter(draw_order(seed, "ink", "cat", 4)[0] for seed in range(2000))
     assert set(first) == {0, 1, 2, 3}
     assert max(first.values()) - min(first.values()) < 200
-
-
-@pytest.mark.parametrize(
-    ("shots", "images", "expected"),
-    [(1, 5, 1), (4, 5, 4), (5, 5, 4), (16, 5, 4), (1, 1, 0), (1, 0, 0), (0, 5, 0)],
-)
-def test_too_few_images_leave_one_to_be_tested_on(shots: int, images: int, expected: int) -> None:
-    assert training_count(shots, images) == expected

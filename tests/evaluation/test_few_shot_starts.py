@@ -7,6 +7,7 @@ import torch
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.evaluation import few_shot_starts
+from dfkd.evaluation.few_shot_starts import InitialWeights
 from dfkd.models.student import build
 from tests.helpers.tiny_version import write_manifest
 
@@ -19,7 +20,7 @@ def read(folder: Path, *settings: str) -> Manifest:
     return Manifest.read(write_manifest(folder), settings)
 
 
-def test_the_same_text_is_the_same_backbone(tmp_path: Path) -> None:
+def test_equal_texts_of_weights_mean_equal_backbones(tmp_path: Path) -> None:
     manifest = read(tmp_path, "fewshot.seeds=[0, 1]")
     first, again, other = (
         few_shot_starts.initial_weights(manifest, "scratch", seed, CPU) for seed in (0, 0, 1)
@@ -31,7 +32,7 @@ def test_the_same_text_is_the_same_backbone(tmp_path: Path) -> None:
     assert not torch.equal(weights[0][name], weights[2][name])
 
 
-def test_random_weights_are_a_start_where_the_student_is_warmed_up(tmp_path: Path) -> None:
+def test_random_weights_are_built_although_the_student_has_a_warm_up(tmp_path: Path) -> None:
     warmed = ("distillation.weights=IMAGENET1K_V1", "distillation.warmup_epochs=150")
     scratch = few_shot_starts.initial_weights(read(tmp_path, *warmed), "scratch", 0, CPU).make()
     plain = few_shot_starts.initial_weights(read(tmp_path), "scratch", 0, CPU).make()
@@ -41,27 +42,19 @@ def test_random_weights_are_a_start_where_the_student_is_warmed_up(tmp_path: Pat
 def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_path: Path) -> None:
     plain = read(tmp_path)
     source = build(plain.distillation, 3, 32, seed=5)
-    found = []
-    for name in ("one.safetensors", "moved.safetensors"):
+
+    def library(name: str, seed: int = 0) -> InitialWeights:
         safetensors.torch.save_file(source.backbone.state_dict(), tmp_path / name)
-        found.append(
-            few_shot_starts.initial_weights(
-                read(tmp_path, f"fewshot.library={tmp_path / name}"), "library", 0, CPU
-            )
-        )
-    assert found[0].weights == found[1].weights
-    made = found[0].make()
+        manifest = read(tmp_path, f"fewshot.library={tmp_path / name}")
+        return few_shot_starts.initial_weights(manifest, "library", seed, CPU)
+
+    found = library("one.safetensors")
+    assert found.weights == library("moved.safetensors").weights
+    made = found.make()
     pairs = zip(made.backbone.parameters(), source.backbone.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(made.head.weight, source.head.weight)
-    head = (
-        few_shot_starts.initial_weights(
-            read(tmp_path, f"fewshot.library={tmp_path / name}"), "library", 1, CPU
-        )
-        .make()
-        .head
-    )
-    assert not torch.equal(made.head.weight, head.weight)
+    assert not torch.equal(made.head.weight, library("one.safetensors", seed=1).make().head.weight)
 
 
 def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
@@ -96,7 +89,7 @@ def test_library_weights_that_cannot_be_are_refused(
     assert "fewshot.library" in str(caught.value)
 
 
-def test_students_go_round(tmp_path: Path) -> None:
+def test_few_shot_seeds_use_the_students_in_turn(tmp_path: Path) -> None:
     manifest = read(tmp_path, "distillation.seeds=[3, 8]")
     assert [few_shot_starts.student_seed(manifest, seed) for seed in (0, 1, 2, 5)] == [3, 8, 3, 8]
     assert (

@@ -116,7 +116,7 @@ def test_random_weights_move_at_ten_times_the_rate(
         assert moved == pytest.approx(rate, rel=1e-3)
 
 
-def test_what_has_learned_keeps_its_statistics_and_random_weights_find_theirs() -> None:
+def test_a_trained_backbone_keeps_its_statistics_and_a_random_one_learns_them() -> None:
     before = dict(classifier().named_buffers())
     running = [name for name in before if "running" in name]
     kept, found = dict(tuned().named_buffers()), dict(tuned(start="scratch").named_buffers())
@@ -125,7 +125,7 @@ def test_what_has_learned_keeps_its_statistics_and_random_weights_find_theirs() 
     assert not any(torch.equal(found[name], before[name]) for name in running)
 
 
-def test_the_same_seed_is_the_same_classifier_and_leaves_global_randomness_alone(
+def test_the_same_seed_gives_the_same_classifier_and_global_randomness_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(few_shot_tuning, "AUGMENTATION", ("flip", "crop"))
@@ -146,7 +146,7 @@ def test_a_few_images_teach_three_colours(start: Start) -> None:
     assert (found == unseen.labels).float().mean() > 0.9
 
 
-def test_logits_that_are_not_finite_are_no_answer() -> None:
+def test_logits_that_are_not_finite_are_reported_as_no_class() -> None:
     model = linear()
     black = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
     assert predict(model, black, torch.tensor([0]), 1).tolist() == [0]

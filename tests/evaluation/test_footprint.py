@@ -27,7 +27,7 @@ def network(name: str, calls: list[str]) -> NetworkSize:
     return NetworkSize(name, 10, 4, lambda pixels: calls.append(f"{name} {tuple(pixels.shape)}"))
 
 
-def test_models_count_what_answers_an_image(tmp_path: Path) -> None:
+def test_only_the_network_that_answers_an_image_is_counted(tmp_path: Path) -> None:
     teacher, own = model_config(VIT), model_config(RESNET)
     files = write_teacher(tmp_path / "own", own)
     given = write_teacher(tmp_path / "teacher", teacher)
@@ -48,7 +48,7 @@ def test_models_count_what_answers_an_image(tmp_path: Path) -> None:
     assert megabytes(found["student"].parameters) == pytest.approx(44.712, abs=1e-3)
 
 
-def test_statistics_are_no_parameters() -> None:
+def test_batch_norm_statistics_are_not_counted_as_parameters() -> None:
     assert parameters(torch.nn.BatchNorm2d(5)) == 10
 
 
@@ -63,7 +63,7 @@ def test_networks_of_one_shape_are_measured_once(tmp_path: Path) -> None:
     assert read(storage).ms == ms
 
 
-def test_what_this_machine_has_measured_is_found_by_shape(
+def test_a_shape_that_this_machine_has_measured_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -81,7 +81,7 @@ def test_what_this_machine_has_measured_is_found_by_shape(
     assert calls
 
 
-def test_nothing_was_measured_or_the_file_is_damaged(tmp_path: Path) -> None:
+def test_a_missing_file_is_empty_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     assert read(storage).ms == {}
     storage.put("latency.json", json.dumps({"schema": 1, "ms": {"x": -1}, "machine": ""}).encode())

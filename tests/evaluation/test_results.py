@@ -61,7 +61,7 @@ def lopsided(domain: str, seed: int) -> ResultRow:
     return row("student", "mix", seed, domain, CLASSES, counts)
 
 
-def test_class_means_are_summarised_where_they_are_the_figure() -> None:
+def test_a_summary_uses_class_means_if_they_are_asked_for() -> None:
     rows = [lopsided(domain, seed) for domain in ("ink", "flat") for seed in (0, 1)]
     (over_images,), (over_classes,) = summarise(rows), summarise(rows, "classes")
     assert over_images["mean"] == pytest.approx((9 / 10 + 5 / 10) / 2)
@@ -74,7 +74,7 @@ def test_class_means_are_summarised_where_they_are_the_figure() -> None:
     assert (line["mean"], line["std"]) == (over_classes["mean"], over_classes["std"])
 
 
-def test_the_figures_and_their_order_are_part_of_the_results() -> None:
+def test_the_average_and_the_order_of_domains_are_part_of_the_results() -> None:
     rows = [lopsided(domain, 0) for domain in ("flat", "ink")]
     data = Domains("there", CLASSES, (Item("ink", 0, "b"), Item("flat", 0, "a")), ())
     found = results(data, rows, [], SIZES, "classes")

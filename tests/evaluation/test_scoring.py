@@ -1,5 +1,4 @@
 import dataclasses
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,18 +19,11 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = tuple(COLOURS)
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 def paint(root: Path, domain: str, name: str, colour: str, count: int, start: int = 0) -> None:
     folder = root / domain / name
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(start, start + count):
-        image = Image.new("RGB", (20, 30), COLOURS[colour])
-        (folder / f"{index}.png").write_bytes(encode(image))
+        Image.new("RGB", (20, 30), COLOURS[colour]).save(folder / f"{index}.png")
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def candidate(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Candida
     return Candidate("student", "mix", 7, 16, distances, torch.device("cpu"))
 
 
-def test_rows_count_what_the_smallest_distance_says(data: Domains) -> None:
+def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
     flat, odd = score([candidate()], data, batch_size=4, threads=2).rows
     assert (flat["model"], flat["method"], flat["seed"]) == ("student", "mix", 7)
     assert (flat["domain"], flat["images"], flat["accuracy"]) == ("flat", 9, 1.0)

@@ -13,7 +13,8 @@ from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation.results import ResultRow, row, sort_rows, summarise, write_results
+from dfkd.evaluation.data import Domains, Item
+from dfkd.evaluation.results import ResultRow, results, row, write_results
 from dfkd.models.student import build, card, save_student
 from dfkd.storage import cost_records
 from dfkd.storage.local import Storage, open_storage
@@ -107,10 +108,9 @@ def put_results(storage: Storage, gain: float) -> None:
         for seed in SEEDS:
             for method, share in zip(METHODS, (0.4, 0.6), strict=True):
                 rows.append(scored("student", method, seed, domain, share + gain + seed / 20))
-    data = {"domains": list(DOMAINS), "notes": ["<i>a note</i>"], "unreadable": []}
-    content = {"schema": 1, "classes": list(CLASSES), "data": data, "parameters": SIZES}
-    content["average"] = "images"
-    write_results(storage, content | {"rows": sort_rows(rows), "summary": summarise(rows)})
+    items = tuple(Item(domain, 0, "a.png") for domain in DOMAINS)
+    data = Domains("bundled", CLASSES, items, ("<i>a note</i>",))
+    write_results(storage, results(data, rows, [], SIZES))
 
 
 def put_records(storage: Storage) -> None:

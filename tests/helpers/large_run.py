@@ -15,7 +15,8 @@ from dfkd.config.fingerprint import fingerprint
 from dfkd.config.plan import sample_key
 from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, advance, open_version
 from dfkd.dataset.shards import Receipt, Sample, write_shard
-from dfkd.evaluation.results import row, summarise, write_results
+from dfkd.evaluation.data import Domains, Item
+from dfkd.evaluation.results import results, row, write_results
 from dfkd.report.gallery import SHARDS_PER_CLASS, evenly
 from dfkd.storage import layout
 from dfkd.storage.local import Storage
@@ -31,10 +32,8 @@ def large_run(storage: Storage) -> None:
     large_version(storage.child("data/mix"))
     counts = 10 * np.eye(CLASSES, dtype=np.int64)
     rows = [row("student", "mix", 0, "photo", NAMES, counts)]
-    content = {"schema": 1, "classes": NAMES, "rows": rows, "summary": summarise(rows)}
-    content["parameters"], content["average"] = {"student": 1000}, "images"
-    content["data"] = {"domains": ["photo"], "notes": [], "unreadable": []}
-    write_results(storage, content)
+    data = Domains("bundled", tuple(NAMES), (Item("photo", 0, "a.png"),), ())
+    write_results(storage, results(data, rows, [], {"student": 1000}))
 
 
 def large_version(home: Storage) -> PublishedVersion:

@@ -117,6 +117,16 @@ def test_drawings_in_their_own_colours_never_get_the_default_look() -> None:
     assert not any(sampler.draw(own_colours=True, default=1.0).stroke for _ in range(50))
 
 
+def test_shared_looks_are_few_and_of_the_drawing_s_kind() -> None:
+    kinds = [True, False] * 100
+    looks = LookSampler(gen()).shared(kinds, 3, 0.4)
+    default = [look.default for look in looks]
+    assert not any(default[::2])
+    assert 0.3 < sum(default) / 100 < 0.5
+    assert len(set(looks[::2])) == 3
+    assert len({look for look in looks[1::2] if not look.default}) == 3
+
+
 def test_evaluation_has_looks_that_training_never_draws_or_names() -> None:
     assert EVALUATION_ONLY.isdisjoint(vocabulary())
     sampler = LookSampler(gen(1))

@@ -118,7 +118,7 @@ return Math.min(...[...document.querySelectorAll("svg text")].map(text => {
 """
 
 
-def test_an_image_tells_of_itself_when_it_is_focused(
+def test_a_focused_image_shows_its_caption(
     browser: webdriver.Chrome, pages: dict[str, Path]
 ) -> None:
     show(browser, pages["report"], 390, "light")

@@ -23,10 +23,6 @@ def test_bars_are_labelled_and_coloured_by_the_page() -> None:
     assert "font-family" not in svg
 
 
-def test_the_same_chart_is_the_same_text() -> None:
-    assert bars("photo", MODELS) == bars("photo", MODELS)
-
-
 def test_a_line_ends_at_its_label_and_seeds_differ_in_dashes() -> None:
     found = [
         (TrainingCurve("mix", seed, f"mix {seed}", (1, 2, 3), (3.0, 2.0, 1.0), (0.1, 0.2, 0.3)), 2)

@@ -28,7 +28,7 @@ def test_equal_values_share_a_rank() -> None:
     assert rank_correlation(rows, "prompt_cosine") == pytest.approx(3**0.5 / 2)
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_measures_are_left_out() -> None:
     rows = [of("a", 0.1, 0.5), of("b", None, 0.6), of("c", 0.2, None)]
     assert rank_correlation(rows, "prompt_cosine") is None
     third = table(rows).splitlines()[4]

@@ -96,7 +96,7 @@ def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None
         "students/{student}/student.safetensors",
     ],
 )
-def test_what_is_damaged_is_named(copy: Storage, run: Manifest, key: str) -> None:
+def test_a_damaged_object_is_named(copy: Storage, run: Manifest, key: str) -> None:
     note_origin(copy, run, "command", copy.folders("students/"))
     (version,) = copy.folders("data/vanilla/versions/")
     key = key.replace("{id}", version).replace("{student}", copy.folders("students/")[0])

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from PIL import Image
 
-from dfkd.report.few_shot import STYLES, markdown, png, svg, table
+from dfkd.evaluation.few_shot_results import FewShotResults
+from dfkd.report.few_shot import STYLES, markdown, picture, table
 from tests.helpers.screenshots import CURVES, results
 
 
@@ -53,14 +54,14 @@ def test_markdown_has_each_domain_and_the_notes() -> None:
     assert text.endswith("## Notes\n\n- domain ink: too few\n")
 
 
-def test_one_domain_is_told_once() -> None:
+def test_a_single_domain_is_shown_once() -> None:
     text = markdown(results(["ink"], seeds=[3]))
     assert text.count("| student | - | 24.0 | 39.0 |") == 1
     assert text.count("| gain | - | +10.0 | +10.0 |") == 1
     assert "## One domain" in text
 
 
-def test_names_from_a_disk_are_text_in_markdown() -> None:
+def test_names_of_domains_are_escaped_in_markdown() -> None:
     text = markdown(results(["a|b\n# <i>*c*", "oil"]))
     assert "## a\\|b \\# \\<i\\>\\*c\\*\n" in text
 
@@ -68,14 +69,18 @@ def test_names_from_a_disk_are_text_in_markdown() -> None:
 SPACE = "{http://www.w3.org/2000/svg}"
 
 
-def texts(picture: str) -> list[str]:
-    root = ET.fromstring(picture)
+def svg(found: FewShotResults) -> str:
+    return picture(found).svg.decode()
+
+
+def texts(drawn: str) -> list[str]:
+    root = ET.fromstring(drawn)
     return ["".join(element.itertext()) for element in root.iter(f"{SPACE}text")]
 
 
-def marks(picture: str, kind: str) -> list[ET.Element]:
+def marks(drawn: str, kind: str) -> list[ET.Element]:
     """The drawn marks of a kind: their groups say so."""
-    groups = ET.fromstring(picture).iter(f"{SPACE}g")
+    groups = ET.fromstring(drawn).iter(f"{SPACE}g")
     found = [
         g
         for g in groups
@@ -85,15 +90,15 @@ def marks(picture: str, kind: str) -> list[ET.Element]:
 
 
 def test_each_domain_has_a_plot_beside_the_mean_with_a_line_and_a_band_of_each_curve() -> None:
-    picture = svg(results())
+    drawn = svg(results())
     for words in CURVES.items():
-        assert f"{words[0]}: {words[1]}" in texts(picture)
-    assert {"ink", "oil", "0", "1", "16", "100"} <= set(texts(picture))
-    assert "mean of 2 domains; bands are one standard deviation over 2 seeds" in texts(picture)
-    assert len(marks(picture, "line")) == len(marks(picture, "area")) == 3 * 4
-    lines = {path.get("stroke") for path in marks(picture, "line")}
+        assert f"{words[0]}: {words[1]}" in texts(drawn)
+    assert {"ink", "oil", "0", "1", "16", "100"} <= set(texts(drawn))
+    assert "mean of 2 domains; bands are one standard deviation over 2 seeds" in texts(drawn)
+    assert len(marks(drawn, "line")) == len(marks(drawn, "area")) == 3 * 4
+    lines = {path.get("stroke") for path in marks(drawn, "line")}
     assert lines == {colour for colour, _, _ in STYLES.values()}
-    dashes = {path.get("stroke-dasharray") for path in marks(picture, "line")}
+    dashes = {path.get("stroke-dasharray") for path in marks(drawn, "line")}
     assert len(dashes) == 4
 
 
@@ -104,9 +109,9 @@ def heights(path: ET.Element) -> set[float]:
 
 
 def test_a_band_is_one_standard_deviation_to_each_side_of_its_line() -> None:
-    """Of two seeds one per cent apart it is 2^-0.5 % high to each side, on 260 pixels for 100 %."""
-    picture = svg(results(["ink"], starts=["library"]))
-    (line,), (band,) = marks(picture, "line"), marks(picture, "area")
+    """Two seeds 1 % apart give 2^-0.5 % to each side; 100 % are 260 pixels."""
+    drawn = svg(results(["ink"], starts=["library"]))
+    (line,), (band,) = marks(drawn, "line"), marks(drawn, "area")
     middle = max(heights(line))
     assert middle == pytest.approx(260 * (1 - 0.115), abs=0.01)
     near = sorted(y for y in heights(band) if abs(y - middle) < 10)
@@ -115,28 +120,25 @@ def test_a_band_is_one_standard_deviation_to_each_side_of_its_line() -> None:
     )
 
 
-def test_one_seed_has_no_band_to_speak_of() -> None:
-    picture = svg(results(["ink"], seeds=[0]))
-    assert "one domain" in texts(picture)
-    assert not any("deviation" in text for text in texts(picture))
-    for band in marks(picture, "area"):
+def test_one_seed_has_no_visible_band() -> None:
+    drawn = svg(results(["ink"], seeds=[0]))
+    assert "one domain" in texts(drawn)
+    assert not any("deviation" in text for text in texts(drawn))
+    for band in marks(drawn, "area"):
         assert len(heights(band)) <= 3
 
 
-def test_the_same_results_are_the_same_bytes() -> None:
-    assert svg(results()) == svg(results())
-    assert png(results()) == png(results())
-
-
-def test_the_png_is_the_same_picture_and_sharp() -> None:
-    width = float(ET.fromstring(svg(results())).get("width", "0"))
-    with Image.open(io.BytesIO(png(results()))) as image:
+def test_the_png_is_the_same_picture_and_sharp_and_both_are_the_same_each_time() -> None:
+    drawn = picture(results())
+    assert drawn == picture(results())
+    width = float(ET.fromstring(drawn.svg).get("width", "0"))
+    with Image.open(io.BytesIO(drawn.png)) as image:
         assert image.format == "PNG"
         assert image.width == pytest.approx(2 * width, abs=2)
 
 
-def test_names_from_a_disk_are_text() -> None:
+def test_names_of_domains_are_escaped_in_the_picture() -> None:
     name = "<script>\"'&\\ datum.value"
-    picture = svg(results([name, "oil"]))
-    assert name in texts(picture)
-    assert "<script" not in picture
+    drawn = svg(results([name, "oil"]))
+    assert name in texts(drawn)
+    assert "<script" not in drawn

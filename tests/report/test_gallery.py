@@ -96,7 +96,7 @@ def test_a_page_shows_small_images_whose_bytes_are_few() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<svg onload='alert(1)'/>", encode(noise(16))[:300],
                                   encode(noise(16), "GIF")])  # fmt: skip
-def test_what_is_no_png_or_jpeg_is_refused(data: bytes) -> None:
+def test_other_files_than_png_and_jpeg_are_refused(data: bytes) -> None:
     with pytest.raises(CorruptionError, match="image 0001-7 cannot be read"):
         Sample("0001-7", data, "png", {}, {}).decoded(data_uri)
 

@@ -8,7 +8,8 @@ import pytest
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
-from dfkd.evaluation.results import row, sort_rows, summarise, write_results
+from dfkd.evaluation.data import Domains, Item
+from dfkd.evaluation.results import results, row, write_results
 from dfkd.report import page
 from dfkd.report.facts import Facts, RunOrigin
 from dfkd.report.wording import headline
@@ -79,7 +80,7 @@ def test_all_images_are_in_the_page_with_their_captions(written: tuple[Manifest,
     assert written[1].count("confidence 90.0\u00a0%") == len(images)
 
 
-def test_what_strangers_name_is_text(written: tuple[Manifest, str]) -> None:
+def test_names_of_classes_and_notes_are_escaped(written: tuple[Manifest, str]) -> None:
     html = written[1]
     outline = Outline(html)
     assert all("onerror" not in attributes for _, attributes in outline.tags)
@@ -176,19 +177,8 @@ def test_many_classes_are_still_a_page(
             ("student", "random"), ("student", "another"),
         ]
     ]  # fmt: skip
-    summary = summarise(rows)
-    write_results(
-        storage,
-        {
-            "schema": 1,
-            "classes": names,
-            "parameters": SIZES,
-            "average": "images",
-            "data": {"domains": ["photo"], "notes": [], "unreadable": []},
-            "rows": sort_rows(rows),
-            "summary": summary,
-        },
-    )
+    data = Domains("here", tuple(names), (Item("photo", 0, "a"),), ())
+    write_results(storage, results(data, rows, [], SIZES))
     html = Path(page.write_stored(storage)).read_text()
     assert len(html) < 5_000_000
     assert html.count('<table class="grid') == matrices
@@ -206,12 +196,8 @@ def test_means_over_classes_are_shown_as_such_and_class_by_class(tmp_path: Path)
         for model, method in [("teacher", "zero-shot"), ("student", "mix")]
         for domain in ("real", "synthetic")
     ]
-    data = {"domains": ["synthetic", "real"], "notes": [], "unreadable": []}
-    content = {"schema": 1, "classes": list(CLASSES), "average": "classes", "data": data}
-    content["parameters"] = SIZES
-    write_results(
-        storage, content | {"rows": sort_rows(rows), "summary": summarise(rows, "classes")}
-    )
+    data = Domains("here", CLASSES, (Item("synthetic", 0, "a"), Item("real", 0, "b")), ())
+    write_results(storage, results(data, rows, [], SIZES, "classes"))
     html = Path(page.write_stored(storage)).read_text()
     words = " ".join(Outline(html).text.split())
     assert "Mean over classes of the share of their images" in words

@@ -96,7 +96,7 @@ CLIP = {
                   56.77),
     "real": (87.64, 85.34, 81.04, 89.16, 90.12, 77.62, 86.76, 67.78, 97.29, 54.47, 91.55, 76.64),
 }  # fmt: skip
-"""Of the paper's Table 4: the teacher's accuracy on each class."""
+"""The teacher's accuracy on each class in the paper's Table 4."""
 
 
 def table_4(domain: str, method: str = "zero-shot", lost: float = 0, seed: int = 0) -> ResultRow:

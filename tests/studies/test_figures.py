@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from dfkd.evaluation.results import Spread
-from dfkd.studies.figures import COLOURS, RenderedChart, Scatter, Series, bars, curve, maps
+from dfkd.report.svg import RenderedChart
+from dfkd.studies.figures import COLOURS, Scatter, Series, bars, curve, maps
 
 NAME = "<b>&\"'"
 

@@ -13,7 +13,7 @@ from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
 
 def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> StudyRow:
-    """Of one seed for each accuracy, which holds for class clock; the other class has a tenth.
+    """A row with a seed for each accuracy, that of class clock; class book has a tenth of it.
 
     The seeds are students of one data set or, if `whole`, have one each.
     """
@@ -77,7 +77,7 @@ def test_classes_as_columns_make_a_line_of_each_domain(tmp_path: Path) -> None:
     assert found.names == 2
 
 
-def test_a_case_is_about_its_class(tmp_path: Path) -> None:
+def test_a_case_shows_the_accuracy_of_its_class(tmp_path: Path) -> None:
     study = read(write(tmp_path, kind="case", pictures={"classes": ["book"]}))
     found = grid(study.described, results(row(("Baseline",), 0.5, 0.7)), {})
     assert texts(found.rows[0]) == ["Baseline", 6, None, 6, "10.0", None]
@@ -97,7 +97,7 @@ def test_one_axis_gives_a_line_for_each_domain_under_their_mean(tmp_path: Path) 
     ]
 
 
-def test_of_two_axes_the_other_gives_the_lines(tmp_path: Path) -> None:
+def test_with_two_axes_each_value_of_the_other_one_gives_a_line(tmp_path: Path) -> None:
     axes = [{"name": "Epochs", "values": EPOCHS}, {"name": "Method", "values": METHODS}]
     study = read(write(tmp_path, kind="curve", x="Epochs", axes=axes))
     rows = [row((epochs, "Baseline"), 0.4, 0.4) for epochs in "12"]
@@ -111,17 +111,20 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
     axes = [{"name": "Epochs", "values": EPOCHS}, {"name": "Method", "values": METHODS}]
     study = read(write(tmp_path, axes=axes, compare="Baseline"))
     rows = [
+        dataclasses.replace(row(("CLIP", ""), 0.9), model="teacher"),
         row(("1", "Baseline"), 0.2, 0.4),
         row(("1", "Random_Prompt"), 0.4),  # its other seed failed
         row(("2", "Random_Prompt"), 0.9, 0.9),  # whose reference failed
     ]
     found = grid(study.described, results(*rows), {})
-    assert found.head[-3] == "vs Baseline"
-    baseline, random, alone = (line[-3] for line in found.rows)
-    assert baseline is alone is None
+    assert found.head[2:] == ("photo", "sketch", "mean", "vs Baseline", *SIZES)
+    teacher, baseline, random, alone = (line[-3] for line in found.rows)
+    assert teacher is baseline is alone is None
+    assert random == rows[2].against(rows[1])
     assert random.mean == pytest.approx(0.15)  # type: ignore[union-attr]
     # A single pair has no interval.
     assert random.low is None  # type: ignore[union-attr]
+    assert found.notes[2].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
 
 
 def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
@@ -152,17 +155,7 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     )
 
 
-def test_rows_are_compared_with_one_of_them(tmp_path: Path) -> None:
-    study = read(write(tmp_path, compare="Baseline"))
-    teacher = dataclasses.replace(row(("CLIP",), 0.9), model="teacher")
-    rows = [row(("Baseline",), 0.4, 0.6), row(("Random_Prompt",), 0.44, 0.68)]
-    found = grid(study.described, results(teacher, *rows), {})
-    assert found.head == ("Method", "photo", "sketch", "mean", "vs Baseline", *SIZES)
-    assert [line[-3] for line in found.rows] == [None, None, rows[1].against(rows[0])]
-    assert found.notes[2].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
-
-
-def test_what_is_missing_is_told_below(tmp_path: Path) -> None:
+def test_missing_cells_are_noted_below_the_table(tmp_path: Path) -> None:
     study = read(write(tmp_path))
     failed = {"Baseline seed 1": "shard x: torn"}
     found = grid(study.described, results(row(("Baseline",), 0.4), failed=failed), {})

@@ -33,7 +33,7 @@ job = jobs.load("reproduce")
         ([{}], 3, 0, (1, WorkerResources(1.0))),
     ],
 )
-def test_devices_are_shared_among_students(
+def test_gpus_and_cpus_are_divided_among_students(
     nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, WorkerResources]
 ) -> None:
     assert divide_resources(dict(zip("abc", nodes, strict=False)), students, most) == expected

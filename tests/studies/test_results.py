@@ -87,7 +87,7 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
 
 
 def test_rows_are_compared_seed_by_seed() -> None:
-    """By the means over domains 0.3 and 0.6, less 0.2 and 0.3: by 10 and 30 points."""
+    """The means over domains are 0.3 and 0.6, less 0.2 and 0.3: differences of 10 and 30 points."""
     ours = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5), (0.9, 0.9)))
     theirs = StudyRow.of(("y",), "student", cells((0.2, 0.2), (0.2, 0.4)))
     found = ours.against(theirs)

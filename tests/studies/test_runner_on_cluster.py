@@ -15,7 +15,7 @@ from tests.helpers.tiny_study import METHODS, write
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_cells_are_made_where_ray_address_says(tmp_path: Path) -> None:
-    """By a node without the driver; the head has no CPUs."""
+    """The head has no CPUs, so a node without the driver does the work."""
     axes = [{"name": "Method", "values": {"Baseline": METHODS["Baseline"]}}]
     path = write(tmp_path, axes=axes, seeds=[0])
     variables = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -31,7 +31,7 @@ def test_cells_are_made_where_ray_address_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_a_cluster_that_is_away_is_worth_a_retry(
+def test_an_unreachable_cluster_asks_for_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

@@ -47,7 +47,7 @@ def test_skipped_rows_are_left_out(tmp_path: Path) -> None:
     assert list(study.rows) == ["Baseline 1", "Random_Prompt 1", "Random_Prompt 2"]
 
 
-def test_of_a_list_of_settings_each_seed_takes_the_next(tmp_path: Path) -> None:
+def test_each_seed_uses_the_next_entry_of_a_list_of_settings(tmp_path: Path) -> None:
     words = [["a", "b"], ["c", "d"]]
     lists = [{"prompts": {"method": "mix", "styles": each}} for each in words]
     axes = [{"name": "Size", "values": {2: lists, "all": {"prompts": {"method": "mix"}}}}]
@@ -96,7 +96,7 @@ def test_quick_is_beneath_the_axes_and_has_its_own_root(tmp_path: Path) -> None:
     assert study.manifest.distillation.epochs == 9
 
 
-def test_an_override_is_of_the_file(tmp_path: Path) -> None:
+def test_an_override_changes_a_key_of_the_file(tmp_path: Path) -> None:
     study = read(write(tmp_path), ("seeds=[7]", "settings.synthesis.steps=3"))
     assert [cell.seed for cell in study.cells] == [7, 7]
     assert study.manifest.synthesis.steps == 3
@@ -124,7 +124,7 @@ PAPER_ROW = {"of": "Table 1", "data": "PACS", "columns": ["P", "A"]}
 
 
 def axis(**values: Any) -> dict[str, Any]:
-    """Of one axis, `e`."""
+    """A study with the one axis `e`."""
     return {"axes": [{"name": "e", "values": values}]}
 
 
@@ -142,6 +142,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         axis(x={"prompts": {"method": ["mix", "random"]}}),
         "x: prompts.method, synthesis.method and batch_norm_weight must make one method",
+    ),
+    (
+        {
+            "axes": [
+                {"name": "a", "values": {"x": {"seed": 1}, "x y": {"seed": 2}}},
+                {"name": "b", "values": {"y z": {"salt": 1}, "z": {"salt": 2}}},
+            ]
+        },
+        "axes: must give each row a name of its own",
     ),
     (axis(x={"storage": {"root": "y"}}, y={}), "axes: y: storage must be the same in all rows"),
     (axis(x={"classes": ["a", "b"]}, y={}), "axes: y: classes must be the same"),
@@ -177,7 +186,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "complaint"), REFUSED)
-def test_what_makes_no_study_is_refused_in_one_line(
+def test_an_invalid_study_is_refused_in_one_line(
     tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ManifestError) as caught:
@@ -223,15 +232,6 @@ def test_any_change_of_a_study_is_valid_or_refused(tree: Any) -> None:
             assert read(path).cells
 
 
-def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:
-    axes = [
-        {"name": "a", "values": {"x": {"seed": 1}, "x y": {"seed": 2}}},
-        {"name": "b", "values": {"y z": {"salt": 1}, "z": {"salt": 2}}},
-    ]
-    with pytest.raises(ManifestError, match="axes: must give each row a name of its own"):
-        read(write(tmp_path, axes=axes))
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 @pytest.mark.parametrize("size", ["full", "quick"])
 def test_every_study_that_is_shipped_can_be_read(path: Path, size: str) -> None:
@@ -243,7 +243,7 @@ def test_every_study_that_is_shipped_can_be_read(path: Path, size: str) -> None:
     assert size == "full" or max(steps) <= 12
 
 
-def test_sub_dictionaries_are_of_the_papers_words() -> None:
+def test_sub_dictionaries_consist_of_words_of_the_paper() -> None:
     (path,) = (path for path in SHIPPED if path.parent.name == "dictionary")
     values = yaml.safe_load(path.read_text())["axes"][0]["values"]
     for size in (10, 40):

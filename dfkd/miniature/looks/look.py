@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -130,6 +130,21 @@ class LookSampler:
             pass
         return look
 
+    def shared(self, own_colours: Sequence[bool], count: int, default: float) -> list[Look]:
+        """A random look for each drawing, from a pool of ``count`` looks for each kind of drawing.
+
+        Args:
+            own_colours: for each drawing, whether it has its own colours or one ink.
+            default: probability of the default look, which is not in the pool, as for `draw`.
+        """
+        pool = {kind: [self.draw(kind, 0.0) for _ in range(count)] for kind in (False, True)}
+        looks = []
+        for kind in own_colours:
+            # Drawn also where the pool replaces it, to decide about the default look.
+            look = self.draw(kind, default)
+            looks.append(look if look.default else self._one_of(pool[kind]))
+        return looks
+
     def _other(self, own_colours: bool) -> Look:
         """A look of random parts, which may happen to be the default one.
 
@@ -171,5 +186,5 @@ class LookSampler:
     def _chance(self, p: float) -> bool:
         return self._uniform() < p
 
-    def _one_of(self, values: tuple[T, ...]) -> T:
+    def _one_of(self, values: Sequence[T]) -> T:
         return values[int(torch.randint(len(values), (), generator=self.gen))]
