@@ -213,15 +213,15 @@ def _images(
     if label in OFFICIAL:
         count = OFFICIAL_IMAGES if domain != _CLIPART else len(rows)
     # After the last drawing the first one comes again.
-    shown = [rows[i % len(rows)] for i in range(count)]
+    selected = [rows[i % len(rows)] for i in range(count)]
     # Each class of each domain has a seed of its own, so no other class or domain changes it.
     seed = hashlib.sha256(f"{domain}/{label}".encode()).digest()[:7]
     gen = torch.Generator().manual_seed(int.from_bytes(seed))
-    looks = [DOMAINS[domain](gen) for _ in shown]
-    pixels = to_bytes(painted(cache, shown, looks, gen, _POSE)).numpy()
+    looks = [DOMAINS[domain](gen) for _ in selected]
+    pixels = to_bytes(painted(cache, selected, looks, gen, _POSE)).numpy()
     return [
         EvaluationImage(domain, label, row, number, pixels[number])
-        for number, row in enumerate(shown)
+        for number, row in enumerate(selected)
     ]
 
 

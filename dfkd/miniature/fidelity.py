@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 
-def psnr(made: Tensor, real: Tensor) -> float:
+def psnr(reconstructed: Tensor, real: Tensor) -> float:
     """The peak signal-to-noise ratio in dB, the mean over images.
 
     That of an image is 10 log10(1 / mean squared error).
 
     Args:
-        made, real: [N, C, H, W] in [0, 1].
+        reconstructed, real: [N, C, H, W] in [0, 1].
     """
-    errors = (made - real).square().flatten(1).mean(1).clamp(min=1e-10)
+    errors = (reconstructed - real).square().flatten(1).mean(1).clamp(min=1e-10)
     return float((-10 * errors.log10()).mean())
 
 
@@ -30,7 +30,7 @@ class Colours:
     """Mean chroma of the reconstructions, relative to that of the originals."""
 
 
-def colours_kept(made: Tensor, real: Tensor, threshold: float = 0.2) -> Colours:
+def colours_kept(reconstructed: Tensor, real: Tensor, threshold: float = 0.2) -> Colours:
     """Compare hue and chroma of the coloured pixels of images [N, 3, H, W] in [0, 1].
 
     Hue is the angle, and chroma the length, in the plane orthogonal to grey.
@@ -39,7 +39,7 @@ def colours_kept(made: Tensor, real: Tensor, threshold: float = 0.2) -> Colours:
         threshold: a pixel is coloured if the channels of the original differ by more than this.
     """
     coloured = (real.amax(1) - real.amin(1)) > threshold
-    planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (made, real)]
+    planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (reconstructed, real)]
     angles = [torch.atan2(plane[:, 1], plane[:, 0]) for plane in planes]
     # Differences of angles, brought to [-pi, pi).
     error = (angles[0] - angles[1] + torch.pi).remainder(2 * torch.pi) - torch.pi

@@ -187,8 +187,8 @@ class PerceptualLoss(nn.Module):
         x = tower.layer2(x)
         yield x
 
-    def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """The distance of images ``made`` from ``real`` ones, [B, 3, 64, 64] in [0, 1]: a scalar.
+    def forward(self, reconstructed: Tensor, real: Tensor) -> Tensor:
+        """The distance of two batches of images, [B, 3, 64, 64] in [0, 1]: a scalar.
 
         It is the squared error of the features relative to their mean square over the batch, summed
         over the stages. LPIPS normalises each pixel's features instead; where an empty area has
@@ -196,7 +196,7 @@ class PerceptualLoss(nn.Module):
         """
         with torch.no_grad():
             targets = [feature.float() for feature in self.features(real)]
-        pairs = zip(self.features(made), targets, strict=True)
+        pairs = zip(self.features(reconstructed), targets, strict=True)
         errors = [(a.float() - b).square().mean() / b.square().mean() for a, b in pairs]
         return torch.stack(errors).sum()
 
@@ -210,7 +210,7 @@ class Losses:
     perceptual: Tensor
     commitment: Tensor
     adversarial: Tensor
-    made: Tensor
+    reconstructed: Tensor
     """Reconstructions [B, 3, 64, 64] in about [0, 1]."""
     z: Tensor
     """Latents [B, C, h, w]."""
@@ -293,18 +293,27 @@ class GeneratorTrainer:
             codes, index = self.network.quantize(z)
             # Straight-through estimator: the decoder sees the codes, and its gradient passes to the
             # encoder as if nothing had been quantised.
-            made = (self.decode(z if free else z + (codes - z).detach()) + 1) / 2
-            perceptual = self.perceptual_loss(made, images)
+            reconstructed = (self.decode(z if free else z + (codes - z).detach()) + 1) / 2
+            perceptual = self.perceptual_loss(reconstructed, images)
             # The critic's outputs are high for patches that look real.
-            adversarial = -self.critic(made * 2 - 1).mean() if self.adversarial else torch.zeros(())
+            adversarial = torch.zeros(())
+            if self.adversarial:
+                adversarial = -self.critic(reconstructed * 2 - 1).mean()
         commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
-        made = made.float()
-        error = made - images
+        reconstructed = reconstructed.float()
+        error = reconstructed - images
         # Colour has a loss of its own: most pixels are grey, so the other losses let colours fade.
         # It is squared: an absolute error is least at the median of the colours, which is grey.
         chroma = (error - error.mean(1, keepdim=True)).square().mean()
         return Losses(
-            error.abs().mean(), chroma, perceptual.float(), commitment, adversarial, made, z, index
+            error.abs().mean(),
+            chroma,
+            perceptual.float(),
+            commitment,
+            adversarial,
+            reconstructed,
+            z,
+            index,
         )
 
     def _update(self) -> tuple[float, float, float, float, float, int]:
@@ -327,7 +336,7 @@ class GeneratorTrainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         if self.adversarial:
-            self._train_critic(images, losses.made.detach())
+            self._train_critic(images, losses.reconstructed.detach())
         reset = 0
         # Codes must exist when the first step with quantisation begins.
         if self.step + 1 >= r.free_steps:
@@ -341,11 +350,12 @@ class GeneratorTrainer:
             reset,
         )
 
-    def _train_critic(self, real: Tensor, made: Tensor) -> None:
+    def _train_critic(self, real: Tensor, reconstructed: Tensor) -> None:
         """One step of the discriminator on the hinge loss, as in taming-transformers."""
         with torch.autocast("cpu", torch.bfloat16):
-            on_real, on_made = self.critic(real * 2 - 1), self.critic(made * 2 - 1)
-        loss = F.relu(1 - on_real.float()).mean() + F.relu(1 + on_made.float()).mean()
+            on_real = self.critic(real * 2 - 1)
+            on_reconstructed = self.critic(reconstructed * 2 - 1)
+        loss = F.relu(1 - on_real.float()).mean() + F.relu(1 + on_reconstructed.float()).mean()
         self.critic_optimizer.zero_grad()
         (0.5 * loss).backward()
         self.critic_optimizer.step()

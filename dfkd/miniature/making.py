@@ -174,13 +174,13 @@ def write_reconstructions(
         columns: number of images of each domain.
     """
     images = split.evaluation_pixels()
-    made = pretraining.reconstruct(generator, images)
+    reconstructed = pretraining.reconstruct(generator, images)
     strips = []
     for domain in DOMAINS:
         rows = [i for i, image in enumerate(split.evaluation) if image.domain == domain]
         # Evenly spread over the domain, which is sorted by class.
         spread = [rows[i * len(rows) // columns] for i in range(columns)]
-        strips += [_strip(images[spread]), _strip(made[spread])]
+        strips += [_strip(images[spread]), _strip(reconstructed[spread])]
     Image.fromarray(np.concatenate(strips)).save(folder / "reconstructions.png", optimize=True)
 
 

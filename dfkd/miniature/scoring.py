@@ -167,7 +167,7 @@ def generator_scores(
         network, teacher: the exported generator and teacher.
     """
     evaluation, images = split.evaluation, split.evaluation_pixels()
-    made = reconstruct(network, images)
+    reconstructed = reconstruct(network, images)
     return {
         "decoder_parameters": _size(network.decoder),
         "parameters": _size(network),
@@ -176,8 +176,8 @@ def generator_scores(
         "steps": trainer.step,
         "images_seen": trainer.step * trainer.recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),
-        **_fidelity(evaluation, images, made),
-        **_recognition(teacher, tokenizer, evaluation, images, made),
+        **_fidelity(evaluation, images, reconstructed),
+        **_recognition(teacher, tokenizer, evaluation, images, reconstructed),
     }
 
 
@@ -188,14 +188,16 @@ def _codes_used(network: generator.Network, images: Tensor) -> int:
     return len(torch.cat(parts).unique())
 
 
-def _fidelity(evaluation: Sequence[EvaluationImage], images: Tensor, made: Tensor) -> Scores:
-    """Pixel errors of the reconstructions `made` of `images`."""
+def _fidelity(
+    evaluation: Sequence[EvaluationImage], images: Tensor, reconstructed: Tensor
+) -> Scores:
+    """Pixel errors of reconstructions of images, both [N, 3, 64, 64] in [0, 1]."""
     domains = _indices_by_domain(evaluation)
-    colours = colours_kept(made, images)
-    ratios = {name: psnr(made[rows], images[rows]) for name, rows in domains.items()}
-    ratios["mean"] = psnr(made, images)
+    colours = colours_kept(reconstructed, images)
+    ratios = {name: psnr(reconstructed[rows], images[rows]) for name, rows in domains.items()}
+    ratios["mean"] = psnr(reconstructed, images)
     return {
-        "l1": round(float((made - images).abs().mean()), 4),
+        "l1": round(float((reconstructed - images).abs().mean()), 4),
         "hue_error_degrees": round(colours.hue_error, 2),
         "chroma_kept": round(colours.chroma_kept, 4),
         "psnr_db": {name: round(ratio, 2) for name, ratio in ratios.items()},
@@ -207,16 +209,16 @@ def _recognition(
     tokenizer: SimpleTokenizer,
     evaluation: Sequence[EvaluationImage],
     images: Tensor,
-    made: Tensor,
+    reconstructed: Tensor,
 ) -> Scores:
-    """Accuracy of the teacher on `images` and on their reconstructions `made`."""
+    """Accuracy of the teacher on images and on their reconstructions."""
     classes = sorted({image.label for image in evaluation})
     before, after = (
         {
             "all": _by_domain(teacher, tokenizer, evaluation, pixels, classes),
             "official": _official(teacher, tokenizer, evaluation, pixels),
         }
-        for pixels in (images, made)
+        for pixels in (images, reconstructed)
     )
     return {
         "teacher_on_originals": before,
