@@ -12,7 +12,7 @@ modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing else 
     evaluation_set.py  held-out drawings               -> the bundled evaluation set
     scoring.py         exported files                  -> scores (of images: fidelity.py)
     making.py          all stages in a row             -> assets with their model card
-    backbone.py        painted images                  -> pre-trained weights of a student
+    classifier.py      painted images                  -> pre-trained weights of a student, a judge
 
 Start with `making.make`. In this package a *drawing* is an icon or a piece of clip art, a *row* is
 its entry in the cache of rendered drawings, a *look* is a way to paint it, an *image* is a painted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.config.fingerprint import fingerprint
-from dfkd.miniature import backbone, evaluation_set, pretraining, scoring, work_folder
+from dfkd.miniature import classifier, evaluation_set, pretraining, scoring, work_folder
 from dfkd.miniature.drawings.icons import EVALUATION
 from dfkd.miniature.drawings.nouns import common_nouns
+from dfkd.miniature.drawings.rendering import DrawingRow
 from dfkd.miniature.generator import Network
 from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.miniature.pretraining import DataSplit
@@ -91,32 +93,43 @@ def make(recipe: Recipe, command: str) -> Path:
     return write_scores(scores, output)
 
 
-def make_backbone(recipe: Recipe) -> Path:
-    """Train only the classifier that `recipe.backbone` describes; returns the path of its weights.
+def make_classifier(recipe: Recipe, kind: Literal["backbone", "judge"]) -> Path:
+    """Train only one of the classifiers; returns the path of its weights.
 
     Raises:
         DfkdError: as `make`.
     """
     torch.set_num_threads(recipe.threads)
     split = pretraining.split_drawings(recipe)
-    nouns = [
-        noun
-        for noun in common_nouns(split.rows, recipe.backbone.nouns)
-        if noun not in recipe.backbone.without
-    ]
-    batches = backbone.LabelledBatches(split.training, split.rows, nouns, recipe.seed)
-    folder = work_folder.claim(recipe, "backbone")
-    network = backbone.BackboneTrainer(recipe.backbone, batches, folder, recipe.seed).run(
+    settings = recipe.backbone if kind == "backbone" else recipe.judge
+    by_class = _backbone_classes(recipe, split) if kind == "backbone" else _judge_classes(split)
+    batches = classifier.LabelledBatches(split.training, list(by_class.values()), recipe.seed)
+    folder = work_folder.claim(recipe, kind)
+    network = classifier.ClassifierTrainer(settings, batches, folder, recipe.seed).run(
         pretraining.log
     )
-    images, labels = split.validation_set(nouns)
-    accuracy = backbone.accuracy(network, images, labels)
+    images, labels = split.validation_set(list(by_class))
+    accuracy = classifier.accuracy(network, images, labels)
     pretraining.log(
-        f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(nouns)} nouns"
+        f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(by_class)} classes"
     )
-    return backbone.save(
-        network, Path(recipe.output) / f"{recipe.backbone.architecture}.safetensors"
-    )
+    return classifier.save(network, Path(recipe.output) / f"{kind}.safetensors")
+
+
+def _backbone_classes(recipe: Recipe, split: DataSplit) -> dict[str, list[DrawingRow]]:
+    """The drawings of each frequent noun that no student is to learn."""
+    nouns = common_nouns(split.rows, recipe.backbone.nouns)
+    return {
+        noun: [row for row in split.rows if row.concept == noun]
+        for noun in nouns
+        if noun not in recipe.backbone.without
+    }
+
+
+def _judge_classes(split: DataSplit) -> dict[str, list[DrawingRow]]:
+    """The training drawings of each official class, by all names that the evaluation set uses."""
+    drawings = evaluation_set.by_class(split.rows)
+    return {label: drawings[label] for label in evaluation_set.OFFICIAL if label in drawings}
 
 
 def write_scores(scores: Scores, folder: Path) -> Path:

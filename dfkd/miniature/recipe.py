@@ -128,14 +128,10 @@ class GeneratorRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class BackboneRecipe:
-    """A torchvision ResNet that names training drawings (`--backbone`), and its training."""
+class ClassifierRecipe:
+    """A torchvision ResNet that names training drawings (`--classifier`), and its training."""
 
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
-    nouns: Annotated[int, Field(ge=2)] = 200
-    """Number of the most frequent names of training icons that are classes."""
-    without: tuple[Name, ...] = ()
-    """Names that are no classes, because students are to learn them."""
     steps: Count = 1200
     """Steps of AdamW. The learning rate rises in `rising_steps` and falls with a cosine."""
     rising_steps: Count = 50
@@ -143,6 +139,16 @@ class BackboneRecipe:
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.05
     checkpoint_every: Count = 50
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class BackboneRecipe(ClassifierRecipe):
+    """A classifier whose backbone students start from."""
+
+    nouns: Annotated[int, Field(ge=2)] = 200
+    """Number of the most frequent names of training icons that are classes."""
+    without: tuple[Name, ...] = ()
+    """Names that are no classes, because students are to learn them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -160,6 +166,8 @@ class Recipe:
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
     backbone: BackboneRecipe = Field(default_factory=BackboneRecipe)
+    judge: ClassifierRecipe = Field(default_factory=ClassifierRecipe)
+    """A classifier of the official classes, which recognises synthesised images or does not."""
 
     def __post_init__(self) -> None:
         require_folder("output", self.output)

@@ -17,20 +17,22 @@ from dfkd.errors import FingerprintError
 from dfkd.miniature.recipe import Recipe
 
 #: A stage and its folder; ``world`` holds the rendered drawings.
-Stage = Literal["world", "teacher", "generator", "backbone"]
+Stage = Literal["world", "teacher", "generator", "backbone", "judge"]
 #: The sections of the recipe on which each stage's result depends.
 _SECTIONS: dict[Stage, tuple[str, ...]] = {
     "world": ("data",),
     "teacher": ("data", "teacher"),
     "generator": ("data", "teacher", "generator"),
     "backbone": ("data", "backbone"),
+    "judge": ("data", "judge"),
 }
 #: Settings that change no result of a stage. `max_likeness` changes which images are scored.
 _WITHOUT_EFFECT = frozenset(
     {
         *("data.directory", "data.clipart", "data.work", "data.max_likeness"),
         *("teacher.compile", "teacher.checkpoint_every"),
-        *("generator.compile", "generator.checkpoint_every", "backbone.checkpoint_every"),
+        *("generator.compile", "generator.checkpoint_every"),
+        *("backbone.checkpoint_every", "judge.checkpoint_every"),
     }
 )
 

@@ -1,8 +1,9 @@
-"""Training of a classifier of drawings, which stands for a student's ImageNet weights.
+"""Training of classifiers of drawings, which are torchvision ResNets.
 
-The paper's student starts from "the pre-trained model". There is no ImageNet of drawings, so a
-torchvision ResNet learns to name training drawings in many looks, except for the classes that a
-student will learn. The result is a file for `distillation.weights`.
+The backbone stands for a student's ImageNet weights. The paper's student starts from "the
+pre-trained model", and there is no ImageNet of drawings, so it names training drawings, except for
+the classes that a student will learn. The judge names the official classes. It has guided no
+synthesis, so it can tell whether others than the teacher recognise synthesised images.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
-from dfkd.miniature.recipe import BackboneRecipe
+from dfkd.miniature.recipe import ClassifierRecipe
 from dfkd.miniature.work_folder import save_checkpoint
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.device import seeded
@@ -31,36 +32,31 @@ _DEFAULT_SHARE = 0.4
 class LabelledBatches:
     """Painted drawings with labels; batch `step` depends only on (seed, step)."""
 
-    def __init__(
-        self, cache: Cache, rows: Sequence[DrawingRow], nouns: Sequence[str], seed: int
-    ) -> None:
-        """Uses the rows named by one of `nouns`; each noun is equally likely.
-
-        A label is an index of `nouns`.
-        """
-        self.cache, self.seed = cache, seed
-        self.named = [[row for row in rows if row.concept == noun] for noun in nouns]
+    def __init__(self, cache: Cache, by_class: Sequence[Sequence[DrawingRow]], seed: int) -> None:
+        """A label is an index of `by_class`, and each class is equally likely."""
+        self.cache, self.seed, self.by_class = cache, seed, by_class
 
     def draw(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: images float32 [size, 3, 64, 64] in [0, 1], labels int64 [size]."""
         rng = np.random.default_rng((self.seed, step))
-        labels = rng.integers(len(self.named), size=size)
-        sampled = [self.named[label][rng.integers(len(self.named[label]))] for label in labels]
+        labels = rng.integers(len(self.by_class), size=size)
+        drawings = [self.by_class[label] for label in labels.tolist()]
+        sampled = [rows[rng.integers(len(rows))] for rows in drawings]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         images = random_images(self.cache, sampled, _DEFAULT_SHARE, generator)
         return images, torch.from_numpy(labels)
 
 
-class BackboneTrainer:
+class ClassifierTrainer:
     """Trains the classifier; `run` resumes from the last checkpoint in `folder`."""
 
     def __init__(
-        self, recipe: BackboneRecipe, batches: LabelledBatches, folder: Path, seed: int
+        self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int
     ) -> None:
         self.recipe, self.batches, self.step = recipe, batches, 0
         with seeded(seed):
             network: nn.Module = torchvision.models.get_model(
-                recipe.architecture, weights=None, num_classes=len(batches.named)
+                recipe.architecture, weights=None, num_classes=len(batches.by_class)
             )
         self.network = network.train()
         self.optimizer = torch.optim.AdamW(
@@ -77,7 +73,7 @@ class BackboneTrainer:
             accuracies.append(self._advance())
             if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
                 correct = sum(accuracies) / len(accuracies)
-                log(f"{recipe.architecture} step {self.step}: {correct:.3f} of its icons named")
+                log(f"{recipe.architecture} step {self.step}: {correct:.3f} of its drawings named")
                 self._save()
                 accuracies.clear()
         return self.network.eval()
@@ -132,7 +128,7 @@ def save(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def _rate_factor(step: int, recipe: BackboneRecipe) -> float:
+def _rate_factor(step: int, recipe: ClassifierRecipe) -> float:
     """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to zero."""
     rise = min(1.0, (step + 1) / recipe.rising_steps)
     return rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
