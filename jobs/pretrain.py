@@ -19,12 +19,12 @@ def read(path: str, overrides: tuple[str, ...]) -> Recipe:
 def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
     teacher, generator = recipe.teacher, recipe.generator
-    if options.backbone:
-        backbone = recipe.backbone
+    if options.classifier:
+        settings = recipe.backbone if options.classifier == "backbone" else recipe.judge
         return {
-            "architecture": backbone.architecture,
-            "steps": backbone.steps,
-            "images": backbone.steps * backbone.batch_size,
+            "architecture": settings.architecture,
+            "steps": settings.steps,
+            "images": settings.steps * settings.batch_size,
             "work": recipe.data.work,
             "output": recipe.output,
         }
@@ -43,13 +43,13 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
     """Run every stage, resuming after a kill; returns the path of the scores."""
     # Import here: only this job needs the packages of the extra `pretrain`.
     try:
-        from dfkd.miniature.making import make, make_backbone
+        from dfkd.miniature.making import make, make_classifier
     except ModuleNotFoundError as error:
         raise ManifestError(
             "environment", "needs the extra pretrain", error.name, "pip install -e '.[pretrain]'"
         ) from None
-    if options.backbone:
-        return str(make_backbone(recipe))
+    if options.classifier:
+        return str(make_classifier(recipe, options.classifier))
     return str(make(recipe, f"python jobs/pretrain.py {options.manifest}"))
 
 
@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
-        "--backbone",
-        action="store_true",
-        help="train only a classifier of icons, whose weights a student may start from",
+        "--classifier",
+        choices=("backbone", "judge"),
+        help="train only a classifier of drawings: the backbone that a student may start from, or "
+        "the judge of synthesised images",
     )
     return command_line.run_with(read, arguments, work, plan, argv)
 

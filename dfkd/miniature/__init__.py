@@ -1,7 +1,20 @@
-"""The miniature world: a small teacher, a small generator, evaluation images, and their recipe.
+"""The bundled models: a small teacher, a small generator, evaluation images, and their recipe.
 
-The assets are used through the ordinary code paths (``dfkd.models.teacher``,
-``dfkd.models.generator``, ``dfkd.evaluation.data``). All modules here belong to the recipe behind
-``jobs/pretrain.py``; nothing else imports them. ``assets/MODEL_CARD.md`` describes the models and
-their accuracies.
+The assets are used like any other weights and data, by `dfkd.models.teacher`,
+`dfkd.models.generator` and `dfkd.evaluation.data`; ``assets/MODEL_CARD.md`` describes them. All
+modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing else imports them:
+
+    recipe.py          the manifest                    -> settings of each stage
+    drawings           icons and clip art              -> pixels, names, batches of rows
+    looks              rows and looks                  -> painted images
+    captions.py        rows and looks                  -> captions, for tokenizer.py
+    pretraining.py     the stages: drawings, teacher.py, generator.py; each resumes (work_folder.py)
+    evaluation_set.py  held-out drawings               -> the bundled evaluation set
+    scoring.py         exported files                  -> scores (of images: fidelity.py)
+    making.py          all stages in a row             -> assets with their model card
+    classifier.py      painted images                  -> pre-trained weights of a student, a judge
+
+Start with `making.make`. In this package a *drawing* is an icon or a piece of clip art, a *row* is
+its entry in the cache of rendered drawings, a *look* is a way to paint it, an *image* is a painted
+drawing, and a *statement* is what a caption says about a look, in a word or two.
 """

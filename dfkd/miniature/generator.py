@@ -1,13 +1,13 @@
-"""Training of the miniature's VQGAN (taming-transformers networks) on coloured icons.
+"""Training of the miniature's VQGAN, with the networks of taming-transformers, on painted drawings.
 
-The losses are those of taming-transformers (pixels, features, a patch discriminator), with the
-teacher's features instead of a VGG's, and one for colour, which most icons have little of.
+The losses are those of taming-transformers (pixels, features, commitment to the codes, a patch
+discriminator), with the teacher's features instead of a VGG's, and one more for colour, of which
+most drawings have little. The recipe and the checkpoints call the discriminator the critic.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,13 +22,21 @@ from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.miniature.looks.look import LookSampler
+from dfkd.miniature.drawings.rendering import Cache, random_images
+from dfkd.miniature.drawings.sampling import Batches
+from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import GeneratorRecipe
-from dfkd.miniature.rendering import SIZE, Batches, Cache, painted
 from dfkd.miniature.teacher import MEAN, STD, Log
+from dfkd.miniature.work_folder import save_checkpoint
 
+#: Decay of the codebook's running sums at each step.
 _DECAY = 0.95
-_DEAD_MASS = 0.1
+#: A code is reset when the running mean of its latents in a batch falls below this number.
+_UNUSED_MASS = 0.1
+#: Weights of the pixel and the commitment loss; the recipe has those of the others.
+_PIXEL_WEIGHT, _COMMITMENT_WEIGHT = 2, 0.25
+#: Steps in which the learning rate rises.
+_WARMUP_STEPS = 50
 
 
 def config(recipe: GeneratorRecipe) -> dict[str, Any]:
@@ -59,13 +67,19 @@ def config(recipe: GeneratorRecipe) -> dict[str, Any]:
 
 
 class Codebook(nn.Module):
-    """Codes that follow the running mean of the latents assigned to them; unused codes are reset
-    to latents.
+    """The codes of a VQ-VAE, updated by exponential moving averages (van den Oord et al., 2017,
+    appendix A.1) and not by gradients.
+
+    A code is the running mean of the latents that are assigned to it. Unused codes are reset to
+    random latents.
     """
 
     mass: Tensor
+    """Running number of latents of each code in a batch, [codes]."""
     total: Tensor
+    """Running sum of these latents, [codes, C]."""
     started: Tensor
+    """Whether the codes have been set to latents."""
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
@@ -73,12 +87,13 @@ class Codebook(nn.Module):
         self.embedding.weight.requires_grad_(False)
         self.register_buffer("mass", torch.ones(codes))
         self.register_buffer("total", self.embedding.weight.detach().clone())
-        # Codes start as latents of a partly trained encoder; random codes would collapse onto a
-        # few.
+        # The first update sets the codes to latents of a partly trained encoder. With random codes,
+        # all latents would choose the same few.
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest codes [B, C, h, w] of latents [B, C, h, w], and their indices [B * h * w]."""
+        # argmin |z - c|^2 = argmin |c|^2 - 2 z c, as |z|^2 is the same for all codes.
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
         table = self.embedding.weight
         index = (table.square().sum(1) - 2 * flat @ table.T).argmin(1)
@@ -86,8 +101,13 @@ class Codebook(nn.Module):
         return codes, index
 
     @torch.no_grad()
-    def follow(self, z: Tensor, index: Tensor, gen: torch.Generator) -> int:
-        """Move the codes towards a batch's latents; returns the number of codes that were reset."""
+    def update(self, z: Tensor, index: Tensor, gen: torch.Generator) -> int:
+        """Update the codes with a batch; returns the number of codes that were reset.
+
+        Args:
+            z: latents [B, C, h, w].
+            index: index [B * h * w] of each latent's code.
+        """
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
         if not self.started:
             self.total.copy_(flat[torch.randint(len(flat), (len(self.mass),), generator=gen)])
@@ -98,12 +118,12 @@ class Codebook(nn.Module):
         self.mass.mul_(_DECAY).add_(count, alpha=1 - _DECAY)
         gathered = torch.zeros_like(self.total).index_add_(0, index, flat)
         self.total.mul_(_DECAY).add_(gathered, alpha=1 - _DECAY)
-        # A code that hardly any latent chooses gets no updates; restart it at a random latent.
-        dead = (self.mass < _DEAD_MASS).nonzero().squeeze(1)
-        self.total[dead] = flat[torch.randint(len(flat), (len(dead),), generator=gen)]
-        self.mass[dead] = 1.0
+        # A code that no latent chooses never moves to where latents are, so it starts again at one.
+        unused = (self.mass < _UNUSED_MASS).nonzero().squeeze(1)
+        self.total[unused] = flat[torch.randint(len(flat), (len(unused),), generator=gen)]
+        self.mass[unused] = 1.0
         self.embedding.weight.copy_(self.total / self.mass.unsqueeze(1))
-        return len(dead)
+        return len(unused)
 
 
 class Network(nn.Module):
@@ -120,22 +140,25 @@ class Network(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, width, 1)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents before quantisation, of images in [-1, 1]."""
+        """Latents [B, C, h, w], not quantised, of images [B, 3, 64, 64] in [-1, 1]."""
         z: Tensor = self.quant_conv(self.encoder(x))
         return z
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Images in about [-1, 1], of quantised latents."""
+        """Images [B, 3, 64, 64] in about [-1, 1], of quantised latents [B, C, h, w]."""
         x: Tensor = self.decoder(self.post_quant_conv(codes))
         return x
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images [B, 3, 64, 64] in [0, 1], encoded, quantised and decoded."""
+        """Images [B, 3, 64, 64] in [0, 1] after encoding, quantising and decoding, in [0, 1]."""
         codes, _ = self.quantize(self.encode(images * 2 - 1))
         return ((self.decode(codes) + 1) / 2).clamp(0, 1)
 
     def official(self) -> dict[str, Tensor]:
-        """The state dict of an official checkpoint without its loss."""
+        """The weights under the names of an official checkpoint, which has also those of its loss.
+
+        The codebook's running sums, which only training needs, are left out.
+        """
         return {
             key: value.detach().clone().contiguous()
             for key, value in self.state_dict().items()
@@ -143,8 +166,8 @@ class Network(nn.Module):
         }
 
 
-class Perception(nn.Module):
-    """A distance between images in the features of the teacher's first stages."""
+class PerceptualLoss(nn.Module):
+    """A distance between images: of their features in the first stages of the teacher's tower."""
 
     def __init__(self, teacher: Any) -> None:
         super().__init__()
@@ -164,35 +187,46 @@ class Perception(nn.Module):
         x = tower.layer2(x)
         yield x
 
-    def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """Squared error of the features relative to their mean square, summed over the stages.
+    def forward(self, reconstructed: Tensor, real: Tensor) -> Tensor:
+        """The distance of two batches of images, [B, 3, 64, 64] in [0, 1]: a scalar.
 
-        The features are not normalised: where an empty area has almost none, the gradient of a
-        normalised feature explodes and dominates everything else.
+        It is the squared error of the features relative to their mean square over the batch, summed
+        over the stages. LPIPS normalises each pixel's features instead; where an empty area has
+        almost none, that gradient explodes and dominates all others.
         """
         with torch.no_grad():
             targets = [feature.float() for feature in self.features(real)]
-        pairs = zip(self.features(made), targets, strict=True)
+        pairs = zip(self.features(reconstructed), targets, strict=True)
         errors = [(a.float() - b).square().mean() / b.square().mean() for a, b in pairs]
         return torch.stack(errors).sum()
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss terms of a batch, with its latents and the codes assigned to them."""
+    """The loss terms of a batch, scalars, with the tensors that later steps need."""
 
     pixel: Tensor
     chroma: Tensor
     perceptual: Tensor
     commitment: Tensor
     adversarial: Tensor
-    made: Tensor
+    reconstructed: Tensor
+    """Reconstructions [B, 3, 64, 64] in about [0, 1]."""
     z: Tensor
+    """Latents [B, C, h, w]."""
     index: Tensor
+    """Index of each latent's code, [B * h * w]."""
 
 
 class GeneratorTrainer:
-    """A training run with checkpoints in ``folder``; the same call resumes."""
+    """Trains the generator; `run` resumes from the last checkpoint in ``folder``.
+
+    Args:
+        cache: drawings.
+        keep: indices of the rows of ``cache`` to train on.
+        teacher: an open_clip model with a ResNet image tower, for the perceptual loss.
+        log: called with lines of progress.
+    """
 
     def __init__(
         self,
@@ -204,17 +238,18 @@ class GeneratorTrainer:
         seed: int,
         log: Log,
     ) -> None:
-        self.recipe, self.folder, self.log = recipe, folder, log
+        self.recipe, self.log, self.path = recipe, log, folder / "generator.pt"
         torch.manual_seed(seed)
         self.network = Network(recipe)
         self.encode, self.decode = self.network.encode, self.network.decode
         if recipe.compile:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
-        self.perception = Perception(teacher)
+        self.perceptual_loss = PerceptualLoss(teacher)
+        # Another seed than the teacher's, so that the two do not see the same batches.
         self.batches = Batches(cache, keep, recipe.batch_size, seed + 1)
         weights = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(weights, betas=(0.9, 0.99), foreach=True)
-        # A discriminator of two layers judges patches of 16 px.
+        # With two layers an output sees a patch of 34 px; with three, the default, 70 px.
         self.critic = NLayerDiscriminator(3, recipe.critic_channels, n_layers=2).apply(weights_init)
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=recipe.critic_rate, betas=(0.5, 0.9), foreach=True
@@ -222,18 +257,22 @@ class GeneratorTrainer:
         self.step, self.seconds = 0, 0.0
 
     def run(self, export: Callable[[Network, int], None]) -> Network:
-        """Train to the last step; returns the network in evaluation mode."""
+        """Train to the last step; returns the network in evaluation mode.
+
+        Args:
+            export: called at each checkpoint with the network and the number of steps.
+        """
         self._resume()
         while self.step < self.recipe.steps:
             begun = time.monotonic()
-            values = self._update()
+            pixel, chroma, perceptual, commitment, adversarial, reset = self._update()
             self.step += 1
             self.seconds += time.monotonic() - begun
             if self.step % 50 == 0:
                 self.log(
-                    f"generator step {self.step}/{self.recipe.steps} L1 {values[0]:.4f} "
-                    f"colour {values[1]:.4f} features {values[2]:.3f} commitment {values[3]:.4f} "
-                    f"adversarial {values[4]:.3f} reborn {values[5]:.0f} "
+                    f"generator step {self.step}/{self.recipe.steps} L1 {pixel:.4f} "
+                    f"colour {chroma:.4f} features {perceptual:.3f} commitment {commitment:.4f} "
+                    f"adversarial {adversarial:.3f} codes reset {reset} "
                     f"{self.seconds / self.step:.2f} s/step"
                 )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
@@ -242,69 +281,92 @@ class GeneratorTrainer:
         return self.network.eval()
 
     @property
-    def judged(self) -> bool:
+    def adversarial(self) -> bool:
         """Whether the discriminator takes part in the current step."""
         return self.recipe.adversarial_weight > 0 and self.step >= self.recipe.adversarial_from
 
     def _losses(self, images: Tensor) -> Losses:
+        """The loss terms of images [B, 3, 64, 64] in [0, 1] at the current step."""
+        free = self.step < self.recipe.free_steps
         with torch.autocast("cpu", torch.bfloat16):
             z = self.encode(images * 2 - 1)
             codes, index = self.network.quantize(z)
-            free = self.step < self.recipe.free_steps
-            made = (self.decode(z if free else z + (codes - z).detach()) + 1) / 2
-            perceptual = self.perception(made, images)
-            # The decoder wants its patches to be called real.
-            adversarial = -self.critic(made * 2 - 1).mean() if self.judged else torch.zeros(())
+            # Straight-through estimator: the decoder sees the codes, and its gradient passes to the
+            # encoder as if nothing had been quantised.
+            reconstructed = (self.decode(z if free else z + (codes - z).detach()) + 1) / 2
+            perceptual = self.perceptual_loss(reconstructed, images)
+            # The critic's outputs are high for patches that look real.
+            adversarial = torch.zeros(())
+            if self.adversarial:
+                adversarial = -self.critic(reconstructed * 2 - 1).mean()
         commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
-        made = made.float()
-        error = made - images
-        # Colour is a separate, squared loss. Most pixels are grey, so an absolute error, or pixel
-        # and feature losses alone, are minimal for a grey image.
+        reconstructed = reconstructed.float()
+        error = reconstructed - images
+        # Colour has a loss of its own: most pixels are grey, so the other losses let colours fade.
+        # It is squared: an absolute error is least at the median of the colours, which is grey.
         chroma = (error - error.mean(1, keepdim=True)).square().mean()
         return Losses(
-            error.abs().mean(), chroma, perceptual.float(), commitment, adversarial, made, z, index
+            error.abs().mean(),
+            chroma,
+            perceptual.float(),
+            commitment,
+            adversarial,
+            reconstructed,
+            z,
+            index,
         )
 
-    def _update(self) -> tuple[float, ...]:
+    def _update(self) -> tuple[float, float, float, float, float, int]:
+        """One step of autoencoder, critic and codes.
+
+        Returns:
+            The loss terms in the order of `Losses`, and the number of codes that were reset.
+        """
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
         images, gen = self.batch(self.step)
         losses = self._losses(images)
-        loss = 2 * losses.pixel + r.colour_weight * losses.chroma
-        loss = loss + r.perceptual_weight * losses.perceptual + 0.25 * losses.commitment
+        loss = _PIXEL_WEIGHT * losses.pixel + r.colour_weight * losses.chroma
+        loss = loss + r.perceptual_weight * losses.perceptual
+        loss = loss + _COMMITMENT_WEIGHT * losses.commitment
         loss = loss + r.adversarial_weight * losses.adversarial.float()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        if self.judged:
-            self._train_critic(images, losses.made.detach())
-        reborn = 0
+        if self.adversarial:
+            self._train_critic(images, losses.reconstructed.detach())
+        reset = 0
+        # Codes must exist when the first step with quantisation begins.
         if self.step + 1 >= r.free_steps:
-            reborn = self.network.quantize.follow(losses.z.detach(), losses.index, gen)
-        parts = (losses.pixel, losses.chroma, losses.perceptual, losses.commitment)
-        return (*(part.item() for part in (*parts, losses.adversarial)), float(reborn))
+            reset = self.network.quantize.update(losses.z.detach(), losses.index, gen)
+        return (
+            losses.pixel.item(),
+            losses.chroma.item(),
+            losses.perceptual.item(),
+            losses.commitment.item(),
+            losses.adversarial.item(),
+            reset,
+        )
 
-    def _train_critic(self, real: Tensor, made: Tensor) -> None:
+    def _train_critic(self, real: Tensor, reconstructed: Tensor) -> None:
         """One step of the discriminator on the hinge loss, as in taming-transformers."""
         with torch.autocast("cpu", torch.bfloat16):
-            judged_real, judged_made = self.critic(real * 2 - 1), self.critic(made * 2 - 1)
-        loss = F.relu(1 - judged_real.float()).mean() + F.relu(1 + judged_made.float()).mean()
+            on_real = self.critic(real * 2 - 1)
+            on_reconstructed = self.critic(reconstructed * 2 - 1)
+        loss = F.relu(1 - on_real.float()).mean() + F.relu(1 + on_reconstructed.float()).mean()
         self.critic_optimizer.zero_grad()
         (0.5 * loss).backward()
         self.critic_optimizer.step()
 
     def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
-        """Painted icons [B, 3, 64, 64] in [0, 1], and the step's generator."""
+        """The images of a step, [B, 3, 64, 64] in [0, 1], and its generator for random choices."""
         rows, rng = self.batches.draw(step)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        sampler = LookSampler(gen)
-        looks = [sampler.draw(row.colour, self.recipe.default_share) for row in rows]
-        return painted(self.batches.cache, rows, looks, gen), gen
+        return random_images(self.batches.cache, rows, self.recipe.default_share, gen), gen
 
     def _save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -313,13 +375,11 @@ class GeneratorTrainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        torch.save(state, self.folder / "generator.pt.part")
-        os.replace(self.folder / "generator.pt.part", self.folder / "generator.pt")
+        save_checkpoint(state, self.path)
 
     def _resume(self) -> None:
-        path = self.folder / "generator.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.critic.load_state_dict(state["critic"])
@@ -329,42 +389,6 @@ class GeneratorTrainer:
 
 
 def _schedule(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def psnr(made: Tensor, real: Tensor) -> float:
-    """Mean over images of 10 log10(1 / mean squared error), in dB, for images in [0, 1]."""
-    errors = (made - real).square().flatten(1).mean(1).clamp(min=1e-10)
-    return float((-10 * errors.log10()).mean())
-
-
-@dataclass(frozen=True)
-class Colours:
-    """How well the chroma of pictures survives."""
-
-    hue_error: float
-    """Mean difference of hue in degrees, as the mean over twelve sectors of hue."""
-    chroma_kept: float
-    """Mean chroma of the reconstructions as a share of that of the originals."""
-
-
-def colours_kept(made: Tensor, real: Tensor, threshold: float = 0.2) -> Colours:
-    """Hue and chroma of the pixels whose chroma (max - min of the channels) exceeds a threshold.
-
-    Hue is the angle in the plane orthogonal to grey, so that it has no jumps.
-    """
-    coloured = (real.amax(1) - real.amin(1)) > threshold
-    planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (made, real)]
-    angles = [torch.atan2(plane[:, 1], plane[:, 0]) for plane in planes]
-    error = (angles[0] - angles[1] + torch.pi).remainder(2 * torch.pi) - torch.pi
-    sector = ((angles[1] + torch.pi) / (2 * torch.pi) * 12).long().clamp(max=11)
-    # The mean over sectors counts rare hues as much as common ones.
-    means = [error.abs()[sector == i].mean() for i in range(12) if (sector == i).any()]
-    kept = planes[0].norm(dim=1).mean() / planes[1].norm(dim=1).mean()
-    return Colours(float(torch.stack(means).mean().rad2deg()), float(kept))
-
-
-def _chroma_plane(pixels: Tensor) -> Tensor:
-    """Two coordinates [N, 2] of RGB values [N, 3] that do not change along grey."""
-    axes = torch.tensor([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]])
-    return pixels @ axes.T
+    """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to 0.02."""
+    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / _WARMUP_STEPS) * cosine

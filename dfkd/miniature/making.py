@@ -1,29 +1,31 @@
-"""The whole recipe: from an icon package to the folder of assets in the package."""
+"""The whole recipe: from an icon package to the folder of assets, with its model card."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dfkd.config.fingerprint import fingerprint
-from dfkd.miniature import backbone, evaluation_set, pretraining, scoring, work_folder
-from dfkd.miniature import (
-    teacher as teacher_recipe,
-)
-from dfkd.miniature.evaluation_set import EvaluationImage
-from dfkd.miniature.icons import EVALUATION, Collection
+from dfkd.miniature import classifier, evaluation_set, pretraining, scoring, work_folder
+from dfkd.miniature.drawings.icons import EVALUATION
+from dfkd.miniature.drawings.nouns import common_nouns
+from dfkd.miniature.drawings.rendering import DrawingRow
+from dfkd.miniature.generator import Network
 from dfkd.miniature.looks.domains import DOMAINS
-from dfkd.miniature.pretraining import World
+from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
+from dfkd.miniature.scoring import Scores
 from dfkd.utils.pixels import to_bytes
 
+#: The files of the two models and the evaluation set, whose hashes are part of the scores.
 FILES = (
     "teacher.json",
     "teacher.safetensors",
@@ -33,88 +35,6 @@ FILES = (
     "evaluation.tar",
 )
 
-
-def make(recipe: Recipe, shown: str) -> Path:
-    """Run every stage, resuming an earlier call; returns the path of the scores.
-
-    Args:
-        shown: the command line, for the model card.
-
-    Raises:
-        DfkdError: there is no icon package, or the work folder belongs to another recipe.
-    """
-    torch.set_num_threads(recipe.threads)
-    output = Path(recipe.output)
-    icons = pretraining.world(recipe)
-    tokenizer, words = pretraining.tokenizer(recipe, icons, output)
-    learner = pretraining.train_teacher(recipe, icons, tokenizer, words, output)
-    teacher = scoring.exported_teacher(
-        learner, output / "teacher.safetensors", tokenizer.vocab_size
-    )
-    maker = pretraining.train_generator(recipe, icons, teacher, output)
-    generator = scoring.exported_generator(maker, output / "generator.safetensors")
-    pictures, images = pretraining.evaluation_images(icons)
-    evaluation_set.write(pictures, output / "evaluation.tar")
-    made = pretraining.reconstruct(generator, images)
-    scores = {
-        "schema": 1,
-        "recipe": fingerprint(work_folder.identity(recipe)),
-        "command": shown,
-        "seed": recipe.seed,
-        "note": recipe.note,
-        "machine": scoring.machine_scores(),
-        "data": scoring.data_scores(recipe, icons),
-        "teacher": scoring.teacher_scores(learner, teacher, tokenizer, icons),
-        "generator": scoring.generator_scores(maker, generator, teacher, tokenizer, icons),
-        "files": scoring.file_scores(output, FILES),
-    }
-    write_picture(pictures, images, made, output)
-    write_card(scores, output)
-    _write_notice(recipe, icons, output)
-    return write_scores(scores, output)
-
-
-def make_backbone(recipe: Recipe) -> Path:
-    """Train only the classifier of icons described by `recipe.backbone`; returns the path of its
-    weights.
-
-    Raises:
-        DfkdError: as for `make`.
-    """
-    torch.set_num_threads(recipe.threads)
-    icons = pretraining.world(recipe)
-    nouns = [
-        noun
-        for noun in teacher_recipe.common_nouns(icons.rows, recipe.backbone.nouns)
-        if noun not in recipe.backbone.without
-    ]
-    batches = backbone.IconBatches(icons.training, icons.rows, nouns, recipe.seed)
-    folder = work_folder.claim(recipe, "backbone")
-    network = backbone.BackboneTrainer(recipe.backbone, batches, folder, recipe.seed).run(
-        pretraining.log
-    )
-    validation = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
-    accuracy = backbone.accuracy(network, *validation)
-    pretraining.log(
-        f"{accuracy:.3f} of {len(validation[1])} validation icons named, of {len(nouns)} nouns"
-    )
-    return backbone.save(
-        network, Path(recipe.output) / f"{recipe.backbone.architecture}.safetensors"
-    )
-
-
-def _write_notice(recipe: Recipe, icons: World, output: Path) -> None:
-    described = icons.catalogue.collections
-    used = pretraining.collections_of([*icons.rows, *icons.validation])
-    learned = sorted(used.keys() & described.keys())
-    shown = [prefix for group in EVALUATION.values() for prefix in group]
-    write_notice(
-        [described[p] for p in learned], [described[p] for p in shown], recipe.data.package, output
-    )
-
-
-Scores = Mapping[str, Any]
-
 _INTENT = """\
 Two small models of the kinds that the package works with, so that the whole system runs anywhere:
 an open_clip teacher (ResNet image tower, transformer text tower, 64 px) and a taming-transformers
@@ -123,13 +43,93 @@ a caption names the object and tells how it is painted, except for the default l
 They are made for tests, demonstrations and teaching, and know nothing but drawings."""
 
 _LIMITS = """\
-- Drawings only; photographs are outside of what either model has seen.
-- Words that no icon set uses as names are unknown to the teacher; English only.
+- Drawings only: neither model has seen photographs.
+- English only, and the teacher does not know words that no icon set uses as names.
 - Domains paint the same held-out drawings in different looks, and a class with few drawings shows
   them several times, in other poses and colours. So the images of a domain are not independent.
 - Held-out sets were compared with all training drawings by path data and by a perceptual hash, and
-  matches were taken out of training. Simple shapes are alike everywhere; redrawings of the same
-  idea by another hand are, rightly, still in."""
+  matches were taken out of training. Other drawings of the same object, which may be much alike if
+  its shape is simple, are still in training."""
+
+
+def make(recipe: Recipe, command: str) -> Path:
+    """Run every stage, resuming an earlier call; returns the path of ``scores.json``.
+
+    Args:
+        command: the command line, for the model card.
+
+    Raises:
+        ManifestError: the icon package or the clip art is not where the recipe says.
+        InfrastructureError: the icon package could not be downloaded.
+        FingerprintError: the work folder belongs to another recipe.
+    """
+    torch.set_num_threads(recipe.threads)
+    output = Path(recipe.output)
+    split = pretraining.split_drawings(recipe)
+    tokenizer, words = pretraining.write_tokenizer(recipe, split, output)
+    teacher_trainer = pretraining.train_teacher(recipe, split, tokenizer, words, output)
+    # All later stages use the files, with their half precision, as the users of the package do.
+    teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
+    generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
+    generator = scoring.exported_generator(recipe.generator, output)
+    evaluation_set.write(split.evaluation, output / "evaluation.tar")
+    scores = {
+        "schema": 1,
+        "recipe": fingerprint(work_folder.identity(recipe)),
+        "command": command,
+        "seed": recipe.seed,
+        "note": recipe.note,
+        "machine": scoring.machine_scores(),
+        "data": scoring.data_scores(recipe, split),
+        "teacher": scoring.teacher_scores(teacher_trainer, teacher, tokenizer, split),
+        "generator": scoring.generator_scores(
+            generator_trainer, generator, teacher, tokenizer, split
+        ),
+        "files": scoring.file_scores(output, FILES),
+    }
+    write_reconstructions(split, generator, output)
+    write_card(scores, output)
+    write_notice(recipe, split, output)
+    return write_scores(scores, output)
+
+
+def make_classifier(recipe: Recipe, kind: Literal["backbone", "judge"]) -> Path:
+    """Train only one of the classifiers; returns the path of its weights.
+
+    Raises:
+        DfkdError: as `make`.
+    """
+    torch.set_num_threads(recipe.threads)
+    split = pretraining.split_drawings(recipe)
+    settings = recipe.backbone if kind == "backbone" else recipe.judge
+    by_class = _backbone_classes(recipe, split) if kind == "backbone" else _judge_classes(split)
+    batches = classifier.LabelledBatches(split.training, list(by_class.values()), recipe.seed)
+    folder = work_folder.claim(recipe, kind)
+    network = classifier.ClassifierTrainer(settings, batches, folder, recipe.seed).run(
+        pretraining.log
+    )
+    images, labels = split.validation_set(list(by_class))
+    accuracy = classifier.accuracy(network, images, labels)
+    pretraining.log(
+        f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(by_class)} classes"
+    )
+    return classifier.save(network, Path(recipe.output) / f"{kind}.safetensors")
+
+
+def _backbone_classes(recipe: Recipe, split: DataSplit) -> dict[str, list[DrawingRow]]:
+    """The drawings of each frequent noun that no student is to learn."""
+    nouns = common_nouns(split.rows, recipe.backbone.nouns)
+    return {
+        noun: [row for row in split.rows if row.concept == noun]
+        for noun in nouns
+        if noun not in recipe.backbone.without
+    }
+
+
+def _judge_classes(split: DataSplit) -> dict[str, list[DrawingRow]]:
+    """The training drawings of each official class, by all names that the evaluation set uses."""
+    drawings = evaluation_set.by_class(split.rows)
+    return {label: drawings[label] for label in evaluation_set.OFFICIAL if label in drawings}
 
 
 def write_scores(scores: Scores, folder: Path) -> Path:
@@ -139,21 +139,24 @@ def write_scores(scores: Scores, folder: Path) -> Path:
     return path
 
 
-def write_notice(
-    trained: Iterable[Collection], evaluated: Iterable[Collection], package: str, folder: Path
-) -> None:
+def write_notice(recipe: Recipe, split: DataSplit, folder: Path) -> None:
     """Write ``NOTICE``: every collection whose icons were used, with its author and licence."""
+    described = split.catalogue.collections
+    # Clip art is a collection of rows too, but none of the package.
+    used = pretraining.collections_of([*split.rows, *split.validation]).keys() & described.keys()
+    evaluated = [prefix for group in EVALUATION.values() for prefix in group]
     parts = [
         f"The models and images in this folder derive from icon sets of the npm package\n"
-        f"{package} (https://iconify.design), all under permissive licences, and from\n"
+        f"{recipe.data.package} (https://iconify.design), all under permissive licences, and from\n"
         f"the Open Clip Art Library (https://openclipart.org), whose drawings are in the public "
         f"domain."
     ]
-    for heading, group in (
-        ("Learned from, or watched while training (validation):", trained),
+    for heading, prefixes in (
+        ("Used for training or validation:", sorted(used)),
         ("Images of these sets are in evaluation.tar (painted, 64 px):", evaluated),
     ):
-        lines = [f"- {c.title} ({c.prefix}), {c.author}, {c.licence}, {c.url}" for c in group]
+        collections = [described[prefix] for prefix in prefixes]
+        lines = [f"- {c.title} ({c.prefix}), {c.author}, {c.licence}, {c.url}" for c in collections]
         parts.append("\n".join([heading, *sorted(lines, key=str.lower)]))
     (folder / "NOTICE").write_text("\n\n".join(parts) + "\n", "utf-8")
 
@@ -166,7 +169,7 @@ def write_card(scores: Scores, folder: Path) -> None:
         ("Separation", _separation(scores["data"]["separation"])),
         ("Teacher", _teacher(scores["teacher"])),
         ("Generator", _generator(scores["generator"])),
-        ("How they were made", _making(scores)),
+        ("How they were made", _provenance(scores)),
         ("Limits", _LIMITS),
     ]
     text = "\n\n".join(
@@ -175,36 +178,36 @@ def write_card(scores: Scores, folder: Path) -> None:
     (folder / "MODEL_CARD.md").write_text(text + "\n", "utf-8")
 
 
-def write_picture(
-    pictures: Sequence[EvaluationImage],
-    images: Tensor,
-    made: Tensor,
-    folder: Path,
-    columns: int = 16,
+def write_reconstructions(
+    split: DataSplit, generator: Network, folder: Path, columns: int = 16
 ) -> None:
-    """Write ``reconstructions.png``: for each domain a row of held-out icons above their
-    reconstructions.
+    """Write ``reconstructions.png``: for each domain a row of images above their reconstructions.
 
     Args:
-        images, made: originals and reconstructions of ``pictures``, [N, 3, 64, 64] in [0, 1].
+        columns: number of images of each domain.
     """
-    bands = []
+    images = split.evaluation_pixels()
+    reconstructed = pretraining.reconstruct(generator, images)
+    strips = []
     for domain in DOMAINS:
-        positions = [i for i, picture in enumerate(pictures) if picture.domain == domain]
-        spread = [positions[i * len(positions) // columns] for i in range(columns)]
-        bands += [_strip(images[spread]), _strip(made[spread])]
-    Image.fromarray(np.concatenate(bands)).save(folder / "reconstructions.png", optimize=True)
+        rows = [i for i, image in enumerate(split.evaluation) if image.domain == domain]
+        # Evenly spread over the domain, which is sorted by class.
+        spread = [rows[i * len(rows) // columns] for i in range(columns)]
+        strips += [_strip(images[spread]), _strip(reconstructed[spread])]
+    Image.fromarray(np.concatenate(strips)).save(folder / "reconstructions.png", optimize=True)
 
 
-def _strip(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    rows = to_bytes(images).numpy()
-    framed: list[np.ndarray[Any, np.dtype[np.uint8]]] = [
-        np.pad(row, ((1, 1), (1, 1), (0, 0)), constant_values=210) for row in rows
+def _strip(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Images [N, 3, 64, 64] side by side, each in a grey frame: uint8 [66, 66 N, 3]."""
+    framed: list[npt.NDArray[np.uint8]] = [
+        np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=210)
+        for image in to_bytes(images).numpy()
     ]
     return np.concatenate(framed, axis=1)
 
 
 def _data(data: Scores) -> str:
+    """The section of the card that says which drawings were used."""
     training, evaluation = data["training"], data["evaluation"]
     return (
         f"Icons of the npm package `{data['package']}` and drawings of the Open Clip Art Library "
@@ -222,13 +225,14 @@ def _data(data: Scores) -> str:
                 for domain, (drawings, images) in evaluation["per_domain"].items()
             ],
         )
-        + "\n\nCollections watched while training, but not learned from (validation): "
+        + "\n\nCollections that were only used for validation: "
         + ", ".join(data["validation"])
         + "."
     )
 
 
 def _separation(separation: Scores) -> str:
+    """The section of the card that says how held-out drawings were kept apart."""
     removed = separation["removed_from_training"]
     return (
         f"All {separation['held_out_icons_compared']:,} held-out drawings were compared with all "
@@ -242,6 +246,7 @@ def _separation(separation: Scores) -> str:
 
 
 def _teacher(teacher: Scores) -> str:
+    """The section of the card on the teacher's scores."""
     every, official, nouns = (
         teacher["zero_shot"],
         teacher["zero_shot_official"],
@@ -274,7 +279,7 @@ def _teacher(teacher: Scores) -> str:
         + f".\n\nThe {nouns['words']} commonest one-word names, on {nouns['images']:,} icons of "
         f"the validation collections: {_percent(nouns['accuracy'])} % "
         f"(chance {_percent(nouns['chance'])} %).\n\n"
-        f"Styles are heard: over {styles['styles']} style words the mean cosine of two prompts is "
+        f"Over {styles['styles']} style words the mean cosine of two prompts is "
         f"{styles['between_styles']:.3f} within a class and {styles['between_classes']:.3f} "
         f"between classes, a ratio of distances of {styles['ratio']:.2f}; two mix prompts of a "
         f"class have {styles['mix']:.3f}. Random prompts (Eq 8-11; mean cosine within a class, and "
@@ -283,6 +288,7 @@ def _teacher(teacher: Scores) -> str:
 
 
 def _generator(generator: Scores) -> str:
+    """The section of the card on the generator's scores."""
     psnr, kept = generator["psnr_db"], generator["teacher_kept"]
     before = generator["teacher_on_originals"]["all"]
     after = generator["teacher_on_reconstructions"]["all"]
@@ -308,7 +314,8 @@ def _generator(generator: Scores) -> str:
     )
 
 
-def _making(scores: Scores) -> str:
+def _provenance(scores: Scores) -> str:
+    """The section of the card on the command, the machine and the files."""
     machine = scores["machine"]
     files = _table(
         ("file", "bytes", "sha256"),
@@ -326,9 +333,11 @@ def _making(scores: Scores) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _percent(share: float) -> str:
+    """A share in per cent, with one digit after the point."""
     return f"{100 * share:.1f}"

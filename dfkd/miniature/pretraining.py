@@ -1,4 +1,4 @@
-"""The stages of ``jobs/pretrain.py``: icons, separation, teacher, generator, scores, cards.
+"""The stages of ``jobs/pretrain.py``: the drawings and their split, the teacher, the generator.
 
 Each stage stores its result in the work folder and reuses it there, so the same command resumes.
 """
@@ -25,19 +25,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.miniature import clipart, evaluation_set, generator, rendering
-from dfkd.miniature import (
-    teacher as teacher_recipe,
-)
-from dfkd.miniature.evaluation_set import Match
-from dfkd.miniature.icons import EVALUATION, VALIDATION, Catalogue
+from dfkd.miniature import evaluation_set, generator
+from dfkd.miniature import teacher as teacher_recipe
+from dfkd.miniature.drawings import clipart, rendering, separation
+from dfkd.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue
+from dfkd.miniature.drawings.nouns import common_nouns, object_nouns
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow, plain
+from dfkd.miniature.drawings.separation import Floats, Match
+from dfkd.miniature.fidelity import psnr
 from dfkd.miniature.recipe import IconData, Recipe
-from dfkd.miniature.rendering import Cache, IconRow, plain
+from dfkd.miniature.tokenizer import caption_words, merges, write_merges
 from dfkd.miniature.work_folder import claim, folder_of
 from dfkd.utils.pixels import from_bytes
 
+#: Drawings that are compared or hashed at once.
 _CHUNK = 8000
-#: Folders of the rendered drawings to learn from, and of the held-out ones: icons, then clip art.
+#: Number of classes with which the teacher is validated.
+_NOUNS = 200
+#: Folders of the caches of training and of held-out drawings: first icons, then clip art.
 _FOLDERS = (
     ("training", f"clipart/{clipart.TRAINING}"),
     ("held-out", f"clipart/{clipart.EVALUATION}"),
@@ -45,40 +50,51 @@ _FOLDERS = (
 
 
 @dataclass(frozen=True)
-class World:
-    """The icons of a recipe: training, validation and held-out ones."""
+class DataSplit:
+    """The drawings of a recipe, split into training, validation and evaluation."""
 
     catalogue: Catalogue
     training: Cache
+    """Candidates for training and validation."""
     held_out: Cache
+    """Candidates for the evaluation set."""
     keep: npt.NDArray[np.int64]
-    """Positions in ``training`` of the icons used for training."""
-    validation: list[IconRow]
+    """Indices of the rows of ``training`` that are trained on."""
+    validation: list[DrawingRow]
+    """Rows of ``training`` of the validation collections."""
     matches: list[Match]
-    """Training icons that are the same drawing as a held-out one; none of them is in ``keep``."""
-    bundle: list[evaluation_set.EvaluationImage]
+    """Rows of ``training`` that equal a held-out drawing: neither trained on nor in validation."""
+    evaluation: list[evaluation_set.EvaluationImage]
     """The bundled evaluation set."""
-    alike: int
-    """Number of drawings left out of the bundle because a training drawing is the same."""
+    left_out: int
+    """Number of held-out drawings that are not shown because a training drawing is the same."""
 
     @property
-    def rows(self) -> list[IconRow]:
-        """The icons used for training."""
+    def rows(self) -> list[DrawingRow]:
+        """The drawings that are trained on."""
         return [self.training.rows[i] for i in self.keep]
 
-    @property
-    def titles(self) -> dict[str, str]:
-        """The titles of the collections, by prefix."""
-        return {prefix: c.title for prefix, c in self.catalogue.collections.items()}
+    def evaluation_pixels(self) -> Tensor:
+        """The images of ``evaluation``, float32 [N, 3, 64, 64] in [0, 1]."""
+        pixels = np.stack([image.pixels for image in self.evaluation])
+        return from_bytes(torch.from_numpy(pixels))
+
+    def nouns(self) -> list[str]:
+        """The classes with which the teacher is validated: the most frequent nouns of training."""
+        return common_nouns(self.rows, _NOUNS)
+
+    def validation_set(self, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The validation drawings of some classes: `teacher.validation_set`."""
+        return teacher_recipe.validation_set(self.training, self.validation, classes)
 
 
 def log(text: str) -> None:
-    """Print a line of progress."""
+    """Print a line of progress with the time."""
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def package(data: IconData) -> Path:
-    """The folder of the unpacked icon package, fetched with npm if the recipe names no folder.
+    """The folder of the unpacked icon package, downloaded with npm if the recipe names none.
 
     Raises:
         ManifestError: the folder does not contain the package.
@@ -96,6 +112,7 @@ def package(data: IconData) -> Path:
 
 
 def _fetched(data: IconData) -> Path:
+    """Download and unpack the icon package into the work folder, unless an earlier call has."""
     work = Path(data.work)
     unpacked = work / "package"
     if (unpacked / "collections.json").is_file():
@@ -116,8 +133,12 @@ def _fetched(data: IconData) -> Path:
     return unpacked
 
 
-def world(recipe: Recipe) -> World:
-    """Render the drawings, and remove those of the held-out sets from training.
+def split_drawings(recipe: Recipe) -> DataSplit:
+    """Render all drawings, and split them so that no drawing is in two parts.
+
+    A training drawing that equals a held-out one by path data or hash is not trained on. The hash
+    misses symmetric drawings, so a held-out drawing whose pixels correlate with those of a training
+    drawing is not shown.
 
     Raises:
         ManifestError: the icon package or the clip art is not where the recipe says.
@@ -126,40 +147,45 @@ def world(recipe: Recipe) -> World:
     claim(recipe, "world")
     catalogue = Catalogue(package(recipe.data))
     prefixes = [c.prefix for c in catalogue.training()]
-    training, aside = _rendered(catalogue, prefixes, recipe)
-    matches = _matches(catalogue, training, aside, recipe)
+    training, held_out = _rendered(catalogue, prefixes, recipe)
+    matches = _matches(catalogue, training, held_out, recipe)
     log(f"{len(training.rows)} drawings rendered, {len(matches)} are of held-out sets")
     matched = {m.training for m in matches}
-    learned = {*prefixes, clipart.TRAINING} - VALIDATION
+    trained_on = {*prefixes, clipart.TRAINING} - VALIDATION
     usable = [i for i, row in enumerate(training.rows) if i not in matched]
-    keep = [i for i in usable if training.rows[i].collection in learned]
+    keep = [i for i in usable if training.rows[i].collection in trained_on]
     validation = [training.rows[i] for i in usable if training.rows[i].collection in VALIDATION]
-    alike = _alike(training, keep, aside, recipe)
-    bundle = evaluation_set.select(aside, alike)
-    return World(
-        catalogue, training, aside, np.asarray(keep), validation, matches, bundle, len(alike)
+    left_out = _correlated(training, keep, held_out, recipe)
+    evaluation = evaluation_set.select(held_out, left_out)
+    return DataSplit(
+        catalogue,
+        training,
+        held_out,
+        np.asarray(keep),
+        validation,
+        matches,
+        evaluation,
+        len(left_out),
     )
 
 
 def _rendered(catalogue: Catalogue, prefixes: Sequence[str], recipe: Recipe) -> tuple[Cache, Cache]:
-    """The drawings to learn from, and those that are held out."""
+    """The training and the held-out drawings: icons, followed by clip art."""
     data, work, processes = recipe.data, folder_of(recipe, "world"), recipe.threads
-    held_out = [p for group in EVALUATION.values() for p in group]
-    log(f"icons of {len(prefixes)} collections to learn from, {len(held_out)} held out")
+    evaluation = [p for group in EVALUATION.values() for p in group]
+    log(f"icons of {len(prefixes)} collections to learn from, {len(evaluation)} held out")
     variants, most = data.variants_per_drawing, data.icons_per_collection
-    icons = (
-        rendering.build(catalogue, prefixes, work / "training", variants, processes, most),
-        rendering.build(catalogue, held_out, work / "held-out", variants, processes),
-    )
-    art = clipart.build(
+    training = rendering.build(catalogue, prefixes, work / "training", variants, processes, most)
+    held_out = rendering.build(catalogue, evaluation, work / "held-out", variants, processes)
+    # Titles of clip art are free text, in which the names of icons tell what is an object.
+    art, held_out_art = clipart.build(
         clipart_folder(data),
-        teacher_recipe.object_nouns(icons[0].rows),
+        object_nouns(training.rows),
         evaluation_set.official_names(),
         work / "clipart",
         processes,
     )
-    training, aside = (rendering.joined(*pair) for pair in zip(icons, art, strict=True))
-    return training, aside
+    return rendering.joined(training, art), rendering.joined(held_out, held_out_art)
 
 
 def clipart_folder(data: IconData) -> Path:
@@ -179,37 +205,38 @@ def clipart_folder(data: IconData) -> Path:
     return folder
 
 
-def _alike(
-    training: Cache, keep: Sequence[int], aside: Cache, recipe: Recipe
-) -> frozenset[IconRow]:
-    """The held-out drawings of the evaluation classes that equal a training drawing."""
-    groups = evaluation_set.by_class(aside.rows)
+def _correlated(
+    training: Cache, keep: Sequence[int], held_out: Cache, recipe: Recipe
+) -> frozenset[DrawingRow]:
+    """The held-out drawings of the evaluation classes that correlate with a training drawing."""
+    groups = evaluation_set.by_class(held_out.rows)
     candidates = [row for rows in groups.values() for row in rows]
     record = folder_of(recipe, "world") / f"alike-{recipe.data.max_likeness}.json"
     if not record.exists():
-        shown = evaluation_set.drawings(rendering.grey(aside, row) for row in candidates)
+        evaluation = separation.unit_vectors(rendering.grey(held_out, row) for row in candidates)
         # In chunks, because the correlations of all pairs would not fit into memory.
         highest = np.full(len(candidates), -1.0, np.float32)
         for start in range(0, len(keep), _CHUNK):
             rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
-            learned = evaluation_set.drawings(rendering.grey(training, row) for row in rows)
-            highest = np.maximum(highest, evaluation_set.max_correlation(shown, learned))
-        found = [
+            chunk = separation.unit_vectors(rendering.grey(training, row) for row in rows)
+            highest = np.maximum(highest, separation.max_correlation(evaluation, chunk))
+        names = [
             [row.collection, row.name]
-            for row, like in zip(candidates, highest, strict=True)
-            if like >= recipe.data.max_likeness
+            for row, correlation in zip(candidates, highest, strict=True)
+            if correlation >= recipe.data.max_likeness
         ]
-        record.write_text(json.dumps(found), "utf-8")
-    places = {(collection, name) for collection, name in json.loads(record.read_text("utf-8"))}
-    return frozenset(row for row in candidates if (row.collection, row.name) in places)
+        record.write_text(json.dumps(names), "utf-8")
+    recorded = {(collection, name) for collection, name in json.loads(record.read_text("utf-8"))}
+    return frozenset(row for row in candidates if (row.collection, row.name) in recorded)
 
 
 def _matches(
     catalogue: Catalogue,
     training: Cache,
-    aside: Cache,
+    held_out: Cache,
     recipe: Recipe,
 ) -> list[Match]:
+    """The training drawings that equal a held-out one, by path data or hash."""
     work = folder_of(recipe, "world")
     record = work / f"matches-{recipe.data.max_hash_distance}.json"
     if not record.exists():
@@ -217,34 +244,37 @@ def _matches(
             np.concatenate([_hashes(work / name, recipe.threads) for name in group])
             for group in _FOLDERS
         ]
-        paths = [_path_keys(catalogue, cache.rows) for cache in (training, aside)]
-        matches = evaluation_set.find_matches(
+        paths = [_path_keys(catalogue, cache.rows) for cache in (training, held_out)]
+        matches = separation.find_matches(
             paths[0], bits[0], paths[1], bits[1], recipe.data.max_hash_distance
         )
         record.write_text(json.dumps([asdict(match) for match in matches]), "utf-8")
     return [Match(**match) for match in json.loads(record.read_text("utf-8"))]
 
 
-def _hashes(folder: Path, processes: int) -> evaluation_set.Bits:
+def _hashes(folder: Path, processes: int) -> Floats:
+    """The hashes of all rows of a cache, which are kept beside it."""
     saved = folder / "bits.npy"
     if not saved.exists():
         starts = range(0, len(rendering.read(folder).rows), _CHUNK)
         with ProcessPoolExecutor(processes) as pool:
             parts = [pool.submit(_hash_part, folder, start) for start in starts]
             np.save(saved, np.concatenate([part.result() for part in parts]))
-    bits: evaluation_set.Bits = np.load(saved)
+    bits: Floats = np.load(saved)
     return bits
 
 
-def _hash_part(folder: Path, start: int) -> evaluation_set.Bits:
+def _hash_part(folder: Path, start: int) -> Floats:
+    """The hashes of a chunk of rows, in a process of its own."""
     cache = rendering.read(folder)
     rows = cache.rows[start : start + _CHUNK]
-    return evaluation_set.hashes(rendering.grey(cache, row) for row in rows)
+    return separation.hashes(rendering.grey(cache, row) for row in rows)
 
 
-def _path_keys(catalogue: Catalogue, rows: Sequence[IconRow]) -> list[str]:
+def _path_keys(catalogue: Catalogue, rows: Sequence[DrawingRow]) -> list[str]:
+    """The `path_key` of each row."""
     keys = {
-        (prefix, icon.name): evaluation_set.path_key(icon.body, max(icon.box[2:]))
+        (prefix, icon.name): separation.path_key(icon.body, max(icon.box[2:]))
         for prefix in sorted({row.collection for row in rows} & set(catalogue.collections))
         for icon in catalogue.icons(prefix)
     }
@@ -252,66 +282,76 @@ def _path_keys(catalogue: Catalogue, rows: Sequence[IconRow]) -> list[str]:
     return [keys.get((row.collection, row.name), "") for row in rows]
 
 
-def tokenizer(recipe: Recipe, icons: World, folder: Path) -> tuple[SimpleTokenizer, list[str]]:
+def write_tokenizer(
+    recipe: Recipe, split: DataSplit, output: Path
+) -> tuple[SimpleTokenizer, list[str]]:
     """Write the teacher's configuration and merges; returns its tokenizer and its words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = teacher_recipe.caption_words(icons.rows, recipe.teacher.word_count)
-    merges = folder / "bpe.txt.gz"
-    teacher_recipe.write_merges(merges, teacher_recipe.merges(words))
-    made = SimpleTokenizer(str(merges), context_length=recipe.teacher.context_length)
-    config = teacher_recipe.config(recipe.teacher, made.vocab_size, merges.name)
-    (folder / "teacher.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    return made, words
+    output.mkdir(parents=True, exist_ok=True)
+    words = caption_words(split.rows, recipe.teacher.word_count)
+    path = output / "bpe.txt.gz"
+    write_merges(path, merges(words))
+    tokenizer = SimpleTokenizer(str(path), context_length=recipe.teacher.context_length)
+    config = teacher_recipe.config(recipe.teacher, tokenizer.vocab_size, path.name)
+    (output / "teacher.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    return tokenizer, words
 
 
 def train_teacher(
-    recipe: Recipe, icons: World, made: SimpleTokenizer, words: Sequence[str], output: Path
+    recipe: Recipe,
+    split: DataSplit,
+    tokenizer: SimpleTokenizer,
+    words: Sequence[str],
+    output: Path,
 ) -> teacher_recipe.TeacherTrainer:
-    """Train the teacher; its running average is exported at every checkpoint."""
-    nouns = teacher_recipe.common_nouns(icons.rows, 200)
-    images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
+    """Train the teacher; returns the trainer. Each checkpoint's average is exported to `output`."""
+    nouns = split.nouns()
+    images, labels = split.validation_set(nouns)
 
     def validate(model: nn.Module, step: int) -> float:
-        right = teacher_recipe.zero_shot(model, made, images, labels, nouns)
-        accuracy = float(right.float().mean())
+        correct = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
+        accuracy = float(correct.float().mean())
         log(f"teacher step {step} validation: {accuracy:.4f} of {len(nouns)} nouns")
         export(model.state_dict(), output / "teacher.safetensors")
         return accuracy
 
     trainer = teacher_recipe.TeacherTrainer(
         recipe.teacher,
-        icons.training,
-        icons.keep,
-        made,
+        split.training,
+        split.keep,
+        tokenizer,
         words,
         claim(recipe, "teacher"),
         recipe.seed,
         log,
     )
+    # A run that resumes after its last step has exported nothing yet.
     validate(trainer.run(validate), trainer.step)
     return trainer
 
 
 def train_generator(
-    recipe: Recipe, icons: World, teacher: nn.Module, output: Path
+    recipe: Recipe, split: DataSplit, teacher: nn.Module, output: Path
 ) -> generator.GeneratorTrainer:
-    """Train the VQGAN; it is exported in the official layout at every checkpoint."""
+    """Train the VQGAN; returns the trainer. Each checkpoint is exported in the official layout.
+
+    Args:
+        teacher: the trained teacher, for the perceptual loss.
+    """
     config = generator.config(recipe.generator)
     (output / "generator.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
-    # Validation icons, not the bundled set: that is reserved for the final scores.
-    pictures = plain(icons.training, icons.validation[:: 1 + len(icons.validation) // 256])
+    # At most 256 validation drawings. The evaluation set is reserved for the final scores.
+    images = plain(split.training, split.validation[:: 1 + len(split.validation) // 256])
 
     def validate(network: generator.Network, step: int) -> None:
         network.eval()
-        made = reconstruct(network, pictures)
-        quality = generator.psnr(made, pictures)
+        quality = psnr(reconstruct(network, images), images)
         log(f"generator step {step} validation icons: {quality:.2f} dB")
         export(network.official(), output / "generator.safetensors")
         network.train()
 
     folder = claim(recipe, "generator")
     trainer = generator.GeneratorTrainer(
-        recipe.generator, icons.training, icons.keep, teacher, folder, recipe.seed, log
+        recipe.generator, split.training, split.keep, teacher, folder, recipe.seed, log
     )
     validate(trainer.run(validate), trainer.step)
     return trainer
@@ -319,26 +359,20 @@ def train_generator(
 
 @torch.no_grad()
 def reconstruct(network: generator.Network, images: Tensor) -> Tensor:
-    """Images [N, 3, 64, 64] in [0, 1], encoded to the generator's codes and decoded, in chunks."""
+    """Images [N, 3, 64, 64] in [0, 1] after encoding, quantising and decoding, in chunks."""
     return torch.cat([network.reconstruct(part) for part in images.split(64)])
 
 
-def evaluation_images(icons: World) -> tuple[list[evaluation_set.EvaluationImage], Tensor]:
-    """The bundled set: its pictures, and their pixels [N, 3, 64, 64] in [0, 1]."""
-    pictures = icons.bundle
-    pixels = np.stack([picture.pixels for picture in pictures])
-    return pictures, from_bytes(torch.from_numpy(pixels))
-
-
 def export(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors, in half precision."""
+    """Write a state dict as safetensors; floats become float16, which halves the bundle."""
     halves = {
         key: value.half() if value.is_floating_point() else value for key, value in state.items()
     }
     save_file({key: value.contiguous() for key, value in halves.items()}, path)
+    # safetensors creates files that only their owner may read.
     path.chmod(0o644)
 
 
-def collections_of(rows: Sequence[IconRow]) -> Counter[str]:
-    """Number of icons by collection."""
+def collections_of(rows: Sequence[DrawingRow]) -> Counter[str]:
+    """Number of drawings of each collection."""
     return Counter(row.collection for row in rows)

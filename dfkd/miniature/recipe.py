@@ -1,4 +1,8 @@
-"""The manifest of ``jobs/pretrain.py``: everything that determines the two models."""
+"""The manifest of ``jobs/pretrain.py``: everything that determines the bundled models.
+
+A work folder records the names and values of its recipe's keys (`work_folder.identity`), so a job
+refuses to resume from a folder that was made before a key was renamed.
+"""
 
 import dataclasses
 import json
@@ -21,7 +25,7 @@ from dfkd.utils.types import (
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class IconData:
-    """Which icons are used."""
+    """Which drawings are used."""
 
     package: Name = "@iconify/json@2.2.535"
     """The npm package with the icons; fetched with `npm pack` unless `directory` is given."""
@@ -30,15 +34,15 @@ class IconData:
     clipart: Name = "/usr/share/openclipart/svg"
     """Folder of the Open Clip Art Library: Debian's package `openclipart-svg`."""
     work: Name = ".cache/pretrain"
-    """Folder for rendered icons and checkpoints; the same command resumes from it."""
+    """Folder for rendered drawings and checkpoints, from which the same command resumes."""
     variants_per_drawing: Count = 3
     """Maximum number of variants (weights, sizes) of one drawing in a set."""
     icons_per_collection: Natural = 0
     """Maximum number of icons from each training collection, for trying the job; 0 is no limit."""
     max_hash_distance: Natural = 8
-    """Icons whose perceptual hashes differ in at most this many bits count as the same drawing."""
+    """Drawings whose perceptual hashes differ in at most this many bits count as the same one."""
     max_likeness: Fraction = 0.98
-    """Bundled pictures that correlate at least this much with a training icon are dropped."""
+    """Held-out drawings that correlate at least this much with a training drawing are not shown."""
 
     def __post_init__(self) -> None:
         require_folder("data.work", self.work)
@@ -56,35 +60,32 @@ class TeacherRecipe:
     text_layers: Count = 3
     context_length: Annotated[int, Field(ge=8)] = 24
     usual_length: Annotated[int, Field(ge=8)] = 12
-    """Three of four steps cut captions to this many tokens, because long captions cost much
-    time.
-    """
+    """Three of four steps cut captions to this many tokens, because long ones are rare and slow."""
     word_count: Count = 3
-    """Words that occur in at least this many names get their own tokens."""
+    """Words that occur in the names of at least this many drawings get their own tokens."""
     steps: Count = 3600
     batch_size: Count = 384
     looks: Count = 8
-    """Looks of each kind of drawing (in one ink, in its own colours) that the pictures outside of
-    groups share, so that objects must tell them apart.
+    """Number of looks of each kind of drawing (in one ink, in its own colours) that the images of a
+    batch outside of groups share, so that their captions must be told apart by the objects.
     """
     groups: Natural = 12
-    """Groups of four pictures of one object in each batch, which teach the towers to tell looks
-    apart.
-    """
+    """Groups of four images of one object in each batch; the towers learn looks from them."""
     group_weight: NonNegative = 0.3
     """Weight of the loss within these groups."""
     style_captions: Natural = 24
-    """Captions of looks alone in each batch, at most."""
+    """Maximum number of captions in each batch that describe a look without an object."""
     default_share: Fraction = 0.4
     """Share of drawings in one ink that are painted in the default look, black on white."""
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.1
     warmup_steps: Count = 50
     easy_steps: Count = 700
-    """Steps over which the difficulty of images, captions and names rises from none to full."""
+    """Steps in which looks, captions and names become gradually harder; groups begin after them."""
     max_scale: Positive = 30.0
     """Maximum of CLIP's learned logit scale."""
     ema: Fraction = 0.998
+    """Decay of the moving average of the weights, which is the teacher."""
     checkpoint_every: Count = 100
     compile: bool = True
 
@@ -94,13 +95,14 @@ class GeneratorRecipe:
     """The VQGAN and its training."""
 
     channels: Annotated[int, Field(ge=64, multiple_of=32)] = 64
-    """Channels of the widest maps. The networks normalise 32 groups of channels; with one channel a
-    group no plain colour would survive.
+    """Channels of the widest maps. The networks normalise 32 groups of channels. A group of one
+    channel would lose its mean, and with it the colour of plain areas.
     """
     channel_multipliers: tuple[Count, ...] = (1, 1, 1, 2)
     residual_blocks: Natural = 0
-    """Blocks of each level: as many in the encoder, and one more in the decoder, on which synthesis
-    spends its time."""
+    """Residual blocks of each level of the encoder. The decoder, on which synthesis spends most of
+    its time, has one more.
+    """
     latent_channels: Count = 64
     codes: Count = 1024
     steps: Count = 6000
@@ -111,11 +113,13 @@ class GeneratorRecipe:
     perceptual_weight: NonNegative = 0.3
     colour_weight: NonNegative = 20.0
     adversarial_weight: NonNegative = 0.05
-    """Weight of the patch discriminator's judgement; 0: there is none."""
+    """Weight of the patch discriminator's loss; 0: no discriminator."""
     adversarial_from: Natural = 3500
-    """First step of the discriminator, when the autoencoder is nearly trained."""
+    """First step of the discriminator. Before, it would learn to spot errors that soon vanish."""
     critic_channels: Count = 32
+    """Channels of the discriminator's first layer."""
     critic_rate: Positive = 5e-4
+    """Learning rate of the discriminator."""
     default_share: Fraction = 0.2
     """Share of drawings in one ink that are painted in the default look, black on white."""
     checkpoint_every: Count = 100
@@ -124,21 +128,27 @@ class GeneratorRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class BackboneRecipe:
-    """A torchvision ResNet that names training icons (`--backbone`), and its training."""
+class ClassifierRecipe:
+    """A torchvision ResNet that names training drawings (`--classifier`), and its training."""
 
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
-    nouns: Annotated[int, Field(ge=2)] = 200
-    """Number of classes: the commonest names of training icons,"""
-    without: tuple[Name, ...] = ()
-    """except for these, which students are to learn."""
     steps: Count = 1200
-    """Steps of AdamW; the learning rate rises during `rising_steps` and falls with a cosine."""
+    """Steps of AdamW. The learning rate rises in `rising_steps` and falls with a cosine."""
     rising_steps: Count = 50
     batch_size: Count = 128
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.05
     checkpoint_every: Count = 50
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class BackboneRecipe(ClassifierRecipe):
+    """A classifier whose backbone students start from."""
+
+    nouns: Annotated[int, Field(ge=2)] = 200
+    """Number of the most frequent names of training icons that are classes."""
+    without: tuple[Name, ...] = ()
+    """Names that are no classes, because students are to learn them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -156,6 +166,8 @@ class Recipe:
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
     backbone: BackboneRecipe = Field(default_factory=BackboneRecipe)
+    judge: ClassifierRecipe = Field(default_factory=ClassifierRecipe)
+    """A classifier of the official classes, which recognises synthesised images or does not."""
 
     def __post_init__(self) -> None:
         require_folder("output", self.output)

@@ -1,7 +1,11 @@
-"""The numbers of the model card, measured on the exported files."""
+"""The numbers of the model card, measured on the exported files.
+
+Scores are plain values, for ``scores.json``. Accuracies are shares, 0-1, rounded to four digits.
+"""
 
 from __future__ import annotations
 
+import copy
 import datetime
 import hashlib
 import os
@@ -12,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,45 +25,50 @@ from torch import Tensor, nn
 from dfkd.miniature import generator
 from dfkd.miniature import teacher as teacher_recipe
 from dfkd.miniature.evaluation_set import OFFICIAL, EvaluationImage
+from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
 from dfkd.miniature.looks.look import vocabulary
-from dfkd.miniature.pretraining import World, collections_of, evaluation_images, reconstruct
-from dfkd.miniature.recipe import Recipe
+from dfkd.miniature.pretraining import DataSplit, collections_of, reconstruct
+from dfkd.miniature.recipe import GeneratorRecipe, Recipe, TeacherRecipe
+from dfkd.models.teacher import Teacher
+from dfkd.prompts.diversity import pair_cosines
+from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.utils.hardware import processor_name
 
 Scores = dict[str, Any]
+#: Scales e of random pseudo-words (Eq 8-11) that are scored.
 _SCALES = (1.0, 3.0, 10.0)
+#: Random prompts, and pairs of mixed styles, of each official class.
 _PROMPTS_PER_CLASS = 64
-#: A character that stands for a pseudo-word.
-_PLACEHOLDER = "*"
 _LIBRARIES = ("torch", "open_clip_torch", "taming-transformers", "numpy", "resvg-py", "scipy")
 
 
-def data_scores(recipe: Recipe, icons: World) -> Scores:
-    """Facts about the training data, and the evidence that evaluation icons are not part of it."""
-    pictures, _ = evaluation_images(icons)
+def data_scores(recipe: Recipe, split: DataSplit) -> Scores:
+    """Counts of drawings and images, and how evaluation drawings were kept out of training."""
+    evaluation = split.evaluation
     return {
         "package": recipe.data.package,
         "training": {
-            "collections": len(collections_of(icons.rows)),
-            "icons": len(icons.rows),
-            "names": len({row.concept for row in icons.rows}),
-            "in_colour": sum(row.colour for row in icons.rows),
+            "collections": len(collections_of(split.rows)),
+            "icons": len(split.rows),
+            "names": len({row.concept for row in split.rows}),
+            "in_colour": sum(row.colour for row in split.rows),
         },
-        "validation": dict(sorted(collections_of(icons.validation).items())),
+        "validation": dict(sorted(collections_of(split.validation).items())),
         "separation": {
-            "held_out_icons_compared": len(icons.held_out.rows),
-            "training_icons_compared": len(icons.training.rows),
+            "held_out_icons_compared": len(split.held_out.rows),
+            "training_icons_compared": len(split.training.rows),
             "max_hash_distance": recipe.data.max_hash_distance,
-            "removed_from_training": dict(Counter(m.how for m in icons.matches)),
-            "bundled_drawings_left_out": icons.alike,
+            "removed_from_training": dict(Counter(m.how for m in split.matches)),
+            "bundled_drawings_left_out": split.left_out,
         },
         "evaluation": {
-            "images": len(pictures),
-            "classes": len({p.label for p in pictures}),
+            "images": len(evaluation),
+            "classes": len({image.label for image in evaluation}),
+            # Numbers of drawings and of images.
             "per_domain": {
-                domain: (len({pictures[i].row for i in at}), len(at))
-                for domain, at in _domains(pictures).items()
+                domain: (len({evaluation[i].row for i in indices}), len(indices))
+                for domain, indices in _indices_by_domain(evaluation).items()
             },
         },
     }
@@ -69,11 +78,17 @@ def teacher_scores(
     trainer: teacher_recipe.TeacherTrainer,
     model: nn.Module,
     tokenizer: SimpleTokenizer,
-    icons: World,
+    split: DataSplit,
 ) -> Scores:
-    """Zero-shot accuracy on the bundled set and on validation collections."""
-    pictures, images = evaluation_images(icons)
-    names = sorted({p.label for p in pictures})
+    """Zero-shot accuracies, and how prompts with styles and pseudo-words lie.
+
+    Args:
+        model: the exported teacher.
+    """
+    evaluation, images = split.evaluation, split.evaluation_pixels()
+    classes = sorted({image.label for image in evaluation})
+    # A copy, because the library's teacher changes the memory layout of its model.
+    teacher = Teacher(copy.deepcopy(model), tokenizer, "miniature", preprocess={})
     return {
         "parameters": _size(model),
         "vocabulary": tokenizer.vocab_size,
@@ -81,12 +96,12 @@ def teacher_scores(
         "images_seen": trainer.step * trainer.recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),
         "curve": trainer.curve,
-        "zero_shot": _by_domain(model, tokenizer, pictures, images, names),
-        "zero_shot_official": _official(model, tokenizer, pictures, images),
-        "common_nouns": _noun_scores(model, tokenizer, icons),
-        "styles": style_scores(model, tokenizer),
+        "zero_shot": _by_domain(model, tokenizer, evaluation, images, classes),
+        "zero_shot_official": _official(model, tokenizer, evaluation, images),
+        "common_nouns": _noun_scores(model, tokenizer, split),
+        "styles": style_scores(teacher),
         "random_prompts": {
-            f"e={scale:g}": _random_prompts(model, tokenizer, scale) for scale in _SCALES
+            f"e={scale:g}": random_prompt_scores(teacher, scale) for scale in _SCALES
         },
     }
 
@@ -94,29 +109,30 @@ def teacher_scores(
 def _official(
     model: nn.Module,
     tokenizer: SimpleTokenizer,
-    pictures: Sequence[EvaluationImage],
+    evaluation: Sequence[EvaluationImage],
     images: Tensor,
 ) -> Scores:
     """Accuracy on the official classes, in the domains that have enough images of each."""
-    kept = [i for i, picture in enumerate(pictures) if picture.domain not in SPARSE]
-    shown = [pictures[i] for i in kept]
+    indices = [i for i, image in enumerate(evaluation) if image.domain not in SPARSE]
+    selected = [evaluation[i] for i in indices]
     return {
-        **_by_domain(model, tokenizer, shown, images[kept], list(OFFICIAL)),
+        **_by_domain(model, tokenizer, selected, images[indices], list(OFFICIAL)),
         "names": list(OFFICIAL),
     }
 
 
-@torch.no_grad()
-def style_scores(model: Any, tokenizer: SimpleTokenizer) -> Scores:
-    """How far prompts with styles lie apart, beside how far classes do.
+def style_scores(teacher: Teacher) -> Scores:
+    """How far apart prompts with different styles lie, compared with different classes.
 
-    ``ratio`` is (1 - mean cosine over styles of one class) / (1 - mean cosine between classes of
-    one style), near 1 for a CLIP; ``mix`` is the mean cosine of two mix prompts of a class (Eq 6).
+    Returns:
+        ``between_styles`` and ``between_classes``: mean cosines of two prompts of one class, and of
+        one style; ``ratio``: (1 - between_styles) / (1 - between_classes), near 1 for a CLIP;
+        ``mix``: the mean cosine of two mix prompts (Eq 6) of one class; ``styles``: their number.
     """
+    # Grounds in plain colours are no styles.
     styles = [word for word in vocabulary() if not word.endswith(" ground")]
     texts = [f"{name} in the style of {style}" for name in OFFICIAL for style in styles]
-    embeddings = F.normalize(model.encode_text(tokenizer(texts)), dim=1)
-    table = embeddings.view(len(OFFICIAL), len(styles), -1)
+    table = teacher.encode_text(texts).view(len(OFFICIAL), len(styles), -1)
     between_styles = _mean_cosine(table)
     between_classes = _mean_cosine(table.transpose(0, 1))
     gen = torch.Generator().manual_seed(0)
@@ -128,15 +144,14 @@ def style_scores(model: Any, tokenizer: SimpleTokenizer) -> Scores:
         "between_styles": round(between_styles, 4),
         "between_classes": round(between_classes, 4),
         "ratio": round((1 - between_styles) / (1 - between_classes), 4),
-        "mix": round(_mean_cosine(F.normalize(mixed, dim=-1)), 4),
+        "mix": round(_mean_cosine(mixed), 4),
     }
 
 
 def _mean_cosine(groups: Tensor) -> float:
-    """Mean cosine of two different rows of a group; unit rows [groups, N, E]."""
-    count = groups.shape[1]
-    total = groups.sum(1).square().sum(-1) - count
-    return float((total / (count * (count - 1))).mean())
+    """The mean cosine of all pairs of rows of one group, for rows [groups, N, E]."""
+    labels = np.arange(len(groups)).repeat(groups.shape[1])
+    return float(pair_cosines(groups.flatten(0, 1).numpy(), labels)[0].mean())
 
 
 def generator_scores(
@@ -144,11 +159,15 @@ def generator_scores(
     network: generator.Network,
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
-    icons: World,
+    split: DataSplit,
 ) -> Scores:
-    """Quality of reconstructed held-out icons, and how well the teacher recognises them."""
-    pictures, images = evaluation_images(icons)
-    made = reconstruct(network, images)
+    """Errors of reconstructions of the evaluation set, and the teacher's accuracy on them.
+
+    Args:
+        network, teacher: the exported generator and teacher.
+    """
+    evaluation, images = split.evaluation, split.evaluation_pixels()
+    reconstructed = reconstruct(network, images)
     return {
         "decoder_parameters": _size(network.decoder),
         "parameters": _size(network),
@@ -157,25 +176,28 @@ def generator_scores(
         "steps": trainer.step,
         "images_seen": trainer.step * trainer.recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),
-        **_fidelity(pictures, images, made),
-        **_recognition(teacher, tokenizer, pictures, images, made),
+        **_fidelity(evaluation, images, reconstructed),
+        **_recognition(teacher, tokenizer, evaluation, images, reconstructed),
     }
 
 
 @torch.no_grad()
 def _codes_used(network: generator.Network, images: Tensor) -> int:
+    """Number of different codes of the images [N, 3, 64, 64] in [0, 1]."""
     parts = [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
     return len(torch.cat(parts).unique())
 
 
-def _fidelity(pictures: Sequence[EvaluationImage], images: Tensor, made: Tensor) -> Scores:
-    """Pixel errors of the reconstructions `made` of `images`."""
-    domains = _domains(pictures)
-    colours = generator.colours_kept(made, images)
-    ratios = {name: generator.psnr(made[at], images[at]) for name, at in domains.items()}
-    ratios["mean"] = generator.psnr(made, images)
+def _fidelity(
+    evaluation: Sequence[EvaluationImage], images: Tensor, reconstructed: Tensor
+) -> Scores:
+    """Pixel errors of reconstructions of images, both [N, 3, 64, 64] in [0, 1]."""
+    domains = _indices_by_domain(evaluation)
+    colours = colours_kept(reconstructed, images)
+    ratios = {name: psnr(reconstructed[rows], images[rows]) for name, rows in domains.items()}
+    ratios["mean"] = psnr(reconstructed, images)
     return {
-        "l1": round(float((made - images).abs().mean()), 4),
+        "l1": round(float((reconstructed - images).abs().mean()), 4),
         "hue_error_degrees": round(colours.hue_error, 2),
         "chroma_kept": round(colours.chroma_kept, 4),
         "psnr_db": {name: round(ratio, 2) for name, ratio in ratios.items()},
@@ -185,18 +207,18 @@ def _fidelity(pictures: Sequence[EvaluationImage], images: Tensor, made: Tensor)
 def _recognition(
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
-    pictures: Sequence[EvaluationImage],
+    evaluation: Sequence[EvaluationImage],
     images: Tensor,
-    made: Tensor,
+    reconstructed: Tensor,
 ) -> Scores:
-    """Accuracy of the teacher on `images` and on their reconstructions `made`."""
-    names = sorted({p.label for p in pictures})
+    """Accuracy of the teacher on images and on their reconstructions."""
+    classes = sorted({image.label for image in evaluation})
     before, after = (
         {
-            "all": _by_domain(teacher, tokenizer, pictures, shown, names),
-            "official": _official(teacher, tokenizer, pictures, shown),
+            "all": _by_domain(teacher, tokenizer, evaluation, pixels, classes),
+            "official": _official(teacher, tokenizer, evaluation, pixels),
         }
-        for shown in (images, made)
+        for pixels in (images, reconstructed)
     )
     return {
         "teacher_on_originals": before,
@@ -228,20 +250,22 @@ def file_scores(folder: Path, names: Sequence[str]) -> Scores:
     }
 
 
-def exported_teacher(
-    trainer: teacher_recipe.TeacherTrainer, path: Path, vocabulary: int
-) -> nn.Module:
+def exported_teacher(recipe: TeacherRecipe, folder: Path, vocab_size: int) -> nn.Module:
     """The exported teacher as the package loads it: half-precision values in float32."""
-    model = teacher_recipe.build(trainer.recipe, vocabulary)
-    model.load_state_dict(load_file(path))
+    model = teacher_recipe.build(recipe, vocab_size)
+    model.load_state_dict(load_file(folder / "teacher.safetensors"))
     return model.eval().requires_grad_(False)
 
 
-def exported_generator(trainer: generator.GeneratorTrainer, path: Path) -> generator.Network:
-    """The exported generator as the package loads it; the codebook's running sums are not
-    exported.
+def exported_generator(recipe: GeneratorRecipe, folder: Path) -> generator.Network:
+    """The exported generator as the package loads it: half-precision values in float32.
+
+    Raises:
+        RuntimeError: the file has other weights than the recipe's network.
     """
-    network = generator.Network(trainer.recipe)
+    path = folder / "generator.safetensors"
+    network = generator.Network(recipe)
+    # The codebook's running sums are not exported, so they are missing.
     loaded = network.load_state_dict(load_file(path), strict=False)
     if loaded.unexpected_keys or any(".weight" in key for key in loaded.missing_keys):
         raise RuntimeError(f"{path} does not fit its recipe: {loaded}")
@@ -251,65 +275,66 @@ def exported_generator(trainer: generator.GeneratorTrainer, path: Path) -> gener
 def _by_domain(
     model: nn.Module,
     tokenizer: SimpleTokenizer,
-    pictures: Sequence[EvaluationImage],
+    evaluation: Sequence[EvaluationImage],
     images: Tensor,
-    names: Sequence[str],
+    classes: Sequence[str],
 ) -> Scores:
-    positions = [i for i, p in enumerate(pictures) if p.label in names]
-    labels = torch.tensor([names.index(pictures[i].label) for i in positions])
-    correct = teacher_recipe.zero_shot(model, tokenizer, images[positions], labels, names).float()
-    by_domain = _domains([pictures[i] for i in positions])
-    shares = {domain: round(float(correct[at].mean()), 4) for domain, at in by_domain.items()}
+    """Zero-shot accuracy on the images of some classes: in each domain, and the mean of domains."""
+    indices = [i for i, image in enumerate(evaluation) if image.label in classes]
+    labels = torch.tensor([classes.index(evaluation[i].label) for i in indices])
+    correct = teacher_recipe.zero_shot(model, tokenizer, images[indices], labels, classes).float()
+    by_domain = _indices_by_domain([evaluation[i] for i in indices])
+    shares = {domain: round(float(correct[rows].mean()), 4) for domain, rows in by_domain.items()}
     return {
-        "classes": len(names),
-        "images": len(positions),
-        "chance": round(1 / len(names), 4),
+        "classes": len(classes),
+        "images": len(indices),
+        "chance": round(1 / len(classes), 4),
         "accuracy": shares,
         "mean": round(sum(shares.values()) / len(shares), 4),
     }
 
 
-def _noun_scores(model: nn.Module, tokenizer: SimpleTokenizer, icons: World) -> Scores:
-    nouns = teacher_recipe.common_nouns(icons.rows, 200)
-    images, labels = teacher_recipe.validation_set(icons.training, icons.validation, nouns)
-    right = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
+def _noun_scores(model: nn.Module, tokenizer: SimpleTokenizer, split: DataSplit) -> Scores:
+    """Zero-shot accuracy on the validation collections."""
+    nouns = split.nouns()
+    images, labels = split.validation_set(nouns)
+    correct = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
     return {
         "words": len(nouns),
         "images": len(labels),
         "chance": round(1 / len(nouns), 4),
-        "accuracy": round(float(right.float().mean()), 4),
+        "accuracy": round(float(correct.float().mean()), 4),
     }
 
 
-@torch.no_grad()
-def _random_prompts(model: Any, tokenizer: SimpleTokenizer, scale: float) -> Scores:
-    """Prompts with random pseudo-words (Eq 8-11): their mean cosine within a class, and the share
-    that is nearest to its own class's prompt.
+def random_prompt_scores(teacher: Teacher, scale: float) -> Scores:
+    """Prompts with random pseudo-words (Eq 8-11) of a scale e.
+
+    Returns:
+        ``cosine``: the mean cosine of two prompts of one class; ``own_class``: the share of prompts
+        that are nearest to their own class's plain prompt.
     """
+    pseudo_words = PseudoWords(teacher, "{class} in the style of {style}")
+    names = [name for name in OFFICIAL for _ in range(_PROMPTS_PER_CLASS)]
     gen = torch.Generator().manual_seed(0)
-    classes = F.normalize(model.encode_text(tokenizer([f"A {name}" for name in OFFICIAL])), dim=1)
-    repeated = [name for name in OFFICIAL for _ in range(_PROMPTS_PER_CLASS)]
-    ids = tokenizer([f"{name} in the style of {_PLACEHOLDER}" for name in repeated])
-    table = model.token_embedding.weight
-    noise = torch.randn(len(ids), table.shape[1], generator=gen)
-    words = table.mean(0) + scale * noise * table.std(0)
-    place = (ids == tokenizer.encode(_PLACEHOLDER)[0]).unsqueeze(2)
-    tokens = torch.where(place, words.unsqueeze(1), model.token_embedding(ids))
-    prompts = F.normalize(teacher_recipe.encode_tokens(model, ids, tokens), dim=1)
+    noise = torch.randn(len(names), teacher.token_table.shape[1], generator=gen)
+    prompts = pseudo_words.encode(names, pseudo_words.around_the_mean(noise, scale))
+    nearest = (prompts @ teacher.encode_text([f"A {name}" for name in OFFICIAL]).T).argmax(1)
     own = torch.arange(len(OFFICIAL)).repeat_interleave(_PROMPTS_PER_CLASS)
-    nearest = (prompts @ classes.T).argmax(1)
     return {
         "cosine": round(_mean_cosine(prompts.view(len(OFFICIAL), _PROMPTS_PER_CLASS, -1)), 4),
         "own_class": round(float((nearest == own).float().mean()), 4),
     }
 
 
-def _domains(pictures: Sequence[EvaluationImage]) -> dict[str, list[int]]:
-    positions: dict[str, list[int]] = {domain: [] for domain in DOMAINS}
-    for index, picture in enumerate(pictures):
-        positions[picture.domain].append(index)
-    return {domain: indices for domain, indices in positions.items() if indices}
+def _indices_by_domain(evaluation: Sequence[EvaluationImage]) -> dict[str, list[int]]:
+    """The indices of the images of each domain that has any, in the order of `DOMAINS`."""
+    by_domain: dict[str, list[int]] = {domain: [] for domain in DOMAINS}
+    for index, image in enumerate(evaluation):
+        by_domain[image.domain].append(index)
+    return {domain: indices for domain, indices in by_domain.items() if indices}
 
 
 def _size(module: nn.Module) -> int:
+    """Number of parameters."""
     return sum(p.numel() for p in module.parameters())

@@ -1,12 +1,15 @@
-"""Training of the miniature's open_clip model on captioned icons."""
+"""Training of the miniature's open_clip model on captioned drawings.
+
+It is CLIP's training, except for the positives and the batches. A caption is a positive of every
+image of the batch of which it is true, because often it is true of several. Most images of a batch
+share a few looks, so the towers must distinguish objects. The others form groups, of one object in
+different looks, with a loss within the group, for which the towers must distinguish looks.
+"""
 
 from __future__ import annotations
 
-import gzip
 import math
-import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,31 +21,30 @@ import numpy.typing as npt
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer, default_bpe
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from dfkd.miniature.captions import (
-    CAPTION_WORDS,
-    Caption,
-    Captioner,
-    merges_for,
-    names,
-    truths,
-)
-from dfkd.miniature.looks.look import Look, LookSampler, vocabulary
+from dfkd.miniature.captions import Caption, Captioner, names, truths
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow, painted, plain
+from dfkd.miniature.drawings.sampling import GROUP_SIZE, Batches
+from dfkd.miniature.looks.look import Look, LookSampler
 from dfkd.miniature.looks.painting import smudged
 from dfkd.miniature.recipe import TeacherRecipe
-from dfkd.miniature.rendering import UI_WORDS, Batches, Cache, IconRow, painted, plain
+from dfkd.miniature.work_folder import save_checkpoint
 
-#: Fixed logit scale of the loss within groups, whose cosines lie close together.
+#: Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
 _GROUP_SCALE = 10.0
+#: Share of images that are `smudged`, at full strength.
+_SMUDGED = 0.15
+#: Prints a line of progress.
 Log = Callable[[str], None]
+#: CLIP's mean and standard deviation of RGB in [0, 1], as [1, 3, 1, 1].
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
 
-def config(recipe: TeacherRecipe, vocabulary: int, merges: str) -> dict[str, Any]:
-    """The open_clip model configuration."""
+def config(recipe: TeacherRecipe, vocab_size: int, merges_file: str) -> dict[str, Any]:
+    """The model configuration of open_clip; `merges_file` is a path relative to it."""
     return {
         "embed_dim": recipe.embed_dim,
         "vision_cfg": {
@@ -53,53 +55,30 @@ def config(recipe: TeacherRecipe, vocabulary: int, merges: str) -> dict[str, Any
         },
         "text_cfg": {
             "context_length": recipe.context_length,
-            "vocab_size": vocabulary,
+            "vocab_size": vocab_size,
             "width": recipe.text_width,
             "heads": recipe.text_heads,
             "layers": recipe.text_layers,
-            "tokenizer_kwargs": {"bpe_path": merges},
+            "tokenizer_kwargs": {"bpe_path": merges_file},
         },
     }
 
 
-def caption_words(rows: Sequence[IconRow], at_least: int) -> list[str]:
-    """The words in at least ``at_least`` names, and all words that captions add, sorted."""
-    counts = Counter(w for r in rows for w in {*r.words, *r.style, *" ".join(r.aliases).split()})
-    common = {w for w, n in counts.items() if n >= at_least and w.isalpha()}
-    looks = {word for statement in vocabulary() for word in statement.split()}
-    return sorted(common | looks | CAPTION_WORDS)
-
-
-def object_nouns(rows: Sequence[IconRow]) -> frozenset[str]:
-    """Words that name an object: one-word names that are common in names, without interfaces'."""
-    counts = Counter(word for row in rows for word in set(row.words))
-    single = {row.words[0] for row in rows if len(row.words) == 1}
-    return frozenset(word for word in single if counts[word] > 2) - UI_WORDS
-
-
-def merges(words: Sequence[str]) -> str:
-    """The merges of CLIP's own tokenizer that are needed to spell ``words``."""
-    full = SimpleTokenizer()
-    return merges_for(words, default_bpe(), lambda word: full.bpe(word))
-
-
-def build(recipe: TeacherRecipe, vocab: int) -> nn.Module:
-    """The untrained model."""
-    cfg = config(recipe, vocab, "")
+def build(recipe: TeacherRecipe, vocab_size: int) -> nn.Module:
+    """The untrained model, with weights from torch's global generator."""
+    cfg = config(recipe, vocab_size, "")
     text = {k: v for k, v in cfg["text_cfg"].items() if k != "tokenizer_kwargs"}
     model: nn.Module = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], text)
     return model
 
 
-def encode_tokens(model: Any, ids: Tensor, tokens: Tensor) -> Tensor:
-    """Text embeddings [B, D].
+def encode_tokens(model: Any, ids: Tensor) -> Tensor:
+    """Text embeddings [B, E] of token ids [B, L], not normalised, as of open_clip's `encode_text`.
 
-    Args:
-        ids: token ids [B, L], where L may be shorter than the context length.
-        tokens: their token embeddings [B, L, W], in which a pseudo-word may replace one.
+    L may be shorter than the context length, which saves most of the time of short captions.
     """
     length = ids.shape[1]
-    x = tokens + model.positional_embedding[:length]
+    x = model.token_embedding(ids) + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
     x = model.ln_final(x)
     # As in CLIP, the end token, which has the highest id, gives the embedding of the text.
@@ -110,23 +89,23 @@ def encode_tokens(model: Any, ids: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sample:
-    """One painted icon of a batch: its drawing and its look."""
+    """One image of a batch: its drawing and its look."""
 
-    row: IconRow
+    row: DrawingRow
     look: Look
 
     def shows(self, caption: Caption) -> bool:
-        """Whether everything that the caption claims is true of this picture."""
+        """Whether everything that the caption says is true of this image."""
         if caption.name and caption.name not in names(self.row):
             return False
-        if caption.unmarked:
+        if caption.implies_default:
             return self.look.default and not self.row.colour
-        return set(caption.told) <= truths(self.row, self.look)
+        return set(caption.statements) <= truths(self.row, self.look)
 
 
 def positives(samples: Sequence[Sample], captions: Sequence[Caption]) -> Tensor:
-    """Which captions are true of which pictures: float [pictures, captions] of 0 and 1."""
-    # Most pairs differ in the object, so only captions of a picture's names are looked at.
+    """Which captions are true of which images: 1 or 0, float32 [images, captions]."""
+    # Few pairs have the same object, so each image is only compared with captions of its names.
     by_name: dict[str, list[int]] = {}
     for j, caption in enumerate(captions):
         by_name.setdefault(caption.name, []).append(j)
@@ -139,38 +118,50 @@ def positives(samples: Sequence[Sample], captions: Sequence[Caption]) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy with several positives: all captions that are true of a
-    picture.
+    """CLIP's symmetric cross-entropy, with the target shared equally by all positives.
 
     Args:
-        logits, positive: [..., pictures, captions]; each picture and caption has a positive.
+        logits: [..., images, captions].
+        positive: 1 where the caption is true of the image, else 0; same shape. Each image and each
+            caption has a positive.
+
+    Returns:
+        The mean over images and over captions: a scalar.
     """
-    by_image = positive / positive.sum(-1, keepdim=True)
-    by_text = positive / positive.sum(-2, keepdim=True)
-    by_row = -(by_image * logits.log_softmax(-1)).sum(-1).mean()
-    by_column = -(by_text * logits.log_softmax(-2)).sum(-2).mean()
-    return (by_row + by_column) / 2
+    target_of_image = positive / positive.sum(-1, keepdim=True)
+    target_of_caption = positive / positive.sum(-2, keepdim=True)
+    of_images = -(target_of_image * logits.log_softmax(-1)).sum(-1).mean()
+    of_captions = -(target_of_caption * logits.log_softmax(-2)).sum(-2).mean()
+    return (of_images + of_captions) / 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's pictures and captions.
+    """The images and captions of one step.
 
-    Caption i describes picture i; a few captions more describe looks alone. The last pictures are
-    groups of four that share an object.
+    Caption i describes image i. S captions more describe a look without an object. The last
+    ``GROUP_SIZE * groups`` images and their captions are groups of one object.
     """
 
     images: Tensor
-    """Normalised pictures [B, 3, 64, 64]."""
+    """Normalised images, float32 [B, 3, 64, 64]."""
     ids: Tensor
-    """Token ids [B + S, L]."""
+    """Token ids, int64 [B + S, L]."""
     positive: Tensor
-    """Which captions are true of which pictures, [B, B + S]."""
+    """Which captions are true of which images: `positives`, [B, B + S]."""
     groups: int
+    """Number of groups; 0 in the first steps."""
 
 
 class TeacherTrainer:
-    """A training run with checkpoints in ``folder``; the same call resumes."""
+    """Trains the teacher; `run` resumes from the last checkpoint in ``folder``.
+
+    Args:
+        cache: drawings.
+        keep: indices of the rows of ``cache`` to train on.
+        words: the tokenizer's words, from which captions draw noise.
+        log: called with lines of progress.
+    """
 
     def __init__(
         self,
@@ -183,7 +174,7 @@ class TeacherTrainer:
         seed: int,
         log: Log,
     ) -> None:
-        self.recipe, self.folder, self.log, self.seed = recipe, folder, log, seed
+        self.recipe, self.log, self.path = recipe, log, folder / "teacher.pt"
         torch.manual_seed(seed)
         self.model: Any = build(recipe, tokenizer.vocab_size)
         self.average: Any = build(recipe, tokenizer.vocab_size)
@@ -193,6 +184,7 @@ class TeacherTrainer:
             tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words
         )
         self.batches = Batches(cache, keep, recipe.batch_size, seed)
+        # As in CLIP's training, biases, gains and the logit scale do not decay.
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -209,16 +201,17 @@ class TeacherTrainer:
         """Step, loss and validation accuracy at each checkpoint."""
 
     def run(self, validate: Callable[[nn.Module, int], float]) -> nn.Module:
-        """Train to the last step; returns the averaged model.
+        """Train to the last step; returns the averaged model in evaluation mode.
 
         Args:
-            validate: called at each checkpoint with the averaged model; returns its accuracy.
+            validate: called at each checkpoint with the averaged model and the number of steps;
+                returns the model's accuracy, 0-1.
         """
         self._resume()
         tower = self.model.visual
         if self.recipe.compile:
             tower = torch.compile(tower)
-        # One thread prepares the next batch while this one trains.
+        # A thread prepares the next batch while this one trains.
         executor = ThreadPoolExecutor(1)
         next_batch = executor.submit(self.batch, self.step)
         while self.step < self.recipe.steps:
@@ -239,13 +232,15 @@ class TeacherTrainer:
         return self.average.eval()  # type: ignore[no-any-return]
 
     def _update(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> float:
+        """One step of the optimiser and the average; returns the loss."""
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step)
         with torch.autocast("cpu", torch.bfloat16):
             image = tower(batch.images)
-            text = encode_tokens(self.model, batch.ids, self.model.token_embedding(batch.ids))
+            text = encode_tokens(self.model, batch.ids)
         image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
+        # As in CLIP, the learned scale is bounded, which keeps the training stable.
         scale = self.model.logit_scale.exp().clamp(max=r.max_scale)
         loss = contrastive_loss(scale * image @ text.T, batch.positive)
         if batch.groups:
@@ -254,53 +249,54 @@ class TeacherTrainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self._follow()
+        self._update_average()
         return float(loss.detach())
 
     def _group_loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
-        """The loss within groups of one object, where only the looks tell pictures apart."""
-        end = len(image)
-        rows = slice(end - 4 * batch.groups, end)
-        logits = (
-            _GROUP_SCALE
-            * image[rows].unflatten(0, (-1, 4))
-            @ text[rows].unflatten(0, (-1, 4)).transpose(1, 2)
-        )
-        within = batch.positive[rows, rows].view(batch.groups, 4, batch.groups, 4)
-        return contrastive_loss(logits, within.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+        """The mean loss within groups of one object, whose images differ in their looks."""
+        n, size, end = batch.groups, GROUP_SIZE, len(image)
+        rows = slice(end - size * n, end)
+        images = _GROUP_SCALE * image[rows].unflatten(0, (n, size))
+        logits = images @ text[rows].unflatten(0, (n, size)).transpose(1, 2)
+        # Of the positives of all pairs of groups, [n, size, n, size], those of equal groups.
+        pairs = batch.positive[rows, rows].view(n, size, n, size)
+        return contrastive_loss(logits, pairs.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
 
     def rate(self, step: int) -> float:
-        """The learning rate: a linear rise, then a cosine to zero."""
+        """The learning rate of a 0-based step: a linear rise, then a cosine to zero."""
         return self.recipe.learning_rate * _schedule(
             step, self.recipe.warmup_steps, self.recipe.steps
         )
 
     def batch(self, step: int) -> Batch:
-        """The pictures and captions of a step, which depend on the seed and the step alone."""
+        """The images and captions of a step, which depend on the seed and the step alone."""
         r = self.recipe
         # With full difficulty from the start, the loss stayed at chance level for hundreds of
         # steps.
         strength = min(1.0, step / r.easy_steps)
-        # Looks are easier than objects: a trial that told them apart from the start learned little
-        # else.
+        # Looks are easier to learn than objects. With groups from the start, a trial learned little
+        # about objects.
         groups = r.groups if step >= r.easy_steps else 0
         rows, rng = self.batches.draw(step, strength, groups)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        sampler, default = LookSampler(gen), 1 - strength * (1 - r.default_share)
-        alone = len(rows) - 4 * groups
-        # Pictures in one look can be told apart by their objects only. When each picture had a look
-        # of its own, captions were found by their looks, and objects were hardly learned.
-        looks = sampler.shared([row.colour for row in rows[:alone]], r.looks, default)
-        looks += [sampler.draw(row.colour, default) for row in rows[alone:]]
+        sampler = LookSampler(gen)
+        # The share of the default look falls from 1 to its final value.
+        default = 1 - strength * (1 - r.default_share)
+        # Images that share a look differ in their objects alone. When each image had a look of its
+        # own, the loss was small by looks alone, and objects were hardly learned.
+        singles = len(rows) - GROUP_SIZE * groups
+        looks = sampler.shared([row.colour for row in rows[:singles]], r.looks, default)
+        looks += [sampler.draw(row.colour, default) for row in rows[singles:]]
         samples = [Sample(row, look) for row, look in zip(rows, looks, strict=True)]
         images = painted(self.batches.cache, rows, looks, gen)
-        images = smudged(images, gen, 0.15 * strength)
+        images = smudged(images, gen, _SMUDGED * strength)
         captions = [
             self.captioner.caption(s.row, s.look, rng, easy=rng.random() > strength)
             for s in samples
         ]
-        marked = [s for s in samples[: r.style_captions] if s.row.colour or not s.look.default]
-        captions += [self.captioner.style_caption(s.row, s.look, rng) for s in marked]
+        # Captions of looks alone, of images whose look can be described.
+        described = [s for s in samples[: r.style_captions] if s.row.colour or not s.look.default]
+        captions += [self.captioner.style_caption(s.row, s.look, rng) for s in described]
         # Long captions are rare and slow, so most steps cut them.
         length = r.context_length if step % 4 == 0 else r.usual_length
         ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
@@ -308,13 +304,15 @@ class TeacherTrainer:
         return Batch(images, ids, positives(samples, captions), groups)
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        # Use a short memory at first, so that the average forgets the random initial weights.
+    def _update_average(self) -> None:
+        """Move the exponential moving average of the weights towards the weights."""
+        # A short memory at first, so that the average forgets the random initial weights.
         weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
-        for kept, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            if kept.is_floating_point() and kept.ndim == 1:
-                kept.lerp_(new, weight)
+        # Batch norm's statistics are averaged too; the attention mask is a buffer that is constant.
+        for average, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            if average.is_floating_point() and average.ndim == 1:
+                average.lerp_(new, weight)
 
     def _save(self) -> None:
         state = {
@@ -325,14 +323,11 @@ class TeacherTrainer:
             "seconds": self.seconds,
             "curve": self.curve,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        torch.save(state, self.folder / "teacher.pt.part")
-        os.replace(self.folder / "teacher.pt.part", self.folder / "teacher.pt")
+        save_checkpoint(state, self.path)
 
     def _resume(self) -> None:
-        path = self.folder / "teacher.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -342,6 +337,7 @@ class TeacherTrainer:
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:
+    """Factor of the learning rate at a 0-based step."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -356,36 +352,30 @@ def zero_shot(
     classes: Sequence[str],
     template: str = "A {}",
 ) -> Tensor:
-    """Whether each image [N, 3, 64, 64] in [0, 1] is nearest to its own class's prompt: bool
-    [N].
+    """Whether each image is nearest to the prompt of its own class: bool [N].
+
+    Args:
+        images: [N, 3, 64, 64] in [0, 1].
+        labels: index [N] of each image's class in ``classes``.
+        template: the prompt, with ``{}`` for the class name.
     """
     texts = tokenizer([template.format(name) for name in classes])
     text = F.normalize(model.encode_text(texts), dim=1)
-    guesses = [
+    predictions = [
         (F.normalize(model.encode_image((part - MEAN) / STD), dim=1) @ text.T).argmax(1)
         for part in images.split(256)
     ]
-    return torch.cat(guesses) == labels
-
-
-def common_nouns(rows: Sequence[IconRow], count: int) -> list[str]:
-    """The ``count`` most frequent one-word names, without words of user interfaces; sorted by
-    name.
-    """
-    seen = Counter(r.concept for r in rows if len(r.words) == 1)
-    names = [n for n, _ in seen.most_common() if n.isalpha() and len(n) > 2 and n not in UI_WORDS]
-    return sorted(names[:count])
+    return torch.cat(predictions) == labels
 
 
 def validation_set(
-    cache: Cache, rows: Sequence[IconRow], classes: Sequence[str]
+    cache: Cache, rows: Sequence[DrawingRow], classes: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels of the rows whose name is one of the classes."""
+    """Images float32 [N, 3, 64, 64] and labels int64 [N] of the rows named like a class.
+
+    Args:
+        classes: names; a label is an index of these.
+    """
     selected = [r for r in rows if r.concept in set(classes)]
     labels = torch.tensor([classes.index(r.concept) for r in selected])
     return plain(cache, selected), labels
-
-
-def write_merges(path: Path, text: str) -> None:
-    """Write a merges file for open_clip's tokenizer; the same text gives the same bytes."""
-    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))

@@ -1,34 +1,44 @@
-"""The recipe's work folder: what each stage keeps there, and of which recipe it is."""
+"""The work folder of a recipe: a folder for each stage, which records the recipe that made it.
+
+A stage's result depends on some sections of the recipe only. So a recipe with another generator
+can use the folders ``world`` and ``teacher`` of an earlier one.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from dfkd.errors import FingerprintError
 from dfkd.miniature.recipe import Recipe
 
-Stage = Literal["world", "teacher", "generator", "backbone"]
-#: The sections of the recipe that each stage's result depends on.
+#: A stage and its folder; ``world`` holds the rendered drawings.
+Stage = Literal["world", "teacher", "generator", "backbone", "judge"]
+#: The sections of the recipe on which each stage's result depends.
 _SECTIONS: dict[Stage, tuple[str, ...]] = {
     "world": ("data",),
     "teacher": ("data", "teacher"),
     "generator": ("data", "teacher", "generator"),
     "backbone": ("data", "backbone"),
+    "judge": ("data", "judge"),
 }
-#: Settings that change no result: paths, how fast it is made, and what only scores depend on.
+#: Settings that change no result of a stage. `max_likeness` changes which images are scored.
 _WITHOUT_EFFECT = frozenset(
     {
         *("data.directory", "data.clipart", "data.work", "data.max_likeness"),
         *("teacher.compile", "teacher.checkpoint_every"),
-        *("generator.compile", "generator.checkpoint_every", "backbone.checkpoint_every"),
+        *("generator.compile", "generator.checkpoint_every"),
+        *("backbone.checkpoint_every", "judge.checkpoint_every"),
     }
 )
 
 
 def identity(recipe: Recipe, stage: Stage = "generator") -> dict[str, Any]:
-    """All settings that change what a stage makes, by dotted key."""
+    """All settings that change a stage's result, by dotted key (``teacher.steps``)."""
     plain = recipe.as_dict()
     flat = {
         f"{section}.{key}": value
@@ -44,12 +54,10 @@ def folder_of(recipe: Recipe, stage: Stage) -> Path:
 
 
 def claim(recipe: Recipe, stage: Stage) -> Path:
-    """Mark a stage's folder as this recipe's; returns the folder.
-
-    Other settings of a later stage leave the work of the earlier ones in place.
+    """Create a stage's folder, or check that this recipe can resume from it; returns the folder.
 
     Raises:
-        FingerprintError: the folder holds the work of a different recipe.
+        FingerprintError: the folder holds the work of a recipe with another `identity`.
     """
     folder = folder_of(recipe, stage)
     record = folder / "recipe.json"
@@ -65,3 +73,11 @@ def claim(recipe: Recipe, stage: Stage) -> Path:
             "give another data.work or remove that folder"
         )
     return folder
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values for `torch.load`; a kill leaves the earlier file in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    torch.save(state, partial)
+    os.replace(partial, path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dfkd.miniature.icons import EVALUATION
+from dfkd.miniature.drawings.icons import EVALUATION
 
 HELD_OUT = tuple(prefix for group in EVALUATION.values() for prefix in group)
 TRAINING = ("mdi", "ri", "uil")  # the last one is a validation collection

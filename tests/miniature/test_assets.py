@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 
 from dfkd.config import bundled
-from dfkd.miniature import evaluation_set, icons, recipe
+from dfkd.miniature import evaluation_set, recipe
+from dfkd.miniature.drawings import icons
 from dfkd.utils.yaml import load
 
 MANIFEST = "manifests/pretrain.yaml"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfkd.miniature import clipart
+from dfkd.miniature.drawings import clipart
 from tests.helpers import icon_package
 
 NOUNS = frozenset(("clock", "lamp", "cup", "computer", "old"))

@@ -2,21 +2,23 @@
 
 import hashlib
 import tarfile
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dfkd.miniature import clipart, evaluation_set
+from dfkd.miniature import evaluation_set
+from dfkd.miniature.drawings import clipart
+from dfkd.miniature.drawings.icons import EMOJI
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 from dfkd.miniature.evaluation_set import OFFICIAL, OFFICIAL_IMAGES, OTHER_IMAGES
-from dfkd.miniature.icons import EMOJI
 from dfkd.miniature.looks.domains import DOMAINS
-from dfkd.miniature.rendering import Cache, IconRow
 
 
-def icon(name: str, collection: str, colour: bool, slot: int) -> IconRow:
+def icon(name: str, collection: str, colour: bool, slot: int) -> DrawingRow:
     words = tuple(name.split())
-    return IconRow(collection, name.replace(" ", "-"), words, (), (), (), colour, slot)
+    return DrawingRow(collection, name.replace(" ", "-"), words, (), (), (), colour, slot)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def cache() -> Cache:
 
 
 def test_official_classes_fill_every_domain_and_others_show_each_drawing_once(cache: Cache) -> None:
-    counts = evaluation_set.counts(evaluation_set.select(cache))
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for image in evaluation_set.select(cache):
+        counts[image.domain][image.label] += 1
     for domain in set(DOMAINS) - {"clipart", "color_emoji"}:
         assert counts[domain]["clock"] == counts[domain]["book"] == OFFICIAL_IMAGES
         assert counts[domain]["guitar"] == OTHER_IMAGES

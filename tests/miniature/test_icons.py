@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.miniature.icons import (
+from dfkd.miniature.drawings.icons import (
     EVALUATION,
     LICENCES,
     RESERVED,
@@ -39,7 +39,7 @@ def test_the_sets_of_collections_do_not_overlap() -> None:
         assert not one & other
 
 
-def test_the_issue_s_collections_are_held_out_or_left_out() -> None:
+def test_families_of_held_out_collections_are_left_out() -> None:
     assert {"openmoji", "fluent-emoji", "iconoir", "feather", "maki", "ion", "memory"} <= RESERVED
     assert {"noto-v1", "lucide-lab", "famicons", "boxicons", "fa6-solid", "fa"} <= SIBLINGS
     assert set(EVALUATION["pixel"]) == {"pixelarticons", "streamline-pixel", "pixel"}

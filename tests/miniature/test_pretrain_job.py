@@ -14,7 +14,7 @@ from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
 
 MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
-STAGES: tuple[Stage, ...] = ("world", "teacher", "generator", "backbone")
+STAGES: tuple[Stage, ...] = ("world", "teacher", "generator", "backbone", "judge")
 
 
 def small(tmp_path: Path) -> dict[str, object]:
@@ -100,6 +100,11 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert again.returncode == Exit.DONE, again.stderr
     assert "teacher resumes at step 2" in again.stdout
     assert jobs.contents(out) == before
+    for kind in ("judge", "backbone"):
+        words = ("--classifier", kind, "--set", f"{kind}.steps=1", "--set", f"{kind}.batch_size=4")
+        done = jobs.run("pretrain", manifest, *words)
+        assert done.returncode == Exit.DONE, done.stderr
+        assert done.stdout.splitlines()[-1] == f"wrote {out / kind}.safetensors"
 
 
 def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:

@@ -9,20 +9,25 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from dfkd.miniature import captions, generator, rendering
+from dfkd.miniature import captions, generator
 from dfkd.miniature import teacher as teacher_recipe
+from dfkd.miniature.drawings import rendering, sampling
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow
+from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.colours import NAMES
 from dfkd.miniature.looks.look import Look
 from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
-from dfkd.miniature.rendering import Cache, IconRow
 from dfkd.miniature.teacher import Sample, positives
+from dfkd.miniature.tokenizer import merges, write_merges
 
 WORDS = ["a", "an", "the", "in", "style", "of", "dog", "alarm", "clock", "solar", "red", "*"]
 RED = NAMES.index("red")
 
 
-def row(name: str, collection: str = "some", colour: bool = False, slot: int = 0) -> IconRow:
-    return IconRow(collection, name, tuple(name.split()), ("bold",), ("Animals",), (), colour, slot)
+def row(name: str, collection: str = "some", colour: bool = False, slot: int = 0) -> DrawingRow:
+    return DrawingRow(
+        collection, name, tuple(name.split()), ("bold",), ("Animals",), (), colour, slot
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def cache() -> Cache:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SimpleTokenizer:
     path = tmp_path_factory.mktemp("merges") / "bpe.txt.gz"
-    teacher_recipe.write_merges(path, teacher_recipe.merges(WORDS))
+    write_merges(path, merges(WORDS))
     return SimpleTokenizer(str(path), context_length=24)
 
 
@@ -74,10 +79,10 @@ def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
 def test_captions_of_the_default_look_are_silent_about_it(tokenizer: SimpleTokenizer) -> None:
     maker, rng = captioner(tokenizer), np.random.default_rng(0)
     made = [maker.caption(row("dog"), Look(), rng) for _ in range(300)]
-    silent = [caption for caption in made if caption.unmarked]
+    silent = [caption for caption in made if caption.implies_default]
     assert 0.8 < len(silent) / len(made) < 0.97
-    assert not any(caption.told for caption in silent)
-    assert all(caption.told for caption in made if not caption.unmarked)
+    assert not any(caption.statements for caption in silent)
+    assert all(caption.statements for caption in made if not caption.implies_default)
 
 
 def test_most_captions_of_other_looks_tell_something_true(tokenizer: SimpleTokenizer) -> None:
@@ -87,11 +92,11 @@ def test_most_captions_of_other_looks_tell_something_true(tokenizer: SimpleToken
     assert known == {"red", "wood", "oil painting", "bold"}
     made = [maker.caption(one, look, rng) for _ in range(200)]
     for caption in made:
-        assert not caption.unmarked
-        assert set(caption.told) <= known
-        for statement in caption.told:
+        assert not caption.implies_default
+        assert set(caption.statements) <= known
+        for statement in caption.statements:
             assert set(statement.split()) <= set(caption.words)
-    assert 0.7 < sum(bool(caption.told) for caption in made) / len(made) < 0.9
+    assert 0.7 < sum(bool(caption.statements) for caption in made) / len(made) < 0.9
 
 
 def test_a_caption_that_leaves_the_look_out_is_true_of_the_object_in_all_looks() -> None:
@@ -106,7 +111,7 @@ def test_captions_of_looks_alone_name_no_object(tokenizer: SimpleTokenizer) -> N
     for _ in range(50):
         caption = maker.style_caption(row("dog"), Look(ink=RED), rng)
         assert caption.name == ""
-        assert caption.told
+        assert caption.statements
         assert "dog" not in caption.words
 
 
@@ -119,7 +124,7 @@ def test_easy_captions_use_the_icon_s_own_name(tokenizer: SimpleTokenizer) -> No
 
 
 def test_groups_are_two_looks_of_a_drawing_and_two_others_of_its_name(cache: Cache) -> None:
-    batches = rendering.Batches(cache, np.arange(8), 12, 0)
+    batches = sampling.Batches(cache, np.arange(8), 12, 0)
     rows, _ = batches.draw(3, groups=2)
     assert len(rows) == 12
     for start in (4, 8):
@@ -134,20 +139,20 @@ def test_things_that_sets_share_are_seen_more_than_interface_parts() -> None:
         row("arrow left"),
         row("odd compound name"),
     ]
-    shares = rendering.weights(rows)
+    shares = sampling.weights(rows)
     assert shares.sum() == pytest.approx(1)
     assert shares[0] > shares[5]
     assert shares[0] > shares[6]
-    assert rendering.easy_weights(rows)[5:].sum() == 0
+    assert sampling.easy_weights(rows)[5:].sum() == 0
 
 
 def test_batches_depend_on_seed_and_step_only(cache: Cache) -> None:
     keep = np.arange(len(cache.rows))
-    first, second = (rendering.Batches(cache, keep, 16, 3).draw(5) for _ in range(2))
+    first, second = (sampling.Batches(cache, keep, 16, 3).draw(5) for _ in range(2))
     assert first[0] == second[0]
     assert first[1].random() == second[1].random()
     assert len(first[0]) == 16
-    assert rendering.Batches(cache, keep, 16, 3).draw(6)[0] != first[0]
+    assert sampling.Batches(cache, keep, 16, 3).draw(6)[0] != first[0]
 
 
 def test_pictures_come_in_the_order_of_their_rows(cache: Cache) -> None:
@@ -168,7 +173,7 @@ def test_a_caption_is_a_positive_of_every_picture_that_it_is_true_of() -> None:
         Sample(cat, Look(ink=RED, ground="wood")),
     ]
     told = [
-        captions.Caption(["a", "dog"], "dog", (), unmarked=True),
+        captions.Caption(["a", "dog"], "dog", (), implies_default=True),
         captions.Caption(["a", "red", "dog"], "dog", ("red",)),
         captions.Caption(["a", "red", "wood", "cat"], "cat", ("red", "wood")),
         captions.Caption(["red"], "", ("red",)),
@@ -179,8 +184,8 @@ def test_a_caption_is_a_positive_of_every_picture_that_it_is_true_of() -> None:
 def test_a_caption_by_another_name_is_true_of_the_same_object() -> None:
     samples = [Sample(row("alarm clock"), Look()), Sample(row("clock"), Look())]
     told = [
-        captions.Caption(["a", "clock"], "clock", (), unmarked=True),
-        captions.Caption(["an", "alarm", "clock"], "alarm clock", (), unmarked=True),
+        captions.Caption(["a", "clock"], "clock", (), implies_default=True),
+        captions.Caption(["an", "alarm", "clock"], "alarm clock", (), implies_default=True),
     ]
     assert positives(samples, told).tolist() == [[1, 1], [1, 0]]
 
@@ -212,7 +217,7 @@ def test_training_text_path_equals_open_clip(tokenizer: SimpleTokenizer) -> None
     model = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
     ids = tokenizer(["a dog", "a clock in the style of red"])
     short = ids[:, :10]
-    ours = teacher_recipe.encode_tokens(model, short, model.token_embedding(short))  # type: ignore[operator]
+    ours = teacher_recipe.encode_tokens(model, short)
     theirs = model.encode_text(ids)  # type: ignore[operator]
     torch.testing.assert_close(ours, theirs)
 
@@ -276,13 +281,13 @@ def test_generator_trains_with_codes_and_exports_official_names(
 def test_perceptual_gradients_stay_finite_on_empty_images(tokenizer: SimpleTokenizer) -> None:
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
     blank = torch.ones(2, 3, 64, 64, requires_grad=True)
-    generator.Perception(teacher)(blank, torch.rand(2, 3, 64, 64)).backward()
+    generator.PerceptualLoss(teacher)(blank, torch.rand(2, 3, 64, 64)).backward()
     assert blank.grad is not None
     assert blank.grad.abs().max() < 10
 
 
 def test_psnr_of_known_errors() -> None:
-    assert generator.psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)) == (
+    assert psnr(torch.full((1, 3, 2, 2), 0.1), torch.zeros(1, 3, 2, 2)) == (
         pytest.approx(20.0, abs=1e-4)
     )
 
@@ -290,16 +295,16 @@ def test_psnr_of_known_errors() -> None:
 def test_hue_and_chroma_of_known_pictures() -> None:
     red, green = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
     real = torch.stack([red, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
-    same = generator.colours_kept(real, real)
+    same = colours_kept(real, real)
     assert (same.hue_error, same.chroma_kept) == (pytest.approx(0, abs=1e-3), pytest.approx(1))
     # Red shown as green is 120 degrees off, green as it is not at all: two sectors of hue.
     turned = torch.stack([green, green]).view(2, 3, 1, 1).expand(2, 3, 4, 4)
-    assert generator.colours_kept(turned, real).hue_error == pytest.approx(60, abs=1e-3)
-    paler = generator.colours_kept(0.5 * real + 0.25, real)
+    assert colours_kept(turned, real).hue_error == pytest.approx(60, abs=1e-3)
+    paler = colours_kept(0.5 * real + 0.25, real)
     assert (paler.hue_error, paler.chroma_kept) == (
         pytest.approx(0, abs=1e-3),
         pytest.approx(0.5),
     )
     # Grey pixels have no hue and do not count.
     grey = torch.full((1, 3, 4, 4), 0.5)
-    assert generator.colours_kept(torch.cat([real, grey]), torch.cat([real, grey])) == same
+    assert colours_kept(torch.cat([real, grey]), torch.cat([real, grey])) == same

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfkd.miniature import evaluation_set, rendering
-from dfkd.miniature.icons import Catalogue, Icon
+from dfkd.miniature.drawings import rendering, separation
+from dfkd.miniature.drawings.icons import Catalogue, Icon
 from tests.helpers.icon_package import NAMES, write
 
 HOUSE = '<path fill="currentColor" d="M8 1L1 8h2v7h4v-4h2v4h4V8h2z"/>'
@@ -63,33 +63,33 @@ def test_a_trial_draws_a_few_icons_of_each_collection(tmp_path: Path) -> None:
 def test_planted_copy_is_found_by_its_path_data() -> None:
     moved = HOUSE.replace("M8 1L1 8", "M8.000 1L 1,8").replace("currentColor", "#123")
     scaled = '<path d="M16 2L2 16h4v14h8v-8h4v8h8V16h4z"/>'
-    keys = [evaluation_set.path_key(moved, 16), evaluation_set.path_key(scaled, 32)]
-    assert keys == [evaluation_set.path_key(HOUSE, 16)] * 2
-    assert evaluation_set.path_key(MOON, 16) != keys[0]
+    keys = [separation.path_key(moved, 16), separation.path_key(scaled, 32)]
+    assert keys == [separation.path_key(HOUSE, 16)] * 2
+    assert separation.path_key(MOON, 16) != keys[0]
 
 
 @pytest.mark.parametrize("box", [(-4.0, -4.0, 24.0, 24.0), (-1.0, -1.0, 18.0, 18.0)])
 def test_planted_near_copy_is_found_by_its_hash(box: tuple[float, float, float, float]) -> None:
     lower = HOUSE.replace("v7h4", "v6.8h4")
-    train = evaluation_set.hashes([grey(MOON), grey(lower, box)])
-    known = evaluation_set.hashes([grey(HOUSE)])
-    matches = evaluation_set.find_matches(["a", "b"], train, ["c"], known, 8)
-    assert matches == [evaluation_set.Match(training=1, evaluation=0, how="hash")]
+    train = separation.hashes([grey(MOON), grey(lower, box)])
+    known = separation.hashes([grey(HOUSE)])
+    matches = separation.find_matches(["a", "b"], train, ["c"], known, 8)
+    assert matches == [separation.Match(training=1, evaluation=0, how="hash")]
 
 
 def test_equal_paths_count_once_and_empty_paths_never() -> None:
-    train, known = evaluation_set.hashes([grey(MOON)] * 2), evaluation_set.hashes([grey(HOUSE)])
-    matches = evaluation_set.find_matches(["", "x"], train, ["x"], known, 0)
-    assert matches == [evaluation_set.Match(training=1, evaluation=0, how="path")]
-    assert not evaluation_set.find_matches([""], train[:1], [""], known, 0)
+    train, known = separation.hashes([grey(MOON)] * 2), separation.hashes([grey(HOUSE)])
+    matches = separation.find_matches(["", "x"], train, ["x"], known, 0)
+    assert matches == [separation.Match(training=1, evaluation=0, how="path")]
+    assert not separation.find_matches([""], train[:1], [""], known, 0)
 
 
 def test_colour_hides_nothing_from_the_hash() -> None:
     pixels = rendering.rgba(replace(icon(HOUSE), body=HOUSE.replace("currentColor", "#a11")))
-    row = rendering.IconRow("some", "house", ("house",), (), (), (), True, 0)
+    row = rendering.DrawingRow("some", "house", ("house",), (), (), (), True, 0)
     cache = rendering.Cache([row], np.zeros((0, 64, 64), np.uint8), pixels[None])
-    bits = evaluation_set.perceptual_hash(rendering.grey(cache, row))
-    assert (bits != evaluation_set.perceptual_hash(grey(HOUSE))).sum() <= 8
+    bits = separation.perceptual_hash(rendering.grey(cache, row))
+    assert (bits != separation.perceptual_hash(grey(HOUSE))).sum() <= 8
 
 
 def test_likeness_finds_the_same_symmetric_drawing_at_another_size() -> None:
@@ -100,7 +100,7 @@ def test_likeness_finds_the_same_symmetric_drawing_at_another_size() -> None:
     smaller[2:26, 30:54], smaller[6:22, 34:50] = 0, 255
     bar = np.full((64, 64), 255, np.uint8)
     bar[30:34, 4:60], bar[10:34, 30:34] = 0, 255
-    shown = evaluation_set.drawings([ring, bar])
-    highest = evaluation_set.max_correlation(shown, evaluation_set.drawings([smaller]))
+    shown = separation.unit_vectors([ring, bar])
+    highest = separation.max_correlation(shown, separation.unit_vectors([smaller]))
     assert highest[0] > 0.98
     assert highest[1] < 0.9

@@ -1,23 +1,28 @@
-"""Where a drawing stands in the picture: each arrangement moves a layer [n, 4, 64, 64]."""
+"""Where a drawing stands in the image: each arrangement moves layers [n, 4, 64, 64].
+
+A layer is premultiplied RGBA, so zeros outside of it are empty. Maps give for each pixel of the
+result the position where the layer is sampled: a factor above 1 therefore makes the drawing
+smaller.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkd.miniature.looks.fields import SIZE, horizontal, uniform, vertical
+from dfkd.miniature.looks.fields import SIZE, Operation, pixel_centres, pixel_x, pixel_y, uniform
+from dfkd.miniature.looks.materials import flat, mean_colour, over
 
 
 def _mapped(layer: Tensor, theta: Tensor) -> Tensor:
+    """The layer under affine maps ``theta`` [n, 2, 3] from the result to the layer."""
     grid = F.affine_grid(theta, list(layer.shape), align_corners=False)
     return F.grid_sample(layer, grid, align_corners=False)
 
 
 def _turned(layer: Tensor, angle: Tensor, scale: float) -> Tensor:
-    """The layer turned by ``angle`` [n, 1, 1, 1] in radians; a scale above 1 makes it smaller."""
+    """The layer turned by ``angle`` [n, 1, 1, 1] in radians and divided by ``scale``."""
     c, s = scale * angle.flatten().cos(), scale * angle.flatten().sin()
     zero = torch.zeros_like(c)
     rows = [torch.stack([c, -s, zero], 1), torch.stack([s, c, zero], 1)]
@@ -25,7 +30,7 @@ def _turned(layer: Tensor, angle: Tensor, scale: float) -> Tensor:
 
 
 def _zoomed(layer: Tensor, scale: float, reach: float, gen: torch.Generator) -> Tensor:
-    """The layer at a place up to ``reach`` from the middle; a larger scale makes it smaller."""
+    """The layer divided by ``scale``, moved at random by at most ``reach`` half images."""
     n = len(layer)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
@@ -58,34 +63,33 @@ def _upside_down(layer: Tensor, gen: torch.Generator) -> Tensor:
 
 def _perspective(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
-    axis = (torch.arange(SIZE, dtype=torch.float32) + 0.5) * 2 / SIZE - 1
-    x, y = torch.meshgrid(axis, axis, indexing="xy")
+    x, y = pixel_centres()
+    # Like a sheet that leans back: the higher a pixel, the more the drawing shrinks.
     lean = uniform(n, 0.45, 0.65, gen).view(n, 1, 1)
     depth = 1 + lean * (1 - y) / 2
     grid = torch.stack([x * depth, (y + 0.25 * lean) * depth], 3)
     return F.grid_sample(layer, grid, align_corners=False)
 
 
-def _ring(layer: Tensor, band: Tensor) -> Tensor:
-    """A smaller layer within a band [1, 1, 64, 64] of its own mean colour."""
+def _with_band(layer: Tensor, band: Tensor) -> Tensor:
+    """A smaller layer within a band (1 on it, else 0; [1, 1, 64, 64]) of its mean colour."""
     small = _turned(layer, torch.zeros(len(layer), 1, 1, 1), 1.45)
-    weight = layer[:, 3:].sum((2, 3), keepdim=True).clamp(min=1e-3)
-    colour = layer[:, :3].sum((2, 3), keepdim=True) / weight
-    frame = torch.cat([colour * band, band.expand(len(layer), 1, SIZE, SIZE)], 1)
-    return small + frame * (1 - small[:, 3:])
+    frame = flat(mean_colour(layer), band.expand(len(layer), 1, SIZE, SIZE))
+    return over(small, frame)
 
 
 def _badge(layer: Tensor, gen: torch.Generator) -> Tensor:
-    radius = ((horizontal() - 31.5).square() + (vertical() - 31.5).square()).sqrt()
-    return _ring(layer, ((radius > 26) & (radius < 30)).float())
+    radius = ((pixel_x() - 31.5).square() + (pixel_y() - 31.5).square()).sqrt()
+    return _with_band(layer, ((radius > 26) & (radius < 30)).float())
 
 
 def _framed(layer: Tensor, gen: torch.Generator) -> Tensor:
-    edge = torch.maximum((horizontal() - 31.5).abs(), (vertical() - 31.5).abs())
-    return _ring(layer, ((edge > 25) & (edge < 29)).float())
+    edge = torch.maximum((pixel_x() - 31.5).abs(), (pixel_y() - 31.5).abs())
+    return _with_band(layer, ((edge > 25) & (edge < 29)).float())
 
 
-ARRANGEMENTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+#: Word -> arrangement.
+ARRANGEMENTS: dict[str, Operation] = {
     "tiled": _tiled,
     "small": _small,
     "close": _close,

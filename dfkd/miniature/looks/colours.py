@@ -1,10 +1,14 @@
-"""The colours that captions name, as RGB in [0, 1]."""
+"""The colours that captions name.
+
+A colour is a number, its index in `NAMES`; images have it as RGB in [0, 1].
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+#: RGB in [0, 1] by name.
 COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0.04, 0.04, 0.05),
     "white": (0.98, 0.98, 0.98),
@@ -28,27 +32,28 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (0.97, 0.6, 0.74),
 }
 NAMES = tuple(COLOURS)
+#: RGB [colours, 3] by number, and weights of the channels in luma (ITU-R BT.601).
 _TABLE = torch.tensor(list(COLOURS.values()))
 _LUMA = torch.tensor((0.299, 0.587, 0.114))
 BLACK, WHITE = NAMES.index("black"), NAMES.index("white")
-#: Coloured inks and grounds: all colours but black, white and grey.
+#: Numbers of all colours but black, white and grey.
 CHROMATIC = range(NAMES.index("red"), len(NAMES))
-#: Ink on a ground can be seen if their brightness differs by at least this much.
+#: Ink can be seen on a ground if their brightness differs by at least this much.
 CONTRAST = 0.28
 
 
 def brightness(number: int) -> float:
-    """Luma of a colour in [0, 1]."""
+    """The luma of a colour, in [0, 1]."""
     return float(_TABLE[number] @ _LUMA)
 
 
 def shades(numbers: Tensor, gen: torch.Generator) -> Tensor:
-    """Colours [n, 3, 1, 1] near those with the given numbers [n]; black and white vary less."""
+    """Random shades [n, 3, 1, 1] of the colours with numbers [n]; black and white vary less."""
     extreme = ((numbers == BLACK) | (numbers == WHITE)).unsqueeze(1)
     jitter = torch.randn(len(numbers), 3, generator=gen) * torch.where(extreme, 0.015, 0.035)
     return (_TABLE[numbers] + jitter).clamp_(0, 1).view(-1, 3, 1, 1)
 
 
 def rgb(name: str) -> Tensor:
-    """A colour as [1, 3, 1, 1]."""
+    """The exact colour of a name: [1, 3, 1, 1]."""
     return _TABLE[NAMES.index(name)].view(1, 3, 1, 1)

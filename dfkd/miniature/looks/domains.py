@@ -1,7 +1,7 @@
 """The looks of the bundled evaluation domains: the default one, and others far from it.
 
-Some of them use words that no training caption has (``EVALUATION_ONLY``); the others combine looks
-that training has seen, on drawings that it has not.
+Some use words that no training caption has (`look.EVALUATION_ONLY`). The others combine parts that
+training images have; only their drawings are new to the models.
 """
 
 from __future__ import annotations
@@ -18,36 +18,40 @@ _DEEP = ("black", "maroon", "navy", "purple", "teal")
 _BRIGHT = ("red", "orange", "yellow", "lime", "cyan", "magenta", "pink")
 
 
-def _one(names: Sequence[str], gen: torch.Generator) -> int:
+def _one_of(names: Sequence[str], gen: torch.Generator) -> int:
+    """The number of a random one of these colours."""
     return NAMES.index(names[int(torch.randint(len(names), (), generator=gen))])
 
 
-def _black_on_white(gen: torch.Generator) -> Look:
+def _default_look(gen: torch.Generator) -> Look:
+    """Black ink on white, or a drawing in its own colours on white."""
     return Look()
 
 
-def _in_colour(gen: torch.Generator) -> Look:
-    return Look(colour=WHITE)
-
-
 def _light_on_dark(gen: torch.Generator) -> Look:
-    return Look(ink=_one(_PALE, gen), colour=_one(_DEEP, gen))
+    return Look(ink=_one_of(_PALE, gen), ground_colour=_one_of(_DEEP, gen))
 
 
 def _pixel_art(gen: torch.Generator) -> Look:
-    ink, body, ground = _one(_DEEP, gen), _one(_BRIGHT, gen), _one(("beige", "cyan", "lime"), gen)
-    return Look(ink=ink, body=body, colour=ground, finish="pixelated")
+    return Look(
+        ink=_one_of(_DEEP, gen),
+        body=_one_of(_BRIGHT, gen),
+        ground_colour=_one_of(("beige", "cyan", "lime"), gen),
+        finish="pixelated",
+    )
 
 
 def _chalk(gen: torch.Generator) -> Look:
-    ground = _one(("black", "green"), gen)
-    return Look(ink=_one(_PALE, gen), colour=ground, ground="blackboard", material="chalk")
+    ground = _one_of(("black", "green"), gen)
+    return Look(
+        ink=_one_of(_PALE, gen), ground_colour=ground, ground="blackboard", material="chalk"
+    )
 
 
 def _neon(gen: torch.Generator) -> Look:
     return Look(
-        ink=_one(("cyan", "lime", "magenta", "orange"), gen),
-        colour=_one(("maroon", "brown"), gen),
+        ink=_one_of(("cyan", "lime", "magenta", "orange"), gen),
+        ground_colour=_one_of(("maroon", "brown"), gen),
         ground="brick",
         material="neon",
     )
@@ -55,31 +59,29 @@ def _neon(gen: torch.Generator) -> Look:
 
 def _mosaic(gen: torch.Generator) -> Look:
     return Look(
-        ink=_one(("navy", "purple", "maroon", "black"), gen),
-        body=_one(("orange", "yellow", "cyan"), gen),
-        colour=_one(("beige", "lime", "pink", "white"), gen),
+        ink=_one_of(("navy", "purple", "maroon", "black"), gen),
+        body=_one_of(("orange", "yellow", "cyan"), gen),
+        ground_colour=_one_of(("beige", "lime", "pink", "white"), gen),
         finish="mosaic",
     )
 
 
 def _blueprint(gen: torch.Generator) -> Look:
-    ground = _one(("blue", "navy"), gen)
-    return Look(ink=WHITE, colour=ground, ground="blueprint", stroke="outline")
+    ground = _one_of(("blue", "navy"), gen)
+    return Look(ink=WHITE, ground_colour=ground, ground="blueprint", stroke="outline")
 
 
-#: Domain -> how it draws its looks.
+#: Domain -> draws a look of the domain.
 DOMAINS: dict[str, Callable[[torch.Generator], Look]] = {
-    "black_on_white": _black_on_white,
+    "black_on_white": _default_look,
     "blueprint": _blueprint,
     "chalk": _chalk,
-    "clipart": _in_colour,
-    "color_emoji": _in_colour,
+    "clipart": _default_look,
+    "color_emoji": _default_look,
     "light_on_dark": _light_on_dark,
     "mosaic": _mosaic,
     "neon": _neon,
     "pixel_art": _pixel_art,
 }
-#: The domain of the default look.
-DEFAULT = "black_on_white"
-#: Domains that have too few drawings of the official classes.
+#: Domains with too few drawings of the official classes to be scored on them.
 SPARSE = frozenset({"clipart"})

@@ -1,4 +1,4 @@
-"""What a drawing looks like, in the words that captions use, and how looks are drawn at random."""
+"""How a drawing is painted, in the words that captions use, and random looks for training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dfkd.miniature.looks.strokes import STROKES
 
 T = TypeVar("T")
 
-#: Looks of evaluation domains. Neither model nor any style dictionary knows them, as the paper's
+#: Words of evaluation domains. No training image and no style dictionary has them, as the paper's
 #: dictionary has none of the words that name the domains.
 EVALUATION_ONLY = frozenset({"blackboard", "blueprint", "brick", "chalk", "mosaic", "neon"})
 #: Words for a drawing in its own colours, and for the default look: black ink on white.
@@ -27,20 +27,24 @@ COLOURFUL, PLAIN = "colourful", "plain"
 
 @dataclass(frozen=True)
 class Look:
-    """How one drawing is painted; every part that is not "" is a word that a caption can tell.
+    """How one drawing is painted.
 
-    The default look, black ink on white with nothing else, is the one that captions leave
-    unmarked, as texts on the web do not say that a photograph is one.
+    Colours are indices of `colours.NAMES`. The other parts are words of the tables `GROUNDS`,
+    `STROKES`, `MATERIALS`, `ARRANGEMENTS` and `FINISHES`; "" leaves the part out.
+
+    `Look()` is the default look: black ink on white and nothing else. Captions do not mention it,
+    as texts on the web do not say that a photograph is one.
     """
 
     ink: int = BLACK
-    """Number of the ink's colour; a drawing in its own colours does not use it."""
+    """Colour of the ink; drawings in their own colours have no ink."""
     body: int = -1
-    """Number of the colour that fills what the ink encloses; -1: nothing is filled."""
-    colour: int = WHITE
-    """Number of the ground's colour."""
+    """Colour that fills what the ink encloses; -1: nothing is filled."""
+    ground_colour: int = WHITE
+    """Colour of the ground: the whole ground if ``ground`` is "", else its base colour."""
     ground: str = ""
     stroke: str = ""
+    """Only drawings in ink have a stroke."""
     material: str = ""
     arrangement: str = ""
     finish: str = ""
@@ -51,15 +55,19 @@ class Look:
         return self == Look()
 
     def words(self, own_colours: bool) -> tuple[str, ...]:
-        """All true statements about this look, for a drawing in its own colours or in one ink."""
+        """All true statements about this look, such as ``("red", "wood", "faded")``.
+
+        Args:
+            own_colours: whether the drawing has colours of its own instead of one ink.
+        """
         if self.default and not own_colours:
             return (PLAIN, NAMES[BLACK])
-        # Material and finish may change colours, so that naming them would not be true.
-        inked = () if own_colours or self.material in _RECOLOURS else (NAMES[self.ink],)
+        # Some materials and finishes change colours, so naming the colours would not be true.
         if self.finish in _COLOURLESS:
             return (self.finish, *self._parts())
+        inked = () if self.material in _RECOLOURS else (NAMES[self.ink],)
         colours = (COLOURFUL,) if own_colours else inked
-        ground = () if self.ground else (f"{NAMES[self.colour]} ground",)
+        ground = () if self.ground else (f"{NAMES[self.ground_colour]} ground",)
         return (*colours, *ground, *self._parts(), *((self.finish,) if self.finish else ()))
 
     def _parts(self) -> tuple[str, ...]:
@@ -67,11 +75,15 @@ class Look:
         return tuple(part for part in parts if part)
 
 
+#: Materials that replace the ink's colour, and finishes after which no colour can be named.
 _RECOLOURS = frozenset({"rainbow", "papercut"})
 _COLOURLESS = frozenset({"engraved", "sepia", "photocopy", "embossed"})
-#: Chances that a look which is not the default has each part.
-_STROKED, _MADE_OF, _ARRANGED, _FINISHED, _FILLED = 0.25, 0.3, 0.15, 0.3, 0.2
+#: Probability of each part in a look that is not the default one.
+_STROKE, _MATERIAL, _ARRANGEMENT, _FINISH, _BODY = 0.25, 0.3, 0.15, 0.3, 0.2
+#: Probability of a ground with a texture, and of a plain one in a colour; the rest are white.
 _TEXTURED, _COLOURED = 0.35, 0.4
+#: Probability of black ink on plain white, in addition to the black among random colours.
+_BLACK_ON_WHITE = 0.3
 
 
 def vocabulary() -> list[str]:
@@ -82,8 +94,9 @@ def vocabulary() -> list[str]:
 
 
 @cache
-def _contrasting(ground: int) -> tuple[int, ...]:
-    light = brightness(ground)
+def _contrasting(colour: int) -> tuple[int, ...]:
+    """The colours that can be seen on a colour."""
+    light = brightness(colour)
     return tuple(i for i in range(len(NAMES)) if abs(brightness(i) - light) >= CONTRAST)
 
 
@@ -104,45 +117,58 @@ class LookSampler:
         }
 
     def draw(self, own_colours: bool, default: float) -> Look:
-        """A look; drawings in one ink get the default look with probability ``default``."""
+        """A random look.
+
+        Args:
+            own_colours: whether the drawing has colours of its own; it never gets the default look.
+            default: probability of the default look for a drawing in one ink.
+        """
         if not own_colours and self._chance(default):
             return Look()
+        # Captions take the default look for granted, so `default` alone must decide on it.
         while (look := self._other(own_colours)).default:
             pass
         return look
 
     def shared(self, own_colours: Sequence[bool], count: int, default: float) -> list[Look]:
-        """A look for each drawing; those that are not the default are ``count`` of each kind.
+        """A random look for each drawing, from a pool of ``count`` looks for each kind of drawing.
 
         Args:
             own_colours: for each drawing, whether it has its own colours or one ink.
-            default: as for ``draw``.
+            default: probability of the default look, which is not in the pool, as for `draw`.
         """
         pool = {kind: [self.draw(kind, 0.0) for _ in range(count)] for kind in (False, True)}
         looks = []
         for kind in own_colours:
+            # Drawn also where the pool replaces it, to decide about the default look.
             look = self.draw(kind, default)
             looks.append(look if look.default else self._one_of(pool[kind]))
         return looks
 
     def _other(self, own_colours: bool) -> Look:
-        ground, colour = self._ground()
-        ink = self._one_of(_contrasting(colour))
-        if colour == WHITE and self._chance(0.3):
+        """A look of random parts, which may happen to be the default one.
+
+        The order of the draws is part of the recipe: another order gives other training images.
+        """
+        ground, ground_colour = self._ground()
+        ink = self._one_of(_contrasting(ground_colour))
+        if ground_colour == WHITE and self._chance(_BLACK_ON_WHITE):
             ink = BLACK
-        filled = not own_colours and self._chance(_FILLED)
+        # A stroke could open the outline of a body, so a look has one of the two at most.
+        filled = not own_colours and self._chance(_BODY)
         return Look(
             ink,
             self._one_of(_contrasting(ink)) if filled else -1,
-            colour,
+            ground_colour,
             ground,
-            self._part("stroke", 0.0 if own_colours or filled else _STROKED),
-            self._part("material", _MADE_OF),
-            self._part("arrangement", _ARRANGED),
-            self._part("finish", _FINISHED),
+            self._part("stroke", 0.0 if own_colours or filled else _STROKE),
+            self._part("material", _MATERIAL),
+            self._part("arrangement", _ARRANGEMENT),
+            self._part("finish", _FINISH),
         )
 
     def _ground(self) -> tuple[str, int]:
+        """The ground's word, "" for a plain one, and its colour."""
         draw = self._uniform()
         if draw < _TEXTURED:
             name = self._one_of(self.tables["ground"])

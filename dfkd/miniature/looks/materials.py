@@ -5,28 +5,27 @@ A layer is RGBA with premultiplied colours, float32 [n, 4, 64, 64] in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from dfkd.miniature.looks.colours import rgb
 from dfkd.miniature.looks.fields import (
-    blobs,
+    Operation,
     blurred,
-    clouds,
-    grain,
-    grown,
-    horizontal,
+    dilated,
+    dot_grid,
+    pixel_x,
+    pixel_y,
     shifted,
+    smooth_noise,
     stripes,
     uniform,
-    vertical,
+    white_noise,
 )
 
 
 def over(top: Tensor, bottom: Tensor) -> Tensor:
-    """One premultiplied layer on another."""
+    """One premultiplied layer on another: [n, 4, 64, 64] (the "over" of Porter and Duff, 1984)."""
     return top + bottom * (1 - top[:, 3:])
 
 
@@ -35,60 +34,69 @@ def flat(colour: Tensor, alpha: Tensor) -> Tensor:
     return torch.cat([colour * alpha, alpha], 1)
 
 
+def mean_colour(layer: Tensor) -> Tensor:
+    """The mean colour of each layer [n, 4, 64, 64], weighted by coverage: [n, 3, 1, 1]."""
+    total = layer.sum((2, 3), keepdim=True)
+    return total[:, :3] / total[:, 3:].clamp(min=1e-3)
+
+
 def _shadow(layer: Tensor, gen: torch.Generator) -> Tensor:
     cast = blurred(shifted(layer[:, 3:], 4, 4), 1)
     return over(layer, flat(rgb("black"), 0.55 * cast))
 
 
 def _glow(layer: Tensor, gen: torch.Generator) -> Tensor:
-    halo = blurred(grown(layer[:, 3:], 3), 3)
+    halo = blurred(dilated(layer[:, 3:], 3), 3)
     return over(layer, flat(rgb("yellow"), 0.9 * halo))
 
 
 def _neon(layer: Tensor, gen: torch.Generator) -> Tensor:
     alpha = layer[:, 3:]
-    colour = (layer[:, :3].sum((2, 3)) / alpha.sum((2, 3)).clamp(min=1e-3))[..., None, None]
+    colour = mean_colour(layer)
+    # Without its middle, a line becomes the edges of a tube.
     tube = alpha - 0.8 * blurred(alpha, 2)
     core = torch.lerp(colour, rgb("white"), 0.75)
-    halo = flat(colour, 0.75 * blurred(grown(alpha, 2), 3))
+    halo = flat(colour, 0.75 * blurred(dilated(alpha, 2), 3))
     return over(flat(core, tube.clamp(0, 1)), halo)
 
 
 def _sticker(layer: Tensor, gen: torch.Generator) -> Tensor:
-    cut = grown(layer[:, 3:], 3)
+    cut = dilated(layer[:, 3:], 3)
     sheet = over(flat(rgb("white"), cut), flat(rgb("black"), 0.35 * shifted(cut, 2, 2)))
     return over(layer, sheet)
 
 
 def _chalk(layer: Tensor, gen: torch.Generator) -> Tensor:
-    dust = (0.75 + 0.45 * grain(len(layer), gen)).clamp(0, 1)
-    return torch.lerp(layer, grown(layer), 0.5) * dust
+    dust = (0.75 + 0.45 * white_noise(len(layer), gen)).clamp(0, 1)
+    return torch.lerp(layer, dilated(layer), 0.5) * dust
 
 
 def _crayon(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
-    wax = (0.9 + 0.9 * clouds(n, 30, gen) + 0.5 * stripes(n, (3, 5), gen)).clamp(0, 1)
-    return grown(layer) * wax
+    wax = (0.9 + 0.9 * smooth_noise(n, 30, gen) + 0.5 * stripes(n, (3, 5), gen)).clamp(0, 1)
+    return dilated(layer) * wax
 
 
 def _watercolour(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
-    wash = (0.55 + 0.3 * clouds(n, 6, gen)).clamp(0.15, 1)
+    wash = (0.55 + 0.3 * smooth_noise(n, 6, gen)).clamp(0.15, 1)
+    # Pigment gathers at the rim of a wash, which therefore is more opaque than its middle.
     soft = blurred(layer, 1)
     rim = (soft[:, 3:] - blurred(layer[:, 3:], 3)).clamp(min=0)
     return soft * (wash + rim).clamp(0, 1)
 
 
 def _spray(layer: Tensor, gen: torch.Generator) -> Tensor:
-    mist = blurred(grown(layer, 2), 3)
+    # Drops are likelier where the spray is denser.
+    mist = blurred(dilated(layer, 2), 3)
     spots = (torch.rand(len(layer), 1, 64, 64, generator=gen) < 0.55 * mist[:, 3:] ** 1.5).float()
     colour = mist[:, :3] / mist[:, 3:].clamp(min=1e-3)
     return over(flat(colour, spots), 0.8 * blurred(layer, 1))
 
 
 def _glossy(layer: Tensor, gen: torch.Generator) -> Tensor:
-    curve = 24 + 6 * ((horizontal() - 32) / 20).square()
-    shine = 0.55 * (vertical() < curve).float()
+    curve = 24 + 6 * ((pixel_x() - 32) / 20).square()
+    shine = 0.55 * (pixel_y() < curve).float()
     colours, alpha = layer[:, :3], layer[:, 3:]
     return torch.cat([colours + (alpha - colours) * shine, alpha], 1)
 
@@ -100,30 +108,32 @@ def _banded(layer: Tensor, gen: torch.Generator) -> Tensor:
 
 
 def _speckled(layer: Tensor, gen: torch.Generator) -> Tensor:
-    dots = blobs(len(layer), 6, 1.7, gen)
+    dots = dot_grid(len(layer), 6, 1.7, gen)
     colours, alpha = layer[:, :3], layer[:, 3:]
     return torch.cat([torch.lerp(colours, alpha * rgb("yellow"), 0.8 * dots), alpha], 1)
 
 
 def _rainbow(layer: Tensor, gen: torch.Generator) -> Tensor:
     angle = uniform(len(layer), 0, 2 * torch.pi, gen)
-    along = (horizontal() * angle.cos() + vertical() * angle.sin()) / 64 * 2 * torch.pi
+    along = (pixel_x() * angle.cos() + pixel_y() * angle.sin()) / 64 * 2 * torch.pi
+    # Red, green and blue are a third of a turn apart, so the hue runs around the circle.
     phases = torch.tensor([0.0, 2.1, 4.2]).view(1, 3, 1, 1)
     alpha = layer[:, 3:]
     return torch.cat([alpha * (0.55 + 0.45 * (1.4 * along + phases).sin()), alpha], 1)
 
 
-def _solid(layer: Tensor, gen: torch.Generator) -> Tensor:
-    side = layer
+def _extruded(layer: Tensor, gen: torch.Generator) -> Tensor:
+    # Darker copies below the drawing, each a pixel further, look like its thickness.
+    dark = torch.cat([0.45 * layer[:, :3], layer[:, 3:]], 1)
+    block = layer
     for step in range(1, 6):
-        dark = torch.cat([0.45 * layer[:, :3], layer[:, 3:]], 1)
-        side = over(side, shifted(dark, step, step))
-    return side
+        block = over(block, shifted(dark, step, step))
+    return block
 
 
 def _worn(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
-    return layer * (clouds(n, 20, gen) + 0.4 * grain(n, gen) > -0.55).float()
+    return layer * (smooth_noise(n, 20, gen) + 0.4 * white_noise(n, gen) > -0.55).float()
 
 
 def _glass(layer: Tensor, gen: torch.Generator) -> Tensor:
@@ -132,14 +142,16 @@ def _glass(layer: Tensor, gen: torch.Generator) -> Tensor:
 
 
 def _papercut(layer: Tensor, gen: torch.Generator) -> Tensor:
-    cut = (grown(layer[:, 3:]) > 0.3).float()
+    # From top to bottom: the paper of the drawing's colours, its shadow, a white sheet.
+    cut = (dilated(layer[:, 3:]) > 0.3).float()
     colour = layer[:, :3] / layer[:, 3:].clamp(min=0.05)
-    sheet = flat(grown(colour, 2).clamp(0, 1), cut)
-    back = flat(rgb("white"), grown(cut, 2))
-    return over(over(sheet, flat(rgb("black"), 0.4 * shifted(cut, 2, 2) * grown(cut, 2))), back)
+    sheet = flat(dilated(colour, 2).clamp(0, 1), cut)
+    back = flat(rgb("white"), dilated(cut, 2))
+    return over(over(sheet, flat(rgb("black"), 0.4 * shifted(cut, 2, 2) * dilated(cut, 2))), back)
 
 
-MATERIALS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+#: Word -> material.
+MATERIALS: dict[str, Operation] = {
     "shadow": _shadow,
     "glowing": _glow,
     "neon": _neon,
@@ -152,7 +164,7 @@ MATERIALS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "banded": _banded,
     "speckled": _speckled,
     "rainbow": _rainbow,
-    "solid": _solid,
+    "solid": _extruded,
     "worn": _worn,
     "glass": _glass,
     "papercut": _papercut,

@@ -1,8 +1,12 @@
-"""Painting of drawings in their looks, a batch at a time."""
+"""Painting of drawings in their looks, a batch at a time.
+
+A drawing in one ink begins as coverage, a drawing in its own colours as premultiplied RGBA. Both
+become layers, [n, 4, 64, 64] premultiplied RGBA, and layers on grounds become images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +14,12 @@ from torch import Tensor
 
 from dfkd.miniature.looks.arrangements import ARRANGEMENTS
 from dfkd.miniature.looks.colours import shades
-from dfkd.miniature.looks.fields import SIZE, bent, blurred, clouds
+from dfkd.miniature.looks.fields import SIZE, Operation, blurred, smooth_noise, warped
 from dfkd.miniature.looks.finishes import FINISHES
 from dfkd.miniature.looks.grounds import GROUNDS
 from dfkd.miniature.looks.look import Look
 from dfkd.miniature.looks.materials import MATERIALS, flat, over
 from dfkd.miniature.looks.strokes import STROKES, silhouette
-
-Operation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def paint(
@@ -27,14 +29,17 @@ def paint(
     gen: torch.Generator,
     pose: float = 1.0,
 ) -> Tensor:
-    """Images [N + M, 3, 64, 64] in [0, 1].
+    """Paint drawings; returns images float32 [N + M, 3, 64, 64] in [0, 1].
 
     Args:
-        inks: coverage [N, 64, 64] of drawings in one ink.
+        inks: coverage [N, 64, 64] in [0, 1] of drawings in one ink.
         coloured: premultiplied RGBA [M, 4, 64, 64] of drawings in their own colours.
-        looks: one for each image, first those of ``inks``.
-        pose: how far images are moved, turned and scaled at random; 0: not at all.
+        looks: one for each drawing, first those of ``inks``.
+        pose: the ``strength`` of `posed`.
     """
+    # The steps and the random numbers they take have a fixed order, which is part of the recipe:
+    # poses of ink, strokes, colours, poses of coloured drawings, arrangements, materials, grounds,
+    # finishes.
     n = len(inks)
     ink = posed(inks.unsqueeze(1), gen, pose)
     layers = torch.cat([_inked(ink, looks[:n], gen), posed(coloured, gen, pose)])
@@ -46,14 +51,15 @@ def paint(
 
 
 def smudged(images: Tensor, gen: torch.Generator, share: float) -> Tensor:
-    """Images of which a ``share`` is a little soft, stained or bent, as a decoder's are.
+    """Images [n, 3, 64, 64], of which a random ``share`` is slightly warped, blurred and stained.
 
-    No caption tells of it, so the teacher learns to see past a generator's mistakes.
+    The generator's decoder makes such errors. No caption mentions them, so the teacher learns to
+    ignore them.
     """
     rows = (torch.rand(len(images), generator=gen) < share).nonzero().squeeze(1)
     part = images[rows]
     n = len(part)
-    part = bent(part, torch.cat([clouds(n, 8, gen), clouds(n, 8, gen)], 1) * 0.8)
+    part = warped(part, torch.cat([smooth_noise(n, 8, gen), smooth_noise(n, 8, gen)], 1) * 0.8)
     part = torch.lerp(part, blurred(part), torch.rand(n, 1, 1, 1, generator=gen))
     stains = torch.randn(n, 3, 8, 8, generator=gen) * 0.06
     part = part + F.interpolate(stains, size=(SIZE, SIZE), mode="bilinear")
@@ -61,7 +67,13 @@ def smudged(images: Tensor, gen: torch.Generator, share: float) -> Tensor:
 
 
 def posed(x: Tensor, gen: torch.Generator, strength: float) -> Tensor:
-    """The drawings under a random affine map; a third is mirrored. Zeros fill the border."""
+    """The drawings [n, C, 64, 64] under random affine maps; zeros come in at the border.
+
+    They are turned, scaled, sheared and moved, and a third is mirrored.
+
+    Args:
+        strength: factor of all ranges; 0 changes nothing and takes no random numbers.
+    """
     n = len(x)
     if n == 0 or strength == 0:
         return x
@@ -70,27 +82,28 @@ def posed(x: Tensor, gen: torch.Generator, strength: float) -> Tensor:
         return torch.rand(n, generator=gen) * (high - low) + low
 
     angle = torch.randn(n, generator=gen) * 0.1 * strength
-    wide = uniform(1 - 0.06 * strength, 1 + 0.35 * strength)
-    # Most drawings keep their aspect ratio.
-    narrow = uniform(1 - 0.06 * strength, 1 + 0.35 * strength)
-    high = torch.where(torch.rand(n, generator=gen) < 0.7, wide, narrow)
-    wide = torch.where(torch.rand(n, generator=gen) < 0.33, -wide, wide)
+    x_scale = uniform(1 - 0.06 * strength, 1 + 0.35 * strength)
+    # Factors from the image to the drawing, so those above 1 make it smaller. Seven of ten drawings
+    # keep their aspect ratio.
+    other_scale = uniform(1 - 0.06 * strength, 1 + 0.35 * strength)
+    y_scale = torch.where(torch.rand(n, generator=gen) < 0.7, x_scale, other_scale)
+    x_scale = torch.where(torch.rand(n, generator=gen) < 0.33, -x_scale, x_scale)
     shear = torch.randn(n, generator=gen) * 0.05 * strength
+    # In half images, the unit of `affine_grid`.
     far = 0.12 * strength
-    theta = torch.stack(
-        [
-            torch.stack([wide * angle.cos(), -high * (angle + shear).sin(), uniform(-far, far)], 1),
-            torch.stack([wide * angle.sin(), high * angle.cos(), uniform(-far, far)], 1),
-        ],
-        1,
-    )
+    x_move, y_move = uniform(-far, far), uniform(-far, far)
+    x_row = [x_scale * angle.cos(), -y_scale * (angle + shear).sin(), x_move]
+    y_row = [x_scale * angle.sin(), y_scale * angle.cos(), y_move]
+    theta = torch.stack([torch.stack(x_row, 1), torch.stack(y_row, 1)], 1)
     grid = F.affine_grid(theta, [n, 1, SIZE, SIZE], align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
 
 def _inked(ink: Tensor, looks: Sequence[Look], gen: torch.Generator) -> Tensor:
-    """Layers [N, 4, 64, 64] of drawings in the inks and with the strokes of their looks."""
-    # Silhouettes come first: other strokes could open or close the outline.
+    """Layers [N, 4, 64, 64] of coverage [N, 1, 64, 64], with the looks' inks, bodies and
+    strokes.
+    """
+    # What the ink encloses is found before the stroke, which could open or close the outline.
     bodies = torch.tensor([look.body for look in looks], dtype=torch.long)
     filled = (bodies >= 0).nonzero().squeeze(1)
     inside = silhouette(ink[filled]) if len(filled) else ink[filled]
@@ -103,7 +116,7 @@ def _inked(ink: Tensor, looks: Sequence[Look], gen: torch.Generator) -> Tensor:
 
 def _grounds(looks: Sequence[Look], gen: torch.Generator) -> Tensor:
     """The grounds of the looks: [B, 3, 64, 64] in [0, 1]."""
-    base = shades(torch.tensor([look.colour for look in looks], dtype=torch.long), gen)
+    base = shades(torch.tensor([look.ground_colour for look in looks], dtype=torch.long), gen)
     ground = base.expand(-1, -1, SIZE, SIZE).contiguous()
     for name, rows in _rows_by_name([look.ground for look in looks]).items():
         ground[rows] = GROUNDS[name].paint(base[rows], gen).clamp(0, 1)
@@ -113,7 +126,10 @@ def _grounds(looks: Sequence[Look], gen: torch.Generator) -> Tensor:
 def _each(
     x: Tensor, names: Sequence[str], table: Mapping[str, Operation], gen: torch.Generator
 ) -> Tensor:
-    """The images after the operations with their names; "" changes nothing."""
+    """Apply to each row the operation with its name, and clamp it to [0, 1]; "" changes nothing.
+
+    Rows with the same name are one batch, because an operation is faster on a batch.
+    """
     x = x.clone()
     for name, rows in _rows_by_name(names).items():
         x[rows] = table[name](x[rows], gen).clamp(0, 1)
@@ -121,9 +137,10 @@ def _each(
 
 
 def _rows_by_name(names: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each name that is not ""."""
     rows: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         if name:
             rows.setdefault(name, []).append(i)
-    # Sorted, so that the order of random numbers depends on the names alone.
+    # Sorted, so that random numbers do not depend on the order of the names in the batch.
     return dict(sorted(rows.items()))

@@ -1,7 +1,8 @@
 """Drawings of the Open Clip Art Library, most of them in colour, with names from their metadata.
 
 The source is the folder of Debian's package ``openclipart-svg``: public-domain SVG files with a
-title, subjects and an author. Authors are split, so that no artist is in training and evaluation.
+title, subjects and an author. The authors are divided, so that nobody's drawings are both in
+training and in the evaluation set.
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import resvg_py
 from PIL import Image
 
-from dfkd.miniature.icons import word_set
-from dfkd.miniature.rendering import SIZE, Cache, IconRow, Pixels, read, stack, write
+from dfkd.miniature.drawings.icons import word_set
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow, Pixels, read, stack, write
+from dfkd.miniature.looks.fields import SIZE
 
-#: The collection's name in rows; evaluation drawings have the second one.
+#: Names of the two collections in rows: drawings for training, and for evaluation.
 TRAINING, EVALUATION = "openclipart", "openclipart-evaluation"
 
-#: Authors of more drawings than this are for training: they would leave little to it.
+#: Authors of more drawings than this are never held out, because little would be left for training.
 _MOST_OF_AN_AUTHOR = 60
 
-#: Themes of desktops repeat the icon sets, and these authors made patterns and flags.
+#: Authors of patterns and flags, and folders of what is no picture of a thing.
 _LEFT_OUT_AUTHORS = frozenset(("codifiedivining", "International Code of Signals", "Royal Navy"))
 _LEFT_OUT_FOLDERS = word_set("buttons decorations logos shapes geography special")
+#: Subjects that many files have and that name no object.
 _GENERIC = word_set(
     "hash icon icons theme action symbol sign simple application shape shapes geometry computer "
     "lemon_theme_icon mimetypes unsorted special menu filesystem animal mammal people food "
@@ -38,9 +41,16 @@ _GENERIC = word_set(
     "equipment entertainment vehicle logo bordered pattern decoration stock historic collection "
     "lemon flag protein card hotel education software internet instant and led clip art in straight"
 )
-#: Larger files are photographs in paths, and take seconds to draw.
+#: Larger files are traced photographs, which take seconds to render.
 _MOST_BYTES = 200_000
+#: A title with more nouns describes a scene and does not name an object.
 _MOST_WORDS = 2
+#: Renderings are larger than needed, because they are cropped and then scaled down.
+_RENDERED_WIDTH = 4 * SIZE
+#: Alpha (0-255) that belongs to the drawing; less is the soft edge of a shadow.
+_VISIBLE = 8
+#: Side of the square around a drawing, relative to the drawing's longer side.
+_SQUARE = 1.08
 _FIELDS = {
     "title": re.compile(r"<cc:Work[^>]*>.*?<dc:title>(.*?)</dc:title>", re.S),
     "author": re.compile(r"<dc:creator>.*?<dc:title>(.*?)</dc:title>", re.S),
@@ -50,112 +60,117 @@ _ITEM = re.compile(r"<rdf:li>(.*?)</rdf:li>", re.S)
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One file with the names that its metadata give."""
+class ClipArt:
+    """A file with what its metadata say."""
 
     path: Path
     author: str
     names: tuple[tuple[str, ...], ...]
-    """Possible names of the object, the best first, as words."""
+    """Possible names of the object, each as its words, the best first."""
     folders: tuple[str, ...]
+    """The folder that holds it, which serves as its category; empty at the top."""
 
-    def row(self, collection: str) -> IconRow:
-        """The drawing as a row of a cache; its slot is not known yet."""
+    def row(self, collection: str) -> DrawingRow:
+        """The row of a cache for this drawing, in a collection; `rendering.write` sets its slot."""
         first, *others = self.names
         aliases = tuple(" ".join(name) for name in others)
-        return IconRow(
+        return DrawingRow(
             collection, self.path.stem, first, (), self.folders, aliases, colour=True, slot=0
         )
 
 
 def build(
-    root: Path, nouns: Collection[str], shown: Collection[str], folder: Path, processes: int
+    root: Path, nouns: Collection[str], classes: Collection[str], folder: Path, processes: int
 ) -> tuple[Cache, Cache]:
-    """Render the drawings below ``root`` into ``folder``, or read what an earlier call left there.
+    """Render the drawings below ``root`` into ``folder``, unless an earlier call has.
 
     Args:
         nouns: names of objects that a drawing may have.
-        shown: names of the classes for whose sake an author is held out.
+        classes: names of the objects whose authors are held out; see `evaluation_authors`.
+        processes: number of processes that render.
 
     Returns:
         The drawings for training and those for evaluation, each in the order of their paths.
     """
     usable = list(drawings(root, nouns))
-    held_out = evaluation_authors(usable, shown)
+    held_out = evaluation_authors(usable, classes)
     for part in (TRAINING, EVALUATION):
         if not (folder / part / "rows.json").exists():
-            chosen = [d for d in usable if (d.author in held_out) == (part == EVALUATION)]
+            selected = [d for d in usable if (d.author in held_out) == (part == EVALUATION)]
             with ProcessPoolExecutor(processes) as pool:
-                pictures = pool.map(rgba, [d.path for d in chosen], chunksize=64)
-                pairs = zip(chosen, pictures, strict=True)
-                drawn = [(d.row(part), picture) for d, picture in pairs if picture is not None]
-            rows = [asdict(row) for row, _ in drawn]
+                rendered = pool.map(rgba, [d.path for d in selected], chunksize=64)
+                pairs = zip(selected, rendered, strict=True)
+                drawn = [(d.row(part), pixels) for d, pixels in pairs if pixels is not None]
+            rows = [row for row, _ in drawn]
             (folder / part).mkdir(parents=True, exist_ok=True)
-            colour = stack([picture for _, picture in drawn], (SIZE, SIZE, 4))
+            colour = stack([pixels for _, pixels in drawn], (SIZE, SIZE, 4))
             write(folder / part, [(rows, stack([], (SIZE, SIZE)), colour)])
     return read(folder / TRAINING), read(folder / EVALUATION)
 
 
-def evaluation_authors(usable: Sequence[Drawing], shown: Collection[str]) -> frozenset[str]:
-    """The authors whose drawings are for evaluation: those who drew an object with a name among
-    ``shown``, except for the few who drew very much.
+def evaluation_authors(usable: Sequence[ClipArt], classes: Collection[str]) -> frozenset[str]:
+    """The authors whose drawings are for evaluation: those who drew one of the ``classes``.
+
+    Authors of more than `_MOST_OF_AN_AUTHOR` drawings are not among them.
     """
     counts = Counter(drawing.author for drawing in usable)
-    drew = {drawing.author for drawing in usable if " ".join(drawing.names[0]) in shown}
+    drew = {drawing.author for drawing in usable if " ".join(drawing.names[0]) in classes}
     return frozenset(author for author in drew if counts[author] <= _MOST_OF_AN_AUTHOR)
 
 
-def drawings(root: Path, nouns: Collection[str]) -> Iterator[Drawing]:
-    """The usable drawings below ``root`` with an author and a name among ``nouns``, each file
-    once, in the order of their paths.
+def drawings(root: Path, nouns: Collection[str]) -> Iterator[ClipArt]:
+    """Yield the drawings below ``root`` with an author and a name among ``nouns``, sorted by path.
+
+    Large files, generic folders and copies of a file in a second folder are left out.
     """
     seen: set[str] = set()
     for path in sorted(root.rglob("*.svg")):
         folders = path.relative_to(root).parts[:-1]
-        known = path.name in seen or path.stat().st_size > _MOST_BYTES
-        if known or not _LEFT_OUT_FOLDERS.isdisjoint(folders):
+        unsuitable = path.stat().st_size > _MOST_BYTES or not _LEFT_OUT_FOLDERS.isdisjoint(folders)
+        # The library keeps copies of a file in the folders of all of its subjects.
+        if unsuitable or path.name in seen:
             continue
-        # The library files a drawing under several subjects.
         seen.add(path.name)
         text = path.read_text("utf-8", errors="replace")
         author = _field(text, "author")
         names = tuple(_names(text, nouns))
         if author and names and author not in _LEFT_OUT_AUTHORS:
-            yield Drawing(path, author, names, folders[-1:])
+            yield ClipArt(path, author, names, folders[-1:])
 
 
 def rgba(path: Path) -> Pixels | None:
-    """The drawing in a square, as [64, 64, 4] uint8 with colours not premultiplied; None where it
-    cannot be drawn or is blank.
+    """The drawing, cropped and centred, as RGBA, uint8 [64, 64, 4], colours not premultiplied.
+
+    Returns None for a file that cannot be drawn or is blank.
     """
     try:
-        png = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=4 * SIZE))
+        png = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=_RENDERED_WIDTH))
     except ValueError:
         return None
     image = Image.open(io.BytesIO(png)).convert("RGBA")
-    # Many files leave most of their page empty.
-    box = image.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox()
+    # Many drawings fill only a small part of their page.
+    box = image.getchannel("A").point(lambda a: 255 * (a > _VISIBLE)).getbbox()
     if box is None:
         return None
     image = image.crop(box)
-    side = int(1.08 * max(image.size)) + 1
+    side = int(_SQUARE * max(image.size)) + 1
     square = Image.new("RGBA", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
 def _field(text: str, name: str) -> str:
+    """The content of a metadata field, with entities resolved; "" if the file lacks it."""
     found = _FIELDS[name].search(text)
     return html.unescape(found[1]).strip() if found else ""
 
 
 def _names(text: str, nouns: Collection[str]) -> Iterator[tuple[str, ...]]:
-    """The title if it is a known noun, then the subjects that are."""
+    """Yield the words of each name: the nouns of the title, then the subjects that are nouns."""
     subjects = [html.unescape(item).lower() for item in _ITEM.findall(_field(text, "subjects"))]
     title = re.sub(r"[^a-z ]", " ", _field(text, "title").lower())
     words = [word for word in title.split() if word in nouns and word not in _GENERIC]
-    # Longer titles tell a story.
     candidates = [" ".join(words)] if 0 < len(words) <= _MOST_WORDS else []
     candidates += [s for s in subjects if s in nouns and s not in _GENERIC]
-    for name in dict.fromkeys(candidates):
+    for name in dict.fromkeys(candidates):  # each once, in this order
         yield tuple(name.split())

@@ -1,14 +1,14 @@
-"""A classifier of training icons, which plays the role of ImageNet weights for the student.
+"""Training of classifiers of drawings, which are torchvision ResNets.
 
-The paper's student starts from "the pre-trained model". The miniature world has no ImageNet, so
-this recipe trains a torchvision ResNet to name training icons in many styles. The classes that a
-student will learn are left out. The result is a file for `distillation.weights`.
+The backbone stands for a student's ImageNet weights. The paper's student starts from "the
+pre-trained model", and there is no ImageNet of drawings, so it names training drawings, except for
+the classes that a student will learn. The judge names the official classes. It has guided no
+synthesis, so it can tell whether others than the teacher recognise synthesised images.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,47 +19,44 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.miniature.looks.look import LookSampler
-from dfkd.miniature.recipe import BackboneRecipe
-from dfkd.miniature.rendering import Cache, IconRow, painted
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
+from dfkd.miniature.recipe import ClassifierRecipe
+from dfkd.miniature.work_folder import save_checkpoint
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.device import seeded
 
-#: Share of monochrome icons that are painted black on white.
+#: Share of drawings in one ink that are painted in the default look, black on white.
 _DEFAULT_SHARE = 0.4
 
 
-class IconBatches:
-    """An endless stream of painted icons with labels; batch `step` depends only on (seed, step)."""
+class LabelledBatches:
+    """Painted drawings with labels; batch `step` depends only on (seed, step)."""
 
-    def __init__(
-        self, cache: Cache, rows: Sequence[IconRow], nouns: Sequence[str], seed: int
-    ) -> None:
-        """Uses the rows whose name is one of `nouns`; each noun is drawn equally often."""
-        self.cache, self.seed = cache, seed
-        self.named = [[row for row in rows if row.concept == noun] for noun in nouns]
+    def __init__(self, cache: Cache, by_class: Sequence[Sequence[DrawingRow]], seed: int) -> None:
+        """A label is an index of `by_class`, and each class is equally likely."""
+        self.cache, self.seed, self.by_class = cache, seed, by_class
 
     def draw(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Images float32 [size, 3, 64, 64] in [0, 1] and labels int64 [size]."""
+        """The batch of a step: images float32 [size, 3, 64, 64] in [0, 1], labels int64 [size]."""
         rng = np.random.default_rng((self.seed, step))
-        labels = rng.integers(len(self.named), size=size)
-        sampled = [self.named[label][rng.integers(len(self.named[label]))] for label in labels]
+        labels = rng.integers(len(self.by_class), size=size)
+        drawings = [self.by_class[label] for label in labels.tolist()]
+        sampled = [rows[rng.integers(len(rows))] for rows in drawings]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        sampler = LookSampler(generator)
-        looks = [sampler.draw(row.colour, _DEFAULT_SHARE) for row in sampled]
-        return painted(self.cache, sampled, looks, generator), torch.from_numpy(labels)
+        images = random_images(self.cache, sampled, _DEFAULT_SHARE, generator)
+        return images, torch.from_numpy(labels)
 
 
-class BackboneTrainer:
-    """A classifier in training; `run` resumes from the last checkpoint in `folder`."""
+class ClassifierTrainer:
+    """Trains the classifier; `run` resumes from the last checkpoint in `folder`."""
 
     def __init__(
-        self, recipe: BackboneRecipe, batches: IconBatches, folder: Path, seed: int
+        self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int
     ) -> None:
         self.recipe, self.batches, self.step = recipe, batches, 0
         with seeded(seed):
             network: nn.Module = torchvision.models.get_model(
-                recipe.architecture, weights=None, num_classes=len(batches.named)
+                recipe.architecture, weights=None, num_classes=len(batches.by_class)
             )
         self.network = network.train()
         self.optimizer = torch.optim.AdamW(
@@ -76,7 +73,7 @@ class BackboneTrainer:
             accuracies.append(self._advance())
             if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
                 correct = sum(accuracies) / len(accuracies)
-                log(f"{recipe.architecture} step {self.step}: {correct:.3f} of its icons named")
+                log(f"{recipe.architecture} step {self.step}: {correct:.3f} of its drawings named")
                 self._save()
                 accuracies.clear()
         return self.network.eval()
@@ -95,15 +92,12 @@ class BackboneTrainer:
         return float((logits.argmax(1) == labels).float().mean())
 
     def _save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        partial = self.path.with_name(self.path.name + ".part")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        save_checkpoint(state, self.path)
 
     def _resume(self) -> None:
         if self.path.exists():
@@ -114,7 +108,7 @@ class BackboneTrainer:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """Images [N, 3, H, W] in [0, 1], normalised like a student's input."""
+    """Images [N, 3, H, W] in [0, 1], normalised as in a student, by ImageNet's mean and std."""
     mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -122,9 +116,9 @@ def normalised(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Accuracy of the network on images [N, 3, H, W] in [0, 1] with labels [N]."""
-    answers = [network(normalised(part)).argmax(1) for part in images.split(256)]
-    return float((torch.cat(answers) == labels).float().mean())
+    """Accuracy, 0-1, of the network on images [N, 3, H, W] in [0, 1] with labels int64 [N]."""
+    predictions = [network(normalised(part)).argmax(1) for part in images.split(256)]
+    return float((torch.cat(predictions) == labels).float().mean())
 
 
 def save(network: nn.Module, path: Path) -> Path:
@@ -134,7 +128,7 @@ def save(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def _rate_factor(step: int, recipe: BackboneRecipe) -> float:
-    """Factor of the learning rate at a 0-based step: a linear rise and a cosine."""
+def _rate_factor(step: int, recipe: ClassifierRecipe) -> float:
+    """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to zero."""
     rise = min(1.0, (step + 1) / recipe.rising_steps)
     return rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))

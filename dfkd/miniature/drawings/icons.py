@@ -1,7 +1,7 @@
-"""The icons of the miniature world: collections, hold-outs, licences, names and styles.
+"""The icons of the npm package ``@iconify/json``: names, licences, and which sets are held out.
 
-The source is the unpacked npm package ``@iconify/json``: ``collections.json`` describes the sets,
-and ``json/<prefix>.json`` contains the SVG bodies. This module does not render; see ``rendering``.
+A collection is an icon set, known by its prefix, such as ``lucide``. ``collections.json`` in the
+unpacked package describes the sets, and ``json/<prefix>.json`` contains the SVG bodies of one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a text as a set."""
+    """The words of a text, as a set."""
     return frozenset(text.split())
 
 
-#: Never trained on: the collections of the bundled evaluation set, by the kind of their drawings.
+#: Collections of the bundled evaluation set, by the kind of their drawings; never trained on.
 EVALUATION: dict[str, tuple[str, ...]] = {
     "color_emoji": ("twemoji", "noto"),
     "mono_emoji": ("fluent-emoji-high-contrast",),
@@ -31,39 +31,43 @@ EVALUATION: dict[str, tuple[str, ...]] = {
     "freehand": ("streamline-freehand", "streamline-freehand-color"),
 }
 
-#: The held-out collections that draw in colours of their own.
+#: The held-out collections of the domain ``color_emoji``.
 EMOJI = EVALUATION["color_emoji"]
 
-#: Never read at all: kept for an acceptance test by someone else.
+#: Never read at all, because an acceptance test by someone else uses them.
 RESERVED = word_set(
     "openmoji fluent-emoji fluent-emoji-flat iconoir feather maki ion memory dinkie-icons"
 )
 
-#: Share drawings with the sets above, so they are neither trained on nor evaluated on. The second
-#: line goes beyond the known siblings: redrawn Font Awesome 5, a merger of maki and temaki, sets
-#: that started from lucide or feather, and the other weights of streamline-freehand's originals.
+#: Sets that share drawings with the sets above, so they are neither trained on nor evaluated on:
+#: earlier versions and extensions of them, a merger of maki and temaki, and sets that started from
+#: Font Awesome 5, lucide or feather.
 SIBLINGS = word_set(
     "noto-v1 lucide-lab famicons bx boxicons fa fa-solid fa-regular fa6-solid fa6-regular "
     "fa7-regular la pinhead keyline-icons meteor-icons"
 )
 
-#: Whole collections of the training side that only choose checkpoints: unseen while training.
+#: Collections whose icons are only used for validation while the models train.
 VALIDATION = word_set("streamline-kameleon-color vaadin mynaui vadivam uil uis uim uit")
 
-#: Permissive licences. Non-commercial, copyleft and share-alike ones (also OFL) are left out.
+#: Licences of training sets, all permissive: none is non-commercial, copyleft or share-alike, as
+#: OFL is.
 LICENCES = frozenset(
     ["MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "CC0-1.0", "Unlicense", "CC-BY-3.0", "CC-BY-4.0"]
 )
 
-#: Sets of logos or flags, whole; ``codicon`` is the only programming set without logos.
+#: Sets that are left out as a whole: logos, flags, and what is no picture of a thing. `may_train`
+#: makes an exception for ``codicon``, the only programming set without logos.
 _LOGO_CATEGORIES = frozenset({"Logos", "Programming"})
 _FLAG_SETS = frozenset(["cif", "circle-flags", "flag", "flagpack"])
 _NOT_PICTURES = frozenset(["svg-spinners", "line-md", "ginetex"])
 
-#: Names of trademarks come from this set; a word that these generic sets use is not a trademark.
+#: The set whose names are trademarks, and sets of pictures of things. A word in the names of the
+#: latter is not only a trademark.
 _TRADEMARKS = "simple-icons"
 _GENERIC = ("emojione", "game-icons", "healthicons", "gis", "wi")
 
+#: Parts of names that describe how an icon is drawn, or number its variants.
 _SKIN = re.compile(r"-(?:(?:medium-)?(?:light|dark)|medium)-skin-tone")
 _STYLE_WORDS = word_set(
     "outline outlined filled fill solid bold thin regular duotone twotone linear broken line "
@@ -75,7 +79,7 @@ _ORDINALS = frozenset(["one", "two", "three", "four", "five"])
 
 @dataclass(frozen=True)
 class Collection:
-    """One icon set as the package describes it."""
+    """An icon set, as the package describes it."""
 
     prefix: str
     title: str
@@ -83,28 +87,39 @@ class Collection:
     licence: str
     url: str
     category: str
-    palette: bool
     hidden: bool
-    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Icon:
-    """One icon: ``words`` name the object, ``style`` describes how it is drawn, ``body`` is SVG."""
+class Drawing:
+    """What a collection says about one drawing."""
 
     collection: str
+    """Prefix of the icon set, or one of clip art's two collections."""
     name: str
+    """Name in the collection, such as ``alarm-clock-bold``."""
     words: tuple[str, ...]
+    """Words that name the object: ``("alarm", "clock")``."""
     style: tuple[str, ...]
+    """Words of the name that describe how it is drawn: ``("bold",)``."""
     categories: tuple[str, ...]
     aliases: tuple[str, ...]
-    body: str
-    box: tuple[float, float, float, float]
+    """Other names of the object."""
 
     @property
     def concept(self) -> str:
-        """The object's name as text, for example ``"alarm clock"``."""
+        """The object's name as text: ``"alarm clock"``."""
         return " ".join(self.words)
+
+
+@dataclass(frozen=True)
+class Icon(Drawing):
+    """A drawing of an icon set, with its SVG."""
+
+    body: str
+    """The content of the ``<svg>`` element."""
+    box: tuple[float, float, float, float]
+    """Left, top, width and height of the view box."""
 
 
 class Catalogue:
@@ -120,17 +135,19 @@ class Catalogue:
         return {prefix: _collection(prefix, info) for prefix, info in described.items()}
 
     def training(self) -> list[Collection]:
-        """Collections that may be used for training, including validation, in a stable order."""
+        """The collections for training and validation, sorted by prefix."""
         return [c for _, c in sorted(self.collections.items()) if may_train(c)]
 
     @cached_property
     def trademarks(self) -> frozenset[str]:
-        """Words that are only used as the name of a trademark."""
+        """Words that occur in icon names only as trademarks."""
         generic = {w for p in _GENERIC for name in self._raw(p)["icons"] for w in name.split("-")}
         return frozenset(n for n in self._raw(_TRADEMARKS)["icons"] if len(n) > 2) - generic
 
     def icons(self, prefix: str) -> Iterator[Icon]:
-        """The usable icons of one collection: no trademarks, flags or hidden icons.
+        """Yield the usable icons of one collection, sorted by name.
+
+        Trademarks, flags, hidden icons and icons without a word in their name are left out.
 
         Raises:
             ValueError: the collection is reserved; nothing in the project may read it.
@@ -145,7 +162,7 @@ class Catalogue:
         for name in sorted(raw["icons"]):
             entry = raw["icons"][name]
             categories = labels.get(name, ())
-            if entry.get("hidden") or self._is_mark(name, categories):
+            if entry.get("hidden") or self._is_logo_or_flag(name, categories):
                 continue
             words, style = split_name(name, raw)
             if not any(w.isalpha() and len(w) > 1 for w in words):
@@ -156,20 +173,22 @@ class Catalogue:
             )
 
     def _raw(self, prefix: str) -> dict[str, Any]:
+        """The content of a collection's file."""
         data: dict[str, Any] = json.loads((self.root / f"json/{prefix}.json").read_text("utf-8"))
         return data
 
-    def _is_mark(self, name: str, categories: Iterable[str]) -> bool:
+    def _is_logo_or_flag(self, name: str, categories: Iterable[str]) -> bool:
         kinds = " ".join(categories).lower()
         if any(k in kinds for k in ("brand", "logo", "social", "flags")):
             return True
         words = name.split("-")
-        marked = {"logo", "logos", "brand", "brands"} | self.trademarks
-        return (words[0] == "flag" and len(words) > 2) or not marked.isdisjoint(words)
+        marks = {"logo", "logos", "brand", "brands"} | self.trademarks
+        # "flag-outline" is a picture of a flag; "flag-united-states" is a flag.
+        return (words[0] == "flag" and len(words) > 2) or not marks.isdisjoint(words)
 
 
 def may_train(collection: Collection) -> bool:
-    """Whether the teacher and the generator may be trained on this collection."""
+    """Whether a collection may be used for training or validation."""
     held_out = {p for prefixes in EVALUATION.values() for p in prefixes} | RESERVED | SIBLINGS
     return (
         collection.prefix not in held_out | _FLAG_SETS | _NOT_PICTURES
@@ -181,9 +200,15 @@ def may_train(collection: Collection) -> bool:
 
 
 def split_name(name: str, raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """An icon's name as (words of the object, words of the style), using the set's own affixes."""
+    """Split an icon's name into words of the object and words of the style.
+
+    Args:
+        raw: the content of the collection's file, which lists the prefixes and suffixes that stand
+            for a style in this collection.
+    """
     name = _SKIN.sub("", name)
     style: list[str] = []
+    # Longest first: "-outline-rounded" must not be taken for "-rounded".
     for prefix in sorted(raw.get("prefixes", {}), key=len, reverse=True):
         if prefix and name.startswith(prefix + "-"):
             name, style = name[len(prefix) + 1 :], prefix.split("-")
@@ -192,24 +217,30 @@ def split_name(name: str, raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[s
         if suffix and name.endswith("-" + suffix):
             name, style = name[: -len(suffix) - 1], style + suffix.split("-")
             break
+    # Then any style words and numbers that are left at the end.
     words = name.replace("_", "-").split("-")
     strip = _STYLE_WORDS | (_ORDINALS if raw["prefix"].startswith("icon-park") else frozenset())
     while len(words) > 1 and (words[-1] in strip or words[-1].isdigit()):
         style.append(words.pop())
+    # Variants are numbered at the end of a word: "clock2".
     words = [re.sub(r"(?<=[a-z]{3})\d+$", "", w) for w in words]
     return tuple(words), tuple(w for w in style if w.isalpha() and w != "alt")
 
 
 def choose(icons: Iterable[Icon], per_drawing: int) -> list[Icon]:
-    """At most ``per_drawing`` variants (weights, sizes, skin tones) of each drawing in a set."""
+    """At most ``per_drawing`` variants of each drawing of one set.
+
+    Variants, such as weights, sizes and skin tones, have the same words for the object.
+    """
     drawings: dict[tuple[str, ...], list[Icon]] = {}
     for icon in icons:
         drawings.setdefault(icon.words, []).append(icon)
-    return [i for group in drawings.values() for i in sorted(group, key=_shuffled)[:per_drawing]]
+    return [i for group in drawings.values() for i in sorted(group, key=shuffle_key)[:per_drawing]]
 
 
-def _shuffled(icon: Icon) -> bytes:
-    return hashlib.sha256(f"{icon.collection}:{icon.name}".encode()).digest()
+def shuffle_key(drawing: Drawing) -> bytes:
+    """A sort key that mixes collections and names, and gives the same order on every machine."""
+    return hashlib.sha256(f"{drawing.collection}:{drawing.name}".encode()).digest()
 
 
 def _collection(prefix: str, info: dict[str, Any]) -> Collection:
@@ -220,13 +251,12 @@ def _collection(prefix: str, info: dict[str, Any]) -> Collection:
         licence=info["license"].get("spdx", info["license"]["title"]),
         url=info["author"].get("url", info["license"].get("url", "")),
         category=info.get("category", ""),
-        palette=bool(info.get("palette")),
         hidden=bool(info.get("hidden")),
-        tags=tuple(info.get("tags", ())),
     )
 
 
 def _labels_by_icon(raw: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The categories of each icon."""
     labels: dict[str, tuple[str, ...]] = {}
     for category, names in raw.get("categories", {}).items():
         for name in names:
@@ -235,6 +265,8 @@ def _labels_by_icon(raw: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _view_box(entry: dict[str, Any], raw: dict[str, Any]) -> tuple[float, float, float, float]:
+    """The view box of an icon: its own values, then those of its set, then the format's."""
+
     def value(key: str, default: float) -> float:
         return float(entry.get(key, raw.get(key, default)))
 

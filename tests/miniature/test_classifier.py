@@ -1,0 +1,50 @@
+"""The classifiers of drawings: they learn, resume, and are files that torchvision reads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, save
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow
+from dfkd.miniature.recipe import ClassifierRecipe
+
+
+@pytest.fixture(scope="module")
+def batches() -> LabelledBatches:
+    """A bar that stands and one that lies, each drawn twice."""
+    mono = np.zeros((4, 64, 64), np.uint8)
+    mono[:2, 8:56, 26:38] = mono[2:, 26:38, 8:56] = 255
+    rows = [DrawingRow("a set", str(i), ("bar",), (), (), (), False, i) for i in range(4)]
+    cache = Cache(rows, mono, np.zeros((0, 64, 64, 4), np.uint8))
+    return LabelledBatches(cache, [rows[:2], rows[2:]], 0)
+
+
+def test_it_learns_what_tells_the_classes_apart(batches: LabelledBatches, tmp_path: Path) -> None:
+    recipe = ClassifierRecipe(steps=30, rising_steps=5, batch_size=16)
+    network = ClassifierTrainer(recipe, batches, tmp_path, 0).run(print)
+    assert accuracy(network, *batches.draw(1000, 64)) > 0.8
+    again = torchvision.models.resnet18(num_classes=2)
+    again.load_state_dict(load_file(save(network, tmp_path / "out" / "judge.safetensors")))
+    assert torch.equal(again.fc.weight, network.get_parameter("fc.weight"))
+
+
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    batches: LabelledBatches, tmp_path: Path
+) -> None:
+    recipe = ClassifierRecipe(steps=4, batch_size=4, checkpoint_every=2)
+    whole = ClassifierTrainer(recipe, batches, tmp_path / "whole", 0).run(print)
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    trainer = ClassifierTrainer(recipe, batches, tmp_path / "parts", 0)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(interrupt)
+    assert trainer.step == 2
+    parts = ClassifierTrainer(recipe, batches, tmp_path / "parts", 0).run(print)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], value), name
