@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd.benchmarks.measure import Figure
+from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.config.manifest import Manifest
 from dfkd.export.onnx_graphs import export, load_graph, quantise
 from dfkd.models.student import build
@@ -22,7 +22,7 @@ SIZES = (0.5, 1, 2)
 """Image sizes relative to the manifest's."""
 
 
-def measure(manifest: Manifest) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Measure the manifest's student with random weights, exported, and its teacher in torch.
 
     Returns:
@@ -32,7 +32,7 @@ def measure(manifest: Manifest) -> dict[str, Any]:
     sizes = (int(share * manifest.synthesis.image_size) for share in SIZES)
     by_size = {str(size): _measure_size(manifest, size) for size in sizes}
     figures = [figure for size, facts in by_size.items() for figure in _figures(size, facts)]
-    return {"image_size": by_size, "figures": [figure.as_dict() for figure in figures]}
+    return {"image_size": by_size, "figures": figures}
 
 
 def _figures(size: str, facts: dict[str, Any]) -> Iterator[Figure]:

@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from dfkd import api
-from dfkd.benchmarks.measure import Figure
+from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import replace_values, temporary_root
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count, image_steps
@@ -22,7 +21,7 @@ def shortened(manifest: Manifest) -> Manifest:
     )
 
 
-def measure(manifest: Manifest) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Run every stage once on an empty root, which is deleted afterwards.
 
     Returns:
@@ -30,21 +29,19 @@ def measure(manifest: Manifest) -> dict[str, Any]:
         including prompts and the start of workers, if a method has such steps; views per second of
         the second stage.
     """
+    if not effort.whole:
+        manifest = shortened(manifest)
     with temporary_root(manifest) as temporary:
         seconds = _timed(temporary)
     figures = [Figure(f"stage {name}", "s", (spent,)) for name, spent in seconds.items()]
     figures.append(Figure("all stages", "s", (sum(seconds.values()),)))
-    if steps := _steps(manifest):
+    # Conventional methods optimise no latents, so a run of them alone has no such rate.
+    if steps := sum(image_steps(manifest.with_method(method)) for method in manifest.methods):
         rate = steps / seconds["synthesize"]
         figures.append(Figure("image-steps in stage synthesize", "1/s", (rate,)))
     rate = _views(manifest) / seconds["distill"]
     figures.append(Figure("views in stage distill", "1/s", (rate,)))
-    return {"figures": [figure.as_dict() for figure in figures]}
-
-
-def _steps(manifest: Manifest) -> int:
-    """Number of image-steps of all methods."""
-    return sum(image_steps(manifest.with_method(method)) for method in manifest.methods)
+    return {"figures": figures}
 
 
 def _views(manifest: Manifest) -> int:

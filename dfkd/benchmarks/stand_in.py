@@ -33,7 +33,7 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample, write_shard
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage import layout
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 from dfkd.synthesis.latents import OnStep
 from dfkd.synthesis.shard_maker import MadeShard
 
@@ -59,14 +59,15 @@ def replace_values(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifes
 
 
 @contextmanager
-def temporary_root(manifest: Manifest) -> Iterator[Manifest]:
-    """The manifest with a new folder in `benchmarks/` as its root, which is deleted at the end."""
+def temporary_root(manifest: Manifest, **sections: Mapping[str, Any]) -> Iterator[Manifest]:
+    """The manifest with new values as in `replace_values`, and with a new folder as its root.
+
+    The folder is in `benchmarks/` and is deleted at the end.
+    """
     root, folder = manifest.storage.root.rstrip("/"), f"{layout.BENCHMARKS}{uuid.uuid4().hex}"
     home = open_storage(root)
     try:
-        yield dataclasses.replace(
-            manifest, storage=dataclasses.replace(manifest.storage, root=f"{root}/{folder}")
-        )
+        yield replace_values(manifest, storage={"root": f"{root}/{folder}"}, **sections)
     finally:
         for key in list(home.list(f"{folder}/")):
             home.delete(key)
@@ -141,8 +142,9 @@ def _noise(size: int) -> Image.Image:
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def put_version(manifest: Manifest, home: Storage) -> PublishedVersion:
-    """Publish a version of noise under `home`, with the layout of the manifest's synthesis."""
+def put_version(manifest: Manifest) -> PublishedVersion:
+    """Publish a version of noise, with the layout of the manifest's synthesis."""
+    home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     version = begin(home, identity(manifest, {}))
     put_prompts(manifest, version)
     put_shards(StandInMaker(manifest, noisy=True), version, list(tasks(manifest)))

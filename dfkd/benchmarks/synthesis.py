@@ -1,13 +1,12 @@
 """Speed of latent optimisation in image-steps per second, compared with loops that people use."""
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import Call, time_loop
+from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.generator import VQGAN
@@ -15,6 +14,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.shard_maker import initial_batch_size
+from dfkd.utils.device import pick_device
 from dfkd.utils.types import Precision
 
 STEPS = 4
@@ -27,23 +27,25 @@ UNIT = "image-steps/s"
 PLAIN = "plain loop"
 
 
-def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Image-steps per second with the manifest's models, size, batch and precision.
 
     Returns:
         The result of `time_loop`, also for other batch sizes, the other precision, and the cutout
         loop; a profile covers `STEPS` steps.
     """
+    device = pick_device()
     # The last step of a run evaluates its latents without an update, so one more makes `STEPS`.
     config = dataclasses.replace(manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,))
     models = _models(manifest, device, config.precision)
     text = class_text_embeddings(manifest, models[0])[:1]
-    batch, limit = initial_batch_size(config, device), f"convolution, {config.precision}"
+    batch = initial_batch_size(config, device)
     ours = _ours(*models, config, text, batch)
     variants = _variants(manifest, device, models, config, text, batch)
     variants |= _reference_loops(manifest, device, text)
     bound = reference.convolution(device, config.precision)
-    return time_loop("synthesis", UNIT, ours, variants, PLAIN, (limit, bound), repeats)
+    limit = f"convolution, {config.precision}", bound
+    return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats)
 
 
 def _variants(
