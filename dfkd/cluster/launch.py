@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
-import torch
 from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
@@ -17,6 +16,7 @@ from torch.distributed import DistError
 from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
 from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer
 from dfkd.errors import DfkdError, InfrastructureError
+from dfkd.utils.hardware import thread_limit
 
 TRAIN: Any = ray.train
 """`ray.train` untyped: type checkers confuse its classes with those of an older API."""
@@ -70,10 +70,9 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    # Local mode runs in this process, and the rank sets its own number of threads.
-    threads = torch.get_num_threads()
     deaths = 0
-    try:
+    # Local mode runs in this process, where the rank sets its own number of threads.
+    with thread_limit(0):
         while True:
             try:
                 if not _fit(loop, config, name, workers):
@@ -96,8 +95,6 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
                     f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
                     "free or add nodes and run the same command again, it resumes"
                 ) from None
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> bool:

@@ -56,7 +56,7 @@ from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage, require_root_space
-from dfkd.utils.progress import LineBar, ScreenBar, bar
+from dfkd.utils.progress import LineBar, ScreenBar, bar, say
 
 MAX_REQUESTED_WORKERS = 256
 """Workers requested from an autoscaler if the manifest names no number. The autoscaler's own
@@ -378,7 +378,7 @@ class _ShardReport:
             tries = self.pool.tries(result.unit)
             self.reporter.report_done(receipt, summary.steps, seconds, result.node, tries)
         for note in result.notes:
-            self.progress.say(f"note: task {result.unit}: {note}")
+            say(f"note: task {result.unit}: {note}")
         self.show_failures()
 
     def show_failures(self) -> None:

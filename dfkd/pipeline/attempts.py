@@ -156,8 +156,8 @@ def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
         LeaseError: another process that took over the lease claimed the number.
     """
     attempt = Attempt(root, number)
-    attempt.storage.put_if_absent("claim.json", canonical({"identity": dict(identity)}))
     expected = canonical({"identity": dict(identity)})
+    attempt.storage.put_if_absent("claim.json", expected)
     # Put-if-absent may have lost against an earlier claim, so compare with what is stored.
     if canonical(attempt.claim) != expected:
         claimed = attempt.claim["identity"]

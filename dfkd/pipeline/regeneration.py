@@ -6,7 +6,7 @@ same command resumes.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from dfkd.cluster import distillation
 from dfkd.cluster.connection import connected
@@ -14,12 +14,7 @@ from dfkd.cluster.synthesis import build, identify
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, task_count, tasks
-from dfkd.dataset.published import (
-    PublishedVersion,
-    advance,
-    open_version,
-    refuse_removal,
-)
+from dfkd.dataset.published import PublishedVersion, advance, open_version, refuse_removal
 from dfkd.errors import GateError
 from dfkd.evaluation.results import read_results, validate_results
 from dfkd.evaluation.scoring import evaluate
@@ -38,7 +33,7 @@ from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage import layout
 from dfkd.storage.lease import Lease, holding
 from dfkd.storage.local import Storage, open_storage, root_exists
-from dfkd.utils.device import thread_limit
+from dfkd.utils.hardware import thread_limit
 
 LEASE = "regenerate"
 
@@ -100,7 +95,11 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
         attempt.finish()
     if not decision.accepted:
         print(f"wrote {page}", flush=True)
-        _refuse(attempt, decision)
+        raise GateError(
+            f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
+            f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py "
+            "removes it"
+        )
     return page
 
 
@@ -111,14 +110,6 @@ def _check(manifest: Manifest) -> None:
     check_batches(manifest)
     check_evaluation(manifest)
     check_synthesis(manifest)
-
-
-def _refuse(attempt: Attempt, decision: Decision) -> NoReturn:
-    """Raise the error for a candidate that the gate has refused."""
-    raise GateError(
-        f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
-        f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py removes it"
-    )
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:

@@ -143,12 +143,10 @@ def holding(
 
 
 @contextmanager
-def reading(
-    storage: Storage, versions: Iterable[str], seconds: float = READER_SECONDS
-) -> Iterator[None]:
+def reading(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     """Protect `versions` (`{method}/{id}`) from removal inside the block."""
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
-    lease = Lease(storage, key, _holder(), seconds, tuple(versions))
+    lease = Lease(storage, key, _holder(), READER_SECONDS, tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
     try:

@@ -30,12 +30,9 @@ from dfkd.storage.base import (
 __all__ = [
     "LocalStorage",
     "MissingObject",
-    "Observer",
     "Request",
     "Storage",
-    "StoredObject",
     "open_storage",
-    "require_disk_space",
     "require_root_space",
     "root_exists",
 ]
