@@ -173,8 +173,7 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
     synthesis = {"images_per_class": per_class, "shard_size": max(1, per_class // 4)}
     for multiple in multiples:
         batch_size = multiple * manifest.distillation.batch_size
-        # Without the warm-up, which would be faster. The stand-in's labels are random, so they are
-        # not standardised.
+        # The warm-up would be faster; the stand-in's labels are random, so not standardised.
         training = {"batch_size": batch_size, "warmup_epochs": 0, "standardise": False}
         with temporary_root(single_method, synthesis=synthesis, distillation=training) as sized:
             version = put_version(sized).id
@@ -207,6 +206,7 @@ def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]
         cpus=workers.cpus,
         gpu=workers.gpu,
     )
+    # Ranks return nothing to the driver, so rank 0 leaves its figures in storage.
     run_ranks(_time_rank, {"job": job}, "benchmark", workers)
     content: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
     return content

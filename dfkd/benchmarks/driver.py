@@ -128,6 +128,7 @@ def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
     planned = list(islice(tasks(manifest), size))
     stages: dict[str, Any] = {}
     counts = RequestCounts()
+    # The version keeps this storage, so all of its requests pass the counter.
     home = counted(open_storage(manifest.storage.root), counts)
     version = begin(home, identity(manifest, {}))
 
@@ -185,6 +186,7 @@ def idle_tasks(manifest: Manifest, count: int) -> dict[str, Any]:
 
 def _marks(pool: Pool[Task], count: int) -> Iterator[float]:
     """Yield the time after the first task and after each tenth of the others."""
+    # One task more, because the first one ends with the start of the workers.
     tenth = count // TENTHS
     planned = (Task(number // 100, number % 100, 0, 1) for number in range(tenth * TENTHS + 1))
     for number, _ in enumerate(pool.run(planned)):

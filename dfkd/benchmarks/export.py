@@ -50,6 +50,7 @@ def _measure_size(manifest: Manifest, size: int) -> dict[str, Any]:
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, torch.device("cpu"), "float32", manifest.cache)
     student = build(config, len(manifest.classes), size, seed=0, cache=manifest.cache).eval()
+    # Noise is enough: neither the time nor the size of a graph depends on the pixels.
     noise = np.random.default_rng(0).integers(256, size=(CALIBRATION, size, size, 3))
     images = list(noise.astype(np.uint8))
     pixels = images[0].transpose(2, 0, 1)[None].astype(np.float32) / 255
@@ -58,6 +59,7 @@ def _measure_size(manifest: Manifest, size: int) -> dict[str, Any]:
         float_path, int8_path = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
         export(student, size, float_path)
         quantise(float_path, int8_path, images)
+        # One thread here, because `time_on_one_core` limits torch only.
         run_float, run_int8 = load_graph(float_path, threads=1), load_graph(int8_path, threads=1)
         timed = time_on_one_core(
             {

@@ -145,6 +145,7 @@ def time_loop(
     units: list[float] = []
     flop_per_unit = operations(lambda: units.append(ours())) / units[0]
     limit_name, limit_call = limit
+    # The limit takes turns with the loops, so that a share compares speeds of the same minutes.
     rates = time_in_turns({name: ours, **variants, limit_name: limit_call}, repeats)
     share = median_ratio(rates[name], rates[limit_name], flop_per_unit)
     ratio = median_ratio(rates[name], rates[peer])
@@ -181,9 +182,9 @@ def operations(call: Callable[[], object]) -> int:
 def profile(call: Callable[[], object]) -> dict[str, float]:
     """Seconds that a second call spends in each kind of operation itself, the longest first.
 
-    GPU time if there is a GPU, else CPU time. Operations with a share below `MIN_SHARE` are
-    combined.
+    GPU time if there is a GPU, else CPU time. Shares below `MIN_SHARE` are combined.
     """
+    # The first call is not profiled: kernel selection and compilation would hide the rest.
     call()
     gpu = torch.cuda.is_available()
     activity = torch.profiler.ProfilerActivity

@@ -131,6 +131,7 @@ def example(
     texts = class_text_embeddings(manifest, teacher)
     labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
     size = bank or manifest.prompts.contrastive.bank
+    # Full from the start, as after the first batches of a run; before that an update costs less.
     memory = PromptBank(size)
     bank_labels = torch.arange(size, device=texts.device) % len(manifest.classes)
     memory.add(texts[bank_labels], bank_labels)

@@ -80,6 +80,7 @@ def _build_and_read(manifest: Manifest) -> Results:
     """
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
+    # A resumed run is faster than a whole one, so the record says how much it found.
     reused_tasks = len(unfinished.done())
     budget = BudgetTracker(Budget(), CostCounter())
     steps: dict[str, Any] = {}

@@ -36,27 +36,11 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     """
     device = pick_device()
     # The last step of a run evaluates its latents without an update, so one more makes `STEPS`.
+    # The plain loops have no batch-norm loss, so ours goes without.
     config = dataclasses.replace(manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,))
     models = _models(manifest, device, config.precision)
     text = class_text_embeddings(manifest, models[0])[:1]
     batch = initial_batch_size(config, device)
-    ours = _ours(*models, config, text, batch)
-    variants = _variants(manifest, device, models, config, text, batch)
-    variants |= _reference_loops(manifest, device, text)
-    bound = reference.convolution(device, config.precision)
-    limit = f"convolution, {config.precision}", bound
-    return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats)
-
-
-def _variants(
-    manifest: Manifest,
-    device: torch.device,
-    models: tuple[Teacher, VQGAN],
-    config: Synthesis,
-    text: Tensor,
-    batch: int,
-) -> dict[str, Call]:
-    """Our loop with one change: the batch size, the precision, or compilation."""
     variants = {
         f"synthesis, batch of {size}": _ours(*models, config, text, size)
         for size in (max(1, int(part * batch)) for part in BATCHES)
@@ -64,11 +48,15 @@ def _variants(
     single = dataclasses.replace(config, precision="float32")
     full_precision = _models(manifest, device, single.precision)
     variants["synthesis, float32"] = _ours(*full_precision, single, text, batch)
-    if config.compile or device.type == "cuda":  # needs a compiler and gains nothing on a CPU
+    # Compilation needs a compiler and gains nothing on a CPU.
+    if config.compile or device.type == "cuda":
         switched = dataclasses.replace(config, compile=not config.compile)
         name = "synthesis, compiled" if switched.compile else "synthesis, eager"
         variants[name] = _ours(*models, switched, text, batch)
-    return variants
+    variants |= _reference_loops(manifest, device, text)
+    limit = f"convolution, {config.precision}", reference.convolution(device, config.precision)
+    ours = _ours(*models, config, text, batch)
+    return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats)
 
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:

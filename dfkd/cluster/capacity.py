@@ -124,6 +124,7 @@ def request_resources_for(resources: WorkerResources, workers: int) -> Iterator[
 
 def _refuse(resources: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
     """Raise the `ManifestError` that names the resource of which no node has enough."""
+    # One resource at a time first, because such a message names the key to change.
     for key, name, amount in (
         ("cluster.cpus_per_worker", "CPU", resources.cpus),
         ("cluster.gpus_per_worker", "GPU", resources.gpus),

@@ -28,8 +28,7 @@ MAX_START_ATTEMPTS = 30
 """Attempts, of about a minute each, to get resources for all ranks before the run gives up."""
 
 RESIZE_SECONDS = 300.0
-"""Seconds between two checks whether more ranks fit. To grow, all ranks restart from the last
-checkpoint."""
+"""Seconds between two checks whether more ranks fit; to grow, all of them restart."""
 
 GRACE_SECONDS = 30.0
 """Seconds for the first rank to finish its checkpoint after another rank's node was taken away."""

@@ -37,6 +37,7 @@ class Count(Measure):
 
     def add(self, amount: float, **labels: str) -> None:
         """Add `amount` to this process's count."""
+        # Ray refuses to add 0.
         if ray.is_initialized() and amount:
             Counter(self.name, self.says, self.labels).inc(amount, labels)
 

@@ -246,6 +246,7 @@ def open_distiller(
         distribute=partial(distribute, precision=config.precision)
         if world > 1
         else lambda module: module,
+        # DDP averages over ranks, whose parts of a batch may differ by an image.
         weight=stream.rows * world / config.batch_size,
     )
 
@@ -301,6 +302,5 @@ class PreemptionWatch:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # After the same number of calls on all ranks the last answer comes; after an error it
-        # may never come.
+        # The last answer comes once all ranks have asked as often; after an error, maybe never.
         self._thread.shutdown(wait=error is None)

@@ -111,6 +111,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         facts: the content of `takehome.json`, without the entry of the card itself.
     """
     evaluation, check = facts["evaluation"], facts["check"]
+    # A fact that is missing is a `KeyError`, not a blank.
     return CARD.format(
         **facts,
         example=EXAMPLE,

@@ -121,6 +121,7 @@ def _rules(folder: Path) -> Rules:
     if not isinstance(rules, dict) or rules.get("schema") != 1:
         _refuse(str(path), "must be an object with schema 1", _short(rules))
     size: Any = rules.get("size")
+    # Not `isinstance`, because a bool is an int too.
     if type(size) is not int or not 0 < size <= MAX_SIZE:
         _refuse(f"{path} size", f"must be a whole number from 1 to {MAX_SIZE}", _short(size))
     temperature: Any = rules.get("temperature")

@@ -22,8 +22,7 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
 
     Args:
         few_shot: also fetch the weights that only few-shot training starts from.
-        mirror: a base URL or a directory that has the files under their names; empty for the
-            published addresses.
+        mirror: base URL or directory with the files by name; empty for the published addresses.
     """
     # Progress goes to stderr, apart from the result on stdout.
     fetcher = Fetcher(manifest.cache, mirror, report=say)
@@ -68,6 +67,7 @@ def listing(manifest: Manifest, few_shot: bool) -> Iterator[str]:
         artifact = need.artifact
         prefix = "" if artifact.certain else "begins with "
         facts = {"sha256": f"{prefix}{artifact.sha256}", "stated by": artifact.stated_by}
+        # Without a stated hash the first download is pinned, so that later ones must equal it.
         if not artifact.sha256:
             facts = {"sha256": "stated by nobody: what is found is pinned"}
         yield from _facts(artifact.file, {**facts, "licence": artifact.licence}, artifact.addresses)

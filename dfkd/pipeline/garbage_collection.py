@@ -25,8 +25,7 @@ from dfkd.storage.local import MissingObject, Storage
 FIRST = (layout.MANIFEST, CARD)
 """What readers start from, so it is removed first."""
 ORDER = {**dict.fromkeys(FIRST, 0), layout.ABANDONED: 2, layout.IDENTITY: 3, layout.REMOVING: 4}
-"""The order of removal, in which all other objects are 1; the mark that it has begun is the last.
-"""
+"""The order of removal; other objects have 1, and the mark that it has begun goes last."""
 
 
 @dataclass(frozen=True)
@@ -252,10 +251,10 @@ def _students(
     """Students whose version is gone or goes, and the marks of those whose version is kept."""
     expected = _expected_students(root, manifest, gone)
     for name, objects in listing.students.items():
-        marked = layout.REMOVING in objects
+        marked, mark = layout.REMOVING in objects, f"{layout.student(name)}/{layout.REMOVING}"
         # The version of a student is named by its mark, by its card, or by the settings.
         if marked:
-            version = root.get(f"{layout.student(name)}/{layout.REMOVING}").decode()
+            version = root.get(mark).decode()
         elif CARD in objects:
             card = read_json(root, f"{layout.student(name)}/{CARD}")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
@@ -265,7 +264,6 @@ def _students(
             yield Removal(f"mark of student {name}", "it is kept", _marks(objects))
         present = version in listing.versions and version not in gone
         if version and not present and version not in kept and (marked or _age(objects) >= grace):
-            mark = f"{layout.student(name)}/{layout.REMOVING}"
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 

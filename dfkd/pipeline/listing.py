@@ -95,6 +95,7 @@ class Listing:
     def read(cls, root: Storage) -> "Listing":
         """List a root once; raises `ManifestError` if it is one of studies."""
         found = cls()
+        # A key that matches nothing was not written by dfkd, so it is left out and never removed.
         for entry in root.entries():
             if match := VERSION.fullmatch(entry.key):
                 found.versions[f"{match['method']}/{match['id']}"][match["name"]] = entry

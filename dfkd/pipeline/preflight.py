@@ -16,8 +16,7 @@ from dfkd.prompts.maker import check_prompts
 from dfkd.utils.parquet import MAX_BYTES
 
 SIDE = 16
-"""Pixels: dfad's generator doubles the resolution four times, pre's encoder halves it three times.
-"""
+"""Pixels: dfad's generator doubles the resolution four times, pre's encoder halves it thrice."""
 PROMPT_BYTES = 256
 """Bytes of a prompt's row without its vectors, rounded up."""
 

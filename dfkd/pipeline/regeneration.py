@@ -1,7 +1,6 @@
 """A complete regeneration: make the candidate, train students, score, decide, accept.
 
-Every step stores its result. A killed call therefore loses only the step that was running, and the
-same command resumes.
+Every step stores its result, so a killed call loses only its last step; the same command resumes.
 """
 
 import dataclasses
@@ -43,12 +42,14 @@ def plan(manifest: Manifest) -> dict[str, Any]:
     attempts.require_comparable(manifest)
     config = manifest.regeneration
     salt, current = manifest.salt, None
+    # Opening a root would create it, but a plan changes nothing.
     if root_exists(manifest.storage.root):
         root = open_storage(manifest.storage.root)
         current = attempts.current_of(root, manifest.method)
         unfinished = attempts.unfinished(root)
         salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)
     salted = dataclasses.replace(manifest, salt=salt)
+    # With a current version all other shards are carried over.
     fresh = list(fresh_tasks(salted) if current else tasks(manifest))
     return {
         "method": manifest.method,

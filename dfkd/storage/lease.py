@@ -120,7 +120,8 @@ def acquire(
     key, newest = newest_lease(storage, name)
     if newest and newest.held(clock()):
         raise _refusal(name, newest)
-    number = _number(key) + 1 if key else 1
+    match = NUMBERED.fullmatch(key)
+    number = int(match["number"]) + 1 if match else 1
     lease = Lease(storage, layout.lease(name, number), _holder(), seconds, tuple(versions), clock)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
@@ -214,12 +215,6 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]
             records[key] = read(storage, key)
     # A holder that died is no longer held once it has missed its renewals.
     return {key: record for key, record in records.items() if record.held(clock())}
-
-
-def _number(key: str) -> int:
-    """The number in the key of a lease."""
-    match = NUMBERED.fullmatch(key)
-    return int(match["number"]) if match else 0
 
 
 def _holder() -> str:

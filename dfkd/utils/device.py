@@ -49,8 +49,7 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next allocation; does nothing without glibc.
 
     By default glibc returns large tensors to the kernel as soon as they are freed. The next step
-    then gets its memory page by page and zeroed, which takes about a tenth of the time of synthesis
-    on a CPU.
+    then gets zeroed memory page by page, which takes about a tenth of synthesis on a CPU.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)

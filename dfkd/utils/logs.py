@@ -53,6 +53,7 @@ class LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`; raises `OSError` if the file cannot be written."""
+        # Not before the first line: a job that ends without a task leaves no empty file.
         if self.stream is None:
             path = _new_file(self.job, self.root)
             self.stream = path.open("a", encoding="utf-8")
