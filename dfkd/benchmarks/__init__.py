@@ -1,4 +1,4 @@
-"""Measurements of each part, beside what bounds it on this machine and beside plain loops.
+"""Measurements of each part, compared with limits of this machine and with plain loops.
 
 In: a manifest, and an `Effort` that says how much is measured. Out: `benchmarks/NAME.json` and
 `benchmarks/table.md` under the run's root. Begin with `suite.py`, which lists the benchmarks, then

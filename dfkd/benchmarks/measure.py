@@ -53,9 +53,9 @@ class Effort:
 
 
 FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, 0, (1, 2, 4), whole=True)
-"""Measures; takes a quarter of an hour on two cores."""
+"""For measurements; takes a quarter of an hour on two cores."""
 QUICK = Effort(2, (200, 400), (12, 24), 16, 3, (1,), whole=False)
-"""Shows in minutes that everything runs, but measures little."""
+"""For a check within minutes that everything runs; its figures say little."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
     """
     if not has_autoscaler():
         return
-    # The request stays while this waits: an autoscaler may take nodes away that nobody asks for.
+    # The request stays while this waits: an autoscaler may take away nodes that nobody requests.
     with request_resources_for(resources, workers):
         end = time.monotonic() + CAPACITY_WAIT_SECONDS
         while resources.slots(schedulable_nodes()) < workers:

@@ -93,7 +93,7 @@ def distill(
 def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
     """Raise what every rank would raise, before ranks in other processes wait for and take GPUs.
 
-    A rank inside this process needs no such rehearsal: it raises the same errors as early.
+    A rank inside this process raises the same errors just as early.
     """
     config = manifest.distillation
     open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
@@ -123,7 +123,7 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> Non
         record_cost(root, "distill", method, seed) as cost,
         _fill_cost(target, workers, cost, manifest.distillation.batch_size),
     ):
-        # After the lease has been taken: a removal that began before it has left its mark.
+        # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
         run_ranks(train, {"job": job}, target.name, workers)
 

@@ -302,5 +302,5 @@ class PreemptionWatch:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # The last answer comes once all ranks have asked as often; after an error, maybe never.
+        # The last answer needs a call of every rank, so after an error it may never come.
         self._thread.shutdown(wait=error is None)

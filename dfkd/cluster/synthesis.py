@@ -129,7 +129,7 @@ def build(
         quarantined = {} if version.published else _make_missing(manifest, root, version, budget)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
-        # Once more after hours: a driver that was suspended for longer than its lease has lost it.
+        # Checked again, because a driver that was suspended may have lost its lease meanwhile.
         refuse_removal(version.home, version.id)
         published = version.publish(
             tasks(manifest), environment(), quarantined.keys(), make_current
@@ -198,7 +198,7 @@ class BudgetTracker:
     """Worker-seconds of the finished pools, failed attempts included."""
 
     def __post_init__(self) -> None:
-        # Workers' seconds are counted one by one, and not as the stage's time by their number.
+        # The workers' seconds are added up; None would mean the stage's time x their number.
         self.cost.worker_seconds = 0.0
 
     def allows(self, pool: Pool[Any], images: int = 0) -> bool:

@@ -69,7 +69,7 @@ class Tracker(Board):
         self.since = time.monotonic()
 
     def close(self) -> None:
-        """Close the bar as it stands, then as `Board.close`."""
+        """Close the bar where it stands, then do what `Board.close` does."""
         self.bar.close()
         super().close()
 
@@ -106,7 +106,7 @@ class MeanLoss:
 
     def __call__(self, step: int, losses: Tensor) -> None:
         """Add the losses [B] of a step, which stay on their device; non-finite ones are skipped."""
-        # A diverged image is tried again or left out, so its loss is none of the curve's.
+        # A diverged image is tried again or left out, so its loss is left out.
         finite = losses.isfinite()
         self.sums[step] = self.sums.get(step, 0) + torch.where(finite, losses, 0).sum()
         self.counts[step] = self.counts.get(step, 0) + finite.sum()
@@ -169,7 +169,7 @@ class ShardTracker(Board):
         self.started = self.uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Write the mean loss of each step, then as `Board.close`."""
+        """Write the mean loss of each step, then do what `Board.close` does."""
         try:
             for step, loss in enumerate(self.curve.points()):
                 if math.isfinite(loss):

@@ -105,7 +105,7 @@ class Worker(Actor, ABC):
         """The teacher on this worker's device; also sets this process's number of threads."""
         configure_process(self.cpus)
         config, cache = self.manifest.teacher, self.manifest.cache
-        # The driver has checked that the files fit each other, so a hash says all about them here.
+        # The driver has checked that the files fit each other, so equal hashes are enough here.
         self._require_same(teacher.file_hashes(config, cache))
         precision = self.manifest.synthesis.precision
         return teacher.Teacher.load(config, pick_device(), precision, cache)

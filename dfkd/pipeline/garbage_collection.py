@@ -1,9 +1,9 @@
-"""What of a root may be removed, and its removal: a plan that can be read first, then the sweep.
+"""Garbage collection: a plan of what may be removed from a root, which can be read first; the sweep.
 
-Kept are: of each method the last versions by their numbers in `current`; versions that a lease or
-an unfinished regeneration names; unfinished versions that are not abandoned, and the versions that
-they carry shards over from; everything younger than the grace; and the shards that any of these
-refers to. Only keys of dfkd's own layout are ever looked at (`listing.py`).
+The plan keeps the last versions of each method by their numbers in `current`; versions that a lease
+or an unfinished regeneration names; unfinished versions that are not abandoned, and the versions
+that they carry shards over from; everything younger than the grace; and all shards that any of
+these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -121,7 +121,7 @@ def remove(
             root.put(removal.mark, removal.version.encode())
     marks = {removal.mark for removal in planned.removals}
     wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
-    # The second plan also names the marks of versions that are kept by now, which go again.
+    # The second plan also removes the marks of versions that have come into use meanwhile.
     again = [
         entry
         for removal in plan(root, manifest, keep, grace).removals
@@ -248,7 +248,7 @@ def _students(
     gone: Sequence[str],
     grace: float,
 ) -> Iterator[Removal]:
-    """Students whose version is gone or goes, and the marks of those whose version is kept."""
+    """Students of versions that are gone or will go, and the marks of students that are kept."""
     expected = _expected_students(root, manifest, gone)
     for name, objects in listing.students.items():
         marked, mark = layout.REMOVING in objects, f"{layout.student(name)}/{layout.REMOVING}"

@@ -171,7 +171,7 @@ def _renewing(lease: Lease) -> Iterator[None]:
             with contextlib.suppress(DfkdError, OSError):
                 lease.renew()
 
-    # A daemon, so that a process which dies of an error does not live on for its lease.
+    # A daemon thread does not keep a process alive that has died of an error.
     thread = threading.Thread(target=renew, name=f"dfkd-lease-{lease.name}", daemon=True)
     thread.start()
     try:
