@@ -1,4 +1,4 @@
-"""Garbage collection: a plan of what may be removed from a root, which can be read first; the sweep.
+"""Garbage collection: a plan of what may be removed from a root, and the sweep that follows it.
 
 The plan keeps the last versions of each method by their numbers in `current`; versions that a lease
 or an unfinished regeneration names; unfinished versions that are not abandoned, and the versions
