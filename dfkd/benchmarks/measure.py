@@ -132,7 +132,6 @@ def time_loop(
     Args:
         name: name of our loop's figure.
         unit: unit of the rates.
-        ours: our loop.
         variants: other loops by name, among them the plain loop.
         peer: the key of the plain loop in `variants`.
         limit: name and call of what bounds our loop; its units are floating-point operations.
