@@ -40,7 +40,7 @@ class LabelledBatches:
         """The batch of a step: images float32 [size, 3, 64, 64] in [0, 1], labels int64 [size]."""
         rng = np.random.default_rng((self.seed, step))
         labels = rng.integers(len(self.by_class), size=size)
-        drawings = [self.by_class[label] for label in labels.tolist()]
+        drawings = [self.by_class[int(label)] for label in labels]
         sampled = [rows[rng.integers(len(rows))] for rows in drawings]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         images = random_images(self.cache, sampled, _DEFAULT_SHARE, generator)
