@@ -314,7 +314,7 @@ def outside(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", [*OUTSIDE, "a/", "a/.hidden", "a b", "a\n", "-rf", "x" * 300])
 def test_no_key_leads_outside_the_storage(outside: Path, name: str) -> None:
     storage = open_storage(str(outside))
     for use in (
