@@ -228,24 +228,15 @@ def test_abandoned_work_stays_and_can_be_taken_up_again(tmp_path: Path) -> None:
         begin(home(tmp_path), OTHER)
 
 
-def test_a_finished_version_stands_in_nobodys_way(tmp_path: Path) -> None:
+def test_the_version_that_was_published_last_is_current(tmp_path: Path) -> None:
     first = fill(tmp_path)
     second = begin(home(tmp_path), OTHER)
     assert current(home(tmp_path)) == first
     commit_all(second)
     assert second.publish(TASKS, ENVIRONMENT) == current(home(tmp_path))
     assert open_version(home(tmp_path), ID) == first
-
-
-def test_the_highest_number_is_current_and_a_roll_back_is_a_new_number(tmp_path: Path) -> None:
-    fill(tmp_path)
-    second = begin(home(tmp_path), OTHER)
-    commit_all(second)
-    second.publish(TASKS, ENVIRONMENT)
     fill(tmp_path)  # the first manifest again: its version is current again
-    held = current(home(tmp_path))
-    assert held is not None
-    assert held.id == ID
+    assert current(home(tmp_path)) == first
     assert len(list(home(tmp_path).list("current/"))) == 3
 
 
@@ -320,13 +311,7 @@ def test_a_task_of_which_every_image_failed(version: Version) -> None:
     assert verify(published) == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"task": "0000-00001"},
-        {"fingerprint": "0" * 64},
-    ],
-)
+@pytest.mark.parametrize("change", [{"task": "0000-00001"}, {"fingerprint": "0" * 64}])
 def test_a_receipt_of_something_else_is_refused(version: Version, change: dict[str, str]) -> None:
     commit(version, TASKS[0])
     key = f"receipts/{TASKS[0].id}.json"
@@ -334,15 +319,6 @@ def test_a_receipt_of_something_else_is_refused(version: Version, change: dict[s
     version.storage.put(key, json.dumps(receipt).encode())
     with pytest.raises(CorruptionError, match=r"0000-00000\.json: is about"):
         version.receipts()
-
-
-def test_a_receipt_cannot_name_a_file_outside(version: Version) -> None:
-    commit_all(version)
-    key = f"receipts/{TASKS[0].id}.json"
-    receipt = json.loads(version.storage.get(key)) | {"shard": "../../../../etc/passwd"}
-    version.storage.put(key, json.dumps(receipt).encode())
-    with pytest.raises(CorruptionError, match="object key"):
-        version.publish(TASKS, ENVIRONMENT)
 
 
 def test_a_damaged_shard_is_not_published(version: Version) -> None:
@@ -435,17 +411,15 @@ def test_verify_names_each_problem(tmp_path: Path) -> None:
     storage.put("shards/0000-00001.tar", storage.get("shards/0000-00001.tar")[:1024])
     storage.delete("shards/0001-00000.tar")
     storage.delete("receipts/0001-00001.json")
-    problems = verify(published)
-    assert len(problems) == 4
-    for place, reason in enumerate(
-        [
-            r"receipts/0001-00001.json: no such",
-            "0000-00000.tar: sha256",
-            "0001-00000.tar: no such",
-            "0000-00001.tar: 1024 bytes",
-        ]
-    ):
-        assert reason in problems[place]
+    reasons = [
+        "receipts/0001-00001.json: no such",
+        "0000-00000.tar: sha256",
+        "0001-00000.tar: no such",
+        "0000-00001.tar: 1024 bytes",
+    ]
+    for problem, reason in zip(verify(published), reasons, strict=True):
+        assert reason in problem
+        assert "restore" in problem
 
 
 def test_verify_compares_the_index_with_the_shards(

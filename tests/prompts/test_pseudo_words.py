@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
@@ -19,25 +18,18 @@ from tests.helpers.tiny_models import VIT, load_teacher, model_config
 TEMPLATE = "{class} in the style of {style}"
 
 
-def test_a_real_words_embedding_gives_that_words_sentence(teacher: Teacher) -> None:
-    """Eq 7 cut open and closed again: the vector of 'music' must act as the word 'music'."""
-    words = PseudoWords(teacher, TEMPLATE)
-    (token,) = teacher.content_tokens("music")
-    vector = teacher.token_table[token][None]
-    for name in ("dog", "alarm clock"):
-        written = teacher.encode_text([f"{name} in the style of music"])
-        assert torch.allclose(words.encode([name], vector), written, atol=1e-6)
-
-
-def test_the_slot_may_stand_anywhere(teacher: Teacher) -> None:
-    (token,) = teacher.content_tokens("music")
-    vector = teacher.token_table[token][None]
-    for template, text in [
-        ("{style} {class}", "music dog"),
-        ("a {style} picture of a {class}", "a music picture of a dog"),
-    ]:
-        encoded = PseudoWords(teacher, template).encode(["dog"], vector)
-        assert torch.allclose(encoded, teacher.encode_text([text]), atol=1e-6)
+@pytest.mark.parametrize("name", ["dog", "alarm clock"])
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, "{style} {class}", "a {style} picture of a {class}"]
+)
+def test_the_embedding_of_a_real_word_gives_the_sentence_with_that_word(
+    teacher: Teacher, template: str, name: str
+) -> None:
+    """Eq 7 with the vector of 'music', wherever the template has its slot."""
+    vector = teacher.token_table[teacher.content_tokens("music")]
+    encoded = PseudoWords(teacher, template).encode([name], vector)
+    written = template.replace("{class}", name).replace("{style}", "music")
+    assert torch.allclose(encoded, teacher.encode_text([written]), atol=1e-6)
 
 
 def test_gradients_reach_each_pseudo_word_from_its_own_sentence_only(teacher: Teacher) -> None:
@@ -118,11 +110,6 @@ def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
     assert tokens.shape[1] <= teacher.context_length
     ends = tokens.argmax(dim=1)
     assert bool((places < ends).all())
-
-
-def test_unit_embeddings(teacher: Teacher) -> None:
-    encoded = PseudoWords(teacher, TEMPLATE).encode(["dog"], teacher.token_table[:1])
-    assert torch.allclose(encoded, F.normalize(encoded, dim=-1))
 
 
 @pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])

@@ -106,6 +106,7 @@ STRANGE = {
     "tiff": encoded("TIFF"),
     "icon": encoded("ICO"),
     "nothing": b"",
+    "gif": b"GIF89a",
     "pickle": pickle.dumps([0]),
     "header": encoded("PNG")[:40],
 }

@@ -41,22 +41,18 @@ def test_a_log_gets_a_whole_line_every_ten_seconds_and_one_at_the_end(
     assert all(len(line) <= 80 for line in (first, second, last))
 
 
-def test_a_log_of_short_work_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_log_of_short_work_is_one_line_with_its_failures(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with bar("mix prompts", 3, "part", done=1) as shown:
+        shown.note("2 failed, 1 quarantined")
         shown.update(2)
     printed = capfd.readouterr()
     (line,) = printed.err.splitlines()
     assert printed.out == ""
     assert "3/3" in line
-    assert line.isascii()
-
-
-def test_failures_are_shown_where_there_are_any(capfd: pytest.CaptureFixture[str]) -> None:
-    with bar("mix images", 4, "img") as shown:
-        shown.note("2 failed, 1 quarantined")
-        shown.update(2)
-    (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith("2 failed, 1 quarantined]")
+    assert line.isascii()
 
 
 def test_a_terminal_shows_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
