@@ -28,6 +28,7 @@ from dfkd.dataset.shards import (
 )
 from dfkd.errors import CorruptionError
 from tests.helpers import partial_version
+from tests.helpers.pickles import Mark
 
 SAMPLES = [partial_version.make_sample(0, index) for index in range(3)]
 
@@ -56,8 +57,9 @@ def equal(one: Sample, other: Sample) -> bool:
     )
 
 
-def finite(width: Any = 64) -> st.SearchStrategy[float]:
-    return st.floats(allow_nan=False, allow_infinity=False, width=width)
+def finite(bits: int) -> st.SearchStrategy[float]:
+    largest = float(np.finfo(f"f{bits // 8}").max)
+    return st.floats(-largest, largest, width=bits)
 
 
 @st.composite
@@ -68,7 +70,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
             key,
             draw(st.binary(max_size=40)),
             draw(st.sampled_from(["png", "jpg"])),
-            SAMPLES[0].metadata | {"prompt": draw(st.text()), "loss": draw(finite())},
+            SAMPLES[0].metadata | {"prompt": draw(st.text()), "loss": draw(finite(64))},
             {
                 "distances": np.array(draw(st.lists(finite(32))), np.float32),
                 "embedding": np.array(draw(st.lists(finite(16))), np.float16),
@@ -256,15 +258,11 @@ def with_sample(metadata: bytes, distances: bytes = DISTANCES) -> bytes:
 
 
 METADATA = json.dumps(SAMPLES[0].metadata).encode()
+RAN = Path(tempfile.gettempdir(), "dfkd-test-pickle-ran")
 
 
 def test_a_sample_that_another_program_adds_can_be_read() -> None:
     assert [sample.key for sample in parse_shard(with_sample(METADATA), "x")][3:] == ["z"]
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path("/tmp/dfkd-test-bomb").touch, ())
 
 
 @pytest.mark.parametrize(
@@ -274,8 +272,8 @@ class Bomb:
         b"\x93NUMPY",
         b"\x93NUMPY\x01\x00\xff\xff{",
         b"\x93NUMPY\x03\x00" + npy(np.zeros(2, np.float32))[8:],
-        npy(np.array([Bomb()], object), allow_pickle=True),
-        pickle.dumps(Bomb()),
+        npy(np.array([Mark(RAN)], object), allow_pickle=True),
+        pickle.dumps(Mark(RAN)),
         npy(np.zeros((2, 2), np.float32, order="F")),
         npy(np.zeros(2, np.float64)),
         npy(np.zeros(2, np.float32))[:-1],
@@ -297,7 +295,7 @@ def test_arrays_that_are_no_plain_arrays_are_refused(content: bytes) -> None:
     data = with_sample(METADATA, content)
     with pytest.raises(CorruptionError, match="sample 'z'"):
         list(read_shard(data, receipt_of(data, 4)))
-    assert not Path("/tmp/dfkd-test-bomb").exists()
+    assert not RAN.exists()
 
 
 TEXT = METADATA.decode()
@@ -364,7 +362,7 @@ def test_a_damaged_array_ends_in_one_kind_of_error(changes: list[tuple[int, int]
             "'distances' must be float32 with 1 axis, is float64",
         ),
         (
-            {"arrays": SAMPLES[0].arrays | {"extra": np.array([Bomb()], object)}},
+            {"arrays": SAMPLES[0].arrays | {"extra": np.array([Mark(RAN)], object)}},
             "arrays must be",
         ),
     ],

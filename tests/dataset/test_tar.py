@@ -80,7 +80,6 @@ def test_a_member_that_is_cut_ends_behind_the_data(tmp_path: Path) -> None:
     whole = shard(tmp_path, [b"x" * 2000])
     cut = whole[: BLOCK + 100]
     found = plain_tar.members(cut)
-    assert found is not None
     assert found[-1][1].stop > len(cut)
 
 

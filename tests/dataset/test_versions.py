@@ -180,7 +180,6 @@ def test_racing_publishers_agree(version: Version) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(publish, range(4))) == {ID}
     published = current(version.home)
-    assert published is not None
     assert verify(published) == []
     assert list(version.home.list("current/")) == ["current/00000001.json"]
 
@@ -191,7 +190,6 @@ def test_a_racing_publisher_that_lost_is_settled(version: Version) -> None:
     version.storage.put("index.parquet", b"of another publisher")
     version.storage.delete("README.md")
     published = current(version.home)
-    assert published is not None
     assert len(verify(published)) == 2
     version.publish(TASKS, ENVIRONMENT)
     assert verify(published) == []
@@ -394,7 +392,6 @@ def test_any_flipped_bit_of_a_published_file_is_found(tmp_path: Path, name: str)
         published.storage.put(name, bytes(data))
         try:
             held = current(home(tmp_path))
-            assert held is not None
             problems = verify(held)
         except CorruptionError as error:
             problems = [str(error)]

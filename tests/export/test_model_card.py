@@ -69,6 +69,11 @@ def test_every_figure_is_that_of_the_facts() -> None:
         "| teacher.weights sha256 | `beef` |",
         "softmax(-distances / 0.0571)",
         "highest probability is 80 % on average, and 44 % of the answers are right.",
+        "opset 18",
+        "v1",
+        "f1",
+        "## Limits",
+        "## Licence",
     ):
         assert line in card, line
 

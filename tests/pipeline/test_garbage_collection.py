@@ -3,7 +3,6 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -301,7 +300,6 @@ def whole_or_gone(root: Path) -> None:
             marked = version.storage.exists(layout.REMOVING)
             assert marked or verify(version) == []
     held = current(home(root))
-    assert held is not None
     assert verify(held) == []
 
 
@@ -336,23 +334,16 @@ OPERATIONS = st.lists(
 )
 
 
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OPERATIONS)
 def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int, bool]]) -> None:
     """Random histories of regenerations, roll-backs and sweeps, with and without a grace."""
-    with folder() as place:
-        manifest = Manifest.read(write_manifest(place))
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Manifest.read(write_manifest(Path(folder)))
         root = Path(manifest.storage.root)
         versions = [fill(root)]
         for salt, (step, number, flag) in enumerate([*history, ("gc", 1, True)], 1):
             held = current(home(root))
-            assert held is not None
             if step == "regenerate":
                 versions.append(regenerated(root, held, salt, [TASKS[number]], flag))
             elif step == "back":
@@ -365,7 +356,6 @@ def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int
                     age(root)
                 sweep(manifest, keep=number)
             held = current(home(root))
-            assert held is not None
             assert verify(held) == []
         whole_or_gone(root)
 
@@ -375,7 +365,6 @@ def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
     """Also those of more than 9,999 classes; a key that only resembles one is left alone."""
     folder = "data/vanilla-bn/versions/0123456789abcdef"
     match = VERSION.fullmatch(f"{folder}/{name}")
-    assert match is not None
     assert (match["method"], match["id"], match["name"]) == ("vanilla-bn", folder[-16:], name)
     for other in (name.replace(".", "x"), f"{name}.old", f"more/{name}"):
         assert not VERSION.fullmatch(f"{folder}/{other}")

@@ -294,7 +294,6 @@ def read_all(root: Path) -> None:
     except CorruptionError as error:
         one_line(error)
         return
-    assert version is not None
     for line in verify(version):
         assert line.strip()
     with contextlib.suppress(CorruptionError):

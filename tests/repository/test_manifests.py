@@ -231,7 +231,6 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
 
     home = open_storage(str(tmp_path / "run")).child("data/contrastive")
     version = current(home)
-    assert version is not None
     samples = [
         sample
         for receipt in version.shards

@@ -53,18 +53,8 @@ from dfkd.utils.images import decode_image
 from dfkd.utils.strict_json import canonical
 from tests.helpers import partial_version
 from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, make_sample
+from tests.helpers.pickles import Mark
 from tests.helpers.tiny_version import publish, write_manifest
-
-
-class Mark:
-    """Leaves a file behind where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
 
 # --- pictures -------------------------------------------------------------------------------------
 
@@ -239,9 +229,11 @@ def test_damaged_parquet_is_refused(place: int) -> None:
     data[place] ^= 0xFF
     with pytest.raises(CorruptionError, match="here: no readable Parquet"):
         parquet.read(bytes(data), ("nothing",), "here", "fix it")
-    refused_table(b"", "")
-    refused_table(b"PAR1" * 3, "")
-    refused_table(table_bytes(GOOD)[:-20], "")
+
+
+def test_parquet_that_is_none_or_is_cut_is_refused() -> None:
+    for data in (b"", b"PAR1" * 3, table_bytes(GOOD)[:-20]):
+        refused_table(data, "")
 
 
 def test_parquet_with_other_columns_is_refused() -> None:

@@ -210,7 +210,6 @@ def test_a_killed_holder_is_succeeded_once_its_lease_has_expired(
     words = [sys.executable, "-c", HOLD, str(tmp_path), "600"]
     own = environment() | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=own) as holder:
-        assert holder.stdout is not None
         name = holder.stdout.readline().strip()
         assert name.endswith(f":{holder.pid}")
         with pytest.raises(LeaseError, match=name):

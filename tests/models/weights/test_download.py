@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.download import Fetched, Fetcher
-from dfkd.models.weights.http import MAX_BYTES, PartialFile, Refusal, receive
+from dfkd.models.weights.http import MAX_BYTES, PartialFile, receive
 from dfkd.storage.retries import RetryPolicy
 from tests.helpers.http_server import Publisher
 
@@ -221,6 +221,7 @@ def test_an_address_without_the_file_is_a_failure_and_not_tried_again(
     assert "127.0.0.1 answers 404; give a --mirror that has it" in str(error)
     assert error.exit_code == Exit.FAILED
     assert len(server.seen) == 1
+    assert left(tmp_path) == set()
 
 
 def test_a_server_that_stays_busy_is_worth_another_run(server: Publisher, tmp_path: Path) -> None:
@@ -390,14 +391,3 @@ def test_a_refusal_names_no_address_of_a_redirect(server: Publisher, tmp_path: P
     """Such addresses may hold tokens."""
     server.inject(f"away {server.address}/token/none?Signature=secret")
     assert "token" not in str(failure(tmp_path, server.artifact(FILE)))
-
-
-def test_a_try_alone_says_what_is_final(server: Publisher, tmp_path: Path) -> None:
-    artifact = server.artifact(FILE)
-    server.inject("gone", "busy")
-    with PartialFile(artifact, tmp_path) as part:
-        with pytest.raises(Refusal):
-            receive(artifact.addresses[0], artifact, part, 5)
-        with pytest.raises(OSError, match="answers 503"):
-            receive(artifact.addresses[0], artifact, part, 5)
-    assert left(tmp_path) == set()

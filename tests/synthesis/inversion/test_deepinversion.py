@@ -24,6 +24,20 @@ from tests.helpers.inversion_runs import course, problem
 SHORT = DeepInversion(low_resolution_steps=4, steps=12, batch_size=4)
 
 
+def test_total_variation_is_of_four_directions() -> None:
+    image = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]])
+    across, down, falling, rising = math.hypot(1, 2), math.hypot(2, 3), 4.0, 1.0
+    assert float(total_variation(image)) == pytest.approx(across + down + falling + rising)
+    assert float(total_variation(torch.full((2, 3, 4, 4), 0.3))) == 0.0
+
+
+def test_the_norm_is_a_mean_over_images() -> None:
+    images = torch.zeros(2, 1, 2, 2)
+    images[0, 0, 0] = torch.tensor([3.0, 4.0])
+    images[1, 0, 1, 1] = 7.0
+    assert float(mean_norm(images)) == pytest.approx((5.0 + 7.0) / 2)
+
+
 def test_the_loss_is_class_statistics_variation_and_norm(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

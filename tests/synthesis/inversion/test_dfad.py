@@ -60,7 +60,6 @@ def test_a_judgement_leads_to_pixels_alone(teacher: Teacher) -> None:
     inner = learner(classifier)
     pixels = torch.rand(2, 3, 64, 64).requires_grad_()
     inner.student_logits(pixels).sum().backward()
-    assert pixels.grad is not None
     assert all(parameter.grad is None for parameter in inner.student.parameters())
     assert all(parameter.requires_grad for parameter in inner.student.parameters())
 

@@ -5,7 +5,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -171,15 +170,6 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     monkeypatch.setattr(teacher, "encode_image", full)
     with pytest.raises(DfkdError, match=rf"memory had no room .* lower {field}$"):
         maker.shards(next(units(manifest, ())), prompts, tmp_path)
-
-
-def test_a_part_needs_all_of_its_prompts(tmp_path: Path, teacher: Teacher) -> None:
-    manifest = chosen("cmi")
-    prompts = PromptMaker(manifest, teacher).part(0)
-    mine = prompts.filter(pa.compute.equal(prompts["class_index"], 1))
-    maker = ShardMaker(manifest, teacher, None)
-    with pytest.raises(ValueError, match="needs the prompts of images"):
-        maker.shards(next(units(manifest, {"0000-00000"})), mine, tmp_path)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "latent"])

@@ -78,7 +78,6 @@ def test_the_networks_of_pre_start_as_its_code_starts_them() -> None:
                 weight = module.weight.detach()
                 assert float(weight.abs().max()) <= 0.08
                 assert float(weight.std()) == pytest.approx(0.08 / 3**0.5, rel=0.1)
-                assert module.bias is not None
                 assert not module.bias.any()
         norms = [m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         assert norms.count(0.8) == large
