@@ -24,7 +24,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> PublishedVersion:
 
 
 def stream(version: PublishedVersion, batch_size: int = 6, **options: object) -> Stream:
-    return Stream(version, 32, batch_size, seed=5, **options)  # type: ignore[arg-type]
+    return Stream(version, 32, batch_size, seed=5, **options)
 
 
 def read(source: Stream, epoch: int = 0, step: int = 0) -> list[tuple[torch.Tensor, ...]]:

@@ -56,7 +56,7 @@ def student(config: Distillation) -> Student:
 
 
 def distiller(config: Distillation = CONFIG, **options: object) -> Distiller:
-    return Distiller(student(config), config, COURSE, seed=0, **options)  # type: ignore[arg-type]
+    return Distiller(student(config), config, COURSE, seed=0, **options)
 
 
 def advance(run: Distiller, to: int) -> Distiller:
@@ -102,7 +102,7 @@ def test_warm_up_trains_the_head_alone_on_a_backbone_in_evaluation_mode() -> Non
 def test_warm_up_drops_nothing() -> None:
     config = dataclasses.replace(CONFIG, student="timm:vit_tiny_patch16_224")
     run = Distiller(student(config), config, COURSE, seed=0)
-    run.student.backbone.pos_drop.p = 0.5  # type: ignore[union-attr]
+    run.student.backbone.pos_drop.p = 0.5
     twins = [run.student.features(batch(0).pixels / 255) for _ in range(2)]
     assert torch.equal(*twins)
     advance(run, COURSE.warmup)

@@ -40,9 +40,7 @@ def run(
     job: str, manifest: Path, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a job to its end, in `environment()` or another one."""
-    return subprocess.run(
-        command(job, manifest, *arguments), capture_output=True, text=True, env=env or environment()
-    )
+    return run_words(job, str(manifest), *arguments, env=env)
 
 
 def run_here(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

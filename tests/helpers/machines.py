@@ -108,7 +108,7 @@ def driver(target: Callable[..., None], *arguments: Any) -> Iterator[multiproces
     child = CONTEXT.Process(target=target, args=arguments)
     child.start()
     try:
-        yield child  # type: ignore[misc]
+        yield child
     finally:
         if child.is_alive():
             child.kill()

@@ -67,7 +67,7 @@ def test_what_is_not_worth_it_stays_a_convolution(
 ) -> None:
     monkeypatch.setattr(small_convolutions, "MIN_WEIGHTS", min_weights)
     monkeypatch.setattr(small_convolutions, "convolve", lambda *_: pytest.fail("a product"))
-    layer = torch.nn.Conv2d(4, 4, 3, **options)  # type: ignore[arg-type]
+    layer = torch.nn.Conv2d(4, 4, 3, **options)
     images = torch.rand(2, 4, side, side)
     with SmallMaps():
         found = layer(images)
@@ -84,7 +84,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen = []
 
     def counted(images: Tensor, *arguments: object) -> Tensor:
-        maps = convolve(images, *arguments)  # type: ignore[arg-type]
+        maps = convolve(images, *arguments)
         seen.append(maps.shape[2])
         return maps
 

@@ -22,7 +22,7 @@ from dfkd.models.student import (
 from dfkd.storage.local import Storage, open_storage
 
 RANDOM = {"weights": "none", "warmup_epochs": 0}
-SMALL = Distillation(student="resnet18", stem="small", **RANDOM)  # type: ignore[arg-type]
+SMALL = Distillation(student="resnet18", stem="small", **RANDOM)
 
 
 def pixels(size: int = 32) -> torch.Tensor:

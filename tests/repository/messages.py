@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.jobs import ROOT
+
 PAGE = ROOT / "jobs" / "MESSAGES.md"
 
 WARNINGS = {

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+from tests.helpers.jobs import ROOT
+
 FOLDERS = (".", ".ci", "cluster", "dfkd", "jobs", "manifests", "tests")
 PAGES = sorted(
     {

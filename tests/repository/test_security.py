@@ -4,6 +4,7 @@ Archives and arrays are tried in test_shards, weights in test_weights, small obj
 in test_fuzz, a take-home folder in test_predict, a generator's configuration in test_generator.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -274,10 +275,8 @@ def test_prompts_of_another_schema_are_refused(tmp_path: Path, table: pa.Table) 
 def test_an_index_that_is_none_is_named_by_verify(tmp_path: Path) -> None:
     """Also where the manifest states its hash."""
     version = fill(tmp_path)
-    index = Path(version.storage.location("index.parquet"))
     for content in (b"PAR1", table_bytes(GOOD)):
-        index.chmod(0o644)
-        index.write_bytes(content)
+        version.storage.put(layout.INDEX, content)
         files = version.manifest["files"] | {layout.INDEX: hashlib.sha256(content).hexdigest()}
         forged = PublishedVersion(version.home, version.manifest | {"files": files}, version.shards)
         assert any("no readable index" in line for line in verify(forged))
@@ -327,13 +326,10 @@ def test_no_key_leads_outside_the_storage(outside: Path, name: str) -> None:
 def forge(version: PublishedVersion, **changes: Any) -> None:
     """Change a published manifest, and the pointer so that it states the new hash."""
     content = canonical(version.manifest | changes)
-    path = Path(version.storage.location("manifest.json"))
-    path.chmod(0o644)
-    path.write_bytes(content)
-    pointer = Path(version.home.location("current/00000001.json"))
-    pointer.chmod(0o644)
-    facts = json.loads(pointer.read_text())
-    pointer.write_bytes(canonical(facts | {"manifest": hashlib.sha256(content).hexdigest()}))
+    version.storage.put("manifest.json", content)
+    facts = json.loads(version.home.get("current/00000001.json"))
+    facts["manifest"] = hashlib.sha256(content).hexdigest()
+    version.home.put("current/00000001.json", canonical(facts))
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -342,16 +338,13 @@ def test_no_shard_of_a_manifest_or_receipt_lies_outside(outside: Path, name: str
     shard = version.manifest["shards"][0] | {"shard": name}
     forge(version, shards=[shard])
     found = current(home(outside))
-    assert found
     with pytest.raises(CorruptionError, match="object key"):
         list(found.samples(found.shards[0]))
     assert any("object key" in line for line in verify(found))
     with pytest.raises(CorruptionError):
         next(Stream(found, 32, 1, 0).batches(0))
-    receipt = Path(version.storage.location("receipts/0000-00000.json"))
-    receipt.chmod(0o644)
-    receipt.write_bytes(canonical(shard))
-    Path(version.storage.location("manifest.json")).unlink()
+    version.storage.put("receipts/0000-00000.json", canonical(shard))
+    version.storage.delete("manifest.json")
     with pytest.raises(CorruptionError, match="object key"):
         Version(version.home, version.fingerprint).publish(TASKS[:1], {})
 
@@ -360,12 +353,9 @@ def test_no_shard_of_a_manifest_or_receipt_lies_outside(outside: Path, name: str
 def test_no_part_of_prompts_lies_outside(outside: Path, name: str) -> None:
     version = fill(outside, TASKS[:1])
     content = canonical({"parts": {name: "0" * 64}})
-    prompts = Path(version.storage.location("prompts.json"))
-    prompts.chmod(0o644)
-    prompts.write_bytes(content)
+    version.storage.put("prompts.json", content)
     forge(version, prompts=hashlib.sha256(content).hexdigest())
     found = current(home(outside))
-    assert found
     assert any("names no parts" in line for line in verify(found))
 
 
@@ -467,9 +457,7 @@ def test_a_card_names_a_known_architecture_or_is_refused(tmp_path: Path, name: s
 
 
 def distiller() -> Distiller:
-    config = Distillation(
-        student="timm:test_resnet", weights="none", optimizer="adamw", warmup_epochs=0
-    )
+    config = dataclasses.replace(CONFIG, student="timm:test_resnet", stem="imagenet")
     return Distiller(build(config, 2, 32, 0), config, Schedule(2, 2, 6), 0)
 
 

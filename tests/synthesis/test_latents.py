@@ -14,6 +14,7 @@ from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.synthesis.latents import Synthesised, Synthesiser
+from dfkd.utils.pixels import from_bytes
 from tests.helpers.tiny_models import GENERATOR, TEACHER
 
 PROMPTS = ("A dog", "A house", "A car", "A heart")
@@ -30,7 +31,7 @@ def run(
     **options: object,
 ) -> Synthesised:
     targets = teacher.encode_text(prompts)
-    return Synthesiser(teacher, generator, config)(targets, seeds, **options)  # type: ignore[arg-type]
+    return Synthesiser(teacher, generator, config)(targets, seeds, **options)
 
 
 def test_an_image_depends_on_its_prompt_and_seed_and_not_on_its_batch(
@@ -82,7 +83,7 @@ def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -
 def test_losses_are_those_of_the_pixels(teacher: Teacher, generator: VQGAN) -> None:
     config = Synthesis(image_size=64, views=0, steps=8, learning_rate=5.0)
     made = run(teacher, generator, config)
-    pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
+    pixels = from_bytes(made.pixels)
     again = spherical_distance(teacher.encode_image(pixels), teacher.encode_text(PROMPTS))
     assert torch.allclose(again, made.losses, atol=0.05)
 
@@ -115,7 +116,7 @@ def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: 
 
     def loss(config: Synthesis) -> tuple[float, float]:
         made = run(teacher, generator, config)
-        pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
+        pixels = from_bytes(made.pixels)
         with batch_norm_taps(teacher, "test") as taps:
             seen = teacher.encode_image(pixels)
             statistics = float(batch_norm_loss(taps.read))

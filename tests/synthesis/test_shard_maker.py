@@ -20,6 +20,7 @@ from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.latents import Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker, initial_batch_size
+from dfkd.utils.pixels import from_bytes
 from tests.helpers import small_manifest
 
 
@@ -79,10 +80,9 @@ def test_samples_tell_all_about_their_image(
         assert facts["prompt"] == "house in the style of *"
         assert facts["steps"] == 2
         assert sample.extension == kind
-        picture = np.asarray(Image.open(io.BytesIO(sample.image)).convert("RGB"))
+        picture = np.array(Image.open(io.BytesIO(sample.image)))
         assert picture.shape == (64, 64, 3)
-        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
-        seen = teacher.encode_image(pixels)
+        seen = teacher.encode_image(from_bytes(torch.from_numpy(picture)[None]))
         assert np.allclose(sample.arrays["distances"], distances(seen, texts)[0], atol=1e-5)
         assert np.allclose(sample.arrays["embedding"], seen[0], atol=1e-3)
         logits = teacher.logit_scale * seen @ texts.T
@@ -124,7 +124,7 @@ def test_a_retry_has_a_seed_of_its_own(
     real = generator.init_latents
 
     def init_latents(seeds: list[int], *arguments: object) -> torch.Tensor:
-        latents = real(seeds, *arguments)  # type: ignore[arg-type]
+        latents = real(seeds, *arguments)
         for row, seed in enumerate(seeds):
             if seed == bad:
                 latents[row] = torch.nan

@@ -19,6 +19,7 @@ from dfkd.synthesis.inversion.deepinversion import (
     mean_norm,
     total_variation,
 )
+from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import course, problem
 
 SHORT = DeepInversion(low_resolution_steps=4, steps=12, batch_size=4)
@@ -100,7 +101,7 @@ def test_the_teacher_comes_to_see_the_classes(teacher: Teacher) -> None:
     seen: list[Tensor] = []
     inverter = DeepInverter(classifier, course(), Inversion(deepinversion=SHORT))
     made = inverter.make(run, lambda step, losses: seen.append(losses))
-    pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
+    pixels = from_bytes(made.pixels)
     assert classifier.logits(pixels).argmax(1).tolist() == [0, 1, 0, 1]
     assert len(seen) == 4 + 12
     assert torch.equal(made.losses, min(seen[4:], key=lambda losses: float(losses.mean())))
@@ -117,7 +118,7 @@ def test_statistics_alone_are_matched(teacher: Teacher, monkeypatch: pytest.Monk
         monkeypatch.setattr(deepinversion, "BATCH_NORM_WEIGHT", weight)
         made = DeepInverter(classifier, course(), Inversion(deepinversion=config)).make(run)
         with batch_norm_taps(teacher, "test") as taps:
-            teacher.encode_image(made.pixels.permute(0, 3, 1, 2).float() / 255)
+            teacher.encode_image(from_bytes(made.pixels))
             values.append(float(batch_norm_loss(taps.read)))
     assert values[0] < 0.7 * values[1]
 

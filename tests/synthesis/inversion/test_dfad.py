@@ -75,16 +75,20 @@ def test_a_generator_comes_to_make_what_a_student_that_stands_still_gets_wrong(
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
 
 
-def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(teacher: Teacher) -> None:
+def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, _ = problem(teacher, 0, 1)
     config = Dfad(student_steps=3, batch_size=4, latent=8, width=4)
     game = DfadInverter(classifier, course(), Inversion(dfad=config))
     learned: list[Tensor] = []
     train_step = game.learner.train_step
-    game.learner.train_step = lambda pixels, taught: (
-        learned.append(pixels),
-        train_step(pixels, taught),
-    )[1]  # type: ignore[method-assign, func-returns-value]
+
+    def watched(pixels: Tensor, taught: Tensor) -> None:
+        learned.append(pixels)
+        train_step(pixels, taught)
+
+    monkeypatch.setattr(game.learner, "train_step", watched)
     before = [parameter.clone() for parameter in game.generator.parameters()]
     game.train_round()
     assert len(learned) == 3

@@ -30,7 +30,7 @@ def test_the_methods_that_carry_something_are_the_chained_ones(teacher: Teacher)
     settings = read().inversion
     for method in METHODS:
         carries = bool(begun(method, teacher, settings).state())
-        assert carries == has_dependent_parts(method) == (method in CHAINED)  # type: ignore[arg-type]
+        assert carries == has_dependent_parts(method) == (method in CHAINED)
 
 
 @pytest.mark.parametrize("method", CHAINED)
