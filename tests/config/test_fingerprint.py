@@ -127,7 +127,7 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         assert found(other) != found(), other
 
 
-def test_an_identity_says_its_method(tmp_path: Path) -> None:
+def test_the_method_can_be_read_from_an_identity(tmp_path: Path) -> None:
     manifest = read(
         tmp_path, "synthesis.method=[latent, pre]", "synthesis.batch_norm_weight=[0, 0.1]"
     )

@@ -105,7 +105,7 @@ def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: 
     begin(home(tmp_path), IDENTITY | {"salt": 5})  # it stands in nobody's way
 
 
-def test_who_has_lost_the_lease_does_not_move_current(tmp_path: Path) -> None:
+def test_a_job_that_lost_its_lease_does_not_move_current(tmp_path: Path) -> None:
     base = fill(tmp_path)
     candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
 

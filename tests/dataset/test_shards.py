@@ -319,7 +319,7 @@ TEXT = METADATA.decode()
         TEXT.replace('"steps": 20', '"steps": 20, "more": ' + "[" * 5000 + "]" * 5000),
     ],
 )
-def test_metadata_that_says_too_little_is_refused(text: str) -> None:
+def test_invalid_metadata_is_refused(text: str) -> None:
     data = with_sample(text.encode())
     with pytest.raises(CorruptionError, match="sample 'z'"):
         list(read_shard(data, receipt_of(data, 4)))

@@ -184,7 +184,7 @@ def test_racing_publishers_agree(version: Version) -> None:
     assert list(version.home.list("current/")) == ["current/00000001.json"]
 
 
-def test_a_racing_publisher_that_lost_is_settled(version: Version) -> None:
+def test_files_of_a_publisher_that_lost_are_written_again(version: Version) -> None:
     commit_all(version, without=("0001-00000",))
     version.publish(TASKS, ENVIRONMENT, ["0001-00000"])
     version.storage.put("index.parquet", b"of another publisher")
@@ -329,7 +329,7 @@ def test_a_damaged_shard_is_not_published(version: Version) -> None:
     assert current(version.home) is None
 
 
-def test_versions_travel_to_other_processes(version: Version) -> None:
+def test_versions_can_be_pickled(version: Version) -> None:
     copy = pickle.loads(pickle.dumps(version))
     assert copy == version
     assert commit(copy, TASKS[0]) == version.receipts()[TASKS[0].id]

@@ -93,7 +93,7 @@ def test_a_teacher_that_was_not_scored_has_no_line() -> None:
     assert "| student, PyTorch | 50.0" in card
 
 
-def test_a_fact_that_is_missing_is_no_blank() -> None:
+def test_a_missing_fact_is_an_error() -> None:
     facts = copy.deepcopy(FACTS)
     del facts["check"]["model.int8.onnx"]
     with pytest.raises(KeyError):

@@ -87,7 +87,7 @@ def test_labels_come_by_probability(
     assert capsys.readouterr() == (expected, "")
 
 
-def test_top_and_several_pictures(
+def test_top_limits_the_labels_of_each_picture(
     folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(folder), str(picture), str(picture), "--top", "1"]) == 0
@@ -95,7 +95,7 @@ def test_top_and_several_pictures(
     assert capsys.readouterr().out == line * 2
 
 
-def test_int8_is_the_other_model(folder: Path, picture: Path) -> None:
+def test_int8_selects_the_quantised_model(folder: Path, picture: Path) -> None:
     exact, small = Predictor(folder), Predictor(folder, int8=True)
     difference = small.distances(picture.read_bytes()) - exact.distances(picture.read_bytes())
     np.testing.assert_allclose(difference, 1.0, atol=1e-6)

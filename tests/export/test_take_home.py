@@ -155,7 +155,7 @@ def test_confidence_is_the_mean_of_the_highest_probability(run: Run) -> None:
     assert run.facts["confidence"] == pytest.approx(np.mean(highest), rel=1e-4)
 
 
-def test_the_report_reads_it(run: Run) -> None:
+def test_the_report_reads_the_folder(run: Run) -> None:
     found = read_exported_student(open_storage(run.manifest.storage.root))
     assert (found.method, found.seed) == ("mix", 1)
     exact = found.lines[2]

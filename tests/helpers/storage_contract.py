@@ -34,7 +34,7 @@ class StorageTests:
     def storage(self, root: str) -> Storage:
         return open_storage(root)
 
-    def test_opening_leaves_nothing_to_be_seen(self, storage: Storage) -> None:
+    def test_a_new_storage_is_empty(self, storage: Storage) -> None:
         assert list(storage.list()) == []
         assert storage.folders() == ()
 
@@ -117,7 +117,7 @@ class StorageTests:
         with pytest.raises(InfrastructureError, match=reason):
             storage.get_file("big", small_disk / "copy")
 
-    def test_it_travels_to_other_processes(self, storage: Storage) -> None:
+    def test_a_storage_can_be_pickled(self, storage: Storage) -> None:
         storage.child("a").put("b", b"1")
         assert pickle.loads(pickle.dumps(storage)).get("a/b") == b"1"
         assert pickle.loads(pickle.dumps(storage.child("a"))).get("b") == b"1"

@@ -62,7 +62,7 @@ def test_maps_come_out_with_channels_last() -> None:
         (4, {"padding": 1}, small_convolutions.MIN_WEIGHTS),  # few weights
     ],
 )
-def test_what_is_not_worth_it_stays_a_convolution(
+def test_unsuitable_convolutions_are_left_as_they_are(
     side: int, options: dict[str, object], min_weights: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small_convolutions, "MIN_WEIGHTS", min_weights)
@@ -92,7 +92,9 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_a_student_in_training_uses_products_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_in_training_uses_products_in_its_last_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pixels = torch.rand(4, 3, 64, 64)
     wanted = student().train()(pixels)
     with monkeypatch.context() as patched:
@@ -104,7 +106,7 @@ def test_a_student_in_training_uses_products_at_its_end(monkeypatch: pytest.Monk
     assert seen == [4, 4, 4, 2, 2, 2, 2]
 
 
-def test_a_student_that_answers_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_in_evaluation_mode_uses_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = places(monkeypatch)
     student().eval()(torch.rand(1, 3, 64, 64))
     assert not seen

@@ -192,7 +192,9 @@ def test_the_distance_is_the_published_formula(a: list[float], b: list[float]) -
 
 @given(st.lists(vectors, min_size=1, max_size=5), st.lists(vectors, min_size=1, max_size=5))
 @example([[0.0, 0.0, 0.0, 1.0]] * 4, [[0.0, 0.0, 0.0, 1.0]] * 3 + [[0.0, 0.0, 1.0, 0.0]])
-def test_the_matrix_holds_every_pair(images: list[list[float]], texts: list[list[float]]) -> None:
+def test_the_distance_matrix_holds_every_pair(
+    images: list[list[float]], texts: list[list[float]]
+) -> None:
     x, y = torch.stack([unit(*v) for v in images]), torch.stack([unit(*v) for v in texts])
     found = distances(x, y)
     assert found.shape == (len(x), len(y))
@@ -297,7 +299,9 @@ def refusal(model: str, weights: str) -> str:
         ("coca_ViT-B-32", "laion2b_s13b_b90k", ["cls_emb"]),
     ],
 )
-def test_a_name_that_cannot_serve_is_refused(model: str, weights: str, reasons: list[str]) -> None:
+def test_a_model_or_tag_that_cannot_be_loaded_is_refused(
+    model: str, weights: str, reasons: list[str]
+) -> None:
     text = refusal(model, weights)
     assert all(reason in text for reason in reasons)
 
@@ -375,7 +379,7 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
         ),
     ],
 )
-def test_configurations_that_cannot_serve_are_refused(
+def test_unsupported_configurations_are_refused(
     config: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     weights = write_teacher(tmp_path, model_config(VIT)).weights

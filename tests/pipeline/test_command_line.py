@@ -128,7 +128,7 @@ JOBS = sorted(file.stem for file in (jobs.ROOT / "jobs").glob("*.py"))
 
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("options", [[], ["--dry-run"], ["--print-manifest"]])
-def test_every_job_refuses_at_once_what_no_storage_serves(
+def test_every_job_refuses_a_root_that_no_storage_serves(
     path: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -152,7 +152,7 @@ def test_every_job_refuses_at_once_what_no_storage_serves(
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_the_places_of_a_command_line_are_held_to_the_same_rule(
+def test_paths_on_the_command_line_are_held_to_the_same_rule(
     capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     for job, words, field in (

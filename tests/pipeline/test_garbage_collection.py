@@ -84,7 +84,7 @@ def put_student(root: Path, version: PublishedVersion, name: str, card: bool = T
         folder.put("student.json", b'{"version": "%s"}' % version.fingerprint.encode())
 
 
-def test_the_last_versions_stay_and_the_others_go_but_for_what_is_carried(
+def test_the_last_versions_stay_with_the_shards_that_they_carry(
     manifest: Manifest, root: Path
 ) -> None:
     versions = chain(root, 4)
@@ -126,7 +126,7 @@ def test_a_carried_shard_goes_with_the_last_version_that_refers_to_it(
     assert list(home(root).list("current/")) == ["current/00000003.json"]
 
 
-def test_what_is_young_stays(manifest: Manifest, root: Path) -> None:
+def test_objects_within_the_grace_period_stay(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     put_student(root, versions[0], f"vanilla-s0-{'0' * 12}")
     age(root, GRACE - 100)
@@ -194,7 +194,7 @@ def test_an_unfinished_regeneration_keeps_its_candidate_and_a_finished_one_does_
     assert verify(base) == []
 
 
-def test_students_go_with_their_versions(manifest: Manifest, root: Path) -> None:
+def test_students_are_removed_with_their_versions(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     names = {
         name: student_name(manifest, versions[i].fingerprint, "vanilla", 0)
@@ -211,7 +211,9 @@ def test_students_go_with_their_versions(manifest: Manifest, root: Path) -> None
     assert left == {f"vanilla-s0-{'b' * 12}", f"vanilla-s0-{'c' * 12}", names["new"]}
 
 
-def test_methods_with_statistics_are_seen(manifest: Manifest, root: Path) -> None:
+def test_methods_with_batch_norm_statistics_are_collected_too(
+    manifest: Manifest, root: Path
+) -> None:
     versions = chain(root, 2)
     put_student(root, versions[0], f"vanilla-bn-s0-{'a' * 12}")
     (root / "data/vanilla").rename(root / "data/vanilla-bn")
@@ -231,7 +233,7 @@ def test_a_root_of_studies_is_left_alone(manifest: Manifest, root: Path) -> None
         plan(manifest)
 
 
-def test_orphans_go_and_what_is_not_ours_stays(manifest: Manifest, root: Path) -> None:
+def test_orphans_are_removed_and_foreign_files_stay(manifest: Manifest, root: Path) -> None:
     version = begin(home(root), IDENTITY)
     for task in TASKS[1:]:
         commit(version, task)
@@ -255,7 +257,7 @@ def test_orphans_go_and_what_is_not_ours_stays(manifest: Manifest, root: Path) -
     assert all(storage.exists(key) for key in foreign)
 
 
-def test_what_is_named_after_the_plan_is_not_removed(manifest: Manifest, root: Path) -> None:
+def test_a_version_that_is_leased_after_the_plan_stays(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     age(root)
     storage = open_storage(str(root))
@@ -304,7 +306,7 @@ def whole_or_gone(root: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 7, 12, 20, 30])
-def test_killed_anywhere_it_is_finished_by_the_next_one(
+def test_a_killed_sweep_is_finished_by_the_next_one(
     manifest: Manifest, root: Path, steps: int
 ) -> None:
     versions = chain(root, 3)

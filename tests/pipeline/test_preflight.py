@@ -16,13 +16,13 @@ def test_a_batch_that_no_epoch_will_fill_is_refused(tmp_path: Path) -> None:
         check_batches(small_manifest.read(tmp_path, "distillation.batch_size=100000"))
 
 
-def test_prompts_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
+def test_prompts_too_large_to_be_read_again_are_refused(tmp_path: Path) -> None:
     large = ("synthesis.images_per_class=10000000", "synthesis.shard_size=10000000")
     with pytest.raises(ManifestError, match=r"synthesis\.shard_size: .*must fit into \d+ bytes"):
         check_synthesis(small_manifest.read(tmp_path, *large))
 
 
-def test_sizes_that_a_game_cannot_play_are_refused() -> None:
+def test_sizes_that_a_method_cannot_generate_are_refused() -> None:
     """By the methods that cannot, and by no others."""
     check_synthesis(inversion("synthesis.method=[dfad, pre]"))
     check_synthesis(inversion("synthesis.method=cmi", "synthesis.image_size=72"))

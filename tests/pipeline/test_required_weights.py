@@ -37,7 +37,7 @@ def wanted(config: Manifest) -> dict[str, str]:
     return {need.field: need.artifact.file for need in needs(config)}
 
 
-def test_what_the_package_ships_or_a_path_names_needs_nothing(tmp_path: Path) -> None:
+def test_bundled_models_and_paths_need_no_download(tmp_path: Path) -> None:
     assert wanted(manifest(tmp_path)) == {}
     teacher = write_teacher(tmp_path / "teacher", model_config(VIT))
     generator = write_generator(tmp_path / "generator", official_yaml())
@@ -97,14 +97,12 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
         ({"distillation": {"student": "resnet9", "weights": "DEFAULT"}}, "torchvision ResNet"),
     ],
 )
-def test_names_of_nothing_are_refused(
-    sections: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_unknown_names_are_refused(sections: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=reason):
         needs(manifest(tmp_path, **sections))
 
 
-def test_a_file_is_read_as_what_it_is_to_be(tmp_path: Path) -> None:
+def test_a_fetched_file_must_be_of_its_kind(tmp_path: Path) -> None:
     config = manifest(tmp_path, generator={"config": VQGAN, "weights": VQGAN})
     yaml_need, weights_need = needs(config)
     files = write_generator(tmp_path / "generator", official_yaml())

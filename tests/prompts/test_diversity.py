@@ -58,7 +58,7 @@ def test_few_rows_or_dimensions_still_have_a_plane(shape: tuple[int, int]) -> No
     assert np.isfinite(found).all()
 
 
-def test_twins_are_near_duplicates_within_a_class() -> None:
+def test_near_duplicates_are_found_within_a_class_only() -> None:
     rows = np.array([[1.0, 0.0], [2.0, 0.1], [1.0, 0.0], [0.0, 1.0], [0.3, 1.0]])
     found = near_duplicates(rows, np.array([0, 0, 1, 1, 1]))
     assert found.tolist() == [True, True, False, False, False]

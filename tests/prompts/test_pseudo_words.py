@@ -87,7 +87,7 @@ def test_a_share_of_the_letters_of_frozen_words_is_disturbed(
 
 @pytest.mark.parametrize("kind", ["shuffle", "substitute"])
 @pytest.mark.parametrize(("share", "letters"), [(0.1, 2), (0.3, 4), (0.5, 6), (1.0, 12)])
-def test_of_the_papers_template_both_kinds_change_the_same_share(
+def test_both_kinds_disturb_the_same_share_of_the_papers_template(
     kind: str, share: float, letters: int
 ) -> None:
     """Of its twelve letters; and no place is spared for ever."""
@@ -111,7 +111,7 @@ def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])
-def test_a_sentence_ends_where_nothing_after_it_is_read(
+def test_tokens_after_the_end_are_left_out_unless_they_are_read(
     text: dict[str, Any], tmp_path: Path
 ) -> None:
     """Left out, what follows changes no embedding; where it would, it is kept."""

@@ -257,7 +257,7 @@ def test_a_receipt_of_wrong_values_is_refused(change: dict[str, Any]) -> None:
         decode_receipt(json.dumps(TREE | change).encode(), "here")
 
 
-def test_a_key_given_twice_and_a_number_that_is_none_are_refused() -> None:
+def test_a_receipt_with_a_duplicate_key_or_an_infinite_number_is_refused() -> None:
     twice = encode_receipt(RECEIPT).replace(b'"bytes"', b'"bytes": 1, "bytes"')
     with pytest.raises(CorruptionError, match="a key is there twice"):
         decode_receipt(twice, "here")
@@ -325,7 +325,7 @@ def test_any_pointer_or_receipt_is_read_or_refused(
 
 @STORED
 @given(st.data())
-def test_any_manifest_of_a_version_is_refused_unless_it_is_its_own(
+def test_any_change_of_a_version_s_manifest_is_refused(
     published: Path, data: st.DataObject
 ) -> None:
     """Once as it stands, once with a pointer that states the hash of the damaged one."""
@@ -342,7 +342,7 @@ def test_any_manifest_of_a_version_is_refused_unless_it_is_its_own(
 
 @STORED
 @given(st.data())
-def test_any_prompts_json_is_verified(published: Path, data: st.DataObject) -> None:
+def test_any_change_of_prompts_json_is_reported(published: Path, data: st.DataObject) -> None:
     """Also where the manifest states the hash of the damaged one."""
     (path,) = published.glob("data/vanilla/versions/*/prompts.json")
     names = st.sampled_from(["../../x", "/etc/passwd", "00000\0", "", "0" * 5, "a" * 300])
@@ -361,7 +361,7 @@ def test_any_prompts_json_is_verified(published: Path, data: st.DataObject) -> N
 
 @STORED
 @given(data=st.data())
-def test_any_card_of_a_student_is_refused(data: st.DataObject) -> None:
+def test_any_student_card_without_its_weights_is_refused(data: st.DataObject) -> None:
     valid = {
         "schema": 1, "architecture": "resnet18", "stem": "small", "classes": ["a", "b"],
         "image_size": 32, "sha256": "0" * 64, "bytes": 3,
@@ -377,7 +377,7 @@ def test_any_card_of_a_student_is_refused(data: st.DataObject) -> None:
 
 @STORED
 @given(st.binary(max_size=80) | json_bytes(TREES))
-def test_any_record_is_read_or_refused(content: bytes) -> None:
+def test_any_cost_record_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(folder)
         storage.put("records/distill-vanilla-s0.json", content)

@@ -85,7 +85,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_paper_s_four_data_sets_its_table_5_and_two_more_are_there() -> None:
+def test_each_data_set_has_a_manifest() -> None:
     assert of_real_weights() == sorted(DATA_SETS)
 
 
@@ -123,7 +123,7 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
 
 
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
-def test_all_that_is_needed_can_be_fetched(name: str) -> None:
+def test_every_weight_file_and_data_set_has_a_known_source(name: str) -> None:
     manifest = read(name)
     assert [need.artifact.file for need in needs(manifest)] == [
         *([] if name == "pacs_conventional" else ["ViT-B-32.pt"]),

@@ -32,7 +32,7 @@ def test_every_error_says_what_to_do() -> None:
     assert [row for row in silent if row.kind not in ("problem", "note")] == []
 
 
-def test_what_a_remedy_names_exists() -> None:
+def test_jobs_options_and_extras_that_remedies_name_exist() -> None:
     """Jobs, options of the command line, and extras of the package."""
     remedies = [row.remedy for row in messages.messages()]
 
@@ -100,7 +100,7 @@ def _unused(place: str) -> InfrastructureError:
 """
 
 
-def test_texts_are_read_off_the_source() -> None:
+def test_errors_are_collected_from_the_source() -> None:
     assert sorted(messages.errors(Module("made.up", ast.parse(SOURCE)))) == [
         Message(1, "CorruptionError", "shard {key}: [cut | empty]", "restore it"),
         Message(1, "CorruptionError", "{items}: torn", "fix it"),

@@ -147,7 +147,7 @@ def first_batch(version: PublishedVersion, cache_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["png bomb", "jpeg bomb", "postscript", "header"])
-def test_a_version_with_such_images_is_read_by_no_one(tmp_path: Path, name: str) -> None:
+def test_no_reader_accepts_a_version_with_such_images(tmp_path: Path, name: str) -> None:
     extension = "jpg" if name == "jpeg bomb" else "png"
     version = hostile_version(tmp_path, extension, image=STRANGE[name])
     for cache_bytes in (0, 1 << 20):
@@ -232,7 +232,7 @@ def test_damaged_parquet_is_refused(place: int) -> None:
         parquet.read(bytes(data), ("nothing",), "here", "fix it")
 
 
-def test_parquet_that_is_none_or_is_cut_is_refused() -> None:
+def test_empty_or_cut_parquet_is_refused() -> None:
     for data in (b"", b"PAR1" * 3, table_bytes(GOOD)[:-20]):
         refused_table(data, "")
 
@@ -241,7 +241,7 @@ def test_parquet_with_other_columns_is_refused() -> None:
     refused_table(table_bytes(GOOD.select(["index"])), "no column class_index")
 
 
-def test_parquet_that_grows_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kilobytes that hold 64 MB; the limit, which is 2 GB, is made smaller for the test."""
     monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 24)
     words = pa.array(["x" * 32_000]).dictionary_encode()
@@ -272,7 +272,7 @@ def test_prompts_of_another_schema_are_refused(tmp_path: Path, table: pa.Table) 
         version.prompts(TASKS[0])
 
 
-def test_an_index_that_is_none_is_named_by_verify(tmp_path: Path) -> None:
+def test_verify_names_an_unreadable_index(tmp_path: Path) -> None:
     """Also where the manifest states its hash."""
     version = fill(tmp_path)
     for content in (b"PAR1", table_bytes(GOOD)):
@@ -441,7 +441,7 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
         ({"sha256": "../x"}, "sha256"),
     ],
 )
-def test_a_card_that_says_nonsense_is_refused(
+def test_a_student_card_with_invalid_values_is_refused(
     tmp_path: Path, changes: dict[str, Any], place: str
 ) -> None:
     put_student(tmp_path, b"", **changes)
@@ -533,7 +533,7 @@ def test_a_manifest_with_a_credential_is_refused_without_saying_it(
     harmless(printed.err)
 
 
-def test_an_error_of_any_kind_conceals_what_could_be_a_credential() -> None:
+def test_every_error_class_conceals_credentials() -> None:
     for root in ROOTS:
         harmless(conceal(root))
         for error in (
@@ -547,12 +547,12 @@ def test_an_error_of_any_kind_conceals_what_could_be_a_credential() -> None:
             harmless(str(pickle.loads(pickle.dumps(error))))
 
 
-def test_what_is_no_credential_is_shown() -> None:
+def test_text_without_credentials_is_not_concealed() -> None:
     for text in ("s3://bucket/a@b/c", "https://a.b/c@d", "manifests/a.yaml", "a:b@c", "x=1&y=2"):
         assert conceal(text) == text
 
 
-def test_errors_travel_between_processes_as_they_are() -> None:
+def test_errors_can_be_pickled_without_loss() -> None:
     error = pickle.loads(pickle.dumps(ManifestError("seed", "must be", -1, "change it")))
     assert (str(error), error.field) == ("seed: must be, got -1; change it", "seed")
     assert error.exit_code == 2
@@ -621,7 +621,7 @@ def test_an_endpoint_with_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("credentials")
-def test_nothing_of_the_environment_is_in_what_a_run_leaves(tmp_path: Path) -> None:
+def test_a_run_writes_no_credentials_of_its_environment(tmp_path: Path) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
     publish(manifest)
     root = open_storage(manifest.storage.root)
@@ -637,7 +637,7 @@ def test_nothing_of_the_environment_is_in_what_a_run_leaves(tmp_path: Path) -> N
         assert not any(secret.encode() in data for secret in (KEY, SECRET, TOKEN)), path
 
 
-def test_a_manifest_is_printed_as_it_was_read(tmp_path: Path) -> None:
+def test_usual_storage_roots_are_not_taken_for_credentials(tmp_path: Path) -> None:
     """The check of credentials refuses no usual place."""
     for root in ("s3://bucket/pre-fix/b", "runs/@home", "/a:b/c@d", "s3://bucket"):
         manifest = Manifest.read(write_manifest(tmp_path, storage={"root": root}))

@@ -97,7 +97,7 @@ def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> N
     assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
 
 
-def test_images_that_go_on_are_not_disturbed_by_those_that_stop(
+def test_dropping_diverged_images_does_not_disturb_the_others(
     teacher: Teacher, generator: VQGAN
 ) -> None:
     """Broken images leave the batch, and the optimizer state of the others must survive that."""

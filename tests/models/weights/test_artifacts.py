@@ -40,7 +40,7 @@ def every() -> list[Artifact]:
     return [*of_open_clip(), *of_torchvision(), *vqgans]
 
 
-def test_facts_have_the_form_that_is_relied_upon() -> None:
+def test_artifacts_have_valid_names_hashes_and_addresses() -> None:
     artifacts = every()
     assert len(artifacts) > 40
     for artifact in artifacts:
@@ -89,7 +89,7 @@ def test_a_vqgan_has_a_configuration_and_weights() -> None:
     assert published("generator.weights", "vqgan-imagenet-f16-512") is None
 
 
-def test_what_was_not_fetched_is_one_line_with_the_command(tmp_path: Path) -> None:
+def test_a_file_missing_from_the_cache_is_one_line_with_the_command(tmp_path: Path) -> None:
     artifact = Artifact("w.pt", ("https://a.org/w.pt",), "MIT")
     with pytest.raises(WeightsError) as caught:
         cached("teacher.weights", "openai", artifact, tmp_path)

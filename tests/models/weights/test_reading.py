@@ -79,7 +79,7 @@ def test_pickled_code_is_refused_and_never_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [{"state_dict": {"a": 1}}, {"state_dict": {}}, [torch.zeros(1)], {1: torch.zeros(1)}]
 )
-def test_what_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
+def test_content_other_than_a_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "odd.pt")
     refusal(tmp_path / "odd.pt")
 
@@ -104,7 +104,7 @@ def test_truncated_files_are_refused(kind: str, kept: float, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("junk", [b"not a checkpoint", b"PK\x03\x04" + bytes(99), bytes(4096)])
-def test_other_files_are_refused(junk: bytes, tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints_are_refused(junk: bytes, tmp_path: Path) -> None:
     (tmp_path / "junk.pt").write_bytes(junk)
     refusal(tmp_path / "junk.pt")
 
@@ -241,7 +241,7 @@ def test_a_flipped_bit_is_refused_where_the_format_has_checksums(
         assert "CRC-32" in refusal(path)
 
 
-def test_a_misfit_is_summarised() -> None:
+def test_weights_that_do_not_fit_the_module_are_summarised() -> None:
     wanted = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
     state = {
         "a": torch.zeros(2),
@@ -258,7 +258,7 @@ def test_a_misfit_is_summarised() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_numbers_are_refused(value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     module = nn.Linear(2, 1)
     state = {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}
     with pytest.raises(WeightsError, match="must be finite, but weight is not"):

@@ -72,7 +72,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     )
 
 
-def test_a_batch_moves_as_one_around_its_edges() -> None:
+def test_jitter_rolls_a_whole_batch_alike() -> None:
     images = torch.arange(2 * 64 * 64, dtype=torch.float32).view(2, 1, 64, 64)
     draws = torch.Generator().manual_seed(0)
     seen = set()
@@ -96,7 +96,7 @@ def _rolled(images: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
     return rolled.flip(3) if mirrored else rolled
 
 
-def test_the_teacher_comes_to_see_the_classes(teacher: Teacher) -> None:
+def test_the_teacher_recognises_the_classes_of_the_images(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     seen: list[Tensor] = []
     inverter = DeepInverter(classifier, course(), Inversion(deepinversion=SHORT))

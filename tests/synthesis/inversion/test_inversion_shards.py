@@ -65,7 +65,7 @@ def samples(shards: dict[str, bytes]) -> list[Sample]:
 
 
 @pytest.mark.parametrize("method", COUPLED)
-def test_a_part_is_made_of_labelled_images_and_is_the_same_each_time(
+def test_a_part_has_labelled_images_and_the_same_bytes_each_time(
     method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     manifest = chosen(method)
@@ -94,7 +94,7 @@ def test_a_part_is_made_of_labelled_images_and_is_the_same_each_time(
 
 
 @pytest.mark.parametrize("method", COUPLED)
-def test_what_is_missing_of_a_part_is_made_as_it_was(
+def test_missing_shards_of_a_part_are_made_with_the_same_bytes(
     method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     """A run that died between two shards of a part makes the part again, and the same bytes."""

@@ -30,7 +30,7 @@ def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
     assert torch.allclose(classifier.pixels(whitened), pixels, atol=1e-6)
 
 
-def test_what_a_run_draws_depends_on_its_images_and_the_purpose() -> None:
+def test_draws_depend_on_the_images_and_the_purpose() -> None:
     one, two = (PartRequest(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
     same = PartRequest(one.labels, (1, 2), 32)
     assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
