@@ -100,7 +100,7 @@ def test_other_methods_of_a_run_are_no_part_of_the_fingerprint(
 
 
 def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
-    """Not on the generator that it does not use, nor on prompts and latents."""
+    """The generator, prompts and latents do not matter, because it does not use them."""
     teacher = {"teacher.weights": "aa"}
 
     def found(*overrides: str) -> str:

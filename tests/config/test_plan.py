@@ -96,7 +96,7 @@ def test_the_derivation_never_changes() -> None:
 
 
 def test_a_seed_is_derived_from_the_manifest_s_seed_and_the_image_alone() -> None:
-    """So neither other classes nor the size of a shard changes it."""
+    """Neither other classes nor the size of a shard changes it."""
     for manifest in (plan(3, 10, 5), plan(3, 10, 2), plan(5, 10, 5), plan(3, 10, 5, seed=1)):
         for c, i, attempt in product(range(3), range(10), range(2)):
             expected = derive_seed("image", manifest.seed, f"class {c}", i, attempt)

@@ -1,4 +1,4 @@
-"""A version that carries shards of another one by reference: nothing is copied, all of it reads."""
+"""A version that carries shards of another one over by reference, without a copy."""
 
 import dataclasses
 import io
@@ -102,7 +102,7 @@ def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: 
         advance(home(tmp_path), candidate.id)
     with pytest.raises(InfrastructureError, match="is being removed"):
         regenerated(tmp_path, base, 1, TASKS[:1])
-    begin(home(tmp_path), IDENTITY | {"salt": 5})  # it stands in nobody's way
+    begin(home(tmp_path), IDENTITY | {"salt": 5})  # other versions can be begun
 
 
 def test_a_job_that_lost_its_lease_does_not_move_current(tmp_path: Path) -> None:

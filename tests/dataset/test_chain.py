@@ -52,7 +52,7 @@ def test_a_part_waits_for_the_state_before_it(
             assert [next(found), next(found)] == [None, None]
         finish(version, manifest, unit, tmp_path)
     assert next(found, "end") == "end"
-    assert Chain(version).states.newest() == 2  # nobody needs a third
+    assert Chain(version).states.newest() == 2  # no part needs the state of the last one
     assert Chain(version).close(manifest, "") == {}
     assert Chain(version).states.newest() == 0
 

@@ -96,7 +96,7 @@ def test_resuming_within_an_epoch_gives_the_rest_of_it(
 def test_ranks_share_each_batch_evenly_and_no_sample_is_seen_by_two(
     version: PublishedVersion, world: int, batch_size: int
 ) -> None:
-    """With more ranks than shards too, and where the batch cannot be divided."""
+    """There may be more ranks than shards, and ranks that do not divide the batch."""
     ranks = [stream(version, batch_size, share=RankShare(rank, world)) for rank in range(world)]
     rows, steps = [rank.rows for rank in ranks], 30 // batch_size
     assert sum(rows) == batch_size

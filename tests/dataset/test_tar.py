@@ -50,7 +50,7 @@ def test_a_shard_reads_as_tarfile_reads_it(
 def test_a_changed_byte_is_content_or_left_to_tarfile(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Wherever it is: nothing but what members hold may differ from what is written."""
+    """Only the content of members may differ from what `write_shard` writes."""
     folder = tmp_path_factory.mktemp("plain")
     whole = shard(folder, [b"x" * 700])
     place = data.draw(st.integers(0, len(whole) - 1))

@@ -220,7 +220,7 @@ def test_bfloat16_is_taken_where_the_device_multiplies_it() -> None:
 
 
 def test_in_bfloat16_the_head_keeps_what_separates_the_classes_of_a_clip() -> None:
-    """Its distances lie near 0.87, where bfloat16 has steps of 0.004, and differ by hundredths."""
+    """Distances of CLIP differ by hundredths near 0.87, where bfloat16 has steps of 0.004."""
     learner, pixels = student(CONFIG).eval(), batch(0).pixels / 255
     with torch.no_grad():
         learner.head.weight.mul_(0.01)

@@ -1,4 +1,4 @@
-"""What the student is told: live labels, and ensembles of texts."""
+"""The labels that a student learns: live labels, and ensembles of texts."""
 
 from pathlib import Path
 

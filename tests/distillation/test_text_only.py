@@ -84,7 +84,7 @@ def test_arcface_has_a_gradient_where_feature_and_vector_are_the_same() -> None:
 def test_a_style_word_moves_away_from_the_earlier_ones(
     tower: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a large rate, so that a few updates show it: the last L_style is below the first."""
+    """The last L_style is below the first; a large rate shows it within a few updates."""
     seen: list[float] = []
 
     def noted(style: Tensor, earlier: list[Tensor]) -> Tensor:
@@ -121,7 +121,7 @@ def test_all_that_is_random_comes_from_the_seed(tower: Teacher) -> None:
 def test_the_classifier_is_fitted_with_a_margin_between_angles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of features that are the unit axes: each is nearer to its vector by more than the margin."""
+    """Each feature, a unit axis, is nearer to its own vector by more than the margin."""
     features = torch.eye(4).expand(8, 4, 4)
     monkeypatch.setattr(text_only, "RATE", 0.5)
     vectors = text_only.fit_classifier(features, torch.Generator().manual_seed(0))

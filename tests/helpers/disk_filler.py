@@ -1,4 +1,4 @@
-"""Drivers without models: the real pool and the real commits, of tiny made-up samples."""
+"""Drivers without models: the real pool commits tiny made-up samples."""
 
 import os
 import time

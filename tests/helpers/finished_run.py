@@ -21,7 +21,7 @@ from dfkd.storage.local import Storage, open_storage
 from tests.helpers.tiny_version import publish, write_manifest
 
 CLASSES = ("red", "<img src=x onerror=alert(1)>", "Æ & 'blue'")
-"""Of which one would run a script if it were not escaped."""
+"""One of them would run a script if it were not escaped."""
 METHODS = ("vanilla", "contrastive")
 DOMAINS = ("photo", "line_drawing", "sketch")
 TEXT = 'A <script>alert(2)</script> of "things"'

@@ -49,5 +49,5 @@ def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
 
 
 def course(images: int = 4, *parts: Tensor) -> RunContext:
-    """A run of so many images, with the stored images of its first parts."""
+    """The context of a run of so many images, with the stored images of its first parts."""
     return RunContext(5, images, 64, parts.__getitem__)

@@ -31,7 +31,7 @@ def load(job: str) -> ModuleType:
 
 
 def environment() -> dict[str, str]:
-    """Of a job in a test: small, and without a cluster that happens to be up."""
+    """The environment of a job in a test, without a cluster that happens to be up."""
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return own | {"OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
 

@@ -34,7 +34,7 @@ class Nodes:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a job that joins this cluster."""
+        """The environment of a job that joins this cluster."""
         return jobs.environment() | {"RAY_ADDRESS": self.cluster.address}
 
     def add(self) -> Node:

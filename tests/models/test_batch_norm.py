@@ -11,7 +11,7 @@ from dfkd.synthesis.inversion.features import stage_taps
 
 
 def distance(seen: list[list[float]]) -> Tensor:
-    """Of a layer's input [N, C], from a running mean of 0 and a running variance of 1."""
+    """The distance of an input [N, C] from a running mean of 0 and a running variance of 1."""
     layer = nn.BatchNorm1d(len(seen[0])).eval()
     return statistics_distance(layer, torch.tensor(seen), torch.empty(0))
 

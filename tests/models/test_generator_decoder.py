@@ -18,7 +18,7 @@ SHAPES = {
 
 
 def taming(shape: str) -> Decoder:
-    """Its decoder with random weights, norms included, frozen."""
+    """The decoder of taming, frozen, with random weights, norms included."""
     arguments = {"attn_resolutions": [], "num_res_blocks": 1} | SHAPES[shape]
     fixed = {"out_ch": 3, "in_channels": 3, "resolution": 8, "z_channels": 8, "dropout": 0.1}
     torch.manual_seed(0)

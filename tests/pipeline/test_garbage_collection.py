@@ -1,4 +1,4 @@
-"""What nobody needs goes, what somebody needs stays, whenever the sweep is killed."""
+"""Unused objects are removed and used ones stay, whenever the sweep is killed."""
 
 import contextlib
 import os
@@ -364,7 +364,7 @@ def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int
 
 @pytest.mark.parametrize("name", ["shards/0001-00002.tar", "receipts/12345-123456.json"])
 def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
-    """Also those of more than 9,999 classes; a key that only resembles one is left alone."""
+    """There may be more than 9,999 classes; a key that only resembles one is left alone."""
     folder = "data/vanilla-bn/versions/0123456789abcdef"
     match = VERSION.fullmatch(f"{folder}/{name}")
     assert (match["method"], match["id"], match["name"]) == ("vanilla-bn", folder[-16:], name)

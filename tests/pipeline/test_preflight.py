@@ -23,7 +23,7 @@ def test_prompts_too_large_to_be_read_again_are_refused(tmp_path: Path) -> None:
 
 
 def test_sizes_that_a_method_cannot_generate_are_refused() -> None:
-    """By the methods that cannot, and by no others."""
+    """Only the methods that cannot generate them refuse them."""
     check_synthesis(inversion("synthesis.method=[dfad, pre]"))
     check_synthesis(inversion("synthesis.method=cmi", "synthesis.image_size=72"))
     with pytest.raises(

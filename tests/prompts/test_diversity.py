@@ -26,7 +26,7 @@ def test_the_vendi_score_by_hand(rows: np.ndarray, score: float) -> None:
 
 
 def test_more_rows_than_dimensions_give_the_same_as_the_kernel() -> None:
-    """Also by the effective number of the rows' mean outer product."""
+    """The effective number of the mean outer product of the rows is the same too."""
     rows = np.random.default_rng(0).normal(size=(40, 5))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     values = np.linalg.eigvalsh(unit @ unit.T / 40)

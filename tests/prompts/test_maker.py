@@ -165,7 +165,7 @@ def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
 
 
 def test_the_guard_leaves_no_prompt_in_a_foreign_class(tmp_path: Path, teacher: Teacher) -> None:
-    """With names so near to each other that a wild word takes some prompts across."""
+    """The class names are so similar that random words move some prompts to another class."""
     wild = (
         "classes=[bug, beetle, ant]",
         "prompts.method=random",
@@ -210,7 +210,7 @@ def test_no_dictionary_names_a_test_domain() -> None:
 
 
 def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher: Teacher) -> None:
-    """Also after a restart, which refills the memory bank with the fresh prompts alone."""
+    """A restart refills the memory bank with fresh prompts only, and gives the same."""
     small = (
         "prompts.method=contrastive",
         "prompts.contrastive={updates: 2, batch_size: 5, learning_rate: 0.02, bank: 8}",

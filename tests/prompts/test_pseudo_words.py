@@ -46,7 +46,7 @@ def test_a_sentence_that_does_not_fit_is_refused(teacher: Teacher) -> None:
 
 
 FROZEN = st.text(st.sampled_from("abcdeE é,!"), max_size=20)
-"""Of few letters, so that some stand there often, in both cases."""
+"""Texts of few letters, so that some occur often, in upper and lower case."""
 
 
 def changed(before: str, after: str) -> int:
@@ -90,7 +90,7 @@ def test_a_share_of_the_letters_of_frozen_words_is_disturbed(
 def test_both_kinds_disturb_the_same_share_of_the_papers_template(
     kind: str, share: float, letters: int
 ) -> None:
-    """Of its twelve letters; and no place is spared for ever."""
+    """The share is of its twelve letters, and every one of them changes at times."""
     draw = np.random.default_rng(0)
     found = [disturb(TEMPLATE, kind, share, draw) for _ in range(200)]
     assert {changed(TEMPLATE, each) for each in found} == {letters}

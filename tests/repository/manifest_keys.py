@@ -33,7 +33,7 @@ class Key:
     """A row of the list."""
 
     name: str
-    """With the names of its sections, as `--set` takes it."""
+    """The key with the names of its sections, as `--set` takes it."""
     type: str
     default: str
     sentence: str

@@ -47,7 +47,7 @@ def prose(page: Path) -> str:
 
 
 def links(page: Path) -> list[str]:
-    """Where a page leads to within the repository."""
+    """The links of a page to files of the repository."""
     text = FENCE.sub("", page.read_text())
     return [link for link in LINK.findall(text) if "://" not in link]
 

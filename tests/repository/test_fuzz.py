@@ -30,7 +30,7 @@ from tests.helpers.tiny_models import official_yaml
 
 FUZZ = settings(max_examples=100, deadline=None, derandomize=True)
 STORED = settings(FUZZ, max_examples=30, suppress_health_check=list(HealthCheck))
-"""Where each example writes files."""
+"""For tests in which each example writes files."""
 
 PLAIN = (
     st.none()
@@ -328,7 +328,7 @@ def test_any_pointer_or_receipt_is_read_or_refused(
 def test_any_change_of_a_version_s_manifest_is_refused(
     published: Path, data: st.DataObject
 ) -> None:
-    """Once as it stands, once with a pointer that states the hash of the damaged one."""
+    """The pointer states the hash of the valid manifest, and then that of the damaged one."""
     (path,) = published.glob("data/vanilla/versions/*/manifest.json")
     content = data.draw(other_content(path.read_bytes()))
     pointer = published / "data/vanilla/current/00000001.json"
@@ -343,7 +343,7 @@ def test_any_change_of_a_version_s_manifest_is_refused(
 @STORED
 @given(st.data())
 def test_any_change_of_prompts_json_is_reported(published: Path, data: st.DataObject) -> None:
-    """Also where the manifest states the hash of the damaged one."""
+    """`verify` does not fail either if the manifest states the hash of the damaged file."""
     (path,) = published.glob("data/vanilla/versions/*/prompts.json")
     names = st.sampled_from(["../../x", "/etc/passwd", "00000\0", "", "0" * 5, "a" * 300])
     hostile = st.dictionaries(names, TREES, min_size=1).map(lambda parts: {"parts": parts})

@@ -61,7 +61,7 @@ def imported(module: str, *, at_once: bool = False) -> frozenset[str]:
 
 
 def reached(module: str) -> set[str]:
-    """All that importing a module imports at once, through the modules of the package."""
+    """Everything that is imported with a module, directly or through modules of the package."""
     found: set[str] = set()
     open_ends = [module]
     while open_ends:

@@ -144,7 +144,7 @@ def test_a_whole_run_can_be_planned(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With CLIP's own tokenizer, so that each name is known to say something of its own."""
+    """CLIP's own tokenizer is used, which would refuse names that it cannot tell apart."""
     monkeypatch.syspath_prepend(FOLDER.parent / "jobs")
     manifest = read(name)
     published, domains = DATA_SETS[name]

@@ -1,4 +1,4 @@
-"""What a stranger may put into files and objects that runs read: each tried, and refused in a line.
+"""Hostile content of files and objects that runs read: each is refused in one line.
 
 Archives and arrays are tried in test_shards, weights in test_weights, small objects of any content
 in test_fuzz, a take-home folder in test_predict, a generator's configuration in test_generator.
@@ -273,7 +273,7 @@ def test_prompts_of_another_schema_are_refused(tmp_path: Path, table: pa.Table) 
 
 
 def test_verify_names_an_unreadable_index(tmp_path: Path) -> None:
-    """Also where the manifest states its hash."""
+    """The manifest states the hash of the damaged index."""
     version = fill(tmp_path)
     for content in (b"PAR1", table_bytes(GOOD)):
         version.storage.put(layout.INDEX, content)

@@ -1,4 +1,4 @@
-"""What a run cost: entries are appended, and what strangers wrote is refused by its name."""
+"""What a run cost: entries are appended, and an invalid record is refused by its name."""
 
 import json
 from dataclasses import asdict, replace

@@ -66,7 +66,7 @@ def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
 
 
 def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -> None:
-    """Also where an earlier one seemed better: latents hardly move here, and views differ."""
+    """An earlier image may have a lower loss, because views differ; latents hardly move here."""
     seen: list[Tensor] = []
     config = Synthesis(image_size=64, steps=4, learning_rate=1e-9, views=1)
     made = run(
@@ -157,7 +157,7 @@ def test_a_nan_leaves_the_batch_whose_statistics_it_would_spoil(
 def test_the_last_step_computes_no_gradient(
     steps: int, passes: int, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it led, no loss would tell."""
+    """No loss would be computed of the latents that it leads to."""
     found: list[tuple[Tensor, ...]] = []
     grad = torch.autograd.grad
 
@@ -174,7 +174,7 @@ def test_the_last_step_computes_no_gradient(
 
 
 def test_bfloat16_makes_nearly_the_same_image() -> None:
-    """Beside the same run in float32: within three of 255 grey levels, and 0.02 of the distance.
+    """Compared with float32, pixels differ by less than 3 of 255 levels, distances by 0.02.
 
     Adam's first steps have the size of the learning rate even where a gradient is so small that
     rounding turns its sign, so pixels differ more than the rounding of one pass. Processors with
@@ -195,7 +195,7 @@ def test_bfloat16_makes_nearly_the_same_image() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_a_compiled_step_makes_the_same_image(teacher: Teacher, generator: VQGAN) -> None:
-    """Up to rounding: in so few steps hardly a grey level."""
+    """They differ by rounding only, which in so few steps is hardly a grey level."""
     targets = teacher.encode_text(PROMPTS)
     config = dataclasses.replace(SMALL, steps=3)
     plain, compiled = (

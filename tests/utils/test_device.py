@@ -35,13 +35,13 @@ print(faults() - begun)
 
 
 def page_faults(before: str) -> int:
-    """Of five steps that make ten tensors of 4 MiB and free them all."""
+    """The page faults of five steps that each make ten tensors of 4 MiB and free them."""
     command = [sys.executable, "-c", FAULTS.format(before=before)]
     return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def test_freed_memory_is_used_again() -> None:
-    """Most of it: a heap may still grow while it is new, and other processes press on memory."""
+    """At least half of it: a new heap may still grow, and other processes need memory too."""
     kept = page_faults("import dfkd.utils.device; dfkd.utils.device.keep_freed_memory()")
     assert kept < 0.5 * page_faults("import dfkd.utils.device")
 

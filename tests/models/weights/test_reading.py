@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: what is read, what is refused, and that nothing in them runs."""
+"""Untrusted checkpoints: what is read, what is refused, and that no code in them runs."""
 
 import io
 import pickle

@@ -42,7 +42,7 @@ def test_the_norm_is_a_mean_over_images() -> None:
 def test_the_loss_is_class_statistics_variation_and_norm(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With weights so large that none of the terms hides behind another."""
+    """The weights are so large that every term shows in the sum."""
     classifier, run = problem(teacher, 0, 1, 1)
     config = DeepInversion()
     monkeypatch.setattr(deepinversion, "BATCH_NORM_WEIGHT", 0.5)

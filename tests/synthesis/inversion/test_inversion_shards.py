@@ -155,7 +155,7 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     generator: VQGAN,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its images would be others."""
+    """Halves would give other images."""
 
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -58,7 +58,7 @@ def test_batches_are_few_and_even_and_hold_every_image_once(count: int, size: in
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
 def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: int) -> None:
-    """With as many rounds as parts or more, which a manifest must have."""
+    """A manifest must have at least as many rounds as parts."""
     whole, starts = course(images), range(0, images, size)
     total = len(starts) + more
     found = [
