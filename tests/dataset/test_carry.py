@@ -15,7 +15,7 @@ from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.report.gallery import read_index
 from dfkd.storage import layout
 from dfkd.utils.strict_json import canonical
-from tests.helpers import partial_version
+from tests.helpers.jobs import contents
 from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, regenerated
 
 
@@ -51,9 +51,9 @@ def test_a_chain_ends_at_the_version_that_holds_the_bytes(tmp_path: Path) -> Non
 def test_carrying_again_changes_nothing(tmp_path: Path) -> None:
     base = fill(tmp_path)
     regenerated(tmp_path, base, 1, TASKS[:1])
-    before = partial_version.tree(tmp_path)
+    before = contents(tmp_path)
     regenerated(tmp_path, base, 1, TASKS[:1])
-    assert partial_version.tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_a_candidate_is_published_and_not_current(tmp_path: Path) -> None:

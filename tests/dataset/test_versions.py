@@ -23,6 +23,7 @@ from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError, Exit, FingerprintError, PartialError
 from dfkd.storage.local import MissingObject
 from tests.helpers import partial_version
+from tests.helpers.jobs import contents
 from tests.helpers.partial_version import (
     ENVIRONMENT,
     IDENTITY,
@@ -163,9 +164,9 @@ def test_a_quarantined_task_may_be_missing_and_is_named(version: Version) -> Non
 
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     fill(tmp_path)
-    before = partial_version.tree(tmp_path)
+    before = contents(tmp_path)
     fill(tmp_path)
-    assert partial_version.tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_racing_publishers_agree(version: Version) -> None:
@@ -202,7 +203,7 @@ OTHER = IDENTITY | {"classes": ["owl", "rocket"], "synthesis.steps": 9}
 
 def test_unfinished_work_of_another_manifest_is_refused_with_the_difference(tmp_path: Path) -> None:
     commit(begin(home(tmp_path), IDENTITY), TASKS[0])
-    before = partial_version.tree(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(FingerprintError) as caught:
         begin(home(tmp_path), OTHER)
     text = str(caught.value)
@@ -211,7 +212,7 @@ def test_unfinished_work_of_another_manifest_is_refused_with_the_difference(tmp_
     assert "seed" not in text
     assert "--abandon" in text
     assert caught.value.exit_code == Exit.USAGE
-    assert partial_version.tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_abandoned_work_stays_and_can_be_taken_up_again(tmp_path: Path) -> None:

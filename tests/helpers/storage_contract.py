@@ -24,6 +24,7 @@ from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
 from dfkd.storage.s3_client import MAX_UPLOADS, Connection, Limits
 from tests.helpers import partial_version
+from tests.helpers.jobs import contents
 from tests.helpers.s3_proxy import Proxy
 
 
@@ -136,7 +137,7 @@ class StorageTests:
         assert current(storage.child("data/vanilla")) == published
         assert verify(published) == []
         copy = {key: storage.get(key) for key in storage.list()}
-        assert copy == partial_version.tree(tmp_path / "elsewhere")
+        assert copy == contents(tmp_path / "elsewhere")
 
     def test_single_samples_are_verified_wherever_they_lie(
         self, storage: Storage, root: str

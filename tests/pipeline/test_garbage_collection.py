@@ -22,7 +22,7 @@ from dfkd.pipeline.listing import VERSION
 from dfkd.storage import layout, lease
 from dfkd.storage.local import LocalStorage, MissingObject, open_storage
 from dfkd.utils.strict_json import canonical
-from tests.helpers import partial_version
+from tests.helpers.jobs import contents
 from tests.helpers.partial_version import IDENTITY, TASKS, commit, fill, home, regenerated
 from tests.helpers.tiny_version import write_manifest
 
@@ -55,13 +55,13 @@ def sweep(
 ) -> garbage_collection.RemovalPlan:
     """Plan and remove; what went is exactly what was planned."""
     root = Path(manifest.storage.root)
-    before = partial_version.tree(root)
+    before = contents(root)
     planned = plan(manifest, keep, grace)
-    assert partial_version.tree(root) == before
+    assert contents(root) == before
     objects, size = garbage_collection.remove(
         open_storage(str(root)), manifest, planned, keep, grace
     )
-    gone = before.keys() - partial_version.tree(root).keys()
+    gone = before.keys() - contents(root).keys()
     wanted = {entry.key for removal in planned.removals for entry in removal.entries}
     assert gone == wanted
     assert planned.as_dict()["objects"] == len(wanted) == objects
@@ -97,9 +97,7 @@ def test_the_last_versions_stay_with_the_shards_that_they_carry(
     assert current(home(root)) == versions[3]
     for version in versions[2:]:
         assert verify(version) == []
-    left = {
-        key for key in partial_version.tree(root) if versions[0].id in key or versions[1].id in key
-    }
+    left = {key for key in contents(root) if versions[0].id in key or versions[1].id in key}
     assert left == {f"data/vanilla/{r.key}" for v in versions[2:] for r in v.shards} - {
         f"data/vanilla/versions/{v.id}/{r.shard}" for v in versions[2:] for r in v.shards
     }

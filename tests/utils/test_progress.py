@@ -13,22 +13,15 @@ import pytest
 from dfkd.utils.progress import LineBar, ScreenBar, bar
 
 
-class Clock:
-    """Seconds that pass only when a test says so."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.now = 100.0
-        patch.setattr(time, "monotonic", lambda: self.now)
-
-
 def test_a_log_gets_a_whole_line_every_ten_seconds_and_one_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clock = Clock(monkeypatch)
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with bar("mix images", 60, "img") as shown:
         assert isinstance(shown, LineBar)
         for _ in range(60):
-            clock.now += 0.5
+            now += 0.5
             shown.update()
     text = capfd.readouterr().err
     assert "\r" not in text
