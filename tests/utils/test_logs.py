@@ -55,7 +55,7 @@ def test_a_task_is_one_line_of_json_on_stderr() -> None:
     }
 
 
-def test_a_program_that_uses_the_library_hears_nothing_unasked() -> None:
+def test_nothing_is_logged_unless_a_job_asks_for_it() -> None:
     silent = TALK.replace('logs.json_log("synthesize", "")', "nullcontext()")
     found = subprocess.run([sys.executable, "-c", silent], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0
