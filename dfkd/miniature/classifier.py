@@ -41,7 +41,7 @@ class LabelledBatches:
         rng = np.random.default_rng((self.seed, step))
         labels = rng.integers(len(self.by_class), size=size)
         drawings = [self.by_class[int(label)] for label in labels]
-        sampled = [rows[rng.integers(len(rows))] for rows in drawings]
+        sampled = [rows[int(rng.integers(len(rows)))] for rows in drawings]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         images = random_images(self.cache, sampled, _DEFAULT_SHARE, generator)
         return images, torch.from_numpy(labels)
