@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
 from dfkd.miniature.recipe import ClassifierRecipe
-from dfkd.miniature.work_folder import save_checkpoint
+from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.device import seeded
 
@@ -91,20 +91,16 @@ class ClassifierTrainer:
         self.step += 1
         return float((logits.argmax(1) == labels).float().mean())
 
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {"network": self.network, "optimizer": self.optimizer}
+
     def _save(self) -> None:
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        save_checkpoint(state, self.path)
+        save_checkpoint(self.path, self._parts, step=self.step)
 
     def _resume(self) -> None:
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+        if saved := load_checkpoint(self.path, self._parts):
+            self.step = saved["step"]
 
 
 def normalised(images: Tensor) -> Tensor:
