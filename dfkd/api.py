@@ -40,7 +40,8 @@ from dfkd.report import few_shot as few_shot_report
 from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.storage.local import open_storage
-from dfkd.utils.device import pick_device, thread_limit
+from dfkd.utils.device import pick_device
+from dfkd.utils.hardware import thread_limit
 from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.yaml import dump

@@ -15,7 +15,7 @@ from dfkd.config.plan import image_count, task_count
 from dfkd.pipeline import command_line
 
 if TYPE_CHECKING:
-    from dfkd.benchmarks.suite import Effort
+    from dfkd.benchmarks.measure import Effort
 
 BENCHMARKS = (
     "synthesis",
@@ -31,7 +31,7 @@ BENCHMARKS = (
 
 def effort(options: argparse.Namespace) -> Effort:
     """How much is measured, according to the options."""
-    from dfkd.benchmarks.suite import FULL, QUICK
+    from dfkd.benchmarks.measure import FULL, QUICK
 
     default = QUICK if options.quick else FULL
     return dataclasses.replace(

@@ -11,15 +11,23 @@ import ray.train
 import torch
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import Call, Figure, compared_with_peer, spread, time_loop
-from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
+from dfkd.benchmarks.measure import (
+    Call,
+    Effort,
+    Figure,
+    Results,
+    compared_with_peer,
+    spread,
+    time_loop,
+)
+from dfkd.benchmarks.stand_in import put_version, temporary_root
+from dfkd.cluster.connection import connected
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller
-from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.published import open_version
-from dfkd.distillation.distiller import Distiller, Schedule, TargetFunction
+from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
@@ -41,13 +49,28 @@ LIVE, STORED = "distillation, live labels", "distillation, stored labels"
 PLAIN, WARMUP = "plain loop", "warm-up, stored labels"
 RANKS = (1, 2)
 """Numbers of ranks that are compared."""
+RANK_REPEATS = 3
+"""Maximum number of repeats with ranks, because each repeat starts processes."""
 WARMUP_STEPS, TIMED_STEPS = 3, 12
 """Steps of each rank before the measurement, and in it."""
 RESULT_FILE = "ranks.json"
 """Object in which rank 0 leaves the figures for the driver."""
 
 
-def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
+    """Time training steps of a single rank without reading, and of ranks that read.
+
+    Returns:
+        The results of `time_steps` and of `ranks` together.
+    """
+    single = time_steps(manifest, pick_device(), effort.repeats)
+    with connected():
+        repeats = min(effort.repeats, RANK_REPEATS)
+        several = ranks(manifest, effort.per_class, effort.batches, repeats)
+    return {**single, **several, "figures": single["figures"] + several["figures"]}
+
+
+def time_steps(manifest: Manifest, device: torch.device, repeats: int) -> Results:
     """Images per second of the manifest's student and batch, without the reading of shards.
 
     Returns:
@@ -56,32 +79,53 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
-    batch, limit = _batch(manifest, config.batch_size), f"convolution, {config.precision}"
+    batch = _batch(manifest, config.batch_size)
     variants = {
-        f"{LIVE}, batch of {rows}": _training(manifest, _batch(manifest, rows), device, teacher)
+        f"{LIVE}, batch of {rows}": _ours(manifest, _batch(manifest, rows), device, teacher)
         for rows in (int(part * config.batch_size) for part in BATCHES)
     }
-    variants[STORED] = _training(manifest, batch, device, None)
+    variants[STORED] = _ours(manifest, batch, device)
     variants[PLAIN] = _plain_loop(manifest, batch, device)
-    variants[WARMUP] = _warmup(manifest, batch, device)
-    ours = _training(manifest, batch, device, teacher)
-    bound = reference.convolution(device, config.precision)
-    return time_loop(LIVE, UNIT, ours, variants, PLAIN, (limit, bound), repeats)
+    variants[WARMUP] = _ours(manifest, batch, device, warmup=MANY_STEPS)
+    ours = _ours(manifest, batch, device, teacher)
+    limit = f"convolution, {config.precision}", reference.convolution(device, config.precision)
+    return time_loop(LIVE, UNIT, ours, variants, PLAIN, limit, repeats)
 
 
-def _training(
-    manifest: Manifest, batch: Batch, device: torch.device, teacher: Teacher | None
+def _ours(
+    manifest: Manifest,
+    batch: Batch,
+    device: torch.device,
+    teacher: Teacher | None = None,
+    warmup: int = 0,
 ) -> Call:
-    """Steps of a new student on one batch: with live labels, or stored ones without a teacher."""
-    config = manifest.distillation if teacher else _with_stored_labels(manifest)
-    label = live_targets(teacher, class_text_embeddings(manifest, teacher)) if teacher else None
-    return _steps(_distiller(manifest, config, device, label), batch)
+    """A call that does `STEPS` steps of a new student on one batch; its units are images.
+
+    Args:
+        teacher: labels the views. Without one, the stored labels are used and nothing is augmented,
+            so that the student is timed alone.
+        warmup: number of first steps in which only the head is trained, on a frozen backbone.
+    """
+    config, label = manifest.distillation, None
+    if teacher:
+        label = live_targets(teacher, class_text_embeddings(manifest, teacher))
+    else:
+        config = dataclasses.replace(config, labels="stored", texts="template", augmentation=())
+    schedule = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + MANY_STEPS)
+    distiller = Distiller(_student(manifest), config, schedule, 0, label, device=device)
+
+    def call() -> float:
+        for _ in range(STEPS):
+            distiller.advance(batch)
+        return float(STEPS * len(batch.labels))
+
+    return call
 
 
 def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
     """The paper's loop in float32, on networks in their published memory layout."""
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
-    student = _untrained_student(manifest, manifest.distillation).to(device).train()
+    student = _student(manifest).to(device).train()
     reference.as_published(teacher.model, student)
     texts, pixels = class_text_embeddings(manifest, teacher), batch.pixels.to(device).float() / 255
 
@@ -92,47 +136,10 @@ def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
     return call
 
 
-def _warmup(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """Steps in which only the head is trained, on a frozen backbone."""
-    config = _with_stored_labels(manifest)
-    return _steps(_distiller(manifest, config, device, warmup=MANY_STEPS), batch)
-
-
-def _steps(distiller: Distiller, batch: Batch) -> Call:
-    """A call that does `STEPS` steps on the same batch; its units are images."""
-
-    def call() -> float:
-        for _ in range(STEPS):
-            distiller.advance(batch)
-        return float(STEPS * len(batch.labels))
-
-    return call
-
-
-def _with_stored_labels(manifest: Manifest) -> Distillation:
-    """The manifest's training without a teacher and without augmentation: the student alone."""
-    return dataclasses.replace(
-        manifest.distillation, labels="stored", texts="template", augmentation=()
-    )
-
-
-def _distiller(
-    manifest: Manifest,
-    config: Distillation,
-    device: torch.device,
-    label: TargetFunction | None = None,
-    warmup: int = 0,
-) -> Distiller:
-    """A new student in training; `warmup` steps train its head only."""
-    schedule = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + MANY_STEPS)
-    student = _untrained_student(manifest, config)
-    return Distiller(student, config, schedule, 0, label, device=device)
-
-
-def _untrained_student(manifest: Manifest, config: Distillation) -> Student:
-    """A student with the manifest's classes and image size."""
+def _student(manifest: Manifest) -> Student:
+    """An untrained student with the manifest's classes and image size."""
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    return build(config, classes, size, seed=0, cache=manifest.cache)
+    return build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
 
 
 def _batch(manifest: Manifest, rows: int) -> Batch:
@@ -146,9 +153,7 @@ def _batch(manifest: Manifest, rows: int) -> Batch:
     )
 
 
-def ranks(
-    manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int
-) -> dict[str, Any]:
+def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int) -> Results:
     """Images per second of one rank and of two, each with a core (or a GPU) of its own.
 
     They read a version of noise; every shard is verified, and nothing is cached.
@@ -164,11 +169,14 @@ def ranks(
     """
     figures: list[Figure] = []
     waiting: dict[str, Any] = {}
+    single_method = manifest.with_method(manifest.method)
+    synthesis = {"images_per_class": per_class, "shard_size": max(1, per_class // 4)}
     for multiple in multiples:
         batch_size = multiple * manifest.distillation.batch_size
-        with temporary_root(_sized(manifest, per_class, batch_size)) as sized:
-            home = open_storage(sized.storage.root).child(layout.data(sized.method))
-            version = put_version(sized, home).id
+        # The warm-up would be faster; the stand-in's labels are random, so not standardised.
+        training = {"batch_size": batch_size, "warmup_epochs": 0, "standardise": False}
+        with temporary_root(single_method, synthesis=synthesis, distillation=training) as sized:
+            version = put_version(sized).id
             # Like `time_in_turns`: the numbers of ranks take turns.
             turns = [
                 {count: _run_ranks(sized, version, count) for count in RANKS}
@@ -182,17 +190,7 @@ def ranks(
         single, *others = rates
         figures.append(Figure(single, UNIT, rates[single]))
         figures += [compared_with_peer(single, name, UNIT, rates) for name in others]
-    return {"figures": [figure.as_dict() for figure in figures], "waiting": waiting}
-
-
-def _sized(manifest: Manifest, per_class: int, batch_size: int) -> Manifest:
-    """The manifest with one method, a small version, and no warm-up, which would be faster."""
-    return replace_values(
-        manifest.with_method(manifest.method),
-        synthesis={"images_per_class": per_class, "shard_size": max(1, per_class // 4)},
-        # The stand-in's labels are random, so they are not standardised.
-        distillation={"batch_size": batch_size, "warmup_epochs": 0, "standardise": False},
-    )
+    return {"figures": figures, "waiting": waiting}
 
 
 def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
@@ -208,6 +206,7 @@ def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]
         cpus=workers.cpus,
         gpu=workers.gpu,
     )
+    # Ranks return nothing to the driver, so rank 0 leaves its figures in storage.
     run_ranks(_time_rank, {"job": job}, "benchmark", workers)
     content: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
     return content

@@ -10,15 +10,10 @@ from typing import Any, cast
 
 import ray
 
-from dfkd.benchmarks.measure import spread
-from dfkd.benchmarks.stand_in import (
-    StandInMaker,
-    put_prompts,
-    put_shards,
-    replace_values,
-    temporary_root,
-)
+from dfkd.benchmarks.measure import Effort, Figure, Results, spread
+from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards, temporary_root
 from dfkd.cluster.capacity import worker_resources
+from dfkd.cluster.connection import connected
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
@@ -94,6 +89,20 @@ def counted(storage: Storage, counts: RequestCounts) -> Storage:
     return cast(Storage, CountingStorage(storage, counts))
 
 
+def measure(manifest: Manifest, effort: Effort) -> Results:
+    """Time tasks that do nothing, and count the requests of versions of several sizes.
+
+    Returns:
+        `figures`; `pool`, with the result of `idle_tasks` for each number of tasks; `requests`.
+    """
+    with connected():
+        pools = [idle_tasks(manifest, count) for count in effort.tasks]
+    figures = [
+        Figure(f"{pool['tasks']} idle tasks", "tasks/s", (pool["tasks_per_s"],)) for pool in pools
+    ]
+    return {"pool": pools, "requests": requests(manifest, effort.shards), "figures": figures}
+
+
 def requests(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Requests and seconds for whole versions of several sizes, in this process.
 
@@ -105,20 +114,13 @@ def requests(manifest: Manifest, sizes: Sequence[int]) -> list[dict[str, Any]]:
         For each size `shards`, and for each stage (prompts, shards, resume, publish, open)
         `requests` by operation and `seconds`.
     """
-    results = []
+    single, results = manifest.with_method(manifest.method), []
     for size in sizes:
-        with temporary_root(_sized(manifest, size)) as sized:
+        per_class = SAMPLES * -(-size // len(manifest.classes))
+        settings = {"images_per_class": per_class, "shard_size": SAMPLES}
+        with temporary_root(single, synthesis=settings) as sized:
             results.append(_requests(sized, size))
     return results
-
-
-def _sized(manifest: Manifest, shards: int) -> Manifest:
-    """The manifest with small shards, at least `shards` of them."""
-    shards_per_class = -(-shards // len(manifest.classes))
-    return replace_values(
-        manifest.with_method(manifest.method),
-        synthesis={"images_per_class": SAMPLES * shards_per_class, "shard_size": SAMPLES},
-    )
 
 
 def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
@@ -126,6 +128,7 @@ def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
     planned = list(islice(tasks(manifest), size))
     stages: dict[str, Any] = {}
     counts = RequestCounts()
+    # The version keeps this storage, so all of its requests pass the counter.
     home = counted(open_storage(manifest.storage.root), counts)
     version = begin(home, identity(manifest, {}))
 
@@ -153,13 +156,12 @@ class Idle(Actor):
         return task.id
 
 
-def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[str, Any]:
+def idle_tasks(manifest: Manifest, count: int) -> dict[str, Any]:
     """Run `count` tasks that do nothing.
 
     Args:
         manifest: its `cluster` section gives the number of workers and attempts.
         count: number of tasks; at least ten.
-        interval: seconds between two memory samples.
 
     Returns:
         `tasks`, `workers`, `tasks_per_s`, the `ms_per_task` of each tenth of the tasks, and
@@ -169,7 +171,7 @@ def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[st
     share = worker_resources(cluster)
     actor: Any = ray.remote(Idle).options(max_restarts=0, max_task_retries=0, **share.options)
     pool: Pool[Task] = Pool(actor.remote, cluster.workers or count, cluster.attempts, share)
-    with watched(interval) as watch:
+    with watched() as watch:
         marks = list(_marks(pool, count))
     tenth = count // TENTHS
     # The time until the first mark is the start of the workers, which is left out.
@@ -184,6 +186,7 @@ def idle_tasks(manifest: Manifest, count: int, interval: float = 1.0) -> dict[st
 
 def _marks(pool: Pool[Task], count: int) -> Iterator[float]:
     """Yield the time after the first task and after each tenth of the others."""
+    # One task more, because the first one ends with the start of the workers.
     tenth = count // TENTHS
     planned = (Task(number // 100, number % 100, 0, 1) for number in range(tenth * TENTHS + 1))
     for number, _ in enumerate(pool.run(planned)):

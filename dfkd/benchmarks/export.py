@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd.benchmarks.measure import Figure
+from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.config.manifest import Manifest
 from dfkd.export.onnx_graphs import export, load_graph, quantise
 from dfkd.models.student import build
@@ -22,7 +22,7 @@ SIZES = (0.5, 1, 2)
 """Image sizes relative to the manifest's."""
 
 
-def measure(manifest: Manifest) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Measure the manifest's student with random weights, exported, and its teacher in torch.
 
     Returns:
@@ -32,7 +32,7 @@ def measure(manifest: Manifest) -> dict[str, Any]:
     sizes = (int(share * manifest.synthesis.image_size) for share in SIZES)
     by_size = {str(size): _measure_size(manifest, size) for size in sizes}
     figures = [figure for size, facts in by_size.items() for figure in _figures(size, facts)]
-    return {"image_size": by_size, "figures": [figure.as_dict() for figure in figures]}
+    return {"image_size": by_size, "figures": figures}
 
 
 def _figures(size: str, facts: dict[str, Any]) -> Iterator[Figure]:
@@ -50,6 +50,7 @@ def _measure_size(manifest: Manifest, size: int) -> dict[str, Any]:
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, torch.device("cpu"), "float32", manifest.cache)
     student = build(config, len(manifest.classes), size, seed=0, cache=manifest.cache).eval()
+    # Noise is enough: neither the time nor the size of a graph depends on the pixels.
     noise = np.random.default_rng(0).integers(256, size=(CALIBRATION, size, size, 3))
     images = list(noise.astype(np.uint8))
     pixels = images[0].transpose(2, 0, 1)[None].astype(np.float32) / 255
@@ -58,6 +59,7 @@ def _measure_size(manifest: Manifest, size: int) -> dict[str, Any]:
         float_path, int8_path = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
         export(student, size, float_path)
         quantise(float_path, int8_path, images)
+        # One thread here, because `time_on_one_core` limits torch only.
         run_float, run_int8 = load_graph(float_path, threads=1), load_graph(int8_path, threads=1)
         timed = time_on_one_core(
             {

@@ -4,20 +4,24 @@ Reading is compared with bare decoding of the same images, mixing with uniform s
 """
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
-from dfkd.benchmarks.measure import Call, Figure, median_ratio, time_in_turns
-from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
+from dfkd.benchmarks.measure import (
+    Effort,
+    Figure,
+    Results,
+    compared_with_peer,
+    median_ratio,
+    time_in_turns,
+)
+from dfkd.benchmarks.stand_in import put_version, temporary_root
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import BUFFER_BYTES, Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
-from dfkd.storage.local import open_storage
 
 BATCH = 48
 SIZES = (64, 128, 224)
@@ -30,32 +34,20 @@ QUANTITIES = (("a class's share varies", "%"), ("absent classes", "a batch"))
 """Name and unit of the figures of `_evenness`."""
 
 
-def measure(manifest: Manifest, per_class: int, repeats: int) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Images per second of one rank that reads and verifies versions of noise.
-
-    Args:
-        manifest: gives the classes and the storage, a disk or an S3 server.
-        per_class: images of each class in the versions.
-        repeats: number of counted turns.
 
     Returns:
         `figures`: for each image size the stream, bare decoding in one thread, and reading with
         sha256; for each number of classes the figures of `mixing`.
     """
     figures = [figure for classes in CLASSES for figure in mixing(classes)]
+    single, count = manifest.with_method(manifest.method), effort.per_class
     for size in SIZES:
-        with temporary_root(_sized(manifest, size, per_class)) as sized:
-            version = put_version(sized, open_storage(sized.storage.root))
-            figures += _reading_figures(version, size, repeats)
-    return {"figures": [figure.as_dict() for figure in figures]}
-
-
-def _sized(manifest: Manifest, size: int, per_class: int) -> Manifest:
-    """The manifest with one method, an image size, and one shard for each class."""
-    return replace_values(
-        manifest.with_method(manifest.method),
-        synthesis={"images_per_class": per_class, "shard_size": per_class, "image_size": size},
-    )
+        settings = {"images_per_class": count, "shard_size": count, "image_size": size}
+        with temporary_root(single, synthesis=settings) as sized:
+            figures += _reading_figures(put_version(sized), size, effort.repeats)
+    return {"figures": figures}
 
 
 def _reading_figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]:
@@ -76,7 +68,16 @@ def _reading_figures(version: PublishedVersion, size: int, repeats: int) -> list
             decode_image(image, ImageReadMode.RGB)
         return float(len(images))
 
-    rates = time_in_turns({"read": read, "decode": decode, "raw": _read_and_hash(version)}, repeats)
+    def fetch_and_hash() -> float:
+        total = 0
+        for receipt in version.shards:
+            data = version.home.get(receipt.key)
+            hashlib.sha256(data).hexdigest()
+            total += len(data)
+        return float(total)
+
+    calls = {"read": read, "decode": decode, "raw": fetch_and_hash}
+    rates = time_in_turns(calls, repeats)
     decoding, reading = f"bare decoding, {size} px", f"reading and sha256, {size} px"
     share = median_ratio(rates["read"], rates["decode"])
     return [
@@ -109,15 +110,18 @@ def mixing(classes: int) -> list[Figure]:
                 order = shuffled(order, buffer, generator)
             labels = order[: len(order) // MIXED_BATCH * MIXED_BATCH] // per_class
             evenness[name].append(_evenness(labels.reshape(-1, MIXED_BATCH), classes))
-    return [
-        figure
-        for number, (quantity, unit) in enumerate(QUANTITIES)
-        for figure in _compared_with_uniform(
-            {name: tuple(pair[number] for pair in pairs) for name, pairs in evenness.items()},
-            f"{quantity}, {classes} classes",
-            unit,
-        )
-    ]
+    figures: list[Figure] = []
+    for number, (quantity, unit) in enumerate(QUANTITIES):
+        values = {
+            f"{quantity}, {classes} classes, {name}": tuple(pair[number] for pair in pairs)
+            for name, pairs in evenness.items()
+        }
+        *others, uniform = values
+        # With few classes none is ever absent from a batch, so there is nothing to compare.
+        if min(values[uniform]):
+            figures += [compared_with_peer(uniform, name, unit, values) for name in others]
+            figures.append(Figure(uniform, unit, values[uniform]))
+    return figures
 
 
 def _evenness(labels: Indices, classes: int) -> tuple[float, float]:
@@ -134,31 +138,3 @@ def _evenness(labels: Indices, classes: int) -> tuple[float, float]:
     counts = np.stack([np.bincount(row, minlength=classes) for row in labels])
     deviation = np.sqrt(counts.var(axis=0).mean()) / labels.shape[1]
     return 100 * float(deviation), float((counts == 0).sum(axis=1).mean())
-
-
-def _compared_with_uniform(
-    values: dict[str, tuple[float, ...]], name: str, unit: str
-) -> Iterator[Figure]:
-    """A figure for each order in `values`, compared with the uniform one."""
-    uniform = values.pop("uniform")
-    if not min(uniform):
-        return  # no class is ever absent
-    peer = f"{name}, uniform"
-    for order, some in values.items():
-        ratio = median_ratio(some, uniform)
-        yield Figure(f"{name}, {order}", unit, some, peer=peer, ratio=ratio)
-    yield Figure(peer, unit, uniform)
-
-
-def _read_and_hash(version: PublishedVersion) -> Call:
-    """A call that fetches and hashes all shards; its units are bytes."""
-
-    def call() -> float:
-        total = 0
-        for receipt in version.shards:
-            data = version.home.get(receipt.key)
-            hashlib.sha256(data).hexdigest()
-            total += len(data)
-        return float(total)
-
-    return call

@@ -1,11 +1,10 @@
-"""Timed repeats, figures with their limits and peers, and the record of a benchmark.
+"""How much is measured, timed repeats, and figures with their limits and peers.
 
 A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment` (library
 versions) and `results`. The module that measures describes its `results`. Each entry of `figures`
-is a `Figure`.
+is a `Figure`, in a record as from `Figure.as_dict`.
 """
 
-import datetime
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,13 +15,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd.storage import layout
-from dfkd.storage.local import Storage
-from dfkd.utils.hardware import describe_machine
-from dfkd.utils.strict_json import canonical
-
 MIN_SHARE, REST = 0.01, "all others"
 """A profile combines operations with a smaller share of the time under this name."""
+
+Results = dict[str, Any]
+"""The `results` of a record; each benchmark's module describes them."""
 
 Call = Callable[[], float]
 """Does some work; returns the number of units of work."""
@@ -31,6 +28,34 @@ NUMERIC = ("median", "least", "most")
 """Columns that are aligned right."""
 UNITS = ("", "k", "M", "G", "T", "P")
 """Prefixes of units, each a thousand times the one before."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    repeats: int
+    """Number of timed repeats."""
+    tasks: tuple[int, ...]
+    """Numbers of idle tasks for the driver; one run for each number."""
+    shards: tuple[int, ...]
+    """Numbers of shards of the versions whose requests are counted."""
+    per_class: int
+    """Images of each class in the versions that are read."""
+    updates: int
+    """Updates of the prompts whose diversity is compared; 0 uses the manifest's."""
+    batches: tuple[int, ...]
+    """Batch sizes for several ranks, relative to the manifest's."""
+    whole: bool
+    """Whether stages are timed on the manifest's full run instead of a shortened one."""
+    classes: int = 0
+    """Number of made-up classes of the run at scale; 0 uses the manifest's classes."""
+
+
+FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, 0, (1, 2, 4), whole=True)
+"""For measurements; takes a quarter of an hour on two cores."""
+QUICK = Effort(2, (200, 400), (12, 24), 16, 3, (1,), whole=False)
+"""For a check within minutes that everything runs; its figures say little."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +126,12 @@ def time_loop(
     peer: str,
     limit: tuple[str, Call],
     repeats: int,
-) -> dict[str, Any]:
+) -> Results:
     """Time one of our loops in turns with variants of it, a plain loop, and what bounds it.
 
     Args:
         name: name of our loop's figure.
         unit: unit of the rates.
-        ours: our loop.
         variants: other loops by name, among them the plain loop.
         peer: the key of the plain loop in `variants`.
         limit: name and call of what bounds our loop; its units are floating-point operations.
@@ -117,8 +141,10 @@ def time_loop(
         `figures`; `flop_per_unit`, counted in our loop; and `profile`, the seconds of one call of
         our loop and of the plain loop by operation.
     """
-    flop_per_unit = _flop_per_unit(ours)
+    units: list[float] = []
+    flop_per_unit = operations(lambda: units.append(ours())) / units[0]
     limit_name, limit_call = limit
+    # The limit takes turns with the loops, so that a share compares speeds of the same minutes.
     rates = time_in_turns({name: ours, **variants, limit_name: limit_call}, repeats)
     share = median_ratio(rates[name], rates[limit_name], flop_per_unit)
     ratio = median_ratio(rates[name], rates[peer])
@@ -129,15 +155,9 @@ def time_loop(
     ]
     return {
         "flop_per_unit": flop_per_unit,
-        "figures": [figure.as_dict() for figure in figures],
+        "figures": figures,
         "profile": {name: profile(ours), peer: profile(variants[peer])},
     }
-
-
-def _flop_per_unit(call: Call) -> float:
-    """Floating-point operations of a call for each of its units."""
-    units: list[float] = []
-    return operations(lambda: units.append(call())) / units[0]
 
 
 class _NoModules(AbstractContextManager[None]):
@@ -161,9 +181,9 @@ def operations(call: Callable[[], object]) -> int:
 def profile(call: Callable[[], object]) -> dict[str, float]:
     """Seconds that a second call spends in each kind of operation itself, the longest first.
 
-    GPU time if there is a GPU, else CPU time. Operations with a share below `MIN_SHARE` are
-    combined.
+    GPU time if there is a GPU, else CPU time. Shares below `MIN_SHARE` are combined.
     """
+    # The first call is not profiled: kernel selection and compilation would hide the rest.
     call()
     gpu = torch.cuda.is_available()
     activity = torch.profiler.ProfilerActivity
@@ -191,27 +211,6 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "most": round(max(values), 6),
         "values": [round(value, 6) for value in values],
     }
-
-
-def write_record(
-    storage: Storage,
-    benchmark: str,
-    command: str,
-    environment: Mapping[str, Any],
-    results: Mapping[str, Any],
-) -> str:
-    """Write a record as `benchmarks/{benchmark}.json` under a run's root; returns its location."""
-    record = {
-        "benchmark": benchmark,
-        "command": command,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": describe_machine(),
-        "environment": dict(environment),
-        "results": dict(results),
-    }
-    key = f"{layout.BENCHMARKS}{benchmark}.json"
-    storage.put(key, canonical(record))
-    return storage.location(key)
 
 
 def table(results: Mapping[str, Any]) -> list[str]:

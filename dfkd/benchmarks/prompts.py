@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import Call, time_loop
+from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
 from dfkd.benchmarks.stand_in import replace_values
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count
@@ -18,6 +18,7 @@ from dfkd.prompts.contrastive import Problem, PromptBank
 from dfkd.prompts.maker import PromptMaker, class_text_embeddings
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.statistics import statistics
+from dfkd.utils.device import pick_device
 
 UPDATES = 2
 """Updates in one timed repeat."""
@@ -31,12 +32,14 @@ PARALLEL = (1, 2, 4, PARTS)
 """Numbers of parts that are made in parallel, without knowledge of each other."""
 
 
-def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Prompt updates per second of a whole batch, with the manifest's teacher and full banks.
 
     Returns:
-        The result of `time_loop`, also for other banks; a profile covers `UPDATES` updates.
+        The result of `time_loop`, also for other banks; a profile covers `UPDATES` updates. Its
+        entry `diversity` is the result of `diversity`.
     """
+    device = pick_device()
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     bank = manifest.prompts.contrastive.bank
     variants = {
@@ -44,9 +47,10 @@ def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str,
         for size in (int(part * bank) for part in BANKS)
     }
     variants[PLAIN] = _plain(manifest, teacher)
-    ours, limit = _ours(manifest, teacher, bank), "matrix product, float32"
-    bound = reference.product(device)
-    return time_loop(NAME, UNIT, ours, variants, PLAIN, (limit, bound), repeats)
+    ours = _ours(manifest, teacher, bank)
+    limit = "matrix product, float32", reference.product(device)
+    results = time_loop(NAME, UNIT, ours, variants, PLAIN, limit, effort.repeats)
+    return {**results, "diversity": diversity(manifest, teacher, effort.updates)}
 
 
 def _ours(manifest: Manifest, teacher: Teacher, bank: int) -> Call:
@@ -79,7 +83,7 @@ def _plain(manifest: Manifest, teacher: Teacher) -> Call:
     return call
 
 
-def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[str, Any]:
+def diversity(manifest: Manifest, teacher: Teacher, updates: int) -> dict[str, Any]:
     """Statistics of the same prompts, made with one memory bank or with parts in parallel.
 
     Args:
@@ -88,7 +92,6 @@ def diversity(manifest: Manifest, device: torch.device, updates: int) -> dict[st
     Returns:
         The result of `dfkd.prompts.statistics` on all prompts, by `prompts.contrastive.parallel`.
     """
-    teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     size = max(1, manifest.synthesis.images_per_class // PARTS)
     by_parallel = {}
     for parallel in PARALLEL:
@@ -128,6 +131,7 @@ def example(
     texts = class_text_embeddings(manifest, teacher)
     labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
     size = bank or manifest.prompts.contrastive.bank
+    # Full from the start, as after the first batches of a run; before that an update costs less.
     memory = PromptBank(size)
     bank_labels = torch.arange(size, device=texts.device) % len(manifest.classes)
     memory.add(texts[bank_labels], bank_labels)

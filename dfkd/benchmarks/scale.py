@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dfkd.benchmarks.measure import Figure
+from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
+from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import (
     BudgetTracker,
     environment,
@@ -30,7 +31,7 @@ from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.memory import watched
 
 T = TypeVar("T")
@@ -62,7 +63,13 @@ def sized(manifest: Manifest, classes: int) -> Manifest:
     return dataclasses.replace(single, classes=names, storage=root)
 
 
-def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
+    """Time a whole run without models, at the size given by the manifest and --classes."""
+    with connected():
+        return _build_and_read(sized(manifest, effort.classes))
+
+
+def _build_and_read(manifest: Manifest) -> Results:
     """Build the version of a manifest from `sized` without models, then open and read it.
 
     Finished tasks of an earlier run are reused; `found_tasks` is their number.
@@ -73,12 +80,13 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
     """
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
+    # A resumed run is faster than a whole one, so the record says how much it found.
     reused_tasks = len(unfinished.done())
     budget = BudgetTracker(Budget(), CostCounter())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:
-        with watched(interval) as watch:
+        with watched() as watch:
             begun = time.perf_counter()
             result = work()
             seconds = time.perf_counter() - begun
@@ -86,22 +94,19 @@ def measure(manifest: Manifest, interval: float = 1.0) -> dict[str, Any]:
         return result
 
     step("prompts", lambda: write_prompts(manifest, unfinished, budget))
-    quarantined = step("shards", lambda: write_shards(manifest, unfinished, budget, ScaleWorker))
-    if quarantined:
+    failed = step("shards", lambda: write_shards(manifest, unfinished, budget, ScaleWorker))
+    if failed:
         raise InfrastructureError(
-            f"benchmark: {len(quarantined)} tasks failed; run it again, it resumes"
+            f"benchmark: {len(failed)} tasks failed; run it again, it resumes"
         )
     step("publish", lambda: unfinished.publish(tasks(manifest), environment()))
-    version = step("open", lambda: _opened(home))
+    version = step("open", lambda: current(home))
+    assert version is not None  # noqa: S101 - it has just been published
     step("check", lambda: _check(version))
     step("stream", lambda: _stream(manifest, version))
     figures = [Figure(f"scale, {name}", "s", (cost["seconds"],)) for name, cost in steps.items()]
-    return {
-        **_sizes(manifest, version),
-        "found_tasks": reused_tasks,
-        "steps": steps,
-        "figures": [figure.as_dict() for figure in figures],
-    }
+    sizes = _sizes(manifest, version)
+    return {**sizes, "found_tasks": reused_tasks, "steps": steps, "figures": figures}
 
 
 def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
@@ -117,13 +122,6 @@ def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
         "labels": len(manifest.classes),
         "embedding": EMBEDDING,
     }
-
-
-def _opened(home: Storage) -> PublishedVersion:
-    """The current version under a method's storage, which exists."""
-    version = current(home)
-    assert version is not None  # noqa: S101 - it has just been published
-    return version
 
 
 def _check(version: PublishedVersion) -> None:

@@ -5,46 +5,39 @@ from collections.abc import Callable
 from typing import Any
 
 from dfkd import api
-from dfkd.benchmarks.measure import Figure
-from dfkd.benchmarks.stand_in import replace_values, temporary_root
+from dfkd.benchmarks.measure import Effort, Figure, Results
+from dfkd.benchmarks.stand_in import temporary_root
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count, image_steps
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.distillation.distiller import Schedule
 
-
-def shortened(manifest: Manifest) -> Manifest:
-    """The manifest with few images, steps and epochs, so that all stages run in a minute."""
-    return replace_values(
-        manifest,
-        synthesis={"images_per_class": 2, "shard_size": 1, "steps": 4, "batch_size": 2},
-        distillation={"warmup_epochs": 0, "epochs": 2, "batch_size": 2},
-    )
+SHORTENED: dict[str, dict[str, Any]] = {
+    "synthesis": {"images_per_class": 2, "shard_size": 1, "steps": 4, "batch_size": 2},
+    "distillation": {"warmup_epochs": 0, "epochs": 2, "batch_size": 2},
+}
+"""Settings of a run whose stages all end in a minute."""
 
 
-def measure(manifest: Manifest) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Run every stage once on an empty root, which is deleted afterwards.
 
     Returns:
         `figures`: seconds of each stage and in total; image-steps per second of the first stage,
-        including prompts and the start of workers, if a method has such steps; views per second of
-        the second stage.
+        if a method has such steps; views per second of the second stage.
     """
-    with temporary_root(manifest) as temporary:
-        seconds = _timed(temporary)
+    with temporary_root(manifest, **({} if effort.whole else SHORTENED)) as timed:
+        seconds = _timed(timed)
     figures = [Figure(f"stage {name}", "s", (spent,)) for name, spent in seconds.items()]
     figures.append(Figure("all stages", "s", (sum(seconds.values()),)))
-    if steps := _steps(manifest):
+    # Conventional methods optimise no latents, so a run of them alone has no such rate. The time of
+    # prompts and of the start of workers is in it.
+    if steps := sum(image_steps(timed.with_method(method)) for method in timed.methods):
         rate = steps / seconds["synthesize"]
         figures.append(Figure("image-steps in stage synthesize", "1/s", (rate,)))
-    rate = _views(manifest) / seconds["distill"]
+    rate = _views(timed) / seconds["distill"]
     figures.append(Figure("views in stage distill", "1/s", (rate,)))
-    return {"figures": [figure.as_dict() for figure in figures]}
-
-
-def _steps(manifest: Manifest) -> int:
-    """Number of image-steps of all methods."""
-    return sum(image_steps(manifest.with_method(method)) for method in manifest.methods)
+    return {"figures": figures}
 
 
 def _views(manifest: Manifest) -> int:

@@ -33,7 +33,7 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample, write_shard
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage import layout
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 from dfkd.synthesis.latents import OnStep
 from dfkd.synthesis.shard_maker import MadeShard
 
@@ -59,14 +59,15 @@ def replace_values(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifes
 
 
 @contextmanager
-def temporary_root(manifest: Manifest) -> Iterator[Manifest]:
-    """The manifest with a new folder in `benchmarks/` as its root, which is deleted at the end."""
+def temporary_root(manifest: Manifest, **sections: Mapping[str, Any]) -> Iterator[Manifest]:
+    """The manifest with new values as in `replace_values`, and with a new folder as its root.
+
+    The folder is in `benchmarks/` and is deleted at the end.
+    """
     root, folder = manifest.storage.root.rstrip("/"), f"{layout.BENCHMARKS}{uuid.uuid4().hex}"
     home = open_storage(root)
     try:
-        yield dataclasses.replace(
-            manifest, storage=dataclasses.replace(manifest.storage, root=f"{root}/{folder}")
-        )
+        yield replace_values(manifest, storage={"root": f"{root}/{folder}"}, **sections)
     finally:
         for key in list(home.list(f"{folder}/")):
             home.delete(key)
@@ -105,33 +106,30 @@ class StandInMaker:
         return {"nothing": torch.zeros(1)}
 
     def _samples(self, task: Task, prompts: pa.Table) -> list[Sample]:
-        texts = prompts["text"].to_pylist()
-        noise = np.random.default_rng(image_seed(self.manifest, task.class_index, task.start))
-        labels = noise.random((task.count, len(self.manifest.classes)), np.float32)
+        """Samples with the metadata of real ones."""
+        manifest, texts = self.manifest, prompts["text"].to_pylist()
+        # Seeded by the task, so that a task that is made twice gives the same bytes.
+        noise = np.random.default_rng(image_seed(manifest, task.class_index, task.start))
+        labels = noise.random((task.count, len(manifest.classes)), np.float32)
         embeddings = noise.random((task.count, EMBEDDING), np.float32).astype(np.float16)
-        return [
-            self._sample(task, index, texts[row], labels[row], embeddings[row])
-            for row, index in enumerate(task.indices)
-        ]
-
-    def _sample(
-        self, task: Task, index: int, text: str, labels: np.ndarray, embedding: np.ndarray
-    ) -> Sample:
-        """A sample with the metadata of a real one."""
-        metadata = {
-            "class": self.manifest.classes[task.class_index],
-            "class_index": task.class_index,
-            "index": index,
-            "seed": image_seed(self.manifest, task.class_index, index),
-            "attempt": 0,
-            "method": self.manifest.method,
-            "prompt": text,
-            "loss": round(float(labels[0]), 6),
-            "confidence": round(float(labels[1]), 6),
-            "steps": self.manifest.synthesis.steps,
-        }
-        arrays = {"distances": labels, "embedding": embedding}
-        return Sample(sample_key(task.class_index, index), self.image, "png", metadata, arrays)
+        samples = []
+        for row, index in enumerate(task.indices):
+            metadata = {
+                "class": manifest.classes[task.class_index],
+                "class_index": task.class_index,
+                "index": index,
+                "seed": image_seed(manifest, task.class_index, index),
+                "attempt": 0,
+                "method": manifest.method,
+                "prompt": texts[row],
+                "loss": round(float(labels[row, 0]), 6),
+                "confidence": round(float(labels[row, 1]), 6),
+                "steps": manifest.synthesis.steps,
+            }
+            arrays = {"distances": labels[row], "embedding": embeddings[row]}
+            key = sample_key(task.class_index, index)
+            samples.append(Sample(key, self.image, "png", metadata, arrays))
+        return samples
 
 
 def _noise(size: int) -> Image.Image:
@@ -141,8 +139,9 @@ def _noise(size: int) -> Image.Image:
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def put_version(manifest: Manifest, home: Storage) -> PublishedVersion:
-    """Publish a version of noise under `home`, with the layout of the manifest's synthesis."""
+def put_version(manifest: Manifest) -> PublishedVersion:
+    """Publish a version of noise, with the layout of the manifest's synthesis."""
+    home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     version = begin(home, identity(manifest, {}))
     put_prompts(manifest, version)
     put_shards(StandInMaker(manifest, noisy=True), version, list(tasks(manifest)))
@@ -170,4 +169,5 @@ def put_shards(maker: StandInMaker, version: Version, planned: Sequence[Task]) -
             maker.shards(Unit((task,), (task,)), version.prompts(task), Path(folder))
             tar = Path(folder, f"{task.id}.tar")
             version.commit(task, tar)
+            # A version of thousands of shards need not fit into the temporary folder.
             tar.unlink()

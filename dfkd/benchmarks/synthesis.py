@@ -1,13 +1,12 @@
 """Speed of latent optimisation in image-steps per second, compared with loops that people use."""
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import Call, time_loop
+from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.generator import VQGAN
@@ -15,6 +14,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.shard_maker import initial_batch_size
+from dfkd.utils.device import pick_device
 from dfkd.utils.types import Precision
 
 STEPS = 4
@@ -27,34 +27,20 @@ UNIT = "image-steps/s"
 PLAIN = "plain loop"
 
 
-def measure(manifest: Manifest, device: torch.device, repeats: int) -> dict[str, Any]:
+def measure(manifest: Manifest, effort: Effort) -> Results:
     """Image-steps per second with the manifest's models, size, batch and precision.
 
     Returns:
         The result of `time_loop`, also for other batch sizes, the other precision, and the cutout
         loop; a profile covers `STEPS` steps.
     """
+    device = pick_device()
     # The last step of a run evaluates its latents without an update, so one more makes `STEPS`.
+    # The plain loops have no batch-norm loss, so ours goes without.
     config = dataclasses.replace(manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,))
     models = _models(manifest, device, config.precision)
     text = class_text_embeddings(manifest, models[0])[:1]
-    batch, limit = initial_batch_size(config, device), f"convolution, {config.precision}"
-    ours = _ours(*models, config, text, batch)
-    variants = _variants(manifest, device, models, config, text, batch)
-    variants |= _reference_loops(manifest, device, text)
-    bound = reference.convolution(device, config.precision)
-    return time_loop("synthesis", UNIT, ours, variants, PLAIN, (limit, bound), repeats)
-
-
-def _variants(
-    manifest: Manifest,
-    device: torch.device,
-    models: tuple[Teacher, VQGAN],
-    config: Synthesis,
-    text: Tensor,
-    batch: int,
-) -> dict[str, Call]:
-    """Our loop with one change: the batch size, the precision, or compilation."""
+    batch = initial_batch_size(config, device)
     variants = {
         f"synthesis, batch of {size}": _ours(*models, config, text, size)
         for size in (max(1, int(part * batch)) for part in BATCHES)
@@ -62,11 +48,15 @@ def _variants(
     single = dataclasses.replace(config, precision="float32")
     full_precision = _models(manifest, device, single.precision)
     variants["synthesis, float32"] = _ours(*full_precision, single, text, batch)
-    if config.compile or device.type == "cuda":  # needs a compiler and gains nothing on a CPU
+    # Compilation needs a compiler and gains nothing on a CPU.
+    if config.compile or device.type == "cuda":
         switched = dataclasses.replace(config, compile=not config.compile)
         name = "synthesis, compiled" if switched.compile else "synthesis, eager"
         variants[name] = _ours(*models, switched, text, batch)
-    return variants
+    variants |= _reference_loops(manifest, device, text)
+    limit = f"convolution, {config.precision}", reference.convolution(device, config.precision)
+    ours = _ours(*models, config, text, batch)
+    return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats)
 
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:

@@ -72,7 +72,7 @@ def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
     """
     if not has_autoscaler():
         return
-    # The request stays while this waits: an autoscaler may take nodes away that nobody asks for.
+    # The request stays while this waits: an autoscaler may take away nodes that nobody requests.
     with request_resources_for(resources, workers):
         end = time.monotonic() + CAPACITY_WAIT_SECONDS
         while resources.slots(schedulable_nodes()) < workers:
@@ -124,6 +124,7 @@ def request_resources_for(resources: WorkerResources, workers: int) -> Iterator[
 
 def _refuse(resources: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
     """Raise the `ManifestError` that names the resource of which no node has enough."""
+    # One resource at a time first, because such a message names the key to change.
     for key, name, amount in (
         ("cluster.cpus_per_worker", "CPU", resources.cpus),
         ("cluster.gpus_per_worker", "GPU", resources.gpus),

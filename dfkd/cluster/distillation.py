@@ -93,7 +93,7 @@ def distill(
 def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
     """Raise what every rank would raise, before ranks in other processes wait for and take GPUs.
 
-    A rank inside this process needs no such rehearsal: it raises the same errors as early.
+    A rank inside this process raises the same errors just as early.
     """
     config = manifest.distillation
     open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
@@ -123,7 +123,7 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> Non
         record_cost(root, "distill", method, seed) as cost,
         _fill_cost(target, workers, cost, manifest.distillation.batch_size),
     ):
-        # After the lease has been taken: a removal that began before it has left its mark.
+        # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
         run_ranks(train, {"job": job}, target.name, workers)
 
@@ -152,25 +152,22 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     gpus = WorkerResources(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
     if device != "cpu" and gpus < least:
-        raise ManifestError(
-            "distillation.workers",
-            f"must not exceed the cluster's {gpus} GPUs",
-            least,
-            "lower it or add nodes",
-        )
+        raise _too_many_ranks(f"the cluster's {gpus} GPUs", least)
     # Ranks may wait for each other at every step, so all of them must fit at the same time.
     each = float(device != "cpu")
     count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
     cpus = cpus_per_rank(nodes, count, each)
     if not cpus:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
-        raise ManifestError(
-            "distillation.workers",
-            f"must not exceed what the cluster's {total:g} CPUs on {len(nodes)} nodes hold",
-            least,
-            "lower it or add nodes",
-        )
+        held = f"what the cluster's {total:g} CPUs on {len(nodes)} nodes hold"
+        raise _too_many_ranks(held, least)
     return Workers(count, cpus, device, ranks if least < most else None)
+
+
+def _too_many_ranks(most: str, ranks: int) -> ManifestError:
+    """The error for a smallest number of ranks that exceeds `most`."""
+    rule = f"must not exceed {most}"
+    return ManifestError("distillation.workers", rule, ranks, "lower it or add nodes")
 
 
 def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: float) -> float:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
-import torch
 from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
@@ -17,6 +16,7 @@ from torch.distributed import DistError
 from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
 from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer
 from dfkd.errors import DfkdError, InfrastructureError
+from dfkd.utils.hardware import thread_limit
 
 TRAIN: Any = ray.train
 """`ray.train` untyped: type checkers confuse its classes with those of an older API."""
@@ -28,8 +28,7 @@ MAX_START_ATTEMPTS = 30
 """Attempts, of about a minute each, to get resources for all ranks before the run gives up."""
 
 RESIZE_SECONDS = 300.0
-"""Seconds between two checks whether more ranks fit. To grow, all ranks restart from the last
-checkpoint."""
+"""Seconds between two checks whether more ranks fit; to grow, all of them restart."""
 
 GRACE_SECONDS = 30.0
 """Seconds for the first rank to finish its checkpoint after another rank's node was taken away."""
@@ -70,10 +69,9 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    # Local mode runs in this process, and the rank sets its own number of threads.
-    threads = torch.get_num_threads()
     deaths = 0
-    try:
+    # Local mode runs in this process, where the rank sets its own number of threads.
+    with thread_limit(0):
         while True:
             try:
                 if not _fit(loop, config, name, workers):
@@ -96,8 +94,6 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
                     f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
                     "free or add nodes and run the same command again, it resumes"
                 ) from None
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> bool:

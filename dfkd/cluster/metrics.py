@@ -37,6 +37,7 @@ class Count(Measure):
 
     def add(self, amount: float, **labels: str) -> None:
         """Add `amount` to this process's count."""
+        # Ray refuses to add 0.
         if ray.is_initialized() and amount:
             Counter(self.name, self.says, self.labels).inc(amount, labels)
 
@@ -78,22 +79,8 @@ ACCURACY = Level(
     ("manifest", "model", "method", "seed", "domain"),
 )
 
-ALL_MEASURES: tuple[Measure, ...] = (
-    IMAGES,
-    WORKER_RATE,
-    IMAGE_STEPS,
-    TASK_SECONDS,
-    UPLOADS,
-    UPLOAD_SECONDS,
-    UPLOAD_BYTES,
-    RETRIES,
-    SAMPLES,
-    STEPS,
-    STEP_SECONDS,
-    WAIT_SECONDS,
-    ACCURACY,
-)
-"""All measures; cluster/README.md and the dashboard show each of them."""
+ALL_MEASURES = tuple(value for value in list(vars().values()) if isinstance(value, Measure))
+"""The measures above; cluster/README.md and the dashboard show each of them."""
 
 COMPLETING = ("put", "finish")
 """Storage requests that complete an object."""
@@ -119,11 +106,9 @@ class Pace:
             received = time.perf_counter()
             yield batch
             done = time.perf_counter()
-            self.steps, self.worked, self.waited = (
-                self.steps + 1,
-                self.worked + done - received,
-                self.waited + received - requested,
-            )
+            self.steps += 1
+            self.worked += done - received
+            self.waited += received - requested
             if done - self.reported > REPORT_SECONDS:
                 self.report()
             requested = time.perf_counter()
@@ -189,11 +174,12 @@ class TaskReporter:
         IMAGES.add(failed, outcome="failed", **self.labels)
         IMAGE_STEPS.add(steps, **self.labels)
         TASK_SECONDS.add(seconds, **self.labels)
-        logs.task_done(
+        logs.log_event(
+            "task",
             run=self.version.id,
             task=receipt.task,
             attempt=attempt,
-            seconds=seconds,
+            seconds=round(seconds, 3),
             images=receipt.samples,
             failed=failed,
             bytes=receipt.bytes,
@@ -206,7 +192,8 @@ class TaskReporter:
         for item in self.pool.quarantine[self._reported :]:
             self._reported += 1
             IMAGES.add(item.task.count, outcome="quarantined", **self.labels)
-            logs.task_quarantined(
+            logs.log_event(
+                "quarantined",
                 run=self.version.id,
                 task=item.task.id,
                 images=item.task.count,

@@ -280,8 +280,7 @@ class Pool(Generic[T]):
         Raises:
             ManifestError, InfrastructureError: the actor raised it; every task would end so.
         """
-        # Anything but an exception of the task is a death: by itself, with its node, or by Ray's
-        # memory monitor.
+        # Any other error is a death: by itself, with its node, or by Ray's memory monitor.
         died = not isinstance(error, RayTaskError)
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, InfrastructureError | ManifestError):

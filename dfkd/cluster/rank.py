@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 import ray.train
@@ -22,7 +22,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.published import PublishedVersion, open_version
-from dfkd.distillation.distiller import Distiller, Distribute, LabelScale, Schedule
+from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_store import check_teacher
 from dfkd.models.student import CARD, build, card, fold, save_student
@@ -201,20 +201,18 @@ def _write_student(
     """Write the trained student; `means` are its last loss and agreement."""
     # The exported head gives distances, not standardised ones.
     student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
-    save_student(folder, student, _card(job, version, distiller.schedule) | {"training": means})
-
-
-def _card(job: Job, version: PublishedVersion, schedule: Schedule) -> dict[str, Any]:
-    """The card of the student: what loads it, and what it was trained on and how."""
     manifest = job.manifest
-    return {
+    # The card says what loads the student, and what it was trained on and how.
+    contents = {
         **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
         "method": job.method,
         "seed": job.seed,
         "version": version.fingerprint,
-        "steps": schedule.total,
+        "steps": distiller.schedule.total,
         "distillation": manifest.as_dict()["distillation"],
+        "training": means,
     }
+    save_student(folder, student, contents)
 
 
 def _bar(job: Job, description: str, total: int, done: int) -> Bar:
@@ -245,32 +243,31 @@ def open_distiller(
         ),
         device=device,
         rank=rank,
-        distribute=distribute(device, config.precision) if world > 1 else lambda module: module,
+        distribute=partial(distribute, precision=config.precision)
+        if world > 1
+        else lambda module: module,
+        # DDP averages over ranks, whose parts of a batch may differ by an image.
         weight=stream.rows * world / config.batch_size,
     )
 
 
-def distribute(device: torch.device, precision: str) -> Distribute:
-    """Wrap in DDP without broadcasting buffers; `average_buffers` handles batch-norm statistics.
+def distribute(module: nn.Module, precision: str) -> nn.Module:
+    """`module` in DDP, without broadcast buffers: `average_buffers` handles batch-norm statistics.
 
     With bfloat16 precision the gradients are sent in bfloat16, because on a CPU the sum over ranks
     takes half as long as a step otherwise. The setting decides, not the device's capability, so
     that all ranks use the same format.
     """
+    device = next(module.parameters()).device
     ids = [device] if device.type == "cuda" else None
-
-    def wrap(module: nn.Module) -> nn.Module:
-        """`module` with gradients that are averaged over the ranks."""
-        with warnings.catch_warnings():  # torch renamed it; older versions lack the new name
-            warnings.simplefilter("ignore", FutureWarning)
-            parallel = DistributedDataParallel(
-                module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-        if precision == "bfloat16":
-            parallel.register_comm_hook(None, _compressed)
-        return parallel
-
-    return wrap
+    with warnings.catch_warnings():  # torch renamed it; older versions lack the new name
+        warnings.simplefilter("ignore", FutureWarning)
+        parallel = DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    if precision == "bfloat16":
+        parallel.register_comm_hook(None, _compressed)
+    return parallel
 
 
 def _compressed(
@@ -304,12 +301,6 @@ class PreemptionWatch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # After the same number of calls on all ranks the last answer comes; after an error it
-        # may never come.
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # The last answer needs a call of every rank, so after an error it may never come.
         self._thread.shutdown(wait=error is None)

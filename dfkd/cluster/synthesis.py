@@ -56,7 +56,7 @@ from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage, require_root_space
-from dfkd.utils.progress import LineBar, ScreenBar, bar
+from dfkd.utils.progress import LineBar, ScreenBar, bar, say
 
 MAX_REQUESTED_WORKERS = 256
 """Workers requested from an autoscaler if the manifest names no number. The autoscaler's own
@@ -129,7 +129,7 @@ def build(
         quarantined = {} if version.published else _make_missing(manifest, root, version, budget)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
-        # Once more after hours: a driver that was suspended for longer than its lease has lost it.
+        # Checked again, because a driver that was suspended may have lost its lease meanwhile.
         refuse_removal(version.home, version.id)
         published = version.publish(
             tasks(manifest), environment(), quarantined.keys(), make_current
@@ -198,7 +198,7 @@ class BudgetTracker:
     """Worker-seconds of the finished pools, failed attempts included."""
 
     def __post_init__(self) -> None:
-        # Workers' seconds are counted one by one, and not as the stage's time by their number.
+        # The workers' seconds are added up; None would mean the stage's time x their number.
         self.cost.worker_seconds = 0.0
 
     def allows(self, pool: Pool[Any], images: int = 0) -> bool:
@@ -378,7 +378,7 @@ class _ShardReport:
             tries = self.pool.tries(result.unit)
             self.reporter.report_done(receipt, summary.steps, seconds, result.node, tries)
         for note in result.notes:
-            self.progress.say(f"note: task {result.unit}: {note}")
+            say(f"note: task {result.unit}: {note}")
         self.show_failures()
 
     def show_failures(self) -> None:

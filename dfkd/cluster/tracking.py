@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -70,7 +69,7 @@ class Tracker(Board):
         self.since = time.monotonic()
 
     def close(self) -> None:
-        """Close the bar as it stands, then as `Board.close`."""
+        """Close the bar where it stands, then do what `Board.close` does."""
         self.bar.close()
         super().close()
 
@@ -107,15 +106,10 @@ class MeanLoss:
 
     def __call__(self, step: int, losses: Tensor) -> None:
         """Add the losses [B] of a step, which stay on their device; non-finite ones are skipped."""
-        # A diverged image is tried again or left out, so its loss is none of the curve's.
+        # A diverged image is tried again or left out, so its loss is left out.
         finite = losses.isfinite()
-        total = torch.where(finite, losses, 0).sum()
-        count = finite.sum()
-        if step in self.sums:
-            self.sums[step] = self.sums[step] + total
-            self.counts[step] = self.counts[step] + count
-        else:
-            self.sums[step], self.counts[step] = total, count
+        self.sums[step] = self.sums.get(step, 0) + torch.where(finite, losses, 0).sum()
+        self.counts[step] = self.counts.get(step, 0) + finite.sum()
 
     def points(self) -> tuple[float, ...]:
         """The mean loss of each step in order; NaN for a step without a finite loss."""
@@ -145,16 +139,18 @@ class ShardSummary:
         cls, class_name: str, samples: Sequence[Sample], failed: int, curve: MeanLoss, show: bool
     ) -> Self:
         """The summary of a shard's samples; with some of its images if `show`."""
-        metadata = [sample.metadata for sample in samples]
+
+        def mean(key: str) -> float:
+            values = [sample.metadata[key] for sample in samples]
+            return float(np.mean(values)) if values else math.nan
+
         return cls(
             class_name,
             len(samples),
             failed,
-            float(np.mean([entry["loss"] for entry in metadata])) if metadata else float("nan"),
-            float(np.mean([entry["confidence"] for entry in metadata]))
-            if metadata
-            else float("nan"),
-            sum(entry["steps"] for entry in metadata),
+            mean("loss"),
+            mean("confidence"),
+            sum(sample.metadata["steps"] for sample in samples),
             curve.points(),
             tuple(sample.image for sample in samples[:SAMPLES]) if show else (),
         )
@@ -173,7 +169,7 @@ class ShardTracker(Board):
         self.started = self.uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Write the mean loss of each step, then as `Board.close`."""
+        """Write the mean loss of each step, then do what `Board.close` does."""
         try:
             for step, loss in enumerate(self.curve.points()):
                 if math.isfinite(loss):
@@ -199,13 +195,9 @@ class ShardTracker(Board):
         if summary.images and self.shown < CLASSES:
             self.shown += 1
             shown = np.stack([decode_image(image, self.side) for image in summary.images])
-            self.images(f"samples/{summary.class_name}", _channels_first(shown), 0)
+            batch = torch.from_numpy(shown).permute(0, 3, 1, 2)
+            self.images(f"samples/{summary.class_name}", batch, 0)
         # An upload writes the whole files again, so it is not made for every shard.
         if now - self.uploaded > UPLOAD_SECONDS:
             self.uploaded = now
             self.upload()
-
-
-def _channels_first(images: npt.NDArray[np.uint8]) -> Tensor:
-    """Images [N, H, W, 3] as a tensor [N, 3, H, W]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -21,7 +21,7 @@ from dfkd.cluster.pool import Actor
 from dfkd.cluster.tracking import MeanLoss, ShardSummary
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_parts, prompt_method
-from dfkd.config.plan import Task, Unit, estimated_bytes, image_count, part_count, part_name
+from dfkd.config.plan import Unit, estimated_bytes, image_count, part_count, part_name
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version
@@ -29,8 +29,8 @@ from dfkd.errors import InfrastructureError, WeightsError
 from dfkd.models import generator, teacher
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
-from dfkd.storage.local import require_disk_space
-from dfkd.synthesis.shard_maker import MadeShard, ShardMaker
+from dfkd.storage.base import require_disk_space
+from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
@@ -105,7 +105,7 @@ class Worker(Actor, ABC):
         """The teacher on this worker's device; also sets this process's number of threads."""
         configure_process(self.cpus)
         config, cache = self.manifest.teacher, self.manifest.cache
-        # The driver has checked that the files fit each other, so a hash says all about them here.
+        # The driver has checked that the files fit each other, so equal hashes are enough here.
         self._require_same(teacher.file_hashes(config, cache))
         precision = self.manifest.synthesis.precision
         return teacher.Teacher.load(config, pick_device(), precision, cache)
@@ -152,13 +152,11 @@ class PromptWorker(Worker):
             self.version.seal_prompts(names, summary)
             return None
         # Prompts of a part depend on those before it, which another worker may have made.
-        self._maker.remember(unit.number, self._earlier_part)
+        self._maker.remember(
+            unit.number, lambda earlier: self.version.prompt_part(part_name(earlier))
+        )
         self.version.put_prompts(part_name(unit.number), self._maker.part(unit.number))
         return unit.number
-
-    def _earlier_part(self, number: int) -> pa.Table:
-        """The prompts of a part that some worker has written."""
-        return self.version.prompt_part(part_name(number))
 
 
 class SynthesisWorker(Worker):
@@ -205,8 +203,12 @@ class SynthesisWorker(Worker):
         committed = []
         for task in unit.tasks:
             # The receipt is that of the first attempt at the task, whoever made it.
-            receipt = self.version.commit(task, folder / f"{task.id}.tar", made[task].failed)
-            committed.append((receipt, self._summary(task, made[task], curve)))
+            samples, failed = made[task].samples, made[task].failed
+            receipt = self.version.commit(task, folder / f"{task.id}.tar", failed)
+            # The driver shows images of the first shard of each class only.
+            name, first = self.manifest.classes[task.class_index], task.shard_index == 0
+            summary = ShardSummary.of(name, samples, len(failed), curve, first)
+            committed.append((receipt, summary))
         return committed
 
     def _prompts(self, unit: Unit) -> pa.Table:
@@ -214,8 +216,3 @@ class SynthesisWorker(Worker):
         if len(unit.generated) == 1:
             return self.version.prompts(unit.generated[0])
         return self.version.prompt_part(part_name(unit.part))
-
-    def _summary(self, task: Task, made: MadeShard, curve: MeanLoss) -> ShardSummary:
-        """What the driver shows of a shard; images of the first shard of each class only."""
-        name, first = self.manifest.classes[task.class_index], task.shard_index == 0
-        return ShardSummary.of(name, made.samples, len(made.failed), curve, first)

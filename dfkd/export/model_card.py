@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dfkd.export.predict import INT8, MODEL
+
 EXAMPLE = """\
 import json
 import numpy as np, onnxruntime
@@ -26,10 +28,12 @@ for index in distances.argsort()[:3]:
 CARD = """\
 # {name}: a classifier of {classes} classes
 
-A {architecture} ({parameters:,} parameters, {size} px) that `dfkd` distilled from a vision-language
-teacher on {images:,} synthesised images and no real one.
+A {student[architecture]} ({student[parameters]:,} parameters, {student[image_size]} px) that \
+`dfkd` distilled from a vision-language
+teacher on {data[images]:,} synthesised images and no real one.
 
-`model.onnx` (opset {opset}) takes `pixels`, float32 [N, 3, {size}, {size}] RGB in [0, 1], which it
+`model.onnx` (opset {opset}) takes `pixels`, float32 [N, 3, {student[image_size]}, \
+{student[image_size]}] RGB in [0, 1], which it
 normalises itself, and gives `distances`, float32 [N, {classes}]: **smaller is closer**, the
 prediction is the argmin. `model.int8.onnx` is the same, quantised. `labels.json` names the outputs
 in order, `preprocess.json` says how a picture becomes `pixels`, `takehome.json` holds all figures
@@ -47,17 +51,22 @@ This leaves out what `preprocess.json` says of 16 bits a channel and of very lon
 
 ## Accuracy
 
-In percent, on `{source}`, which neither synthesis nor distillation has read:
+In percent, on `{evaluation[source]}`, which neither synthesis nor distillation has read:
 
 {accuracy}
 
-{average} {check}
+{average} Over all {check[images]:,} images the distances of
+`model.onnx` differ from PyTorch's by at most {check[model.onnx][max_difference]:.2g}, those of \
+`model.int8.onnx`
+by at most {check[model.int8.onnx][max_difference]:.2g}; {equal[model.onnx]:.2f} % and \
+{equal[model.int8.onnx]:.2f} % of the predictions are the same.
 
 ## Size and speed
 
 {speed}
 
-{timing}
+Medians of {latency[runs]} runs with one image on one core ({latency[machine]}); the teacher's
+image tower in float32.
 
 ## Where it comes from
 
@@ -67,7 +76,8 @@ In percent, on `{source}`, which neither synthesis nor distillation has read:
 
 - It knows these {classes} classes and answers with one of them whatever the picture shows.
 - Probabilities are softmax(-distances / {temperature:.4g}); the temperature is the teacher's own
-  (1 / its logit scale) and was fitted to nothing. {confidence}
+  (1 / its logit scale) and was fitted to nothing. On the evaluation data the
+  highest probability is {sure:.0f} % on average, and {right:.0f} % of the answers are right.
 - The int8 figures are those of this machine's processor and onnxruntime; others round differently.
 - It learned from images that a generator made after the teacher's idea of the class names, and
   inherits the teacher's errors and biases. Try it on pictures of your own before you rely on it.
@@ -100,25 +110,18 @@ def model_card(facts: Mapping[str, Any]) -> str:
     Args:
         facts: the content of `takehome.json`, without the entry of the card itself.
     """
-    student, evaluation = facts["student"], facts["evaluation"]
+    evaluation, check = facts["evaluation"], facts["check"]
+    # A fact that is missing is a `KeyError`, not a blank.
     return CARD.format(
-        name=facts["name"],
-        classes=facts["classes"],
-        architecture=student["architecture"],
-        parameters=student["parameters"],
-        size=student["image_size"],
-        images=facts["data"]["images"],
-        opset=facts["opset"],
+        **facts,
         example=EXAMPLE,
-        source=evaluation["source"],
         accuracy=_accuracy(evaluation),
         average=AVERAGES[evaluation["average"]],
-        check=_check(facts["check"]),
+        equal={name: 100 * check[name]["equal_predictions"] for name in (MODEL, INT8)},
+        sure=100 * facts["confidence"],
+        right=100 * evaluation["right"],
         speed=_speed(facts),
-        timing=_timing(facts["latency"]),
         origin=_origin(facts),
-        temperature=facts["temperature"],
-        confidence=_confidence(facts),
     )
 
 
@@ -142,46 +145,18 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
     return _table(["", *domains, "mean"], rows)
 
 
-def _check(check: Mapping[str, Any]) -> str:
-    """A sentence on how far the exported files differ from PyTorch."""
-    exact, small = check["model.onnx"], check["model.int8.onnx"]
-    return (
-        f"Over all {check['images']:,} images the distances of\n`model.onnx` differ from "
-        f"PyTorch's by at most {exact['max_difference']:.2g}, those of `model.int8.onnx`\n"
-        f"by at most {small['max_difference']:.2g}; {100 * exact['equal_predictions']:.2f} % and "
-        f"{100 * small['equal_predictions']:.2f} % of the predictions are the same."
-    )
-
-
 def _speed(facts: Mapping[str, Any]) -> str:
     """A table of sizes and times of the teacher's tower and of both files."""
     files, teacher, ms = facts["files"], facts["teacher"], facts["latency"]["ms"]
     sizes = {
         "teacher": teacher["bytes"],
-        "onnx": files["model.onnx"]["bytes"],
-        "int8": files["model.int8.onnx"]["bytes"],
+        "onnx": files[MODEL]["bytes"],
+        "int8": files[INT8]["bytes"],
     }
     titles = TITLES | {"teacher": f"teacher's image tower, PyTorch, {teacher['image_size']} px"}
     return _table(
         ["", "MB", "ms an image"],
         [[titles[name], f"{size / 1e6:.1f}", f"{ms[name]:.1f}"] for name, size in sizes.items()],
-    )
-
-
-def _timing(latency: Mapping[str, Any]) -> str:
-    """A sentence on how the times were measured."""
-    return (
-        f"Medians of {latency['runs']} runs with one image on one core ({latency['machine']}); "
-        "the teacher's\nimage tower in float32."
-    )
-
-
-def _confidence(facts: Mapping[str, Any]) -> str:
-    """A sentence that sets the mean confidence beside the share of right answers."""
-    sure, right = facts["confidence"], facts["evaluation"]["right"]
-    return (
-        f"On the evaluation data the\n  highest probability is {100 * sure:.0f} % on average, and "
-        f"{100 * right:.0f} % of the answers are right."
     )
 
 

@@ -119,18 +119,14 @@ def load_graph(path: Path, threads: int) -> GraphFunction:
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
     """Check a graph and write it without the exporter's notes, which contain local paths."""
-    graphs = [model.graph, *model.functions]
-    for graph in graphs:
-        graph.ClearField("doc_string")
-        graph.ClearField("metadata_props")
-        for node in graph.node:
-            node.ClearField("doc_string")
-            node.ClearField("metadata_props")
+    for graph in (model.graph, *model.functions):
+        for part in (graph, *graph.node):
+            part.ClearField("doc_string")
+            part.ClearField("metadata_props")
         for value in graph.value_info:
             value.ClearField("metadata_props")
-    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.ClearField("metadata_props")
-    model.ClearField("metadata_props")
+    for part in (model, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        part.ClearField("metadata_props")
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
 

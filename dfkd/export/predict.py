@@ -18,16 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from dfkd.errors import DfkdError, Exit, ManifestError
+from dfkd.errors import DfkdError, Exit, ManifestError, one_line
 from dfkd.utils.images import Array, batch, decode_image
 
-MODEL, INT8, LABELS, RULES, FACTS = (
-    "model.onnx",
-    "model.int8.onnx",
-    "labels.json",
-    "preprocess.json",
-    "takehome.json",
-)
+MODEL, INT8 = "model.onnx", "model.int8.onnx"
+LABELS, RULES, FACTS = "labels.json", "preprocess.json", "takehome.json"
 """The files that programs read; the last one is written last, so the folder is complete with it."""
 
 MAX_SIZE = 4096
@@ -90,7 +85,7 @@ class Predictor:
         try:
             batch_distances: Array = self._session.run([self.rules.output], feed)[0]
         except Exception as error:  # onnxruntime's errors have no narrower base class
-            _refuse("model", "must run on one picture", _line(error))
+            _refuse("model", "must run on one picture", _short(one_line(error)))
         shape = batch_distances.shape
         if shape != (1, len(self.labels)) or not np.isfinite(batch_distances).all():
             _refuse("model", f"must give {len(self.labels)} finite distances", shape)
@@ -126,6 +121,7 @@ def _rules(folder: Path) -> Rules:
     if not isinstance(rules, dict) or rules.get("schema") != 1:
         _refuse(str(path), "must be an object with schema 1", _short(rules))
     size: Any = rules.get("size")
+    # Not `isinstance`, because a bool is an int too.
     if type(size) is not int or not 0 < size <= MAX_SIZE:
         _refuse(f"{path} size", f"must be a whole number from 1 to {MAX_SIZE}", _short(size))
     temperature: Any = rules.get("temperature")
@@ -161,7 +157,7 @@ def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no narrower base class
-        _refuse(str(path), "must be an ONNX model", _line(error))
+        _refuse(str(path), "must be an ONNX model", _short(one_line(error)))
 
 
 def _json(path: Path) -> Any:
@@ -170,7 +166,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        _refuse(str(path), "must be JSON", _line(error))
+        _refuse(str(path), "must be JSON", _short(one_line(error)))
 
 
 def _read(path: Path, limit: int | None = None) -> bytes:
@@ -193,11 +189,6 @@ def _short(value: object) -> str:
     """`repr`, cut to 80 characters: the content of a foreign file may have any length."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _line(error: Exception) -> str:
-    """The message of an error on one line."""
-    return _short(" ".join(str(error).split()) or type(error).__name__)
 
 
 def describe(probabilities: npt.NDArray[np.float64], labels: Sequence[str], top: int) -> str:
@@ -232,7 +223,10 @@ def _label_pictures(options: argparse.Namespace) -> None:
             probabilities = predictor.probabilities(path.read_bytes())
         except (OSError, ValueError) as error:
             raise ManifestError(
-                "picture", f"cannot be read ({_line(error)})", str(path), "give a picture file"
+                "picture",
+                f"cannot be read ({_short(one_line(error))})",
+                str(path),
+                "give a picture file",
             ) from None
         labels = describe(probabilities, predictor.labels, options.top)
         print(f"{path}: {labels}", flush=True)

@@ -97,6 +97,7 @@ def _scored_accuracy(results: Mapping[str, Any], location: StudentLocation) -> d
     """
     rows: list[ResultRow] = results["rows"]
     key = ("student", location.method, location.seed)
+    # A run may have scored students of other methods and seeds too.
     own = [row for row in rows if (row["model"], row["method"], row["seed"]) == key]
     if not own:
         raise ManifestError(
@@ -273,6 +274,7 @@ def _evaluate(
     scores = score_together(candidates, data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}
     by_graph = {name: [row for row in scores.rows if row["method"] == name] for name in models}
+    # Over images, like the mean confidence that the card sets beside it.
     right = sum(row["images"] * row["accuracy"] for row in by_graph["onnx"])
     average = manifest.evaluation.average
     return {

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
 from dfkd.miniature.recipe import ClassifierRecipe
-from dfkd.miniature.work_folder import save_checkpoint
+from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.device import seeded
 
@@ -40,8 +40,8 @@ class LabelledBatches:
         """The batch of a step: images float32 [size, 3, 64, 64] in [0, 1], labels int64 [size]."""
         rng = np.random.default_rng((self.seed, step))
         labels = rng.integers(len(self.by_class), size=size)
-        drawings = [self.by_class[label] for label in labels.tolist()]
-        sampled = [rows[rng.integers(len(rows))] for rows in drawings]
+        drawings = [self.by_class[int(label)] for label in labels]
+        sampled = [rows[int(rng.integers(len(rows)))] for rows in drawings]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         images = random_images(self.cache, sampled, _DEFAULT_SHARE, generator)
         return images, torch.from_numpy(labels)
@@ -91,20 +91,16 @@ class ClassifierTrainer:
         self.step += 1
         return float((logits.argmax(1) == labels).float().mean())
 
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {"network": self.network, "optimizer": self.optimizer}
+
     def _save(self) -> None:
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        save_checkpoint(state, self.path)
+        save_checkpoint(self.path, self._parts, step=self.step)
 
     def _resume(self) -> None:
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+        if saved := load_checkpoint(self.path, self._parts):
+            self.step = saved["step"]
 
 
 def normalised(images: Tensor) -> Tensor:

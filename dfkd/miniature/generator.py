@@ -27,7 +27,7 @@ from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import GeneratorRecipe
 from dfkd.miniature.teacher import MEAN, STD, Log
-from dfkd.miniature.work_folder import save_checkpoint
+from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
 
 #: Decay of the codebook's running sums at each step.
 _DECAY = 0.95
@@ -366,25 +366,21 @@ class GeneratorTrainer:
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return random_images(self.batches.cache, rows, self.recipe.default_share, gen), gen
 
-    def _save(self) -> None:
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "critic": self.critic.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "critic": self.critic,
+            "critic_optimizer": self.critic_optimizer,
         }
-        save_checkpoint(state, self.path)
+
+    def _save(self) -> None:
+        save_checkpoint(self.path, self._parts, step=self.step, seconds=self.seconds)
 
     def _resume(self) -> None:
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.critic.load_state_dict(state["critic"])
-            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-            self.step, self.seconds = state["step"], state["seconds"]
+        if saved := load_checkpoint(self.path, self._parts):
+            self.step, self.seconds = saved["step"], saved["seconds"]
             self.log(f"generator resumes at step {self.step}")
 
 

@@ -30,7 +30,7 @@ from dfkd.miniature.drawings.sampling import GROUP_SIZE, Batches
 from dfkd.miniature.looks.look import Look, LookSampler
 from dfkd.miniature.looks.painting import smudged
 from dfkd.miniature.recipe import TeacherRecipe
-from dfkd.miniature.work_folder import save_checkpoint
+from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
 
 #: Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
 _GROUP_SCALE = 10.0
@@ -314,25 +314,19 @@ class TeacherTrainer:
             if average.is_floating_point() and average.ndim == 1:
                 average.lerp_(new, weight)
 
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+
     def _save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "curve": self.curve,
-        }
-        save_checkpoint(state, self.path)
+        save_checkpoint(
+            self.path, self._parts, step=self.step, seconds=self.seconds, curve=self.curve
+        )
 
     def _resume(self) -> None:
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.curve = state["curve"]
+        if saved := load_checkpoint(self.path, self._parts):
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.curve = saved["curve"]
             self.log(f"teacher resumes at step {self.step}")
 
 

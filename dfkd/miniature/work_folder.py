@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -75,9 +76,29 @@ def claim(recipe: Recipe, stage: Stage) -> Path:
     return folder
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values for `torch.load`; a kill leaves the earlier file in place."""
+class Stateful(Protocol):
+    """A network or an optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take over the values of `state_dict`."""
+
+
+def save_checkpoint(path: Path, parts: Mapping[str, Stateful], **values: Any) -> None:
+    """Write the states of `parts` and plain `values`; a kill leaves the earlier file in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    torch.save(state, partial)
+    torch.save({name: part.state_dict() for name, part in parts.items()} | values, partial)
     os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any] | None:
+    """Restore `parts` from a checkpoint; returns its plain values, or None if there is no file."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state.pop(name))
+    return state

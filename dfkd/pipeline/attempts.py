@@ -156,8 +156,8 @@ def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
         LeaseError: another process that took over the lease claimed the number.
     """
     attempt = Attempt(root, number)
-    attempt.storage.put_if_absent("claim.json", canonical({"identity": dict(identity)}))
     expected = canonical({"identity": dict(identity)})
+    attempt.storage.put_if_absent("claim.json", expected)
     # Put-if-absent may have lost against an earlier claim, so compare with what is stored.
     if canonical(attempt.claim) != expected:
         claimed = attempt.claim["identity"]
@@ -237,6 +237,7 @@ def gate(
 
 def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str, str]]:
     """Rows of the rules' table: rule, value of the current version, of the candidate, verdict."""
+    # All figures are those of the stored decision, so a resumed attempt shows the same ones.
     before = decision.current_accuracy
     least = -1.0 if before is None else before - config.tolerance
     return [
@@ -268,6 +269,7 @@ def _verdict(holds: bool) -> str:
 
 def fewest_images(version: PublishedVersion) -> tuple[int, str]:
     """Number of images of the smallest class, and the name of that class."""
+    # Every class starts at 0: one whose tasks are all quarantined has no receipt.
     counts = dict.fromkeys(range(len(version.classes)), 0)
     for receipt in version.shards:
         counts[int(receipt.task.partition("-")[0])] += receipt.samples
@@ -287,8 +289,7 @@ def diversity(version: PublishedVersion) -> float:
             shards[receipt.task.partition("-")[0]].append(receipt)
     by_class = []
     for receipts in shards.values():
-        # Evenly spaced shards and images: the cosines of all pairs of a large class would take too
-        # long.
+        # Evenly spaced shards and images: all pairs of a large class would take too long.
         step = -(-len(receipts) // SHARDS_PER_CLASS)
         samples = (s for receipt in receipts[::step] for s in version.samples(receipt))
         rows = [sample.arrays["embedding"].astype(np.float64) for sample in samples]

@@ -40,9 +40,7 @@ the overrides, and the other options only print something.
 
 
 def parser(description: str, **choices: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser with the arguments of every job, preceded by one positional argument for each of
-    `choices`.
-    """
+    """A parser with the arguments of every job, after one positional argument for each choice."""
     arguments = argparse.ArgumentParser(
         description=description,
         epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, "
@@ -83,18 +81,13 @@ def run(
     )
 
 
-def _nowhere(described: object) -> str:
-    """The root of what writes into no storage."""
-    return ""
-
-
 def run_with(
     read: Callable[[str, tuple[str, ...]], D],
     arguments: argparse.ArgumentParser,
     work: Callable[[D, argparse.Namespace], str],
     plan: Callable[[D, argparse.Namespace], dict[str, Any]],
     argv: Sequence[str] | None = None,
-    root: Callable[[D], str] = _nowhere,
+    root: Callable[[D], str] | None = None,
 ) -> int:
     """Parse the arguments, read the manifest, do the work and report; returns the exit code.
 
@@ -102,14 +95,14 @@ def run_with(
     fix is one line on stderr; any other exception is a bug and keeps its traceback.
 
     Args:
-        root: returns the storage root of the described run; empty if it has none.
+        root: returns the storage root of the described run; None if it has none.
     """
     options = arguments.parse_args(argv)
     try:
         manifest = read(options.manifest, tuple(options.overrides))
         if _print_only(arguments.prog, manifest, options, plan):
             return Exit.DONE
-        with logs.json_log(Path(arguments.prog).stem, root(manifest)):
+        with logs.json_log(Path(arguments.prog).stem, root(manifest) if root else ""):
             written = work(manifest, options)
     except DfkdError as error:
         return fail(error)

@@ -1,6 +1,5 @@
 """The work of ``jobs/fetch.py``: download published weights into the cache, or list them."""
 
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from dfkd.models.weights.artifacts import EvaluationData, known_data_set
 from dfkd.models.weights.download import Fetched, Fetcher
 from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import Need, hub_models, needs, towers
+from dfkd.utils.progress import say
 
 WIDTH = 80
 """Columns of the list; addresses are never wrapped."""
@@ -22,10 +22,10 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
 
     Args:
         few_shot: also fetch the weights that only few-shot training starts from.
-        mirror: a base URL or a directory that has the files under their names; empty for the
-            published addresses.
+        mirror: base URL or directory with the files by name; empty for the published addresses.
     """
-    fetcher = Fetcher(manifest.cache, mirror, report=_note)
+    # Progress goes to stderr, apart from the result on stdout.
+    fetcher = Fetcher(manifest.cache, mirror, report=say)
     for need in needs(manifest, few_shot):
         fetched = fetcher.fetch(need.artifact, need.check)
         print(f"{need.field}: {_describe_fetched(need, fetched)}", flush=True)
@@ -39,11 +39,6 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
             check_distillation(manifest)  # building the student is what makes timm download it
             print(f"{model.field}: {model.id}, fetched by {model.library}", flush=True)
     return str(Path(manifest.cache).expanduser())
-
-
-def _note(text: str) -> None:
-    """Show the progress of a download, apart from the result on stdout."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _describe_fetched(need: Need, fetched: Fetched) -> str:
@@ -72,6 +67,7 @@ def listing(manifest: Manifest, few_shot: bool) -> Iterator[str]:
         artifact = need.artifact
         prefix = "" if artifact.certain else "begins with "
         facts = {"sha256": f"{prefix}{artifact.sha256}", "stated by": artifact.stated_by}
+        # Without a stated hash the first download is pinned, so that later ones must equal it.
         if not artifact.sha256:
             facts = {"sha256": "stated by nobody: what is found is pinned"}
         yield from _facts(artifact.file, {**facts, "licence": artifact.licence}, artifact.addresses)

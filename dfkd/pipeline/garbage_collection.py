@@ -1,12 +1,12 @@
-"""What of a root may be removed, and its removal: a plan that can be read first, then the sweep.
+"""Garbage collection: a plan of what may be removed from a root, and the sweep that follows it.
 
-Kept are: of each method the last versions by their numbers in `current`; versions that a lease or
-an unfinished regeneration names; unfinished versions that are not abandoned, and the versions that
-they carry shards over from; everything younger than the grace; and the shards that any of these
-refers to. Only keys of dfkd's own layout are ever looked at (`listing.py`).
+The plan keeps the last versions of each method by their numbers in `current`; versions that a lease
+or an unfinished regeneration names; unfinished versions that are not abandoned, and the versions
+that they carry shards over from; everything younger than the grace; and all shards that any of
+these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,15 @@ from dfkd.distillation.student_store import student_name
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.student import CARD
 from dfkd.pipeline.attempts import Attempt, unfinished
-from dfkd.pipeline.listing import Listing
+from dfkd.pipeline.listing import Listing, Objects
 from dfkd.storage import layout, lease
 from dfkd.storage.base import StoredObject
 from dfkd.storage.local import MissingObject, Storage
 
-FIRST = {layout.MANIFEST: 0, CARD: 0}
-LAST = {layout.ABANDONED: 2, layout.IDENTITY: 3, layout.REMOVING: 4}
-"""The order of removal: first what readers start from, last what says that a removal has begun."""
+FIRST = (layout.MANIFEST, CARD)
+"""What readers start from, so it is removed first."""
+ORDER = {**dict.fromkeys(FIRST, 0), layout.ABANDONED: 2, layout.IDENTITY: 3, layout.REMOVING: 4}
+"""The order of removal; other objects have 1, and the mark that it has begun goes last."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def remove(
             root.put(removal.mark, removal.version.encode())
     marks = {removal.mark for removal in planned.removals}
     wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
-    # The second plan also names the marks of versions that are kept by now, which go again.
+    # The second plan also removes the marks of versions that have come into use meanwhile.
     again = [
         entry
         for removal in plan(root, manifest, keep, grace).removals
@@ -173,16 +174,15 @@ def _last_current(home: Storage, keep: int) -> dict[int, str]:
 def _keep_unfinished(root: Storage, listing: Listing, kept: dict[str, str], grace: float) -> None:
     """Add to `kept` the unfinished versions, the bases of unpublished ones, and young versions."""
     for key, objects in listing.versions.items():
-        names = {name for name, _ in objects}
-        if layout.REMOVING in names:
+        if layout.REMOVING in objects or layout.IDENTITY not in objects:
             continue
-        if layout.IDENTITY in names and not names & {layout.MANIFEST, layout.ABANDONED}:
+        if layout.MANIFEST not in objects and layout.ABANDONED not in objects:
             kept.setdefault(key, "unfinished")
-        elif layout.IDENTITY in names and _age(objects) < grace:
+        elif _age(objects) < grace:
             kept.setdefault(key, f"younger than {grace:g} s")
     # An unpublished version has no receipts yet for all the shards that it carries over.
     for key in [key for key in kept if key in listing.versions]:
-        if layout.MANIFEST not in {name for name, _ in listing.versions[key]}:
+        if layout.MANIFEST not in listing.versions[key]:
             identity = read_json(root, f"{_folder(key)}/{layout.IDENTITY}")
             if base := str(identity.get("carried.from", "")):
                 method = key.partition("/")[0]
@@ -205,23 +205,21 @@ def _shard_keys(root: Storage, key: str) -> Iterator[str]:
         yield f"{layout.data(key.partition('/')[0])}/{receipt.key}"
 
 
-def _age(objects: Iterable[tuple[str, StoredObject]]) -> float:
+def _age(objects: Objects) -> float:
     """Age of the youngest object in seconds; a mark of removal does not count."""
-    return min((entry.age for name, entry in objects if name != layout.REMOVING), default=0.0)
+    ages = (entry.age for name, entry in objects.items() if name != layout.REMOVING)
+    return min(ages, default=0.0)
 
 
-def _ordered(objects: Iterable[tuple[str, StoredObject]]) -> tuple[StoredObject, ...]:
-    """The objects in the order of their removal, by `FIRST` and `LAST`."""
-
-    def rank(item: tuple[str, StoredObject]) -> tuple[int, str]:
-        return FIRST.get(item[0], LAST.get(item[0], 1)), item[0]
-
-    return tuple(entry for _, entry in sorted(objects, key=rank))
+def _ordered(objects: Objects) -> tuple[StoredObject, ...]:
+    """The objects in the order of their removal, by `ORDER` and then by name."""
+    names = sorted(objects, key=lambda name: (ORDER.get(name, 1), name))
+    return tuple(objects[name] for name in names)
 
 
-def _marks(objects: Iterable[tuple[str, StoredObject]]) -> tuple[StoredObject, ...]:
-    """The marks of removal among the objects."""
-    return tuple(entry for name, entry in objects if name == layout.REMOVING)
+def _marks(objects: Objects) -> tuple[StoredObject, ...]:
+    """The mark of removal among the objects, if there is one."""
+    return (objects[layout.REMOVING],) if layout.REMOVING in objects else ()
 
 
 def _versions(
@@ -229,16 +227,15 @@ def _versions(
 ) -> Iterator[Removal]:
     """Versions that are not kept, without the shards that others refer to."""
     for key, objects in listing.versions.items():
-        names = {name for name, _ in objects}
         # A marked version is on its way out already: the young objects are those of a kill.
-        if key in kept or (_age(objects) < grace and layout.REMOVING not in names):
+        if key in kept or (_age(objects) < grace and layout.REMOVING not in objects):
             continue
-        free = [(name, entry) for name, entry in objects if entry.key not in referenced]
+        free = {name: entry for name, entry in objects.items() if entry.key not in referenced}
         what, why = f"version {key}", "older than the versions to keep"
         # An earlier sweep left only shards here, which some version referred to at the time.
-        if all(name.startswith((layout.SHARDS, layout.REMOVING)) for name in names):
+        if all(name.startswith((layout.SHARDS, layout.REMOVING)) for name in objects):
             what, why = f"shards of removed version {key}", "no version refers to them"
-        elif layout.ABANDONED in names:
+        elif layout.ABANDONED in objects:
             why = "abandoned"
         yield Removal(what, why, _ordered(free), key, f"{_folder(key)}/{layout.REMOVING}")
 
@@ -251,15 +248,14 @@ def _students(
     gone: Sequence[str],
     grace: float,
 ) -> Iterator[Removal]:
-    """Students whose version is gone or goes, and the marks of those whose version is kept."""
+    """Students of versions that are gone or will go, and the marks of students that are kept."""
     expected = _expected_students(root, manifest, gone)
     for name, objects in listing.students.items():
-        names = {part for part, _ in objects}
-        marked = layout.REMOVING in names
+        marked, mark = layout.REMOVING in objects, f"{layout.student(name)}/{layout.REMOVING}"
         # The version of a student is named by its mark, by its card, or by the settings.
         if marked:
-            version = root.get(f"{layout.student(name)}/{layout.REMOVING}").decode()
-        elif CARD in names:
+            version = root.get(mark).decode()
+        elif CARD in objects:
             card = read_json(root, f"{layout.student(name)}/{CARD}")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
@@ -268,7 +264,6 @@ def _students(
             yield Removal(f"mark of student {name}", "it is kept", _marks(objects))
         present = version in listing.versions and version not in gone
         if version and not present and version not in kept and (marked or _age(objects) >= grace):
-            mark = f"{layout.student(name)}/{layout.REMOVING}"
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 
@@ -306,21 +301,21 @@ def _orphans(
 ) -> Iterator[Removal]:
     """Objects in kept, published versions that belong to no published task; and their marks."""
     for key in kept:
-        objects = listing.versions.get(key, [])
+        objects = listing.versions.get(key, {})
         yield Removal(f"mark of version {key}", "it is kept", _marks(objects))
         version = _open(root, key)
         if version is None:
             continue
         # A late worker may store a shard, and a receipt, of a task that was published without.
         known = {layout.receipt(receipt.task) for receipt in version.shards}
-        free = [
-            (name, entry)
-            for name, entry in objects
+        free = {
+            name: entry
+            for name, entry in objects.items()
             if name.startswith((layout.RECEIPTS, layout.SHARDS))
             and name not in known
             and entry.key not in referenced
             and entry.age >= grace
-        ]
+        }
         yield Removal(f"orphans in version {key}", "published without them", _ordered(free))
 
 
@@ -330,11 +325,11 @@ def _pointers_and_leases(
     """Old pointers, and leases that have ended."""
     for method, pointers in listing.pointers.items():
         lowest = min(_last_current(root.child(layout.data(method)), keep), default=0)
-        old = [
-            (name, entry)
-            for name, entry in pointers
+        old = {
+            name: entry
+            for name, entry in pointers.items()
             if (layout.pointer_number(name) or 0) < lowest and entry.age >= grace
-        ]
+        }
         yield Removal(f"numbers of {method}", "of versions that are not kept", _ordered(old))
     held = lease.held_leases(root)
     # The highest number of each name stays, since the next lease counts on from it.

@@ -5,6 +5,7 @@ Garbage collection removes only what is listed here, so a key must match the lay
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dfkd.errors import ManifestError
@@ -70,21 +71,23 @@ REGENERATION = _pattern(
     ),
 )
 
-Groups = dict[str, list[tuple[str, StoredObject]]]
-"""Name within the folder and entry of each object, by version, student or regeneration."""
+Objects = Mapping[str, StoredObject]
+"""Entries by their names within a folder."""
+Groups = dict[str, dict[str, StoredObject]]
+"""The objects of each version, student or regeneration."""
 
 
 @dataclass
 class Listing:
     """The objects of a root by what they belong to."""
 
-    versions: Groups = field(default_factory=lambda: defaultdict(list))
+    versions: Groups = field(default_factory=lambda: defaultdict(dict))
     """By `{method}/{id}`."""
-    students: Groups = field(default_factory=lambda: defaultdict(list))
+    students: Groups = field(default_factory=lambda: defaultdict(dict))
     """By the name of the student's folder."""
-    regenerations: Groups = field(default_factory=lambda: defaultdict(list))
+    regenerations: Groups = field(default_factory=lambda: defaultdict(dict))
     """By the number of the attempt, eight digits."""
-    pointers: Groups = field(default_factory=lambda: defaultdict(list))
+    pointers: Groups = field(default_factory=lambda: defaultdict(dict))
     """By method."""
     leases: list[StoredObject] = field(default_factory=list)
 
@@ -92,16 +95,16 @@ class Listing:
     def read(cls, root: Storage) -> "Listing":
         """List a root once; raises `ManifestError` if it is one of studies."""
         found = cls()
+        # A key that matches nothing was not written by dfkd, so it is left out and never removed.
         for entry in root.entries():
             if match := VERSION.fullmatch(entry.key):
-                key = f"{match['method']}/{match['id']}"
-                found.versions[key].append((match["name"], entry))
+                found.versions[f"{match['method']}/{match['id']}"][match["name"]] = entry
             elif match := STUDENT.fullmatch(entry.key):
-                found.students[match["id"]].append((match["name"], entry))
+                found.students[match["id"]][match["name"]] = entry
             elif match := REGENERATION.fullmatch(entry.key):
-                found.regenerations[match["id"]].append((match["name"], entry))
+                found.regenerations[match["id"]][match["name"]] = entry
             elif match := POINTER.fullmatch(entry.key):
-                found.pointers[match["method"]].append((match["name"], entry))
+                found.pointers[match["method"]][match["name"]] = entry
             elif entry.key.startswith(layout.LEASES):
                 found.leases.append(entry)
             elif entry.key.startswith(layout.CELLS):

@@ -15,6 +15,11 @@ from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
 from dfkd.prompts.maker import check_prompts
 from dfkd.utils.parquet import MAX_BYTES
 
+SIDE = 16
+"""Pixels: dfad's generator doubles the resolution four times, pre's encoder halves it thrice."""
+PROMPT_BYTES = 256
+"""Bytes of a prompt's row without its vectors, rounded up."""
+
 
 def check_synthesis(manifest: Manifest) -> None:
     """Refuse missing or foreign weights, meaningless class names, and sizes that clash.
@@ -34,23 +39,19 @@ def check_synthesis(manifest: Manifest) -> None:
         require_batch_norm(teacher, method)
     _check_games(manifest)
     if any(map(prompt_method, manifest.methods)):
-        _check_generator(manifest)
+        factor = VQGAN.load(manifest.generator, cpu, cache=cache).downsampling
+        if manifest.synthesis.image_size % factor:
+            size = manifest.synthesis.image_size
+            raise _not_a_multiple(f"the generator's {factor}", size, factor)
 
 
 def _check_games(manifest: Manifest) -> None:
-    """Refuse image sizes that the networks of dfad and pre cannot handle, and parts without a
-    round.
-    """
+    """Refuse sizes that the networks of dfad and pre cannot handle, and parts without a round."""
     size, parts = manifest.synthesis.image_size, part_count(manifest)
     rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}
     for method in rounds.keys() & set(manifest.methods):
         if size % SIDE:
-            raise ManifestError(
-                "synthesis.image_size",
-                f"must be a multiple of {SIDE} for {method}",
-                size,
-                f"use {max(1, size // SIDE) * SIDE}",
-            )
+            raise _not_a_multiple(f"{SIDE} for {method}", size, SIDE)
         if rounds[method] < parts:
             raise ManifestError(
                 f"inversion.{method}.rounds",
@@ -60,13 +61,12 @@ def _check_games(manifest: Manifest) -> None:
             )
 
 
-SIDE = 16
-"""Pixels: dfad's generator doubles the resolution four times, and pre's encoder halves it three
-times.
-"""
-
-PROMPT_BYTES = 256
-"""Bytes of a prompt's row without its vectors, rounded up."""
+def _not_a_multiple(divisor: str, size: int, factor: int) -> ManifestError:
+    """The error for an image size that is not a multiple of `factor`, described by `divisor`."""
+    nearest = max(1, size // factor) * factor
+    return ManifestError(
+        "synthesis.image_size", f"must be a multiple of {divisor}", size, f"use {nearest}"
+    )
 
 
 def _check_part(manifest: Manifest, teacher: Teacher) -> None:
@@ -81,19 +81,6 @@ def _check_part(manifest: Manifest, teacher: Teacher) -> None:
             f"{MAX_BYTES} bytes",
             manifest.synthesis.shard_size,
             f"use at most {most}",
-        )
-
-
-def _check_generator(manifest: Manifest) -> None:
-    """Refuse weights that are not the generator's, and an image size that it cannot make."""
-    cpu = torch.device("cpu")
-    factor = VQGAN.load(manifest.generator, cpu, cache=manifest.cache).downsampling
-    if manifest.synthesis.image_size % factor:
-        raise ManifestError(
-            "synthesis.image_size",
-            f"must be a multiple of the generator's {factor}",
-            manifest.synthesis.image_size,
-            f"use {max(1, manifest.synthesis.image_size // factor) * factor}",
         )
 
 

@@ -1,12 +1,11 @@
 """A complete regeneration: make the candidate, train students, score, decide, accept.
 
-Every step stores its result. A killed call therefore loses only the step that was running, and the
-same command resumes.
+Every step stores its result, so a killed call loses only its last step; the same command resumes.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from dfkd.cluster import distillation
 from dfkd.cluster.connection import connected
@@ -14,12 +13,7 @@ from dfkd.cluster.synthesis import build, identify
 from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, task_count, tasks
-from dfkd.dataset.published import (
-    PublishedVersion,
-    advance,
-    open_version,
-    refuse_removal,
-)
+from dfkd.dataset.published import PublishedVersion, advance, open_version, refuse_removal
 from dfkd.errors import GateError
 from dfkd.evaluation.results import read_results, validate_results
 from dfkd.evaluation.scoring import evaluate
@@ -38,7 +32,7 @@ from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage import layout
 from dfkd.storage.lease import Lease, holding
 from dfkd.storage.local import Storage, open_storage, root_exists
-from dfkd.utils.device import thread_limit
+from dfkd.utils.hardware import thread_limit
 
 LEASE = "regenerate"
 
@@ -48,12 +42,14 @@ def plan(manifest: Manifest) -> dict[str, Any]:
     attempts.require_comparable(manifest)
     config = manifest.regeneration
     salt, current = manifest.salt, None
+    # Opening a root would create it, but a plan changes nothing.
     if root_exists(manifest.storage.root):
         root = open_storage(manifest.storage.root)
         current = attempts.current_of(root, manifest.method)
         unfinished = attempts.unfinished(root)
         salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)
     salted = dataclasses.replace(manifest, salt=salt)
+    # With a current version all other shards are carried over.
     fresh = list(fresh_tasks(salted) if current else tasks(manifest))
     return {
         "method": manifest.method,
@@ -100,7 +96,11 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
         attempt.finish()
     if not decision.accepted:
         print(f"wrote {page}", flush=True)
-        _refuse(attempt, decision)
+        raise GateError(
+            f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
+            f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py "
+            "removes it"
+        )
     return page
 
 
@@ -111,14 +111,6 @@ def _check(manifest: Manifest) -> None:
     check_batches(manifest)
     check_evaluation(manifest)
     check_synthesis(manifest)
-
-
-def _refuse(attempt: Attempt, decision: Decision) -> NoReturn:
-    """Raise the error for a candidate that the gate has refused."""
-    raise GateError(
-        f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
-        f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py removes it"
-    )
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:

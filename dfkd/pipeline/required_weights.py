@@ -81,6 +81,7 @@ def _teacher(config: TeacherConfig) -> Artifact | None:
     if not tag:
         find_weights(config.weights, shape)
         return None
+    # With another activation the weights load, but give wrong embeddings.
     require_activation(config.weights, bool(tag.get("quick_gelu")), shape)
     return open_clip_tags.published(config.model, config.weights)
 
@@ -127,6 +128,7 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
     models = []
     for field, tower in towers(manifest).items():
         hub_id = open_clip_tags.hub_id(tower.model, tower.weights)
+        # A tag that also has a published file is fetched as a file.
         if hub_id and not open_clip_tags.published(tower.model, tower.weights):
             models.append(HubModel(field, "open_clip", hub_id))
     if config.student.startswith("timm:") and student.names_library(config.weights):

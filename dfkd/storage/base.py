@@ -91,8 +91,7 @@ class Storage(Protocol):
         """The object's size in bytes; `MissingObject` if there is none."""
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """The object's bytes `start .. stop - 1`, fewer if it ends before; `MissingObject` if there
-        is none."""
+        """The object's bytes `start .. stop - 1`, fewer if it ends before; or `MissingObject`."""
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy the object into the local file `path`; `MissingObject` if there is none."""
@@ -115,8 +114,7 @@ class Storage(Protocol):
     def abort_uploads(self, older_than: float) -> int:
         """Remove unfinished uploads begun at least `older_than` seconds ago; returns their number.
 
-        No listing shows such an upload. The number is 0 for a directory, which is cleaned up when
-        it is opened.
+        No listing shows such an upload. Always 0 for a directory, which is cleaned when opened.
         """
 
     def location(self, key: str = "") -> str:
@@ -149,6 +147,7 @@ def in_order(request: Callable[[A], B], items: Iterable[A]) -> Generator[B]:
             pending.extend(pool.submit(request, item) for item in islice(remaining, 1))
             yield result
     finally:
+        # A consumer may stop early: calls that have not started yet are dropped.
         pool.shutdown(cancel_futures=True)
 
 

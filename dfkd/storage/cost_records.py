@@ -105,20 +105,11 @@ def record_cost(
         seconds = time.perf_counter() - begun
         if cost.images or cost.worker_seconds:
             spent = cost.worker_seconds
-            add(
-                storage,
-                CostRecord(
-                    stage=stage,
-                    method=method,
-                    seed=seed,
-                    seconds=round(seconds, 3),
-                    worker_seconds=round(seconds * cost.workers if spent is None else spent, 3),
-                    images=cost.images,
-                    bytes=cost.bytes,
-                    workers=cost.workers,
-                    device=cost.device,
-                ),
-            )
+            counts = asdict(cost) | {
+                "seconds": round(seconds, 3),
+                "worker_seconds": round(seconds * cost.workers if spent is None else spent, 3),
+            }
+            add(storage, CostRecord(stage=stage, method=method, seed=seed, **counts))
 
 
 def add(storage: Storage, entry: CostRecord) -> None:

@@ -120,7 +120,8 @@ def acquire(
     key, newest = newest_lease(storage, name)
     if newest and newest.held(clock()):
         raise _refusal(name, newest)
-    number = _number(key) + 1 if key else 1
+    match = NUMBERED.fullmatch(key)
+    number = int(match["number"]) + 1 if match else 1
     lease = Lease(storage, layout.lease(name, number), _holder(), seconds, tuple(versions), clock)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
@@ -143,12 +144,10 @@ def holding(
 
 
 @contextmanager
-def reading(
-    storage: Storage, versions: Iterable[str], seconds: float = READER_SECONDS
-) -> Iterator[None]:
+def reading(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     """Protect `versions` (`{method}/{id}`) from removal inside the block."""
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
-    lease = Lease(storage, key, _holder(), seconds, tuple(versions))
+    lease = Lease(storage, key, _holder(), READER_SECONDS, tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
     try:
@@ -172,7 +171,7 @@ def _renewing(lease: Lease) -> Iterator[None]:
             with contextlib.suppress(DfkdError, OSError):
                 lease.renew()
 
-    # A daemon, so that a process which dies of an error does not live on for its lease.
+    # A daemon thread does not keep a process alive that has died of an error.
     thread = threading.Thread(target=renew, name=f"dfkd-lease-{lease.name}", daemon=True)
     thread.start()
     try:
@@ -216,12 +215,6 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]
             records[key] = read(storage, key)
     # A holder that died is no longer held once it has missed its renewals.
     return {key: record for key, record in records.items() if record.held(clock())}
-
-
-def _number(key: str) -> int:
-    """The number in the key of a lease."""
-    match = NUMBERED.fullmatch(key)
-    return int(match["number"]) if match else 0
 
 
 def _holder() -> str:

@@ -30,12 +30,9 @@ from dfkd.storage.base import (
 __all__ = [
     "LocalStorage",
     "MissingObject",
-    "Observer",
     "Request",
     "Storage",
-    "StoredObject",
     "open_storage",
-    "require_disk_space",
     "require_root_space",
     "root_exists",
 ]
@@ -48,14 +45,12 @@ def open_storage(root: str) -> Storage:
     """The storage at a directory (created if missing) or at `s3://bucket/prefix`.
 
     Raises:
-        ManifestError: not such a root, it cannot be written, or the store does not honour
-            put-if-absent.
+        ManifestError: not such a root, it cannot be written, or it has no put-if-absent.
     """
     bucket, path = split_root("storage.root", root)
     if bucket:
-        from dfkd.storage.s3 import (
-            open_s3,
-        )  # boto3 takes long to import, and a directory needs none
+        # Imported here, because boto3 takes long to import and a directory needs none of it.
+        from dfkd.storage.s3 import open_s3
 
         return open_s3(bucket, path)
     local = LocalStorage(Path(path).absolute())

@@ -30,8 +30,7 @@ from dfkd.storage.s3_client import MAX_UPLOADS, Connection, code, explain, redac
 T = TypeVar("T")
 
 PROBE = ".probe"
-"""Key of the test object in every opened prefix; callers cannot name it, and no listing shows it.
-"""
+"""Key of the test object in every opened prefix; no caller can name it, and no listing shows it."""
 WRITER_METADATA = "writer"
 """Metadata key for the id of the call that wrote an object.
 
@@ -273,6 +272,7 @@ class S3Storage:
         target = self._at(key)
 
         def send(request: Request) -> None:
+            # Opened at each attempt, so that nothing of a failed one stays in the file.
             answer = self._client.get_object(**target)
             with contextlib.closing(answer["Body"]) as body, path.open("wb") as stream:
                 size = int(answer["ContentLength"])
@@ -325,6 +325,7 @@ class S3Storage:
             yield page
             if not page.get("IsTruncated"):
                 return
+            # Each kind of listing has its own markers, which go back as they came.
             options |= {name: page[f"Next{name}"] for name in PAGE_MARKERS if f"Next{name}" in page}
 
     def delete(self, key: str) -> None:

@@ -38,8 +38,7 @@ CONNECTION_ERRORS = (
 MAX_UPLOADS = 4
 """Maximal number of bodies that a storage and its children send at the same time."""
 BUSY_STATUSES = {409, 429, 500, 502, 503, 504}
-"""HTTP statuses after which the same request may succeed later; 409: another write is in progress.
-"""
+"""HTTP statuses after which the same request may succeed; 409: another write is in progress."""
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
@@ -115,9 +114,9 @@ class Connection:
 
 def _is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    return (
-        is_busy(error) if isinstance(error, ClientError) else isinstance(error, CONNECTION_ERRORS)
-    )
+    if isinstance(error, ClientError):
+        return status(error) in BUSY_STATUSES or code(error) in BUSY_CODES
+    return isinstance(error, CONNECTION_ERRORS)
 
 
 def _error_name(error: Exception) -> str:
@@ -133,11 +132,6 @@ def status(error: Any) -> int:
 def code(error: Any) -> str:
     """The code of a `ClientError`, or its status if the answer had no body and so no code."""
     return str(error.response.get("Error", {}).get("Code", "")) or str(status(error))
-
-
-def is_busy(error: Any) -> bool:
-    """Whether the same request may succeed after this `ClientError`."""
-    return status(error) in BUSY_STATUSES or code(error) in BUSY_CODES
 
 
 def redact(error: Exception) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 
-from dfkd.utils.hardware import cpu_count
 from dfkd.utils.types import Precision
 
 CPU = torch.device("cpu")
@@ -40,14 +39,9 @@ def device_name(device: torch.device) -> str:
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
 
 
-def use_threads(count: float) -> None:
-    """Let torch use `count` threads, rounded down, but at least one."""
-    torch.set_num_threads(max(1, int(count)))
-
-
 def configure_process(cpus: float) -> None:
-    """Set up a worker process for the `cpus` that are reserved for it."""
-    use_threads(cpus)
+    """Set up a worker process for the `cpus` that are reserved for it: at least one thread."""
+    torch.set_num_threads(max(1, int(cpus)))
     keep_freed_memory()
 
 
@@ -55,8 +49,7 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next allocation; does nothing without glibc.
 
     By default glibc returns large tensors to the kernel as soon as they are freed. The next step
-    then gets its memory page by page and zeroed, which takes about a tenth of the time of synthesis
-    on a CPU.
+    then gets zeroed memory page by page, which takes about a tenth of synthesis on a CPU.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
@@ -81,18 +74,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """A context with mixed precision if `precision` is bfloat16 and the device supports it."""
     mixed = precision == "bfloat16" and multiplies_bfloat16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
-
-
-@contextlib.contextmanager
-def thread_limit(threads: int) -> Iterator[int]:
-    """Let torch use `threads` threads inside the block (0: all allowed); yields their number."""
-    before = torch.get_num_threads()
-    count = threads if threads > 0 else min(cpu_count(), before)
-    use_threads(count)
-    try:
-        yield count
-    finally:
-        use_threads(before)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any
     every other library that a call uses. The calls take turns, so a momentary load affects all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    with _one_thread():
+    with thread_limit(1):
         # The first turns only fill caches and trigger lazy initialisation, so they are not timed.
         for turn in range(WARMUP_CALLS + TIMED_CALLS):
             for name, call in calls.items():
@@ -69,11 +69,12 @@ def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread inside the block."""
+def thread_limit(threads: int) -> Iterator[int]:
+    """Let torch use `threads` threads inside the block (0: all allowed); yields their number."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    count = threads if threads > 0 else min(cpu_count(), before)
+    torch.set_num_threads(count)
     try:
-        yield
+        yield count
     finally:
         torch.set_num_threads(before)

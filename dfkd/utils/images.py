@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from dfkd.errors import one_line
+
 Array = npt.NDArray[np.float32]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -57,7 +59,7 @@ def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[I
                 raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
             yield image
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise ValueError(one_line(error)) from None
 
 
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"

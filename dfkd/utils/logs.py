@@ -1,8 +1,16 @@
 """The log of a job for programs: one line of JSON for each task that has ended.
 
 The lines go through `logging`, to the logger `dfkd`. A job prints them on stderr. If stderr is a
-terminal, which then shows the progress bar, the lines go to a file instead. The fields are those of
-`task_done` and `task_quarantined`, plus `time` (UTC) and `event`: "task" or "quarantined".
+terminal, which then shows the progress bar, the lines go to a file instead. Each line has `time`
+(UTC), `event`, and the event's fields:
+
+    task         a finished synthesis task: run, task, attempt, seconds, images, failed, bytes, node
+    quarantined  a task that failed in every attempt: run, task, images, reason
+
+`run` is the version's id, `task` also the name of the shard. `attempt` counts from 1 and is the one
+that succeeded, `seconds` is its worker's time, `node` the address of the worker's node. `images`
+are those in the shard, or those that a quarantined task would have made; `failed` are images that
+diverged in every attempt. `bytes` is the size of the shard, `reason` that of the last failure.
 """
 
 import json
@@ -45,6 +53,7 @@ class LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`; raises `OSError` if the file cannot be written."""
+        # Not before the first line: a job that ends without a task leaves no empty file.
         if self.stream is None:
             path = _new_file(self.job, self.root)
             self.stream = path.open("a", encoding="utf-8")
@@ -101,43 +110,6 @@ def json_log(job: str, root: str) -> Iterator[None]:
         LOGGER.propagate = propagate
 
 
-def task_done(
-    *,
-    run: str,
-    task: str,
-    attempt: int,
-    seconds: float,
-    images: int,
-    failed: int,
-    bytes: int,
-    node: str,
-) -> None:
-    """Log a finished synthesis task.
-
-    Args:
-        run: first 16 digits of the version's fingerprint.
-        task: id of the task, which is also the name of its shard.
-        attempt: number of the attempt that succeeded, from 1.
-        seconds: working time of the worker.
-        images: number of images in the shard.
-        failed: number of images that diverged in every attempt.
-        bytes: size of the shard.
-        node: address of the worker's node.
-    """
-    fields = {
-        "run": run,
-        "task": task,
-        "attempt": attempt,
-        "seconds": round(seconds, 3),
-        "images": images,
-        "failed": failed,
-        "bytes": bytes,
-        "node": node,
-    }
-    LOGGER.info("task", extra={"fields": fields})
-
-
-def task_quarantined(*, run: str, task: str, images: int, reason: str) -> None:
-    """Log a task that failed in every attempt, with the reason of the last failure."""
-    fields = {"run": run, "task": task, "images": images, "reason": reason}
-    LOGGER.info("quarantined", extra={"fields": fields})
+def log_event(event: str, **fields: object) -> None:
+    """Log that a task has ended; the module's docstring has the events and their fields."""
+    LOGGER.info(event, extra={"fields": fields})

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,12 +36,12 @@ class Watch:
 
     samples: list[Memory] = field(default_factory=list)
 
-    def summary(self, tenths: int = 10) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Maximum of `driver` and of `tree`, and the driver's median in each tenth of the time."""
         end = self.samples[-1].seconds or 1.0
-        parts: list[list[int]] = [[] for _ in range(tenths)]
+        parts: list[list[int]] = [[] for _ in range(10)]
         for sample in self.samples:
-            parts[min(tenths - 1, int(sample.seconds / end * tenths))].append(sample.driver)
+            parts[min(9, int(10 * sample.seconds / end))].append(sample.driver)
         return {
             "driver_most": max(sample.driver for sample in self.samples),
             "tree_most": max(sample.tree for sample in self.samples),
@@ -132,10 +132,5 @@ def _read(path: Path) -> str:
         return ""
 
 
-def main(words: Sequence[str]) -> None:
-    """`python -m dfkd.utils.memory PID SECONDS`."""
-    _watch(int(words[0]), float(words[1]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+if __name__ == "__main__":  # python -m dfkd.utils.memory PID SECONDS
+    _watch(int(sys.argv[1]), float(sys.argv[2]))

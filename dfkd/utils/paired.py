@@ -40,6 +40,7 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
     if not count:
         return None
     mean = statistics.fmean(differences)
+    # One difference has no standard deviation.
     if count == 1:
         return Difference(mean, None, None)
     half = _quantile(count - 1) * statistics.stdev(differences) / count**0.5

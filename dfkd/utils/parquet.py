@@ -7,7 +7,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, one_line
 
 MAX_BYTES = 1 << 31
 """Maximal size of a table in memory. A file of kilobytes can hold billions of equal rows."""
@@ -22,8 +22,8 @@ def read(
     needed: Sequence[str],
     where: str,
     remedy: str,
-    select_groups: Callable[[pq.FileMetaData], list[int]] = lambda metadata: list(
-        range(metadata.num_row_groups)
+    select_groups: Callable[[pq.FileMetaData], Iterable[int]] = lambda file: range(
+        file.num_row_groups
     ),
 ) -> pa.Table:
     """The table in `data`, or some of its row groups.
@@ -45,13 +45,13 @@ def read(
             missing = [name for name in needed if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"no column {missing[0]}")
-            groups = select_groups(file.metadata)
+            groups = list(select_groups(file.metadata))
             # Two checks: the metadata bound a single batch, the running sum bounds the table.
             _refuse_huge(file.metadata, groups)
             return pa.Table.from_batches(list(_bounded(file, groups)), file.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptionError(
-            f"{where}: no readable Parquet ({' '.join(str(error).split())}); {remedy}"
+            f"{where}: no readable Parquet ({one_line(error)}); {remedy}"
         ) from None
 
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
 from typing import Protocol, Self
 
 from tqdm import tqdm
@@ -30,12 +29,7 @@ class Closing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -67,10 +61,6 @@ class ScreenBar(Closing):
         """Show `text` behind the rate from the next update on."""
         self.inner.set_postfix_str(text, refresh=False)
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        say(text)
-
     def close(self) -> None:
         """See `Bar.close`."""
         self.inner.close()
@@ -94,10 +84,6 @@ class LineBar(Closing):
     def note(self, text: str) -> None:
         """See `ScreenBar.note`."""
         self.text = text
-
-    def say(self, text: str) -> None:
-        """See `ScreenBar.say`."""
-        print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """See `Bar.close`."""

@@ -20,9 +20,7 @@ Tree = dict[str, Any]
 """Nested keys and values of a YAML file."""
 
 MAX_BYTES = 1 << 20
-"""Maximal size of a manifest. People write manifests, so a larger file is a mistake or an attack.
-"""
-
+"""Maximal size of a manifest. People write them, so a larger file is a mistake or an attack."""
 
 _SCALARS = {
     "tag:yaml.org,2002:bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),

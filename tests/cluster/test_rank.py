@@ -8,8 +8,6 @@ from torch import distributed, nn
 
 from dfkd.cluster.rank import distribute
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def alone() -> Iterator[None]:
@@ -21,7 +19,7 @@ def alone() -> Iterator[None]:
 
 def gradient(precision: str) -> torch.Tensor:
     layer = nn.Linear(1, 1, bias=False)
-    parallel = distribute(CPU, precision)(layer)
+    parallel = distribute(layer, precision)
     parallel(torch.tensor([[1.2345678]])).sum().backward()
     assert layer.weight.grad is not None
     return layer.weight.grad.flatten()

@@ -7,18 +7,18 @@ import pytest
 from dfkd.config.fingerprint import fingerprint, identity, method_of, refuse_difference, sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.errors import FingerprintError
+from tests.helpers import small_manifest
 
 WEIGHTS = {"teacher.weights": "aa", "generator.weights": "bb", "generator.config": "cc"}
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
-    file = tmp_path / "manifest.yaml"
-    file.write_text(
-        "name: x\nclasses: [dog, cat]\nstorage: {root: a}\nprompts: {method: mix}\n"
-        "teacher: {model: ViT-B-32-quickgelu, weights: openai}\n"
-        "generator: {config: miniature, weights: miniature}\n"
-    )
-    return Manifest.read(file, overrides)
+    teacher = {"model": "ViT-B-32-quickgelu", "weights": "openai"}
+    return small_manifest.read(tmp_path, *overrides, teacher=teacher, prompts={"method": "mix"})
+
+
+def digest(manifest: Manifest, *carried: str) -> str:
+    return fingerprint(identity(manifest, WEIGHTS, *carried))
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,7 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
     ],
 )
 def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: str) -> None:
-    plain = fingerprint(identity(read(tmp_path), WEIGHTS))
-    assert fingerprint(identity(read(tmp_path, override), WEIGHTS)) != plain
+    assert digest(read(tmp_path, override)) != digest(read(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -59,35 +58,31 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
     ],
 )
 def test_what_changes_no_pixel_keeps_the_fingerprint(tmp_path: Path, override: str) -> None:
-    plain = fingerprint(identity(read(tmp_path), WEIGHTS))
-    assert fingerprint(identity(read(tmp_path, override), WEIGHTS)) == plain
+    assert digest(read(tmp_path, override)) == digest(read(tmp_path))
 
 
 @pytest.mark.parametrize("role", list(WEIGHTS))
 def test_other_weights_are_another_fingerprint(tmp_path: Path, role: str) -> None:
     manifest = read(tmp_path)
-    other = fingerprint(identity(manifest, WEIGHTS | {role: "dd"}))
-    assert other != fingerprint(identity(manifest, WEIGHTS))
+    assert fingerprint(identity(manifest, WEIGHTS | {role: "dd"})) != digest(manifest)
 
 
 def test_what_is_carried_over_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     some = read(tmp_path, "salt=1", "regeneration.share=0.5")
-    prints = {
-        fingerprint(identity(some, WEIGHTS)),
-        fingerprint(identity(some, WEIGHTS, "ab" * 32)),
-        fingerprint(identity(some, WEIGHTS, "cd" * 32)),
-        fingerprint(identity(read(tmp_path, "salt=1"), WEIGHTS, "ab" * 32)),
-        fingerprint(
-            identity(read(tmp_path, "salt=2", "regeneration.share=0.5"), WEIGHTS, "ab" * 32)
-        ),
+    digests = {
+        digest(some),
+        digest(some, "ab" * 32),
+        digest(some, "cd" * 32),
+        digest(read(tmp_path, "salt=1"), "ab" * 32),
+        digest(read(tmp_path, "salt=2", "regeneration.share=0.5"), "ab" * 32),
     }
-    assert len(prints) == 5
+    assert len(digests) == 5
 
 
 def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
     """Versions that are published under it would be made again, and unfinished ones refused."""
-    whole = fingerprint(identity(read(tmp_path), WEIGHTS))
-    assert whole == "15f57b32b6c797a548d924e72944e56fbff5ce423ca571aca2145dcb648c8dbb"
+    expected = "15f57b32b6c797a548d924e72944e56fbff5ce423ca571aca2145dcb648c8dbb"
+    assert digest(read(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,14 +93,14 @@ def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
         "inversion.cmi.steps=3",
     ],
 )
-def test_what_is_compared_with_a_method_is_none_of_it(tmp_path: Path, override: str) -> None:
-    manifest = read(tmp_path, override).with_method("mix")
-    plain = fingerprint(identity(read(tmp_path), WEIGHTS))
-    assert fingerprint(identity(manifest, WEIGHTS)) == plain
+def test_other_methods_of_a_run_are_no_part_of_the_fingerprint(
+    tmp_path: Path, override: str
+) -> None:
+    assert digest(read(tmp_path, override).with_method("mix")) == digest(read(tmp_path))
 
 
 def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
-    """Not on the generator that it does not use, nor on prompts and latents."""
+    """The generator, prompts and latents do not matter, because it does not use them."""
     teacher = {"teacher.weights": "aa"}
 
     def found(*overrides: str) -> str:
@@ -132,24 +127,22 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         assert found(other) != found(), other
 
 
-def test_an_identity_says_its_method(tmp_path: Path) -> None:
+def test_the_method_can_be_read_from_an_identity(tmp_path: Path) -> None:
     manifest = read(
         tmp_path, "synthesis.method=[latent, pre]", "synthesis.batch_norm_weight=[0, 0.1]"
     )
     assert manifest.methods == ("mix", "mix-bn", "pre")
     for method in manifest.methods:
         assert method_of(identity(manifest.with_method(method), WEIGHTS)) == method
-    prints = {fingerprint(identity(manifest.with_method(m), {})) for m in manifest.methods}
-    assert len(prints) == 3
+    assert len({digest(manifest.with_method(method)) for method in manifest.methods}) == 3
 
 
 def test_a_list_of_methods_has_no_fingerprint(tmp_path: Path) -> None:
     manifest = read(tmp_path, "prompts.method=[mix, random]")
     with pytest.raises(ValueError, match="one method"):
         identity(manifest, WEIGHTS)
-    methods = [fingerprint(identity(manifest.with_method(m), WEIGHTS)) for m in ("mix", "random")]
-    assert methods[0] == fingerprint(identity(read(tmp_path), WEIGHTS))
-    assert methods[0] != methods[1]
+    mix, random = (digest(manifest.with_method(method)) for method in ("mix", "random"))
+    assert mix == digest(read(tmp_path)) != random
 
 
 def test_a_difference_is_refused_key_by_key(tmp_path: Path) -> None:

@@ -48,10 +48,11 @@ def test_a_part_waits_for_the_state_before_it(
     for number, together in enumerate(parts(manifest)):
         unit = next(found)
         assert unit == Unit(together, together)
-        assert (next(found, "end"), next(found, "end")) == (None, None) if number < 2 else True
+        if number < 2:
+            assert [next(found), next(found)] == [None, None]
         finish(version, manifest, unit, tmp_path)
     assert next(found, "end") == "end"
-    assert Chain(version).states.newest() == 2  # nobody needs a third
+    assert Chain(version).states.newest() == 2  # no part needs the state of the last one
     assert Chain(version).close(manifest, "") == {}
     assert Chain(version).states.newest() == 0
 

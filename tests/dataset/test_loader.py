@@ -7,12 +7,7 @@ import pytest
 import torch
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.loader import (
-    PREFETCH_BATCHES,
-    RankShare,
-    Stream,
-    steps_per_epoch,
-)
+from dfkd.dataset.loader import PREFETCH_BATCHES, RankShare, Stream, steps_per_epoch
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import CONCURRENT_REQUESTS
@@ -29,7 +24,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> PublishedVersion:
 
 
 def stream(version: PublishedVersion, batch_size: int = 6, **options: object) -> Stream:
-    return Stream(version, 32, batch_size, seed=5, **options)  # type: ignore[arg-type]
+    return Stream(version, 32, batch_size, seed=5, **options)
 
 
 def read(source: Stream, epoch: int = 0, step: int = 0) -> list[tuple[torch.Tensor, ...]]:
@@ -70,15 +65,16 @@ def test_the_order_depends_on_seed_and_epoch(version: PublishedVersion) -> None:
     assert orders[0] != orders[3]
 
 
-@pytest.mark.parametrize("readers", [0, 1, 3])
+@pytest.mark.parametrize(
+    "share", [*(RankShare(readers=n) for n in (0, 1, 3)), RankShare(0, 2), RankShare(1, 2)]
+)
 @pytest.mark.parametrize("buffer_bytes", [1, 1 << 27])
-def test_how_it_is_read_changes_nothing(
-    version: PublishedVersion, readers: int, buffer_bytes: int
+def test_batches_are_the_same_with_and_without_a_cache(
+    version: PublishedVersion, share: RankShare, buffer_bytes: int
 ) -> None:
-    cached = stream(version, buffer_bytes=buffer_bytes)
-    streamed = stream(
-        version, buffer_bytes=buffer_bytes, cache_bytes=0, share=RankShare(readers=readers)
-    )
+    one_reader = dataclasses.replace(share, readers=0)
+    cached = stream(version, buffer_bytes=buffer_bytes, share=one_reader)
+    streamed = stream(version, buffer_bytes=buffer_bytes, cache_bytes=0, share=share)
     assert cached.cached
     assert not streamed.cached
     for epoch in (0, 1):
@@ -93,34 +89,23 @@ def test_resuming_within_an_epoch_gives_the_rest_of_it(
     assert same(read(stream(version, cache_bytes=cache_bytes), epoch=2, step=3), whole[3:])
 
 
-@pytest.mark.parametrize(("world", "batch_size"), [(2, 6), (3, 9), (9, 9), (10, 20)])
-def test_each_rank_sees_equally_many_samples_and_none_is_seen_by_two(
+@pytest.mark.parametrize(
+    ("world", "batch_size"),
+    [(2, 6), (3, 9), (9, 9), (10, 20), *((world, 10) for world in range(1, 10))],
+)
+def test_ranks_share_each_batch_evenly_and_no_sample_is_seen_by_two(
     version: PublishedVersion, world: int, batch_size: int
 ) -> None:
-    """With more ranks than shards too."""
+    """There may be more ranks than shards, and ranks that do not divide the batch."""
     ranks = [stream(version, batch_size, share=RankShare(rank, world)) for rank in range(world)]
+    rows, steps = [rank.rows for rank in ranks], 30 // batch_size
+    assert sum(rows) == batch_size
+    assert max(rows) - min(rows) <= 1
     for epoch in range(3):
         orders = [rank.order(epoch) for rank in ranks]
-        assert {len(order) for order in orders} == {30 // batch_size * (batch_size // world)}
+        assert [len(order) for order in orders] == [steps * count for count in rows]
         seen = np.concatenate(orders).tolist()
-        assert len(set(seen)) == len(seen) == 30 // batch_size * batch_size
-
-
-def test_ranks_read_what_they_would_keep_in_memory(version: PublishedVersion) -> None:
-    for rank in range(2):
-        share = RankShare(rank, 2)
-        kept = read(stream(version, share=share), epoch=1)
-        assert same(kept, read(stream(version, share=share, cache_bytes=0), epoch=1))
-
-
-@pytest.mark.parametrize("world", range(1, 10))
-def test_a_batch_is_as_large_at_any_number_of_ranks(version: PublishedVersion, world: int) -> None:
-    ranks = [stream(version, batch_size=10, share=RankShare(rank, world)) for rank in range(world)]
-    rows = [rank.rows for rank in ranks]
-    assert sum(rows) == 10
-    assert max(rows) - min(rows) <= 1
-    seen = np.concatenate([rank.order(0) for rank in ranks]).tolist()
-    assert len(set(seen)) == len(seen) == 30
+        assert len(set(seen)) == len(seen) == steps * batch_size
 
 
 def watched(version: PublishedVersion) -> tuple[PublishedVersion, list[Request]]:

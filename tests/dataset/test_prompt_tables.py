@@ -59,7 +59,7 @@ def test_a_part_of_one_row_group_is_read_too(storage: Storage, tmp_path: Path) -
     assert prompt_tables.read_class(storage, "part", 5).equals(part().slice(5 * IMAGES, IMAGES))
 
 
-def test_a_part_that_is_none_is_refused(storage: Storage) -> None:
+def test_a_missing_or_damaged_part_is_refused(storage: Storage) -> None:
     with pytest.raises(MissingObject):
         prompt_tables.read_class(storage, "part", 0)
     for damaged in (b"", b"PAR1 nonsense PAR1", prompt_tables.encode(part())[:-9]):

@@ -22,13 +22,13 @@ from dfkd.dataset.shards import (
     Receipt,
     Sample,
     decode_receipt,
-    encode_receipt,
     parse_shard,
     read_shard,
     write_shard,
 )
 from dfkd.errors import CorruptionError
 from tests.helpers import partial_version
+from tests.helpers.pickles import Mark
 
 SAMPLES = [partial_version.make_sample(0, index) for index in range(3)]
 
@@ -57,8 +57,9 @@ def equal(one: Sample, other: Sample) -> bool:
     )
 
 
-def finite(width: Any = 64) -> st.SearchStrategy[float]:
-    return st.floats(allow_nan=False, allow_infinity=False, width=width)
+def finite(bits: int) -> st.SearchStrategy[float]:
+    largest = float(np.finfo(f"f{bits // 8}").max)
+    return st.floats(-largest, largest, width=bits)
 
 
 @st.composite
@@ -69,7 +70,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
             key,
             draw(st.binary(max_size=40)),
             draw(st.sampled_from(["png", "jpg"])),
-            SAMPLES[0].metadata | {"prompt": draw(st.text()), "loss": draw(finite())},
+            SAMPLES[0].metadata | {"prompt": draw(st.text()), "loss": draw(finite(64))},
             {
                 "distances": np.array(draw(st.lists(finite(32))), np.float32),
                 "embedding": np.array(draw(st.lists(finite(16))), np.float16),
@@ -155,10 +156,6 @@ def test_truncation_with_a_forged_end_leaves_whole_samples_or_an_error(
     else:
         assert list(reader) == []
         refused(forged, receipt_of(forged), f"{samples} samples, its receipt says 3")
-
-
-def test_a_wrong_sample_count_is_found() -> None:
-    refused(SHARD, receipt_of(SHARD, 4), "3 samples, its receipt says 4")
 
 
 def repack(change: Callable[[tarfile.TarFile], None]) -> bytes:
@@ -261,15 +258,11 @@ def with_sample(metadata: bytes, distances: bytes = DISTANCES) -> bytes:
 
 
 METADATA = json.dumps(SAMPLES[0].metadata).encode()
+RAN = Path(tempfile.gettempdir(), "dfkd-test-pickle-ran")
 
 
 def test_a_sample_that_another_program_adds_can_be_read() -> None:
     assert [sample.key for sample in parse_shard(with_sample(METADATA), "x")][3:] == ["z"]
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path("/tmp/dfkd-test-bomb").touch, ())
 
 
 @pytest.mark.parametrize(
@@ -279,8 +272,8 @@ class Bomb:
         b"\x93NUMPY",
         b"\x93NUMPY\x01\x00\xff\xff{",
         b"\x93NUMPY\x03\x00" + npy(np.zeros(2, np.float32))[8:],
-        npy(np.array([Bomb()], object), allow_pickle=True),
-        pickle.dumps(Bomb()),
+        npy(np.array([Mark(RAN)], object), allow_pickle=True),
+        pickle.dumps(Mark(RAN)),
         npy(np.zeros((2, 2), np.float32, order="F")),
         npy(np.zeros(2, np.float64)),
         npy(np.zeros(2, np.float32))[:-1],
@@ -302,7 +295,7 @@ def test_arrays_that_are_no_plain_arrays_are_refused(content: bytes) -> None:
     data = with_sample(METADATA, content)
     with pytest.raises(CorruptionError, match="sample 'z'"):
         list(read_shard(data, receipt_of(data, 4)))
-    assert not Path("/tmp/dfkd-test-bomb").exists()
+    assert not RAN.exists()
 
 
 TEXT = METADATA.decode()
@@ -326,7 +319,7 @@ TEXT = METADATA.decode()
         TEXT.replace('"steps": 20', '"steps": 20, "more": ' + "[" * 5000 + "]" * 5000),
     ],
 )
-def test_metadata_that_says_too_little_is_refused(text: str) -> None:
+def test_invalid_metadata_is_refused(text: str) -> None:
     data = with_sample(text.encode())
     with pytest.raises(CorruptionError, match="sample 'z'"):
         list(read_shard(data, receipt_of(data, 4)))
@@ -369,7 +362,7 @@ def test_a_damaged_array_ends_in_one_kind_of_error(changes: list[tuple[int, int]
             "'distances' must be float32 with 1 axis, is float64",
         ),
         (
-            {"arrays": SAMPLES[0].arrays | {"extra": np.array([Bomb()], object)}},
+            {"arrays": SAMPLES[0].arrays | {"extra": np.array([Mark(RAN)], object)}},
             "arrays must be",
         ),
     ],
@@ -384,16 +377,6 @@ def test_a_writer_is_told_what_breaks_the_format(
 def test_a_key_given_twice_is_the_writers_defect(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same key"):
         write_shard([SAMPLES[0], SAMPLES[0]], tmp_path / "x")
-
-
-def test_an_empty_shard_is_a_shard() -> None:
-    data = shard_bytes([])
-    assert list(read_shard(data, receipt_of(data, 0))) == []
-
-
-def test_receipts_round_trip() -> None:
-    receipt = dataclasses.replace(receipt_of(SHARD), failed=(3, 5))
-    assert decode_receipt(encode_receipt(receipt), "here") == receipt
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"task": 3}'])

@@ -1,5 +1,6 @@
 """The quick reader of shards takes what `write_shard` writes, and agrees with tarfile on it."""
 
+import dataclasses
 import io
 import tarfile
 from pathlib import Path
@@ -10,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfkd.dataset import tar as plain_tar
-from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.shards import write_shard
+from tests.helpers.partial_version import make_sample
 
 BLOCK = tarfile.BLOCKSIZE
 
 
 def shard(folder: Path, images: list[bytes], labels: int = 3) -> bytes:
-    facts = {
-        "class": "cat", "class_index": 0, "index": 0, "seed": 1, "method": "vanilla",
-        "prompt": "A cat", "loss": 0.5, "confidence": 0.5, "steps": 1, "attempt": 0,
-    }  # fmt: skip
-    arrays = {"distances": np.ones(labels, "<f4"), "embedding": np.ones(7, "<f2")}
-    samples = [Sample(f"s{i}", image, "png", facts, arrays) for i, image in enumerate(images)]
+    like = make_sample(0, 0)
+    arrays = like.arrays | {"distances": np.ones(labels, "<f4")}
+    samples = [
+        dataclasses.replace(like, key=f"s{i}", image=image, arrays=arrays)
+        for i, image in enumerate(images)
+    ]
     write_shard(samples, folder / "shard.tar")
     return (folder / "shard.tar").read_bytes()
 
@@ -34,9 +36,9 @@ def by_tarfile(data: bytes) -> list[tuple[str, slice]]:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(max_size=1500), max_size=4), st.integers(0, 400))
 def test_a_shard_reads_as_tarfile_reads_it(
-    tmp_path_factory: object, images: list[bytes], labels: int
+    tmp_path_factory: pytest.TempPathFactory, images: list[bytes], labels: int
 ) -> None:
-    folder = tmp_path_factory.mktemp("plain")  # type: ignore[attr-defined]
+    folder = tmp_path_factory.mktemp("plain")
     data = shard(folder, images, labels)
     found = plain_tar.members(data)
     assert found == by_tarfile(data)
@@ -46,10 +48,10 @@ def test_a_shard_reads_as_tarfile_reads_it(
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_changed_byte_is_content_or_left_to_tarfile(
-    tmp_path_factory: object, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Wherever it is: nothing but what members hold may differ from what is written."""
-    folder = tmp_path_factory.mktemp("plain")  # type: ignore[attr-defined]
+    """Only the content of members may differ from what `write_shard` writes."""
+    folder = tmp_path_factory.mktemp("plain")
     whole = shard(folder, [b"x" * 700])
     place = data.draw(st.integers(0, len(whole) - 1))
     value = data.draw(st.integers(0, 255).filter(lambda v: v != whole[place]))
@@ -78,7 +80,6 @@ def test_a_member_that_is_cut_ends_behind_the_data(tmp_path: Path) -> None:
     whole = shard(tmp_path, [b"x" * 2000])
     cut = whole[: BLOCK + 100]
     found = plain_tar.members(cut)
-    assert found is not None
     assert found[-1][1].stop > len(cut)
 
 

@@ -23,6 +23,7 @@ from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError, Exit, FingerprintError, PartialError
 from dfkd.storage.local import MissingObject
 from tests.helpers import partial_version
+from tests.helpers.jobs import contents
 from tests.helpers.partial_version import (
     ENVIRONMENT,
     IDENTITY,
@@ -163,9 +164,9 @@ def test_a_quarantined_task_may_be_missing_and_is_named(version: Version) -> Non
 
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     fill(tmp_path)
-    before = partial_version.tree(tmp_path)
+    before = contents(tmp_path)
     fill(tmp_path)
-    assert partial_version.tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_racing_publishers_agree(version: Version) -> None:
@@ -180,18 +181,16 @@ def test_racing_publishers_agree(version: Version) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(publish, range(4))) == {ID}
     published = current(version.home)
-    assert published is not None
     assert verify(published) == []
     assert list(version.home.list("current/")) == ["current/00000001.json"]
 
 
-def test_a_racing_publisher_that_lost_is_settled(version: Version) -> None:
+def test_files_of_a_publisher_that_lost_are_written_again(version: Version) -> None:
     commit_all(version, without=("0001-00000",))
     version.publish(TASKS, ENVIRONMENT, ["0001-00000"])
     version.storage.put("index.parquet", b"of another publisher")
     version.storage.delete("README.md")
     published = current(version.home)
-    assert published is not None
     assert len(verify(published)) == 2
     version.publish(TASKS, ENVIRONMENT)
     assert verify(published) == []
@@ -204,7 +203,7 @@ OTHER = IDENTITY | {"classes": ["owl", "rocket"], "synthesis.steps": 9}
 
 def test_unfinished_work_of_another_manifest_is_refused_with_the_difference(tmp_path: Path) -> None:
     commit(begin(home(tmp_path), IDENTITY), TASKS[0])
-    before = partial_version.tree(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(FingerprintError) as caught:
         begin(home(tmp_path), OTHER)
     text = str(caught.value)
@@ -213,7 +212,7 @@ def test_unfinished_work_of_another_manifest_is_refused_with_the_difference(tmp_
     assert "seed" not in text
     assert "--abandon" in text
     assert caught.value.exit_code == Exit.USAGE
-    assert partial_version.tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_abandoned_work_stays_and_can_be_taken_up_again(tmp_path: Path) -> None:
@@ -228,24 +227,15 @@ def test_abandoned_work_stays_and_can_be_taken_up_again(tmp_path: Path) -> None:
         begin(home(tmp_path), OTHER)
 
 
-def test_a_finished_version_stands_in_nobodys_way(tmp_path: Path) -> None:
+def test_the_version_that_was_published_last_is_current(tmp_path: Path) -> None:
     first = fill(tmp_path)
     second = begin(home(tmp_path), OTHER)
     assert current(home(tmp_path)) == first
     commit_all(second)
     assert second.publish(TASKS, ENVIRONMENT) == current(home(tmp_path))
     assert open_version(home(tmp_path), ID) == first
-
-
-def test_the_highest_number_is_current_and_a_roll_back_is_a_new_number(tmp_path: Path) -> None:
-    fill(tmp_path)
-    second = begin(home(tmp_path), OTHER)
-    commit_all(second)
-    second.publish(TASKS, ENVIRONMENT)
     fill(tmp_path)  # the first manifest again: its version is current again
-    held = current(home(tmp_path))
-    assert held is not None
-    assert held.id == ID
+    assert current(home(tmp_path)) == first
     assert len(list(home(tmp_path).list("current/"))) == 3
 
 
@@ -320,13 +310,7 @@ def test_a_task_of_which_every_image_failed(version: Version) -> None:
     assert verify(published) == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"task": "0000-00001"},
-        {"fingerprint": "0" * 64},
-    ],
-)
+@pytest.mark.parametrize("change", [{"task": "0000-00001"}, {"fingerprint": "0" * 64}])
 def test_a_receipt_of_something_else_is_refused(version: Version, change: dict[str, str]) -> None:
     commit(version, TASKS[0])
     key = f"receipts/{TASKS[0].id}.json"
@@ -334,15 +318,6 @@ def test_a_receipt_of_something_else_is_refused(version: Version, change: dict[s
     version.storage.put(key, json.dumps(receipt).encode())
     with pytest.raises(CorruptionError, match=r"0000-00000\.json: is about"):
         version.receipts()
-
-
-def test_a_receipt_cannot_name_a_file_outside(version: Version) -> None:
-    commit_all(version)
-    key = f"receipts/{TASKS[0].id}.json"
-    receipt = json.loads(version.storage.get(key)) | {"shard": "../../../../etc/passwd"}
-    version.storage.put(key, json.dumps(receipt).encode())
-    with pytest.raises(CorruptionError, match="object key"):
-        version.publish(TASKS, ENVIRONMENT)
 
 
 def test_a_damaged_shard_is_not_published(version: Version) -> None:
@@ -355,7 +330,7 @@ def test_a_damaged_shard_is_not_published(version: Version) -> None:
     assert current(version.home) is None
 
 
-def test_versions_travel_to_other_processes(version: Version) -> None:
+def test_versions_can_be_pickled(version: Version) -> None:
     copy = pickle.loads(pickle.dumps(version))
     assert copy == version
     assert commit(copy, TASKS[0]) == version.receipts()[TASKS[0].id]
@@ -418,7 +393,6 @@ def test_any_flipped_bit_of_a_published_file_is_found(tmp_path: Path, name: str)
         published.storage.put(name, bytes(data))
         try:
             held = current(home(tmp_path))
-            assert held is not None
             problems = verify(held)
         except CorruptionError as error:
             problems = [str(error)]
@@ -435,17 +409,15 @@ def test_verify_names_each_problem(tmp_path: Path) -> None:
     storage.put("shards/0000-00001.tar", storage.get("shards/0000-00001.tar")[:1024])
     storage.delete("shards/0001-00000.tar")
     storage.delete("receipts/0001-00001.json")
-    problems = verify(published)
-    assert len(problems) == 4
-    for place, reason in enumerate(
-        [
-            r"receipts/0001-00001.json: no such",
-            "0000-00000.tar: sha256",
-            "0001-00000.tar: no such",
-            "0000-00001.tar: 1024 bytes",
-        ]
-    ):
-        assert reason in problems[place]
+    reasons = [
+        "receipts/0001-00001.json: no such",
+        "0000-00000.tar: sha256",
+        "0001-00000.tar: no such",
+        "0000-00001.tar: 1024 bytes",
+    ]
+    for problem, reason in zip(verify(published), reasons, strict=True):
+        assert reason in problem
+        assert "restore" in problem
 
 
 def test_verify_compares_the_index_with_the_shards(

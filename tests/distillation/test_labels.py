@@ -1,4 +1,4 @@
-"""What the student is told: live labels, and ensembles of texts."""
+"""The labels that a student learns: live labels, and ensembles of texts."""
 
 from pathlib import Path
 
@@ -11,20 +11,19 @@ from dfkd.dataset.loader import Batch
 from dfkd.distillation.labels import target_embeddings, target_function
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import class_text_embeddings
+from tests.helpers import small_manifest
 
 STYLES = ["sketch", "pixel art", "oil paint"]
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
-    file = tmp_path / "manifest.yaml"
-    file.write_text(
-        "name: x\nclasses: [cat, clock]\nstorage: {root: a}\n"
-        "teacher: {model: miniature, weights: miniature}\n"
-        "generator: {config: miniature, weights: miniature}\n"
-        f"prompts: {{styles: {STYLES}}}\n"
-        "distillation: {augmentation: []}\n"
+    return small_manifest.read(
+        tmp_path,
+        *overrides,
+        classes=["cat", "clock"],
+        prompts={"styles": STYLES},
+        distillation={"augmentation": []},
     )
-    return Manifest.read(file, overrides)
 
 
 @pytest.fixture
@@ -47,7 +46,6 @@ def test_live_labels_are_float32_whatever_the_students_precision(
     monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
     manifest = read(tmp_path, "distillation.precision=bfloat16")
     label = target_function(manifest, torch.device("cpu"))
-    assert label is not None
     views = batch.pixels.float().div(255)
     exact = distances(teacher.encode_image(views), class_text_embeddings(manifest, teacher))
     assert torch.equal(label(views), exact)
@@ -57,7 +55,6 @@ def test_live_labels_are_the_distances_of_the_views(
     tmp_path: Path, teacher: Teacher, batch: Batch
 ) -> None:
     label = target_function(read(tmp_path), torch.device("cpu"))
-    assert label is not None
     views = batch.pixels.float().div(255).flip(-1)
     texts = class_text_embeddings(read(tmp_path), teacher)
     found = label(views)

@@ -101,7 +101,7 @@ def test_int8_is_smaller_close_and_set_by_its_calibration_images(
     assert 0 < np.abs(small - exact).max() < 0.3 * exact.std()
 
 
-def test_the_answer_stays_float32(student: Student, graph: Path, tmp_path: Path) -> None:
+def test_the_last_layer_stays_float32(student: Student, graph: Path, tmp_path: Path) -> None:
     """Calibrated on black, activations clip, but distances beyond its range remain possible."""
     quantise(graph, tmp_path / "int8.onnx", images(4))
     model = onnx.load(tmp_path / "int8.onnx")

@@ -87,7 +87,7 @@ def test_labels_come_by_probability(
     assert capsys.readouterr() == (expected, "")
 
 
-def test_top_and_several_pictures(
+def test_top_limits_the_labels_of_each_picture(
     folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(folder), str(picture), str(picture), "--top", "1"]) == 0
@@ -95,28 +95,10 @@ def test_top_and_several_pictures(
     assert capsys.readouterr().out == line * 2
 
 
-def test_int8_is_the_other_model(folder: Path, picture: Path) -> None:
+def test_int8_selects_the_quantised_model(folder: Path, picture: Path) -> None:
     exact, small = Predictor(folder), Predictor(folder, int8=True)
     difference = small.distances(picture.read_bytes()) - exact.distances(picture.read_bytes())
     np.testing.assert_allclose(difference, 1.0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("image", "distances"),
-    [
-        (Image.new("RGBA", (9, 9), (0, 0, 0, 0)), [0, 0, 0]),
-        (Image.new("L", (9, 9), 51), [0.8, 0.8, 0.8]),
-        (Image.fromarray(np.full((9, 9), 51 * 256, np.uint16)), [0.8, 0.8, 0.8]),
-        (Image.new("1", (9, 9), 1), [0, 0, 0]),
-    ],
-    ids=["transparent", "grey", "16 bits", "one bit"],
-)
-def test_pictures_of_any_mode(
-    folder: Path, tmp_path: Path, image: Image.Image, distances: list[float]
-) -> None:
-    image.save(tmp_path / "other.png")
-    found = Predictor(folder).distances((tmp_path / "other.png").read_bytes())
-    np.testing.assert_allclose(found, distances, atol=1e-6)
 
 
 def without(name: str) -> Callable[[Path], object]:

@@ -1,4 +1,4 @@
-"""Drivers without models: the real pool and the real commits, of tiny made-up samples."""
+"""Drivers without models: the real pool commits tiny made-up samples."""
 
 import os
 import time
@@ -67,26 +67,17 @@ class Filler(Actor):
 def drive(address: str, run: Fill) -> None:
     """One driver from its connection to the publication."""
     os.environ["RAY_ADDRESS"] = address
-    with connected():
-        work(run)
-
-
-def work(run: Fill) -> None:
-    """See `drive`."""
     run.notes.mkdir(exist_ok=True)
-    version = partial_version.open_filling(run.root, TASKS)
-    done = version.receipts()
-    actor = ray.remote(Filler).options(num_cpus=1, max_restarts=0, max_task_retries=0)
-    pool = Pool(
-        lambda: actor.remote(version, run),
-        len(TASKS),
-        run.attempts,
-        WorkerResources(1.0),
-    )
-    with request_resources_for(WorkerResources(1.0), 2):
-        list(pool.run(task for task in TASKS if task.id not in done))
-    assert pool.quarantine == []
-    version.publish(TASKS, partial_version.ENVIRONMENT)
+    resources = WorkerResources(1.0)
+    with connected():
+        version = partial_version.open_filling(run.root, TASKS)
+        done = version.receipts()
+        actor = ray.remote(Filler).options(num_cpus=1, max_restarts=0, max_task_retries=0)
+        pool = Pool(lambda: actor.remote(version, run), len(TASKS), run.attempts, resources)
+        with request_resources_for(resources, 2):
+            list(pool.run(task for task in TASKS if task.id not in done))
+        assert pool.quarantine == []
+        version.publish(TASKS, partial_version.ENVIRONMENT)
 
 
 def undisturbed(root: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from dfkd.storage.local import Storage, open_storage
 from tests.helpers.tiny_version import publish, write_manifest
 
 CLASSES = ("red", "<img src=x onerror=alert(1)>", "Æ & 'blue'")
-"""Of which one would run a script if it were not escaped."""
+"""One of them would run a script if it were not escaped."""
 METHODS = ("vanilla", "contrastive")
 DOMAINS = ("photo", "line_drawing", "sketch")
 TEXT = 'A <script>alert(2)</script> of "things"'
@@ -56,7 +56,7 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
 
 def put_prompts(manifest: Manifest, method: str) -> None:
     """Two parts of 8-dimensional prompts, those of a class alike."""
-    chosen = manifest.with_method(method)  # type: ignore[arg-type]
+    chosen = manifest.with_method(method)
     home = open_storage(manifest.storage.root).child(f"data/{method}")
     version = begin(home, identity(chosen, {}))
     noise = np.random.default_rng(len(method))
@@ -77,7 +77,7 @@ def put_prompts(manifest: Manifest, method: str) -> None:
 
 def put_student(manifest: Manifest, method: str, seed: int) -> None:
     """A student of random weights with the events of three steps."""
-    storage = locate_student(manifest, method, seed).storage  # type: ignore[arg-type]
+    storage = locate_student(manifest, method, seed).storage
     student = build(manifest.distillation, len(CLASSES), 32, seed)
     save_student(storage, student, card(manifest.distillation, manifest.classes, 32))
     with tempfile.TemporaryDirectory() as folder:

@@ -5,22 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import class_text_embeddings
 from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
+from tests.helpers import small_manifest
+from tests.helpers.small_manifest import SMALLEST
 
 CLASSES = ("dog", "house")
 
 NETWORK = {"latent": 8, "width": 4}
 TREE: dict[str, Any] = {
+    **SMALLEST,
     "name": "inversion",
     "classes": list(CLASSES),
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {"images_per_class": 3, "shard_size": 2, "image_size": 64},
     "cluster": {"workers": 1},
@@ -39,9 +39,7 @@ TREE: dict[str, Any] = {
 def read(*overrides: str, root: str = "unused") -> Manifest:
     """A manifest of two classes with three images each, in parts of two and of one."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "manifest.yaml")
-        file.write_text(yaml.safe_dump(TREE | {"storage": {"root": root}}))
-        return Manifest.read(file, overrides)
+        return small_manifest.read(Path(folder), *overrides, **TREE | {"storage": {"root": root}})
 
 
 def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
@@ -51,5 +49,5 @@ def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
 
 
 def course(images: int = 4, *parts: Tensor) -> RunContext:
-    """A run of so many images, with the stored images of its first parts."""
+    """The context of a run of so many images, with the stored images of its first parts."""
     return RunContext(5, images, 64, parts.__getitem__)

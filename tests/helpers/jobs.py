@@ -31,7 +31,7 @@ def load(job: str) -> ModuleType:
 
 
 def environment() -> dict[str, str]:
-    """Of a job in a test: small, and without a cluster that happens to be up."""
+    """The environment of a job in a test, without a cluster that happens to be up."""
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return own | {"OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -40,9 +40,7 @@ def run(
     job: str, manifest: Path, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a job to its end, in `environment()` or another one."""
-    return subprocess.run(
-        command(job, manifest, *arguments), capture_output=True, text=True, env=env or environment()
-    )
+    return run_words(job, str(manifest), *arguments, env=env)
 
 
 def run_here(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,7 @@ class Nodes:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a job that joins this cluster."""
+        """The environment of a job that joins this cluster."""
         return jobs.environment() | {"RAY_ADDRESS": self.cluster.address}
 
     def add(self) -> Node:
@@ -108,7 +108,7 @@ def driver(target: Callable[..., None], *arguments: Any) -> Iterator[multiproces
     child = CONTEXT.Process(target=target, args=arguments)
     child.start()
     try:
-        yield child  # type: ignore[misc]
+        yield child
     finally:
         if child.is_alive():
             child.kill()

@@ -18,6 +18,7 @@ from dfkd.dataset import versions
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Receipt, Sample, write_shard
 from dfkd.storage.local import Storage, open_storage
+from tests.helpers.jobs import contents
 
 IDENTITY: dict[str, Any] = {
     "schema": 1,
@@ -151,28 +152,28 @@ def fork(target: Callable[..., Any], *arguments: Any, kill_after: float | None =
 
 def require_unharmed(root: Path, undisturbed: dict[str, bytes]) -> None:
     """Whatever is visible is whole: every file but those being written is as it will stay."""
-    for name, data in tree(root).items():
+    for name, data in contents(root).items():
         if not name.startswith(".partial/") and data != undisturbed[name]:
             raise AssertionError(f"{name} is half-written")
 
 
 def require_resumed(root: Path, tasks: Collection[Task], undisturbed: dict[str, bytes]) -> None:
     """The same command again ends in the bytes of an undisturbed run, and leaves nothing else."""
-    if fork(fill, root, tasks) or tree(root) != undisturbed:
-        raise AssertionError(f"{root} differs: {tree(root).keys() ^ undisturbed.keys()}")
+    if fork(fill, root, tasks) or contents(root) != undisturbed:
+        raise AssertionError(f"{root} differs: {contents(root).keys() ^ undisturbed.keys()}")
 
 
 def kill_at_every_step(root: Path) -> tuple[int, int]:
     """Kill a run before each of its steps, resume each; the number of steps and of objects."""
     tasks = TASKS[2:]
     fork(fill, root / "undisturbed", tasks)
-    undisturbed = tree(root / "undisturbed")
+    undisturbed = contents(root / "undisturbed")
     step = 1
     while fork(fill_and_die, place := root / str(step), tasks, step) == -9:
         require_unharmed(place, undisturbed)
         require_resumed(place, tasks, undisturbed)
         step += 1
-    if tree(place) != undisturbed:
+    if contents(place) != undisturbed:
         raise AssertionError("the run that was not killed differs")
     return step, len(undisturbed)
 
@@ -183,7 +184,7 @@ def kill_at_random(root: Path, kills: int) -> int:
     started = time.monotonic()
     fork(fill, root / "undisturbed")
     usual = time.monotonic() - started
-    undisturbed = tree(root / "undisturbed")
+    undisturbed = contents(root / "undisturbed")
     moments = random.Random(1)
     died = 0
     for kill in range(kills):
@@ -195,7 +196,5 @@ def kill_at_random(root: Path, kills: int) -> int:
     return died
 
 
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file below `root`, hidden ones too, by path."""
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+tree = contents
+"""The name that tests of jobs, faults and the cluster have for it."""

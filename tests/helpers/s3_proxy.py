@@ -40,7 +40,7 @@ class Fault:
 
 
 class Proxy:
-    """In front of an endpoint; use as a context."""
+    """A server in front of an endpoint; use as a context."""
 
     def __init__(self, endpoint: str, drop_conditions: bool = False) -> None:
         """A proxy that also may make a store of one that ignores If-None-Match."""

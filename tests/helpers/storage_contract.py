@@ -24,6 +24,7 @@ from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
 from dfkd.storage.s3_client import MAX_UPLOADS, Connection, Limits
 from tests.helpers import partial_version
+from tests.helpers.jobs import contents
 from tests.helpers.s3_proxy import Proxy
 
 
@@ -34,7 +35,7 @@ class StorageTests:
     def storage(self, root: str) -> Storage:
         return open_storage(root)
 
-    def test_opening_leaves_nothing_to_be_seen(self, storage: Storage) -> None:
+    def test_a_new_storage_is_empty(self, storage: Storage) -> None:
         assert list(storage.list()) == []
         assert storage.folders() == ()
 
@@ -66,13 +67,24 @@ class StorageTests:
         storage.get_file("a/c.d", tmp_path / "out")
         assert (tmp_path / "out").read_bytes() == b"x" * 9999
 
-    def test_listing(self, storage: Storage) -> None:
+    def test_keys_are_listed_in_order(self, storage: Storage) -> None:
         for key in ("a/b", "a-b", "a/c.d"):
             storage.put(key, b"")
         assert list(storage.list()) == ["a-b", "a/b", "a/c.d"]
-        assert list(storage.child("a").list("c")) == ["c.d"]
         assert storage.folders() == ("a",)
         assert storage.location("a/b").endswith("/runs/one/a/b")
+
+    def test_a_child_sees_its_own_keys_only(self, storage: Storage) -> None:
+        child = storage.child("data/mix").child("versions")
+        child.put("x", b"1")
+        child.put("y", b"")
+        storage.put("data/mixed", b"2")
+        assert list(child.list()) == ["x", "y"]
+        assert list(child.list("y")) == ["y"]
+        assert list(storage.list("data/mix/")) == ["data/mix/versions/x", "data/mix/versions/y"]
+        assert child.location("x").endswith("/runs/one/data/mix/versions/x")
+        assert storage.folders("data/") == ("mix",)
+        assert storage.folders("none/") == ()
 
     def test_entries_have_sizes_and_ages_by_the_clock_of_the_store(self, storage: Storage) -> None:
         def ages() -> dict[str, float]:
@@ -89,15 +101,24 @@ class StorageTests:
         assert sizes == [("a", 0), ("b/old", 3), ("b/young", 0)]
 
     def test_missing_objects(self, storage: Storage, tmp_path: Path) -> None:
+        """Never written, deleted, a folder of another key, and below another key."""
         storage.put("a/b", b"")
-        storage.delete("a/b")
-        storage.delete("a/b")
-        assert not storage.exists("a/b")
-        for read in (storage.get, lambda key: storage.get_file(key, tmp_path / "out")):
-            with pytest.raises(MissingObject, match="no such object"):
-                read("a/b")
+        storage.put("deleted", b"")
+        storage.delete("deleted")
+        storage.delete("deleted")
+        for key in ("nothing", "deleted", "a", "a/b/c"):
+            assert not storage.exists(key)
+            for read in (storage.get, lambda key: storage.get_file(key, tmp_path / "out")):
+                with pytest.raises(MissingObject, match="no such object"):
+                    read(key)
 
-    def test_it_travels_to_other_processes(self, storage: Storage) -> None:
+    def test_a_copy_that_does_not_fit_is_refused(self, storage: Storage, small_disk: Path) -> None:
+        storage.put("big", b"x" * (400 << 10))
+        reason = r"no room for .*copy \(409600 bytes, \d+ bytes fr"
+        with pytest.raises(InfrastructureError, match=reason):
+            storage.get_file("big", small_disk / "copy")
+
+    def test_a_storage_can_be_pickled(self, storage: Storage) -> None:
         storage.child("a").put("b", b"1")
         assert pickle.loads(pickle.dumps(storage)).get("a/b") == b"1"
         assert pickle.loads(pickle.dumps(storage.child("a"))).get("b") == b"1"
@@ -116,7 +137,7 @@ class StorageTests:
         assert current(storage.child("data/vanilla")) == published
         assert verify(published) == []
         copy = {key: storage.get(key) for key in storage.list()}
-        assert copy == partial_version.tree(tmp_path / "elsewhere")
+        assert copy == contents(tmp_path / "elsewhere")
 
     def test_single_samples_are_verified_wherever_they_lie(
         self, storage: Storage, root: str
@@ -233,6 +254,16 @@ class FaultTests:
         assert storage.abort_uploads(0) == 0
         storage.put("a/large", data[: 6 << 20])
         assert storage.get("a/large") == data[: 6 << 20]
+
+    def test_unfinished_uploads_are_removed(self, storage: S3Storage) -> None:
+        client, place = storage._client, {"Bucket": storage.bucket, "Key": "runs/one/a/big"}
+        client.create_multipart_upload(**place)
+        client.create_multipart_upload(Bucket=storage.bucket, Key="runs/two/big")
+        assert storage.abort_uploads(older_than=1e9) == 0
+        assert storage.abort_uploads(older_than=0) == 1
+        assert storage.abort_uploads(older_than=0) == 0
+        kept = client.list_multipart_uploads(Bucket=storage.bucket)["Uploads"]
+        assert [upload["Key"] for upload in kept] == ["runs/two/big"]
 
     def test_a_failed_upload_leaves_nothing(self, storage: S3Storage, proxy: Proxy) -> None:
         brief = S3Storage(

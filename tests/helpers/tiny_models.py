@@ -119,7 +119,7 @@ def official_state(tree: dict[str, Any], seed: int = 0) -> dict[str, torch.Tenso
                 "loss": nn.ModuleDict({"discriminator": nn.Conv2d(3, 4, 4)}),
             }
         )
-        whole["quantize"].embedding.weight.data.normal_()  # type: ignore[union-attr, operator]
+        whole["quantize"].embedding.weight.data.normal_()
     return whole.state_dict()
 
 

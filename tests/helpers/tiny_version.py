@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from dfkd.config.fingerprint import identity
@@ -17,6 +16,9 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample, write_shard
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
+from dfkd.utils.yaml import merge
+from tests.helpers import small_manifest
+from tests.helpers.small_manifest import SMALLEST
 
 CLASSES = ("red", "green", "blue")
 EMBEDDING = 8
@@ -24,12 +26,10 @@ EMBEDDING = 8
 
 def write_manifest(folder: Path, **sections: dict[str, object]) -> Path:
     """A manifest file of a run under `folder`; `sections` are merged into it."""
-    tree: dict[str, object] = {
+    own = {
         "name": "tiny",
         "classes": list(CLASSES),
         "storage": {"root": str(folder / "run")},
-        "teacher": {"model": "miniature", "weights": "miniature"},
-        "generator": {"config": "miniature", "weights": "miniature"},
         "prompts": {"method": "vanilla"},
         "synthesis": {"images_per_class": 8, "shard_size": 4, "image_size": 32, "views": 1},
         "distillation": {
@@ -43,20 +43,14 @@ def write_manifest(folder: Path, **sections: dict[str, object]) -> Path:
             "learning_rate": 0.05,
         },
     }
-    for name, section in sections.items():
-        known = tree.setdefault(name, {})
-        assert isinstance(known, dict)
-        known.update(section)
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    return small_manifest.write(folder, **merge(SMALLEST | own, sections))
 
 
 def publish(
     manifest: Manifest, method: str = "vanilla", digests: Mapping[str, str] = MappingProxyType({})
 ) -> PublishedVersion:
     """The version of a manifest, made of noisy images in the colour of their class."""
-    chosen = manifest.with_method(method)  # type: ignore[arg-type]
+    chosen = manifest.with_method(method)
     home = open_storage(manifest.storage.root).child(f"data/{method}")
     version = begin(home, identity(chosen, digests))
     with tempfile.TemporaryDirectory() as folder:

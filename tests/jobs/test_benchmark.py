@@ -11,6 +11,7 @@ import pytest
 
 from dfkd.benchmarks import driver, loading, stages, suite
 from dfkd.benchmarks.driver import RequestCounts, counted
+from dfkd.benchmarks.measure import FULL
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import current
 from dfkd.storage.local import open_storage
@@ -139,7 +140,7 @@ def test_a_run_without_latents_has_no_rate_of_image_steps(
     manifest = Manifest.read(write_manifest(tmp_path))
 
     def names(manifest: Manifest) -> list[str]:
-        return [figure["name"] for figure in stages.measure(manifest)["figures"]]
+        return [figure.name for figure in stages.measure(manifest, FULL)["figures"]]
 
     whole = names(manifest)
     assert "image-steps in stage synthesize" in whole

@@ -75,7 +75,6 @@ def test_the_published_size_loads_and_decodes(tmp_path: Path) -> None:
     latent = generator.init_latents([0], 32).requires_grad_()
     generator.decode(latent).sum().backward()
     assert round(sum(p.numel() for p in generator.network.decoder.parameters()) / 1e5) == 424
-    assert latent.grad is not None
     assert torch.isfinite(latent.grad).all()
 
 
@@ -105,7 +104,6 @@ def test_quantising_gives_exact_codes_and_passes_the_gradient_on(vqgan: VQGAN) -
     assert torch.equal(codes.permute(0, 2, 3, 1), vqgan.codebook[vqgan.nearest(latent)])
     weight = torch.arange(float(codes.numel())).view_as(codes)
     (codes * weight).sum().backward()
-    assert latent.grad is not None
     assert torch.equal(latent.grad, weight)
     assert vqgan.codebook.grad is None
     assert not any(p.requires_grad for p in vqgan.network.parameters())
@@ -131,8 +129,6 @@ def test_the_pixel_clamp_lets_out_of_range_pixels_return(vqgan: VQGAN) -> None:
         assert float(pixels.detach().min()) == float(pixels.detach().max()) == 1.0
         pixels.sum().backward()  # a positive gradient: the step makes pixels darker
         (-vqgan.decode(up).sum()).backward()
-        assert down.grad is not None
-        assert up.grad is not None
         assert down.grad.abs().sum() > 0
         assert up.grad.abs().sum() == 0
     finally:
@@ -183,22 +179,11 @@ def test_an_image_does_not_depend_on_its_companions(vqgan: VQGAN) -> None:
     alone = first[1:2].clone()
     for latent in (first, other, alone):
         vqgan.decode(latent.requires_grad_()).square().sum().backward()
-    assert first.grad is not None
-    assert other.grad is not None
-    assert alone.grad is not None
     assert torch.equal(vqgan.decode(first)[1], vqgan.decode(other)[3])
     assert torch.equal(first.grad[1], other.grad[3])
     assert torch.equal(vqgan.nearest(first)[1], vqgan.nearest(alone)[0])
     torch.testing.assert_close(vqgan.decode(alone)[0], vqgan.decode(first)[1], atol=1e-5, rtol=0)
     torch.testing.assert_close(alone.grad[0], first.grad[1], atol=1e-4, rtol=1e-4)
-
-
-def test_the_gradient_of_one_image_touches_no_other(vqgan: VQGAN) -> None:
-    latent = torch.randn(3, 16, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    vqgan.decode(latent)[1].sum().backward()
-    assert latent.grad is not None
-    assert latent.grad[1].abs().sum() > 0
-    assert latent.grad[[0, 2]].abs().sum() == 0
 
 
 def test_both_files_are_hashed(files: manifest.GeneratorConfig) -> None:
@@ -294,10 +279,7 @@ SHAPE = f"{PARAMS}.ddconfig"
         (changed(f"{SHAPE}.resolution", 60), "resolution"),
         (changed(f"{SHAPE}.out_ch", 4), f"{SHAPE}.out_ch"),
         (changed(f"{SHAPE}.dropout", 2.0), f"{SHAPE}.dropout"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: [*b, *b]", "no aliases"),
         ("model: !!python/object/apply:os.system [ls]", "valid YAML"),
-        ("model: " + "[" * 5000, "valid YAML"),
-        ("? [a]\n: b", "valid YAML"),
     ],
 )
 def test_a_hostile_model_yaml_is_refused_in_one_line(

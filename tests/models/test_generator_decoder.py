@@ -18,7 +18,7 @@ SHAPES = {
 
 
 def taming(shape: str) -> Decoder:
-    """Its decoder with random weights, norms included, frozen."""
+    """The decoder of taming, frozen, with random weights, norms included."""
     arguments = {"attn_resolutions": [], "num_res_blocks": 1} | SHAPES[shape]
     fixed = {"out_ch": 3, "in_channels": 3, "resolution": 8, "z_channels": 8, "dropout": 0.1}
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def image_and_gradient(images: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [4, 5])
-def test_values_and_gradients_are_tamings(shape: str, side: int) -> None:
+def test_values_and_gradients_equal_those_of_taming(shape: str, side: int) -> None:
     decoder = taming(shape).double()
     codes = torch.randn(3, 8, side, side, dtype=torch.float64, requires_grad=True)
     image, gradient = image_and_gradient(decoder(codes), codes)
@@ -51,7 +51,7 @@ def test_values_and_gradients_are_tamings(shape: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_in_bfloat16_it_is_as_close_to_the_truth_as_tamings(shape: str) -> None:
+def test_bfloat16_is_as_close_to_float32_as_with_taming(shape: str) -> None:
     decoder = taming(shape)
     codes = torch.randn(3, 8, 4, 4, requires_grad=True)
     truth = image_and_gradient(decoder(codes), codes)

@@ -53,30 +53,25 @@ def test_maps_come_out_with_channels_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "options"),
+    ("side", "options", "min_weights"),
     [
-        (5, {"padding": 1}),  # a map of 25 places
-        (4, {"padding": 1, "groups": 2}),
-        (4, {"padding": 2, "dilation": 2}),
-        (4, {"padding": "same"}),
+        (5, {"padding": 1}, 1),  # a map of 25 places
+        (4, {"padding": 1, "groups": 2}, 1),
+        (4, {"padding": 2, "dilation": 2}, 1),
+        (4, {"padding": "same"}, 1),
+        (4, {"padding": 1}, small_convolutions.MIN_WEIGHTS),  # few weights
     ],
 )
-def test_what_is_not_worth_it_stays_a_convolution(
-    side: int, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+def test_unsuitable_convolutions_are_left_as_they_are(
+    side: int, options: dict[str, object], min_weights: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small_convolutions, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(small_convolutions, "MIN_WEIGHTS", min_weights)
     monkeypatch.setattr(small_convolutions, "convolve", lambda *_: pytest.fail("a product"))
-    layer = torch.nn.Conv2d(4, 4, 3, **options)  # type: ignore[arg-type]
+    layer = torch.nn.Conv2d(4, 4, 3, **options)
     images = torch.rand(2, 4, side, side)
     with SmallMaps():
         found = layer(images)
     torch.testing.assert_close(found, layer(images))
-
-
-def test_a_layer_of_few_weights_stays_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_convolutions, "convolve", lambda *_: pytest.fail("a product"))
-    with SmallMaps():
-        torch.nn.Conv2d(8, 8, 3, padding=1)(torch.rand(2, 8, 2, 2))
 
 
 def student() -> Student:
@@ -89,7 +84,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen = []
 
     def counted(images: Tensor, *arguments: object) -> Tensor:
-        maps = convolve(images, *arguments)  # type: ignore[arg-type]
+        maps = convolve(images, *arguments)
         seen.append(maps.shape[2])
         return maps
 
@@ -97,7 +92,9 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_a_student_in_training_uses_products_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_in_training_uses_products_in_its_last_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pixels = torch.rand(4, 3, 64, 64)
     wanted = student().train()(pixels)
     with monkeypatch.context() as patched:
@@ -109,7 +106,7 @@ def test_a_student_in_training_uses_products_at_its_end(monkeypatch: pytest.Monk
     assert seen == [4, 4, 4, 2, 2, 2, 2]
 
 
-def test_a_student_that_answers_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_in_evaluation_mode_uses_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = places(monkeypatch)
     student().eval()(torch.rand(1, 3, 64, 64))
     assert not seen

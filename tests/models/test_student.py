@@ -11,6 +11,7 @@ from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import (
     CARD,
     WEIGHTS,
+    Student,
     build,
     card,
     fold,
@@ -18,10 +19,10 @@ from dfkd.models.student import (
     names_file,
     save_student,
 )
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import Storage, open_storage
 
 RANDOM = {"weights": "none", "warmup_epochs": 0}
-SMALL = Distillation(student="resnet18", stem="small", **RANDOM)  # type: ignore[arg-type]
+SMALL = Distillation(student="resnet18", stem="small", **RANDOM)
 
 
 def pixels(size: int = 32) -> torch.Tensor:
@@ -134,38 +135,44 @@ def test_folding_gives_distances_from_standardised_outputs() -> None:
     assert torch.allclose(folded(pixels()), student(pixels()) * 0.5 + 1.25, atol=1e-5)
 
 
+CLASSES = ("a", "b", "c")
+
+
+def save(storage: Storage, seed: int = 0) -> tuple[Student, bool]:
+    """A student in a storage, and whether it is the first one there."""
+    student = build(SMALL, len(CLASSES), 32, seed).eval()
+    return student, save_student(storage, student, card(SMALL, CLASSES, 32))
+
+
 def test_a_saved_student_loads_with_the_same_outputs(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    student = build(SMALL, 3, 32, 0).eval()
-    meta = card(SMALL, ("a", "b", "c"), 32)
-    assert save_student(storage, student, meta)
+    student, first = save(storage)
+    assert first
     for source in (storage, tmp_path, str(tmp_path)):
         loaded, stored = load_student(source)
         assert torch.equal(loaded(pixels()), student(pixels()))
         assert not any(p.requires_grad for p in loaded.parameters())
-    assert stored["classes"] == ["a", "b", "c"]
+    assert stored["classes"] == list(CLASSES)
 
 
 def test_the_first_finished_student_stays(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    first, second = build(SMALL, 3, 32, 0), build(SMALL, 3, 32, 1)
-    meta = card(SMALL, ("a", "b", "c"), 32)
-    save_student(storage, first, meta)
-    assert not save_student(storage, second, meta)
-    assert torch.equal(load_student(storage)[0].head.weight, first.head.weight)
+    student, _ = save(storage)
+    assert not save(storage, seed=1)[1]
+    assert torch.equal(load_student(storage)[0].head.weight, student.head.weight)
 
 
 def test_weights_left_by_a_killed_attempt_are_the_ones_described(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    save_student(storage, build(SMALL, 3, 32, 0), card(SMALL, ("a", "b", "c"), 32))
+    save(storage)
     storage.delete(CARD)
-    assert save_student(storage, build(SMALL, 3, 32, 1), card(SMALL, ("a", "b", "c"), 32))
+    assert save(storage, seed=1)[1]
     load_student(storage)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    save_student(storage, build(SMALL, 3, 32, 0), card(SMALL, ("a", "b", "c"), 32))
+    save(storage)
     path = tmp_path / WEIGHTS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

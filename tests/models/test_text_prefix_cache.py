@@ -41,7 +41,7 @@ def whole(teacher: Teacher, words: PseudoWords, pseudo: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [*SPLIT, *WHOLE])
-def test_both_ways_give_the_same(kind: str, tmp_path: Path) -> None:
+def test_a_cached_prefix_changes_neither_embedding_nor_gradient(kind: str, tmp_path: Path) -> None:
     teacher = load_teacher(tmp_path, (SPLIT | WHOLE)[kind])
     assert can_split(teacher) == (kind in SPLIT)
     words = PseudoWords(teacher, TEMPLATES[0])

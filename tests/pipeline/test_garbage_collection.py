@@ -1,9 +1,8 @@
-"""What nobody needs goes, what somebody needs stays, whenever the sweep is killed."""
+"""Unused objects are removed and used ones stay, whenever the sweep is killed."""
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,7 +22,7 @@ from dfkd.pipeline.listing import VERSION
 from dfkd.storage import layout, lease
 from dfkd.storage.local import LocalStorage, MissingObject, open_storage
 from dfkd.utils.strict_json import canonical
-from tests.helpers import partial_version
+from tests.helpers.jobs import contents
 from tests.helpers.partial_version import IDENTITY, TASKS, commit, fill, home, regenerated
 from tests.helpers.tiny_version import write_manifest
 
@@ -56,13 +55,13 @@ def sweep(
 ) -> garbage_collection.RemovalPlan:
     """Plan and remove; what went is exactly what was planned."""
     root = Path(manifest.storage.root)
-    before = partial_version.tree(root)
+    before = contents(root)
     planned = plan(manifest, keep, grace)
-    assert partial_version.tree(root) == before
+    assert contents(root) == before
     objects, size = garbage_collection.remove(
         open_storage(str(root)), manifest, planned, keep, grace
     )
-    gone = before.keys() - partial_version.tree(root).keys()
+    gone = before.keys() - contents(root).keys()
     wanted = {entry.key for removal in planned.removals for entry in removal.entries}
     assert gone == wanted
     assert planned.as_dict()["objects"] == len(wanted) == objects
@@ -85,7 +84,7 @@ def put_student(root: Path, version: PublishedVersion, name: str, card: bool = T
         folder.put("student.json", b'{"version": "%s"}' % version.fingerprint.encode())
 
 
-def test_the_last_versions_stay_and_the_others_go_but_for_what_is_carried(
+def test_the_last_versions_stay_with_the_shards_that_they_carry(
     manifest: Manifest, root: Path
 ) -> None:
     versions = chain(root, 4)
@@ -98,9 +97,7 @@ def test_the_last_versions_stay_and_the_others_go_but_for_what_is_carried(
     assert current(home(root)) == versions[3]
     for version in versions[2:]:
         assert verify(version) == []
-    left = {
-        key for key in partial_version.tree(root) if versions[0].id in key or versions[1].id in key
-    }
+    left = {key for key in contents(root) if versions[0].id in key or versions[1].id in key}
     assert left == {f"data/vanilla/{r.key}" for v in versions[2:] for r in v.shards} - {
         f"data/vanilla/versions/{v.id}/{r.shard}" for v in versions[2:] for r in v.shards
     }
@@ -127,7 +124,7 @@ def test_a_carried_shard_goes_with_the_last_version_that_refers_to_it(
     assert list(home(root).list("current/")) == ["current/00000003.json"]
 
 
-def test_what_is_young_stays(manifest: Manifest, root: Path) -> None:
+def test_objects_within_the_grace_period_stay(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     put_student(root, versions[0], f"vanilla-s0-{'0' * 12}")
     age(root, GRACE - 100)
@@ -195,7 +192,7 @@ def test_an_unfinished_regeneration_keeps_its_candidate_and_a_finished_one_does_
     assert verify(base) == []
 
 
-def test_students_go_with_their_versions(manifest: Manifest, root: Path) -> None:
+def test_students_are_removed_with_their_versions(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     names = {
         name: student_name(manifest, versions[i].fingerprint, "vanilla", 0)
@@ -212,7 +209,9 @@ def test_students_go_with_their_versions(manifest: Manifest, root: Path) -> None
     assert left == {f"vanilla-s0-{'b' * 12}", f"vanilla-s0-{'c' * 12}", names["new"]}
 
 
-def test_methods_with_statistics_are_seen(manifest: Manifest, root: Path) -> None:
+def test_methods_with_batch_norm_statistics_are_collected_too(
+    manifest: Manifest, root: Path
+) -> None:
     versions = chain(root, 2)
     put_student(root, versions[0], f"vanilla-bn-s0-{'a' * 12}")
     (root / "data/vanilla").rename(root / "data/vanilla-bn")
@@ -232,7 +231,7 @@ def test_a_root_of_studies_is_left_alone(manifest: Manifest, root: Path) -> None
         plan(manifest)
 
 
-def test_orphans_go_and_what_is_not_ours_stays(manifest: Manifest, root: Path) -> None:
+def test_orphans_are_removed_and_foreign_files_stay(manifest: Manifest, root: Path) -> None:
     version = begin(home(root), IDENTITY)
     for task in TASKS[1:]:
         commit(version, task)
@@ -256,7 +255,7 @@ def test_orphans_go_and_what_is_not_ours_stays(manifest: Manifest, root: Path) -
     assert all(storage.exists(key) for key in foreign)
 
 
-def test_what_is_named_after_the_plan_is_not_removed(manifest: Manifest, root: Path) -> None:
+def test_a_version_that_is_leased_after_the_plan_stays(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     age(root)
     storage = open_storage(str(root))
@@ -301,12 +300,11 @@ def whole_or_gone(root: Path) -> None:
             marked = version.storage.exists(layout.REMOVING)
             assert marked or verify(version) == []
     held = current(home(root))
-    assert held is not None
     assert verify(held) == []
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 7, 12, 20, 30])
-def test_killed_anywhere_it_is_finished_by_the_next_one(
+def test_a_killed_sweep_is_finished_by_the_next_one(
     manifest: Manifest, root: Path, steps: int
 ) -> None:
     versions = chain(root, 3)
@@ -336,23 +334,16 @@ OPERATIONS = st.lists(
 )
 
 
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OPERATIONS)
 def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int, bool]]) -> None:
     """Random histories of regenerations, roll-backs and sweeps, with and without a grace."""
-    with folder() as place:
-        manifest = Manifest.read(write_manifest(place))
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Manifest.read(write_manifest(Path(folder)))
         root = Path(manifest.storage.root)
         versions = [fill(root)]
         for salt, (step, number, flag) in enumerate([*history, ("gc", 1, True)], 1):
             held = current(home(root))
-            assert held is not None
             if step == "regenerate":
                 versions.append(regenerated(root, held, salt, [TASKS[number]], flag))
             elif step == "back":
@@ -365,17 +356,15 @@ def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int
                     age(root)
                 sweep(manifest, keep=number)
             held = current(home(root))
-            assert held is not None
             assert verify(held) == []
         whole_or_gone(root)
 
 
 @pytest.mark.parametrize("name", ["shards/0001-00002.tar", "receipts/12345-123456.json"])
 def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
-    """Also those of more than 9,999 classes; a key that only resembles one is left alone."""
+    """There may be more than 9,999 classes; a key that only resembles one is left alone."""
     folder = "data/vanilla-bn/versions/0123456789abcdef"
     match = VERSION.fullmatch(f"{folder}/{name}")
-    assert match is not None
     assert (match["method"], match["id"], match["name"]) == ("vanilla-bn", folder[-16:], name)
     for other in (name.replace(".", "x"), f"{name}.old", f"more/{name}"):
         assert not VERSION.fullmatch(f"{folder}/{other}")

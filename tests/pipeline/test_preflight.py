@@ -4,32 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline.preflight import check_batches, check_synthesis
+from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
-from tests.helpers.tiny_version import write_manifest
-
-
-def read(folder: Path, *settings: str) -> Manifest:
-    return Manifest.read(write_manifest(folder), settings)
 
 
 def test_a_batch_that_no_epoch_will_fill_is_refused(tmp_path: Path) -> None:
-    check_batches(read(tmp_path))
+    check_batches(small_manifest.read(tmp_path))
     with pytest.raises(ManifestError, match=r"batch_size: must not exceed the \d+ images"):
-        check_batches(read(tmp_path, "distillation.batch_size=100000"))
+        check_batches(small_manifest.read(tmp_path, "distillation.batch_size=100000"))
 
 
-def test_prompts_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
-    miniature = ("teacher={model: miniature, weights: miniature}", "classes=[dog, house]")
+def test_prompts_too_large_to_be_read_again_are_refused(tmp_path: Path) -> None:
     large = ("synthesis.images_per_class=10000000", "synthesis.shard_size=10000000")
     with pytest.raises(ManifestError, match=r"synthesis\.shard_size: .*must fit into \d+ bytes"):
-        check_synthesis(read(tmp_path, *miniature, *large))
+        check_synthesis(small_manifest.read(tmp_path, *large))
 
 
-def test_sizes_that_a_game_cannot_play_are_refused() -> None:
-    """By the methods that cannot, and by no others."""
+def test_sizes_that_a_method_cannot_generate_are_refused() -> None:
+    """Only the methods that cannot generate them refuse them."""
     check_synthesis(inversion("synthesis.method=[dfad, pre]"))
     check_synthesis(inversion("synthesis.method=cmi", "synthesis.image_size=72"))
     with pytest.raises(

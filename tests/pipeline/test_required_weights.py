@@ -1,14 +1,15 @@
 """What manifests need of the world, known before anything is fetched."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.pipeline.required_weights import HubModel, hub_models, needs
+from tests.helpers import small_manifest
 from tests.helpers.tiny_models import (
     VIT,
     model_config,
@@ -18,37 +19,32 @@ from tests.helpers.tiny_models import (
 )
 
 VQGAN = "vqgan-imagenet-f16-1024"
-SMALLEST: dict[str, Any] = {
-    "name": "x",
-    "classes": ["dog", "cat"],
-    "storage": {"root": "unused"},
-    "teacher": {"model": "miniature", "weights": "miniature"},
+OTHERS: dict[str, dict[str, Any]] = {
+    "teacher": {"model": "ViT-B-32-quickgelu", "weights": "openai"},
     "generator": {"config": "miniature", "weights": "miniature"},
     "distillation": {"weights": "none", "warmup_epochs": 0},
 }
-BENEATH = {**SMALLEST, "teacher": {"model": "ViT-B-32-quickgelu", "weights": "openai"}}
+"""The other keys of a section of which a test gives some."""
 
 
 def manifest(folder: Path, **sections: Any) -> Manifest:
     """Without `sections` it names only what the package ships."""
-    given = {name: BENEATH.get(name, {}) | section for name, section in sections.items()}
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump(SMALLEST | given))
-    return Manifest.read(path)
+    given = {name: OTHERS.get(name, {}) | section for name, section in sections.items()}
+    return small_manifest.read(folder, **{"distillation": OTHERS["distillation"], **given})
 
 
 def wanted(config: Manifest) -> dict[str, str]:
     return {need.field: need.artifact.file for need in needs(config)}
 
 
-def test_what_the_package_ships_or_a_path_names_needs_nothing(tmp_path: Path) -> None:
+def test_bundled_models_and_paths_need_no_download(tmp_path: Path) -> None:
     assert wanted(manifest(tmp_path)) == {}
     teacher = write_teacher(tmp_path / "teacher", model_config(VIT))
     generator = write_generator(tmp_path / "generator", official_yaml())
     config = manifest(
         tmp_path,
-        teacher={"model": teacher.model, "weights": teacher.weights},
-        generator={"config": generator.config, "weights": generator.weights},
+        teacher=asdict(teacher),
+        generator=asdict(generator),
     )
     assert wanted(config) == {}
     assert hub_models(config) == []
@@ -101,14 +97,12 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
         ({"distillation": {"student": "resnet9", "weights": "DEFAULT"}}, "torchvision ResNet"),
     ],
 )
-def test_names_of_nothing_are_refused(
-    sections: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_unknown_names_are_refused(sections: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=reason):
         needs(manifest(tmp_path, **sections))
 
 
-def test_a_file_is_read_as_what_it_is_to_be(tmp_path: Path) -> None:
+def test_a_fetched_file_must_be_of_its_kind(tmp_path: Path) -> None:
     config = manifest(tmp_path, generator={"config": VQGAN, "weights": VQGAN})
     yaml_need, weights_need = needs(config)
     files = write_generator(tmp_path / "generator", official_yaml())

@@ -51,7 +51,6 @@ def test_the_bank_forgets_the_oldest_and_draws_without_repetition() -> None:
         bank.add(torch.full((2, 2), float(i)), torch.full((2,), i))
     assert len(bank) == 4
     drawn = bank.draw(10, np.random.default_rng(0))
-    assert drawn is not None
     assert sorted(drawn[1].tolist()) == [1, 1, 2, 2]
     assert torch.equal(drawn[0][:, 0].long(), drawn[1])
     assert bank.draw(0, np.random.default_rng(0)) is None

@@ -9,24 +9,23 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import part_count, part_name, part_rows
+from dfkd.config.plan import part_count, part_name
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import maker as prompts
-from dfkd.prompts.maker import PromptMaker
+from dfkd.prompts.maker import SCHEMA, PromptMaker
 from dfkd.prompts.statistics import statistics
 from dfkd.prompts.styles import PAPER
+from tests.helpers import small_manifest
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
-    file = tmp_path / "manifest.yaml"
-    file.write_text(
-        "name: prompts\nclasses: [dog, house, car]\nstorage: {root: unused}\n"
-        "teacher: {model: miniature, weights: miniature}\n"
-        "generator: {config: miniature, weights: miniature}\n"
-        "prompts: {styles: [music, metal, water], scale: 3.0}\n"
-        "synthesis: {images_per_class: 10, shard_size: 4}\n"
+    return small_manifest.read(
+        tmp_path,
+        *overrides,
+        classes=["dog", "house", "car"],
+        prompts={"styles": ["music", "metal", "water"], "scale": 3.0},
+        synthesis={"images_per_class": 10, "shard_size": 4},
     )
-    return Manifest.read(file, overrides)
 
 
 def make(manifest: Manifest, teacher: Teacher, part: int = 0) -> dict[str, list[object]]:
@@ -37,16 +36,6 @@ def unit(vectors: list[object]) -> torch.Tensor:
     found = torch.tensor(vectors)
     assert torch.allclose(found.norm(dim=1), torch.ones(len(found)), atol=1e-5)
     return found
-
-
-def test_parts_cover_every_image_once(tmp_path: Path) -> None:
-    manifest = read(tmp_path)
-    rows = [
-        (r.class_index, r.index)
-        for p in range(part_count(manifest))
-        for r in part_rows(manifest, p)
-    ]
-    assert sorted(rows) == [(c, i) for c in range(3) for i in range(10)]
 
 
 def test_vanilla_is_the_class_prompt(tmp_path: Path, teacher: Teacher) -> None:
@@ -119,8 +108,7 @@ def test_contrastive_starts_from_random_and_a_new_maker_resumes_the_bank(
     late = PromptMaker(manifest, teacher)
     late.remember(2, parts.__getitem__)
     assert late.part(2).equals(parts[2])
-    forgetful = PromptMaker(manifest, teacher)
-    assert not forgetful.part(2).equals(parts[2])
+    assert not PromptMaker(manifest, teacher).part(2).equals(parts[2])
 
 
 def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
@@ -147,10 +135,8 @@ def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
     for number in range(3):
         one.remember(number, made.__getitem__)
         assert one.part(number).equals(made[number])
-    blind = PromptMaker(manifest, teacher)
-    assert not blind.part(2).equals(made[2])  # which knows part 0
-    blind = PromptMaker(manifest, teacher)
-    assert blind.part(1).equals(made[1])
+    assert not PromptMaker(manifest, teacher).part(2).equals(made[2])  # which knows part 0
+    assert PromptMaker(manifest, teacher).part(1).equals(made[1])
 
 
 def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
@@ -179,7 +165,7 @@ def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
 
 
 def test_the_guard_leaves_no_prompt_in_a_foreign_class(tmp_path: Path, teacher: Teacher) -> None:
-    """With names so near to each other that a wild word takes some prompts across."""
+    """The class names are so similar that random words move some prompts to another class."""
     wild = (
         "classes=[bug, beetle, ant]",
         "prompts.method=random",
@@ -202,9 +188,6 @@ def test_the_guard_leaves_no_prompt_in_a_foreign_class(tmp_path: Path, teacher: 
 
 def test_statistics_by_hand() -> None:
     """Three prompts, of which two share a direction and one is nearest to a foreign class."""
-
-    from dfkd.prompts.maker import SCHEMA
-
     rows = {name: [None] * 3 for name in SCHEMA.names}
     rows["class_index"] = [0, 0, 1]
     rows["embedding"] = [[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]
@@ -227,7 +210,7 @@ def test_no_dictionary_names_a_test_domain() -> None:
 
 
 def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher: Teacher) -> None:
-    """Also after a restart, which refills the memory bank with the fresh prompts alone."""
+    """A restart refills the memory bank with fresh prompts only, and gives the same."""
     small = (
         "prompts.method=contrastive",
         "prompts.contrastive={updates: 2, batch_size: 5, learning_rate: 0.02, bank: 8}",

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
@@ -19,32 +18,24 @@ from tests.helpers.tiny_models import VIT, load_teacher, model_config
 TEMPLATE = "{class} in the style of {style}"
 
 
-def test_a_real_words_embedding_gives_that_words_sentence(teacher: Teacher) -> None:
-    """Eq 7 cut open and closed again: the vector of 'music' must act as the word 'music'."""
-    words = PseudoWords(teacher, TEMPLATE)
-    (token,) = teacher.content_tokens("music")
-    vector = teacher.token_table[token][None]
-    for name in ("dog", "alarm clock"):
-        written = teacher.encode_text([f"{name} in the style of music"])
-        assert torch.allclose(words.encode([name], vector), written, atol=1e-6)
-
-
-def test_the_slot_may_stand_anywhere(teacher: Teacher) -> None:
-    (token,) = teacher.content_tokens("music")
-    vector = teacher.token_table[token][None]
-    for template, text in [
-        ("{style} {class}", "music dog"),
-        ("a {style} picture of a {class}", "a music picture of a dog"),
-    ]:
-        encoded = PseudoWords(teacher, template).encode(["dog"], vector)
-        assert torch.allclose(encoded, teacher.encode_text([text]), atol=1e-6)
+@pytest.mark.parametrize("name", ["dog", "alarm clock"])
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, "{style} {class}", "a {style} picture of a {class}"]
+)
+def test_the_embedding_of_a_real_word_gives_the_sentence_with_that_word(
+    teacher: Teacher, template: str, name: str
+) -> None:
+    """Eq 7 with the vector of 'music', wherever the template has its slot."""
+    vector = teacher.token_table[teacher.content_tokens("music")]
+    encoded = PseudoWords(teacher, template).encode([name], vector)
+    written = template.replace("{class}", name).replace("{style}", "music")
+    assert torch.allclose(encoded, teacher.encode_text([written]), atol=1e-6)
 
 
 def test_gradients_reach_each_pseudo_word_from_its_own_sentence_only(teacher: Teacher) -> None:
     pseudo = torch.randn(2, teacher.token_table.shape[1]).requires_grad_()
     encoded = PseudoWords(teacher, TEMPLATE).encode(["dog", "car"], pseudo)
     encoded[0].sum().backward()
-    assert pseudo.grad is not None
     assert pseudo.grad[0].abs().sum() > 0
     assert pseudo.grad[1].abs().sum() == 0
 
@@ -55,7 +46,7 @@ def test_a_sentence_that_does_not_fit_is_refused(teacher: Teacher) -> None:
 
 
 FROZEN = st.text(st.sampled_from("abcdeE é,!"), max_size=20)
-"""Of few letters, so that some stand there often, in both cases."""
+"""Texts of few letters, so that some occur often, in upper and lower case."""
 
 
 def changed(before: str, after: str) -> int:
@@ -82,7 +73,6 @@ def test_a_share_of_the_letters_of_frozen_words_is_disturbed(
     found = disturb(template, kind, share, np.random.default_rng(seed))
     assert found == disturb(template, kind, share, np.random.default_rng(seed))
     parts = re.fullmatch(r"(.*){class}(.*){style}", found)
-    assert parts is not None
     assert [len(part) for part in parts.groups()] == [len(before), len(between)]
     assert [c for c in found if not c.isalpha()] == [c for c in template if not c.isalpha()]
     assert [c.isalpha() for c in found] == [c.isalpha() for c in template]
@@ -97,10 +87,10 @@ def test_a_share_of_the_letters_of_frozen_words_is_disturbed(
 
 @pytest.mark.parametrize("kind", ["shuffle", "substitute"])
 @pytest.mark.parametrize(("share", "letters"), [(0.1, 2), (0.3, 4), (0.5, 6), (1.0, 12)])
-def test_of_the_papers_template_both_kinds_change_the_same_share(
+def test_both_kinds_disturb_the_same_share_of_the_papers_template(
     kind: str, share: float, letters: int
 ) -> None:
-    """Of its twelve letters; and no place is spared for ever."""
+    """The share is of its twelve letters, and every one of them changes at times."""
     draw = np.random.default_rng(0)
     found = [disturb(TEMPLATE, kind, share, draw) for _ in range(200)]
     assert {changed(TEMPLATE, each) for each in found} == {letters}
@@ -120,13 +110,8 @@ def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
     assert bool((places < ends).all())
 
 
-def test_unit_embeddings(teacher: Teacher) -> None:
-    encoded = PseudoWords(teacher, TEMPLATE).encode(["dog"], teacher.token_table[:1])
-    assert torch.allclose(encoded, F.normalize(encoded, dim=-1))
-
-
 @pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])
-def test_a_sentence_ends_where_nothing_after_it_is_read(
+def test_tokens_after_the_end_are_left_out_unless_they_are_read(
     text: dict[str, Any], tmp_path: Path
 ) -> None:
     """Left out, what follows changes no embedding; where it would, it is kept."""

@@ -11,7 +11,6 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,8 +20,8 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dfkd import Manifest
+from tests.helpers.jobs import ROOT
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 PAGE = ROOT / "manifests" / "README.md"
 BEGIN, END = "<!-- keys -->", "<!-- /keys -->"
 
@@ -34,7 +33,7 @@ class Key:
     """A row of the list."""
 
     name: str
-    """With the names of its sections, as `--set` takes it."""
+    """The key with the names of its sections, as `--set` takes it."""
     type: str
     default: str
     sentence: str

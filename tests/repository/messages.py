@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.jobs import ROOT
+
 PAGE = ROOT / "jobs" / "MESSAGES.md"
 
 WARNINGS = {
@@ -49,13 +49,13 @@ class Module:
     tree: ast.Module
 
     def functions(self) -> Iterator[ast.FunctionDef]:
-        """All of it, methods and inner ones too."""
+        """Every function, including methods and inner functions."""
         return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef))
 
 
 @cache
 def modules() -> tuple[Module, ...]:
-    """Of the package and of the jobs."""
+    """The modules of the package and of the jobs, by name."""
     files = [file for folder in ("dfkd", "jobs") for file in (ROOT / folder).rglob("*.py")]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     parsed = [ast.parse(file.read_text()) for file in files]
@@ -180,7 +180,7 @@ def message(kind: str, call: ast.Call, known: Bindings) -> Message:
 
 @cache
 def makers_of(module: Module) -> dict[str, ast.FunctionDef]:
-    """Its functions that make errors from their arguments, by name."""
+    """The functions of a module that make errors from their arguments, by name."""
     return {function.name: function for function in module.functions() if is_maker(function)}
 
 

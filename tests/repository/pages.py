@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+from tests.helpers.jobs import ROOT
+
 FOLDERS = (".", ".ci", "cluster", "dfkd", "jobs", "manifests", "tests")
 PAGES = sorted(
     {
@@ -46,7 +47,7 @@ def prose(page: Path) -> str:
 
 
 def links(page: Path) -> list[str]:
-    """Where a page leads to within the repository."""
+    """The links of a page to files of the repository."""
     text = FENCE.sub("", page.read_text())
     return [link for link in LINK.findall(text) if "://" not in link]
 

@@ -5,13 +5,13 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dfkd.config.manifest import Manifest
@@ -25,11 +25,12 @@ from dfkd.storage import cost_records
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import open_storage
 from tests.helpers.partial_version import TASKS, fill, home
+from tests.helpers.small_manifest import SMALLEST
 from tests.helpers.tiny_models import official_yaml
 
 FUZZ = settings(max_examples=100, deadline=None, derandomize=True)
 STORED = settings(FUZZ, max_examples=30, suppress_health_check=list(HealthCheck))
-"""Where each example writes files."""
+"""For tests in which each example writes files."""
 
 PLAIN = (
     st.none()
@@ -110,11 +111,7 @@ def one_line(error: Exception) -> None:
 # --- manifests ------------------------------------------------------------------------------------
 
 VALID: dict[str, Any] = {
-    "name": "small",
-    "classes": ["dog", "cat"],
-    "storage": {"root": "runs/small"},
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
+    **SMALLEST,
     "prompts": {"method": ["vanilla", "mix"], "styles": ["red", "blue"], "guard": {"attempts": 2}},
     "synthesis": {"steps": 3, "learning_rate": 0.1, "format": "jpg"},
     "distillation": {"seeds": [0, 1], "labels": "live", "batch_size": 8, "workers": 2},
@@ -219,9 +216,6 @@ def read_receipt(data: bytes) -> None:
 @example(b"{" * 100_000)
 @example(b'{"a":' * 50_000)
 @example(b"9" * 10_000)
-@example(encode_receipt(RECEIPT).replace(b'"bytes"', b'"bytes": 1, "bytes"'))
-@example(encode_receipt(RECEIPT).replace(b"10240", b"NaN"))
-@example(encode_receipt(RECEIPT).replace(b"10240", b"1e400"))
 @example(encode_receipt(RECEIPT).replace(b"10240", b"1" + b"0" * 400))
 @example(encode_receipt(RECEIPT).decode().encode("utf-16"))
 def test_any_bytes_are_a_receipt_or_refused(data: bytes) -> None:
@@ -251,6 +245,10 @@ def test_any_change_of_a_receipt_is_valid_or_refused(tree: Any) -> None:
         {"failed": [-1]},
         {"failed": {"0": 1}},
         {"fingerprint": ""},
+        {"version": "../" + "0" * 13},
+        {"version": "0" * 15},
+        {"version": "0" * 16 + "/x"},
+        {"version": "G" * 16},
     ],
 )
 def test_a_receipt_of_wrong_values_is_refused(change: dict[str, Any]) -> None:
@@ -259,7 +257,7 @@ def test_a_receipt_of_wrong_values_is_refused(change: dict[str, Any]) -> None:
         decode_receipt(json.dumps(TREE | change).encode(), "here")
 
 
-def test_a_key_given_twice_and_a_number_that_is_none_are_refused() -> None:
+def test_a_receipt_with_a_duplicate_key_or_an_infinite_number_is_refused() -> None:
     twice = encode_receipt(RECEIPT).replace(b'"bytes"', b'"bytes": 1, "bytes"')
     with pytest.raises(CorruptionError, match="a key is there twice"):
         decode_receipt(twice, "here")
@@ -296,7 +294,6 @@ def read_all(root: Path) -> None:
     except CorruptionError as error:
         one_line(error)
         return
-    assert version is not None
     for line in verify(version):
         assert line.strip()
     with contextlib.suppress(CorruptionError):
@@ -305,42 +302,35 @@ def read_all(root: Path) -> None:
                 assert sample.metadata["class"] in version.classes
 
 
-def fuzzed(name: str) -> Callable[[Path, st.DataObject], None]:
-    def fuzz(published: Path, data: st.DataObject) -> None:
-        (path,) = published.glob(f"data/vanilla/{name}")
-        before = path.read_bytes()
-        tree = mutations(json.loads(before)).map(lambda mutant: json.dumps(mutant).encode())
-        content = data.draw(damaged(before) | tree | st.binary(max_size=50))
-        assume(content != before)
-        with replaced(path, content):
-            read_all(published)
+def json_bytes(trees: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
+    return trees.map(lambda tree: json.dumps(tree).encode())
 
-    return fuzz
+
+def other_content(before: bytes) -> st.SearchStrategy[bytes]:
+    """Anything but the JSON object that was written."""
+    changed = damaged(before) | json_bytes(mutations(json.loads(before))) | st.binary(max_size=50)
+    return changed.filter(lambda content: content != before)
 
 
 @STORED
 @given(st.data())
-def test_any_pointer_leads_to_a_version_or_is_refused(published: Path, data: st.DataObject) -> None:
-    fuzzed("current/00000001.json")(published, data)
+@pytest.mark.parametrize("name", ["current/00000001.json", "versions/*/receipts/0000-00000.json"])
+def test_any_pointer_or_receipt_is_read_or_refused(
+    published: Path, name: str, data: st.DataObject
+) -> None:
+    (path,) = published.glob(f"data/vanilla/{name}")
+    with replaced(path, data.draw(other_content(path.read_bytes()))):
+        read_all(published)
 
 
 @STORED
 @given(st.data())
-def test_any_receipt_of_a_version_is_verified(published: Path, data: st.DataObject) -> None:
-    fuzzed("versions/*/receipts/0000-00000.json")(published, data)
-
-
-@STORED
-@given(st.data())
-def test_any_manifest_of_a_version_is_refused_unless_it_is_its_own(
+def test_any_change_of_a_version_s_manifest_is_refused(
     published: Path, data: st.DataObject
 ) -> None:
-    """Once as it stands, once with a pointer that states the hash of the damaged one."""
+    """The pointer states the hash of the valid manifest, and then that of the damaged one."""
     (path,) = published.glob("data/vanilla/versions/*/manifest.json")
-    before = path.read_bytes()
-    tree = mutations(json.loads(before)).map(lambda mutant: json.dumps(mutant).encode())
-    content = data.draw(damaged(before) | tree | st.binary(max_size=50))
-    assume(content != before)
+    content = data.draw(other_content(path.read_bytes()))
     pointer = published / "data/vanilla/current/00000001.json"
     forged = json.loads(pointer.read_text()) | {"manifest": hashlib.sha256(content).hexdigest()}
     with replaced(path, content):
@@ -352,15 +342,12 @@ def test_any_manifest_of_a_version_is_refused_unless_it_is_its_own(
 
 @STORED
 @given(st.data())
-def test_any_prompts_json_is_verified(published: Path, data: st.DataObject) -> None:
-    """Also where the manifest states the hash of the damaged one."""
+def test_any_change_of_prompts_json_is_reported(published: Path, data: st.DataObject) -> None:
+    """`verify` does not fail either if the manifest states the hash of the damaged file."""
     (path,) = published.glob("data/vanilla/versions/*/prompts.json")
-    before = path.read_bytes()
     names = st.sampled_from(["../../x", "/etc/passwd", "00000\0", "", "0" * 5, "a" * 300])
     hostile = st.dictionaries(names, TREES, min_size=1).map(lambda parts: {"parts": parts})
-    tree = (mutations(json.loads(before)) | hostile).map(lambda tree: json.dumps(tree).encode())
-    content = data.draw(damaged(before) | tree)
-    assume(content != before)
+    content = data.draw(other_content(path.read_bytes()) | json_bytes(hostile))
     version = current(home(published))
     assert version
     forged = version.manifest | {"prompts": hashlib.sha256(content).hexdigest()}
@@ -374,13 +361,12 @@ def test_any_prompts_json_is_verified(published: Path, data: st.DataObject) -> N
 
 @STORED
 @given(data=st.data())
-def test_any_card_of_a_student_is_refused(data: st.DataObject) -> None:
+def test_any_student_card_without_its_weights_is_refused(data: st.DataObject) -> None:
     valid = {
         "schema": 1, "architecture": "resnet18", "stem": "small", "classes": ["a", "b"],
         "image_size": 32, "sha256": "0" * 64, "bytes": 3,
     }  # fmt: skip
-    tree = mutations(valid).map(lambda mutant: json.dumps(mutant).encode())
-    content = data.draw(tree | damaged(json.dumps(valid).encode()))
+    content = data.draw(json_bytes(mutations(valid)) | damaged(json.dumps(valid).encode()))
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(folder)
         storage.put(CARD, content)
@@ -390,8 +376,8 @@ def test_any_card_of_a_student_is_refused(data: st.DataObject) -> None:
 
 
 @STORED
-@given(st.binary(max_size=80) | TREES.map(lambda tree: json.dumps(tree).encode()))
-def test_any_record_is_read_or_refused(content: bytes) -> None:
+@given(st.binary(max_size=80) | json_bytes(TREES))
+def test_any_cost_record_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(folder)
         storage.put("records/distill-vanilla-s0.json", content)

@@ -61,7 +61,7 @@ def imported(module: str, *, at_once: bool = False) -> frozenset[str]:
 
 
 def reached(module: str) -> set[str]:
-    """All that importing a module imports at once, through the modules of the package."""
+    """Everything that is imported with a module, directly or through modules of the package."""
     found: set[str] = set()
     open_ends = [module]
     while open_ends:
@@ -83,7 +83,7 @@ def layer(module: str) -> int:
     return LAYERS.index(module.split(".")[1])
 
 
-def test_a_package_imports_those_below_it_alone() -> None:
+def test_a_package_imports_only_packages_of_lower_layers() -> None:
     for module in MODULES - {"dfkd"}:
         for other in imported(module) & MODULES:
             assert other != "dfkd", f"{module} imports dfkd itself, which is above all"
@@ -126,19 +126,19 @@ def test_nothing_in_the_package_imports_a_job() -> None:
         assert not packages(imported(module)) & (jobs | {"jobs"}), module
 
 
-def test_only_the_cluster_studies_and_benchmarks_know_ray() -> None:
+def test_only_the_cluster_studies_and_benchmarks_import_ray() -> None:
     found = importers("ray")
     assert "dfkd.cluster.pool" in found
     assert {name for name in found if not name.startswith(RAY)} == set()
 
 
-def test_only_the_s3_storage_knows_boto3() -> None:
+def test_only_the_s3_storage_imports_boto3() -> None:
     found = importers("boto3", "botocore")
     assert found
     assert {name for name in found if not name.startswith("dfkd.storage.s3")} == set()
 
 
-def test_only_report_and_studies_draw_charts_and_fill_templates() -> None:
+def test_only_report_and_studies_import_libraries_of_charts_and_templates() -> None:
     found = importers("altair", "vl_convert")
     assert found
     assert {name.split(".")[1] for name in found} == {"report", "studies"}
@@ -158,7 +158,7 @@ def test_only_report_and_studies_draw_charts_and_fill_templates() -> None:
         "dfkd.studies.study",
     ],
 )
-def test_what_plans_a_run_is_light(module: str) -> None:
+def test_modules_that_plan_a_run_import_nothing_heavy(module: str) -> None:
     assert packages(reached(module)).isdisjoint(
         {"torch", "torchvision", "ray", "open_clip", "boto3"}
     )
@@ -181,7 +181,7 @@ def test_help_and_refusals_of_a_job_import_nothing_heavy(job: str) -> None:
     assert packages(reached(f"jobs.{job}")).isdisjoint(heavy)
 
 
-def test_a_take_home_student_needs_no_more_than_its_runtime() -> None:
+def test_predict_imports_only_onnxruntime_numpy_and_pillow() -> None:
     assert importers("onnxruntime") == {"dfkd.export.onnx_graphs", "dfkd.export.predict"}
     assert importers("onnx") == {"dfkd.export.onnx_graphs"}
     needed = packages(reached("dfkd.export.predict")) - set(sys.stdlib_module_names)

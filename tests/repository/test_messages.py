@@ -9,6 +9,7 @@ import pytest
 from dfkd.config.manifest import Manifest
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.utils.yaml import check
+from tests.helpers.jobs import ROOT
 from tests.repository import messages
 from tests.repository.messages import Message, Module
 
@@ -32,7 +33,7 @@ def test_every_error_says_what_to_do() -> None:
     assert [row for row in silent if row.kind not in ("problem", "note")] == []
 
 
-def test_what_a_remedy_names_exists() -> None:
+def test_jobs_options_and_extras_that_remedies_name_exist() -> None:
     """Jobs, options of the command line, and extras of the package."""
     remedies = [row.remedy for row in messages.messages()]
 
@@ -40,19 +41,19 @@ def test_what_a_remedy_names_exists() -> None:
         return {name for remedy in remedies for name in re.findall(pattern, remedy)}
 
     sources = [
-        *(messages.ROOT / "jobs").glob("*.py"),
-        messages.ROOT / "dfkd" / "pipeline" / "command_line.py",
+        *(ROOT / "jobs").glob("*.py"),
+        ROOT / "dfkd" / "pipeline" / "command_line.py",
     ]
     assert named(r"jobs/(\w+)\.py") <= {file.stem for file in sources}
     taken = "".join(file.read_text() for file in sources)
     assert {option for option in named(r"--[a-z-]+") if f'"{option}"' not in taken} == set()
-    project = tomllib.loads((messages.ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {f"-e '.[{name}]'" for name in project["optional-dependencies"]}
     assert named("pip install (.+)") <= extras
 
 
 def test_no_module_that_makes_errors_is_left_out() -> None:
-    """Under a qualified name too, which the list would not see."""
+    """The list would not see an error that is made under a qualified name."""
     known = messages.exit_codes()
     for module in messages.modules():
         called = [node.func for node in ast.walk(module.tree) if isinstance(node, ast.Call)]
@@ -100,7 +101,7 @@ def _unused(place: str) -> InfrastructureError:
 """
 
 
-def test_texts_are_read_off_the_source() -> None:
+def test_errors_are_collected_from_the_source() -> None:
     assert sorted(messages.errors(Module("made.up", ast.parse(SOURCE)))) == [
         Message(1, "CorruptionError", "shard {key}: [cut | empty]", "restore it"),
         Message(1, "CorruptionError", "{items}: torn", "fix it"),

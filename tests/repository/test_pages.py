@@ -12,8 +12,9 @@ import yaml
 import dfkd
 from dfkd import Manifest
 from tests.helpers import jobs
+from tests.helpers.jobs import ROOT
 from tests.repository import manifest_keys
-from tests.repository.pages import PAGES, ROOT, Command, anchors, blocks, commands, links, prose
+from tests.repository.pages import PAGES, Command, anchors, blocks, commands, links, prose
 
 MINIATURE = ROOT / "manifests" / "miniature.yaml"
 MINE = "manifests/mine.yaml"
@@ -51,7 +52,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_are_fenced(page: Path) -> None:
-    """So that no command escapes the tests below."""
+    """The tests below would not see a command that is indented only."""
     assert not re.search(r"^ {4}(python|make|ray|pip|docker|kubectl) ", prose(page), re.MULTILINE)
 
 
@@ -77,7 +78,7 @@ JOBS = [each for each in ALL if (found := script(each.words)) and found[0].start
 
 
 def exit_code(job: str, words: list[str]) -> object:
-    """Of a job that is called in this process; an option such as --list prints and exits itself."""
+    """The exit code of a job in this process; an option such as --list prints and exits itself."""
     try:
         return jobs.load(job).main(words)
     except SystemExit as stop:
@@ -97,7 +98,6 @@ def test_every_job_takes_its_command(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     found = script(command.words)
-    assert found is not None
     path, words = found
     words = [str(mine) if word == MINE else word for word in words]
     for run in (word for word in words if word.startswith("runs/")):  # of the reader

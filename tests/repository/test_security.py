@@ -1,9 +1,10 @@
-"""What a stranger may put into files and objects that runs read: each tried, and refused in a line.
+"""Hostile content of files and objects that runs read: each is refused in one line.
 
 Archives and arrays are tried in test_shards, weights in test_weights, small objects of any content
 in test_fuzz, a take-home folder in test_predict, a generator's configuration in test_generator.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -53,18 +54,8 @@ from dfkd.utils.images import decode_image
 from dfkd.utils.strict_json import canonical
 from tests.helpers import partial_version
 from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, make_sample
+from tests.helpers.pickles import Mark
 from tests.helpers.tiny_version import publish, write_manifest
-
-
-class Mark:
-    """Leaves a file behind where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
 
 # --- pictures -------------------------------------------------------------------------------------
 
@@ -106,6 +97,7 @@ STRANGE = {
     "tiff": encoded("TIFF"),
     "icon": encoded("ICO"),
     "nothing": b"",
+    "gif": b"GIF89a",
     "pickle": pickle.dumps([0]),
     "header": encoded("PNG")[:40],
 }
@@ -155,7 +147,7 @@ def first_batch(version: PublishedVersion, cache_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["png bomb", "jpeg bomb", "postscript", "header"])
-def test_a_version_with_such_images_is_read_by_no_one(tmp_path: Path, name: str) -> None:
+def test_no_reader_accepts_a_version_with_such_images(tmp_path: Path, name: str) -> None:
     extension = "jpg" if name == "jpeg bomb" else "png"
     version = hostile_version(tmp_path, extension, image=STRANGE[name])
     for cache_bytes in (0, 1 << 20):
@@ -238,16 +230,18 @@ def test_damaged_parquet_is_refused(place: int) -> None:
     data[place] ^= 0xFF
     with pytest.raises(CorruptionError, match="here: no readable Parquet"):
         parquet.read(bytes(data), ("nothing",), "here", "fix it")
-    refused_table(b"", "")
-    refused_table(b"PAR1" * 3, "")
-    refused_table(table_bytes(GOOD)[:-20], "")
+
+
+def test_empty_or_cut_parquet_is_refused() -> None:
+    for data in (b"", b"PAR1" * 3, table_bytes(GOOD)[:-20]):
+        refused_table(data, "")
 
 
 def test_parquet_with_other_columns_is_refused() -> None:
     refused_table(table_bytes(GOOD.select(["index"])), "no column class_index")
 
 
-def test_parquet_that_grows_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kilobytes that hold 64 MB; the limit, which is 2 GB, is made smaller for the test."""
     monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 24)
     words = pa.array(["x" * 32_000]).dictionary_encode()
@@ -278,13 +272,11 @@ def test_prompts_of_another_schema_are_refused(tmp_path: Path, table: pa.Table) 
         version.prompts(TASKS[0])
 
 
-def test_an_index_that_is_none_is_named_by_verify(tmp_path: Path) -> None:
-    """Also where the manifest states its hash."""
+def test_verify_names_an_unreadable_index(tmp_path: Path) -> None:
+    """The manifest states the hash of the damaged index."""
     version = fill(tmp_path)
-    index = Path(version.storage.location("index.parquet"))
     for content in (b"PAR1", table_bytes(GOOD)):
-        index.chmod(0o644)
-        index.write_bytes(content)
+        version.storage.put(layout.INDEX, content)
         files = version.manifest["files"] | {layout.INDEX: hashlib.sha256(content).hexdigest()}
         forged = PublishedVersion(version.home, version.manifest | {"files": files}, version.shards)
         assert any("no readable index" in line for line in verify(forged))
@@ -314,7 +306,7 @@ def outside(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", [*OUTSIDE, "a/", "a/.hidden", "a b", "a\n", "-rf", "x" * 300])
 def test_no_key_leads_outside_the_storage(outside: Path, name: str) -> None:
     storage = open_storage(str(outside))
     for use in (
@@ -334,13 +326,10 @@ def test_no_key_leads_outside_the_storage(outside: Path, name: str) -> None:
 def forge(version: PublishedVersion, **changes: Any) -> None:
     """Change a published manifest, and the pointer so that it states the new hash."""
     content = canonical(version.manifest | changes)
-    path = Path(version.storage.location("manifest.json"))
-    path.chmod(0o644)
-    path.write_bytes(content)
-    pointer = Path(version.home.location("current/00000001.json"))
-    pointer.chmod(0o644)
-    facts = json.loads(pointer.read_text())
-    pointer.write_bytes(canonical(facts | {"manifest": hashlib.sha256(content).hexdigest()}))
+    version.storage.put("manifest.json", content)
+    facts = json.loads(version.home.get("current/00000001.json"))
+    facts["manifest"] = hashlib.sha256(content).hexdigest()
+    version.home.put("current/00000001.json", canonical(facts))
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -349,16 +338,13 @@ def test_no_shard_of_a_manifest_or_receipt_lies_outside(outside: Path, name: str
     shard = version.manifest["shards"][0] | {"shard": name}
     forge(version, shards=[shard])
     found = current(home(outside))
-    assert found
     with pytest.raises(CorruptionError, match="object key"):
         list(found.samples(found.shards[0]))
     assert any("object key" in line for line in verify(found))
     with pytest.raises(CorruptionError):
         next(Stream(found, 32, 1, 0).batches(0))
-    receipt = Path(version.storage.location("receipts/0000-00000.json"))
-    receipt.chmod(0o644)
-    receipt.write_bytes(canonical(shard))
-    Path(version.storage.location("manifest.json")).unlink()
+    version.storage.put("receipts/0000-00000.json", canonical(shard))
+    version.storage.delete("manifest.json")
     with pytest.raises(CorruptionError, match="object key"):
         Version(version.home, version.fingerprint).publish(TASKS[:1], {})
 
@@ -367,12 +353,9 @@ def test_no_shard_of_a_manifest_or_receipt_lies_outside(outside: Path, name: str
 def test_no_part_of_prompts_lies_outside(outside: Path, name: str) -> None:
     version = fill(outside, TASKS[:1])
     content = canonical({"parts": {name: "0" * 64}})
-    prompts = Path(version.storage.location("prompts.json"))
-    prompts.chmod(0o644)
-    prompts.write_bytes(content)
+    version.storage.put("prompts.json", content)
     forge(version, prompts=hashlib.sha256(content).hexdigest())
     found = current(home(outside))
-    assert found
     assert any("names no parts" in line for line in verify(found))
 
 
@@ -458,7 +441,7 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
         ({"sha256": "../x"}, "sha256"),
     ],
 )
-def test_a_card_that_says_nonsense_is_refused(
+def test_a_student_card_with_invalid_values_is_refused(
     tmp_path: Path, changes: dict[str, Any], place: str
 ) -> None:
     put_student(tmp_path, b"", **changes)
@@ -474,9 +457,7 @@ def test_a_card_names_a_known_architecture_or_is_refused(tmp_path: Path, name: s
 
 
 def distiller() -> Distiller:
-    config = Distillation(
-        student="timm:test_resnet", weights="none", optimizer="adamw", warmup_epochs=0
-    )
+    config = dataclasses.replace(CONFIG, student="timm:test_resnet", stem="imagenet")
     return Distiller(build(config, 2, 32, 0), config, Schedule(2, 2, 6), 0)
 
 
@@ -552,7 +533,7 @@ def test_a_manifest_with_a_credential_is_refused_without_saying_it(
     harmless(printed.err)
 
 
-def test_an_error_of_any_kind_conceals_what_could_be_a_credential() -> None:
+def test_every_error_class_conceals_credentials() -> None:
     for root in ROOTS:
         harmless(conceal(root))
         for error in (
@@ -566,12 +547,12 @@ def test_an_error_of_any_kind_conceals_what_could_be_a_credential() -> None:
             harmless(str(pickle.loads(pickle.dumps(error))))
 
 
-def test_what_is_no_credential_is_shown() -> None:
+def test_text_without_credentials_is_not_concealed() -> None:
     for text in ("s3://bucket/a@b/c", "https://a.b/c@d", "manifests/a.yaml", "a:b@c", "x=1&y=2"):
         assert conceal(text) == text
 
 
-def test_errors_travel_between_processes_as_they_are() -> None:
+def test_errors_can_be_pickled_without_loss() -> None:
     error = pickle.loads(pickle.dumps(ManifestError("seed", "must be", -1, "change it")))
     assert (str(error), error.field) == ("seed: must be, got -1; change it", "seed")
     assert error.exit_code == 2
@@ -640,7 +621,7 @@ def test_an_endpoint_with_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("credentials")
-def test_nothing_of_the_environment_is_in_what_a_run_leaves(tmp_path: Path) -> None:
+def test_a_run_writes_no_credentials_of_its_environment(tmp_path: Path) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
     publish(manifest)
     root = open_storage(manifest.storage.root)
@@ -656,7 +637,7 @@ def test_nothing_of_the_environment_is_in_what_a_run_leaves(tmp_path: Path) -> N
         assert not any(secret.encode() in data for secret in (KEY, SECRET, TOKEN)), path
 
 
-def test_a_manifest_is_printed_as_it_was_read(tmp_path: Path) -> None:
+def test_usual_storage_roots_are_not_taken_for_credentials(tmp_path: Path) -> None:
     """The check of credentials refuses no usual place."""
     for root in ("s3://bucket/pre-fix/b", "runs/@home", "/a:b/c@d", "s3://bucket"):
         manifest = Manifest.read(write_manifest(tmp_path, storage={"root": root}))

@@ -31,7 +31,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
-    """Of a value, which safetensors alone would read without a word."""
+    """The bit belongs to a value, so safetensors alone would not notice."""
     checkpoints = Checkpoints(open_storage(str(tmp_path)))
     kinds = {"half": torch.ones(3, dtype=torch.bfloat16), "none": torch.empty(0, 4)}
     state = {"weight": torch.rand(4, 3).t(), "step": torch.tensor(7), **kinds}

@@ -114,7 +114,7 @@ def test_never_two_holders_pass_their_fences(steps: list[tuple[str, int]]) -> No
         lease = leases.get(who)
         if step == "t" and lease is None:
             with contextlib.suppress(LeaseError):
-                leases[who] = acquire(storage, "regenerate", 10, clock=clock)  # type: ignore[arg-type]
+                leases[who] = acquire(storage, "regenerate", 10, clock=clock)
         elif step == "w":
             clock.now += 4 * (who + 1)
         elif step == "f" and lease:
@@ -144,7 +144,7 @@ def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(storage: St
     renewed = threading.Event()
     put = type(storage).put
 
-    class Watched(type(storage)):  # type: ignore[misc]
+    class Watched(type(storage)):
         def put(self, key: str, data: bytes | Path) -> None:
             put(self, key, data)
             renewed.set()
@@ -210,7 +210,6 @@ def test_a_killed_holder_is_succeeded_once_its_lease_has_expired(
     words = [sys.executable, "-c", HOLD, str(tmp_path), "600"]
     own = environment() | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=own) as holder:
-        assert holder.stdout is not None
         name = holder.stdout.readline().strip()
         assert name.endswith(f":{holder.pid}")
         with pytest.raises(LeaseError, match=name):

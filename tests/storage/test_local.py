@@ -1,20 +1,18 @@
 import multiprocessing
-import pickle
 import resource
 import shutil
 import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
-from dfkd.storage.base import KEY, StoredObject, split_root
-from dfkd.storage.local import LocalStorage, MissingObject, open_storage, require_root_space
+from dfkd.errors import Exit, InfrastructureError, ManifestError
+from dfkd.storage.base import KEY, split_root
+from dfkd.storage.local import LocalStorage, open_storage, require_root_space
 from tests.helpers.storage_contract import StorageTests
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,42 +27,6 @@ class TestStorage(StorageTests):
     @pytest.fixture
     def root(self, tmp_path: Path) -> str:
         return str(tmp_path / "runs/one")
-
-
-def test_nothing_is_left_of_a_write_that_loses(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
-    storage.put("a/b.json", b"1")
-    assert not storage.put_if_absent("a/b.json", b"3")
-    assert list(storage.entries()) == [StoredObject("a/b.json", 1, ANY)]
-    assert leftovers(tmp_path) == []
-    assert storage.abort_uploads(0) == 0
-
-
-def test_missing_objects(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
-    storage.put("a/b", b"")
-    for key in ("nothing", "a", "a/b/c"):
-        with pytest.raises(MissingObject, match="no such object"):
-            storage.get(key)
-        with pytest.raises(MissingObject, match="no such object"):
-            storage.get_file(key, tmp_path / "out")
-        assert not storage.exists(key)
-    storage.delete("nothing")
-    storage.delete("a/b")
-    assert not storage.exists("a/b")
-
-
-def test_a_child_sees_its_own_keys_only(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
-    child = storage.child("data/mix").child("versions")
-    child.put("x", b"1")
-    storage.put("data/mixed", b"2")
-    assert list(child.list()) == ["x"]
-    assert list(storage.list("data/mix/")) == ["data/mix/versions/x"]
-    assert child.location("x") == str(tmp_path / "data/mix/versions/x")
-    assert storage.folders("data/") == ("mix",)
-    assert storage.folders("none/") == ()
-    assert pickle.loads(pickle.dumps(child)).get("x") == b"1"
 
 
 KEYS = st.lists(
@@ -84,36 +46,6 @@ def test_list_is_sorted_and_complete(keys: list[str], prefix: str) -> None:
         for key in chosen:
             storage.put(key, b"")
         assert list(storage.list(prefix)) == sorted(k for k in chosen if k.startswith(prefix))
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "",
-        "/etc/passwd",
-        "../x",
-        "a/../../x",
-        "a//b",
-        "a/",
-        ".partial/x",
-        "a/.hidden",
-        "a\\b",
-        "a\0b",
-        "a b",
-        "a\n",
-        "-rf",
-        "x" * 300,
-    ],
-)
-def test_keys_that_could_leave_the_root_are_refused(tmp_path: Path, key: str) -> None:
-    storage = open_storage(str(tmp_path / "root"))
-    (tmp_path / "x").write_bytes(b"outside")
-    for use in (storage.get, storage.exists, storage.delete, storage.child):
-        with pytest.raises(CorruptionError, match="object key"):
-            use(key)
-    with pytest.raises(CorruptionError, match="object key"):
-        storage.put(key, b"")
-    assert (tmp_path / "x").read_bytes() == b"outside"
 
 
 @given(st.from_regex(KEY, fullmatch=True))
@@ -159,6 +91,7 @@ def test_exactly_one_of_racing_writers_wins(tmp_path: Path, kind: str) -> None:
     assert storage.get("prize") == bytes([won.index(True)]) * BIG
     assert seen <= {storage.get("prize")}
     assert leftovers(tmp_path) == []
+    assert storage.abort_uploads(0) == 0
 
 
 def test_readers_see_the_old_or_the_new_object(tmp_path: Path) -> None:
@@ -204,13 +137,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
     assert storage.put_if_absent("second", b"2" * (100 << 10))
 
 
-def test_a_copy_that_does_not_fit_is_refused(small_disk: Path, tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path / "run"))
-    storage.put("big", b"x" * (400 << 10))
-    with pytest.raises(InfrastructureError, match=r"no room for .*copy \(409600 bytes"):
-        storage.get_file("big", small_disk / "copy")
-
-
 def _write_limited(root: str) -> str:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     try:
@@ -239,10 +165,9 @@ def test_too_little_space_is_refused_before_work(tmp_path: Path) -> None:
 
 def test_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
-        open_storage(str(tmp_path / "file"))
-    with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
-        open_storage("/proc/here")
+    for root in (str(tmp_path / "file"), "/proc/here"):
+        with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
+            open_storage(root)
     with pytest.raises(ManifestError, match=r"storage\.root: must be a directory or s3://"):
         open_storage("gs://bucket")
 

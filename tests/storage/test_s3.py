@@ -6,8 +6,7 @@ import boto3
 import pytest
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.local import Storage, open_storage
-from dfkd.storage.s3 import S3Storage
+from dfkd.storage.local import open_storage
 from tests.helpers.storage_contract import FaultTests, StorageTests
 
 server = pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -36,11 +35,6 @@ def root(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return f"s3://{bucket}/runs/one"
 
 
-@pytest.fixture
-def storage(root: str) -> Storage:
-    return open_storage(root)
-
-
 class TestStorage(StorageTests):
     pass
 
@@ -57,26 +51,6 @@ def test_buckets_that_cannot_be_used_are_refused(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(InfrastructureError, match="run the same command again"):
         open_storage(root)
-
-
-def test_unfinished_uploads_are_removed(storage: Storage) -> None:
-    assert isinstance(storage, S3Storage)
-    client, place = storage._client, {"Bucket": storage.bucket, "Key": "runs/one/a/big"}
-    client.create_multipart_upload(**place)
-    client.create_multipart_upload(Bucket=storage.bucket, Key="runs/two/big")
-    assert storage.abort_uploads(older_than=1e9) == 0
-    assert storage.abort_uploads(older_than=0) == 1
-    assert storage.abort_uploads(older_than=0) == 0
-    kept = client.list_multipart_uploads(Bucket=storage.bucket)["Uploads"]
-    assert [upload["Key"] for upload in kept] == ["runs/two/big"]
-
-
-def test_a_download_that_does_not_fit_is_refused(storage: Storage, small_disk: Path) -> None:
-    storage.put("big", b"x" * (400 << 10))
-    with pytest.raises(
-        InfrastructureError, match=r"no room for .*copy \(409600 bytes, \d+ bytes fr"
-    ):
-        storage.get_file("big", small_disk / "copy")
 
 
 def test_secrets_are_in_no_error_and_no_repr(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How a process keeps memory, and that float32 is float32."""
+"""How a process keeps memory and random state, and that float32 is float32."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dfkd.cluster.worker import SynthesisWorker
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
-from dfkd.utils.device import pick_device
+from dfkd.utils.device import pick_device, seeded
 from tests.helpers.tiny_version import write_manifest
 
 FAULTS = """
@@ -35,13 +35,13 @@ print(faults() - begun)
 
 
 def page_faults(before: str) -> int:
-    """Of five steps that make ten tensors of 4 MiB and free them all."""
+    """The page faults of five steps that each make ten tensors of 4 MiB and free them."""
     command = [sys.executable, "-c", FAULTS.format(before=before)]
     return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def test_freed_memory_is_used_again() -> None:
-    """Most of it: a heap may still grow while it is new, and other processes press on memory."""
+    """At least half of it: a new heap may still grow, and other processes need memory too."""
     kept = page_faults("import dfkd.utils.device; dfkd.utils.device.keep_freed_memory()")
     assert kept < 0.5 * page_faults("import dfkd.utils.device")
 
@@ -70,21 +70,29 @@ def flags(before: str) -> list[str | bool]:
 
 def test_a_process_that_works_for_us_has_no_tf32() -> None:
     assert flags("") == ["high", True, True, True, True, True]
-    assert flags("import dfkd.utils.device; dfkd.utils.device.pick_device()") == [
-        "highest",
-        *[False] * 5,
-    ]
+    found = flags("import dfkd.utils.device; dfkd.utils.device.pick_device()")
+    assert found == ["highest", *[False] * 5]
 
 
 def test_a_worker_has_no_tf32_once_it_has_its_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = {"model": "miniature", "weights": "miniature"}
-    manifest = Manifest.read(write_manifest(tmp_path, teacher=teacher))
+    manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     SynthesisWorker(manifest, version, 1.0).load_teacher()
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_seeded_block_draws_from_its_seed_and_restores_the_generator() -> None:
+    def draw(seed: int) -> torch.Tensor:
+        with seeded(seed):
+            return torch.rand(64)
+
+    before = torch.get_rng_state()
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_gpu_is_only_used_through_pick_device() -> None:

@@ -55,7 +55,7 @@ def test_threads_are_given_back_after_a_failure() -> None:
 def test_a_median_is_in_milliseconds_and_without_the_warm_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a clock that a call moves by 5 ms, and by a minute while it warms up or once more."""
+    """A call takes 5 ms by the clock, but a minute during the warm-up and once after it."""
     clock = iter([60.0] * WARMUP_CALLS + [60.0] + [0.005] * (TIMED_CALLS - 1))
     now = 0.0
 

@@ -21,9 +21,10 @@ TALK = """
 from contextlib import nullcontext
 from dfkd.utils import logs
 with logs.json_log("synthesize", ""):
-    logs.task_done(run="0123456789abcdef", task="0003-00001", attempt=2, seconds=4.21349, images=11,
-                   failed=1, bytes=1234, node="10.0.0.7")
-    logs.task_quarantined(run="0123456789abcdef", task="0003-00002", images=12, reason="no\\nluck")
+    logs.log_event("task", run="0123456789abcdef", task="0003-00001", attempt=2, seconds=4.213,
+                   images=11, failed=1, bytes=1234, node="10.0.0.7")
+    logs.log_event("quarantined", run="0123456789abcdef", task="0003-00002", images=12,
+                   reason="no\\nluck")
 """
 
 
@@ -54,7 +55,7 @@ def test_a_task_is_one_line_of_json_on_stderr() -> None:
     }
 
 
-def test_a_program_that_uses_the_library_hears_nothing_unasked() -> None:
+def test_nothing_is_logged_unless_a_job_asks_for_it() -> None:
     silent = TALK.replace('logs.json_log("synthesize", "")', "nullcontext()")
     found = subprocess.run([sys.executable, "-c", silent], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0
@@ -67,7 +68,8 @@ from dfkd.utils import logs
 from dfkd.utils.progress import bar
 with logs.json_log("synthesize", sys.argv[1]), bar("vanilla images", 9, "img") as shown:
     for number in range(3):
-        logs.task_quarantined(run="0" * 16, task=f"0000-0000{number}", images=3, reason="no luck")
+        logs.log_event("quarantined", run="0" * 16, task=f"0000-0000{number}", images=3,
+                       reason="no luck")
         shown.update(3)
 """
 

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from dfkd.utils.paired import Difference, difference
 
 
-def test_three_pairs_by_hand() -> None:
+def test_an_interval_of_three_pairs_by_hand() -> None:
     """Differences of 1, 2 and 3 points: s = 1, and t(0.975, 2) = 4.302653 in any table of it."""
     found = difference({0: 0.51, 1: 0.62, 2: 0.73}, {2: 0.70, 1: 0.60, 0: 0.50})
-    assert found is not None
     half = 4.302653 * 0.01 / 3**0.5
     assert (found.mean, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
 
@@ -19,8 +18,6 @@ def test_two_and_five_pairs_have_the_quantiles_of_a_table() -> None:
     """12.706 with one degree of freedom, 2.776 with four; s is sqrt(2) and sqrt(2.5) points."""
     two = difference({0: 0.01, 1: 0.03}, {0: 0.0, 1: 0.0})
     five = difference({i: 0.01 * i for i in range(5)}, dict.fromkeys(range(5), 0.0))
-    assert two is not None
-    assert five is not None
     assert two.high == pytest.approx(0.02 + 12.7062 * 0.01, abs=1e-6)
     assert five.high == pytest.approx(0.02 + 2.776445 * 0.025**0.5 / 10 / 5**0.5, abs=1e-6)
 
@@ -31,7 +28,8 @@ def test_only_seeds_that_both_have_count() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 9), st.floats(0, 1), min_size=2), st.floats(-0.5, 0.5))
-def test_what_all_pairs_share_widens_no_interval(theirs: dict[int, float], more: float) -> None:
+def test_a_constant_difference_has_an_interval_without_width(
+    theirs: dict[int, float], more: float
+) -> None:
     found = difference({seed: value + more for seed, value in theirs.items()}, theirs)
-    assert found is not None
     assert (found.mean, found.low, found.high) == pytest.approx((more,) * 3, abs=1e-12)

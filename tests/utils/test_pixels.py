@@ -13,7 +13,7 @@ def test_pixels_are_rounded_and_clamped() -> None:
     assert found[0, ..., 0].flatten().tolist() == [0, 0, 0, 1, 255, 255]
 
 
-def test_what_is_no_number_is_black() -> None:
+def test_nan_becomes_black_and_infinities_are_clamped() -> None:
     pixels = torch.tensor([torch.nan, torch.inf, -torch.inf], requires_grad=True).view(1, 3, 1, 1)
     assert to_bytes(pixels).flatten().tolist() == [0, 255, 0]
 

@@ -38,11 +38,11 @@ def test_flags_and_numbers(tmp_path: Path, text: str, value: Any) -> None:
     ["no", "No", "on", "YES", "off", "y", "n", "1:30", "1:30.5", "1_000", "1_0.5", "1e", "e1",
      ".", "1.2.3", "08", "tRue", "inf", "nan", "-1-", "1e-3x", "0o7", "3 d"],
 )  # fmt: skip
-def test_all_else_is_text(tmp_path: Path, text: str) -> None:
+def test_other_scalars_are_text(tmp_path: Path, text: str) -> None:
     assert scalar(tmp_path, text) == text
 
 
-def test_not_a_number_is_none(tmp_path: Path) -> None:
+def test_a_written_nan_is_read_as_nan(tmp_path: Path) -> None:
     assert math.isnan(scalar(tmp_path, ".nan"))
 
 

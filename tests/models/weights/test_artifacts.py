@@ -40,7 +40,7 @@ def every() -> list[Artifact]:
     return [*of_open_clip(), *of_torchvision(), *vqgans]
 
 
-def test_facts_have_the_form_that_is_relied_upon() -> None:
+def test_artifacts_have_valid_names_hashes_and_addresses() -> None:
     artifacts = every()
     assert len(artifacts) > 40
     for artifact in artifacts:
@@ -58,7 +58,6 @@ def test_no_two_files_share_a_name_in_the_cache() -> None:
 @pytest.mark.parametrize("model", OPENAI)
 def test_openais_archives_have_their_hash_and_size(model: str) -> None:
     artifact = open_clip_tags.published(model, "openai")
-    assert artifact is not None
     assert artifact.file == OPENAI[model]
     assert artifact.certain
     assert all(f"/{artifact.sha256}/{artifact.file}" in place for place in artifact.addresses)
@@ -85,14 +84,12 @@ def test_a_vqgan_has_a_configuration_and_weights() -> None:
     for codes in (1024, 16384):
         name = f"vqgan-imagenet-f16-{codes}"
         config, weights = (published(f"generator.{key}", name) for key in ("config", "weights"))
-        assert config is not None
-        assert weights is not None
         assert (config.file, weights.file) == (f"{name}.yaml", f"{name}.ckpt")
         assert published("teacher.weights", name) is None
     assert published("generator.weights", "vqgan-imagenet-f16-512") is None
 
 
-def test_what_was_not_fetched_is_one_line_with_the_command(tmp_path: Path) -> None:
+def test_a_file_missing_from_the_cache_is_one_line_with_the_command(tmp_path: Path) -> None:
     artifact = Artifact("w.pt", ("https://a.org/w.pt",), "MIT")
     with pytest.raises(WeightsError) as caught:
         cached("teacher.weights", "openai", artifact, tmp_path)

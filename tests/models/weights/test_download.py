@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.download import Fetched, Fetcher
-from dfkd.models.weights.http import MAX_BYTES, PartialFile, Refusal, receive
+from dfkd.models.weights.http import MAX_BYTES, PartialFile, receive
 from dfkd.storage.retries import RetryPolicy
 from tests.helpers.http_server import Publisher
 
@@ -70,7 +70,7 @@ def test_a_file_is_there_whole_or_not_at_all(
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_what_is_there_is_verified_and_not_fetched_again(
+def test_a_cached_file_is_verified_and_not_fetched_again(
     server: Publisher, tmp_path: Path, known: bool
 ) -> None:
     artifact = server.artifact(FILE, known)
@@ -181,7 +181,7 @@ def test_a_part_that_was_complete_is_only_verified(server: Publisher, tmp_path: 
     assert server.ranges == [f"bytes={len(BODY)}-"]
 
 
-def test_what_is_not_the_published_file_is_refused(server: Publisher, tmp_path: Path) -> None:
+def test_a_file_with_another_hash_is_refused(server: Publisher, tmp_path: Path) -> None:
     artifact = server.artifact(FILE)
     server.files[FILE] = BODY[:-1] + b"x"
     error = failure(tmp_path, artifact)
@@ -205,7 +205,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_taken(
     assert left(tmp_path) == set()
 
 
-def test_an_answer_without_end_ends(server: Publisher, tmp_path: Path) -> None:
+def test_an_endless_answer_is_cut_off(server: Publisher, tmp_path: Path) -> None:
     server.inject("endless")
     assert "sends more than 9000 bytes" in str(
         failure(tmp_path, replace(server.artifact(FILE), bytes=9000))
@@ -221,6 +221,7 @@ def test_an_address_without_the_file_is_a_failure_and_not_tried_again(
     assert "127.0.0.1 answers 404; give a --mirror that has it" in str(error)
     assert error.exit_code == Exit.FAILED
     assert len(server.seen) == 1
+    assert left(tmp_path) == set()
 
 
 def test_a_server_that_stays_busy_is_worth_another_run(server: Publisher, tmp_path: Path) -> None:
@@ -334,7 +335,9 @@ def test_a_mirror_that_cannot_be_trusted_is_refused(
         assert "me:secret" not in str(error)
 
 
-def test_a_redirect_is_followed_but_not_into_the_open(server: Publisher, tmp_path: Path) -> None:
+def test_a_redirect_is_followed_unless_it_leads_away_from_https(
+    server: Publisher, tmp_path: Path
+) -> None:
     server.files["elsewhere"] = BODY
     artifact = server.artifact(FILE, known=False)
     server.inject(f"away {server.address}/elsewhere")
@@ -366,7 +369,7 @@ def test_a_disk_that_fills_up_is_one_line(server: Publisher, small_disk: Path) -
     assert "No space left on device" in str(error)
 
 
-def test_of_two_processes_one_waits_for_the_other(server: Publisher, tmp_path: Path) -> None:
+def test_two_processes_do_not_fetch_a_file_at_once(server: Publisher, tmp_path: Path) -> None:
     artifact = server.artifact(FILE)
     server.inject("held")
     spawn = multiprocessing.get_context("spawn")
@@ -390,14 +393,3 @@ def test_a_refusal_names_no_address_of_a_redirect(server: Publisher, tmp_path: P
     """Such addresses may hold tokens."""
     server.inject(f"away {server.address}/token/none?Signature=secret")
     assert "token" not in str(failure(tmp_path, server.artifact(FILE)))
-
-
-def test_a_try_alone_says_what_is_final(server: Publisher, tmp_path: Path) -> None:
-    artifact = server.artifact(FILE)
-    server.inject("gone", "busy")
-    with PartialFile(artifact, tmp_path) as part:
-        with pytest.raises(Refusal):
-            receive(artifact.addresses[0], artifact, part, 5)
-        with pytest.raises(OSError, match="answers 503"):
-            receive(artifact.addresses[0], artifact, part, 5)
-    assert left(tmp_path) == set()

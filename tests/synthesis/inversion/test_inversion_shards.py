@@ -5,7 +5,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +22,7 @@ from dfkd.synthesis.inversion.deepinversion import DeepInverter
 from dfkd.synthesis.inversion.run import PartRequest
 from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker
+from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import CLASSES, read
 from tests.helpers.tiny_models import model_config, write_teacher
 
@@ -33,7 +33,7 @@ COUPLED = (*METHODS, "vanilla-bn")
 def chosen(method: str, *overrides: str) -> Manifest:
     ways = ("synthesis.method=[latent, deepinversion, dfad, cmi, pre]",)
     latent = ("synthesis.batch_norm_weight=0.1", "synthesis.steps=2", "synthesis.batch_size=3")
-    return read(*ways, *latent, *overrides).with_method(method)  # type: ignore[arg-type]
+    return read(*ways, *latent, *overrides).with_method(method)
 
 
 def make(
@@ -65,7 +65,7 @@ def samples(shards: dict[str, bytes]) -> list[Sample]:
 
 
 @pytest.mark.parametrize("method", COUPLED)
-def test_a_part_is_made_of_labelled_images_and_is_the_same_each_time(
+def test_a_part_has_labelled_images_and_the_same_bytes_each_time(
     method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     manifest = chosen(method)
@@ -83,22 +83,18 @@ def test_a_part_is_made_of_labelled_images_and_is_the_same_each_time(
         assert facts["prompt"] == f"A {CLASSES[facts['class_index']]}"
         assert facts["seed"] == image_seed(manifest, facts["class_index"], index)
         assert facts["attempt"] == 0
-        pixels = np.asarray(Image.open(io.BytesIO(sample.image)))
-        assert pixels.shape == (64, 64, 3)
-        assert pixels.std() > 1
-        seen = teacher.encode_image(_batch(pixels))
+        picture = np.array(Image.open(io.BytesIO(sample.image)))
+        assert picture.shape == (64, 64, 3)
+        assert picture.std() > 1
+        seen = teacher.encode_image(from_bytes(torch.from_numpy(picture)[None]))
         assert np.allclose(sample.arrays["distances"], distances(seen, texts)[0], atol=1e-5)
     assert len({sample.image for sample in found}) == len(found)
     (one, other) = samples(make(manifest, teacher, generator, second, tmp_path / "second"))
     assert {one.metadata["index"], other.metadata["index"]} == {2}
 
 
-def _batch(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-
-
 @pytest.mark.parametrize("method", COUPLED)
-def test_what_is_missing_of_a_part_is_made_as_it_was(
+def test_missing_shards_of_a_part_are_made_with_the_same_bytes(
     method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     """A run that died between two shards of a part makes the part again, and the same bytes."""
@@ -142,7 +138,7 @@ def test_an_image_that_diverges_is_tried_with_all_of_its_run(
         return made
 
     monkeypatch.setattr(DeepInverter, "images", failing)
-    found = samples(make(manifest, teacher, None, unit, tmp_path))  # type: ignore[arg-type]
+    found = samples(make(manifest, teacher, None, unit, tmp_path))
     assert [sample.metadata["attempt"] for sample in found] == [1] * 4
     assert not torch.equal(seen[0].pixels, seen[1].pixels)
 
@@ -159,7 +155,7 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     generator: VQGAN,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its images would be others."""
+    """Halves would give other images."""
 
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -171,15 +167,6 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     monkeypatch.setattr(teacher, "encode_image", full)
     with pytest.raises(DfkdError, match=rf"memory had no room .* lower {field}$"):
         maker.shards(next(units(manifest, ())), prompts, tmp_path)
-
-
-def test_a_part_needs_all_of_its_prompts(tmp_path: Path, teacher: Teacher) -> None:
-    manifest = chosen("cmi")
-    prompts = PromptMaker(manifest, teacher).part(0)
-    mine = prompts.filter(pa.compute.equal(prompts["class_index"], 1))
-    maker = ShardMaker(manifest, teacher, None)
-    with pytest.raises(ValueError, match="needs the prompts of images"):
-        maker.shards(next(units(manifest, {"0000-00000"})), mine, tmp_path)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "latent"])

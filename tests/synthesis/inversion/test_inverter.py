@@ -26,11 +26,11 @@ def run(part: int) -> PartRequest:
     return PartRequest(torch.tensor([0, 1]), seeds, 64, part=part, before=2 * part)
 
 
-def test_the_methods_that_carry_something_are_the_chained_ones(teacher: Teacher) -> None:
+def test_only_chained_methods_have_a_state(teacher: Teacher) -> None:
     settings = read().inversion
     for method in METHODS:
         carries = bool(begun(method, teacher, settings).state())
-        assert carries == has_dependent_parts(method) == (method in CHAINED)  # type: ignore[arg-type]
+        assert carries == has_dependent_parts(method) == (method in CHAINED)
 
 
 @pytest.mark.parametrize("method", CHAINED)

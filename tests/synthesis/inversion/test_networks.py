@@ -78,7 +78,6 @@ def test_the_networks_of_pre_start_as_its_code_starts_them() -> None:
                 weight = module.weight.detach()
                 assert float(weight.abs().max()) <= 0.08
                 assert float(weight.std()) == pytest.approx(0.08 / 3**0.5, rel=0.1)
-                assert module.bias is not None
                 assert not module.bias.any()
         norms = [m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         assert norms.count(0.8) == large
@@ -86,7 +85,7 @@ def test_the_networks_of_pre_start_as_its_code_starts_them() -> None:
 
 
 def test_the_encoder_sees_columns_of_length_one() -> None:
-    """So that brightness, which scales a column, tells nothing."""
+    """Brightness, which scales a column, must not matter."""
     encoder = PreEncoder(5, 4, 32).eval()
     images = torch.rand(2, 3, 32, 32)
     for one, two in zip(encoder(images), encoder(3 * images), strict=True):
@@ -130,7 +129,7 @@ def test_a_seed_gives_the_same_network_and_touches_no_global_state() -> None:
 
 @pytest.mark.parametrize("drawn_anew", [True, False])
 def test_weights_are_drawn_as_dcgan_s(drawn_anew: bool) -> None:
-    """Those of CMI anew for each batch; those of DFAD once."""
+    """CMI draws its weights again for each batch, DFAD once."""
     network: nn.Module = CmiGenerator(64, 32, 16) if drawn_anew else DfadGenerator(64, 32, 32)
     if drawn_anew:
         init_normal(network, torch.Generator().manual_seed(0))

@@ -95,7 +95,7 @@ def test_the_novelty_loss_is_the_sum_of_its_terms(
     assert values[3] < alone
 
 
-def test_the_memory_comes_to_give_back_what_it_is_shown(teacher: Teacher) -> None:
+def test_the_memory_learns_to_reconstruct_images(teacher: Teacher) -> None:
     """Images of one colour each, told apart by nothing else."""
     classifier, _ = problem(teacher, 0, 1)
     config = Pre(batch_size=16, latent=16, width=8)
@@ -135,7 +135,7 @@ def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
-def test_images_come_from_the_whole_game(teacher: Teacher) -> None:
+def test_images_are_taken_from_all_rounds(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     told: list[int] = []
     game = PreInverter(classifier, course(), Inversion(pre=GAME))

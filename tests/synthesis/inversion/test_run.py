@@ -30,7 +30,7 @@ def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
     assert torch.allclose(classifier.pixels(whitened), pixels, atol=1e-6)
 
 
-def test_what_a_run_draws_depends_on_its_images_and_the_purpose() -> None:
+def test_draws_depend_on_the_images_and_the_purpose() -> None:
     one, two = (PartRequest(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
     same = PartRequest(one.labels, (1, 2), 32)
     assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
@@ -58,7 +58,7 @@ def test_batches_are_few_and_even_and_hold_every_image_once(count: int, size: in
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
 def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: int) -> None:
-    """With as many rounds as parts or more, which a manifest must have."""
+    """A manifest must have at least as many rounds as parts."""
     whole, starts = course(images), range(0, images, size)
     total = len(starts) + more
     found = [
