@@ -8,14 +8,16 @@ synthesis, so it can tell whether others than the teacher recognise synthesised 
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
-from safetensors.torch import save_file
+import safetensors.torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,11 +119,28 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((torch.cat(predictions) == labels).float().mean())
 
 
-def save(network: nn.Module, path: Path) -> Path:
-    """Write the network as a torchvision state dict; returns the path."""
+def save(network: nn.Module, path: Path, architecture: str, classes: Sequence[str]) -> Path:
+    """Write the network as a torchvision state dict in a safetensors file; returns the path.
+
+    Equal arguments give equal bytes. The file's metadata are the arguments `architecture`, a name
+    of torchvision, and `classes` as a JSON list, in the order of the logits.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
+    path.write_bytes(_in_order(safetensors.torch.save(tensors, metadata)))
     return path
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with sorted metadata, whose order the library leaves to chance."""
+    # The file begins with the length of its header, which is JSON. Names of students contain
+    # the hash of the whole file, so another order would give them other names.
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(length) + data[8 + length :]
 
 
 def _rate_factor(step: int, recipe: ClassifierRecipe) -> float:

@@ -24,7 +24,7 @@ from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
 from dfkd.utils.images import decode_image
 from dfkd.utils.paired import Difference
 
-MEAN, AGREEMENT = "mean", "agreement"
+MEAN, AGREEMENT, RECOGNISED = "mean", "agreement", "recognised"
 SIZES = ("MB", "ms")
 
 
@@ -80,16 +80,18 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     differences = _differences(described, results)
     # These columns are there only if a row has a figure, or most tables would have empty ones.
     agreement = (AGREEMENT,) if any(row.agreement for row in results.rows) else ()
+    recognised = (RECOGNISED,) if results.judge else ()
     compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
     return Grid(
         title=described.title,
-        head=(*names, *head, *agreement, *compared, *SIZES, *papers),
+        head=(*names, *head, *agreement, *recognised, *compared, *SIZES, *papers),
         names=len(names),
         rows=tuple(
             (
                 *cells,
                 *(row.agreement for _ in agreement),
+                *(row.recognised for _ in recognised),
                 *(differences.get(row.label) for _ in compared),
                 *_size(row, ms),
                 *(
@@ -173,16 +175,7 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     )
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
-    if _differences(described, results):
-        yield (
-            f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
-            "with its 95 % interval (Student's t over the same runs)."
-        )
-    if any(row.agreement for row in results.rows):
-        yield (
-            f"{AGREEMENT}: share of synthetic images, which no student learned from, that student "
-            "and teacher put into the same class."
-        )
+    yield from _column_notes(described, results)
     for paper in described.paper:
         yield (
             f"({paper.data}, paper): printed in {paper.of} of the paper, about its own data, "
@@ -195,6 +188,25 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
             yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
     for label, reason in results.failed.items():
         yield f"Missing: {label} ({reason})."
+
+
+def _column_notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
+    """Yield what the columns mean that not every study has."""
+    if _differences(described, results):
+        yield (
+            f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
+            "with its 95 % interval (Student's t over the same runs)."
+        )
+    if any(row.agreement for row in results.rows):
+        yield (
+            f"{AGREEMENT}: share of synthetic images, which no student learned from, that student "
+            "and teacher put into the same class."
+        )
+    if results.judge:
+        yield (
+            f"{RECOGNISED}: share of a row's synthesised images that a classifier which guided "
+            f"no synthesis (sha256 {results.judge[:12]}) puts into the class they were made for."
+        )
 
 
 def _describe_repeats(results: StudyResults) -> str:
