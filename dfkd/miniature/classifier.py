@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import torchvision
-import safetensors.torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -166,9 +166,7 @@ class _CellJob:
         return all(store.read() for store in stores)
 
 
-def _cell_jobs(
-    study: Study, root: Storage, data: Domains | None, judge: str
-) -> Iterator[_CellJob]:
+def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) -> Iterator[_CellJob]:
     """Yield the job of each cell; `ManifestError` if there are several teachers for one row."""
     digest = cells.evaluation_digest(data) if data else ""
     # Each data set is identified once, because `identify` hashes whole weight files.

@@ -1,16 +1,20 @@
 """The classifiers of drawings: they learn, resume, and are files that torchvision reads."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, save
+from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, normalised, save
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 from dfkd.miniature.recipe import ClassifierRecipe
+from dfkd.studies.judge import read_judge
+from dfkd.utils.device import CPU
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +32,25 @@ def test_it_learns_what_tells_the_classes_apart(batches: LabelledBatches, tmp_pa
     network = ClassifierTrainer(recipe, batches, tmp_path, 0).run(print)
     assert accuracy(network, *batches.draw(1000, 64)) > 0.8
     again = torchvision.models.resnet18(num_classes=2)
-    again.load_state_dict(load_file(save(network, tmp_path / "out" / "judge.safetensors")))
+    path = save(network, tmp_path / "out" / "judge.safetensors", "resnet18", ["up", "flat"])
+    again.load_state_dict(load_file(path))
     assert torch.equal(again.fc.weight, network.get_parameter("fc.weight"))
+    judge = read_judge(str(path), ("flat",), CPU)
+    assert judge is not None
+    assert judge.classes == ("up", "flat")
+    images, _ = batches.draw(1000, 8)
+    expected = network(normalised(images))
+    torch.testing.assert_close(judge.network(images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
+    network, path = torch.nn.Linear(2, 2), tmp_path / "linear.safetensors"
+    # The order of safetensors' metadata changes from call to call.
+    files = {save(network, path, "linear", ["ä", "b"]).read_bytes() for _ in range(20)}
+    assert len(files) == 1
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"architecture": "linear", "classes": json.dumps(["ä", "b"])}
+    assert torch.equal(load_file(path)["weight"], network.weight)
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(

@@ -70,8 +70,9 @@ def test_the_folder_changes_with_all_that_can_change_the_scores(place: CellStore
         replace(place, version="3" * 64),
         replace(place, data="3" * 64),
         replace(place, held_out="3" * 64),
+        replace(place, judge="3" * 64),
     ]
-    assert len({each.folder for each in [place, *others]}) == 5
+    assert len({each.folder for each in [place, *others]}) == 6
     assert place.folder.startswith("cells/vanilla-s0-abc-")
 
 
