@@ -120,10 +120,9 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def save(network: nn.Module, path: Path, architecture: str, classes: Sequence[str]) -> Path:
-    """Write the network as a torchvision state dict in a safetensors file; returns the path.
+    """Write the network as a torchvision state dict; returns the path.
 
-    Equal arguments give equal bytes. The file's metadata are the arguments `architecture`, a name
-    of torchvision, and `classes` as a JSON list, in the order of the logits.
+    The metadata are `architecture` and `classes`, a JSON list. Equal arguments give equal bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
@@ -134,8 +133,8 @@ def save(network: nn.Module, path: Path, architecture: str, classes: Sequence[st
 
 def _in_order(data: bytes) -> bytes:
     """A safetensors file with sorted metadata, whose order the library leaves to chance."""
-    # The file begins with the length of its header, which is JSON. Names of students contain
-    # the hash of the whole file, so another order would give them other names.
+    # The length of the JSON header comes first. The order matters because names of students and
+    # cells contain the hash of the whole file.
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -20,12 +20,11 @@ from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
-from dfkd.models.weights.reading import existing_file, load_into, match, read_state_dict
+from dfkd.models.weights.reading import load_into, match, read_state_dict
 from dfkd.utils.device import seeded
 from dfkd.utils.types import Name, require_unique
 
-FIELD = "judge"
-_REMEDY = "run jobs/pretrain.py with --classifier judge again, which writes such a file"
+_REMEDY = "run jobs/pretrain.py with --classifier judge, which writes one"
 
 
 class _Metadata(BaseModel):
@@ -44,7 +43,7 @@ class Judge:
     classes: tuple[str, ...]
     """Names in the order of the logits."""
     sha256: str
-    """Of its file."""
+    """Hash of its file, 64 hexadecimal digits."""
     device: torch.device
 
     @torch.no_grad()
@@ -56,19 +55,17 @@ class Judge:
         """
         positions = torch.tensor([self.classes.index(name) for name in version.classes])
         # One image at a time: a stream leaves out the images that fill no batch.
-        hits = [
-            self.network(batch.pixels.to(self.device).float() / 255).argmax(1).cpu()
-            == positions[batch.labels]
-            for batch in Stream(version, image_size, 1, seed=0).batches(0)
-        ]
+        hits = []
+        for batch in Stream(version, image_size, 1, seed=0).batches(0):
+            logits = self.network(batch.pixels.to(self.device).float() / 255)
+            hits.append(logits.argmax(1).cpu() == positions[batch.labels])
         return float(torch.cat(hits).double().mean())
 
 
 def read_judge(source: str, classes: Sequence[str], device: torch.device) -> Judge | None:
-    """The judge in a file; None if the path is empty.
+    """The judge in the file `source`; None if that is empty.
 
     Args:
-        source: path of the file.
         classes: names that the judge must know; it may know more.
 
     Raises:
@@ -76,12 +73,12 @@ def read_judge(source: str, classes: Sequence[str], device: torch.device) -> Jud
     """
     if not source:
         return None
-    path = existing_file(FIELD, source)
+    path = Path(source)
     metadata = _metadata(path)
-    require_unique(f"{FIELD}: classes of {source}", metadata.classes)
+    require_unique(f"judge: classes of {source}", metadata.classes)
     if unknown := [name for name in classes if name not in metadata.classes]:
         raise ManifestError(
-            FIELD,
+            "judge",
             f"must know every class of the study, and knows {', '.join(metadata.classes)}",
             unknown,
             "change the study's classes, name another judge, or remove the key",
@@ -90,9 +87,9 @@ def read_judge(source: str, classes: Sequence[str], device: torch.device) -> Jud
         network: nn.Module = torchvision.models.get_model(
             metadata.architecture, weights=None, num_classes=len(metadata.classes)
         )
-    state = read_state_dict(FIELD, path)
-    match(FIELD, path, state, network.state_dict(), _REMEDY)
-    load_into(FIELD, path, network, state)
+    state = read_state_dict("judge", path)
+    match("judge", path, state, network.state_dict(), _REMEDY)
+    load_into("judge", path, network, state)
     normalise = torchvision.transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
     network = nn.Sequential(normalise, network).eval().to(device)
     return Judge(network, metadata.classes, sha256_file(path), device)
@@ -103,9 +100,9 @@ def _metadata(path: Path) -> _Metadata:
     try:
         with safe_open(path, "pt") as file:
             return _Metadata.model_validate(file.metadata() or {})
-    except (SafetensorError, ValidationError):
+    except (OSError, SafetensorError, ValidationError):
         raise WeightsError(
-            FIELD,
+            "judge",
             "must be a safetensors file whose metadata has architecture, resnet18 or resnet50, "
             "and classes, a JSON list of names",
             str(path),

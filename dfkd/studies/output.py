@@ -175,23 +175,6 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     )
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
-    yield from _column_notes(described, results)
-    for paper in described.paper:
-        yield (
-            f"({paper.data}, paper): printed in {paper.of} of the paper, about its own data, "
-            "teacher and students; not part of any mean here."
-        )
-    yield from described.notes
-    # A mean over fewer seeds than the title promises must say so.
-    for row in results.rows:
-        if row.model == "student" and len(row.cells) < len(results.seeds):
-            yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
-    for label, reason in results.failed.items():
-        yield f"Missing: {label} ({reason})."
-
-
-def _column_notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
-    """Yield what the columns mean that not every study has."""
     if _differences(described, results):
         yield (
             f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
@@ -207,6 +190,18 @@ def _column_notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
             f"{RECOGNISED}: share of a row's synthesised images that a classifier which guided "
             f"no synthesis (sha256 {results.judge[:12]}) puts into the class they were made for."
         )
+    for paper in described.paper:
+        yield (
+            f"({paper.data}, paper): printed in {paper.of} of the paper, about its own data, "
+            "teacher and students; not part of any mean here."
+        )
+    yield from described.notes
+    # A mean over fewer seeds than the title promises must say so.
+    for row in results.rows:
+        if row.model == "student" and len(row.cells) < len(results.seeds):
+            yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
+    for label, reason in results.failed.items():
+        yield f"Missing: {label} ({reason})."
 
 
 def _describe_repeats(results: StudyResults) -> str:

@@ -236,7 +236,7 @@ class _Runner:
     broken: dict[str, DfkdError] = field(default_factory=dict)
     """Errors of data sets that could not be made, by fingerprint; other seeds do not retry them."""
     recognised: dict[str, float] = field(default_factory=dict)
-    """What the judge recognises of each data set, by fingerprint."""
+    """Share of each data set's images that the judge recognises, by the data set's id."""
     outcomes: dict[str, CellResult] = field(default_factory=dict)
     """Results by the cell's label."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -293,17 +293,12 @@ class _Runner:
             self._take(cell.label, stored, reused=True)
             return []
         held_out = self._version(cell_job.held_out).id if cell_job.held_out else ""
-        version = self._version(cell_job.data)
-        recognised = self._recognised(version, cell.manifest.synthesis.image_size)
-        return [StudentJob(cell, cell_job.store, version.id, held_out, recognised)]
-
-    def _recognised(self, version: PublishedVersion, image_size: int) -> float | None:
-        """Share of a data set's images that the judge recognises; None without a judge."""
+        version, image_size = self._version(cell_job.data), cell.manifest.synthesis.image_size
         # Students of one data set share its value.
-        if self.judge and version.fingerprint not in self.recognised:
-            share = self.judge.recognised(version, image_size)
-            self.recognised[version.fingerprint] = share
-        return self.recognised.get(version.fingerprint)
+        if self.judge and version.id not in self.recognised:
+            self.recognised[version.id] = self.judge.recognised(version, image_size)
+        recognised = self.recognised.get(version.id)
+        return [StudentJob(cell, cell_job.store, version.id, held_out, recognised)]
 
     def _version(self, data: _DataSet) -> PublishedVersion:
         """The published version of a data set, made or reused."""

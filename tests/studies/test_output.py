@@ -139,24 +139,16 @@ def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
     assert texts(found.rows[0])[found.head.index("agreement")] == 70
 
 
-def test_students_of_one_data_set_count_once_in_what_a_judge_recognises(tmp_path: Path) -> None:
-    study = read(write(tmp_path))
-    assert "recognised" not in grid(study.described, results(row(("Baseline",), 0.5)), {}).head
-
-    def shown(*shares: float, whole: bool) -> Any:
-        plain = row(("Baseline",), *(0.5 for _ in shares), whole=whole)
-        cells = [
-            dataclasses.replace(cell, recognised=share)
-            for cell, share in zip(plain.cells, shares, strict=True)
-        ]
-        rows = dataclasses.replace(plain, cells=tuple(cells))
-        found = grid(study.described, results(rows, judge="4" * 64), {})
-        assert "(sha256 444444444444)" in found.notes[2]
-        return found.rows[0][found.head.index("recognised")]
-
-    assert shown(0.5, 0.5, whole=False) == {"mean": 0.5, "std": None}
-    assert shown(0.25, 0.75, whole=True) == {"mean": 0.5, "std": pytest.approx(0.125**0.5)}
-    assert shown(0.0, 0.0, whole=True) == {"mean": 0.0, "std": 0.0}
+@pytest.mark.parametrize(("whole", "std"), [(False, None), (True, 0.0)])
+def test_students_of_one_data_set_count_once_in_what_a_judge_recognises(
+    tmp_path: Path, whole: bool, std: float | None
+) -> None:
+    study, plain = read(write(tmp_path)), row(("Baseline",), 0.5, 0.7, whole=whole)
+    assert "recognised" not in grid(study.described, results(plain), {}).head
+    cells = tuple(dataclasses.replace(cell, recognised=0.0) for cell in plain.cells)
+    judged = results(dataclasses.replace(plain, cells=cells), judge="4" * 64)
+    found = grid(study.described, judged, {})
+    assert found.rows[0][found.head.index("recognised")] == {"mean": 0.0, "std": std}
 
 
 def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
