@@ -8,14 +8,16 @@ synthesis, so it can tell whether others than the teacher recognise synthesised 
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import torchvision
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,11 +119,27 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((torch.cat(predictions) == labels).float().mean())
 
 
-def save(network: nn.Module, path: Path) -> Path:
-    """Write the network as a torchvision state dict; returns the path."""
+def save(network: nn.Module, path: Path, architecture: str, classes: Sequence[str]) -> Path:
+    """Write the network as a torchvision state dict; returns the path.
+
+    The metadata are `architecture` and `classes`, a JSON list. Equal arguments give equal bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
+    path.write_bytes(_in_order(safetensors.torch.save(tensors, metadata)))
     return path
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with sorted metadata, whose order the library leaves to chance."""
+    # The length of the JSON header comes first. The order matters because names of students and
+    # cells contain the hash of the whole file.
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(length) + data[8 + length :]
 
 
 def _rate_factor(step: int, recipe: ClassifierRecipe) -> float:

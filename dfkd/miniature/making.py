@@ -113,7 +113,8 @@ def make_classifier(recipe: Recipe, kind: Literal["backbone", "judge"]) -> Path:
     pretraining.log(
         f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(by_class)} classes"
     )
-    return classifier.save(network, Path(recipe.output) / f"{kind}.safetensors")
+    path = Path(recipe.output) / f"{kind}.safetensors"
+    return classifier.save(network, path, settings.architecture, list(by_class))
 
 
 def _backbone_classes(recipe: Recipe, split: DataSplit) -> dict[str, list[DrawingRow]]:

@@ -63,6 +63,10 @@ class CellResult:
     """Fingerprint of the data set that `agreement` was measured on; empty without one."""
     agreement: Fraction | None = None
     """Share of the held-out images for which student and teacher choose the same class."""
+    judge: Sha256 | Literal[""] = ""
+    """The sha256 of the judge's file; empty without one."""
+    recognised: Fraction | None = None
+    """Share of the data set's images that the judge puts into the class they were made for."""
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
     """One score for each domain."""
     notes: tuple[str, ...]
@@ -88,6 +92,7 @@ class CellStore:
     version: str
     data: str
     held_out: str = ""
+    judge: str = ""
 
     @property
     def folder(self) -> str:
@@ -97,12 +102,14 @@ class CellStore:
 
     @property
     def _fields(self) -> dict[str, str]:
-        return {
+        fields = {
             "model": self.model,
             "version": self.version,
             "data": self.data,
             "held_out": self.held_out,
         }
+        # Only with a judge, so that cells without one keep their names.
+        return fields | ({"judge": self.judge} if self.judge else {})
 
     def read(self) -> CellResult | None:
         """The stored result; None if the cell is not finished.
@@ -137,7 +144,7 @@ class CellStore:
 
 
 def cell_of_student(
-    storage: Storage, cell: Cell, version: str, data: str, held_out: str = ""
+    storage: Storage, cell: Cell, version: str, data: str, held_out: str = "", judge: str = ""
 ) -> CellStore:
     """Where the result of a cell's student is stored.
 
@@ -145,9 +152,10 @@ def cell_of_student(
         version: fingerprint of the data set.
         data: from `evaluation_digest`.
         held_out: fingerprint of the data set that measures agreement; empty without one.
+        judge: sha256 of the judge's file; empty without one.
     """
     name = student_name(cell.manifest, version, cell.method, cell.seed)
-    return CellStore(storage, name, version, data, held_out)
+    return CellStore(storage, name, version, data, held_out, judge)
 
 
 def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> CellStore:

@@ -24,7 +24,7 @@ from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
 from dfkd.utils.images import decode_image
 from dfkd.utils.paired import Difference
 
-MEAN, AGREEMENT = "mean", "agreement"
+MEAN, AGREEMENT, RECOGNISED = "mean", "agreement", "recognised"
 SIZES = ("MB", "ms")
 
 
@@ -80,16 +80,18 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     differences = _differences(described, results)
     # These columns are there only if a row has a figure, or most tables would have empty ones.
     agreement = (AGREEMENT,) if any(row.agreement for row in results.rows) else ()
+    recognised = (RECOGNISED,) if results.judge else ()
     compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
     return Grid(
         title=described.title,
-        head=(*names, *head, *agreement, *compared, *SIZES, *papers),
+        head=(*names, *head, *agreement, *recognised, *compared, *SIZES, *papers),
         names=len(names),
         rows=tuple(
             (
                 *cells,
                 *(row.agreement for _ in agreement),
+                *(row.recognised for _ in recognised),
                 *(differences.get(row.label) for _ in compared),
                 *_size(row, ms),
                 *(
@@ -182,6 +184,11 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
         yield (
             f"{AGREEMENT}: share of synthetic images, which no student learned from, that student "
             "and teacher put into the same class."
+        )
+    if results.judge:
+        yield (
+            f"{RECOGNISED}: share of a row's synthesised images that a classifier which guided "
+            f"no synthesis (sha256 {results.judge[:12]}) puts into the class they were made for."
         )
     for paper in described.paper:
         yield (

@@ -39,6 +39,8 @@ class StudentJob:
     """Id of the data set."""
     held_out: str = ""
     """Id of the data set that measures agreement; empty without one."""
+    recognised: float | None = None
+    """Share of the data set's images that the judge recognises; None without a judge."""
 
     @property
     def id(self) -> str:
@@ -72,7 +74,7 @@ def train_and_score(
     trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, resources)
     # Before the scores: once the cell is stored, nothing is added to it.
     agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
-    return score(cell.manifest, job.store, job.version, threads, agreed)
+    return score(cell.manifest, job.store, job.version, threads, agreed, job.recognised)
 
 
 def measure_agreement(cell: Cell, student: StudentLocation, held_out: str) -> float:
@@ -103,6 +105,7 @@ def score(
     version: str = "",
     threads: int = 0,
     agreement: float | None = None,
+    recognised: float | None = None,
 ) -> CellResult:
     """Score the one model that the manifest's evaluation names, and store the result.
 
@@ -112,6 +115,7 @@ def score(
         version: id of the data set that the student learned from; empty for another model.
         threads: for decoding images; 0 uses one for each processor.
         agreement: the student's agreement with its teacher, if it was measured.
+        recognised: share of the data set's images that the judge recognises, if it was measured.
 
     Raises:
         PartialError: an image cannot be read.
@@ -131,6 +135,8 @@ def score(
             data=store.data,
             held_out=store.held_out,
             agreement=agreement,
+            judge=store.judge,
+            recognised=recognised,
             scores=cells.scores(results["rows"]),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),

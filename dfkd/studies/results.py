@@ -53,6 +53,8 @@ class CellMeasurement:
     """Accuracy by domain and class."""
     agreement: float | None = None
     """Share of held-out images for which student and teacher choose the same class."""
+    recognised: float | None = None
+    """Share of the data set's images that the judge puts into the class they were made for."""
 
     @classmethod
     def of(cls, cell: CellScore) -> "CellMeasurement":
@@ -66,6 +68,7 @@ class CellMeasurement:
             class_mean={score.domain: score.class_mean for score in scores},
             per_class={score.domain: score.per_class for score in scores},
             agreement=cell.outcome.agreement,
+            recognised=cell.outcome.recognised,
         )
 
 
@@ -123,6 +126,15 @@ class StudyRow:
         """Agreement with the teacher on held-out images, over seeds; None if not measured."""
         measured = [cell.agreement for cell in self.cells if cell.agreement is not None]
         return spread(measured) if measured else None
+
+    @property
+    def recognised(self) -> Spread | None:
+        """Share of images that the judge recognises, over data sets; None if not measured."""
+        # Students of one data set share its value, which must count once.
+        by_version = {
+            cell.version: cell.recognised for cell in self.cells if cell.recognised is not None
+        }
+        return spread(list(by_version.values())) if by_version else None
 
     def of_class(self, domain: str, name: str) -> Spread | None:
         """Accuracy of a class over seeds; None if the domain has no image of it."""
@@ -207,6 +219,8 @@ class StudyResults:
     failed: dict[str, str]
     made: StudyOrigin
     maps: tuple[Map, ...] = ()
+    judge: str = ""
+    """The sha256 of the judge's file; empty without one."""
     schema: int = field(default=1)
 
     def encode(self) -> bytes:
@@ -250,6 +264,7 @@ def collect_results(
         failed=dict(study_cells.failed),
         made=_study_origin(outcomes, study_cells.versions.values()),
         maps=tuple(maps),
+        judge=next((outcome.judge for outcome in outcomes if outcome.judge), ""),
     )
 
 

@@ -31,6 +31,7 @@ from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
+from dfkd.studies.judge import Judge, read_judge
 from dfkd.studies.parallel_students import (
     StudentJob,
     StudentResult,
@@ -93,14 +94,15 @@ def reproduce(
         require_tsne()
     if study.described.compare:
         require_scipy()
+    judge = read_judge(study.described.chosen_judge, study.manifest.classes, pick_device())
     root = open_storage(study.manifest.storage.root)
-    cell_jobs = list(_cell_jobs(study, root, cells.evaluation_digest(data) if data else ""))
+    cell_jobs = list(_cell_jobs(study, root, data, judge.sha256 if judge else ""))
     # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
     if study.described.text_only:
         load_tower(study.manifest, pick_device())
     with contextlib.ExitStack() as runtime:
-        study_cells = _Runner(study, threads, at_once, on_cell, runtime).run(cell_jobs)
+        study_cells = _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
     if data is None or not study.described.text_only:
         return study_cells
     return dataclasses.replace(study_cells, text_only=tuple(_text_only(study, root, data, threads)))
@@ -164,8 +166,9 @@ class _CellJob:
         return all(store.read() for store in stores)
 
 
-def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
+def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) -> Iterator[_CellJob]:
     """Yield the job of each cell; `ManifestError` if there are several teachers for one row."""
+    digest = cells.evaluation_digest(data) if data else ""
     # Each data set is identified once, because `identify` hashes whole weight files.
     data_sets = {
         key: _DataSet(manifest, identify(manifest)) for key, manifest in study.data_sets().items()
@@ -181,9 +184,9 @@ def _cell_jobs(study: Study, root: Storage, data: str) -> Iterator[_CellJob]:
         store = teacher = None
         if study.trains:
             measured = held_out.fingerprint if held_out else ""
-            store = cells.cell_of_student(root, cell, images.fingerprint, data, measured)
+            store = cells.cell_of_student(root, cell, images.fingerprint, digest, measured, judge)
         if study.described.teacher and study.trains:
-            teacher = cells.cell_of_teacher(root, images.identity, data)
+            teacher = cells.cell_of_teacher(root, images.identity, digest)
             teachers.add(teacher.model)
         # The table has a single row for the teacher, so all rows must share one.
         if len(teachers) > 1:
@@ -227,10 +230,13 @@ class _Runner:
     on_cell: OnCell
     runtime: contextlib.ExitStack
     """Closes Ray, which starts with the first cell that needs it."""
+    judge: Judge | None
     teacher: CellScore | None = None
     versions: dict[str, PublishedVersion] = field(default_factory=dict)
     broken: dict[str, DfkdError] = field(default_factory=dict)
     """Errors of data sets that could not be made, by fingerprint; other seeds do not retry them."""
+    recognised: dict[str, float] = field(default_factory=dict)
+    """Share of each data set's images that the judge recognises, by the data set's id."""
     outcomes: dict[str, CellResult] = field(default_factory=dict)
     """Results by the cell's label."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -287,7 +293,12 @@ class _Runner:
             self._take(cell.label, stored, reused=True)
             return []
         held_out = self._version(cell_job.held_out).id if cell_job.held_out else ""
-        return [StudentJob(cell, cell_job.store, self._version(cell_job.data).id, held_out)]
+        version, image_size = self._version(cell_job.data), cell.manifest.synthesis.image_size
+        # Students of one data set share its value.
+        if self.judge and version.id not in self.recognised:
+            self.recognised[version.id] = self.judge.recognised(version, image_size)
+        recognised = self.recognised.get(version.id)
+        return [StudentJob(cell, cell_job.store, version.id, held_out, recognised)]
 
     def _version(self, data: _DataSet) -> PublishedVersion:
         """The published version of a data set, made or reused."""

@@ -115,6 +115,12 @@ class StudyFile:
     a column `agreement`: the share of these images for which student and teacher choose the same
     class. 0 makes none.
     """
+    judge: str = ""
+    """Weights of a classifier that guided no synthesis (`jobs/pretrain.py --classifier judge`),
+    relative to the working directory. The table then has a column `recognised`: the share of a
+    row's synthesised images that this judge puts into the class that they were made for. Empty
+    measures nothing, as `--quick` does.
+    """
     teacher: str = ""
     """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""
     text_only: str = ""
@@ -137,6 +143,10 @@ class StudyFile:
         require_unique("axes", tuple(axis.name for axis in self.axes))
         require_unique("seeds", self.seeds)
         self._require_mean()
+        if self.judge and self.kind == "gallery":
+            raise ManifestError(
+                "judge", "must be empty in a gallery, which has no table", self.judge, "remove it"
+            )
         if self.kind == "curve":
             self._require_numbers()
         if (self.adaptation is not None) != (self.kind == "embedding"):
@@ -191,6 +201,11 @@ class StudyFile:
         """The seeds of the selected size; only the first for a gallery."""
         seeds = self.quick.seeds if self.size == "quick" else self.seeds
         return seeds[:1] if self.kind == "gallery" else seeds
+
+    @property
+    def chosen_judge(self) -> str:
+        """The judge's file; empty for the quick study, which must run without it."""
+        return "" if self.size == "quick" else self.judge
 
 
 def _is_number(text: str) -> bool:

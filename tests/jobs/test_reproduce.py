@@ -1,6 +1,7 @@
 """A study as a user makes it: cells, table, figure; found again, shared, broken, refused."""
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -15,6 +16,7 @@ from PIL import Image
 from dfkd.errors import Exit
 from dfkd.studies import listing
 from tests.helpers import jobs
+from tests.helpers.tiny_judge import write_judge
 from tests.helpers.tiny_study import EPOCHS, METHODS, write
 
 Reproduce = Callable[..., tuple[int, str, str]]
@@ -188,6 +190,32 @@ def test_whole_runs_are_compared_with_each_other(
     assert "over 2 whole runs (data set and student). " in table
 
 
+def test_a_judge_recognises_the_images_of_the_class_that_it_names(
+    made: Path, reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of clocks and books those of one; another judge scores anew, with the same students."""
+    shutil.copytree(made / "root", tmp_path / "root")
+    judge, students = tmp_path / "judge", jobs.contents(tmp_path / "root" / "students")
+    judged = {"judge": str(judge), "teacher": "CLIP"}
+    for answer, share in (("key", 0.0), ("clock", 0.5)):
+        write_judge(judge, ("key", "clock", "book"), answer)
+        code, out, _ = reproduce(write(tmp_path, **judged))
+        assert (code, out.count(": finished ")) == (Exit.DONE, 4)
+        found = results(tmp_path)
+        assert found["judge"] == hashlib.sha256(judge.read_bytes()).hexdigest()
+        shares = [[cell["recognised"] for cell in row["cells"]] for row in found["rows"]]
+        assert shares == [[None], [share, share], [share, share]]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert [row["recognised"] for row in rows] == ["", "50.0000", "50.0000"]
+    assert jobs.contents(tmp_path / "root" / "students") == students
+    monkeypatch.delattr("dfkd.studies.judge.Judge.recognised")
+    before = jobs.contents(tmp_path / "root")
+    for changes in (judged, {}):  # a study without a judge has cells of its own
+        code, out, _ = reproduce(write(tmp_path, **changes))
+        assert (code, out.count(": found ")) == (Exit.DONE, 4)
+        assert jobs.contents(tmp_path / "root") == before
+
+
 @pytest.mark.parametrize("kind", ["bars", "embedding"])
 def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kind: str) -> None:
     start = {"storage": {"root": str(made / "root")}}
@@ -297,6 +325,7 @@ def test_a_study_without_any_finished_cell_has_no_table(
         ({"settings": {"distillation": {"student": "resnet1"}}}, "distillation.student"),
         ({"settings": {"synthesis": {"image_size": 65}}}, "synthesis.image_size"),
         ({"settings": {"teacher": {"weights": "absent.pt"}}}, "teacher.weights"),
+        ({"judge": "absent.safetensors"}, "judge: must be a safetensors file"),
         (
             {
                 "teacher": "CLIP",
@@ -405,7 +434,8 @@ def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path)
 def test_quick_results_lie_under_its_own_root(reproduce: Reproduce, tmp_path: Path) -> None:
     quick = {"settings": {"storage": {"root": str(tmp_path / "quick")}}}
     axes = [{"name": "Method", "values": {"Baseline": METHODS["Baseline"]}}]
-    code, out, _ = reproduce(write(tmp_path, quick=quick, axes=axes), "--quick")
+    absent = "absent.safetensors"  # the full study's judge, which a quick one does without
+    code, out, _ = reproduce(write(tmp_path, quick=quick, axes=axes, judge=absent), "--quick")
     assert code == Exit.DONE
     place = tmp_path / "quick" / "studies" / "tiny"
     assert out.splitlines()[-1] == f"wrote {place / 'table.md'}"

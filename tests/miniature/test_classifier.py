@@ -8,9 +8,11 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, save
+from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, normalised, save
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 from dfkd.miniature.recipe import ClassifierRecipe
+from dfkd.studies.judge import read_judge
+from dfkd.utils.device import CPU
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,23 @@ def test_it_learns_what_tells_the_classes_apart(batches: LabelledBatches, tmp_pa
     network = ClassifierTrainer(recipe, batches, tmp_path, 0).run(print)
     assert accuracy(network, *batches.draw(1000, 64)) > 0.8
     again = torchvision.models.resnet18(num_classes=2)
-    again.load_state_dict(load_file(save(network, tmp_path / "out" / "judge.safetensors")))
+    path = save(network, tmp_path / "out" / "judge.safetensors", "resnet18", ["up", "flat"])
+    again.load_state_dict(load_file(path))
     assert torch.equal(again.fc.weight, network.get_parameter("fc.weight"))
+    judge, (images, _) = read_judge(str(path), ("flat",), CPU), batches.draw(1000, 8)
+    assert judge is not None
+    assert judge.classes == ("up", "flat")
+    torch.testing.assert_close(
+        judge.network(images), network(normalised(images)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 2)
+    # The order of safetensors' metadata changes from call to call.
+    files = {save(network, tmp_path / "file", "linear", ["ä"]).read_bytes() for _ in range(20)}
+    assert len(files) == 1
+    assert torch.equal(load_file(tmp_path / "file")["weight"], network.weight)
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(

@@ -70,9 +70,10 @@ def test_the_folder_changes_with_all_that_can_change_the_scores(place: CellStore
         replace(place, version="3" * 64),
         replace(place, data="3" * 64),
         replace(place, held_out="3" * 64),
+        replace(place, judge="3" * 64),
     ]
-    assert len({each.folder for each in [place, *others]}) == 5
-    assert place.folder.startswith("cells/vanilla-s0-abc-")
+    assert len({each.folder for each in [place, *others]}) == 6
+    assert place.folder == "cells/vanilla-s0-abc-3c57224a15ff"  # the name since there are cells
 
 
 def test_students_differ_by_settings_seed_and_version(tmp_path: Path) -> None:

@@ -139,6 +139,18 @@ def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
     assert texts(found.rows[0])[found.head.index("agreement")] == 70
 
 
+@pytest.mark.parametrize(("whole", "std"), [(False, None), (True, 0.0)])
+def test_students_of_one_data_set_count_once_in_what_a_judge_recognises(
+    tmp_path: Path, whole: bool, std: float | None
+) -> None:
+    study, plain = read(write(tmp_path)), row(("Baseline",), 0.5, 0.7, whole=whole)
+    assert "recognised" not in grid(study.described, results(plain), {}).head
+    cells = tuple(dataclasses.replace(cell, recognised=0.0) for cell in plain.cells)
+    judged = results(dataclasses.replace(plain, cells=cells), judge="4" * 64)
+    found = grid(study.described, judged, {})
+    assert found.rows[0][found.head.index("recognised")] == {"mean": 0.0, "std": std}
+
+
 def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     study = read(write(tmp_path))
 

@@ -172,6 +172,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "curve"}, "x: must name an axis of a curve whose values are numbers, got ''"),
     ({"kind": "curve", "x": "Method"}, "got 'Method'; name one of Method"),
     ({"kind": "gallery"}, "pictures: names classes in a gallery"),
+    ({"kind": "gallery", "judge": "a.safetensors"}, "judge: must be empty in a gallery"),
     ({"kind": "case", "pictures": {"classes": ["clock", "book"]}}, "pictures: names classes"),
     ({"pictures": {"classes": ["clock"]}}, "pictures: names classes"),
     ({"kind": "case", "pictures": {"classes": ["owl"]}}, "pictures.classes: must be among classes"),

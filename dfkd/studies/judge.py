@@ -1,0 +1,110 @@
+"""The judge of a study: a classifier that guided no synthesis names the synthesised images.
+
+Its file, which `jobs/pretrain.py --classifier judge` writes, is a safetensors state dict of a
+torchvision ResNet. The metadata has `architecture` and `classes`, a JSON list of names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision
+from pydantic import BaseModel, Json, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from dfkd.config.fingerprint import sha256_file
+from dfkd.dataset.loader import Stream
+from dfkd.dataset.published import PublishedVersion
+from dfkd.errors import ManifestError, WeightsError
+from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
+from dfkd.models.weights.reading import load_into, match, read_state_dict
+from dfkd.utils.device import seeded
+from dfkd.utils.types import Name, require_unique
+
+_REMEDY = "run jobs/pretrain.py with --classifier judge, which writes one"
+
+
+class _Metadata(BaseModel):
+    """What the file of a judge says about itself."""
+
+    architecture: Literal["resnet18", "resnet50"]
+    classes: Json[tuple[Name, ...]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained classifier of images."""
+
+    network: nn.Module
+    """Pixels float32 [N, 3, H, W] in [0, 1] to logits [N, number of classes]; in eval mode."""
+    classes: tuple[str, ...]
+    """Names in the order of the logits."""
+    sha256: str
+    """Hash of its file, 64 hexadecimal digits."""
+    device: torch.device
+
+    @torch.no_grad()
+    def recognised(self, version: PublishedVersion, image_size: int) -> float:
+        """Share of a data set's images, 0-1, whose largest logit is that of their own class.
+
+        Raises:
+            CorruptionError: an image is not what was published.
+        """
+        positions = torch.tensor([self.classes.index(name) for name in version.classes])
+        # One image at a time: a stream leaves out the images that fill no batch.
+        hits = []
+        for batch in Stream(version, image_size, 1, seed=0).batches(0):
+            logits = self.network(batch.pixels.to(self.device).float() / 255)
+            hits.append(logits.argmax(1).cpu() == positions[batch.labels])
+        return float(torch.cat(hits).double().mean())
+
+
+def read_judge(source: str, classes: Sequence[str], device: torch.device) -> Judge | None:
+    """The judge in the file `source`; None if that is empty.
+
+    Args:
+        classes: names that the judge must know; it may know more.
+
+    Raises:
+        ManifestError: the file is no judge's, or the judge does not know a class.
+    """
+    if not source:
+        return None
+    path = Path(source)
+    metadata = _metadata(path)
+    require_unique(f"judge: classes of {source}", metadata.classes)
+    if unknown := [name for name in classes if name not in metadata.classes]:
+        raise ManifestError(
+            "judge",
+            f"must know every class of the study, and knows {', '.join(metadata.classes)}",
+            unknown,
+            "change the study's classes, name another judge, or remove the key",
+        )
+    with seeded(0):  # the file replaces the random weights
+        network: nn.Module = torchvision.models.get_model(
+            metadata.architecture, weights=None, num_classes=len(metadata.classes)
+        )
+    state = read_state_dict("judge", path)
+    match("judge", path, state, network.state_dict(), _REMEDY)
+    load_into("judge", path, network, state)
+    normalise = torchvision.transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    network = nn.Sequential(normalise, network).eval().to(device)
+    return Judge(network, metadata.classes, sha256_file(path), device)
+
+
+def _metadata(path: Path) -> _Metadata:
+    """The metadata of a judge's file; `WeightsError` without them."""
+    try:
+        with safe_open(path, "pt") as file:
+            return _Metadata.model_validate(file.metadata() or {})
+    except (OSError, SafetensorError, ValidationError):
+        raise WeightsError(
+            "judge",
+            "must be a safetensors file whose metadata has architecture, resnet18 or resnet50, "
+            "and classes, a JSON list of names",
+            str(path),
+            _REMEDY,
+        ) from None
