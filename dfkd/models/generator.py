@@ -10,16 +10,15 @@ import torch
 from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
-from dfkd.config import manifest
-from dfkd.config.bundled import GENERATOR_CONFIG, GENERATOR_WEIGHTS
-from dfkd.config.fingerprint import sha256_file
-from dfkd.config.manifest import CACHE
+from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS
+from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generator_config import Model, read_model
 from dfkd.models.generator_decoder import decode
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
 from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
+from dfkd.utils.hashing import sha256_file
 from dfkd.utils.types import Precision
 
 MAX_DISTANCES = 1 << 24
@@ -73,7 +72,7 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     return path
 
 
-def file_hashes(config: manifest.GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
+def file_hashes(config: GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
     """Find and hash the generator's files.
 
     Args:
@@ -115,7 +114,7 @@ class VQGAN:
     @classmethod
     def load(
         cls,
-        config: manifest.GeneratorConfig,
+        config: GeneratorConfig,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,
@@ -283,7 +282,7 @@ class _Clamp(torch.autograd.Function):
         return kept
 
 
-def _files(config: manifest.GeneratorConfig, cache: str) -> dict[str, Path]:
+def _files(config: GeneratorConfig, cache: str) -> dict[str, Path]:
     """The configuration and the checkpoint by manifest key."""
     values = {"generator.config": config.config, "generator.weights": config.weights}
     return {field: find_file(field, value, cache) for field, value in values.items()}

@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from dfkd.config import fingerprint as fingerprints
+from dfkd.config.fingerprint import refuse_difference
 from dfkd.config.manifest import Manifest, Regeneration
+from dfkd.config.methods import method_of
 from dfkd.dataset.published import PublishedVersion, current, read_json
 from dfkd.errors import LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
+from dfkd.utils.hashing import fingerprint
 from dfkd.utils.strict_json import canonical
 
 CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
@@ -65,12 +67,12 @@ class Attempt:
     @property
     def method(self) -> str:
         """Method of the candidate."""
-        return fingerprints.method_of(self.claim["identity"])
+        return method_of(self.claim["identity"])
 
     @property
     def candidate(self) -> str:
         """Id of the version that this attempt makes."""
-        return fingerprints.fingerprint(self.claim["identity"])[:16]
+        return fingerprint(self.claim["identity"])[:16]
 
     @property
     def base(self) -> str:
@@ -161,7 +163,7 @@ def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
     # Put-if-absent may have lost against an earlier claim, so compare with what is stored.
     if canonical(attempt.claim) != expected:
         claimed = attempt.claim["identity"]
-        fingerprints.refuse_difference(claimed, dict(identity), attempt.storage.location())
+        refuse_difference(claimed, dict(identity), attempt.storage.location())
         raise LeaseError(f"{attempt.storage.location()}: was claimed by another; run again")
     return attempt
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config.manifest import Manifest
-from dfkd.models.weights import open_clip_tags
-from dfkd.models.weights.artifacts import EvaluationData, known_data_set
+from dfkd.models.teacher_architecture import find_weights, read_architecture
 from dfkd.models.weights.download import Fetched, Fetcher
 from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import Need, hub_models, needs, towers
@@ -33,7 +32,8 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
         # These libraries know only their own caches, so they download by loading.
         if model.library == "open_clip":
             tower = towers(manifest)[model.field]
-            path = open_clip_tags.find(tower.model, tower.weights, manifest.cache)
+            shape = read_architecture(tower.model)
+            path = find_weights(tower.weights, shape, manifest.cache).path
             print(f"{model.field}: {model.id}, fetched by open_clip: {path}", flush=True)
         else:
             check_distillation(manifest)  # building the student is what makes timm download it
@@ -53,7 +53,7 @@ def _describe_fetched(need: Need, fetched: Fetched) -> str:
 
 
 def listing(manifest: Manifest, few_shot: bool) -> Iterator[str]:
-    """Yield lines: a table of all files, facts about each file, and the evaluation data."""
+    """Yield lines: a table of all files, and facts about each file."""
     required, models = needs(manifest, few_shot), hub_models(manifest)
     rows = [(each.field, each.artifact.file, *_state(each, manifest.cache)) for each in required]
     rows += [(each.field, each.id, "", each.library) for each in models]
@@ -73,8 +73,6 @@ def listing(manifest: Manifest, few_shot: bool) -> Iterator[str]:
         yield from _facts(artifact.file, {**facts, "licence": artifact.licence}, artifact.addresses)
     for model in models:
         yield from _facts(model.id, {"fetched": f"by {model.library} itself, from its hub"}, ())
-    if published_data := known_data_set(manifest.evaluation.data):
-        yield from _evaluation_data_lines(manifest, published_data)
 
 
 def _state(need: Need, cache: str) -> tuple[str, str]:
@@ -83,19 +81,6 @@ def _state(need: Need, cache: str) -> tuple[str, str]:
     if path.is_file():
         return f"{path.stat().st_size:,}", "cached"
     return ("unknown" if size is None else f"{size:,}"), "missing"
-
-
-def _evaluation_data_lines(manifest: Manifest, published: EvaluationData) -> Iterator[str]:
-    """Yield lines about evaluation data, which a person has to fetch."""
-    path = manifest.evaluation.data
-    state = "there" if Path(path).expanduser().exists() else "missing"
-    yield from ("", "Not fetched, as its terms are yours to accept:")
-    facts = {
-        "for": f"evaluation.data {path}, {state}",
-        "size": published.size,
-        "terms": published.terms,
-    }
-    yield from _facts(published.name, facts, published.addresses)
 
 
 def _facts(title: str, facts: Mapping[str, str], addresses: Sequence[str]) -> Iterator[str]:

@@ -17,8 +17,9 @@ from typing import Any
 from dfkd.cluster.capacity import schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
-from dfkd.config.fingerprint import fingerprint, identity
-from dfkd.config.manifest import Manifest, Model
+from dfkd.config.distillation import Model
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
@@ -44,6 +45,7 @@ from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import require_tsne
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
+from dfkd.utils.hashing import fingerprint
 from dfkd.utils.paired import require_scipy
 
 OnCell = Callable[[str, CellResult, bool], object]

@@ -15,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dfkd.config.fingerprint import fingerprint, identity
+from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
 from dfkd.studies.schema import Settings, StudyFile
+from dfkd.utils.hashing import fingerprint
 from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 
 FILE = "study.yaml"

@@ -11,38 +11,21 @@ and the clamps of latents and pixels are its own too (`dfkd.models.generator`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dfkd.config.plan import derive_seed
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
+from dfkd.synthesis.request import OnStep, Synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
+from dfkd.utils.hashing import derive_seed
 from dfkd.utils.pixels import to_bytes
-
-OnStep = Callable[[int, Tensor], None]
-"""Called with the step and the losses [B] of the images that are still in the batch."""
 
 CHECK_INTERVAL = 10
 """Steps between two checks on a GPU for diverged images; each one waits for the GPU."""
-
-
-@dataclass(frozen=True)
-class Synthesised:
-    """B images in the order of their seeds, on the CPU."""
-
-    pixels: Tensor
-    """uint8 [B, H, W, 3]."""
-    losses: Tensor
-    """Loss of each image at its last step, float32 [B]."""
-    steps: Tensor
-    """Steps that each image took, int64 [B]."""
-    diverged: Tensor
-    """bool [B], true if a loss was not finite; such an image must not be used."""
 
 
 class _FinalLatents:

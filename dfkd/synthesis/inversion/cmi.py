@@ -39,23 +39,24 @@ from dfkd.config.inversion import Inversion
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
 from dfkd.synthesis.inversion.crops import random_crop, random_shift
-from dfkd.synthesis.inversion.features import stage_taps
-from dfkd.synthesis.inversion.inner_student import (
+from dfkd.synthesis.inversion.inverter import (
+    Classifier,
     InnerStudentTrainer,
+    Inverter,
     cosine_factor,
     minimise,
     set_rate,
+    stage_taps,
 )
-from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.networks import CmiGenerator, build_seeded, init_normal
-from dfkd.synthesis.inversion.run import (
-    Classifier,
+from dfkd.synthesis.request import (
+    OnStep,
     PartRequest,
     RunContext,
+    Synthesised,
     even_batches,
     synthesised,
 )
-from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
 BETAS = (0.5, 0.999)

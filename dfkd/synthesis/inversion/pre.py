@@ -36,18 +36,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.inversion import Inversion
-from dfkd.synthesis.inversion.features import embedding_taps
-from dfkd.synthesis.inversion.inner_student import (
+from dfkd.synthesis.inversion.inverter import (
+    Classifier,
     InnerStudentTrainer,
+    Inverter,
     cosine_factor,
+    embedding_taps,
     minimise,
     set_rate,
 )
-from dfkd.synthesis.inversion.inverter import Inverter
 from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, build_seeded
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
-from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
 
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
 STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
@@ -109,7 +109,7 @@ class PreInverter(Inverter):
                 if on_step is not None:
                     on_step(number, loss[None])
                 sampler.take(number, self.training_images, loss)
-            return sampler.assigned(self.classifier)
+            return sampler.assigned(self.classifier.probabilities)
 
     def train_round(self, remembers: bool) -> Tensor:
         """Train for one round; returns the novelty generator's loss, a scalar.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dfkd.models.teacher import Teacher
-from dfkd.synthesis.inversion.features import embedding_taps, stage_taps
+from dfkd.synthesis.inversion.inverter import embedding_taps, stage_taps
 from tests.helpers.tiny_models import RESNET, load_teacher, model_config
 
 

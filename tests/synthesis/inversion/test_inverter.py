@@ -9,8 +9,8 @@ from dfkd.errors import CorruptionError, DfkdError
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import cmi
 from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.methods import METHODS
-from dfkd.synthesis.inversion.run import PartRequest
+from dfkd.synthesis.request import PartRequest
+from dfkd.synthesis.shard_maker import METHODS
 from tests.helpers.inversion_runs import course, problem, read
 
 CHAINED = ("dfad", "cmi", "pre")

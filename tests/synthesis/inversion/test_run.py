@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.models.teacher import Teacher
-from dfkd.synthesis.inversion.run import PartRequest, even_batches, synthesised
+from dfkd.synthesis.request import PartRequest, even_batches, synthesised
 from tests.helpers.inversion_runs import course, problem
 
 

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_text_embeddings
-from dfkd.synthesis.inversion.run import Classifier, PartRequest
+from dfkd.prompts.styles import class_text_embeddings
+from dfkd.synthesis.inversion.inverter import Classifier
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler, assign_to_classes
+from dfkd.synthesis.request import PartRequest
 from tests.helpers.inversion_runs import CLASSES, read
 
 
