@@ -142,7 +142,7 @@ class PublishedVersion:
         """
         by_class: list[list[Sample]] = [[] for _ in self.classes]
         for receipt in self.shards:
-            samples = by_class[int(receipt.task.partition("-")[0])]
+            samples = by_class[receipt.class_index]
             if len(samples) < count:
                 samples += islice(self.samples(receipt), count - len(samples))
         return by_class
@@ -243,7 +243,7 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
 def _is_consistent(manifest: _Manifest, name: str) -> bool:
     """Whether the identity hashes to `name` and all receipts belong to this version's tasks."""
     digest = fingerprint(manifest.identity)
-    class_indices = [int(receipt.task.partition("-")[0]) for receipt in manifest.shards]
+    class_indices = [receipt.class_index for receipt in manifest.shards]
     return (
         manifest.fingerprint == digest
         and digest[:16] == name

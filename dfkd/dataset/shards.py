@@ -130,14 +130,18 @@ class Receipt:
     """Id of the version that holds a carried-over shard; empty if this version holds it itself."""
 
     @property
+    def class_index(self) -> int:
+        """The class of the task's images."""
+        return int(self.task.partition("-")[0])
+
+    @property
     def key(self) -> str:
         """Key of the shard in the storage of the method."""
         return f"{layout.version(self.version or self.fingerprint[:16])}/{self.shard}"
 
     def as_dict(self) -> dict[str, Any]:
         """All fields; `version` is left out if it is empty."""
-        fields = asdict(self)
-        return fields if self.version else {k: v for k, v in fields.items() if k != "version"}
+        return {key: value for key, value in asdict(self).items() if value != ""}
 
 
 _RECEIPT_ADAPTER = TypeAdapter(Receipt)
@@ -224,18 +228,17 @@ def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | 
     return None
 
 
-def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
+def read_shard(data: bytes, receipt: Receipt) -> Iterator[Sample]:
     """Yield the samples of a shard whose size, sha256 and sample count match the receipt.
 
     Raises:
         CorruptionError: they do not match, or `write_shard` would not write such a member.
     """
-    return (sample for sample, _ in read_located(source, receipt))
+    return (sample for sample, _ in read_located(data, receipt))
 
 
-def read_located(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
+def read_located(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
     """Yield what `read_shard` yields, each sample with its location in the shard."""
-    data = source if isinstance(source, bytes) else source.read_bytes()
     verify_bytes(data, receipt)
     for sample, span in _samples_with_slices(data, receipt.shard, receipt.samples):
         digest = hashlib.sha256(memoryview(data)[span]).digest()
@@ -253,20 +256,18 @@ def verify_bytes(data: bytes, receipt: Receipt) -> None:
         _refuse(receipt.shard, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
 
 
-def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
-    """Yield the samples in the bytes of a tar.
-
-    Args:
-        name: the shard's name, for error messages.
-        count: the expected number of samples, checked before the first one; None skips the check.
-    """
-    return (sample for sample, _ in _samples_with_slices(data, name, count))
+def parse_shard(data: bytes, name: str) -> Iterator[Sample]:
+    """Yield the samples in the bytes of a tar; `name` is the shard's name in error messages."""
+    return (sample for sample, _ in _samples_with_slices(data, name))
 
 
 def _samples_with_slices(
-    data: bytes, name: str, count: int | None
+    data: bytes, name: str, count: int | None = None
 ) -> Iterator[tuple[Sample, slice]]:
-    """Yield each sample with the slice of its bytes; the slices together cover the whole tar."""
+    """Yield each sample with the slice of its bytes; the slices together cover the whole tar.
+
+    `count` is the expected number of samples, which is checked before the first one.
+    """
     # tarfile ends silently at a truncated header, so the end mark is checked first.
     if (
         len(data) % tarfile.RECORDSIZE

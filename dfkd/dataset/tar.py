@@ -10,21 +10,21 @@ SIZE_FIELD = slice(124, 135)
 """Bytes of a header that hold the member's size: 11 octal digits."""
 
 
-def members(data: bytes) -> list[tuple[str, slice]]:
-    """Name and slice of `data` of each member, in order.
+def members(data: bytes) -> Iterator[tuple[str, slice]]:
+    """Yield name and slice of `data` of each member, in order.
 
     Raises:
         ValueError: no readable tar, or a member is not a plain file.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            found = tar.getmembers()
-    except (tarfile.TarError, ValueError) as error:  # ValueError: a bad number in a sparse header
+            for member in tar:
+                # Before the next header is read: a negative size would lead back to this one.
+                if not member.isreg() or member.issparse() or member.pax_headers:
+                    raise ValueError(f"member {member.name[:80]!r} is not a plain file")
+                yield member.name, slice(member.offset_data, member.offset_data + member.size)
+    except (tarfile.TarError, ValueError) as error:  # ValueError: also a bad number in a header
         raise ValueError(f"no readable tar ({error})") from None
-    for member in found:
-        if not member.isreg() or member.issparse() or member.pax_headers:
-            raise ValueError(f"member {member.name[:80]!r} is not a plain file of a sample")
-    return [(m.name, slice(m.offset_data, m.offset_data + m.size)) for m in found]
 
 
 def member_slices(data: bytes) -> Iterator[tuple[str, slice]]:

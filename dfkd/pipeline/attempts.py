@@ -274,7 +274,7 @@ def fewest_images(version: PublishedVersion) -> tuple[int, str]:
     # Every class starts at 0: one whose tasks are all quarantined has no receipt.
     counts = dict.fromkeys(range(len(version.classes)), 0)
     for receipt in version.shards:
-        counts[int(receipt.task.partition("-")[0])] += receipt.samples
+        counts[receipt.class_index] += receipt.samples
     fewest = min(counts, key=counts.__getitem__)
     return counts[fewest], version.classes[fewest]
 
@@ -288,7 +288,7 @@ def diversity(version: PublishedVersion) -> float:
     shards = defaultdict(list)
     for receipt in version.shards:
         if receipt.samples:
-            shards[receipt.task.partition("-")[0]].append(receipt)
+            shards[receipt.class_index].append(receipt)
     by_class = []
     for receipts in shards.values():
         # Evenly spaced shards and images: all pairs of a large class would take too long.
