@@ -339,7 +339,9 @@ def load_student(source: Finished | str | Path, device: torch.device | None = No
     Raises:
         CorruptionError: an object is missing or damaged.
     """
-    folder = isinstance(source, str | Path)
-    storage = open_storage(str(source)) if folder else source.student.storage
+    if isinstance(source, Finished):
+        storage = source.student.storage
+    else:
+        storage = open_storage(str(source))
     student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

@@ -167,6 +167,7 @@ def _train_as_leader(
         means: dict[str, float] = {}
 
         def advance(batch: Batch) -> None:
+            """Take a step and show it."""
             # People see errors of augmentation at once in a picture, and in no curve.
             if distiller.step == 0:
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
@@ -179,6 +180,7 @@ def _train_as_leader(
                 means.update(tracker.log(distiller.step, rate))
 
         def save() -> None:
+            """Write a checkpoint and upload the curves."""
             checkpoints.write(distiller.step, distiller.state())
             tracker.upload()
 

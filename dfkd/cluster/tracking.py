@@ -137,6 +137,7 @@ class ShardSummary:
         """The summary of a shard's samples; with some of its images if `show`."""
 
         def mean(key: str) -> float:
+            """The mean of a metadata value over the samples; NaN without samples."""
             values = [sample.metadata[key] for sample in samples]
             return float(np.mean(values)) if values else math.nan
 

@@ -68,6 +68,7 @@ def _unfinished(storage: Storage) -> list[str]:
     """The ids of the versions that were begun and neither published, abandoned nor removed."""
 
     def unfinished(name: str) -> bool:
+        """Whether a version was begun and has none of the marks that end it."""
         head = layout.version(name)
         ended = (layout.MANIFEST, layout.ABANDONED, layout.REMOVING)
         return storage.exists(f"{head}/{layout.IDENTITY}") and not any(
@@ -118,6 +119,7 @@ class Version:
         excluded = present | {layout.receipt(task.id) for task in fresh}
 
         def refer(receipt: Receipt) -> None:
+            """Write this version's receipt for a shard of the base."""
             # The base may have carried the shard over itself; then it names the holder.
             holder = receipt.version or base.id
             carried = replace(receipt, fingerprint=self.fingerprint, version=holder)

@@ -256,10 +256,12 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codes: Tensor) -> Tensor:
+        """The codes [B, C, h, w]; the latent is there for its gradient."""
         return codes
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the codes as that of the latent."""
         return gradients[0], None
 
 
@@ -268,16 +270,18 @@ class _Clamp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor) -> Tensor:
+        """Pixels clamped to [0, 1]."""
         clamped = pixels.clamp(0, 1)
         ctx.save_for_backward(pixels - clamped)
         return clamped
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient, without that of pixels which a step would move further out of the range."""
         (excess,) = ctx.saved_tensors
         (gradient,) = gradients
         # A step goes against the gradient, so where gradient and excess have the same sign it moves
-        # the pixel back into the range. Of pixels out of range only those gradients are kept.
+        # the pixel back into the range.
         kept: Tensor = gradient * (gradient * excess >= 0)
         return kept
 

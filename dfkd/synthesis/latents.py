@@ -139,6 +139,7 @@ class Synthesiser:
         return spherical_distance(embeddings, repeated).view(len(targets), -1).mean(dim=1)
 
     def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
+        """The views of all steps of a batch."""
         # A seed of their own, so the first view does not repeat the numbers of the first latent.
         view_seeds, config = [derive_seed(seed, "views") for seed in seeds], self.config
         size = self.teacher.image_size
@@ -155,6 +156,7 @@ class Synthesiser:
 
 
 def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:
+    """Adam for the latents; fused on a GPU, where it is one kernel instead of many."""
     return torch.optim.Adam([latents], rate, fused=latents.is_cuda)
 
 
