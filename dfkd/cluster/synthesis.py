@@ -31,6 +31,7 @@ from dfkd.cluster.worker import (
     Worker,
 )
 from dfkd.config import fingerprint as fingerprints
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
@@ -57,7 +58,6 @@ from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
 from dfkd.storage.local import open_storage, require_root_space
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
 
 MAX_REQUESTED_WORKERS = 256

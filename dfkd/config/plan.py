@@ -4,9 +4,9 @@ import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images, prompt_method
-from dfkd.utils.hashing import derive_seed
 
 MAX_EMBEDDING_DIM = 1024
 """Upper bound of the teacher's embedding dimension, for the estimate of bytes."""

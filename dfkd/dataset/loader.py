@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from dfkd.config.hashing import derive_seed
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
 from dfkd.dataset.shards import Example
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import in_order
-from dfkd.utils.hashing import derive_seed
 from dfkd.utils.images import header_size
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfkd.config.hashing import sha256_file
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import (
     INDEX_ROWS,
@@ -24,7 +25,6 @@ from dfkd.dataset.published import (
 from dfkd.dataset.shards import Receipt, read_located
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
-from dfkd.utils.hashing import sha256_file
 from dfkd.utils.strict_json import canonical
 
 SCHEMA_VERSION = 2

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
+from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located, verify_bytes
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
-from dfkd.utils.hashing import fingerprint, sha256_file
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
 

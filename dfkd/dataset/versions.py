@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from dfkd.config.fingerprint import refuse_difference
+from dfkd.config.hashing import fingerprint
 from dfkd.config.plan import Task
 from dfkd.dataset import prompt_tables, publication
 from dfkd.dataset.published import (
@@ -28,7 +29,6 @@ from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_s
 from dfkd.errors import CorruptionError, PartialError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.strict_json import canonical
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation, Training
+from dfkd.config.hashing import derive_seed
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.augmentation import augment
 from dfkd.distillation.labels import TargetFunction
@@ -21,7 +22,6 @@ from dfkd.errors import CorruptionError
 from dfkd.models.student import Student
 from dfkd.storage.checkpoints import below, moments, restore_moments
 from dfkd.utils.device import CPU, autocast, seeded
-from dfkd.utils.hashing import derive_seed
 
 MOMENTUM = 0.9
 """Momentum of SGD, from A.2 of the paper. The paper names no weight decay."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion, current, open_version
@@ -23,7 +24,6 @@ from dfkd.prompts.styles import dictionary
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from dfkd.utils.hashing import sha256_file
 from dfkd.utils.strict_json import canonical
 
 TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")

@@ -30,6 +30,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import few_shot_starts
@@ -54,7 +55,6 @@ from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
-from dfkd.utils.hashing import derive_seed
 from dfkd.utils.progress import Bar, bar
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Natural

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dfkd.config.distillation import Start
+from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import ManifestError
@@ -21,7 +22,6 @@ from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
 from dfkd.models.student import Student, build, names_file, read_card
 from dfkd.models.weights.reading import existing_file
-from dfkd.utils.hashing import sha256_file
 
 LIBRARY = "fewshot.library"
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.distillation import Augmentation, FewShot, Start
+from dfkd.config.hashing import derive_seed
 from dfkd.distillation.augmentation import augment
 from dfkd.models.student import Student, fold
 from dfkd.utils.device import seeded
-from dfkd.utils.hashing import derive_seed
 
 BATCH = 32
 """Images in a step, or all of them if there are fewer."""

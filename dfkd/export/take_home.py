@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dfkd.config.distillation import Average
+from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, locate_student
@@ -40,7 +41,6 @@ from dfkd.models.teacher import Teacher
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import time_on_one_core
-from dfkd.utils.hashing import sha256_file
 from dfkd.utils.images import decode_image
 
 FOLDER, CARD = "student", "README.md"

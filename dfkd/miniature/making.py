@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd.config.hashing import fingerprint
 from dfkd.miniature import classifier, evaluation_set, pretraining, scoring, work_folder
 from dfkd.miniature.drawings.icons import EVALUATION
 from dfkd.miniature.drawings.nouns import common_nouns
@@ -22,7 +23,6 @@ from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.pixels import to_bytes
 
 #: The files of the two models and the evaluation set, whose hashes are part of the scores.

@@ -11,6 +11,7 @@ from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS
+from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generator_config import Model, read_model
@@ -18,7 +19,6 @@ from dfkd.models.generator_decoder import decode
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
 from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
-from dfkd.utils.hashing import sha256_file
 from dfkd.utils.types import Precision
 
 MAX_DISTANCES = 1 << 24

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE
 from dfkd.config.distillation import Distillation
+from dfkd.config.hashing import derive_seed
 from dfkd.errors import CorruptionError, ManifestError, WeightsError, one_line
 from dfkd.models.small_convolutions import SmallMaps
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
@@ -22,7 +23,6 @@ from dfkd.models.weights.reading import load_into, match, read_state_dict
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.device import seeded
-from dfkd.utils.hashing import derive_seed
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size, first_problem
 

@@ -17,6 +17,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE
+from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.batch_norm import Taps, layers, statistics_distance
@@ -30,7 +31,6 @@ from dfkd.models.teacher_architecture import (
 )
 from dfkd.models.weights.reading import load_into
 from dfkd.utils.device import multiplies_bfloat16
-from dfkd.utils.hashing import sha256_file
 from dfkd.utils.types import Precision
 
 TEXT_BATCH = 256

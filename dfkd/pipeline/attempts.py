@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dfkd.config.fingerprint import refuse_difference
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest, Regeneration
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import PublishedVersion, current, read_json
@@ -26,7 +27,6 @@ from dfkd.errors import LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.strict_json import canonical
 
 CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, open_version, read_json
 from dfkd.distillation.student_store import student_name
@@ -19,7 +20,6 @@ from dfkd.pipeline.attempts import Attempt, unfinished
 from dfkd.pipeline.listing import Listing, Objects
 from dfkd.storage import layout, lease
 from dfkd.storage.base import MissingObject, Storage, StoredObject
-from dfkd.utils.hashing import fingerprint
 
 FIRST = (layout.MANIFEST, CARD)
 """What readers start from, so it is removed first."""

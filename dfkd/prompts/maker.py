@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
 from dfkd.config.plan import PromptRow, fresh_tasks, part_name, part_rows, parts_at_once, root_seed
@@ -29,7 +30,6 @@ from dfkd.prompts.styles import (
     style_text_embeddings,
     styled_prompt,
 )
-from dfkd.utils.hashing import derive_seed
 
 SCHEMA = pa.schema(
     [

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import student_name
 from dfkd.distillation.text_only import classifier_name
@@ -25,7 +26,6 @@ from dfkd.evaluation.results import ZERO_SHOT, ResultRow
 from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.studies.study import Cell
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 

@@ -19,6 +19,7 @@ from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
 from dfkd.config.distillation import Model
 from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.text_only import load_tower
@@ -45,7 +46,6 @@ from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import require_tsne
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.paired import require_scipy
 
 OnCell = Callable[[str, CellResult, bool], object]

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
 from dfkd.studies.schema import Settings, StudyFile
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 
 FILE = "study.yaml"

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.synthesis.request import OnStep, Synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
-from dfkd.utils.hashing import derive_seed
 from dfkd.utils.pixels import to_bytes
 
 CHECK_INTERVAL = 10

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dfkd.utils.hashing import derive_seed
+from dfkd.config.hashing import derive_seed
 
 OnStep = Callable[[int, Tensor], None]
 """Called with the step and the losses [B] of the images that are still in the batch."""

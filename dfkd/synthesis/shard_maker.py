@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images
 from dfkd.config.plan import (
@@ -39,7 +40,6 @@ from dfkd.synthesis.inversion.inverter import Classifier, Inverter
 from dfkd.synthesis.inversion.pre import PreInverter
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
-from dfkd.utils.hashing import derive_seed
 from dfkd.utils.pixels import from_bytes
 
 METHODS: dict[str, type[Inverter]] = {

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from dfkd.config.fingerprint import identity, refuse_difference
+from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import method_of
 from dfkd.errors import FingerprintError
-from dfkd.utils.hashing import fingerprint, sha256_file
 from tests.helpers import small_manifest
 
 WEIGHTS = {"teacher.weights": "aa", "generator.weights": "bb", "generator.config": "cc"}

@@ -9,6 +9,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest, Regeneration, StorageConfig
 from dfkd.config.plan import (
     fresh_tasks,
@@ -22,7 +23,6 @@ from dfkd.config.plan import (
 )
 from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.shards import sample_key
-from dfkd.utils.hashing import derive_seed
 from tests.helpers.tiny_models import GENERATOR, TEACHER
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dfkd.config.hashing import fingerprint
 from dfkd.dataset import publication
 from dfkd.dataset.published import INDEX_SCHEMA, current, index_row, open_version
 from dfkd.dataset.shards import read_shard
@@ -21,7 +22,6 @@ from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError, Exit, FingerprintError, PartialError
 from dfkd.storage.local import MissingObject
-from dfkd.utils.hashing import fingerprint
 from tests.helpers import partial_version
 from tests.helpers.jobs import contents
 from tests.helpers.partial_version import (

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dfkd.config.hashing import fingerprint
 from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, advance, open_version
 from dfkd.dataset.shards import Receipt, Sample, sample_key, write_shard
 from dfkd.evaluation.data import Domains, Item
@@ -18,7 +19,6 @@ from dfkd.evaluation.results import results, row, write_results
 from dfkd.report.gallery import SHARDS_PER_CLASS, evenly
 from dfkd.storage import layout
 from dfkd.storage.local import Storage
-from dfkd.utils.hashing import fingerprint
 from dfkd.utils.strict_json import canonical
 
 CLASSES, SHARDS, EACH = 10, 100, 100

@@ -13,10 +13,10 @@ from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
+from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generator import VQGAN, file_hashes
-from dfkd.utils.hashing import sha256_file
 from tests.helpers.tiny_models import F16, official_state, official_yaml, write_generator
 
 CPU = torch.device("cpu")

@@ -18,6 +18,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
+from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import (
@@ -29,7 +30,6 @@ from dfkd.models.teacher import (
     require_batch_norm,
     spherical_distance,
 )
-from dfkd.utils.hashing import sha256_file
 from tests.helpers.tiny_models import (
     RESNET,
     VIT,

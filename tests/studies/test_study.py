@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import fingerprint
 from dfkd.errors import ManifestError
 from dfkd.prompts.styles import PAPER
 from dfkd.studies.study import MAX_ROWS, read
-from dfkd.utils.hashing import fingerprint
 from tests.helpers.tiny_study import EPOCHS, METHODS, description, write
 
 SHIPPED = sorted((Path(__file__).parents[2] / "manifests" / "studies").glob("*/study.yaml"))
