@@ -339,9 +339,6 @@ def load_student(source: Finished | str | Path, device: torch.device | None = No
     Raises:
         CorruptionError: an object is missing or damaged.
     """
-    if isinstance(source, Finished):
-        storage = source.student.storage
-    else:
-        storage = open_storage(str(source))
+    storage = source.student.storage if isinstance(source, Finished) else open_storage(str(source))
     student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

@@ -98,22 +98,15 @@ def build(
         WeightsError: the initial weights are missing or belong to another architecture.
     """
     with seeded(derive_seed("student", seed)):
-        return _assemble(config, classes, image_size, cache, field)
-
-
-def _assemble(
-    config: Distillation, classes: int, image_size: int, cache: str, field: str
-) -> Student:
-    """`build`, with whatever seed torch's generators have."""
-    if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, field)
-    else:
-        backbone, mean, std = _resnet(config, image_size, field)
-    if artifact := published(config, field):
-        _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
-    elif names_file(config.weights):
-        _load_backbone(backbone, Path(config.weights), field)
-    head = nn.Linear(_feature_count(backbone, image_size, config.student), classes)
+        if config.student.startswith("timm:"):
+            backbone, mean, std = _timm(config, image_size, field)
+        else:
+            backbone, mean, std = _resnet(config, image_size, field)
+        if artifact := published(config, field):
+            _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
+        elif names_file(config.weights):
+            _load_backbone(backbone, Path(config.weights), field)
+        head = nn.Linear(_feature_count(backbone, image_size, config.student), classes)
     return Student(backbone, head, mean, std)
 
 
