@@ -182,7 +182,7 @@ class PublishedVersion:
         key = layout.prompts(name)
         data, where = self.storage.get(key), self.storage.location(key)
         if self.prompt_digests().get(name) != hashlib.sha256(data).hexdigest():
-            raise CorruptionError(altered_prompts(where))
+            raise altered_prompts(where)
         return parquet.read(data, ("class_index", "index"), where, PROMPTS_REMEDY)
 
     def prompt_digests(self) -> dict[str, str]:
@@ -194,7 +194,7 @@ class PublishedVersion:
         where = self.storage.location(layout.PROMPTS_SUMMARY)
         data = self.storage.get(layout.PROMPTS_SUMMARY)
         if hashlib.sha256(data).hexdigest() != self.manifest.get("prompts"):
-            raise CorruptionError(altered_prompts(where))
+            raise altered_prompts(where)
         parts = parse_json(data, where).get("parts")
         # The names become keys, so they are checked too.
         if not isinstance(parts, dict) or not all(
@@ -209,9 +209,9 @@ class PublishedVersion:
         return dict(self.manifest["files"])
 
 
-def altered_prompts(where: str) -> str:
-    """The problem of prompts whose bytes are not those that were published."""
-    return f"{where}: is not what was published; {PROMPTS_REMEDY}"
+def altered_prompts(where: str) -> CorruptionError:
+    """The error about prompts whose bytes are not those that were published."""
+    return CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
 
 
 def open_version(storage: Storage, name: str, sha256: str | None = None) -> PublishedVersion:

@@ -59,7 +59,7 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
         return
     for name, digest in digests.items():
         if sha256_object(version.storage, layout.prompts(name)) != digest:
-            yield altered_prompts(version.storage.location(layout.prompts(name)))
+            yield str(altered_prompts(version.storage.location(layout.prompts(name))))
 
 
 def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
