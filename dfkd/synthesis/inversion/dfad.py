@@ -32,7 +32,7 @@ from dfkd.synthesis.inversion.inverter import (
     minimise,
     set_rate,
 )
-from dfkd.synthesis.inversion.networks import DfadGenerator, build_seeded
+from dfkd.synthesis.inversion.networks import DfadGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
 
@@ -48,17 +48,13 @@ class DfadInverter(Inverter):
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
         config = self.config = settings.dfad
-        self.device = classifier.texts.device
         self.learner = InnerStudentTrainer(
             classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
-        self.generator = build_seeded(
-            lambda: DfadGenerator(config.latent, config.width, context.image_size),
-            context.seed_of("generator"),
-            self.device,
+        self.generator = self.new_network(
+            lambda: DfadGenerator(config.latent, config.width, context.image_size), "generator"
         )
         self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
-        self.draws = torch.Generator()
         self.networks = {"generator": self.generator, "student": self.learner.student}
         self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
 

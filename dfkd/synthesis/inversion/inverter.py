@@ -5,7 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,11 @@ from dfkd.models.batch_norm import Taps, layers
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.storage.checkpoints import below, moments, restore_moments
+from dfkd.synthesis.inversion.networks import build_seeded
 from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
 from dfkd.utils.pixels import from_bytes
+
+M = TypeVar("M", bound=nn.Module)
 
 NETWORK_PREFIX, OPTIMIZER_PREFIX = "network.", "optimizer."
 """Prefixes of the names of tensors in a state."""
@@ -106,8 +109,13 @@ class Inverter(ABC):
 
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         self.classifier, self.context, self.settings = classifier, context, settings
+        self.device, self.draws = classifier.texts.device, torch.Generator()
         self.networks: Mapping[str, nn.Module] = {}
         self.optimizers: Mapping[str, Optimizer] = {}
+
+    def new_network(self, make: Callable[[], M], purpose: str) -> M:
+        """The network that `make` builds, on the device; `purpose` seeds its weights."""
+        return build_seeded(make, self.context.seed_of(purpose), self.device)
 
     @abstractmethod
     def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:

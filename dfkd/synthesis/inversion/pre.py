@@ -45,7 +45,7 @@ from dfkd.synthesis.inversion.inverter import (
     minimise,
     set_rate,
 )
-from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, build_seeded
+from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
 
@@ -67,17 +67,13 @@ class PreInverter(Inverter):
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
         config = self.config = settings.pre
-        device = self.device = classifier.texts.device
-        self.draws = torch.Generator()
         self.learner = InnerStudentTrainer(
             classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         shape = config.latent, config.width, context.image_size
-        self.novelty = build_seeded(
-            lambda: PreGenerator(*shape, spectral=True), context.seed_of("novelty"), device
-        )
-        self.memory = build_seeded(lambda: PreGenerator(*shape), context.seed_of("memory"), device)
-        self.encoder = build_seeded(lambda: PreEncoder(*shape), context.seed_of("encoder"), device)
+        self.novelty = self.new_network(lambda: PreGenerator(*shape, spectral=True), "novelty")
+        self.memory = self.new_network(lambda: PreGenerator(*shape), "memory")
+        self.encoder = self.new_network(lambda: PreEncoder(*shape), "encoder")
         self.novelty_optimizer = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
         self.memory_optimizer = torch.optim.Adam(
             [*self.memory.parameters(), *self.encoder.parameters()],
