@@ -182,7 +182,7 @@ class PublishedVersion:
         key = layout.prompts(name)
         data, where = self.storage.get(key), self.storage.location(key)
         if self.prompt_digests().get(name) != hashlib.sha256(data).hexdigest():
-            raise altered_prompts(where)
+            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
         return parquet.read(data, ("class_index", "index"), where, PROMPTS_REMEDY)
 
     def prompt_digests(self) -> dict[str, str]:
@@ -194,7 +194,7 @@ class PublishedVersion:
         where = self.storage.location(layout.PROMPTS_SUMMARY)
         data = self.storage.get(layout.PROMPTS_SUMMARY)
         if hashlib.sha256(data).hexdigest() != self.manifest.get("prompts"):
-            raise altered_prompts(where)
+            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
         parts = parse_json(data, where).get("parts")
         # The names become keys, so they are checked too.
         if not isinstance(parts, dict) or not all(
@@ -207,11 +207,6 @@ class PublishedVersion:
     def files(self) -> dict[str, str]:
         """The sha256 of the index and of the data card, by key."""
         return dict(self.manifest["files"])
-
-
-def altered_prompts(where: str) -> CorruptionError:
-    """The error about prompts whose bytes are not those that were published."""
-    return CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
 
 
 def open_version(storage: Storage, name: str, sha256: str | None = None) -> PublishedVersion:

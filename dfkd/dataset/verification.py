@@ -7,7 +7,6 @@ from typing import Any
 from dfkd.dataset.published import (
     INDEX_SCHEMA,
     PublishedVersion,
-    altered_prompts,
     index_row,
     sha256_object,
 )
@@ -59,7 +58,11 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
         return
     for name, digest in digests.items():
         if sha256_object(version.storage, layout.prompts(name)) != digest:
-            yield str(altered_prompts(version.storage.location(layout.prompts(name))))
+            where = version.storage.location(layout.prompts(name))
+            yield (
+                f"{where}: is not what was published; "
+                "restore it from a copy, or give another storage.root and synthesise again"
+            )
 
 
 def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
