@@ -186,6 +186,7 @@ MOST = 8 << 30
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
     """Made and learned from: the real architectures at 224 px, with random weights, in one step.
