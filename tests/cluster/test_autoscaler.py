@@ -130,11 +130,15 @@ def run(job: str, folder: Path, cluster: Autoscaled) -> int:
     return most
 
 
+def wait_until_nodes_are_gone(cluster: Autoscaled) -> None:
+    while cluster.size > 1:  # the test's own time limit ends this
+        time.sleep(0.3)
+
+
 def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
     with Autoscaled() as cluster:
         assert run("synthesize", tmp_path, cluster) == 1 + WORKERS
-        while cluster.size > 1:  # the test's own time limit ends this
-            time.sleep(0.3)
+        wait_until_nodes_are_gone(cluster)
         # One rank, for which the head would do if it were a machine by itself.
         assert run("distill", tmp_path, cluster) > 1
     published = current(open_storage(str(tmp_path / "run")).child("data/vanilla"))
