@@ -33,8 +33,8 @@ if TYPE_CHECKING:
         take_home,
         write_report,
     )
-    from dfkd.config.budget import Budget
     from dfkd.config.manifest import Manifest
+    from dfkd.config.plan import Budget
     from dfkd.errors import (
         BudgetError,
         CorruptionError,
@@ -79,7 +79,7 @@ if not TYPE_CHECKING:  # for mypy it would give every unknown name a type
         """A public name, from its module (PEP 562)."""
         if name not in __all__:
             raise AttributeError(f"module 'dfkd' has no attribute {name!r}")
-        light = {"Budget": "dfkd.config.budget", "Manifest": "dfkd.config.manifest"}
+        light = {"Budget": "dfkd.config.plan", "Manifest": "dfkd.config.manifest"}
         home = "dfkd.errors" if name.endswith("Error") else light.get(name, "dfkd.api")
         globals()[name] = getattr(import_module(home), name)
         return globals()[name]

@@ -24,9 +24,9 @@ from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.distillation import Finished
 from dfkd.cluster.metrics import report_accuracy
 from dfkd.cluster.synthesis import Built, build, finished, identify
-from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
+from dfkd.config.plan import Budget
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation import few_shot as fewshot
 from dfkd.evaluation import few_shot_results, footprint, scoring
@@ -339,6 +339,6 @@ def load_student(source: Finished | str | Path, device: torch.device | None = No
     Raises:
         CorruptionError: an object is missing or damaged.
     """
-    storage = source.student.storage if isinstance(source, Finished) else source
+    storage = source.student.storage if isinstance(source, Finished) else open_storage(str(source))
     student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

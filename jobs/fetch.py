@@ -17,12 +17,9 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Fetch and verify missing files; returns the cache's path, or an empty text after a list."""
+    """Fetch missing files and verify all; returns the cache's path."""
     from dfkd.pipeline import fetching
 
-    if options.list:
-        print("\n".join(fetching.listing(manifest, options.few_shot)), flush=True)
-        return ""
     return fetching.fetch(manifest, options.few_shot, options.mirror)
 
 
@@ -30,16 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
-        "--list", action="store_true", help="print what is needed, with its facts, and stop"
-    )
-    arguments.add_argument(
         "--few-shot", action="store_true", help="also what only jobs/fewshot.py starts from"
     )
     arguments.add_argument(
         "--mirror",
         default="",
         metavar="URL_OR_DIR",
-        help="take the files, under the names that --list shows, from this base URL or directory",
+        help="take the files, under their names in --dry-run, from this base URL or directory",
     )
     return command_line.run(arguments, work, plan, argv)
 

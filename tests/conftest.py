@@ -19,6 +19,8 @@ from tests.helpers.tiny_models import GENERATOR, TEACHER
 # Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
 # this when it is first imported, by the modules of tests or by the jobs they start.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# The controller of a training asks its ranks every two seconds whether they have ended.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # A node of Ray gives itself half a minute to start, which a busy machine does not always hold.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 

@@ -153,7 +153,7 @@ def lines_for_python() -> str:
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
 def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With fewer images, steps and epochs than they ask for."""
+    """With one prompt method, and fewer images, steps and epochs than they ask for."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     statements = [ast.unparse(node) for node in ast.parse(lines_for_python()).body]
@@ -166,7 +166,8 @@ def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names["manifest"] = dataclasses.replace(
         given,
         cluster=dataclasses.replace(given.cluster, workers=1),
-        synthesis=dataclasses.replace(given.synthesis, images_per_class=4, shard_size=2, steps=2),
+        prompts=dataclasses.replace(given.prompts, method=given.prompts.method[-1:]),
+        synthesis=dataclasses.replace(given.synthesis, images_per_class=4, shard_size=4, steps=2),
         distillation=dataclasses.replace(given.distillation, epochs=1, batch_size=8),
     )
     for statement in statements[2:-1]:

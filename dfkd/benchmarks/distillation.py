@@ -31,7 +31,7 @@ from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_text_embeddings
+from dfkd.prompts.styles import class_text_embeddings
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process, device_name, pick_device

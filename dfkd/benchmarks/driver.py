@@ -20,7 +20,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, tasks
 from dfkd.dataset.published import open_version
 from dfkd.dataset.versions import begin
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.memory import watched
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")

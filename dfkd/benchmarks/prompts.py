@@ -15,9 +15,10 @@ from dfkd.config.plan import part_count
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import Problem, PromptBank
-from dfkd.prompts.maker import PromptMaker, class_text_embeddings
+from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.statistics import statistics
+from dfkd.prompts.styles import class_text_embeddings
 from dfkd.utils.device import pick_device
 
 UPDATES = 2

@@ -21,9 +21,8 @@ from dfkd.cluster.synthesis import (
 )
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import SynthesisWorker
-from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.config.plan import Unit, image_count, task_count, tasks
+from dfkd.config.plan import Budget, Unit, image_count, task_count, tasks
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.shards import Receipt

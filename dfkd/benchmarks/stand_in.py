@@ -19,22 +19,13 @@ from torch import Tensor
 
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import (
-    Task,
-    Unit,
-    image_seed,
-    part_count,
-    part_name,
-    part_rows,
-    sample_key,
-    tasks,
-)
+from dfkd.config.plan import Task, Unit, image_seed, part_count, part_name, part_rows, tasks
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.latents import OnStep
+from dfkd.synthesis.request import OnStep
 from dfkd.synthesis.shard_maker import MadeShard
 
 EMBEDDING = 16

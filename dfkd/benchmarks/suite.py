@@ -9,7 +9,8 @@ from dfkd.benchmarks.measure import Effort, Results, page, table
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
 from dfkd.storage import layout
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process
 from dfkd.utils.hardware import describe_machine
 from dfkd.utils.memory import watched

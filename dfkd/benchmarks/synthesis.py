@@ -11,7 +11,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_text_embeddings
+from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.shard_maker import initial_batch_size
 from dfkd.utils.device import pick_device

@@ -149,6 +149,7 @@ def _with_traceback(loop: Loop) -> Loop:
     """
 
     def run(config: dict[str, Any]) -> Any:
+        """`loop`, whose exceptions carry their traceback as a note."""
         try:
             return loop(config)
         except Exception as error:

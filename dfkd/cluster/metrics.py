@@ -15,7 +15,6 @@ from ray.util.metrics import Counter, Gauge
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.shards import Receipt
-from dfkd.dataset.versions import Version
 from dfkd.evaluation.results import accuracy_of
 from dfkd.storage.base import Request
 from dfkd.utils import logs
@@ -147,7 +146,8 @@ class TaskReporter:
     """Reports each task of a pool once, when it ends: metrics and a log line."""
 
     manifest: Manifest
-    version: Version
+    version: str
+    """Id of the version that the tasks belong to."""
     pool: Pool[Any]
     _reported: int = 0
     """The number of quarantined tasks reported so far."""
@@ -176,7 +176,7 @@ class TaskReporter:
         TASK_SECONDS.add(seconds, **self.labels)
         logs.log_event(
             "task",
-            run=self.version.id,
+            run=self.version,
             task=receipt.task,
             attempt=attempt,
             seconds=round(seconds, 3),
@@ -194,7 +194,7 @@ class TaskReporter:
             IMAGES.add(item.task.count, outcome="quarantined", **self.labels)
             logs.log_event(
                 "quarantined",
-                run=self.version.id,
+                run=self.version,
                 task=item.task.id,
                 images=item.task.count,
                 reason=item.reason,

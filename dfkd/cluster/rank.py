@@ -27,8 +27,9 @@ from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_store import check_teacher
 from dfkd.models.student import CARD, build, card, fold, save_student
 from dfkd.storage import layout
+from dfkd.storage.base import Storage
 from dfkd.storage.checkpoints import Checkpoints
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 from dfkd.utils import progress
 from dfkd.utils.device import configure_process, pick_device
 from dfkd.utils.progress import Bar, LineBar
@@ -166,10 +167,12 @@ def _train_as_leader(
         means: dict[str, float] = {}
 
         def advance(batch: Batch) -> None:
+            """Take a step and show it."""
             # People see errors of augmentation at once in a picture, and in no curve.
             if distiller.step == 0:
                 tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
-            tracker.record(distiller.advance(batch))
+            metrics = distiller.advance(batch)
+            tracker.record(metrics.loss, metrics.agreement)
             # Reading the loss waits for the device, so it is done every `LOG_STEPS` only.
             in_epoch = distiller.step % schedule.steps_per_epoch
             if in_epoch == 0 or in_epoch % LOG_STEPS == 0:
@@ -177,6 +180,7 @@ def _train_as_leader(
                 means.update(tracker.log(distiller.step, rate))
 
         def save() -> None:
+            """Write a checkpoint and upload the curves."""
             checkpoints.write(distiller.step, distiller.state())
             tracker.upload()
 

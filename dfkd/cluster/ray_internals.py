@@ -34,7 +34,10 @@ def local_torch_trainer() -> Any:
     )
 
     class LocalTorchTrainer(TorchTrainer):
+        """See `local_torch_trainer`."""
+
         def _create_default_callbacks(self) -> list[Any]:
+            """Ray's callbacks, without the cleaner if there is no dashboard."""
             callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
             if get_dashboard_url():
                 return callbacks

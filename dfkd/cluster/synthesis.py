@@ -31,10 +31,11 @@ from dfkd.cluster.worker import (
     Worker,
 )
 from dfkd.config import fingerprint as fingerprints
-from dfkd.config.budget import Budget
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
+    Budget,
     Unit,
     estimated_bytes,
     fresh_tasks,
@@ -53,9 +54,10 @@ from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, DfkdError, PartialError
 from dfkd.models import generator, teacher
 from dfkd.storage import layout
+from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
-from dfkd.storage.local import Storage, open_storage, require_root_space
+from dfkd.storage.local import open_storage, require_root_space
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
 
 MAX_REQUESTED_WORKERS = 256
@@ -121,7 +123,7 @@ def build(
     require_root_space(manifest.storage.root, estimated_bytes(manifest))
     require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
-    version = Version(root.child(layout.data(method)), fingerprints.fingerprint(identity))
+    version = Version(root.child(layout.data(method)), fingerprint(identity))
     # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with reading(root, [f"{method}/{version.id}"]):
@@ -161,7 +163,7 @@ def _refuse_quarantined(
 def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
     """Whether the version of this identity is published already."""
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
-    return Version(home, fingerprints.fingerprint(identity)).published
+    return Version(home, fingerprint(identity)).published
 
 
 def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
@@ -349,7 +351,7 @@ def _reporting(
         bar(f"{manifest.method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
-        reporter = TaskReporter(manifest, version, pool)
+        reporter = TaskReporter(manifest, version.id, pool)
         report = _ShardReport(pool, cost, progress, tracker, reporter)
         yield report
         report.show_failures()

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.dataset.shards import Sample
-from dfkd.distillation.distiller import StepMetrics
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.images import decode_image
 from dfkd.utils.progress import Bar, Closing
 
@@ -65,7 +64,7 @@ class Tracker(Board):
     def __init__(self, bar: Bar, storage: Storage, images_per_step: int) -> None:
         super().__init__(storage)
         self.bar, self.images_per_step = bar, images_per_step
-        self.pending: list[StepMetrics] = []
+        self.pending: list[tuple[Tensor, Tensor]] = []
         self.since = time.monotonic()
 
     def close(self) -> None:
@@ -73,16 +72,18 @@ class Tracker(Board):
         self.bar.close()
         super().close()
 
-    def record(self, metrics: StepMetrics) -> None:
-        """Count one step; its numbers stay on the device until `log`."""
-        self.pending.append(metrics)
+    def record(self, loss: Tensor, agreement: Tensor) -> None:
+        """Count one step; its scalars stay on the device until `log`."""
+        self.pending.append((loss, agreement))
         self.bar.update(self.images_per_step)
 
     def log(self, step: int, rate: float) -> dict[str, float]:
         """Write the means since the last call under `step`; returns loss and agreement."""
+        # The device is waited for once for each of the two.
+        losses, agreements = zip(*self.pending, strict=True)
         means = {
-            "loss": _mean([metrics.loss for metrics in self.pending]),
-            "agreement": _mean([metrics.agreement for metrics in self.pending]),
+            "loss": float(torch.stack(losses).mean()),
+            "agreement": float(torch.stack(agreements).mean()),
         }
         now = time.monotonic()
         speed = len(self.pending) * self.images_per_step / max(now - self.since, 1e-9)
@@ -90,11 +91,6 @@ class Tracker(Board):
         self.pending.clear()
         self.since = now
         return means
-
-
-def _mean(values: list[Tensor]) -> float:
-    """The mean of scalars on a device, which is waited for once."""
-    return float(torch.stack(values).mean())
 
 
 class MeanLoss:
@@ -141,6 +137,7 @@ class ShardSummary:
         """The summary of a shard's samples; with some of its images if `show`."""
 
         def mean(key: str) -> float:
+            """The mean of a metadata value over the samples; NaN without samples."""
             values = [sample.metadata[key] for sample in samples]
             return float(np.mean(values)) if values else math.nan
 

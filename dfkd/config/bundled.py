@@ -1,6 +1,9 @@
-"""Paths of the miniature world: the models and evaluation images that the package ships."""
+"""Paths: the cache of fetched files, and the models and images that the package ships."""
 
 from pathlib import Path
+
+CACHE = "~/.cache/dfkd"
+"""Default folder of fetched files."""
 
 ASSETS = Path(__file__).parents[1] / "miniature" / "assets"
 

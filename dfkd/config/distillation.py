@@ -1,5 +1,6 @@
-"""The manifest's sections about training, as checked dataclasses."""
+"""The manifest's sections about training and scoring, as checked dataclasses."""
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,6 +25,9 @@ Texts = Literal["template", "styles"]
 Augmentation = Literal[
     "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase"
 ]
+Average = Literal["images", "classes"]
+Model = Literal["teacher", "text-only", "student"]
+"""Models that can be scored, in the order of the tables."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -158,6 +162,39 @@ class TextOnly:
                 "model and weights of the tower must be given together",
                 [self.model, self.weights],
                 "name both, or neither to take the teacher's",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Evaluation:
+    """Accuracy per domain and class on data that no other stage uses."""
+
+    data: Name = "bundled"
+    """A folder in a layout of `dfkd.evaluation.layouts`, a list file (path, domain, class), or
+    `bundled`."""
+    domains: Several[Name] = ()
+    """Domains that are scored, in the order of the tables; empty for all domains, sorted by name.
+    """
+    aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
+    """The data's names of classes whose folders are named differently: `{plane: aeroplane}`. Other
+    people's data need it, because the name of a folder is often a poor prompt."""
+    average: Average = "images"
+    """Accuracy on a domain: the mean over images, or the mean of the classes' accuracies (VisDA).
+    """
+    models: Several[Model] = ("teacher", "student")
+    """Models that are scored. The teacher classifies zero-shot; `text-only` is a classifier trained
+    without images, with the settings of `text_only`."""
+
+    def __post_init__(self) -> None:
+        require_unique("evaluation.domains", self.domains)
+        require_unique("evaluation.aliases", tuple(self.aliases.values()))
+        require_unique("evaluation.models", self.models)
+        if not self.models:
+            raise ManifestError(
+                "evaluation.models",
+                "must name a model",
+                self.models,
+                "name one or more of teacher, text-only and student",
             )
 
 

@@ -1,13 +1,10 @@
 """The fingerprint: a hash of all settings and files that can change a pixel or a label."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import expand_methods, prompt_method
+from dfkd.config.methods import prompt_method
 from dfkd.errors import FingerprintError
 
 SCHEMA = 1
@@ -81,19 +78,6 @@ def _keep_used_by_inversion(sections: dict[str, Any], inversion: Mapping[str, An
     del sections["generator"]
 
 
-def method_of(identity: Mapping[str, Any]) -> str:
-    """The name of the method that an identity belongs to."""
-    way = identity.get("synthesis.method", ["latent"])
-    weights = identity.get("synthesis.batch_norm_weight", [0.0])
-    return ", ".join(expand_methods(way, identity.get("prompts.method", ["unknown"]), weights))
-
-
-def fingerprint(identity: Mapping[str, Any]) -> str:
-    """The sha256 of an identity as 64 hexadecimal digits."""
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
 def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
     """Raise `FingerprintError`, which names every differing key, if two identities differ."""
     keys = sorted(stored.keys() | current.keys())
@@ -118,9 +102,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def sha256_file(path: str | Path) -> str:
-    """The sha256 of a file's bytes as 64 hexadecimal digits."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

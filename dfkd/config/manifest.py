@@ -6,16 +6,17 @@ Defaults are the paper's values. If the paper states none, the key's docstring e
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.distillation import Distillation, FewShot, TextOnly
+from dfkd.config.bundled import CACHE
+from dfkd.config.distillation import Distillation, Evaluation, FewShot, TextOnly
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, way_of
 from dfkd.config.presets import PRESETS
-from dfkd.config.synthesis import Prompts, Synthesis
+from dfkd.config.synthesis import GeneratorConfig, Prompts, Synthesis, TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.storage.base import split_root
 from dfkd.utils.types import (
@@ -26,19 +27,10 @@ from dfkd.utils.types import (
     Natural,
     NonNegative,
     Positive,
-    Several,
     require_folder,
-    require_slots,
     require_unique,
 )
 from dfkd.utils.yaml import load
-
-CACHE = "~/.cache/dfkd"
-"""Default folder of fetched files."""
-
-Average = Literal["images", "classes"]
-Model = Literal["teacher", "text-only", "student"]
-"""Models that can be scored, in the order of the tables."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -51,67 +43,6 @@ class StorageConfig:
 
     def __post_init__(self) -> None:
         split_root("storage.root", self.root)
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class TeacherConfig:
-    """The frozen vision-language model (open_clip)."""
-
-    model: Name
-    """An open_clip architecture, the path of a model configuration, or `miniature`."""
-    weights: Name
-    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, or `miniature`.
-
-    The file of a tag is read from the cache."""
-    template: Name = "A {class}"
-    """The vanilla class prompt, also for labels and for zero-shot classification."""
-
-    def __post_init__(self) -> None:
-        require_slots("teacher.template", self.template, "{class}")
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class GeneratorConfig:
-    """The frozen VQGAN decoder (taming-transformers)."""
-
-    config: Name
-    """The official `model.yaml`, `miniature`, or a name that is read from the cache:
-    `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
-    weights: Name
-    """The official `.ckpt`, a safetensors file with the same keys, or a name as in `config`."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Evaluation:
-    """Accuracy per domain and class on data that no other stage uses."""
-
-    data: Name = "bundled"
-    """A folder in a layout of `dfkd.evaluation.layouts`, a list file (path, domain, class), or
-    `bundled`."""
-    domains: Several[Name] = ()
-    """Domains that are scored, in the order of the tables; empty for all domains, sorted by name.
-    """
-    aliases: dict[Name, Name] = dataclasses.field(default_factory=dict)
-    """The data's names of classes whose folders are named differently: `{plane: aeroplane}`. Other
-    people's data need it, because the name of a folder is often a poor prompt."""
-    average: Average = "images"
-    """Accuracy on a domain: the mean over images, or the mean of the classes' accuracies (VisDA).
-    """
-    models: Several[Model] = ("teacher", "student")
-    """Models that are scored. The teacher classifies zero-shot; `text-only` is a classifier trained
-    without images, with the settings of `text_only`."""
-
-    def __post_init__(self) -> None:
-        require_unique("evaluation.domains", self.domains)
-        require_unique("evaluation.aliases", tuple(self.aliases.values()))
-        require_unique("evaluation.models", self.models)
-        if not self.models:
-            raise ManifestError(
-                "evaluation.models",
-                "must name a model",
-                self.models,
-                "name one or more of teacher, text-only and student",
-            )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -1,7 +1,7 @@
 """The methods of synthesis and their names in storage and results."""
 
-from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, get_args
 
 PromptMethod = Literal["vanilla", "mix", "random", "contrastive"]
 """Prompt methods, for methods that optimise VQGAN latents towards prompts."""
@@ -33,6 +33,13 @@ def expand_methods(
         else:
             methods.append(way)
     return cast(tuple[Method, ...], tuple(methods))
+
+
+def method_of(identity: Mapping[str, Any]) -> str:
+    """The name of the method that an identity belongs to."""
+    way = identity.get("synthesis.method", ["latent"])
+    weights = identity.get("synthesis.batch_norm_weight", [0.0])
+    return ", ".join(expand_methods(way, identity.get("prompts.method", ["unknown"]), weights))
 
 
 def prompt_method(method: Method) -> PromptMethod | None:

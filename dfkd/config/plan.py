@@ -1,10 +1,10 @@
-"""The tasks and seeds of a manifest, as pure functions that every worker can call."""
+"""The tasks, seeds and budget of a run, as pure functions that every worker can call."""
 
-import hashlib
 import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images, prompt_method
 
@@ -191,25 +191,13 @@ def part_rows(manifest: Manifest, part: int) -> list[PromptRow]:
     ]
 
 
-def sample_key(class_index: int, index: int) -> str:
-    """The WebDataset key of an image; it has no dot, because WebDataset splits names there."""
-    return f"{class_index:04d}-{index:07d}"
+def image_seed(manifest: Manifest, class_index: int, index: int, attempt: int = 0) -> int:
+    """The seed of an image's latent and views; `attempt` is the number of divergences before.
 
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else (sha256).
-
-    Seeds are derived from class names instead of positions, so adding a class does not change the
-    latents of others. They do not depend on the prompt method, so all methods start from the same
+    It is derived from the class name instead of the position, so adding a class does not change the
+    latents of others. It does not depend on the prompt method, so all methods start from the same
     latents.
     """
-    # A separator that no name holds, so that ("a", "bc") and ("ab", "c") differ.
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def image_seed(manifest: Manifest, class_index: int, index: int, attempt: int = 0) -> int:
-    """The seed of an image's latent and views; `attempt` is the number of divergences before."""
     name = manifest.classes[class_index]
     return derive_seed("image", *root_seed(manifest), name, index, attempt)
 
@@ -217,3 +205,29 @@ def image_seed(manifest: Manifest, class_index: int, index: int, attempt: int = 
 def root_seed(manifest: Manifest) -> tuple[object, ...]:
     """The common first parts of all seeds of synthesis: the manifest's seed and a nonzero salt."""
     return (manifest.seed, f"salt {manifest.salt}") if manifest.salt else (manifest.seed,)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Caps on one call of `dfkd.cluster.synthesis.build`; None means no cap.
+
+    Tasks that have begun are finished and kept. Images therefore never exceed their cap, but
+    worker-seconds exceed theirs by the tasks that were running when it was reached.
+    """
+
+    images: int | None = None
+    """Maximal number of images made by this call; earlier runs are not counted."""
+    worker_seconds: float | None = None
+    """Maximal working time, summed over workers, with failed attempts."""
+
+    @property
+    def caps(self) -> str:
+        """The caps in words."""
+        caps = {"images": self.images, "worker-seconds": self.worker_seconds}
+        return " and ".join(f"{cap:g} {what}" for what, cap in caps.items() if cap is not None)
+
+    def allows(self, images: int, worker_seconds: float) -> bool:
+        """Whether a task may start that makes `images` the total, after `worker_seconds`."""
+        return (self.images is None or images <= self.images) and (
+            self.worker_seconds is None or worker_seconds < self.worker_seconds
+        )

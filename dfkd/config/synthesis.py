@@ -1,4 +1,4 @@
-"""The manifest's sections about prompts and images, as checked dataclasses."""
+"""The manifest's sections about models, prompts and images, as checked dataclasses."""
 
 from typing import Annotated, Literal
 
@@ -19,6 +19,34 @@ from dfkd.utils.types import (
     require_slots,
     require_unique,
 )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TeacherConfig:
+    """The frozen vision-language model (open_clip)."""
+
+    model: Name
+    """An open_clip architecture, the path of a model configuration, or `miniature`."""
+    weights: Name
+    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, or `miniature`.
+
+    The file of a tag is read from the cache."""
+    template: Name = "A {class}"
+    """The vanilla class prompt, also for labels and for zero-shot classification."""
+
+    def __post_init__(self) -> None:
+        require_slots("teacher.template", self.template, "{class}")
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class GeneratorConfig:
+    """The frozen VQGAN decoder (taming-transformers)."""
+
+    config: Name
+    """The official `model.yaml`, `miniature`, or a name that is read from the cache:
+    `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
+    weights: Name
+    """The official `.ckpt`, a safetensors file with the same keys, or a name as in `config`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -5,9 +5,8 @@ version's receipts. Caching and the number of threads change the speed only.
 """
 
 import contextlib
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from dfkd.config.plan import derive_seed
+from dfkd.config.hashing import derive_seed
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
@@ -143,9 +142,7 @@ class Stream:
             for samples in _split(order, self.rows):
                 yield self._batch(samples, *self._cache.take(samples))
         else:
-            with contextlib.closing(
-                _ahead(lambda: self._stream(order), PREFETCH_BATCHES)
-            ) as batches:
+            with contextlib.closing(_ahead(self._stream(order), PREFETCH_BATCHES)) as batches:
                 yield from batches
 
     def _batch(self, samples: Indices, pixels: Tensor, distances: Tensor) -> Batch:
@@ -250,58 +247,31 @@ def decode(example: Example, image_size: int) -> Tensor:
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
             return image.permute(1, 2, 0)
     except (RuntimeError, ValueError) as error:
-        raise _not_an_image(example, str(error).partition("\n")[0]) from None
-    raise _not_an_image(example, f"{size[0]} x {size[1]} px, not {image_size} px a side")
-
-
-def _not_an_image(example: Example, problem: str) -> CorruptionError:
-    """The error for an image that cannot be decoded as expected."""
-    return _unusable(example, example.extension, problem)
+        problem = str(error).partition("\n")[0]
+    else:
+        problem = f"{size[0]} x {size[1]} px, not {image_size} px a side"
+    raise _unusable(example, example.extension, problem)
 
 
 def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
+    """The error for a member of a sample that is not what it must be."""
     return CorruptionError(
         f"sample {example.key}.{suffix}: {problem}; delete the version and synthesise again"
     )
 
 
-def _ahead(make: Callable[[], Generator[T]], depth: int) -> Generator[T]:
-    """Yield the items of `make()`, which a thread produces up to `depth` ahead.
+def _ahead(items: Generator[T], depth: int) -> Generator[T]:
+    """Yield the items of a generator, which a thread runs up to `depth` items ahead.
 
     An exception in the thread is raised here.
     """
-    done = object()
-    ready: queue.Queue[object] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        """Hand an item to the consumer; returns False if it has stopped reading."""
-        # A blocking put would hang for ever once the consumer has stopped reading.
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return True
-        return False
-
-    def produce() -> None:
-        """Make items until there are no more or nobody reads them."""
+    end = object()
+    with contextlib.closing(items), ThreadPoolExecutor(1, "dfkd-ahead") as thread:
+        ready = deque(thread.submit(next, items, end) for _ in range(depth))
         try:
-            with contextlib.closing(make()) as items:
-                for item in items:
-                    if not put(item):
-                        return
-            put(done)
-        except BaseException as error:  # passed to the consumer, which raises it
-            put(error)
-
-    thread = threading.Thread(target=produce, name="dfkd-ahead", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not done:
-            if isinstance(item, BaseException):
-                raise item
-            yield item  # type: ignore[misc]
-    finally:
-        # Reached also if the consumer closes the generator early; then the thread must end too.
-        stop.set()
-        thread.join()
+            while (item := ready.popleft().result()) is not end:
+                ready.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            # Whoever closes this generator early needs no further items.
+            thread.shutdown(cancel_futures=True)

@@ -4,9 +4,9 @@ With 1,000 classes a part of contrastive prompts is larger than half a gigabyte,
 1,000 tasks needs a thousandth of it.
 """
 
-import bisect
 import io
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import BinaryIO, cast
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dfkd.errors import CorruptionError
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils import parquet
 
 CLASS = "class_index"
@@ -53,13 +53,9 @@ def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
 
     The part must be ordered by `class_index`. Raises as `read` does.
     """
-
-    def select_groups(metadata: pq.FileMetaData) -> list[int]:
-        """The row groups to read, chosen after the footer has been read."""
-        return _groups(metadata, class_index)
-
     source = cast(BinaryIO, _RangeReader(storage, key, storage.size(key)))
     where = storage.location(key)
+    select_groups = partial(_groups, class_index=class_index)
     table = parquet.read(source, REQUIRED_COLUMNS, where, REMEDY, select_groups)
     try:
         return table.filter(pc.equal(table[CLASS], class_index)).sort_by("index")
@@ -70,26 +66,16 @@ def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
 def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
     """The numbers of the row groups that may hold a class."""
     column = metadata.schema.names.index(CLASS)
-    numbers = range(metadata.num_row_groups)
 
-    def bounds(number: int) -> tuple[int, int] | None:
-        """The smallest and the largest class in a row group; None if the file does not say."""
+    def may_hold(number: int) -> bool:
+        """Whether the statistics of a row group admit the class."""
         statistics = metadata.row_group(number).column(column).statistics
+        # A file from another writer may lack statistics; then the group is read and filtered.
         if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, int):
-            return None
-        return statistics.min, statistics.max
+            return True
+        return bool(statistics.min <= class_index <= statistics.max)
 
-    # A file from another writer may lack statistics. Then all groups are read and filtered.
-    if any(bounds(number) is None for number in (*numbers[:1], *numbers[-1:])):
-        return list(numbers)
-    # Groups are ordered by class, so binary search looks at few of a thousand statistics.
-    first = bisect.bisect_left(
-        numbers, class_index, key=lambda number: (bounds(number) or (0, 0))[1]
-    )
-    last = bisect.bisect_right(
-        numbers, class_index, key=lambda number: (bounds(number) or (0, 0))[0]
-    )
-    return list(numbers[first:last])
+    return [number for number in range(metadata.num_row_groups) if may_hold(number)]
 
 
 @dataclass

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfkd.config.fingerprint import method_of, sha256_file
+from dfkd.config.hashing import sha256_file
+from dfkd.config.methods import method_of
 from dfkd.dataset.published import (
     INDEX_ROWS,
     INDEX_SCHEMA,

@@ -1,6 +1,7 @@
 """Read published versions: the current one or one by name, with everything verified on reading."""
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
-from dfkd.config import fingerprint as fingerprints
+from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located, verify_bytes
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.storage import layout
-from dfkd.storage.local import MissingObject, Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size
@@ -48,6 +49,9 @@ INDEX_ROWS = 8192
 
 MAX_POINTER_NUMBER = 10**8 - 2
 """The highest pointer number that is accepted, so that its successor also has eight digits."""
+
+PROMPTS_REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
+"""What to do about a damaged part of the prompts, for messages."""
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -138,7 +142,7 @@ class PublishedVersion:
         """
         by_class: list[list[Sample]] = [[] for _ in self.classes]
         for receipt in self.shards:
-            samples = by_class[int(receipt.task.partition("-")[0])]
+            samples = by_class[receipt.class_index]
             if len(samples) < count:
                 samples += islice(self.samples(receipt), count - len(samples))
         return by_class
@@ -153,7 +157,7 @@ class PublishedVersion:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, layout.INDEX)
             self.storage.get_file(layout.INDEX, path)
-            if fingerprints.sha256_file(path) != self.files.get(layout.INDEX):
+            if sha256_file(path) != self.files.get(layout.INDEX):
                 raise CorruptionError(
                     f"{where}: is not the index that was published; "
                     "run jobs/synthesize.py again, which restores it"
@@ -176,15 +180,28 @@ class PublishedVersion:
             CorruptionError: the file, or prompts.json, is not what was published.
         """
         key = layout.prompts(name)
-        summary, data = self.storage.get(layout.PROMPTS_SUMMARY), self.storage.get(key)
-        where, digest = self.storage.location(key), hashlib.sha256(data).hexdigest()
-        remedy = "restore it from a copy, or give another storage.root and synthesise again"
-        # The manifest holds the hash of prompts.json, and prompts.json those of the parts.
-        intact = hashlib.sha256(summary).hexdigest() == self.manifest.get("prompts")
-        parts = parse_json(summary, self.storage.location(layout.PROMPTS_SUMMARY)).get("parts")
-        if not intact or not isinstance(parts, dict) or parts.get(name) != digest:
-            raise CorruptionError(f"{where}: is not what was published; {remedy}")
-        return parquet.read(data, ("class_index", "index"), where, remedy)
+        data, where = self.storage.get(key), self.storage.location(key)
+        if self.prompt_digests().get(name) != hashlib.sha256(data).hexdigest():
+            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
+        return parquet.read(data, ("class_index", "index"), where, PROMPTS_REMEDY)
+
+    def prompt_digests(self) -> dict[str, str]:
+        """The sha256 of each part of the prompts by its name, from prompts.json.
+
+        Raises:
+            CorruptionError: prompts.json is not what was published.
+        """
+        where = self.storage.location(layout.PROMPTS_SUMMARY)
+        data = self.storage.get(layout.PROMPTS_SUMMARY)
+        if hashlib.sha256(data).hexdigest() != self.manifest.get("prompts"):
+            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
+        parts = parse_json(data, where).get("parts")
+        # The names become keys, so they are checked too.
+        if not isinstance(parts, dict) or not all(
+            re.fullmatch(layout.PART, name) for name in parts
+        ):
+            raise CorruptionError(f"{where}: names no parts; {PROMPTS_REMEDY}")
+        return parts
 
     @property
     def files(self) -> dict[str, str]:
@@ -220,13 +237,13 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
 
 def _is_consistent(manifest: _Manifest, name: str) -> bool:
     """Whether the identity hashes to `name` and all receipts belong to this version's tasks."""
-    fingerprint = fingerprints.fingerprint(manifest.identity)
-    class_indices = [int(receipt.task.partition("-")[0]) for receipt in manifest.shards]
+    digest = fingerprint(manifest.identity)
+    class_indices = [receipt.class_index for receipt in manifest.shards]
     return (
-        manifest.fingerprint == fingerprint
-        and fingerprint[:16] == name
+        manifest.fingerprint == digest
+        and digest[:16] == name
         and manifest.identity.get("classes") == list(manifest.classes)
-        and all(receipt.fingerprint == fingerprint for receipt in manifest.shards)
+        and all(receipt.fingerprint == digest for receipt in manifest.shards)
         and len({receipt.task for receipt in manifest.shards}) == len(class_indices)
         and max(class_indices, default=0) < len(manifest.classes)
     )
@@ -303,7 +320,7 @@ def sha256_object(storage: Storage, key: str) -> str | None:
             storage.get_file(key, path)
         except MissingObject:
             return None
-        return fingerprints.sha256_file(path)
+        return sha256_file(path)
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:

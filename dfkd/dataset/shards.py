@@ -20,13 +20,12 @@ import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 from webdataset import TarWriter
 
-from dfkd.dataset import tar as plain_tar
-from dfkd.dataset.tar import MODE, OWNER
+from dfkd.dataset.tar import member_slices, members
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.utils import strict_json
 from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import Sha256, Size
+from dfkd.utils.types import Sha256, Size, first_problem
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -54,6 +53,8 @@ NPY_HEADER_BYTES = 128
 
 EXTENSIONS = {"png", "jpg"}
 REQUIRED = {"json", *ARRAY_FILES}
+OWNER, MODE = "dfkd", 0o444
+"""Owner, group and permissions of every member."""
 MEMBER_NAME = re.compile(rf"(?P<key>[A-Za-z0-9_-]+)\.(?P<suffix>{'|'.join(EXTENSIONS | REQUIRED)})")
 MAX_MEMBER_BYTES = 64 << 20
 """Largest member in bytes; the image or an array of a sample is far smaller."""
@@ -129,18 +130,27 @@ class Receipt:
     """Id of the version that holds a carried-over shard; empty if this version holds it itself."""
 
     @property
+    def class_index(self) -> int:
+        """The class of the task's images."""
+        return int(self.task.partition("-")[0])
+
+    @property
     def key(self) -> str:
         """Key of the shard in the storage of the method."""
         return f"{layout.version(self.version or self.fingerprint[:16])}/{self.shard}"
 
     def as_dict(self) -> dict[str, Any]:
         """All fields; `version` is left out if it is empty."""
-        fields = asdict(self)
-        return fields if self.version else {k: v for k, v in fields.items() if k != "version"}
+        return {key: value for key, value in asdict(self).items() if value != ""}
 
 
 _RECEIPT_ADAPTER = TypeAdapter(Receipt)
 """Built once, because building it takes longer than parsing a receipt with it."""
+
+
+def sample_key(class_index: int, index: int) -> str:
+    """The WebDataset key of an image; it has no dot, because WebDataset splits names there."""
+    return f"{class_index:04d}-{index:07d}"
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
@@ -155,8 +165,9 @@ def decode_receipt(data: bytes, where: str) -> Receipt:
         strict_json.parse(data)
         return _RECEIPT_ADAPTER.validate_json(data, strict=True)
     except ValueError as error:
-        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        problem = str(error)
+        if isinstance(error, ValidationError):
+            problem = "{}: {}".format(*first_problem(error))
         raise CorruptionError(
             f"{where}: not a receipt ({problem}); delete it and synthesise its task again"
         ) from None
@@ -217,18 +228,17 @@ def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | 
     return None
 
 
-def read_shard(source: Path | bytes, receipt: Receipt) -> Iterator[Sample]:
+def read_shard(data: bytes, receipt: Receipt) -> Iterator[Sample]:
     """Yield the samples of a shard whose size, sha256 and sample count match the receipt.
 
     Raises:
         CorruptionError: they do not match, or `write_shard` would not write such a member.
     """
-    return (sample for sample, _ in read_located(source, receipt))
+    return (sample for sample, _ in read_located(data, receipt))
 
 
-def read_located(source: Path | bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
+def read_located(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
     """Yield what `read_shard` yields, each sample with its location in the shard."""
-    data = source if isinstance(source, bytes) else source.read_bytes()
     verify_bytes(data, receipt)
     for sample, span in _samples_with_slices(data, receipt.shard, receipt.samples):
         digest = hashlib.sha256(memoryview(data)[span]).digest()
@@ -246,20 +256,18 @@ def verify_bytes(data: bytes, receipt: Receipt) -> None:
         _refuse(receipt.shard, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
 
 
-def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
-    """Yield the samples in the bytes of a tar.
-
-    Args:
-        name: the shard's name, for error messages.
-        count: the expected number of samples, checked before the first one; None skips the check.
-    """
-    return (sample for sample, _ in _samples_with_slices(data, name, count))
+def parse_shard(data: bytes, name: str) -> Iterator[Sample]:
+    """Yield the samples in the bytes of a tar; `name` is the shard's name in error messages."""
+    return (sample for sample, _ in _samples_with_slices(data, name))
 
 
 def _samples_with_slices(
-    data: bytes, name: str, count: int | None
+    data: bytes, name: str, count: int | None = None
 ) -> Iterator[tuple[Sample, slice]]:
-    """Yield each sample with the slice of its bytes; the slices together cover the whole tar."""
+    """Yield each sample with the slice of its bytes; the slices together cover the whole tar.
+
+    `count` is the expected number of samples, which is checked before the first one.
+    """
     # tarfile ends silently at a truncated header, so the end mark is checked first.
     if (
         len(data) % tarfile.RECORDSIZE
@@ -267,8 +275,10 @@ def _samples_with_slices(
         or len(data) < END_MARK_BYTES
     ):
         _refuse(name, f"{len(data)} bytes without the end mark of a tar")
-    # The fast parser knows only our own headers; tarfile also reads what another tool has packed.
-    groups = _groups(plain_tar.members(data) or _members(data, name), name)
+    try:
+        groups = _groups(members(data), name)
+    except ValueError as error:
+        _refuse(name, str(error))
     if count is not None and len(groups) != count:
         _refuse(name, f"{len(groups)} samples, its receipt says {count}")
     start = 0
@@ -295,7 +305,7 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
         _refuse(name, f"a sample of {len(data)} bytes with {sums}")
     try:
         files = {}
-        for member, span in plain_tar.member_slices(data):
+        for member, span in member_slices(data):
             key, _, suffix = member.partition(".")
             files[suffix] = data[span]
         (extension,) = files.keys() & EXTENSIONS
@@ -307,11 +317,11 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
     return Example(key, files[extension], extension, distances)
 
 
-def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:
+def _groups(found: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:
     """The slices of each sample's members: by key of the sample, then by suffix."""
     groups: dict[str, dict[str, slice]] = {}
     last = None
-    for member, span in members:
+    for member, span in found:
         match = MEMBER_NAME.fullmatch(member)
         if not match:
             _refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
@@ -327,18 +337,6 @@ def _groups(members: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[s
             _refuse(name, f"member {member!r} is there twice")
         group[match["suffix"]] = span
     return groups
-
-
-def _members(data: bytes, name: str) -> Iterator[tuple[str, slice]]:
-    """Yield name and slice of each member, with tarfile, for tars that `plain_tar` refuses."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                if not member.isreg() or member.issparse() or member.pax_headers:
-                    _refuse(name, f"member {member.name[:80]!r} is not a plain file of a sample")
-                yield member.name, slice(member.offset_data, member.offset_data + member.size)
-    except (tarfile.TarError, ValueError) as error:  # ValueError: a bad number in a sparse header
-        _refuse(name, f"no readable tar ({error})")
 
 
 def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sample:

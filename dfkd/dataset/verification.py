@@ -1,7 +1,6 @@
 """Verify a published version: every shard, receipt, prompt and row of the index."""
 
 import itertools
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,6 @@ from dfkd.dataset.published import (
     INDEX_SCHEMA,
     PublishedVersion,
     index_row,
-    read_json,
     sha256_object,
 )
 from dfkd.dataset.shards import Receipt, decode_receipt
@@ -51,36 +49,20 @@ def verify(version: PublishedVersion) -> list[str]:
 
 def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
     """Yield the problems of prompts.json and of the parts of the prompts."""
-    storage, expected = version.storage, version.manifest.get("prompts")
-    if expected is None:
-        return
-    if sha256_object(storage, layout.PROMPTS_SUMMARY) != expected:
-        yield _altered(storage.location(layout.PROMPTS_SUMMARY))
+    if version.manifest.get("prompts") is None:
         return
     try:
-        parts = read_json(storage, layout.PROMPTS_SUMMARY).get("parts")
+        digests = version.prompt_digests()
     except CorruptionError as error:
         yield str(error)
         return
-    if not isinstance(parts, dict) or not all(re.fullmatch(layout.PART, name) for name in parts):
-        where = storage.location(layout.PROMPTS_SUMMARY)
-        yield (
-            f"{where}: names no parts; "
-            "restore it from a copy, or give another storage.root and synthesise again"
-        )
-        return
-    # The names were checked first, because they become keys.
-    for name, digest in parts.items():
-        if sha256_object(storage, layout.prompts(name)) != digest:
-            yield _altered(storage.location(layout.prompts(name)))
-
-
-def _altered(where: str) -> str:
-    """The problem of prompts whose bytes are not those that were published."""
-    return (
-        f"{where}: is not what was published; "
-        "restore it from a copy, or give another storage.root and synthesise again"
-    )
+    for name, digest in digests.items():
+        if sha256_object(version.storage, layout.prompts(name)) != digest:
+            where = version.storage.location(layout.prompts(name))
+            yield (
+                f"{where}: is not what was published; "
+                "restore it from a copy, or give another storage.root and synthesise again"
+            )
 
 
 def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:

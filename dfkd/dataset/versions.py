@@ -13,8 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfkd.config import fingerprint as fingerprints
-from dfkd.config.plan import Task, sample_key
+from dfkd.config.fingerprint import refuse_difference
+from dfkd.config.hashing import fingerprint
+from dfkd.config.plan import Task
 from dfkd.dataset import prompt_tables, publication
 from dfkd.dataset.published import (
     PublishedVersion,
@@ -24,7 +25,7 @@ from dfkd.dataset.published import (
     refuse_removal,
     sha256_object,
 )
-from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_shard
+from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_shard, sample_key
 from dfkd.errors import CorruptionError, PartialError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
@@ -46,18 +47,18 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
     """
     # The identity goes through JSON, so that it compares equal to the stored one.
     requested = json.loads(canonical(dict(identity)))
-    version = Version(storage, fingerprints.fingerprint(requested))
+    version = Version(storage, fingerprint(requested))
     for other in _unfinished(storage):
         if other == version.id:
             continue
         if not abandon:
             stored = read_json(storage, f"{layout.version(other)}/{layout.IDENTITY}")
             where = storage.location(layout.version(other))
-            fingerprints.refuse_difference(stored, requested, where)
+            refuse_difference(stored, requested, where)
         storage.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
     # The name is a prefix of the fingerprint, so a stored identity could differ by a collision.
     if not version.storage.put_if_absent(layout.IDENTITY, canonical(requested)):
-        fingerprints.refuse_difference(version.identity, requested, version.storage.location())
+        refuse_difference(version.identity, requested, version.storage.location())
     version.storage.delete(layout.ABANDONED)
     refuse_removal(storage, version.id)
     return version
@@ -67,6 +68,7 @@ def _unfinished(storage: Storage) -> list[str]:
     """The ids of the versions that were begun and neither published, abandoned nor removed."""
 
     def unfinished(name: str) -> bool:
+        """Whether a version was begun and has none of the marks that end it."""
         head = layout.version(name)
         ended = (layout.MANIFEST, layout.ABANDONED, layout.REMOVING)
         return storage.exists(f"{head}/{layout.IDENTITY}") and not any(
@@ -117,6 +119,7 @@ class Version:
         excluded = present | {layout.receipt(task.id) for task in fresh}
 
         def refer(receipt: Receipt) -> None:
+            """Write this version's receipt for a shard of the base."""
             # The base may have carried the shard over itself; then it names the holder.
             holder = receipt.version or base.id
             carried = replace(receipt, fingerprint=self.fingerprint, version=holder)

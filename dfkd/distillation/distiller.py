@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation, Training
-from dfkd.config.plan import derive_seed
+from dfkd.config.hashing import derive_seed
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.augmentation import augment
+from dfkd.distillation.labels import TargetFunction
 from dfkd.errors import CorruptionError
 from dfkd.models.student import Student
 from dfkd.storage.checkpoints import below, moments, restore_moments
@@ -24,9 +25,6 @@ from dfkd.utils.device import CPU, autocast, seeded
 
 MOMENTUM = 0.9
 """Momentum of SGD, from A.2 of the paper. The paper names no weight decay."""
-
-TargetFunction = Callable[[Tensor], Tensor]
-"""Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] float32."""
 
 Distribute = Callable[[nn.Module], nn.Module]
 """Wraps a module so that its gradients are averaged over all ranks; the identity with one rank."""

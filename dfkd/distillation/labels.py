@@ -1,13 +1,17 @@
 """Training targets of a student: the teacher's distances from an image to the class texts."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.distiller import TargetFunction
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.maker import class_text_embeddings, style_text_embeddings
+from dfkd.prompts.styles import class_text_embeddings, style_text_embeddings
+
+TargetFunction = Callable[[Tensor], Tensor]
+"""Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] float32."""
 
 
 def target_function(manifest: Manifest, device: torch.device) -> TargetFunction | None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dfkd.config.fingerprint import identity, sha256_file
+from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion, current, open_version
@@ -21,7 +22,8 @@ from dfkd.models.teacher import file_hashes
 from dfkd.models.weights.reading import existing_file
 from dfkd.prompts.styles import dictionary
 from dfkd.storage import layout
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import canonical
 
 TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")

@@ -27,12 +27,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import derive_seed
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.teacher import Teacher, check_classes, file_hashes
 from dfkd.prompts.pseudo_words import PseudoWords, Sentences
-from dfkd.storage.local import MissingObject, Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.progress import bar
 from dfkd.utils.strict_json import canonical
 

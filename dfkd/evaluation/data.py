@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd.config.bundled import EVALUATION
-from dfkd.config.manifest import Evaluation
+from dfkd.config.distillation import Evaluation
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise

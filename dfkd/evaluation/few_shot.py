@@ -30,8 +30,8 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import derive_seed
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import few_shot_starts
 from dfkd.evaluation.data import Domains, open_data
@@ -51,7 +51,8 @@ from dfkd.evaluation.few_shot_starts import InitialWeights
 from dfkd.evaluation.few_shot_tuning import LabelledImages, fine_tune, learning_rates, predict
 from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import Student
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.progress import Bar, bar

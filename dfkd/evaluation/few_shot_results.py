@@ -34,17 +34,10 @@ from pydantic.dataclasses import dataclass
 
 from dfkd.config.distillation import Start
 from dfkd.errors import CorruptionError
-from dfkd.evaluation.results import (
-    Spread,
-    as_json,
-    domain_means,
-    first_problem,
-    over_seeds,
-    spread,
-)
-from dfkd.storage.local import Storage
+from dfkd.evaluation.results import Spread, as_json, domain_means, over_seeds, spread
+from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
-from dfkd.utils.types import CHECKED, Fraction, Natural
+from dfkd.utils.types import CHECKED, Fraction, Natural, first_problem
 
 FOLDER = "fewshot"
 KEY = f"{FOLDER}/results.json"

@@ -14,7 +14,7 @@ every domain.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dfkd.config.plan import derive_seed
+from dfkd.config.hashing import derive_seed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dfkd.config.distillation import Start
-from dfkd.config.fingerprint import sha256_file
+from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import ManifestError

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.distillation import Augmentation, FewShot, Start
-from dfkd.config.plan import derive_seed
+from dfkd.config.hashing import derive_seed
 from dfkd.distillation.augmentation import augment
 from dfkd.models.student import Student, fold
 from dfkd.utils.device import seeded

@@ -17,14 +17,13 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.text_only import load_tower
 from dfkd.errors import CorruptionError
-from dfkd.evaluation.results import first_problem
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.hardware import processor_name, time_on_one_core
 from dfkd.utils.strict_json import canonical
+from dfkd.utils.types import first_problem
 
 FILE = "latency.json"
 CPU = torch.device("cpu")
@@ -61,7 +60,7 @@ def teacher(manifest: Manifest) -> NetworkSize:
 
 def text_only(manifest: Manifest) -> NetworkSize:
     """The image tower of the text-only classifier; its class vectors are negligible."""
-    return _tower(load_tower(manifest, CPU))
+    return _tower(Teacher.load(manifest.text_tower, CPU, cache=manifest.cache))
 
 
 def _tower(tower: Teacher) -> NetworkSize:

@@ -42,13 +42,13 @@ import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from dfkd.config.manifest import Average, Model
+from dfkd.config.distillation import Average, Model
 from dfkd.config.methods import Method
 from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
-from dfkd.storage.local import Storage
-from dfkd.utils.types import CHECKED, Count, Fraction, Natural
+from dfkd.storage.base import Storage
+from dfkd.utils.types import CHECKED, Count, Fraction, Natural, first_problem
 
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
 """Values of `method` for models that need no synthesised images."""
@@ -367,13 +367,6 @@ def validate_results(results: Mapping[str, Any]) -> None:
         _refuse("parameters", f"must have {', '.join(sorted(models))}", checked["parameters"])
     if checked["summary"] != summarise(checked["rows"], checked["average"]):
         _refuse("summary", "must follow from the rows", "other figures")
-
-
-def first_problem(error: ValidationError) -> tuple[str, str, object]:
-    """The field, the rule that it breaks and the value of the first problem of a file."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(map(str, first["loc"])) or "the whole"
-    return field, first["msg"].removeprefix("Input "), first["input"]
 
 
 def _validate_row(field: str, entry: ResultRow, classes: Sequence[str]) -> None:

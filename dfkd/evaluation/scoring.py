@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dfkd.config.manifest import Manifest, Model
+from dfkd.config.distillation import Model
+from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
@@ -24,9 +25,10 @@ from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
-from dfkd.prompts.maker import class_text_embeddings
+from dfkd.prompts.styles import class_text_embeddings
+from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import record_cost
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.device import device_name, pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.images import decode_image

@@ -23,8 +23,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dfkd.config.fingerprint import sha256_file
-from dfkd.config.manifest import Average, Manifest
+from dfkd.config.distillation import Average
+from dfkd.config.hashing import sha256_file
+from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import ManifestError
@@ -37,7 +38,8 @@ from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load_graph, qu
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
 from dfkd.models.student import Student, load_student
 from dfkd.models.teacher import Teacher
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import time_on_one_core
 from dfkd.utils.images import decode_image
 

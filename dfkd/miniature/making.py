@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.config.fingerprint import fingerprint
+from dfkd.config.hashing import fingerprint
 from dfkd.miniature import classifier, evaluation_set, pretraining, scoring, work_folder
 from dfkd.miniature.drawings.icons import EVALUATION
 from dfkd.miniature.drawings.nouns import common_nouns

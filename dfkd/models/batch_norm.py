@@ -42,6 +42,7 @@ class Taps(Closing, Generic[T]):
         """A forward hook that stores the value of module `number`."""
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            """Called by torch after the module's forward pass."""
             self._values[number] = measure(module, inputs[0], output)
 
         return hook

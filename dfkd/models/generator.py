@@ -10,10 +10,9 @@ import torch
 from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
-from dfkd.config import manifest
-from dfkd.config.bundled import GENERATOR_CONFIG, GENERATOR_WEIGHTS
-from dfkd.config.fingerprint import sha256_file
-from dfkd.config.manifest import CACHE
+from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS
+from dfkd.config.hashing import sha256_file
+from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generator_config import Model, read_model
 from dfkd.models.generator_decoder import decode
@@ -73,7 +72,7 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     return path
 
 
-def file_hashes(config: manifest.GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
+def file_hashes(config: GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
     """Find and hash the generator's files.
 
     Args:
@@ -115,7 +114,7 @@ class VQGAN:
     @classmethod
     def load(
         cls,
-        config: manifest.GeneratorConfig,
+        config: GeneratorConfig,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,
@@ -257,10 +256,12 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codes: Tensor) -> Tensor:
+        """The codes [B, C, h, w]; the latent is there for its gradient."""
         return codes
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the codes as that of the latent."""
         return gradients[0], None
 
 
@@ -269,21 +270,23 @@ class _Clamp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor) -> Tensor:
+        """Pixels clamped to [0, 1]."""
         clamped = pixels.clamp(0, 1)
         ctx.save_for_backward(pixels - clamped)
         return clamped
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient, without that of pixels which a step would move further out of the range."""
         (excess,) = ctx.saved_tensors
         (gradient,) = gradients
         # A step goes against the gradient, so where gradient and excess have the same sign it moves
-        # the pixel back into the range. Of pixels out of range only those gradients are kept.
+        # the pixel back into the range.
         kept: Tensor = gradient * (gradient * excess >= 0)
         return kept
 
 
-def _files(config: manifest.GeneratorConfig, cache: str) -> dict[str, Path]:
+def _files(config: GeneratorConfig, cache: str) -> dict[str, Path]:
     """The configuration and the checkpoint by manifest key."""
     values = {"generator.config": config.config, "generator.weights": config.weights}
     return {field: find_file(field, value, cache) for field, value in values.items()}

@@ -74,6 +74,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, swish: bool
     ) -> Tensor:
+        """Normalised images [B, C, H, W], with the swish if it is asked for."""
         # Statistics, weight and bias are folded into one scale and one shift per channel. The
         # variance is the mean square minus the squared mean, which rounding can make negative.
         mean = _means(images, groups).mean(dim=2, keepdim=True)

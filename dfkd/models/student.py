@@ -13,18 +13,18 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dfkd.config.bundled import CACHE
 from dfkd.config.distillation import Distillation
-from dfkd.config.manifest import CACHE
-from dfkd.config.plan import derive_seed
+from dfkd.config.hashing import derive_seed
 from dfkd.errors import CorruptionError, ManifestError, WeightsError, one_line
 from dfkd.models.small_convolutions import SmallMaps
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.device import seeded
 from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import Sha256, Size
+from dfkd.utils.types import Sha256, Size, first_problem
 
 WEIGHTS, CARD = "student.safetensors", "student.json"
 """The two objects of a finished student. The card is written last, so it marks completion."""
@@ -98,22 +98,15 @@ def build(
         WeightsError: the initial weights are missing or belong to another architecture.
     """
     with seeded(derive_seed("student", seed)):
-        return _assemble(config, classes, image_size, cache, field)
-
-
-def _assemble(
-    config: Distillation, classes: int, image_size: int, cache: str, field: str
-) -> Student:
-    """`build`, with whatever seed torch's generators have."""
-    if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, field)
-    else:
-        backbone, mean, std = _resnet(config, image_size, field)
-    if artifact := published(config, field):
-        _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
-    elif names_file(config.weights):
-        _load_backbone(backbone, Path(config.weights), field)
-    head = nn.Linear(_feature_count(backbone, image_size, config.student), classes)
+        if config.student.startswith("timm:"):
+            backbone, mean, std = _timm(config, image_size, field)
+        else:
+            backbone, mean, std = _resnet(config, image_size, field)
+        if artifact := published(config, field):
+            _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
+        elif names_file(config.weights):
+            _load_backbone(backbone, Path(config.weights), field)
+        head = nn.Linear(_feature_count(backbone, image_size, config.student), classes)
     return Student(backbone, head, mean, std)
 
 
@@ -324,17 +317,16 @@ def save_student(storage: Storage, student: Student, meta: dict[str, Any]) -> bo
 
 
 def load_student(
-    source: Storage | str | Path, device: torch.device | str = "cpu"
+    storage: Storage, device: torch.device | str = "cpu"
 ) -> tuple[Student, dict[str, Any]]:
     """A finished student in evaluation mode, and its card.
 
     Args:
-        source: the student's folder, as a storage or as a path.
+        storage: the student's folder.
 
     Raises:
         CorruptionError: an object is missing or differs from what was written.
     """
-    storage = open_storage(str(source)) if isinstance(source, str | Path) else source
     meta = read_card(storage)
     data = storage.get(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
@@ -373,9 +365,8 @@ def read_card(storage: Storage) -> dict[str, Any]:
         meta: dict[str, Any] = strict_json.parse(data)
         _StudentCard.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise _damaged(storage.location(CARD), f"{key}: {first['msg']}") from None
+        key, rule, _ = first_problem(error)
+        raise _damaged(storage.location(CARD), f"{key}: {rule}") from None
     except ValueError as error:
         raise _damaged(storage.location(CARD), str(error)) from None
     return meta

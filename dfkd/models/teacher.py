@@ -16,18 +16,18 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from dfkd.config import manifest
-from dfkd.config.fingerprint import sha256_file
-from dfkd.config.manifest import CACHE
+from dfkd.config.bundled import CACHE
+from dfkd.config.hashing import sha256_file
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.batch_norm import Taps, layers, statistics_distance
 from dfkd.models.teacher_architecture import (
     build,
     build_tokenizer,
-    files,
     find_weights,
     read_architecture,
     read_weights,
+    tokenizer_file,
 )
 from dfkd.models.weights.reading import load_into
 from dfkd.utils.device import multiplies_bfloat16
@@ -37,7 +37,7 @@ TEXT_BATCH = 256
 """Number of texts that are encoded at once."""
 
 
-def file_hashes(config: manifest.TeacherConfig, cache: str = CACHE) -> dict[str, str]:
+def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
     """Find and hash the teacher's files.
 
     Args:
@@ -52,7 +52,12 @@ def file_hashes(config: manifest.TeacherConfig, cache: str = CACHE) -> dict[str,
     """
     architecture = read_architecture(config.model)
     source = find_weights(config.weights, architecture, cache)
-    return {role: sha256_file(path) for role, path in files(architecture, source).items()}
+    files = {
+        "teacher.weights": source.path,
+        "teacher.model": architecture.path,
+        "teacher.tokenizer": tokenizer_file(architecture),
+    }
+    return {role: sha256_file(path) for role, path in files.items() if path is not None}
 
 
 class Teacher:
@@ -116,7 +121,7 @@ class Teacher:
     @classmethod
     def load(
         cls,
-        config: manifest.TeacherConfig,
+        config: TeacherConfig,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,

@@ -5,7 +5,6 @@ cannot replace each other's.
 """
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,15 +14,14 @@ import torch
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.pretrained import get_pretrained_cfg
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from dfkd.config.bundled import TEACHER_CONFIG, TEACHER_WEIGHTS
-from dfkd.config.manifest import CACHE
+from dfkd.config.bundled import CACHE, TEACHER_CONFIG, TEACHER_WEIGHTS
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.weights import open_clip_tags
+from dfkd.models.weights.artifacts import FETCH, cached, hub_id, of_tag
 from dfkd.models.weights.reading import (
     MINIATURE,
     OPENAI_KEYS,
@@ -32,10 +30,12 @@ from dfkd.models.weights.reading import (
     match,
     read_state_dict,
 )
+from dfkd.utils import strict_json
+from dfkd.utils.types import first_problem
 
-DIRECTORY = "local-dir:"
+HUB = "hub"
+"""Folder of the cache for the hub's client."""
 CONFIG = "open_clip_config.json"
-MAX_CONFIG_BYTES = 1 << 20
 
 _Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
 _Spread = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
@@ -94,11 +94,11 @@ def read_architecture(model: str) -> Architecture:
         ManifestError: the architecture is unknown or unreadable, or its text tower cannot start
             from token embeddings.
     """
-    given = Path(model.removeprefix(DIRECTORY)).expanduser()
+    given = Path(model).expanduser()
     path: Path | None = None
     if model == MINIATURE:
         path = TEACHER_CONFIG
-    elif model.startswith(DIRECTORY) or given.is_dir():
+    elif given.is_dir():
         path = given / CONFIG
     elif model.endswith(".json"):
         path = given
@@ -124,15 +124,15 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
         WeightsError: no such tag, file or directory, the file is not in the cache, or its weights
             were trained with another activation than the architecture's.
     """
-    given = Path(weights.removeprefix(DIRECTORY)).expanduser()
+    given = Path(weights).expanduser()
     if weights == MINIATURE:
         source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
-    elif weights.startswith(DIRECTORY) or given.is_dir():
+    elif given.is_dir():
         source = _in_directory(given)
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
         require_activation(weights, quick_gelu, architecture)  # before the file is looked for
-        source = Source(open_clip_tags.find(architecture.name, weights, cache), tag, quick_gelu)
+        source = Source(_tagged(architecture.name, weights, tag, cache), tag, quick_gelu)
     elif given.is_file():
         source = Source(given, {}, is_torchscript(given) or None)
     else:
@@ -146,6 +146,22 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
         )
     require_activation(str(source.path), source.quick_gelu, architecture)
     return source
+
+
+def _tagged(model: str, weights: str, tag: dict[str, Any], cache: str) -> Path:
+    """The weight file of a tag; one that only a hub has is downloaded if it is not in the cache."""
+    if artifact := of_tag(tag):
+        return cached("teacher.weights", weights, artifact, cache)
+    try:
+        return Path(download_pretrained(tag, cache_dir=str(Path(cache).expanduser() / HUB)))
+    except Exception as error:  # the errors of the hub's client have no common base
+        raise WeightsError(
+            "teacher.weights",
+            f"tag of {model} is not in the cache {cache}, and its hub does not give {hub_id(tag)} "
+            f"({one_line(error)})",
+            weights,
+            f"run {FETCH} where there is a network",
+        ) from None
 
 
 def require_activation(weights: str, quick_gelu: bool | None, architecture: Architecture) -> None:
@@ -259,16 +275,6 @@ def build_tokenizer(architecture: Architecture) -> Any:
         ) from None
 
 
-def files(architecture: Architecture, source: Source) -> dict[str, Path]:
-    """All files that determine the teacher's outputs, by manifest key."""
-    roles = {
-        "teacher.weights": source.path,
-        "teacher.model": architecture.path,
-        "teacher.tokenizer": tokenizer_file(architecture),
-    }
-    return {role: path for role, path in roles.items() if path is not None}
-
-
 def tokenizer_file(architecture: Architecture) -> Path | None:
     """The tokenizer's merges file, named relative to the configuration; None without one."""
     options = architecture.model["text_cfg"].get("tokenizer_kwargs") or {}
@@ -303,19 +309,18 @@ def _usual_preprocess(model: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of limited size."""
-    existing_file("teacher.model", path)
-    remedy = "give an open_clip configuration file"
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        rule = f"must have at most {MAX_CONFIG_BYTES} bytes"
-        raise ManifestError("teacher.model", rule, path.stat().st_size, remedy)
+    """The JSON object in a file."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        rule = f"must be valid JSON ({str(error)[:80]})"
-        raise ManifestError("teacher.model", rule, str(path), remedy) from None
-    if not isinstance(tree, dict):
-        raise ManifestError("teacher.model", "must hold a JSON object", str(path), remedy)
+        tree = strict_json.parse(existing_file("teacher.model", path).read_bytes())
+        if not isinstance(tree, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ManifestError(
+            "teacher.model",
+            f"must be a JSON object ({str(error)[:80]})",
+            str(path),
+            "give an open_clip configuration file",
+        ) from None
     return tree
 
 
@@ -367,20 +372,15 @@ def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
     try:
         checked = TypeAdapter(_Preprocess).validate_python(preprocess)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(("preprocess_cfg", *map(str, problem["loc"])))
+        field, rule, _ = first_problem(error)
         raise ManifestError(
-            "teacher.model", f"{field}: {problem['msg']}", model, "fix the configuration"
+            "teacher.model", f"preprocess_cfg.{field}: {rule}", model, "fix the configuration"
         ) from None
     return dict(checked)
 
 
 def _in_directory(directory: Path) -> Source:
     """The weight file in a folder, with what a configuration beside it says."""
-    if not directory.is_dir():
-        raise WeightsError(
-            "teacher.weights", "must be an existing directory", str(directory), "check the path"
-        )
     checkpoints = [path for pattern in _CHECKPOINTS for path in sorted(directory.glob(pattern))]
     # A folder of a model hub may also hold the weights in the format of another library.
     preferred = [path for path in checkpoints if path.stem.startswith("open_clip")]

@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from dfkd.config import fingerprint as fingerprints
+from dfkd.config.fingerprint import refuse_difference
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest, Regeneration
+from dfkd.config.methods import method_of
 from dfkd.dataset.published import PublishedVersion, current, read_json
 from dfkd.errors import LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
 
 CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
@@ -65,12 +67,12 @@ class Attempt:
     @property
     def method(self) -> str:
         """Method of the candidate."""
-        return fingerprints.method_of(self.claim["identity"])
+        return method_of(self.claim["identity"])
 
     @property
     def candidate(self) -> str:
         """Id of the version that this attempt makes."""
-        return fingerprints.fingerprint(self.claim["identity"])[:16]
+        return fingerprint(self.claim["identity"])[:16]
 
     @property
     def base(self) -> str:
@@ -161,7 +163,7 @@ def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
     # Put-if-absent may have lost against an earlier claim, so compare with what is stored.
     if canonical(attempt.claim) != expected:
         claimed = attempt.claim["identity"]
-        fingerprints.refuse_difference(claimed, dict(identity), attempt.storage.location())
+        refuse_difference(claimed, dict(identity), attempt.storage.location())
         raise LeaseError(f"{attempt.storage.location()}: was claimed by another; run again")
     return attempt
 
@@ -272,7 +274,7 @@ def fewest_images(version: PublishedVersion) -> tuple[int, str]:
     # Every class starts at 0: one whose tasks are all quarantined has no receipt.
     counts = dict.fromkeys(range(len(version.classes)), 0)
     for receipt in version.shards:
-        counts[int(receipt.task.partition("-")[0])] += receipt.samples
+        counts[receipt.class_index] += receipt.samples
     fewest = min(counts, key=counts.__getitem__)
     return counts[fewest], version.classes[fewest]
 
@@ -286,7 +288,7 @@ def diversity(version: PublishedVersion) -> float:
     shards = defaultdict(list)
     for receipt in version.shards:
         if receipt.samples:
-            shards[receipt.task.partition("-")[0]].append(receipt)
+            shards[receipt.class_index].append(receipt)
     by_class = []
     for receipts in shards.values():
         # Evenly spaced shards and images: all pairs of a large class would take too long.

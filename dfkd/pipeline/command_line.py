@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dfkd.config.fingerprint import fingerprint
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.errors import DfkdError, Exit, InfrastructureError
 from dfkd.utils import logs

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.config import fingerprint as fingerprints
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, open_version, read_json
 from dfkd.distillation.student_store import student_name
@@ -19,8 +19,7 @@ from dfkd.models.student import CARD
 from dfkd.pipeline.attempts import Attempt, unfinished
 from dfkd.pipeline.listing import Listing, Objects
 from dfkd.storage import layout, lease
-from dfkd.storage.base import StoredObject
-from dfkd.storage.local import MissingObject, Storage
+from dfkd.storage.base import MissingObject, Storage, StoredObject
 
 FIRST = (layout.MANIFEST, CARD)
 """What readers start from, so it is removed first."""
@@ -275,9 +274,8 @@ def _expected_students(root: Storage, manifest: Manifest, gone: Sequence[str]) -
         method = key.partition("/")[0]
         try:
             identity = read_json(root, f"{_folder(key)}/{layout.IDENTITY}")
-            fingerprint = fingerprints.fingerprint(identity)
             for seed in manifest.distillation.seeds:
-                name = student_name(manifest, fingerprint, method, seed)  # type: ignore[arg-type]
+                name = student_name(manifest, fingerprint(identity), method, seed)  # type: ignore[arg-type]
                 found[name] = key
         except (CorruptionError, ManifestError):
             continue  # without its identity or the initial weights nothing is attributed to it

@@ -10,9 +10,8 @@ from typing import Any
 from dfkd.cluster import distillation
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import build, identify
-from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import fresh_tasks, task_count, tasks
+from dfkd.config.plan import Budget, fresh_tasks, task_count, tasks
 from dfkd.dataset.published import PublishedVersion, advance, open_version, refuse_removal
 from dfkd.errors import GateError
 from dfkd.evaluation.results import read_results, validate_results
@@ -30,8 +29,9 @@ from dfkd.report import compare, page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage import layout
+from dfkd.storage.base import Storage
 from dfkd.storage.lease import Lease, holding
-from dfkd.storage.local import Storage, open_storage, root_exists
+from dfkd.storage.local import open_storage, root_exists
 from dfkd.utils.hardware import thread_limit
 
 LEASE = "regenerate"

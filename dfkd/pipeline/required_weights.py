@@ -6,15 +6,15 @@ from pathlib import Path
 
 from open_clip.pretrained import get_pretrained_cfg
 
-from dfkd.config.manifest import Manifest, TeacherConfig
+from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import student
 from dfkd.models.generator import find_file
 from dfkd.models.generator_config import read_model
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
-from dfkd.models.weights import open_clip_tags
-from dfkd.models.weights.artifacts import Artifact, published
+from dfkd.models.weights.artifacts import Artifact, hub_id, of_tag, published
 from dfkd.models.weights.reading import read_state_dict
 
 
@@ -83,7 +83,7 @@ def _teacher(config: TeacherConfig) -> Artifact | None:
         return None
     # With another activation the weights load, but give wrong embeddings.
     require_activation(config.weights, bool(tag.get("quick_gelu")), shape)
-    return open_clip_tags.published(config.model, config.weights)
+    return of_tag(tag)
 
 
 def _text_only(manifest: Manifest) -> Artifact | None:
@@ -127,10 +127,10 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
     config = manifest.distillation
     models = []
     for field, tower in towers(manifest).items():
-        hub_id = open_clip_tags.hub_id(tower.model, tower.weights)
+        tag = get_pretrained_cfg(tower.model, tower.weights)
         # A tag that also has a published file is fetched as a file.
-        if hub_id and not open_clip_tags.published(tower.model, tower.weights):
-            models.append(HubModel(field, "open_clip", hub_id))
+        if hub_id(tag) and not of_tag(tag):
+            models.append(HubModel(field, "open_clip", hub_id(tag)))
     if config.student.startswith("timm:") and student.names_library(config.weights):
         models.append(HubModel("distillation.weights", "timm", config.student))
     return models

@@ -16,22 +16,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
-from dfkd.config.plan import (
-    PromptRow,
-    derive_seed,
-    fresh_tasks,
-    part_name,
-    part_rows,
-    parts_at_once,
-    root_seed,
-)
+from dfkd.config.plan import PromptRow, fresh_tasks, part_name, part_rows, parts_at_once, root_seed
 from dfkd.models.teacher import Teacher, class_prompt
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import PromptBank
 from dfkd.prompts.pseudo_words import PseudoWords
-from dfkd.prompts.styles import dictionary
+from dfkd.prompts.styles import (
+    class_text_embeddings,
+    dictionary,
+    style_text_embeddings,
+    styled_prompt,
+)
 
 SCHEMA = pa.schema(
     [
@@ -309,23 +307,6 @@ def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
         return
     words = PseudoWords(teacher, manifest.prompts.template)
     words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
-
-
-def class_text_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
-    """Unit embeddings [M, E] of the vanilla class prompts, for labels and zero-shot results."""
-    template = manifest.teacher.template
-    return teacher.encode_text([class_prompt(template, name) for name in manifest.classes])
-
-
-def style_text_embeddings(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
-    """Unit embeddings [S, E] of one class in every style of the dictionary."""
-    styles = dictionary(manifest.prompts)
-    return teacher.encode_text([styled_prompt(manifest, name, style) for style in styles])
-
-
-def styled_prompt(manifest: Manifest, name: str, style: str) -> str:
-    """The prompt of a class in a style."""
-    return manifest.prompts.template.replace("{class}", name).replace("{style}", style)
 
 
 def _sorted(tables: Sequence[pa.Table]) -> pa.Table:

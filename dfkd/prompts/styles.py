@@ -1,9 +1,14 @@
-"""Style dictionaries of mix prompts; `prompts.styles` selects one.
+"""Texts of a class: its vanilla prompt, and its prompts in the styles of a dictionary.
 
-No dictionary names a test domain, so the domains of the evaluation stay unseen.
+`prompts.styles` selects the dictionary. No dictionary names a test domain, so the domains of the
+evaluation stay unseen.
 """
 
+from torch import Tensor
+
+from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts
+from dfkd.models.teacher import Teacher, class_prompt
 
 # Table 8 of the paper, spelled as printed.
 PAPER = (
@@ -198,3 +203,20 @@ def dictionary(prompts: Prompts) -> tuple[str, ...]:
     if prompts.styles == "miniature":
         return MINIATURE
     return prompts.styles
+
+
+def class_text_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
+    """Unit embeddings [M, E] of the vanilla class prompts, for labels and zero-shot results."""
+    template = manifest.teacher.template
+    return teacher.encode_text([class_prompt(template, name) for name in manifest.classes])
+
+
+def style_text_embeddings(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
+    """Unit embeddings [S, E] of one class in every style of the dictionary."""
+    styles = dictionary(manifest.prompts)
+    return teacher.encode_text([styled_prompt(manifest, name, style) for style in styles])
+
+
+def styled_prompt(manifest: Manifest, name: str, style: str) -> str:
+    """The prompt of a class in a style."""
+    return manifest.prompts.template.replace("{class}", name).replace("{style}", style)

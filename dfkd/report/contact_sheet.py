@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.images import open_image
 
 Examples = list[list[Image.Image]]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from dfkd.report.facts import Facts, MethodImages
 from dfkd.report.readers import read_checked
 from dfkd.report.tables import align
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
 
 FILE = "diversity.json"

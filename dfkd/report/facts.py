@@ -14,7 +14,8 @@ import numpy.typing as npt
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
-from dfkd.config.manifest import Average, Manifest
+from dfkd.config.distillation import Average
+from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, current, open_version
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
@@ -45,7 +46,7 @@ from dfkd.report.readers import (
     read_student,
 )
 from dfkd.storage import cost_records, layout
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED
 

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from dfkd.config.plan import sample_key
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Receipt, Sample
+from dfkd.dataset.shards import Receipt, Sample, sample_key
 from dfkd.errors import CorruptionError
 from dfkd.prompts.diversity import near_duplicates, pair_cosines, vendi_score
 from dfkd.utils.images import open_image

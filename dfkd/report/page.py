@@ -24,8 +24,9 @@ from dfkd.report.facts import Facts, MethodImages, collect, label_of, note_origi
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
+from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostRecord
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import dump
 
 PAGE = "report.html"

@@ -21,13 +21,13 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.footprint import FLOAT32
-from dfkd.evaluation.results import first_problem
 from dfkd.models.student import WEIGHTS, read_card
 from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
 from dfkd.report.gallery import evenly
 from dfkd.storage import layout
-from dfkd.storage.local import MissingObject, Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
+from dfkd.utils.types import first_problem
 
 T = TypeVar("T")
 

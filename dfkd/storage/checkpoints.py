@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dfkd.errors import CorruptionError
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 
 KEEP = 2
 """Number of checkpoints kept: another rank may still be reading the one before the newest."""

@@ -20,9 +20,9 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import CHECKED, Natural
+from dfkd.utils.types import CHECKED, Natural, first_problem
 
 Stage = Literal["synthesize", "distill", "evaluate"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -142,9 +142,8 @@ def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
     try:
         entries = TypeAdapter(_Record).validate_json(storage.get(key), strict=True).entries
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
-        raise _damaged(storage, key, f"{field}: {first['msg']}") from None
+        field, rule, _ = first_problem(error)
+        raise _damaged(storage, key, f"{field}: {rule}") from None
     # An object that was copied under another key would count the cost of another stage.
     if any(entry.key != key for entry in entries):
         raise _damaged(storage, key, "an entry belongs elsewhere")

@@ -26,9 +26,9 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, LeaseError
 from dfkd.storage import layout
-from dfkd.storage.local import MissingObject, Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import CHECKED
+from dfkd.utils.types import CHECKED, first_problem
 
 READERS = "readers"
 READER_SECONDS = 600.0
@@ -197,9 +197,9 @@ def read(storage: Storage, key: str) -> Record:
     try:
         return TypeAdapter(Record).validate_json(storage.get(key), strict=True)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
+        field, rule, _ = first_problem(error)
         raise CorruptionError(
-            f"{storage.location(key)}: not a lease ({problem}); delete it once nobody holds it"
+            f"{storage.location(key)}: not a lease ({field} {rule}); delete it once nobody holds it"
         ) from None
 
 

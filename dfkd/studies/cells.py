@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from dfkd.config.fingerprint import fingerprint
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import student_name
 from dfkd.distillation.text_only import classifier_name

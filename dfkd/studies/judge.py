@@ -15,7 +15,7 @@ from pydantic import BaseModel, Json, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dfkd.config.fingerprint import sha256_file
+from dfkd.config.hashing import sha256_file
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import ManifestError, WeightsError

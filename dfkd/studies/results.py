@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from dfkd.config.manifest import Model
+from dfkd.config.distillation import Model
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.studies.cells import CellResult

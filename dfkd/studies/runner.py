@@ -17,8 +17,10 @@ from typing import Any
 from dfkd.cluster.capacity import schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
-from dfkd.config.fingerprint import fingerprint, identity
-from dfkd.config.manifest import Manifest, Model
+from dfkd.config.distillation import Model
+from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import fingerprint
+from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError

@@ -11,38 +11,21 @@ and the clamps of latents and pixels are its own too (`dfkd.models.generator`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dfkd.config.plan import derive_seed
+from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
+from dfkd.synthesis.request import OnStep, Synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
-OnStep = Callable[[int, Tensor], None]
-"""Called with the step and the losses [B] of the images that are still in the batch."""
-
 CHECK_INTERVAL = 10
 """Steps between two checks on a GPU for diverged images; each one waits for the GPU."""
-
-
-@dataclass(frozen=True)
-class Synthesised:
-    """B images in the order of their seeds, on the CPU."""
-
-    pixels: Tensor
-    """uint8 [B, H, W, 3]."""
-    losses: Tensor
-    """Loss of each image at its last step, float32 [B]."""
-    steps: Tensor
-    """Steps that each image took, int64 [B]."""
-    diverged: Tensor
-    """bool [B], true if a loss was not finite; such an image must not be used."""
 
 
 class _FinalLatents:
@@ -156,6 +139,7 @@ class Synthesiser:
         return spherical_distance(embeddings, repeated).view(len(targets), -1).mean(dim=1)
 
     def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
+        """The views of all steps of a batch."""
         # A seed of their own, so the first view does not repeat the numbers of the first latent.
         view_seeds, config = [derive_seed(seed, "views") for seed in seeds], self.config
         size = self.teacher.image_size
@@ -172,6 +156,7 @@ class Synthesiser:
 
 
 def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:
+    """Adam for the latents; fused on a GPU, where it is one kernel instead of many."""
     return torch.optim.Adam([latents], rate, fused=latents.is_cuda)
 
 

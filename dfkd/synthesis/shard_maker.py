@@ -15,30 +15,37 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images
 from dfkd.config.plan import (
     Task,
     Unit,
-    derive_seed,
     image_count,
     image_seed,
     latent_learning_rate,
     root_seed,
-    sample_key,
     steps_per_image,
 )
 from dfkd.config.synthesis import Synthesis
-from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.errors import DfkdError
 from dfkd.models.generator import Generator
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.maker import class_text_embeddings
-from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.methods import METHODS
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
-from dfkd.synthesis.latents import OnStep, Synthesised, Synthesiser
+from dfkd.prompts.styles import class_text_embeddings
+from dfkd.synthesis.inversion.cmi import CmiInverter
+from dfkd.synthesis.inversion.deepinversion import DeepInverter
+from dfkd.synthesis.inversion.dfad import DfadInverter
+from dfkd.synthesis.inversion.inverter import Classifier, Inverter
+from dfkd.synthesis.inversion.pre import PreInverter
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
 from dfkd.utils.pixels import from_bytes
+
+METHODS: dict[str, type[Inverter]] = {
+    method.name: method for method in (DeepInverter, DfadInverter, CmiInverter, PreInverter)
+}
+"""The conventional methods by their names in the manifest."""
 
 MAX_ATTEMPTS = 2
 """Attempts at an image, each with another derived seed, before it counts as failed."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from dfkd.errors import ManifestError
 
@@ -57,3 +57,10 @@ def require_slots(field: str, template: str, *slots: str) -> None:
             raise ManifestError(
                 field, f"must contain {slot} exactly once", template, "fix the template"
             )
+
+
+def first_problem(error: ValidationError) -> tuple[str, str, object]:
+    """The field, the rule that it breaks and the value of the first problem of a file."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"])) or "the whole"
+    return field, first["msg"].removeprefix("Input "), first["input"]

@@ -11,12 +11,11 @@ import ray.train
 import safetensors.torch
 
 from dfkd.cluster import distillation as module
-from dfkd.cluster import launch
 from dfkd.cluster.distillation import distill
 from dfkd.cluster.rank import train
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
-from dfkd.errors import CorruptionError, Exit, InfrastructureError, WeightsError
+from dfkd.errors import CorruptionError, Exit, WeightsError
 from dfkd.models.student import build
 from tests.helpers import jobs
 from tests.helpers.ranks import prepare
@@ -135,23 +134,6 @@ def test_a_defect_keeps_its_traceback_and_is_not_repeated(
     (note,) = caught.value.__notes__
     assert "in fail\n    [].pop()" in note
     assert starts(mark) == 1
-
-
-def test_a_killed_rank_is_replaced_so_many_times_and_then_the_command_is_to_be_repeated(
-    tmp_path: Path, run: Callable[[Loop], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "MAX_RANK_FAILURES", 1)
-    mark = tmp_path / "mark"
-
-    def fail(rank: int) -> None:
-        if rank == 1:
-            with mark.open("a") as stream:
-                stream.write("x")
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    with pytest.raises(InfrastructureError, match=r"ranks died more than 1 times.*it resumes"):
-        run(failing(fail))
-    assert starts(mark) == 2
 
 
 def test_our_own_error_is_told_where_other_ranks_die(

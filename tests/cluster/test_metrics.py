@@ -143,7 +143,7 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) ->
     version = begin(home, identity(manifest, {}))
     poisoned, *_ = tasks(manifest)
     pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
-    reporter = TaskReporter(manifest, version, pool)
+    reporter = TaskReporter(manifest, version.id, pool)
     receipt: Receipt = published.shards[1]
     reporter.report_done(receipt, steps=40, seconds=1.25, node="10.0.0.7")
     reporter.report_quarantined()

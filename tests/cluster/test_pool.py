@@ -142,7 +142,7 @@ def test_the_driver_holds_no_more_tasks_than_actors(cluster: None, tmp_path: Pat
 def test_a_worker_that_hangs_is_replaced_and_its_item_tried_again(
     cluster: None, tmp_path: Path
 ) -> None:
-    working = pool(tmp_path, {3: "hangs once"}, timeout=10)
+    working = pool(tmp_path, {3: "hangs once"}, timeout=4)
     assert sorted(working.run(Item(i) for i in range(6))) == list(range(6))
     assert tries(tmp_path)[3] >= 2
     assert working.quarantine == []

@@ -10,9 +10,8 @@ from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.synthesis import BudgetTracker, build, finished, identify, write_prompts
 from dfkd.cluster.worker import PromptPart, PromptSummary, PromptWorker, SynthesisWorker
-from dfkd.config.budget import Budget
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import units
+from dfkd.config.plan import Budget, units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin

@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfkd.cluster.tracking import CLASSES, SAMPLES, MeanLoss, ShardSummary, ShardTracker, Tracker
 from dfkd.dataset.shards import Sample
-from dfkd.distillation.distiller import StepMetrics
 from dfkd.storage.local import open_storage
 from dfkd.utils.progress import LineBar
 from tests.helpers.partial_version import make_sample
@@ -38,9 +37,9 @@ def test_scalars_are_means_and_arrive_in_storage(
 ) -> None:
     with Tracker(LineBar("student", 40, "img"), open_storage(str(tmp_path)), 10) as tracker:
         for loss in (1.0, 2.0):
-            tracker.record(StepMetrics(torch.tensor(loss), torch.tensor(0.5)))
+            tracker.record(torch.tensor(loss), torch.tensor(0.5))
         assert tracker.log(2, rate=0.1) == {"loss": 1.5, "agreement": 0.5}
-        tracker.record(StepMetrics(torch.tensor(4.0), torch.tensor(1.0)))
+        tracker.record(torch.tensor(4.0), torch.tensor(1.0))
         tracker.log(3, rate=0.01)
         tracker.upload()
     found = events(tmp_path)

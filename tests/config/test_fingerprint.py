@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.config.fingerprint import fingerprint, identity, method_of, refuse_difference, sha256_file
+from dfkd.config.fingerprint import identity, refuse_difference
+from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.config.manifest import Manifest
+from dfkd.config.methods import method_of
 from dfkd.errors import FingerprintError
 from tests.helpers import small_manifest
 

@@ -9,20 +9,20 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest, Regeneration, StorageConfig
 from dfkd.config.plan import (
-    derive_seed,
     fresh_tasks,
     image_count,
     image_seed,
     part_count,
     part_rows,
-    sample_key,
     task_count,
     tasks,
     units,
 )
 from dfkd.config.synthesis import Synthesis
+from dfkd.dataset.shards import sample_key
 from tests.helpers.tiny_models import GENERATOR, TEACHER
 
 

@@ -40,6 +40,7 @@ def test_a_damaged_shard_is_named(manifest: Path, capsys: pytest.CaptureFixture[
     assert "wrote" not in printed.out
     assert len(printed.err.splitlines()) == 1
     assert "1 problems" in printed.err
+    assert "follow the remedy of each" in printed.err
     report = json.loads((manifest.parent / "run" / "verify.json").read_text())
     assert report["versions"][0]["problems"] == [problems[0].removeprefix("problem: ")]
 

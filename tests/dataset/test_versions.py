@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dfkd.config.fingerprint import fingerprint
+from dfkd.config.hashing import fingerprint
 from dfkd.dataset import publication
 from dfkd.dataset.published import INDEX_SCHEMA, current, index_row, open_version
 from dfkd.dataset.shards import read_shard

@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.labels import target_embeddings, target_function
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.maker import class_text_embeddings
+from dfkd.prompts.styles import class_text_embeddings
 from tests.helpers import small_manifest
 
 STYLES = ["sketch", "pixel art", "oil paint"]

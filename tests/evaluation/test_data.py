@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.config.manifest import Evaluation
+from dfkd.config.distillation import Evaluation
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains, open_bundle, open_data
 from dfkd.evaluation.public_data_sets import normalise_name

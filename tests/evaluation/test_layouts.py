@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.config.manifest import Evaluation
+from dfkd.config.distillation import Evaluation
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.image_lists import MAX_LINE_BYTES

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.config.manifest import Evaluation
+from dfkd.config.distillation import Evaluation
 from dfkd.errors import DfkdError
 from dfkd.evaluation import scoring
 from dfkd.evaluation.data import Domains, open_data

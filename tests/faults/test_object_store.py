@@ -19,7 +19,7 @@ from dfkd.errors import InfrastructureError
 from dfkd.storage.local import open_storage
 from dfkd.storage.s3 import S3Storage
 from tests.helpers import partial_version
-from tests.helpers.jobs import command, environment
+from tests.helpers.jobs import command, environment, run_here
 from tests.helpers.s3_proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(1200)]
@@ -31,29 +31,33 @@ TREE = {
     "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "random"},
     "synthesis": {
-        "images_per_class": 8,
+        "images_per_class": 4,
         "shard_size": 2,
         "batch_size": 2,
         "image_size": 64,
-        "steps": 8,
+        "steps": 2,
         "views": 1,
     },
+    "cluster": {"workers": 1},
 }
 HEAD = "data/random"
-TASKS = 12
+TASKS = 6
 SEEDS = (52, 24, 27)
 """Whose storms hold every kind of fault within the first twenty requests."""
 RETRY = 4
 """The exit code that asks for the same command again."""
 
 
-def start(folder: Path, root: str) -> subprocess.Popen[str]:
-    """The job that makes the version, in a process group of its own."""
-    folder.mkdir(exist_ok=True)
+def write(folder: Path, root: str) -> Path:
     manifest = folder / "manifest.yaml"
     manifest.write_text(yaml.safe_dump(TREE | {"storage": {"root": root}}))
+    return manifest
+
+
+def start(folder: Path, root: str) -> subprocess.Popen[str]:
+    """The job that makes the version, in a process group of its own."""
     return subprocess.Popen(
-        command("synthesize", manifest),
+        command("synthesize", write(folder, root)),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,10 +87,11 @@ def published(root: str, head: str = HEAD) -> PublishedVersion:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> PublishedVersion:
+def undisturbed(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> PublishedVersion:
     folder = tmp_path_factory.mktemp("undisturbed")
     root = str(folder / "run")
-    finish(start(folder, root), folder, root)
+    found = run_here("synthesize", write(folder, root))
+    assert found.returncode == 0, found.stderr
     return published(root)
 
 
@@ -115,16 +120,15 @@ def mortal() -> Iterator[Ceph]:
 
 @pytest.fixture
 def mortal_root(mortal: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
-    """As `s3_root`, on `mortal`."""
+    """`s3://bucket/prefix` in an empty bucket of `mortal`, with the environment that reaches it."""
     for name, value in mortal.environment.items():
         monkeypatch.setenv(name, value)
     return mortal.new_root()
 
 
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """In front of the server that the test's other fixtures have put into the environment."""
-    request.getfixturevalue("mortal_root" if "mortal" in request.fixturenames else "s3_root")
+def proxy(mortal_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """In front of `mortal`."""
     with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -178,13 +182,13 @@ def test_a_store_that_dies_with_a_write_in_flight(
     require_filled(mortal_root, tmp_path)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_writes_in_bad_weather(s3_root: str, proxy: Proxy, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", SEEDS[1:])
+def test_writes_in_bad_weather(mortal_root: str, proxy: Proxy, tmp_path: Path, seed: int) -> None:
     kinds = make_weather(proxy, seed)
-    fill(s3_root)
+    fill(mortal_root)
     assert set(proxy.struck) == kinds
     proxy.storm(0, share=0, kinds=[])
-    require_filled(s3_root, tmp_path)
+    require_filled(mortal_root, tmp_path)
 
 
 def test_a_run_whose_store_is_killed_and_restarted(
@@ -208,10 +212,10 @@ def test_a_run_whose_store_is_killed_and_restarted(
 
 
 def test_a_run_in_bad_weather(
-    s3_root: str, proxy: Proxy, undisturbed: PublishedVersion, tmp_path: Path
+    mortal_root: str, proxy: Proxy, undisturbed: PublishedVersion, tmp_path: Path
 ) -> None:
     kinds = make_weather(proxy, SEEDS[0])
-    finish(start(tmp_path, s3_root), tmp_path, s3_root)
+    finish(start(tmp_path, mortal_root), tmp_path, mortal_root)
     assert set(proxy.struck) == kinds
     proxy.storm(0, share=0, kinds=[])
-    require_undisturbed(s3_root, undisturbed)
+    require_undisturbed(mortal_root, undisturbed)

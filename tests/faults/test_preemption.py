@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 import ray.train
+from ray._private.node import Node
 
 from dfkd.cluster import distillation as module
 from dfkd.cluster.distillation import distill
@@ -29,17 +30,16 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 STEPS = 40
 """Of the one epoch: 240 images in batches of 6. No checkpoint is written but after a notice."""
 GATE = 5
-"""The step before which a node comes or goes."""
+"""The step before which a node goes."""
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def driver(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A connection of this process to the cluster."""
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
-    cluster = Nodes(1)
-    ray.init(address=cluster.cluster.address)
-    yield cluster
+    ray.init(address=nodes.cluster.address)
+    yield
     ray.shutdown()
-    cluster.close()
 
 
 def prepare(folder: Path) -> Manifest:
@@ -99,7 +99,7 @@ def made(notes: Path) -> list[tuple[int, int, str]]:
 
 @pytest.fixture
 def run(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, driver: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[Path], None]], tuple[StudentLocation, Path]]:
     """Distil, while `change(notes)` is called with all ranks at the gate."""
 
@@ -124,15 +124,18 @@ def run(
 def test_no_step_is_lost_or_made_twice_when_a_node_goes_with_a_notice(
     nodes: Nodes, run: Callable[..., tuple[StudentLocation, Path]], first: bool
 ) -> None:
-    nodes.add()
+    leaving: list[Node] = []
 
     def give_notice(notes: Path) -> None:
         of_first = made(notes)[0][2]
-        (node,) = [each for each in nodes.workers if (each.node_id == of_first) == first]
+        leaving.extend(each for each in nodes.workers if (each.node_id == of_first) == first)
+        (node,) = leaving
         drain(nodes.cluster, node)
-        wait_for(lambda: draining_nodes() == {node.node_id}, lambda: True, 60)
+        wait_for(lambda: node.node_id in draining_nodes(), lambda: True, 60)
 
     student, notes = run(give_notice)
+    nodes.kill(*leaving)
+    nodes.add()
     steps, worlds, _ = zip(*made(notes), strict=True)
     assert list(steps) == list(range(STEPS))
     assert set(worlds) == {1, 2}

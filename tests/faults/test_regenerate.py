@@ -13,7 +13,7 @@ from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.storage.local import Storage, open_storage
-from tests.helpers.jobs import command, environment
+from tests.helpers.jobs import command, environment, run_here
 from tests.jobs.test_regenerate import manifest
 
 __all__ = ["manifest"]
@@ -22,11 +22,13 @@ MOMENTS = ("regenerations/00000000/claim.json", "regenerations/00000000/candidat
 """Objects after whose appearance the job is killed."""
 
 
+def settings(root: Path) -> list[str]:
+    return ["--set", f"storage.root={root}", "--set", "regeneration.lease_seconds=3"]
+
+
 def start(manifest: Path, root: Path, ray: str) -> subprocess.Popen[str]:
-    chosen = [f"storage.root={root}", "regeneration.lease_seconds=3"]
-    words = [word for setting in chosen for word in ("--set", setting)]
     return subprocess.Popen(
-        command("regenerate", manifest, *words),
+        command("regenerate", manifest, *settings(root)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,15 +44,12 @@ def until(process: subprocess.Popen[str], file: Path) -> None:
         time.sleep(0.05)
 
 
-def finish(manifest: Path, root: Path, ray: str) -> str:
-    """The same command until the dead holder's lease has expired; what it printed."""
-    while True:
-        process = start(manifest, root, ray)
-        out, err = process.communicate()
-        if process.returncode != Exit.RETRY:
-            assert process.returncode == Exit.DONE, err
-            return out
-        assert "lease regenerate" in err
+def finish(manifest: Path, root: Path) -> None:
+    """The same command, in this process, until the dead holder's lease has expired."""
+    while (found := run_here("regenerate", manifest, *settings(root))).returncode == Exit.RETRY:
+        assert "lease regenerate" in found.stderr
+        time.sleep(0.2)
+    assert found.returncode == Exit.DONE, found.stderr
 
 
 def require_whole(root: Storage) -> None:
@@ -66,7 +65,7 @@ def require_whole(root: Storage) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
-    manifest: Path, tmp_path: Path, ray_head: str
+    manifest: Path, tmp_path: Path, ray_head: str, two_cpus: None
 ) -> None:
     root = tmp_path / "run"
     for moment in MOMENTS:
@@ -81,7 +80,7 @@ def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             break
-    finish(manifest, root, ray_head)
+    finish(manifest, root)
     require_whole(open_storage(str(root)))
 
 

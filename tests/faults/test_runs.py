@@ -36,7 +36,7 @@ TREE = {
         "image_size": 64,
         "steps": 2,
     },
-    "cluster": {"attempts": 20},
+    "cluster": {"attempts": 20, "workers": 1},
 }
 METHOD = "data/vanilla"
 
@@ -108,7 +108,7 @@ def interrupted(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_worker_and_its_node_are_killed(
     nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    process = start(nodes, write(tmp_path))
+    process = start(nodes, write(tmp_path), "--set", "cluster.workers=2")
     wait_for(lambda: receipts(tmp_path / "run") >= 2, running(process))
     os.kill(
         wait_for(lambda: nodes.actors("SynthesisWorker"), running(process))[0][1], signal.SIGKILL
@@ -145,7 +145,7 @@ def test_two_drivers_at_once_make_one_version(
     nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     manifest = write(tmp_path)
-    both = [start(nodes, manifest, "--set", "cluster.workers=1") for _ in range(2)]
+    both = [start(nodes, manifest) for _ in range(2)]
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors

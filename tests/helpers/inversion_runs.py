@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.maker import class_text_embeddings
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
+from dfkd.prompts.styles import class_text_embeddings
+from dfkd.synthesis.inversion.inverter import Classifier
+from dfkd.synthesis.request import PartRequest, RunContext
 from tests.helpers import small_manifest
 from tests.helpers.small_manifest import SMALLEST
 

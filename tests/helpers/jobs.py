@@ -40,7 +40,9 @@ def run(
     job: str, manifest: Path, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a job to its end, in `environment()` or another one."""
-    return run_words(job, str(manifest), *arguments, env=env)
+    return subprocess.run(
+        command(job, manifest, *arguments), capture_output=True, text=True, env=env or environment()
+    )
 
 
 def run_here(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,16 +54,6 @@ def run_here(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedP
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = int(load(job).main([str(manifest), *arguments]))
     return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
-
-
-def run_words(
-    job: str, *words: str, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a job with a command line of its own to its end, in `environment()` or another one."""
-    script = str(ROOT / "jobs" / f"{job}.py")
-    return subprocess.run(
-        [sys.executable, script, *words], capture_output=True, text=True, env=env or environment()
-    )
 
 
 def last_error(found: subprocess.CompletedProcess[str]) -> str:

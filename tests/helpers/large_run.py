@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dfkd.config.fingerprint import fingerprint
-from dfkd.config.plan import sample_key
+from dfkd.config.hashing import fingerprint
 from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, advance, open_version
-from dfkd.dataset.shards import Receipt, Sample, write_shard
+from dfkd.dataset.shards import Receipt, Sample, sample_key, write_shard
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
 from dfkd.report.gallery import SHARDS_PER_CLASS, evenly

@@ -20,13 +20,21 @@ CONTEXT.set_forkserver_preload(["tests.helpers.disk_filler"])
 
 
 class Nodes:
-    """A head without CPUs, and worker nodes of one CPU each."""
+    """A head without CPUs, and worker nodes of one CPU each.
+
+    The head asks each node often whether it lives: Ray would need 15 seconds to see a node dead.
+    """
 
     def __init__(self, workers: int) -> None:
         os.environ["PYTHONPATH"] = str(jobs.ROOT)  # as Ray's workers and drivers see it
         self.cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "_system_config": {"health_check_period_ms": 500},
+                **SMALL,
+            },
         )
         self.workers: list[Node] = []
         for _ in range(workers):

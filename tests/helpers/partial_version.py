@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dfkd.config.plan import Task, sample_key
+from dfkd.config.plan import Task
 from dfkd.dataset import versions
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Receipt, Sample, write_shard
+from dfkd.dataset.shards import Receipt, Sample, sample_key, write_shard
 from dfkd.storage.local import Storage, open_storage
 from tests.helpers.jobs import contents
 

@@ -12,12 +12,12 @@ from open_clip import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd.config import manifest
+from dfkd.config.synthesis import GeneratorConfig, TeacherConfig
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import seeded
 
-TEACHER = manifest.TeacherConfig(model="miniature", weights="miniature")
-GENERATOR = manifest.GeneratorConfig(config="miniature", weights="miniature")
+TEACHER = TeacherConfig(model="miniature", weights="miniature")
+GENERATOR = GeneratorConfig(config="miniature", weights="miniature")
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32}
@@ -68,12 +68,12 @@ def openai_archive(path: Path, config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def write_teacher(folder: Path, config: dict[str, Any]) -> manifest.TeacherConfig:
+def write_teacher(folder: Path, config: dict[str, Any]) -> TeacherConfig:
     """A configuration and its weights as files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").write_text(json.dumps(config))
     save_file(random_model(config).state_dict(), folder / "model.safetensors")
-    return manifest.TeacherConfig(
+    return TeacherConfig(
         model=str(folder / "model.json"), weights=str(folder / "model.safetensors")
     )
 
@@ -131,15 +131,13 @@ def write_published(cache: Path, tree: dict[str, Any]) -> None:
     Path(files.weights).rename(cache / f"{name}.ckpt")
 
 
-def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> manifest.GeneratorConfig:
+def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> GeneratorConfig:
     """An official checkpoint: `model.yaml` and `last.ckpt`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.yaml").write_text(yaml.safe_dump(tree))
     checkpoint = {"epoch": 3, "global_step": 10, "state_dict": official_state(tree), **extra}
     torch.save(checkpoint, folder / "last.ckpt")
-    return manifest.GeneratorConfig(
-        config=str(folder / "model.yaml"), weights=str(folder / "last.ckpt")
-    )
+    return GeneratorConfig(config=str(folder / "model.yaml"), weights=str(folder / "last.ckpt"))
 
 
 def write_backbone(path: Path, name: str = "test_resnet") -> Path:

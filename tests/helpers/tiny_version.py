@@ -11,9 +11,9 @@ from PIL import Image
 
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Task, sample_key, tasks
+from dfkd.config.plan import Task, tasks
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import merge

@@ -2,7 +2,7 @@
 
 import json
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from dfkd.benchmarks.driver import RequestCounts, counted
 from dfkd.benchmarks.measure import FULL
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import current
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import Storage, open_storage
+from dfkd.utils.hardware import thread_limit
 from dfkd.utils.memory import Memory, Watch, watched
 from tests.helpers import jobs
-from tests.helpers.jobs import run_words
 from tests.helpers.tiny_version import write_manifest
 
 
@@ -32,31 +32,12 @@ def record(folder: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def benchmark(two_cpus: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def benchmark(two_cpus: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """The job in this process, whose number of threads it leaves alone."""
     monkeypatch.setattr(suite, "configure_process", lambda threads: None)
     job = jobs.load("benchmark")
-    return lambda *words: int(job.main(list(map(str, words))))
-
-
-def test_the_scale_benchmark_builds_and_reads_a_version(
-    tmp_path: Path, benchmark: Callable[..., int]
-) -> None:
-    manifest = write_manifest(tmp_path, teacher={"model": "miniature", "weights": "miniature"})
-    assert benchmark("scale", manifest, "--classes", 4) == 0
-    results = record(tmp_path, "scale")
-    assert (results["classes"], results["tasks"], results["samples"]) == (4, 8, 32)
-    assert results["found_tasks"] == 0
-    assert list(results["steps"]) == ["check", "open", "prompts", "publish", "shards", "stream"]
-    for step in results["steps"].values():
-        assert 0 < step["memory"]["driver_most"] < step["memory"]["tree_most"]
-
-    # No reader of the run itself ever meets a stand-in.
-    root = open_storage(str(tmp_path / "run"))
-    assert current(root.child("data/vanilla")) is None
-    version = current(root.child("benchmarks/scale/data/vanilla"))
-    assert version is not None
-    assert sum(len(list(version.samples(receipt))) for receipt in version.shards) == 32
+    with thread_limit(1):
+        yield lambda *words: int(job.main(list(map(str, words))))
 
 
 def test_the_record_names_the_arguments_that_were_parsed(
@@ -70,21 +51,6 @@ def test_the_record_names_the_arguments_that_were_parsed(
     assert job.main(["export", path, "--set", "synthesis.steps=1"]) == 0
     kept = json.loads((tmp_path / "run" / "benchmarks" / "export.json").read_text())
     assert kept["command"] == f"python jobs/benchmark.py export {path} --set synthesis.steps=1"
-
-
-def test_the_driver_benchmark_runs_its_tasks_and_counts_requests(
-    tmp_path: Path, benchmark: Callable[..., int]
-) -> None:
-    sizes = ["--tasks", "20", "40", "--shards", "3", "6"]
-    assert benchmark("driver", write_manifest(tmp_path), *sizes) == 0
-    results = record(tmp_path, "driver")
-    assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
-    assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
-    assert all(len(pool["ms_per_task"]["values"]) == 10 for pool in results["pool"])
-    assert [version["shards"] for version in results["requests"]] == [3, 6]
-    # The versions that were counted are gone; the record is all that is left.
-    left = list(open_storage(str(tmp_path / "run")).list())
-    assert left == ["benchmarks/driver.json", "benchmarks/table.md"]
 
 
 def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
@@ -171,7 +137,9 @@ def test_a_summary_shows_growth() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_hot_paths_are_timed(tmp_path: Path, ray_head: str) -> None:
+def test_the_hot_paths_are_timed(
+    tmp_path: Path, benchmark: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = write_manifest(
         tmp_path,
         teacher={"model": "miniature", "weights": "miniature"},
@@ -179,17 +147,17 @@ def test_the_hot_paths_are_timed(tmp_path: Path, ray_head: str) -> None:
         prompts={"contrastive": {"batch_size": 4, "bank": 8}},
         cluster={"workers": 1},
     )
+    sizes = ("--tasks", "20", "40", "--shards", "3", "6", "--classes", "4")
     options = ("--quick", "--repeats", "1", "--set", "classes=[clock, cat, bell]")
-    env = jobs.environment() | {"RAY_ADDRESS": ray_head}
-    done = run_words("benchmark", "all", str(manifest), *options, env=env)
-    assert done.returncode == 0, done.stderr
+    assert benchmark("all", manifest, *sizes, *options) == 0
+    printed = capsys.readouterr().out
     for name, figure in FIGURES.items():
         results = record(tmp_path, name)
         assert 0 < results["memory"]["driver_most"] <= results["memory"]["tree_most"]
         found = {each["name"]: each for each in results["figures"]}
         assert all(each["median"] > 0 for each in found.values())
         assert 0 < found[figure]["share"] < 2  # of a limit that noise may understate
-        assert figure in done.stdout
+        assert figure in printed
     export = record(tmp_path, "export")["image_size"]
     assert export.keys() == {"32", "64", "128"}
     for at in export.values():
@@ -201,6 +169,9 @@ def test_the_hot_paths_are_timed(tmp_path: Path, ray_head: str) -> None:
     waiting = record(tmp_path, "distillation")["waiting"].values()
     assert all(0 < share["median"] < 1 for share in waiting)
 
+    check_driver(record(tmp_path, "driver"))
+    check_scale(record(tmp_path, "scale"), open_storage(str(tmp_path / "run")))
+
     # What was built to be timed is gone.
     left = list(open_storage(str(tmp_path / "run" / "benchmarks")).list())
     names = [*FIGURES, "export", "driver", "stages"]
@@ -209,6 +180,27 @@ def test_the_hot_paths_are_timed(tmp_path: Path, ray_head: str) -> None:
     }  # fmt: skip
     written = (tmp_path / "run" / "benchmarks" / "table.md").read_text()
     assert all(f"## {name}\n" in written for name in names)
+
+
+def check_driver(results: dict[str, Any]) -> None:
+    assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
+    assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
+    assert all(len(pool["ms_per_task"]["values"]) == 10 for pool in results["pool"])
+    assert [version["shards"] for version in results["requests"]] == [3, 6]
+
+
+def check_scale(results: dict[str, Any], root: Storage) -> None:
+    assert (results["classes"], results["tasks"], results["samples"]) == (4, 8, 32)
+    assert results["found_tasks"] == 0
+    assert list(results["steps"]) == ["check", "open", "prompts", "publish", "shards", "stream"]
+    for step in results["steps"].values():
+        assert 0 < step["memory"]["driver_most"] < step["memory"]["tree_most"]
+
+    # No reader of the run itself ever meets a stand-in.
+    assert current(root.child("data/vanilla")) is None
+    version = current(root.child("benchmarks/scale/data/vanilla"))
+    assert version is not None
+    assert sum(len(list(version.samples(receipt))) for receipt in version.shards) == 32
 
 
 FIGURES = {

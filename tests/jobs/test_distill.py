@@ -93,7 +93,7 @@ def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) 
     students = sorted((tmp_path / "run" / "students").iterdir())
     assert [found.name[:11] for found in students] == ["vanilla-s0-", "vanilla-s1-"]
     assert (students[0] / "student.safetensors").stat().st_mtime_ns == written
-    loaded, meta = load_student(students[1])
+    loaded, meta = load_student(open_storage(str(students[1])))
     assert meta["seed"] == 1
     assert loaded.head.out_features == 3
 

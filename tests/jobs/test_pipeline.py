@@ -15,6 +15,7 @@ SMALL = [
     "synthesis.shard_size=2",
     "synthesis.steps=3",
     "prompts.contrastive.updates=2",
+    "distillation.student=timm:test_resnet",
     "distillation.epochs=2",
     "distillation.batch_size=8",
     "text_only.styles=1",
@@ -31,9 +32,10 @@ MANIFEST = Path(__file__).parents[2] / "manifests" / "miniature.yaml"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     """With classes that nobody prepared, twice: the second time everything is found finished."""
-    arguments = settings(tmp_path / "run", "classes=[rocket, umbrella, pizza, tree]")
+    arguments = settings(tmp_path / "run", "classes=[rocket, tree]")
     found = run("pipeline", MANIFEST, *arguments)
     assert found.returncode == 0, found.stderr
     *table, last = found.stdout.splitlines()
@@ -56,10 +58,10 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     entries = cost_records.read(open_storage(str(tmp_path / "run")))
     made = [entry for entry in entries if entry.stage != "evaluate"]
     assert [(entry.stage, entry.method, entry.seed, entry.images) for entry in made] == [
-        ("distill", "contrastive", 0, 32),
-        ("distill", "vanilla", 0, 32),
-        ("synthesize", "contrastive", None, 16),
-        ("synthesize", "vanilla", None, 16),
+        ("distill", "contrastive", 0, 16),
+        ("distill", "vanilla", 0, 16),
+        ("synthesize", "contrastive", None, 8),
+        ("synthesize", "vanilla", None, 8),
     ]
     scored = {entry.method: entry.images for entry in entries if entry.stage == "evaluate"}
     assert set(scored) == {"zero-shot", "text-only", "vanilla", "contrastive"}

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import yaml
 from PIL import Image
 
+from ceph import missing
 from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
@@ -33,8 +33,8 @@ MANIFEST = {
         "views": 0,
     },
     "distillation": {
-        "labels": "stored", "augmentation": [], "weights": "none", "warmup_epochs": 0, "epochs": 1,
-        "batch_size": 6, "stem": "small",
+        "student": "timm:test_resnet", "weights": "none", "labels": "stored", "augmentation": [],
+        "warmup_epochs": 0, "epochs": 1, "batch_size": 6,
     },
     "cluster": {"workers": 1},
     "regeneration": {"lease_seconds": 60},
@@ -55,15 +55,12 @@ regenerate, clean = load("regenerate"), load("clean")
 
 
 @pytest.fixture
-def local_ray(two_cpus: None, ray_head: str) -> Iterator[None]:
-    """One for all calls of the job: `two_cpus`, whose place it takes, knows no S3 server.
-
-    Its workers have the environment of this moment: a store's variables are set before.
-    """
-    ray.shutdown()
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The root of a run on a real S3 server, or in a directory where there is no server."""
+    root = str(tmp_path / "run") if missing() else request.getfixturevalue("s3_root")
+    # Its workers have the environment of this moment, which a shared Ray would lack.
     with own_ray():
-        yield
-    ray.init(address=ray_head)
+        yield root
 
 
 @pytest.fixture
@@ -95,7 +92,10 @@ def held(root: Storage) -> str:
     return version.id
 
 
-def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+@pytest.mark.s3
+@pytest.mark.timeout(900)
+def test_three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Published; refused by the gate; a share made anew and accepted; the rest swept."""
     assert run(regenerate, manifest, place) == Exit.DONE
     printed = capsys.readouterr().out
@@ -146,27 +146,6 @@ def three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str
     assert held(root) == second.id
     assert refused["candidate"] not in root.child("data/vanilla").folders("versions/")
     assert len(root.folders("students/")) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("two_cpus")
-@pytest.mark.timeout(900)
-def test_three_in_a_row_in_a_directory(
-    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    three_in_a_row(manifest, str(tmp_path / "run"), capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.s3
-@pytest.mark.timeout(900)
-def test_three_in_a_row_on_a_real_s3_server(
-    manifest: Path,
-    s3_root: str,
-    local_ray: None,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    three_in_a_row(manifest, s3_root, capsys)
 
 
 def test_a_second_regeneration_is_refused_while_one_is_at_work(

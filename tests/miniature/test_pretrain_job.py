@@ -1,6 +1,7 @@
 """The job's command line, and its refusals."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestErr
 from dfkd.miniature import pretraining
 from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
 from dfkd.miniature.work_folder import Stage, claim
+from dfkd.utils.hardware import thread_limit
 from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
 
@@ -73,7 +75,14 @@ def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
         load(Recipe, path)
 
 
+def run_here(manifest: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The job in this process, whose number of threads it leaves alone."""
+    with thread_limit(0):
+        return jobs.run_here("pretrain", manifest, *words)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_from_icons_to_assets(tmp_path: Path) -> None:
     """The whole job, with a copy and a near copy of a held-out drawing planted in training."""
     crown, moved = icon_package.CROWN, icon_package.CROWN.replace("M2 20", "M2.405 20")
@@ -96,13 +105,13 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
         *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png"
     }  # fmt: skip
     before = jobs.contents(out)
-    again = jobs.run("pretrain", manifest)
+    again = run_here(manifest)
     assert again.returncode == Exit.DONE, again.stderr
     assert "teacher resumes at step 2" in again.stdout
     assert jobs.contents(out) == before
     for kind in ("judge", "backbone"):
         words = ("--classifier", kind, "--set", f"{kind}.steps=1", "--set", f"{kind}.batch_size=4")
-        done = jobs.run("pretrain", manifest, *words)
+        done = run_here(manifest, *words)
         assert done.returncode == Exit.DONE, done.stderr
         assert done.stdout.splitlines()[-1] == f"wrote {out / kind}.safetensors"
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dfkd.models.batch_norm import Taps, batch_norm_loss, layers, statistics_distance
 from dfkd.models.teacher import Teacher, batch_norm_taps
-from dfkd.synthesis.inversion.features import stage_taps
+from dfkd.synthesis.inversion.inverter import stage_taps
 
 
 def distance(seen: list[list[float]]) -> Tensor:

@@ -13,8 +13,8 @@ from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
-from dfkd.config import manifest
-from dfkd.config.fingerprint import sha256_file
+from dfkd.config.hashing import sha256_file
+from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generator import VQGAN, file_hashes
 from tests.helpers.tiny_models import F16, official_state, official_yaml, write_generator
@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> manifest.GeneratorConfig:
+def files(tmp_path_factory: pytest.TempPathFactory) -> GeneratorConfig:
     return write_generator(tmp_path_factory.mktemp("vqgan"), official_yaml())
 
 
 @pytest.fixture(scope="module")
-def vqgan(files: manifest.GeneratorConfig) -> VQGAN:
+def vqgan(files: GeneratorConfig) -> VQGAN:
     return VQGAN.load(files, CPU)
 
 
@@ -186,7 +186,7 @@ def test_an_image_does_not_depend_on_its_companions(vqgan: VQGAN) -> None:
     torch.testing.assert_close(alone.grad[0], first.grad[1], atol=1e-4, rtol=1e-4)
 
 
-def test_both_files_are_hashed(files: manifest.GeneratorConfig) -> None:
+def test_both_files_are_hashed(files: GeneratorConfig) -> None:
     assert file_hashes(files) == {
         "generator.config": sha256_file(files.config),
         "generator.weights": sha256_file(files.weights),
@@ -194,18 +194,18 @@ def test_both_files_are_hashed(files: manifest.GeneratorConfig) -> None:
 
 
 def test_safetensors_with_the_same_keys_give_the_same_model(
-    files: manifest.GeneratorConfig, vqgan: VQGAN, tmp_path: Path
+    files: GeneratorConfig, vqgan: VQGAN, tmp_path: Path
 ) -> None:
     path = tmp_path / "decoder.safetensors"
     state = official_state(official_yaml())
     save_file({k: v for k, v in state.items() if not k.startswith(("encoder", "loss"))}, path)
-    loaded = VQGAN.load(manifest.GeneratorConfig(config=files.config, weights=str(path)), CPU)
+    loaded = VQGAN.load(GeneratorConfig(config=files.config, weights=str(path)), CPU)
     latent = loaded.init_latents([1], 32)
     assert torch.equal(loaded.decode(latent), vqgan.decode(latent))
 
 
 def test_loading_prints_nothing_and_draws_no_random_number(
-    files: manifest.GeneratorConfig, capsys: pytest.CaptureFixture[str]
+    files: GeneratorConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = torch.random.get_rng_state()
     VQGAN.load(files, CPU)
@@ -215,13 +215,13 @@ def test_loading_prints_nothing_and_draws_no_random_number(
 
 def refusal(config: str, weights: str) -> str:
     with pytest.raises(WeightsError) as caught:
-        VQGAN.load(manifest.GeneratorConfig(config=config, weights=weights), CPU)
+        VQGAN.load(GeneratorConfig(config=config, weights=weights), CPU)
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
-def test_missing_files_are_named(files: manifest.GeneratorConfig) -> None:
+def test_missing_files_are_named(files: GeneratorConfig) -> None:
     text = refusal("/no.yaml", files.weights)
     assert text.startswith("generator.config: must be an existing file or a published VQGAN (")
     assert "got '/no.yaml'; check the path, or name one and run python jobs/fetch.py" in text
@@ -229,7 +229,7 @@ def test_missing_files_are_named(files: manifest.GeneratorConfig) -> None:
 
 
 def test_a_checkpoint_of_another_architecture_is_described(
-    files: manifest.GeneratorConfig, tmp_path: Path
+    files: GeneratorConfig, tmp_path: Path
 ) -> None:
     other = write_generator(tmp_path, official_yaml(codes=128, latent=32))
     text = refusal(files.config, other.weights)
@@ -283,7 +283,7 @@ SHAPE = f"{PARAMS}.ddconfig"
     ],
 )
 def test_a_hostile_model_yaml_is_refused_in_one_line(
-    text: str, named: str, files: manifest.GeneratorConfig, tmp_path: Path
+    text: str, named: str, files: GeneratorConfig, tmp_path: Path
 ) -> None:
     bad = tmp_path / "model.yaml"
     bad.write_text(text)

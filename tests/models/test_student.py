@@ -148,10 +148,9 @@ def test_a_saved_student_loads_with_the_same_outputs(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     student, first = save(storage)
     assert first
-    for source in (storage, tmp_path, str(tmp_path)):
-        loaded, stored = load_student(source)
-        assert torch.equal(loaded(pixels()), student(pixels()))
-        assert not any(p.requires_grad for p in loaded.parameters())
+    loaded, stored = load_student(storage)
+    assert torch.equal(loaded(pixels()), student(pixels()))
+    assert not any(p.requires_grad for p in loaded.parameters())
     assert stored["classes"] == list(CLASSES)
 
 

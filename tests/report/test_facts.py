@@ -42,7 +42,7 @@ def test_confusions_are_summed_over_domains_and_seeds(facts: Facts) -> None:
 def test_parameters_are_those_that_training_changes(facts: Facts, run: Manifest) -> None:
     trained = facts.trained_students[0]
     folder = Path(run.storage.root, "students", trained.name)
-    student, _ = load_student(folder)
+    student, _ = load_student(open_storage(str(folder)))
     assert trained.parameters == sum(p.numel() for p in student.parameters()) > 0
 
 

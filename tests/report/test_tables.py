@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfkd.config.manifest import Average
+from dfkd.config.distillation import Average
 from dfkd.evaluation.results import ResultRow, row, summarise
 from dfkd.report.tables import class_table, table
 

@@ -31,10 +31,10 @@ from PIL import Image
 from dfkd.config.distillation import Distillation
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import sample_key, tasks
+from dfkd.config.plan import tasks
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
-from dfkd.dataset.shards import Sample, write_shard
+from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.distillation.distiller import Distiller, Schedule
@@ -413,7 +413,7 @@ def test_pickled_students_and_checkpoints_are_refused_and_never_run(tmp_path: Pa
     for content in ((tmp_path / "zipped").read_bytes(), pickle.dumps(Mark(mark))):
         put_student(tmp_path / "student", content)
         with pytest.raises(CorruptionError, match=r"student\.safetensors: .*distil again"):
-            load_student(tmp_path / "student")
+            load_student(open_storage(str(tmp_path / "student")))
         storage = open_storage(str(tmp_path / "checkpoints"))
         storage.put("0000000007.safetensors", content)
         with pytest.raises(CorruptionError, match="not a checkpoint"):
@@ -425,7 +425,7 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
     for tensors in ({"head.weight": torch.zeros(2, 3)}, {"x": torch.zeros(1)}):
         put_student(tmp_path, safetensors.torch.save(tensors))
         with pytest.raises(CorruptionError, match=r"student\.safetensors: .*distil again"):
-            load_student(tmp_path)
+            load_student(open_storage(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -446,14 +446,14 @@ def test_a_student_card_with_invalid_values_is_refused(
 ) -> None:
     put_student(tmp_path, b"", **changes)
     with pytest.raises(CorruptionError, match=rf"student\.json: {place}: .*distil again"):
-        load_student(tmp_path)
+        load_student(open_storage(str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["os.system", "timm:hf-hub:someone/model", "timm:../x", "resnet"])
 def test_a_card_names_a_known_architecture_or_is_refused(tmp_path: Path, name: str) -> None:
     put_student(tmp_path, b"", architecture=name)
     with pytest.raises(ManifestError, match=r"distillation\.student"):
-        load_student(tmp_path)
+        load_student(open_storage(str(tmp_path)))
 
 
 def distiller() -> Distiller:

@@ -13,7 +13,8 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
-from dfkd.synthesis.latents import Synthesised, Synthesiser
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.request import Synthesised
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.tiny_models import GENERATOR, TEACHER
 

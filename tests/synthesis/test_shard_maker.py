@@ -18,7 +18,7 @@ from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import PromptMaker
-from dfkd.synthesis.latents import Synthesised
+from dfkd.synthesis.request import Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker, initial_batch_size
 from dfkd.utils.pixels import from_bytes
 from tests.helpers import small_manifest

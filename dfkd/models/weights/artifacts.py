@@ -7,8 +7,10 @@ from public sources, which comments name. If no source states a hash,
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 from urllib.parse import urlsplit
 
 from dfkd.errors import WeightsError
@@ -46,19 +48,6 @@ class Artifact:
         return Path(cache).expanduser() / self.file
 
 
-@dataclass(frozen=True)
-class EvaluationData:
-    """A published data set for evaluation.
-
-    No job downloads it, because users must accept its terms themselves.
-    """
-
-    name: str
-    addresses: tuple[str, ...]
-    size: str
-    terms: str
-
-
 def at_address(address: str, licence: str) -> Artifact:
     """The file at an address of open_clip or torchvision, with the hash from its address."""
     path = urlsplit(address).path
@@ -68,6 +57,24 @@ def at_address(address: str, licence: str) -> Artifact:
         address.replace(host, alias) for host, alias in ALIASES.items() if host in address
     )
     return Artifact(file, (address, *others), licence, digest, SIZES.get(digest))
+
+
+def of_tag(tag: Mapping[str, Any]) -> Artifact | None:
+    """The file of a tag of open_clip (`open_clip.get_pretrained_cfg`); None if only a hub has it.
+
+    open_clip has a hub's id for every tag, but the file is preferred: it has a hash and the
+    published format.
+    """
+    if not tag.get("url"):
+        return None
+    openai = "openaipublic" in tag["url"]
+    licence = "MIT (openai/CLIP)" if openai else f"that of its authors, see {hub_id(tag)}"
+    return at_address(tag["url"], licence)
+
+
+def hub_id(tag: Mapping[str, Any]) -> str:
+    """The name on its hub of the model of a tag of open_clip; empty without a tag."""
+    return str(tag.get("hf_hub", "")).strip("/")
 
 
 def published(field: str, name: str) -> Artifact | None:
@@ -91,13 +98,6 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
         option = " --few-shot" if field.startswith("fewshot.") else ""
         raise WeightsError(field, rule, value, f"run {FETCH}{option}")
     return path
-
-
-def known_data_set(path: str) -> EvaluationData | None:
-    """The known data set whose name is in a path such as `data/PACS`, or None."""
-    names = [re.sub(r"[^a-z0-9]", "", part.lower()) for part in PurePath(path).parts]
-    known = (DATA[key] for name in reversed(names) for key in DATA if name.startswith(key))
-    return next(known, None)
 
 
 ALIASES = {"openaipublic.azureedge.net": "openaipublic.blob.core.windows.net"}
@@ -139,62 +139,5 @@ PUBLISHED_VQGANS = {
         "a7530b09fed84f80a887",
         ("00e2c6189926f1d89ecfef73e9598db77981c1982f0555fbade963ffd16143c7", 692),
         ("845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663", 980_092_370),
-    ),
-}
-
-_DRIVE = "https://drive.google.com/uc?id="
-_NONE_STATED = "none stated by its authors"
-_FAIR_USE = "fair use notice of its page: non-commercial research and education"
-
-# PACS, VLCS and Office-Home: also the copies that DomainBed downloads, with folders as it has them.
-# ImageCLEF-DA: the copy of the authors of CDAN. VisDA-2017: README of taskcv-2017-public.
-DATA = {
-    "pacs": EvaluationData(
-        "PACS",
-        (
-            "https://domaingeneralization.github.io/#data",
-            f"{_DRIVE}1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd",
-        ),
-        "9,991 images",
-        _NONE_STATED,
-    ),
-    "vlcs": EvaluationData(
-        "VLCS",
-        (f"{_DRIVE}1skwblH1_okBwxWxmRsp9_qi15hyPpxg8",),
-        "10,729 images",
-        f"{_NONE_STATED}; its four sources have their own",
-    ),
-    "imageclef": EvaluationData(
-        "ImageCLEF-DA",
-        (
-            "https://www.imageclef.org/2014/adaptation",
-            "https://drive.google.com/file/d/0B9kJH0-rJ2uRS3JILThaQXJhQlk/view",
-        ),
-        "1,800 images",
-        "registration with ImageCLEF",
-    ),
-    "visda": EvaluationData(
-        "VisDA-2017, classification",
-        (
-            "http://csr.bu.edu/ftp/visda17/clf/train.tar",
-            "http://csr.bu.edu/ftp/visda17/clf/validation.tar",
-        ),
-        "207,785 images",
-        "non-commercial research and education, no redistribution",
-    ),
-    "officehome": EvaluationData(
-        "Office-Home",
-        (
-            "https://www.hemanthdv.org/officeHomeDataset.html",
-            f"{_DRIVE}1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC",
-        ),
-        "15,588 images",
-        _FAIR_USE,
-    ),
-    "domainnet": EvaluationData(
-        "DomainNet, cleaned version",
-        ("http://ai.bu.edu/M3SDA/",),
-        "586,575 images, 17.5 GB",
-        _FAIR_USE,
     ),
 }

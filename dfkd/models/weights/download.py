@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from dfkd.config.fingerprint import sha256_file
+from dfkd.config.hashing import sha256_file
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, conceal
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.http import PartialFile, Refusal, copy, is_safe, receive

@@ -33,32 +33,25 @@ class PartialFile(progress.Closing):
 
     Attributes:
         done: number of bytes.
-        tag: the server's ETag or date of the file that they belong to, or empty.
     """
 
     def __init__(self, artifact: Artifact, folder: Path) -> None:
         self.path = folder / f"{artifact.file}.part"
-        self._tag = folder / f"{artifact.file}.part.tag"
         self._hash, self.done = hashlib.sha256(), 0
         self._stream: IO[bytes] = self.path.open("a+b")
         self._stream.seek(0)
         while chunk := self._stream.read(CHUNK):
             self._count(chunk)
-        self.tag = _mark(self._tag.read_text("utf-8", "replace")) if self._tag.is_file() else ""
-        # Without tag and hash, nothing could show whether the next bytes are of the same file.
-        if self.done and not self.tag and not artifact.sha256:
-            self.restart()
 
     @property
     def sha256(self) -> str:
         """The hash of the received bytes."""
         return self._hash.hexdigest()
 
-    def restart(self, tag: str = "") -> None:
-        """Drop all bytes; the next ones belong to the file with the mark `tag`."""
+    def restart(self) -> None:
+        """Drop all bytes."""
         self._stream.truncate(0)
-        self._hash, self.done, self.tag = hashlib.sha256(), 0, tag
-        self._tag.write_text(tag, "utf-8")
+        self._hash, self.done = hashlib.sha256(), 0
 
     def add(self, chunk: bytes) -> None:
         """Append received bytes."""
@@ -74,7 +67,6 @@ class PartialFile(progress.Closing):
         self.flush()
         os.fsync(self._stream.fileno())
         os.replace(self.path, target)
-        self._tag.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file; it is kept for the next attempt unless it is empty."""
@@ -82,7 +74,6 @@ class PartialFile(progress.Closing):
             self._stream.close()
         if not self.done:
             self.path.unlink(missing_ok=True)
-            self._tag.unlink(missing_ok=True)
 
     def _count(self, chunk: bytes) -> None:
         """Include stored bytes in hash and number."""
@@ -109,7 +100,9 @@ def copy(source: Path, artifact: Artifact, part: PartialFile) -> None:
 
 
 def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float) -> None:
-    """Download the missing bytes into `part`, or all bytes if the server cannot resume.
+    """Download the missing bytes into `part`, or all bytes if nothing or nobody can resume them.
+
+    Bytes of a file without a published hash are not resumed.
 
     Args:
         timeout: seconds without a byte after which the connection counts as dead.
@@ -119,6 +112,9 @@ def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float)
         OSError, http.client.HTTPException: the download failed; another attempt may succeed.
         InfrastructureError: the disk is full.
     """
+    # Without a published hash nothing would show whether the next bytes are of the same file.
+    if not artifact.sha256:
+        part.restart()
     opener = urllib.request.build_opener(_Redirects(artifact))
     try:
         answer = opener.open(_request(address, part), timeout=timeout)
@@ -140,13 +136,11 @@ def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float)
 
 
 def _request(address: str, part: PartialFile) -> urllib.request.Request:
-    """A request for the missing bytes; the whole file if it has changed since (`If-Range`)."""
+    """A request for the missing bytes."""
     # `identity`, because the bytes of a compressed answer could not be counted or resumed.
     headers = {"User-Agent": "dfkd", "Accept-Encoding": "identity"}
     if part.done:
         headers["Range"] = f"bytes={part.done}-"
-        if part.tag:
-            headers["If-Range"] = part.tag
     return urllib.request.Request(address, headers=headers)  # noqa: S310 - checked by `is_safe`
 
 
@@ -165,9 +159,7 @@ def _prepare(answer: HTTPResponse, part: PartialFile) -> int | None:
     """Prepare the part for an answer's body; returns the size of the whole file if it is known."""
     length = answer.headers.get("Content-Length", "")
     if answer.status != 206:
-        # The server sends the whole file. Weak ETags do not promise equal bytes.
-        etag, date = answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", "")
-        part.restart(_mark(etag if etag and not etag.startswith("W/") else date))
+        part.restart()  # the server sends the whole file
     elif not answer.headers.get("Content-Range", "").startswith(f"bytes {part.done}-"):
         part.restart()
         raise OSError("answers with another part than it was asked for")
@@ -203,11 +195,6 @@ def _store_body(
 def _kilo(size: int) -> int:
     """Kilobytes, rounded up."""
     return -(-size // 1000)
-
-
-def _mark(text: str) -> str:
-    """`text` if it can be sent in a header, else an empty string."""
-    return text if text.isascii() and text.isprintable() and len(text) < 1000 else ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -39,23 +39,24 @@ from dfkd.config.inversion import Inversion
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
 from dfkd.synthesis.inversion.crops import random_crop, random_shift
-from dfkd.synthesis.inversion.features import stage_taps
-from dfkd.synthesis.inversion.inner_student import (
+from dfkd.synthesis.inversion.inverter import (
+    Classifier,
     InnerStudentTrainer,
+    Inverter,
     cosine_factor,
     minimise,
     set_rate,
+    stage_taps,
 )
-from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import CmiGenerator, build_seeded, init_normal
-from dfkd.synthesis.inversion.run import (
-    Classifier,
+from dfkd.synthesis.inversion.networks import CmiGenerator, init_normal
+from dfkd.synthesis.request import (
+    OnStep,
     PartRequest,
     RunContext,
+    Synthesised,
     even_batches,
     synthesised,
 )
-from dfkd.synthesis.latents import OnStep, Synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes
 
 BETAS = (0.5, 0.999)
@@ -76,23 +77,18 @@ class CmiInverter(Inverter):
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
         config = self.config = settings.cmi
-        device, side = classifier.texts.device, context.image_size
-        self.device, self.draws = device, torch.Generator()
+        side = context.image_size
         self.bank, self.pool = FeatureBank(BANK_CAPACITY), ImagePool()
         self.learner = InnerStudentTrainer(
             classifier, context, student_loss, STUDENT_RATE, STUDENT_DECAY
         )
-        self.generator = build_seeded(
-            lambda: CmiGenerator(config.latent, config.width, side),
-            context.seed_of("generator"),
-            device,
+        self.generator = self.new_network(
+            lambda: CmiGenerator(config.latent, config.width, side), "generator"
         )
         # The width of the features depends on the teacher, so one image is passed through it.
         with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
-            width = self._features(torch.zeros(1, 3, side, side, device=device))[1].shape[1]
-        self.head = build_seeded(
-            lambda: projection_head(width, HEAD_DIMENSIONS), context.seed_of("head"), device
-        )
+            width = self._features(torch.zeros(1, 3, side, side, device=self.device))[1].shape[1]
+        self.head = self.new_network(lambda: projection_head(width, HEAD_DIMENSIONS), "head")
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.learning_rate)
         self.networks = {"head": self.head, "student": self.learner.student}
         self.optimizers = {"head": self.head_optimizer, "student": self.learner.optimizer}

@@ -30,10 +30,8 @@ from torch.nn import functional as F
 from dfkd.config.inversion import DeepInversion
 from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
-from dfkd.synthesis.inversion.inner_student import set_rate
-from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, even_batches, synthesised
-from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.synthesis.inversion.inverter import Classifier, Inverter, set_rate
+from dfkd.synthesis.request import OnStep, PartRequest, Synthesised, even_batches, synthesised
 from dfkd.utils.pixels import to_bytes
 
 BETAS = (0.5, 0.9)

@@ -25,12 +25,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.inversion import Inversion
-from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer, minimise, set_rate
-from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import DfadGenerator, build_seeded
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
+from dfkd.synthesis.inversion.inverter import (
+    Classifier,
+    InnerStudentTrainer,
+    Inverter,
+    minimise,
+    set_rate,
+)
+from dfkd.synthesis.inversion.networks import DfadGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
-from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
 
 STUDENT_RATE, STUDENT_DECAY = 0.05, 5e-4
 """The student's initial learning rate and its weight decay."""
@@ -44,17 +48,13 @@ class DfadInverter(Inverter):
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
         config = self.config = settings.dfad
-        self.device = classifier.texts.device
         self.learner = InnerStudentTrainer(
             classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
-        self.generator = build_seeded(
-            lambda: DfadGenerator(config.latent, config.width, context.image_size),
-            context.seed_of("generator"),
-            self.device,
+        self.generator = self.new_network(
+            lambda: DfadGenerator(config.latent, config.width, context.image_size), "generator"
         )
         self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
-        self.draws = torch.Generator()
         self.networks = {"generator": self.generator, "student": self.learner.student}
         self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
 
@@ -72,7 +72,7 @@ class DfadInverter(Inverter):
             if on_step is not None:
                 on_step(number, loss[None])
             sampler.take(number, self.draw, loss)
-        return sampler.assigned(self.classifier)
+        return sampler.assigned(self.classifier.probabilities)
 
     def draw(self) -> Tensor:
         """Pixels [B, 3, S, S] that the generator makes from new latents."""

@@ -1,19 +1,99 @@
-"""The base class of the methods, with the state that a method carries from part to part."""
+"""What the methods share: the teacher as a classifier, taps, a student, and the carried state."""
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dfkd.config.distillation import Distillation
 from dfkd.config.inversion import Inversion
 from dfkd.errors import CorruptionError, DfkdError, one_line
+from dfkd.models.batch_norm import Taps, layers
+from dfkd.models.student import build
+from dfkd.models.teacher import Teacher
 from dfkd.storage.checkpoints import below, moments, restore_moments
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
-from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.synthesis.inversion.networks import build_seeded
+from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
+from dfkd.utils.pixels import from_bytes
+
+M = TypeVar("M", bound=nn.Module)
 
 NETWORK_PREFIX, OPTIMIZER_PREFIX = "network.", "optimizer."
 """Prefixes of the names of tensors in a state."""
+LABEL_BATCH_SIZE = 64
+"""Images in one forward pass of the teacher that labels them."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps the logits of student and teacher, [N, M] each, to a scalar."""
+
+ARCHITECTURE = "resnet18"
+"""The torchvision ResNet that the temporary student of dfad, cmi and pre is."""
+MOMENTUM = 0.9
+"""Momentum of SGD in all three publications."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """CLIP with class texts as a classifier from pixels to logits, which all methods expect.
+
+    Attributes:
+        teacher: the frozen teacher.
+        texts: unit embeddings [M, E] of the vanilla class prompts.
+    """
+
+    teacher: Teacher
+    texts: Tensor
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits, float32 [N, M], of pixels [N, 3, H, W] in [0, 1]; differentiable.
+
+        They are `logit_scale * cosine`, on which CLIP's softmax was trained. The distances of Eq 4
+        are not logits, and the weights, temperatures and rates of all four methods were published
+        for logits. The mean over classes is subtracted for each image. A softmax does not depend on
+        it, but a student trained by L1 would have to learn this offset, which carries no class.
+        """
+        scaled = self.teacher.logit_scale * self.teacher.encode_image(pixels) @ self.texts.T
+        return scaled - scaled.mean(dim=1, keepdim=True)
+
+    def whiten(self, pixels: Tensor) -> Tensor:
+        """Normalise pixels as the teacher does: subtract its mean, divide by its deviation."""
+        return (pixels - self.teacher.mean) / self.teacher.std
+
+    def pixels(self, whitened: Tensor) -> Tensor:
+        """The inverse of `whiten`; the result is in [0, 1] only if the input is in range."""
+        return whitened * self.teacher.std + self.teacher.mean
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """The class probabilities [N, M], on the CPU, of pixels uint8 [N, H, W, 3]."""
+        batches = (
+            from_bytes(each.to(self.texts.device)) for each in images.split(LABEL_BATCH_SIZE)
+        )
+        return torch.cat([self.logits(pixels).softmax(1).cpu() for pixels in batches])
+
+
+def stage_taps(teacher: Teacher) -> Taps[Tensor]:
+    """Taps on the input of each stage of a ResNet tower, averaged over positions: [N, C].
+
+    In a tower without stages the taps are on the input of each batch-norm layer.
+    """
+    visual: Any = teacher.model.visual
+    named = list(visual.named_modules())
+    stages = [module for name, module in named if re.fullmatch(r"(.*\.)?layer\d", name)]
+    tapped = stages or layers(visual)
+    return Taps(tapped, lambda module, entering, output: entering.float().flatten(2).mean(dim=2))
+
+
+def embedding_taps(teacher: Teacher) -> Taps[Tensor]:
+    """A tap on the image embedding [N, E] before it is normalised."""
+    visual: Any = teacher.model.visual
+    return Taps([visual], lambda module, entering, output: output.float())
 
 
 class Inverter(ABC):
@@ -29,8 +109,13 @@ class Inverter(ABC):
 
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         self.classifier, self.context, self.settings = classifier, context, settings
+        self.device, self.draws = classifier.texts.device, torch.Generator()
         self.networks: Mapping[str, nn.Module] = {}
         self.optimizers: Mapping[str, Optimizer] = {}
+
+    def new_network(self, make: Callable[[], M], purpose: str) -> M:
+        """The network that `make` builds, on the device; `purpose` seeds its weights."""
+        return build_seeded(make, self.context.seed_of(purpose), self.device)
 
     @abstractmethod
     def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
@@ -82,3 +167,63 @@ class Inverter(ABC):
                 f"a state is not of this {self.name} ({one_line(error)}); delete the folder state/ "
                 "of the version and run again"
             ) from None
+
+
+class InnerStudentTrainer:
+    """Trains the student of a run, whose outputs are logits."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        context: RunContext,
+        loss: Loss,
+        rate: float,
+        decay: float,
+    ) -> None:
+        """Build the student.
+
+        Args:
+            classifier: the teacher.
+            context: determines image size and seed.
+            loss: the training loss.
+            rate: learning rate of SGD.
+            decay: weight decay of SGD.
+        """
+        config = Distillation(student=ARCHITECTURE, weights="none", warmup_epochs=0)
+        seed = context.seed_of("student")
+        student = build(config, len(classifier.texts), context.image_size, seed)
+        self.student, self.loss = student.to(classifier.texts.device).train(), loss
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=decay
+        )
+
+    def student_logits(self, pixels: Tensor) -> Tensor:
+        """Logits [N, M] of pixels [N, 3, H, W] in [0, 1]; gradients flow to the pixels only."""
+        self.student.requires_grad_(False)
+        logits: Tensor = self.student(pixels)
+        self.student.requires_grad_(True)
+        return logits
+
+    def train_step(self, pixels: Tensor, taught: Tensor) -> None:
+        """Take one step on pixels [N, 3, H, W] and the teacher's logits [N, M] for them."""
+        minimise(self.loss(self.student(pixels), taught), self.optimizer)
+
+
+def minimise(loss: Tensor, *optimizers: Optimizer) -> None:
+    """Take one step of each optimiser down the gradient of `loss`, a scalar."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters of an optimiser."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def cosine_factor(done: float) -> float:
+    """Factor of the learning rate, from 1 to 0, after a share `done` of the run."""
+    return (1 + math.cos(math.pi * done)) / 2

@@ -36,18 +36,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.inversion import Inversion
-from dfkd.synthesis.inversion.features import embedding_taps
-from dfkd.synthesis.inversion.inner_student import (
+from dfkd.synthesis.inversion.inverter import (
+    Classifier,
     InnerStudentTrainer,
+    Inverter,
     cosine_factor,
+    embedding_taps,
     minimise,
     set_rate,
 )
-from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator, build_seeded
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, RunContext
+from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
-from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
 
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
 STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
@@ -67,17 +67,13 @@ class PreInverter(Inverter):
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
         config = self.config = settings.pre
-        device = self.device = classifier.texts.device
-        self.draws = torch.Generator()
         self.learner = InnerStudentTrainer(
             classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
         shape = config.latent, config.width, context.image_size
-        self.novelty = build_seeded(
-            lambda: PreGenerator(*shape, spectral=True), context.seed_of("novelty"), device
-        )
-        self.memory = build_seeded(lambda: PreGenerator(*shape), context.seed_of("memory"), device)
-        self.encoder = build_seeded(lambda: PreEncoder(*shape), context.seed_of("encoder"), device)
+        self.novelty = self.new_network(lambda: PreGenerator(*shape, spectral=True), "novelty")
+        self.memory = self.new_network(lambda: PreGenerator(*shape), "memory")
+        self.encoder = self.new_network(lambda: PreEncoder(*shape), "encoder")
         self.novelty_optimizer = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
         self.memory_optimizer = torch.optim.Adam(
             [*self.memory.parameters(), *self.encoder.parameters()],
@@ -109,7 +105,7 @@ class PreInverter(Inverter):
                 if on_step is not None:
                     on_step(number, loss[None])
                 sampler.take(number, self.training_images, loss)
-            return sampler.assigned(self.classifier)
+            return sampler.assigned(self.classifier.probabilities)
 
     def train_round(self, remembers: bool) -> Tensor:
         """Train for one round; returns the novelty generator's loss, a scalar.

@@ -6,12 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfkd.synthesis.inversion.run import Classifier, PartRequest, synthesised
-from dfkd.synthesis.latents import Synthesised
-from dfkd.utils.pixels import from_bytes, to_bytes
-
-LABEL_BATCH_SIZE = 64
-"""Images in one forward pass of the teacher."""
+from dfkd.synthesis.request import PartRequest, Synthesised, synthesised
+from dfkd.utils.pixels import to_bytes
 
 
 class SnapshotSampler:
@@ -62,23 +58,18 @@ class SnapshotSampler:
             self.count += len(pixels)
             missing -= len(pixels)
 
-    def assigned(self, classifier: Classifier) -> Synthesised:
-        """All images in the order of the part's labels, as `assign_to_classes` places them."""
+    def assigned(self, probabilities: Callable[[Tensor], Tensor]) -> Synthesised:
+        """All images in the order of the part's labels, as `assign_to_classes` places them.
+
+        Args:
+            probabilities: maps images, uint8 [N, H, W, 3], to the teacher's class probabilities
+                [N, M] on the CPU.
+        """
         pixels = torch.cat(self.pixels)
-        probabilities = torch.cat(
-            [_probabilities(classifier, batch) for batch in pixels.split(LABEL_BATCH_SIZE)]
-        )
-        order = assign_to_classes(probabilities, self.request.labels.cpu())
+        order = assign_to_classes(probabilities(pixels), self.request.labels.cpu())
         return synthesised(
             pixels[order], torch.cat(self.losses)[order], torch.cat(self.steps)[order]
         )
-
-
-@torch.no_grad()
-def _probabilities(classifier: Classifier, pixels: Tensor) -> Tensor:
-    """The teacher's class probabilities [N, M], on the CPU, of pixels uint8 [N, H, W, 3]."""
-    on_device = from_bytes(pixels.to(classifier.texts.device))
-    return classifier.logits(on_device).softmax(1).cpu()
 
 
 def assign_to_classes(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -7,16 +7,16 @@ from urllib.parse import urlsplit
 import open_clip
 import pytest
 import torchvision
+from open_clip.pretrained import get_pretrained_cfg
 
 from dfkd.errors import Exit, WeightsError
-from dfkd.models.weights import open_clip_tags
 from dfkd.models.weights.artifacts import (
-    DATA,
     PUBLISHED_VQGANS,
     Artifact,
     at_address,
     cached,
-    known_data_set,
+    hub_id,
+    of_tag,
     published,
 )
 
@@ -25,7 +25,7 @@ OPENAI = {"ViT-B-32-quickgelu": "ViT-B-32.pt", "RN50-quickgelu": "RN50.pt"}
 
 def of_open_clip() -> list[Artifact]:
     """What has an address of its own among open_clip's tags, each file once."""
-    found = (open_clip_tags.published(model, tag) for model, tag in open_clip.list_pretrained())
+    found = (of_tag(get_pretrained_cfg(*each)) for each in open_clip.list_pretrained())
     return list({artifact.addresses: artifact for artifact in found if artifact}.values())
 
 
@@ -57,7 +57,7 @@ def test_no_two_files_share_a_name_in_the_cache() -> None:
 
 @pytest.mark.parametrize("model", OPENAI)
 def test_openais_archives_have_their_hash_and_size(model: str) -> None:
-    artifact = open_clip_tags.published(model, "openai")
+    artifact = of_tag(get_pretrained_cfg(model, "openai"))
     assert artifact.file == OPENAI[model]
     assert artifact.certain
     assert all(f"/{artifact.sha256}/{artifact.file}" in place for place in artifact.addresses)
@@ -78,6 +78,13 @@ def test_openais_archives_have_their_hash_and_size(model: str) -> None:
 )
 def test_an_address_may_hold_the_hash(address: str, digest: str) -> None:
     assert at_address(address, "MIT").sha256 == digest
+
+
+def test_a_tag_that_only_a_hub_has_is_no_published_file() -> None:
+    tag = get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")
+    assert of_tag(tag) is None
+    assert hub_id(tag) == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    assert (of_tag({}), hub_id({})) == (None, "")
 
 
 def test_a_vqgan_has_a_configuration_and_weights() -> None:
@@ -101,28 +108,3 @@ def test_a_file_missing_from_the_cache_is_one_line_with_the_command(tmp_path: Pa
     assert caught.value.exit_code == Exit.USAGE
     (tmp_path / "w.pt").write_bytes(b"x")
     assert cached("teacher.weights", "openai", artifact, str(tmp_path)) == tmp_path / "w.pt"
-
-
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        ("data/PACS", "PACS"),
-        ("/mnt/vlcs/VLCS/list.txt", "VLCS"),
-        ("~/image_CLEF", "ImageCLEF-DA"),
-        ("data/visda17", "VisDA-2017, classification"),
-        ("data/office_home", "Office-Home"),
-        ("data/DomainNet/", "DomainNet, cleaned version"),
-        ("bundled", None),
-        ("data/mine", None),
-    ],
-)
-def test_data_sets_are_known_by_the_names_of_folders(place: str, name: str | None) -> None:
-    found = known_data_set(place)
-    assert (found.name if found else None) == name
-
-
-def test_each_data_set_says_where_it_is_and_under_which_terms() -> None:
-    for each in DATA.values():
-        assert all(urlsplit(address).hostname for address in each.addresses)
-        assert each.size
-        assert each.terms

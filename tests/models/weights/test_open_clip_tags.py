@@ -6,26 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd.config import manifest
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import WeightsError
 from dfkd.models.teacher import Teacher, file_hashes
-from dfkd.models.weights import open_clip_tags
 from tests.helpers.http_server import give_tag, keep_hub_model
 from tests.helpers.tiny_models import VIT, model_config, openai_archive, random_model, write_teacher
 
 CPU = torch.device("cpu")
 QUICK = model_config(VIT, quick=True)
 TEXTS = ["a dog", "two cats"]
-
-
-def test_a_tag_that_only_a_hub_has_is_no_published_file() -> None:
-    assert open_clip_tags.published("ViT-B-32", "laion2b_s34b_b79k") is None
-    assert (
-        open_clip_tags.hub_id("ViT-B-32", "laion2b_s34b_b79k")
-        == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-    )
-    assert open_clip_tags.published("ViT-B-32", "no_such_tag") is None
-    assert open_clip_tags.hub_id("ViT-B-32", "no_such_tag") == ""
 
 
 def test_an_openai_archive_is_read_from_the_cache(
@@ -36,22 +25,22 @@ def test_an_openai_archive_is_read_from_the_cache(
     source = openai_archive(archive, QUICK)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     give_tag(monkeypatch, url=f"https://nowhere.invalid/{digest}/Tiny.pt", quick_gelu=True)
-    config = manifest.TeacherConfig(model=model, weights="tiny")
+    config = TeacherConfig(model=model, weights="tiny")
     teacher = Teacher.load(config, CPU, cache=str(tmp_path))
     expected = source.requires_grad_(False).encode_text(teacher.tokenize(TEXTS), normalize=True)
     assert torch.equal(teacher.encode_text(TEXTS), expected)
     assert file_hashes(config, str(tmp_path))["teacher.weights"] == digest
-    by_path = manifest.TeacherConfig(model=model, weights=str(archive))
+    by_path = TeacherConfig(model=model, weights=str(archive))
     assert file_hashes(by_path) == file_hashes(config, str(tmp_path))
 
 
 def test_a_tag_that_was_not_fetched_names_the_command(tmp_path: Path) -> None:
-    config = manifest.TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
+    config = TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
     wanted = r"needs ViT-B-32\.pt.*; run python jobs/fetch\.py MANIFEST"
     with pytest.raises(WeightsError, match=wanted):
         file_hashes(config, str(tmp_path))
     with pytest.raises(WeightsError, match="trained with QuickGELU"):
-        file_hashes(manifest.TeacherConfig(model="ViT-B-32", weights="openai"), str(tmp_path))
+        file_hashes(TeacherConfig(model="ViT-B-32", weights="openai"), str(tmp_path))
 
 
 def test_a_hubs_model_is_found_in_the_cache_without_a_network(
@@ -60,7 +49,7 @@ def test_a_hubs_model_is_found_in_the_cache_without_a_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     give_tag(monkeypatch, hf_hub="someone/tiny/")
     written = write_teacher(tmp_path / "files", model_config(VIT))
-    config = manifest.TeacherConfig(model=written.model, weights="tiny")
+    config = TeacherConfig(model=written.model, weights="tiny")
     with pytest.raises(WeightsError) as caught:
         file_hashes(config, str(tmp_path))
     text = str(caught.value)

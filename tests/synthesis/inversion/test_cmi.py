@@ -19,9 +19,8 @@ from dfkd.synthesis.inversion.cmi import (
     projection_head,
     student_loss,
 )
-from dfkd.synthesis.inversion.features import stage_taps
-from dfkd.synthesis.inversion.inner_student import cosine_factor
-from dfkd.synthesis.inversion.run import PartRequest
+from dfkd.synthesis.inversion.inverter import cosine_factor, stage_taps
+from dfkd.synthesis.request import PartRequest
 from tests.helpers.inversion_runs import course, problem
 
 SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, student_steps=2)

@@ -11,8 +11,8 @@ from dfkd.config.inversion import Dfad, Inversion
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import dfad
 from dfkd.synthesis.inversion.dfad import DfadInverter, rate_factor
-from dfkd.synthesis.inversion.inner_student import InnerStudentTrainer
-from dfkd.synthesis.inversion.run import Classifier, PartRequest
+from dfkd.synthesis.inversion.inverter import Classifier, InnerStudentTrainer
+from dfkd.synthesis.request import PartRequest
 from tests.helpers.inversion_runs import course, problem
 
 GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)

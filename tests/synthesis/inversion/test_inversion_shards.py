@@ -19,8 +19,7 @@ from dfkd.models.teacher import Teacher, distances
 from dfkd.pipeline.preflight import check_synthesis
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
-from dfkd.synthesis.inversion.run import PartRequest
-from dfkd.synthesis.latents import OnStep, Synthesised
+from dfkd.synthesis.request import OnStep, PartRequest, Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import CLASSES, read

@@ -1,17 +1,27 @@
-"""What a chained method carries: a part made from it is the part of the run that went on."""
+"""What the methods share: the teacher as a classifier, its taps, a part's request, and the state.
 
+A part made from a state is the part of the run that went on.
+"""
+
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import has_dependent_parts
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import cmi
-from dfkd.synthesis.inversion.inverter import Inverter
-from dfkd.synthesis.inversion.methods import METHODS
-from dfkd.synthesis.inversion.run import PartRequest
+from dfkd.synthesis.inversion.inverter import Inverter, embedding_taps, stage_taps
+from dfkd.synthesis.request import PartRequest, even_batches, synthesised
+from dfkd.synthesis.shard_maker import METHODS
 from tests.helpers.inversion_runs import course, problem, read
+from tests.helpers.tiny_models import RESNET, load_teacher, model_config
 
 CHAINED = ("dfad", "cmi", "pre")
 
@@ -71,3 +81,108 @@ def test_a_part_that_diverges_ends_the_chain(method: str, teacher: Teacher) -> N
     inverter = begun(method, teacher, settings)
     with pytest.raises(DfkdError, match=rf"inversion\.{method}: diverged in part 0, on which all"):
         inverter.make(PartRequest(torch.tensor([0, 1, 0, 1]), range(4), 64))
+
+
+def test_logits_are_scaled_cosines_without_their_mean(teacher: Teacher) -> None:
+    classifier, _ = problem(teacher, 0)
+    pixels = torch.rand(3, 3, 64, 64)
+    cosines = (teacher.encode_image(pixels) @ classifier.texts.T).numpy()
+    scaled = teacher.logit_scale * cosines
+    logits = classifier.logits(pixels)
+    assert np.allclose(logits, scaled - scaled.mean(axis=1, keepdims=True), atol=1e-4)
+    expected = torch.tensor(scaled).softmax(1)
+    assert torch.allclose(logits.softmax(1), expected, atol=1e-5)
+
+
+def test_probabilities_are_those_of_the_stored_pixels(teacher: Teacher) -> None:
+    classifier, _ = problem(teacher, 0)
+    images = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8)
+    pixels = images.permute(0, 3, 1, 2) / 255
+    assert torch.allclose(classifier.probabilities(images), classifier.logits(pixels).softmax(1))
+
+
+def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
+    classifier, _ = problem(teacher, 0)
+    pixels = torch.rand(2, 3, 8, 8)
+    whitened = classifier.whiten(pixels)
+    red = (pixels[0, 0, 0, 0] - teacher.mean[0, 0, 0, 0]) / teacher.std[0, 0, 0, 0]
+    assert torch.isclose(whitened[0, 0, 0, 0], red)
+    assert torch.allclose(classifier.pixels(whitened), pixels, atol=1e-6)
+
+
+def test_draws_depend_on_the_images_and_the_purpose() -> None:
+    one, two = (PartRequest(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
+    same = PartRequest(one.labels, (1, 2), 32)
+    assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
+    assert len({r.draws(p).initial_seed() for r in (one, two) for p in "ab"}) == 4
+    part = one.select(slice(1, 2))
+    assert (part.labels.tolist(), list(part.seeds)) == ([1], [2])
+
+
+def test_an_image_whose_loss_is_no_number_has_diverged() -> None:
+    pixels = torch.zeros(3, 2, 2, 3, dtype=torch.uint8)
+    made = synthesised(pixels, torch.tensor([1.0, torch.nan, -torch.inf]), 4)
+    assert made.diverged.tolist() == [False, True, True]
+    assert made.steps.tolist() == [4, 4, 4]
+
+
+@given(st.integers(1, 500), st.integers(1, 300))
+def test_batches_are_few_and_even_and_hold_every_image_once(count: int, size: int) -> None:
+    found = even_batches(count, size)
+    assert [row for rows in found for row in range(count)[rows]] == list(range(count))
+    sizes = [rows.stop - rows.start for rows in found]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(found) == -(-count // size)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
+def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: int) -> None:
+    """A manifest must have at least as many rounds as parts."""
+    whole, starts = course(images), range(0, images, size)
+    total = len(starts) + more
+    found = [
+        PartRequest(
+            torch.empty(0), range(start, min(start + size, images)), 64, before=start
+        ).rounds(total, whole)
+        for start in starts
+    ]
+    assert [number for rounds in found for number in rounds] == list(range(total))
+    assert all(found)
+
+
+def test_stages_are_those_of_a_resnet(tmp_path: Path, teacher: Teacher) -> None:
+    pixels = torch.rand(2, 3, 64, 64)
+    with stage_taps(teacher) as taps:
+        teacher.encode_image(pixels)
+        widths = [features.shape for features in taps.read]
+    inner = [teacher.model.get_submodule(f"visual.layer{n}.0.conv1") for n in (1, 2, 3, 4)]
+    assert widths == [(2, conv.in_channels) for conv in inner]
+    vit = load_teacher(tmp_path / "vit", model_config())
+    with stage_taps(vit) as taps:
+        assert not taps._handles
+    other = load_teacher(tmp_path / "resnet", model_config(RESNET))
+    with stage_taps(other) as taps:
+        other.encode_image(pixels)
+        assert len(taps.read) == 4
+
+
+def test_a_stage_is_read_as_the_mean_over_positions(teacher: Teacher) -> None:
+    pixels = torch.rand(2, 3, 64, 64)
+    visual = teacher.model.get_submodule("visual")
+    x = (pixels - teacher.mean) / teacher.std
+    for name, module in visual.named_children():
+        if name == "layer1":
+            break
+        x = module(x)
+    with stage_taps(teacher) as taps:
+        teacher.encode_image(pixels)
+        assert torch.allclose(taps.read[0], x.mean(dim=(2, 3)), atol=1e-5)
+
+
+def test_the_embedding_is_read_before_it_is_normalised(teacher: Teacher) -> None:
+    with embedding_taps(teacher) as taps:
+        unit = teacher.encode_image(torch.rand(2, 3, 64, 64))
+        (raw,) = taps.read
+    assert torch.allclose(nn.functional.normalize(raw, dim=1), unit, atol=1e-6)
+    assert not torch.allclose(raw.norm(dim=1), torch.ones(2), atol=1e-2)

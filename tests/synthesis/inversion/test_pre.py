@@ -9,7 +9,7 @@ from torch import Tensor
 from dfkd.config.inversion import Inversion, Pre
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import pre
-from dfkd.synthesis.inversion.features import embedding_taps
+from dfkd.synthesis.inversion.inverter import embedding_taps
 from dfkd.synthesis.inversion.pre import (
     PreInverter,
     agreement,

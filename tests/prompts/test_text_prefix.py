@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from dfkd.models.teacher import Teacher
-from dfkd.models.text_prefix_cache import can_split
-from dfkd.prompts.pseudo_words import PseudoWords
+from dfkd.prompts.pseudo_words import PseudoWords, can_split
 from tests.helpers.tiny_models import VIT, load_teacher, model_config
 
 NAMES = ["dog", "alarm clock", "dog"]

@@ -1,4 +1,4 @@
-"""The inputs of a method: the teacher as a classifier, the whole run, and one part of it."""
+"""What a method of synthesis is asked for, and what it returns."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,41 +8,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dfkd.config.plan import derive_seed
-from dfkd.models.teacher import Teacher
-from dfkd.synthesis.latents import Synthesised
+from dfkd.config.hashing import derive_seed
+
+OnStep = Callable[[int, Tensor], None]
+"""Called with the step and the losses [B] of the images that are still in the batch."""
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """CLIP with class texts as a classifier from pixels to logits, which all methods expect.
+class Synthesised:
+    """B images in the order of their seeds, on the CPU."""
 
-    Attributes:
-        teacher: the frozen teacher.
-        texts: unit embeddings [M, E] of the vanilla class prompts.
-    """
-
-    teacher: Teacher
-    texts: Tensor
-
-    def logits(self, pixels: Tensor) -> Tensor:
-        """Logits, float32 [N, M], of pixels [N, 3, H, W] in [0, 1]; differentiable.
-
-        They are `logit_scale * cosine`, on which CLIP's softmax was trained. The distances of Eq 4
-        are not logits, and the weights, temperatures and rates of all four methods were published
-        for logits. The mean over classes is subtracted for each image. A softmax does not depend on
-        it, but a student trained by L1 would have to learn this offset, which carries no class.
-        """
-        scaled = self.teacher.logit_scale * self.teacher.encode_image(pixels) @ self.texts.T
-        return scaled - scaled.mean(dim=1, keepdim=True)
-
-    def whiten(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels as the teacher does: subtract its mean, divide by its deviation."""
-        return (pixels - self.teacher.mean) / self.teacher.std
-
-    def pixels(self, whitened: Tensor) -> Tensor:
-        """The inverse of `whiten`; the result is in [0, 1] only if the input is in range."""
-        return whitened * self.teacher.std + self.teacher.mean
+    pixels: Tensor
+    """uint8 [B, H, W, 3]."""
+    losses: Tensor
+    """Loss of each image at its last step, float32 [B]."""
+    steps: Tensor
+    """Steps that each image took, int64 [B]."""
+    diverged: Tensor
+    """bool [B], true if a loss was not finite; such an image must not be used."""
 
 
 @dataclass(frozen=True)
