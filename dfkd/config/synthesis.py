@@ -138,8 +138,8 @@ class Synthesis:
     view_noise: NonNegative = 0.0
     """Standard deviation of the pixel noise that is added to a view."""
     quantise: bool = True
-    """Decode the nearest codes (straight-through) instead of the continuous latent. The paper
-    states neither; in the miniature false is 5.1 points better (manifests/studies/latent)."""
+    """Decode the nearest codes (straight-through), as VQGAN-CLIP does, instead of the continuous
+    latent. The paper states neither."""
     precision: Precision = "float32"
     """Precision of the networks. A device without bfloat16 instructions always uses float32. Labels
     and distances are float32."""
