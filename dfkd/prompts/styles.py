@@ -100,7 +100,7 @@ PAPER = (
     "charcoal",
 )
 
-# The looks that captions of the miniature teacher's training images tell, without grounds in a plain colour.
+# What the captions of the miniature teacher's training images tell of looks; no colours of grounds.
 MINIATURE = (
     "badge",
     "banded",

@@ -133,8 +133,12 @@ def test_all_starts_learn_from_the_same_images_and_the_rest_is_tested(undisturbe
     rows = [row for row in results(undisturbed).rows if row.domain == "neon"]
     assert {row.trained for row in rows if row.shots == 0} == {(0, 0, 0)}
     assert {row.tested for row in rows if row.shots == 0} == {(20, 20, 20)}
-    assert {(row.trained, row.tested) for row in rows if row.shots == 1} == {((1, 1, 1), (19, 19, 19))}
-    assert {(row.trained, row.tested) for row in rows if row.shots == 4} == {((4, 4, 4), (16, 16, 16))}
+    assert {(row.trained, row.tested) for row in rows if row.shots == 1} == {
+        ((1, 1, 1), (19, 19, 19))
+    }
+    assert {(row.trained, row.tested) for row in rows if row.shots == 4} == {
+        ((4, 4, 4), (16, 16, 16))
+    }
     assert {row.curve for row in rows if row.shots == 4} == {
         "untouched",
         "student",

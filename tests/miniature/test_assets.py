@@ -138,8 +138,7 @@ def test_notice_names_every_set_with_its_licence(scores: dict[str, Any]) -> None
 def test_the_card_is_the_job_s(scores: dict[str, Any]) -> None:
     card = (bundled.ASSETS / "MODEL_CARD.md").read_text("utf-8")
     means = [
-        f"{100 * scores['teacher'][key]['mean']:.1f}"
-        for key in ("zero_shot", "zero_shot_official")
+        f"{100 * scores['teacher'][key]['mean']:.1f}" for key in ("zero_shot", "zero_shot_official")
     ]
     assert f"| mean | {' | '.join(means)} |" in card
     assert scores["data"]["package"] == load(recipe.Recipe, MANIFEST).data.package
