@@ -55,5 +55,5 @@ def test_fine_tuning_on_one_image_a_class_costs_no_more_than_a_few_points(
     found = few_shot.few_shot(run, threads=1)
     untouched = found.summary[0]
     assert (untouched.curve, untouched.shots) == ("untouched", 0)
-    assert untouched.mean > 0.6
+    assert untouched.mean > 0.5
     assert gains(found.rows)[1]["mean"] > -0.05

@@ -222,18 +222,18 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
 @pytest.mark.parametrize("kind", ["bars", "embedding"])
 def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kind: str) -> None:
     start = {"storage": {"root": str(made / "root")}}
-    shown = {"adaptation": {"domain": "pixel", "shots": 2}} if kind == "embedding" else {}
+    shown = {"adaptation": {"domain": "pixel_art", "shots": 2}} if kind == "embedding" else {}
     code, out, _ = reproduce(write(tmp_path, start, kind=kind, seeds=[0], **shown))
     assert code == Exit.DONE
     assert out.count(": found ") == 2
     svg = (tmp_path / "figure.svg").read_text()
     assert "Random_Prompt" in svg
-    assert ("pixel" in svg) == (kind == "bars")
+    assert ("pixel_art" in svg) == (kind == "bars")
     maps = results(tmp_path)["maps"]
     rows = ("Baseline", "Random_Prompt") if kind == "embedding" else ()
     assert [(each["row"], each["shots"]) for each in maps] == [(r, k) for r in rows for k in (0, 2)]
     for each in maps:
-        images = results(tmp_path)["domains"]["pixel"]
+        images = results(tmp_path)["domains"]["pixel_art"]
         assert len(each["points"]) == len(each["classes"]) == len(each["taught"]) == images
         assert sum(each["taught"]) == 2 * 2
         assert set(each["classes"]) == {"clock", "book"}
@@ -258,11 +258,11 @@ def test_a_case_shows_one_class_made_and_real(
     assert code == Exit.DONE
     found = results(tmp_path)
     row = next(line for line in out.splitlines() if line.startswith("| Baseline"))
-    values = [cell["per_class"]["pixel"]["book"] for cell in found["rows"][0]["cells"]]
-    at = 1 + list(found["domains"]).index("pixel")
+    values = [cell["per_class"]["pixel_art"]["book"] for cell in found["rows"][0]["cells"]]
+    at = 1 + list(found["domains"]).index("pixel_art")
     assert row.strip("| ").split("|")[at].strip() == shown(values)
-    with Image.open(tmp_path / "figure.png") as sheet:  # two methods above six domains
-        assert sheet.height > 8 * 64
+    with Image.open(tmp_path / "figure.png") as sheet:  # two methods above nine domains
+        assert sheet.height > 11 * 64
 
 
 def test_a_gallery_needs_no_student(made: Path, reproduce: Reproduce, tmp_path: Path) -> None:
@@ -388,8 +388,8 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     blank = lines.index("")
     assert {line.split()[0] for line in lines[:blank]} == names
     dictionary = next(line for line in lines if line.startswith("dictionary"))
-    # (5 + 5 + 1) data sets of 432 images and 36 steps; 15 students of 40 epochs of 9 x 48 images.
-    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "171,072", "259,200"]
+    # (5 + 5 + 1) data sets of 432 images and 36 steps; 15 students of 100 epochs of 9 x 48 images.
+    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "171,072", "648,000"]
     index = dict(line.split(": ", 1) for line in lines[blank + 1 :])
     assert list(index) == [
         *(f"Figure {n}" for n in range(1, 12)),

@@ -26,7 +26,7 @@ TREE = {
     "prompts": {
         "method": "contrastive",
         "scale": 3.0,
-        "contrastive": {"updates": 2, "batch_size": 3, "learning_rate": 0.02},
+        "contrastive": {"updates": 5, "batch_size": 3, "learning_rate": 0.05},
     },
     "synthesis": {
         "images_per_class": 6,

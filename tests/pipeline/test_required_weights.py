@@ -117,7 +117,10 @@ def test_a_fetched_file_must_be_of_its_kind(tmp_path: Path) -> None:
 
 
 def test_library_weights_of_few_shot_are_needed_where_that_is_asked_for(tmp_path: Path) -> None:
-    manifest = Manifest.read("manifests/miniature.yaml", ("fewshot.starts=[student, library]",))
+    manifest = Manifest.read(
+        "manifests/miniature.yaml",
+        ("fewshot.starts=[student, library]", "distillation.student=resnet18"),
+    )
     assert needs(manifest) == []
     (need,) = needs(manifest, few_shot=True)
     assert (need.field, need.artifact.file) == ("fewshot.library", "resnet18-f37072fd.pth")

@@ -167,13 +167,13 @@ def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
 def test_the_guard_leaves_no_prompt_in_a_foreign_class(tmp_path: Path, teacher: Teacher) -> None:
     """The class names are so similar that random words move some prompts to another class."""
     wild = (
-        "classes=[bug, beetle, ant]",
+        "classes=[house, home, building]",
         "prompts.method=random",
         "prompts.scale=3000.0",
         "synthesis.images_per_class=40",
         "synthesis.shard_size=40",
     )
-    texts = teacher.encode_text(["A bug", "A beetle", "A ant"]).numpy()
+    texts = teacher.encode_text(["A house", "A home", "A building"]).numpy()
     shares = []
     for attempts in (0, 3):
         manifest = read(tmp_path, *wild, f"prompts.guard.attempts={attempts}")

@@ -48,7 +48,7 @@ def test_a_part_from_a_state_is_the_one_of_the_run_that_went_on(
     method: str, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cmi, "NEGATIVES", 3)  # fewer than the bank holds, so that draws count
-    settings = read("inversion.pre.rounds=3").inversion
+    settings = read("inversion.pre.rounds=3", "inversion.cmi.steps=6").inversion
     whole = begun(method, teacher, settings)
     first = whole.make(run(0)).pixels
     states = [whole.state()]
