@@ -132,9 +132,6 @@ class Synthesis:
     """Adam's learning rate, which stays constant."""
     pace: Annotated[float, Field(ge=1)] = 1.0
     """Speed-up factor: `steps` / `pace` steps with a learning rate `pace` times as large."""
-    start: Literal["codes", "white"] = "codes"
-    """Initial latents: random codes, as in VQGAN-CLIP, or those of a white image with some random
-    codes mixed in, from which few steps suffice."""
     views: Natural = 8
     """Augmented views (`dfkd.synthesis.views`) that the teacher sees in each step; 0: the plain
     image. `dfkd.config.presets` explains the default."""

@@ -24,12 +24,6 @@ from dfkd.synthesis.request import OnStep, Synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
-CODES_IN_WHITE = 0.1
-"""Share of random codes in the initial latents of `start: white`, so that images differ."""
-
-WHITE_STEPS, WHITE_RATE = 50, 0.2
-"""Steps and learning rate of Adam for the latent of a white image."""
-
 CHECK_INTERVAL = 10
 """Steps between two checks on a GPU for diverged images; each one waits for the GPU."""
 
@@ -71,10 +65,6 @@ class Synthesiser:
         """Mean distance [B] of each latent's views to its target [B, E]."""
         if config.compile:
             self.distances = torch.compile(self._distances, dynamic=False)
-        self.white: Tensor | None = None
-        """The latent [1, C, h, w] of a white image; None if images do not start from it."""
-        if config.start == "white":
-            self.white = _white_latent(generator, config.image_size)
 
     def __call__(
         self, targets: Tensor, seeds: Sequence[int], on_step: OnStep | None = None
@@ -112,8 +102,6 @@ class Synthesiser:
         """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
         config, generator, coupled = self.config, self.generator, taps is not None
         latents = generator.init_latents(seeds, config.image_size)
-        if self.white is not None:
-            latents = torch.lerp(self.white, latents, CODES_IN_WHITE)
         final = _FinalLatents(latents)
         views = self._views(seeds, latents.device)
         rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch
@@ -165,21 +153,6 @@ class Synthesiser:
         # Otherwise they only cost time, which a smaller batch saves once half of it is gone. A
         # compiled graph is bound to one batch size.
         return not self.config.compile and 2 * int(diverged.sum()) >= len(diverged)
-
-
-def _white_latent(generator: Generator, image_size: int) -> Tensor:
-    """A latent [1, C, h, w] that is decoded as a white image.
-
-    It is optimised like any other, because an encoder is not part of the interface of generators.
-    All cells start from the mean of some random codes, so that none keeps a structure of its own.
-    """
-    random = generator.init_latents([0], image_size)
-    latent = random.mean((2, 3), keepdim=True).expand_as(random).clone().requires_grad_()
-    optimizer = _adam(latent, WHITE_RATE)
-    for _ in range(WHITE_STEPS):
-        losses = (1 - generator.decode(latent, quantise=False)).square().mean((1, 2, 3))
-        _step(generator, latent, losses, optimizer)
-    return latent.detach()
 
 
 def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:

@@ -66,16 +66,6 @@ def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
     assert made.pixels.dtype == torch.uint8
 
 
-def test_images_may_start_white(teacher: Teacher, generator: VQGAN) -> None:
-    """A single step does not move a latent, so the images are those of the start."""
-    config = Synthesis(image_size=64, views=0, steps=1, quantise=False)
-    from_codes = run(teacher, generator, config).pixels.float().mean() / 255
-    made = run(teacher, generator, dataclasses.replace(config, start="white"))
-    assert from_codes < 0.8
-    assert made.pixels.float().mean() / 255 > 0.9
-    assert not torch.equal(made.pixels[0], made.pixels[1])
-
-
 def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -> None:
     """An earlier image may have a lower loss, because views differ; latents hardly move here."""
     seen: list[Tensor] = []
