@@ -2,8 +2,10 @@
 
 import multiprocessing
 import resource
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
+from dfkd.synthesis.request import Synthesised
+from dfkd.synthesis.shard_maker import ShardMaker
 
 pytestmark = pytest.mark.faults
 
@@ -33,6 +37,20 @@ def write(folder: Path) -> Path:
     return path
 
 
+def limited_synthesis(synthesise: Callable[..., Synthesised]) -> Callable[..., Synthesised]:
+    """The same in `HEADROOM`. Elsewhere memory is not limited: a thread that cannot start hangs."""
+
+    def limited(*arguments: Any) -> Synthesised:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, resource.RLIM_INFINITY))
+        try:
+            return synthesise(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+
+    return limited
+
+
 def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, tuple[str, ...]]:
     """Make a shard of 16 images in a process of its own; its bytes and the worker's notes."""
     settings = (f"synthesis.batch_size={batch}", "synthesis.steps=1")
@@ -44,8 +62,7 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     worker = SynthesisWorker(manifest, version, 1.0)
     worker.run(single)  # loads the models
     if limited:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, resource.RLIM_INFINITY))
+        ShardMaker._synthesise = limited_synthesis(ShardMaker._synthesise)  # type: ignore[method-assign]
     done = worker.run(whole)
     return version.storage.get(done.result[0][0].shard), done.notes
 
