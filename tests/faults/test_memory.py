@@ -21,7 +21,7 @@ from dfkd.synthesis.shard_maker import ShardMaker
 pytestmark = pytest.mark.faults
 
 HEADROOM = 120 << 20
-"""Bytes beside loaded models: room for two images at once, but not for 16."""
+"""Bytes beside loaded models: room for some images at once, but not for 16."""
 
 
 def write(folder: Path) -> Path:
