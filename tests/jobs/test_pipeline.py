@@ -14,6 +14,7 @@ SMALL = [
     "synthesis.images_per_class=4",
     "synthesis.shard_size=2",
     "synthesis.steps=3",
+    "prompts.method=[vanilla, contrastive]",
     "prompts.contrastive.updates=2",
     "distillation.student=timm:test_resnet",
     "distillation.epochs=2",
