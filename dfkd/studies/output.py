@@ -196,7 +196,11 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
             "teacher and students; not part of any mean here."
         )
     yield from described.notes
-    # A mean over fewer seeds than the title promises must say so.
+    yield from _missing(results)
+
+
+def _missing(results: StudyResults) -> Iterator[str]:
+    """Yield a note for each row with fewer seeds than the title promises, and each failed cell."""
     for row in results.rows:
         if row.model == "student" and len(row.cells) < len(results.seeds):
             yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."

@@ -99,6 +99,15 @@ def agreement(student: nn.Module, images: Stream, device: torch.device) -> float
     return float(torch.cat(same).double().mean())
 
 
+def _require_readable(unreadable: Sequence[str]) -> None:
+    """Raise `PartialError` if there are images that could not be read."""
+    if unreadable:
+        raise PartialError(
+            f"evaluation.data: {len(unreadable)} images could not be read, the first is "
+            f"{unreadable[0]}; fix or remove them"
+        )
+
+
 def score(
     manifest: Manifest,
     store: CellStore,
@@ -122,12 +131,7 @@ def score(
     """
     results = evaluate(manifest, threads or None, version, store.folder).results
     # A cell without some images would not compare with the others, so it is not kept.
-    unreadable = results["data"]["unreadable"]
-    if unreadable:
-        raise PartialError(
-            f"evaluation.data: {len(unreadable)} images could not be read, the first is "
-            f"{unreadable[0]}; fix or remove them"
-        )
+    _require_readable(results["data"]["unreadable"])
     return store.keep(
         CellResult(
             model=store.model,
