@@ -388,8 +388,8 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     blank = lines.index("")
     assert {line.split()[0] for line in lines[:blank]} == names
     dictionary = next(line for line in lines if line.startswith("dictionary"))
-    # (5 + 5 + 1) data sets of 432 images and 36 steps; 15 students of 100 epochs of 9 x 48 images.
-    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "171,072", "648,000"]
+    # (5 + 5 + 1) data sets of 576 images and 18 steps; 15 students of 80 epochs of 12 x 48 images.
+    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "114,048", "691,200"]
     index = dict(line.split(": ", 1) for line in lines[blank + 1 :])
     assert list(index) == [
         *(f"Figure {n}" for n in range(1, 12)),
