@@ -58,7 +58,7 @@ BEST = merge(PAPER, {"distillation": {"texts": "styles"}})
 shows their effect."""
 
 FAST = merge(PAPER, {"synthesis": {"pace": 4.0}})
-"""The paper's method in a quarter of the steps; manifests/studies/fewer shows what half
-of the steps cost."""
+"""The paper's method in a quarter of the steps; manifests/studies/fewer has it
+as a row."""
 
 PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}
