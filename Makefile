@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 MANIFEST ?= manifests/miniature.yaml
 # Processes that run tests beside each other, each a file at a time, in the order of conftest.py.
+# A second one that ends itself ends all: its tests would be run a third time.
 TESTERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
 # Threads that spin while they wait can make two workers on two cores many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE

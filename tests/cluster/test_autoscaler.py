@@ -15,7 +15,7 @@ from dfkd.storage.local import open_storage
 from nodes import Node, RayCluster, descendants
 from tests.helpers import jobs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
 HEAD, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 """Under which the provider knows the head."""

@@ -134,7 +134,7 @@ def receipts(root: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_a_stopped_job_is_resumed_by_the_next_submission(head: Head, root: Path) -> None:
     name, work = submission("synthesize", root), command("synthesize", root)
     assert re.fullmatch(r"dfkd-synthesize-[0-9a-f]{16}", name)
@@ -167,7 +167,7 @@ def test_a_stopped_job_is_resumed_by_the_next_submission(head: Head, root: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_a_failing_job_gives_one_line_and_its_exit_code(head: Head, tmp_path: Path) -> None:
     found = head.submit(f"{command('distill', tmp_path)} --set distillation.epochs=none")
     assert found.returncode == 1
@@ -179,7 +179,7 @@ def test_a_failing_job_gives_one_line_and_its_exit_code(head: Head, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_what_submitted_jobs_measure_is_at_the_head_s_endpoint(head: Head, root: Path) -> None:
     for job in ("distill", "evaluate"):
         found = head.submit(command(job, root))

@@ -12,7 +12,7 @@ from ceph import missing
 ROOT = Path(__file__).parents[2]
 SMALL = ("synthesis.images_per_class=4", "synthesis.shard_size=2", "synthesis.steps=3")
 
-pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(700)]
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
@@ -22,7 +22,7 @@ def test_a_node_dies_and_the_data_set_is_whole() -> None:
         command += ["--set", setting]
     # Ray sees a dead node in seconds if it asks each of them often.
     often = os.environ | {"RAY_health_check_period_ms": "500"}
-    done = subprocess.run(command, cwd=ROOT, env=often, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(command, cwd=ROOT, env=often, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "killing the worker node" in done.stdout
     assert "vanilla: 48 images, 0 failed" in done.stdout

@@ -22,7 +22,7 @@ from tests.helpers import partial_version
 from tests.helpers.jobs import command, environment, run_here
 from tests.helpers.s3_proxy import Proxy
 
-pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(800)]
 
 TREE = {
     "name": "small",

@@ -30,7 +30,7 @@ from tests.helpers.tiny_version import publish, write_manifest
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(800),
     pytest.mark.usefixtures("two_cpus"),
 ]
 

@@ -63,7 +63,7 @@ def require_whole(root: Storage) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
     manifest: Path, tmp_path: Path, ray_head: str, two_cpus: None
 ) -> None:
@@ -85,7 +85,7 @@ def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_of_two_at_once_one_works_and_the_other_is_to_come_again(
     manifest: Path, tmp_path: Path, ray_head: str
 ) -> None:

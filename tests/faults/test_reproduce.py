@@ -38,7 +38,7 @@ def rows(folder: Path) -> Any:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(800)
 def test_killed_again_and_again_it_finds_the_same(
     tmp_path: Path, ray_head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from tests.helpers import jobs
 from tests.helpers.jobs import contents, last_error
 from tests.helpers.machines import Nodes, wait_for
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 TREE = {
     "name": "tiny",

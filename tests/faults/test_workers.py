@@ -17,7 +17,7 @@ from tests.helpers.draining import drain
 from tests.helpers.jobs import contents
 from tests.helpers.machines import Nodes, driver, wait_for
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_a_summary_shows_growth() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_the_hot_paths_are_timed(
     tmp_path: Path, benchmark: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

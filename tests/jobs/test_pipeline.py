@@ -33,7 +33,7 @@ MANIFEST = Path(__file__).parents[2] / "manifests" / "miniature.yaml"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     """With classes that nobody prepared, twice: the second time everything is found finished."""
     arguments = settings(tmp_path / "run", "classes=[rocket, tree]")

@@ -9,7 +9,7 @@ from dfkd.storage.local import open_storage
 from tests.helpers.jobs import run, run_here
 from tests.jobs.test_pipeline import MANIFEST, settings
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(800)]
 
 
 def test_from_class_names_to_a_report_on_s3(s3_root: str, tmp_path: Path) -> None:

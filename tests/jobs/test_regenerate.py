@@ -94,7 +94,7 @@ def held(root: Storage) -> str:
 
 @pytest.mark.slow
 @pytest.mark.s3
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Published; refused by the gate; a share made anew and accepted; the rest swept."""
     assert run(regenerate, manifest, place) == Exit.DONE

@@ -81,7 +81,7 @@ def test_a_run_leaves_what_it_cost(undisturbed: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     undisturbed: Path, tmp_path: Path, two_cpus: None
 ) -> None:

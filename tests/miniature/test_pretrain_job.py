@@ -82,7 +82,7 @@ def run_here(manifest: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_from_icons_to_assets(tmp_path: Path) -> None:
     """The whole job, with a copy and a near copy of a held-out drawing planted in training."""
     crown, moved = icon_package.CROWN, icon_package.CROWN.replace("M2 20", "M2.405 20")

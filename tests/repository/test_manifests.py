@@ -184,7 +184,7 @@ MOST = 8 << 30
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 @pytest.mark.usefixtures("two_cpus")
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_teacher_without_statistics_is_refused_in_one_line(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_table_5_is_one_command(tmp_path: Path) -> None:
     inversion = yaml.safe_dump(TREE["inversion"], default_flow_style=True, width=10**6).strip()
     settings = [
