@@ -1,17 +1,13 @@
 """One cluster of two worker nodes for all tests that kill parts of it."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.machines import Nodes
+from tests.helpers.machines import Nodes, two_nodes
 
 
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[Nodes]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # to have it put back
-        cluster = Nodes(2)
+    with two_nodes() as cluster:
         yield cluster
-        cluster.close()

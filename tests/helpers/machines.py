@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -69,6 +70,16 @@ class Nodes:
 
 
 SMALL = {"object_store_memory": 80 << 20}
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[Nodes]:
+    """A cluster of two worker nodes, and the environment of this process as it was before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # to have it put back
+        cluster = Nodes(2)
+        yield cluster
+        cluster.close()
 
 
 def raylet(node: Node) -> int:
