@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
@@ -150,6 +150,36 @@ def _train_epochs(
     return leaving
 
 
+@dataclass
+class _Leader:
+    """What rank 0 does beside its steps: it shows progress and writes checkpoints."""
+
+    distiller: Distiller
+    tracker: Tracker
+    checkpoints: Checkpoints
+    means: dict[str, float] = field(default_factory=dict)
+    """Loss and agreement that were logged last."""
+
+    def advance(self, batch: Batch) -> None:
+        """Take a step and show it."""
+        distiller, schedule = self.distiller, self.distiller.schedule
+        # People see errors of augmentation at once in a picture, and in no curve.
+        if distiller.step == 0:
+            self.tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
+        metrics = distiller.advance(batch)
+        self.tracker.record(metrics.loss, metrics.agreement)
+        # Reading the loss waits for the device, so it is done every `LOG_STEPS` only.
+        in_epoch = distiller.step % schedule.steps_per_epoch
+        if in_epoch == 0 or in_epoch % LOG_STEPS == 0:
+            rate = schedule.rate(distiller.config, distiller.step - 1)
+            self.means.update(self.tracker.log(distiller.step, rate))
+
+    def save(self) -> None:
+        """Write a checkpoint and upload the curves."""
+        self.checkpoints.write(self.distiller.step, self.distiller.state())
+        self.tracker.upload()
+
+
 def _train_as_leader(
     job: Job,
     version: PublishedVersion,
@@ -160,35 +190,16 @@ def _train_as_leader(
     pace: Pace,
 ) -> bool:
     """`_train_epochs` for rank 0, which also shows progress and writes checkpoints and student."""
-    config, schedule = job.manifest.distillation, distiller.schedule
-    done, total = distiller.step * config.batch_size, schedule.total * config.batch_size
+    batch_size = job.manifest.distillation.batch_size
+    done, total = distiller.step * batch_size, distiller.schedule.total * batch_size
     bar = _bar(job, f"{job.method} student", total, done)
-    with Tracker(bar, folder.child("tensorboard"), config.batch_size) as tracker:
-        means: dict[str, float] = {}
-
-        def advance(batch: Batch) -> None:
-            """Take a step and show it."""
-            # People see errors of augmentation at once in a picture, and in no curve.
-            if distiller.step == 0:
-                tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
-            metrics = distiller.advance(batch)
-            tracker.record(metrics.loss, metrics.agreement)
-            # Reading the loss waits for the device, so it is done every `LOG_STEPS` only.
-            in_epoch = distiller.step % schedule.steps_per_epoch
-            if in_epoch == 0 or in_epoch % LOG_STEPS == 0:
-                rate = schedule.rate(config, distiller.step - 1)
-                means.update(tracker.log(distiller.step, rate))
-
-        def save() -> None:
-            """Write a checkpoint and upload the curves."""
-            checkpoints.write(distiller.step, distiller.state())
-            tracker.upload()
-
+    with Tracker(bar, folder.child("tensorboard"), batch_size) as tracker:
+        leader = _Leader(distiller, tracker, checkpoints)
         # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
-        if _train_epochs(stream, distiller, pace, advance, save):
+        if _train_epochs(stream, distiller, pace, leader.advance, leader.save):
             return True
         tracker.upload()
-    _write_student(job, version, folder, distiller, means)
+    _write_student(job, version, folder, distiller, leader.means)
     # The card is written, so the student is finished; a kill before this line leaves checkpoints,
     # which the next call of `distill` clears.
     checkpoints.clear()
