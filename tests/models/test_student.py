@@ -16,7 +16,6 @@ from dfkd.models.student import (
     card,
     fold,
     load_student,
-    names_file,
     save_student,
 )
 from dfkd.storage.local import Storage, open_storage

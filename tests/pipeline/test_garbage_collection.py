@@ -14,7 +14,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, advance, current, open_version
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
-from dfkd.distillation.student_store import student_name
+from dfkd.distillation.student_names import student_name
 from dfkd.errors import ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.attempts import Attempt
