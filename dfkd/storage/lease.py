@@ -3,9 +3,9 @@
     leases/{name}/{n:08d}.json    numbered, each created by one holder; the highest number counts
     leases/readers/{id}.json      leases of readers, any number at once
 
-Each object is {holder, since, expires, released, versions}. A holder regularly writes a later `expires`
-into its own object. When it has died, another process creates the next number. The clocks of the
-machines that share a root must agree to well within the length of a lease.
+Each object is {holder, since, expires, released, versions}. A holder regularly writes a later
+`expires` into its own object. When it has died, another process creates the next number. The clocks
+of the machines that share a root must agree to well within the length of a lease.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 import torchvision
 
-from dfkd.config.distillation import Distillation
+from dfkd.config.distillation import Distillation, names_file
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import (
     CARD,
