@@ -360,7 +360,9 @@ def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int
         whole_or_gone(root)
 
 
-@pytest.mark.parametrize("name", ["shards/0001-00002.tar", "receipts/12345-123456.json"])
+@pytest.mark.parametrize(
+    "name", ["shards/0001-00002.tar", "receipts/12345-123456.json", "quarantined/0001-00002.json"]
+)
 def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
     """There may be more than 9,999 classes; a key that only resembles one is left alone."""
     folder = "data/vanilla-bn/versions/0123456789abcdef"

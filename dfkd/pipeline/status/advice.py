@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfkd.pipeline.status.students import StudentStatus
-from dfkd.pipeline.status.versions import VersionStatus
+from dfkd.pipeline.status.versions import UNFINISHED, VersionStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,10 @@ class Stages:
 
     def _synthesis(self) -> Step | None:
         """The step that finishes the versions; None if all are finished."""
-        begun = ("running", "unfinished")
         missing = [
             version
             for version in self.versions
-            if (version.own and not version.ready if self.planned else version.state in begun)
+            if (version.own and not version.ready if self.planned else version.state in UNFINISHED)
         ]
         if not missing:
             return None

@@ -97,7 +97,7 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
     names = ", ".join(sorted({each.holder for each in activity.holders}))
     remarks = [step.remark, f"once {names} has ended" if names else ""] if step else []
     return RunStatus(
-        root=root.location(),
+        root=root.location().rstrip("/"),
         at_work=activity.holders,
         synthesize=versions,
         distill=students,

@@ -57,13 +57,15 @@ def _rows(status: RunStatus) -> Iterator[Row]:
         yield "distill", f"{student.method} seed {student.seed}", student.state, _student(student)
     yield "evaluate", RESULTS, status.evaluate.state, _age(status.evaluate)
     yield "report", REPORT, status.report.state, _age(status.report)
-    for cost in status.cost:
-        seed = "" if cost.seed is None else f" seed {cost.seed}"
-        details = (
-            f"{cost.stage}: {_time(cost.seconds)}, workers {_time(cost.worker_seconds)}, "
-            f"{cost.images} images, {tqdm.format_sizeof(cost.bytes, 'B')}"
+    for stage in dict.fromkeys(cost.stage for cost in status.cost):
+        ended = [cost for cost in status.cost if cost.stage == stage]
+        spent, worked = (
+            _time(sum(values))
+            for values in zip(*((cost.seconds, cost.worker_seconds) for cost in ended), strict=True)
         )
-        yield "cost", f"{cost.method}{seed}", "so far", details
+        size = tqdm.format_sizeof(sum(cost.bytes for cost in ended), "B")
+        images = sum(cost.images for cost in ended)
+        yield "cost", stage, "so far", f"{spent}, workers {worked}, images {images}, {size}"
     for holder in status.at_work:
         details = ", ".join((f"since {_time(holder.since_seconds)}", *holder.versions))
         lease = f"; its lease ends in {_time(holder.expires_seconds)} unless it is renewed"

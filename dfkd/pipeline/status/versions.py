@@ -27,6 +27,7 @@ SAME = ("salt", "carried.")
 """Beginnings of the identity's keys that `jobs/regenerate.py` changes from version to version."""
 
 State = Literal["absent", "running", "unfinished", "abandoned", "published"]
+UNFINISHED: tuple[State, ...] = ("running", "unfinished")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class _Sizes:
         return max(0, min(self.shard_size, self.images_per_class - shard_index * self.shard_size))
 
 
-def absent(manifest: Manifest, method: Method) -> VersionStatus:
+def _absent(manifest: Manifest, method: Method) -> VersionStatus:
     """The status of a version of which nothing is stored."""
     return VersionStatus(
         method=method,
@@ -108,7 +109,7 @@ def absent(manifest: Manifest, method: Method) -> VersionStatus:
     )
 
 
-def identities(home: Storage) -> dict[str, dict[str, Any]]:
+def _identities(home: Storage) -> dict[str, dict[str, Any]]:
     """The identities of all versions of a method, by id."""
 
     def read(name: str) -> dict[str, Any] | None:
@@ -122,23 +123,28 @@ def identities(home: Storage) -> dict[str, dict[str, Any]]:
     return {name: found for name in names if (found := read(name)) is not None}
 
 
-def own_version(
-    manifest: Manifest, stored: Mapping[str, Mapping[str, Any]], current: str | None, renewed: bool
+def _own_version(
+    manifest: Manifest,
+    stored: Mapping[str, Mapping[str, Any]],
+    states: Mapping[str, State],
+    current: str | None,
+    renewed: bool,
 ) -> str | None:
     """The id of the version that a manifest with one method makes; None if it is not begun.
 
-    Weight files are not read: a version matches whatever their hashes are.
+    Weight files are not read, because that takes long: a version matches whatever their hashes are.
 
     Args:
-        stored: the identities of all versions of the method, by id.
+        stored: the identities of all versions of the method, by id; `states` has their states.
         current: the id of the current one.
-        renewed: whether `jobs/regenerate.py` makes the versions; then the current one is meant,
-            if it differs from the manifest only in its salt and in what it carries over.
+        renewed: see `read_versions`.
     """
-    matching = [name for name, each in stored.items() if _expected(manifest, each) == each]
     if renewed and current in stored and _settings(manifest, stored[str(current)]):
         return current
-    return current if current in matching else next(iter(matching), None)
+    matching = [name for name, each in stored.items() if _expected(manifest, each) == each]
+    # Of versions with different weights, the one in progress is that of the newest call.
+    matching.sort(key=lambda name: (states[name] not in UNFINISHED, name != current))
+    return matching[0] if matching else None
 
 
 def _expected(manifest: Manifest, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,42 +171,54 @@ def read_versions(
     Args:
         manifest: its version is yielded first, and then the unfinished versions of others; None
             for all versions.
-        renewed: see `own_version`.
+        renewed: whether `jobs/regenerate.py` makes the versions. The current one is then that of
+            the manifest, even if it has another salt and carries shards over.
 
     Raises:
         CorruptionError: an object that says how far a version is, is damaged.
     """
     home = root.child(layout.data(method))
-    stored, current = identities(home), current_id(home)
+    stored, current = _identities(home), current_id(home)
+    states = {
+        name: _state(home.child(layout.version(name)), f"{method}/{name}" in activity.since)
+        for name in stored
+    }
     own = None
     if manifest:
-        own = own_version(manifest.with_method(method), stored, current, renewed)
+        own = _own_version(manifest.with_method(method), stored, states, current, renewed)
         if own is None:
-            yield absent(manifest, method)
+            yield _absent(manifest, method)
     for name in sorted(stored, key=lambda name: name != own):
-        storage = home.child(layout.version(name))
-        since = activity.since.get(f"{method}/{name}")
-        state = _state(storage, since is not None)
         # What others have finished or left behind does not concern the manifest.
-        if manifest and name != own and state not in ("running", "unfinished"):
-            continue
-        # Carried receipts are written all at once, so they say nothing about the rate.
-        timed = None if "carried.from" in stored[name] else since
-        sizes = _sizes(storage, stored[name])
-        facts = (
-            _published(storage, sizes)
-            if state == "published"
-            else _unfinished(storage, sizes, timed, activity.rate("synthesize", method))
-        )
-        yield VersionStatus(
-            method=method,
-            id=name,
-            fingerprint=fingerprint(stored[name]),
-            state=state,
-            current=name == current,
-            own=manifest is None or name == own,
-            **facts,
-        )
+        if manifest is None or name == own or states[name] in UNFINISHED:
+            yield VersionStatus(
+                method=method,
+                id=name,
+                fingerprint=fingerprint(stored[name]),
+                state=states[name],
+                current=name == current,
+                own=manifest is None or name == own,
+                **_facts(home, method, name, stored[name], states[name], activity),
+            )
+
+
+def _facts(
+    home: Storage,
+    method: str,
+    name: str,
+    stored: Mapping[str, Any],
+    state: State,
+    activity: Activity,
+) -> dict[str, Any]:
+    """The fields of a `VersionStatus` that its objects tell."""
+    storage = home.child(layout.version(name))
+    sizes = _sizes(storage, stored)
+    if state == "published":
+        return _published(storage, sizes)
+    # Carried receipts are written all at once, so they say nothing about the rate.
+    carries = "carried.from" in stored
+    since = None if carries else activity.since.get(f"{method}/{name}")
+    return _unfinished(storage, sizes, since, activity.rate("synthesize", method))
 
 
 def _state(storage: Storage, leased: bool) -> State:
