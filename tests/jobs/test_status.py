@@ -166,7 +166,7 @@ def test_while_a_process_is_at_work_its_shards_tell_the_rate(
     command = f"python jobs/synthesize.py {path}"
     assert (found["next"], found["remark"]) == (command, "once far:7 has ended")
     assert lines[-1] == f"next: {command}   # once far:7 has ended"
-    assert any(line.startswith("at work") and "since 06:4" in line for line in lines)
+    assert any(line.startswith("at work") and "for 06:4" in line for line in lines)
 
 
 def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Manifest) -> None:

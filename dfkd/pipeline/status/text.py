@@ -67,9 +67,9 @@ def _rows(status: RunStatus) -> Iterator[Row]:
         images = sum(cost.images for cost in ended)
         yield "cost", stage, "so far", f"{spent}, workers {worked}, images {images}, {size}"
     for holder in status.at_work:
-        details = ", ".join((f"since {_time(holder.since_seconds)}", *holder.versions))
-        lease = f"; its lease ends in {_time(holder.expires_seconds)} unless it is renewed"
-        yield "at work", holder.holder, "", details + lease
+        details = ", ".join((f"for {_time(holder.since_seconds)}", *holder.versions))
+        lease = f"lease ends in {_time(holder.expires_seconds)} unless it is renewed"
+        yield "at work", holder.holder, "", f"{details}; {lease}"
 
 
 def _state(version: VersionStatus) -> str:
