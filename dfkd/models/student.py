@@ -325,7 +325,7 @@ def load_student(
     meta = read_card(storage)
     data = storage.get(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
-        raise _damaged(storage.location(WEIGHTS), f"sha256 differs from {CARD}")
+        raise _damaged(storage.location(WEIGHTS), "sha256 differs from student.json")
     config = Distillation(
         student=meta["architecture"], stem=meta["stem"], weights="none", warmup_epochs=0
     )
