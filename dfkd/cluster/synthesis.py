@@ -254,6 +254,7 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
                 progress.update()
     budget_tracker.finish(pool)
     if pool.quarantine:
+        version.quarantine("prompts", pool.quarantine[0].reason)
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
 
 
@@ -392,7 +393,7 @@ class _ShardReport:
         """Report newly quarantined tasks, and show how many images and tasks have failed."""
         for item in self.reporter.report_quarantined():
             for task in item.task.tasks:
-                self.version.quarantine(task, item.reason)
+                self.version.quarantine(task.id, item.reason)
         counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}
         text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         self.progress.note(text)

@@ -181,10 +181,14 @@ class Version:
             return _read_receipt(storage, key, self.fingerprint)
         return receipt
 
-    def quarantine(self, task: Task, reason: str) -> None:
-        """Store why a task failed at every attempt, for jobs/status.py."""
-        content = {"task": task.id, "reason": conceal(reason)}
-        self.storage.put(layout.quarantined(task.id), canonical(content))
+    def quarantine(self, task: str, reason: str) -> None:
+        """Store why a task failed at every attempt, for jobs/status.py.
+
+        Args:
+            task: id of the task, or `prompts` for a part of the prompts.
+        """
+        content = {"task": task, "reason": conceal(reason)}
+        self.storage.put(layout.quarantined(task), canonical(content))
 
     def lift_quarantine(self) -> None:
         """Delete all stored reasons, before the tasks are tried again."""

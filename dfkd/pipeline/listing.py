@@ -53,6 +53,7 @@ VERSION = _pattern(
     layout.receipt("TASK"),
     layout.shard("TASK"),
     layout.quarantined("TASK"),
+    layout.quarantined("prompts"),
 )
 POINTER = _pattern(layout.data("METHOD"), f"{layout.CURRENT}NUMBER.json")
 STUDENT = _pattern(

@@ -153,7 +153,7 @@ def test_nothing_is_published_while_a_receipt_is_missing(version: Version) -> No
 
 
 def test_why_a_task_is_quarantined_is_stored_until_it_is_tried_again(version: Version) -> None:
-    version.quarantine(TASKS[0], "no luck at s3://me:hunter2@bucket")
+    version.quarantine(TASKS[0].id, "no luck at s3://me:hunter2@bucket")
     reason = {"task": "0000-00000", "reason": "no luck at s3://***@bucket"}
     assert read_json(version.storage, "quarantined/0000-00000.json") == reason
     version.lift_quarantine()

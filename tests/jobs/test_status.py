@@ -139,6 +139,9 @@ def test_prompts_come_before_shards(path: Path, manifest: Manifest) -> None:
     version.storage.put("prompts/00000.parquet", b"")
     assert status(path)["synthesize"][0]["prompts"] == {"done": 1, "total": 2}
     assert any("prompts 1/2, shards 0/6" in line for line in text(path))
+    version.quarantine("prompts", "no luck")
+    assert any(line.split() == ["prompts", "quarantined", "no", "luck"] for line in text(path))
+    version.lift_quarantine()
     version.seal_prompts([], {})
     assert status(path)["synthesize"][0]["prompts"] == {"done": 2, "total": 2}
 
@@ -172,11 +175,11 @@ def test_while_a_process_is_at_work_its_shards_tell_the_rate(
 def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Manifest) -> None:
     version = filled(manifest, 4)
     *_, first, second = tasks(manifest)
-    version.quarantine(first, "no luck")
+    version.quarantine(first.id, "no luck")
     found = status(path)
     assert found["synthesize"][0]["quarantined"] == {first.id: "no luck"}
     assert found["remark"] == ""  # the last task is not tried yet
-    version.quarantine(second, "no luck either")
+    version.quarantine(second.id, "no luck either")
     lines = text(path)
     assert any(line.split() == [second.id, "quarantined", "no", "luck", "either"] for line in lines)
     command = f"next: python jobs/synthesize.py {path}"
@@ -197,7 +200,7 @@ def test_many_reasons_are_cut_short(tmp_path: Path) -> None:
     manifest = Manifest.read(path)
     version = filled(manifest, 0)
     for task in tasks(manifest):
-        version.quarantine(task, "no luck")
+        version.quarantine(task.id, "no luck")
     lines = text(path)
     assert sum("no luck" in line for line in lines) == 10
     assert any("5 more" in line for line in lines)

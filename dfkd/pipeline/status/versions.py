@@ -62,7 +62,8 @@ class VersionStatus:
     failed_images: int | None = None
     """Images that diverged at every attempt; None until the version is published."""
     quarantined: Mapping[str, str] = field(default_factory=dict)
-    """The reason of each task that failed at every attempt of the last call, by task."""
+    """The reason of each task that failed at every attempt of the last call, by task; `prompts` is
+    a part of the prompts."""
     newest_shard_seconds: float | None = None
     """Seconds since the newest receipt was written."""
     images_per_second: float | None = None
