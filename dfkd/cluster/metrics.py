@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.shards import Receipt
 from dfkd.evaluation.results import accuracy_of
@@ -186,11 +186,12 @@ class TaskReporter:
             node=node,
         )
 
-    def report_quarantined(self) -> None:
-        """Report the tasks that were quarantined since the last call."""
+    def report_quarantined(self) -> list[Quarantined[Any]]:
+        """Report the tasks that were quarantined since the last call; returns them."""
         # The list only grows, so what lies behind the reported ones is new.
-        for item in self.pool.quarantine[self._reported :]:
-            self._reported += 1
+        new = self.pool.quarantine[self._reported :]
+        self._reported += len(new)
+        for item in new:
             IMAGES.add(item.task.count, outcome="quarantined", **self.labels)
             logs.log_event(
                 "quarantined",
@@ -199,3 +200,4 @@ class TaskReporter:
                 images=item.task.count,
                 reason=item.reason,
             )
+        return new

@@ -143,6 +143,7 @@ def _make_missing(
     manifest: Manifest, root: Storage, version: Version, budget: Budget | None
 ) -> dict[str, str]:
     """Make the missing prompts and shards; returns the reason for each quarantined task id."""
+    version.lift_quarantine()
     with record_cost(root, "synthesize", manifest.method) as cost:
         budget_tracker = BudgetTracker(budget or Budget(), cost)
         write_prompts(manifest, version, budget_tracker)
@@ -253,6 +254,7 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
                 progress.update()
     budget_tracker.finish(pool)
     if pool.quarantine:
+        version.quarantine("prompts", pool.quarantine[0].reason)
         raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
 
 
@@ -352,15 +354,19 @@ def _reporting(
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
         reporter = TaskReporter(manifest, version.id, pool)
-        report = _ShardReport(pool, cost, progress, tracker, reporter)
-        yield report
-        report.show_failures()
+        report = _ShardReport(version, pool, cost, progress, tracker, reporter)
+        try:
+            yield report
+        finally:
+            # Also after an error: what failed in every attempt may be its cause.
+            report.show_failures()
 
 
 @dataclass(frozen=True)
 class _ShardReport:
     """Counts and shows each finished unit of a synthesis."""
 
+    version: Version
     pool: Pool[Any]
     cost: CostCounter
     progress: ScreenBar | LineBar
@@ -385,7 +391,9 @@ class _ShardReport:
 
     def show_failures(self) -> None:
         """Report newly quarantined tasks, and show how many images and tasks have failed."""
-        self.reporter.report_quarantined()
+        for item in self.reporter.report_quarantined():
+            for task in item.task.tasks:
+                self.version.quarantine(task.id, item.reason)
         counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}
         text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         self.progress.note(text)

@@ -30,6 +30,11 @@ Model = Literal["teacher", "text-only", "student"]
 """Models that can be scored, in the order of the tables."""
 
 
+def names_file(weights: str) -> bool:
+    """Whether `weights` is the path of a file instead of a library's name."""
+    return "/" in weights or "." in weights
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Training:
     """Two phases: the classifier on a frozen backbone, then everything (A.2)."""

@@ -255,6 +255,16 @@ def current(storage: Storage) -> PublishedVersion | None:
     return open_version(storage, pointer.version, pointer.manifest) if pointer else None
 
 
+def current_id(storage: Storage) -> str | None:
+    """The id of the version that readers use, without reading the version; None if there is none.
+
+    Raises:
+        CorruptionError: the pointer names no version.
+    """
+    pointer = _newest_pointer(storage)
+    return pointer.version if pointer else None
+
+
 def _newest_pointer(storage: Storage) -> _Pointer | None:
     """The pointer with the highest number; None if there is none."""
     keys = [key for key in storage.list(layout.CURRENT) if layout.pointer_number(key) is not None]

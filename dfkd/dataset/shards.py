@@ -18,7 +18,6 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
-from webdataset import TarWriter
 
 from dfkd.dataset.tar import member_slices, members
 from dfkd.errors import CorruptionError
@@ -181,6 +180,9 @@ def write_shard(samples: Iterable[Sample], path: Path) -> int:
     Raises:
         ValueError: a sample breaks the format; that is a bug of the caller, so not a `DfkdError`.
     """
+    # Imported here, because it imports torch, which those who only read a version do not need.
+    from webdataset import TarWriter
+
     # Order, owner and times are fixed, so the same samples give the same bytes on every machine.
     ordered = sorted(samples, key=lambda sample: sample.key)
     if len({sample.key for sample in ordered}) < len(ordered):

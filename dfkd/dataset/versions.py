@@ -26,7 +26,7 @@ from dfkd.dataset.published import (
     sha256_object,
 )
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_shard, sample_key
-from dfkd.errors import CorruptionError, PartialError
+from dfkd.errors import CorruptionError, PartialError, conceal
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
 from dfkd.utils.strict_json import canonical
@@ -180,6 +180,21 @@ class Version:
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
         return receipt
+
+    def quarantine(self, task: str, reason: str) -> None:
+        """Store why a task failed at every attempt, for jobs/status.py.
+
+        Args:
+            task: id of the task, or `prompts` for a part of the prompts.
+        """
+        content = {"task": task, "reason": conceal(reason)}
+        self.storage.put(layout.quarantined(task), canonical(content))
+
+    def lift_quarantine(self) -> None:
+        """Delete all stored reasons, before the tasks are tried again."""
+        storage = self.storage
+        for key in list(storage.list(layout.QUARANTINED)):
+            storage.delete(key)
 
     def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
         """The receipt of a tar's bytes, which must hold all images of the task but the failed."""

@@ -1,7 +1,7 @@
 """Distillation: training a student on synthesised images to answer like the teacher.
 
 In: batches of a published version and the teacher's distances to the class texts. Out: the trained
-student, whose folder `student_store.py` names. Begin with `distiller.py` (one training step,
+student in its folder (`student_store.py`). Begin with `distiller.py` (one training step,
 equations 4-5), then `labels.py` (the targets) and `augmentation.py` (the views). The loop around
 the steps, with ranks and checkpoints, is `dfkd.cluster.rank`. `text_only.py` is a baseline that
 needs no images.

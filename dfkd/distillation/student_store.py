@@ -1,34 +1,21 @@
-"""Where a run stores its students, and how a student's name follows from its data and settings.
+"""Where a run stores its students; `student_names.py` gives the names of their folders."""
 
-The folder of a student is `students/{method}-s{seed}-{hash}`. The hash makes training safe to
-repeat: the same settings find the finished student or its checkpoints, others get a new folder.
-"""
-
-import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dfkd.config.fingerprint import identity
-from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion, current, open_version
+from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.models.student import CARD, Student, load_student, names_file
+from dfkd.models.student import CARD, Student, load_student
 from dfkd.models.teacher import file_hashes
-from dfkd.models.weights.reading import existing_file
-from dfkd.prompts.styles import dictionary
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from dfkd.utils.strict_json import canonical
-
-TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
-"""Keys of `distillation` that are not part of the name, because a training may resume with other
-values of them."""
 
 
 @dataclass(frozen=True)
@@ -135,22 +122,3 @@ def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion)
     expected = identity(manifest.with_method(method), digests)
     teachers = {key: value for key, value in expected.items() if key.startswith("teacher.")}
     _refuse_foreign(version, method, teachers)
-
-
-def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int) -> str:
-    """`{method}-s{seed}-{hash12}`; the hash covers everything that determines the student.
-
-    Args:
-        fingerprint: fingerprint of the data set that it is trained on.
-    """
-    config = manifest.distillation
-    settings = dataclasses.asdict(config)
-    for key in TRAINING_ONLY_KEYS:
-        del settings[key]
-    # The content of a weights file counts, its path does not.
-    if names_file(config.weights):
-        settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))
-    identity = {"distillation": settings, "version": fingerprint, "seed": seed}
-    if config.texts == "styles":
-        identity["styles"] = [manifest.prompts.template, *dictionary(manifest.prompts)]
-    return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from dfkd.config.distillation import Start
+from dfkd.config.distillation import Start, names_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
-from dfkd.models.student import Student, build, names_file, read_card
+from dfkd.models.student import Student, build, read_card
 from dfkd.models.weights.reading import existing_file
 
 LIBRARY = "fewshot.library"

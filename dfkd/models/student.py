@@ -14,20 +14,20 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE
-from dfkd.config.distillation import Distillation
+from dfkd.config.distillation import Distillation, names_file
 from dfkd.config.hashing import derive_seed
 from dfkd.errors import CorruptionError, ManifestError, WeightsError, one_line
 from dfkd.models.small_convolutions import SmallMaps
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
+from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.device import seeded
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import Sha256, Size, first_problem
 
-WEIGHTS, CARD = "student.safetensors", "student.json"
-"""The two objects of a finished student. The card is written last, so it marks completion."""
+WEIGHTS, CARD = layout.STUDENT_WEIGHTS, layout.STUDENT_CARD
 
 MAX_SIDE = 4096
 """Maximal image size in pixels that a card may state."""
@@ -108,11 +108,6 @@ def build(
             _load_backbone(backbone, Path(config.weights), field)
         head = nn.Linear(_feature_count(backbone, image_size, config.student), classes)
     return Student(backbone, head, mean, std)
-
-
-def names_file(weights: str) -> bool:
-    """Whether `weights` is the path of a file instead of a library's name."""
-    return "/" in weights or "." in weights
 
 
 def names_library(weights: str) -> bool:
@@ -330,7 +325,7 @@ def load_student(
     meta = read_card(storage)
     data = storage.get(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
-        raise _damaged(storage.location(WEIGHTS), f"sha256 differs from {CARD}")
+        raise _damaged(storage.location(WEIGHTS), "sha256 differs from student.json")
     config = Distillation(
         student=meta["architecture"], stem=meta["stem"], weights="none", warmup_epochs=0
     )

@@ -13,7 +13,7 @@ from typing import Any
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, open_version, read_json
-from dfkd.distillation.student_store import student_name
+from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.student import CARD
 from dfkd.pipeline.attempts import Attempt, unfinished

@@ -52,6 +52,8 @@ VERSION = _pattern(
     f"{layout.STATES}STEP.safetensors",
     layout.receipt("TASK"),
     layout.shard("TASK"),
+    layout.quarantined("TASK"),
+    layout.quarantined("prompts"),
 )
 POINTER = _pattern(layout.data("METHOD"), f"{layout.CURRENT}NUMBER.json")
 STUDENT = _pattern(

@@ -10,6 +10,7 @@ data/{method}/
         receipts/{task}.json        with it a shard counts as complete
         index.parquet, README.md
         manifest.json               written last and once; with it the version is published
+        quarantined/{task}.json     why a task failed at every attempt; deleted by the next call
         abandoned                   marks an unfinished version that later runs ignore
         removing                    marks a version that jobs/clean.py has begun to remove
     current/{n:08d}.json            names a version; the highest number is current
@@ -39,12 +40,16 @@ PROMPTS_SUMMARY = "prompts.json"
 STATES = "state/"
 SHARDS = "shards/"
 RECEIPTS = "receipts/"
+QUARANTINED = "quarantined/"
 INDEX = "index.parquet"
 CARD = "README.md"
 MANIFEST = "manifest.json"
 ABANDONED = "abandoned"
 REMOVING = "removing"
 """Also the mark of a student's removal."""
+
+STUDENT_WEIGHTS, STUDENT_CARD = "student.safetensors", "student.json"
+"""The two objects of a finished student. The card is written last, so it marks completion."""
 
 TASK = "[0-9]{4,9}-[0-9]{5,9}"
 """Regular expression for the id of a task."""
@@ -78,6 +83,11 @@ def pointer_number(key: str) -> int | None:
 def receipt(task: str) -> str:
     """The key of a task's receipt, relative to the folder of its version."""
     return f"{RECEIPTS}{task}.json"
+
+
+def quarantined(task: str) -> str:
+    """The key of the reason for a task's quarantine, relative to the folder of its version."""
+    return f"{QUARANTINED}{task}.json"
 
 
 def shard(task: str) -> str:

@@ -3,9 +3,9 @@
     leases/{name}/{n:08d}.json    numbered, each created by one holder; the highest number counts
     leases/readers/{id}.json      leases of readers, any number at once
 
-Each object is {holder, expires, released, versions}. A holder regularly writes a later `expires`
-into its own object. When it has died, another process creates the next number. The clocks of the
-machines that share a root must agree to well within the length of a lease.
+Each object is {holder, since, expires, released, versions}. A holder regularly writes a later
+`expires` into its own object. When it has died, another process creates the next number. The clocks
+of the machines that share a root must agree to well within the length of a lease.
 """
 
 import contextlib
@@ -47,6 +47,8 @@ class Record:
 
     holder: str
     """Host and process id, for messages."""
+    since: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """When the holder acquired the lease, in seconds since 1970; 0 if that is not known."""
     expires: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Seconds since 1970."""
     released: bool
@@ -68,6 +70,8 @@ class Lease:
     seconds: float
     versions: tuple[str, ...] = ()
     clock: Clock = time.time
+    since: float = 0.0
+    """See `Record.since`."""
 
     @property
     def name(self) -> str:
@@ -76,9 +80,12 @@ class Lease:
 
     def record(self, released: bool = False) -> bytes:
         """The content of its object if it is renewed (or released) now."""
-        expires = self.clock() + self.seconds
         record = Record(
-            holder=self.holder, expires=expires, released=released, versions=self.versions
+            holder=self.holder,
+            since=self.since,
+            expires=self.clock() + self.seconds,
+            released=released,
+            versions=self.versions,
         )
         return canonical(asdict(record))
 
@@ -118,11 +125,12 @@ def acquire(
     """
     # A released or expired lease is left as it is: the next number says that another holds it now.
     key, newest = newest_lease(storage, name)
-    if newest and newest.held(clock()):
+    now = clock()
+    if newest and newest.held(now):
         raise _refusal(name, newest)
     match = NUMBERED.fullmatch(key)
-    number = int(match["number"]) + 1 if match else 1
-    lease = Lease(storage, layout.lease(name, number), _holder(), seconds, tuple(versions), clock)
+    key = layout.lease(name, int(match["number"]) + 1 if match else 1)
+    lease = Lease(storage, key, _holder(), seconds, tuple(versions), clock, now)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
@@ -147,7 +155,7 @@ def holding(
 def reading(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     """Protect `versions` (`{method}/{id}`) from removal inside the block."""
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
-    lease = Lease(storage, key, _holder(), READER_SECONDS, tuple(versions))
+    lease = Lease(storage, key, _holder(), READER_SECONDS, tuple(versions), since=time.time())
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
     try:

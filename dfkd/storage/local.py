@@ -33,6 +33,7 @@ __all__ = [
     "Request",
     "Storage",
     "open_storage",
+    "open_to_read",
     "require_root_space",
     "root_exists",
 ]
@@ -56,6 +57,23 @@ def open_storage(root: str) -> Storage:
     local = LocalStorage(Path(path).absolute())
     local.prepare()
     return local
+
+
+def open_to_read(root: str) -> Storage:
+    """The storage at a root that is only read: nothing is created, tested or cleaned there.
+
+    A directory need not exist, and then holds no keys. An S3 store that does not answer is an
+    error within seconds.
+
+    Raises:
+        ManifestError: not such a root.
+    """
+    bucket, path = split_root("storage.root", root)
+    if bucket:
+        from dfkd.storage.s3 import S3Storage
+
+        return S3Storage(bucket, path).with_few_attempts()
+    return LocalStorage(Path(path).absolute())
 
 
 def root_exists(root: str) -> bool:
@@ -217,14 +235,22 @@ class LocalStorage:
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """See `Storage.entries`."""
         now = self._now()
+        folder = str(self.root / self.prefix)
+        # A listed key is a valid one, and a path from a text takes a third of the time of `_path`.
         for key in self.list(prefix):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                status = self._path(key).stat()
+                status = os.stat(f"{folder}/{key}")
                 yield StoredObject(key, status.st_size, max(0.0, now - status.st_mtime))
 
     def _now(self) -> float:
-        """The file system's time; on a network file system it differs from this machine's."""
-        partial, stream = _open_partial(self.root / PARTIAL)
+        """The file system's time; on a network file system it differs from this machine's.
+
+        It is this machine's time if the root may only be read.
+        """
+        try:
+            partial, stream = _open_partial(self.root / PARTIAL)
+        except OSError:
+            return time.time()
         with stream:
             partial.unlink()
             return os.fstat(stream.fileno()).st_mtime

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import student_name
+from dfkd.distillation.student_names import student_name
 from dfkd.distillation.text_only import classifier_name
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains

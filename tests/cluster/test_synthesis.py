@@ -13,9 +13,10 @@ from dfkd.cluster.worker import PromptPart, PromptSummary, PromptWorker, Synthes
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Budget, units
 from dfkd.dataset.chain import Chain
+from dfkd.dataset.published import read_json
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
-from dfkd.errors import BudgetError, Exit, ManifestError, WeightsError
+from dfkd.errors import BudgetError, Exit, ManifestError, PartialError, WeightsError
 from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from tests.helpers.inversion_runs import read as inversion
@@ -61,6 +62,26 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
     assert built.images == 8
     assert verify(built.version) == []
     assert finished(manifest, identity)
+
+
+def test_why_a_task_is_quarantined_is_known_until_it_is_tried_again(
+    two_cpus: None, tmp_path: Path
+) -> None:
+    """A foreign object lies where its shard belongs, as of a store that was damaged."""
+    manifest = Manifest.read(read_file(tmp_path), ("cluster.attempts=1",))
+    identity = identify(manifest)
+    home = open_storage(manifest.storage.root).child("data/vanilla")
+    version = begin(home, identity)
+    version.storage.put("shards/0001-00001.tar", b"not a shard")
+    with pytest.raises(PartialError, match="1 of 4 tasks quarantined") as caught:
+        build(manifest, identity)
+    note = read_json(version.storage, "quarantined/0001-00001.json")
+    assert note["task"] == "0001-00001"
+    assert note["reason"] in str(caught.value)
+    assert list(version.storage.list("quarantined/")) == ["quarantined/0001-00001.json"]
+    version.storage.delete("shards/0001-00001.tar")
+    assert build(manifest, identity).images == 8
+    assert list(version.storage.list("quarantined/")) == []
 
 
 def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_path: Path) -> None:

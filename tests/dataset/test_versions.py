@@ -16,7 +16,7 @@ import pytest
 
 from dfkd.config.hashing import fingerprint
 from dfkd.dataset import publication
-from dfkd.dataset.published import INDEX_SCHEMA, current, index_row, open_version
+from dfkd.dataset.published import INDEX_SCHEMA, current, index_row, open_version, read_json
 from dfkd.dataset.shards import read_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
@@ -150,6 +150,14 @@ def test_nothing_is_published_while_a_receipt_is_missing(version: Version) -> No
         version.publish(TASKS, ENVIRONMENT, quarantined=["0000-00000"])
     assert not version.published
     assert current(version.home) is None
+
+
+def test_why_a_task_is_quarantined_is_stored_until_it_is_tried_again(version: Version) -> None:
+    version.quarantine(TASKS[0].id, "no luck at s3://me:hunter2@bucket")
+    reason = {"task": "0000-00000", "reason": "no luck at s3://***@bucket"}
+    assert read_json(version.storage, "quarantined/0000-00000.json") == reason
+    version.lift_quarantine()
+    assert list(version.storage.list("quarantined/")) == []
 
 
 def test_a_quarantined_task_may_be_missing_and_is_named(version: Version) -> None:

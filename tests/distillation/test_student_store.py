@@ -6,7 +6,8 @@ import pytest
 
 from dfkd.config.distillation import Texts
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.distillation.student_store import check_teacher, locate_student, student_name
+from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_store import check_teacher, locate_student
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.teacher import file_hashes
 from tests.helpers.tiny_models import GENERATOR, RESNET, TEACHER, model_config, write_teacher

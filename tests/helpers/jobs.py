@@ -45,7 +45,7 @@ def run(
     )
 
 
-def run_here(job: str, manifest: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_here(job: str, manifest: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`run` in this process, which saves an interpreter's start and seconds of imports.
 
     The job uses the Ray that this process is connected to, if there is one.

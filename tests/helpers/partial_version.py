@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import webdataset  # noqa: F401 - here once, so that not each forked process imports it on its way
 
 from dfkd.config.plan import Task
 from dfkd.dataset import versions

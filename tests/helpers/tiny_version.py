@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, tasks
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample, sample_key, write_shard
-from dfkd.dataset.versions import begin
+from dfkd.dataset.versions import Version, begin
 from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import merge
 from tests.helpers import small_manifest
@@ -50,15 +50,25 @@ def publish(
     manifest: Manifest, method: str = "vanilla", digests: Mapping[str, str] = MappingProxyType({})
 ) -> PublishedVersion:
     """The version of a manifest, made of noisy images in the colour of their class."""
+    return fill(manifest, tasks(manifest), method, digests).publish(tasks(manifest), {})
+
+
+def fill(
+    manifest: Manifest,
+    made: Iterable[Task],
+    method: str = "vanilla",
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> Version:
+    """The version of a manifest, begun or resumed, with the shards of these tasks."""
     chosen = manifest.with_method(method)
     home = open_storage(manifest.storage.root).child(f"data/{method}")
     version = begin(home, identity(chosen, digests))
     with tempfile.TemporaryDirectory() as folder:
-        for task in tasks(manifest):
+        for task in made:
             tar = Path(folder, f"{task.id}.tar")
             write_shard([_sample(chosen, task, index) for index in task.indices], tar)
             version.commit(task, tar)
-    return version.publish(tasks(manifest), {})
+    return version
 
 
 def _sample(manifest: Manifest, task: Task, index: int) -> Sample:

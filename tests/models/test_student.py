@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 import torchvision
 
-from dfkd.config.distillation import Distillation
+from dfkd.config.distillation import Distillation, names_file
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import (
     CARD,
@@ -16,7 +16,6 @@ from dfkd.models.student import (
     card,
     fold,
     load_student,
-    names_file,
     save_student,
 )
 from dfkd.storage.local import Storage, open_storage

@@ -14,7 +14,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, advance, current, open_version
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
-from dfkd.distillation.student_store import student_name
+from dfkd.distillation.student_names import student_name
 from dfkd.errors import ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.attempts import Attempt
@@ -360,7 +360,9 @@ def test_nothing_that_current_needs_is_ever_removed(history: list[tuple[str, int
         whole_or_gone(root)
 
 
-@pytest.mark.parametrize("name", ["shards/0001-00002.tar", "receipts/12345-123456.json"])
+@pytest.mark.parametrize(
+    "name", ["shards/0001-00002.tar", "receipts/12345-123456.json", "quarantined/0001-00002.json"]
+)
 def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
     """There may be more than 9,999 classes; a key that only resembles one is left alone."""
     folder = "data/vanilla-bn/versions/0123456789abcdef"

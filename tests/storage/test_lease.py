@@ -16,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, LeaseError
-from dfkd.storage.lease import Lease, acquire, held_leases, holding, newest_lease, read, reading
+from dfkd.storage.lease import (
+    READER_SECONDS,
+    Lease,
+    acquire,
+    held_leases,
+    holding,
+    newest_lease,
+    read,
+    reading,
+)
 from dfkd.storage.local import Storage, open_storage
 from tests.helpers.jobs import ROOT, environment
 
@@ -45,6 +54,24 @@ def test_a_second_holder_is_refused_and_told_who_and_until_when(storage: Storage
     assert acquire(storage, "other", 60, clock=clock).key == "leases/other/00000001.json"
     lease.release()
     assert acquire(storage, "regenerate", 60, clock=clock).key == "leases/regenerate/00000002.json"
+
+
+def test_a_lease_says_since_when_it_is_held_however_often_it_is_renewed(storage: Storage) -> None:
+    clock = Clock()
+    lease = acquire(storage, "regenerate", 60, clock=clock)
+    clock.now += 30
+    lease.renew()
+    assert read(storage, lease.key).since == 1000.0
+    assert read(storage, lease.key).expires == 1090.0
+    with reading(storage, ["vanilla/0"]):
+        (reader,) = (each for key, each in held_leases(storage).items() if "readers" in key)
+    assert reader.expires - reader.since == pytest.approx(READER_SECONDS, abs=5)
+
+
+def test_a_lease_without_the_time_of_its_beginning_is_read(storage: Storage) -> None:
+    """As an earlier dfkd wrote it; the root of a run outlives it."""
+    storage.put("leases/clean/00000001.json", b'{"holder": "a:1", "expires": 9, "released": true}')
+    assert newest_lease(storage, "clean")[1].since == 0.0
 
 
 def test_an_expired_lease_is_taken_over_and_its_holder_fenced_off(storage: Storage) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dfkd.errors import Exit, InfrastructureError, ManifestError
 from dfkd.storage.base import KEY, split_root
-from dfkd.storage.local import LocalStorage, open_storage, require_root_space
+from dfkd.storage.local import LocalStorage, open_storage, open_to_read, require_root_space
 from tests.helpers.storage_contract import StorageTests
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -197,3 +197,16 @@ def test_a_root_is_a_bucket_with_a_prefix_or_a_directory() -> None:
     assert split_root("x", "s3://bucket") == split_root("x", "s3://bucket/") == ("bucket", "")
     assert split_root("x", "s3://bucket/a/b/") == ("bucket", "a/b")
     assert split_root("x", "runs/a:b") == ("", "runs/a:b")
+
+
+def test_a_root_that_is_only_read_is_left_as_it_is(tmp_path: Path) -> None:
+    assert list(open_to_read(str(tmp_path / "nowhere")).entries()) == []
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "a").write_bytes(b"abc")
+    storage = open_to_read(str(tmp_path / "copied"))
+    (entry,) = storage.entries()
+    assert (entry.key, entry.size) == ("a", 3)
+    assert 0 <= entry.age < 60
+    assert storage.get("a") == b"abc"
+    assert [file.name for file in (tmp_path / "copied").iterdir()] == ["a"]

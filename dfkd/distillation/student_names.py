@@ -1,0 +1,42 @@
+"""How the name of a student's folder follows from its data and settings.
+
+The folder is `students/{method}-s{seed}-{hash}`. The hash makes training safe to repeat: the same
+settings find the finished student or its checkpoints, others get a new folder.
+"""
+
+import dataclasses
+import hashlib
+
+from dfkd.config.distillation import names_file
+from dfkd.config.hashing import sha256_file
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.utils.strict_json import canonical
+
+TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
+"""Keys of `distillation` that are not part of the name, because a training may resume with other
+values of them."""
+
+
+def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int) -> str:
+    """`{method}-s{seed}-{hash12}`; the hash covers everything that determines the student.
+
+    Args:
+        fingerprint: fingerprint of the data set that it is trained on.
+    """
+    config = manifest.distillation
+    settings = dataclasses.asdict(config)
+    for key in TRAINING_ONLY_KEYS:
+        del settings[key]
+    # The content of a weights file counts, its path does not.
+    if names_file(config.weights):
+        # Imported here and below, because these modules import torch and most names need neither.
+        from dfkd.models.weights.reading import existing_file
+
+        settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))
+    identity = {"distillation": settings, "version": fingerprint, "seed": seed}
+    if config.texts == "styles":
+        from dfkd.prompts.styles import dictionary
+
+        identity["styles"] = [manifest.prompts.template, *dictionary(manifest.prompts)]
+    return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"

@@ -1,0 +1,184 @@
+"""The status of a whole run: its stages, and the command that goes on."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.errors import ManifestError
+from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, read_results
+from dfkd.pipeline.status.activity import Activity, Cost, Holder
+from dfkd.pipeline.status.advice import FileStatus, Stages
+from dfkd.pipeline.status.students import (
+    StudentStatus,
+    expected_students,
+    found_students,
+    stored_students,
+)
+from dfkd.pipeline.status.versions import VersionStatus, read_versions
+from dfkd.storage import layout
+from dfkd.storage.base import Storage
+
+RESULTS, REPORT = "results.json", "report.html"
+ATTEMPT = re.compile(rf"{layout.REGENERATIONS}([0-9]{{8}})/(claim|finished)\.json")
+CLOCK_SECONDS = 1.5
+"""An object counts as newer only by more than this, because S3 tells times in whole seconds."""
+
+Command = Callable[[str], str]
+"""Gives the command line that runs a job, from the job's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """Where a run stands. `as_dict` is what `jobs/status.py --json` prints."""
+
+    schema: Literal[1] = 1
+    root: str
+    at_work: tuple[Holder, ...]
+    """The processes that hold leases. An evaluation or a report takes none."""
+    synthesize: tuple[VersionStatus, ...]
+    distill: tuple[StudentStatus, ...]
+    evaluate: FileStatus
+    """Of `results.json`."""
+    report: FileStatus
+    """Of `report.html`."""
+    cost: tuple[Cost, ...]
+    """One for each stage, method and seed, over all versions."""
+    next: str | None
+    """The command that goes on; None if there is nothing to do."""
+    remark: str
+    """What to know before running that command; may be empty."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+
+def read_status(root: Storage, manifest: Manifest | None, command: Command) -> RunStatus:
+    """Where the run under a root stands.
+
+    Args:
+        manifest: the status is that of its versions and students; None for all that are found.
+
+    Raises:
+        ManifestError: there is neither a manifest nor a run.
+        CorruptionError: an object that says how far the run is, is damaged.
+        InfrastructureError: the store does not answer.
+    """
+    activity, attempts = Activity.read(root), _attempts(root)
+    versions = _versions(root, manifest, activity, bool(attempts))
+    listed = time.time()
+    students = _students(root, manifest, versions, activity)
+    finished = [listed - (s.age_seconds or 0.0) for s in students if s.state == "finished"]
+    # Without a manifest, the newest student may be one that jobs/regenerate.py has refused.
+    trained = max(finished, default=0.0) if manifest or not attempts else 0.0
+    results = _written(root, RESULTS)
+    if not (manifest or versions or students or results):
+        raise ManifestError(
+            "manifest",
+            "must be a manifest, or a root with versions, students or results of a run",
+            root.location(),
+            "give the manifest, or the storage.root of a run",
+        )
+    stages = Stages(
+        planned=manifest is not None,
+        versions=versions,
+        students=students,
+        evaluate=_file(results, trained, _scores_all(root, manifest) if results else True),
+        report=_file(_written(root, REPORT), results or 0.0),
+        # Only the newest attempt can be unfinished.
+        regenerating=bool(attempts) and not attempts[max(attempts)],
+        study=any(root.folders(layout.CELLS)),
+    )
+    step = stages.next()
+    names = ", ".join(sorted({each.holder for each in activity.holders}))
+    remarks = [step.remark, f"once {names} has ended" if names else ""] if step else []
+    return RunStatus(
+        root=root.location().rstrip("/"),
+        at_work=activity.holders,
+        synthesize=versions,
+        distill=students,
+        evaluate=stages.evaluate,
+        report=stages.report,
+        cost=activity.cost,
+        next=" ".join((command(step.job), *step.options)) if step else None,
+        remark="; ".join(filter(None, remarks)),
+    )
+
+
+def _attempts(root: Storage) -> dict[int, bool]:
+    """Whether each regeneration is finished, by its number."""
+    found: dict[int, bool] = {}
+    for key in root.list(layout.REGENERATIONS):
+        if match := ATTEMPT.fullmatch(key):
+            number = int(match[1])
+            found[number] = found.get(number, False) or match[2] == "finished"
+    return found
+
+
+def _versions(
+    root: Storage, manifest: Manifest | None, activity: Activity, renewed: bool
+) -> tuple[VersionStatus, ...]:
+    """The versions of each method; see `read_versions`."""
+    # No other program writes folders under data/, so their names are methods.
+    methods = manifest.methods if manifest else cast(tuple[Method, ...], root.folders(layout.DATA))
+    return tuple(
+        version
+        for method in methods
+        for version in read_versions(root, method, manifest, activity, renewed)
+    )
+
+
+def _students(
+    root: Storage,
+    manifest: Manifest | None,
+    versions: tuple[VersionStatus, ...],
+    activity: Activity,
+) -> tuple[StudentStatus, ...]:
+    """The students of the manifest, or all that are stored."""
+    stored = stored_students(root)
+    if manifest is None:
+        return tuple(found_students(stored, activity))
+    own = [version for version in versions if version.own]
+    return tuple(expected_students(manifest, own, stored, activity))
+
+
+def _written(root: Storage, key: str) -> float | None:
+    """When an object was written, in seconds since 1970 by this machine; None if there is none."""
+    now = time.time()
+    ages = [entry.age for entry in root.entries(key) if entry.key == key]
+    return now - ages[0] if ages else None
+
+
+def _file(written: float | None, sources: float, complete: bool = True) -> FileStatus:
+    """The status of an object.
+
+    Args:
+        written: when it was written; None if it does not exist.
+        sources: when the newest of what it is made from was written.
+        complete: whether everything is in it.
+    """
+    if written is None:
+        return FileStatus(state="absent")
+    current = complete and sources <= written + CLOCK_SECONDS
+    age = max(0.0, time.time() - written)
+    return FileStatus(state="finished" if current else "outdated", age_seconds=age)
+
+
+def _scores_all(root: Storage, manifest: Manifest | None) -> bool:
+    """Whether `results.json` scores every model of the manifest; True without one."""
+    if manifest is None:
+        return True
+    seeds, models = manifest.distillation.seeds, manifest.evaluation.models
+    expected: set[tuple[str, str, int]] = set()
+    if "teacher" in models:
+        expected.add(("teacher", ZERO_SHOT, 0))
+    if "text-only" in models:
+        expected |= {("text-only", CLASSIFIER, seed) for seed in seeds}
+    if "student" in models:
+        expected |= {("student", method, seed) for method in manifest.methods for seed in seeds}
+    rows = read_results(root)["rows"]
+    return expected <= {(row["model"], row["method"], row["seed"]) for row in rows}

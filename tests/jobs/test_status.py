@@ -1,0 +1,545 @@
+"""The job as a person meets it, at every moment of a run's life."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import tasks
+from dfkd.dataset.versions import Version
+from dfkd.distillation.student_names import student_name
+from dfkd.pipeline.status.run import read_status
+from dfkd.storage import cost_records, lease
+from dfkd.storage.base import Request
+from dfkd.storage.local import open_storage, open_to_read
+from dfkd.utils.strict_json import canonical
+from tests.helpers import finished_run, jobs, tiny_version
+from tests.helpers.jobs import contents, last_error, run_here
+from tests.helpers.tiny_version import write_manifest
+
+SHARDS, IMAGES = 6, 24
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A manifest of six shards of four images and one student."""
+    return write_manifest(tmp_path)
+
+
+@pytest.fixture
+def manifest(path: Path) -> Manifest:
+    return Manifest.read(path)
+
+
+@pytest.fixture
+def root(manifest: Manifest) -> Path:
+    return Path(manifest.storage.root)
+
+
+def filled(manifest: Manifest, count: int) -> Version:
+    """The version with the shards of its first tasks, and the summary of its prompts."""
+    version = tiny_version.fill(manifest, list(tasks(manifest))[:count])
+    version.seal_prompts([], {})
+    return version
+
+
+def status(source: Path | str, *arguments: str) -> dict[str, Any]:
+    """What `--json` prints about a manifest or a root."""
+    done = run_here("status", source, "--json", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def text(source: Path | str, *arguments: str) -> list[str]:
+    done = run_here("status", source, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def age(file: Path, seconds: float) -> None:
+    """Make a file as old as that."""
+    then = time.time() - seconds
+    os.utime(file, (then, then))
+
+
+@contextlib.contextmanager
+def at_work(root: Path, version: str, seconds: float) -> Iterator[None]:
+    """A lease that another process took so many seconds ago."""
+    now = time.time()
+    record = lease.Record(
+        holder="far:7",
+        since=now - seconds,
+        expires=now + 400,
+        released=False,
+        versions=(f"vanilla/{version}",),
+    )
+    storage = open_storage(str(root))
+    storage.put("leases/readers/0.json", canonical(dataclasses.asdict(record)))
+    yield
+    storage.delete("leases/readers/0.json")
+
+
+def test_a_run_that_is_not_begun(path: Path, root: Path) -> None:
+    found = status(path, "--set", "distillation.seeds=[0, 1]")
+    (version,) = found["synthesize"]
+    assert (version["state"], version["id"]) == ("absent", None)
+    assert version["shards"] == {"done": 0, "total": SHARDS}
+    assert version["images"] == {"done": 0, "total": IMAGES}
+    assert version["prompts"] == {"done": 0, "total": 2}
+    assert [(s["seed"], s["state"], s["name"]) for s in found["distill"]] == [
+        (0, "absent", None),
+        (1, "absent", None),
+    ]
+    assert found["evaluate"]["state"] == found["report"]["state"] == "absent"
+    assert text(path, "--set", "seed=3")[-1] == (
+        f"next: python jobs/synthesize.py {path} --set seed=3"
+    )
+    assert not root.exists()
+
+
+def test_a_run_interrupted_half_way(path: Path, manifest: Manifest, root: Path) -> None:
+    version = filled(manifest, 4)
+    before = contents(root)
+    lines = text(path)
+    assert lines[-1] == f"next: python jobs/synthesize.py {path}"
+    (line,) = [line for line in lines if line.startswith("synthesize")]
+    assert f"unfinished  {version.id}, shards 4/6, images 16/24, newest shard 00:00 ago" in line
+    (found,) = status(path)["synthesize"]
+    assert found["images_per_second"] is None
+    assert contents(root) == before  # nothing is written
+
+    entry = cost_records.CostRecord(
+        stage="synthesize", method="vanilla", seed=None, seconds=8.0, worker_seconds=16.0,
+        images=16, bytes=5000, workers=2, device="cpu",
+    )  # fmt: skip
+    cost_records.add(open_storage(str(root)), entry)
+    found = status(path)
+    (cost,) = found["cost"]
+    assert (cost["seconds"], cost["worker_seconds"], cost["images"]) == (8.0, 16.0, 16)
+    assert found["synthesize"][0]["images_per_second"] == 2.0  # of the call that ended
+    assert found["synthesize"][0]["seconds_left"] == 4.0
+    assert any(line.startswith("cost") and "00:08, workers 00:16" in line for line in text(path))
+
+
+def test_prompts_come_before_shards(path: Path, manifest: Manifest) -> None:
+    version = tiny_version.fill(manifest, [])
+    version.storage.put("prompts/00000.parquet", b"")
+    assert status(path)["synthesize"][0]["prompts"] == {"done": 1, "total": 2}
+    assert any("prompts 1/2, shards 0/6" in line for line in text(path))
+    version.quarantine("prompts", "no luck")
+    assert any(line.split() == ["prompts", "quarantined", "no", "luck"] for line in text(path))
+    version.lift_quarantine()
+    version.seal_prompts([], {})
+    assert status(path)["synthesize"][0]["prompts"] == {"done": 2, "total": 2}
+
+
+def test_while_a_process_is_at_work_its_shards_tell_the_rate(
+    path: Path, manifest: Manifest, root: Path
+) -> None:
+    version = filled(manifest, 4)
+    folder = root / "data/vanilla/versions" / version.id / "receipts"
+    # An earlier call made the first shard, hours ago.
+    for file, seconds in zip(sorted(folder.iterdir()), (9000, 300, 200, 100), strict=True):
+        age(file, seconds)
+    with at_work(root, version.id, 400):
+        found = status(path)
+        lines = text(path)
+    (made,) = found["synthesize"]
+    assert made["state"] == "running"
+    assert made["newest_shard_seconds"] == pytest.approx(100, abs=5)
+    assert made["images_per_second"] == pytest.approx(8 / 300, rel=0.05)
+    assert made["seconds_left"] == pytest.approx(8 / (8 / 300), rel=0.05)
+    (holder,) = found["at_work"]
+    assert (holder["holder"], holder["versions"]) == ("far:7", [f"vanilla/{version.id}"])
+    assert holder["since_seconds"] == pytest.approx(400, abs=5)
+    assert holder["expires_seconds"] == pytest.approx(400, abs=5)
+    command = f"python jobs/synthesize.py {path}"
+    assert (found["next"], found["remark"]) == (command, "once far:7 has ended")
+    assert lines[-1] == f"next: {command}   # once far:7 has ended"
+    assert any(line.startswith("at work") and "for 06:4" in line for line in lines)
+
+
+def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Manifest) -> None:
+    version = filled(manifest, 4)
+    *_, first, second = tasks(manifest)
+    version.quarantine(first.id, "no luck")
+    found = status(path)
+    assert found["synthesize"][0]["quarantined"] == {first.id: "no luck"}
+    assert found["remark"] == ""  # the last task is not tried yet
+    version.quarantine(second.id, "no luck either")
+    lines = text(path)
+    assert any(line.split() == [second.id, "quarantined", "no", "luck", "either"] for line in lines)
+    command = f"next: python jobs/synthesize.py {path}"
+    assert lines[-1].startswith(f"{command}   # tries quarantined tasks again; --accept-partial")
+
+    tiny_version.fill(manifest, [second])  # a worker that was thought dead
+    version.publish(tasks(manifest), {}, {first.id})
+    found = status(path)
+    (made,) = found["synthesize"]
+    assert (made["state"], made["shards"]["done"]) == ("published", 5)
+    assert (made["images"]["done"], made["failed_images"]) == (20, 0)
+    assert made["quarantined"] == {first.id: "no luck"}
+    assert found["next"] == f"python jobs/distill.py {path}"
+
+
+def test_many_reasons_are_cut_short(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, synthesis={"images_per_class": 20})
+    manifest = Manifest.read(path)
+    version = filled(manifest, 0)
+    for task in tasks(manifest):
+        version.quarantine(task.id, "no luck")
+    lines = text(path)
+    assert sum("no luck" in line for line in lines) == 10
+    assert any("5 more" in line for line in lines)
+    assert len(status(path)["synthesize"][0]["quarantined"]) == 15
+
+
+def put_checkpoint(root: Path, name: str, step: int, seconds: float) -> None:
+    file = root / "students" / name / "checkpoints" / f"{step:010d}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"")
+    age(file, seconds)
+
+
+def test_the_epoch_of_a_student_in_training(path: Path, manifest: Manifest, root: Path) -> None:
+    """An epoch has four steps of six images; there are three epochs."""
+    version = tiny_version.publish(manifest)
+    more = ["--set", "distillation.seeds=[0, 1, 2]"]
+    names = [student_name(manifest, version.fingerprint, "vanilla", seed) for seed in range(3)]
+    open_storage(str(root)).put(f"students/{names[0]}/student.json", b"{}")
+    put_checkpoint(root, names[1], 4, 60)
+    put_checkpoint(root, names[1], 8, 20)
+    first, second, third = status(path, *more)["distill"]
+    assert (first["state"], first["name"]) == ("finished", names[0])
+    assert (second["state"], second["step"]) == ("unfinished", 8)
+    assert (second["epoch"], second["epochs"]) == (2.0, 3)
+    assert second["age_seconds"] == pytest.approx(20, abs=5)
+    assert second["images_per_second"] == pytest.approx(24 / 40, rel=0.01)
+    assert second["seconds_left"] == pytest.approx(24 / (24 / 40), rel=0.01)
+    assert (third["state"], third["epoch"]) == ("absent", None)
+    with at_work(root, version.id, 100):
+        found = status(path, *more)
+        assert any("epoch 2/3" in line for line in text(path, *more))
+    assert [s["state"] for s in found["distill"]] == ["finished", "running", "absent"]
+    assert found["next"] == f"python jobs/distill.py {path} --set 'distillation.seeds=[0, 1, 2]'"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of a finished run of two methods with two students each."""
+    folder = tmp_path_factory.mktemp("finished")
+    manifest = finished_run.finished(folder)
+    open_storage(manifest.storage.root).put("report.html", b"")
+    return folder / "manifest.yaml"
+
+
+def test_a_finished_run_needs_nothing(finished: Path) -> None:
+    root = finished.parent / "run"
+    found = status(finished)
+    assert found["next"] is None
+    assert [(v["method"], v["state"], v["current"]) for v in found["synthesize"]] == [
+        ("vanilla", "published", True),
+        ("contrastive", "published", True),
+    ]
+    assert [s["state"] for s in found["distill"]] == ["finished"] * 4
+    assert found["evaluate"]["state"] == found["report"]["state"] == "finished"
+    assert text(finished)[-1] == "next: nothing to do"
+
+    found = status(root)
+    assert found["next"] is None
+    assert {v["method"] for v in found["synthesize"]} == {"vanilla", "contrastive"}
+    assert len(found["distill"]) == 4
+
+
+def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: Path) -> None:
+    again = f"python jobs/evaluate.py {finished}"
+    more = ["--set", "evaluation.models=[teacher, text-only, student]"]
+    found = status(finished, *more)
+    assert found["evaluate"]["state"] == "outdated"
+    assert found["next"].startswith(again)
+    results, report = (finished.parent / "run" / name for name in ("results.json", "report.html"))
+    try:
+        age(results, 60)
+        age(report, 120)
+        found = status(finished)
+        assert (found["evaluate"]["state"], found["next"]) == ("outdated", again)
+        assert found["report"]["state"] == "outdated"
+        assert status(results.parent)["next"] == "python jobs/evaluate.py MANIFEST"
+    finally:
+        age(results, -1)
+        age(report, -1)
+    assert status(finished)["next"] is None
+
+
+def test_a_missing_report_is_next(finished: Path) -> None:
+    report = finished.parent / "run" / "report.html"
+    report.unlink()
+    try:
+        assert status(finished)["next"] == f"python jobs/report.py {finished}"
+        assert status(report.parent)["next"] == f"python jobs/report.py {report.parent}"
+    finally:
+        report.write_bytes(b"")
+
+
+def test_another_manifest_s_unfinished_version_stands_in_the_way(
+    path: Path, manifest: Manifest
+) -> None:
+    other = filled(manifest, 2)
+    found = status(path, "--set", "seed=5")
+    own, foreign = found["synthesize"]
+    assert (own["state"], own["own"]) == ("absent", True)
+    assert (foreign["id"], foreign["own"], foreign["shards"]["done"]) == (other.id, False, 2)
+    assert found["next"] == f"python jobs/synthesize.py {path} --set seed=5 --abandon"
+    assert other.id in found["remark"]
+    other.storage.put("abandoned", b"")
+    found = status(path, "--set", "seed=5")
+    assert len(found["synthesize"]) == 1
+    assert found["next"] == f"python jobs/synthesize.py {path} --set seed=5"
+
+
+def test_a_version_that_is_not_current_is_made_so(path: Path, manifest: Manifest) -> None:
+    first = tiny_version.publish(manifest)
+    tiny_version.publish(dataclasses.replace(manifest, seed=1))
+    found = status(path)
+    (version,) = found["synthesize"]
+    assert (version["id"], version["state"], version["current"]) == (first.id, "published", False)
+    assert found["next"] == f"python jobs/synthesize.py {path}"
+
+
+def test_weight_files_are_not_needed_and_the_call_in_progress_counts(
+    path: Path, manifest: Manifest
+) -> None:
+    tiny_version.publish(manifest, digests={"teacher.weights": "ab" * 32})
+    assert status(path)["next"] == f"python jobs/distill.py {path}"
+    begun = tiny_version.fill(manifest, [], digests={"teacher.weights": "cd" * 32})
+    (version,) = status(path)["synthesize"]
+    assert (version["id"], version["state"]) == (begun.id, "unfinished")
+
+
+def test_a_regeneration_that_is_unfinished_goes_on_first(
+    path: Path, manifest: Manifest, root: Path
+) -> None:
+    tiny_version.publish(manifest)
+    storage = open_storage(str(root))
+    storage.put("regenerations/00000001/claim.json", b"{}")
+    assert status(path)["next"] == f"python jobs/regenerate.py {path}"
+    accepted = tiny_version.publish(dataclasses.replace(manifest, salt=1))
+    storage.put("regenerations/00000001/finished.json", b"{}")
+    found = status(path)
+    (version,) = found["synthesize"]
+    assert (version["id"], version["current"]) == (accepted.id, True)
+    assert found["next"] == f"python jobs/distill.py {path}"
+
+
+def test_a_root_shows_all_that_is_in_it(manifest: Manifest, root: Path) -> None:
+    first = tiny_version.publish(manifest)
+    second = filled(dataclasses.replace(manifest, seed=1), 1)
+    put_checkpoint(root, "vanilla-s0-0123456789ab", 7, 10)
+    found = status(root)
+    states = {v["id"]: (v["state"], v["current"]) for v in found["synthesize"]}
+    assert states == {first.id: ("published", True), second.id: ("unfinished", False)}
+    (student,) = found["distill"]
+    assert (student["seed"], student["step"], student["epoch"]) == (0, 7, None)
+    assert found["next"] == "python jobs/synthesize.py MANIFEST"
+    second.storage.put("abandoned", b"")
+    assert status(root)["next"] == "python jobs/distill.py MANIFEST"
+    open_storage(str(root)).put("cells/one/results.json", b"{}")
+    assert status(root)["next"] == "python jobs/reproduce.py STUDY"
+
+
+def test_a_root_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = run_here("status", tmp_path / "empty")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert last_error(done).startswith("error: manifest: must be a manifest, or a root with")
+    assert len(done.stderr.splitlines()) == 1
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert run_here("status", tmp_path / "nothing").returncode == 2
+
+
+def test_damage_is_one_line(path: Path, manifest: Manifest) -> None:
+    version = filled(manifest, 1)
+    for content in (b"{}", b"no JSON"):
+        version.storage.put("identity.json", content)
+        done = run_here("status", Path(manifest.storage.root))
+        assert done.returncode == 1
+        assert version.storage.location("identity.json") in last_error(done)
+    version.storage.put("identity.json", canonical(identity(manifest, {})))
+    version.storage.put("manifest.json", b"{}")
+    done = run_here("status", path)
+    assert done.returncode == 1
+    assert "is not the manifest that was published" in last_error(done)
+
+
+def test_an_unreachable_store_is_worth_a_retry(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = run_here("status", path, "--set", "storage.root=s3://bucket/run")
+    assert (found.returncode, found.stdout) == (4, "")
+    assert last_error(found).startswith("error: storage: s3://bucket/run")
+
+
+@pytest.mark.s3
+def test_on_s3_receipts_are_listed_and_not_read(
+    path: Path, manifest: Manifest, s3_root: str
+) -> None:
+    there = Manifest.read(path, (f"storage.root={s3_root}",))
+    version = filled(there, 5)
+    found = status(path, "--set", f"storage.root={s3_root}")
+    assert found["root"] == s3_root
+    assert found["synthesize"][0]["shards"] == {"done": 5, "total": SHARDS}
+    assert status(s3_root)["synthesize"][0]["id"] == version.id
+
+    sent: list[Request] = []
+    root = open_to_read(s3_root).observed(sent.append)
+    counts = []
+    for made in (5, SHARDS):
+        sent.clear()
+        tiny_version.fill(there, list(tasks(there))[:made])
+        read_status(root, there, str)
+        counts.append(sorted(request.operation for request in sent))
+    assert counts[0] == counts[1]
+    # One get for the identity, and three heads: published, abandoned, being removed? A listing of
+    # receipts has a page for each thousand.
+    assert [counts[0].count(each) for each in ("get", "head", "list")] == [1, 3, 11]
+    assert {request.operation for request in sent} == {"get", "head", "list"}
+
+
+def test_the_json_has_these_keys(finished: Path) -> None:
+    found = status(finished)
+    assert found["schema"] == 1
+    assert found.keys() == {
+        "schema", "root", "at_work", "synthesize", "distill", "evaluate", "report", "cost",
+        "next", "remark",
+    }  # fmt: skip
+    assert found["synthesize"][0].keys() == {
+        "method", "id", "fingerprint", "state", "current", "own", "prompts", "shards", "images",
+        "failed_images", "quarantined", "newest_shard_seconds", "images_per_second",
+        "seconds_left",
+    }  # fmt: skip
+    assert found["distill"][0].keys() == {
+        "method", "seed", "name", "state", "age_seconds", "step", "epoch", "epochs",
+        "images_per_second", "seconds_left",
+    }  # fmt: skip
+    assert found["evaluate"].keys() == found["report"].keys() == {"state", "age_seconds"}
+    assert found["cost"][0].keys() == {
+        "stage", "method", "seed", "seconds", "worker_seconds", "images", "bytes",
+    }  # fmt: skip
+
+
+def start(source: Path, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        jobs.command("status", source, *arguments),
+        env=jobs.environment(),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+def test_a_watch_on_a_pipe_prints_a_line_for_each_change_until_it_is_stopped(
+    path: Path, manifest: Manifest
+) -> None:
+    filled(manifest, 4)
+    with start(path, "--watch", "0.2") as process:
+        assert process.stdout is not None
+        assert " vanilla 4/6 shards; 0/1 students; " in process.stdout.readline()
+        time.sleep(1)  # looks that find nothing new
+        filled(manifest, 5)
+        assert " vanilla 5/6 shards; " in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate()
+    assert (process.returncode, out.strip(), errors) == (0, "", "")
+
+
+def test_a_watch_ends_when_everything_is_finished(finished: Path) -> None:
+    (line,) = text(finished, "--watch")
+    assert "; 4/4 students; results.json finished; report.html finished; next: nothing" in line
+    done = run_here("status", finished, "--watch", "1", "--json")
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["next"] is None
+
+
+def test_a_watch_outlives_a_store_that_is_away(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dfkd.errors import InfrastructureError
+    from dfkd.pipeline.status import show
+
+    root, manifest = open_to_read(str(finished.parent / "run")), Manifest.read(finished)
+    done = read_status(root, manifest, str)
+    looks = [dataclasses.replace(done, next="more"), InfrastructureError("it is away"), done]
+
+    def look() -> Any:
+        found = looks.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    show.watch(look, as_json=False, seconds=0.01)
+    printed = capsys.readouterr()
+    assert [line.rpartition("next: ")[2] for line in printed.out.splitlines()] == [
+        "more",
+        "nothing to do",
+    ]
+    assert printed.err.strip().endswith("it is away")
+
+
+@pytest.mark.heavy
+def test_a_watch_on_a_terminal_redraws_the_whole_status(finished: Path) -> None:
+    reader, writer = pty.openpty()
+    with start(finished, "--watch", stdout=writer) as process:
+        _, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    shown = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    os.close(writer)
+    assert shown.startswith("\x1b[2J\x1b[H")
+    assert shown.rstrip().endswith("next: nothing to do")
+
+
+@pytest.mark.parametrize("words", [["--watch=0"], ["--watch=nan"], ["--watch=x"]])
+def test_a_pause_that_is_no_time_is_refused(path: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_here("status", path, *words)
+    assert caught.value.code == 2
+
+
+@pytest.mark.heavy
+def test_neither_torch_nor_ray_is_imported(finished: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert not {'torch', 'ray', 'boto3', 'webdataset'} & sys.modules.keys()\n"
+    )
+    job = jobs.ROOT / "jobs" / "status.py"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(job), str(finished)],
+        env=jobs.environment() | {"PYTHONPATH": f"{jobs.ROOT}:{jobs.ROOT / 'jobs'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "next: nothing to do"
