@@ -1,4 +1,7 @@
-"""Storage in a local directory, and `open_storage` for any root; S3 is in `dfkd.storage.s3`."""
+"""Storage in a local directory, and `open_storage` for any root.
+
+S3 is in `dfkd.storage.s3`; Azure Blob and Google Cloud Storage are in `dfkd.storage.azure_gcs`.
+"""
 
 import contextlib
 import fcntl
@@ -42,17 +45,26 @@ PARTIAL = ".partial"
 
 
 def open_storage(root: str) -> Storage:
-    """The storage at a directory (created if missing) or at `s3://bucket/prefix`.
+    """The storage at a directory (created if missing), or at one of `BUCKET_ROOTS`.
 
     Raises:
-        ManifestError: not such a root, it cannot be written, or it has no put-if-absent.
+        ManifestError: not such a root, it cannot be written, it has no put-if-absent, or it needs
+            an extra that is not installed.
     """
-    bucket, path = split_root("storage.root", root)
-    if bucket:
-        # Imported here, because boto3 takes long to import and a directory needs none of it.
+    scheme, bucket, path = split_root("storage.root", root)
+    # Imported here, because boto3 takes long to import and a directory needs none of it.
+    if scheme == "s3":
         from dfkd.storage.s3 import open_s3
 
         return open_s3(bucket, path)
+    if scheme:
+        try:
+            from dfkd.storage.azure_gcs import open_azure_gcs
+        except ImportError as error:
+            raise ManifestError(
+                "storage.root", "needs the extra obstore", error.name, "pip install -e '.[obstore]'"
+            ) from None
+        return open_azure_gcs(scheme, bucket, path)
     local = LocalStorage(Path(path).absolute())
     local.prepare()
     return local
