@@ -269,11 +269,13 @@ class ObstoreStorage:
             # A stream that failed cannot go on, so a new one begins behind what was received.
             if stream is None or request.attempt > 1:
                 stream = self._client.list(folder, offset=last, chunk_size=PAGE)
-            return next(stream, None)
+            return next(stream, ())
 
         while page := self._attempt("list", prefix, send):
-            last = page[-1]["path"]
             yield page
+            if len(page) < PAGE:  # only the last part is shorter
+                return
+            last = page[-1]["path"]
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See `Storage.folders`."""

@@ -7,18 +7,14 @@ whose connection broke, and they hide that an earlier attempt of such a write ma
 A forked process cannot use its parent's storage: obstore's threads do not survive the fork.
 """
 
+import os
 import re
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import obstore.store
-from obstore.exceptions import (
-    BaseError,
-    GenericError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import BaseError, GenericError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import MAX_UPLOADS, Observer, ignore, missing_object
@@ -33,8 +29,10 @@ TOTAL_SECONDS = 3600
 """Timeout of a whole request; the library's own limit of 30 seconds would cut large bodies off."""
 BUSY_STATUSES = {408, 429, 500, 502, 503, 504}
 """HTTP statuses after which the same request may succeed."""
+ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
+"""Variables of the environment from which obstore takes another endpoint than the service's own."""
 MISSING_BUCKET = ("ContainerNotFound", "NoSuchBucket")
-REFUSED = (PermissionDeniedError, UnauthenticatedError)
+REFUSED = (401, 403)
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Connection:
             ManifestError: the credentials or the endpoint in the environment cannot be read.
         """
         if patience not in self._clients:
+            _check_endpoints()
             # Options of the argument `client_options` would replace those of the environment.
             timeouts = {
                 "connect_timeout": f"{int(self.limits.connect * 1000)}ms",
@@ -86,6 +85,17 @@ class Connection:
             except BaseError as error:
                 raise no_credentials(scheme, error) from None
         return self._clients[patience]
+
+
+def _check_endpoints() -> None:
+    """Raise `ManifestError` for an endpoint without http(s), on which obstore would panic."""
+    for name in ENDPOINTS:
+        address = os.environ.get(name, "")
+        if address and not address.startswith(("http://", "https://")):
+            # What stands before an @ may be a password.
+            raise ManifestError(
+                name, "must be an http(s) URL", address.rpartition("@")[2], "fix or unset it"
+            )
 
 
 def _headline(error: Exception) -> str:
@@ -108,7 +118,8 @@ def reason(error: Exception) -> str:
         return match[1]
     if number := status(error):
         return str(number)
-    match = re.search(r"\b(?:kind|source): (\w+)", str(error).partition("Debug source:")[2])
+    dump = str(error).partition("Debug source:")[2]
+    match = re.search(r"HttpError {\s*kind: (\w+)", dump) or re.search(r"source: (\w+)", dump)
     return match[1] if match else type(error).__name__
 
 
@@ -129,7 +140,7 @@ def explain(error: Exception, scheme: str, location: str) -> DfkdError:
     word = reason(error)
     if "token request" in _headline(error):
         return no_credentials(scheme, error)
-    if word in MISSING_BUCKET or isinstance(error, REFUSED):
+    if word in MISSING_BUCKET or status(error) in REFUSED:
         return ManifestError(
             "storage.root", "must be a bucket you may use", f"{location} ({word})", "check it"
         )

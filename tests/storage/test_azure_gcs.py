@@ -31,7 +31,7 @@ class Unordered:
         pass
 
     def list(self, *_: object, **__: object) -> Iterator[list[dict[str, Any]]]:
-        return iter([[{"path": "a/b"}], [{"path": "a-b"}]])
+        return iter([[{"path": "a/b"}, {"path": "a-b"}]])
 
 
 def test_a_store_in_which_both_writers_win_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +77,9 @@ def test_of_an_error_only_status_and_code_are_read() -> None:
     assert (status(busy), reason(busy)) == (503, "503")
     coded = OSError(f"{busy}<Error><Code>ServerBusy</Code></Error>\n\nDebug source:\nkind: Timeout")
     assert reason(coded) == "ServerBusy"
-    cut = OSError(f"{url} - HTTP error\n\nDebug source:\nGeneric {{ kind: Connect, code: 111, }}")
+    dump = (
+        "Generic { source: RetryError( HttpError {\n kind: Connect, source: Os { code: 111 } } ) }"
+    )
+    cut = OSError(f"{url} - HTTP error\n\nDebug source:\n{dump}")
     assert (status(cut), reason(cut)) == (0, "Connect")
     assert reason(OSError(url)) == "OSError"
