@@ -45,7 +45,7 @@ class Azurite:
     """
 
     persistent: bool = False
-    """Whether its objects outlive `kill` and `restart`; in memory is faster."""
+    """Whether its objects outlive `stop` and `restart`; in memory is faster."""
     endpoint: str = field(init=False, default="")
     """The URL of the server, without the account."""
     _folder: Path = field(init=False)
@@ -65,7 +65,7 @@ class Azurite:
 
     def __exit__(self, *_: object) -> None:
         """Stop it and remove its folder, and so all that it kept."""
-        self.kill()
+        self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -97,13 +97,16 @@ class Azurite:
         self.make_bucket(container)
         return f"az://{container}/runs/one"
 
-    def kill(self) -> None:
-        """kill -9 of the server."""
-        self._server.kill()
+    def stop(self) -> None:
+        """Stop the server; connections break off.
+
+        Not by kill -9, because Azurite saves only every few seconds which objects it has.
+        """
+        self._server.terminate()
         self._server.wait()
 
     def restart(self) -> None:
-        """Start again after `kill`, on the same port; returns when it serves what it had."""
+        """Start again after `stop`, on the same port; returns when it serves what it had."""
         port = self.endpoint.rpartition(":")[2]
         command = [str(PROGRAM), "--blobPort", port, "--silent", "--disableTelemetry"]
         command += (
