@@ -21,10 +21,6 @@ from dfkd.storage.base import MAX_UPLOADS, Observer, ignore, missing_object
 from dfkd.storage.retries import RetryPolicy
 
 STORES: dict[str, Any] = {"az": obstore.store.AzureStore, "gs": obstore.store.GCSStore}
-CREDENTIALS = {
-    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or use a managed identity",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or use the machine's service account",
-}
 TOTAL_SECONDS = 3600
 """Timeout of a whole request; the library's own limit of 30 seconds would cut large bodies off."""
 BUSY_STATUSES = {408, 429, 500, 502, 503, 504}
@@ -131,7 +127,11 @@ def is_transient(error: Exception) -> bool:
 def no_credentials(scheme: str, error: Exception) -> ManifestError:
     """The error for credentials that are missing or cannot be read."""
     return ManifestError(
-        "storage.root", f"needs credentials for {scheme}://", reason(error), CREDENTIALS[scheme]
+        "storage.root",
+        f"needs credentials for {scheme}://",
+        reason(error),
+        "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or for gs:// "
+        "GOOGLE_APPLICATION_CREDENTIALS, or use a machine that has an identity",
     )
 
 
