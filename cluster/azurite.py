@@ -75,7 +75,6 @@ class Azurite:
             "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
             "AZURE_STORAGE_ACCOUNT_KEY": KEY,
             "AZURE_STORAGE_ENDPOINT": f"{self.endpoint}/{ACCOUNT}",
-            "AZURE_ALLOW_HTTP": "true",
         }
 
     def make_bucket(self, name: str) -> None:

@@ -74,7 +74,7 @@ class ObstoreStorage:
 
     @property
     def _client(self) -> Any:
-        """obstore's client for all requests but uploads."""
+        """obstore's client for all requests but large uploads."""
         return self.connection.client(self.scheme, self.bucket, self.connection.limits.read)
 
     def _attempt(self, operation: str, key: str, send: Callable[[Request], T]) -> T:
@@ -143,7 +143,8 @@ class ObstoreStorage:
                 f"got {size}; lower synthesis.shard_size"
             )
         limits = self.connection.limits
-        client = self.connection.client(self.scheme, self.bucket, limits.write)
+        patience = limits.read if size < limits.large else limits.write
+        client = self.connection.client(self.scheme, self.bucket, patience)
         # At most `MAX_UPLOADS` bodies at once: more would share the bandwidth and time out.
         with self.connection.slots:
             client.put(name, _buffer(data, size), use_multipart=False, **options)

@@ -36,12 +36,14 @@ class Limits:
     """Retries and timeouts of the requests to a store."""
 
     retries: RetryPolicy = field(default_factory=RetryPolicy)
-    connect: float = 10.0
+    connect: float = 5.0
     """Timeout in seconds for connecting."""
     read: float = 60.0
-    """Timeout in seconds for an answer without progress."""
+    """Timeout in seconds for an answer without progress, and for sending a small object."""
     write: float = 900.0
-    """Timeout in seconds for sending a whole object until the answer begins."""
+    """Timeout in seconds for sending a large object until the answer begins."""
+    large: int = 16 << 20
+    """Bytes from which an object is large."""
 
 
 @dataclass
@@ -67,31 +69,36 @@ class Connection:
             ManifestError: the credentials or the endpoint in the environment cannot be read.
         """
         if patience not in self._clients:
-            _check_endpoints()
             # Options of the argument `client_options` would replace those of the environment.
-            timeouts = {
+            options = {
                 "connect_timeout": f"{int(self.limits.connect * 1000)}ms",
                 "read_timeout": f"{int(patience * 1000)}ms",
                 "timeout": f"{TOTAL_SECONDS}s",
             }
+            options |= {"allow_http": "true"} if _plain_http() else {}
             try:
                 self._clients[patience] = STORES[scheme](
-                    bucket, config=timeouts, retry_config={"max_retries": 0}
+                    bucket, config=options, retry_config={"max_retries": 0}
                 )
             except BaseError as error:
                 raise no_credentials(scheme, error) from None
         return self._clients[patience]
 
 
-def _check_endpoints() -> None:
-    """Raise `ManifestError` for an endpoint without http(s), on which obstore would panic."""
-    for name in ENDPOINTS:
-        address = os.environ.get(name, "")
-        if address and not address.startswith(("http://", "https://")):
+def _plain_http() -> bool:
+    """Whether the environment names an endpoint without encryption.
+
+    Raises:
+        ManifestError: an endpoint is no URL, on which obstore would panic.
+    """
+    given = {name: os.environ[name] for name in ENDPOINTS if os.environ.get(name)}
+    for name, address in given.items():
+        if not address.startswith(("http://", "https://")):
             # What stands before an @ may be a password.
             raise ManifestError(
                 name, "must be an http(s) URL", address.rpartition("@")[2], "fix or unset it"
             )
+    return any(address.startswith("http://") for address in given.values())
 
 
 def _headline(error: Exception) -> str:

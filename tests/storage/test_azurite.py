@@ -52,7 +52,7 @@ class TestFaults(FaultTests):
 
     @pytest.fixture
     def impatient(self, root: str, proxy: Proxy) -> ObstoreStorage:
-        return opened(root, Limits(RetryPolicy(pause=0.01), read=2.0, write=2.0))
+        return opened(root, Limits(RetryPolicy(pause=0.01), read=2.0))
 
     def test_a_listing_that_breaks_off_goes_on_behind_what_was_received(
         self, storage: ObstoreStorage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch

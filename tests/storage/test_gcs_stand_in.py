@@ -24,7 +24,6 @@ def server() -> Iterator[GcsStandIn]:
 def root(server: GcsStandIn, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("GOOGLE_BASE_URL", server.endpoint)
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", TOKEN)
-    monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
     return server.new_root()
 
 
@@ -58,7 +57,7 @@ class TestFaults(FaultTests):
 
     @pytest.fixture
     def impatient(self, root: str, proxy: Proxy) -> ObstoreStorage:
-        return self.opened(root, Limits(RetryPolicy(pause=0.01), read=2.0, write=2.0))
+        return self.opened(root, Limits(RetryPolicy(pause=0.01), read=2.0))
 
 
 def test_buckets_that_cannot_be_used_are_refused(
