@@ -245,8 +245,9 @@ class ObstoreStorage:
         last = ""
         for page in self._pages(prefix):
             for item in page:
-                key = item["path"].removeprefix(self._head)
-                if not key.startswith(prefix) or not KEY.fullmatch(key):
+                # A console shows an empty folder by an object of its name, which is no key.
+                key = item["path"][len(self._head) :]
+                if not item["path"].startswith(self._head + prefix) or not KEY.fullmatch(key):
                     continue
                 # Both services list by name, except for Azure's accounts that have real folders.
                 if key < last:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import obstore.store
-from obstore.exceptions import BaseError, GenericError
+from obstore.exceptions import BaseError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import MAX_UPLOADS, Observer, ignore, missing_object
@@ -29,6 +29,8 @@ ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
 """Variables of the environment from which obstore takes another endpoint than the service's own."""
 MISSING_BUCKET = ("ContainerNotFound", "NoSuchBucket")
 REFUSED = (401, 403)
+BAD_NAMES = ("EmptySegment", "BadSegment")
+"""obstore cannot list a prefix that holds an object with such a name."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def reason(error: Exception) -> str:
 
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    return isinstance(error, GenericError) and status(error) in (0, *BUSY_STATUSES)
+    return status(error) in BUSY_STATUSES or "HTTP error" in _headline(error)
 
 
 def no_credentials(scheme: str, error: Exception) -> ManifestError:
@@ -150,6 +152,13 @@ def explain(error: Exception, scheme: str, location: str) -> DfkdError:
     if word in MISSING_BUCKET or status(error) in REFUSED:
         return ManifestError(
             "storage.root", "must be a bucket you may use", f"{location} ({word})", "check it"
+        )
+    if word in BAD_NAMES:
+        return ManifestError(
+            "storage.root",
+            "must hold no object that has an empty or relative part in its name",
+            f"{location} ({word})",
+            "remove the object or give another prefix",
         )
     if isinstance(error, FileNotFoundError):
         return missing_object(location)

@@ -9,7 +9,7 @@ from dfkd.storage.azure_gcs import MAX_PUT_BYTES, ObstoreStorage
 from dfkd.storage.azure_gcs_client import Connection, Limits
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import RetryPolicy
-from tests.helpers.gcs_stand_in import TOKEN, GcsStandIn
+from tests.helpers.gcs_stand_in import TOKEN, GcsStandIn, Stored
 from tests.helpers.s3_proxy import Proxy
 from tests.helpers.storage_contract import FaultTests, StorageTests
 
@@ -58,6 +58,17 @@ class TestFaults(FaultTests):
     @pytest.fixture
     def impatient(self, root: str, proxy: Proxy) -> ObstoreStorage:
         return self.opened(root, Limits(RetryPolicy(pause=0.01), read=2.0))
+
+
+def test_objects_of_others_are_passed_over_or_named(server: GcsStandIn, root: str) -> None:
+    storage, bucket = open_storage(root), server.buckets[root.split("/")[2]]
+    storage.put("a", b"")
+    for name in ("runs/one/", "runs/one/with space", "runs/one/.hidden"):
+        bucket[name] = Stored(b"", {})
+    assert list(storage.list()) == ["a"]
+    bucket["runs/one/x//y"] = Stored(b"", {})
+    with pytest.raises(ManifestError, match=r"must hold no object that has an empty .*runs/one"):
+        list(storage.list())
 
 
 def test_buckets_that_cannot_be_used_are_refused(
