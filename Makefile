@@ -37,7 +37,7 @@ cluster: setup ## The same images on S3 and a cluster of three nodes, of which o
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
 quick: setup ## Tests that take moments each, about a minute together: while one writes
-	$(PYTEST) -m 'not (heavy or faults or slow or s3 or gpu)'
+	$(PYTEST) -m 'not (heavy or faults or slow or s3 or azure or gpu)'
 
 test: setup ## All tests but those of make faults
 	$(PYTEST) -m 'not (faults or slow)'

@@ -158,7 +158,7 @@ class Ceph:
         )
 
     def _prepare(self) -> None:
-        folder, fsid, (mon, rgw) = self._folder, str(uuid.uuid4()), _free_ports(2)
+        folder, fsid, (mon, rgw) = self._folder, str(uuid.uuid4()), free_ports(2)
         self.endpoint = f"http://127.0.0.1:{rgw}"
         libraries = next(Path("/usr").glob("lib*/**/rados-classes"), Path("/usr/lib/rados-classes"))
         settings = CONFIGURATION.format(
@@ -235,7 +235,7 @@ class Ceph:
         return "\n".join(tails)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody uses, below those that the system gives to outgoing connections."""
     ports: list[int] = []
     while len(ports) < count:
@@ -245,21 +245,29 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def main() -> int:
-    """Serve until Ctrl-C or SIGTERM; what is to be exported goes to stdout."""
-    if absent := missing():
-        print(f"error: {absent}", file=sys.stderr)
-        return 1
+def serve(server: Any, root: str) -> int:
+    """Run a server until Ctrl-C or SIGTERM, with the bucket `dfkd` at `root`; returns 0.
+
+    What is to be exported goes to stdout.
+    """
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with Ceph(persistent="--persistent" in sys.argv) as ceph:
-        ceph.make_bucket("dfkd")
-        for name, value in ceph.environment.items():
+    with server:
+        server.make_bucket("dfkd")
+        for name, value in server.environment.items():
             print(f"export {name}={value}")
-        print("# bucket: s3://dfkd; Ctrl-C stops the server", flush=True)
+        print(f"# bucket: {root}; Ctrl-C stops the server", flush=True)
         stopped.wait()
     return 0
+
+
+def main() -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    if absent := missing():
+        print(f"error: {absent}", file=sys.stderr)
+        return 1
+    return serve(Ceph(persistent="--persistent" in sys.argv), "s3://dfkd")
 
 
 if __name__ == "__main__":

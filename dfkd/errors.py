@@ -12,9 +12,9 @@ from typing import Any
 SECRET_PATTERN = re.compile(
     r"""(?<=://)[^\s'"@/]+(?=@)|(?<=://)[^\s'"@:]*:[^\s'"@]*(?=@)"""
     r"""|(?<=Signature=)[^\s'"&]+|(?<=Token=)[^\s'"&]+|(?<=Credential=)[^\s'"&]+"""
-    r"""|(?:AKIA|ASIA)[A-Z0-9]{16}"""
+    r"""|(?<=[?&]sig=)[^\s'"&]+|(?<=AccountKey=)[^\s'";]+|(?:AKIA|ASIA)[A-Z0-9]{16}"""
 )
-"""Matches user and password in a URL, the signature in a URL's query, and AWS key ids."""
+"""Matches user and password in a URL, the signature in a URL's query, and keys of Azure and AWS."""
 
 MAX_VALUE_LENGTH = 300
 """Maximal number of characters of a value that a message repeats."""

@@ -43,14 +43,14 @@ class Run:
 
 
 def read(source: str, overrides: tuple[str, ...]) -> Run:
-    """The run that a manifest, a folder or `s3://bucket/prefix` names.
+    """The run that a manifest, a folder or a bucket's prefix names.
 
     Raises:
         ManifestError: no storage can serve the location, the manifest breaks a rule, or a folder is
             given with overrides.
     """
-    bucket, _ = split_root("manifest", source)
-    if bucket or Path(source).is_dir():
+    scheme, _, _ = split_root("manifest", source)
+    if scheme or Path(source).is_dir():
         if overrides:
             raise ManifestError(
                 "--set", "belongs to a manifest, not to a folder", source, "leave it out"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfkd.errors import DfkdError, ManifestError, PartialError
 from dfkd.pipeline import command_line
-from dfkd.storage.base import split_root
+from dfkd.storage.base import BUCKET_ROOTS, split_root
 from dfkd.storage.local import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def open_output(study: Study, options: argparse.Namespace) -> Storage:
     except ManifestError as error:
         raise ManifestError(
             "--output",
-            f"must be a folder or s3://bucket/prefix ({error})",
+            f"must be a folder, {BUCKET_ROOTS} ({error})",
             target,
             "give another",
         ) from None
@@ -138,7 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         dest="overrides",
         help="the study's own small version, in minutes; short for --set size=quick",
     )
-    add("--output", metavar="PLACE", help="folder or s3://bucket/prefix of the table and figure")
+    add(
+        "--output",
+        metavar="PLACE",
+        help="folder or bucket (s3://, az://, gs://) of the table and figure",
+    )
     add(
         "--at-once",
         type=int,

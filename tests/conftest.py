@@ -1,4 +1,4 @@
-"""Shared fixtures: the miniature models, a Ray, an S3 server."""
+"""Shared fixtures: the miniature models, a Ray, an S3 server, an Azure server."""
 
 import os
 import subprocess
@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import azurite as azure_servers
 import ceph as servers
+from azurite import Azurite
 from ceph import Ceph
 from dfkd.models.generator import VQGAN
 from dfkd.models.teacher import Teacher
@@ -84,6 +86,23 @@ def s3_root(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
     return ceph.new_root()
 
 
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    """A real Azure Blob server, for all tests together."""
+    if absent := azure_servers.missing():
+        pytest.skip(absent)
+    with Azurite() as server:
+        yield server
+
+
+@pytest.fixture
+def azure_root(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`az://container/prefix` in an empty container, with the environment that reaches it."""
+    for name, value in azurite.environment.items():
+        monkeypatch.setenv(name, value)
+    return azurite.new_root()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder on a disk of 256 KiB, or of what a test's parameter says."""
@@ -116,6 +135,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in the quiet report too that tests were skipped for want of a server."""
     reasons = {str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])}
-    absent = servers.missing()
-    if absent and any(absent in reason for reason in reasons):
-        terminalreporter.write_line(f"skipped the tests marked s3: {absent}")
+    for marker, absent in (("s3", servers.missing()), ("azure", azure_servers.missing())):
+        if absent and any(absent in reason for reason in reasons):
+            terminalreporter.write_line(f"skipped the tests marked {marker}: {absent}")

@@ -11,6 +11,7 @@ import ray
 from dfkd.cluster.ray_internals import draining_nodes, node_types, request_nodes
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.storage.base import BUCKET_ROOTS
 
 POLL_SECONDS = 1.0
 """Seconds between two polls of the cluster's nodes and of deadlines."""
@@ -150,7 +151,7 @@ def require_shared_storage(root: str) -> None:
     if "://" not in root and not os.path.isabs(root) and count_nodes() > 1:
         raise ManifestError(
             "storage.root",
-            "must be s3://bucket/prefix, or the absolute path of a folder that all nodes share",
+            f"must be {BUCKET_ROOTS}, or the absolute path of a folder that all nodes share",
             root,
             "name one, for example by --set storage.root=s3://bucket/prefix",
         )

@@ -38,8 +38,9 @@ class StorageConfig:
     """The location of a run's results."""
 
     root: Name
-    """A directory or `s3://bucket/prefix`. On a cluster of several nodes, the directory must be an
-    absolute path on a file system that all nodes share."""
+    """A directory, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`. On a
+    cluster of several nodes, the directory must be an absolute path on a file system that all nodes
+    share."""
 
     def __post_init__(self) -> None:
         split_root("storage.root", self.root)

@@ -25,7 +25,25 @@ KEY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}/)*[A-Za-z0-9_][A-Za-z0-
 """Valid keys: no '..', no absolute path, no hidden name, and no character that is special in a
 shell, a URL or a file system."""
 
-BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+BUCKETS = {
+    "s3": re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+    "az": re.compile(r"(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*"),
+    "gs": re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"),
+}
+"""Valid names of buckets and containers, by the scheme of a root."""
+
+BUCKET_ROOTS = "s3://bucket/prefix, az://container/prefix or gs://bucket/prefix"
+
+PROBE = ".probe"
+"""Key of the test object in every opened prefix; no caller can name it, and no listing shows it."""
+WRITER_METADATA = "writer"
+"""Metadata key for the id of the call that wrote an object.
+
+After a lost answer it shows whether this call or another writer created the object."""
+MAX_UPLOADS = 4
+"""Maximal number of bodies that a storage and its children send at the same time."""
+OPENING_ATTEMPTS = 5
+"""Attempts while opening, so that an unreachable store fails in seconds; later requests wait."""
 
 CONCURRENT_REQUESTS = 16
 """Requests of one caller in flight, because each one costs a network round trip."""
@@ -103,7 +121,7 @@ class Storage(Protocol):
         """All keys that begin with `prefix`, sorted by their characters."""
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The keys of `list` with sizes and ages, for the same number of requests."""
+        """The keys of `list` with sizes and ages, for as many requests or two more."""
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """The names directly under `prefix` (empty, or ending in '/') that have keys below them."""
@@ -114,7 +132,8 @@ class Storage(Protocol):
     def abort_uploads(self, older_than: float) -> int:
         """Remove unfinished uploads begun at least `older_than` seconds ago; returns their number.
 
-        No listing shows such an upload. Always 0 for a directory, which is cleaned when opened.
+        No listing shows such an upload. Always 0 for a directory, which is cleaned when opened, and
+        where an object is always one request.
         """
 
     def location(self, key: str = "") -> str:
@@ -161,8 +180,10 @@ def check_key(key: str) -> str:
     return key
 
 
-def split_root(field: str, root: str) -> tuple[str, str]:
-    """The bucket and prefix of `s3://bucket/prefix`, or "" and the path of a directory.
+def split_root(field: str, root: str) -> tuple[str, str, str]:
+    """Scheme, bucket and prefix of a root such as `s3://bucket/prefix`.
+
+    For a directory they are "", "" and its path.
 
     Args:
         field: the manifest key that an error names.
@@ -172,20 +193,18 @@ def split_root(field: str, root: str) -> tuple[str, str]:
     """
     # Also catches `s3:/bucket`, which would otherwise silently become a local directory.
     if ":/" not in root:
-        return "", root
+        return "", "", root
     scheme, _, path = root.partition("://")
-    if scheme != "s3":
-        raise ManifestError(
-            field, "must be a directory or s3://bucket/prefix", root, "give one of the two"
-        )
+    if scheme not in BUCKETS:
+        raise ManifestError(field, f"must be a directory, {BUCKET_ROOTS}", root, "give one of them")
     bucket, _, prefix = path.partition("/")
     prefix = prefix.strip("/")
-    if not BUCKET.fullmatch(bucket):
+    if not BUCKETS[scheme].fullmatch(bucket):
         raise ManifestError(
             field,
-            "must name a bucket, and hold no credentials",
+            "must name a bucket or container, and hold no credentials",
             root,
-            "write s3://bucket/prefix; credentials come from the environment or a profile",
+            f"write {BUCKET_ROOTS}; credentials come from the environment or the machine",
         )
     # A prefix becomes the beginning of every key, so the same rule holds for it.
     if prefix and not KEY.fullmatch(prefix):
@@ -195,7 +214,12 @@ def split_root(field: str, root: str) -> tuple[str, str]:
             root,
             "rename it",
         )
-    return bucket, prefix
+    return scheme, bucket, prefix
+
+
+def byte_count(data: bytes | Path) -> int:
+    """The size in bytes of an object's data, which may be in a file."""
+    return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 
 def missing_object(location: str) -> MissingObject:

@@ -1,4 +1,7 @@
-"""Storage in a local directory, and `open_storage` for any root; S3 is in `dfkd.storage.s3`."""
+"""Storage in a local directory, and `open_storage` for any root.
+
+S3 is in `dfkd.storage.s3`; Azure Blob and Google Cloud Storage are in `dfkd.storage.azure_gcs`.
+"""
 
 import contextlib
 import fcntl
@@ -9,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from dfkd.errors import ManifestError
@@ -43,17 +47,21 @@ PARTIAL = ".partial"
 
 
 def open_storage(root: str) -> Storage:
-    """The storage at a directory (created if missing) or at `s3://bucket/prefix`.
+    """The storage at a directory (created if missing), or at one of `BUCKET_ROOTS`.
 
     Raises:
-        ManifestError: not such a root, it cannot be written, or it has no put-if-absent.
+        ManifestError: not such a root, it cannot be written, it has no put-if-absent, or it needs
+            an extra that is not installed.
     """
-    bucket, path = split_root("storage.root", root)
-    if bucket:
-        # Imported here, because boto3 takes long to import and a directory needs none of it.
+    scheme, bucket, path = split_root("storage.root", root)
+    # Imported here, because boto3 takes long to import and a directory needs none of it.
+    if scheme == "s3":
         from dfkd.storage.s3 import open_s3
 
         return open_s3(bucket, path)
+    if scheme:
+        store: Storage = _azure_gcs().open_azure_gcs(scheme, bucket, path)
+        return store
     local = LocalStorage(Path(path).absolute())
     local.prepare()
     return local
@@ -62,18 +70,32 @@ def open_storage(root: str) -> Storage:
 def open_to_read(root: str) -> Storage:
     """The storage at a root that is only read: nothing is created, tested or cleaned there.
 
-    A directory need not exist, and then holds no keys. An S3 store that does not answer is an
-    error within seconds.
+    A directory need not exist, and then holds no keys. A store that does not answer is an error
+    within seconds.
 
     Raises:
-        ManifestError: not such a root.
+        ManifestError: not such a root, or it needs an extra that is not installed.
     """
-    bucket, path = split_root("storage.root", root)
-    if bucket:
+    scheme, bucket, path = split_root("storage.root", root)
+    if scheme == "s3":
         from dfkd.storage.s3 import S3Storage
 
         return S3Storage(bucket, path).with_few_attempts()
+    if scheme:
+        store: Storage = _azure_gcs().ObstoreStorage(scheme, bucket, path).with_few_attempts()
+        return store
     return LocalStorage(Path(path).absolute())
+
+
+def _azure_gcs() -> ModuleType:
+    """The module that needs the extra; raises `ManifestError` without it."""
+    try:
+        from dfkd.storage import azure_gcs
+    except ImportError as error:
+        raise ManifestError(
+            "storage.root", "needs the extra obstore", error.name, "pip install -e '.[obstore]'"
+        ) from None
+    return azure_gcs
 
 
 def root_exists(root: str) -> bool:

@@ -17,24 +17,23 @@ from botocore.parsers import ResponseParserError
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
+    MAX_UPLOADS,
+    OPENING_ATTEMPTS,
+    PROBE,
+    WRITER_METADATA,
     MissingObject,
     Observer,
     Request,
     StoredObject,
+    byte_count,
     check_key,
     disk_full_error,
     require_disk_space,
 )
-from dfkd.storage.s3_client import MAX_UPLOADS, Connection, code, explain, redact, status
+from dfkd.storage.s3_client import Connection, code, explain, redact, status
 
 T = TypeVar("T")
 
-PROBE = ".probe"
-"""Key of the test object in every opened prefix; no caller can name it, and no listing shows it."""
-WRITER_METADATA = "writer"
-"""Metadata key for the id of the call that wrote an object.
-
-After a lost answer it shows whether this call or another writer created the object."""
 MAX_PUT_BYTES = 5 << 30
 """S3's maximal size of an object in a single request."""
 MAX_PARTS = 10_000
@@ -47,8 +46,6 @@ CREDENTIAL_ERRORS = (
     boto.NoRegionError,
     boto.ProfileNotFound,
 )
-OPENING_ATTEMPTS = 5
-"""Attempts while opening, so that an unreachable store fails in seconds; later requests wait."""
 
 
 def open_s3(bucket: str, prefix: str) -> "S3Storage":
@@ -112,7 +109,7 @@ class S3Storage:
 
     def put(self, key: str, data: bytes | Path) -> None:
         """See `Storage.put`."""
-        target, size = self._at(key), _size(data)
+        target, size = self._at(key), byte_count(data)
         if size > self.connection.limits.part:
             self._put_parts(key, data, size)
         else:
@@ -127,7 +124,7 @@ class S3Storage:
 
     def _put_once(self, key: str, target: dict[str, str], data: bytes | Path) -> bool:
         """Write an object unless it exists; returns whether this call has written it."""
-        size, writer = _size(data), uuid.uuid4().hex
+        size, writer = byte_count(data), uuid.uuid4().hex
         if size > MAX_PUT_BYTES:
             raise DfkdError(
                 f"storage: {self.location(key)}: S3 takes at most {MAX_PUT_BYTES} bytes in the one "
@@ -369,11 +366,6 @@ class S3Storage:
     def observed(self, observe: Observer) -> "S3Storage":
         """See `Storage.observed`."""
         return replace(self, connection=replace(self.connection, observe=observe))
-
-
-def _size(data: bytes | Path) -> int:
-    """Bytes of the data or of the file."""
-    return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 
 def _slice(data: bytes | Path, start: int, length: int) -> bytes:

@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import Observer, Request, ignore, missing_object
+from dfkd.storage.base import MAX_UPLOADS, Observer, Request, ignore, missing_object
 from dfkd.storage.retries import RetryPolicy
 
 T = TypeVar("T")
@@ -35,8 +35,6 @@ CONNECTION_ERRORS = (
     ResponseParserError,
 )
 """Errors for a missing or incomplete answer."""
-MAX_UPLOADS = 4
-"""Maximal number of bodies that a storage and its children send at the same time."""
 BUSY_STATUSES = {409, 429, 500, 502, 503, 504}
 """HTTP statuses after which the same request may succeed; 409: another write is in progress."""
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}

@@ -171,7 +171,7 @@ def check(schema: type[T], tree: Tree) -> T:
     for field, text in _texts(tree):
         if SECRET_PATTERN.search(text):
             raise ManifestError(
-                field, "must not hold credentials", conceal(text), "use the usual AWS environment"
+                field, "must not hold credentials", conceal(text), "set environment variables"
             )
     try:
         return TypeAdapter(schema).validate_json(encoded, strict=True)

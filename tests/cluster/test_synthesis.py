@@ -211,7 +211,7 @@ def test_a_node_with_other_weights_is_refused(two_cpus: None, tmp_path: Path) ->
 
 def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "count_nodes", lambda: 2)
-    for root in ("s3://bucket/run", "/shared/run"):
+    for root in ("s3://bucket/run", "az://container/run", "/shared/run"):
         require_shared_storage(root)
     with pytest.raises(ManifestError, match=r"storage\.root: must be s3://.*got 'runs/mine'"):
         require_shared_storage("runs/mine")

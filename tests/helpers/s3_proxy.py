@@ -1,4 +1,4 @@
-"""A proxy on loopback that does to an S3 client what networks and stores do.
+"""A proxy on loopback that does to a client of S3, Azure or Google what networks and stores do.
 
 What happens to which request is a script (`inject`) or drawn from a seed (`storm`); nothing waits
 longer than it takes to be seen.
@@ -121,24 +121,31 @@ class Proxy:
                     self.rfile.read(size // 2)
                     self._cut()
                     return
+                try:
+                    self._answer(kind, *self._ask(kind, size))
+                except (OSError, http.client.HTTPException):
+                    self._cut()  # the store is gone, or the client
+
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815
+
+            def _ask(self, kind: str, size: int) -> tuple[int, list[tuple[str, str]], bytes]:
+                """What the store answers, unless it shall not be asked."""
                 proxy._count(size > 0)
                 try:
                     body = self.rfile.read(size)
                     if size and proxy.gate:
                         proxy.gate.wait()
-                    self._answer(kind, body)
-                except (OSError, http.client.HTTPException):
-                    self._cut()  # the store is gone, or the client
+                    return (0, [], b"") if kind in ("busy", "throttled") else self._forward(body)
                 finally:
+                    # Before the client has its answer, after which it may send the next body.
                     proxy._count(-(size > 0))
 
-            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815
-
-            def _answer(self, kind: str, body: bytes) -> None:
+            def _answer(
+                self, kind: str, status: int, headers: list[tuple[str, str]], data: bytes
+            ) -> None:
                 if kind in ("busy", "throttled"):
                     self._refuse(503 if kind == "busy" else 429)
                     return
-                status, headers, data = self._forward(body)
                 if kind == "silent":
                     self.connection.recv(1)  # until the client goes away
                 if kind == "held":

@@ -1,4 +1,4 @@
-"""What a storage must do, wherever it is: the tests that a directory, moto and Ceph share.
+"""What a storage must do, wherever it is: the tests that a directory, moto, Ceph and Azurite share.
 
 A subclass has fixtures `root` (for `open_storage`, empty) and `storage`, opened there.
 """
@@ -19,10 +19,11 @@ from dfkd.dataset.published import current
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.storage.base import MAX_UPLOADS
 from dfkd.storage.local import MissingObject, Request, Storage, open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
-from dfkd.storage.s3_client import MAX_UPLOADS, Connection, Limits
+from dfkd.storage.s3_client import Connection, Limits
 from tests.helpers import partial_version
 from tests.helpers.jobs import contents
 from tests.helpers.s3_proxy import Proxy
@@ -154,23 +155,16 @@ class StorageTests:
 
 
 class FaultTests:
-    """What an S3 storage makes of a bad network and of a bad store.
+    """What a storage in a bucket makes of a bad network.
 
-    A subclass has a fixture `root` as above, whose environment reaches the store.
+    A subclass has fixtures `root` as above, `proxy` between it and the store, `storage` through it
+    with short pauses, and `impatient`, which waits two seconds for an answer.
     """
 
-    @pytest.fixture
-    def proxy(self, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-        with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-            yield proxy
+    too_large = (5 << 30) + 1
+    """Bytes of an object that does not fit into one request."""
 
-    @pytest.fixture
-    def storage(self, root: str, proxy: Proxy) -> S3Storage:
-        bucket, _, prefix = root.removeprefix("s3://").partition("/")
-        return S3Storage(bucket, prefix, Connection(Limits(RetryPolicy(pause=0.01), part=5 << 20)))
-
-    def test_busy_stores_are_asked_again(self, storage: S3Storage, proxy: Proxy) -> None:
+    def test_busy_stores_are_asked_again(self, storage: Storage, proxy: Proxy) -> None:
         seen: list[Request] = []
         watched = storage.child("a").observed(seen.append)
         for kinds in (("busy", "busy", "throttled"), ("cut answer", "lost")):
@@ -195,7 +189,7 @@ class FaultTests:
         assert len(seen) == len(proxy.seen) - 1  # an observer stays behind
 
     def test_bodies_that_break_off_are_sent_and_read_again(
-        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
+        self, storage: Storage, proxy: Proxy, tmp_path: Path
     ) -> None:
         data = random.Random(0).randbytes(3 << 20)
         (tmp_path / "in").write_bytes(data)
@@ -209,22 +203,20 @@ class FaultTests:
         storage.get_file("b", tmp_path / "out")
         assert (tmp_path / "out").read_bytes() == data
 
-    def test_an_answer_that_never_comes_is_given_up(self, storage: S3Storage, proxy: Proxy) -> None:
-        limits = Limits(RetryPolicy(pause=0.01), read=2.0)
-        impatient = S3Storage(storage.bucket, storage.prefix, Connection(limits))
+    def test_an_answer_that_never_comes_is_given_up(self, impatient: Storage, proxy: Proxy) -> None:
         proxy.inject("silent", "silent")
         assert impatient.put_if_absent("a", b"1")
         assert impatient.get("a") == b"1"
 
     def test_a_put_whose_answer_was_lost_is_known_again(
-        self, storage: S3Storage, proxy: Proxy
+        self, storage: Storage, proxy: Proxy
     ) -> None:
         proxy.inject("lost", "busy", "lost")
         assert storage.put_if_absent("ours", b"same")
         assert not storage.put_if_absent("ours", b"same")
 
     def test_an_answer_that_was_lost_makes_no_second_winner(
-        self, storage: S3Storage, proxy: Proxy
+        self, storage: Storage, proxy: Proxy
     ) -> None:
         assert storage.put_if_absent("theirs", b"same")
         proxy.inject("lost", "lost", "busy")
@@ -236,6 +228,53 @@ class FaultTests:
         assert sum(won) == 1
         assert storage.get("prize") == bytes([won.index(True)])
         assert "lost" in proxy.struck
+
+    def test_an_object_too_large_for_one_request_is_refused(
+        self, storage: Storage, proxy: Proxy, tmp_path: Path
+    ) -> None:
+        with (tmp_path / "huge").open("wb") as stream:
+            stream.truncate(self.too_large)
+        limit = rf"at most {self.too_large - 1} bytes.*got {self.too_large}; .*shard_size"
+        with pytest.raises(DfkdError, match=limit) as caught:
+            storage.put_if_absent("huge", tmp_path / "huge")
+        assert caught.value.exit_code == Exit.FAILED
+        assert proxy.seen == []
+
+    def test_few_bodies_are_sent_at_once(self, storage: Storage, proxy: Proxy) -> None:
+        proxy.gate = threading.Barrier(MAX_UPLOADS)  # so that as many as may be are there
+        with ThreadPoolExecutor(3 * MAX_UPLOADS) as pool:
+            list(pool.map(lambda n: storage.put(f"a{n}", b"1"), range(3 * MAX_UPLOADS)))
+        assert proxy.most_uploads == MAX_UPLOADS
+
+    def test_opening_costs_one_request_after_the_first_time(self, root: str, proxy: Proxy) -> None:
+        assert [len(proxy.seen) for _ in range(3) if open_storage(root)] == [2, 3, 4]
+
+    def test_a_shard_costs_three_requests(self, root: str, proxy: Proxy) -> None:
+        version = versions.begin(partial_version.home(root), partial_version.IDENTITY)
+        before = len(proxy.seen)
+        for task in partial_version.TASKS:
+            partial_version.commit(version, task)
+        assert len(proxy.seen) - before == 3 * len(partial_version.TASKS)
+
+
+class S3FaultTests(FaultTests):
+    """The same on S3, with uploads in parts; the environment of `root` reaches the store."""
+
+    @pytest.fixture
+    def proxy(self, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+        with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            yield proxy
+
+    @pytest.fixture
+    def storage(self, root: str, proxy: Proxy) -> S3Storage:
+        bucket, _, prefix = root.removeprefix("s3://").partition("/")
+        return S3Storage(bucket, prefix, Connection(Limits(RetryPolicy(pause=0.01), part=5 << 20)))
+
+    @pytest.fixture
+    def impatient(self, storage: S3Storage) -> S3Storage:
+        limits = Limits(RetryPolicy(pause=0.01), read=2.0)
+        return S3Storage(storage.bucket, storage.prefix, Connection(limits))
 
     def test_large_objects_are_put_in_parts(
         self, storage: S3Storage, proxy: Proxy, tmp_path: Path
@@ -277,22 +316,6 @@ class FaultTests:
         assert not storage.exists("large")
         assert storage.abort_uploads(0) == 0
 
-    def test_an_object_too_large_for_one_request_is_refused(
-        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
-    ) -> None:
-        with (tmp_path / "huge").open("wb") as stream:
-            stream.truncate((5 << 30) + 1)
-        with pytest.raises(DfkdError, match=r"at most 5368709120 bytes .*shard_size") as caught:
-            storage.put_if_absent("huge", tmp_path / "huge")
-        assert caught.value.exit_code == Exit.FAILED
-        assert proxy.seen == []
-
-    def test_few_bodies_are_sent_at_once(self, storage: S3Storage, proxy: Proxy) -> None:
-        proxy.gate = threading.Barrier(MAX_UPLOADS)  # so that as many as may be are there
-        with ThreadPoolExecutor(3 * MAX_UPLOADS) as pool:
-            list(pool.map(lambda n: storage.put(f"a{n}", b"1"), range(3 * MAX_UPLOADS)))
-        assert proxy.most_uploads == MAX_UPLOADS
-
     def test_a_store_in_which_both_writers_win_is_refused(
         self, root: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -302,13 +325,3 @@ class FaultTests:
             for place in (root, f"{root}/never-opened"):
                 with pytest.raises(ManifestError, match="a store that honours PUT with If-None"):
                     open_storage(place)
-
-    def test_opening_costs_one_request_after_the_first_time(self, root: str, proxy: Proxy) -> None:
-        assert [len(proxy.seen) for _ in range(3) if open_storage(root)] == [2, 3, 4]
-
-    def test_a_shard_costs_three_requests(self, root: str, proxy: Proxy) -> None:
-        version = versions.begin(partial_version.home(root), partial_version.IDENTITY)
-        before = len(proxy.seen)
-        for task in partial_version.TASKS:
-            partial_version.commit(version, task)
-        assert len(proxy.seen) - before == 3 * len(partial_version.TASKS)

@@ -375,7 +375,7 @@ def test_a_study_that_is_not_there_is_refused(reproduce: Reproduce, tmp_path: Pa
     (tmp_path / "file").write_text("")
     code, _, err = reproduce(write(tmp_path), "--output", tmp_path / "file")
     assert (code, err.count("\n")) == (Exit.USAGE, 1)
-    assert err.startswith("error: --output: must be a folder or s3://bucket/prefix")
+    assert err.startswith("error: --output: must be a folder, s3://bucket/prefix, az://")
 
 
 def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from dfkd.errors import (
     WeightsError,
 )
 from dfkd.pipeline import command_line
+from dfkd.storage.base import BUCKET_ROOTS
 from tests.helpers import jobs, small_manifest
 
 
@@ -144,7 +145,7 @@ def test_every_job_refuses_a_root_that_no_storage_serves(
     assert jobs.load(job).main([*words, *options, "--set", f"{key}=ftp://x/y"]) == Exit.USAGE
     printed = capsys.readouterr()
     assert printed.out == ""
-    rule = "must be a directory or s3://bucket/prefix, got 'ftp://x/y'; give one of the two"
+    rule = f"must be a directory, {BUCKET_ROOTS}, got 'ftp://x/y'; give one of them"
     if job == "pretrain":
         rule = "must be a folder of this machine, got 'ftp://x/y'; name one"
     (line,) = printed.err.splitlines()
@@ -161,4 +162,4 @@ def test_paths_on_the_command_line_are_held_to_the_same_rule(
     ):
         assert jobs.load(job).main([*words, *options]) == Exit.USAGE
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: {field}: must be a directory or s3://bucket/prefix, got ")
+        assert line.startswith(f"error: {field}: must be a directory, {BUCKET_ROOTS}, got ")

@@ -138,6 +138,10 @@ def test_only_the_s3_storage_imports_boto3() -> None:
     assert {name for name in found if not name.startswith("dfkd.storage.s3")} == set()
 
 
+def test_only_the_storage_of_azure_and_google_imports_obstore() -> None:
+    assert importers("obstore") == {"dfkd.storage.azure_gcs", "dfkd.storage.azure_gcs_client"}
+
+
 def test_only_report_and_studies_import_libraries_of_charts_and_templates() -> None:
     found = importers("altair", "vl_convert")
     assert found

@@ -512,6 +512,8 @@ ROOTS = [
     "https://host/bucket?X-Amz-Signature=hunter2&x=1",
     f"https://host/bucket?X-Amz-Credential={KEY}%2F2026&X-Amz-Security-Token={TOKEN}",
     f"s3://bucket/{KEY}",
+    "az://container/x?sv=2025-01-05&sig=hunter2%3D",
+    "AccountName=x;AccountKey=hunter2==;EndpointSuffix=core.windows.net",
 ]
 
 
@@ -548,7 +550,14 @@ def test_every_error_class_conceals_credentials() -> None:
 
 
 def test_text_without_credentials_is_not_concealed() -> None:
-    for text in ("s3://bucket/a@b/c", "https://a.b/c@d", "manifests/a.yaml", "a:b@c", "x=1&y=2"):
+    for text in (
+        "s3://bucket/a@b/c",
+        "https://a.b/c@d",
+        "manifests/a.yaml",
+        "a:b@c",
+        "x=1&y=2",
+        "design=1",
+    ):
         assert conceal(text) == text
 
 

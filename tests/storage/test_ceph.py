@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.storage_contract import FaultTests, StorageTests
+from tests.helpers.storage_contract import S3FaultTests, StorageTests
 
 pytestmark = pytest.mark.s3
 
@@ -16,5 +16,5 @@ class TestStorage(StorageTests):
     pass
 
 
-class TestFaults(FaultTests):
+class TestFaults(S3FaultTests):
     pass

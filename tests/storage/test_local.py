@@ -168,20 +168,28 @@ def test_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for root in (str(tmp_path / "file"), "/proc/here"):
         with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
             open_storage(root)
-    with pytest.raises(ManifestError, match=r"storage\.root: must be a directory or s3://"):
-        open_storage("gs://bucket")
+    with pytest.raises(ManifestError, match=r"storage\.root: must be a directory, s3://"):
+        open_storage("ftp://bucket")
 
 
 @pytest.mark.parametrize(
     ("root", "rule"),
     [
-        ("ftp://x/y", "must be a directory or s3://bucket/prefix"),
-        ("file:///x/y", "must be a directory or s3://bucket/prefix"),
-        ("S3://bucket", "must be a directory or s3://bucket/prefix"),
-        ("s3:/bucket", "must be a directory or s3://bucket/prefix"),
+        ("ftp://x/y", "must be a directory, s3://bucket/prefix, az://"),
+        ("file:///x/y", "must be a directory, s3://bucket/prefix, az://"),
+        ("S3://bucket", "must be a directory, s3://bucket/prefix, az://"),
+        ("s3:/bucket", "must be a directory, s3://bucket/prefix, az://"),
+        ("az:/container", "must be a directory, s3://bucket/prefix, az://"),
         ("s3://", "must name a bucket"),
+        ("az://", "must name a bucket or container"),
+        ("az://two--hyphens/prefix", "must name a bucket or container"),
+        ("az://with.dot/prefix", "must name a bucket or container"),
+        ("az://" + 64 * "a", "must name a bucket or container"),
+        ("az://ab", "must name a bucket or container"),
+        ("gs://Bucket", "must name a bucket or container"),
         ("s3:///prefix", "must name a bucket"),
         ("s3://Bucket/prefix", "must name a bucket"),
+        ("az://container/a?b", "must have a prefix of names"),
         ("s3://bucket/a b", "must have a prefix of names"),
         ("s3://bucket/a/../b", "must have a prefix of names"),
     ],
@@ -194,9 +202,11 @@ def test_a_root_that_no_storage_serves_is_refused(root: str, rule: str) -> None:
 
 
 def test_a_root_is_a_bucket_with_a_prefix_or_a_directory() -> None:
-    assert split_root("x", "s3://bucket") == split_root("x", "s3://bucket/") == ("bucket", "")
-    assert split_root("x", "s3://bucket/a/b/") == ("bucket", "a/b")
-    assert split_root("x", "runs/a:b") == ("", "runs/a:b")
+    assert split_root("x", "s3://bucket") == split_root("x", "s3://bucket/") == ("s3", "bucket", "")
+    assert split_root("x", "s3://bucket/a/b/") == ("s3", "bucket", "a/b")
+    assert split_root("x", "az://con-tainer/a/b/") == ("az", "con-tainer", "a/b")
+    assert split_root("x", "gs://a.bucket_1/a") == ("gs", "a.bucket_1", "a")
+    assert split_root("x", "runs/a:b") == ("", "", "runs/a:b")
 
 
 def test_a_root_that_is_only_read_is_left_as_it_is(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.local import open_storage
-from tests.helpers.storage_contract import FaultTests, StorageTests
+from tests.helpers.storage_contract import S3FaultTests, StorageTests
 
 server = pytest.importorskip("moto.server", reason="needs moto[server]")
 
@@ -39,7 +39,7 @@ class TestStorage(StorageTests):
     pass
 
 
-class TestFaults(FaultTests):
+class TestFaults(S3FaultTests):
     pass
 
 

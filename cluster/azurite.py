@@ -1,0 +1,147 @@
+"""A real Azure Blob server for demonstrations and tests: Azurite on loopback, from npm.
+
+`python cluster/azurite.py` starts one, prints what to export, and stops it at Ctrl-C.
+"""
+
+import base64
+import email.utils
+import hashlib
+import hmac
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ceph import PATIENCE, free_ports, serve
+
+PROGRAM = Path(__file__).parents[1] / ".cache/azurite/node_modules/.bin/azurite-blob"
+INSTALL = "npm install --prefix .cache/azurite azurite@3.35.0"
+"""What puts `PROGRAM` there; `.ci/run` does it too."""
+ACCOUNT = "tester"
+KEY = base64.b64encode(b"not-a-secret-on-loopback").decode()
+VERSION = "2021-12-02"
+"""The version of the service's API that the request for a new container follows."""
+
+
+def missing() -> str:
+    """What is missing and how to get it, in one line; empty if nothing is."""
+    if shutil.which("node") and PROGRAM.is_file():
+        return ""
+    absent = "Azurite" if shutil.which("node") else "node"
+    return f"no Azure server ({absent} not found): {INSTALL}"
+
+
+@dataclass
+class Azurite:
+    """A server in a process of its own, which dies with the process that made it.
+
+    Use as a context.
+    """
+
+    persistent: bool = False
+    """Whether its objects outlive `stop` and `restart`; in memory is faster."""
+    endpoint: str = field(init=False, default="")
+    """The URL of the server, without the account."""
+    _folder: Path = field(init=False)
+    _server: subprocess.Popen[bytes] = field(init=False)
+
+    def __enter__(self) -> "Azurite":
+        """Start it; returns when containers can be made."""
+        self._folder = Path(tempfile.mkdtemp(prefix="dfkd-azurite-"))
+        self.endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+        try:
+            self.restart()
+        except BaseException as error:
+            error.add_note((self._folder / "out").read_text(errors="replace")[-1500:])
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it and remove its folder, and so all that it kept."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which obstore uses it."""
+        return {
+            "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
+            "AZURE_STORAGE_ACCOUNT_KEY": KEY,
+            "AZURE_STORAGE_ENDPOINT": f"{self.endpoint}/{ACCOUNT}",
+        }
+
+    def make_bucket(self, name: str) -> None:
+        """Make an empty container; obstore cannot."""
+        date = email.utils.formatdate(usegmt=True)
+        headers = {"x-ms-date": date, "x-ms-version": VERSION}
+        # A signature by the account's key: method, eleven empty headers, those of Azure, resource.
+        signed = "PUT" + "\n" * 12 + "".join(f"{k}:{v}\n" for k, v in headers.items())
+        signed += f"/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+        digest = hmac.new(base64.b64decode(KEY), signed.encode(), hashlib.sha256).digest()
+        headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
+        address = f"{self.endpoint}/{ACCOUNT}/{name}?restype=container"
+        request = urllib.request.Request(address, method="PUT", headers=headers)  # noqa: S310
+        urllib.request.urlopen(request, timeout=PATIENCE).close()  # noqa: S310
+
+    def new_root(self) -> str:
+        """`az://container/prefix` in a container of its own."""
+        container = f"test-{uuid.uuid4().hex}"
+        self.make_bucket(container)
+        return f"az://{container}/runs/one"
+
+    def stop(self) -> None:
+        """Stop the server; connections break off.
+
+        Not by kill -9, because Azurite saves only every few seconds which objects it has.
+        """
+        self._server.terminate()
+        self._server.wait()
+
+    def restart(self) -> None:
+        """Start again after `stop`, on the same port; returns when it serves what it had."""
+        port = self.endpoint.rpartition(":")[2]
+        command = [str(PROGRAM), "--blobPort", port, "--silent", "--disableTelemetry"]
+        command += (
+            ["--location", str(self._folder)] if self.persistent else ["--inMemoryPersistence"]
+        )
+        with (self._folder / "out").open("ab") as output:
+            self._server = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                cwd=self._folder,
+                env=os.environ | {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit:
+            if self._server.poll() is not None:
+                raise RuntimeError(f"Azurite ended with {self._server.returncode}")
+            try:
+                self.make_bucket(f"ready-{uuid.uuid4().hex}")
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise RuntimeError(f"Azurite did not come up in {PATIENCE:g} s")
+
+
+def main() -> int:
+    """Serve until Ctrl-C or SIGTERM; what is to be exported goes to stdout."""
+    if absent := missing():
+        print(f"error: {absent}", file=sys.stderr)
+        return 1
+    return serve(Azurite(persistent="--persistent" in sys.argv), "az://dfkd")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

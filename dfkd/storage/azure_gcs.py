@@ -1,0 +1,323 @@
+"""Storage in a container of Azure Blob or a bucket of Google Cloud Storage, through obstore.
+
+The clients and errors are in `dfkd.storage.azure_gcs_client`. obstore's uploads in parts are not
+used: a mapped file can be sent in one request without being in memory, so no upload is ever left
+unfinished, and of two writers of a key none loses its parts.
+"""
+
+import contextlib
+import mmap
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
+
+from dfkd.errors import DfkdError, ManifestError
+from dfkd.storage.azure_gcs_client import Connection, explain, is_transient, reason
+from dfkd.storage.base import (
+    KEY,
+    OPENING_ATTEMPTS,
+    PROBE,
+    WRITER_METADATA,
+    MissingObject,
+    Observer,
+    Request,
+    StoredObject,
+    byte_count,
+    check_key,
+    disk_full_error,
+    require_disk_space,
+)
+
+T = TypeVar("T")
+
+MAX_PUT_BYTES = 5000 << 20
+"""Azure's maximal size of an object in a single request; GCS takes more."""
+PAGE = 1000
+"""Entries of a listing that are handed over at once."""
+
+
+def open_azure_gcs(scheme: str, bucket: str, prefix: str) -> "ObstoreStorage":
+    """The storage at `az://bucket/prefix` or `gs://bucket/prefix`.
+
+    Raises:
+        ManifestError: the store does not honour put-if-absent, or may not be used.
+    """
+    store = ObstoreStorage(scheme, bucket, prefix)
+    store.with_few_attempts().probe()
+    return store
+
+
+@dataclass(frozen=True)
+class ObstoreStorage:
+    """A prefix of a container of Azure Blob or of a bucket of Google Cloud Storage."""
+
+    scheme: str
+    """`az` or `gs`."""
+    bucket: str
+    prefix: str = ""
+    # obstore's clients hold credentials, so they are in no repr.
+    connection: Connection = field(default_factory=Connection, repr=False, compare=False)
+
+    def _at(self, key: str) -> str:
+        """The name of an object in the bucket; `CorruptionError` for an invalid key."""
+        return self._head + check_key(key)
+
+    @property
+    def _head(self) -> str:
+        """What every key in the bucket begins with."""
+        return self.prefix and f"{self.prefix}/"
+
+    @property
+    def _client(self) -> Any:
+        """obstore's client for all requests but large uploads."""
+        return self.connection.client(self.scheme, self.bucket, self.connection.limits.read)
+
+    def _attempt(self, operation: str, key: str, send: Callable[[Request], T]) -> T:
+        """Call `send` again while the store is busy or answers are lost; returns its result.
+
+        Raises:
+            DfkdError: in place of obstore's errors, whose texts may hold credentials.
+        """
+        limits, observe = self.connection.limits, self.connection.observe
+        try:
+            return limits.retries.attempt(operation, send, reason, is_transient, observe)
+        except (BaseError, FileNotFoundError) as error:
+            if getattr(error, "errno", None):  # a file of this machine, and not an object
+                raise
+            raise explain(error, self.scheme, self.location(key)) from None
+
+    def probe(self) -> None:
+        """Raise `ManifestError` if a second put-if-absent succeeds too.
+
+        It takes one request if an earlier probe has left its object, else two.
+        """
+        name = self._head + PROBE
+        if self._put_once(PROBE, name, b"") and self._put_once(PROBE, name, b""):
+            raise ManifestError(
+                "storage.root",
+                "a store that honours If-None-Match or x-goog-if-generation-match",
+                self.location(),
+                "use Azure, Google Cloud or a directory: in this store two writers would both win",
+            )
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """See `Storage.put`."""
+        name = self._at(key)
+        self._attempt("put", key, lambda request: self._send(request, key, name, data))
+
+    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
+        """See `Storage.put_if_absent`."""
+        return self._put_once(key, self._at(key), data)
+
+    def _put_once(self, key: str, name: str, data: bytes | Path) -> bool:
+        """Write an object unless it exists; returns whether this call has written it."""
+        # Retries keep the same id, so an object with this id was written by this call.
+        writer = uuid.uuid4().hex
+        options = {"mode": "create", "attributes": {WRITER_METADATA: writer}}
+
+        def send(request: Request) -> tuple[bool, bool]:
+            """Whether this attempt wrote the object; and whether an earlier one may have."""
+            try:
+                self._send(request, key, name, data, **options)
+            except (AlreadyExistsError, PreconditionError):
+                return False, request.attempt > 1
+            return True, False
+
+        won, in_doubt = self._attempt("put", key, send)
+        # An earlier attempt may have written the object although its answer was lost.
+        return won or (in_doubt and self._writer(key, name) == writer)
+
+    def _send(
+        self, request: Request, key: str, name: str, data: bytes | Path, **options: Any
+    ) -> None:
+        """Send a whole object in one request."""
+        size = byte_count(data)
+        if size > MAX_PUT_BYTES:
+            raise DfkdError(
+                f"storage: {self.location(key)}: an object has at most {MAX_PUT_BYTES} bytes, "
+                f"got {size}; lower synthesis.shard_size"
+            )
+        limits = self.connection.limits
+        patience = limits.read if size < limits.large else limits.write
+        client = self.connection.client(self.scheme, self.bucket, patience)
+        # At most `MAX_UPLOADS` bodies at once: more would share the bandwidth and time out.
+        with self.connection.slots:
+            client.put(name, _buffer(data, size), use_multipart=False, **options)
+        request.bytes = size
+
+    def _writer(self, key: str, name: str) -> str:
+        """The id of the call that wrote an object; empty if another program wrote it."""
+        attributes = self._attempt(
+            "head", key, lambda _: self._client.get(name, options={"head": True}).attributes
+        )
+        return str(attributes.get(WRITER_METADATA, ""))
+
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """See `Storage.get`."""
+        name = self._at(key)
+
+        def send(request: Request) -> bytes:
+            answer = self._client.get(name)
+            if limit is None or answer.meta["size"] <= limit:
+                data = bytes(answer.bytes())
+            else:
+                # The rest of the body is never received.
+                data = next(answer.stream(min_chunk_size=max(1, limit)))[:limit]
+            request.bytes = len(data)
+            return data
+
+        return self._attempt("get", key, send)
+
+    def size(self, key: str) -> int:
+        """See `Storage.size`."""
+        name = self._at(key)
+        return int(self._attempt("head", key, lambda _: self._client.head(name))["size"])
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """See `Storage.get_range`."""
+        if stop <= start:
+            return b""
+        name = self._at(key)
+
+        def send(request: Request) -> bytes:
+            try:
+                data = bytes(self._client.get_range(name, start=start, end=stop))
+            except GenericError:
+                # obstore has no error of its own for a range that begins where the object ends.
+                if start < self._client.head(name)["size"]:
+                    raise
+                return b""
+            request.bytes = len(data)
+            return data
+
+        return self._attempt("get", key, send)
+
+    def get_file(self, key: str, path: Path) -> None:
+        """See `Storage.get_file`."""
+        name = self._at(key)
+
+        def send(request: Request) -> None:
+            answer = self._client.get(name)
+            size = answer.meta["size"]
+            require_disk_space(path, size)
+            # Opened at each attempt, so that nothing of a failed one stays in the file.
+            with path.open("wb") as stream, disk_full_error(path, size):
+                for chunk in answer.stream(min_chunk_size=1 << 20):
+                    stream.write(chunk)
+                    request.bytes += len(chunk)
+                stream.flush()
+
+        self._attempt("get", key, send)
+
+    def exists(self, key: str) -> bool:
+        """See `Storage.exists`."""
+        try:
+            self.size(key)
+        except MissingObject:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list`."""
+        return (key for key, _ in self._items(prefix))
+
+    def entries(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See `Storage.entries`; one put and one head more, to learn the store's time."""
+        now = self._now()
+        for key, item in self._items(prefix):
+            age = (now - item["last_modified"]).total_seconds()
+            yield StoredObject(key, item["size"], max(0.0, age))
+
+    def _now(self) -> datetime:
+        """The store's time, from a new object, because obstore does not show an answer's date."""
+        name = self._head + PROBE
+        self._attempt("put", PROBE, lambda request: self._send(request, PROBE, name, b""))
+        head: dict[str, datetime] = self._attempt("head", PROBE, lambda _: self._client.head(name))
+        return head["last_modified"]
+
+    def _items(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        """Yield keys that begin with `prefix`, with obstore's descriptions, in ascending order."""
+        last = ""
+        for page in self._pages(prefix):
+            for item in page:
+                # A console shows an empty folder by an object of its name, which is no key.
+                key = item["path"][len(self._head) :]
+                if not item["path"].startswith(self._head + prefix) or not KEY.fullmatch(key):
+                    continue
+                # Both services list by name, except for Azure's accounts that have real folders.
+                if key < last:
+                    raise ManifestError(
+                        "storage.root",
+                        "must be a store that lists objects by name",
+                        self.location(),
+                        "use an account without hierarchical namespace",
+                    )
+                last = key
+                yield key, item
+
+    def _pages(self, prefix: str) -> Iterator[Any]:
+        """Yield the parts of the listing of the folder that `prefix` ends in."""
+        folder = (self._head + prefix).rpartition("/")[0]
+        stream: Any = None
+        last: str | None = None
+
+        def send(request: Request) -> Any:
+            nonlocal stream
+            # A stream that failed cannot go on, so a new one begins behind what was received.
+            if stream is None or request.attempt > 1:
+                stream = self._client.list(folder, offset=last, chunk_size=PAGE)
+            return next(stream, ())
+
+        while page := self._attempt("list", prefix, send):
+            yield page
+            if len(page) < PAGE:  # only the last part is shorter
+                return
+            last = page[-1]["path"]
+
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """See `Storage.folders`."""
+        folder = (self._head + prefix).rstrip("/")
+        answer = self._attempt("list", prefix, lambda _: self._client.list_with_delimiter(folder))
+        return tuple(sorted(name.rpartition("/")[2] for name in answer["common_prefixes"]))
+
+    def delete(self, key: str) -> None:
+        """See `Storage.delete`."""
+        name = self._at(key)
+        with contextlib.suppress(MissingObject):
+            self._attempt("delete", key, lambda _: self._client.delete(name))
+
+    def abort_uploads(self, older_than: float) -> int:
+        """See `Storage.abort_uploads`; always 0, because no object is uploaded in parts."""
+        return 0
+
+    def location(self, key: str = "") -> str:
+        """See `Storage.location`."""
+        return f"{self.scheme}://{self.bucket}/{self._head}{key}"
+
+    def child(self, prefix: str) -> "ObstoreStorage":
+        """See `Storage.child`."""
+        return replace(self, prefix=self._head + check_key(prefix))
+
+    def with_few_attempts(self) -> "ObstoreStorage":
+        """The same storage with only `OPENING_ATTEMPTS` attempts for each request."""
+        retries = replace(self.connection.limits.retries, attempts=OPENING_ATTEMPTS)
+        limits = replace(self.connection.limits, retries=retries)
+        return replace(self, connection=replace(self.connection, limits=limits))
+
+    def observed(self, observe: Observer) -> "ObstoreStorage":
+        """See `Storage.observed`."""
+        return replace(self, connection=replace(self.connection, observe=observe))
+
+
+def _buffer(data: bytes | Path, size: int) -> bytes | mmap.mmap:
+    """The data, or the mapped file, whose pages are read from the disk while they are sent."""
+    if isinstance(data, bytes) or not size:  # an empty file cannot be mapped
+        return data if isinstance(data, bytes) else b""
+    with data.open("rb") as stream:
+        # Never closed by hand: a request that failed may hold the mapping a little longer.
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
