@@ -5,6 +5,7 @@ S3 is in `dfkd.storage.s3`; Azure Blob and Google Cloud Storage are in `dfkd.sto
 
 import contextlib
 import fcntl
+import importlib
 import os
 import shutil
 import time
@@ -90,12 +91,11 @@ def open_to_read(root: str) -> Storage:
 def _azure_gcs() -> ModuleType:
     """The module that needs the extra; raises `ManifestError` without it."""
     try:
-        from dfkd.storage import azure_gcs
+        return importlib.import_module("dfkd.storage.azure_gcs")
     except ImportError as error:
         raise ManifestError(
             "storage.root", "needs the extra obstore", error.name, "pip install -e '.[obstore]'"
         ) from None
-    return azure_gcs
 
 
 def root_exists(root: str) -> bool:
