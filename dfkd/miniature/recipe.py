@@ -6,7 +6,7 @@ refuses to resume from a folder that was made before a key was renamed.
 
 import dataclasses
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -129,9 +129,10 @@ class GeneratorRecipe:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ClassifierRecipe:
-    """A torchvision ResNet that names training drawings (`--classifier`), and its training."""
+    """A network that names training drawings (`--classifier`), and its training."""
 
-    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    architecture: Name = "resnet18"
+    """As `distillation.student`."""
     steps: Count = 1200
     """Steps of AdamW. The learning rate rises in `rising_steps` and falls with a cosine."""
     rising_steps: Count = 50

@@ -1,27 +1,25 @@
 """The judge of a study: a classifier that guided no synthesis names the synthesised images.
 
 Its file, which `jobs/pretrain.py --classifier judge` writes, is a safetensors state dict of a
-torchvision ResNet. The metadata has `architecture` and `classes`, a JSON list of names.
+student's network. The metadata has `architecture` and `classes`, a JSON list of names.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-import torchvision
 from pydantic import BaseModel, Json, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dfkd.config.distillation import Distillation
 from dfkd.config.hashing import sha256_file
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
+from dfkd.models.student import build
 from dfkd.models.weights.reading import load_into, match, read_state_dict
-from dfkd.utils.device import seeded
 from dfkd.utils.types import Name, require_unique
 
 _REMEDY = "run jobs/pretrain.py with --classifier judge, which writes one"
@@ -30,7 +28,7 @@ _REMEDY = "run jobs/pretrain.py with --classifier judge, which writes one"
 class _Metadata(BaseModel):
     """What the file of a judge says about itself."""
 
-    architecture: Literal["resnet18", "resnet50"]
+    architecture: Name
     classes: Json[tuple[Name, ...]]
 
 
@@ -62,11 +60,14 @@ class Judge:
         return float(torch.cat(hits).double().mean())
 
 
-def read_judge(source: str, classes: Sequence[str], device: torch.device) -> Judge | None:
+def read_judge(
+    source: str, classes: Sequence[str], image_size: int, device: torch.device
+) -> Judge | None:
     """The judge in the file `source`; None if that is empty.
 
     Args:
         classes: names that the judge must know; it may know more.
+        image_size: width and height of the images, in pixels.
 
     Raises:
         ManifestError: the file is no judge's, or the judge does not know a class.
@@ -83,16 +84,17 @@ def read_judge(source: str, classes: Sequence[str], device: torch.device) -> Jud
             unknown,
             "change the study's classes, name another judge, or remove the key",
         )
-    with seeded(0):  # the file replaces the random weights
-        network: nn.Module = torchvision.models.get_model(
-            metadata.architecture, weights=None, num_classes=len(metadata.classes)
-        )
+    config = Distillation(student=metadata.architecture, weights="none", warmup_epochs=0)
+    try:
+        network = build(config, len(metadata.classes), image_size, seed=0)
+    except ManifestError as error:  # it names the key of a student
+        raise WeightsError(
+            "judge", f"must have a student's architecture ({error})", str(path), _REMEDY
+        ) from None
     state = read_state_dict("judge", path)
     match("judge", path, state, network.state_dict(), _REMEDY)
     load_into("judge", path, network, state)
-    normalise = torchvision.transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
-    network = nn.Sequential(normalise, network).eval().to(device)
-    return Judge(network, metadata.classes, sha256_file(path), device)
+    return Judge(network.eval().to(device), metadata.classes, sha256_file(path), device)
 
 
 def _metadata(path: Path) -> _Metadata:
@@ -103,8 +105,7 @@ def _metadata(path: Path) -> _Metadata:
     except (OSError, SafetensorError, ValidationError):
         raise WeightsError(
             "judge",
-            "must be a safetensors file whose metadata has architecture, resnet18 or resnet50, "
-            "and classes, a JSON list of names",
+            "must be a safetensors file whose metadata has architecture and classes, a JSON list",
             str(path),
             _REMEDY,
         ) from None

@@ -96,7 +96,12 @@ def reproduce(
         require_tsne()
     if study.described.compare:
         require_scipy()
-    judge = read_judge(study.described.chosen_judge, study.manifest.classes, pick_device())
+    judge = read_judge(
+        study.described.chosen_judge,
+        study.manifest.classes,
+        study.manifest.synthesis.image_size,
+        pick_device(),
+    )
     root = open_storage(study.manifest.storage.root)
     cell_jobs = list(_cell_jobs(study, root, data, judge.sha256 if judge else ""))
     # Only of unfinished cells, because the checks load models.

@@ -1,16 +1,17 @@
-"""The classifiers of drawings: they learn, resume, and are files that torchvision reads."""
+"""The classifiers of drawings: they learn, resume, and are files that students start from."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from safetensors.torch import load_file
 
-from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, normalised, save
+from dfkd.config.distillation import Distillation
+from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, save
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 from dfkd.miniature.recipe import ClassifierRecipe
+from dfkd.models.student import build
 from dfkd.studies.judge import read_judge
 from dfkd.utils.device import CPU
 
@@ -29,16 +30,16 @@ def test_it_learns_what_tells_the_classes_apart(batches: LabelledBatches, tmp_pa
     recipe = ClassifierRecipe(steps=30, rising_steps=5, batch_size=16)
     network = ClassifierTrainer(recipe, batches, tmp_path, 0).run(print)
     assert accuracy(network, *batches.draw(1000, 64)) > 0.8
-    again = torchvision.models.resnet18(num_classes=2)
     path = save(network, tmp_path / "out" / "judge.safetensors", "resnet18", ["up", "flat"])
-    again.load_state_dict(load_file(path))
-    assert torch.equal(again.fc.weight, network.get_parameter("fc.weight"))
-    judge, (images, _) = read_judge(str(path), ("flat",), CPU), batches.draw(1000, 8)
+    student = build(Distillation(student="resnet18", weights=str(path)), 3, 64, 0)
+    assert torch.equal(
+        student.get_parameter("backbone.conv1.weight"),
+        network.get_parameter("backbone.conv1.weight"),
+    )
+    judge, (images, _) = read_judge(str(path), ("flat",), 64, CPU), batches.draw(1000, 8)
     assert judge is not None
     assert judge.classes == ("up", "flat")
-    torch.testing.assert_close(
-        judge.network(images), network(normalised(images)), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(judge.network(images), network(images), rtol=1e-3, atol=1e-3)
 
 
 def test_equal_networks_are_equal_files(tmp_path: Path) -> None:

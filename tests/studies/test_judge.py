@@ -37,12 +37,12 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     ("metadata", "complaint"),
     [
         (None, r"judge: must be a safetensors file whose metadata has .*, got '.*'; run jobs/pre"),
-        ({**GOOD, "architecture": "vit_h_14"}, "architecture, resnet18 or resnet50"),
+        ({**GOOD, "architecture": "vit_h_14"}, "judge: must have a student's architecture"),
         ({"architecture": "resnet18"}, "classes, a JSON list"),
         ({**GOOD, "classes": "red"}, "classes, a JSON list"),
         ({**GOOD, "classes": '["red", "red"]'}, "judge: classes of .*: every entry once"),
         ({**GOOD, "classes": '["red"]'}, r"judge: must know every class .* red, got \['blue'\]; "),
-        (GOOD, "judge: must match the architecture, but it lacks bn1.bias"),
+        (GOOD, "judge: must match the architecture, but it lacks backbone.bn1.bias"),
     ],
 )
 def test_a_file_that_is_no_judge_s_is_refused(
@@ -50,15 +50,15 @@ def test_a_file_that_is_no_judge_s_is_refused(
 ) -> None:
     save_file({"fc.bias": torch.zeros(2)}, tmp_path / "judge", metadata)
     with pytest.raises(ManifestError, match=complaint):
-        read_judge(str(tmp_path / "judge"), ("red", "blue"), CPU)
+        read_judge(str(tmp_path / "judge"), ("red", "blue"), 64, CPU)
 
 
 def test_a_pickle_or_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     path = write_judge(tmp_path / "judge", ("red", "blue"), "red")
     state = load_file(path)
     save_file(state, path, {**GOOD, "classes": '["red", "blue", "key"]'})
-    with pytest.raises(ManifestError, match=r"judge: must match .* fc\.bias \(2,\) for \(3,\)"):
-        read_judge(str(path), ("red",), CPU)
+    with pytest.raises(ManifestError, match=r"judge: must match .* head\.bias \(2,\) for \(3,\)"):
+        read_judge(str(path), ("red",), 64, CPU)
     torch.save(state, path)
     with pytest.raises(ManifestError, match="judge: must be a safetensors file"):
-        read_judge(str(path), ("red",), CPU)
+        read_judge(str(path), ("red",), 64, CPU)
