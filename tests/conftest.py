@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 import ceph as servers
 from ceph import Ceph
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher
 from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_models import GENERATOR, TEACHER

@@ -9,7 +9,7 @@ from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.latents import Synthesiser

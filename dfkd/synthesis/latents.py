@@ -7,7 +7,10 @@ minimises over the latent z of each image
 
 The paper builds on VQGAN-CLIP and says no more. VQGAN-CLIP shows the tower augmented views of G(z)
 and takes the mean of D over them (`dfkd.synthesis.views`). The initial latents, the quantisation
-and the clamps of latents and pixels are its own too (`dfkd.models.generator`).
+and the clamps of latents and pixels are its own too (`dfkd.models.generators.vqgan`).
+
+A generator that samples its latents (`dfkd.models.generators.diffusion`) needs no such steps. With
+some the same loop refines what it has sampled; with none the teacher sees only the finished image.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +21,9 @@ from torch import Tensor
 from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import Taps, batch_norm_loss
-from dfkd.models.generator import Generator
+from dfkd.models.generators.generator import Condition, Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
-from dfkd.synthesis.request import OnStep, Synthesised
+from dfkd.synthesis.request import OnStep, Synthesised, synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
@@ -67,9 +70,15 @@ class Synthesiser:
             self.distances = torch.compile(self._distances, dynamic=False)
 
     def __call__(
-        self, targets: Tensor, seeds: Sequence[int], on_step: OnStep | None = None
+        self,
+        targets: Tensor,
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+        condition: Condition | None = None,
     ) -> Synthesised:
         """Minimise D(E_img(G(z)), T) over the latents of a batch, independently for each image.
+
+        With `config.steps` 0 the generator's initial latents are the images'.
 
         The losses of the batch are summed and everything else is per sample. So an image does not
         depend on the rest of its batch, up to the rounding of kernels that depend on batch size.
@@ -82,26 +91,39 @@ class Synthesiser:
             targets: unit text embeddings [B, E], one prompt for each image.
             seeds: one for each image; seed and target determine the image.
             on_step: called after each step.
+            condition: the same prompts as hidden states, if the generator needs them.
 
         Raises:
             ManifestError: `config.batch_norm_weight` is set and the teacher has no batch norm.
         """
+        latents = self.generator.init_latents(seeds, self.config.image_size, condition)
+        if not self.config.steps:
+            return self._measure(targets, latents, on_step)
         (weight,) = self.config.batch_norm_weight
         if not weight:
-            return self._optimise(targets, seeds, on_step)
+            return self._optimise(targets, seeds, latents, on_step)
         with batch_norm_taps(self.teacher, "synthesis.batch_norm_weight") as taps:
-            return self._optimise(targets, seeds, on_step, taps)
+            return self._optimise(targets, seeds, latents, on_step, taps)
+
+    @torch.no_grad()
+    def _measure(self, targets: Tensor, latents: Tensor, on_step: OnStep | None) -> Synthesised:
+        """Decode latents as they are; the loss is the distance of the whole image."""
+        pixels = self.generator.decode(latents, self.config.quantise)
+        losses = spherical_distance(self.teacher.encode_image(pixels), targets)
+        if on_step is not None:
+            on_step(0, losses)
+        return synthesised(to_bytes(pixels), losses, steps=0)
 
     def _optimise(
         self,
         targets: Tensor,
         seeds: Sequence[int],
+        latents: Tensor,
         on_step: OnStep | None,
         taps: Taps[Tensor] | None = None,
     ) -> Synthesised:
         """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
         config, generator, coupled = self.config, self.generator, taps is not None
-        latents = generator.init_latents(seeds, config.image_size)
         final = _FinalLatents(latents)
         views = self._views(seeds, latents.device)
         rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch

@@ -25,7 +25,7 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive

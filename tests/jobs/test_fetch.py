@@ -14,7 +14,7 @@ import yaml
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.pipeline.preflight import check_synthesis
 from tests.helpers import jobs
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
