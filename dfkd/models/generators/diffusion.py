@@ -35,12 +35,10 @@ UNETS = ("UNet2DConditionModel",)
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 SCHEDULERS = (
     "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "LCMScheduler",
     "PNDMScheduler",
-    "TCDScheduler",
     "UniPCMultistepScheduler",
 )
 """Classes of diffusers that a folder may name. These schedulers draw from given generators."""
@@ -269,7 +267,7 @@ def _configuration(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number in plain values with the key that holds it, and the length of each list."""
+    """Yield every number in plain values with its key, and the length of each list."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             yield from _numbers(value, name)
@@ -337,7 +335,7 @@ def _scheduler(library: ModuleType, path: Path, steps: int) -> Any:
         scheduler.set_timesteps(steps)
     except Exception as error:  # each scheduler has its own checks
         rule = f"must suit {tree['_class_name']} ({one_line(error)})"
-        raise ManifestError("synthesis.steps", rule, steps, "lower it") from None
+        raise ManifestError("synthesis.steps", rule, steps, "choose another number") from None
     return scheduler
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
@@ -73,7 +73,7 @@ class TextEncoder:
         """
         config, tokenizer = cls.files(folder).values()
         try:
-            shape = TypeAdapter(Shape).validate_python(read_json(FIELD, config, REMEDY))
+            shape = Shape(**read_json(FIELD, config, REMEDY))
         except ValidationError as error:
             field, rule, value = first_problem(error)
             raise WeightsError(f"{FIELD}: text_encoder.{field}", rule, value, REMEDY) from None
@@ -131,7 +131,7 @@ def _shape_difference(teacher: Teacher, shape: Shape) -> str:
 def _weight_difference(teacher: Teacher, shape: Shape, state: dict[str, Tensor]) -> str:
     """The first tensor of a text encoder that differs from the teacher's; empty without one."""
     theirs = {key.removeprefix("text_model."): value for key, value in state.items()}
-    for name, own in _as_clip_text_model(teacher.text, shape.num_hidden_layers).items():
+    for name, own in as_clip_text_model(teacher.text, shape.num_hidden_layers).items():
         if name not in theirs or theirs[name].shape != own.shape:
             return f"its text_encoder has no {name} of shape {tuple(own.shape)}"
         apart = torch.linalg.vector_norm(theirs[name].float() - own.float().cpu())
@@ -141,7 +141,7 @@ def _weight_difference(teacher: Teacher, shape: Shape, state: dict[str, Tensor])
     return ""
 
 
-def _as_clip_text_model(text: Any, layers: int) -> dict[str, Tensor]:
+def as_clip_text_model(text: Any, layers: int) -> dict[str, Tensor]:
     """The tensors of an open_clip text tower, by transformers' names in a CLIPTextModel."""
     tensors = {
         "embeddings.token_embedding.weight": text.token_embedding.weight,
