@@ -62,8 +62,16 @@ class _FinalLatents:
 class Synthesiser:
     """Makes batches of images with fixed models, which are compiled at most once."""
 
-    def __init__(self, teacher: Teacher, generator: Generator, config: Synthesis) -> None:
+    def __init__(
+        self, teacher: Teacher, generator: Generator, config: Synthesis, steps: int | None = None
+    ) -> None:
+        """Prepare the loop.
+
+        Args:
+            steps: optimisation steps, 0 for none; by default `config.steps`.
+        """
         self.teacher, self.generator, self.config = teacher, generator, config
+        self.steps = config.steps if steps is None else steps
         self.distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = self._distances
         """Mean distance [B] of each latent's views to its target [B, E]."""
         if config.compile:
@@ -78,7 +86,7 @@ class Synthesiser:
     ) -> Synthesised:
         """Minimise D(E_img(G(z)), T) over the latents of a batch, independently for each image.
 
-        With `config.steps` 0 the generator's initial latents are the images'.
+        Without steps the generator's initial latents are those of the images.
 
         The losses of the batch are summed and everything else is per sample. So an image does not
         depend on the rest of its batch, up to the rounding of kernels that depend on batch size.
@@ -97,7 +105,7 @@ class Synthesiser:
             ManifestError: `config.batch_norm_weight` is set and the teacher has no batch norm.
         """
         latents = self.generator.init_latents(seeds, self.config.image_size, condition)
-        if not self.config.steps:
+        if not self.steps:
             return self._measure(targets, latents, on_step)
         (weight,) = self.config.batch_norm_weight
         if not weight:
@@ -128,7 +136,7 @@ class Synthesiser:
         views = self._views(seeds, latents.device)
         rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
-        for step in range(config.steps):
+        for step in range(self.steps):
             losses = self.distances(latents, targets[rows], views.draw(step))
             if taps is not None:
                 # Added to every image, so the sum over the batch keeps the ratio of the two terms.
@@ -141,7 +149,7 @@ class Synthesiser:
             check = coupled or not latents.is_cuda or (step + 1) % CHECK_INTERVAL == 0
             diverged = final.diverged[rows]
             # `final` has the latents of the last loss already, so a further update would be lost.
-            if step == config.steps - 1 or (check and bool(diverged.all())):
+            if step == self.steps - 1 or (check and bool(diverged.all())):
                 break
             _step(generator, latents, losses, optimizer)
             if check and self._should_drop(diverged, coupled):
@@ -165,7 +173,7 @@ class Synthesiser:
         # A seed of their own, so the first view does not repeat the numbers of the first latent.
         view_seeds, config = [derive_seed(seed, "views") for seed in seeds], self.config
         size = self.teacher.image_size
-        return Views(view_seeds, config.steps, config.views, config.view_noise, size, device)
+        return Views(view_seeds, self.steps, config.views, config.view_noise, size, device)
 
     def _should_drop(self, diverged: Tensor, coupled: bool) -> bool:
         """Whether diverged images leave the batch now."""

@@ -130,9 +130,10 @@ class ShardMaker:
         self.states: PromptStates | None = None
         self.inverter: Inverter | None = None
         if generator is not None:
-            steps, rate = steps_per_image(manifest), latent_learning_rate(manifest)
-            config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
-            self.synthesiser = Synthesiser(teacher, generator, config)
+            rate = latent_learning_rate(manifest)
+            config = dataclasses.replace(manifest.synthesis, learning_rate=rate)
+            steps = steps_per_image(manifest)
+            self.synthesiser = Synthesiser(teacher, generator, config, steps)
             if generator.text is not None:
                 self.states = PromptStates(manifest, teacher, generator.text)
         else:
