@@ -139,7 +139,8 @@ class Synthesis:
     """Images per shard, which is the work of one task. If images depend on each other (`inversion`,
     L_bn), a worker makes a shard of every class at once, and the size also changes the images."""
     image_size: Count = 224
-    """Height and width in pixels; a multiple of the generator's down-sampling factor."""
+    """Height and width in pixels: of a VQGAN a multiple of its down-sampling factor. A diffusion
+    model makes images of its own size, which are resized to this one."""
     steps: Count = 500
     """Optimisation steps of each image; with `generator.kind: diffusers` its sampling steps, of
     which few-step models need 1 to 8."""

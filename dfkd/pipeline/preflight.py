@@ -10,7 +10,6 @@ from dfkd.distillation.text_only import load_tower
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.models.generators import kinds
-from dfkd.models.generators.generator import latent_side
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
 from dfkd.prompts.maker import check_prompts
@@ -40,9 +39,7 @@ def check_synthesis(manifest: Manifest) -> None:
         require_batch_norm(teacher, method)
     _check_games(manifest)
     if any(map(prompt_method, manifest.methods)):
-        generator = kinds.load(manifest, cpu)
-        generator.require_teacher(teacher)
-        latent_side(manifest.synthesis.image_size, generator.downsampling)
+        kinds.load(manifest, cpu).require(teacher, manifest.synthesis.image_size)
 
 
 def _check_games(manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
@@ -116,7 +117,7 @@ class Synthesiser:
     @torch.no_grad()
     def _measure(self, targets: Tensor, latents: Tensor, on_step: OnStep | None) -> Synthesised:
         """Decode latents as they are; the loss is the distance of the whole image."""
-        pixels = self.generator.decode(latents, self.config.quantise)
+        pixels = self._decode(latents)
         losses = spherical_distance(self.teacher.encode_image(pixels), targets)
         if on_step is not None:
             on_step(0, losses)
@@ -156,17 +157,35 @@ class Synthesiser:
                 rows = rows[~diverged]
                 views.select(~diverged)
                 latents, optimizer = _select(latents, optimizer, ~diverged, config.learning_rate)
-        return _result(generator, config, final)
+        return self._result(final)
 
     def _distances(
         self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
     ) -> Tensor:
         """See `distances`."""
-        pixels = self.generator.decode(latents, self.config.quantise)
+        pixels = self._decode(latents)
         embeddings = self.teacher.encode_image(apply_views(pixels, view_parameters))
         # The views of an image are adjacent, so each target is repeated in place.
         repeated = targets.repeat_interleave(len(embeddings) // len(targets), dim=0)
         return spherical_distance(embeddings, repeated).view(len(targets), -1).mean(dim=1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, S, S] in [0, 1] of latents, where S is the image size."""
+        pixels, size = self.generator.decode(latents, self.config.quantise), self.config.image_size
+        if pixels.shape[-1] == size:
+            return pixels
+        # A diffusion model makes images of the size that it was trained for.
+        return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+
+    @torch.no_grad()
+    def _result(self, final: _FinalLatents) -> Synthesised:
+        """Decode the final latents and copy everything to the CPU."""
+        return Synthesised(
+            to_bytes(self._decode(final.latents)),
+            final.losses.cpu(),
+            final.steps.cpu(),
+            final.diverged.cpu(),
+        )
 
     def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
         """The views of all steps of a batch."""
@@ -213,14 +232,3 @@ def _select(
         for name, value in optimizer.state[latents].items()
     }
     return remaining, new_optimizer
-
-
-@torch.no_grad()
-def _result(generator: Generator, config: Synthesis, final: _FinalLatents) -> Synthesised:
-    """Decode the final latents and copy everything to the CPU."""
-    return Synthesised(
-        to_bytes(generator.decode(final.latents, config.quantise)),
-        final.losses.cpu(),
-        final.steps.cpu(),
-        final.diverged.cpu(),
-    )

@@ -100,6 +100,18 @@ def test_a_sampled_image_is_measured_once_and_takes_no_step(
         )
 
 
+def test_an_image_is_resized_from_the_size_that_the_model_was_trained_for(
+    home: Path, clip: Teacher, pipeline: Path, tmp_path: Path
+) -> None:
+    sizes = (SIZE, SIZE // 2)
+    words = [("prompts.method=vanilla", f"synthesis.image_size={size}") for size in sizes]
+    whole, half = (make(read_manifest(home, pipeline, *each), clip, tmp_path) for each in words)
+    for one, other in zip(whole, half, strict=True):
+        assert pixels(other).shape == (SIZE // 2, SIZE // 2, 3)
+        small = Image.fromarray(pixels(one).astype(np.uint8)).resize(sizes[1:] * 2, Image.BILINEAR)
+        assert np.abs(np.array(small).astype(int) - pixels(other)).max() <= 2
+
+
 def test_refinement_starts_from_the_sampled_image_and_comes_closer_to_the_prompt(
     home: Path, clip: Teacher, pipeline: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from dfkd.config.bundled import CACHE
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.generators.generator import Condition, TextInput, latent_side, to_pixels
+from dfkd.models.generators.generator import Condition, TextInput, to_pixels
 from dfkd.models.generators.text_tower import FIELD, REMEDY, TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
@@ -60,7 +60,6 @@ class Diffusion:
     """UNet, VAE and scheduler of Stable Diffusion 1 or 2, or of a model distilled from one.
 
     Attributes:
-        downsampling: height and width in pixels of one latent cell.
         text: the hidden states that the UNet was trained on.
         unet, vae, scheduler: objects of diffusers; the networks are frozen.
         encoder: the text encoder, which the teacher's tower takes the place of.
@@ -81,7 +80,6 @@ class Diffusion:
         self.unet, self.vae, self.scheduler, self.encoder = unet, vae, scheduler, encoder
         self.steps, self.guidance = steps, guidance
         self.text: TextInput | None = encoder.input
-        self.downsampling = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.device = next(self.unet.parameters()).device
         # Computed here, because torch.compile cannot trace it.
         self._mixed = precision == "bfloat16" and multiplies_bfloat16(self.device)
@@ -129,8 +127,8 @@ class Diffusion:
         _require_fitting(unet.config, vae.config, encoder, folder)
         return cls(unet, vae, scheduler, encoder, steps, config.guidance, precision)
 
-    def require_teacher(self, teacher: Teacher) -> None:
-        """Refuse a teacher whose text tower is not the pipeline's own."""
+    def require(self, teacher: Teacher, image_size: int) -> None:
+        """Refuse a teacher whose text tower is not the pipeline's own; images are resized."""
         self.encoder.require(teacher)
 
     @torch.no_grad()
@@ -140,11 +138,11 @@ class Diffusion:
         """Sampled latents float32 [B, C, h, w]; each depends only on its own seed and prompt.
 
         Args:
-            image_size: a multiple of `downsampling`.
+            image_size: not used, because a UNet makes good images only at the size of its training.
             condition: of B prompts.
         """
         assert condition is not None  # noqa: S101 - `text` asks for one
-        side = latent_side(image_size, self.downsampling)
+        side = self.unet.config.sample_size
         shape = (self.unet.config.in_channels, side, side)
         # Each image has its own generator on the CPU, so its noise depends neither on the others of
         # its batch nor on the device.
@@ -348,5 +346,7 @@ def _require_fitting(unet: Any, vae: Any, encoder: TextEncoder, folder: Path) ->
         rule = "must have a UNet for text to image, with as many channels as the VAE has"
     elif unet.cross_attention_dim != width:
         rule = f"must have a UNet for hidden states of width {width}"
+    elif not isinstance(unet.sample_size, int):
+        rule = "must have a UNet for square images of one size (sample_size)"
     if rule:
         raise WeightsError(FIELD, rule, str(folder), "give a Stable Diffusion 1 or 2")

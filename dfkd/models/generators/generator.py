@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
-from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.utils.types import Precision
 
@@ -45,8 +44,6 @@ class Condition:
 class Generator(Protocol):
     """A frozen generator of images."""
 
-    downsampling: int
-    """Height and width in pixels of one latent cell; an image size must be a multiple of it."""
     text: TextInput | None
     """What `init_latents` needs as condition; None if it needs none."""
 
@@ -70,13 +67,18 @@ class Generator(Protocol):
             WeightsError: a file is missing, corrupt or hostile, or of another architecture.
         """
 
-    def require_teacher(self, teacher: Teacher) -> None:
-        """Raise `ManifestError` if the generator cannot understand the teacher's hidden states."""
+    def require(self, teacher: Teacher, image_size: int) -> None:
+        """Raise `ManifestError` if teacher or image size do not fit the generator."""
 
     def init_latents(
         self, seeds: Sequence[int], image_size: int, condition: Condition | None = None
     ) -> Tensor:
-        """Latents float32 [B, C, h, w]; each depends only on its own seed and prompt."""
+        """Latents float32 [B, C, h, w]; each depends only on its own seed and prompt.
+
+        Args:
+            image_size: side in pixels that is asked for; a generator that knows only one size makes
+                that one.
+        """
 
     def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
         """Pixels float32 [B, 3, H, W] in [0, 1], differentiable in the latent.
@@ -87,23 +89,6 @@ class Generator(Protocol):
 
     def constrain(self, latent: Tensor) -> Tensor:
         """Move a latent, in place, into the range that the generator can decode; returns it."""
-
-
-def latent_side(image_size: int, downsampling: int) -> int:
-    """Height and width of the latent of an image.
-
-    Raises:
-        ManifestError: `image_size` is not a multiple of `downsampling`.
-    """
-    side, rest = divmod(image_size, downsampling)
-    if rest or not side:
-        raise ManifestError(
-            "synthesis.image_size",
-            f"must be a multiple of {downsampling}",
-            image_size,
-            f"use {max(1, side) * downsampling}",
-        )
-    return side
 
 
 def to_pixels(image: Tensor) -> Tensor:

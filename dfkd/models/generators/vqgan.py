@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
-from dfkd.errors import WeightsError
-from dfkd.models.generators.generator import Condition, TextInput, latent_side, to_pixels
+from dfkd.errors import ManifestError, WeightsError
+from dfkd.models.generators.generator import Condition, TextInput, to_pixels
 from dfkd.models.generators.vqgan_config import Model, read_model
 from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.models.teacher import Teacher
@@ -118,8 +118,9 @@ class VQGAN:
         """See `Generator.of`."""
         return cls.load(manifest.generator, device, precision, manifest.cache)
 
-    def require_teacher(self, teacher: Teacher) -> None:
-        """Any teacher will do, because only its gradient is used."""
+    def require(self, teacher: Teacher, image_size: int) -> None:
+        """Refuse a size that is not a multiple of `downsampling`; any teacher has a gradient."""
+        self.latent_shape(image_size)
 
     def init_latents(
         self, seeds: Sequence[int], image_size: int, condition: Condition | None = None
@@ -148,7 +149,14 @@ class VQGAN:
         Raises:
             ManifestError: `image_size` is not a multiple of `downsampling`.
         """
-        side = latent_side(image_size, self.downsampling)
+        side, rest = divmod(image_size, self.downsampling)
+        if rest or not side:
+            raise ManifestError(
+                "synthesis.image_size",
+                f"must be a multiple of {self.downsampling}",
+                image_size,
+                f"use {max(1, side) * self.downsampling}",
+            )
         return self.codebook.shape[1], side, side
 
     def nearest(self, latent: Tensor) -> Tensor:

@@ -118,7 +118,6 @@ def test_pixels_are_differentiable_in_the_latent(home: Path, pipeline: Path) -> 
 def test_a_tiny_autoencoder_decodes_too(home: Path, clip: Teacher, tmp_path: Path) -> None:
     folder = write_pipeline(tmp_path, clip, vae="AutoencoderTiny")
     generator = load(read_manifest(home, folder))
-    assert generator.downsampling == 2
     pixels = generator.decode(generator.init_latents(SEEDS, SIZE, condition()))
     assert pixels.shape == (3, 3, SIZE, SIZE)
 
@@ -172,7 +171,7 @@ def test_a_text_encoder_may_lack_the_last_block(
     """As that of Stable Diffusion 2, which also has another padding."""
     folder = write_pipeline(tmp_path, clip, layers=layers, pad=pad)
     generator = load(read_manifest(home, folder))
-    generator.require_teacher(clip)
+    generator.require(clip, SIZE)
     assert generator.text is not None
     assert generator.text.layers == layers
     assert generator.text.pads_with_end == (pad != "!")
@@ -247,11 +246,6 @@ def test_steps_that_the_scheduler_cannot_do_are_refused(home: Path, pipeline: Pa
     assert text.endswith("got 500; choose another number")
 
 
-def test_a_size_between_two_cells_is_refused(home: Path, pipeline: Path) -> None:
-    text = refusal(read_manifest(home, pipeline, "synthesis.image_size=17"))
-    assert text == "synthesis.image_size: must be a multiple of 2, got 17; use 16"
-
-
 def test_a_folder_that_is_not_there_is_named(home: Path) -> None:
     text = refusal(read_manifest(home, home / "none"))
     assert "must be an existing folder or a published diffusion model (lcm-dreamshaper-v7, " in text
@@ -311,6 +305,7 @@ def test_a_configuration_that_cannot_be_used_is_refused(
     [
         ({"num_class_embeds": 3}, "this one has num_class_embeds"),
         ({"in_channels": 9}, "as many channels as the VAE has"),
+        ({"sample_size": (8, 16)}, "a UNet for square images of one size"),
         ({"cross_attention_dim": 64}, "a UNet for hidden states of width 32"),
     ],
 )
