@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
 from dfkd.config.manifest import Manifest
@@ -82,12 +83,13 @@ def write_pipeline(
 def write_text_encoder(folder: Path, teacher: Teacher, layers: int, **other: Any) -> None:
     """The teacher's text tower as a CLIPTextModel; `other` replaces keys of its configuration."""
     (folder / "text_encoder").mkdir(parents=True, exist_ok=True)
+    first = teacher.text.transformer.resblocks[0]
     config = {
         "hidden_size": teacher.token_table.shape[1],
         "intermediate_size": 4 * teacher.token_table.shape[1],
-        "num_attention_heads": teacher.text.transformer.resblocks[0].attn.num_heads,
+        "num_attention_heads": first.attn.num_heads,
         "num_hidden_layers": layers,
-        "hidden_act": "gelu",
+        "hidden_act": "quick_gelu" if isinstance(first.mlp.gelu, QuickGELU) else "gelu",
         "max_position_embeddings": teacher.context_length,
         "vocab_size": len(teacher.token_table),
         "model_type": "clip_text_model",

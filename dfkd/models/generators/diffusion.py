@@ -53,7 +53,7 @@ OTHER_CONDITIONS = (
 does."""
 
 MAX_SIZE, MAX_LAYERS = 10_000, 64
-"""Bounds on the numbers in a configuration, and on those that count layers or blocks."""
+"""Bounds on the numbers in a configuration, and on those that count layers, blocks or entries."""
 
 
 class Diffusion:
@@ -256,7 +256,7 @@ def _configuration(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
         raise WeightsError(field, rule, tree.get("_class_name"), "give another model")
     # A file of a few bytes must not ask for a network of any size.
     for key, number in _numbers(tree):
-        limit = MAX_LAYERS if "layers" in key or "blocks" in key else MAX_SIZE
+        limit = MAX_LAYERS if re.search("layers|blocks|length", key) else MAX_SIZE
         if abs(number) > limit:
             raise WeightsError(
                 f"{FIELD}: {path.parent.name}.{key}", f"must be at most {limit}", number, REMEDY
@@ -270,7 +270,7 @@ def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
         for name, value in tree.items():
             yield from _numbers(value, name)
     elif isinstance(tree, list):
-        yield f"{key} (layers)", len(tree)
+        yield f"{key} (length)", len(tree)
         for value in tree:
             yield from _numbers(value, key)
     elif isinstance(tree, int | float):
@@ -295,8 +295,7 @@ def _network(
         with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
             network = getattr(library, tree["_class_name"]).from_config(tree)
     except Exception as error:  # a malformed configuration can raise anything in a constructor
-        rule = f"must be buildable by diffusers ({one_line(error)})"
-        raise WeightsError(FIELD, rule, str(config), REMEDY) from None
+        raise _unbuildable(config, error) from None
     state = {_present_name(key): value for key, value in read_state_dict(FIELD, weights).items()}
     expected = network.state_dict()
     match(FIELD, weights, state, expected, REMEDY)
@@ -327,8 +326,7 @@ def _scheduler(library: ModuleType, path: Path, steps: int) -> Any:
     try:
         scheduler = getattr(library, tree["_class_name"]).from_config(tree)
     except Exception as error:  # as for the networks
-        rule = f"must be buildable by diffusers ({one_line(error)})"
-        raise WeightsError(FIELD, rule, str(path), REMEDY) from None
+        raise _unbuildable(path, error) from None
     try:
         scheduler.set_timesteps(steps)
     except Exception as error:  # each scheduler has its own checks
@@ -337,16 +335,29 @@ def _scheduler(library: ModuleType, path: Path, steps: int) -> Any:
     return scheduler
 
 
+def _unbuildable(path: Path, error: Exception) -> WeightsError:
+    """The error about a configuration that diffusers refuses."""
+    rule = f"must be buildable by diffusers ({one_line(error)})"
+    return WeightsError(FIELD, rule, str(path), REMEDY)
+
+
 def _require_fitting(unet: Any, vae: Any, encoder: TextEncoder, folder: Path) -> None:
     """Raise `WeightsError` if the configurations of a folder's parts do not belong together."""
-    rule, width = "", encoder.shape.hidden_size
+    width = encoder.shape.hidden_size
     if other := [key for key in OTHER_CONDITIONS if unet.get(key) is not None]:
-        rule = f"must have a UNet that one text tower conditions, and this one has {other[0]}"
-    elif not unet.in_channels == unet.out_channels == vae.latent_channels:
-        rule = "must have a UNet for text to image, with as many channels as the VAE has"
-    elif unet.cross_attention_dim != width:
-        rule = f"must have a UNet for hidden states of width {width}"
-    elif not isinstance(unet.sample_size, int):
-        rule = "must have a UNet for square images of one size (sample_size)"
-    if rule:
-        raise WeightsError(FIELD, rule, str(folder), "give a Stable Diffusion 1 or 2")
+        raise _foreign(
+            folder, f"must have a UNet that one text tower conditions, and this one has {other[0]}"
+        )
+    if not unet.in_channels == unet.out_channels == vae.latent_channels:
+        raise _foreign(
+            folder, "must have a UNet for text to image, with as many channels as the VAE has"
+        )
+    if unet.cross_attention_dim != width:
+        raise _foreign(folder, f"must have a UNet for hidden states of width {width}")
+    if not isinstance(unet.sample_size, int):
+        raise _foreign(folder, "must have a UNet for square images of one size (sample_size)")
+
+
+def _foreign(folder: Path, rule: str) -> WeightsError:
+    """The error about a folder whose parts are intact but do not fit."""
+    return WeightsError(FIELD, rule, str(folder), "give a Stable Diffusion 1 or 2")

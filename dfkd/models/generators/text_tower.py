@@ -81,8 +81,8 @@ class TextEncoder:
         # Padding matters, because a diffusion model attends to the states of all tokens.
         token = pad.get("content") if isinstance(pad, dict) else pad
         if token not in PADDING:
-            rule = f"must be {' or '.join(PADDING)}"
-            raise WeightsError(f"{FIELD}: tokenizer.pad_token", rule, token, REMEDY)
+            known = " or ".join(PADDING)
+            raise WeightsError(f"{FIELD}: tokenizer.pad_token", f"must be {known}", token, REMEDY)
         weights = folder / "text_encoder/model.safetensors"
         text_input = TextInput(shape.num_hidden_layers, PADDING[token])
         return cls(shape, text_input, weights if weights.is_file() else None)

@@ -16,6 +16,7 @@ from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.prompts.conditions import PromptStates
 from dfkd.utils.pixels import to_bytes
+from tests.helpers.tiny_models import VIT, load_teacher, model_config
 from tests.helpers.tiny_pipeline import (
     SIZE,
     noise,
@@ -83,11 +84,8 @@ def test_images_are_those_of_the_pipeline(kind: str, guidance: float, tmp_path: 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_states_are_those_of_the_text_encoder(layers: int, quick: bool, tmp_path: Path) -> None:
     """With all blocks as Stable Diffusion 1 has it, and without the last as 2 has it."""
-    from tests.helpers.tiny_models import VIT, load_teacher, model_config
-
     teacher = load_teacher(tmp_path, model_config(VIT, quick=quick))
-    act = "quick_gelu" if quick else "gelu"
-    write_text_encoder(tmp_path, teacher, layers, hidden_act=act)
+    write_text_encoder(tmp_path, teacher, layers)
     encoder = transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder").eval()
     texts = ["a dog", "a photo of two cats, sleeping"]
     tokens = teacher.tokenize(texts)

@@ -115,6 +115,19 @@ def test_pixels_are_differentiable_in_the_latent(home: Path, pipeline: Path) -> 
     assert not any(p.requires_grad for p in generator.unet.parameters())
 
 
+def test_bfloat16_changes_latents_and_pixels_little(home: Path, pipeline: Path) -> None:
+    generator = load(read_manifest(home, pipeline))
+    exact = generator.init_latents(SEEDS, SIZE, condition())
+    pixels = generator.decode(exact)
+    generator._mixed = True  # as on a device with such instructions
+    rounded = generator.init_latents(SEEDS, SIZE, condition())
+    assert rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).abs().max()) < 0.1 * float(exact.abs().max())
+    again = generator.decode(exact)
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again, pixels, atol=0.05, rtol=0)
+
+
 def test_a_tiny_autoencoder_decodes_too(home: Path, clip: Teacher, tmp_path: Path) -> None:
     folder = write_pipeline(tmp_path, clip, vae="AutoencoderTiny")
     generator = load(read_manifest(home, folder))
