@@ -17,6 +17,7 @@ from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, way_of
 from dfkd.config.presets import PRESETS
 from dfkd.config.synthesis import (
+    OPTIMISER_KEYS,
     GeneratorConfig,
     Prompts,
     Synthesis,
@@ -176,7 +177,7 @@ class Manifest:
             section = self.generator if key.startswith("generator.") else self.synthesis
             (default,) = (each.default for each in dataclasses.fields(section) if each.name == name)
             if (value := getattr(section, name)) != default:
-                sampled = " and no refine_steps" if self.generator.kind == "diffusers" else ""
+                sampled = " and no refine_steps" if key in OPTIMISER_KEYS else ""
                 raise ManifestError(
                     key,
                     f"has no effect with generator.kind {self.generator.kind}{sampled}",

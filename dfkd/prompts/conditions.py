@@ -60,19 +60,16 @@ class PromptStates:
 
     def _mix(self, prompts: Sequence[StoredPrompt]) -> Tensor:
         """Equation 6 for states: those of two styles, mixed with the weight of the embeddings."""
-        config, names = self.manifest.prompts, self.manifest.classes
-        styles, draws = dictionary(config), [mixture(config, prompt.seed) for prompt in prompts]
-        first, second = (
-            self._of_texts(
-                [
-                    styled_prompt(self.manifest, names[prompt.class_index], styles[draw[side]])
-                    for prompt, draw in zip(prompts, draws, strict=True)
-                ]
-            )
-            for side in (0, 1)
-        )
-        weight = torch.tensor([draw[2] for draw in draws], device=first.device)[:, None, None]
-        return weight * first + (1 - weight) * second
+        config, firsts, seconds, weights = self.manifest.prompts, [], [], []
+        styles = dictionary(config)
+        for prompt in prompts:
+            name = self.manifest.classes[prompt.class_index]
+            first, second, weight = mixture(config, prompt.seed)
+            firsts.append(styled_prompt(self.manifest, name, styles[first]))
+            seconds.append(styled_prompt(self.manifest, name, styles[second]))
+            weights.append(weight)
+        share = torch.tensor(weights, device=self.empty.device)[:, None, None]
+        return share * self._of_texts(firsts) + (1 - share) * self._of_texts(seconds)
 
     def _has_word(self, prompt: StoredPrompt) -> bool:
         """Whether a prompt has a pseudo-word which the guard has not replaced by the class text."""
@@ -93,10 +90,9 @@ class PromptStates:
         tokens, positions = self.words.tokens(names, [self.words.template] * len(names))
         # A causal teacher's sentences are cut behind the longest one.
         tokens = F.pad(tokens, (0, self.teacher.context_length - tokens.shape[1]))
-        words = torch.from_numpy(np.stack([prompt.pseudo_word for prompt in prompts]))
-        embedded = embed_with(
-            self.teacher, self._padded(tokens), positions, words.to(tokens.device)
-        )
+        vectors = [prompt.pseudo_word for prompt in prompts if prompt.pseudo_word is not None]
+        words = torch.from_numpy(np.stack(vectors)).to(tokens.device)
+        embedded = embed_with(self.teacher, self._padded(tokens), positions, words)
         return self.teacher.hidden_states(embedded, self.text.layers)
 
     def _of_texts(self, texts: Sequence[str]) -> Tensor:

@@ -1,10 +1,10 @@
 """A diffusion model of some ten thousand random weights, in the folder layout of diffusers."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
@@ -62,6 +62,7 @@ def write_pipeline(
     `layers` is the number of blocks that the text encoder has; None: as many as the teacher.
     """
     width = teacher.token_table.shape[1]
+    diffusers: Any = importlib.import_module("diffusers")
     with seeded(0):
         model = diffusers.UNet2DConditionModel(**UNET | {"cross_attention_dim": width} | unet)
         decoder = getattr(diffusers, vae)(**(KL if vae == "AutoencoderKL" else TINY))

@@ -108,7 +108,9 @@ def test_an_image_is_resized_from_the_size_that_the_model_was_trained_for(
     whole, half = (make(read_manifest(home, pipeline, *each), clip, tmp_path) for each in words)
     for one, other in zip(whole, half, strict=True):
         assert pixels(other).shape == (SIZE // 2, SIZE // 2, 3)
-        small = Image.fromarray(pixels(one).astype(np.uint8)).resize(sizes[1:] * 2, Image.BILINEAR)
+        small = Image.fromarray(pixels(one).astype(np.uint8)).resize(
+            sizes[1:] * 2, Image.Resampling.BILINEAR
+        )
         assert np.abs(np.array(small).astype(int) - pixels(other)).max() <= 2
 
 

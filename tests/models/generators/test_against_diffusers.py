@@ -4,7 +4,9 @@ Both need transformers, which no environment of ours has, because open_clip then
 longer to import. `.ci/run` installs it into a folder of its own for these tests.
 """
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,8 @@ from tests.helpers.tiny_pipeline import (
     write_text_encoder,
 )
 
-transformers = pytest.importorskip("transformers", reason="the tests of .ci/run install it")
+transformers = pytest.importorskip("transformers", reason=".ci/run installs it")
+diffusers: Any = importlib.import_module("diffusers")
 
 SEEDS = [5, 6, 2**62]
 
@@ -34,8 +37,6 @@ SEEDS = [5, 6, 2**62]
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("kind", [*SCHEDULERS, "consistency", "tiny autoencoder"])
 def test_images_are_those_of_the_pipeline(kind: str, guidance: float, tmp_path: Path) -> None:
-    import diffusers
-
     scheduler = kind if kind in SCHEDULERS else "LCMScheduler"
     teacher = tiny_teacher(tmp_path)
     folder = write_pipeline(
