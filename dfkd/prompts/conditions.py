@@ -42,7 +42,7 @@ class PromptStates:
         self.manifest, self.teacher, self.text = manifest, teacher, text
         self.method = prompt_method(manifest.method)
         self.words = PseudoWords(teacher, manifest.prompts.template)
-        self.class_texts = class_text_embeddings(manifest, teacher)
+        self.class_texts = class_text_embeddings(manifest, teacher).cpu()
         self.end = teacher.tokenize([""])[0, 1]
         self.empty = self._of_texts([""])
 
@@ -76,8 +76,8 @@ class PromptStates:
         if prompt.pseudo_word is None:
             return False
         # The row keeps the word that was replaced, so only the embedding tells.
-        plain = self.class_texts[prompt.class_index].cpu()
-        return float(torch.linalg.vector_norm(prompt.embedding - plain)) > SAME
+        difference = prompt.embedding - self.class_texts[prompt.class_index]
+        return float(torch.linalg.vector_norm(difference)) > SAME
 
     def _class_prompt(self, prompt: StoredPrompt) -> str:
         """The vanilla prompt of the class."""
