@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	  { echo "error: PYTHON: must be 3.11 or newer, got $$($(PYTHON) -V); try make PYTHON=python3.11" >&2; exit 2; }
 	@echo 'building $(VENV): up to 3 GB to download, of which most is PyTorch (README.md has a smaller one)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,pretrain,studies]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,diffusers,pretrain,studies]'
 	@touch $@
 
 demo: setup ## Class names to student on this machine, in minutes (MANIFEST=... for another run)

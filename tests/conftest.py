@@ -13,7 +13,7 @@ import azurite as azure_servers
 import ceph as servers
 from azurite import Azurite
 from ceph import Ceph
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher
 from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_models import GENERATOR, TEACHER

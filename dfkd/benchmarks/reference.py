@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from dfkd.benchmarks.measure import Call
 from dfkd.distillation.augmentation import augment
-from dfkd.models.generator import VQGAN, to_pixels
+from dfkd.models.generators.generator import to_pixels
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import Student
 from dfkd.models.teacher import Teacher, distances, spherical_distance
 from dfkd.prompts.contrastive import contrastive_loss

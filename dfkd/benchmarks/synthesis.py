@@ -9,7 +9,8 @@ from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.generator import VQGAN
+from dfkd.errors import ManifestError
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.latents import Synthesiser
@@ -33,7 +34,17 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     Returns:
         The result of `time_loop`, also for other batch sizes, the other precision, and the cutout
         loop; a profile covers `STEPS` steps.
+
+    Raises:
+        ManifestError: the generator is no VQGAN.
     """
+    if (kind := manifest.generator.kind) != "vqgan":
+        raise ManifestError(
+            "generator.kind",
+            "must be vqgan, because this benchmark times the optimisation of its latents",
+            kind,
+            "give another manifest",
+        )
     device = pick_device()
     # The last step of a run evaluates its latents without an update, so one more makes `STEPS`.
     # The plain loops have no batch-norm loss, so ours goes without.

@@ -52,7 +52,8 @@ from dfkd.dataset.published import PublishedVersion, read_json, refuse_removal
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, DfkdError, PartialError
-from dfkd.models import generator, teacher
+from dfkd.models import teacher
+from dfkd.models.generators import kinds
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostCounter, record_cost
@@ -70,6 +71,7 @@ LIBRARIES = (
     "torchvision",
     "open_clip_torch",
     "taming-transformers",
+    "diffusers",
     "timm",
     "pillow",
     "numpy",
@@ -178,7 +180,7 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     cache = manifest.cache
     weights = teacher.file_hashes(manifest.teacher, cache)
     if prompt_method(manifest.method):
-        weights = weights | generator.file_hashes(manifest.generator, cache)
+        weights = weights | kinds.file_hashes(manifest.generator, cache)
     return fingerprints.identity(manifest, weights, base)
 
 

@@ -26,7 +26,9 @@ from dfkd.dataset.chain import Chain
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version
 from dfkd.errors import InfrastructureError, WeightsError
-from dfkd.models import generator, teacher
+from dfkd.models import teacher
+from dfkd.models.generators import kinds
+from dfkd.models.generators.generator import Generator
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
 from dfkd.storage.base import require_disk_space
@@ -110,14 +112,12 @@ class Worker(Actor, ABC):
         precision = self.manifest.synthesis.precision
         return teacher.Teacher.load(config, pick_device(), precision, cache)
 
-    def load_generator(self) -> generator.VQGAN | None:
+    def load_generator(self) -> Generator | None:
         """The generator on this worker's device; None if the method has no latents."""
         if prompt_method(self.manifest.method) is None:
             return None
-        config, cache = self.manifest.generator, self.manifest.cache
-        self._require_same(generator.file_hashes(config, cache))
-        precision = self.manifest.synthesis.precision
-        return generator.VQGAN.load(config, pick_device(), precision, cache)
+        self._require_same(kinds.file_hashes(self.manifest.generator, self.manifest.cache))
+        return kinds.load(self.manifest, pick_device(), self.manifest.synthesis.precision)
 
     def _require_same(self, digests: Mapping[str, str]) -> None:
         """Raise `WeightsError` if a weight file of this node is not that of the fingerprint.

@@ -5,6 +5,7 @@ from typing import Any
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
+from dfkd.config.synthesis import keys_without_effect
 from dfkd.errors import FingerprintError
 
 SCHEMA = 1
@@ -34,8 +35,9 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
 
     Args:
         manifest: a manifest with one method (`Manifest.with_method`).
-        weights: sha256 of each weight or configuration file, by role (`teacher.weights`, ...). The
-            hash replaces the file's path, so that moving a file changes nothing.
+        weights: sha256 of each weight or configuration file, by role (`teacher.weights`, or
+            `generator.weights/unet` of a folder). The hash replaces the path, so that moving a file
+            changes nothing.
         base: fingerprint of the version whose tasks are carried over by a regeneration; empty
             without one.
     """
@@ -56,9 +58,14 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
         }
     flat = {"schema": SCHEMA, **flatten(sections)}
     flat.update({f"{role}.sha256": digest for role, digest in weights.items()})
-    # A role is the key that holds the file's path, which the hash replaces.
+    # A role begins with the key that holds the path of a file or folder, which the hash replaces.
     for role in weights:
-        flat.pop(role, None)
+        flat.pop(role.partition("/")[0], None)
+    for key in keys_without_effect(manifest.generator):
+        flat.pop(key, None)
+    # The first kind has no entry, so that versions from before there was a second keep their names.
+    if manifest.generator.kind == "vqgan":
+        flat.pop("generator.kind", None)
     return dict(sorted(flat.items()))
 
 

@@ -16,7 +16,14 @@ from dfkd.config.distillation import Distillation, Evaluation, FewShot, TextOnly
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, way_of
 from dfkd.config.presets import PRESETS
-from dfkd.config.synthesis import GeneratorConfig, Prompts, Synthesis, TeacherConfig
+from dfkd.config.synthesis import (
+    OPTIMISER_KEYS,
+    GeneratorConfig,
+    Prompts,
+    Synthesis,
+    TeacherConfig,
+    keys_without_effect,
+)
 from dfkd.errors import ManifestError
 from dfkd.storage.base import split_root
 from dfkd.utils.types import (
@@ -161,6 +168,22 @@ class Manifest:
                     "must give classes the names of the data, and have none but classes",
                     name,
                     "write it as {class: what the data call it}",
+                )
+        self._refuse_keys_without_effect()
+
+    def _refuse_keys_without_effect(self) -> None:
+        """Refuse values of keys that the kind of generator does not read."""
+        for key in keys_without_effect(self.generator):
+            name = key.rpartition(".")[2]
+            section = self.generator if key.startswith("generator.") else self.synthesis
+            (default,) = (each.default for each in dataclasses.fields(section) if each.name == name)
+            if (value := getattr(section, name)) != default:
+                sampled = " and no refine_steps" if key in OPTIMISER_KEYS else ""
+                raise ManifestError(
+                    key,
+                    f"has no effect with generator.kind {self.generator.kind}{sampled}",
+                    value,
+                    "remove it",
                 )
 
     @classmethod

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 PromptMethod = Literal["vanilla", "mix", "random", "contrastive"]
-"""Prompt methods, for methods that optimise VQGAN latents towards prompts."""
+"""Prompt methods, for methods that make a generator's latents from prompts."""
 
 InversionMethod = Literal["deepinversion", "dfad", "cmi", "pre"]
-"""Methods that invert the teacher without the VQGAN (`dfkd.synthesis.inversion`)."""
+"""Methods that invert the teacher without the frozen generator (`dfkd.synthesis.inversion`)."""
 
 Way = Literal["latent", InversionMethod]
 """Values of `synthesis.method`; `latent` serves all prompt methods."""

@@ -133,8 +133,14 @@ def estimated_bytes(manifest: Manifest) -> int:
 
 
 def steps_per_image(manifest: Manifest) -> int:
-    """Optimisation steps of each image: `steps` / `pace`, at least one."""
-    config = manifest.synthesis
+    """Optimisation steps of each image, the last of which only measures the distance.
+
+    Of a VQGAN `steps` / `pace`, at least one. Sampled latents have `refine_steps` and that last
+    step, or none at all.
+    """
+    generator, config = manifest.generator, manifest.synthesis
+    if generator.kind == "diffusers":
+        return generator.refine_steps + 1 if generator.refine_steps else 0
     return max(1, round(config.steps / config.pace))
 
 
@@ -146,8 +152,8 @@ def latent_learning_rate(manifest: Manifest) -> float:
 def image_steps(manifest: Manifest) -> int:
     """Optimisation steps of latents in a run with one method, summed over images.
 
-    0 for the inversion methods, which do not optimise latents. A step counts once, however many
-    views (`synthesis.views`) the teacher sees in it.
+    0 for images that are only sampled, and for the inversion methods. A step counts once, however
+    many views (`synthesis.views`) the teacher sees in it.
     """
     if prompt_method(manifest.method) is None:
         return 0

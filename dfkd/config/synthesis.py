@@ -40,13 +40,30 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class GeneratorConfig:
-    """The frozen VQGAN decoder (taming-transformers)."""
+    """The frozen generator of images."""
 
-    config: Name
-    """The official `model.yaml`, `miniature`, or a name that is read from the cache:
+    kind: Literal["vqgan", "diffusers"] = "vqgan"
+    """`vqgan` (taming-transformers): latents start as random codes and are optimised. `diffusers`:
+    a diffusion model samples them, conditioned on the prompt's states in the teacher's text tower,
+    which must be the model's own: ViT-L/14 for Stable Diffusion 1, ViT-H/14 for 2 and Turbo."""
+    config: str = ""
+    """Of `vqgan`: the official `model.yaml`, `miniature`, or a name that is read from the cache:
     `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
     weights: Name
-    """The official `.ckpt`, a safetensors file with the same keys, or a name as in `config`."""
+    """Of `vqgan`: the official `.ckpt`, a safetensors file with the same keys, or a name as in
+    `config`. Of `diffusers`: a folder in its layout with safetensors files, or a name that is read
+    from the cache: `lcm-dreamshaper-v7`, `sd-turbo`."""
+    guidance: Annotated[float, Field(ge=1)] = 1.0
+    """Guidance scale of `diffusers`, as `guidance_scale` of its pipelines; 1: none."""
+    refine_steps: Natural = 0
+    """Steps by which the teacher's gradient moves a sampled latent of `diffusers`, with the same
+    loop as for `vqgan`; 0: images are only sampled."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "vqgan" and not self.config:
+            raise ManifestError(
+                "generator.config", "must be given for a vqgan", self.config, "name its model.yaml"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -111,10 +128,10 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Synthesis:
-    """Latent optimisation (equations 1-3), or one of the methods in `inversion`."""
+    """Images from latents (equations 1-3), or by one of the methods in `inversion`."""
 
     method: Annotated[Several[Way], Field(min_length=1)] = ("latent",)
-    """`latent` optimises VQGAN latents towards `prompts`. The other methods use vanilla prompts,
+    """`latent` makes the generator's latents from `prompts`. The other methods use vanilla prompts,
     and from this section only the sizes, `precision` and `format`. A list compares methods."""
     images_per_class: Count = 3000
     """Images of each class; the paper settles on 3,000 (Figure 7)."""
@@ -122,9 +139,11 @@ class Synthesis:
     """Images per shard, which is the work of one task. If images depend on each other (`inversion`,
     L_bn), a worker makes a shard of every class at once, and the size also changes the images."""
     image_size: Count = 224
-    """Height and width in pixels; a multiple of the generator's down-sampling factor."""
+    """Height and width in pixels: of a VQGAN a multiple of its down-sampling factor. A diffusion
+    model makes images of its own size, which are resized to this one."""
     steps: Count = 500
-    """Optimisation steps of each image."""
+    """Optimisation steps of each image; with `generator.kind: diffusers` its sampling steps, of
+    which few-step models need 1 to 8."""
     batch_size: Natural = 8
     """Images optimised together. 0: the largest batch up to `shard_size` that a GPU's memory holds,
     and 8 on a CPU. A batch that is too large for the memory is always halved."""
@@ -170,3 +189,25 @@ class Synthesis:
                 self.batch_size,
                 "set it to what every worker's memory holds",
             )
+
+
+OPTIMISER_KEYS = (
+    "synthesis.learning_rate",
+    "synthesis.views",
+    "synthesis.view_noise",
+    "synthesis.compile",
+    "synthesis.batch_norm_weight",
+)
+"""Keys that only the optimisation of latents reads."""
+
+
+def keys_without_effect(generator: GeneratorConfig) -> tuple[str, ...]:
+    """The keys of `generator` and `synthesis` that this generator does not read.
+
+    A manifest must leave them at their defaults, and they are no part of the fingerprint.
+    """
+    if generator.kind == "vqgan":
+        return ("generator.guidance", "generator.refine_steps")
+    # Sampled latents have no codes, and their steps are those that the model was trained for.
+    unread = ("generator.config", "synthesis.pace", "synthesis.quantise")
+    return unread if generator.refine_steps else unread + OPTIMISER_KEYS

@@ -4,6 +4,7 @@ E_img     encode_image                        Eq 1
 E_txt     encode_text                         Eq 2
 E_token   embed_tokens                        Eq 7
 E_sent.   encode_embeddings                   Eq 7
+          hidden_states                       the same tower before pooling, for diffusion models
 D         spherical_distance, `distances`     Eqs 3 and 4
 """
 
@@ -177,10 +178,30 @@ class Teacher:
                 `causal` teacher L may be shorter than the context length, down to the length of
                 the longest sentence.
         """
+        x, mask = self._tower_input(embeddings)
+        return self.read_off(self.text.transformer(x, attn_mask=mask), tokens)
+
+    def hidden_states(self, embeddings: Tensor, layers: int) -> Tensor:
+        """Hidden states [N, L, D] of token embeddings [N, L, D], after the final layer norm.
+
+        With all layers they are what Stable Diffusion 1 is conditioned on; Stable Diffusion 2
+        leaves out the last block.
+
+        Args:
+            layers: number of blocks, from the first on.
+        """
+        x, mask = self._tower_input(embeddings)
+        hidden, _ = self.text.transformer.forward_intermediates(
+            x, attn_mask=mask, indices=[layers - 1], stop_early=True
+        )
+        states: Tensor = self.text.ln_final(hidden)
+        return states
+
+    def _tower_input(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The first block's input and the attention mask of token embeddings [N, L, D]."""
         text, length = self.text, embeddings.shape[1]
-        x = embeddings + text.positional_embedding[:length].to(embeddings.dtype)
         mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
-        return self.read_off(text.transformer(x, attn_mask=mask), tokens)
+        return embeddings + text.positional_embedding[:length].to(embeddings.dtype), mask
 
     def read_off(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Text embeddings [N, E], not normalised, from the last block's output [N, L, D]."""

@@ -28,9 +28,9 @@ from dfkd.models.weights.reading import (
     existing_file,
     is_torchscript,
     match,
+    read_json,
     read_state_dict,
 )
-from dfkd.utils import strict_json
 from dfkd.utils.types import first_problem
 
 HUB = "hub"
@@ -103,7 +103,8 @@ def read_architecture(model: str) -> Architecture:
     elif model.endswith(".json"):
         path = given
     # open_clip's own files have the configuration at the top level, those of a hub under a key.
-    tree = _shipped(model) if path is None else _read_json(path)
+    remedy = "give an open_clip configuration file"
+    tree = _shipped(model) if path is None else read_json("teacher.model", path, remedy)
     config = tree.get("model_cfg", tree)
     preprocess = tree.get("preprocess_cfg", {})
     if not _is_config(config):
@@ -306,22 +307,6 @@ def _usual_preprocess(model: str) -> dict[str, Any]:
     published = [get_pretrained_cfg(model, tag) for tag in tags]
     usual = [{key: each[key] for key in ("mean", "std", "interpolation")} for each in published]
     return usual[0] if usual and all(each == usual[0] for each in usual) else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    try:
-        tree = strict_json.parse(existing_file("teacher.model", path).read_bytes())
-        if not isinstance(tree, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise ManifestError(
-            "teacher.model",
-            f"must be a JSON object ({str(error)[:80]})",
-            str(path),
-            "give an open_clip configuration file",
-        ) from None
-    return tree
 
 
 def _is_config(config: Any) -> bool:

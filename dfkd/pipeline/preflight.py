@@ -9,7 +9,7 @@ from dfkd.dataset.loader import steps_per_epoch
 from dfkd.distillation.text_only import load_tower
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators import kinds
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
 from dfkd.prompts.maker import check_prompts
@@ -39,10 +39,7 @@ def check_synthesis(manifest: Manifest) -> None:
         require_batch_norm(teacher, method)
     _check_games(manifest)
     if any(map(prompt_method, manifest.methods)):
-        factor = VQGAN.load(manifest.generator, cpu, cache=cache).downsampling
-        if manifest.synthesis.image_size % factor:
-            size = manifest.synthesis.image_size
-            raise _not_a_multiple(f"the generator's {factor}", size, factor)
+        kinds.load(manifest, cpu).require(teacher, manifest.synthesis.image_size)
 
 
 def _check_games(manifest: Manifest) -> None:

@@ -11,11 +11,18 @@ from dfkd.config.methods import prompt_method
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import student
-from dfkd.models.generator import find_file
-from dfkd.models.generator_config import read_model
+from dfkd.models.generators.diffusion import find_folder
+from dfkd.models.generators.vqgan import find_file
+from dfkd.models.generators.vqgan_config import read_model
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
-from dfkd.models.weights.artifacts import Artifact, hub_id, of_tag, published
-from dfkd.models.weights.reading import read_state_dict
+from dfkd.models.weights.artifacts import (
+    PUBLISHED_PIPELINES,
+    Artifact,
+    hub_id,
+    of_tag,
+    published,
+)
+from dfkd.models.weights.reading import read_json, read_state_dict
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Need:
         """
         if self.field == "generator.config":
             read_model(path)
+        elif self.artifact.file.endswith(".json"):
+            read_json(self.field, path, "run it again")
         else:
             read_state_dict(self.field, path)
 
@@ -58,16 +67,15 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
         ManifestError: an architecture, a file or a name of weights does not exist, or weights
             do not fit their architecture. This is known before a long download.
     """
-    by_field = {
-        "teacher.weights": _teacher(manifest.teacher),
-        "text_only.weights": _text_only(manifest),
-        "generator.config": _generator(manifest, "config"),
-        "generator.weights": _generator(manifest, "weights"),
-        "distillation.weights": student.published(manifest.distillation),
-        "fewshot.library": _few_shot(manifest) if few_shot else None,
-    }
+    by_field = [
+        ("teacher.weights", _teacher(manifest.teacher)),
+        ("text_only.weights", _text_only(manifest)),
+        *_generator(manifest),
+        ("distillation.weights", student.published(manifest.distillation)),
+        ("fewshot.library", _few_shot(manifest) if few_shot else None),
+    ]
     files: dict[str, Need] = {}
-    for field, artifact in by_field.items():
+    for field, artifact in by_field:
         if artifact:
             # Two keys may name the same file.
             files.setdefault(artifact.file, Need(field, artifact))
@@ -94,15 +102,21 @@ def _text_only(manifest: Manifest) -> Artifact | None:
         return _teacher(manifest.text_tower)
 
 
-def _generator(manifest: Manifest, key: str) -> Artifact | None:
-    """The generator's file; None if no method of the run optimises latents."""
+def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
+    """The generator's files by manifest key; none if no method of the run has latents."""
+    config = manifest.generator
     if not any(map(prompt_method, manifest.methods)):
-        return None
-    field, value = f"generator.{key}", getattr(manifest.generator, key)
-    artifact = published(field, value)
-    if artifact is None:
-        find_file(field, value)
-    return artifact
+        return []
+    if config.kind == "diffusers":
+        if config.weights not in PUBLISHED_PIPELINES:
+            find_folder(config.weights)
+        files = PUBLISHED_PIPELINES.get(config.weights, ())
+        return [("generator.weights", artifact) for artifact in files]
+    named = {"generator.config": config.config, "generator.weights": config.weights}
+    for field, value in named.items():
+        if not published(field, value):
+            find_file(field, value)
+    return [(field, published(field, value)) for field, value in named.items()]
 
 
 def _few_shot(manifest: Manifest) -> Artifact | None:

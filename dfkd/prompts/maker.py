@@ -27,6 +27,7 @@ from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.styles import (
     class_text_embeddings,
     dictionary,
+    mixture,
     style_text_embeddings,
     styled_prompt,
 )
@@ -51,9 +52,6 @@ SCHEMA = pa.schema(
 """One row per image. `order` is the position in the part at which the prompt was made. `initial`
 and the losses are null except for contrastive prompts; `pseudo` is null without a pseudo-word."""
 
-
-MIX_ALPHA = 1.0
-"""Weights of mix are drawn from Beta(alpha, alpha), as in the paper."""
 
 BANK_CAPACITY = 16384
 """Prompts in the memory bank, over all classes: eight times the paper's draw of 2,048."""
@@ -192,7 +190,7 @@ class PromptMaker:
         """Equation 6: lambda T_1 + (1 - lambda) T_2 for two styles of a class, lambda ~ Beta."""
         styles, texts, mixed = dictionary(self.manifest.prompts), [], []
         for row in rows:
-            first, second, weight = self._mixture(row)
+            first, second, weight = mixture(self.manifest.prompts, row.seed)
             styled = self._styled(row.name)
             # A mean of unit vectors is shorter than 1, and distances are defined on unit vectors.
             mean = weight * styled[first] + (1 - weight) * styled[second]
@@ -271,13 +269,6 @@ class PromptMaker:
         generators = (torch.Generator().manual_seed(seed) for seed in seeds)
         noise = torch.stack([torch.randn(dimensions, generator=g) for g in generators])
         return self.words.around_the_mean(noise, prompts.scale * 0.5**attempt)
-
-    def _mixture(self, row: PromptRow) -> tuple[int, int, float]:
-        """Two different styles and the weight of the first, from the row's own seed."""
-        styles = dictionary(self.manifest.prompts)
-        generator = np.random.default_rng(derive_seed(row.seed, 0))
-        first, second = generator.choice(len(styles), size=2, replace=False).tolist()
-        return first, second, float(generator.beta(MIX_ALPHA, MIX_ALPHA))
 
     def _styled(self, name: str) -> Tensor:
         """Text embeddings [S, E] of one class in every style, cached for the latest class."""

@@ -189,11 +189,16 @@ def encode_whole(
     Returns:
         Unit embeddings, float32 [N, E].
     """
+    embedded = embed_with(teacher, tokens, positions, pseudo_words)
+    return F.normalize(teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
+
+
+def embed_with(teacher: Teacher, tokens: Tensor, positions: Tensor, pseudo_words: Tensor) -> Tensor:
+    """Token embeddings [N, L, D] of sentences with pseudo-words; arguments as `encode_whole`."""
     embedded = teacher.embed_tokens(tokens)
     # `where` and not an assignment in place, so that gradients flow to the pseudo-words.
     slot = F.one_hot(positions, tokens.shape[1]).bool()[..., None]
-    embedded = torch.where(slot, pseudo_words[:, None].to(embedded.dtype), embedded)
-    return F.normalize(teacher.encode_embeddings(embedded, tokens).float(), dim=-1)
+    return torch.where(slot, pseudo_words[:, None].to(embedded.dtype), embedded)
 
 
 def can_split(teacher: Teacher) -> bool:

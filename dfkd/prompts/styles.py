@@ -4,11 +4,16 @@
 evaluation stay unseen.
 """
 
+import numpy as np
 from torch import Tensor
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts
 from dfkd.models.teacher import Teacher, class_prompt
+
+MIX_ALPHA = 1.0
+"""Weights of mix are drawn from Beta(alpha, alpha), as in the paper."""
 
 # Table 8 of the paper, spelled as printed.
 PAPER = (
@@ -203,6 +208,14 @@ def dictionary(prompts: Prompts) -> tuple[str, ...]:
     if prompts.styles == "miniature":
         return MINIATURE
     return prompts.styles
+
+
+def mixture(prompts: Prompts, seed: int) -> tuple[int, int, float]:
+    """Two different styles and the weight of the first, from the seed of a prompt of mix."""
+    generator = np.random.default_rng(derive_seed(seed, 0))
+    styles = len(dictionary(prompts))
+    first, second = generator.choice(styles, size=2, replace=False).tolist()
+    return first, second, float(generator.beta(MIX_ALPHA, MIX_ALPHA))
 
 
 def class_text_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:

@@ -1,4 +1,4 @@
-"""Turn text embeddings into labelled images by optimising the latents of a generator.
+"""Turn prompts into labelled images: optimise the latents of a generator, or let it sample them.
 
 In: the prompts of a task, teacher and generator. Out: a shard of images, each with the teacher's
 distances to the class prompts and its embedding. Begin with `latents.py` (Eqs 1-3) and

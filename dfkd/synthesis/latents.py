@@ -7,20 +7,24 @@ minimises over the latent z of each image
 
 The paper builds on VQGAN-CLIP and says no more. VQGAN-CLIP shows the tower augmented views of G(z)
 and takes the mean of D over them (`dfkd.synthesis.views`). The initial latents, the quantisation
-and the clamps of latents and pixels are its own too (`dfkd.models.generator`).
+and the clamps of latents and pixels are its own too (`dfkd.models.generators.vqgan`).
+
+A generator that samples its latents (`dfkd.models.generators.diffusion`) needs no such steps. With
+some the same loop refines what it has sampled; with none the teacher sees only the finished image.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import Taps, batch_norm_loss
-from dfkd.models.generator import Generator
+from dfkd.models.generators.generator import Condition, Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
-from dfkd.synthesis.request import OnStep, Synthesised
+from dfkd.synthesis.request import OnStep, Synthesised, synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
@@ -59,17 +63,31 @@ class _FinalLatents:
 class Synthesiser:
     """Makes batches of images with fixed models, which are compiled at most once."""
 
-    def __init__(self, teacher: Teacher, generator: Generator, config: Synthesis) -> None:
+    def __init__(
+        self, teacher: Teacher, generator: Generator, config: Synthesis, steps: int | None = None
+    ) -> None:
+        """Prepare the loop.
+
+        Args:
+            steps: optimisation steps, 0 for none; by default `config.steps`.
+        """
         self.teacher, self.generator, self.config = teacher, generator, config
+        self.steps = config.steps if steps is None else steps
         self.distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = self._distances
         """Mean distance [B] of each latent's views to its target [B, E]."""
         if config.compile:
             self.distances = torch.compile(self._distances, dynamic=False)
 
     def __call__(
-        self, targets: Tensor, seeds: Sequence[int], on_step: OnStep | None = None
+        self,
+        targets: Tensor,
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+        condition: Condition | None = None,
     ) -> Synthesised:
         """Minimise D(E_img(G(z)), T) over the latents of a batch, independently for each image.
+
+        Without steps the generator's initial latents are those of the images.
 
         The losses of the batch are summed and everything else is per sample. So an image does not
         depend on the rest of its batch, up to the rounding of kernels that depend on batch size.
@@ -82,31 +100,44 @@ class Synthesiser:
             targets: unit text embeddings [B, E], one prompt for each image.
             seeds: one for each image; seed and target determine the image.
             on_step: called after each step.
+            condition: the same prompts as hidden states, if the generator needs them.
 
         Raises:
             ManifestError: `config.batch_norm_weight` is set and the teacher has no batch norm.
         """
+        latents = self.generator.init_latents(seeds, self.config.image_size, condition)
+        if not self.steps:
+            return self._measure(targets, latents, on_step)
         (weight,) = self.config.batch_norm_weight
         if not weight:
-            return self._optimise(targets, seeds, on_step)
+            return self._optimise(targets, seeds, latents, on_step)
         with batch_norm_taps(self.teacher, "synthesis.batch_norm_weight") as taps:
-            return self._optimise(targets, seeds, on_step, taps)
+            return self._optimise(targets, seeds, latents, on_step, taps)
+
+    @torch.no_grad()
+    def _measure(self, targets: Tensor, latents: Tensor, on_step: OnStep | None) -> Synthesised:
+        """Decode latents as they are; the loss is the distance of the whole image."""
+        pixels = self._decode(latents)
+        losses = spherical_distance(self.teacher.encode_image(pixels), targets)
+        if on_step is not None:
+            on_step(0, losses)
+        return synthesised(to_bytes(pixels), losses, steps=0)
 
     def _optimise(
         self,
         targets: Tensor,
         seeds: Sequence[int],
+        latents: Tensor,
         on_step: OnStep | None,
         taps: Taps[Tensor] | None = None,
     ) -> Synthesised:
         """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
         config, generator, coupled = self.config, self.generator, taps is not None
-        latents = generator.init_latents(seeds, config.image_size)
         final = _FinalLatents(latents)
         views = self._views(seeds, latents.device)
         rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
-        for step in range(config.steps):
+        for step in range(self.steps):
             losses = self.distances(latents, targets[rows], views.draw(step))
             if taps is not None:
                 # Added to every image, so the sum over the batch keeps the ratio of the two terms.
@@ -119,31 +150,49 @@ class Synthesiser:
             check = coupled or not latents.is_cuda or (step + 1) % CHECK_INTERVAL == 0
             diverged = final.diverged[rows]
             # `final` has the latents of the last loss already, so a further update would be lost.
-            if step == config.steps - 1 or (check and bool(diverged.all())):
+            if step == self.steps - 1 or (check and bool(diverged.all())):
                 break
             _step(generator, latents, losses, optimizer)
             if check and self._should_drop(diverged, coupled):
                 rows = rows[~diverged]
                 views.select(~diverged)
                 latents, optimizer = _select(latents, optimizer, ~diverged, config.learning_rate)
-        return _result(generator, config, final)
+        return self._result(final)
 
     def _distances(
         self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
     ) -> Tensor:
         """See `distances`."""
-        pixels = self.generator.decode(latents, self.config.quantise)
+        pixels = self._decode(latents)
         embeddings = self.teacher.encode_image(apply_views(pixels, view_parameters))
         # The views of an image are adjacent, so each target is repeated in place.
         repeated = targets.repeat_interleave(len(embeddings) // len(targets), dim=0)
         return spherical_distance(embeddings, repeated).view(len(targets), -1).mean(dim=1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, S, S] in [0, 1] of latents, where S is the image size."""
+        pixels, size = self.generator.decode(latents, self.config.quantise), self.config.image_size
+        if pixels.shape[-1] == size:
+            return pixels
+        # A diffusion model makes images of the size that it was trained for.
+        return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+
+    @torch.no_grad()
+    def _result(self, final: _FinalLatents) -> Synthesised:
+        """Decode the final latents and copy everything to the CPU."""
+        return Synthesised(
+            to_bytes(self._decode(final.latents)),
+            final.losses.cpu(),
+            final.steps.cpu(),
+            final.diverged.cpu(),
+        )
 
     def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
         """The views of all steps of a batch."""
         # A seed of their own, so the first view does not repeat the numbers of the first latent.
         view_seeds, config = [derive_seed(seed, "views") for seed in seeds], self.config
         size = self.teacher.image_size
-        return Views(view_seeds, config.steps, config.views, config.view_noise, size, device)
+        return Views(view_seeds, self.steps, config.views, config.view_noise, size, device)
 
     def _should_drop(self, diverged: Tensor, coupled: bool) -> bool:
         """Whether diverged images leave the batch now."""
@@ -183,14 +232,3 @@ def _select(
         for name, value in optimizer.state[latents].items()
     }
     return remaining, new_optimizer
-
-
-@torch.no_grad()
-def _result(generator: Generator, config: Synthesis, final: _FinalLatents) -> Synthesised:
-    """Decode the final latents and copy everything to the CPU."""
-    return Synthesised(
-        to_bytes(generator.decode(final.latents, config.quantise)),
-        final.losses.cpu(),
-        final.steps.cpu(),
-        final.diverged.cpu(),
-    )

@@ -30,8 +30,9 @@ from dfkd.config.plan import (
 from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.errors import DfkdError
-from dfkd.models.generator import Generator
+from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher, distances
+from dfkd.prompts.conditions import PromptStates, StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.inversion.cmi import CmiInverter
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
@@ -61,13 +62,16 @@ JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 class ImageRequest:
     """One image to make."""
 
-    class_index: int
     index: int
     """Its number within the class."""
     text: str
-    """Its prompt."""
-    target: Tensor
-    """The prompt's unit text embedding, float32 [E]."""
+    """Its prompt in words."""
+    prompt: StoredPrompt
+
+    @property
+    def class_index(self) -> int:
+        """Its class."""
+        return self.prompt.class_index
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,15 @@ class ShardMaker:
         self.coupled = has_dependent_images(manifest.method)
         self.class_texts = class_text_embeddings(manifest, teacher)
         self.synthesiser: Synthesiser | None = None
+        self.states: PromptStates | None = None
         self.inverter: Inverter | None = None
         if generator is not None:
-            steps, rate = steps_per_image(manifest), latent_learning_rate(manifest)
-            config = dataclasses.replace(manifest.synthesis, steps=steps, learning_rate=rate)
-            self.synthesiser = Synthesiser(teacher, generator, config)
+            rate = latent_learning_rate(manifest)
+            config = dataclasses.replace(manifest.synthesis, learning_rate=rate)
+            steps = steps_per_image(manifest)
+            self.synthesiser = Synthesiser(teacher, generator, config, steps)
+            if generator.text is not None:
+                self.states = PromptStates(manifest, teacher, generator.text)
         else:
             self.inverter = self._inverter(earlier or _no_earlier_parts)
 
@@ -206,8 +214,9 @@ class ShardMaker:
                 f"unit {unit.id} needs the prompts of images {unit.generated[0].indices}"
             )
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
-        rows = zip(classes, indices, table["text"].to_pylist(), targets, strict=True)
-        return [ImageRequest(*row) for row in rows]
+        words = table["pseudo"].to_numpy()
+        prompts = map(StoredPrompt, classes, table["seed"].to_pylist(), targets, words)
+        return list(map(ImageRequest, indices, table["text"].to_pylist(), prompts))
 
     def _attempt(
         self,
@@ -310,8 +319,10 @@ class ShardMaker:
             request = PartRequest(labels, seeds, manifest.synthesis.image_size, part, before)
             return self.inverter.make(request, on_step)
         assert self.synthesiser is not None  # noqa: S101 - there is a generator
-        targets = torch.stack([request.target for request in batch]).to(device)
-        return self.synthesiser(targets, seeds, on_step)
+        prompts = [request.prompt for request in batch]
+        targets = torch.stack([prompt.embedding for prompt in prompts]).to(device)
+        condition = self.states(prompts) if self.states else None
+        return self.synthesiser(targets, seeds, on_step, condition)
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         """The image file of pixels uint8 [H, W, 3]."""

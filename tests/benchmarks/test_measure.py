@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.benchmarks import prompts, reference
+from dfkd.benchmarks import prompts, reference, synthesis
 from dfkd.benchmarks.measure import (
     HEAD,
+    QUICK,
     Figure,
     median_ratio,
     operations,
@@ -25,12 +26,14 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets
-from dfkd.models.generator import VQGAN
+from dfkd.errors import ManifestError
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
+from tests.helpers import small_manifest
 from tests.helpers.tiny_models import GENERATOR
 from tests.helpers.tiny_version import write_manifest
 
@@ -208,3 +211,9 @@ def test_a_table_has_a_line_for_each_figure() -> None:
     assert [scaled(value) for value in (0.1234, 12.34, 999.4, 1e16)] == [
         "0.123", "12.3", "999", "10 P",
     ]  # fmt: skip
+
+
+def test_latent_optimisation_is_timed_only_with_a_vqgan(tmp_path: Path) -> None:
+    generator = {"kind": "diffusers", "weights": str(tmp_path)}
+    with pytest.raises(ManifestError, match=r"generator\.kind: must be vqgan, because this bench"):
+        synthesis.measure(small_manifest.read(tmp_path, generator=generator), QUICK)

@@ -161,3 +161,42 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "abc"
     file.write_bytes(b"abc")
     assert sha256_file(file).startswith("ba7816bf8f01cfea")
+
+
+DIFFUSERS = "generator={kind: diffusers, weights: here, refine_steps: 2}"
+FOLDER = {"teacher.weights": "aa", "generator.weights/unet": "bb", "generator.weights/vae": "cc"}
+
+
+def of_diffusers(tmp_path: Path, *overrides: str) -> dict[str, object]:
+    return identity(read(tmp_path, DIFFUSERS, *overrides), FOLDER)
+
+
+def test_a_vqgan_s_identity_has_no_key_of_other_generators(tmp_path: Path) -> None:
+    """So that versions from before there were others keep their names."""
+    found = {key for key in identity(read(tmp_path), WEIGHTS) if key.startswith("generator.")}
+    assert found == {"generator.config.sha256", "generator.weights.sha256"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "generator.guidance=2",
+        "generator.refine_steps=3",
+        "synthesis.steps=4",
+        "synthesis.learning_rate=0.5",
+    ],
+)
+def test_keys_of_a_diffusion_model_are_in_the_fingerprint(tmp_path: Path, override: str) -> None:
+    assert of_diffusers(tmp_path, override) != of_diffusers(tmp_path)
+
+
+def test_a_folder_s_files_replace_its_path(tmp_path: Path) -> None:
+    found = of_diffusers(tmp_path)
+    assert found["generator.weights/unet.sha256"] == "bb"
+    assert found == of_diffusers(tmp_path, "generator.weights=moved")
+    sampled = identity(read(tmp_path, DIFFUSERS, "generator.refine_steps=0"), FOLDER)
+    assert not {"generator.config", "generator.weights", "synthesis.quantise"} & found.keys()
+    assert found.keys() - sampled.keys() == {
+        f"synthesis.{key}"
+        for key in ("learning_rate", "views", "view_noise", "compile", "batch_norm_weight")
+    }

@@ -59,6 +59,9 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("prompts={method: mix, styles: [one]}", "prompts.styles", "two styles"),
         ("prompts.template='in the style of {style}'", "prompts.template", "{class}"),
         ("teacher.template=a picture", "teacher.template", "{class}"),
+        ("generator.kind=flux", "generator.kind", "'vqgan' or 'diffusers'"),
+        ("generator={weights: miniature}", "generator.config", "must be given for a vqgan"),
+        ("generator.guidance=0", "generator.guidance", "or equal to 1"),
         ("synthesis.method=poetry", "synthesis.method.0", "latent"),
         ("synthesis.method=[cmi, cmi]", "synthesis.method", "once"),
         (
@@ -108,6 +111,36 @@ def test_a_broken_rule_is_one_line(path: Path, override: str, field: str, rule: 
     assert ", got " in message
     assert "; " in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "generator.guidance=2",
+        "generator.refine_steps=3",
+        "{kind: diffusers, weights: x, config: miniature}",
+        "{kind: diffusers, weights: x} synthesis.pace=2",
+        "{kind: diffusers, weights: x, refine_steps: 3} synthesis.pace=2",
+        "{kind: diffusers, weights: x, refine_steps: 3} synthesis.quantise=false",
+        "{kind: diffusers, weights: x} synthesis.learning_rate=1",
+        "{kind: diffusers, weights: x} synthesis.views=1",
+        "{kind: diffusers, weights: x} synthesis.view_noise=1",
+        "{kind: diffusers, weights: x} synthesis.compile=true",
+        "{kind: diffusers, weights: x} synthesis.batch_norm_weight=1",
+        "{kind: diffusers, weights: x} preset=fast",
+    ],
+)
+def test_a_key_that_the_generator_does_not_read_is_refused(path: Path, override: str) -> None:
+    generator, _, other = override.rpartition(" ") if "} " in override else (override, "", "")
+    words = [f"generator={generator}" if generator.startswith("{") else generator, other]
+    with pytest.raises(ManifestError, match=r"has no effect with generator\.kind .*; remove it"):
+        Manifest.read(path, tuple(filter(None, words)))
+
+
+def test_refinement_reads_the_keys_of_the_optimiser(path: Path) -> None:
+    generator = "generator={kind: diffusers, weights: x, refine_steps: 3}"
+    keys = ("learning_rate=1", "views=1", "view_noise=1", "batch_norm_weight=1")
+    Manifest.read(path, (generator, *(f"synthesis.{key}" for key in keys)))
 
 
 def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Path) -> None:

@@ -13,8 +13,8 @@ import yaml
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
-from dfkd.errors import Exit
-from dfkd.models.generator import VQGAN
+from dfkd.errors import Exit, WeightsError
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.pipeline.preflight import check_synthesis
 from tests.helpers import jobs
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
@@ -27,6 +27,7 @@ from tests.helpers.tiny_models import (
     write_published,
     write_teacher,
 )
+from tests.helpers.tiny_pipeline import tiny_teacher, write_pipeline
 
 NAME = "vqgan-imagenet-f16-1024"
 MINIATURE = {"model": "miniature", "weights": "miniature"}
@@ -90,6 +91,47 @@ def test_a_vqgan_arrives_over_a_bad_line_and_is_pinned(server: Publisher, tmp_pa
     )
     assert generator.downsampling == 16
     assert len(generator.codebook) == 1024
+
+
+def test_a_diffusion_model_arrives_as_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of its files is pinned, and what is something else is refused."""
+    name, mirror, cache = "lcm-dreamshaper-v7", tmp_path / "mirror", tmp_path / "cache"
+    clip = tiny_teacher(tmp_path)
+    write_pipeline(mirror / name, clip)
+    path = write_manifest(
+        tmp_path,
+        teacher={
+            "model": str(tmp_path / "model.json"),
+            "weights": str(tmp_path / "model.safetensors"),
+        },
+        generator={"kind": "diffusers", "weights": name},
+        synthesis={"steps": 2},
+    )
+    assert run(str(path), "--dry-run") == Exit.DONE
+    plan = json.loads(capsys.readouterr().out)
+    unet = f"{name}/unet/diffusion_pytorch_model.safetensors"
+    (address,) = plan["files"][unet]["addresses"]
+    repository = "https://huggingface.co/SimianLuo/LCM_Dreamshaper_v7/resolve/main/unet/"
+    assert address == f"{repository}diffusion_pytorch_model.safetensors"
+    assert run(str(path), "--mirror", str(mirror)) == Exit.DONE
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert len(lines) == 8
+    assert all("NOT VERIFIED, as nobody states it; pinned in" in line for line in lines)
+    for file in (each for each in (mirror / name).rglob("*") if each.is_file()):
+        copied = cache / name / file.relative_to(mirror / name)
+        assert copied.read_bytes() == file.read_bytes()
+        assert copied.with_name(f"{copied.name}.sha256").is_file()
+    assert run(str(path)) == Exit.DONE  # all are there
+    check_synthesis(Manifest.read(path))
+
+    (cache / unet).unlink()
+    with pytest.raises(WeightsError, match=r"pytorch_model\.safetensors, which is not in"):
+        check_synthesis(Manifest.read(path))
+    (mirror / unet).write_text("<html>")
+    assert run(str(path), "--mirror", str(mirror)) == Exit.FAILED
+    assert f"{unet}: sha256 " in capsys.readouterr().err
 
 
 def test_what_was_fetched_is_verified_again_and_goes_on_to_the_next_machine(

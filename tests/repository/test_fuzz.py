@@ -19,7 +19,7 @@ from dfkd.dataset.published import current
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.models.generator_config import read_model
+from dfkd.models.generators.vqgan_config import read_model
 from dfkd.models.student import CARD, load_student
 from dfkd.storage import cost_records
 from dfkd.storage.checkpoints import Checkpoints

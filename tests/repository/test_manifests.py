@@ -1,5 +1,6 @@
 """The manifests of the paper's data sets: its settings, planned whole, and run at full size."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
 from dfkd.dataset.shards import read_shard
+from dfkd.models.teacher import Teacher
 from dfkd.pipeline.required_weights import needs
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import even_batches
@@ -33,6 +35,7 @@ from tests.helpers.tiny_models import (
     write_published,
     write_teacher,
 )
+from tests.helpers.tiny_pipeline import write_pipeline
 
 FOLDER = Path(__file__).parents[2] / "manifests"
 PAPER = ("pacs", "vlcs", "imageclef", "visda")
@@ -40,6 +43,8 @@ PACS = ("PACS", ("art_painting", "cartoon", "photo", "sketch"))
 DATA_SETS = {
     "pacs": PACS,
     "pacs_conventional": PACS,
+    "pacs_lcm": PACS,
+    "pacs_turbo": PACS,
     "vlcs": ("VLCS", ("Caltech101", "LabelMe", "SUN09", "VOC2007")),
     "imageclef": ("ImageCLEF-DA", ("c", "i", "p")),
     "visda": ("VisDA-2017", ("train", "validation")),
@@ -50,6 +55,21 @@ DATA_SETS = {
     ),
 }
 """Name and domain folders of the data set of each manifest."""
+DIFFUSION = {"pacs_lcm": "LCMScheduler", "pacs_turbo": "EulerAncestralDiscreteScheduler"}
+"""The scheduler of each manifest with a diffusion model."""
+PIPELINE = (
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/special_tokens_map.json",
+)
+TEACHERS = {"pacs_conventional": [], "pacs_turbo": [], "pacs_lcm": ["ViT-L-14.pt"]}
+"""The teacher's published file, where it is not that of ViT-B/32. The text-only classifier has that
+of pacs_conventional too, and only a hub has that of pacs_turbo."""
 
 
 def of_real_weights() -> list[str]:
@@ -124,14 +144,28 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
 def test_every_weight_file_has_a_known_source(name: str) -> None:
     manifest = read(name)
+    vqgan = "vqgan-imagenet-f16-16384"
+    generator = [f"{vqgan}.yaml", f"{vqgan}.ckpt"]
+    if name in DIFFUSION:
+        generator = [f"{manifest.generator.weights}/{file}" for file in PIPELINE]
     assert [need.artifact.file for need in needs(manifest)] == [
-        *([] if name == "pacs_conventional" else ["ViT-B-32.pt"]),
+        *TEACHERS.get(name, ["ViT-B-32.pt"]),
         "RN50.pt",
-        "vqgan-imagenet-f16-16384.yaml",
-        "vqgan-imagenet-f16-16384.ckpt",
+        *generator,
         "resnet18-f37072fd.pth",
     ]
-    assert all(need.artifact.sha256 for need in needs(manifest))
+    unknown = {need.artifact.file for need in needs(manifest) if not need.artifact.sha256}
+    assert unknown == (set(generator) if name in DIFFUSION else set())
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_with_a_diffusion_model_only_generator_teacher_and_steps_differ(name: str) -> None:
+    manifest, plain = read(name), read("pacs")
+    assert manifest.synthesis == dataclasses.replace(
+        plain.synthesis, steps=manifest.synthesis.steps
+    )
+    for section in ("classes", "prompts", "distillation", "text_only", "evaluation"):
+        assert getattr(manifest, section) == getattr(plain, section)
 
 
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
@@ -149,6 +183,9 @@ def test_a_whole_run_can_be_planned(
     tower = RESNET if name == "pacs_conventional" else VIT
     config = model_config(tower, quick=True, context_length=77)
     teacher = write_teacher(tmp_path / "teacher", config)
+    if name in DIFFUSION:
+        clip = Teacher.load(teacher, torch.device("cpu"))
+        write_pipeline(cache / manifest.generator.weights, clip, DIFFUSION[name])
     write_images(tmp_path / "data", domains, manifest.classes)
     settings = {
         "cache": cache,

@@ -1,7 +1,7 @@
 """Hostile content of files and objects that runs read: each is refused in one line.
 
 Archives and arrays are tried in test_shards, weights in test_weights, small objects of any content
-in test_fuzz, a take-home folder in test_predict, a generator's configuration in test_generator.
+in test_fuzz, a take-home folder in test_predict, a generator's configuration in test_vqgan.
 """
 
 import dataclasses

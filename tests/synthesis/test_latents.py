@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import batch_norm_loss
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import Synthesised

@@ -15,7 +15,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, image_seed, tasks
 from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.shards import Sample, parse_shard
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.request import Synthesised

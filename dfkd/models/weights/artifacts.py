@@ -27,7 +27,7 @@ class Artifact:
     """A published file."""
 
     file: str
-    """Unique name of the file in the cache and on a mirror."""
+    """Unique name of the file in the cache and on a mirror; that of a folder's file has slashes."""
     addresses: tuple[str, ...]
     """Addresses of the same file; each one is sufficient."""
     licence: str
@@ -141,3 +141,32 @@ PUBLISHED_VQGANS = {
         ("845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663", 980_092_370),
     ),
 }
+
+_PIPELINE = (
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/special_tokens_map.json",
+)
+"""What is used of a folder in diffusers' layout. The text encoder's weights are only compared."""
+
+
+def _pipeline(name: str, repository: str, licence: str) -> tuple[Artifact, ...]:
+    """The files of a diffusion model on the hub, none of whose hashes is known to us."""
+    base = f"https://huggingface.co/{repository}/resolve/main"
+    return tuple(Artifact(f"{name}/{each}", (f"{base}/{each}",), licence) for each in _PIPELINE)
+
+
+PUBLISHED_PIPELINES = {
+    "lcm-dreamshaper-v7": _pipeline(
+        "lcm-dreamshaper-v7", "SimianLuo/LCM_Dreamshaper_v7", "MIT by its model card"
+    ),
+    "sd-turbo": _pipeline(
+        "sd-turbo", "stabilityai/sd-turbo", "Stability AI Community License, see its model card"
+    ),
+}
+"""Diffusion models whose text tower is published on its own too, as weights of open_clip."""

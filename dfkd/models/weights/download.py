@@ -66,7 +66,7 @@ class Fetcher:
             InfrastructureError: the network or the disk failed; the same call resumes.
         """
         folder, target = Path(self.cache).expanduser(), artifact.within(self.cache)
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         pin = None if artifact.sha256 else target.with_name(f"{target.name}.sha256")
         with self._locked(folder):
             reused = target.is_file()
@@ -96,7 +96,7 @@ class Fetcher:
 
     def _download(self, artifact: Artifact, target: Path, pin: Path | None, check: Check) -> str:
         """Download the complete file to `target`; returns its sha256."""
-        with PartialFile(artifact, target.parent) as part:
+        with PartialFile(artifact, Path(self.cache).expanduser()) as part:
             resumed = part.done > 0
             self._fill(artifact, part)
             problem = _problem(artifact, part.sha256, pin)

@@ -1,4 +1,4 @@
-"""Weight files to tensors, without running any code of a file.
+"""Weight files to tensors and configurations to mappings, without running any code of a file.
 
 No other module opens a checkpoint. All published teachers and generators have one of three formats.
 safetensors holds only tensors. `torch.save` files are pickles, which are read with
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dfkd.errors import DfkdError, WeightsError, one_line
 from dfkd.models.weights import torchscript
+from dfkd.utils import strict_json
 
 MINIATURE = "miniature"
 """Value of a manifest key for the models that the package ships."""
@@ -50,6 +51,25 @@ def is_torchscript(path: Path) -> bool:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError):
         return False
+
+
+def read_json(field: str, path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a configuration file.
+
+    Args:
+        field: the manifest key that an error names.
+
+    Raises:
+        WeightsError: the file is missing, or holds something else.
+    """
+    try:
+        tree = strict_json.parse(existing_file(field, path).read_bytes())
+        if not isinstance(tree, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        rule = f"must be a JSON object ({str(error)[:80]})"
+        raise WeightsError(field, rule, str(path), remedy) from None
+    return tree
 
 
 def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:

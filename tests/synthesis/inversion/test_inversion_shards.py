@@ -14,7 +14,7 @@ from dfkd.config.methods import has_dependent_parts
 from dfkd.config.plan import Unit, image_seed, units
 from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.errors import DfkdError, ManifestError
-from dfkd.models.generator import VQGAN
+from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.pipeline.preflight import check_synthesis
 from dfkd.prompts.maker import PromptMaker

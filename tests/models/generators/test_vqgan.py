@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.generator import VQGAN, file_hashes
+from dfkd.models.generators.kinds import file_hashes
+from dfkd.models.generators.vqgan import VQGAN
 from tests.helpers.tiny_models import F16, official_state, official_yaml, write_generator
 
 CPU = torch.device("cpu")

@@ -1,21 +1,23 @@
-"""The frozen generator: a taming-transformers VQGAN decoder and its codebook."""
+"""The generator whose latents are optimised: a taming-transformers VQGAN decoder, its codebook."""
 
 import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS
-from dfkd.config.hashing import sha256_file
+from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.generator_config import Model, read_model
-from dfkd.models.generator_decoder import decode
+from dfkd.models.generators.generator import Condition, TextInput, to_pixels
+from dfkd.models.generators.vqgan_config import Model, read_model
+from dfkd.models.generators.vqgan_decoder import decode
+from dfkd.models.teacher import Teacher
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
 from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
@@ -28,25 +30,6 @@ _PARTS = ("decoder.", "quantize.", "post_quant_conv.")
 """Beginnings of the names of the tensors that are used of a checkpoint."""
 
 _MINIATURE = {"generator.config": GENERATOR_CONFIG, "generator.weights": GENERATOR_WEIGHTS}
-
-
-class Generator(Protocol):
-    """The interface that synthesis needs, so that another generator can replace the VQGAN."""
-
-    downsampling: int
-    """Height and width in pixels of one latent cell; an image size must be a multiple of it."""
-
-    def init_latents(self, seeds: Sequence[int], image_size: int) -> Tensor:
-        """Initial latents float32 [B, C, h, w]; each depends only on its own seed."""
-
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """C, h and w of the latent of an image."""
-
-    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
-        """Pixels float32 [B, 3, H, W] in [0, 1], differentiable in the latent."""
-
-    def constrain(self, latent: Tensor) -> Tensor:
-        """Move a latent, in place, into the range that the generator can decode; returns it."""
 
 
 def find_file(field: str, value: str, cache: str = CACHE) -> Path:
@@ -72,22 +55,6 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     return path
 
 
-def file_hashes(config: GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
-    """Find and hash the generator's files.
-
-    Args:
-        cache: the folder with the files of published VQGANs.
-
-    Returns:
-        The sha256 of each file by its role in `fingerprint.identity`, such as `generator.weights`.
-
-    Raises:
-        WeightsError: a file is missing.
-    """
-    files = _files(config, cache)
-    return {role: sha256_file(path) for role, path in files.items()}
-
-
 class VQGAN:
     """Decoder and codebook of a taming-transformers VQModel; created by `VQGAN.load`.
 
@@ -96,6 +63,8 @@ class VQGAN:
         codebook: [K, C] float32.
         network: decoder and codebook, frozen.
     """
+
+    text: TextInput | None = None
 
     def __init__(self, network: "_Network", precision: Precision = "float32") -> None:
         self.network = network.eval().requires_grad_(False)
@@ -126,25 +95,43 @@ class VQGAN:
             device: where its weights are put.
             precision: `bfloat16` autocasts the decoder on devices with such instructions; the
                 nearest codes are always searched in float32.
-            cache: as for `file_hashes`.
+            cache: the folder with the files of published VQGANs.
 
         Raises:
             WeightsError: a file is missing, corrupt or hostile, or they are of different
                 architectures.
         """
-        files = _files(config, cache)
+        files = cls.files(config, cache)
         network, state = _read(files)
         network.to_empty(device=device)
         load_into("generator.weights", files["generator.weights"], network, state)
         return cls(network, precision)
 
-    def init_latents(self, seeds: Sequence[int], image_size: int) -> Tensor:
+    @classmethod
+    def files(cls, config: GeneratorConfig, cache: str = CACHE) -> dict[str, Path]:
+        """Configuration and checkpoint; see `Generator.files`."""
+        values = {"generator.config": config.config, "generator.weights": config.weights}
+        return {field: find_file(field, value, cache) for field, value in values.items()}
+
+    @classmethod
+    def of(cls, manifest: Manifest, device: torch.device, precision: Precision) -> "VQGAN":
+        """See `Generator.of`."""
+        return cls.load(manifest.generator, device, precision, manifest.cache)
+
+    def require(self, teacher: Teacher, image_size: int) -> None:
+        """Refuse a size that is not a multiple of `downsampling`; any teacher has a gradient."""
+        self.latent_shape(image_size)
+
+    def init_latents(
+        self, seeds: Sequence[int], image_size: int, condition: Condition | None = None
+    ) -> Tensor:
         """Initial latents float32 [B, C, h, w]; each depends only on its own seed.
 
         Codes are drawn uniformly, as in VQGAN-CLIP.
 
         Args:
             image_size: a multiple of `downsampling`.
+            condition: not used.
         """
         _, side, _ = self.latent_shape(image_size)
         codebook = self.codebook.cpu()  # drawn on the CPU, so latents do not depend on the device
@@ -202,9 +189,6 @@ class VQGAN:
     def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
         """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w].
 
-        The clamp of pixels passes the gradient on, except for a pixel out of range that a step
-        would move further away (VQGAN-CLIP's clamp).
-
         Args:
             quantise: decode the nearest codes (straight-through) instead of the latent itself.
         """
@@ -242,12 +226,6 @@ class _Network(nn.Module):
         return image
 
 
-def to_pixels(image: Tensor) -> Tensor:
-    """The decoder's output in [-1, 1] as pixels in [0, 1]; gradients as in `VQGAN.decode`."""
-    pixels: Tensor = _Clamp.apply(image.add(1).div(2))  # type: ignore[no-untyped-call]
-    return pixels
-
-
 class _StraightThrough(torch.autograd.Function):
     """Forward the codes, backward the identity for the latent (VQGAN-CLIP's ReplaceGrad).
 
@@ -263,33 +241,6 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The gradient of the codes as that of the latent."""
         return gradients[0], None
-
-
-class _Clamp(torch.autograd.Function):
-    """A clamp to [0, 1] out of which pixels can come back (VQGAN-CLIP's ClampWithGrad)."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor) -> Tensor:
-        """Pixels clamped to [0, 1]."""
-        clamped = pixels.clamp(0, 1)
-        ctx.save_for_backward(pixels - clamped)
-        return clamped
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient, without that of pixels which a step would move further out of the range."""
-        (excess,) = ctx.saved_tensors
-        (gradient,) = gradients
-        # A step goes against the gradient, so where gradient and excess have the same sign it moves
-        # the pixel back into the range.
-        kept: Tensor = gradient * (gradient * excess >= 0)
-        return kept
-
-
-def _files(config: GeneratorConfig, cache: str) -> dict[str, Path]:
-    """The configuration and the checkpoint by manifest key."""
-    values = {"generator.config": config.config, "generator.weights": config.weights}
-    return {field: find_file(field, value, cache) for field, value in values.items()}
 
 
 def _read(files: dict[str, Path]) -> tuple[_Network, dict[str, Tensor]]:

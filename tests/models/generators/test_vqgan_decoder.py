@@ -8,7 +8,7 @@ import torch
 from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor
 
-from dfkd.models.generator_decoder import decode
+from dfkd.models.generators.vqgan_decoder import decode
 
 SHAPES = {
     "one width": {"ch": 32, "ch_mult": [1, 1]},

@@ -1,0 +1,108 @@
+"""Hidden states of stored prompts, which condition a diffusion model.
+
+A stored prompt has a text or a pseudo-word. Its states are computed again where images are made:
+stored they would be larger than the image (77 x 768 floats are 236 kB).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import prompt_method
+from dfkd.models.generators.generator import Condition, TextInput
+from dfkd.models.teacher import Teacher, class_prompt
+from dfkd.prompts.pseudo_words import PseudoWords, embed_with
+from dfkd.prompts.styles import class_text_embeddings, dictionary, mixture, styled_prompt
+
+SAME = 1e-3
+"""Length of the difference below which two embeddings are of the same text on other devices."""
+
+
+@dataclass(frozen=True)
+class StoredPrompt:
+    """What a prompt's states depend on, from its row of `dfkd.prompts.maker.SCHEMA`."""
+
+    class_index: int
+    seed: int
+    embedding: Tensor
+    """Unit text embedding, float32 [E]."""
+    pseudo_word: np.ndarray | None
+    """float32 [D]; None without one."""
+
+
+class PromptStates:
+    """Computes hidden states as a text encoder of diffusers does: whole contexts, padded."""
+
+    def __init__(self, manifest: Manifest, teacher: Teacher, text: TextInput) -> None:
+        self.manifest, self.teacher, self.text = manifest, teacher, text
+        self.method = prompt_method(manifest.method)
+        self.words = PseudoWords(teacher, manifest.prompts.template)
+        self.class_texts = class_text_embeddings(manifest, teacher).cpu()
+        self.end = teacher.tokenize([""])[0, 1]
+        self.empty = self._of_texts([""])
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[StoredPrompt]) -> Condition:
+        """The states of N prompts, each of which depends on its own row only."""
+        if self.method == "mix":
+            states = self._mix(prompts)
+        else:
+            states = self._of_texts([self._class_prompt(prompt) for prompt in prompts])
+            rows = [i for i, prompt in enumerate(prompts) if self._has_word(prompt)]
+            if rows:
+                states[rows] = self._of_words([prompts[i] for i in rows])
+        return Condition(states, self.empty)
+
+    def _mix(self, prompts: Sequence[StoredPrompt]) -> Tensor:
+        """Equation 6 for states: those of two styles, mixed with the weight of the embeddings."""
+        config, firsts, seconds, weights = self.manifest.prompts, [], [], []
+        styles = dictionary(config)
+        for prompt in prompts:
+            name = self.manifest.classes[prompt.class_index]
+            first, second, weight = mixture(config, prompt.seed)
+            firsts.append(styled_prompt(self.manifest, name, styles[first]))
+            seconds.append(styled_prompt(self.manifest, name, styles[second]))
+            weights.append(weight)
+        share = torch.tensor(weights, device=self.empty.device)[:, None, None]
+        return share * self._of_texts(firsts) + (1 - share) * self._of_texts(seconds)
+
+    def _has_word(self, prompt: StoredPrompt) -> bool:
+        """Whether a prompt has a pseudo-word which the guard has not replaced by the class text."""
+        if prompt.pseudo_word is None:
+            return False
+        # The row keeps the word that was replaced, so only the embedding tells.
+        difference = prompt.embedding - self.class_texts[prompt.class_index]
+        return float(torch.linalg.vector_norm(difference)) > SAME
+
+    def _class_prompt(self, prompt: StoredPrompt) -> str:
+        """The vanilla prompt of the class."""
+        name = self.manifest.classes[prompt.class_index]
+        return class_prompt(self.manifest.teacher.template, name)
+
+    def _of_words(self, prompts: Sequence[StoredPrompt]) -> Tensor:
+        """States [N, L, D] of the template's sentences with pseudo-words."""
+        names = [self.manifest.classes[prompt.class_index] for prompt in prompts]
+        tokens, positions = self.words.tokens(names, [self.words.template] * len(names))
+        # A causal teacher's sentences are cut behind the longest one.
+        tokens = F.pad(tokens, (0, self.teacher.context_length - tokens.shape[1]))
+        vectors = [prompt.pseudo_word for prompt in prompts if prompt.pseudo_word is not None]
+        words = torch.from_numpy(np.stack(vectors)).to(tokens.device)
+        embedded = embed_with(self.teacher, self._padded(tokens), positions, words)
+        return self.teacher.hidden_states(embedded, self.text.layers)
+
+    def _of_texts(self, texts: Sequence[str]) -> Tensor:
+        """States [N, L, D] of texts."""
+        tokens = self._padded(self.teacher.tokenize(texts))
+        return self.teacher.hidden_states(self.teacher.embed_tokens(tokens), self.text.layers)
+
+    def _padded(self, tokens: Tensor) -> Tensor:
+        """Token ids [N, L] with the padding that the diffusion model was trained with."""
+        if not self.text.pads_with_end:
+            return tokens
+        ended = (tokens == self.end).cumsum(dim=1) > 0
+        return torch.where(ended, self.end, tokens)

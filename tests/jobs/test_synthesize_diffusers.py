@@ -1,0 +1,87 @@
+"""The job that makes images, with a diffusion model as generator."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dfkd.dataset.published import current
+from dfkd.dataset.verification import verify
+from dfkd.errors import Exit
+from dfkd.storage.local import open_storage
+from tests.helpers.jobs import contents, load, run_here
+from tests.helpers.tiny_models import VIT, model_config, write_teacher
+from tests.helpers.tiny_pipeline import read_manifest, tiny_teacher, write_pipeline
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, its diffusion model and `manifest.yaml`."""
+    folder = tmp_path_factory.mktemp("home")
+    read_manifest(folder, write_pipeline(folder / "pipeline", tiny_teacher(folder)))
+    return folder
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
+    words = ("--set", "prompts.method=random", "--set", "cluster.workers=1")
+    found = run_here("synthesize", home / "manifest.yaml", *words)
+    assert found.returncode == Exit.DONE, found.stderr
+    data = home / "run/data"
+    version = current(open_storage(str(home / "run")).child("data/random"))
+    assert version is not None
+    assert verify(version) == []
+    assert sum(receipt.samples for receipt in version.shards) == 10
+    identity = json.loads((data / "random/versions" / version.id / "identity.json").read_bytes())
+    assert identity["generator.kind"] == "diffusers"
+    assert len(identity["generator.weights/unet/weights.sha256"]) == 64
+    unread = {"generator.weights", "generator.config", "synthesis.views", "synthesis.quantise"}
+    assert not unread & identity.keys()
+
+    # As if it had been killed after all shards but one.
+    made = contents(data)
+    folder = data / "random/versions" / version.id
+    for name in ("manifest.json", "index.parquet", "README.md", "receipts/0001-00001.json"):
+        (folder / name).unlink()
+    shutil.rmtree(data / "random/current")
+    found = run_here("synthesize", home / "manifest.yaml", *words)
+    assert found.returncode == Exit.DONE, found.stderr
+    assert contents(data) == made
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generator.kind=flux", "error: generator.kind: "),
+        ("generator.config=model.yaml", "error: generator.config: has no effect with generator.k"),
+        (
+            "synthesis.views=3",
+            "error: synthesis.views: has no effect with generator.kind",
+        ),
+        ("synthesis.steps=500", "error: synthesis.steps: must suit LCMScheduler"),
+        ("generator.weights=/nowhere", "error: generator.weights: must be an existing folder or "),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(
+    override: str, message: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(home / "manifest.yaml")
+    root = ["--set", f"storage.root={home}/other"]
+    assert load("synthesize").main([path, "--set", override, *root]) == Exit.USAGE
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(message)
+    assert not (home / "other").exists()
+
+
+@pytest.mark.heavy
+def test_another_teacher_is_refused_before_any_work(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_teacher(tmp_path, model_config(VIT, heads=4))
+    words = [f"teacher.model={other.model}", f"teacher.weights={other.weights}"]
+    arguments = [word for each in words for word in ("--set", each)]
+    job = load("synthesize")
+    assert job.main([str(home / "manifest.yaml"), *arguments, "--dry-run"]) == Exit.USAGE
+    assert "(num_attention_heads is 4 there and 2 here)" in capsys.readouterr().err

@@ -1,0 +1,329 @@
+"""A diffusion model as generator: what it samples, what it reads, and what it refuses.
+
+`test_against_diffusers.py` compares its images with those of diffusers' own pipeline.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dfkd.config.hashing import sha256_file
+from dfkd.config.manifest import Manifest
+from dfkd.errors import Exit, ManifestError
+from dfkd.models.generators import kinds
+from dfkd.models.generators.diffusion import SCHEDULERS, Diffusion
+from dfkd.models.generators.generator import Condition
+from dfkd.models.teacher import Teacher
+from dfkd.pipeline.preflight import check_synthesis
+from tests.helpers.tiny_pipeline import (
+    SIZE,
+    noise,
+    read_manifest,
+    tiny_teacher,
+    write_pipeline,
+    write_text_encoder,
+)
+
+CPU = torch.device("cpu")
+SEEDS = [5, 6, 2**62]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def clip(home: Path) -> Teacher:
+    return tiny_teacher(home)
+
+
+@pytest.fixture(scope="module")
+def pipeline(home: Path, clip: Teacher) -> Path:
+    return write_pipeline(home / "pipeline", clip)
+
+
+@pytest.fixture
+def own(tmp_path: Path, clip: Teacher) -> Path:
+    """A pipeline that a test may damage."""
+    return write_pipeline(tmp_path / "own", clip)
+
+
+def load(manifest: Manifest) -> Diffusion:
+    generator = kinds.load(manifest, CPU)
+    assert isinstance(generator, Diffusion)
+    return generator
+
+
+def condition(count: int = 3) -> Condition:
+    return Condition(noise(3)[:count], noise(1))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_latent_depends_on_its_own_seed_and_prompt(
+    scheduler: str, guidance: float, home: Path, clip: Teacher, tmp_path: Path
+) -> None:
+    """Also on the second call, because schedulers have a state."""
+    folder = write_pipeline(tmp_path, clip, scheduler)
+    generator = load(read_manifest(home, folder, guidance=guidance))
+    together = generator.init_latents(SEEDS, SIZE, condition())
+    assert together.shape == (3, 4, 8, 8)
+    assert together.dtype == torch.float32
+    torch.manual_seed(123)
+    alone = generator.init_latents(SEEDS[1:2], SIZE, Condition(noise(3)[1:2], noise(1)))
+    torch.testing.assert_close(alone[0], together[1], atol=1e-4, rtol=1e-4)
+    other = generator.init_latents(SEEDS[1:2], SIZE, Condition(noise(3)[:1], noise(1)))
+    assert not torch.allclose(other, alone, atol=1e-2)
+    assert torch.equal(generator.init_latents(SEEDS, SIZE, condition()), together)
+
+
+def test_the_empty_text_matters_only_with_guidance(home: Path, pipeline: Path) -> None:
+    def latents(guidance: float, empty: torch.Tensor) -> torch.Tensor:
+        generator = load(read_manifest(home, pipeline, guidance=guidance))
+        return generator.init_latents(SEEDS, SIZE, Condition(noise(3), empty))
+
+    assert torch.equal(latents(1.0, noise(1)), latents(1.0, 2 * noise(1)))
+    assert not torch.allclose(latents(3.0, noise(1)), latents(3.0, 2 * noise(1)))
+
+
+def test_a_consistency_model_takes_the_guidance_scale_as_input(
+    home: Path, clip: Teacher, tmp_path: Path
+) -> None:
+    folder = write_pipeline(tmp_path, clip, time_cond_proj_dim=16)
+    scales = [
+        load(read_manifest(home, folder, guidance=scale)).init_latents(SEEDS, SIZE, condition())
+        for scale in (1.0, 8.0)
+    ]
+    assert not torch.allclose(*scales)
+
+
+def test_pixels_are_differentiable_in_the_latent(home: Path, pipeline: Path) -> None:
+    generator = load(read_manifest(home, pipeline))
+    latent = generator.init_latents(SEEDS, SIZE, condition()).requires_grad_()
+    pixels = generator.decode(latent)
+    assert pixels.shape == (3, 3, SIZE, SIZE)
+    assert 0 <= pixels.detach().min() < pixels.detach().max() <= 1
+    pixels.square().sum().backward()
+    assert latent.grad is not None
+    assert bool((latent.grad.abs().flatten(1).sum(dim=1) > 0).all())
+    assert not any(p.requires_grad for p in generator.unet.parameters())
+
+
+def test_bfloat16_changes_latents_and_pixels_little(home: Path, pipeline: Path) -> None:
+    generator = load(read_manifest(home, pipeline))
+    exact = generator.init_latents(SEEDS, SIZE, condition())
+    pixels = generator.decode(exact)
+    generator._mixed = True  # as on a device with such instructions
+    rounded = generator.init_latents(SEEDS, SIZE, condition())
+    assert rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).abs().max()) < 0.1 * float(exact.abs().max())
+    again = generator.decode(exact)
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again, pixels, atol=0.05, rtol=0)
+
+
+def test_a_tiny_autoencoder_decodes_too(home: Path, clip: Teacher, tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path, clip, vae="AutoencoderTiny")
+    generator = load(read_manifest(home, folder))
+    pixels = generator.decode(generator.init_latents(SEEDS, SIZE, condition()))
+    assert pixels.shape == (3, 3, SIZE, SIZE)
+
+
+def test_every_file_that_changes_a_pixel_is_hashed(home: Path, pipeline: Path) -> None:
+    manifest = read_manifest(home, pipeline)
+    files = {
+        "unet/config": "unet/config.json",
+        "unet/weights": "unet/diffusion_pytorch_model.safetensors",
+        "vae/config": "vae/config.json",
+        "vae/weights": "vae/diffusion_pytorch_model.safetensors",
+        "scheduler": "scheduler/scheduler_config.json",
+        "text_encoder": "text_encoder/config.json",
+        "tokenizer": "tokenizer/special_tokens_map.json",
+    }
+    assert kinds.file_hashes(manifest.generator) == {
+        f"generator.weights/{role}": sha256_file(pipeline / file) for role, file in files.items()
+    }
+
+
+def test_weights_of_half_precision_and_old_names_are_read(
+    home: Path, pipeline: Path, own: Path
+) -> None:
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(key: str) -> str:
+        for new, name in old.items():
+            key = key.replace(f".{new}.", f".{name}.")
+        return key
+
+    path = own / "vae/diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    assert any(".to_q." in key for key in state)
+    save_file({renamed(key): value.half() for key, value in state.items()}, path)
+    path.rename(own / "vae/diffusion_pytorch_model.fp16.safetensors")
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    both = [load(read_manifest(home, folder)).decode(latent) for folder in (own, pipeline)]
+    torch.testing.assert_close(*both, atol=2e-3, rtol=0)
+
+
+def test_the_whole_plan_passes(home: Path, pipeline: Path) -> None:
+    check_synthesis(read_manifest(home, pipeline))
+
+
+@pytest.mark.parametrize(
+    ("context", "layers", "pad"), [(16, 1, "!"), (16, 2, {"content": "<|endoftext|>"})]
+)
+def test_a_text_encoder_may_lack_the_last_block(
+    context: int, layers: int, pad: Any, home: Path, clip: Teacher, tmp_path: Path
+) -> None:
+    """As that of Stable Diffusion 2, which also has another padding."""
+    folder = write_pipeline(tmp_path, clip, layers=layers, pad=pad)
+    generator = load(read_manifest(home, folder))
+    generator.require(clip, SIZE)
+    assert generator.text is not None
+    assert generator.text.layers == layers
+    assert generator.text.pads_with_end == (pad != "!")
+
+
+def refusal(manifest: Manifest) -> str:
+    with pytest.raises(ManifestError) as caught:
+        check_synthesis(manifest)
+    assert caught.value.exit_code == Exit.USAGE
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", 64),
+        ("num_attention_heads", 4),
+        ("num_hidden_layers", 3),
+        ("hidden_act", "quick_gelu"),
+        ("max_position_embeddings", 77),
+        ("vocab_size", 1000),
+    ],
+)
+def test_another_text_tower_is_refused_for_its_shape(
+    key: str, value: Any, home: Path, clip: Teacher, own: Path
+) -> None:
+    write_text_encoder(own, clip, 2, **{key: value})
+    if key == "hidden_size":  # the UNet must be of the same width
+        write_pipeline(own, clip, cross_attention_dim=value)
+        write_text_encoder(own, clip, 2, hidden_size=value)
+    text = refusal(read_manifest(home, own))
+    assert text.startswith("teacher.model: must have the text tower that generator.weights was")
+    assert f"({key} is " in text
+    assert f"there and {value} here)" in text
+
+
+@pytest.mark.parametrize(
+    "tensor", ["embeddings.token_embedding.weight", "encoder.layers.1.self_attn.k_proj.weight"]
+)
+def test_another_text_tower_of_the_same_shape_is_refused_for_its_weights(
+    tensor: str, home: Path, own: Path
+) -> None:
+    path = own / "text_encoder/model.safetensors"
+    state = load_file(path)
+    state[f"text_model.{tensor}"] = 1.02 * state[f"text_model.{tensor}"]
+    save_file(state, path)
+    assert f"({tensor} differs by 2% of its norm)" in refusal(read_manifest(home, own))
+    path.unlink()  # without them only shapes are compared
+    check_synthesis(read_manifest(home, own))
+
+
+def test_rounded_weights_of_the_text_tower_are_the_same_tower(home: Path, own: Path) -> None:
+    path = own / "text_encoder/model.safetensors"
+    save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path)
+    check_synthesis(read_manifest(home, own))
+
+
+def test_a_missing_extra_is_one_line(
+    home: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    text = refusal(read_manifest(home, pipeline))
+    assert text == (
+        "generator.kind: needs the extra diffusers, got 'diffusers'; pip install -e '.[diffusers]'"
+    )
+
+
+def test_steps_that_the_scheduler_cannot_do_are_refused(home: Path, pipeline: Path) -> None:
+    text = refusal(read_manifest(home, pipeline, "synthesis.steps=500"))
+    assert text.startswith("synthesis.steps: must suit LCMScheduler (")
+    assert text.endswith("got 500; choose another number")
+
+
+def test_a_folder_that_is_not_there_is_named(home: Path) -> None:
+    text = refusal(read_manifest(home, home / "none"))
+    assert "must be an existing folder or a published diffusion model (lcm-dreamshaper-v7, " in text
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "tokenizer/special_tokens_map.json",
+    ],
+)
+def test_a_missing_file_is_named(file: str, home: Path, own: Path) -> None:
+    """A pickle in its place is never read."""
+    (own / file).rename((own / file).with_suffix(".bin"))
+    part = file if not file.startswith("tokenizer") else "tokenizer/tokenizer_config.json"
+    assert f"generator.weights: must hold {part}, got" in refusal(read_manifest(home, own))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "named"),
+    [
+        ("unet/config.json", {"_class_name": "os"}, "unet._class_name: must be one of UNet2DCond"),
+        ("unet/config.json", {"layers_per_block": 10**9}, "unet.layers_per_block: must be at most"),
+        ("unet/config.json", {"block_out_channels": [10**9, 8]}, "unet.block_out_channels: must"),
+        ("unet/config.json", {"down_block_types": ["x", "y"]}, "must be buildable by diffusers"),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "text"},
+            "has no use for|must be buildable|lacks",
+        ),
+        ("unet/config.json", {"out_channels": 3}, "differs in shape at conv_out"),
+        ("vae/config.json", {"latent_channels": 3}, "differs in shape at"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "vae._class_name: must be one of Auto"),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler"}, "scheduler._class"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "must be buildable by"),
+        ("text_encoder/config.json", {"hidden_size": "32"}, "text_encoder.hidden_size: "),
+        ("tokenizer/special_tokens_map.json", {"pad_token": "?"}, "tokenizer.pad_token: must be <"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused(
+    file: str, changes: dict[str, Any], named: str, home: Path, own: Path
+) -> None:
+    tree = json.loads((own / file).read_text())
+    (own / file).write_text(json.dumps(tree | changes))
+    text = refusal(read_manifest(home, own))
+    assert text.startswith("generator.weights")
+    assert any(each in text for each in named.split("|")), text
+
+
+@pytest.mark.parametrize(
+    ("unet", "named"),
+    [
+        ({"num_class_embeds": 3}, "this one has num_class_embeds"),
+        ({"in_channels": 9}, "as many channels as the VAE has"),
+        ({"sample_size": (8, 16)}, "a UNet for square images of one size"),
+        ({"cross_attention_dim": 64}, "a UNet for hidden states of width 32"),
+    ],
+)
+def test_a_unet_of_another_task_is_refused(
+    unet: dict[str, Any], named: str, home: Path, clip: Teacher, tmp_path: Path
+) -> None:
+    folder = write_pipeline(tmp_path, clip, **unet)
+    assert named in refusal(read_manifest(home, folder))
