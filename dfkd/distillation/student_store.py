@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dfkd.config.distillation import Distillation
 from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
@@ -29,6 +30,9 @@ from dfkd.utils.strict_json import canonical
 TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
 """Keys of `distillation` that are not part of the name, because a training may resume with other
 values of them."""
+LATER_KEYS = {"target": "distances"}
+"""Keys of `distillation` that are younger than the first students, with their neutral values. A
+neutral value is left out of names and cards, so both stay as they were without the key."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,25 @@ def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion)
     _refuse_foreign(version, method, teachers)
 
 
+def require_replaceable_classes(
+    manifest: Manifest, method: Method, version: PublishedVersion
+) -> None:
+    """Check that the students of a version can get other classes from the manifest's teacher.
+
+    Raises:
+        ManifestError: they learn distances, or another teacher made the version.
+        WeightsError: the teacher's files are missing or damaged.
+    """
+    if manifest.distillation.target != "embedding":
+        raise ManifestError(
+            "distillation.target",
+            "must be embedding for other classes: a student of distances knows only its own",
+            manifest.distillation.target,
+            "leave --classes out, or distil with distillation.target=embedding",
+        )
+    check_teacher(manifest, method, version)
+
+
 def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int) -> str:
     """`{method}-s{seed}-{hash12}`; the hash covers everything that determines the student.
 
@@ -144,7 +167,7 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
         fingerprint: fingerprint of the data set that it is trained on.
     """
     config = manifest.distillation
-    settings = dataclasses.asdict(config)
+    settings = stated_settings(config)
     for key in TRAINING_ONLY_KEYS:
         del settings[key]
     # The content of a weights file counts, its path does not.
@@ -154,3 +177,9 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     if config.texts == "styles":
         identity["styles"] = [manifest.prompts.template, *dictionary(manifest.prompts)]
     return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
+
+
+def stated_settings(config: Distillation) -> dict[str, Any]:
+    """The settings of `distillation` that a student's name and card state, as plain values."""
+    settings = dataclasses.asdict(config)
+    return {key: value for key, value in settings.items() if LATER_KEYS.get(key, ...) != value}

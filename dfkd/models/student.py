@@ -1,4 +1,8 @@
-"""Students: a library's backbone and one linear layer, which map pixels to distances."""
+"""Students: a library's backbone and one linear layer, which map pixels to distances.
+
+The layer gives the distances themselves, or an embedding in the teacher's space (a student of
+`distillation.target: embedding`), whose distances to the class texts follow from it.
+"""
 
 import contextlib
 import copy
@@ -12,6 +16,7 @@ import torchvision
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dfkd.config.bundled import CACHE
 from dfkd.config.distillation import Distillation
@@ -32,6 +37,9 @@ WEIGHTS, CARD = "student.safetensors", "student.json"
 MAX_SIDE = 4096
 """Maximal image size in pixels that a card may state."""
 
+MAX_WIDTH = 1 << 16
+"""Maximal dimension of embeddings that a card may state."""
+
 FIELD = "distillation.weights"
 """Default manifest key for errors about the initial weights."""
 
@@ -39,10 +47,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Student(nn.Module):
-    """Maps pixels float32 [N, 3, H, W] in [0, 1] to distances float32 [N, M]; SMALLER is closer."""
+    """Maps pixels float32 [N, 3, H, W] in [0, 1] to distances float32 [N, M]; SMALLER is closer.
+
+    Attributes:
+        texts: float32 [M, E], the unit text embeddings of the classes of a student of embeddings;
+            None for a student of distances, and for one of embeddings while it is trained.
+    """
 
     mean: Tensor
     std: Tensor
+    texts: Tensor | None
 
     def __init__(
         self,
@@ -50,24 +64,50 @@ class Student(nn.Module):
         head: nn.Linear,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        texts: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("texts", texts)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Distances [N, M], or standardised distances in training with `standardise`."""
+        """Distances [N, M]; in training what the head learns, which may be standardised."""
+        if self.texts is None:
+            return self.output(pixels)
+        # `dfkd.models.teacher.distances`, 2 * atan2(|a - b|, |a + b|)^2, is angle^2 / 2. This form
+        # has operators that ONNX has too.
+        cosines = self.embed(pixels) @ self.texts.T
+        return cosines.clamp(-1, 1).acos().square() / 2
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings [N, E] in the teacher's space, of a student of embeddings."""
+        return F.normalize(self.output(pixels), dim=1)
+
+    def output(self, pixels: Tensor) -> Tensor:
+        """The head's output: distances [N, M], or embeddings [N, E] that are not normalised."""
         features, device = self.features(pixels), pixels.device.type
         if not torch.is_autocast_enabled(device):
-            distances: Tensor = self.head(features)
+            output: Tensor = self.head(features)
         else:
             # The head stays in float32, because distances to classes differ by a few hundredths,
             # and bfloat16 has steps of 0.004 near their usual value of 0.87.
             with torch.autocast(device, enabled=False):
-                distances = self.head(features.float())
-        return distances
+                output = self.head(features.float())
+        return output
+
+    def with_classes(self, texts: Tensor | None) -> "Student":
+        """A copy of a student of embeddings for other classes.
+
+        Args:
+            texts: unit text embeddings [M, E] of the classes; with None the copy returns the
+                head's output.
+        """
+        other = copy.deepcopy(self)
+        other.texts = None if texts is None else texts.to(self.mean.device)
+        return other
 
     def features(self, pixels: Tensor) -> Tensor:
         """The backbone's features [N, F]."""
@@ -81,7 +121,7 @@ class Student(nn.Module):
 
 def build(
     config: Distillation,
-    classes: int,
+    outputs: int,
     image_size: int,
     seed: int,
     cache: str = CACHE,
@@ -90,6 +130,7 @@ def build(
     """An untrained student; its random weights depend only on `seed`.
 
     Args:
+        outputs: M, the number of classes, or E for a student of embeddings.
         cache: the folder with torchvision's published weights.
         field: the manifest key that an error about the initial weights names.
 
@@ -106,7 +147,7 @@ def build(
             _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
         elif names_file(config.weights):
             _load_backbone(backbone, Path(config.weights), field)
-        head = nn.Linear(_feature_count(backbone, image_size, config.student), classes)
+        head = nn.Linear(_feature_count(backbone, image_size, config.student), outputs)
     return Student(backbone, head, mean, std)
 
 
@@ -280,8 +321,12 @@ def _feature_count(backbone: nn.Module, image_size: int, name: str) -> int:
     return int(shape[1])
 
 
-def fold(student: Student, mean: float, std: float) -> Student:
-    """A copy that returns `std * output + mean`: distances instead of standardised ones."""
+def fold(student: Student, mean: float | Tensor, std: float) -> Student:
+    """A copy that returns `std * output + mean`: distances instead of standardised ones.
+
+    Args:
+        mean: a scalar, or a vector with an entry for each output.
+    """
     folded = copy.deepcopy(student)
     with torch.no_grad():
         folded.head.weight.mul_(std)
@@ -289,8 +334,16 @@ def fold(student: Student, mean: float, std: float) -> Student:
     return folded
 
 
-def card(config: Distillation, classes: tuple[str, ...], image_size: int) -> dict[str, Any]:
-    """The card of a student: the settings that `load_student` needs, and facts for readers."""
+def card(
+    config: Distillation, classes: tuple[str, ...], image_size: int, embedding_dim: int = 0
+) -> dict[str, Any]:
+    """The card of a student: the settings that `load_student` needs, and facts for readers.
+
+    Args:
+        embedding_dim: E of a student of embeddings; 0 for a student of distances.
+    """
+    # Cards of students of distances are older than the two keys and do without.
+    embedding = {"target": config.target, "embedding_dim": embedding_dim} if embedding_dim else {}
     return {
         "schema": 1,
         "architecture": config.student,
@@ -299,6 +352,7 @@ def card(config: Distillation, classes: tuple[str, ...], image_size: int) -> dic
         "image_size": image_size,
         "input": "float32 RGB [N, 3, image_size, image_size] in [0, 1]; the model normalises",
         "output": "squared spherical distances [N, classes]; smaller is closer, predict by argmin",
+        **embedding,
     }
 
 
@@ -334,7 +388,10 @@ def load_student(
     config = Distillation(
         student=meta["architecture"], stem=meta["stem"], weights="none", warmup_epochs=0
     )
-    student = build(config, len(meta["classes"]), meta["image_size"], seed=0)
+    classes, width = len(meta["classes"]), meta.get("embedding_dim", 0)
+    student = build(config, width or classes, meta["image_size"], seed=0)
+    if width:
+        student.texts = torch.empty(classes, width)
     try:
         student.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError) as error:
@@ -350,6 +407,7 @@ class _StudentCard(BaseModel, strict=True):
     stem: Literal["imagenet", "small"]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    embedding_dim: Annotated[int, Field(ge=0, le=MAX_WIDTH)] = 0
     sha256: Sha256
     bytes: Size
 
