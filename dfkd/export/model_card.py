@@ -44,8 +44,8 @@ prediction is the argmin. `model.int8.onnx` is the same, quantised. `labels.json
 in order,""",
     "embedding": """\
 `embedding`, float32 [N, {student[embedding_dim]}], in the
-teacher's space. `labels.json` has the unit text embedding of each class; the prediction is the class
-with the smallest angle. `model.int8.onnx` is the same, quantised.""",
+teacher's space. `labels.json` has the unit text embedding of each class; the prediction is the
+class with the smallest angle. `model.int8.onnx` is the same, quantised.""",
 }
 """What the models give, by `distillation.target`."""
 
