@@ -1,6 +1,7 @@
 """Score the teacher zero-shot, a text-only classifier and every finished student.
 
-With --classes, students of embeddings are scored on classes that they were not trained for."""
+With --classes, students of embeddings are scored on classes that they were not trained for.
+"""
 
 from __future__ import annotations
 

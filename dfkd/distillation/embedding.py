@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch
 from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.shards import Receipt
 from dfkd.distillation.labels import MIN_STD, target_embeddings
 from dfkd.errors import CorruptionError
 from dfkd.models.student import Student, fold
@@ -21,8 +23,8 @@ from dfkd.storage.base import in_order
 class EmbeddingObjective:
     """Mean squared error on the teacher's embeddings, standardised as (embedding - mean) / std.
 
-    The embeddings of a CLIP lie in a narrow cone, so without the mean the student would spend its
-    first steps on the direction that all images have in common.
+    The embeddings of a CLIP lie in a narrow cone: what distinguishes images is small beside the
+    mean of all.
     """
 
     mean: Tensor
@@ -89,11 +91,14 @@ def embedding_moments(version: PublishedVersion) -> tuple[Tensor, float]:
     Raises:
         CorruptionError: a shard is not what was published, or embeddings differ in dimension.
     """
+
+    def embeddings(receipt: Receipt) -> npt.NDArray[np.float64]:
+        rows = [sample.arrays["embedding"] for sample in version.samples(receipt)]
+        return np.stack(rows).astype(np.float64)
+
     count, total, squares = 0, np.zeros(()), 0.0
-    shards = [receipt for receipt in version.shards if receipt.samples]
     try:
-        for samples in in_order(lambda receipt: list(version.samples(receipt)), shards):
-            rows = np.stack([sample.arrays["embedding"] for sample in samples]).astype(np.float64)
+        for rows in in_order(embeddings, (each for each in version.shards if each.samples)):
             count, total = count + len(rows), total + rows.sum(axis=0)
             squares += float(np.square(rows).sum())
     except ValueError as error:

@@ -4,7 +4,6 @@ A classifier here is a `Student` whose outputs are logits: larger is likelier. A
 form, so they differ only in their initial weights and in the learning rates for these weights.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -52,9 +51,11 @@ def from_distances(student: Student) -> Student:
     """
     if student.texts is None:
         return fold(student, mean=0.0, std=-1 / TEMPERATURE)
-    classifier, head = copy.deepcopy(student), student.head
-    classifier.texts = None
-    classifier.head = nn.Linear(head.in_features, len(student.texts)).to(student.mean.device)
+    classifier, head = student.with_classes(None), student.head
+    # Without its random weights, which would come from the global generator.
+    classifier.head = nn.utils.skip_init(
+        nn.Linear, head.in_features, len(student.texts), device=student.mean.device
+    )
     with torch.no_grad():
         classifier.head.weight.copy_(student.texts @ head.weight / TEMPERATURE)
         classifier.head.bias.copy_(student.texts @ head.bias / TEMPERATURE)

@@ -95,8 +95,9 @@ class Predictor:
             output: Array = self._session.run([self.rules.output], feed)[0]
         except Exception as error:  # onnxruntime's errors have no narrower base class
             _refuse("model", "must run on one picture", _short(one_line(error)))
-        if output.shape != (1, self._width) or not np.isfinite(output).all():
-            _refuse("model", f"must give {self._width} finite numbers", output.shape)
+        width = self._width
+        if output.shape != (1, width) or not np.isfinite(output).all():
+            _refuse("model", f"must give {width} finite numbers", output.shape)
         found: Array = (output if self.texts is None else distances(output, self.texts))[0]
         return found
 
