@@ -18,7 +18,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.models.student import CARD, Student, load_student, names_file
+from dfkd.models.backbone import names_file
+from dfkd.models.student import CARD, Student, load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.models.weights.reading import existing_file
 from dfkd.prompts.styles import dictionary

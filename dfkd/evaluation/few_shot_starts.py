@@ -20,7 +20,8 @@ from dfkd.distillation.student_store import StudentLocation, load_located, locat
 from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
-from dfkd.models.student import Student, build, names_file, read_card
+from dfkd.models.backbone import names_file
+from dfkd.models.student import Student, build, read_card
 from dfkd.models.weights.reading import existing_file
 
 LIBRARY = "fewshot.library"

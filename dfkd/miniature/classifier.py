@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
 from dfkd.miniature.recipe import ClassifierRecipe
 from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
-from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
+from dfkd.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.utils.device import seeded
 
 #: Share of drawings in one ink that are painted in the default look, black on white.

@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
-from dfkd.models import student
+from dfkd.models import backbone
 from dfkd.models.generator import find_file
 from dfkd.models.generator_config import read_model
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
@@ -63,7 +63,7 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
         "text_only.weights": _text_only(manifest),
         "generator.config": _generator(manifest, "config"),
         "generator.weights": _generator(manifest, "weights"),
-        "distillation.weights": student.published(manifest.distillation),
+        "distillation.weights": backbone.published(manifest.distillation),
         "fewshot.library": _few_shot(manifest) if few_shot else None,
     }
     files: dict[str, Need] = {}
@@ -111,7 +111,7 @@ def _few_shot(manifest: Manifest) -> Artifact | None:
         return None
     weights = manifest.fewshot.library
     config = dataclasses.replace(manifest.distillation, weights=weights)
-    return student.published(config, "fewshot.library")
+    return backbone.published(config, "fewshot.library")
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
@@ -131,6 +131,6 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
         # A tag that also has a published file is fetched as a file.
         if hub_id(tag) and not of_tag(tag):
             models.append(HubModel(field, "open_clip", hub_id(tag)))
-    if config.student.startswith("timm:") and student.names_library(config.weights):
+    if config.student.startswith("timm:") and backbone.names_library(config.weights):
         models.append(HubModel("distillation.weights", "timm", config.student))
     return models

@@ -19,7 +19,7 @@ from dfkd.config.hashing import sha256_file
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.student import IMAGENET_MEAN, IMAGENET_STD
+from dfkd.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from dfkd.models.weights.reading import load_into, match, read_state_dict
 from dfkd.utils.device import seeded
 from dfkd.utils.types import Name, require_unique

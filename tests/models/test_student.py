@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.models.backbone import names_file
 from dfkd.models.student import (
     CARD,
     WEIGHTS,
@@ -17,7 +18,6 @@ from dfkd.models.student import (
     card,
     fold,
     load_student,
-    names_file,
     save_student,
 )
 from dfkd.models.teacher import distances
