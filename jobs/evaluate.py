@@ -81,13 +81,12 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def add_classes(arguments: argparse.ArgumentParser, required: bool = False) -> None:
+def add_classes(arguments: argparse.ArgumentParser) -> None:
     """The option that names other classes than the manifest's."""
     arguments.add_argument(
         "--classes",
         type=lambda text: tuple(name.strip() for name in text.split(",")),
         default=(),
-        required=required,
         metavar="A,B",
         help="other classes than the manifest's, for students of distillation.target=embedding",
     )

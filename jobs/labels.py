@@ -27,7 +27,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
-    evaluate.add_classes(arguments, required=True)
+    evaluate.add_classes(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

@@ -197,7 +197,7 @@ class Manifest:
         """The same manifest for other classes, which nothing of it was made for."""
         # pydantic's own error for a short list would be no `ManifestError` here.
         if len(classes) < 2:
-            raise ManifestError("classes", "must be two or more", classes, "name another one")
+            raise ManifestError("classes", "must be two or more", classes, "name more")
         aliases = {k: v for k, v in self.evaluation.aliases.items() if k in classes}
         return dataclasses.replace(
             self,

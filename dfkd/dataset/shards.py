@@ -106,9 +106,8 @@ class Example:
     image: bytes
     extension: str
     distances: Array
-    """float32 [M]."""
     embedding: Array
-    """float16 [E]."""
+    """The teacher's distances float32 [M] and embedding float16 [E]."""
 
 
 @dataclass(frozen=True)
