@@ -39,6 +39,7 @@ from dfkd.pipeline.preflight import check_synthesis
 from dfkd.report import few_shot as few_shot_report
 from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
+from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import thread_limit
@@ -164,7 +165,7 @@ def distill(
     return students
 
 
-def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
+def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = ()) -> Evaluated:
     """Score the teacher zero-shot, the text-only classifiers and every student, by domain and
     class.
 
@@ -175,12 +176,16 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
     Args:
         manifest: of the run; all its students must be finished.
         threads: CPU threads for the models and for decoding; 0 uses all that the process may use.
+        classes: classes to score instead of the manifest's. The students, which must be of
+            `distillation.target: embedding`, are not trained again. Then only the results are
+            written, into the folder `other-classes/` under the root.
 
     Returns:
         The results (see `dfkd.evaluation.results`) and their locations.
 
     Raises:
-        ManifestError: unusable data, or a missing student; nothing has been scored.
+        ManifestError: unusable data, a missing student, or one that knows only its own classes;
+            nothing has been scored.
         CorruptionError: a student is damaged.
         DfkdError: no image can be read.
         InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
@@ -189,6 +194,9 @@ def evaluate(manifest: Manifest, *, threads: int = 0) -> Evaluated:
     # accuracies.
     joined = connected() if cluster_address() else contextlib.nullcontext()
     with joined, thread_limit(threads) as thread_count:
+        if classes:
+            folder = layout.OTHER_CLASSES
+            return scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
         evaluated = scoring.evaluate(manifest, thread_count)
         report_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)

@@ -1,4 +1,7 @@
-"""Score the teacher zero-shot, a text-only classifier and every finished student."""
+"""Score the teacher zero-shot, a text-only classifier and every finished student.
+
+With --classes, students of embeddings are scored on classes that they were not trained for.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from dfkd.pipeline import command_line
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would score."""
+    # `pipeline.py`, which has no such option, shows this plan too.
+    if classes := getattr(options, "classes", ()):
+        manifest = manifest.with_classes(classes)
     data = open_data(manifest.evaluation, manifest.classes)
     seeds = len(manifest.distillation.seeds)
     students = len(manifest.methods) * seeds
@@ -36,7 +42,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was scored and written.
     """
-    evaluated = dfkd.evaluate(manifest, threads=options.threads)
+    evaluated = dfkd.evaluate(manifest, threads=options.threads, classes=options.classes)
     tell(evaluated)
     refuse_unreadable(evaluated.results["data"]["unreadable"], evaluated.location)
     return evaluated.location
@@ -75,10 +81,22 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_classes(arguments: argparse.ArgumentParser) -> None:
+    """The option that names other classes than the manifest's."""
+    arguments.add_argument(
+        "--classes",
+        type=lambda text: tuple(name.strip() for name in text.split(",")),
+        default=(),
+        metavar="A,B",
+        help="other classes than the manifest's, for students of distillation.target=embedding",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
     add_arguments(arguments)
+    add_classes(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

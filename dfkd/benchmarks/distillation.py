@@ -150,6 +150,7 @@ def _batch(manifest: Manifest, rows: int) -> Batch:
         torch.randint(256, (rows, 3, size, size), generator=noise, dtype=torch.uint8),
         torch.ones(rows, len(manifest.classes)),
         torch.arange(rows) % len(manifest.classes),
+        torch.ones(rows, 1, dtype=torch.float16),
     )
 
 
@@ -174,7 +175,12 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
     for multiple in multiples:
         batch_size = multiple * manifest.distillation.batch_size
         # The warm-up would be faster; the stand-in's labels are random, so not standardised.
-        training = {"batch_size": batch_size, "warmup_epochs": 0, "standardise": False}
+        training = {
+            "batch_size": batch_size,
+            "warmup_epochs": 0,
+            "standardise": False,
+            "target": "distances",
+        }
         with temporary_root(single_method, synthesis=synthesis, distillation=training) as sized:
             version = put_version(sized).id
             # Like `time_in_turns`: the numbers of ranks take turns.

@@ -28,8 +28,15 @@ from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method
+from dfkd.dataset.loader import steps_per_epoch
 from dfkd.dataset.published import refuse_removal
-from dfkd.distillation.student_store import StudentLocation, check_teacher, locate_student
+from dfkd.distillation.embedding import embedding_objective
+from dfkd.distillation.student_store import (
+    StudentLocation,
+    check_teacher,
+    locate_student,
+    require_replaceable_classes,
+)
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import CARD, build
 from dfkd.storage.checkpoints import Checkpoints
@@ -107,17 +114,6 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> Non
     """Train with the ranks of `workers`, and record what that cost."""
     method, seed = target.method, target.seed
     root = open_storage(manifest.storage.root)
-    job = Job(
-        manifest=manifest,
-        method=method,
-        seed=seed,
-        version=target.version.id,
-        name=target.name,
-        cpus=workers.cpus,
-        gpu=workers.gpu,
-        local=workers.count == 0,
-        watched=sys.stderr.isatty(),
-    )
     with (
         reading(root, [f"{method}/{target.version.id}"]),
         record_cost(root, "distill", method, seed) as cost,
@@ -125,7 +121,30 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> Non
     ):
         # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
+        job = _job(manifest, target, workers)
         run_ranks(train, {"job": job}, target.name, workers)
+
+
+def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
+    """The input of the ranks."""
+    embedding = None
+    if manifest.distillation.target == "embedding":
+        # Errors come before all shards are read.
+        steps_per_epoch(target.version.manifest["samples"], manifest.distillation.batch_size)
+        require_replaceable_classes(manifest, target.method, target.version)
+        embedding = embedding_objective(manifest, target.version)
+    return Job(
+        manifest=manifest,
+        method=target.method,
+        seed=target.seed,
+        version=target.version.id,
+        name=target.name,
+        cpus=workers.cpus,
+        gpu=workers.gpu,
+        embedding=embedding,
+        local=workers.count == 0,
+        watched=sys.stderr.isatty(),
+    )
 
 
 def trains_here(ranks: tuple[int, int]) -> bool:

@@ -23,9 +23,11 @@ from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
+from dfkd.distillation.embedding import EmbeddingObjective
 from dfkd.distillation.labels import target_function
+from dfkd.distillation.student_names import stated_settings
 from dfkd.distillation.student_store import check_teacher
-from dfkd.models.student import CARD, build, card, fold, save_student
+from dfkd.models.student import CARD, build, card, save_student
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.checkpoints import Checkpoints
@@ -51,6 +53,8 @@ class Job:
     """The student's folder."""
     cpus: float
     gpu: bool
+    embedding: EmbeddingObjective | None = None
+    """For a student of embeddings; from the driver, so that it is the same on all ranks."""
     local: bool = False
     """Whether the one rank runs inside the driver."""
     watched: bool = False
@@ -214,17 +218,17 @@ def _write_student(
     means: dict[str, float],
 ) -> None:
     """Write the trained student; `means` are its last loss and agreement."""
-    # The exported head gives distances, not standardised ones.
-    student = fold(distiller.student, distiller.scale.mean, distiller.scale.std)
-    manifest = job.manifest
+    # The exported head gives distances or embeddings, not standardised ones.
+    student = distiller.scale.finish(distiller.student)
+    manifest, width = job.manifest, 0 if student.texts is None else student.texts.shape[1]
     # The card says what loads the student, and what it was trained on and how.
     contents = {
-        **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size),
+        **card(manifest.distillation, manifest.classes, manifest.synthesis.image_size, width),
         "method": job.method,
         "seed": job.seed,
         "version": version.fingerprint,
         "steps": distiller.schedule.total,
-        "distillation": manifest.as_dict()["distillation"],
+        "distillation": stated_settings(manifest.distillation),
         "training": means,
     }
     save_student(folder, student, contents)
@@ -245,17 +249,19 @@ def open_distiller(
     """A rank's distiller at step 0; with several ranks its gradients are synchronised."""
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.gpu else torch.device("cpu")
-    classes, size = len(manifest.classes), manifest.synthesis.image_size
-    student = build(config, classes, size, job.seed, manifest.cache)
+    moments = version.manifest["label_mean"], version.manifest["label_std"]
+    scale: LabelScale | EmbeddingObjective = LabelScale.of(config.standardise, *moments)
+    outputs, size = len(manifest.classes), manifest.synthesis.image_size
+    if job.embedding:
+        scale, outputs = job.embedding.to(device), len(job.embedding.mean)
+    student = build(config, outputs, size, job.seed, manifest.cache)
     return Distiller(
         student,
         config,
         Schedule.of(config, stream.steps),
         job.seed,
         label=target_function(manifest, device),
-        scale=LabelScale.of(
-            config.standardise, version.manifest["label_mean"], version.manifest["label_std"]
-        ),
+        scale=scale,
         device=device,
         rank=rank,
         distribute=partial(distribute, precision=config.precision)

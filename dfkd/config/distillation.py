@@ -61,7 +61,8 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Distillation(Training):
-    """L1 loss between the distances of student and teacher (equations 4-5)."""
+    """L1 loss between the distances of student and teacher (equations 4-5), or a mean squared error
+    between their embeddings."""
 
     student: Name = "resnet18"
     """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
@@ -77,9 +78,13 @@ class Distillation(Training):
     `evaluation.models` contains it."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step, summed over all ranks; at most the images of a version."""
+    target: Literal["distances", "embedding"] = "distances"
+    """What the student learns: the teacher's distances to the class texts, or its image embedding.
+    A student of embeddings is less accurate on its own classes, but its classes can be replaced
+    after the training (`jobs/evaluate.py --classes`, `jobs/labels.py`)."""
     labels: Literal["live", "stored"] = "live"
-    """Training targets: the teacher's distances for the augmented view, or the distances that the
-    shard stores (literally equation 4)."""
+    """Training targets: the teacher's distances (or embedding) for the augmented view, or those
+    that the shard stores (literally equation 4)."""
     texts: Texts = "template"
     """Texts that the teacher compares images with: the class prompt, or each class' mean over
     `prompts.styles` (an ensemble). Stored distances are to the class prompt."""
@@ -87,7 +92,8 @@ class Distillation(Training):
     """Train on labels that are rescaled to mean 0 and standard deviation 1, because a CLIP's
     distances differ too little for the usual learning rates. `[mean, std]` rescales them to these,
     so that a study can show another teacher's spread; false leaves them as they are. The finished
-    student returns the teacher's distances in any case."""
+    student returns the teacher's distances in any case. Embeddings are always rescaled: to mean 0
+    in each dimension, and standard deviation 1 over all of them."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
     free resources. Students are trained one after the other, in a study side by side. Raise it with
@@ -117,12 +123,20 @@ class Distillation(Training):
                 self.labels,
                 "set distillation.labels=live or distillation.augmentation=[]",
             )
-        if self.labels == "stored" and self.texts != "template":
+        by_distances = self.target == "distances"
+        if by_distances and self.labels == "stored" and self.texts != "template":
             raise ManifestError(
                 "distillation.texts",
                 "must be template with stored labels, which are distances to it",
                 self.texts,
                 "set distillation.labels=live",
+            )
+        if not by_distances and self.standardise is not True:
+            raise ManifestError(
+                "distillation.standardise",
+                "must be true with distillation.target=embedding, which always rescales",
+                self.standardise,
+                "leave it out",
             )
         least, most = self.ranks
         if least > most:

@@ -217,6 +217,19 @@ class Manifest:
         """The first of `methods`; a manifest from `with_method` has only this one."""
         return self.methods[0]
 
+    def with_classes(self, classes: tuple[str, ...]) -> "Manifest":
+        """The same manifest for other classes, which nothing of it was made for."""
+        # pydantic's own error for a short list would be no `ManifestError` here.
+        if len(classes) < 2:
+            raise ManifestError("classes", "must be two or more", classes, "name more")
+        aliases = {k: v for k, v in self.evaluation.aliases.items() if k in classes}
+        return dataclasses.replace(
+            self,
+            classes=classes,
+            evaluation=dataclasses.replace(self.evaluation, aliases=aliases),
+            regeneration=Regeneration(),
+        )
+
     def with_method(self, method: Method) -> "Manifest":
         """The same manifest with only one method, for the fingerprint of its data set."""
         prompt = prompt_method(method)

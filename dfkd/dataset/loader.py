@@ -41,7 +41,7 @@ PREFETCH_BATCHES = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with the teacher's distances from the time of their synthesis."""
+    """Images with the teacher's distances and embeddings from the time of their synthesis."""
 
     pixels: Tensor
     """uint8 [B, 3, H, W] in channels-last memory, the layout of the decoder and of the student."""
@@ -49,6 +49,8 @@ class Batch:
     """float32 [B, M], the teacher's distances to the class texts for the image without views."""
     labels: Tensor
     """int64 [B], the class that each image was made for."""
+    embeddings: Tensor
+    """float16 [B, E], the teacher's unit embeddings of the images without views."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,12 @@ class Stream:
             with contextlib.closing(_ahead(self._stream(order), PREFETCH_BATCHES)) as batches:
                 yield from batches
 
-    def _batch(self, samples: Indices, pixels: Tensor, distances: Tensor) -> Batch:
+    def _batch(
+        self, samples: Indices, pixels: Tensor, distances: Tensor, embeddings: Tensor
+    ) -> Batch:
         """The batch of some samples from pixels [B, H, W, 3], which stay channels-last."""
         labels = torch.from_numpy(self.examples.labels[samples])
-        return Batch(pixels.permute(0, 3, 1, 2), distances, labels)
+        return Batch(pixels.permute(0, 3, 1, 2), distances, labels, embeddings)
 
     def _read(self, order: Indices) -> Generator[dict[int, Example]]:
         """Yield the needed samples of one run after another, runs in order of their first use."""
@@ -197,7 +201,7 @@ class Stream:
                     # Each sample comes once in an epoch, so its bytes are not needed again.
                     batch.append(fetched.pop(sample))
                 images = list(apply(lambda example: decode(example, self.image_size), batch))
-                yield self._batch(samples, torch.stack(images), _distances(batch))
+                yield self._batch(samples, torch.stack(images), *_arrays(batch))
 
 
 class _Cache:
@@ -207,24 +211,33 @@ class _Cache:
         self.image_size = image_size
         self.pixels = torch.empty(images, image_size, image_size, 3, dtype=torch.uint8)
         self.distances = torch.empty(images, classes)
+        # The first example tells the dimension of embeddings.
+        self.embeddings = torch.empty(0)
         self.filled = np.zeros(images, bool)
 
     def fill(self, runs: Iterable[dict[int, Example]]) -> None:
         """Decode and keep the samples of `runs`, whose keys are sample numbers."""
         for run in runs:
-            self.distances[list(run)] = _distances(list(run.values()))
+            rows, (distances, embeddings) = list(run), _arrays(list(run.values()))
+            if not len(self.embeddings):
+                self.embeddings = embeddings.new_empty(len(self.filled), embeddings.shape[1])
+            self.distances[rows], self.embeddings[rows] = distances, embeddings
             for sample, example in run.items():
                 self.pixels[sample] = decode(example, self.image_size)
-            self.filled[list(run)] = True
+            self.filled[rows] = True
 
-    def take(self, samples: Indices) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 [B, H, W, 3] and distances float32 [B, M] of samples already filled."""
-        return self.pixels[samples], self.distances[samples]
+    def take(self, samples: Indices) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels uint8 [B, H, W, 3], distances float32 [B, M] and embeddings float16 [B, E] of
+        samples already filled.
+        """
+        return self.pixels[samples], self.distances[samples], self.embeddings[samples]
 
 
-def _distances(examples: Sequence[Example]) -> Tensor:
-    """The distances of the examples, float32 [B, M]."""
-    return torch.from_numpy(np.stack([example.distances for example in examples]))
+def _arrays(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Distances float32 [B, M] and embeddings float16 [B, E] of the examples."""
+    distances = np.stack([example.distances for example in examples])
+    embeddings = np.stack([example.embedding for example in examples])
+    return torch.from_numpy(distances), torch.from_numpy(embeddings)
 
 
 def _split(order: Indices, rows: int) -> list[Indices]:

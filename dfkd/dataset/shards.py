@@ -105,7 +105,8 @@ class Example:
     image: bytes
     extension: str
     distances: Array
-    """float32 [M]."""
+    embedding: Array
+    """The teacher's distances float32 [M] and embedding float16 [E]."""
 
 
 @dataclass(frozen=True)
@@ -311,12 +312,13 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
             key, _, suffix = member.partition(".")
             files[suffix] = data[span]
         (extension,) = files.keys() & EXTENSIONS
-        distances = np.frombuffer(
-            files["distances.npy"], ARRAYS["distances"], offset=NPY_HEADER_BYTES
-        )
+        arrays = {
+            name: np.frombuffer(files[f"{name}.npy"], dtype, offset=NPY_HEADER_BYTES)
+            for name, dtype in ARRAYS.items()
+        }
     except (ValueError, KeyError) as error:
         _refuse(name, f"not the members of a sample ({error})")
-    return Example(key, files[extension], extension, distances)
+    return Example(key, files[extension], extension, **arrays)
 
 
 def _groups(found: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:

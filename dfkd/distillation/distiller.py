@@ -1,4 +1,4 @@
-"""Training steps of a student: L1 loss on the teacher's distances (equations 4-5), in two phases.
+"""Training steps of a student: a loss on what the teacher says (equations 4-5), in two phases.
 
 The warm-up trains the head on a frozen backbone, the second phase trains all layers. This module
 knows torch only; `dfkd.cluster.rank` reads the batches and writes the checkpoints.
@@ -17,9 +17,10 @@ from dfkd.config.distillation import Distillation, Training
 from dfkd.config.hashing import derive_seed
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.augmentation import augment
-from dfkd.distillation.labels import TargetFunction
+from dfkd.distillation.embedding import EmbeddingObjective
+from dfkd.distillation.labels import MIN_STD, TargetFunction
 from dfkd.errors import CorruptionError
-from dfkd.models.student import Student
+from dfkd.models.student import Student, fold
 from dfkd.storage.checkpoints import below, moments, restore_moments
 from dfkd.utils.device import CPU, autocast, seeded
 
@@ -61,13 +62,9 @@ class Schedule:
         return peak * 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
 
 
-MIN_STD = 1e-6
-"""Least standard deviation that distances are divided by: those of one image may be equal."""
-
-
 @dataclass(frozen=True)
 class LabelScale:
-    """Standardisation of the targets, (distance - mean) / std; the default changes nothing.
+    """L1 loss on standardised targets, (distance - mean) / std; the default changes nothing.
 
     After the training `dfkd.models.student.fold` puts its inverse into the student's head.
     """
@@ -94,13 +91,31 @@ class LabelScale:
         factor = max(std, MIN_STD) / target_std
         return cls(mean - factor * target_mean, factor)
 
+    def stored(self, batch: Batch) -> Tensor:
+        """The targets that are stored with the images: distances [B, M]."""
+        return batch.distances
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of outputs float32 [B, M] on the teacher's distances [B, M] (equation 5)."""
+        # A CLIP's distances to all classes differ by a few hundredths. L1 gradients do not shrink
+        # with the error, so the usual learning rates would overshoot such targets.
+        return F.l1_loss(outputs, (targets - self.mean) / self.std)
+
+    def nearest(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest class [B] to each output and to each target."""
+        return outputs.argmin(1), targets.argmin(1)
+
+    def finish(self, student: Student) -> Student:
+        """The finished student: its output is a distance."""
+        return fold(student, self.mean, self.std)
+
 
 @dataclass(frozen=True)
 class StepMetrics:
     """Figures of one step on this rank, as tensors so that the step does not wait for the GPU."""
 
     loss: Tensor
-    """L1 loss on the (standardised) distances, a scalar."""
+    """Loss on the (standardised) targets, a scalar."""
     agreement: Tensor
     """Fraction of the images that student and teacher put into the same class, a scalar."""
 
@@ -123,7 +138,7 @@ class Distiller:
         schedule: Schedule,
         seed: int,
         label: TargetFunction | None = None,
-        scale: LabelScale = LabelScale(),
+        scale: LabelScale | EmbeddingObjective = LabelScale(),
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,
@@ -135,9 +150,9 @@ class Distiller:
             student: moved to `device` and trained in place.
             schedule: number of steps, and the learning rate of each.
             seed: seed of the student; each step's randomness is derived from it.
-            label: computes the distances from the views; None uses those that are stored with the
+            label: computes the targets from the views; None uses those that are stored with the
                 images.
-            scale: standardisation of the distances.
+            scale: standardisation of the targets, and the loss on them.
             rank: number of this process, from 0.
             distribute: wraps the student for training with several ranks.
             weight: factor on this rank's loss: its images of a step, divided by the mean over the
@@ -183,13 +198,10 @@ class Distiller:
         """
         assert self.model is not None  # noqa: S101 - for the type checker
         views = self.view(batch)
-        distances = self._distances(views, batch)
+        targets = self._targets(views, batch)
         with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
-        # A CLIP's distances to all classes differ by a few hundredths. L1 gradients do not shrink
-        # with the error, so the usual learning rates would overshoot such targets.
-        targets = (distances - self.scale.mean) / self.scale.std
-        loss = F.l1_loss(outputs.float(), targets)  # equation 5
+        loss = self.scale.loss(outputs.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the plain mean of the ranks' gradients, but ranks may hold unequal numbers of
         # images. With the weight that mean is the gradient of the mean over the whole batch.
@@ -202,8 +214,8 @@ class Distiller:
         # step holds the second phase's optimizer, as `restore` expects at this step.
         if self.step == self.schedule.warmup:
             self._enter_phase()
-        agreement = (outputs.detach().argmin(1) == distances.argmin(1)).float().mean()
-        return StepMetrics(loss.detach(), agreement)
+        student, teacher = self.scale.nearest(outputs.detach(), targets)
+        return StepMetrics(loss.detach(), (student == teacher).float().mean())
 
     def view(self, batch: Batch) -> Tensor:
         """The next step's augmented images, float32 [B, 3, H, W] in [0, 1].
@@ -222,10 +234,10 @@ class Distiller:
         return derive_seed("step", self.seed, self.step, self.rank)
 
     @torch.no_grad()
-    def _distances(self, pixels: Tensor, batch: Batch) -> Tensor:
-        """The teacher's distances float32 [B, M]: to the views, or those stored with the images."""
+    def _targets(self, pixels: Tensor, batch: Batch) -> Tensor:
+        """What the teacher says float32 [B, M or E]: of the views, or stored with the images."""
         if self.label is None:
-            return batch.distances.to(self.device, non_blocking=True)
+            return self.scale.stored(batch).to(self.device, non_blocking=True).float()
         return self.label(pixels)
 
     def state(self) -> dict[str, Tensor]:

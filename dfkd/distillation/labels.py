@@ -1,4 +1,4 @@
-"""Training targets of a student: the teacher's distances from an image to the class texts."""
+"""Training targets of a student: the teacher's distances to the class texts, or its embedding."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,15 @@ from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.styles import class_text_embeddings, style_text_embeddings
 
 TargetFunction = Callable[[Tensor], Tensor]
-"""Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] float32."""
+"""Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] or embeddings [B, E],
+float32."""
+
+MIN_STD = 1e-6
+"""Least standard deviation that targets are divided by: those of one image may be equal."""
 
 
 def target_function(manifest: Manifest, device: torch.device) -> TargetFunction | None:
-    """The targets that `distillation.labels` selects; None for the distances stored in the shards.
+    """The targets that `distillation.labels` selects; None for what the shards store.
 
     Raises:
         WeightsError: the teacher's files are missing or damaged.
@@ -25,6 +29,8 @@ def target_function(manifest: Manifest, device: torch.device) -> TargetFunction 
     # Always float32: distances to different classes differ by a few hundredths, and bfloat16 has
     # steps of 0.004 near their usual value.
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
+    if manifest.distillation.target == "embedding":
+        return teacher.encode_image
     return live_targets(teacher, target_embeddings(manifest, teacher))
 
 

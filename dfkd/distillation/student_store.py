@@ -122,3 +122,22 @@ def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion)
     expected = identity(manifest.with_method(method), digests)
     teachers = {key: value for key, value in expected.items() if key.startswith("teacher.")}
     _refuse_foreign(version, method, teachers)
+
+
+def require_replaceable_classes(
+    manifest: Manifest, method: Method, version: PublishedVersion
+) -> None:
+    """Check that the students of a version can get other classes from the manifest's teacher.
+
+    Raises:
+        ManifestError: they learn distances, or another teacher made the version.
+        WeightsError: the teacher's files are missing or damaged.
+    """
+    if manifest.distillation.target != "embedding":
+        raise ManifestError(
+            "distillation.target",
+            "must be embedding for other classes: a student of distances knows only its own",
+            manifest.distillation.target,
+            "leave --classes out, or distil with distillation.target=embedding",
+        )
+    check_teacher(manifest, method, version)

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.config.distillation import Augmentation, FewShot, Start
@@ -46,9 +46,20 @@ def from_distances(student: Student) -> Student:
 
     A new head would lose what the student knows about its classes. The softmax of these logits is,
     to first order, CLIP's softmax of scaled cosines, so training starts from calibrated
-    probabilities.
+    probabilities. A student of embeddings gives those cosines times the length of its embedding,
+    which is about 1: they follow from its features by one linear layer.
     """
-    return fold(student, mean=0.0, std=-1 / TEMPERATURE)
+    if student.texts is None:
+        return fold(student, mean=0.0, std=-1 / TEMPERATURE)
+    classifier, head = student.with_classes(None), student.head
+    # Without its random weights, which would come from the global generator.
+    classifier.head = nn.utils.skip_init(
+        nn.Linear, head.in_features, len(student.texts), device=student.mean.device
+    )
+    with torch.no_grad():
+        classifier.head.weight.copy_(student.texts @ head.weight / TEMPERATURE)
+        classifier.head.bias.copy_(student.texts @ head.bias / TEMPERATURE)
+    return classifier
 
 
 @torch.no_grad()

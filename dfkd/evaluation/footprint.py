@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
+from dfkd.models.teacher_architecture import read_architecture
 from dfkd.storage.base import Storage
 from dfkd.utils.hardware import processor_name, time_on_one_core
 from dfkd.utils.strict_json import canonical
@@ -74,8 +76,14 @@ def student(manifest: Manifest) -> NetworkSize:
     """A student of the manifest's shape with random weights, which change neither figure."""
     config = dataclasses.replace(manifest.distillation, weights="none")
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    module = build(config, classes, size, seed=0).eval()
     name = f"{config.student}, {config.stem} stem, {size} px, {classes} classes"
+    if config.target == "embedding":
+        width = int(read_architecture(manifest.teacher.model).model["embed_dim"])
+        texts = F.normalize(torch.ones(classes, width), dim=1)
+        module, name = build(config, width, size, seed=0).with_classes(texts), f"{name}, embedding"
+    else:
+        module = build(config, classes, size, seed=0)
+    module.eval()
     return NetworkSize(name, parameters(module), size, module)
 
 

@@ -18,7 +18,13 @@ from dfkd.config.distillation import Model
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion
-from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
+from dfkd.distillation.embedding import encode_classes
+from dfkd.distillation.student_store import (
+    StudentLocation,
+    load_located,
+    locate_student,
+    require_replaceable_classes,
+)
 from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import footprint
@@ -83,7 +89,11 @@ class Evaluated:
 
 
 def evaluate(
-    manifest: Manifest, threads: int | None = None, version: str = "", folder: str = ""
+    manifest: Manifest,
+    threads: int | None = None,
+    version: str = "",
+    folder: str = "",
+    classes: tuple[str, ...] = (),
 ) -> Evaluated:
     """Score the models that a manifest names and write `results.json` and `results.parquet`.
 
@@ -97,17 +107,23 @@ def evaluate(
         version: id of the version whose students are scored; empty for the current version of each
             method.
         folder: folder under the root for the results; empty for the root itself.
+        classes: classes to score instead of the manifest's, which need students of embeddings.
 
     Raises:
-        ManifestError: the data are unusable or a student is missing; nothing has been scored.
+        ManifestError: the data are unusable, a student is missing or knows only its own classes;
+            nothing has been scored.
         CorruptionError: a student is damaged.
     """
     # Whatever is missing is refused here, before the first model is loaded.
-    data = open_data(manifest.evaluation, manifest.classes)
+    scored = manifest.with_classes(classes) if classes else manifest
+    data = open_data(scored.evaluation, scored.classes)
     wanted = manifest.evaluation.models
     students = list(_finished_students(manifest, version)) if "student" in wanted else []
+    for student in students if classes else ():
+        require_replaceable_classes(manifest, student.method, student.version)
     root = open_storage(manifest.storage.root)
-    models = _with_cost_records(root, _load_candidates(manifest, root, students), len(data.items))
+    candidates = _load_candidates(scored, root, students, manifest.classes)
+    models = _with_cost_records(root, candidates, len(data.items))
     scores = score(models, data, BATCH, threads)
     sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
     average = manifest.evaluation.average
@@ -136,16 +152,28 @@ def _finished_students(manifest: Manifest, version: str) -> Iterator[StudentLoca
 
 
 def _load_candidates(
-    manifest: Manifest, root: Storage, students: Sequence[StudentLocation]
+    manifest: Manifest,
+    root: Storage,
+    students: Sequence[StudentLocation],
+    own_classes: tuple[str, ...],
 ) -> Iterator[Candidate]:
-    """Yield the models of `evaluation.models` one by one, so that few are in memory at a time."""
+    """Yield the models of `evaluation.models` one by one, so that few are in memory at a time.
+
+    Args:
+        manifest: with the classes to score.
+        own_classes: the classes that the students were trained for; others replace them.
+    """
     device, wanted = pick_device(), manifest.evaluation.models
     if "teacher" in wanted:
         yield _teacher_candidate(manifest, device)
     if "text-only" in wanted:
         yield from _text_only_candidates(manifest, root)
+    replaced = students and manifest.classes != own_classes
+    texts = encode_classes(manifest, manifest.classes) if replaced else None
     for location in students:
-        student, card = load_located(location, manifest.classes, device)
+        student, card = load_located(location, own_classes, device)
+        if texts is not None:
+            student = student.with_classes(texts)
         size = card["image_size"]
         yield Candidate("student", location.method, location.seed, size, student, device)
 

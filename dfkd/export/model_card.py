@@ -25,6 +25,38 @@ for index in distances.argsort()[:3]:
 """
 """Example program for the folder, beside a `picture.png`; needs onnxruntime, numpy and pillow."""
 
+EMBEDDING_EXAMPLE = EXAMPLE.replace(
+    """\
+distances = onnxruntime.InferenceSession("model.onnx").run(None, {"pixels": pixels})[0][0]
+""",
+    """\
+image = onnxruntime.InferenceSession("model.onnx").run(None, {"pixels": pixels})[0][0]
+texts = np.float32(list(labels.values()))
+distances = np.arccos(texts @ image / np.linalg.norm(image)) ** 2 / 2
+""",
+).replace("labels[index]", "list(labels)[index]")
+"""The same for a student of embeddings."""
+
+OUTPUTS = {
+    "distances": """\
+`distances`, float32 [N, {classes}]: **smaller is closer**, the
+prediction is the argmin. `model.int8.onnx` is the same, quantised. `labels.json` names the outputs
+in order,""",
+    "embedding": """\
+`embedding`, float32 [N, {student[embedding_dim]}], in the
+teacher's space. `labels.json` has the unit text embedding of each class; the prediction is the
+class with the smallest angle. `model.int8.onnx` is the same, quantised.""",
+}
+"""What the models give, by `distillation.target`."""
+
+CLASSES = {
+    "distances": "",
+    "embedding": """
+  Another `labels.json` gives it others: `python jobs/labels.py MANIFEST --classes "rocket, tree"`
+  writes one for `python -m dfkd.export.predict --labels`. It was not trained for those.""",
+}
+"""What to do about the classes, by `distillation.target`."""
+
 CARD = """\
 # {name}: a classifier of {classes} classes
 
@@ -34,9 +66,8 @@ teacher on {data[images]:,} synthesised images and no real one.
 
 `model.onnx` (opset {opset}) takes `pixels`, float32 [N, 3, {student[image_size]}, \
 {student[image_size]}] RGB in [0, 1], which it
-normalises itself, and gives `distances`, float32 [N, {classes}]: **smaller is closer**, the
-prediction is the argmin. `model.int8.onnx` is the same, quantised. `labels.json` names the outputs
-in order, `preprocess.json` says how a picture becomes `pixels`, `takehome.json` holds all figures
+normalises itself, and gives {output} `preprocess.json` says how a picture becomes `pixels`, \
+`takehome.json` holds all figures
 below.
 
 ## Use
@@ -74,7 +105,8 @@ image tower in float32.
 
 ## Limits
 
-- It knows these {classes} classes and answers with one of them whatever the picture shows.
+- It knows these {classes} classes and answers with one of them whatever the picture shows.\
+{other_classes}
 - Probabilities are softmax(-distances / {temperature:.4g}); the temperature is the teacher's own
   (1 / its logit scale) and was fitted to nothing. On the evaluation data the
   highest probability is {sure:.0f} % on average, and {right:.0f} % of the answers are right.
@@ -111,10 +143,13 @@ def model_card(facts: Mapping[str, Any]) -> str:
         facts: the content of `takehome.json`, without the entry of the card itself.
     """
     evaluation, check = facts["evaluation"], facts["check"]
+    target = facts["student"].get("target", "distances")
     # A fact that is missing is a `KeyError`, not a blank.
     return CARD.format(
         **facts,
-        example=EXAMPLE,
+        example=EXAMPLE if target == "distances" else EMBEDDING_EXAMPLE,
+        output=OUTPUTS[target].format(**facts),
+        other_classes=CLASSES[target],
         accuracy=_accuracy(evaluation),
         average=AVERAGES[evaluation["average"]],
         equal={name: 100 * check[name]["equal_predictions"] for name in (MODEL, INT8)},

@@ -25,17 +25,17 @@ from dfkd.utils.images import Array, batch
 OPSET = 18
 """Version of the ONNX operators, which runtimes since 2023 support."""
 
-INPUT, OUTPUT = "pixels", "distances"
+INPUT, OUTPUT, EMBEDDING = "pixels", "distances", "embedding"
 
 GraphFunction = Callable[[Array], Array]
-"""Maps pixels [N, 3, S, S] float32 in [0, 1] to distances [N, M] float32; smaller is closer."""
+"""Maps pixels [N, 3, S, S] float32 in [0, 1] to distances [N, M] or embeddings [N, E], float32."""
 
 
-def export(student: nn.Module, image_size: int, path: Path) -> None:
+def export(student: nn.Module, image_size: int, path: Path, output: str = OUTPUT) -> None:
     """Write `student` (in eval mode, on the CPU) as an ONNX graph with a free batch dimension.
 
-    The input `pixels` is float32 [N, 3, S, S] RGB in [0, 1], the output `distances` float32 [N, M].
-    The normalisation of the input is part of the graph.
+    The input `pixels` is float32 [N, 3, S, S] RGB in [0, 1], the output `distances` float32 [N, M],
+    or as `output` names it. The normalisation of the input is part of the graph.
     """
     # Two images, because with one the exporter would fix the batch size at 1.
     example = torch.zeros(2, 3, image_size, image_size)
@@ -44,7 +44,7 @@ def export(student: nn.Module, image_size: int, path: Path) -> None:
             student,
             (example,),
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[output],
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("N")},),
             dynamo=True,
@@ -74,7 +74,9 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
             op_types_to_quantize=_quantised_operators(graph),
             # The last layer stays float32: in 8 bits the distances of close classes would be
             # equal, and distances beyond the calibrated range would be clipped.
-            nodes_to_exclude=[node.name for node in graph.node if OUTPUT in node.output],
+            nodes_to_exclude=[
+                node.name for node in graph.node if graph.output[0].name in node.output
+            ],
             per_channel=True,
             reduce_range=True,  # 7-bit weights: kernels of older processors would overflow
             activation_type=QuantType.QUInt8,  # the fastest kernels with int8 weights
@@ -111,8 +113,8 @@ def load_graph(path: Path, threads: int) -> GraphFunction:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(pixels: Array) -> Array:
-        distances: Array = session.run([OUTPUT], {INPUT: pixels})[0]
-        return distances
+        output: Array = session.run(None, {INPUT: pixels})[0]
+        return output
 
     return run
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,29 +50,38 @@ class Rules:
 class Predictor:
     """An exported student on the CPU."""
 
-    def __init__(self, folder: Path, int8: bool = False) -> None:
+    def __init__(self, folder: Path, int8: bool = False, labels: Path | None = None) -> None:
         """Load a `student/` folder.
 
         Args:
             int8: use `model.int8.onnx`, which is smaller and less accurate.
+            labels: the `labels.json` of other classes, for a student of embeddings.
 
         Raises:
-            ManifestError: the folder is not as `dfkd` wrote it.
+            ManifestError: the folder is not as `dfkd` wrote it, or the student is of distances and
+                knows only its own classes.
         """
-        self.labels = _labels(folder)
+        self.labels, self.texts = _labels(folder / LABELS)
+        if labels is not None:
+            self.labels, self.texts = _replaced(self.texts, labels)
         self.rules = _rules(folder)
         self._session = _session(folder, INT8 if int8 else MODEL)
         self._check()
 
     def _check(self) -> None:
         """Raise `ManifestError` if the model's input and output differ from the JSON files."""
-        size, classes = self.rules.size, len(self.labels)
+        size, width = self.rules.size, self._width
         inputs = [_signature(port) for port in self._session.get_inputs()]
         outputs = [_signature(port) for port in self._session.get_outputs()]
         if inputs != [(self.rules.input, "tensor(float)", (3, size, size))]:
             _refuse("model", f"must take float32 [N, 3, {size}, {size}] as its one input", inputs)
-        if outputs != [(self.rules.output, "tensor(float)", (classes,))]:
-            _refuse("model", f"must give float32 [N, {classes}], one for each label", outputs)
+        if outputs != [(self.rules.output, "tensor(float)", (width,))]:
+            _refuse("model", f"must give float32 [N, {width}], as its labels say", outputs)
+
+    @property
+    def _width(self) -> int:
+        """Number of the model's outputs: a distance for each label, or the entries of a text."""
+        return len(self.labels) if self.texts is None else self.texts.shape[1]
 
     def distances(self, encoded: bytes) -> Array:
         """The distances float32 [M] of an encoded picture to the labels; smaller is closer.
@@ -83,14 +92,14 @@ class Predictor:
         """
         feed = {self.rules.input: batch([decode_image(encoded, self.rules.size)])}
         try:
-            batch_distances: Array = self._session.run([self.rules.output], feed)[0]
+            output: Array = self._session.run([self.rules.output], feed)[0]
         except Exception as error:  # onnxruntime's errors have no narrower base class
             _refuse("model", "must run on one picture", _short(one_line(error)))
-        shape = batch_distances.shape
-        if shape != (1, len(self.labels)) or not np.isfinite(batch_distances).all():
-            _refuse("model", f"must give {len(self.labels)} finite distances", shape)
-        distances: Array = batch_distances[0]
-        return distances
+        width = self._width
+        if output.shape != (1, width) or not np.isfinite(output).all():
+            _refuse("model", f"must give {width} finite numbers", output.shape)
+        found: Array = (output if self.texts is None else distances(output, self.texts))[0]
+        return found
 
     def probabilities(self, encoded: bytes) -> npt.NDArray[np.float64]:
         """softmax(-distances / temperature), float64 [M], of a picture; raises as `distances`."""
@@ -105,13 +114,53 @@ def _signature(port: Any) -> tuple[str, str, tuple[Any, ...]]:
     return port.name, port.type, tuple(port.shape[1:])
 
 
-def _labels(folder: Path) -> tuple[str, ...]:
-    """The class names in `labels.json`, in the order of the outputs."""
-    labels = _json(folder / LABELS)
-    names = isinstance(labels, list) and all(isinstance(name, str) and name for name in labels)
-    if not names or not labels:
-        _refuse(str(folder / LABELS), "must be a list of names", _short(labels))
-    return tuple(labels)
+def distances(embeddings: Array, texts: Array) -> Array:
+    """Squared spherical distances float32 [N, M] of embeddings [N, E] to unit texts [M, E].
+
+    This is angle^2 / 2, which equals the teacher's 2 * atan2(|a - b|, |a + b|)^2.
+    """
+    cosines = embeddings @ texts.T / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    found: Array = np.square(np.arccos(np.clip(cosines, -1, 1))) / 2
+    return found
+
+
+def _labels(path: Path) -> tuple[tuple[str, ...], Array | None]:
+    """The class names in a `labels.json`, in the order of the outputs, and their texts [M, E]."""
+    labels = _json(path)
+    names = list(labels) if isinstance(labels, list | dict) else []
+    texts = _vectors(labels.values()) if isinstance(labels, dict) else None
+    valid = names and all(isinstance(name, str) and name for name in names)
+    if not valid or (texts is not None and texts.ndim != 2):
+        rule = "must be a list of names, or an object with a unit vector for each name"
+        _refuse(str(path), rule, _short(labels))
+    return tuple(names), texts
+
+
+def _vectors(rows: Iterable[Any]) -> Array:
+    """Unit vectors float32 [M, E]; an empty array [0] if `rows` are something else."""
+    try:
+        vectors = np.array(list(rows), np.float32)
+        if vectors.ndim == 2 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+            return vectors
+    except (ValueError, TypeError, OverflowError):
+        pass
+    return np.empty(0, np.float32)
+
+
+def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
+    """Names and texts of the other classes in the file `path`, for a student with texts `own`."""
+    if own is None:
+        raise ManifestError(
+            "--labels",
+            "needs a student of embeddings; this one knows only the classes in its labels.json",
+            str(path),
+            "leave it out, or distil with distillation.target=embedding",
+        )
+    names, texts = _labels(path)
+    if texts is None or texts.shape[1] != own.shape[1]:
+        rule = f"must have a vector of {own.shape[1]} numbers for each name"
+        raise ManifestError("--labels", rule, str(path), "write it with jobs/labels.py")
+    return names, texts
 
 
 def _rules(folder: Path) -> Rules:
@@ -208,6 +257,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dfkd.export.predict", description=__doc__)
     parser.add_argument("folder", type=Path, help="the student/ folder of a run")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="picture")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="labels of other classes, from jobs/labels.py"
+    )
     parser.add_argument("--int8", action="store_true", help=f"use {INT8}")
     parser.add_argument(
         "--top", type=_positive, default=3, metavar="K", help="labels a picture (3)"
@@ -217,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _label_pictures(options: argparse.Namespace) -> None:
     """Print a line for each picture; raises at the first that cannot be read."""
-    predictor = Predictor(options.folder, options.int8)
+    predictor = Predictor(options.folder, options.int8, options.labels)
     for path in options.pictures:
         try:
             probabilities = predictor.probabilities(path.read_bytes())

@@ -2,7 +2,8 @@
 
     model.onnx         float32; normalises its input itself, any batch size
     model.int8.onnx    the same in int8, calibrated on synthesised images only
-    labels.json        class names in the order of the outputs
+    labels.json        class names in the order of the outputs; of a student of embeddings, whose
+                       models give embeddings, with their texts (see labels.py)
     preprocess.json    schema 1: from a picture to the input, and from the output to probabilities
     README.md          the model card, with an example
     takehome.json      schema 1, written last: the measured figures, as in the card
@@ -33,9 +34,20 @@ from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
 from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
 from dfkd.evaluation.scoring import BATCH, Candidate, Classifier, score_together
+from dfkd.export.labels import labels_json
 from dfkd.export.model_card import model_card
-from dfkd.export.onnx_graphs import INPUT, OPSET, OUTPUT, export, load_graph, quantise
+from dfkd.export.onnx_graphs import (
+    EMBEDDING,
+    INPUT,
+    OPSET,
+    OUTPUT,
+    GraphFunction,
+    export,
+    load_graph,
+    quantise,
+)
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
+from dfkd.export.predict import distances as class_distances
 from dfkd.models.student import Student, load_student
 from dfkd.models.teacher import Teacher
 from dfkd.storage.base import Storage
@@ -73,10 +85,11 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = calibration_images(location.version, card["image_size"])
-        export(student, card["image_size"], folder / MODEL)
+        output = OUTPUT if student.texts is None else EMBEDDING
+        export(student.with_classes(None), card["image_size"], folder / MODEL, output)
         quantise(folder / MODEL, folder / INT8, images)
         rules = preprocessing_rules(card, 1 / teacher.logit_scale)
-        _write_json(folder / LABELS, card["classes"])
+        (folder / LABELS).write_text(labels_json(card["classes"], student.texts), encoding="utf-8")
         _write_json(folder / RULES, rules)
         facts = {
             **_origin(manifest, location, card, student, teacher),
@@ -148,7 +161,18 @@ def preprocessing_rules(card: Mapping[str, Any], temperature: float) -> dict[str
             spherical distance is D = angle^2 / 2, so cosine = 1 - D to second order in the angle.
             softmax(-D / temperature) is therefore CLIP's softmax of scaled cosines, to that order.
     """
-    size, classes = card["image_size"], len(card["classes"])
+    size, width = card["image_size"], card.get("embedding_dim")
+    output = {
+        "name": EMBEDDING if width else OUTPUT,
+        "dtype": "float32",
+        "shape": ["N", width or len(card["classes"])],
+        "meaning": "squared spherical distances to the labels; smaller is closer",
+    }
+    if width:
+        output["meaning"] = (
+            "embedding in the teacher's space, of any length; with the angle between it and a "
+            "label's vector, distance = angle^2 / 2; smaller is closer"
+        )
     return {
         "schema": SCHEMA,
         "size": size,
@@ -163,12 +187,7 @@ def preprocessing_rules(card: Mapping[str, Any], temperature: float) -> dict[str
         "range": [0, 1],
         "normalisation": "none: the model does it",
         "input": {"name": INPUT, "dtype": "float32", "shape": ["N", 3, size, size]},
-        "output": {
-            "name": OUTPUT,
-            "dtype": "float32",
-            "shape": ["N", classes],
-            "meaning": "squared spherical distances to the labels; smaller is closer",
-        },
+        "output": output,
         "probabilities": "softmax(-distances / temperature)",
         "temperature": temperature,
         "opset": OPSET,
@@ -185,6 +204,8 @@ def _origin(
     """The facts about student, data set and teacher for `takehome.json`."""
     tower: Any = teacher.model.visual
     shape = {key: card[key] for key in ("architecture", "stem", "image_size", "sha256")}
+    if student.texts is not None:
+        shape |= {key: card[key] for key in ("target", "embedding_dim")}
     return {
         "schema": SCHEMA,
         "name": manifest.name,
@@ -213,13 +234,23 @@ def _origin(
     }
 
 
+def _answering(graph: GraphFunction, student: Student) -> GraphFunction:
+    """A student's graph that gives distances, also if its output is an embedding."""
+    if student.texts is None:
+        return graph
+    texts = student.texts.numpy()
+    return lambda pixels: class_distances(graph(pixels), texts)
+
+
 class Comparison:
     """The float graph as a model to score; it also measures how both graphs differ from PyTorch."""
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
         """Load both graphs from `folder`; `temperature` turns distances into probabilities."""
         self.student, self.temperature = student, temperature
-        self.graphs = {name: load_graph(folder / name, threads) for name in (MODEL, INT8)}
+        self.graphs = {
+            name: _answering(load_graph(folder / name, threads), student) for name in (MODEL, INT8)
+        }
         self.images, self.confidence_sum = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)

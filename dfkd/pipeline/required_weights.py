@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
-from dfkd.models import student
+from dfkd.models import backbone
 from dfkd.models.generators.diffusion import find_folder
 from dfkd.models.generators.vqgan import find_file
 from dfkd.models.generators.vqgan_config import read_model
@@ -71,7 +71,7 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
         ("teacher.weights", _teacher(manifest.teacher)),
         ("text_only.weights", _text_only(manifest)),
         *_generator(manifest),
-        ("distillation.weights", student.published(manifest.distillation)),
+        ("distillation.weights", backbone.published(manifest.distillation)),
         ("fewshot.library", _few_shot(manifest) if few_shot else None),
     ]
     files: dict[str, Need] = {}
@@ -125,7 +125,7 @@ def _few_shot(manifest: Manifest) -> Artifact | None:
         return None
     weights = manifest.fewshot.library
     config = dataclasses.replace(manifest.distillation, weights=weights)
-    return student.published(config, "fewshot.library")
+    return backbone.published(config, "fewshot.library")
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
@@ -145,6 +145,6 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
         # A tag that also has a published file is fetched as a file.
         if hub_id(tag) and not of_tag(tag):
             models.append(HubModel(field, "open_clip", hub_id(tag)))
-    if config.student.startswith("timm:") and student.names_library(config.weights):
+    if config.student.startswith("timm:") and backbone.names_library(config.weights):
         models.append(HubModel("distillation.weights", "timm", config.student))
     return models

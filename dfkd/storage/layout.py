@@ -17,6 +17,7 @@ data/{method}/
 students/{name}/                    a student: checkpoints/, tensorboard/, then weights and card
 cells/{name}/                       the results of a study's cell
 regenerations/{n:08d}/              one attempt at a better version
+other-classes/                      scores and labels of classes that replace the run's
 leases/, records/, tensorboard/, benchmarks/
 """
 
@@ -33,6 +34,7 @@ RECORDS = "records/"
 TENSORBOARD = "tensorboard/"
 BENCHMARKS = "benchmarks/"
 CHECKPOINTS = "checkpoints/"
+OTHER_CLASSES = "other-classes"
 
 IDENTITY = "identity.json"
 PROMPTS = "prompts/"

@@ -102,7 +102,8 @@ def test_plain_distillation_is_distillation_without_any_switch(
     )
     texts = teacher.encode_text(["A cat", "A clock"])
     pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    batch = Batch(pixels.mul(255).byte(), torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+    labels, embeddings = torch.zeros(4, dtype=torch.int64), torch.ones(4, 1)
+    batch = Batch(pixels.mul(255).byte(), torch.ones(4, 2), labels, embeddings)
     course, label = Schedule(1, warmup=0, total=9), live_targets(teacher, texts)
     ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
     losses = [float(ours.advance(batch).loss) for _ in range(3)]

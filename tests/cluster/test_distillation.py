@@ -1,5 +1,6 @@
 """Ranks as real processes: DDP, and a change of their number; faults/test_ranks.py kills them."""
 
+import dataclasses
 import os
 import subprocess
 import time
@@ -16,13 +17,17 @@ from dfkd.cluster.distillation import cpus_per_rank, distill, plan_workers
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest
-from dfkd.distillation.distiller import Distiller, Schedule
+from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
+from dfkd.distillation.embedding import EmbeddingObjective, embedding_objective
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
+from dfkd.models.teacher import file_hashes
 from dfkd.storage.checkpoints import Checkpoints
 from tests.helpers import jobs
 from tests.helpers.ranks import prepare
+from tests.helpers.tiny_models import model_config, write_teacher
+from tests.helpers.tiny_version import EMBEDDING, publish, write_manifest
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 
@@ -69,7 +74,26 @@ def test_two_ranks_with_unequal_shares_make_the_step_of_the_whole_batch(trained:
 
     Of both there is one step, so that each rank's part can be had by itself.
     """
-    manifest, target = trained, locate_student(trained, "vanilla", 0)
+    check_step_of_the_whole_batch(trained)
+
+
+def test_two_ranks_learn_embeddings(tmp_path: Path) -> None:
+    """What DDP wraps is what the loss sees, so the gradients of both ranks are averaged."""
+    teacher = write_teacher(tmp_path, {**model_config(), "embed_dim": EMBEDDING})
+    path = write_manifest(
+        tmp_path,
+        teacher=dataclasses.asdict(teacher),
+        distillation={"workers": 2, "batch_size": 23, "epochs": 1, "target": "embedding"},
+    )
+    manifest = Manifest.read(path)
+    publish(manifest, digests=file_hashes(teacher))
+    distill(manifest, "vanilla", 0)
+    check_step_of_the_whole_batch(manifest)
+
+
+def check_step_of_the_whole_batch(manifest: Manifest) -> None:
+    """That the student of one step is the mean of what each rank would have made of it alone."""
+    target = locate_student(manifest, "vanilla", 0)
     student = load_student(target.storage)[0].state_dict()
     alone = [one_step(manifest, target, rank) for rank in range(2)]
     parameters = dict(alone[0].named_parameters())
@@ -88,9 +112,13 @@ def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     config = manifest.distillation
     stream = open_stream(manifest, target.version, 0, rank, 2)
     assert (stream.steps, stream.rows) == (1, 12 - rank)
-    student = build(config, 3, 32, 0)
-    Distiller(student, config, Schedule.of(config, 1), 0).advance(next(stream.batches(0)))
-    return student
+    scale: LabelScale | EmbeddingObjective = LabelScale()
+    if config.target == "embedding":
+        scale = embedding_objective(manifest, target.version)
+    student = build(config, 3 if config.target == "distances" else EMBEDDING, 32, 0)
+    distiller = Distiller(student, config, Schedule.of(config, 1), 0, scale=scale)
+    distiller.advance(next(stream.batches(0)))
+    return scale.finish(student)
 
 
 def test_ranks_that_start_again_after_the_end_leave_the_student_alone(trained: Manifest) -> None:

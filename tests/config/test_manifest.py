@@ -75,6 +75,16 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("synthesis.batch_norm_weight=true", "synthesis.batch_norm_weight.0", "number"),
         ("inversion.dfad.batch_size=1", "inversion.dfad.batch_size", "or equal to 2"),
         ("distillation.labels=stored", "distillation.labels", "augmentation"),
+        (
+            "distillation={target: embedding, standardise: [0, 2]}",
+            "distillation.standardise",
+            "target=embedding",
+        ),
+        (
+            "distillation={labels: stored, augmentation: [], texts: styles}",
+            "distillation.texts",
+            "stored",
+        ),
         ("distillation={workers: [1, 8], batch_size: 15}", "distillation.batch_size", "8 ranks"),
         ("distillation.workers=[2, 1]", "distillation.workers", "least, most"),
         ("distillation.workers=[1, 2, 3]", "distillation.workers", "at most 2"),

@@ -28,7 +28,7 @@ def stream(version: PublishedVersion, batch_size: int = 6, **options: object) ->
 
 
 def read(source: Stream, epoch: int = 0, step: int = 0) -> list[tuple[torch.Tensor, ...]]:
-    return [(batch.pixels, batch.distances, batch.labels) for batch in source.batches(epoch, step)]
+    return [tuple(vars(batch).values()) for batch in source.batches(epoch, step)]
 
 
 def same(left: list[tuple[torch.Tensor, ...]], right: list[tuple[torch.Tensor, ...]]) -> bool:
@@ -48,13 +48,14 @@ def test_steps_are_whole_batches() -> None:
 def test_an_epoch_is_one_pass_with_the_labels_of_its_images(version: PublishedVersion) -> None:
     batches = read(stream(version))
     assert len(batches) == 5
-    pixels, distances, labels = map(torch.cat, zip(*batches, strict=True))
+    pixels, distances, labels, embeddings = map(torch.cat, zip(*batches, strict=True))
     assert pixels.shape == (30, 3, 32, 32)
     assert pixels.dtype == torch.uint8
     assert len(pixels.flatten(1).unique(dim=0)) == 30
     colour = pixels.float().mean(dim=(2, 3)).argmax(1)
     assert torch.equal(colour, distances.argmin(1))
     assert torch.equal(colour, labels)
+    assert torch.equal(colour, embeddings.float().argmax(1))
 
 
 def test_the_order_depends_on_seed_and_epoch(version: PublishedVersion) -> None:

@@ -47,7 +47,8 @@ def batch(seed: int) -> Batch:
     pixels = torch.randint(0, 120, (12, 3, 16, 16), generator=noise, dtype=torch.uint8)
     pixels[torch.arange(12), classes] += 120
     distances = 1.2 - 0.4 * nn.functional.one_hot(classes, 3).float()
-    return Batch(pixels, distances, classes)
+    embeddings = nn.functional.one_hot(classes, 8).half()
+    return Batch(pixels, distances, classes, embeddings)
 
 
 def student(config: Distillation) -> Student:

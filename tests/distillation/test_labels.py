@@ -30,8 +30,9 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
 def batch(teacher: Teacher) -> Batch:
     pixels = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     texts = teacher.encode_text(["A cat", "A clock"])
-    stored = distances(teacher.encode_image(pixels), texts)
-    return Batch((pixels * 255).to(torch.uint8), stored, torch.arange(6) % 2)
+    embeddings = teacher.encode_image(pixels)
+    stored, labels = distances(embeddings, texts), torch.arange(6) % 2
+    return Batch((pixels * 255).to(torch.uint8), stored, labels, embeddings.half())
 
 
 def test_stored_labels_need_no_teacher(tmp_path: Path) -> None:

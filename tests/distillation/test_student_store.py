@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from dfkd.config.distillation import Texts
+from dfkd.config.distillation import Distillation, Texts
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_names import stated_settings, student_name
 from dfkd.distillation.student_store import check_teacher, locate_student
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.teacher import file_hashes
@@ -58,6 +58,13 @@ def test_whatever_can_change_a_weight_renames_it(tmp_path: Path) -> None:
         named(stem="small"),
     ]
     assert len(set(names)) == len(names)
+
+
+def test_a_key_that_is_younger_than_a_student_changes_neither_its_name_nor_its_card() -> None:
+    default, other = (Distillation(target=target) for target in ("distances", "embedding"))
+    assert "target" not in stated_settings(default)
+    assert stated_settings(other) == stated_settings(default) | {"target": "embedding"}
+    assert named(target="embedding") != named()
 
 
 def test_missing_weights_are_refused() -> None:

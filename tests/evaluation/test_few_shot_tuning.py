@@ -96,6 +96,15 @@ def test_a_student_answers_as_before_once_its_distances_are_logits() -> None:
     assert torch.equal(predict(start, found.pixels, places, 2), distances.argmin(1)[places])
 
 
+def test_a_student_of_embeddings_answers_as_before_too() -> None:
+    found, texts = shots(), nn.functional.normalize(torch.tensor([[1.0, 0, 0], [1, 1, -2]]))
+    student = classifier().eval().with_classes(texts)
+    start, pixels = from_distances(student), found.pixels.float() / 255
+    assert torch.equal(start(pixels).argmax(1), student(pixels).argmin(1))
+    cosines = start(pixels) * TEMPERATURE / student.output(pixels).norm(dim=1, keepdim=True)
+    assert torch.allclose(cosines, student.embed(pixels) @ texts.T, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("start", "expected"),
     [("student", (0.01, 0.01)), ("library", (0.01, 0.1)), ("scratch", (0.1, 0.1))],

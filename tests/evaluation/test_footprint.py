@@ -46,6 +46,9 @@ def test_only_the_network_that_answers_an_image_is_counted(tmp_path: Path) -> No
     assert found["student"].parameters == 11_176_512 + 3 * (512 + 1)  # ResNet-18 and its head
     assert found["student"].answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]
     assert megabytes(found["student"].parameters) == pytest.approx(44.712, abs=1e-3)
+    embedding = footprint.student(Manifest.read(path, ("distillation.target=embedding",)))
+    assert embedding.parameters == 11_176_512 + 16 * (512 + 1)  # the teacher's 16 dimensions
+    assert embedding.answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]
 
 
 def test_batch_norm_statistics_are_not_counted_as_parameters() -> None:

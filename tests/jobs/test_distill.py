@@ -14,7 +14,7 @@ from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs
 from tests.helpers.tiny_models import RESNET, model_config, write_backbone, write_teacher
-from tests.helpers.tiny_version import publish, write_manifest
+from tests.helpers.tiny_version import EMBEDDING, publish, write_manifest
 
 pytestmark = pytest.mark.heavy
 
@@ -24,9 +24,14 @@ def student(folder: Path) -> Path:
     return found
 
 
-def test_a_killed_and_resumed_job_gives_the_undisturbed_student(tmp_path: Path) -> None:
-    teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
+@pytest.mark.parametrize("target", ["distances", "embedding"])
+def test_a_killed_and_resumed_job_gives_the_undisturbed_student(
+    target: str, tmp_path: Path
+) -> None:
+    config = {**model_config(RESNET), "embed_dim": EMBEDDING}
+    teacher = write_teacher(tmp_path / "teacher", config)
     settings = {
+        "target": target,
         "weights": str(write_backbone(tmp_path / "backbone.safetensors")),
         "warmup_epochs": 2,
         "epochs": 6,

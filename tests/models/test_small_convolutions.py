@@ -76,7 +76,7 @@ def test_unsuitable_convolutions_are_left_as_they_are(
 
 def student() -> Student:
     config = Distillation(student="resnet18", weights="none", warmup_epochs=0)
-    return build(config, classes=3, image_size=64, seed=0)
+    return build(config, outputs=3, image_size=64, seed=0)
 
 
 def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:

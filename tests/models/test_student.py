@@ -5,6 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation, names_file
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
@@ -18,6 +19,7 @@ from dfkd.models.student import (
     load_student,
     save_student,
 )
+from dfkd.models.teacher import distances
 from dfkd.storage.local import Storage, open_storage
 
 RANDOM = {"weights": "none", "warmup_epochs": 0}
@@ -151,6 +153,30 @@ def test_a_saved_student_loads_with_the_same_outputs(tmp_path: Path) -> None:
     assert torch.equal(loaded(pixels()), student(pixels()))
     assert not any(p.requires_grad for p in loaded.parameters())
     assert stored["classes"] == list(CLASSES)
+
+
+def test_a_student_of_embeddings_is_saved_with_its_classes_and_can_get_others(
+    tmp_path: Path,
+) -> None:
+    noise = torch.Generator().manual_seed(1)
+    own, other = (F.normalize(torch.randn(m, 6, generator=noise), dim=1) for m in (3, 4))
+    student, storage = build(SMALL, 6, 32, 0).eval().with_classes(own), open_storage(str(tmp_path))
+    meta = card(dataclasses.replace(SMALL, target="embedding"), CLASSES, 32, embedding_dim=6)
+    assert save_student(storage, student, meta)
+    loaded, stored = load_student(storage)
+    assert (stored["target"], stored["classes"]) == ("embedding", list(CLASSES))
+    assert torch.equal(loaded(pixels()), student(pixels()))
+    assert torch.equal(loaded.embed(pixels()), F.normalize(loaded.with_classes(None)(pixels())))
+    replaced = loaded.with_classes(other)(pixels())
+    torch.testing.assert_close(replaced, distances(loaded.embed(pixels()), other))
+    assert loaded(pixels()).shape == (2, 3)
+
+
+def test_equal_and_opposite_vectors_have_finite_distances() -> None:
+    student = build(SMALL, 2, 32, 0).eval()
+    embedding = student.with_classes(torch.eye(2)).embed(pixels())[:1]
+    found = student.with_classes(torch.cat([embedding, -embedding]))(pixels())[0]
+    torch.testing.assert_close(found, torch.tensor([0.0, torch.pi**2 / 2]), atol=1e-5, rtol=1e-3)
 
 
 def test_the_first_finished_student_stays(tmp_path: Path) -> None:

@@ -438,6 +438,7 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
         ({"classes": [1, 2]}, r"classes\.0"),
         ({"image_size": 10**9}, "image_size"),
         ({"image_size": 32.0}, "image_size"),
+        ({"embedding_dim": 10**9}, "embedding_dim"),
         ({"sha256": "../x"}, "sha256"),
     ],
 )

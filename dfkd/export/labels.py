@@ -1,0 +1,52 @@
+"""`labels.json`: the class names of an exported student, or of a student of embeddings their texts.
+
+A student of distances has a list of names. A student of embeddings has an object with the unit text
+embedding of each name, so another file gives it other classes (`dfkd.export.predict --labels`).
+"""
+
+import json
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dfkd.config.manifest import Manifest
+from dfkd.distillation.embedding import encode_classes
+from dfkd.distillation.student_store import locate_student, require_replaceable_classes
+from dfkd.export.predict import LABELS
+from dfkd.storage import layout
+from dfkd.storage.local import open_storage
+
+DIGITS = 8
+"""Decimals of a vector's entries; float32 has no more."""
+
+
+def labels_json(classes: Sequence[str], texts: Tensor | None) -> str:
+    """The content of `labels.json`.
+
+    Args:
+        classes: M names, in the order of the outputs.
+        texts: their unit text embeddings [M, E]; None for a student of distances.
+    """
+    if texts is None:
+        return json.dumps(list(classes), indent=2, ensure_ascii=False) + "\n"
+    vectors = ([round(value, DIGITS) for value in vector] for vector in texts.tolist())
+    lines = (
+        f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(vector)}"
+        for name, vector in zip(classes, vectors, strict=True)
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write_labels(manifest: Manifest, classes: tuple[str, ...]) -> str:
+    """Write `other-classes/labels.json` for the exported student of a run; returns its location.
+
+    Raises:
+        ManifestError: the students learn distances, or the teacher cannot read the names.
+        WeightsError: the teacher's files are missing or damaged.
+    """
+    student = locate_student(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
+    require_replaceable_classes(manifest, student.method, student.version)
+    content = labels_json(classes, encode_classes(manifest, classes))
+    folder = open_storage(manifest.storage.root).child(layout.OTHER_CLASSES)
+    folder.put(LABELS, content.encode())
+    return folder.location(LABELS)

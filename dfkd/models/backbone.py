@@ -1,0 +1,200 @@
+"""Backbones of students: torchvision's ResNets and timm's models, and their initial weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from dfkd.config.distillation import Distillation, names_file
+from dfkd.errors import ManifestError, WeightsError, one_line
+from dfkd.models.weights.artifacts import Artifact, at_address, cached
+from dfkd.models.weights.reading import load_into, match, read_state_dict
+
+FIELD = "distillation.weights"
+"""Default manifest key for errors about the initial weights."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build_backbone(
+    config: Distillation, image_size: int, cache: str, field: str
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A backbone with its initial weights, and mean and deviation of its input's channels.
+
+    Random weights come from torch's global generator. Arguments and errors are those of
+    `dfkd.models.student.build`.
+    """
+    build = _timm if config.student.startswith("timm:") else _resnet
+    backbone, mean, std = build(config, image_size, field)
+    if artifact := published(config, field):
+        _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
+    elif names_file(config.weights):
+        _load_backbone(backbone, Path(config.weights), field)
+    return backbone, mean, std
+
+
+def names_library(weights: str) -> bool:
+    """Whether `weights` is a library's name of published weights."""
+    return weights != "none" and not names_file(weights)
+
+
+def published(config: Distillation, field: str = FIELD) -> Artifact | None:
+    """The file with torchvision's initial weights; None if the weights are not torchvision's.
+
+    Args:
+        field: the manifest key that an error about the weights names.
+
+    Raises:
+        ManifestError: torchvision has no such architecture.
+        WeightsError: torchvision has no such weights of this architecture.
+    """
+    if config.student.startswith("timm:") or not names_library(config.weights):
+        return None
+    _require_resnet(config.student)
+    known = torchvision.models.get_model_weights(config.student).__members__
+    if config.weights not in known:
+        raise WeightsError(
+            field,
+            f"must be none, a safetensors file, or {', '.join(known)}",
+            config.weights,
+            "name one of these",
+        )
+    licence = "BSD-3-Clause (pytorch/vision); trained on ImageNet"
+    return at_address(known[config.weights].url, licence)
+
+
+def _require_resnet(student: str) -> None:
+    """Raise `ManifestError` unless torchvision has a ResNet of this name."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    resnets = [name for name in names if "resne" in name]
+    if student not in resnets:
+        raise ManifestError(
+            "distillation.student",
+            "must be a torchvision ResNet or timm:NAME",
+            student,
+            f"use one of {', '.join(resnets)}",
+        )
+
+
+def _resnet(
+    config: Distillation, image_size: int, field: str
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A torchvision ResNet without its head, and mean and deviation of its input's channels."""
+    _require_resnet(config.student)
+    model = torchvision.models.get_model(config.student, weights=None)
+    if config.stem == "small" and names_library(config.weights):
+        raise ManifestError(
+            "distillation.stem",
+            "the library's weights have the imagenet stem",
+            config.stem,
+            f"set distillation.stem=imagenet or change {field}",
+        )
+    if config.stem == "small":
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, _stride(image_size), 1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    model.fc = nn.Identity()
+    return model, IMAGENET_MEAN, IMAGENET_STD
+
+
+def _stride(image_size: int) -> int:
+    """Stride of the small stem: 1 for images up to 48 px, 2 for larger ones.
+
+    The last feature map is then about 4 x 4. At 64 px a stride of 1 would cost four times as much
+    as a stride of 2, and fifteen times as much as the imagenet stem.
+    """
+    return 1 if image_size <= 48 else 2
+
+
+def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsError:
+    """The error about a library that has not given its weights."""
+    return WeightsError(
+        field,
+        f"the library could not load them ({one_line(error)})",
+        config.weights,
+        "download them elsewhere and give the path of a safetensors file, or do without",
+    )
+
+
+def _timm(
+    config: Distillation, image_size: int, field: str
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A model of timm without its head, and mean and deviation of its input's channels."""
+    import timm  # here, because the import takes seconds, and ResNets do not need it
+
+    name = config.student.removeprefix("timm:")
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"{name[:6]}*")[:5])
+        raise ManifestError(
+            "distillation.student", "must be a model of timm", name, f"near it: {near or 'none'}"
+        )
+    if config.stem == "small":
+        raise ManifestError(
+            "distillation.stem",
+            "small is for torchvision's ResNets",
+            config.student,
+            "set distillation.stem=imagenet",
+        )
+    # A file of weights is loaded later, but the library's own only by building the model with them.
+    library = names_library(config.weights)
+    settings = timm.models.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"num_classes": 0}  # no head
+    # A transformer has one position embedding per patch, so it must know the size in advance.
+    if settings and settings.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        model = timm.create_model(name, pretrained=library, **options)
+    except (OSError, RuntimeError) as error:
+        if library:
+            raise _not_loaded(config, field, error) from None
+        raise ManifestError(
+            "distillation.student",
+            f"cannot be built for {image_size} px ({one_line(error)})",
+            config.student,
+            "choose another model or synthesis.image_size",
+        ) from None
+    mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+    return model, tuple(mean), tuple(std)
+
+
+def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
+    """Fill a backbone from a library's state dict or from a student of this project."""
+    state = read_state_dict(field, path)
+    if any(key.startswith("backbone.") for key in state):
+        state = {
+            key.removeprefix("backbone."): tensor
+            for key, tensor in state.items()
+            if key.startswith("backbone.")
+        }
+    expected = backbone.state_dict()
+    # Keys of the file's head are dropped, because the student has a head of its own.
+    selected = {key: tensor for key, tensor in state.items() if key in expected}
+    for key in expected.keys() - selected.keys():
+        if key.endswith("num_batches_tracked"):  # old files of PyTorch do not have this counter
+            selected[key] = expected[key]
+    remedy = "give weights of distillation.student with distillation.stem"
+    match(field, path, selected, expected, remedy)
+    load_into(field, path, backbone, selected)
+
+
+@torch.no_grad()
+def feature_count(backbone: nn.Module, image_size: int, name: str) -> int:
+    """Number of the backbone's features, found by a forward pass on one image.
+
+    Libraries have no common attribute for it.
+    """
+    training = backbone.training
+    backbone.eval()
+    try:
+        shape = backbone(torch.zeros(1, 3, image_size, image_size)).shape
+    except (RuntimeError, AssertionError) as error:
+        raise ManifestError(
+            "distillation.student",
+            f"does not take images of {image_size} px ({one_line(error)})",
+            name,
+            "choose another model or synthesis.image_size",
+        ) from None
+    backbone.train(training)
+    return int(shape[1])

@@ -1,0 +1,35 @@
+"""Write the texts of other classes, which an exported student of embeddings then tells apart."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import evaluate
+from dfkd.config.manifest import Manifest
+from dfkd.pipeline import command_line
+
+
+def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
+    """What a run would write."""
+    return {"classes": list(manifest.with_classes(options.classes).classes)}
+
+
+def work(manifest: Manifest, options: argparse.Namespace) -> str:
+    """Encode the class names with the teacher; returns the location of labels.json."""
+    from dfkd.export.labels import write_labels
+
+    return write_labels(manifest, options.classes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = command_line.parser(__doc__ or "")
+    evaluate.add_classes(arguments)
+    return command_line.run(arguments, work, plan, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
