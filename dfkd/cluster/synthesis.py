@@ -397,5 +397,4 @@ class _ShardReport:
             for task in item.task.tasks:
                 self.version.quarantine(task.id, item.reason)
         counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}
-        text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        self.progress.note(text)
+        self.progress.note(", ".join(f"{n} {what}" for what, n in counts.items() if n))

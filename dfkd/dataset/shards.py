@@ -181,8 +181,7 @@ def write_shard(samples: Iterable[Sample], path: Path) -> int:
     Raises:
         ValueError: a sample breaks the format; that is a bug of the caller, so not a `DfkdError`.
     """
-    # Imported here, because it imports torch, which those who only read a version do not need.
-    from webdataset import TarWriter
+    from webdataset import TarWriter  # here, because it imports torch, which readers do not need
 
     # Order, owner and times are fixed, so the same samples give the same bytes on every machine.
     ordered = sorted(samples, key=lambda sample: sample.key)
@@ -302,8 +301,7 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
     Raises:
         CorruptionError: the bytes have another hash, or are not a sample.
     """
-    digest = hashlib.sha256(data).digest()
-    if digest != sha256:
+    if (digest := hashlib.sha256(data).digest()) != sha256:
         sums = f"sha256 {digest.hex()[:12]}.., the index says {sha256.hex()[:12]}.."
         _refuse(name, f"a sample of {len(data)} bytes with {sums}")
     try:
@@ -313,8 +311,8 @@ def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
             files[suffix] = data[span]
         (extension,) = files.keys() & EXTENSIONS
         arrays = {
-            name: np.frombuffer(files[f"{name}.npy"], dtype, offset=NPY_HEADER_BYTES)
-            for name, dtype in ARRAYS.items()
+            array: np.frombuffer(files[f"{array}.npy"], dtype, offset=NPY_HEADER_BYTES)
+            for array, dtype in ARRAYS.items()
         }
     except (ValueError, KeyError) as error:
         _refuse(name, f"not the members of a sample ({error})")
