@@ -445,14 +445,24 @@ def test_the_json_has_these_keys(finished: Path) -> None:
     }  # fmt: skip
 
 
-def start(source: Path, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def start(
+    source: Path, *arguments: str, stdout: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
+    """The job in a process that Ctrl-C reaches; one that still runs at the end is killed."""
+    with subprocess.Popen(
         jobs.command("status", source, *arguments),
         env=jobs.environment(),
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-    )
+        # A shell starts commands in its background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.heavy
@@ -468,7 +478,7 @@ def test_a_watch_on_a_pipe_prints_a_line_for_each_change_until_it_is_stopped(
         filled(manifest, 5)
         assert " vanilla 5/6 shards; " in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate()
+        out, errors = process.communicate(timeout=60)
     assert (process.returncode, out.strip(), errors) == (0, "", "")
 
 
@@ -509,7 +519,7 @@ def test_a_watch_outlives_a_store_that_is_away(
 def test_a_watch_on_a_terminal_redraws_the_whole_status(finished: Path) -> None:
     reader, writer = pty.openpty()
     with start(finished, "--watch", stdout=writer) as process:
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     shown = os.read(reader, 1 << 16).decode()
     os.close(reader)
