@@ -68,7 +68,27 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         CorruptionError: an object that says how far the run is, is damaged.
         InfrastructureError: the store does not answer.
     """
-    activity, attempts = Activity.read(root), _attempts(root)
+    activity = Activity.read(root)
+    stages = _stages(root, manifest, activity)
+    step = stages.next()
+    names = ", ".join(sorted({each.holder for each in activity.holders}))
+    remarks = [step.remark, f"once {names} has ended" if names else ""] if step else []
+    return RunStatus(
+        root=root.location().rstrip("/"),
+        at_work=activity.holders,
+        synthesize=tuple(stages.versions),
+        distill=tuple(stages.students),
+        evaluate=stages.evaluate,
+        report=stages.report,
+        cost=activity.cost,
+        next=" ".join((command(step.job), *step.options)) if step else None,
+        remark="; ".join(filter(None, remarks)),
+    )
+
+
+def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Stages:
+    """The stages of a run; raises as `read_status`."""
+    attempts = _attempts(root)
     versions = _versions(root, manifest, activity, bool(attempts))
     listed = time.time()
     students = _students(root, manifest, versions, activity)
@@ -83,7 +103,7 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
             root.location(),
             "give the manifest, or the storage.root of a run",
         )
-    stages = Stages(
+    return Stages(
         planned=manifest is not None,
         versions=versions,
         students=students,
@@ -92,20 +112,6 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         # Only the newest attempt can be unfinished.
         regenerating=bool(attempts) and not attempts[max(attempts)],
         study=any(root.folders(layout.CELLS)),
-    )
-    step = stages.next()
-    names = ", ".join(sorted({each.holder for each in activity.holders}))
-    remarks = [step.remark, f"once {names} has ended" if names else ""] if step else []
-    return RunStatus(
-        root=root.location().rstrip("/"),
-        at_work=activity.holders,
-        synthesize=versions,
-        distill=students,
-        evaluate=stages.evaluate,
-        report=stages.report,
-        cost=activity.cost,
-        next=" ".join((command(step.job), *step.options)) if step else None,
-        remark="; ".join(filter(None, remarks)),
     )
 
 
