@@ -9,7 +9,7 @@ import contextlib
 import mmap
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +20,9 @@ from dfkd.errors import DfkdError, ManifestError
 from dfkd.storage.azure_gcs_client import Connection, explain, is_transient, reason
 from dfkd.storage.base import (
     KEY,
-    OPENING_ATTEMPTS,
     PROBE,
     WRITER_METADATA,
     MissingObject,
-    Observer,
     Request,
     StoredObject,
     byte_count,
@@ -32,6 +30,7 @@ from dfkd.storage.base import (
     disk_full_error,
     require_disk_space,
 )
+from dfkd.storage.bucket import BucketStorage
 
 T = TypeVar("T")
 
@@ -47,30 +46,22 @@ def open_azure_gcs(scheme: str, bucket: str, prefix: str) -> "ObstoreStorage":
     Raises:
         ManifestError: the store does not honour put-if-absent, or may not be used.
     """
-    store = ObstoreStorage(scheme, bucket, prefix)
+    store = ObstoreStorage(bucket, prefix, scheme=scheme)
     store.with_few_attempts().probe()
     return store
 
 
 @dataclass(frozen=True)
-class ObstoreStorage:
+class ObstoreStorage(BucketStorage):
     """A prefix of a container of Azure Blob or of a bucket of Google Cloud Storage."""
 
-    scheme: str
-    """`az` or `gs`."""
-    bucket: str
-    prefix: str = ""
-    # obstore's clients hold credentials, so they are in no repr.
     connection: Connection = field(default_factory=Connection, repr=False, compare=False)
+    scheme: str = field(kw_only=True)
+    """`az` or `gs`."""
 
     def _at(self, key: str) -> str:
         """The name of an object in the bucket; `CorruptionError` for an invalid key."""
         return self._head + check_key(key)
-
-    @property
-    def _head(self) -> str:
-        """What every key in the bucket begins with."""
-        return self.prefix and f"{self.prefix}/"
 
     @property
     def _client(self) -> Any:
@@ -298,20 +289,6 @@ class ObstoreStorage:
     def location(self, key: str = "") -> str:
         """See `Storage.location`."""
         return f"{self.scheme}://{self.bucket}/{self._head}{key}"
-
-    def child(self, prefix: str) -> "ObstoreStorage":
-        """See `Storage.child`."""
-        return replace(self, prefix=self._head + check_key(prefix))
-
-    def with_few_attempts(self) -> "ObstoreStorage":
-        """The same storage with only `OPENING_ATTEMPTS` attempts for each request."""
-        retries = replace(self.connection.limits.retries, attempts=OPENING_ATTEMPTS)
-        limits = replace(self.connection.limits, retries=retries)
-        return replace(self, connection=replace(self.connection, limits=limits))
-
-    def observed(self, observe: Observer) -> "ObstoreStorage":
-        """See `Storage.observed`."""
-        return replace(self, connection=replace(self.connection, observe=observe))
 
 
 def _buffer(data: bytes | Path, size: int) -> bytes | mmap.mmap:

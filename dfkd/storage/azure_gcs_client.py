@@ -9,7 +9,6 @@ A forked process cannot use its parent's storage: obstore's threads do not survi
 
 import os
 import re
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,8 @@ import obstore.store
 from obstore.exceptions import BaseError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import MAX_UPLOADS, Observer, ignore, missing_object
+from dfkd.storage.base import missing_object
+from dfkd.storage.bucket import BucketConnection
 from dfkd.storage.retries import RetryPolicy
 
 STORES: dict[str, Any] = {"az": obstore.store.AzureStore, "gs": obstore.store.GCSStore}
@@ -49,20 +49,12 @@ class Limits:
 
 
 @dataclass
-class Connection:
+class Connection(BucketConnection):
     """The clients of a storage and all of its children."""
 
     limits: Limits = field(default_factory=Limits)
-    observe: Observer = ignore
-    slots: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(MAX_UPLOADS)
-    )
-    """Limits the number of bodies that are sent at the same time."""
     _clients: dict[float, Any] = field(default_factory=dict)
     """Clients by their timeout for an answer."""
-
-    def __reduce__(self) -> tuple[type["Connection"], tuple[Limits]]:
-        return Connection, (self.limits,)  # clients and observers cannot be pickled
 
     def client(self, scheme: str, bucket: str, patience: float) -> Any:
         """obstore's client, which waits at most `patience` seconds for an answer to begin.

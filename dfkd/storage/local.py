@@ -83,7 +83,9 @@ def open_to_read(root: str) -> Storage:
 
         return S3Storage(bucket, path).with_few_attempts()
     if scheme:
-        store: Storage = _azure_gcs().ObstoreStorage(scheme, bucket, path).with_few_attempts()
+        store: Storage = (
+            _azure_gcs().ObstoreStorage(bucket, path, scheme=scheme).with_few_attempts()
+        )
         return store
     return LocalStorage(Path(path).absolute())
 

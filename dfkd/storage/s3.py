@@ -4,7 +4,7 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -18,11 +18,9 @@ from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
     MAX_UPLOADS,
-    OPENING_ATTEMPTS,
     PROBE,
     WRITER_METADATA,
     MissingObject,
-    Observer,
     Request,
     StoredObject,
     byte_count,
@@ -30,6 +28,7 @@ from dfkd.storage.base import (
     disk_full_error,
     require_disk_space,
 )
+from dfkd.storage.bucket import BucketStorage
 from dfkd.storage.s3_client import Connection, code, explain, redact, status
 
 T = TypeVar("T")
@@ -56,21 +55,14 @@ def open_s3(bucket: str, prefix: str) -> "S3Storage":
 
 
 @dataclass(frozen=True)
-class S3Storage:
+class S3Storage(BucketStorage):
     """A prefix of an S3 bucket. boto3 finds credentials, region and endpoint in its usual way."""
 
-    bucket: str
-    prefix: str = ""
     connection: Connection = field(default_factory=Connection, repr=False, compare=False)
 
     def _at(self, key: str) -> dict[str, str]:
         """The arguments of a request about an object; `CorruptionError` for an invalid key."""
         return {"Bucket": self.bucket, "Key": self._head + check_key(key)}
-
-    @property
-    def _head(self) -> str:
-        """What every key in the bucket begins with."""
-        return self.prefix and f"{self.prefix}/"
 
     @property
     def _client(self) -> Any:
@@ -352,20 +344,6 @@ class S3Storage:
     def location(self, key: str = "") -> str:
         """See `Storage.location`."""
         return f"s3://{self.bucket}/{self._head}{key}"
-
-    def child(self, prefix: str) -> "S3Storage":
-        """See `Storage.child`."""
-        return replace(self, prefix=self._head + check_key(prefix))
-
-    def with_few_attempts(self) -> "S3Storage":
-        """The same storage with only `OPENING_ATTEMPTS` attempts for each request."""
-        retries = replace(self.connection.limits.retries, attempts=OPENING_ATTEMPTS)
-        limits = replace(self.connection.limits, retries=retries)
-        return replace(self, connection=replace(self.connection, limits=limits))
-
-    def observed(self, observe: Observer) -> "S3Storage":
-        """See `Storage.observed`."""
-        return replace(self, connection=replace(self.connection, observe=observe))
 
 
 def _slice(data: bytes | Path, start: int, length: int) -> bytes:

@@ -7,7 +7,6 @@ newer checksums are off too, because not every store accepts them; receipts hold
 
 import os
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +20,8 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import MAX_UPLOADS, Observer, Request, ignore, missing_object
+from dfkd.storage.base import Request, missing_object
+from dfkd.storage.bucket import BucketConnection
 from dfkd.storage.retries import RetryPolicy
 
 T = TypeVar("T")
@@ -60,20 +60,12 @@ def _models() -> Any:
 
 
 @dataclass
-class Connection:
+class Connection(BucketConnection):
     """The client of a storage and all of its children; each process creates its own."""
 
     limits: Limits = field(default_factory=Limits)
-    observe: Observer = ignore
-    slots: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(MAX_UPLOADS)
-    )
-    """Limits the number of bodies that are sent at the same time."""
     _clients: dict[int, Any] = field(default_factory=dict)
     """Clients by process id, because a fork must not share sockets."""
-
-    def __reduce__(self) -> tuple[type["Connection"], tuple[Limits]]:
-        return Connection, (self.limits,)  # sockets and observers cannot be pickled
 
     @property
     def client(self) -> Any:

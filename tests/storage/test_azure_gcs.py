@@ -43,7 +43,7 @@ def test_a_store_in_which_both_writers_win_is_refused(monkeypatch: pytest.Monkey
 def test_a_store_that_lists_by_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STORES, "az", Unordered)
     with pytest.raises(ManifestError, match="must be a store that lists objects by name"):
-        list(ObstoreStorage("az", "container").list())
+        list(ObstoreStorage("container", scheme="az").list())
 
 
 @pytest.mark.parametrize("root", ["az://container/run", "gs://bucket/run"])

@@ -36,7 +36,7 @@ def proxy(azurite: Azurite, root: str, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def opened(root: str, limits: Limits) -> ObstoreStorage:
     container, _, prefix = root.removeprefix("az://").partition("/")
-    return ObstoreStorage("az", container, prefix, Connection(limits))
+    return ObstoreStorage(container, prefix, Connection(limits), scheme="az")
 
 
 class TestStorage(StorageTests):

@@ -49,7 +49,7 @@ class TestFaults(FaultTests):
     @staticmethod
     def opened(root: str, limits: Limits) -> ObstoreStorage:
         bucket, _, prefix = root.removeprefix("gs://").partition("/")
-        return ObstoreStorage("gs", bucket, prefix, Connection(limits))
+        return ObstoreStorage(bucket, prefix, Connection(limits), scheme="gs")
 
     @pytest.fixture
     def storage(self, root: str, proxy: Proxy) -> ObstoreStorage:
