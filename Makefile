@@ -8,6 +8,7 @@ MANIFEST ?= manifests/miniature.yaml
 # Processes that run tests beside each other, each a file at a time, in the order of conftest.py.
 # A second one that ends itself ends all: its tests would be run a third time.
 TESTERS ?= 2
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
 # Threads that spin while they wait can make two workers on two cores many times slower.
@@ -20,20 +21,24 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: $(VENV)/.installed ## Build the environment in .venv
+setup: $(VENV)/.extras ## Build the environment in .venv, with what tests and studies need
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: PYTHON: must be 3.11 or newer, got $$($(PYTHON) -V); try make PYTHON=python3.11" >&2; exit 2; }
 	@echo 'building $(VENV): up to 3 GB to download, of which most is PyTorch (README.md has a smaller one)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,diffusers,pretrain,studies]'
+	$(INSTALL) -e .
 	@touch $@
 
-demo: setup ## Class names to student on this machine, in minutes (MANIFEST=... for another run)
+$(VENV)/.extras: $(VENV)/.installed
+	$(INSTALL) -e '.[dev,diffusers,pretrain,studies]'
+	@touch $@
+
+demo: $(VENV)/.installed ## Class names to student on this machine, in minutes (MANIFEST=... for another run)
 	$(BIN)/python jobs/pipeline.py $(MANIFEST)
 
-cluster: setup ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)
+cluster: $(VENV)/.installed ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
 quick: setup ## Tests that take moments each, about a minute together: while one writes

@@ -1,11 +1,13 @@
 """The manifest's sections about training and scoring, as checked dataclasses."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from dfkd.config.bundled import BACKBONE
 from dfkd.errors import ManifestError
 from dfkd.utils.types import (
     CHECKED,
@@ -30,9 +32,11 @@ Model = Literal["teacher", "text-only", "student"]
 """Models that can be scored, in the order of the tables."""
 
 
-def names_file(weights: str) -> bool:
-    """Whether `weights` is the path of a file instead of a library's name."""
-    return "/" in weights or "." in weights
+def weights_file(weights: str) -> Path | None:
+    """The file that `weights` names: the bundled one or a path; None if it is a library's name."""
+    if weights == "miniature":
+        return BACKBONE
+    return Path(weights) if "/" in weights or "." in weights else None
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -68,8 +72,8 @@ class Distillation(Training):
     """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
     weights: Name = "IMAGENET1K_V1"
     """Initial weights of the backbone: torchvision's name of the weights (read from the cache),
-    `pretrained` for a model of timm, a safetensors file, or `none` for random weights, which allow
-    no warm-up."""
+    `pretrained` for a model of timm, `miniature` for the bundled ones of `timm:test_resnet`, a
+    safetensors file, or `none` for random weights, which allow no warm-up."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """`small`: one 3 x 3 convolution instead of the stride-4 stem. Use it for images below 100 px
     (such as CIFAR's), because the large stem reduces them to a map of a few pixels."""

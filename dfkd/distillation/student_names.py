@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 from typing import Any
 
-from dfkd.config.distillation import Distillation, names_file
+from dfkd.config.distillation import Distillation, weights_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
@@ -33,11 +33,11 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     for key in TRAINING_ONLY_KEYS:
         del settings[key]
     # The content of a weights file counts, its path does not.
-    if names_file(config.weights):
+    if file := weights_file(config.weights):
         # Imported here and below, because these modules import torch and most names need neither.
         from dfkd.models.weights.reading import existing_file
 
-        settings["weights"] = sha256_file(existing_file("distillation.weights", config.weights))
+        settings["weights"] = sha256_file(existing_file("distillation.weights", file))
     identity = {"distillation": settings, "version": fingerprint, "seed": seed}
     if config.texts == "styles":
         from dfkd.prompts.styles import dictionary

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dfkd.config.distillation import Start, names_file
+from dfkd.config.distillation import Start, weights_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
@@ -97,7 +97,8 @@ def student_seed(manifest: Manifest, seed: int) -> int:
 
 def _digest(weights: str) -> str:
     """The sha256 of a file of weights, or the name of published weights."""
-    return sha256_file(existing_file(LIBRARY, weights)) if names_file(weights) else weights
+    file = weights_file(weights)
+    return sha256_file(existing_file(LIBRARY, file)) if file else weights
 
 
 def check_starts(manifest: Manifest, device: torch.device) -> None:
@@ -122,7 +123,8 @@ def check_starts(manifest: Manifest, device: torch.device) -> None:
 def curve_captions(manifest: Manifest) -> dict[Curve, str]:
     """A description of each curve, for display."""
     config = manifest.fewshot
-    library = Path(config.library).name if names_file(config.library) else config.library
+    file = weights_file(config.library)
+    library = file.name if file else config.library
     used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))
     captions: dict[Curve, str] = {
         "untouched": "the distilled student before any training, on the same test images",

@@ -1,7 +1,8 @@
-"""The bundled models: a small teacher, a small generator, evaluation images, and their recipe.
+"""The bundled models: teacher, generator, a student's backbone; evaluation images; their recipe.
 
 The assets are used like any other weights and data, by `dfkd.models.teacher`,
-`dfkd.models.generators.vqgan` and `dfkd.evaluation.data`; ``assets/MODEL_CARD.md`` describes them.
+`dfkd.models.generators.vqgan`, `dfkd.models.backbone` and `dfkd.evaluation.data`;
+``assets/MODEL_CARD.md`` describes them.
 All modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing else imports them:
 
     recipe.py          the manifest                    -> settings of each stage

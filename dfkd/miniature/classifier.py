@@ -28,16 +28,20 @@ from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoin
 from dfkd.models.student import build
 from dfkd.utils.device import CPU, autocast
 
-#: Share of drawings in one ink that are painted in the default look, black on white.
-_DEFAULT_SHARE = 0.4
-
 
 class LabelledBatches:
     """Painted drawings with labels; batch `step` depends only on (seed, step)."""
 
-    def __init__(self, cache: Cache, by_class: Sequence[Sequence[DrawingRow]], seed: int) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        by_class: Sequence[Sequence[DrawingRow]],
+        default_share: float,
+        seed: int,
+    ) -> None:
         """A label is an index of `by_class`, and each class is equally likely."""
-        self.cache, self.seed, self.by_class = cache, seed, by_class
+        self.cache, self.by_class = cache, by_class
+        self.default_share, self.seed = default_share, seed
 
     def draw(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: images float32 [size, 3, 64, 64] in [0, 1], labels int64 [size]."""
@@ -46,7 +50,7 @@ class LabelledBatches:
         drawings = [self.by_class[int(label)] for label in labels]
         sampled = [rows[int(rng.integers(len(rows)))] for rows in drawings]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        images = random_images(self.cache, sampled, _DEFAULT_SHARE, generator)
+        images = random_images(self.cache, sampled, self.default_share, generator)
         return images, torch.from_numpy(labels)
 
 

@@ -25,25 +25,27 @@ from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
 from dfkd.utils.pixels import to_bytes
 
-#: The files of the two models and the evaluation set, whose hashes are part of the scores.
+#: The files of the models and the evaluation set, whose hashes are part of the scores.
 FILES = (
     "teacher.json",
     "teacher.safetensors",
     "bpe.txt.gz",
     "generator.yaml",
     "generator.safetensors",
+    "backbone.safetensors",
     "evaluation.tar",
 )
 
 _INTENT = """\
-Two small models of the kinds that the package works with, so that the whole system runs anywhere:
-an open_clip teacher (ResNet image tower, transformer text tower, 64 px) and a taming-transformers
-VQGAN (64 px). Both learned from openly licensed icons and clip art, painted in some eighty looks:
-a caption names the object and tells how it is painted, except for the default look, black on white.
-They are made for tests, demonstrations and teaching, and know nothing but drawings."""
+Small models of the kinds that the package works with, so that the whole system runs anywhere: an
+open_clip teacher (ResNet image tower, transformer text tower, 64 px), a taming-transformers VQGAN
+(64 px), and a backbone that students start from. They learned from openly licensed icons and clip
+art, painted in some eighty looks: a caption names the object and tells how it is painted, except
+for the default look, black on white. They are made for tests, demonstrations and teaching, and know
+nothing but drawings."""
 
 _LIMITS = """\
-- Drawings only: neither model has seen photographs.
+- Drawings only: no model has seen photographs.
 - English only, and the teacher does not know words that no icon set uses as names.
 - Domains paint the same held-out drawings in different looks, and a class with few drawings shows
   them several times, in other poses and colours. So the images of a domain are not independent.
@@ -72,6 +74,7 @@ def make(recipe: Recipe, command: str) -> Path:
     teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
     generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
     generator = scoring.exported_generator(recipe.generator, output)
+    backbone = _classifier(recipe, split, "backbone")
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
         "schema": 1,
@@ -85,6 +88,7 @@ def make(recipe: Recipe, command: str) -> Path:
         "generator": scoring.generator_scores(
             generator_trainer, generator, teacher, tokenizer, split
         ),
+        "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
     }
     write_reconstructions(split, generator, output)
@@ -100,10 +104,22 @@ def make_classifier(recipe: Recipe, kind: Literal["backbone", "judge"]) -> Path:
         DfkdError: as `make`.
     """
     torch.set_num_threads(recipe.threads)
-    split = pretraining.split_drawings(recipe)
+    _classifier(recipe, pretraining.split_drawings(recipe), kind)
+    return _classifier_file(recipe, kind)
+
+
+def _classifier_file(recipe: Recipe, kind: str) -> Path:
+    """The file of a classifier's weights."""
+    return Path(recipe.output) / f"{kind}.safetensors"
+
+
+def _classifier(recipe: Recipe, split: DataSplit, kind: Literal["backbone", "judge"]) -> Scores:
+    """Train a classifier and write its weights; returns its scores."""
     settings = recipe.backbone if kind == "backbone" else recipe.judge
     by_class = _backbone_classes(recipe, split) if kind == "backbone" else _judge_classes(split)
-    batches = classifier.LabelledBatches(split.training, list(by_class.values()), recipe.seed)
+    batches = classifier.LabelledBatches(
+        split.training, list(by_class.values()), settings.default_share, recipe.seed
+    )
     folder = work_folder.claim(recipe, kind)
     network = classifier.ClassifierTrainer(settings, batches, folder, recipe.seed).run(
         pretraining.log
@@ -113,8 +129,18 @@ def make_classifier(recipe: Recipe, kind: Literal["backbone", "judge"]) -> Path:
     pretraining.log(
         f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(by_class)} classes"
     )
-    path = Path(recipe.output) / f"{kind}.safetensors"
-    return classifier.save(network, path, settings.architecture, list(by_class))
+    path = _classifier_file(recipe, kind)
+    classifier.save(network, path, settings.architecture, list(by_class))
+    return {
+        "architecture": settings.architecture,
+        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "steps": settings.steps,
+        "images_seen": settings.steps * settings.batch_size,
+        "default_share": settings.default_share,
+        "classes": len(by_class),
+        "images": len(labels),
+        "accuracy": round(accuracy, 4),
+    }
 
 
 def _backbone_classes(recipe: Recipe, split: DataSplit) -> dict[str, list[DrawingRow]]:
@@ -165,11 +191,12 @@ def write_notice(recipe: Recipe, split: DataSplit, folder: Path) -> None:
 def write_card(scores: Scores, folder: Path) -> None:
     """Write ``MODEL_CARD.md``; all its numbers come from the scores."""
     sections = [
-        ("Miniature teacher and generator", _INTENT),
+        ("Miniature models", _INTENT),
         ("Data", _data(scores["data"])),
         ("Separation", _separation(scores["data"]["separation"])),
         ("Teacher", _teacher(scores["teacher"])),
         ("Generator", _generator(scores["generator"])),
+        ("Backbone", _backbone(scores["backbone"])),
         ("How they were made", _provenance(scores)),
         ("Limits", _LIMITS),
     ]
@@ -312,6 +339,19 @@ def _generator(generator: Scores) -> str:
         f"(this table) and {_percent(kept['official'])} % of that over the official ones. "
         f"Hue is off by {generator['hue_error_degrees']} degrees (mean over twelve sectors), and "
         f"{_percent(generator['chroma_kept'])} % of the chroma survives."
+    )
+
+
+def _backbone(backbone: Scores) -> str:
+    """The section of the card on the backbone's scores."""
+    return (
+        f"The weights of a `{backbone['architecture']}` with a head, {backbone['parameters']:,} "
+        f"parameters, which stand for the ImageNet weights of a student. It learned to name "
+        f"{backbone['classes']} of the most frequent nouns without the official classes, from "
+        f"{backbone['images_seen']:,} painted images in {backbone['steps']:,} steps; "
+        f"{_percent(backbone['default_share'])} % of the drawings in one ink were in the default "
+        f"look, as ImageNet's images are photographs. It names {_percent(backbone['accuracy'])} % "
+        f"of {backbone['images']:,} icons of the validation collections."
     )
 
 

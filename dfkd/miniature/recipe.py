@@ -139,6 +139,8 @@ class ClassifierRecipe:
     batch_size: Count = 128
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.05
+    default_share: Fraction = 0.4
+    """Share of drawings in one ink that are painted in the default look, black on white."""
     checkpoint_every: Count = 50
 
 

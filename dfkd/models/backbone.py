@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dfkd.config.distillation import Distillation, names_file
+from dfkd.config.distillation import Distillation, weights_file
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
@@ -30,14 +30,14 @@ def build_backbone(
     backbone, mean, std = build(config, image_size, field)
     if artifact := published(config, field):
         _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
-    elif names_file(config.weights):
-        _load_backbone(backbone, Path(config.weights), field)
+    elif file := weights_file(config.weights):
+        _load_backbone(backbone, file, field)
     return backbone, mean, std
 
 
 def names_library(weights: str) -> bool:
     """Whether `weights` is a library's name of published weights."""
-    return weights != "none" and not names_file(weights)
+    return weights != "none" and not weights_file(weights)
 
 
 def published(config: Distillation, field: str = FIELD) -> Artifact | None:

@@ -23,7 +23,7 @@ def batches() -> LabelledBatches:
     mono[:2, 8:56, 26:38] = mono[2:, 26:38, 8:56] = 255
     rows = [DrawingRow("a set", str(i), ("bar",), (), (), (), False, i) for i in range(4)]
     cache = Cache(rows, mono, np.zeros((0, 64, 64, 4), np.uint8))
-    return LabelledBatches(cache, [rows[:2], rows[2:]], 0)
+    return LabelledBatches(cache, [rows[:2], rows[2:]], 0.4, 0)
 
 
 def test_it_learns_what_tells_the_classes_apart(batches: LabelledBatches, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import safetensors
 import yaml
 
 from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestError
 from dfkd.miniature import pretraining
+from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
 from dfkd.miniature.work_folder import Stage, claim
 from dfkd.utils.hardware import thread_limit
@@ -35,6 +37,8 @@ def small(tmp_path: Path) -> dict[str, object]:
             "embed_dim": 16, "image_width": 8, "text_width": 16, "text_layers": 1,
         },
         "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1, 1, 1]},
+        "backbone": {"architecture": "timm:test_resnet", "steps": 1, "batch_size": 4},
+        "judge": {"architecture": "timm:test_resnet", "steps": 1, "batch_size": 4},
     }  # fmt: skip
 
 
@@ -109,11 +113,18 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert again.returncode == Exit.DONE, again.stderr
     assert "teacher resumes at step 2" in again.stdout
     assert jobs.contents(out) == before
-    for kind in ("judge", "backbone"):
-        words = ("--classifier", kind, "--set", f"{kind}.steps=1", "--set", f"{kind}.batch_size=4")
-        done = run_here(manifest, *words)
-        assert done.returncode == Exit.DONE, done.stderr
-        assert done.stdout.splitlines()[-1] == f"wrote {out / kind}.safetensors"
+    assert scores["backbone"]["classes"] == len(classes_of(out / "backbone.safetensors"))
+    done = run_here(manifest, "--classifier", "judge")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert done.stdout.splitlines()[-1] == f"wrote {out / 'judge.safetensors'}"
+    assert set(classes_of(out / "judge.safetensors")) <= set(OFFICIAL)
+
+
+def classes_of(path: Path) -> list[str]:
+    """The classes in the metadata of a classifier's file."""
+    with safetensors.safe_open(path, "numpy") as file:
+        names: list[str] = json.loads(file.metadata()["classes"])
+    return names
 
 
 def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:

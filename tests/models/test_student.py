@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-from dfkd.config.distillation import Distillation, names_file
+from dfkd.config import bundled
+from dfkd.config.distillation import Distillation, weights_file
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import (
     CARD,
@@ -112,12 +113,21 @@ def test_initial_weights_come_from_a_library_s_file_or_from_a_student(tmp_path: 
     for name, state in (("library", library), ("student", source.state_dict())):
         path = tmp_path / f"{name}.safetensors"
         safetensors.torch.save_file(state, path)
-        assert names_file(str(path))
+        assert weights_file(str(path)) == path
         built = build(Distillation(stem="small", weights=str(path)), 7, 32, seed=0)
         assert torch.equal(
             built.backbone.layer4[1].conv2.weight, source.backbone.layer4[1].conv2.weight
         )
         assert built.head.out_features == 7
+
+
+def test_the_bundled_backbone_is_one_of_test_resnet() -> None:
+    config = Distillation(student="timm:test_resnet", weights="miniature")
+    saved = safetensors.torch.load_file(bundled.BACKBONE)
+    for name, tensor in build(config, 5, 64, 0).backbone.state_dict().items():
+        assert torch.equal(tensor, saved[f"backbone.{name}"])
+    with pytest.raises(WeightsError, match=r"backbone\.safetensors"):
+        build(Distillation(student="resnet18", weights="miniature"), 5, 64, 0)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
