@@ -1,7 +1,7 @@
 """The bundled models: teacher, generator, a student's backbone; evaluation images; their recipe.
 
 The assets are used like any other weights and data, by `dfkd.models.teacher`,
-`dfkd.models.generators.vqgan`, `dfkd.models.backbone` and `dfkd.evaluation.data`;
+`dfkd.models.generators`, `dfkd.models.backbone` and `dfkd.evaluation.data`;
 ``assets/MODEL_CARD.md`` describes them.
 All modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing else imports them:
 
@@ -9,11 +9,11 @@ All modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing e
     drawings           icons and clip art              -> pixels, names, batches of rows
     looks              rows and looks                  -> painted images
     captions.py        rows and looks                  -> captions, for tokenizer.py
-    pretraining.py     the stages: drawings, teacher.py, generator.py; each resumes (work_folder.py)
+    training           the networks and their trainings; each resumes (work_folder.py)
+    pretraining.py     the stages: drawings, tokenizer, teacher, generator
     evaluation_set.py  held-out drawings               -> the bundled evaluation set
-    scoring.py         exported files                  -> scores (of images: fidelity.py)
-    making.py          all stages in a row             -> assets with their model card
-    classifier.py      painted images                  -> pre-trained weights of a student, a judge
+    scoring.py         exported files                  -> scores (of images: fidelity.py, samples.py)
+    making.py          all stages in a row             -> assets with their model card (card.py)
 
 Start with `making.make`. In this package a *drawing* is an icon or a piece of clip art, a *row* is
 its entry in the cache of rendered drawings, a *look* is a way to paint it, an *image* is a painted

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
 from dfkd.config.hashing import fingerprint
-from dfkd.miniature import classifier, evaluation_set, pretraining, scoring, work_folder
-from dfkd.miniature.drawings.icons import EVALUATION
+from dfkd.miniature import card, evaluation_set, pretraining, samples, scoring, work_folder
+from dfkd.miniature.captions import Captioner
 from dfkd.miniature.drawings.nouns import common_nouns
 from dfkd.miniature.drawings.rendering import DrawingRow
-from dfkd.miniature.generator import Network
 from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
-from dfkd.utils.pixels import to_bytes
+from dfkd.miniature.training import classifier, diffusion
+from dfkd.miniature.training.generator import Network
+from dfkd.models.teacher import Teacher
+from dfkd.models.weights.reading import MINIATURE
 
 #: The files of the models and the evaluation set, whose hashes are part of the scores.
 FILES = (
@@ -32,26 +34,17 @@ FILES = (
     "bpe.txt.gz",
     "generator.yaml",
     "generator.safetensors",
+    "diffusion/scheduler/scheduler_config.json",
+    "diffusion/text_encoder/config.json",
+    "diffusion/tokenizer/tokenizer_config.json",
+    "diffusion/unet/config.json",
+    "diffusion/unet/diffusion_pytorch_model.safetensors",
+    "diffusion/vae/config.json",
+    "diffusion/vae/diffusion_pytorch_model.safetensors",
     "backbone.safetensors",
     "evaluation.tar",
 )
-
-_INTENT = """\
-Small models of the kinds that the package works with, so that the whole system runs anywhere: an
-open_clip teacher (ResNet image tower, transformer text tower, 64 px), a taming-transformers VQGAN
-(64 px), and a backbone that students start from. They learned from openly licensed icons and clip
-art, painted in some eighty looks: a caption names the object and tells how it is painted, except
-for the default look, black on white. They are made for tests, demonstrations and teaching, and know
-nothing but drawings."""
-
-_LIMITS = """\
-- Drawings only: no model has seen photographs.
-- English only, and the teacher does not know words that no icon set uses as names.
-- Domains paint the same held-out drawings in different looks, and a class with few drawings shows
-  them several times, in other poses and colours. So the images of a domain are not independent.
-- Held-out sets were compared with all training drawings by path data and by a perceptual hash, and
-  matches were taken out of training. Other drawings of the same object, which may be much alike if
-  its shape is simple, are still in training."""
+Classifier = Literal["backbone", "judge"]
 
 
 def make(recipe: Recipe, command: str) -> Path:
@@ -74,7 +67,10 @@ def make(recipe: Recipe, command: str) -> Path:
     teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
     generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
     generator = scoring.exported_generator(recipe.generator, output)
-    backbone = _classifier(recipe, split, "backbone")
+    diffusion_trainer = _train_diffusion(
+        recipe, split, (tokenizer, words), teacher, generator, output
+    )
+    backbone = _train_classifier(recipe, split, "backbone")
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
         "schema": 1,
@@ -88,32 +84,72 @@ def make(recipe: Recipe, command: str) -> Path:
         "generator": scoring.generator_scores(
             generator_trainer, generator, teacher, tokenizer, split
         ),
+        "diffusion": samples.scores(diffusion_trainer, output),
         "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
     }
     write_reconstructions(split, generator, output)
-    write_card(scores, output)
-    write_notice(recipe, split, output)
+    card.write(scores, output)
+    card.write_notice(recipe, split, output)
     return write_scores(scores, output)
 
 
-def make_classifier(recipe: Recipe, kind: Literal["backbone", "judge"]) -> Path:
+def _train_diffusion(
+    recipe: Recipe,
+    split: DataSplit,
+    language: tuple[SimpleTokenizer, list[str]],
+    teacher: nn.Module,
+    vqgan: Network,
+    output: Path,
+) -> diffusion.DiffusionTrainer:
+    """Train the diffusion model and export it in diffusers' layout; returns the trainer.
+
+    Args:
+        language: the teacher's tokenizer and the words of its captions.
+        teacher, vqgan: the exported models.
+    """
+    tokenizer, words = language
+    captioner = Captioner(tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words)
+    trainer = diffusion.DiffusionTrainer(
+        recipe.diffusion,
+        recipe.generator,
+        split.training,
+        split.keep,
+        vqgan,
+        # A copy, because the library's teacher changes the memory layout of its model.
+        Teacher(copy.deepcopy(teacher), tokenizer, MINIATURE, preprocess={}),
+        captioner,
+        work_folder.claim(recipe, "diffusion"),
+        recipe.seed,
+        pretraining.log,
+    )
+    unet, folder = trainer.run(), output / "diffusion"
+    vae = diffusion.autoencoder(recipe.generator, vqgan, 1 / trainer.deviation)
+    text = diffusion.text_encoder(recipe.teacher, tokenizer.vocab_size)
+    diffusion.write_configurations(folder, unet, vae, text)
+    for part, network in {"unet": unet, "vae": vae}.items():
+        path = folder / part / "diffusion_pytorch_model.safetensors"
+        pretraining.export(network.state_dict(), path)
+    return trainer
+
+
+def make_classifier(recipe: Recipe, kind: Classifier) -> Path:
     """Train only one of the classifiers; returns the path of its weights.
 
     Raises:
         DfkdError: as `make`.
     """
     torch.set_num_threads(recipe.threads)
-    _classifier(recipe, pretraining.split_drawings(recipe), kind)
+    _train_classifier(recipe, pretraining.split_drawings(recipe), kind)
     return _classifier_file(recipe, kind)
 
 
-def _classifier_file(recipe: Recipe, kind: str) -> Path:
+def _classifier_file(recipe: Recipe, kind: Classifier) -> Path:
     """The file of a classifier's weights."""
     return Path(recipe.output) / f"{kind}.safetensors"
 
 
-def _classifier(recipe: Recipe, split: DataSplit, kind: Literal["backbone", "judge"]) -> Scores:
+def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier) -> Scores:
     """Train a classifier and write its weights; returns its scores."""
     settings = recipe.backbone if kind == "backbone" else recipe.judge
     by_class = _backbone_classes(recipe, split) if kind == "backbone" else _judge_classes(split)
@@ -166,46 +202,6 @@ def write_scores(scores: Scores, folder: Path) -> Path:
     return path
 
 
-def write_notice(recipe: Recipe, split: DataSplit, folder: Path) -> None:
-    """Write ``NOTICE``: every collection whose icons were used, with its author and licence."""
-    described = split.catalogue.collections
-    # Clip art is a collection of rows too, but none of the package.
-    used = pretraining.collections_of([*split.rows, *split.validation]).keys() & described.keys()
-    evaluated = [prefix for group in EVALUATION.values() for prefix in group]
-    parts = [
-        f"The models and images in this folder derive from icon sets of the npm package\n"
-        f"{recipe.data.package} (https://iconify.design), all under permissive licences, and from\n"
-        f"the Open Clip Art Library (https://openclipart.org), whose drawings are in the public "
-        f"domain."
-    ]
-    for heading, prefixes in (
-        ("Used for training or validation:", sorted(used)),
-        ("Images of these sets are in evaluation.tar (painted, 64 px):", evaluated),
-    ):
-        collections = [described[prefix] for prefix in prefixes]
-        lines = [f"- {c.title} ({c.prefix}), {c.author}, {c.licence}, {c.url}" for c in collections]
-        parts.append("\n".join([heading, *sorted(lines, key=str.lower)]))
-    (folder / "NOTICE").write_text("\n\n".join(parts) + "\n", "utf-8")
-
-
-def write_card(scores: Scores, folder: Path) -> None:
-    """Write ``MODEL_CARD.md``; all its numbers come from the scores."""
-    sections = [
-        ("Miniature models", _INTENT),
-        ("Data", _data(scores["data"])),
-        ("Separation", _separation(scores["data"]["separation"])),
-        ("Teacher", _teacher(scores["teacher"])),
-        ("Generator", _generator(scores["generator"])),
-        ("Backbone", _backbone(scores["backbone"])),
-        ("How they were made", _provenance(scores)),
-        ("Limits", _LIMITS),
-    ]
-    text = "\n\n".join(
-        f"{'#' if i == 0 else '##'} {title}\n\n{body}" for i, (title, body) in enumerate(sections)
-    )
-    (folder / "MODEL_CARD.md").write_text(text + "\n", "utf-8")
-
-
 def write_reconstructions(
     split: DataSplit, generator: Network, folder: Path, columns: int = 16
 ) -> None:
@@ -221,164 +217,5 @@ def write_reconstructions(
         rows = [i for i, image in enumerate(split.evaluation) if image.domain == domain]
         # Evenly spread over the domain, which is sorted by class.
         spread = [rows[i * len(rows) // columns] for i in range(columns)]
-        strips += [_strip(images[spread]), _strip(reconstructed[spread])]
+        strips += [samples.strip(images[spread]), samples.strip(reconstructed[spread])]
     Image.fromarray(np.concatenate(strips)).save(folder / "reconstructions.png", optimize=True)
-
-
-def _strip(images: Tensor) -> npt.NDArray[np.uint8]:
-    """Images [N, 3, 64, 64] side by side, each in a grey frame: uint8 [66, 66 N, 3]."""
-    framed: list[npt.NDArray[np.uint8]] = [
-        np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=210)
-        for image in to_bytes(images).numpy()
-    ]
-    return np.concatenate(framed, axis=1)
-
-
-def _data(data: Scores) -> str:
-    """The section of the card that says which drawings were used."""
-    training, evaluation = data["training"], data["evaluation"]
-    return (
-        f"Icons of the npm package `{data['package']}` and drawings of the Open Clip Art Library "
-        f"(Debian's `openclipart-svg`): {training['icons']:,} drawings of "
-        f"{training['collections']} collections ({training['in_colour']:,} in colour) under "
-        f"{training['names']:,} names. Left out: logos, flags, licences that are not permissive, "
-        f"every held-out set and its siblings, and sets reserved for acceptance tests. "
-        f"`NOTICE` lists what was used.\n\nThe bundled evaluation set (`evaluation.tar`) has "
-        f"{evaluation['images']:,} images of {evaluation['classes']} classes, painted from "
-        f"drawings of whole collections and artists that neither model has seen:\n\n"
-        + _table(
-            ("domain", "drawings", "images"),
-            [
-                (domain, f"{drawings:,}", f"{images:,}")
-                for domain, (drawings, images) in evaluation["per_domain"].items()
-            ],
-        )
-        + "\n\nCollections that were only used for validation: "
-        + ", ".join(data["validation"])
-        + "."
-    )
-
-
-def _separation(separation: Scores) -> str:
-    """The section of the card that says how held-out drawings were kept apart."""
-    removed = separation["removed_from_training"]
-    return (
-        f"All {separation['held_out_icons_compared']:,} held-out drawings were compared with all "
-        f"{separation['training_icons_compared']:,} candidates for training. "
-        f"{removed.get('path', 0):,} have the same path data, {removed.get('hash', 0):,} more a "
-        f"perceptual hash within {separation['max_hash_distance']} bits; all of them were taken "
-        f"out of training before it began. Symmetric drawings escape that hash, so the drawings of "
-        f"the bundled set were also compared by correlation: "
-        f"{separation['bundled_drawings_left_out']:,} that a training drawing equals are not shown."
-    )
-
-
-def _teacher(teacher: Scores) -> str:
-    """The section of the card on the teacher's scores."""
-    every, official, nouns = (
-        teacher["zero_shot"],
-        teacher["zero_shot_official"],
-        teacher["common_nouns"],
-    )
-    rows = [
-        (d, *(_percent(t["accuracy"][d]) if d in t["accuracy"] else "" for t in (every, official)))
-        for d in every["accuracy"]
-    ]
-    rows += [(key, *(_percent(t[key]) for t in (every, official))) for key in ("mean", "chance")]
-    styles = teacher["styles"]
-    random = ", ".join(
-        f"{name}: cosine {scores['cosine']:.3f}, {_percent(scores['own_class'])} %"
-        for name, scores in teacher["random_prompts"].items()
-    )
-    return (
-        f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens; "
-        f"{teacher['steps']:,} steps, {teacher['images_seen']:,} painted images, "
-        f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%):\n\n'
-        + _table(
-            (
-                "domain",
-                f"all {every['classes']} classes",
-                f"the {official['classes']} official ones",
-            ),
-            rows,
-        )
-        + "\n\nThe official classes: "
-        + ", ".join(official["names"])
-        + f".\n\nThe {nouns['words']} commonest one-word names, on {nouns['images']:,} icons of "
-        f"the validation collections: {_percent(nouns['accuracy'])} % "
-        f"(chance {_percent(nouns['chance'])} %).\n\n"
-        f"Over {styles['styles']} style words the mean cosine of two prompts is "
-        f"{styles['between_styles']:.3f} within a class and {styles['between_classes']:.3f} "
-        f"between classes, a ratio of distances of {styles['ratio']:.2f}; two mix prompts of a "
-        f"class have {styles['mix']:.3f}. Random prompts (Eq 8-11; mean cosine within a class, and "
-        f"the share that stays nearest to its own class): {random}."
-    )
-
-
-def _generator(generator: Scores) -> str:
-    """The section of the card on the generator's scores."""
-    psnr, kept = generator["psnr_db"], generator["teacher_kept"]
-    before = generator["teacher_on_originals"]["all"]
-    after = generator["teacher_on_reconstructions"]["all"]
-    rows = [
-        (d, f"{psnr[d]}", _percent(before["accuracy"][d]), _percent(share))
-        for d, share in after["accuracy"].items()
-    ]
-    rows.append(("mean", f"{psnr['mean']}", _percent(before["mean"]), _percent(after["mean"])))
-    return (
-        f"{generator['parameters']:,} parameters ({generator['decoder_parameters']:,} in the "
-        f"decoder), {generator['codes']} codes of which the bundled set uses "
-        f"{generator['codes_used_by_the_bundled_set']}; {generator['steps']:,} steps, "
-        f"{generator['images_seen']:,} images, {generator['hours']} hours.\n\nHeld-out icons "
-        f"through the codes and back (`reconstructions.png`; mean absolute error "
-        f"{generator['l1']} on [0, 1]):\n\n"
-        + _table(
-            ("domain", "PSNR, dB", "teacher on originals, %", "teacher on reconstructions, %"), rows
-        )
-        + f"\n\nThe teacher keeps {_percent(kept['all'])} % of its mean accuracy over all classes "
-        f"(this table) and {_percent(kept['official'])} % of that over the official ones. "
-        f"Hue is off by {generator['hue_error_degrees']} degrees (mean over twelve sectors), and "
-        f"{_percent(generator['chroma_kept'])} % of the chroma survives."
-    )
-
-
-def _backbone(backbone: Scores) -> str:
-    """The section of the card on the backbone's scores."""
-    return (
-        f"The weights of a `{backbone['architecture']}` with a head, {backbone['parameters']:,} "
-        f"parameters, which stand for the ImageNet weights of a student. It learned to name "
-        f"{backbone['classes']} of the most frequent nouns without the official classes, from "
-        f"{backbone['images_seen']:,} painted images in {backbone['steps']:,} steps; "
-        f"{_percent(backbone['default_share'])} % of the drawings in one ink were in the default "
-        f"look, as ImageNet's images are photographs. It names {_percent(backbone['accuracy'])} % "
-        f"of {backbone['images']:,} icons of the validation collections."
-    )
-
-
-def _provenance(scores: Scores) -> str:
-    """The section of the card on the command, the machine and the files."""
-    machine = scores["machine"]
-    files = _table(
-        ("file", "bytes", "sha256"),
-        [
-            (name, f"{f['bytes']:,}", f"`{f['sha256'][:16]}…`")
-            for name, f in scores["files"].items()
-        ],
-    )
-    note = f"\n\n{scores['note']}" if scores["note"] else ""
-    return (
-        f"`{scores['command']}` on {machine['processor']} ({machine['processors']} cores, no GPU), "
-        f"torch {machine['torch']}, seed {scores['seed']}, scored {machine['date']}. This card, "
-        f"`scores.json` and `NOTICE` are written by the job.{note}\n\n{files}"
-    )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _percent(share: float) -> str:
-    """A share in per cent, with one digit after the point."""
-    return f"{100 * share:.1f}"

@@ -25,8 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.miniature import evaluation_set, generator
-from dfkd.miniature import teacher as teacher_recipe
+from dfkd.miniature import evaluation_set
 from dfkd.miniature.drawings import clipart, rendering, separation
 from dfkd.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue
 from dfkd.miniature.drawings.nouns import common_nouns, object_nouns
@@ -35,6 +34,8 @@ from dfkd.miniature.drawings.separation import Floats, Match
 from dfkd.miniature.fidelity import psnr
 from dfkd.miniature.recipe import IconData, Recipe
 from dfkd.miniature.tokenizer import caption_words, merges, write_merges
+from dfkd.miniature.training import generator
+from dfkd.miniature.training import teacher as teacher_recipe
 from dfkd.miniature.work_folder import claim, folder_of
 from dfkd.utils.pixels import from_bytes
 

@@ -22,6 +22,9 @@ from dfkd.utils.types import (
     require_folder,
 )
 
+#: The UNet normalises 32 groups of channels, and its attention has a head for 64 of them.
+Channels = Annotated[int, Field(ge=64, multiple_of=64)]
+
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class IconData:
@@ -128,6 +131,24 @@ class GeneratorRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DiffusionRecipe:
+    """The latent diffusion model and its training."""
+
+    channels: tuple[Channels, Channels] = (128, 256)
+    """Channels of the UNet at the latents' size and at half of it."""
+    steps: Count = 4500
+    rising_steps: Count = 200
+    """Steps in which the learning rate rises; then it falls along a cosine."""
+    batch_size: Count = 64
+    learning_rate: Positive = 6e-4
+    default_share: Fraction = 0.35
+    """Share of drawings in one ink that are painted in the default look, black on white."""
+    ema: Fraction = 0.999
+    """Decay of the moving average of the weights, which is the model."""
+    checkpoint_every: Count = 500
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ClassifierRecipe:
     """A network that names training drawings (`--classifier`), and its training."""
 
@@ -168,6 +189,7 @@ class Recipe:
     data: IconData = Field(default_factory=IconData)
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
+    diffusion: DiffusionRecipe = Field(default_factory=DiffusionRecipe)
     backbone: BackboneRecipe = Field(default_factory=BackboneRecipe)
     judge: ClassifierRecipe = Field(default_factory=ClassifierRecipe)
     """A classifier of the official classes, which recognises synthesised images or does not."""

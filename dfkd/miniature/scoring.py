@@ -22,14 +22,14 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfkd.miniature import generator
-from dfkd.miniature import teacher as teacher_recipe
 from dfkd.miniature.evaluation_set import OFFICIAL, EvaluationImage
 from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
 from dfkd.miniature.looks.look import vocabulary
 from dfkd.miniature.pretraining import DataSplit, collections_of, reconstruct
 from dfkd.miniature.recipe import GeneratorRecipe, Recipe, TeacherRecipe
+from dfkd.miniature.training import generator
+from dfkd.miniature.training import teacher as teacher_recipe
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.prompts.pseudo_words import PseudoWords
@@ -40,7 +40,15 @@ Scores = dict[str, Any]
 _SCALES = (1.0, 3.0, 10.0)
 #: Random prompts, and pairs of mixed styles, of each official class.
 _PROMPTS_PER_CLASS = 64
-_LIBRARIES = ("torch", "open_clip_torch", "taming-transformers", "numpy", "resvg-py", "scipy")
+_LIBRARIES = (
+    "torch",
+    "open_clip_torch",
+    "taming-transformers",
+    "diffusers",
+    "numpy",
+    "resvg-py",
+    "scipy",
+)
 
 
 def data_scores(recipe: Recipe, split: DataSplit) -> Scores:

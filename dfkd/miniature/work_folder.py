@@ -18,12 +18,13 @@ from dfkd.errors import FingerprintError
 from dfkd.miniature.recipe import Recipe
 
 #: A stage and its folder; ``world`` holds the rendered drawings.
-Stage = Literal["world", "teacher", "generator", "backbone", "judge"]
+Stage = Literal["world", "teacher", "generator", "diffusion", "backbone", "judge"]
 #: The sections of the recipe on which each stage's result depends.
 _SECTIONS: dict[Stage, tuple[str, ...]] = {
     "world": ("data",),
     "teacher": ("data", "teacher"),
     "generator": ("data", "teacher", "generator"),
+    "diffusion": ("data", "teacher", "generator", "diffusion"),
     "backbone": ("data", "backbone"),
     "judge": ("data", "judge"),
 }
@@ -33,7 +34,7 @@ _WITHOUT_EFFECT = frozenset(
         *("data.directory", "data.clipart", "data.work", "data.max_likeness"),
         *("teacher.compile", "teacher.checkpoint_every"),
         *("generator.compile", "generator.checkpoint_every"),
-        *("backbone.checkpoint_every", "judge.checkpoint_every"),
+        *("diffusion.checkpoint_every", "backbone.checkpoint_every", "judge.checkpoint_every"),
     }
 )
 

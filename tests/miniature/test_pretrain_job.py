@@ -18,7 +18,7 @@ from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
 
 MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
-STAGES: tuple[Stage, ...] = ("world", "teacher", "generator", "backbone", "judge")
+STAGES: tuple[Stage, ...] = ("world", "teacher", "generator", "diffusion", "backbone", "judge")
 
 
 def small(tmp_path: Path) -> dict[str, object]:
@@ -37,6 +37,7 @@ def small(tmp_path: Path) -> dict[str, object]:
             "embed_dim": 16, "image_width": 8, "text_width": 16, "text_layers": 1,
         },
         "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1, 1, 1]},
+        "diffusion": {"channels": [64, 64], "steps": 2, "batch_size": 4},
         "backbone": {"architecture": "timm:test_resnet", "steps": 1, "batch_size": 4},
         "judge": {"architecture": "timm:test_resnet", "steps": 1, "batch_size": 4},
     }  # fmt: skip
@@ -105,8 +106,9 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert removed["hash"] >= 1
     assert scores["data"]["training"]["icons"] <= 2 * len(icon_package.NAMES) + 2
     assert scores["teacher"]["steps"] == scores["generator"]["steps"] == 2
-    assert {path.name for path in out.iterdir()} == {
-        *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png"
+    assert jobs.contents(out).keys() == {
+        *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png",
+        "samples.png",
     }  # fmt: skip
     before = jobs.contents(out)
     again = run_here(manifest)

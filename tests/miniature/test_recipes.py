@@ -1,4 +1,4 @@
-"""Captions, sampling, augmentation and the two training loops, on a handful of icons."""
+"""Captions, sampling, augmentation and the three training loops, on a handful of icons."""
 
 from pathlib import Path
 
@@ -9,16 +9,18 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from dfkd.miniature import captions, generator
-from dfkd.miniature import teacher as teacher_recipe
+from dfkd.miniature import captions
 from dfkd.miniature.drawings import rendering, sampling
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.colours import NAMES
 from dfkd.miniature.looks.look import Look
-from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
-from dfkd.miniature.teacher import Sample, positives
+from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecipe
 from dfkd.miniature.tokenizer import merges, write_merges
+from dfkd.miniature.training import diffusion, generator
+from dfkd.miniature.training import teacher as teacher_recipe
+from dfkd.miniature.training.teacher import Sample, positives
+from dfkd.models.teacher import Teacher
 
 WORDS = ["a", "an", "the", "in", "style", "of", "dog", "alarm", "clock", "solar", "red", "*"]
 RED = NAMES.index("red")
@@ -276,6 +278,76 @@ def test_generator_trains_with_codes_and_exports_official_names(
     assert state["quantize.embedding.weight"].shape == (16, 32)
     made = network.reconstruct(torch.rand(2, 3, 64, 64))
     assert made.shape == (2, 3, 64, 64)
+
+
+SMALL_VQ = GeneratorRecipe(channel_multipliers=(1, 1, 1, 1), latent_channels=8, codes=16)
+
+
+def diffusion_trainer(
+    cache: Cache, tokenizer: SimpleTokenizer, folder: Path, steps: int
+) -> diffusion.DiffusionTrainer:
+    torch.manual_seed(0)
+    clip = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval().requires_grad_(False)
+    return diffusion.DiffusionTrainer(
+        DiffusionRecipe(channels=(64, 64), steps=steps, batch_size=4, checkpoint_every=1),
+        SMALL_VQ,
+        cache,
+        np.arange(8),
+        generator.Network(SMALL_VQ).eval().requires_grad_(False),
+        Teacher(clip, tokenizer, "small", preprocess={}),
+        captioner(tokenizer),
+        folder,
+        0,
+        print,
+    )
+
+
+def test_a_vqgan_is_the_same_as_an_object_of_diffusers() -> None:
+    torch.manual_seed(0)
+    network = generator.Network(SMALL_VQ).eval()
+    copied = diffusion.autoencoder(SMALL_VQ, network, 2.0)
+    assert copied.config.scaling_factor == 2.0
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    latents = network.encode(images)
+    torch.testing.assert_close(copied.encode(images).latents, latents, rtol=1e-4, atol=1e-4)
+    codes, _ = network.quantize(latents)
+    torch.testing.assert_close(
+        copied.decode(latents).sample, network.decode(codes), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_diffusion_model_learns_and_resumes_to_the_same_weights(
+    cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
+) -> None:
+    whole = diffusion_trainer(cache, tokenizer, tmp_path / "whole", 3)
+    expected = whole.run().state_dict()
+    begun = diffusion_trainer(cache, tokenizer, tmp_path / "parts", 3)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    begun._save, save = lambda: (save(), interrupt()), begun._save
+    with pytest.raises(KeyboardInterrupt):
+        begun.run()
+    resumed = diffusion_trainer(cache, tokenizer, tmp_path / "parts", 3)
+    state = resumed.run().state_dict()
+    assert [step for step, _ in resumed.curve] == [1, 2, 3]
+    assert resumed.curve == whole.curve
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_noise_that_the_unet_learns_from_is_what_its_scheduler_removes(
+    cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
+) -> None:
+    """With the true velocity, a step of the scheduler leads back to the clean latents."""
+    trainer, scheduler = diffusion_trainer(cache, tokenizer, tmp_path, 1), diffusion.scheduler()
+    scheduler.set_timesteps(4)
+    clean, noise = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)
+    time = scheduler.timesteps[-1]
+    signal, sigma = trainer.alphas[time].sqrt(), (1 - trainer.alphas[time]).sqrt()
+    velocity = signal * noise - sigma * clean
+    step = scheduler.step(velocity, time, signal * clean + sigma * noise)
+    torch.testing.assert_close(step.pred_original_sample, clean, rtol=1e-4, atol=1e-4)
 
 
 def test_perceptual_gradients_stay_finite_on_empty_images(tokenizer: SimpleTokenizer) -> None:

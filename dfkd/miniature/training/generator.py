@@ -26,7 +26,7 @@ from dfkd.miniature.drawings.rendering import Cache, random_images
 from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import GeneratorRecipe
-from dfkd.miniature.teacher import MEAN, STD, Log
+from dfkd.miniature.training.teacher import MEAN, STD, Log
 from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
 
 #: Decay of the codebook's running sums at each step.

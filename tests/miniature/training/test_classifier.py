@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from dfkd.config.distillation import Distillation
-from dfkd.miniature.classifier import ClassifierTrainer, LabelledBatches, accuracy, save
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 from dfkd.miniature.recipe import ClassifierRecipe
+from dfkd.miniature.training.classifier import ClassifierTrainer, LabelledBatches, accuracy, save
 from dfkd.models.student import build
 from dfkd.studies.judge import read_judge
 from dfkd.utils.device import CPU

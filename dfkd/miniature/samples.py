@@ -1,0 +1,96 @@
+"""Images of the exported diffusion model: what the teacher names of them, and a picture of some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dfkd.miniature.evaluation_set import OFFICIAL
+from dfkd.miniature.looks.fields import SIZE
+from dfkd.miniature.looks.look import vocabulary
+from dfkd.miniature.training.diffusion import DiffusionTrainer
+from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.generator import Condition
+from dfkd.models.generators.text_tower import TextEncoder
+from dfkd.models.teacher import Teacher
+from dfkd.utils.pixels import to_bytes
+
+#: DDIM's steps and the guidance scale of the samples.
+_STEPS, _GUIDANCE = 12, 3.0
+#: Images of each class without and with styles.
+_COUNT = 8
+
+
+@torch.no_grad()
+def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
+    """Scores of the model in ``folder / "diffusion"``; writes ``samples.png``.
+
+    Returns:
+        Plain values. ``teacher`` has for each class the share, 0-1, of images whose class the
+        teacher names: of the ``plain`` class prompt, and of ``styled`` prompts.
+    """
+    teacher, model = trainer.teacher, _exported(folder / "diffusion")
+    texts = teacher.encode_text([f"A {name}" for name in OFFICIAL])
+    words = [word for word in vocabulary() if not word.endswith(" ground")]
+    styles = [words[i * len(words) // _COUNT] for i in range(_COUNT)]
+    named: dict[str, dict[str, float]] = {}
+    strips = []
+    for i, name in enumerate(OFFICIAL):
+        images = {
+            "plain": _sample(model, teacher, [f"A {name}"] * _COUNT),
+            "styled": _sample(model, teacher, [f"{name} in the style of {s}" for s in styles]),
+        }
+        nearest = {k: (teacher.encode_image(x) @ texts.T).argmax(1) for k, x in images.items()}
+        named[name] = {k: round(float((n == i).float().mean()), 4) for k, n in nearest.items()}
+        strips.append(strip(torch.cat(list(images.values()))))
+    Image.fromarray(np.concatenate(strips)).save(folder / "samples.png", optimize=True)
+    return {
+        "parameters": sum(weight.numel() for weight in trainer.network.parameters()),
+        "steps": trainer.step,
+        "images_seen": trainer.step * trainer.recipe.batch_size,
+        "hours": round(trainer.seconds / 3600, 2),
+        "curve": trainer.curve,
+        "images": 2 * _COUNT * len(OFFICIAL),
+        "sampling_steps": _STEPS,
+        "guidance": _GUIDANCE,
+        "teacher": named,
+    }
+
+
+def _exported(folder: Path) -> Diffusion:
+    """The model in diffusers' layout, with the half-precision values that its users get."""
+    return Diffusion(
+        diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
+        diffusers.VQModel.from_pretrained(folder / "vae"),
+        diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
+        TextEncoder.read(folder),
+        _STEPS,
+        _GUIDANCE,
+    )
+
+
+def _sample(model: Diffusion, teacher: Teacher, prompts: list[str]) -> Tensor:
+    """An image of each prompt, float32 [N, 3, 64, 64] in [0, 1]; the seeds are 0 to N - 1."""
+    assert model.text is not None  # noqa: S101 - every diffusion model has one
+    prompted, empty = (
+        teacher.hidden_states(teacher.embed_tokens(teacher.tokenize(texts)), model.text.layers)
+        for texts in (prompts, [""])
+    )
+    latents = model.init_latents(range(len(prompts)), SIZE, Condition(prompted, empty))
+    return model.decode(latents)
+
+
+def strip(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Images [N, 3, 64, 64] side by side, each in a grey frame: uint8 [66, 66 N, 3]."""
+    framed: list[npt.NDArray[np.uint8]] = [
+        np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=210)
+        for image in to_bytes(images).numpy()
+    ]
+    return np.concatenate(framed, axis=1)

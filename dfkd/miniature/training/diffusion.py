@@ -1,0 +1,292 @@
+"""Training of the miniature's latent diffusion model, with the classes of diffusers.
+
+    x_0  = E(image) / s                                      latents of the miniature's VQGAN
+    x_t  = a_t x_0 + b_t noise,  a_t^2 + b_t^2 = 1           t of 1,000 times
+    loss = |UNet(x_t, t, states) - (a_t noise - b_t x_0)|^2  (Salimans and Ho, 2022: "v")
+
+The states are the hidden states of the miniature teacher's text tower for the image's caption, so a
+pseudo-word of that teacher conditions the model like any other word. The result is a folder in
+diffusers' layout, which `dfkd.models.generators.diffusion` reads like that of Stable Diffusion.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd.miniature.captions import Captioner
+from dfkd.miniature.drawings.rendering import Cache, painted
+from dfkd.miniature.drawings.sampling import Batches
+from dfkd.miniature.looks.look import LookSampler
+from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecipe
+from dfkd.miniature.training.generator import Network
+from dfkd.miniature.training.teacher import Log
+from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
+from dfkd.models.teacher import Teacher
+
+#: Share of `sampling.weights` in the sampling probabilities; the rest favours common objects.
+_STRENGTH = 0.35
+#: Share of captions that use the drawing's own name, and of those that are left empty, from which
+#: classifier-free guidance learns what an image without a text is.
+_OWN_NAME, _EMPTY = 0.7, 0.1
+#: The learning rate ends at this share of its maximum.
+_LAST_RATE = 0.05
+#: taming-transformers' names of an autoencoder's parts, and diffusers'.
+_VQ_NAMES = (
+    (r"mid\.attn_1\.norm\.", r"mid_block.attentions.0.group_norm."),
+    (r"mid\.attn_1\.proj_out\.", r"mid_block.attentions.0.to_out.0."),
+    (r"mid\.attn_1\.(q|k|v)\.", r"mid_block.attentions.0.to_\1."),
+    (r"down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0."),
+    (r"down\.(\d+)\.block\.", r"down_blocks.\1.resnets."),
+    (r"up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
+    (r"up\.(\d+)\.block\.", r"up_blocks.\1.resnets."),
+    (r"nin_shortcut", r"conv_shortcut"),
+    (r"norm_out", r"conv_norm_out"),
+)
+
+
+def unet(recipe: DiffusionRecipe, vq: GeneratorRecipe, text_width: int) -> Any:
+    """The untrained UNet, with weights from torch's global generator.
+
+    Args:
+        text_width: width of the teacher's hidden states.
+    """
+    down = len(vq.channel_multipliers) - 1
+    return UNet2DConditionModel(
+        sample_size=64 >> down,
+        in_channels=vq.latent_channels,
+        out_channels=vq.latent_channels,
+        block_out_channels=recipe.channels,
+        layers_per_block=1,
+        # Texts are attended to at full size and in the middle; between them it would cost more
+        # than it gains.
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=text_width,
+        attention_head_dim=[channels // 64 for channels in recipe.channels],
+    )
+
+
+def scheduler() -> Any:
+    """The noise of each time, and DDIM's sampling steps."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",  # few steps must begin at pure noise
+        clip_sample=False,
+    )
+
+
+def autoencoder(recipe: GeneratorRecipe, network: Network, scale: float) -> Any:
+    """The miniature's VQGAN as an object of diffusers.
+
+    Args:
+        scale: factor of latents before the UNet.
+    """
+    levels = len(recipe.channel_multipliers)
+    model: Any = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=[recipe.channels * factor for factor in recipe.channel_multipliers],
+        layers_per_block=recipe.residual_blocks,
+        latent_channels=recipe.latent_channels,
+        num_vq_embeddings=recipe.codes,
+        sample_size=64,
+        scaling_factor=scale,
+    )
+    state = {_vq_name(key, levels): tensor for key, tensor in network.official().items()}
+    for key, expected in model.state_dict().items():
+        # The attention's 1 x 1 convolutions are matrices there.
+        state[key] = state[key].float().reshape(expected.shape)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)
+
+
+def _vq_name(key: str, levels: int) -> str:
+    """diffusers' name of a tensor of an official VQGAN."""
+    for pattern, name in _VQ_NAMES:
+        key = re.sub(rf"(?<=\.){pattern}", name, key)
+    # taming counts residual blocks of the middle from 1, and levels of the decoder from the end.
+    key = re.sub(r"mid\.block_(\d)", lambda m: f"mid_block.resnets.{int(m[1]) - 1}", key)
+    return re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", key)
+
+
+class DiffusionTrainer:
+    """Trains the UNet; `run` resumes from the last checkpoint in ``folder``.
+
+    Args:
+        cache: drawings.
+        keep: indices of the rows of ``cache`` to train on.
+        vqgan: the exported generator, of which ``vq`` is the recipe.
+        teacher: the exported teacher.
+        log: called with lines of progress.
+    """
+
+    def __init__(
+        self,
+        recipe: DiffusionRecipe,
+        vq: GeneratorRecipe,
+        cache: Cache,
+        keep: npt.NDArray[np.int64],
+        vqgan: Network,
+        teacher: Teacher,
+        captioner: Captioner,
+        folder: Path,
+        seed: int,
+        log: Log,
+    ) -> None:
+        self.recipe, self.vqgan, self.teacher, self.captioner = recipe, vqgan, teacher, captioner
+        self.log, self.path = log, folder / "diffusion.pt"
+        # Another seed than those of teacher and generator, so that it does not see their batches.
+        self.batches = Batches(cache, keep, recipe.batch_size, seed + 7)
+        self.deviation = float(self.batch(0)[0].std())
+        torch.manual_seed(seed)
+        self.network: Any = unet(recipe, vq, teacher.token_table.shape[1])
+        self.average: Any = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), weight_decay=0.01, betas=(0.9, 0.99), foreach=True
+        )
+        self.alphas = scheduler().alphas_cumprod
+        self.step, self.seconds = 0, 0.0
+        self.curve: list[tuple[int, float]] = []
+        """Step and mean loss since the last checkpoint, at each checkpoint."""
+
+    def run(self) -> Any:
+        """Train to the last step; returns the averaged UNet in evaluation mode."""
+        self._resume()
+        losses: list[float] = []
+        while self.step < self.recipe.steps:
+            begun = time.monotonic()
+            losses.append(self._update())
+            self.step += 1
+            self.seconds += time.monotonic() - begun
+            if self.step % 50 == 0:
+                self.log(
+                    f"diffusion step {self.step}/{self.recipe.steps} "
+                    f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f} "
+                    f"{self.seconds / self.step:.2f} s/step"
+                )
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+                self.curve.append((self.step, round(sum(losses) / len(losses), 4)))
+                losses.clear()
+                self._save()
+        return self.average.eval()
+
+    @torch.no_grad()
+    def batch(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Latents float32 [B, C, 8, 8], hidden states [B, L, D], and the generator of a step.
+
+        They depend on the seed and the step alone. The latents are not scaled.
+        """
+        rows, rng = self.batches.draw(step, _STRENGTH)
+        gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        sampler = LookSampler(gen)
+        looks = [sampler.draw(row.colour, self.recipe.default_share) for row in rows]
+        images = painted(self.batches.cache, rows, looks, gen)
+        captions = [
+            self.captioner.caption(row, look, rng, easy=rng.random() < _OWN_NAME).words
+            if rng.random() > _EMPTY
+            else []
+            for row, look in zip(rows, looks, strict=True)
+        ]
+        length = self.teacher.context_length
+        ids = self.captioner.tokens(captions, length)
+        # Padded to the whole context, as every text is that conditions the model later.
+        padded = torch.from_numpy(np.pad(ids, ((0, 0), (0, length - ids.shape[1]))))
+        states = self.teacher.hidden_states(self.teacher.embed_tokens(padded), self.layers)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = self.vqgan.encode(images * 2 - 1)
+        return latents.float(), states.float(), gen
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks of the teacher's text tower."""
+        return len(self.teacher.text.transformer.resblocks)
+
+    def _update(self) -> float:
+        """One step of the optimizer and the average; returns the loss."""
+        latents, states, gen = self.batch(self.step)
+        clean = latents / self.deviation
+        noise = torch.randn(clean.shape, generator=gen)
+        times = torch.randint(len(self.alphas), (len(clean),), generator=gen)
+        signal = self.alphas[times].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - self.alphas[times]).sqrt().view(-1, 1, 1, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * _schedule(self.step, self.recipe)
+        with torch.autocast("cpu", torch.bfloat16):
+            noisy = signal * clean + sigma * noise
+            velocity = self.network(noisy, times, states, return_dict=False)[0]
+        loss = F.mse_loss(velocity.float(), signal * noise - sigma * clean)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        # A short memory at first, so that the average forgets the random initial weights.
+        weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        averages, weights = list(self.average.parameters()), list(self.network.parameters())
+        torch._foreach_lerp_(averages, weights, weight)
+        return float(loss.detach())
+
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.path, self._parts, step=self.step, seconds=self.seconds, curve=self.curve
+        )
+
+    def _resume(self) -> None:
+        if saved := load_checkpoint(self.path, self._parts):
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.curve = saved["curve"]
+            self.log(f"diffusion resumes at step {self.step}")
+
+
+def text_encoder(recipe: TeacherRecipe, vocabulary: int) -> dict[str, Any]:
+    """The configuration of transformers' CLIPTextModel that the teacher's text tower is."""
+    return {
+        "hidden_size": recipe.text_width,
+        "num_attention_heads": recipe.text_heads,
+        "hidden_act": "gelu",
+        "max_position_embeddings": recipe.context_length,
+        "vocab_size": vocabulary,
+        "num_hidden_layers": recipe.text_layers,
+    }
+
+
+def write_configurations(folder: Path, network: Any, vae: Any, encoder: dict[str, Any]) -> None:
+    """Write the configurations of all parts in diffusers' layout.
+
+    Args:
+        encoder: that of the text encoder.
+    """
+    network.save_config(folder / "unet")
+    vae.save_config(folder / "vae")
+    scheduler().save_config(folder / "scheduler")
+    # Texts are padded with token 0, whose text is "!" in CLIP's vocabulary.
+    for name, content in (
+        ("text_encoder/config.json", encoder),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "!"}),
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _schedule(step: int, recipe: DiffusionRecipe) -> float:
+    """Factor of the learning rate at a 0-based step: a linear rise, times a cosine."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    return min(1.0, (step + 1) / recipe.rising_steps) * max(_LAST_RATE, cosine)
