@@ -36,11 +36,14 @@ from dfkd.miniature.training.teacher import Log
 from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
 from dfkd.models.teacher import Teacher
 
-#: Share of `sampling.weights` in the sampling probabilities; the rest favours common objects.
+#: Share of `sampling.weights` in the sampling probabilities at the end; the rest favours common
+#: objects.
 _STRENGTH = 0.35
-#: Share of captions that use the drawing's own name, and of those that are left empty, from which
-#: classifier-free guidance learns what an image without a text is.
-_OWN_NAME, _EMPTY = 0.7, 0.1
+#: Share of captions that use the drawing's own name at the end.
+_OWN_NAME = 0.7
+#: Share of captions that are left empty, from which classifier-free guidance learns what an image
+#: without a text is.
+_EMPTY = 0.1
 #: The learning rate ends at this share of its maximum.
 _LAST_RATE = 0.05
 #: taming-transformers' names of an autoencoder's parts, and diffusers'.
@@ -151,7 +154,8 @@ class DiffusionTrainer:
         self.log, self.path = log, folder / "diffusion.pt"
         # Another seed than those of teacher and generator, so that it does not see their batches.
         self.batches = Batches(cache, keep, recipe.batch_size, seed + 7)
-        self.deviation = float(self.batch(0)[0].std())
+        # Of a batch with all looks, as the first ones show black on white alone.
+        self.deviation = float(self.batch(recipe.easy_steps)[0].std())
         torch.manual_seed(seed)
         self.network: Any = unet(recipe, vq, teacher.token_table.shape[1])
         self.average: Any = copy.deepcopy(self.network).requires_grad_(False)
@@ -190,19 +194,22 @@ class DiffusionTrainer:
 
         They depend on the seed and the step alone. The latents are not scaled.
         """
-        rows, rng = self.batches.draw(step, _STRENGTH)
+        # Looks are easier to learn than objects. With all looks from the start, a trial of 1,000
+        # steps knew colours and grounds, and hardly any object.
+        strength = min(1.0, step / self.recipe.easy_steps)
+        rows, rng = self.batches.draw(step, strength * _STRENGTH)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         sampler = LookSampler(gen)
-        looks = [sampler.draw(row.colour, self.recipe.default_share) for row in rows]
+        default = 1 - strength * (1 - self.recipe.default_share)
+        looks = [sampler.draw(row.colour, default) for row in rows]
         images = painted(self.batches.cache, rows, looks, gen)
         captions = [
-            self.captioner.caption(row, look, rng, easy=rng.random() < _OWN_NAME).words
-            if rng.random() > _EMPTY
-            else []
+            self.captioner.caption(row, look, rng, easy=rng.random() > strength * (1 - _OWN_NAME))
             for row, look in zip(rows, looks, strict=True)
         ]
+        words = [caption.words if rng.random() > _EMPTY else [] for caption in captions]
         length = self.teacher.context_length
-        ids = self.captioner.tokens(captions, length)
+        ids = self.captioner.tokens(words, length)
         # Padded to the whole context, as every text is that conditions the model later.
         padded = torch.from_numpy(np.pad(ids, ((0, 0), (0, length - ids.shape[1]))))
         states = self.teacher.hidden_states(self.teacher.embed_tokens(padded), self.layers)
