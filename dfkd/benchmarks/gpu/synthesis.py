@@ -1,0 +1,188 @@
+"""Rows about synthesis: the plain loop, our loop in its variants, and a profile of the best one."""
+
+import dataclasses
+import time
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dfkd.benchmarks import reference
+from dfkd.benchmarks.gpu.kit import Kit, Result
+from dfkd.benchmarks.gpu.traffic import traffic
+from dfkd.benchmarks.measure import Figure, operations, profile
+from dfkd.config.synthesis import Synthesis
+from dfkd.errors import DfkdError
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.utils.types import Precision
+
+STEPS = 500
+"""Steps of an image for which images per hour are computed; the paper's number."""
+UNIT = f"images/h at {STEPS} steps"
+LIMIT = "bf16 product"
+VIEWS = Synthesis().views
+PROFILED_STEPS = 4
+
+Mode = Literal["eager", "compiled", "CUDA graphs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to run our loop."""
+
+    teacher: str
+    batch: int
+    precision: Precision = "bfloat16"
+    mode: Mode = "eager"
+    """`compiled` is `synthesis.compile`; a job has no key for CUDA graphs, which are compiled with
+    `mode="reduce-overhead"`."""
+    views: int = VIEWS
+    channels_last: bool = True
+    """Whether weights have the layout of a job; otherwise that of the networks' authors."""
+
+    def synthesiser(self, kit: Kit, steps: int = PROFILED_STEPS) -> Synthesiser:
+        """Our loop with this many steps; compiled at its first call."""
+        config = Synthesis(
+            image_size=kit.sizes.image_size,
+            views=self.views,
+            precision=self.precision,
+            compile=self.mode == "compiled",
+        )
+        if self.channels_last:
+            models = kit.teacher(self.teacher, self.precision), kit.generator(self.precision)
+            synthesiser = Synthesiser(*models, config, steps)
+        else:
+            # A new `Teacher` or `VQGAN` would change the layout, so these are as they were copied.
+            synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
+        if self.mode == "CUDA graphs":
+            synthesiser.distances = torch.compile(
+                synthesiser.distances, dynamic=False, mode="reduce-overhead"
+            )
+        return synthesiser
+
+
+def time_plain_loop(kit: Kit, teacher: str, tf32: bool = False) -> Result:
+    """The paper's loop in float32, at its batch size.
+
+    Args:
+        tf32: let convolutions round their inputs to TF32, which is torch's own default. The row
+            without it is the one that other rows are compared with, because a job forbids TF32.
+    """
+    sizes, batch = kit.sizes, min(reference.BATCH, kit.sizes.batches[-1])
+    clip, generator = kit.published(teacher)
+    targets = kit.targets(clip, batch)
+
+    def call() -> float:
+        reference.plain_loop(clip, generator, targets, sizes.image_size, sizes.window_steps)
+        return float(sizes.window_steps * batch)
+
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        hourly = [3600 * rate / STEPS for rate in kit.rates(call)]
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
+    figure = Figure("", UNIT, tuple(hourly)).as_dict()
+    if not tf32:
+        kit.plain[teacher] = figure["median"]
+    return {"figure": figure, "batch": batch}
+
+
+def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = None) -> Result:
+    """Images per hour of our loop, as a job runs it.
+
+    Args:
+        synthesiser: a loop of this variant that is already compiled.
+
+    Returns:
+        `figure`; `batch`; `step_seconds`; `flop`, operations of a step of one image; and for an
+        eager loop `bandwidth_share`.
+    """
+    synthesiser = synthesiser or variant.synthesiser(kit)
+    targets = kit.targets(synthesiser.teacher, variant.batch)
+    synthesiser(targets, range(variant.batch))  # kernel selection and compilation
+    steps, rest = _step_seconds(kit, synthesiser, targets)
+    hourly = [3600 * variant.batch / (rest + (STEPS - 1) * seconds) for seconds in steps]
+    figure = Figure("", UNIT, tuple(hourly)).as_dict()
+    flop, moved = _cost(kit, variant)
+    median = sorted(steps)[len(steps) // 2]
+    found: Result = {
+        "figure": figure,
+        "batch": variant.batch,
+        "step_seconds": median,
+        "rest_seconds": rest,
+        "flop": flop,
+    }
+    if kit.matrix_rate:
+        found["figure"]["limit"] = LIMIT
+        found["figure"]["share"] = flop * variant.batch / median / kit.matrix_rate
+    if kit.bandwidth and variant.mode == "eager":
+        found["bandwidth_share"] = moved * variant.batch / median / kit.bandwidth
+    if plain := kit.plain.get(variant.teacher):
+        found["figure"]["peer"] = "plain loop"
+        found["figure"]["ratio"] = figure["median"] / plain
+    _remember(kit, variant, figure["median"])
+    return found
+
+
+def _remember(kit: Kit, variant: Variant, hourly: float) -> None:
+    """Keep the fastest eager loop of a job's settings, whose batch size later rows use."""
+    usual = Variant(variant.teacher, variant.batch)
+    if variant == usual and hourly > kit.fastest.get(variant.teacher, (0.0, 0))[0]:
+        kit.fastest[variant.teacher] = hourly, variant.batch
+
+
+def fastest(kit: Kit, teacher: str, factor: float = 1, mode: Mode = "eager") -> Variant:
+    """The variant of a teacher at `factor` times the batch size of its fastest eager row."""
+    if teacher not in kit.fastest:
+        raise DfkdError("no eager row of this teacher has a result; read the errors of those rows")
+    return Variant(teacher, max(1, int(factor * kit.fastest[teacher][1])), mode=mode)
+
+
+def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[list[float], float]:
+    """Seconds of a step in each window, and those of a call that are in no step."""
+    sizes, marks = kit.sizes, list[float]()
+
+    def mark(step: int, losses: Tensor) -> None:
+        if step % sizes.window_steps == 0:
+            kit.synchronise()
+            marks.append(time.perf_counter())
+
+    synthesiser.steps = sizes.windows * sizes.window_steps + 1
+    begun = time.perf_counter()
+    made = synthesiser(targets, range(len(targets)), mark)
+    whole = time.perf_counter() - begun
+    if bool(made.diverged.any()):
+        raise DfkdError("images diverged, so a step was not a whole one")
+    windows = zip(marks, marks[1:], strict=False)
+    steps = [(end - start) / sizes.window_steps for start, end in windows]
+    return steps, whole - (marks[-1] - marks[0])
+
+
+def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
+    """Operations and bytes of a step of one image, counted in an eager loop."""
+    batch = kit.sizes.batches[0]
+    eager = dataclasses.replace(variant, batch=batch, mode="eager")
+    counts = []
+    for steps in (2, 3):
+        synthesiser = eager.synthesiser(kit, steps)
+        targets = kit.targets(synthesiser.teacher, batch)
+        moved: list[int] = []
+
+        def call(loop: Synthesiser = synthesiser, prompts: Tensor = targets) -> None:
+            moved.append(traffic(lambda: loop(prompts, range(batch))))  # noqa: B023
+
+        counts.append((operations(call), moved[-1]))
+    # The first pass and the final image are in both, so the difference is one whole step.
+    (flop, byte), (more_flop, more_byte) = counts
+    return (more_flop - flop) / batch, (more_byte - byte) / batch
+
+
+def profile_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = None) -> Result:
+    """Seconds by kernel of some steps; a second call is profiled."""
+    synthesiser = synthesiser or variant.synthesiser(kit)
+    synthesiser.steps = PROFILED_STEPS
+    targets = kit.targets(synthesiser.teacher, variant.batch)
+    return {
+        "profile": profile(lambda: synthesiser(targets, range(variant.batch))),
+        "remark": f"{PROFILED_STEPS} steps of a batch of {variant.batch}, {variant.mode}",
+    }
