@@ -192,7 +192,7 @@ def profile(call: Callable[[], object]) -> dict[str, float]:
     # Time of an operation itself, without the operations that it calls, so that the sum is the
     # whole. The profiler counts microseconds. On a GPU only kernels and copies count: the operation
     # that started a kernel, and a block that a library has named, repeat its time.
-    cpu = torch.autograd.DeviceType.CPU
+    cpu = torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
     spent = {
         operation.key: (operation.self_device_time_total if gpu else operation.self_cpu_time_total)
         / 1e6

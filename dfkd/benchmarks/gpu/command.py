@@ -63,7 +63,7 @@ def _measure(folder: LocalStorage, quick: bool, limit: float, begun: float, comm
     """Run all rows; raises `DfkdError` if a check has not passed."""
     from dfkd.benchmarks.gpu import rows, sizes
     from dfkd.benchmarks.gpu.kit import Kit
-    from dfkd.benchmarks.gpu.record import JSON, SKIPPED, Record, cells
+    from dfkd.benchmarks.gpu.record import JSON, PAGE, SKIPPED, Record, cells
     from dfkd.utils.device import keep_freed_memory, pick_device
 
     device = pick_device()
@@ -77,7 +77,7 @@ def _measure(folder: LocalStorage, quick: bool, limit: float, begun: float, comm
     if wrong:
         raise DfkdError(
             f"{', '.join(wrong)}: images differ more than they may; "
-            f"read {folder.location(JSON)}, and do not use this GPU with that setting"
+            f"read {folder.location(PAGE)}, and use settings whose checks have passed"
         )
     print(f"wrote {folder.location(JSON)}", flush=True)
     skipped = any(entry["state"] == SKIPPED for entry in record.rows)

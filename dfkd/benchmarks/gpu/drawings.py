@@ -1,11 +1,12 @@
 """The trainings of the miniature's two models on made-up drawings, without an icon set."""
 
+import contextlib
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from dfkd.benchmarks.gpu.sizes import Sizes
@@ -63,9 +64,9 @@ def trainer(sizes: Sizes, what: str, folder: Path) -> TeacherTrainer | Generator
     if what == "teacher":
         return TeacherTrainer(recipe, cache, keep, tokenizer, words, folder, 0, _silent)
     other = dataclasses.replace(sizes.generator_recipe, free_steps=0, adversarial_from=0, **length)
-    with torch.random.fork_rng(devices=[]):
-        tower = teacher.build(recipe, tokenizer.vocab_size)
-    return GeneratorTrainer(other, cache, keep, tower, folder, 0, _silent)
+    tower = teacher.build(recipe, tokenizer.vocab_size)
+    with contextlib.redirect_stdout(io.StringIO()):  # taming prints its shapes
+        return GeneratorTrainer(other, cache, keep, tower, folder, 0, _silent)
 
 
 def _silent(line: str) -> None:

@@ -19,6 +19,7 @@ from dfkd.config.synthesis import GeneratorConfig, Prompts, Synthesis, TeacherCo
 from dfkd.models import teacher_architecture
 from dfkd.models.generators.vqgan import VQGAN, Network
 from dfkd.models.teacher import Teacher
+from dfkd.models.weights.reading import MINIATURE
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.utils.device import seeded
 from dfkd.utils.types import Precision
@@ -38,6 +39,7 @@ class Kit:
         bandwidth: bytes per second of a large copy; 0 before its row.
         plain: images per hour of the plain loop, by the teacher's name.
         fastest: images per hour and batch size of the fastest eager bfloat16 row, by the same name.
+        costs: operations and bytes of a step of one image, by teacher, precision and views.
     """
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
@@ -45,6 +47,7 @@ class Kit:
         self.matrix_rate = self.bandwidth = 0.0
         self.plain: dict[str, float] = {}
         self.fastest: dict[str, tuple[float, int]] = {}
+        self.costs: dict[tuple[str, Precision, int], tuple[float, float]] = {}
         # Bound to this object, so that two kits share no network.
         self._clip = cache(self._build_clip)
         self.published = cache(self._build_published)
@@ -72,6 +75,15 @@ class Kit:
     def generator(self, precision: Precision = "float32") -> VQGAN:
         """The generator; those of several precisions share their weights."""
         return VQGAN(self._network, precision)
+
+    def bundled(self, precision: Precision) -> tuple[Teacher, VQGAN]:
+        """The miniature's trained models."""
+        teacher = TeacherConfig(model=MINIATURE, weights=MINIATURE)
+        generator = GeneratorConfig(config=MINIATURE, weights=MINIATURE)
+        return (
+            Teacher.load(teacher, self.device, precision),
+            VQGAN.load(generator, self.device, precision),
+        )
 
     def targets(self, teacher: Teacher, count: int) -> Tensor:
         """Unit text embeddings [count, E] of class prompts, in turn."""

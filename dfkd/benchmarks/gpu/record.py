@@ -1,8 +1,7 @@
 """Runs rows within a time limit; writes `gpu.json` and `gpu.md` anew after each of them.
 
 A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment`, `limit`
-(seconds), `rows` and `targets`. A row has `name`, `state` and `seconds`, and when it is done what it
-has found:
+(seconds), `rows` and `targets`. A row has `name`, `state` and `seconds`, and what it has found:
 
     figure            as `dfkd.benchmarks.measure.Figure.as_dict`
     bandwidth_share   share of the bandwidth of a large copy
@@ -232,7 +231,7 @@ def cells(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"{scaled(row['memory'])}B" if "memory" in row else "-"
     yield f"{figure['ratio']:.2f} x {figure['peer']}" if figure and "ratio" in figure else "-"
     yield f"{row['seconds']:.1f}" if "seconds" in row else "-"
-    yield " ".join(_remarks(row)).replace("|", "/")
+    yield " ".join(filter(None, _remarks(row))).replace("|", "/")
 
 
 def _remarks(row: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dfkd.config.bundled import GENERATOR_CONFIG
 from dfkd.config.synthesis import Contrastive
 from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
 from dfkd.models.generators.vqgan_config import Decoder, Model, Params, read_model
+from dfkd.models.weights.reading import MINIATURE
 
 F16_16384 = Model(
     params=Params(
@@ -43,6 +44,8 @@ class Sizes:
     students: tuple[str, ...]
     training_batch: int
     """Images in a step of distillation."""
+    training_steps: int
+    """Steps of distillation in a window."""
     contrastive: Contrastive
     drawings: int
     """Made-up drawings from which the miniature's training batches are painted."""
@@ -61,6 +64,7 @@ FULL = Sizes(
     window_steps=10,
     students=("resnet18", "resnet50"),
     training_batch=128,
+    training_steps=4,
     contrastive=Contrastive(updates=10),
     drawings=4000,
     pretraining_steps=8,
@@ -68,14 +72,15 @@ FULL = Sizes(
 """For measurements."""
 
 QUICK = Sizes(
-    teachers=("miniature",),
+    teachers=(MINIATURE,),
     generator=read_model(GENERATOR_CONFIG),
-    image_size=64,
-    batches=(2, 4),
-    windows=2,
+    image_size=32,
+    batches=(1, 2),
+    windows=1,
     window_steps=2,
     students=("resnet18",),
-    training_batch=4,
+    training_batch=2,
+    training_steps=1,
     contrastive=Contrastive(updates=2, batch_size=4, bank=8),
     drawings=200,
     pretraining_steps=1,

@@ -1,6 +1,7 @@
 """Rows about synthesis: the plain loop, our loop in its variants, and a profile of the best one."""
 
 import dataclasses
+import itertools
 import time
 from typing import Literal
 
@@ -33,10 +34,10 @@ class Variant:
     teacher: str
     batch: int
     precision: Precision = "bfloat16"
+    views: int = VIEWS
     mode: Mode = "eager"
     """`compiled` is `synthesis.compile`; a job has no key for CUDA graphs, which are compiled with
     `mode="reduce-overhead"`."""
-    views: int = VIEWS
     channels_last: bool = True
     """Whether weights have the layout of a job; otherwise that of the networks' authors."""
 
@@ -131,11 +132,11 @@ def _remember(kit: Kit, variant: Variant, hourly: float) -> None:
         kit.fastest[variant.teacher] = hourly, variant.batch
 
 
-def fastest(kit: Kit, teacher: str, factor: float = 1, mode: Mode = "eager") -> Variant:
-    """The variant of a teacher at `factor` times the batch size of its fastest eager row."""
+def fastest(kit: Kit, teacher: str, mode: Mode = "eager") -> Variant:
+    """The variant of a teacher at the batch size of its fastest eager row."""
     if teacher not in kit.fastest:
         raise DfkdError("no eager row of this teacher has a result; read the errors of those rows")
-    return Variant(teacher, max(1, int(factor * kit.fastest[teacher][1])), mode=mode)
+    return Variant(teacher, kit.fastest[teacher][1], mode=mode)
 
 
 def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[list[float], float]:
@@ -153,13 +154,21 @@ def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[
     whole = time.perf_counter() - begun
     if bool(made.diverged.any()):
         raise DfkdError("images diverged, so a step was not a whole one")
-    windows = zip(marks, marks[1:], strict=False)
+    windows = itertools.pairwise(marks)
     steps = [(end - start) / sizes.window_steps for start, end in windows]
     return steps, whole - (marks[-1] - marks[0])
 
 
 def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
     """Operations and bytes of a step of one image, counted in an eager loop."""
+    key = variant.teacher, variant.precision, variant.views
+    if key not in kit.costs:
+        kit.costs[key] = _count(kit, variant)
+    return kit.costs[key]
+
+
+def _count(kit: Kit, variant: Variant) -> tuple[float, float]:
+    """See `_cost`."""
     batch = kit.sizes.batches[0]
     eager = dataclasses.replace(variant, batch=batch, mode="eager")
     counts = []

@@ -12,8 +12,8 @@ class _Traffic(TorchDispatchMode):
     """Adds up the bytes of what each operation reads and writes."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes: int = 0
 
     def __torch_dispatch__(
         self,
@@ -46,6 +46,7 @@ def traffic(call: Callable[[], object]) -> int:
 
     Caches make the real traffic smaller. A compiled call fuses operations and cannot be counted.
     """
-    with _Traffic() as counter:
+    counter = _Traffic()
+    with counter:
         call()
     return counter.bytes

@@ -19,8 +19,6 @@ from dfkd.models.student import Student, build
 from dfkd.prompts import contrastive
 from dfkd.utils.types import Precision
 
-STEPS = 4
-"""Steps of distillation in a window."""
 MANY_STEPS = 1_000_000
 """Length of a training of which only the first steps are done."""
 
@@ -85,9 +83,9 @@ def time_distillation(kit: Kit, student: str, precision: Precision, plain: bool 
         distiller = Distiller(network, config, schedule, 0, label, device=kit.device)
 
         def call() -> float:
-            for _ in range(STEPS):
+            for _ in range(kit.sizes.training_steps):
                 distiller.advance(batch)
-            return float(STEPS * len(batch.labels))
+            return float(kit.sizes.training_steps * len(batch.labels))
 
         rates = list(kit.rates(call))
     figure = Figure("", "images/s", tuple(rates)).as_dict()
@@ -103,8 +101,8 @@ def _plain_rates(kit: Kit, network: Student, batch: Batch) -> list[float]:
     pixels = batch.pixels.to(kit.device).float() / 255
 
     def call() -> float:
-        reference.plain_distillation(student, clip, texts, pixels, STEPS)
-        return float(STEPS * len(pixels))
+        reference.plain_distillation(student, clip, texts, pixels, kit.sizes.training_steps)
+        return float(kit.sizes.training_steps * len(pixels))
 
     return list(kit.rates(call))
 
@@ -143,7 +141,7 @@ def time_pretraining(kit: Kit, what: str) -> Result:
 
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        training = trainer(kit.sizes, what, Path(folder))
+        training: Any = trainer(kit.sizes, what, Path(folder))
 
         def record(network: nn.Module, step: int) -> float:
             seconds.append(training.seconds)
