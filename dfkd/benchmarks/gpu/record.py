@@ -16,6 +16,7 @@ A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `env
 import datetime
 import gc
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,7 +93,11 @@ class Record:
             "command": command,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": describe_machine(),
-            "environment": {"torch": torch.__version__, "cuda": str(torch.version.cuda)},
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "cuda": str(torch.version.cuda),
+            },
             "limit": limit,
         }
         self.write()

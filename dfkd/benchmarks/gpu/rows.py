@@ -1,6 +1,6 @@
-"""The rows in their order: what all others are compared with, then from cheap to expensive.
+"""The rows in their order: what others are compared with, then what is cheap, then what is compiled.
 
-So a limit that is too short costs the rows that need a compiler, and no others.
+A limit that is too short costs the last rows, of which each takes a minute or two to compile.
 """
 
 from collections.abc import Iterator
@@ -32,14 +32,13 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
     rows = [*_limits(), *_checks(first), *_eager(first, sizes)]
     for teacher in others:
         rows += _short(teacher, sizes)
-    rows += [_profile(first), *_prompts(first), *_students(sizes), *_pretraining()]
+    rows += [_profile(first), *_prompts(first), *_students(sizes)]
+    rows += _Compiled(first).rows(best) if gpu else [_fastest(best, first, "eager")]
+    rows += _pretraining()
     if gpu:
-        rows += _Compiled(first).rows(best)
         rows += (_compiled(first, sizes.batches[0], mode) for mode in ("CUDA graphs", "compiled"))
         rows += [_fastest(f"{teacher}, compiled, fastest batch", teacher) for teacher in others]
         rows += [Row("compiled against eager", checks.check_compiled, COMPILATION)]
-    else:
-        rows += [_fastest(best, first, "eager")]
     return rows, [
         Target(
             f"{IMAGES_PER_HOUR:,.0f} images/h at {synthesis.STEPS} steps",

@@ -67,7 +67,7 @@ FULL = Sizes(
     training_steps=4,
     contrastive=Contrastive(updates=10),
     drawings=4000,
-    pretraining_steps=8,
+    pretraining_steps=4,
 )
 """For measurements."""
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dfkd.benchmarks import prompts, reference
 from dfkd.benchmarks.gpu.kit import Kit, Result
-from dfkd.benchmarks.measure import Figure
+from dfkd.benchmarks.measure import Call, Figure
 from dfkd.config.distillation import Distillation
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
@@ -19,14 +19,15 @@ from dfkd.models.student import Student, build
 from dfkd.prompts import contrastive
 from dfkd.utils.types import Precision
 
+CALLS = 30
+"""Calls of a limit in a window."""
 MANY_STEPS = 1_000_000
 """Length of a training of which only the first steps are done."""
 
 
 def limit_matrix_rate(kit: Kit, precision: Precision) -> Result:
     """Operations per second of a large matrix product."""
-    figure = Figure("", "FLOP/s", tuple(kit.rates(reference.product(kit.device, precision))))
-    found = figure.as_dict()
+    found = _limit(kit, "FLOP/s", reference.product(kit.device, precision))
     if precision == "bfloat16":
         kit.matrix_rate = found["median"]
     return {"figure": found}
@@ -34,9 +35,15 @@ def limit_matrix_rate(kit: Kit, precision: Precision) -> Result:
 
 def limit_bandwidth(kit: Kit) -> Result:
     """Bytes per second of a large copy, read and written."""
-    found = Figure("", "B/s", tuple(kit.rates(reference.copy(kit.device)))).as_dict()
+    found = _limit(kit, "B/s", reference.copy(kit.device))
     kit.bandwidth = found["median"]
     return {"figure": found}
+
+
+def _limit(kit: Kit, unit: str, call: Call) -> dict[str, Any]:
+    """The figure of a call that takes a millisecond on a GPU, and is therefore repeated."""
+    rates = kit.rates(lambda: sum(call() for _ in range(CALLS)))
+    return Figure("", unit, tuple(rates)).as_dict()
 
 
 def time_prompts(kit: Kit, teacher: str, plain: bool = False) -> Result:
@@ -120,8 +127,9 @@ def _batch(kit: Kit) -> Batch:
     """Images of noise in host memory, as a stream gives them."""
     rows, size, noise = kit.sizes.training_batch, kit.sizes.image_size, torch.Generator()
     classes = len(kit.manifest.classes)
+    pixels = torch.randint(256, (rows, 3, size, size), generator=noise, dtype=torch.uint8)
     return Batch(
-        torch.randint(256, (rows, 3, size, size), generator=noise, dtype=torch.uint8),
+        pixels.contiguous(memory_format=torch.channels_last),
         torch.ones(rows, classes),
         torch.arange(rows) % classes,
         torch.ones(rows, 1, dtype=torch.float16),
