@@ -6,6 +6,7 @@ A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `env
     figure            as `dfkd.benchmarks.measure.Figure.as_dict`
     bandwidth_share   share of the bandwidth of a large copy
     memory            most bytes that tensors took on the GPU
+    usual             whether it is our loop with a job's usual settings, to which targets apply
     passed            of a check
     profile           seconds by kernel
     remark            a sentence for the table
@@ -20,7 +21,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -56,11 +57,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Target:
-    """What a row has to reach."""
+    """What the fastest row of our loop has to reach."""
 
     name: str
-    row: str
-    value: Callable[[Result], float | None]
+    key: str
+    """Key of the row's figure."""
     least: float
 
 
@@ -166,16 +167,14 @@ class Record:
             self.storage.put(PAGE, page(tree).encode())
 
     def _judged(self) -> list[dict[str, Any]]:
-        """Each target with the measured value; None where its row has none."""
-        rows = {entry["name"]: entry for entry in self.rows}
+        """Each target with the value of the fastest row that is `usual`; None without such rows."""
+        figures = [entry["figure"] for entry in self.rows if entry.get("usual")]
+        fastest = max(figures, key=lambda figure: figure["median"], default={})
         judged = []
         for target in self.targets:
-            entry = rows[target.row]
-            value = target.value(entry) if entry["state"] == DONE else None
+            value = fastest.get(target.key)
             met = value is not None and value >= target.least
-            judged.append(
-                {"name": target.name, "least": target.least, "measured": value, "met": met}
-            )
+            judged.append({**asdict(target), "measured": value, "met": met})
         return judged
 
 

@@ -1,8 +1,9 @@
 """Rows about synthesis: the plain loop, our loop in its variants, and a profile of the best one."""
 
-import dataclasses
 import itertools
+import statistics
 import time
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ PROFILED_STEPS = 4
 Mode = Literal["eager", "compiled", "CUDA graphs"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Variant:
     """A way to run our loop."""
 
@@ -40,6 +41,11 @@ class Variant:
     `mode="reduce-overhead"`."""
     channels_last: bool = True
     """Whether weights have the layout of a job; otherwise that of the networks' authors."""
+
+    @property
+    def usual(self) -> bool:
+        """Whether a job on a GPU runs with these settings, of which `compile` is its choice."""
+        return replace(self, mode="eager") == Variant(self.teacher, self.batch)
 
     def synthesiser(self, kit: Kit, steps: int = PROFILED_STEPS) -> Synthesiser:
         """Our loop with this many steps; compiled at its first call."""
@@ -95,41 +101,40 @@ def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = N
         synthesiser: a loop of this variant that is already compiled.
 
     Returns:
-        `figure`; `batch`; `step_seconds`; `flop`, operations of a step of one image; and for an
-        eager loop `bandwidth_share`.
+        `figure`; `batch`; `usual`; `step_seconds`; `rest_seconds`, those of a call that are in no
+        step; `step_flop`, operations of a step; and for an eager loop `bandwidth_share`.
     """
     synthesiser = synthesiser or variant.synthesiser(kit)
     targets = kit.targets(synthesiser.teacher, variant.batch)
     synthesiser(targets, range(variant.batch))  # kernel selection and compilation
     steps, rest = _step_seconds(kit, synthesiser, targets)
     hourly = [3600 * variant.batch / (rest + (STEPS - 1) * seconds) for seconds in steps]
-    figure = Figure("", UNIT, tuple(hourly)).as_dict()
-    flop, moved = _cost(kit, variant)
-    median = sorted(steps)[len(steps) // 2]
+    flop, moved = (variant.batch * each for each in _cost(kit, variant))
+    step, plain = statistics.median(steps), kit.plain.get(variant.teacher)
+    figure = Figure(
+        "",
+        UNIT,
+        tuple(hourly),
+        limit=LIMIT,
+        share=flop / step / kit.matrix_rate if kit.matrix_rate else None,
+        peer="plain loop",
+        ratio=statistics.median(hourly) / plain if plain else None,
+    ).as_dict()
     found: Result = {
         "figure": figure,
         "batch": variant.batch,
-        "step_seconds": median,
+        "usual": variant.usual and variant.teacher == kit.sizes.teachers[0],
+        "step_seconds": step,
         "rest_seconds": rest,
-        "flop": flop,
+        "step_flop": flop,
     }
-    if kit.matrix_rate:
-        found["figure"]["limit"] = LIMIT
-        found["figure"]["share"] = flop * variant.batch / median / kit.matrix_rate
     if kit.bandwidth and variant.mode == "eager":
-        found["bandwidth_share"] = moved * variant.batch / median / kit.bandwidth
-    if plain := kit.plain.get(variant.teacher):
-        found["figure"]["peer"] = "plain loop"
-        found["figure"]["ratio"] = figure["median"] / plain
-    _remember(kit, variant, figure["median"])
+        found["bandwidth_share"] = moved / step / kit.bandwidth
+    # Later rows use the batch size of the fastest eager loop.
+    if variant.usual and variant.mode == "eager":
+        best = figure["median"], variant.batch
+        kit.fastest[variant.teacher] = max(best, kit.fastest.get(variant.teacher, best))
     return found
-
-
-def _remember(kit: Kit, variant: Variant, hourly: float) -> None:
-    """Keep the fastest eager loop of a job's settings, whose batch size later rows use."""
-    usual = Variant(variant.teacher, variant.batch)
-    if variant == usual and hourly > kit.fastest.get(variant.teacher, (0.0, 0))[0]:
-        kit.fastest[variant.teacher] = hourly, variant.batch
 
 
 def fastest(kit: Kit, teacher: str, mode: Mode = "eager") -> Variant:
@@ -170,7 +175,7 @@ def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
 def _count(kit: Kit, variant: Variant) -> tuple[float, float]:
     """See `_cost`."""
     batch = kit.sizes.batches[0]
-    eager = dataclasses.replace(variant, batch=batch, mode="eager")
+    eager = replace(variant, batch=batch, mode="eager")
     counts = []
     for steps in (2, 3):
         synthesiser = eager.synthesiser(kit, steps)
