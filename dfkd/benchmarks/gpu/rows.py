@@ -11,7 +11,6 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.record import Row, Target
 from dfkd.benchmarks.gpu.sizes import Sizes
 from dfkd.benchmarks.gpu.synthesis import Mode, Variant
-from dfkd.errors import DfkdError
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
 
@@ -167,5 +166,5 @@ class _Compiled:
 
     def _compiled(self) -> tuple[Variant, Synthesiser]:
         if self.loop is None:
-            raise DfkdError("nothing was compiled; read the error of the row before")
+            raise RuntimeError("nothing was compiled; read the error of the row before")
         return self.loop

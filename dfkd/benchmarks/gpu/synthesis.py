@@ -14,7 +14,6 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.traffic import traffic
 from dfkd.benchmarks.measure import Figure, operations, profile
 from dfkd.config.synthesis import Synthesis
-from dfkd.errors import DfkdError
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
 
@@ -140,7 +139,9 @@ def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = N
 def fastest(kit: Kit, teacher: str, mode: Mode = "eager") -> Variant:
     """The variant of a teacher at the batch size of its fastest eager row."""
     if teacher not in kit.fastest:
-        raise DfkdError("no eager row of this teacher has a result; read the errors of those rows")
+        raise RuntimeError(
+            "no eager row of this teacher has a result; read the errors of those rows"
+        )
     return Variant(teacher, kit.fastest[teacher][1], mode=mode)
 
 
@@ -158,7 +159,7 @@ def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[
     made = synthesiser(targets, range(len(targets)), mark)
     whole = time.perf_counter() - begun
     if bool(made.diverged.any()):
-        raise DfkdError("images diverged, so a step was not a whole one")
+        raise RuntimeError("images diverged, so a step was not a whole one")
     windows = itertools.pairwise(marks)
     steps = [(end - start) / sizes.window_steps for start, end in windows]
     return steps, whole - (marks[-1] - marks[0])
