@@ -37,8 +37,9 @@ class Kit:
     Attributes:
         matrix_rate: bfloat16 operations per second of a large matrix product; 0 before its row.
         bandwidth: bytes per second of a large copy; 0 before its row.
-        plain: images per hour of the plain loop, by the teacher's name.
-        fastest: images per hour and batch size of the fastest eager bfloat16 row, by the same name.
+        plain: speed of each plain loop by what it does; by a teacher's name images per hour.
+        fastest: images per hour and batch size of the fastest eager bfloat16 row, by the teacher's
+            name.
         costs: operations and bytes of a step of one image, by teacher, precision and views.
     """
 

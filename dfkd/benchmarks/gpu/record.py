@@ -168,8 +168,9 @@ class Record:
 
     def _judged(self) -> list[dict[str, Any]]:
         """Each target with the value of the fastest row that is `usual`; None without such rows."""
+        figures: list[dict[str, Any]]
         figures = [entry["figure"] for entry in self.rows if entry.get("usual")]
-        fastest = max(figures, key=lambda figure: figure["median"], default={})
+        fastest = max(figures, key=lambda figure: float(figure["median"]), default={})
         judged = []
         for target in self.targets:
             value = fastest.get(target.key)

@@ -175,21 +175,21 @@ def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
 
 def _count(kit: Kit, variant: Variant) -> tuple[float, float]:
     """See `_cost`."""
-    batch = kit.sizes.batches[0]
-    eager = replace(variant, batch=batch, mode="eager")
-    counts = []
-    for steps in (2, 3):
-        synthesiser = eager.synthesiser(kit, steps)
-        targets = kit.targets(synthesiser.teacher, batch)
-        moved: list[int] = []
-
-        def call(loop: Synthesiser = synthesiser, prompts: Tensor = targets) -> None:
-            moved.append(traffic(lambda: loop(prompts, range(batch))))  # noqa: B023
-
-        counts.append((operations(call), moved[-1]))
+    eager = replace(variant, batch=kit.sizes.batches[0], mode="eager")
+    few, more = (_counted(kit, eager, steps) for steps in (2, 3))
     # The first pass and the final image are in both, so the difference is one whole step.
-    (flop, byte), (more_flop, more_byte) = counts
-    return (more_flop - flop) / batch, (more_byte - byte) / batch
+    return (more[0] - few[0]) / eager.batch, (more[1] - few[1]) / eager.batch
+
+
+def _counted(kit: Kit, variant: Variant, steps: int) -> tuple[int, int]:
+    """Operations and bytes of a call with so many steps."""
+    synthesiser, moved = variant.synthesiser(kit, steps), list[int]()
+    targets = kit.targets(synthesiser.teacher, variant.batch)
+
+    def call() -> None:
+        moved.append(traffic(lambda: synthesiser(targets, range(variant.batch))))
+
+    return operations(call), moved[0]
 
 
 def profile_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = None) -> Result:
