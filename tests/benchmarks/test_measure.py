@@ -4,6 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,8 @@ def test_on_a_gpu_kernels_count_and_not_what_has_started_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An operation of the CPU and a named block repeat the time of the kernels below them."""
-    cpu, gpu = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    kinds: Any = torch.autograd
+    cpu, gpu = kinds.DeviceType.CPU, kinds.DeviceType.CUDA
     events = [
         SimpleNamespace(
             key=key, device_type=device, is_user_annotation=named, self_device_time_total=time
