@@ -6,6 +6,5 @@ Begin with `rows.py`, which lists the rows in their order. `record.py` runs them
 limit; `kit.py` has the networks; `checks.py`, `synthesis.py` and `training.py` measure.
 """
 
-from dfkd.benchmarks.gpu.command import main
-
-__all__ = ["main"]
+# Without an `__all__`, with which the API reference would leave out the modules.
+from dfkd.benchmarks.gpu.command import main as main
