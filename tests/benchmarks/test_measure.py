@@ -1,7 +1,10 @@
 """Figures: turns, quotients, counted operations, limits, peers, and their table."""
 
+import contextlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +167,33 @@ def test_a_profile_says_where_the_time_goes() -> None:
     assert "aten::mm" in spent
     ordered = list(spent.values())[:-1]
     assert ordered == sorted(ordered, reverse=True)
+
+
+def test_on_a_gpu_kernels_count_and_not_what_has_started_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An operation of the CPU and a named block repeat the time of the kernels below them."""
+    kinds: Any = torch.autograd
+    cpu, gpu = kinds.DeviceType.CPU, kinds.DeviceType.CUDA
+    events = [
+        SimpleNamespace(
+            key=key, device_type=device, is_user_annotation=named, self_device_time_total=time
+        )
+        for key, device, named, time in (
+            ("aten::mm", cpu, False, 3e6),
+            ("gemm", gpu, False, 3e6),
+            ("Optimizer.step", gpu, True, 1e6),
+            ("Memcpy DtoD", gpu, False, 1e6),
+        )
+    ]
+    profiler = contextlib.nullcontext(SimpleNamespace(key_averages=lambda: events))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profiler)
+    assert profile(lambda: None) == {"gemm": 3.0, "Memcpy DtoD": 1.0, "all others": 0.0}
+
+
+def test_a_copy_is_counted_as_read_and_written() -> None:
+    assert reference.copy(CPU)() == 2 * reference.COPIED["cpu"]
 
 
 def test_a_page_has_a_table_for_each_record() -> None:

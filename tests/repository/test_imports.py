@@ -15,7 +15,7 @@ from tests.helpers.jobs import ROOT
 LAYERS = (
     "errors", "utils", "storage", "config", "models", "dataset", "prompts", "synthesis",
     "distillation", "evaluation", "cluster", "export", "report", "pipeline", "api", "studies",
-    "benchmarks", "miniature",
+    "miniature", "benchmarks",
 )  # fmt: skip
 """The packages from the ground up: each imports those before it alone."""
 

@@ -22,7 +22,8 @@ def test_every_module_is_rendered_without_a_warning(tmp_path: Path) -> None:
         for page in tmp_path.rglob("*.html")
     }
     modules = {module.name for module in pkgutil.walk_packages(dfkd.__path__, "dfkd.")}
-    assert modules <= pages.keys()
+    # What `python -m` runs has no names of its own.
+    assert modules - {"dfkd.benchmarks.gpu.__main__"} <= pages.keys()
     for page in ("dfkd", "dfkd.api"):
         text = pages[page].read_text()
         for name in ("read_manifest", "synthesize", "distill", "evaluate", "load_student"):

@@ -66,7 +66,7 @@ class VQGAN:
 
     text: TextInput | None = None
 
-    def __init__(self, network: "_Network", precision: Precision = "float32") -> None:
+    def __init__(self, network: "Network", precision: Precision = "float32") -> None:
         self.network = network.eval().requires_grad_(False)
         self.codebook: Tensor = network.get_parameter("quantize.embedding.weight")
         self.downsampling = network.downsampling
@@ -206,7 +206,7 @@ class VQGAN:
         return latent.clamp_(self._low, self._high)
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
     """The parts of a VQModel that turn codes into an image, under the checkpoint's names."""
 
     def __init__(self, model: Model) -> None:
@@ -243,10 +243,10 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
-def _read(files: dict[str, Path]) -> tuple[_Network, dict[str, Tensor]]:
+def _read(files: dict[str, Path]) -> tuple[Network, dict[str, Tensor]]:
     """The network without memory for its weights, and the tensors of a checkpoint that match it."""
     with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
-        network = _Network(read_model(files["generator.config"]))
+        network = Network(read_model(files["generator.config"]))
     weights = files["generator.weights"]
     # A checkpoint also holds the encoder and the discriminator of its training.
     state = {

@@ -1,0 +1,144 @@
+"""Rows that compare images: what precision, company and compilation may change, and by how much.
+
+`tests/synthesis/test_latents.py` states the tolerances for the bundled models, which are trained.
+So these are compared after some steps. With the random weights of the real architectures a gradient
+is little more than noise, and Adam's first steps enlarge any rounding of it. So of these only one
+pass is compared.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from dfkd.benchmarks.gpu.kit import Kit, Result
+from dfkd.benchmarks.gpu.synthesis import Variant
+from dfkd.config.synthesis import Synthesis
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.request import Synthesised
+from dfkd.synthesis.views import Views
+from dfkd.utils.types import Precision
+
+STEPS = 3
+"""Steps after which images of the bundled models are compared."""
+SIZE = 64
+"""Side of their images in pixels."""
+BATCH = 4
+LEVELS, DISTANCE = 3.0, 0.02
+"""In bfloat16: mean difference of pixels in levels of 255, and difference of a distance."""
+COMPILED_LEVELS, COMPILED_DISTANCE = 0.05, 0.02
+"""The same for compiled steps."""
+MAX_SHARE = 0.01
+"""Share of the pixels of an image made alone that may differ by more than one level."""
+
+
+def check_precision(kit: Kit) -> Result:
+    """Images of the bundled models in bfloat16 against float32.
+
+    Without quantisation, because a code is chosen or not, and rounding may change a whole cell.
+    """
+    one, two = (
+        _make(_bundled(kit, precision, quantise=False)) for precision in ("float32", "bfloat16")
+    )
+    return _within(one, two, LEVELS, DISTANCE)
+
+
+def check_pass(kit: Kit, teacher: str) -> Result:
+    """One pass of a real architecture in bfloat16 against float32: image and distance."""
+    config = Synthesis(image_size=kit.sizes.image_size, quantise=False)
+    one, two = (
+        _make(Synthesiser(kit.teacher(teacher, each), kit.generator(each), config, steps=0))
+        for each in ("float32", "bfloat16")
+    )
+    return _within(one, two, LEVELS, DISTANCE)
+
+
+def check_repeat(kit: Kit) -> Result:
+    """The same batch made twice, which a machine promises to the bit."""
+    synthesiser = _bundled(kit)
+    return _equal(_make(synthesiser).pixels, _make(synthesiser).pixels)
+
+
+def check_company(kit: Kit) -> Result:
+    """An image in other company, which is promised to the bit, and alone, which may round."""
+    synthesiser = _bundled(kit)
+    targets = kit.targets(synthesiser.teacher, BATCH)
+    together = synthesiser(targets, range(BATCH)).pixels[1]
+    # Row 1 keeps its prompt and its seed; all others get new ones.
+    company = synthesiser(targets[[2, 1, 0, 2]], [9, 1, 8, 7]).pixels[1]
+    alone = synthesiser(targets[1:2], [1]).pixels[0]
+    share = float(((together.int() - alone.int()).abs() > 1).float().mean())
+    found = _equal(together, company)
+    return {
+        "passed": found["passed"] and share < MAX_SHARE,
+        "remark": f"in other company {found['remark']}; alone {share:.2%} of the values differ by "
+        f"more than one level (< {MAX_SHARE:.0%})",
+    }
+
+
+def check_compiled(kit: Kit) -> Result:
+    """Compiled images of the bundled models against eager ones, in float32."""
+    one, two = (_make(_bundled(kit, compile=switch)) for switch in (False, True))
+    return _within(one, two, COMPILED_LEVELS, COMPILED_DISTANCE)
+
+
+def compare_gradients(kit: Kit, variant: Variant, compiled: Synthesiser) -> Result:
+    """Losses and gradients of one compiled pass of a real architecture beside the eager one.
+
+    No tolerance is stated for them, so nothing is judged.
+    """
+    eager = dataclasses.replace(variant, mode="eager").synthesiser(kit)
+    (losses, one), (other_losses, two) = (
+        _gradient(kit, each, variant) for each in (eager, compiled)
+    )
+    difference = float((losses - other_losses).abs().max())
+    # torch's own cosine takes gradients as small as these for zero.
+    cosine = float((one * two).sum() / (one.norm() * two.norm()))
+    return {
+        "batch": variant.batch,
+        "remark": f"distances differ by {difference:.5f}; cosine of the gradients {cosine:.5f}",
+    }
+
+
+def _gradient(kit: Kit, loop: Synthesiser, variant: Variant) -> tuple[Tensor, Tensor]:
+    """Losses [B] and gradient float64 of the initial latents, as at the first step of a call."""
+    seeds, size = range(variant.batch), loop.teacher.image_size
+    latents = loop.generator.init_latents(seeds, kit.sizes.image_size).requires_grad_()
+    views = Views(seeds, 1, variant.views, 0.0, size, kit.device)
+    losses = loop.distances(latents, kit.targets(loop.teacher, variant.batch), views.draw(0))
+    (gradient,) = torch.autograd.grad(losses.sum(), [latents])
+    return losses.detach(), gradient.double()
+
+
+def _bundled(
+    kit: Kit, precision: Precision = "float32", quantise: bool = True, compile: bool = False
+) -> Synthesiser:
+    """The loop of the bundled models."""
+    config = Synthesis(image_size=SIZE, quantise=quantise, compile=compile)
+    return Synthesiser(*kit.bundled(precision), config, STEPS)
+
+
+def _make(synthesiser: Synthesiser) -> Synthesised:
+    """A batch of some classes."""
+    names = ("dog", "cat", "house", "tree")
+    targets = synthesiser.teacher.encode_text([f"A {name}" for name in names])
+    return synthesiser(targets, range(BATCH))
+
+
+def _equal(one: Tensor, two: Tensor) -> Result:
+    """Whether two images are the same to the bit."""
+    same = torch.equal(one, two)
+    most = int((one.int() - two.int()).abs().max())
+    words = "equal to the bit" if same else f"not equal, by up to {most} levels"
+    return {"passed": same, "remark": words}
+
+
+def _within(one: Synthesised, two: Synthesised, levels: float, distance: float) -> Result:
+    """Whether two batches agree within a mean difference of pixels and one of distances."""
+    pixels = float((one.pixels.int() - two.pixels.int()).abs().float().mean())
+    losses = float((one.losses - two.losses).abs().max())
+    return {
+        "passed": pixels < levels and losses < distance,
+        "remark": f"pixels differ by {pixels:.3f} levels (< {levels:g}), "
+        f"distances by {losses:.5f} (< {distance:g})",
+    }

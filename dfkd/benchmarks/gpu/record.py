@@ -1,0 +1,250 @@
+"""Runs rows within a time limit; writes `gpu.json` and `gpu.md` anew after each of them.
+
+A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment`, `limit`
+(seconds), `rows` and `targets`. A row has `name`, `state` and `seconds`, and what it has found:
+
+    figure            as `dfkd.benchmarks.measure.Figure.as_dict`
+    bandwidth_share   share of the bandwidth of a large copy
+    memory            most bytes that tensors took on the GPU
+    usual             whether it is our loop with a job's usual settings, to which targets apply
+    passed            of a check
+    profile           seconds by kernel
+    remark            a sentence for the table
+
+`error` is the error of a row that failed, or why a row was skipped.
+"""
+
+import datetime
+import gc
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dfkd.benchmarks.gpu.kit import Kit, Result
+from dfkd.benchmarks.measure import profile_table, scaled
+from dfkd.errors import Exit, one_line
+from dfkd.storage.base import Storage
+from dfkd.utils.hardware import describe_machine
+from dfkd.utils.strict_json import canonical
+
+JSON, PAGE = "gpu.json", "gpu.md"
+"""The files in the folder."""
+WAITING, RUNNING, DONE, FAILED, SKIPPED = "waiting", "running", "done", "failed", "skipped"
+"""States of a row."""
+HEAD = (
+    *("row", "median", "least", "most", "unit", "of its limit", "of the bandwidth", "memory"),
+    *("of its peer", "seconds", "remark"),
+)
+MAX_NAME = 90
+"""Most characters of a kernel's name; those of templates have hundreds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    name: str
+    measure: Callable[[Kit], Result]
+    seconds: float = 10.0
+    """Seconds that it may take on a GPU; with less time left it is skipped."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the fastest row of our loop has to reach."""
+
+    name: str
+    key: str
+    """Key of the row's figure."""
+    least: float
+
+
+class Record:
+    """The rows of a run and what they have found; it outlives whatever stops the process."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        rows: Sequence[Row],
+        targets: Sequence[Target],
+        command: str,
+        limit: float,
+        begun: float,
+    ) -> None:
+        """Write the first record, in which all rows wait.
+
+        Args:
+            storage: the folder.
+            command: the command line, which the record contains.
+            limit: seconds from `begun` until the process ends by itself.
+            begun: the start of the run on the clock `time.monotonic`.
+        """
+        self.storage, self.planned, self.targets = storage, rows, targets
+        self.limit, self.begun = limit, begun
+        self.lock = threading.RLock()
+        self.rows: list[dict[str, Any]] = [{"name": row.name, "state": WAITING} for row in rows]
+        self.facts = {
+            "benchmark": "gpu",
+            "command": command,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": describe_machine(),
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "cuda": str(torch.version.cuda),
+            },
+            "limit": limit,
+        }
+        self.write()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the limit."""
+        return self.limit - (time.monotonic() - self.begun)
+
+    def run(self, kit: Kit) -> Iterator[dict[str, Any]]:
+        """Measure row after row; yields each entry once it is written.
+
+        At the limit the process ends with `Exit.PARTIAL`, whatever it is doing.
+        """
+        # In a thread, because a kernel or a compiler that hangs would let no signal handler run.
+        watchdog = threading.Timer(max(0.0, self.left), self._stop)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            for row, entry in zip(self.planned, self.rows, strict=True):
+                self._measure(row, entry, kit)
+                yield entry
+        finally:
+            watchdog.cancel()
+
+    def _measure(self, row: Row, entry: dict[str, Any], kit: Kit) -> None:
+        """Fill in the entry of a row, and write the record."""
+        if self.left < row.seconds:
+            reason = f"may take {row.seconds:.0f} s, and {self.left:.0f} s are left of --limit"
+            self._update(entry, {"state": SKIPPED, "error": reason})
+            return
+        self._update(entry, {"state": RUNNING})
+        begun = time.monotonic()
+        found: Result
+        try:
+            found = {"state": DONE, **_with_memory(row.measure, kit)}
+            canonical(found)
+        except Exception as error:  # a row that fails must not take the others with it
+            found = {"state": FAILED, "error": f"{type(error).__name__}: {one_line(error)}"}
+        self._update(entry, {**found, "seconds": round(time.monotonic() - begun, 2)})
+        # What a failed row had allocated is freed only now that its traceback is gone.
+        gc.collect()
+        if kit.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _update(self, entry: dict[str, Any], values: Mapping[str, Any]) -> None:
+        """Change an entry and write the record."""
+        with self.lock:
+            entry.update(values)
+            self.write()
+
+    def _stop(self) -> None:
+        """End the process at the limit; all finished rows are on the disk."""
+        with self.lock:
+            for entry in self.rows:
+                if entry["state"] in (WAITING, RUNNING):
+                    entry.update(state=SKIPPED, error="the time of --limit was over")
+            self.write()
+            os._exit(Exit.PARTIAL)
+
+    def write(self) -> None:
+        """Write both files, each at once."""
+        with self.lock:
+            tree = {**self.facts, "rows": self.rows, "targets": self._judged()}
+            self.storage.put(JSON, canonical(tree))
+            self.storage.put(PAGE, page(tree).encode())
+
+    def _judged(self) -> list[dict[str, Any]]:
+        """Each target with the value of the fastest row that is `usual`; None without such rows."""
+        figures: list[dict[str, Any]]
+        figures = [entry["figure"] for entry in self.rows if entry.get("usual")]
+        fastest = max(figures, key=lambda figure: float(figure["median"]), default={})
+        judged = []
+        for target in self.targets:
+            value = fastest.get(target.key)
+            met = value is not None and value >= target.least
+            judged.append({**asdict(target), "measured": value, "met": met})
+        return judged
+
+
+def _with_memory(measure: Callable[[Kit], Result], kit: Kit) -> Result:
+    """What a row has found, with the most memory that it took on a GPU."""
+    if kit.device.type != "cuda":
+        return measure(kit)
+    torch.cuda.reset_peak_memory_stats()
+    found = measure(kit)
+    return {**found, "memory": torch.cuda.max_memory_allocated()}
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Markdown: the targets, a table of all rows, and the profiles."""
+    machine = record["machine"]
+    lines = [
+        "# GPU",
+        "",
+        f"`{record['command']}`, {record['date']}, {machine.get('gpu', 'no GPU')}, "
+        f"{machine['processor']} with {machine['cpus']} CPUs, "
+        f"torch {record['environment']['torch']}, CUDA {record['environment']['cuda']}",
+        "",
+        "| target | measured | met? |",
+        "|---|---:|---|",
+        *(f"| {' | '.join(_target(target))} |" for target in record["targets"]),
+        "",
+        f"| {' | '.join(HEAD)} |",
+        f"|---|{'---:|' * 3}{'---|' * (len(HEAD) - 4)}",
+        *(f"| {' | '.join(cells(row))} |" for row in record["rows"]),
+        "",
+    ]
+    for row in record["rows"]:
+        if spent := row.get("profile"):
+            named = {f"`{name[:MAX_NAME]}`": seconds for name, seconds in spent.items()}
+            lines += profile_table({f"{row['name']}: {row['remark']}": named})
+    return "\n".join(lines)
+
+
+def _target(target: Mapping[str, Any]) -> Iterator[str]:
+    """The cells of a target."""
+    yield target["name"]
+    if target["measured"] is None:
+        yield from ("-", "not measured")
+        return
+    yield scaled(target["measured"])
+    yield "yes" if target["met"] else "no"
+
+
+def cells(row: Mapping[str, Any]) -> Iterator[str]:
+    """The cells of a row, below `HEAD`."""
+    yield row["name"]
+    figure = row.get("figure")
+    for key in ("median", "least", "most"):
+        yield scaled(figure[key]) if figure else "-"
+    yield figure["unit"] if figure else "-"
+    yield f"{figure['share']:.0%} of {figure['limit']}" if figure and "share" in figure else "-"
+    yield f"{row['bandwidth_share']:.0%}" if "bandwidth_share" in row else "-"
+    yield f"{scaled(row['memory'])}B" if "memory" in row else "-"
+    yield f"{figure['ratio']:.2f} x {figure['peer']}" if figure and "ratio" in figure else "-"
+    yield f"{row['seconds']:.1f}" if "seconds" in row else "-"
+    yield " ".join(filter(None, _remarks(row))).replace("|", "/")
+
+
+def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
+    """State, verdict and sentence of a row, in words."""
+    if row["state"] != DONE:
+        yield f"{row['state']}:" if "error" in row else row["state"]
+    if "passed" in row:
+        yield "passed:" if row["passed"] else "NOT PASSED:"
+    if "batch" in row:
+        yield f"batch of {row['batch']}"
+    yield row.get("error") or row.get("remark", "")

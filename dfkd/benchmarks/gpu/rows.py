@@ -1,0 +1,170 @@
+"""The rows in their order: what others are compared with, what is cheap, what is compiled.
+
+A limit that is too short costs the last rows, of which each takes a minute or two to compile.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from dfkd.benchmarks.gpu import checks, synthesis, training
+from dfkd.benchmarks.gpu.kit import Kit, Result
+from dfkd.benchmarks.gpu.record import Row, Target
+from dfkd.benchmarks.gpu.sizes import Sizes
+from dfkd.benchmarks.gpu.synthesis import Mode, Variant
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.utils.types import Precision
+
+COMPILATION = 100.0
+"""Seconds that the compilation of forward and backward pass may take."""
+IMAGES_PER_HOUR, SHARE, TIMES = 5000.0, 0.35, 5.0
+"""Targets on one H100: images of 500 steps, share of the bfloat16 rate, speed of the plain loop."""
+
+
+def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
+    """The rows for some sizes, and the targets of some of them.
+
+    Args:
+        gpu: whether there is a GPU; a CPU compiles nothing, because that needs a C++ compiler.
+    """
+    first, *others = sizes.teachers
+    rows = [*_limits(), *_checks(first), *_eager(first, sizes)]
+    for teacher in others:
+        rows += _short(teacher, sizes)
+    rows += [_profile(first), *_prompts(first), *_students(sizes)]
+    if gpu:
+        rows += _Compiled(first).rows()
+        rows += [Row("compiled against eager", checks.check_compiled, 60)]
+    rows += _pretraining()
+    if gpu:
+        rows += (_compiled(first, sizes.batches[0], mode) for mode in ("CUDA graphs", "compiled"))
+        rows += (_fastest(teacher) for teacher in others)
+    return rows, [
+        Target(
+            f"{IMAGES_PER_HOUR:,.0f} images/h at {synthesis.STEPS} steps", "median", IMAGES_PER_HOUR
+        ),
+        Target(f"{SHARE:.0%} of the bf16 rate", "share", SHARE),
+        Target(f"{TIMES:g} x the plain loop", "ratio", TIMES),
+    ]
+
+
+def _limits() -> Iterator[Row]:
+    """What the machine can do at most."""
+    for precision in ("bfloat16", "float32"):
+        name = f"matrix product, {precision}"
+        yield Row(name, partial(training.limit_matrix_rate, precision=precision))
+    yield Row("copy", training.limit_bandwidth)
+
+
+def _checks(teacher: str) -> Iterator[Row]:
+    """Images that must be the same."""
+    yield Row("bfloat16 against float32", checks.check_precision, 30)
+    name = f"{teacher}, one pass in bfloat16 against float32"
+    yield Row(name, partial(checks.check_pass, teacher=teacher), 30)
+    yield Row("the same batch again", checks.check_repeat)
+    yield Row("batch independence", checks.check_company)
+
+
+def _loop(name: str, variant: Variant, seconds: float = 10.0) -> Row:
+    """A row of our loop."""
+    return Row(name, partial(synthesis.time_variant, variant=variant), seconds)
+
+
+def _eager(teacher: str, sizes: Sizes) -> Iterator[Row]:
+    """The plain loop, and ours from the plainest variant to the fastest eager one."""
+    batch = sizes.batches[0]
+    plain = partial(synthesis.time_plain_loop, teacher=teacher)
+    yield Row(f"{teacher}, plain loop", plain, 20)
+    yield Row(f"{teacher}, plain loop, TF32 convolutions", partial(plain, tf32=True))
+    for name, variant in (
+        ("no views, channels first", Variant(teacher, batch, "float32", 0, channels_last=False)),
+        ("channels first", Variant(teacher, batch, "float32", channels_last=False)),
+        ("channels last", Variant(teacher, batch, "float32")),
+    ):
+        yield _loop(f"{teacher}, float32, {name}", variant)
+    yield _loop(f"{teacher}, bfloat16, no views", Variant(teacher, batch, views=0))
+    for size in sizes.batches:
+        yield _loop(f"{teacher}, bfloat16, batch of {size}", Variant(teacher, size), 15)
+
+
+def _short(teacher: str, sizes: Sizes) -> Iterator[Row]:
+    """The plain loop and the most important eager variants of another teacher."""
+    plain = partial(synthesis.time_plain_loop, teacher=teacher)
+    yield Row(f"{teacher}, plain loop", plain, 20)
+    for size in (sizes.batches[0], sizes.batches[len(sizes.batches) // 2]):
+        yield _loop(f"{teacher}, bfloat16, batch of {size}", Variant(teacher, size))
+
+
+def _profile(teacher: str) -> Row:
+    """A profile of the fastest eager loop."""
+
+    def measure(kit: Kit) -> Result:
+        return synthesis.profile_variant(kit, synthesis.fastest(kit, teacher))
+
+    return Row("profile, eager", measure)
+
+
+def _prompts(teacher: str) -> Iterator[Row]:
+    """Contrastive prompts, after the plain loop."""
+    for name, plain in (("plain prompts", True), ("contrastive prompts", False)):
+        yield Row(name, partial(training.time_prompts, teacher=teacher, plain=plain), 15)
+
+
+def _students(sizes: Sizes) -> Iterator[Row]:
+    """Distillation of each student, after the plain loop."""
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    for student in sizes.students:
+        measure = partial(training.time_distillation, student=student)
+        yield Row(f"{student}, plain loop", partial(measure, precision="float32", plain=True))
+        for precision in precisions:
+            yield Row(f"{student}, {precision}", partial(measure, precision=precision))
+
+
+def _pretraining() -> Iterator[Row]:
+    """The miniature's trainings."""
+    for what in ("teacher", "generator"):
+        yield Row(f"miniature's {what}", partial(training.time_pretraining, what=what), 40)
+
+
+def _fastest(teacher: str) -> Row:
+    """Our loop, compiled at the batch size of the fastest eager row."""
+
+    def measure(kit: Kit) -> Result:
+        return synthesis.time_variant(kit, synthesis.fastest(kit, teacher, "compiled"))
+
+    return Row(f"{teacher}, compiled, fastest batch", measure, COMPILATION)
+
+
+def _compiled(teacher: str, batch: int, mode: Mode) -> Row:
+    """Our loop at a given batch size, compiled."""
+    name = f"{teacher}, {mode}, batch of {batch}"
+    return _loop(name, Variant(teacher, batch, mode=mode), COMPILATION)
+
+
+class _Compiled:
+    """Rows about one compiled loop, which the first of them compiles."""
+
+    def __init__(self, teacher: str) -> None:
+        self.teacher = teacher
+        self.loop: tuple[Variant, Synthesiser] | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """Its first pass, its speed and its profile."""
+        yield Row(f"{self.teacher}, one pass compiled against eager", self._compare, COMPILATION)
+        yield Row(f"{self.teacher}, compiled, fastest batch", self._time, 15)
+        yield Row("profile, compiled", self._profile, 15)
+
+    def _compare(self, kit: Kit) -> Result:
+        variant = synthesis.fastest(kit, self.teacher, "compiled")
+        self.loop = variant, variant.synthesiser(kit)
+        return checks.compare_gradients(kit, *self.loop)
+
+    def _time(self, kit: Kit) -> Result:
+        return synthesis.time_variant(kit, *self._compiled())
+
+    def _profile(self, kit: Kit) -> Result:
+        return synthesis.profile_variant(kit, *self._compiled())
+
+    def _compiled(self) -> tuple[Variant, Synthesiser]:
+        if self.loop is None:
+            raise RuntimeError("nothing was compiled; read the error of the row before")
+        return self.loop

@@ -1,0 +1,90 @@
+"""How much the kit measures: the real architectures at 224 px, or the miniature's in seconds."""
+
+from dataclasses import dataclass, field
+
+from dfkd.config.bundled import GENERATOR_CONFIG
+from dfkd.config.synthesis import Contrastive
+from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
+from dfkd.models.generators.vqgan_config import Decoder, Model, Params, read_model
+from dfkd.models.weights.reading import MINIATURE
+
+F16_16384 = Model(
+    params=Params(
+        embed_dim=256,
+        n_embed=16384,
+        ddconfig=Decoder(
+            z_channels=256,
+            resolution=256,
+            in_channels=3,
+            out_ch=3,
+            ch=128,
+            ch_mult=(1, 1, 2, 2, 4),
+            num_res_blocks=2,
+            attn_resolutions=(16,),
+        ),
+    )
+)
+"""The architecture of the published `vqgan-imagenet-f16-16384`."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Architectures, sizes and repeats."""
+
+    teachers: tuple[str, ...]
+    """`teacher.model` of each teacher; the first one is measured in more variants."""
+    generator: Model
+    image_size: int
+    batches: tuple[int, ...]
+    """Batch sizes of synthesis, from the paper's on."""
+    windows: int
+    """Timed windows of a loop, each of which gives one value."""
+    window_steps: int
+    """Steps in a window; ten hold one check for diverged images."""
+    students: tuple[str, ...]
+    training_batch: int
+    """Images in a step of distillation."""
+    training_steps: int
+    """Steps of distillation in a window."""
+    contrastive: Contrastive
+    drawings: int
+    """Made-up drawings from which the miniature's training batches are painted."""
+    pretraining_steps: int
+    """Timed steps of the miniature's trainings."""
+    teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
+    generator_recipe: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+
+
+FULL = Sizes(
+    teachers=("ViT-B-32-quickgelu", "RN50-quickgelu"),
+    generator=F16_16384,
+    image_size=224,
+    batches=(8, 16, 32, 64, 128, 256),
+    windows=3,
+    window_steps=10,
+    students=("resnet18", "resnet50"),
+    training_batch=128,
+    training_steps=4,
+    contrastive=Contrastive(updates=10),
+    drawings=4000,
+    pretraining_steps=4,
+)
+"""For measurements."""
+
+QUICK = Sizes(
+    teachers=(MINIATURE,),
+    generator=read_model(GENERATOR_CONFIG),
+    image_size=32,
+    batches=(1, 2),
+    windows=1,
+    window_steps=2,
+    students=("resnet18",),
+    training_batch=2,
+    training_steps=1,
+    contrastive=Contrastive(updates=2, batch_size=4, bank=8),
+    drawings=200,
+    pretraining_steps=1,
+    teacher_recipe=TeacherRecipe(batch_size=16, groups=1, style_captions=2),
+    generator_recipe=GeneratorRecipe(batch_size=2),
+)
+"""For a check within seconds, also on a CPU, that everything runs; its figures say little."""

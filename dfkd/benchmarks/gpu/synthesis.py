@@ -1,0 +1,203 @@
+"""Rows about synthesis: the plain loop, our loop in its variants, and a profile of the best one."""
+
+import itertools
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dfkd.benchmarks import reference
+from dfkd.benchmarks.gpu.kit import Kit, Result
+from dfkd.benchmarks.gpu.traffic import traffic
+from dfkd.benchmarks.measure import Figure, operations, profile
+from dfkd.config.synthesis import Synthesis
+from dfkd.synthesis.latents import Synthesiser
+from dfkd.utils.types import Precision
+
+STEPS = 500
+"""Steps of an image for which images per hour are computed; the paper's number."""
+UNIT = f"images/h at {STEPS} steps"
+LIMIT = "bf16 product"
+VIEWS = Synthesis().views
+PROFILED_STEPS = 4
+
+Mode = Literal["eager", "compiled", "CUDA graphs"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run our loop."""
+
+    teacher: str
+    batch: int
+    precision: Precision = "bfloat16"
+    views: int = VIEWS
+    mode: Mode = "eager"
+    """`compiled` is `synthesis.compile`; a job has no key for CUDA graphs, which are compiled with
+    `mode="reduce-overhead"`."""
+    channels_last: bool = True
+    """Whether weights have the layout of a job; otherwise that of the networks' authors."""
+
+    @property
+    def usual(self) -> bool:
+        """Whether a job on a GPU runs with these settings, of which `compile` is its choice."""
+        return replace(self, mode="eager") == Variant(self.teacher, self.batch)
+
+    def synthesiser(self, kit: Kit, steps: int = PROFILED_STEPS) -> Synthesiser:
+        """Our loop with this many steps; compiled at its first call."""
+        config = Synthesis(
+            image_size=kit.sizes.image_size,
+            views=self.views,
+            precision=self.precision,
+            compile=self.mode == "compiled",
+        )
+        if self.channels_last:
+            models = kit.teacher(self.teacher, self.precision), kit.generator(self.precision)
+            synthesiser = Synthesiser(*models, config, steps)
+        else:
+            # A new `Teacher` or `VQGAN` would change the layout, so these are as they were copied.
+            synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
+        if self.mode == "CUDA graphs":
+            synthesiser.distances = torch.compile(
+                synthesiser.distances, dynamic=False, mode="reduce-overhead"
+            )
+        return synthesiser
+
+
+def time_plain_loop(kit: Kit, teacher: str, tf32: bool = False) -> Result:
+    """The paper's loop in float32, at its batch size.
+
+    Args:
+        tf32: let convolutions round their inputs to TF32, which is torch's own default. The row
+            without it is the one that other rows are compared with, because a job forbids TF32.
+    """
+    sizes, batch = kit.sizes, min(reference.BATCH, kit.sizes.batches[-1])
+    clip, generator = kit.published(teacher)
+    targets = kit.targets(clip, batch)
+
+    def call() -> float:
+        reference.plain_loop(clip, generator, targets, sizes.image_size, sizes.window_steps)
+        return float(sizes.window_steps * batch)
+
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        hourly = [3600 * rate / STEPS for rate in kit.rates(call)]
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
+    figure = Figure("", UNIT, tuple(hourly)).as_dict()
+    if not tf32:
+        kit.plain[teacher] = figure["median"]
+    return {"figure": figure, "batch": batch}
+
+
+def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = None) -> Result:
+    """Images per hour of our loop, as a job runs it.
+
+    Args:
+        synthesiser: a loop of this variant that is already compiled.
+
+    Returns:
+        `figure`; `batch`; `usual`; `step_seconds`; `rest_seconds`, those of a call that are in no
+        step; `step_flop`, operations of a step; and for an eager loop `bandwidth_share`.
+    """
+    synthesiser = synthesiser or variant.synthesiser(kit)
+    targets = kit.targets(synthesiser.teacher, variant.batch)
+    synthesiser(targets, range(variant.batch))  # kernel selection and compilation
+    steps, rest = _step_seconds(kit, synthesiser, targets)
+    hourly = [3600 * variant.batch / (rest + (STEPS - 1) * seconds) for seconds in steps]
+    flop, moved = (variant.batch * each for each in _cost(kit, variant))
+    step, plain = statistics.median(steps), kit.plain.get(variant.teacher)
+    figure = Figure(
+        "",
+        UNIT,
+        tuple(hourly),
+        limit=LIMIT,
+        share=flop / step / kit.matrix_rate if kit.matrix_rate else None,
+        peer="plain loop",
+        ratio=statistics.median(hourly) / plain if plain else None,
+    ).as_dict()
+    found: Result = {
+        "figure": figure,
+        "batch": variant.batch,
+        "usual": variant.usual and variant.teacher == kit.sizes.teachers[0],
+        "step_seconds": step,
+        "rest_seconds": rest,
+        "step_flop": flop,
+    }
+    if kit.bandwidth and variant.mode == "eager":
+        found["bandwidth_share"] = moved / step / kit.bandwidth
+    # Later rows use the batch size of the fastest eager loop.
+    if variant.usual and variant.mode == "eager":
+        best = figure["median"], variant.batch
+        kit.fastest[variant.teacher] = max(best, kit.fastest.get(variant.teacher, best))
+    return found
+
+
+def fastest(kit: Kit, teacher: str, mode: Mode = "eager") -> Variant:
+    """The variant of a teacher at the batch size of its fastest eager row."""
+    if teacher not in kit.fastest:
+        raise RuntimeError(
+            "no eager row of this teacher has a result; read the errors of those rows"
+        )
+    return Variant(teacher, kit.fastest[teacher][1], mode=mode)
+
+
+def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[list[float], float]:
+    """Seconds of a step in each window, and those of a call that are in no step."""
+    sizes, marks = kit.sizes, list[float]()
+
+    def mark(step: int, losses: Tensor) -> None:
+        if step % sizes.window_steps == 0:
+            kit.synchronise()
+            marks.append(time.perf_counter())
+
+    synthesiser.steps = sizes.windows * sizes.window_steps + 1
+    begun = time.perf_counter()
+    made = synthesiser(targets, range(len(targets)), mark)
+    whole = time.perf_counter() - begun
+    if bool(made.diverged.any()):
+        raise RuntimeError("images diverged, so a step was not a whole one")
+    windows = itertools.pairwise(marks)
+    steps = [(end - start) / sizes.window_steps for start, end in windows]
+    return steps, whole - (marks[-1] - marks[0])
+
+
+def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
+    """Operations and bytes of a step of one image, counted in an eager loop."""
+    key = variant.teacher, variant.precision, variant.views
+    if key not in kit.costs:
+        kit.costs[key] = _count(kit, variant)
+    return kit.costs[key]
+
+
+def _count(kit: Kit, variant: Variant) -> tuple[float, float]:
+    """See `_cost`."""
+    eager = replace(variant, batch=kit.sizes.batches[0], mode="eager")
+    few, more = (_counted(kit, eager, steps) for steps in (2, 3))
+    # The first pass and the final image are in both, so the difference is one whole step.
+    return (more[0] - few[0]) / eager.batch, (more[1] - few[1]) / eager.batch
+
+
+def _counted(kit: Kit, variant: Variant, steps: int) -> tuple[int, int]:
+    """Operations and bytes of a call with so many steps."""
+    synthesiser, moved = variant.synthesiser(kit, steps), list[int]()
+    targets = kit.targets(synthesiser.teacher, variant.batch)
+
+    def call() -> None:
+        moved.append(traffic(lambda: synthesiser(targets, range(variant.batch))))
+
+    return operations(call), moved[0]
+
+
+def profile_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = None) -> Result:
+    """Seconds by kernel of some steps; a second call is profiled."""
+    synthesiser = synthesiser or variant.synthesiser(kit)
+    synthesiser.steps = PROFILED_STEPS
+    targets = kit.targets(synthesiser.teacher, variant.batch)
+    return {
+        "profile": profile(lambda: synthesiser(targets, range(variant.batch))),
+        "remark": f"{PROFILED_STEPS} steps of a batch of {variant.batch}, {variant.mode}",
+    }

@@ -1,0 +1,340 @@
+"""The kit for a GPU: that it runs where little is installed, what it records, and its limit."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfkd.benchmarks.gpu import checks, main, rows, synthesis
+from dfkd.benchmarks.gpu.kit import Kit, Result
+from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Record, Row, Target
+from dfkd.benchmarks.gpu.sizes import F16_16384, FULL, QUICK
+from dfkd.benchmarks.gpu.traffic import traffic
+from dfkd.models.generators.vqgan import VQGAN, Network
+from dfkd.models.teacher_architecture import read_architecture
+from dfkd.storage.local import LocalStorage
+from dfkd.synthesis.request import Synthesised
+from tests.helpers.jobs import ROOT, environment
+from tests.repository import gpu_wheels
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.heavy
+def test_the_kit_runs_with_the_packages_of_a_bare_machine_and_the_wheels(tmp_path: Path) -> None:
+    """Without `-S` Python would see this environment's packages too."""
+    packages, out = tmp_path / "packages", tmp_path / "out"
+    packages.mkdir()
+    gpu_wheels.site(
+        packages, {*gpu_wheels.with_requirements(gpu_wheels.IMAGE), *gpu_wheels.listed()}
+    )
+    assert not (packages / "ray").exists()
+    paths = {"PYTHONPATH": f"{packages}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-S", "-m", "dfkd.benchmarks.gpu", "--quick", "--out", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment() | paths)
+    assert run.returncode == 0, run.stderr
+    record = json.loads((out / JSON).read_bytes())
+    states = {row["name"]: row["state"] for row in record["rows"]}
+    assert set(states.values()) == {"done"}, record["rows"]
+    planned, _ = rows.all_rows(QUICK, torch.cuda.is_available())
+    assert list(states) == [row.name for row in planned]
+    judged = [row["passed"] for row in record["rows"] if "passed" in row]
+    assert judged == [True] * 4
+    loop = next(row for row in record["rows"] if row["name"] == "miniature, bfloat16, batch of 2")
+    assert loop["usual"]
+    assert loop["step_flop"] > 1e9
+    assert loop["figure"]["share"] > 0
+    assert loop["figure"]["ratio"] > 0
+    assert loop["bandwidth_share"] > 0
+    assert [target["measured"] > 0 for target in record["targets"]] == [True] * 3
+    lines = (out / PAGE).read_text().splitlines()
+    for name in states:
+        assert sum(line.startswith(f"| {name} |") for line in lines) == 1, name
+        assert sum(line.startswith(f"{name}  ") for line in run.stdout.splitlines()) == 1, name
+    assert run.stdout.splitlines()[-1] == f"wrote {out / JSON}"
+    assert any(line.startswith("| share of the time | profile, eager") for line in lines)
+
+
+@pytest.mark.heavy
+def test_the_list_of_wheels_is_what_the_kit_needs() -> None:
+    listed = gpu_wheels.listed()
+    assert set(listed) == gpu_wheels.needed(), "run python -m tests.repository.gpu_wheels"
+    assert {"open-clip-torch", "taming-transformers"} <= set(listed)
+    assert not {"ray", "boto3", "altair", "torch", "numpy"} & set(listed)
+    megabytes = [line.split("# ")[1] for line in gpu_wheels.LIST.read_text().splitlines()[4:]]
+    assert len(megabytes) == len(listed)
+    assert 1 < sum(float(size.removesuffix(" MB")) for size in megabytes) < 64
+
+
+def test_the_real_architectures_are_the_published_ones() -> None:
+    assert all(read_architecture(name).quick_gelu for name in FULL.teachers)
+    with torch.device("meta"):
+        network = Network(F16_16384)
+    assert network.get_parameter("quantize.embedding.weight").shape == (16384, 256)
+    assert network.downsampling == 16
+    assert network.decoder.conv_in.weight.shape == (512, 256, 3, 3)
+    assert network.decoder.conv_out.weight.shape == (3, 128, 3, 3)
+    assert len(network.decoder.up[4].attn) == 3  # at 16 x 16 cells, and nowhere else
+    assert sum(len(level.attn) for level in network.decoder.up) == 3
+
+
+def test_rows_have_names_of_their_own_and_the_compiled_ones_come_last() -> None:
+    planned, _ = rows.all_rows(FULL, gpu=True)
+    names = [row.name for row in planned]
+    assert len(set(names)) == len(names)
+    compiled = [row.name for row in planned if row.seconds >= rows.COMPILATION]
+    first = names.index(compiled[0])
+    assert first > names.index("resnet50, bfloat16")
+    assert len(compiled) == 4
+    on_a_cpu, _ = rows.all_rows(FULL, gpu=False)
+    assert not [row.name for row in on_a_cpu if "compiled" in row.name]
+
+
+def write(folder: Path, planned: list[Row], limit: float = 100, **targets: float) -> Record:
+    """A record of rows, begun now."""
+    storage = LocalStorage(folder)
+    storage.prepare()
+    wanted = [Target(key, key, least) for key, least in targets.items()]
+    return Record(storage, planned, wanted, "python -m x", limit, time.monotonic())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / JSON).read_bytes())["rows"]
+    return rows
+
+
+def figure(value: float, **other: Any) -> dict[str, Any]:
+    return {
+        "unit": "1/s",
+        "median": value,
+        "least": value,
+        "most": value,
+        "values": [value],
+        **other,
+    }
+
+
+def failing(kit: Kit) -> Result:
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+
+def test_a_row_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def looking(kit: Kit) -> Result:
+        seen.append([row["state"] for row in read(tmp_path)])
+        return {"figure": figure(2500.0), "remark": "a | b"}
+
+    planned = [
+        Row("large", failing),
+        Row("fine", looking),
+        Row("no number", lambda kit: {"figure": figure(float("nan"))}),
+        Row("too long", looking, seconds=1000),
+    ]
+    list(write(tmp_path, planned).run(Kit(QUICK, CPU)))
+    assert seen == [["failed", "running", "waiting", "waiting"]]
+    found = read(tmp_path)
+    assert [row["state"] for row in found] == ["failed", "done", "failed", "skipped"]
+    assert found[0]["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert re.fullmatch(r"may take 1000 s, and \d+ s are left of --limit", found[3]["error"])
+    table = [line for line in (tmp_path / PAGE).read_text().splitlines() if line.startswith("| ")]
+    cells = {line.split(" | ")[0].strip("| "): line for line in table}
+    assert cells["fine"].startswith(
+        "| fine | 2.5 k | 2.5 k | 2.5 k | 1/s | - | - | - | - | 0.0 | a / b |"
+    )
+    assert "failed: OutOfMemoryError: CUDA out of memory" in cells["large"]
+    assert {line.count(" | ") for line in cells.values() if "row" in line} <= {len(HEAD) - 1}
+
+
+def test_targets_are_judged_by_the_fastest_usual_row(tmp_path: Path) -> None:
+    other = {"limit": "l", "share": 0.9, "peer": "p", "ratio": 9.0}
+    planned = [
+        Row("slow", lambda kit: {"usual": True, "figure": figure(3.0, **other)}),
+        Row("fast", lambda kit: {"usual": True, "figure": figure(4.0, limit="l", share=0.2)}),
+        Row("other work", lambda kit: {"figure": figure(9.0, **other)}),
+    ]
+    record = write(tmp_path, planned, median=4, share=0.35, ratio=5)
+    targets = json.loads((tmp_path / JSON).read_bytes())["targets"]
+    assert [target["measured"] for target in targets] == [None] * 3
+    list(record.run(Kit(QUICK, CPU)))
+    targets = json.loads((tmp_path / JSON).read_bytes())["targets"]
+    assert [(target["measured"], target["met"]) for target in targets] == [
+        (4.0, True), (0.2, False), (None, False),
+    ]  # fmt: skip
+    lines = (tmp_path / PAGE).read_text().splitlines()
+    assert {"| median | 4 | yes |", "| share | 0.2 | no |", "| ratio | - | not measured |"} < set(
+        lines
+    )
+
+
+HANGING = """
+import sys, time, torch
+from pathlib import Path
+from dfkd.benchmarks.gpu.kit import Kit
+from dfkd.benchmarks.gpu.record import Record, Row
+from dfkd.benchmarks.gpu.sizes import QUICK
+from dfkd.storage.local import LocalStorage
+
+def hang(kit):
+    print("hangs", flush=True)
+    time.sleep(600)
+
+storage = LocalStorage(Path(sys.argv[1]))
+storage.prepare()
+rows = [Row("first", lambda kit: {"remark": "fine"}, 0)]
+rows += [Row("second", hang, 0), Row("third", hang, 0)]
+record = Record(storage, rows, [], "python -m x", float(sys.argv[2]), time.monotonic())
+list(record.run(Kit(QUICK, torch.device("cpu"))))
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("limit", "stop", "code", "states"),
+    [
+        (1.0, lambda process: None, 3, ["done", "skipped", "skipped"]),
+        (
+            600.0,
+            lambda process: process.terminate(),
+            -signal.SIGTERM,
+            ["done", "running", "waiting"],
+        ),
+    ],
+    ids=["limit", "SIGTERM"],
+)
+def test_finished_rows_outlive_the_process(
+    tmp_path: Path, limit: float, stop: Callable[[Any], None], code: int, states: list[str]
+) -> None:
+    command = [sys.executable, "-c", HANGING, str(tmp_path), str(limit)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hangs\n"
+        stop(process)
+        assert process.wait(60) == code
+    assert [row["state"] for row in read(tmp_path)] == states
+
+
+def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["--out", str(tmp_path / "file" / "folder")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out: must be a folder that can be written to, got ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_a_check_that_is_not_passed_is_an_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    passed: bool,
+    code: int,
+) -> None:
+    row = Row("company", lambda kit: {"passed": passed, "remark": "differs"})
+    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
+    assert main(["--out", str(tmp_path)]) == code
+    printed = capsys.readouterr()
+    verdict = "passed" if passed else "NOT PASSED"
+    assert f"company  0.0  {verdict}: differs" in printed.out
+    assert ("company: images differ more than they may" in printed.err) == (not passed)
+
+
+def test_rows_that_do_not_fit_make_the_run_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Row("long", lambda kit: {"remark": "fine"}, seconds=1000)
+    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
+    assert main(["--out", str(tmp_path), "--limit", "500"]) == 3
+
+
+def test_images_are_compared_by_pixels_and_by_distances() -> None:
+    def made(levels: int, distance: float) -> Synthesised:
+        pixels = torch.full((1, 2, 2, 3), 100 + levels, dtype=torch.uint8)
+        return Synthesised(pixels, torch.tensor([distance]), torch.ones(1), torch.zeros(1) > 0)
+
+    for levels, distance, passed in ((2, 0.51, True), (4, 0.51, False), (2, 0.55, False)):
+        found = checks._within(made(0, 0.5), made(levels, distance), 3, 0.02)
+        assert found["passed"] == passed
+    assert f"{4:.3f} levels (< 3)" in checks._within(made(0, 0.5), made(4, 0.5), 3, 0.02)["remark"]
+    one, two = made(0, 0).pixels, made(-2, 0).pixels
+    assert checks._equal(one, one) == {"passed": True, "remark": "equal to the bit"}
+    assert checks._equal(one, two) == {"passed": False, "remark": "not equal, by up to 2 levels"}
+
+
+def test_traffic_is_what_operations_read_and_write() -> None:
+    left, right = torch.ones(4, 5), torch.ones(5, 6)
+    assert traffic(lambda: left @ right) == 4 * (4 * 5 + 5 * 6 + 4 * 6)
+    assert traffic(lambda: left.t()) == 0
+    assert traffic(lambda: left.add_(1)) == 4 * (20 + 20)
+    assert traffic(lambda: torch.empty(9)) == 0
+    assert traffic(lambda: torch.ones(1).expand(8) + torch.ones(8)) == 4 * (1 + 8 + 1 + 8 + 8)
+
+
+def test_traffic_of_a_backward_pass_counts() -> None:
+    left, right = torch.ones(4, 5, requires_grad=True), torch.ones(5, 6)
+    forward = traffic(lambda: (left @ right).sum())
+    both = traffic(lambda: (left @ right).sum().backward())
+    # The gradient of a sum is one number, repeated (`ones_like`, `expand`), times `right`.
+    assert both == forward + 4 * (1 + 1) + 4 * (1 + 5 * 6 + 4 * 5)
+
+
+def test_a_step_is_timed_without_what_comes_before_and_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """7 s of preparation with the first pass, 0.5 s a step, 2 s for the final images."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    kit = Kit(dataclasses.replace(QUICK, windows=3), CPU)
+
+    class Loop:
+        steps = 0
+
+        def __call__(self, targets: Any, seeds: Any, on_step: Callable[..., None]) -> Synthesised:
+            clock[0] += 7
+            for step in range(self.steps):
+                clock[0] += 0.5 * (step > 0)
+                on_step(step, None)
+            clock[0] += 2
+            return Synthesised(targets, targets, targets, torch.tensor([False]))
+
+    steps, rest = synthesis._step_seconds(kit, Loop(), torch.ones(1))
+    assert steps == [0.5] * 3
+    assert rest == 9.0
+
+
+@pytest.mark.heavy
+def test_variants_share_weights_and_differ_in_what_they_say() -> None:
+    kit = Kit(QUICK, CPU)
+    name = QUICK.teachers[0]
+    loops = [
+        synthesis.Variant(name, 1, "float32", 0, channels_last=False).synthesiser(kit),
+        synthesis.Variant(name, 1, "float32").synthesiser(kit),
+        synthesis.Variant(name, 1).synthesiser(kit),
+    ]
+    kernels = []
+    for loop in loops:
+        assert isinstance(loop.generator, VQGAN)
+        kernels.append(loop.generator.network.decoder.conv_in.weight)
+    assert kernels[0].is_contiguous()
+    assert not kernels[1].is_contiguous()
+    assert kernels[1] is kernels[2]
+    assert torch.equal(kernels[0], kernels[1])
+    assert [loop.config.views for loop in loops] == [0, 8, 8]
+    assert synthesis.Variant(name, 1).usual
+    assert not synthesis.Variant(name, 1, "float32").usual
+    assert synthesis.Variant(name, 1, mode="compiled").usual
