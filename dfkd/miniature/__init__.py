@@ -3,7 +3,8 @@
 The assets are used like any other weights and data, by `dfkd.models.teacher`,
 `dfkd.models.generators`, `dfkd.models.backbone` and `dfkd.evaluation.data`;
 ``assets/MODEL_CARD.md`` describes them.
-All modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing else imports them:
+All modules here belong to the recipe behind ``jobs/pretrain.py``; besides it, only
+`dfkd.benchmarks.gpu` imports them, to measure the trainings:
 
     recipe.py          the manifest                    -> settings of each stage
     drawings           icons and clip art              -> pixels, names, batches of rows
@@ -12,7 +13,7 @@ All modules here belong to the recipe behind ``jobs/pretrain.py``, and nothing e
     training           the networks and their trainings; each resumes (work_folder.py)
     pretraining.py     the stages: drawings, tokenizer, teacher, generator
     evaluation_set.py  held-out drawings               -> the bundled evaluation set
-    scoring.py         exported files                  -> scores (of images: fidelity.py, samples.py)
+    scoring.py         exported files                  -> scores (fidelity.py, samples.py)
     making.py          all stages in a row             -> assets with their model card (card.py)
 
 Start with `making.make`. In this package a *drawing* is an icon or a piece of clip art, a *row* is

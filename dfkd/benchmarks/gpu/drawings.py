@@ -10,12 +10,12 @@ import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
 from dfkd.benchmarks.gpu.sizes import Sizes
-from dfkd.miniature import teacher
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
-from dfkd.miniature.generator import GeneratorTrainer
 from dfkd.miniature.looks.fields import SIZE
-from dfkd.miniature.teacher import TeacherTrainer
 from dfkd.miniature.tokenizer import caption_words, merges, write_merges
+from dfkd.miniature.training import teacher
+from dfkd.miniature.training.generator import GeneratorTrainer
+from dfkd.miniature.training.teacher import TeacherTrainer
 
 NAMES = ("dog", "cat", "clock", "house", "tree", "alarm clock", "solar panel", "red car")
 """Names of the drawings, each of which several sets have."""
