@@ -1,4 +1,4 @@
-"""Train the miniature world's teacher and generator from an icon package, score and export them."""
+"""Train the miniature world's models from an icon package, score and export them."""
 
 import argparse
 import sys
@@ -19,10 +19,9 @@ def read(path: str, overrides: tuple[str, ...]) -> Recipe:
 def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
     teacher, generator = recipe.teacher, recipe.generator
-    if options.classifier:
-        settings = recipe.backbone if options.classifier == "backbone" else recipe.judge
+    if options.only:
+        settings = getattr(recipe, options.only)
         return {
-            "architecture": settings.architecture,
             "steps": settings.steps,
             "images": settings.steps * settings.batch_size,
             "work": recipe.data.work,
@@ -43,13 +42,13 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
     """Run every stage, resuming after a kill; returns the path of the scores."""
     # Import here: only this job needs the packages of the extra `pretrain`.
     try:
-        from dfkd.miniature.making import make, make_classifier
+        from dfkd.miniature.making import make, make_single
     except ModuleNotFoundError as error:
         raise ManifestError(
             "environment", "needs the extra pretrain", error.name, "pip install -e '.[pretrain]'"
         ) from None
-    if options.classifier:
-        return str(make_classifier(recipe, options.classifier))
+    if options.only:
+        return str(make_single(recipe, options.only))
     return str(make(recipe, f"python jobs/pretrain.py {options.manifest}"))
 
 
@@ -57,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
-        "--classifier",
-        choices=("backbone", "judge"),
-        help="train only a classifier of drawings: the backbone that a student may start from, or "
-        "the judge of synthesised images",
+        "--only",
+        choices=("backbone", "diffusion", "judge"),
+        help="train only one model: the backbone that a student may start from, a diffusion model "
+        "in the latent space of the generator, or the judge of synthesised images",
     )
     return command_line.run_with(read, arguments, work, plan, argv)
 

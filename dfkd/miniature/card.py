@@ -14,10 +14,10 @@ from dfkd.miniature.scoring import Scores
 _INTENT = """\
 Small models of the kinds that the package works with, so that the whole system runs anywhere: an
 open_clip teacher (ResNet image tower, transformer text tower, 64 px), a taming-transformers VQGAN
-(64 px), a latent diffusion model in diffusers' layout, and a backbone that students start from.
-They learned from openly licensed icons and clip art, painted in some eighty looks: a caption names
-the object and tells how it is painted, except for the default look, black on white. They are made
-for tests, demonstrations and teaching, and know nothing but drawings."""
+(64 px), and a backbone that students start from. They learned from openly licensed icons and clip
+art, painted in some eighty looks: a caption names the object and tells how it is painted, except
+for the default look, black on white. They are made for tests, demonstrations and teaching, and know
+nothing but drawings."""
 
 _LIMITS = """\
 - Drawings only: no model has seen photographs.
@@ -37,7 +37,6 @@ def write(scores: Scores, folder: Path) -> None:
         ("Separation", _separation(scores["data"]["separation"])),
         ("Teacher", _teacher(scores["teacher"])),
         ("Generator", _generator(scores["generator"])),
-        ("Diffusion model", _diffusion(scores["diffusion"])),
         ("Backbone", _backbone(scores["backbone"])),
         ("How they were made", _provenance(scores)),
         ("Limits", _LIMITS),
@@ -175,23 +174,6 @@ def _generator(generator: Scores) -> str:
         f"(this table) and {_percent(kept['official'])} % of that over the official ones. "
         f"Hue is off by {generator['hue_error_degrees']} degrees (mean over twelve sectors), and "
         f"{_percent(generator['chroma_kept'])} % of the chroma survives."
-    )
-
-
-def _diffusion(diffusion: Scores) -> str:
-    """The section of the card on the diffusion model's scores."""
-    rows = [
-        (name, *(_percent(named[key]) for key in ("plain", "styled")))
-        for name, named in diffusion["teacher"].items()
-    ]
-    return (
-        f"{diffusion['parameters']:,} parameters in the UNet, which works on the generator's "
-        f"latents and is conditioned on the teacher's hidden states; {diffusion['steps']:,} steps, "
-        f"{diffusion['images_seen']:,} painted images with captions, {diffusion['hours']} hours. "
-        f"The folder `diffusion` has diffusers' layout.\n\nShare of {diffusion['images']} sampled "
-        f"images (`samples.png`; {diffusion['sampling_steps']} steps, guidance "
-        f"{diffusion['guidance']:g}) of which the teacher names the class (%):\n\n"
-        + _table(("class", 'of "A {class}"', "of prompts with a style"), rows)
     )
 
 

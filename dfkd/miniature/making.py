@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,8 @@ from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
 from dfkd.miniature.training import classifier, diffusion
-from dfkd.miniature.training.generator import Network
+from dfkd.miniature.training.generator import GeneratorTrainer, Network
+from dfkd.miniature.training.teacher import TeacherTrainer
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.reading import MINIATURE
 
@@ -34,17 +35,28 @@ FILES = (
     "bpe.txt.gz",
     "generator.yaml",
     "generator.safetensors",
-    "diffusion/scheduler/scheduler_config.json",
-    "diffusion/text_encoder/config.json",
-    "diffusion/tokenizer/tokenizer_config.json",
-    "diffusion/unet/config.json",
-    "diffusion/unet/diffusion_pytorch_model.safetensors",
-    "diffusion/vae/config.json",
-    "diffusion/vae/diffusion_pytorch_model.safetensors",
     "backbone.safetensors",
     "evaluation.tar",
 )
 Classifier = Literal["backbone", "judge"]
+#: Models that can be trained alone.
+Single = Classifier | Literal["diffusion"]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two models that others are made with, as exported: their half precision is their users'.
+
+    Each was trained by the trainer beside it.
+    """
+
+    tokenizer: SimpleTokenizer
+    words: list[str]
+    """The words of the teacher's captions."""
+    teacher_trainer: TeacherTrainer
+    teacher: nn.Module
+    generator_trainer: GeneratorTrainer
+    generator: Network
 
 
 def make(recipe: Recipe, command: str) -> Path:
@@ -61,15 +73,7 @@ def make(recipe: Recipe, command: str) -> Path:
     torch.set_num_threads(recipe.threads)
     output = Path(recipe.output)
     split = pretraining.split_drawings(recipe)
-    tokenizer, words = pretraining.write_tokenizer(recipe, split, output)
-    teacher_trainer = pretraining.train_teacher(recipe, split, tokenizer, words, output)
-    # All later stages use the files, with their half precision, as the users of the package do.
-    teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
-    generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
-    generator = scoring.exported_generator(recipe.generator, output)
-    diffusion_trainer = _train_diffusion(
-        recipe, split, (tokenizer, words), teacher, generator, output
-    )
+    models = _train_models(recipe, split, output)
     backbone = _train_classifier(recipe, split, "backbone")
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
@@ -80,68 +84,74 @@ def make(recipe: Recipe, command: str) -> Path:
         "note": recipe.note,
         "machine": scoring.machine_scores(),
         "data": scoring.data_scores(recipe, split),
-        "teacher": scoring.teacher_scores(teacher_trainer, teacher, tokenizer, split),
-        "generator": scoring.generator_scores(
-            generator_trainer, generator, teacher, tokenizer, split
+        "teacher": scoring.teacher_scores(
+            models.teacher_trainer, models.teacher, models.tokenizer, split
         ),
-        "diffusion": samples.scores(diffusion_trainer, output),
+        "generator": scoring.generator_scores(
+            models.generator_trainer, models.generator, models.teacher, models.tokenizer, split
+        ),
         "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
     }
-    write_reconstructions(split, generator, output)
+    write_reconstructions(split, models.generator, output)
     card.write(scores, output)
     card.write_notice(recipe, split, output)
     return write_scores(scores, output)
 
 
-def _train_diffusion(
-    recipe: Recipe,
-    split: DataSplit,
-    language: tuple[SimpleTokenizer, list[str]],
-    teacher: nn.Module,
-    vqgan: Network,
-    output: Path,
-) -> diffusion.DiffusionTrainer:
-    """Train the diffusion model and export it in diffusers' layout; returns the trainer.
+def make_single(recipe: Recipe, kind: Single) -> Path:
+    """Train only one model; returns the path of its weights or, of the diffusion model, its scores.
 
-    Args:
-        language: the teacher's tokenizer and the words of its captions.
-        teacher, vqgan: the exported models.
-    """
-    tokenizer, words = language
-    captioner = Captioner(tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words)
-    trainer = diffusion.DiffusionTrainer(
-        recipe.diffusion,
-        recipe.generator,
-        split.training,
-        split.keep,
-        vqgan,
-        # A copy, because the library's teacher changes the memory layout of its model.
-        Teacher(copy.deepcopy(teacher), tokenizer, MINIATURE, preprocess={}),
-        captioner,
-        work_folder.claim(recipe, "diffusion"),
-        recipe.seed,
-        pretraining.log,
-    )
-    unet, folder = trainer.run(), output / "diffusion"
-    vae = diffusion.autoencoder(recipe.generator, vqgan, 1 / trainer.deviation)
-    text = diffusion.text_encoder(recipe.teacher, tokenizer.vocab_size)
-    diffusion.write_configurations(folder, unet, vae, text)
-    for part, network in {"unet": unet, "vae": vae}.items():
-        path = folder / part / "diffusion_pytorch_model.safetensors"
-        pretraining.export(network.state_dict(), path)
-    return trainer
-
-
-def make_classifier(recipe: Recipe, kind: Classifier) -> Path:
-    """Train only one of the classifiers; returns the path of its weights.
+    The diffusion model needs the teacher and the generator, which are trained first unless their
+    work is in the work folder.
 
     Raises:
         DfkdError: as `make`.
     """
     torch.set_num_threads(recipe.threads)
-    _train_classifier(recipe, pretraining.split_drawings(recipe), kind)
+    split, output = pretraining.split_drawings(recipe), Path(recipe.output)
+    if kind == "diffusion":
+        return _make_diffusion(recipe, split, _train_models(recipe, split, output), output / kind)
+    _train_classifier(recipe, split, kind)
     return _classifier_file(recipe, kind)
+
+
+def _train_models(recipe: Recipe, split: DataSplit, output: Path) -> Models:
+    """Train and export teacher and generator."""
+    tokenizer, words = pretraining.write_tokenizer(recipe, split, output)
+    teacher_trainer = pretraining.train_teacher(recipe, split, tokenizer, words, output)
+    teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
+    generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
+    generator = scoring.exported_generator(recipe.generator, output)
+    return Models(tokenizer, words, teacher_trainer, teacher, generator_trainer, generator)
+
+
+def _make_diffusion(recipe: Recipe, split: DataSplit, models: Models, folder: Path) -> Path:
+    """Train the diffusion model and export it to a folder; returns the path of its scores."""
+    tokenizer = models.tokenizer
+    captioner = Captioner(
+        tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, models.words
+    )
+    trainer = diffusion.DiffusionTrainer(
+        recipe.diffusion,
+        recipe.generator,
+        split.training,
+        split.keep,
+        models.generator,
+        Teacher(models.teacher, tokenizer, MINIATURE, preprocess={}),
+        captioner,
+        work_folder.claim(recipe, "diffusion"),
+        recipe.seed,
+        pretraining.log,
+    )
+    unet = trainer.run()
+    vae = diffusion.autoencoder(recipe.generator, models.generator, 1 / trainer.deviation)
+    text = diffusion.text_encoder(recipe.teacher, tokenizer.vocab_size)
+    diffusion.write_configurations(folder, unet, vae, text)
+    for part, network in {"unet": unet, "vae": vae}.items():
+        path = folder / part / "diffusion_pytorch_model.safetensors"
+        pretraining.export(network.state_dict(), path)
+    return write_scores(samples.scores(trainer, folder), folder)
 
 
 def _classifier_file(recipe: Recipe, kind: Classifier) -> Path:

@@ -152,7 +152,7 @@ class DiffusionRecipe:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ClassifierRecipe:
-    """A network that names training drawings (`--classifier`), and its training."""
+    """A network that names training drawings (`--only`), and its training."""
 
     architecture: Name = "resnet18"
     """As `distillation.student`."""

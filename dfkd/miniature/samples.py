@@ -30,13 +30,13 @@ _COUNT = 8
 
 @torch.no_grad()
 def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
-    """Scores of the model in ``folder / "diffusion"``; writes ``samples.png``.
+    """Scores of the model that was exported to ``folder``; writes ``samples.png`` there.
 
     Returns:
         Plain values. ``teacher`` has for each class the share, 0-1, of images whose class the
         teacher names: of the ``plain`` class prompt, and of ``styled`` prompts.
     """
-    teacher, model = trainer.teacher, _exported(folder / "diffusion")
+    teacher, model = trainer.teacher, _exported(folder)
     texts = teacher.encode_text([f"A {name}" for name in OFFICIAL])
     words = [word for word in vocabulary() if not word.endswith(" ground")]
     styles = [words[i * len(words) // _COUNT] for i in range(_COUNT)]

@@ -8,11 +8,16 @@ import pytest
 import safetensors
 import yaml
 
+from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestError
 from dfkd.miniature import pretraining
 from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
 from dfkd.miniature.work_folder import Stage, claim
+from dfkd.models.generators import kinds
+from dfkd.models.generators.generator import Condition
+from dfkd.models.teacher import Teacher
+from dfkd.utils.device import CPU
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
@@ -108,7 +113,6 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert scores["teacher"]["steps"] == scores["generator"]["steps"] == 2
     assert jobs.contents(out).keys() == {
         *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png",
-        "samples.png",
     }  # fmt: skip
     before = jobs.contents(out)
     again = run_here(manifest)
@@ -116,10 +120,36 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert "teacher resumes at step 2" in again.stdout
     assert jobs.contents(out) == before
     assert scores["backbone"]["classes"] == len(classes_of(out / "backbone.safetensors"))
-    done = run_here(manifest, "--classifier", "judge")
+    done = run_here(manifest, "--only", "judge")
     assert done.returncode == Exit.DONE, done.stderr
     assert done.stdout.splitlines()[-1] == f"wrote {out / 'judge.safetensors'}"
     assert set(classes_of(out / "judge.safetensors")) <= set(OFFICIAL)
+    done = run_here(manifest, "--only", "diffusion")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert done.stdout.splitlines()[-1] == f"wrote {out / 'diffusion' / 'scores.json'}"
+    assert "generator resumes at step 2" in done.stdout
+    require_usable(out)
+
+
+def require_usable(assets: Path) -> None:
+    """Images can be sampled with the diffusion model and the teacher in a folder."""
+    files = {"model": assets / "teacher.json", "weights": assets / "teacher.safetensors"}
+    manifest = Manifest.read(
+        str(jobs.ROOT / "manifests" / "pacs_lcm.yaml"),
+        (
+            *(f"teacher.{key}={path}" for key, path in files.items()),
+            *(f"generator.weights={assets / 'diffusion'}", "generator.guidance=2"),
+            *("prompts.method=mix", "synthesis.steps=2"),
+        ),
+    )
+    generator = kinds.load(manifest, CPU)
+    teacher = Teacher.load(manifest.teacher, CPU)
+    generator.require(teacher, 64)
+    assert generator.text is not None
+    ids = teacher.tokenize(["a cat", ""])
+    states = teacher.hidden_states(teacher.embed_tokens(ids), generator.text.layers)
+    latents = generator.init_latents([3], 64, Condition(states[:1], states[1:]))
+    assert generator.decode(latents).shape == (1, 3, 64, 64)
 
 
 def classes_of(path: Path) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.config.bundled import CACHE, DIFFUSION
+from dfkd.config.bundled import CACHE
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError, one_line
@@ -27,7 +27,7 @@ from dfkd.models.generators.generator import Condition, TextInput, to_pixels
 from dfkd.models.generators.text_tower import FIELD, REMEDY, TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
-from dfkd.models.weights.reading import MINIATURE, load_into, match, read_json, read_state_dict
+from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
@@ -209,8 +209,6 @@ def find_folder(value: str, cache: str = CACHE) -> Path:
     Raises:
         WeightsError: no such folder or name, or a file is not in the cache.
     """
-    if value == MINIATURE:
-        return DIFFUSION
     if artifacts := PUBLISHED_PIPELINES.get(value):
         for artifact in artifacts:
             cached(FIELD, value, artifact, cache)
