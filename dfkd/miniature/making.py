@@ -151,7 +151,13 @@ def _make_diffusion(recipe: Recipe, split: DataSplit, models: Models, folder: Pa
     for part, network in {"unet": unet, "vae": vae}.items():
         path = folder / part / "diffusion_pytorch_model.safetensors"
         pretraining.export(network.state_dict(), path)
-    return write_scores(samples.scores(trainer, folder), folder)
+    scores = {
+        "recipe": fingerprint(work_folder.identity(recipe, "diffusion")),
+        "seed": recipe.seed,
+        "machine": scoring.machine_scores(),
+        **samples.scores(trainer, folder),
+    }
+    return write_scores(scores, folder)
 
 
 def _classifier_file(recipe: Recipe, kind: Classifier) -> Path:

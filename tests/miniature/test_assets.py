@@ -8,6 +8,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import safetensors
 import torch
 import yaml
 from open_clip.tokenizer import SimpleTokenizer
@@ -39,7 +40,7 @@ def members() -> list[tarfile.TarInfo]:
 
 
 def test_weights_are_small_enough_to_ship() -> None:
-    weights = (bundled.TEACHER_WEIGHTS, bundled.GENERATOR_WEIGHTS)
+    weights = (bundled.TEACHER_WEIGHTS, bundled.GENERATOR_WEIGHTS, bundled.BACKBONE)
     assert sum(path.stat().st_size for path in weights) <= 60e6
 
 
@@ -47,6 +48,16 @@ def test_files_are_the_ones_that_were_scored(scores: dict[str, Any]) -> None:
     for name, known in scores["files"].items():
         data = (bundled.ASSETS / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (known["bytes"], known["sha256"])
+
+
+def test_the_backbone_learned_classes_that_no_student_of_the_demo_learns(
+    scores: dict[str, Any],
+) -> None:
+    with safetensors.safe_open(bundled.BACKBONE, "numpy") as file:
+        classes = json.loads(file.metadata()["classes"])
+    assert len(classes) == scores["backbone"]["classes"]
+    assert OFFICIAL.isdisjoint(classes)
+    assert scores["backbone"]["accuracy"] >= 0.8
 
 
 def test_the_teacher_recognises_objects_and_hears_styles(scores: dict[str, Any]) -> None:
