@@ -119,7 +119,10 @@ def test_a_fetched_file_must_be_of_its_kind(tmp_path: Path) -> None:
 def test_library_weights_of_few_shot_are_needed_where_that_is_asked_for(tmp_path: Path) -> None:
     manifest = Manifest.read(
         "manifests/miniature.yaml",
-        ("fewshot.starts=[student, library]", "distillation.student=resnet18"),
+        (
+            *("distillation.student=resnet18", "distillation.weights=none"),
+            *("fewshot.starts=[student, library]", "fewshot.library=IMAGENET1K_V1"),
+        ),
     )
     assert needs(manifest) == []
     (need,) = needs(manifest, few_shot=True)

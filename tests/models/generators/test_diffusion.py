@@ -296,7 +296,7 @@ def test_a_missing_file_is_named(file: str, home: Path, own: Path) -> None:
         ),
         ("unet/config.json", {"out_channels": 3}, "differs in shape at conv_out"),
         ("vae/config.json", {"latent_channels": 3}, "differs in shape at"),
-        ("vae/config.json", {"_class_name": "VQModel"}, "vae._class_name: must be one of Auto"),
+        ("vae/config.json", {"_class_name": "VQDiffusion"}, "vae._class_name: must be one of Auto"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler"}, "scheduler._class"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "must be buildable by"),
         ("text_encoder/config.json", {"hidden_size": "32"}, "text_encoder.hidden_size: "),
