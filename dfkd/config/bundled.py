@@ -5,6 +5,9 @@ from pathlib import Path
 CACHE = "~/.cache/dfkd"
 """Default folder of fetched files."""
 
+MINIATURE = "miniature"
+"""Value of a manifest key for the models that the package ships."""
+
 ASSETS = Path(__file__).parents[1] / "miniature" / "assets"
 
 TEACHER_CONFIG = ASSETS / "teacher.json"

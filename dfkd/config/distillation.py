@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.bundled import BACKBONE
+from dfkd.config.bundled import BACKBONE, MINIATURE
 from dfkd.errors import ManifestError
 from dfkd.utils.types import (
     CHECKED,
@@ -34,7 +34,7 @@ Model = Literal["teacher", "text-only", "student"]
 
 def weights_file(weights: str) -> Path | None:
     """The file that `weights` names: the bundled one or a path; None if it is a library's name."""
-    if weights == "miniature":
+    if weights == MINIATURE:
         return BACKBONE
     return Path(weights) if "/" in weights or "." in weights else None
 

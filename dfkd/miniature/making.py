@@ -13,6 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import nn
 
+from dfkd.config.bundled import MINIATURE
 from dfkd.config.hashing import fingerprint
 from dfkd.miniature import card, evaluation_set, pretraining, samples, scoring, work_folder
 from dfkd.miniature.captions import Captioner
@@ -26,7 +27,6 @@ from dfkd.miniature.training import classifier, diffusion
 from dfkd.miniature.training.generator import GeneratorTrainer, Network
 from dfkd.miniature.training.teacher import TeacherTrainer
 from dfkd.models.teacher import Teacher
-from dfkd.models.weights.reading import MINIATURE
 
 #: The files of the models and the evaluation set, whose hashes are part of the scores.
 FILES = (
@@ -173,9 +173,9 @@ def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier) -> Sco
         split.training, list(by_class.values()), settings.default_share, recipe.seed
     )
     folder = work_folder.claim(recipe, kind)
-    network = classifier.ClassifierTrainer(settings, batches, folder, recipe.seed).run(
-        pretraining.log
-    )
+    network = classifier.ClassifierTrainer(
+        settings, batches, folder, recipe.seed, pretraining.log
+    ).run()
     images, labels = split.validation_set(list(by_class))
     accuracy = classifier.accuracy(network, images, labels)
     pretraining.log(

@@ -22,6 +22,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dfkd.config.bundled import MINIATURE
 from dfkd.miniature.evaluation_set import OFFICIAL, EvaluationImage
 from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
@@ -96,7 +97,7 @@ def teacher_scores(
     evaluation, images = split.evaluation, split.evaluation_pixels()
     classes = sorted({image.label for image in evaluation})
     # A copy, because the library's teacher changes the memory layout of its model.
-    teacher = Teacher(copy.deepcopy(model), tokenizer, "miniature", preprocess={})
+    teacher = Teacher(copy.deepcopy(model), tokenizer, MINIATURE, preprocess={})
     return {
         "parameters": _size(model),
         "vocabulary": tokenizer.vocab_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,8 @@ import torch
 from dfkd.errors import FingerprintError
 from dfkd.miniature.recipe import Recipe
 
+#: Prints a line of progress.
+Log = Callable[[str], None]
 #: A stage and its folder; ``world`` holds the rendered drawings.
 Stage = Literal["world", "teacher", "generator", "diffusion", "backbone", "judge"]
 #: The sections of the recipe on which each stage's result depends.

@@ -19,11 +19,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from dfkd.config.bundled import CACHE, TEACHER_CONFIG, TEACHER_WEIGHTS
+from dfkd.config.bundled import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import FETCH, cached, hub_id, of_tag
 from dfkd.models.weights.reading import (
-    MINIATURE,
     OPENAI_KEYS,
     existing_file,
     is_torchscript,

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from dfkd.benchmarks.gpu import checks, main, rows, synthesis
+from dfkd.benchmarks.gpu import checks, rows, synthesis
+from dfkd.benchmarks.gpu.command import main
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Record, Row, Target
 from dfkd.benchmarks.gpu.sizes import F16_16384, FULL, QUICK

@@ -326,7 +326,7 @@ def test_a_diffusion_model_learns_and_resumes_to_the_same_weights(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    begun._save, save = lambda: (save(), interrupt()), begun._save
+    begun.save, save = lambda: (save(), interrupt()), begun.save
     with pytest.raises(KeyboardInterrupt):
         begun.run()
     resumed = diffusion_trainer(cache, tokenizer, tmp_path / "parts", 3)

@@ -5,6 +5,3 @@ measured (`sizes.py`). Out: `gpu.json` and `gpu.md` in the folder, written anew 
 Begin with `rows.py`, which lists the rows in their order. `record.py` runs them within the time
 limit; `kit.py` has the networks; `checks.py`, `synthesis.py` and `training.py` measure.
 """
-
-# Without an `__all__`, with which the API reference would leave out the modules.
-from dfkd.benchmarks.gpu.command import main as main

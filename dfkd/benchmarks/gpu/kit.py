@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.gpu.sizes import Sizes
+from dfkd.config.bundled import MINIATURE
 from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.config.synthesis import GeneratorConfig, Prompts, Synthesis, TeacherConfig
 from dfkd.models import teacher_architecture
 from dfkd.models.generators.vqgan import VQGAN, Network
 from dfkd.models.teacher import Teacher
-from dfkd.models.weights.reading import MINIATURE
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.utils.device import seeded
 from dfkd.utils.types import Precision

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from dfkd.config.bundled import GENERATOR_CONFIG
+from dfkd.config.bundled import GENERATOR_CONFIG, MINIATURE
 from dfkd.config.synthesis import Contrastive
 from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
 from dfkd.models.generators.vqgan_config import Decoder, Model, Params, read_model
-from dfkd.models.weights.reading import MINIATURE
 
 F16_16384 = Model(
     params=Params(

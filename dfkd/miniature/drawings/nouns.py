@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dfkd.miniature.drawings.icons import word_set
-from dfkd.miniature.drawings.rendering import DrawingRow
+from dfkd.miniature.drawings.icons import Drawing, word_set
 
 #: Words of user interfaces, and of shapes and signs in general.
 UI_WORDS = word_set(
@@ -24,7 +23,7 @@ UI_WORDS = word_set(
 )
 
 
-def object_nouns(rows: Sequence[DrawingRow]) -> frozenset[str]:
+def object_nouns(rows: Sequence[Drawing]) -> frozenset[str]:
     """Words that name an object: one-word names that occur in at least three drawings' names.
 
     Words of user interfaces are left out.
@@ -34,7 +33,7 @@ def object_nouns(rows: Sequence[DrawingRow]) -> frozenset[str]:
     return frozenset(word for word in single if counts[word] > 2) - UI_WORDS
 
 
-def common_nouns(rows: Sequence[DrawingRow], count: int) -> list[str]:
+def common_nouns(rows: Sequence[Drawing], count: int) -> list[str]:
     """The ``count`` most frequent one-word names, sorted, without words of user interfaces."""
     seen = Counter(r.concept for r in rows if len(r.words) == 1)
     names = [n for n, _ in seen.most_common() if n.isalpha() and len(n) > 2 and n not in UI_WORDS]

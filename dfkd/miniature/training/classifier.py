@@ -9,9 +9,8 @@ synthesis, so it can tell whether others than the teacher recognise synthesised 
 from __future__ import annotations
 
 import json
-import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,8 @@ from dfkd.config.distillation import Distillation
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import ClassifierRecipe
-from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
+from dfkd.miniature.training.common import Resumable, cosine, rise
+from dfkd.miniature.work_folder import Log, Stateful
 from dfkd.models.student import build
 from dfkd.utils.device import CPU, autocast
 
@@ -54,13 +54,13 @@ class LabelledBatches:
         return images, torch.from_numpy(labels)
 
 
-class ClassifierTrainer:
+class ClassifierTrainer(Resumable):
     """Trains the classifier; `run` resumes from the last checkpoint in `folder`."""
 
     def __init__(
-        self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int
+        self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int, log: Log
     ) -> None:
-        self.recipe, self.batches, self.step = recipe, batches, 0
+        self.recipe, self.batches, self.log, self.step = recipe, batches, log, 0
         config = Distillation(student=recipe.architecture, weights="none", warmup_epochs=0)
         network = build(config, len(batches.by_class), SIZE, seed)
         self.network: nn.Module = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -68,18 +68,20 @@ class ClassifierTrainer:
             self.network.parameters(), weight_decay=recipe.weight_decay
         )
         self.path = folder / "classifier.pt"
-        self._resume()
 
-    def run(self, log: Callable[[str], None]) -> nn.Module:
+    def run(self) -> nn.Module:
         """Train to the end; returns the network in evaluation mode."""
+        self.resume()
         recipe = self.recipe
         accuracies: list[float] = []
         while self.step < recipe.steps:
             accuracies.append(self._advance())
             if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
                 correct = sum(accuracies) / len(accuracies)
-                log(f"{recipe.architecture} step {self.step}: {correct:.3f} of its drawings named")
-                self._save()
+                self.log(
+                    f"{recipe.architecture} step {self.step}: {correct:.3f} of its drawings named"
+                )
+                self.save()
                 accuracies.clear()
         return self.network.eval()
 
@@ -87,7 +89,7 @@ class ClassifierTrainer:
         """One training step; returns the accuracy on its batch, 0-1."""
         images, labels = self.batches.draw(self.step, self.recipe.batch_size)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * _rate_factor(self.step, self.recipe)
+            group["lr"] = self.recipe.learning_rate * _schedule(self.step, self.recipe)
         # A third of the time of float32 on a CPU with bfloat16 instructions, at the same accuracy.
         with autocast(CPU, "bfloat16"):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
@@ -99,15 +101,9 @@ class ClassifierTrainer:
         return float((logits.argmax(1) == labels).float().mean())
 
     @property
-    def _parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Stateful]:
+        """See `Resumable.parts`."""
         return {"network": self.network, "optimizer": self.optimizer}
-
-    def _save(self) -> None:
-        save_checkpoint(self.path, self._parts, step=self.step)
-
-    def _resume(self) -> None:
-        if saved := load_checkpoint(self.path, self._parts):
-            self.step = saved["step"]
 
 
 @torch.no_grad()
@@ -140,7 +136,6 @@ def _in_order(data: bytes) -> bytes:
     return data[:8] + text.ljust(length) + data[8 + length :]
 
 
-def _rate_factor(step: int, recipe: ClassifierRecipe) -> float:
+def _schedule(step: int, recipe: ClassifierRecipe) -> float:
     """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to zero."""
-    rise = min(1.0, (step + 1) / recipe.rising_steps)
-    return rise * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    return rise(step, recipe.rising_steps) * cosine(step, recipe.steps)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
 import time
 from pathlib import Path
@@ -31,9 +30,9 @@ from dfkd.miniature.drawings.rendering import Cache, painted
 from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.looks.look import LookSampler
 from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecipe
+from dfkd.miniature.training.common import Resumable, cosine, rise
 from dfkd.miniature.training.generator import Network
-from dfkd.miniature.training.teacher import Log
-from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
+from dfkd.miniature.work_folder import Log, Stateful
 from dfkd.models.teacher import Teacher
 
 #: Share of `sampling.weights` in the sampling probabilities at the end; the rest favours common
@@ -126,7 +125,7 @@ def _vq_name(key: str, levels: int) -> str:
     return re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", key)
 
 
-class DiffusionTrainer:
+class DiffusionTrainer(Resumable):
     """Trains the UNet; `run` resumes from the last checkpoint in ``folder``.
 
     Args:
@@ -136,6 +135,8 @@ class DiffusionTrainer:
         teacher: the exported teacher.
         log: called with lines of progress.
     """
+
+    saved = ("step", "seconds", "curve")
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class DiffusionTrainer:
 
     def run(self) -> Any:
         """Train to the last step; returns the averaged UNet in evaluation mode."""
-        self._resume()
+        self.resume()
         losses: list[float] = []
         while self.step < self.recipe.steps:
             begun = time.monotonic()
@@ -185,7 +186,7 @@ class DiffusionTrainer:
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                 self.curve.append((self.step, round(sum(losses) / len(losses), 4)))
                 losses.clear()
-                self._save()
+                self.save()
         return self.average.eval()
 
     @torch.no_grad()
@@ -247,19 +248,9 @@ class DiffusionTrainer:
         return float(loss.detach())
 
     @property
-    def _parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Stateful]:
+        """See `Resumable.parts`."""
         return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
-
-    def _save(self) -> None:
-        save_checkpoint(
-            self.path, self._parts, step=self.step, seconds=self.seconds, curve=self.curve
-        )
-
-    def _resume(self) -> None:
-        if saved := load_checkpoint(self.path, self._parts):
-            self.step, self.seconds = saved["step"], saved["seconds"]
-            self.curve = saved["curve"]
-            self.log(f"diffusion resumes at step {self.step}")
 
 
 def text_encoder(recipe: TeacherRecipe, vocabulary: int) -> dict[str, Any]:
@@ -295,5 +286,4 @@ def write_configurations(folder: Path, network: Any, vae: Any, encoder: dict[str
 
 def _schedule(step: int, recipe: DiffusionRecipe) -> float:
     """Factor of the learning rate at a 0-based step: a linear rise, times a cosine."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-    return min(1.0, (step + 1) / recipe.rising_steps) * max(_LAST_RATE, cosine)
+    return rise(step, recipe.rising_steps) * max(_LAST_RATE, cosine(step, recipe.steps))

@@ -7,7 +7,6 @@ most drawings have little. The recipe and the checkpoints call the discriminator
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ from dfkd.miniature.drawings.rendering import Cache, random_images
 from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import GeneratorRecipe
-from dfkd.miniature.training.teacher import MEAN, STD, Log
-from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
+from dfkd.miniature.training.common import Resumable, cosine, normalised, rise
+from dfkd.miniature.work_folder import Log, Stateful
 
 #: Decay of the codebook's running sums at each step.
 _DECAY = 0.95
@@ -176,7 +175,7 @@ class PerceptualLoss(nn.Module):
     def features(self, images: Tensor) -> Iterator[Tensor]:
         """Yield features of images [B, 3, 64, 64] in [0, 1], from fine to coarse."""
         tower = self.tower
-        x = (images - MEAN) / STD
+        x = normalised(images)
         x = tower.act1(tower.bn1(tower.conv1(x)))
         yield x
         x = tower.act3(tower.bn3(tower.conv3(tower.act2(tower.bn2(tower.conv2(x))))))
@@ -218,7 +217,7 @@ class Losses:
     """Index of each latent's code, [B * h * w]."""
 
 
-class GeneratorTrainer:
+class GeneratorTrainer(Resumable):
     """Trains the generator; `run` resumes from the last checkpoint in ``folder``.
 
     Args:
@@ -227,6 +226,8 @@ class GeneratorTrainer:
         teacher: an open_clip model with a ResNet image tower, for the perceptual loss.
         log: called with lines of progress.
     """
+
+    saved = ("step", "seconds")
 
     def __init__(
         self,
@@ -262,7 +263,7 @@ class GeneratorTrainer:
         Args:
             export: called at each checkpoint with the network and the number of steps.
         """
-        self._resume()
+        self.resume()
         while self.step < self.recipe.steps:
             begun = time.monotonic()
             pixel, chroma, perceptual, commitment, adversarial, reset = self._update()
@@ -276,7 +277,7 @@ class GeneratorTrainer:
                     f"{self.seconds / self.step:.2f} s/step"
                 )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
-                self._save()
+                self.save()
                 export(self.network, self.step)
         return self.network.eval()
 
@@ -367,7 +368,8 @@ class GeneratorTrainer:
         return random_images(self.batches.cache, rows, self.recipe.default_share, gen), gen
 
     @property
-    def _parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Stateful]:
+        """See `Resumable.parts`."""
         return {
             "network": self.network,
             "optimizer": self.optimizer,
@@ -375,16 +377,7 @@ class GeneratorTrainer:
             "critic_optimizer": self.critic_optimizer,
         }
 
-    def _save(self) -> None:
-        save_checkpoint(self.path, self._parts, step=self.step, seconds=self.seconds)
-
-    def _resume(self) -> None:
-        if saved := load_checkpoint(self.path, self._parts):
-            self.step, self.seconds = saved["step"], saved["seconds"]
-            self.log(f"generator resumes at step {self.step}")
-
 
 def _schedule(step: int, steps: int) -> float:
     """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to 0.02."""
-    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
-    return min(1.0, (step + 1) / _WARMUP_STEPS) * cosine
+    return rise(step, _WARMUP_STEPS) * (0.02 + 0.98 * cosine(step, steps))

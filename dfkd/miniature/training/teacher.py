@@ -8,7 +8,6 @@ different looks, with a loss within the group, for which the towers must disting
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +29,13 @@ from dfkd.miniature.drawings.sampling import GROUP_SIZE, Batches
 from dfkd.miniature.looks.look import Look, LookSampler
 from dfkd.miniature.looks.painting import smudged
 from dfkd.miniature.recipe import TeacherRecipe
-from dfkd.miniature.work_folder import Stateful, load_checkpoint, save_checkpoint
+from dfkd.miniature.training.common import Resumable, cosine, normalised, rise
+from dfkd.miniature.work_folder import Log, Stateful
 
 #: Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
 _GROUP_SCALE = 10.0
 #: Share of images that are `smudged`, at full strength.
 _SMUDGED = 0.15
-#: Prints a line of progress.
-Log = Callable[[str], None]
-#: CLIP's mean and standard deviation of RGB in [0, 1], as [1, 3, 1, 1].
-MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
-STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
 
 def config(recipe: TeacherRecipe, vocab_size: int, merges_file: str) -> dict[str, Any]:
@@ -153,7 +148,7 @@ class Batch:
     """Number of groups; 0 in the first steps."""
 
 
-class TeacherTrainer:
+class TeacherTrainer(Resumable):
     """Trains the teacher; `run` resumes from the last checkpoint in ``folder``.
 
     Args:
@@ -162,6 +157,8 @@ class TeacherTrainer:
         words: the tokenizer's words, from which captions draw noise.
         log: called with lines of progress.
     """
+
+    saved = ("step", "seconds", "curve")
 
     def __init__(
         self,
@@ -207,7 +204,7 @@ class TeacherTrainer:
             validate: called at each checkpoint with the averaged model and the number of steps;
                 returns the model's accuracy, 0-1.
         """
-        self._resume()
+        self.resume()
         tower = self.model.visual
         if self.recipe.compile:
             tower = torch.compile(tower)
@@ -228,7 +225,7 @@ class TeacherTrainer:
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                 accuracy = validate(self.average.eval(), self.step)
                 self.curve.append((self.step, round(loss, 4), round(accuracy, 4)))
-                self._save()
+                self.save()
         return self.average.eval()  # type: ignore[no-any-return]
 
     def _update(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> float:
@@ -264,9 +261,10 @@ class TeacherTrainer:
 
     def rate(self, step: int) -> float:
         """The learning rate of a 0-based step: a linear rise, then a cosine to zero."""
-        return self.recipe.learning_rate * _schedule(
-            step, self.recipe.warmup_steps, self.recipe.steps
-        )
+        warmup = self.recipe.warmup_steps
+        if step < warmup:
+            return self.recipe.learning_rate * rise(step, warmup)
+        return self.recipe.learning_rate * cosine(step - warmup, max(1, self.recipe.steps - warmup))
 
     def batch(self, step: int) -> Batch:
         """The images and captions of a step, which depend on the seed and the step alone."""
@@ -300,7 +298,7 @@ class TeacherTrainer:
         # Long captions are rare and slow, so most steps cut them.
         length = r.context_length if step % 4 == 0 else r.usual_length
         ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
-        images = ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+        images = normalised(images).contiguous(memory_format=torch.channels_last)
         return Batch(images, ids, positives(samples, captions), groups)
 
     @torch.no_grad()
@@ -315,26 +313,9 @@ class TeacherTrainer:
                 average.lerp_(new, weight)
 
     @property
-    def _parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Stateful]:
+        """See `Resumable.parts`."""
         return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
-
-    def _save(self) -> None:
-        save_checkpoint(
-            self.path, self._parts, step=self.step, seconds=self.seconds, curve=self.curve
-        )
-
-    def _resume(self) -> None:
-        if saved := load_checkpoint(self.path, self._parts):
-            self.step, self.seconds = saved["step"], saved["seconds"]
-            self.curve = saved["curve"]
-            self.log(f"teacher resumes at step {self.step}")
-
-
-def _schedule(step: int, warmup: int, steps: int) -> float:
-    """Factor of the learning rate at a 0-based step."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 @torch.no_grad()
@@ -356,7 +337,7 @@ def zero_shot(
     texts = tokenizer([template.format(name) for name in classes])
     text = F.normalize(model.encode_text(texts), dim=1)
     predictions = [
-        (F.normalize(model.encode_image((part - MEAN) / STD), dim=1) @ text.T).argmax(1)
+        (F.normalize(model.encode_image(normalised(part)), dim=1) @ text.T).argmax(1)
         for part in images.split(256)
     ]
     return torch.cat(predictions) == labels

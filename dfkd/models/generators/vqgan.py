@@ -10,7 +10,7 @@ import torch
 from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
-from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS
+from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS, MINIATURE
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
@@ -19,7 +19,7 @@ from dfkd.models.generators.vqgan_config import Model, read_model
 from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
-from dfkd.models.weights.reading import MINIATURE, existing_file, load_into, match, read_state_dict
+from dfkd.models.weights.reading import existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 

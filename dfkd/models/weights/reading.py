@@ -20,9 +20,6 @@ from dfkd.errors import DfkdError, WeightsError, one_line
 from dfkd.models.weights import torchscript
 from dfkd.utils import strict_json
 
-MINIATURE = "miniature"
-"""Value of a manifest key for the models that the package ships."""
-
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Names of sizes that only OpenAI's checkpoints hold in addition to the weights."""
 
