@@ -120,6 +120,23 @@ class Distillation(Training):
                 self.warmup_epochs,
                 "set it to 0, or name the weights that the backbone starts from",
             )
+        self._require_fitting_targets()
+        least, most = self.ranks
+        if least > most:
+            raise ManifestError(
+                "distillation.workers", "must be [least, most]", self.workers, "swap the two"
+            )
+        # Batch norm in training needs two images on each rank.
+        if self.batch_size < 2 * most:
+            raise ManifestError(
+                "distillation.batch_size",
+                f"must be 2 or more for each of the {most} ranks of distillation.workers",
+                self.batch_size,
+                "raise it or lower distillation.workers",
+            )
+
+    def _require_fitting_targets(self) -> None:
+        """Raise `ManifestError` if what the student learns from and for does not fit together."""
         if self.labels == "stored" and self.augmentation:
             raise ManifestError(
                 "distillation.labels",
@@ -141,19 +158,6 @@ class Distillation(Training):
                 "must be true with distillation.target=embedding, which always rescales",
                 self.standardise,
                 "leave it out",
-            )
-        least, most = self.ranks
-        if least > most:
-            raise ManifestError(
-                "distillation.workers", "must be [least, most]", self.workers, "swap the two"
-            )
-        # Batch norm in training needs two images on each rank.
-        if self.batch_size < 2 * most:
-            raise ManifestError(
-                "distillation.batch_size",
-                f"must be 2 or more for each of the {most} ranks of distillation.workers",
-                self.batch_size,
-                "raise it or lower distillation.workers",
             )
 
     @property

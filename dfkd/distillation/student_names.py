@@ -32,18 +32,31 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     settings = stated_settings(config)
     for key in TRAINING_ONLY_KEYS:
         del settings[key]
-    # The content of a weights file counts, its path does not.
-    if file := weights_file(config.weights):
-        # Imported here and below, because these modules import torch and most names need neither.
-        from dfkd.models.weights.reading import existing_file
-
-        settings["weights"] = sha256_file(existing_file("distillation.weights", file))
+    settings["weights"] = weights_identity("distillation.weights", config.weights)
     identity = {"distillation": settings, "version": fingerprint, "seed": seed}
     if config.texts == "styles":
+        # Imported here and below, because these modules import torch and most names need neither.
         from dfkd.prompts.styles import dictionary
 
         identity["styles"] = [manifest.prompts.template, *dictionary(manifest.prompts)]
     return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
+
+
+def weights_identity(field: str, weights: str) -> str:
+    """The sha256 of the file that initial weights name, whatever its path, or the library's name.
+
+    Args:
+        field: the manifest key that an error names.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    file = weights_file(weights)
+    if not file:
+        return weights
+    from dfkd.models.weights.reading import existing_file
+
+    return sha256_file(existing_file(field, file))
 
 
 def stated_settings(config: Distillation) -> dict[str, Any]:

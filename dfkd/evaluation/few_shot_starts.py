@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from dfkd.config.distillation import Start, weights_file
-from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
+from dfkd.distillation.student_names import weights_identity
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import ManifestError
 from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
 from dfkd.models.student import Student, build, read_card
-from dfkd.models.weights.reading import existing_file
 
 LIBRARY = "fewshot.library"
 
@@ -66,7 +65,9 @@ def initial_weights(
 
     # Library weights are the same for every seed; random ones follow from it.
     return InitialWeights(
-        start, f"library {_digest(weights)}" if weights != "none" else f"seed {seed}", make
+        start,
+        f"library {weights_identity(LIBRARY, weights)}" if weights != "none" else f"seed {seed}",
+        make,
     )
 
 
@@ -92,12 +93,6 @@ def student_seed(manifest: Manifest, seed: int) -> int:
     """The distillation seed for a few-shot seed n: `distillation.seeds[n % len(seeds)]`."""
     seeds = manifest.distillation.seeds
     return seeds[seed % len(seeds)]
-
-
-def _digest(weights: str) -> str:
-    """The sha256 of a file of weights, or the name of published weights."""
-    file = weights_file(weights)
-    return sha256_file(existing_file(LIBRARY, file)) if file else weights
 
 
 def check_starts(manifest: Manifest, device: torch.device) -> None:

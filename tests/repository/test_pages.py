@@ -1,8 +1,8 @@
 """Pages say what is true: links lead somewhere, commands are accepted, examples run."""
 
-import importlib
 import importlib.util
 import re
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,8 +124,9 @@ def test_every_other_command_names_what_is_there(
     elif program.endswith("python") and words[0] == "-m" and words[1].startswith("tests."):
         assert importlib.util.find_spec(words[1])
     elif program.endswith("python") and words[0] == "-m":
+        monkeypatch.setattr("sys.argv", [*words[1:], "--help"])
         with pytest.raises(SystemExit) as stop:
-            importlib.import_module(words[1]).main([*words[2:], "--help"])
+            runpy.run_module(words[1], run_name="__main__")
         assert stop.value.code == 0
     elif program == ".ci/run":
         assert (ROOT / program).is_file()

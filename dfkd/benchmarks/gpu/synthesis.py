@@ -107,18 +107,10 @@ def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = N
     targets = kit.targets(synthesiser.teacher, variant.batch)
     synthesiser(targets, range(variant.batch))  # kernel selection and compilation
     steps, rest = _step_seconds(kit, synthesiser, targets)
-    hourly = [3600 * variant.batch / (rest + (STEPS - 1) * seconds) for seconds in steps]
+    step = statistics.median(steps)
     flop, moved = (variant.batch * each for each in _cost(kit, variant))
-    step, plain = statistics.median(steps), kit.plain.get(variant.teacher)
-    figure = Figure(
-        "",
-        UNIT,
-        tuple(hourly),
-        limit=LIMIT,
-        share=flop / step / kit.matrix_rate if kit.matrix_rate else None,
-        peer="plain loop",
-        ratio=statistics.median(hourly) / plain if plain else None,
-    ).as_dict()
+    hourly = [3600 * variant.batch / (rest + (STEPS - 1) * seconds) for seconds in steps]
+    figure = _figure(kit, variant, hourly, flop / step)
     found: Result = {
         "figure": figure,
         "batch": variant.batch,
@@ -134,6 +126,24 @@ def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = N
         best = figure["median"], variant.batch
         kit.fastest[variant.teacher] = max(best, kit.fastest.get(variant.teacher, best))
     return found
+
+
+def _figure(kit: Kit, variant: Variant, hourly: list[float], rate: float) -> Result:
+    """Images per hour, compared with the matrix product and the plain loop of earlier rows.
+
+    Args:
+        rate: operations per second of a step.
+    """
+    plain = kit.plain.get(variant.teacher)
+    return Figure(
+        "",
+        UNIT,
+        tuple(hourly),
+        limit=LIMIT,
+        share=rate / kit.matrix_rate if kit.matrix_rate else None,
+        peer="plain loop",
+        ratio=statistics.median(hourly) / plain if plain else None,
+    ).as_dict()
 
 
 def fastest(kit: Kit, teacher: str, mode: Mode = "eager") -> Variant:
