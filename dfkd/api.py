@@ -28,6 +28,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.plan import Budget
 from dfkd.dataset.published import PublishedVersion
+from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation import few_shot as fewshot
 from dfkd.evaluation import few_shot_results, footprint, scoring
 from dfkd.evaluation.results import read_results
@@ -40,7 +41,7 @@ from dfkd.report import few_shot as few_shot_report
 from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.storage import layout
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import open_storage, open_to_read
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.images import decode_image
@@ -146,8 +147,7 @@ def distill(
         on_student: called with each student as soon as it is in storage.
 
     Returns:
-        One student for each method and, within it, each of `distillation.seeds`; its attribute
-        `place` has the location.
+        One student for each method and, within it, each of `distillation.seeds`.
 
     Raises:
         ManifestError: nothing is published, or settings do not fit; nothing has been started.
@@ -155,6 +155,9 @@ def distill(
         InfrastructureError: workers died too often; the same call resumes.
     """
     students = []
+    # Refuse a method without a published version before the students of another one are trained.
+    for method in manifest.methods:
+        locate_student(manifest, method, manifest.distillation.seeds[0])
     # A single rank on this machine needs no Ray, so it does not wait for Ray to start.
     without_ray = manifest.distillation.ranks == (1, 1) and not cluster_address()
     with contextlib.nullcontext() if without_ray else connected():
@@ -347,6 +350,6 @@ def load_student(source: Finished | str | Path, device: torch.device | None = No
     Raises:
         CorruptionError: an object is missing or damaged.
     """
-    storage = source.student.storage if isinstance(source, Finished) else open_storage(str(source))
+    storage = source.student.storage if isinstance(source, Finished) else open_to_read(str(source))
     student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

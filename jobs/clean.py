@@ -8,7 +8,7 @@ from typing import Any
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline import command_line
-from dfkd.storage.local import Storage, open_storage, root_exists
+from dfkd.storage.local import open_storage, open_to_read, root_exists
 
 REPORT = "clean.json"
 KEEP = 3
@@ -21,7 +21,8 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """Every object that would be removed, with its size, and why the other versions are kept."""
     from dfkd.pipeline import garbage_collection
 
-    planned = garbage_collection.plan(_open(manifest), manifest, options.keep, options.grace)
+    root = _existing(manifest)
+    planned = garbage_collection.plan(open_to_read(root), manifest, options.keep, options.grace)
     return planned.as_dict()
 
 
@@ -31,28 +32,30 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     from dfkd.storage.lease import holding
     from dfkd.utils.strict_json import canonical
 
-    root, keep = _open(manifest), options.keep
-    with holding(root, "clean", manifest.regeneration.lease_seconds):
+    root, keep = open_storage(_existing(manifest)), options.keep
+    with holding(root, "clean", manifest.regeneration.lease_seconds) as lease:
         planned = garbage_collection.plan(root, manifest, keep, options.grace)
         for key, reason in planned.kept.items():
             print(f"keep {key}: {reason}", flush=True)
         for removal in planned.removals:
             count = len(removal.entries)
             print(f"remove {removal.what}: {removal.why}, {count} objects, {removal.bytes} bytes")
-        objects, size = garbage_collection.remove(root, manifest, planned, keep, options.grace)
+        objects, size = garbage_collection.remove(
+            root, manifest, planned, keep, options.grace, lease.fence
+        )
         print(f"removed {objects} objects, {size} bytes", flush=True)
         root.put(REPORT, canonical({"schema": 1, **planned.as_dict()}))
     return root.location(REPORT)
 
 
-def _open(manifest: Manifest) -> Storage:
-    """The run's storage, which must exist: opening a folder would create it."""
+def _existing(manifest: Manifest) -> str:
+    """The run's root, which must be there: opening a folder would create it."""
     location = manifest.storage.root
     if not root_exists(location):
         raise ManifestError(
             "storage.root", "must be there", location, "run jobs/synthesize.py first"
         )
-    return open_storage(location)
+    return location
 
 
 def _count(text: str) -> int:

@@ -25,7 +25,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "tasks": task_count(manifest) * len(methods),
         "images": images,
         "optimisation_steps": sum(image_steps(manifest.with_method(each)) for each in methods),
-        "bytes_at_most": estimated_bytes(manifest) * len(methods),
+        "bytes_at_most": estimated_bytes(manifest, image_count(manifest)) * len(methods),
     }
 
 

@@ -105,6 +105,11 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     with pytest.raises(dfkd.ManifestError, match="published version"):
         dfkd.distill(manifest)
     publish(manifest)
+    both = dataclasses.replace(
+        manifest, prompts=dataclasses.replace(manifest.prompts, method=("vanilla", "mix"))
+    )
+    with pytest.raises(dfkd.ManifestError, match="published version of method mix"):
+        dfkd.distill(both, on_student=lambda _: pytest.fail("trained before the refusal"))
 
     told: list[dfkd.Finished] = []
     students = dfkd.distill(manifest, on_student=told.append)

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
+from dfkd.cluster.budget import BudgetTracker
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import (
-    BudgetTracker,
     environment,
     identify,
     write_prompts,

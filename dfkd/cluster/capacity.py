@@ -1,14 +1,13 @@
-"""The capacity of a cluster: how many workers its nodes hold, and requests to an autoscaler."""
+"""The capacity of a cluster: how many workers its nodes hold, and what an autoscaler may add."""
 
 import os
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from dfkd.cluster.ray_internals import draining_nodes, node_types, request_nodes
+from dfkd.cluster.ray_internals import draining_nodes, node_types
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.storage.base import BUCKET_ROOTS
@@ -66,20 +65,20 @@ def count_nodes() -> int:
 
 
 def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
-    """Wait until the nodes hold `workers` workers; returns at once without an autoscaler.
+    """Wait until `workers` workers have room at the same time; does nothing without an autoscaler.
 
     Raises:
         InfrastructureError: the nodes did not come within `CAPACITY_WAIT_SECONDS`.
     """
     if not has_autoscaler():
         return
-    # The request stays while this waits: an autoscaler may take away nodes that nobody requests.
-    with request_resources_for(resources, workers):
-        end = time.monotonic() + CAPACITY_WAIT_SECONDS
-        while resources.slots(schedulable_nodes()) < workers:
-            if time.monotonic() > end:
-                raise no_capacity_error(resources)
-            time.sleep(POLL_SECONDS)
+    # A placement group is demand that an autoscaler sees, and it ends with its driver.
+    group = placement_group([resources.bundle] * workers)
+    try:
+        if not group.wait(CAPACITY_WAIT_SECONDS):
+            raise no_capacity_error(resources)
+    finally:
+        remove_placement_group(group)
 
 
 def no_capacity_error(resources: WorkerResources) -> InfrastructureError:
@@ -98,29 +97,14 @@ def worker_resources(cluster: Cluster) -> WorkerResources:
     return WorkerResources(cluster.cpus_per_worker, gpus)
 
 
-@contextmanager
-def request_resources_for(resources: WorkerResources, workers: int) -> Iterator[None]:
-    """Keep a request for `workers` workers with the autoscaler while the block runs.
+def require_room(resources: WorkerResources) -> None:
+    """Raise `ManifestError` if no node can hold a worker and no autoscaler can add one.
 
-    Does nothing if the nodes hold that many workers already.
-
-    Raises:
-        ManifestError: there is no autoscaler and no node can hold even one worker. Ray itself
-            would wait for such a node without a message.
+    Ray itself would wait for such a node without a message.
     """
-    # The pool starts only actors that fit, so without a request the autoscaler would see no need.
     nodes = schedulable_nodes()
-    requested = resources.slots(nodes) < max(1, workers) and has_autoscaler()
-    if requested:
-        request_nodes([resources.bundle] * max(1, workers))
-    elif not resources.slots(nodes):
+    if not resources.slots(nodes) and not has_autoscaler():
         _refuse(resources, nodes)
-    try:
-        yield
-    finally:
-        # A cluster has one request; it would outlive this process and keep the nodes.
-        if requested:
-            request_nodes([])
 
 
 def _refuse(resources: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
@@ -147,8 +131,12 @@ def _refuse(resources: WorkerResources, nodes: Mapping[str, Mapping[str, float]]
 
 
 def require_shared_storage(root: str) -> None:
-    """Raise `ManifestError` for a relative root on several nodes, which would not share it."""
-    if "://" not in root and not os.path.isabs(root) and count_nodes() > 1:
+    """Raise `ManifestError` for a relative root on several nodes, which would not share it.
+
+    A cluster with an autoscaler may begin with one node and get others later.
+    """
+    shared = count_nodes() > 1 or (ray.is_initialized() and has_autoscaler())
+    if shared and "://" not in root and not os.path.isabs(root):
         raise ManifestError(
             "storage.root",
             f"must be {BUCKET_ROOTS}, or the absolute path of a folder that all nodes share",

@@ -15,10 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 
 from dfkd.cluster.capacity import (
+    CAPACITY_WAIT_SECONDS,
     WorkerResources,
     count_nodes,
+    no_capacity_error,
     require_shared_storage,
     schedulable_nodes,
     wait_for_nodes,
@@ -203,9 +206,16 @@ def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: fl
 
 
 def _gpu_name() -> str:
-    """The name of a worker's GPU; `cpu` if it has none, since Ray's GPU count can be configured."""
+    """The name of a worker's GPU; `cpu` if it has none, since Ray's GPU count can be configured.
+
+    Raises:
+        InfrastructureError: no GPU was free within `CAPACITY_WAIT_SECONDS`.
+    """
     probe = ray.remote(num_gpus=1, max_retries=0)(_own_device)
-    return str(ray.get(probe.remote()))
+    try:
+        return str(ray.get(probe.remote(), timeout=CAPACITY_WAIT_SECONDS))
+    except RayError:  # the probe died, or other jobs held all GPUs
+        raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
 
 
 def _own_device() -> str:

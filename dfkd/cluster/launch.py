@@ -15,7 +15,7 @@ from torch.distributed import DistError
 
 from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
 from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer
-from dfkd.errors import DfkdError, InfrastructureError
+from dfkd.errors import DfkdError, InfrastructureError, conceal
 from dfkd.utils.hardware import thread_limit
 
 TRAIN: Any = ray.train
@@ -185,4 +185,4 @@ def _last_line(failures: Sequence[Exception]) -> str:
     """The last line of one exception, Ray's own if there is one; at most 300 characters."""
     first = min(failures, key=lambda failure: type(failure).__module__.partition(".")[0] != "ray")
     lines = str(first).strip().splitlines() or ["no reason given"]
-    return lines[-1][:300]
+    return conceal(lines[-1])[:300]

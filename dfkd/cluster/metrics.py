@@ -81,11 +81,6 @@ ACCURACY = Level(
 ALL_MEASURES = tuple(value for value in list(vars().values()) if isinstance(value, Measure))
 """The measures above; cluster/README.md and the dashboard show each of them."""
 
-COMPLETING = ("put", "finish")
-"""Storage requests that complete an object."""
-UPLOADING = (*COMPLETING, "begin", "part")
-"""Storage requests of an upload, whether in one piece or in parts."""
-
 REPORT_SECONDS = 5.0
 """Seconds between two reports of a `Pace`. Ray exports every ten seconds."""
 
@@ -127,11 +122,10 @@ def count_request(request: Request) -> None:
     if request.attempt > 1:
         RETRIES.add(1)
     # The time of failed attempts counts too: it is what an upload cost.
-    if request.operation in UPLOADING:
+    if request.operation == "put":
         UPLOAD_SECONDS.add(request.seconds)
         UPLOAD_BYTES.add(request.bytes)
-    if request.operation in COMPLETING and not request.error:
-        UPLOADS.add(1)
+        UPLOADS.add(not request.error)
 
 
 def report_accuracy(manifest: str, results: Mapping[str, Any]) -> None:

@@ -15,13 +15,18 @@ from dfkd.cluster.capacity import (
     CAPACITY_WAIT_SECONDS,
     POLL_SECONDS,
     WorkerResources,
+    has_autoscaler,
     no_capacity_error,
+    require_room,
     schedulable_nodes,
 )
-from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal
 
 PING_SECONDS = 30.0
 """Seconds for a node to answer a ping, or for Ray to notice that it is dead."""
+
+MAX_WAITING_ACTORS = 256
+"""Actors at most that wait for room on an autoscaling cluster, whose own maximum caps the cost."""
 
 MAX_NODE_LOSSES = 10
 """Attempts of one task that may be lost with their node before the task itself is suspected."""
@@ -73,7 +78,8 @@ class Pool(Generic[T]):
     """Runs tasks on at most `size` actors (see `Actor`) that `start` makes.
 
     The pool follows the cluster: it has as many actors as fit the available nodes, so nodes may
-    join and leave while it runs. A draining node gets no new task.
+    join and leave while it runs. A draining node gets no new task. With an autoscaler, further
+    actors wait for room: they are the demand for which it adds nodes, and it ends with the driver.
 
     Each actor has at most one task in flight, so the driver's memory is bounded and a death has
     exactly one suspect. (Tasks take seconds, so the driver's millisecond between two tasks does
@@ -105,7 +111,10 @@ class Pool(Generic[T]):
     """The failed attempts since the last success, as in `_tries`."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
     """Resources of the schedulable nodes, by node id, as of the last refresh."""
-    _target_size: int = 0
+    _waiting: int = 0
+    """The number of actors up to which more are started than fit; 0 without an autoscaler."""
+    _fitting: int = 0
+    """The number of actors that fit the nodes, at most `size`."""
     _last_poll: float = 0.0
     _last_placed: float = 0.0
     """When an actor was last known to have a node (monotonic)."""
@@ -124,7 +133,8 @@ class Pool(Generic[T]):
                 starts no more.
 
         Raises:
-            ManifestError: an actor raised it; no retry can fix it.
+            ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
+                and there is no autoscaler.
             InfrastructureError: an actor raised it; or `attempts` x (actors + 1) attempts in a row
                 failed; or no node had room for an actor.
         """
@@ -132,7 +142,10 @@ class Pool(Generic[T]):
         self._last_placed = time.monotonic()
         # The loop ends when nothing is in flight and no task is left, or none may start.
         try:
-            # Draw a task before starting actors: a finished run starts none.
+            # Draw a task before starting actors: a finished run needs no room and starts none.
+            if self._peek(tasks, may_start):
+                require_room(self.resources)
+                self._waiting = min(self.size, MAX_WAITING_ACTORS) if has_autoscaler() else 0
             while self.in_flight or self._peek(tasks, may_start):
                 self._poll()
                 self._fill(tasks, may_start)
@@ -242,8 +255,9 @@ class Pool(Generic[T]):
         return self._nodes
 
     def _resize(self) -> None:
-        """Start or remove actors until as many are on schedulable nodes as fit there."""
-        target = self._target_size = min(self.size, self.resources.slots(self._nodes))
+        """Start or remove actors until as many are there as fit the nodes, or may wait for room."""
+        self._fitting = min(self.size, self.resources.slots(self._nodes))
+        target = max(self._fitting, self._waiting)
         # Actors on draining nodes end after their task, so replacements start already.
         lasting = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
         for _ in range(target - len(lasting)):
@@ -263,6 +277,9 @@ class Pool(Generic[T]):
 
     def _time_out(self, slot: ActorSlot[T]) -> None:
         """Replace an actor whose task takes too long; that counts as a failed attempt."""
+        # A result may be ready, and only the driver was busy or suspended for so long.
+        if ray.wait([slot.awaited], timeout=0)[0]:
+            return
         # A hanging actor cannot be asked to stop. `_resize` starts another one in its place.
         task = self._release(slot)
         self._remove(slot)
@@ -291,7 +308,9 @@ class Pool(Generic[T]):
             self._remove(slot)
         reason = str(cause) if isinstance(cause, DfkdError) else repr(cause)
         self._refresh_nodes()
-        self._record_failure(task, " ".join(reason.split())[:300], slot.node if died else "")
+        # Concealed before it is cut: half of a URL would hide its password from the pattern.
+        reason = conceal(" ".join(reason.split()))[:300]
+        self._record_failure(task, reason, slot.node if died else "")
 
     def _record_failure(self, task: T | None, reason: str, node: str) -> None:
         """Retry a task or quarantine it; `node` is the node of an actor that died, else empty."""
@@ -299,7 +318,7 @@ class Pool(Generic[T]):
         # A broken cluster would quarantine task after task, so the run ends instead. Even if every
         # actor had a bad task, one of these attempts should have succeeded.
         failures = self._count_charged(self._consecutive_failures)
-        if failures >= self.attempts * (max(1, self._target_size) + 1):
+        if failures >= self.attempts * (max(1, self._fitting) + 1):
             raise InfrastructureError(
                 f"workers: {failures} tries in a row failed, the last with {reason}; "
                 "fix that and run the same command again, it resumes"

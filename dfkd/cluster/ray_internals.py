@@ -6,14 +6,13 @@ minor release, and tests/cluster/test_ray_internals.py tests each use.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._private.worker import get_dashboard_url
-from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental import tqdm_ray
 from ray.experimental.internal_kv import _internal_kv_get
@@ -71,11 +70,6 @@ def node_types() -> Iterable[str]:
         return active
     cluster = get_cluster_status(ray.get_runtime_context().gcs_address)
     return [node.ray_node_type_name for node in [*cluster.active_nodes, *cluster.idle_nodes]]
-
-
-def request_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
-    """Ask the autoscaler for nodes that hold all `bundles` together; `[]` withdraws the request."""
-    request_resources(bundles=[dict(bundle) for bundle in bundles])
 
 
 def relayed_bar(description: str, total: int, unit: str, done: int) -> Bar:

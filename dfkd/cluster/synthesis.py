@@ -14,11 +14,8 @@ from typing import Any
 
 import ray
 
-from dfkd.cluster.capacity import (
-    request_resources_for,
-    require_shared_storage,
-    worker_resources,
-)
+from dfkd.cluster.budget import BudgetTracker
+from dfkd.cluster.capacity import require_shared_storage, worker_resources
 from dfkd.cluster.metrics import TaskReporter, count_request
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
@@ -36,7 +33,6 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
     Budget,
-    Unit,
     estimated_bytes,
     fresh_tasks,
     image_count,
@@ -51,7 +47,7 @@ from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import PublishedVersion, read_json, refuse_removal
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version, begin
-from dfkd.errors import BudgetError, DfkdError, PartialError
+from dfkd.errors import DfkdError, PartialError
 from dfkd.models import teacher
 from dfkd.models.generators import kinds
 from dfkd.storage import layout
@@ -60,10 +56,6 @@ from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
 from dfkd.storage.local import open_storage, require_root_space
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
-
-MAX_REQUESTED_WORKERS = 256
-"""Workers requested from an autoscaler if the manifest names no number. The autoscaler's own
-maximum caps the cost."""
 
 LIBRARIES = (
     "dfkd",
@@ -122,10 +114,10 @@ def build(
         ManifestError: no node of the cluster can hold a worker.
     """
     method = manifest.method
-    require_root_space(manifest.storage.root, estimated_bytes(manifest))
     require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(layout.data(method)), fingerprint(identity))
+    _require_space(manifest, version, carries=bool(identity.get("carried.from")))
     # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with reading(root, [f"{method}/{version.id}"]):
@@ -139,6 +131,20 @@ def build(
             tasks(manifest), environment(), quarantined.keys(), make_current
         )
     return Built(method, published, read_json(version.storage, layout.PROMPTS_SUMMARY))
+
+
+def _require_space(manifest: Manifest, version: Version, carries: bool) -> None:
+    """Raise `ManifestError` if the disk of the root has no room for the missing shards.
+
+    Args:
+        carries: whether the version takes all but its fresh shards from another one.
+    """
+    if version.published:
+        return
+    done = version.done()
+    planned = fresh_tasks(manifest) if carries else tasks(manifest)
+    missing = sum(task.count for task in planned if task.id not in done)
+    require_root_space(manifest.storage.root, estimated_bytes(manifest, missing))
 
 
 def _make_missing(
@@ -193,42 +199,6 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
-@dataclass
-class BudgetTracker:
-    """The budget of a run and what has been spent of it."""
-
-    budget: Budget
-    cost: CostCounter
-    spent: float = 0.0
-    """Worker-seconds of the finished pools, failed attempts included."""
-
-    def __post_init__(self) -> None:
-        # The workers' seconds are added up; None would mean the stage's time x their number.
-        self.cost.worker_seconds = 0.0
-
-    def allows(self, pool: Pool[Any], images: int = 0) -> bool:
-        """Whether work on `images` more images may start, given the work in flight in `pool`."""
-        # What is in flight will be spent too: with many workers that is far more than a task.
-        in_flight = sum(unit.count for unit in pool.in_flight if isinstance(unit, Unit))
-        seconds = self.spent + pool.busy_seconds
-        return self.budget.allows(self.cost.images + in_flight + images, seconds)
-
-    def count(self, result: TaskResult[Any]) -> None:
-        """Add a worker's time to the cost of the stage."""
-        self.cost.worker_seconds = (self.cost.worker_seconds or 0.0) + result.seconds
-        self.cost.device = result.device
-
-    def finish(self, pool: Pool[Any]) -> None:
-        """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""
-        self.spent += pool.busy_seconds
-        if pool.stopped:
-            raise BudgetError(
-                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
-                f"spent, which leaves no room under {self.budget.caps}; run the same command "
-                "again, it resumes"
-            )
-
-
 def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTracker) -> None:
     """Write every missing part and then prompts.json.
 
@@ -244,10 +214,8 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
     total = part_count(manifest)
     # A kill loses only the parts in flight: parts in storage are not made again.
     done = {number for number in range(total) if version.has_prompts(part_name(number))}
-    with (
-        _pool(manifest, PromptWorker, version, parts_at_once(manifest)) as pool,
-        bar(f"{manifest.method} prompts", total, "part", len(done)) as progress,
-    ):
+    pool = _pool(manifest, PromptWorker, version, parts_at_once(manifest))
+    with bar(f"{manifest.method} prompts", total, "part", len(done)) as progress:
         units = _ready_parts(manifest, done)
         for result in pool.run(units, lambda unit: budget_tracker.allows(pool)):
             budget_tracker.count(result)
@@ -303,10 +271,8 @@ def write_shards(
     remaining = chain.units(manifest, done) if chain else units(manifest, done)
     workers, largest = (1 if chain else len(sizes)), max(sizes, default=1)
     cost = budget_tracker.cost
-    with (
-        _pool(manifest, kind, version, workers, largest) as pool,
-        _reporting(manifest, version, pool, cost, done) as report,
-    ):
+    pool = _pool(manifest, kind, version, workers, largest)
+    with _reporting(manifest, version, pool, cost, done) as report:
         for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool, unit.count)):
             budget_tracker.count(result)
             report.record(result)
@@ -316,10 +282,9 @@ def write_shards(
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
 
 
-@contextmanager
 def _pool(
     manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int = 1
-) -> Iterator[Pool[Any]]:
+) -> Pool[Any]:
     """A pool of at most `size` workers of class `kind`, limited by `cluster.workers`.
 
     Args:
@@ -329,14 +294,13 @@ def _pool(
     resources = worker_resources(cluster)
     # Ray restarts and retries nothing: the pool does both, and counts them.
     actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
-    with request_resources_for(resources, min(size, cluster.workers or MAX_REQUESTED_WORKERS)):
-        yield Pool(
-            lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
-            min(size, cluster.workers or size),
-            cluster.attempts,
-            resources,
-            cluster.task_timeout * tasks,
-        )
+    return Pool(
+        lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
+        min(size, cluster.workers or size),
+        cluster.attempts,
+        resources,
+        cluster.task_timeout * tasks,
+    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from dfkd.cluster.pool import Actor
 from dfkd.cluster.tracking import MeanLoss, ShardSummary
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_parts, prompt_method
-from dfkd.config.plan import Unit, estimated_bytes, image_count, part_count, part_name
+from dfkd.config.plan import Unit, estimated_bytes, part_count, part_name
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version
@@ -196,7 +196,7 @@ class SynthesisWorker(Worker):
         self, maker: ShardMaker, unit: Unit, folder: Path
     ) -> list[tuple[Receipt, ShardSummary]]:
         """Write the shards of a unit into a local folder, then commit them."""
-        size = estimated_bytes(self.manifest) * unit.count // image_count(self.manifest)
+        size = estimated_bytes(self.manifest, unit.count)
         require_disk_space(folder / "shards", size)
         curve = MeanLoss()
         made = maker.shards(unit, self._prompts(unit), folder, curve)

@@ -60,8 +60,8 @@ class Cluster:
     workers: Natural = 0
     """Maximal number of synthesis actors; 0: as many as fit, also on nodes that join later.
 
-    It is also the number requested from an autoscaler. 0 requests one worker per task, at most a
-    few hundred; the autoscaler's own maximum then caps the cost."""
+    An autoscaler adds nodes for that number. With 0 it adds them for one worker per task, at most
+    a few hundred; its own maximum then caps the cost."""
     cpus_per_worker: Positive = 1.0
     """CPUs that a worker reserves, and its torch threads. Raise it on nodes with many CPUs and no
     GPU."""

@@ -125,11 +125,11 @@ def image_count(manifest: Manifest) -> int:
     return len(manifest.classes) * manifest.synthesis.images_per_class
 
 
-def estimated_bytes(manifest: Manifest) -> int:
-    """Upper bound of the bytes of the run's shards: raw pixels, labels, and tar padding."""
+def estimated_bytes(manifest: Manifest, images: int) -> int:
+    """Upper bound of the bytes of `images` in shards: raw pixels, labels, and tar padding."""
     pixels = 3 * manifest.synthesis.image_size**2
     labels = 4 * len(manifest.classes) + 2 * MAX_EMBEDDING_DIM
-    return image_count(manifest) * (pixels + labels + SAMPLE_OVERHEAD)
+    return images * (pixels + labels + SAMPLE_OVERHEAD)
 
 
 def steps_per_image(manifest: Manifest) -> int:

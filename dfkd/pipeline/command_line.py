@@ -1,6 +1,7 @@
 """The command line that all jobs share: manifest, overrides, exit codes and the last line."""
 
 import argparse
+import errno
 import json
 import shlex
 import sys
@@ -32,6 +33,14 @@ something. Raises `DfkdError` for anything that the user can fix.
 Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
 
+
+PERMANENT_ERRORS = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EPIPE),
+    }
+)
+"""Errors of the operating system that the same command would meet again."""
 
 COMMON = ("manifest", "overrides", "print_manifest", "dry_run", "submission_id")
 """Options that every job has. They are left out of the submission id: the manifest already includes
@@ -106,12 +115,12 @@ def run_with(
             written = work(manifest, options)
     except DfkdError as error:
         return fail(error)
-    # A disk or a network that fails is no bug, wherever it shows; the same command may succeed.
+    # A disk or a network that fails is no bug, wherever it shows.
     except OSError as error:
+        # Most failures pass, so the same command may succeed; a wrong path stays wrong.
+        kind = DfkdError if error.errno in PERMANENT_ERRORS else InfrastructureError
         return fail(
-            InfrastructureError(
-                f"operating system: {error}; fix that and run the same command again, it resumes"
-            )
+            kind(f"operating system: {error}; fix that and run the same command again, it resumes")
         )
     if written:
         print(f"wrote {written}", flush=True)

@@ -6,7 +6,8 @@ that they carry shards over from; everything younger than the grace; and all sha
 these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ FIRST = (layout.MANIFEST, CARD)
 """What readers start from, so it is removed first."""
 ORDER = {**dict.fromkeys(FIRST, 0), layout.ABANDONED: 2, layout.IDENTITY: 3, layout.REMOVING: 4}
 """The order of removal; other objects have 1, and the mark that it has begun goes last."""
+FENCE_SECONDS = 5.0
+"""Seconds of deletions after which a removal checks again that it holds its lease."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,19 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
 
 
 def remove(
-    root: Storage, manifest: Manifest, planned: RemovalPlan, keep: int, grace: float
+    root: Storage,
+    manifest: Manifest,
+    planned: RemovalPlan,
+    keep: int,
+    grace: float,
+    fence: Callable[[], object],
 ) -> tuple[int, int]:
     """Remove the planned objects except those that have come into use since.
 
     If this process is killed on the way, the next call finds the marks and goes on.
+
+    Args:
+        fence: raises an error if another process may have taken over, see `Lease.fence`.
 
     Returns:
         The number of removed objects, and their bytes.
@@ -128,9 +139,14 @@ def remove(
         if entry.key in wanted or entry.key in marks
     ]
     # All manifests and cards go before the first shard, so no reader finds a version in pieces.
+    checked = -FENCE_SECONDS
     for entry in sorted(again, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
+        # While this process was suspended, another one may have finished the removal, and a
+        # version of the same name may have begun. The wall clock goes on in a suspended machine.
+        if time.time() - checked >= FENCE_SECONDS:
+            fence()
+            checked = time.time()
         root.delete(entry.key)
-    root.abort_uploads(grace)
     gone = [wanted[entry.key] for entry in again if entry.key in wanted]
     return len(gone), sum(entry.size for entry in gone)
 

@@ -31,7 +31,7 @@ from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.lease import Lease, holding
-from dfkd.storage.local import open_storage, root_exists
+from dfkd.storage.local import open_storage, open_to_read, root_exists
 from dfkd.utils.hardware import thread_limit
 
 LEASE = "regenerate"
@@ -42,9 +42,9 @@ def plan(manifest: Manifest) -> dict[str, Any]:
     attempts.require_comparable(manifest)
     config = manifest.regeneration
     salt, current = manifest.salt, None
-    # Opening a root would create it, but a plan changes nothing.
+    # A plan changes nothing.
     if root_exists(manifest.storage.root):
-        root = open_storage(manifest.storage.root)
+        root = open_to_read(manifest.storage.root)
         current = attempts.current_of(root, manifest.method)
         unfinished = attempts.unfinished(root)
         salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)

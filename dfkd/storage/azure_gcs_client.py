@@ -16,14 +16,14 @@ import obstore.store
 from obstore.exceptions import BaseError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import missing_object
+from dfkd.storage.base import missing_object, refused_request
 from dfkd.storage.bucket import BucketConnection
 from dfkd.storage.retries import RetryPolicy
 
 STORES: dict[str, Any] = {"az": obstore.store.AzureStore, "gs": obstore.store.GCSStore}
 TOTAL_SECONDS = 3600
 """Timeout of a whole request; the library's own limit of 30 seconds would cut large bodies off."""
-BUSY_STATUSES = {408, 429, 500, 502, 503, 504}
+BUSY_STATUSES = {408, 429, 500, 502, 503, 504, 507}
 """HTTP statuses after which the same request may succeed."""
 ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
 """Variables of the environment from which obstore takes another endpoint than the service's own."""
@@ -154,6 +154,8 @@ def explain(error: Exception, scheme: str, location: str) -> DfkdError:
         )
     if isinstance(error, FileNotFoundError):
         return missing_object(location)
+    if status(error) and not is_transient(error):
+        return refused_request(f"{location} ({word})")
     return InfrastructureError(
         f"storage: {location}: {word}; run the same command again, it resumes"
     )

@@ -71,7 +71,7 @@ class Request:
     """One attempt at a request, reported to an observer after its end."""
 
     operation: str
-    """put, get, head, list or delete; for an upload in parts: begin, part, finish or abort."""
+    """put, get, head, list or delete."""
     attempt: int = 1
     """Number of the attempt; more than 1 after failed attempts of the same request."""
     bytes: int = 0
@@ -128,13 +128,6 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; does nothing if there is none."""
-
-    def abort_uploads(self, older_than: float) -> int:
-        """Remove unfinished uploads begun at least `older_than` seconds ago; returns their number.
-
-        No listing shows such an upload. Always 0 for a directory, which is cleaned when opened, and
-        where an object is always one request.
-        """
 
     def location(self, key: str = "") -> str:
         """The key's full path or URL, for messages."""
@@ -225,6 +218,16 @@ def byte_count(data: bytes | Path) -> int:
 def missing_object(location: str) -> MissingObject:
     """The error for a missing object at `location`."""
     return MissingObject(f"{location}: no such object; restore it or run the job that writes it")
+
+
+def refused_request(what: str) -> ManifestError:
+    """The error for a request that the store will refuse again; `what` is its place and reason."""
+    return ManifestError(
+        "storage.root",
+        "must be a store that accepts this request",
+        what,
+        "check the credentials, the bucket's settings and what the store supports",
+    )
 
 
 @contextlib.contextmanager

@@ -173,7 +173,9 @@ class LocalStorage:
             try:
                 os.link(partial, target)
             except FileExistsError:
-                return False
+                # NFS repeats a request whose answer was lost, and then finds its own link.
+                if partial.stat().st_nlink < 2:
+                    return False
             _sync_directory(target.parent)
         return True
 
@@ -291,10 +293,6 @@ class LocalStorage:
         """See `Storage.delete`."""
         self._path(key).unlink(missing_ok=True)
 
-    def abort_uploads(self, older_than: float) -> int:
-        """See `Storage.abort_uploads`."""
-        return 0
-
     def location(self, key: str = "") -> str:
         """See `Storage.location`."""
         return str(self.root / self.prefix / key)
@@ -363,7 +361,8 @@ def _open_partial(folder: Path) -> tuple[Path, BinaryIO]:
 
 def _remove_unless_locked(path: Path) -> None:
     """Remove the unfinished file of a dead process."""
-    with contextlib.suppress(OSError), path.open("rb") as stream:
+    # NFS gives an exclusive lock only on a file that is open for writing.
+    with contextlib.suppress(OSError), path.open("r+b") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 import contextlib
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -17,7 +16,6 @@ from botocore.parsers import ResponseParserError
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
-    MAX_UPLOADS,
     PROBE,
     WRITER_METADATA,
     MissingObject,
@@ -29,21 +27,22 @@ from dfkd.storage.base import (
     require_disk_space,
 )
 from dfkd.storage.bucket import BucketStorage
-from dfkd.storage.s3_client import Connection, code, explain, redact, status
+from dfkd.storage.s3_client import Connection, explain, redact, status
 
 T = TypeVar("T")
 
 MAX_PUT_BYTES = 5 << 30
 """S3's maximal size of an object in a single request."""
-MAX_PARTS = 10_000
-"""S3's maximal number of parts of an upload."""
-PAGE_MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
 CREDENTIAL_ERRORS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
     boto.CredentialRetrievalError,
     boto.NoRegionError,
+    boto.InvalidRegionError,
     boto.ProfileNotFound,
+    boto.ConfigParseError,
+    boto.SSOError,
+    boto.TokenRetrievalError,
 )
 
 
@@ -77,7 +76,10 @@ class S3Storage(BucketStorage):
             raise explain(error, self.location(key)) from None
         except CREDENTIAL_ERRORS as error:
             raise ManifestError(
-                "storage.root", "needs S3 credentials", redact(error), "set AWS_* or a profile"
+                "storage.root",
+                "needs S3 credentials and a region",
+                redact(error),
+                "set AWS_* or a profile",
             ) from None
         except (BotoCoreError, ResponseParserError) as error:
             raise InfrastructureError(
@@ -101,27 +103,16 @@ class S3Storage(BucketStorage):
 
     def put(self, key: str, data: bytes | Path) -> None:
         """See `Storage.put`."""
-        target, size = self._at(key), byte_count(data)
-        if size > self.connection.limits.part:
-            self._put_parts(key, data, size)
-        else:
-            self._attempt("put", key, lambda request: self._send(request, target, data, size))
+        target, size = self._at(key), self._size_of(key, data)
+        self._attempt("put", key, lambda request: self._send(request, target, data, size))
 
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """See `Storage.put_if_absent`.
-
-        It is always a single request, because not every store has conditions for uploads in parts.
-        """
+        """See `Storage.put_if_absent`."""
         return self._put_once(key, self._at(key), data)
 
     def _put_once(self, key: str, target: dict[str, str], data: bytes | Path) -> bool:
         """Write an object unless it exists; returns whether this call has written it."""
-        size, writer = byte_count(data), uuid.uuid4().hex
-        if size > MAX_PUT_BYTES:
-            raise DfkdError(
-                f"storage: {self.location(key)}: S3 takes at most {MAX_PUT_BYTES} bytes in the one "
-                f"request of a put-if-absent, got {size}; lower synthesis.shard_size"
-            )
+        size, writer = self._size_of(key, data), uuid.uuid4().hex
         # Retries keep the same id, so an object with this id was written by this call.
         options = {"IfNoneMatch": "*", "Metadata": {WRITER_METADATA: writer}}
 
@@ -138,6 +129,20 @@ class S3Storage(BucketStorage):
         won, in_doubt = self._attempt("put", key, send)
         # An earlier attempt may have written the object although its answer was lost.
         return won or (in_doubt and self._writer(key, target) == writer)
+
+    def _size_of(self, key: str, data: bytes | Path) -> int:
+        """Bytes of an object's data; `DfkdError` if they are too many for one request.
+
+        Uploads in parts are not used: not every store has conditions for them, and only shards of
+        images could become so large.
+        """
+        size = byte_count(data)
+        if size > MAX_PUT_BYTES:
+            raise DfkdError(
+                f"storage: {self.location(key)}: S3 takes at most {MAX_PUT_BYTES} bytes in one "
+                f"request, got {size}; lower synthesis.shard_size"
+            )
+        return size
 
     def _send(
         self,
@@ -158,66 +163,6 @@ class S3Storage(BucketStorage):
         """The id of the call that wrote an object; empty if another program wrote it."""
         answer = self._attempt("head", key, lambda _: self._client.head_object(**target))
         return str(answer.get("Metadata", {}).get(WRITER_METADATA, ""))
-
-    def _put_parts(self, key: str, data: bytes | Path, size: int) -> None:
-        """Upload `data` in parts, several at once."""
-        target, writer = self._at(key), uuid.uuid4().hex
-        # Objects of more than `MAX_PARTS` parts need longer parts.
-        length = max(self.connection.limits.part, -(-size // MAX_PARTS))
-        begun = self._attempt(
-            "begin",
-            key,
-            lambda _: self._client.create_multipart_upload(
-                **target, Metadata={WRITER_METADATA: writer}
-            ),
-        )
-        upload = {**target, "UploadId": begun["UploadId"]}
-
-        def send(start: int) -> dict[str, Any]:
-            """Upload the part that begins at `start`; each part is tried again by itself."""
-            number = start // length + 1
-
-            def one(request: Request) -> dict[str, Any]:
-                with self.connection.slots:
-                    body = _slice(data, start, length)
-                    answer = self._client.upload_part(**upload, PartNumber=number, Body=body)
-                request.bytes = len(body)
-                return {"PartNumber": number, "ETag": answer["ETag"]}
-
-            return self._attempt("part", key, one)
-
-        try:
-            with ThreadPoolExecutor(MAX_UPLOADS) as pool:
-                parts = list(pool.map(send, range(0, size, length)))
-            self._finish(key, upload, parts, writer)
-        except BaseException:
-            # Unfinished parts cost money and no listing shows them, so they are removed at once.
-            with contextlib.suppress(DfkdError):
-                self.with_few_attempts()._abort(upload)
-            raise
-
-    def _finish(
-        self, key: str, upload: dict[str, str], parts: list[dict[str, Any]], writer: str
-    ) -> None:
-        """Make one object of the uploaded parts."""
-
-        def send(request: Request) -> bool:
-            """Whether the upload is gone, so that an earlier attempt may have finished it."""
-            try:
-                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
-            except ClientError as error:
-                if request.attempt == 1 or code(error) != "NoSuchUpload":
-                    raise
-                return True
-            return False
-
-        in_doubt = self._attempt("finish", key, send)
-        # The upload is gone: an attempt with a lost answer finished it, or somebody aborted it.
-        if in_doubt and self._writer(key, self._at(key)) != writer:
-            raise InfrastructureError(
-                f"storage: {self.location(key)}: the upload was aborted by another process; "
-                "run the same command again, it resumes"
-            )
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """See `Storage.get`."""
@@ -290,7 +235,7 @@ class S3Storage(BucketStorage):
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """See `Storage.entries`."""
-        for page in self._pages("list_objects_v2", prefix):
+        for page in self._pages(prefix):
             for item in page.get("Contents", ()):
                 key = item["Key"].removeprefix(self._head)
                 if KEY.fullmatch(key):
@@ -298,61 +243,32 @@ class S3Storage(BucketStorage):
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See `Storage.folders`."""
-        pages = self._pages("list_objects_v2", prefix, Delimiter="/")
+        pages = self._pages(prefix, Delimiter="/")
         below = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ()))
         return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in below))
 
-    def _pages(self, operation: str, prefix: str, **options: str) -> Iterator[Any]:
+    def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
         """Yield the answers to a listing, each of which has at most a thousand entries."""
         options |= {"Bucket": self.bucket, "Prefix": self._head + prefix}
 
         def send(request: Request) -> Any:
-            return getattr(self._client, operation)(**options)
+            return self._client.list_objects_v2(**options)
 
         while True:
             page = self._attempt("list", prefix, send)
             yield page
             if not page.get("IsTruncated"):
                 return
-            # Each kind of listing has its own markers, which go back as they came.
-            options |= {name: page[f"Next{name}"] for name in PAGE_MARKERS if f"Next{name}" in page}
+            options["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
         target = self._at(key)
         self._attempt("delete", key, lambda _: self._client.delete_object(**target))
 
-    def abort_uploads(self, older_than: float) -> int:
-        """See `Storage.abort_uploads`."""
-        aborted = 0
-        for page in self._pages("list_multipart_uploads", ""):
-            for item in page.get("Uploads", ()):
-                if _age(page, item["Initiated"]) >= older_than:
-                    upload = {"Bucket": self.bucket, "Key": item["Key"]}
-                    aborted += self._abort({**upload, "UploadId": item["UploadId"]})
-        return aborted
-
-    def _abort(self, upload: dict[str, str]) -> bool:
-        """Abort an upload; returns False if it was already finished or aborted."""
-        key = upload["Key"].removeprefix(self._head)
-        try:
-            self._attempt("abort", key, lambda _: self._client.abort_multipart_upload(**upload))
-        except MissingObject:
-            return False
-        return True
-
     def location(self, key: str = "") -> str:
         """See `Storage.location`."""
         return f"s3://{self.bucket}/{self._head}{key}"
-
-
-def _slice(data: bytes | Path, start: int, length: int) -> bytes:
-    """A part of the data; of a file only this part is read."""
-    if isinstance(data, bytes):
-        return data[start : start + length]
-    with data.open("rb") as stream:
-        stream.seek(start)
-        return stream.read(length)
 
 
 def _require_whole(answer: Any, request: Request) -> None:

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import Request, missing_object
+from dfkd.storage.base import Request, missing_object, refused_request
 from dfkd.storage.bucket import BucketConnection
 from dfkd.storage.retries import RetryPolicy
 
@@ -35,22 +35,20 @@ CONNECTION_ERRORS = (
     ResponseParserError,
 )
 """Errors for a missing or incomplete answer."""
-BUSY_STATUSES = {409, 429, 500, 502, 503, 504}
+BUSY_STATUSES = {409, 429, 500, 502, 503, 504, 507}
 """HTTP statuses after which the same request may succeed; 409: another write is in progress."""
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Retries, timeouts and sizes of the requests to a store."""
+    """Retries and timeouts of the requests to a store."""
 
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     connect: float = 10.0
     """Timeout in seconds for connecting, and for a body that is sent without progress."""
     read: float = 60.0
     """Timeout in seconds for an answer without progress."""
-    part: int = 16 << 20
-    """Bytes of a part. Larger objects are sent in parts, with `MAX_UPLOADS` of them in memory."""
 
 
 @cache
@@ -91,6 +89,8 @@ class Connection(BucketConnection):
         session.register_component("data_loader", _models())
         try:
             return boto3.session.Session(botocore_session=session).client("s3", config=config)
+        except boto.BotoCoreError:
+            raise  # some of them are a ValueError too
         except ValueError as error:
             raise ManifestError(
                 "AWS_ENDPOINT_URL", "must be the URL of an S3 endpoint", redact(error), "fix it"
@@ -132,12 +132,15 @@ def redact(error: Exception) -> str:
 def explain(error: Any, location: str) -> DfkdError:
     """The `DfkdError` for the `ClientError` of a request about `location`."""
     reason = code(error)
-    if reason in ("NoSuchKey", "NoSuchUpload", "404", "NotFound"):
+    if reason in ("NoSuchKey", "404", "NotFound"):
         return missing_object(location)
     if reason in ("NoSuchBucket", "InvalidBucketName") or status(error) in (301, 401, 403):
         return ManifestError(
             "storage.root", "must be a bucket you may use", f"{location} ({reason})", "check it"
         )
-    return InfrastructureError(
-        f"storage: {location}: {reason}; run the same command again, it resumes"
-    )
+    if _is_transient(error):
+        return InfrastructureError(
+            f"storage: {location}: {reason}; run the same command again, it resumes"
+        )
+    # For example 400 ExpiredToken, or 501 of a store without conditional writes.
+    return refused_request(f"{location} ({reason})")

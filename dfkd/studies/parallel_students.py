@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dfkd.cluster import distillation
-from dfkd.cluster.capacity import WorkerResources, request_resources_for, schedulable_nodes
+from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
@@ -192,8 +192,7 @@ def run_in_parallel(
     remote: Callable[..., Any] = ray.remote(**resources.options)(StudentTrainer).remote  # type: ignore[call-overload]
     attempts = jobs[0].cell.manifest.cluster.attempts
     pool: Pool[StudentJob] = Pool(lambda: remote(resources, threads), count, attempts, resources)
-    with request_resources_for(resources, count):
-        yield from pool.run(iter(jobs))
+    yield from pool.run(iter(jobs))
     # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:
         yield StudentResult(each.task, None, each.reason)

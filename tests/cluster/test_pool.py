@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -14,7 +15,7 @@ import ray
 from dfkd.cluster.capacity import (
     WorkerResources,
     has_autoscaler,
-    request_resources_for,
+    require_room,
     schedulable_nodes,
     worker_resources,
 )
@@ -55,6 +56,8 @@ class Worker(Actor):
             os.kill(os.getpid(), signal.SIGSTOP)
         if kind == "fails always" or (kind == "fails once" and first):
             raise RuntimeError(f"no luck with {item.number}")
+        if kind == "tells a secret":
+            raise RuntimeError(f"refused by https://me:hunter2@{'proxy' * 60}")
         if kind == "no disk":
             raise InfrastructureError("disk: must have room, got 0; free some")
         return item.number
@@ -148,6 +151,25 @@ def test_a_worker_that_hangs_is_replaced_and_its_item_tried_again(
     assert working.quarantine == []
 
 
+def test_a_result_that_waited_for_the_driver_is_no_hang(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {}, attempts=1, timeout=2)
+    found = []
+    for result in working.run(Item(i) for i in range(6)):
+        found.append(result)
+        if len(found) == 2:
+            time.sleep(3)  # both actors finish their tasks meanwhile
+    assert sorted(found) == list(range(6))
+    assert tries(tmp_path) == dict.fromkeys(range(6), 1)
+
+
+def test_a_reason_holds_no_password(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {0: "tells a secret"}, attempts=1)
+    assert list(working.run(iter([Item(0)]))) == []
+    (item,) = working.quarantine
+    assert "refused" in item.reason
+    assert "hunter2" not in item.reason
+
+
 def test_what_always_hangs_is_quarantined_with_the_reason(cluster: None, tmp_path: Path) -> None:
     working = pool(tmp_path, {0: "hangs once"}, attempts=1, timeout=2)
     assert list(working.run(iter([Item(0)]))) == []
@@ -177,15 +199,11 @@ def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
     share = worker_resources(Cluster(cpus_per_worker=0.5))
     assert share.slots(schedulable_nodes()) >= 1
     assert not has_autoscaler()
-    with request_resources_for(share, 1000):  # at the most: what is there serves
-        pass
+    require_room(share)
     for cpus, gpus, field in ((1000.0, None, "cpus"), (1.0, 1.0, "gpus")):
         share = worker_resources(Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
-        with (
-            pytest.raises(ManifestError, match=f"cluster.{field}_per_worker: must fit a node"),
-            request_resources_for(share, 1),
-        ):
-            pass
+        with pytest.raises(ManifestError, match=f"cluster.{field}_per_worker: must fit a node"):
+            require_room(share)
 
 
 def test_a_share_never_spans_two_nodes() -> None:

@@ -1,6 +1,5 @@
 """What is used of Ray beyond its public API still does what it is for, and is in one module."""
 
-import json
 import logging
 import re
 import time
@@ -10,9 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private.authentication import authentication_token_setup
-from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.cluster_utils import Cluster
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import ScalingConfig
 
 from dfkd.cluster import ray_internals
@@ -84,14 +81,6 @@ def test_without_an_autoscaler_a_type_is_named_after_each_node(cluster: Cluster)
     assert soon(lambda: len(list(ray_internals.node_types())) == 2)
     assert all(name.startswith("node_") for name in ray_internals.node_types())
     assert not has_autoscaler()
-
-
-def test_nodes_are_asked_for_and_the_wish_is_taken_back(cluster: Cluster) -> None:
-    """As Ray notes it for an autoscaler; test_autoscaler.py has a real one."""
-    ray_internals.request_nodes([{"CPU": 7.0}])
-    assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == [{"CPU": 7.0}]
-    ray_internals.request_nodes([])
-    assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
 
 
 def test_a_bar_of_an_actor_shows_on_the_terminal_of_the_driver(

@@ -7,11 +7,12 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
+from dfkd.cluster.budget import BudgetTracker
 from dfkd.cluster.capacity import require_shared_storage
-from dfkd.cluster.synthesis import BudgetTracker, build, finished, identify, write_prompts
+from dfkd.cluster.synthesis import build, finished, identify, write_prompts
 from dfkd.cluster.worker import PromptPart, PromptSummary, PromptWorker, SynthesisWorker
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Budget, units
+from dfkd.config.plan import Budget, estimated_bytes, units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import read_json
 from dfkd.dataset.verification import verify
@@ -171,6 +172,20 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     assert len(whole) == 6
 
 
+def test_room_is_needed_for_missing_shards_only(
+    two_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(making, "require_root_space", lambda root, size: asked.append(size))
+    manifest = read(tmp_path)
+    identity = identify(manifest)
+    with pytest.raises(BudgetError):
+        build(manifest, identity, budget=Budget(images=4))
+    for _ in range(2):
+        assert build(manifest, identity).images == 8
+    assert asked == [estimated_bytes(manifest, 8), estimated_bytes(manifest, 4)]
+
+
 def test_budgets() -> None:
     assert Budget().allows(10**9, 1e12)
     assert Budget(images=5).allows(5, 1e12)
@@ -217,3 +232,7 @@ def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatc
         require_shared_storage("runs/mine")
     monkeypatch.setattr(capacity, "count_nodes", lambda: 1)
     require_shared_storage("runs/mine")
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr(capacity, "has_autoscaler", lambda: True)  # nodes may join later
+    with pytest.raises(ManifestError, match=r"storage\.root"):
+        require_shared_storage("runs/mine")

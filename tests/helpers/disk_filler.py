@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from dfkd.cluster.capacity import WorkerResources, request_resources_for
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.connection import connected
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.config.plan import Task
@@ -74,8 +74,7 @@ def drive(address: str, run: Fill) -> None:
         done = version.receipts()
         actor = ray.remote(Filler).options(num_cpus=1, max_restarts=0, max_task_retries=0)
         pool = Pool(lambda: actor.remote(version, run), len(TASKS), run.attempts, resources)
-        with request_resources_for(resources, 2):
-            list(pool.run(task for task in TASKS if task.id not in done))
+        list(pool.run(task for task in TASKS if task.id not in done))
         assert pool.quarantine == []
         version.publish(TASKS, partial_version.ENVIRONMENT)
 

@@ -258,7 +258,7 @@ class FaultTests:
 
 
 class S3FaultTests(FaultTests):
-    """The same on S3, with uploads in parts; the environment of `root` reaches the store."""
+    """The same on S3; the environment of `root` reaches the store."""
 
     @pytest.fixture
     def proxy(self, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
@@ -269,52 +269,12 @@ class S3FaultTests(FaultTests):
     @pytest.fixture
     def storage(self, root: str, proxy: Proxy) -> S3Storage:
         bucket, _, prefix = root.removeprefix("s3://").partition("/")
-        return S3Storage(bucket, prefix, Connection(Limits(RetryPolicy(pause=0.01), part=5 << 20)))
+        return S3Storage(bucket, prefix, Connection(Limits(RetryPolicy(pause=0.01))))
 
     @pytest.fixture
     def impatient(self, storage: S3Storage) -> S3Storage:
         limits = Limits(RetryPolicy(pause=0.01), read=2.0)
         return S3Storage(storage.bucket, storage.prefix, Connection(limits))
-
-    def test_large_objects_are_put_in_parts(
-        self, storage: S3Storage, proxy: Proxy, tmp_path: Path
-    ) -> None:
-        data = random.Random(0).randbytes(12 << 20)
-        (tmp_path / "in").write_bytes(data)
-        proxy.inject("busy", "lost", method="PUT", target="partNumber=2")
-        proxy.inject("cut request", method="PUT", target="partNumber=3")
-        proxy.inject("lost", "busy", method="POST", target="uploadId=")
-        seen: list[Request] = []
-        storage.observed(seen.append).put("a/large", tmp_path / "in")
-        assert storage.get("a/large") == data
-        done = [(each.operation, each.bytes) for each in seen if not each.error]
-        parts = [("part", 5 << 20), ("part", 5 << 20), ("part", 2 << 20)]
-        assert sorted(done)[-3:] == sorted(parts)
-        assert storage.abort_uploads(0) == 0
-        storage.put("a/large", data[: 6 << 20])
-        assert storage.get("a/large") == data[: 6 << 20]
-
-    def test_unfinished_uploads_are_removed(self, storage: S3Storage) -> None:
-        client, place = storage._client, {"Bucket": storage.bucket, "Key": "runs/one/a/big"}
-        client.create_multipart_upload(**place)
-        client.create_multipart_upload(Bucket=storage.bucket, Key="runs/two/big")
-        assert storage.abort_uploads(older_than=1e9) == 0
-        assert storage.abort_uploads(older_than=0) == 1
-        assert storage.abort_uploads(older_than=0) == 0
-        kept = client.list_multipart_uploads(Bucket=storage.bucket)["Uploads"]
-        assert [upload["Key"] for upload in kept] == ["runs/two/big"]
-
-    def test_a_failed_upload_leaves_nothing(self, storage: S3Storage, proxy: Proxy) -> None:
-        brief = S3Storage(
-            storage.bucket,
-            storage.prefix,
-            Connection(Limits(RetryPolicy(2, pause=0.01), part=5 << 20)),
-        )
-        proxy.inject("busy", "busy", method="PUT", target="partNumber=2")
-        with pytest.raises(InfrastructureError, match=r"large: SlowDown; run the same command"):
-            brief.put("large", bytes(11 << 20))
-        assert not storage.exists("large")
-        assert storage.abort_uploads(0) == 0
 
     def test_a_store_in_which_both_writers_win_is_refused(
         self, root: str, monkeypatch: pytest.MonkeyPatch

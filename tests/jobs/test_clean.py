@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
     assert clean.main([manifest, "--dry-run", "--keep=2", "--grace=0"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out)["remove"] == []
     age(root, 2 * clean.GRACE)
+    shutil.rmtree(root / ".partial")
     assert clean.main([manifest, "--dry-run", "--keep=1"]) == Exit.DONE
+    assert not (root / ".partial").exists()  # nothing is written
     planned = json.loads(capsys.readouterr().out)
     assert partial_version.tree(root) == before
     objects = {

@@ -60,6 +60,9 @@ def test_the_last_line_says_what_was_written_if_anything_was(
         (PartialError("two tasks quarantined"), 3),
         (InfrastructureError("storage is away"), 4),
         (OSError(28, "No space left on device"), 4),
+        (OSError(116, "Stale file handle"), 4),
+        (OSError(36, "File name too long"), 1),
+        (IsADirectoryError(21, "Is a directory"), 1),
     ],
 )
 def test_each_error_has_its_exit_code_and_one_line(

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from dfkd.dataset.published import PublishedVersion, advance, current, open_vers
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
 from dfkd.distillation.student_names import student_name
-from dfkd.errors import ManifestError
+from dfkd.errors import LeaseError, ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.attempts import Attempt
 from dfkd.pipeline.listing import VERSION
@@ -27,6 +28,10 @@ from tests.helpers.partial_version import IDENTITY, TASKS, commit, fill, home, r
 from tests.helpers.tiny_version import write_manifest
 
 GRACE = 1000.0
+
+
+def held() -> None:
+    """The lease is held all the time."""
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def sweep(
     planned = plan(manifest, keep, grace)
     assert contents(root) == before
     objects, size = garbage_collection.remove(
-        open_storage(str(root)), manifest, planned, keep, grace
+        open_storage(str(root)), manifest, planned, keep, grace, held
     )
     gone = before.keys() - contents(root).keys()
     wanted = {entry.key for removal in planned.removals for entry in removal.entries}
@@ -261,12 +266,26 @@ def test_a_version_that_is_leased_after_the_plan_stays(manifest: Manifest, root:
     storage = open_storage(str(root))
     planned = plan(manifest, keep=1)
     with lease.reading(storage, [f"vanilla/{versions[0].id}"]):
-        garbage_collection.remove(storage, manifest, planned, 1, GRACE)
+        garbage_collection.remove(storage, manifest, planned, 1, GRACE, held)
     advance(home(root), versions[0].id)
     assert verify(versions[0]) == []
     assert not storage.exists(f"data/vanilla/versions/{versions[0].id}/{layout.REMOVING}")
     with pytest.raises(MissingObject):
         open_version(home(root), versions[1].id)
+
+
+def test_a_sweep_that_lost_its_lease_deletes_nothing(manifest: Manifest, root: Path) -> None:
+    """It was suspended, another one did the work, and the version may be in the making again."""
+    chain(root, 3)
+    age(root)
+    storage = open_storage(str(root))
+    planned = plan(manifest, keep=1)
+    with lease.holding(storage, "clean", 600) as lost:
+        lease.acquire(storage, "clean", 600, clock=lambda: time.time() + 601)
+        before = contents(root)
+        with pytest.raises(LeaseError, match="lease clean: is held by"):
+            garbage_collection.remove(storage, manifest, planned, 1, GRACE, lost.fence)
+    assert before.keys() <= contents(root).keys()
 
 
 class Killed(BaseException):
@@ -313,7 +332,7 @@ def test_a_killed_sweep_is_finished_by_the_next_one(
     planned = plan(manifest, keep=1)
     Mortal.left[0] = steps
     with pytest.raises(Killed):
-        garbage_collection.remove(Mortal(root), manifest, planned, 1, GRACE)
+        garbage_collection.remove(Mortal(root), manifest, planned, 1, GRACE, held)
     whole_or_gone(root)
     sweep(manifest, keep=1)
     assert plan(manifest, keep=1).removals == ()

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from dfkd.errors import ManifestError
 from dfkd.storage.azure_gcs import ObstoreStorage
 from dfkd.storage.azure_gcs_client import STORES, reason, status
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import open_storage, open_to_read
 
 
 class Forgetful:
@@ -44,6 +45,26 @@ def test_a_store_that_lists_by_folder_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(STORES, "az", Unordered)
     with pytest.raises(ManifestError, match="must be a store that lists objects by name"):
         list(ObstoreStorage("container", scheme="az").list())
+
+
+def test_a_store_that_may_only_be_read_shows_its_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ReadOnly:
+        """A store that refuses a put, as with the role of a reader."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.memory = MemoryStore()
+            self.memory.put("run/a", b"data")
+
+        def put(self, *_: object, **__: object) -> None:
+            raise GenericError("Server returned non-2xx status code: 403 Forbidden: ")
+
+        def list(self, *arguments: Any, **options: Any) -> Any:
+            return self.memory.list(*arguments, **options)
+
+    monkeypatch.setitem(STORES, "az", ReadOnly)
+    (entry,) = open_to_read("az://container/run").entries()
+    assert (entry.key, entry.size) == ("a", 4)
+    assert 0 <= entry.age < 60
 
 
 @pytest.mark.parametrize("root", ["az://container/run", "gs://bucket/run"])

@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import resource
 import shutil
 import tempfile
@@ -91,7 +92,23 @@ def test_exactly_one_of_racing_writers_wins(tmp_path: Path, kind: str) -> None:
     assert storage.get("prize") == bytes([won.index(True)]) * BIG
     assert seen <= {storage.get("prize")}
     assert leftovers(tmp_path) == []
-    assert storage.abort_uploads(0) == 0
+
+
+def test_a_link_whose_answer_was_lost_has_won(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS sends the request again, and the server finds the name that the first one made."""
+    link = os.link
+
+    def repeated(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    storage = open_storage(str(tmp_path))
+    monkeypatch.setattr(os, "link", repeated)
+    assert storage.put_if_absent("prize", b"mine")
+    assert not storage.put_if_absent("prize", b"yours")
+    assert storage.get("prize") == b"mine"
 
 
 def test_readers_see_the_old_or_the_new_object(tmp_path: Path) -> None:

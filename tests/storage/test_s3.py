@@ -4,9 +4,13 @@ from pathlib import Path
 
 import boto3
 import pytest
+from botocore.stub import Stubber
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.local import open_storage
+from dfkd.storage.retries import RetryPolicy
+from dfkd.storage.s3 import S3Storage
+from dfkd.storage.s3_client import Connection, Limits
 from tests.helpers.storage_contract import S3FaultTests, StorageTests
 
 server = pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -53,6 +57,26 @@ def test_buckets_that_cannot_be_used_are_refused(
         open_storage(root)
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("NotImplemented", 501, ManifestError),
+        ("ExpiredToken", 400, ManifestError),
+        ("InvalidRequest", 400, ManifestError),
+        ("InsufficientStorage", 507, InfrastructureError),
+        ("SlowDown", 503, InfrastructureError),
+    ],
+)
+def test_only_what_may_pass_is_worth_a_repetition(
+    root: str, code: str, status: int, kind: type[DfkdError]
+) -> None:
+    storage = S3Storage("bucket", connection=Connection(Limits(RetryPolicy(1))))
+    with Stubber(storage.connection.client) as stub:
+        stub.add_client_error("put_object", code, http_status_code=status)
+        with pytest.raises(kind, match=code):
+            storage.put("key", b"data")
+
+
 def test_secrets_are_in_no_error_and_no_repr(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     assert "hunter2" not in repr(open_storage(root))
@@ -80,5 +104,14 @@ def test_a_store_without_credentials_is_refused(
     with pytest.raises(ManifestError, match=r"storage\.root: needs S3 credentials"):
         open_storage(root)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(ManifestError, match=r"needs S3 credentials, got .*nobody"):
+    with pytest.raises(ManifestError, match=r"needs S3 credentials and a region, got .*nobody"):
+        open_storage(root)
+    monkeypatch.delenv("AWS_PROFILE")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu west")
+    with pytest.raises(ManifestError, match=r"needs S3 credentials and a region, got .*eu west"):
+        open_storage(root)
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    (tmp_path / "config").write_text("[default\nregion")
+    with pytest.raises(ManifestError, match=r"needs S3 credentials and a region, got .*config"):
         open_storage(root)

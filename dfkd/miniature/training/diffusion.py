@@ -33,6 +33,7 @@ from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecip
 from dfkd.miniature.training.common import Resumable, cosine, rise
 from dfkd.miniature.training.generator import Network
 from dfkd.miniature.work_folder import Log, Stateful
+from dfkd.models.generators.diffusion import ENCODING
 from dfkd.models.teacher import Teacher
 
 #: Share of `sampling.weights` in the sampling probabilities at the end; the rest favours common
@@ -92,7 +93,9 @@ def scheduler() -> Any:
 
 
 def autoencoder(recipe: GeneratorRecipe, network: Network, scale: float) -> Any:
-    """The miniature's VQGAN as an object of diffusers.
+    """The decoding half of the miniature's VQGAN as an object of diffusers.
+
+    diffusers' encoder cannot have the shape of a VQGAN's without residual blocks.
 
     Args:
         scale: factor of latents before the UNet.
@@ -108,7 +111,9 @@ def autoencoder(recipe: GeneratorRecipe, network: Network, scale: float) -> Any:
         sample_size=64,
         scaling_factor=scale,
     )
-    state = {_vq_name(key, levels): tensor for key, tensor in network.official().items()}
+    model.encoder = model.quant_conv = None
+    official = network.official().items()
+    state = {_vq_name(key, levels): x for key, x in official if not key.startswith(ENCODING)}
     for key, expected in model.state_dict().items():
         # The attention's 1 x 1 convolutions are matrices there.
         state[key] = state[key].float().reshape(expected.shape)

@@ -52,6 +52,9 @@ OTHER_CONDITIONS = (
 """Keys of a UNet that needs more than the hidden states of one text tower, as Stable Diffusion XL
 does."""
 
+ENCODING = ("encoder.", "quant_conv.")
+"""Tensors of a VAE that only encode."""
+
 MAX_SIZE, MAX_LAYERS = 10_000, 64
 """Bounds on the numbers in a configuration, and on those that count layers, blocks or entries."""
 
@@ -297,6 +300,10 @@ def _network(
     except Exception as error:  # a malformed configuration can raise anything in a constructor
         raise _unbuildable(config, error) from None
     state = {_present_name(key): value for key, value in read_state_dict(FIELD, weights).items()}
+    if part == "vae":
+        # Images are only decoded, so the half that encodes them need not be there.
+        network.encoder = network.quant_conv = None
+        state = {key: value for key, value in state.items() if not key.startswith(ENCODING)}
     expected = network.state_dict()
     match(FIELD, weights, state, expected, REMEDY)
     # Buffers that no file holds would stay uninitialised; only blocks of other models have some.
