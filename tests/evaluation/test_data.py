@@ -108,6 +108,18 @@ def test_classes_that_no_folder_name_could_tell_apart_are_refused(
         open_data(Evaluation(data=str(tmp_path), aliases=aliases), classes)
 
 
+@pytest.mark.parametrize("domains", [(), ("photo",)])
+def test_two_spellings_of_a_domain_are_refused(tmp_path: Path, domains: tuple[str, ...]) -> None:
+    rule = r"evaluation\.data: domains must differ .* 'Real World', got 'real_world'"
+    write(tmp_path, "photo/dog/1.png", "Real World/dog/1.png", "real_world/dog/1.png")
+    with pytest.raises(ManifestError, match=rule):
+        open_data(Evaluation(data=str(tmp_path), domains=domains), ("dog",))
+    rows = "photo/dog/1.png,Real World,dog\nreal_world/dog/1.png,real_world,dog\n"
+    (tmp_path / "list.csv").write_text(rows)
+    with pytest.raises(ManifestError, match=rule):
+        open_data(Evaluation(data=str(tmp_path / "list.csv"), domains=domains), ("dog",))
+
+
 @pytest.mark.parametrize("name", ["missing", "file.json", "s3://bucket/data"])
 def test_data_that_is_neither_folder_nor_list_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path, "file.json")
