@@ -34,7 +34,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import few_shot_starts
-from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.data import Domains, as_utf8, open_data
 from dfkd.evaluation.few_shot_results import (
     FOLDER,
     Curve,
@@ -233,7 +233,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     for chunk, images in decode_items(items, size, BATCH, threads):
         for item, image in zip(chunk, images, strict=True):
             if isinstance(image, str):
-                unreadable.append(f"{item.name}: {image}")  # `image` is the reason
+                unreadable.append(as_utf8(f"{item.name}: {image}"))  # `image` is the reason
                 continue
             pixels[len(labels)] = image
             labels.append(item.class_index)

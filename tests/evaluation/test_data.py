@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -118,6 +119,20 @@ def test_two_spellings_of_a_domain_are_refused(tmp_path: Path, domains: tuple[st
     (tmp_path / "list.csv").write_text(rows)
     with pytest.raises(ManifestError, match=rule):
         open_data(Evaluation(data=str(tmp_path / "list.csv"), domains=domains), ("dog",))
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\x01b", b"two\nlines"])
+def test_a_domain_with_an_unprintable_name_is_refused(tmp_path: Path, name: bytes) -> None:
+    write(tmp_path, "photo/dog/1.png", f"{os.fsdecode(name)}/dog/1.png")
+    with pytest.raises(ManifestError, match="the name of a domain must be printable"):
+        open_folder(tmp_path, ("dog",))
+
+
+def test_notes_escape_names_that_are_not_utf8(tmp_path: Path) -> None:
+    write(tmp_path, "photo/dog/1.png", os.fsdecode(b"photo/caf\xe9/1.png"), "photo/th\xe9/1.png")
+    assert open_folder(tmp_path, ("dog",)).notes[1:] == (
+        r"ignored: 2 other classes (caf\udce9, thé)",
+    )
 
 
 @pytest.mark.parametrize("name", ["missing", "file.json", "s3://bucket/data"])
