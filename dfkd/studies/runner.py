@@ -222,9 +222,11 @@ def _check_jobs(cell_jobs: list[_CellJob]) -> None:
 
 
 def _student_shape(manifest: Manifest) -> tuple[object, ...]:
-    """Everything that decides whether a student can be built."""
+    """Everything that decides whether a student can be built, and how large it is."""
     config = manifest.distillation
-    return config.student, config.weights, config.stem, manifest.synthesis.image_size
+    # The teacher's name too, because a student of embeddings has an output for each dimension.
+    target = config.target, manifest.teacher.model
+    return config.student, config.weights, config.stem, *target, manifest.synthesis.image_size
 
 
 @dataclass
