@@ -149,7 +149,8 @@ def _results(
         data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
         curves=few_shot_starts.curve_captions(manifest),
         rows=tuple(sort_rows(rows)),
-        summary=tuple(summarise(rows)),
+        average=manifest.evaluation.average,
+        summary=tuple(summarise(rows, manifest.evaluation.average)),
     )
 
 
