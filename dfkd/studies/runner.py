@@ -28,7 +28,7 @@ from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import unknown_domain
 from dfkd.evaluation.footprint import NetworkSize
-from dfkd.pipeline.preflight import check_distillation, check_synthesis
+from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage
 from dfkd.studies import cells
@@ -208,6 +208,9 @@ def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) ->
 
 def _check_jobs(cell_jobs: list[_CellJob]) -> None:
     """Refuse now what workers would only refuse after hours."""
+    for cell_job in cell_jobs:
+        if cell_job.store:
+            check_batches(cell_job.cell.manifest)
     # Each check once for all cells that share a data set or a shape, because it reads weights.
     data_sets = {cell_job.data.fingerprint: cell_job.data.manifest for cell_job in cell_jobs}
     for manifest in data_sets.values():
