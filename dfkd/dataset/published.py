@@ -134,18 +134,25 @@ class PublishedVersion:
         """Yield what `samples` yields, each sample with its location in the shard."""
         return read_located(self.home.get(receipt.key, receipt.bytes + 1), receipt)
 
-    def first_samples(self, count: int) -> list[list[Sample]]:
-        """The first `count` samples of each class, by class index; reads only the shards needed.
+    def first_samples(
+        self, count: int, class_indices: Sequence[int] | None = None
+    ) -> list[list[Sample]]:
+        """The first `count` samples of some classes; reads only the shards needed.
+
+        Args:
+            count: samples of each class.
+            class_indices: the classes, in the order of the result; None for all by class index.
 
         Raises:
             CorruptionError: a shard differs from its receipt.
         """
-        by_class: list[list[Sample]] = [[] for _ in self.classes]
+        indices = range(len(self.classes)) if class_indices is None else class_indices
+        by_class: dict[int, list[Sample]] = {index: [] for index in indices}
         for receipt in self.shards:
-            samples = by_class[receipt.class_index]
-            if len(samples) < count:
+            samples = by_class.get(receipt.class_index)
+            if samples is not None and len(samples) < count:
                 samples += islice(self.samples(receipt), count - len(samples))
-        return by_class
+        return [by_class[index] for index in indices]
 
     def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of index.parquet in batches of at most `INDEX_ROWS` rows.

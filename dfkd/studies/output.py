@@ -291,8 +291,7 @@ def picture_sheet(
         raise ValueError("only a gallery and a case have pictures")
     positions = [study.manifest.classes.index(name) for name in shown.classes]
     examples_of = {
-        row: [examples(version, shown.count)[position] for position in positions]
-        for row, version in versions.items()
+        row: examples(version, shown.count, positions) for row, version in versions.items()
     }
     footer = ", ".join(f"{row} version {version.id}" for row, version in versions.items())
     # A gallery has no evaluation data, so it has no real images to show beside its own.
