@@ -206,16 +206,9 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
     if not keys:
         return None
-    tables = [
-        parquet.read(version.storage.get(key), COLUMNS, version.storage.location(key), RESTORE)
-        for key in keys
-    ]
     # From several files, because contrastive prompts differ from part to part.
-    rows = evenly(
-        [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
-    )
-    sampled = [table.take([i for owner, i in rows if owner == t]) for t, table in enumerate(tables)]
-    table = pa.concat_tables(part.select(COLUMNS) for part in sampled).sort_by("class_index")
+    parts = [_sample_part(version.storage, key, MAX_PROMPTS // len(keys)) for key in keys]
+    table = pa.concat_tables(parts).sort_by("class_index")
     labels, embeddings = _arrays(version, table)
     within, across = pair_cosines(embeddings, labels)
     return PromptFacts(
@@ -229,6 +222,17 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
         vendi=vendi_score(embeddings),
         statistics=_statistics(version),
     )
+
+
+def _sample_part(storage: Storage, key: str, count: int) -> pa.Table:
+    """At most `count` evenly spaced rows of a file of prompts, which is then no longer in memory.
+
+    Raises:
+        CorruptionError: it is not Parquet, or a column is missing.
+    """
+    where = storage.location(key)
+    table = parquet.read(storage.get(key), COLUMNS, where, RESTORE, columns=COLUMNS)
+    return table.select(COLUMNS).take(evenly(range(table.num_rows), count))
 
 
 def _arrays(
