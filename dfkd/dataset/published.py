@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,6 +59,8 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 class _Manifest(BaseModel, strict=True):
     """The keys of manifest.json that readers rely on; the file holds more."""
 
+    schema_: Literal[2] = Field(alias="schema")
+    """`publication.SCHEMA_VERSION`: a version of another format could be read wrongly."""
     fingerprint: Sha256
     identity: dict[str, Any]
     environment: dict[str, Any]
