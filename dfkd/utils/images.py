@@ -103,7 +103,7 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()  # in a PNG the EXIF data may follow the pixels
     # Pillow fails on damaged EXIF data with errors of many kinds, and the pixels are good.
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         return image
     turn = TURNS.get(orientation)
