@@ -35,7 +35,7 @@ from pydantic.dataclasses import dataclass
 
 from dfkd.config.distillation import Average, Start
 from dfkd.errors import CorruptionError
-from dfkd.evaluation.results import Spread, as_json, domain_means, over_seeds, spread
+from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.types import CHECKED, Fraction, Natural, first_problem
@@ -176,7 +176,7 @@ def gains(rows: Sequence[FewShotRow], average: Average = "images") -> dict[int, 
 def write(storage: Storage, results: FewShotResults) -> str:
     """Write `fewshot/results.json` under a run's root; returns its location for display."""
     _check(results)
-    storage.put(KEY, as_json(asdict(results)).encode())
+    storage.put(KEY, strict_json.indented(asdict(results)))
     return storage.location(KEY)
 
 

@@ -29,7 +29,6 @@
 """
 
 import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, NotRequired, get_args
@@ -47,6 +46,7 @@ from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.storage.base import Storage
+from dfkd.utils import strict_json
 from dfkd.utils.types import CHECKED, Count, Fraction, Natural, first_problem
 
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
@@ -305,33 +305,8 @@ def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
     pq.write_table(table, stream)
     # results.json comes last, because its presence says that the run is finished.
     storage.put("results.parquet", stream.getvalue())
-    storage.put("results.json", as_json(results).encode())
+    storage.put("results.json", strict_json.indented(results))
     return storage.location("results.json")
-
-
-def as_json(results: Mapping[str, Any]) -> str:
-    """Indented JSON with sorted keys and each list of integers on one line."""
-    return _indented(results, "\n") + "\n"
-
-
-def _indented(value: object, line_break: str) -> str:
-    """A value as JSON; `line_break` is a newline and the spaces before the value's last line."""
-    inner = line_break + "  "
-    brackets, parts = "", list[str]()
-    if isinstance(value, Mapping):
-        brackets = "{}"
-        parts = [f"{_compact(key)}: {_indented(value[key], inner)}" for key in sorted(value)]
-    # Lists of integers are encoded at once, because 1,000 classes have a million counts.
-    elif isinstance(value, list | tuple) and not all(type(each) is int for each in value):
-        brackets, parts = "[]", [_indented(each, inner) for each in value]
-    if not parts:
-        return _compact(value)
-    return brackets[0] + inner + f",{inner}".join(parts) + line_break + brackets[1]
-
-
-def _compact(value: object) -> str:
-    """A value as JSON on one line."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def require_finished(storage: Storage) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from dfkd.errors import one_line
@@ -70,6 +70,9 @@ def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[I
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
             yield image
+    # Pillow's text has an address in memory, so results.json would differ from run to run.
+    except UnidentifiedImageError:
+        raise ValueError("cannot identify image file") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(one_line(error)) from None
 

@@ -21,8 +21,8 @@ from dfkd.evaluation.few_shot_results import (
     summarise,
     write,
 )
-from dfkd.evaluation.results import as_json
 from dfkd.storage.local import open_storage
+from dfkd.utils.strict_json import indented
 
 CLASSES = ("cat", "dög")
 
@@ -121,7 +121,7 @@ def test_results_that_are_not_there_are_refused(tmp_path: Path) -> None:
         read(open_storage(str(tmp_path)))
 
 
-WRITTEN: dict[str, Any] = json.loads(as_json(asdict(content())))
+WRITTEN: dict[str, Any] = json.loads(indented(asdict(content())))
 FIRST, *OTHERS = WRITTEN["rows"]
 
 

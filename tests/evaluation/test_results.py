@@ -1,7 +1,6 @@
 import copy
 import io
 import json
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import (
     ResultRow,
-    as_json,
     images_of,
     results,
     row,
@@ -87,36 +85,6 @@ def test_the_average_and_the_order_of_domains_are_part_of_the_results() -> None:
     assert list(images_of(found)) == found["data"]["domains"] == ["ink", "flat"]
     with pytest.raises(CorruptionError, match="summary: must follow"):
         validate_results(found | {"average": "images"})
-
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
-
-
-@given(PLAIN)
-def test_json_without_integers_is_indented_as_usual(value: object) -> None:
-    usual = json.dumps({"x": value}, indent=2, sort_keys=True, ensure_ascii=False)
-    assert as_json({"x": value}) == usual + "\n"
-
-
-def test_a_list_of_integers_is_one_line_of_json() -> None:
-    found = as_json({"b": [[1, 20], (3,)], "a": {}, "c": [True], "d": [1, 0.5], "e": "[\n1]"})
-    assert found.splitlines() == [
-        *("{", '  "a": {},', '  "b": [', "    [1, 20],", "    [3]", "  ],"),
-        *('  "c": [', "    true", "  ],", '  "d": [', "    1,", "    0.5", "  ],"),
-        *(r'  "e": "[\n1]"', "}"),
-    ]
-
-
-def test_json_of_many_counts_takes_little_more_memory_than_its_text() -> None:
-    confusion = [[7] * 200 for _ in range(200)]
-    tracemalloc.start()
-    text = as_json({"confusion": confusion})
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 5 * len(text)
 
 
 def test_order_is_teacher_then_methods_seeds_and_domains() -> None:

@@ -102,6 +102,11 @@ def test_a_truncated_image_is_refused() -> None:
             decode_image(whole[: len(whole) // 2], 64)
 
 
+def test_the_reason_is_the_same_in_every_run() -> None:
+    with pytest.raises(ValueError, match=r"^cannot identify image file$"):
+        decode_image(b"no image", 64)
+
+
 def test_a_batch_is_planes_in_the_unit_range_as_torch_divides() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     images = [np.stack([values, values.T, 255 - values], axis=2)] * 2
