@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from dfkd.storage.base import BUCKET_ROOTS, split_root
 from dfkd.storage.local import Storage, open_storage
 
 if TYPE_CHECKING:
+    from dfkd.config.distillation import Average
     from dfkd.studies.cells import CellResult
     from dfkd.studies.results import StudyResults
     from dfkd.studies.study import Study
@@ -62,7 +64,8 @@ def work(study: Study, options: argparse.Namespace) -> str:
 
     data = open_evaluation(study)
     output = open_output(study, options)
-    study_cells = reproduce(study, data, options.threads, _tell, options.at_once)
+    tell = functools.partial(_tell, study.manifest.evaluation.average)
+    study_cells = reproduce(study, data, options.threads, tell, options.at_once)
     embedding_maps = maps(study, data, study_cells, options.threads) if data else ()
     again, rows = command_line.again("reproduce", options), networks(study, study_cells)
     sizes = {label: network.parameters for label, network in rows.items()}
@@ -89,10 +92,11 @@ def _failed(study: Study, results: StudyResults) -> PartialError:
     )
 
 
-def _tell(label: str, outcome: CellResult, reused: bool) -> None:
+def _tell(average: Average, label: str, outcome: CellResult, reused: bool) -> None:
     """Print a line about a cell."""
     status = "found" if reused else "finished"
-    print(f"{label}: {status} {outcome.model}, accuracy {100 * outcome.mean:.1f}", flush=True)
+    accuracy = f"{100 * outcome.mean(average):.1f}"
+    print(f"{label}: {status} {outcome.model}, accuracy {accuracy}", flush=True)
 
 
 def open_output(study: Study, options: argparse.Namespace) -> Storage:

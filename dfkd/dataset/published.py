@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,6 +59,8 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 class _Manifest(BaseModel, strict=True):
     """The keys of manifest.json that readers rely on; the file holds more."""
 
+    schema_: Literal[2] = Field(alias="schema")
+    """`publication.SCHEMA_VERSION`: a version of another format could be read wrongly."""
     fingerprint: Sha256
     identity: dict[str, Any]
     environment: dict[str, Any]
@@ -134,18 +136,25 @@ class PublishedVersion:
         """Yield what `samples` yields, each sample with its location in the shard."""
         return read_located(self.home.get(receipt.key, receipt.bytes + 1), receipt)
 
-    def first_samples(self, count: int) -> list[list[Sample]]:
-        """The first `count` samples of each class, by class index; reads only the shards needed.
+    def first_samples(
+        self, count: int, class_indices: Sequence[int] | None = None
+    ) -> list[list[Sample]]:
+        """The first `count` samples of some classes; reads only the shards needed.
+
+        Args:
+            count: samples of each class.
+            class_indices: the classes, in the order of the result; None for all by class index.
 
         Raises:
             CorruptionError: a shard differs from its receipt.
         """
-        by_class: list[list[Sample]] = [[] for _ in self.classes]
+        indices = range(len(self.classes)) if class_indices is None else class_indices
+        by_class: dict[int, list[Sample]] = {index: [] for index in indices}
         for receipt in self.shards:
-            samples = by_class[receipt.class_index]
-            if len(samples) < count:
+            samples = by_class.get(receipt.class_index)
+            if samples is not None and len(samples) < count:
                 samples += islice(self.samples(receipt), count - len(samples))
-        return by_class
+        return [by_class[index] for index in indices]
 
     def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of index.parquet in batches of at most `INDEX_ROWS` rows.

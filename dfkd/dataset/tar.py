@@ -23,7 +23,9 @@ def members(data: bytes) -> Iterator[tuple[str, slice]]:
                 if not member.isreg() or member.issparse() or member.pax_headers:
                     raise ValueError(f"member {member.name[:80]!r} is not a plain file")
                 yield member.name, slice(member.offset_data, member.offset_data + member.size)
-    except (tarfile.TarError, ValueError) as error:  # ValueError: also a bad number in a header
+    # tarfile raises the last three for a bad number in a header, a size that no file can have, and
+    # a long chain of headers that describe the next one.
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"no readable tar ({error})") from None
 
 

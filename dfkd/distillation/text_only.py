@@ -101,7 +101,12 @@ def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) 
         root.put(key, safetensors.torch.save({"vectors": vectors.cpu()}))
     except (SafetensorError, KeyError):
         vectors = torch.empty(0)
-    if vectors.shape != shape:
+    # A flipped bit can leave the format intact, and a NaN would be taken for the nearest class.
+    if (
+        vectors.shape != shape
+        or vectors.dtype != torch.float32
+        or not ((vectors.norm(dim=1) - 1).abs() < 1e-4).all()
+    ):
         raise CorruptionError(
             f"{root.location(key)}: is not the classifier that was written; delete it and run "
             "jobs/evaluate.py again, which trains it anew"

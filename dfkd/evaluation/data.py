@@ -87,8 +87,8 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
 
     Raises:
         ManifestError: the data do not exist, have no layout or an ambiguous one, or a bad line in a
-            list; a domain does not exist; or a class has no image in any domain. (In the bundled
-            set missing classes are a note, unless all are missing.)
+            list; a domain does not exist or has a bad name; or a class has no image in any domain.
+            (In the bundled set missing classes are a note, unless all are missing.)
         CorruptionError: the bundled set is damaged.
     """
     if config.data == "bundled":
@@ -161,7 +161,24 @@ def _labels(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int
 
 def _select_domains(available: Iterable[str], requested: Sequence[str]) -> list[str]:
     """The domains to score, in order: the requested ones, or all sorted by name."""
-    known = {normalise_name(name): name for name in sorted(available)}
+    known: dict[str, str] = {}
+    for name in sorted(available):
+        # Results are stored as UTF-8, and charts as XML, which has no control characters.
+        if not name.isprintable():
+            raise ManifestError(
+                FIELD,
+                "the name of a domain must be printable UTF-8 text",
+                name,
+                "rename the domain",
+            )
+        # Otherwise the images of one spelling would be lost silently.
+        if (other := known.setdefault(normalise_name(name), name)) != name:
+            raise ManifestError(
+                FIELD,
+                f"domains must differ by more than case, spaces, '_' and '-' from {other!r}",
+                name,
+                "rename one of them",
+            )
     for name in requested:
         if normalise_name(name) not in known:
             raise ManifestError(
@@ -180,7 +197,12 @@ def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent
     # File systems list names in any order, and few-shot splits refer to images by position.
     items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
     data = Domains(config.data, tuple(classes), tuple(items), ())
-    return dataclasses.replace(data, notes=tuple(_notes(data, content)))
+    return dataclasses.replace(data, notes=tuple(map(as_utf8, _notes(data, content))))
+
+
+def as_utf8(text: str) -> str:
+    """The text with backslash escapes for bytes of file names that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:

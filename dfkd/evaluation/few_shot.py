@@ -34,7 +34,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, DfkdError, ManifestError
 from dfkd.evaluation import few_shot_starts
-from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.data import Domains, as_utf8, open_data
 from dfkd.evaluation.few_shot_results import (
     FOLDER,
     Curve,
@@ -149,7 +149,8 @@ def _results(
         data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
         curves=few_shot_starts.curve_captions(manifest),
         rows=tuple(sort_rows(rows)),
-        summary=tuple(summarise(rows)),
+        average=manifest.evaluation.average,
+        summary=tuple(summarise(rows, manifest.evaluation.average)),
     )
 
 
@@ -233,7 +234,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     for chunk, images in decode_items(items, size, BATCH, threads):
         for item, image in zip(chunk, images, strict=True):
             if isinstance(image, str):
-                unreadable.append(f"{item.name}: {image}")  # `image` is the reason
+                unreadable.append(as_utf8(f"{item.name}: {image}"))  # `image` is the reason
                 continue
             pixels[len(labels)] = image
             labels.append(item.class_index)

@@ -18,9 +18,10 @@
       right      [count, ...]: correct predictions among these
       accuracy   sum of right / sum of tested, 0-1
       class_mean mean accuracy over the classes with test images, 0-1
+    average      "images" | "classes": whether `summary` uses `accuracy` or `class_mean` of rows
     summary      one per curve and shots:
       curve, shots, seeds: [int, ...]
-      domains    {name: {mean, std}} of accuracy over seeds
+      domains    {name: {mean, std}} over seeds, of the accuracy that `average` selects
       mean, std  over seeds, of the mean over domains; std (n - 1) is null for one seed
 """
 
@@ -32,9 +33,9 @@ from typing import Annotated, Literal, NoReturn, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.distillation import Start
+from dfkd.config.distillation import Average, Start
 from dfkd.errors import CorruptionError
-from dfkd.evaluation.results import Spread, as_json, domain_means, over_seeds, spread
+from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.types import CHECKED, Fraction, Natural, first_problem
@@ -97,6 +98,7 @@ class FewShotResults:
     data: FewShotData
     curves: dict[Curve, str]
     rows: Annotated[tuple[FewShotRow, ...], Field(min_length=1)]
+    average: Average = "images"
     summary: tuple[Point, ...]
 
 
@@ -130,28 +132,29 @@ def sort_rows(rows: Sequence[FewShotRow]) -> list[FewShotRow]:
     return sorted(rows, key=lambda row: (CURVES.index(row.curve), row.domain, row.shots, row.seed))
 
 
-def summarise(rows: Sequence[FewShotRow]) -> list[Point]:
+def summarise(rows: Sequence[FewShotRow], average: Average = "images") -> list[Point]:
     """One point for each curve and k: mean over domains, mean and deviation over seeds."""
     groups: dict[tuple[Curve, int], list[FewShotRow]] = {}
     for entry in rows:
         groups.setdefault((entry.curve, entry.shots), []).append(entry)
     points = []
     for curve, shots in sorted(groups, key=lambda key: (CURVES.index(key[0]), key[1])):
-        by_seed = _by_seed(groups[curve, shots])
+        by_seed = _by_seed(groups[curve, shots], average)
         domains, overall = over_seeds(by_seed)
         points.append(Point(curve, shots, tuple(sorted(by_seed)), domains, **overall))
     return points
 
 
-def _by_seed(rows: Sequence[FewShotRow]) -> dict[int, dict[str, float]]:
-    """The accuracy on each domain, by seed."""
+def _by_seed(rows: Sequence[FewShotRow], average: Average) -> dict[int, dict[str, float]]:
+    """The accuracy that `average` selects on each domain, by seed."""
     accuracies: dict[int, dict[str, float]] = {}
     for row in rows:
-        accuracies.setdefault(row.seed, {})[row.domain] = row.accuracy
+        accuracy = row.class_mean if average == "classes" else row.accuracy
+        accuracies.setdefault(row.seed, {})[row.domain] = accuracy
     return accuracies
 
 
-def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
+def gains(rows: Sequence[FewShotRow], average: Average = "images") -> dict[int, Spread]:
     """The gain of fine-tuning by shots: accuracy of the student minus that before training.
 
     Both are means over the domains of `rows`. The standard deviation over seeds is that of the
@@ -162,7 +165,7 @@ def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
     for shots in sorted({row.shots for row in rows if row.curve == "student"}):
         after, before = (
             domain_means(
-                _by_seed([row for row in rows if (row.curve, row.shots) == (curve, shots)])
+                _by_seed([row for row in rows if (row.curve, row.shots) == (curve, shots)], average)
             )
             for curve in ("student", "untouched")
         )
@@ -173,7 +176,7 @@ def gains(rows: Sequence[FewShotRow]) -> dict[int, Spread]:
 def write(storage: Storage, results: FewShotResults) -> str:
     """Write `fewshot/results.json` under a run's root; returns its location for display."""
     _check(results)
-    storage.put(KEY, as_json(asdict(results)).encode())
+    storage.put(KEY, strict_json.indented(asdict(results)))
     return storage.location(KEY)
 
 
@@ -209,7 +212,7 @@ def _check(results: FewShotResults) -> None:
     if not _whole(seeds, domains, curves):
         _refuse("rows", "each curve, domain, shots and seed must be there once")
     # The summary is computed again, so nobody can edit a mean alone.
-    if list(results.summary) != summarise(results.rows):
+    if list(results.summary) != summarise(results.rows, results.average):
         _refuse("summary", "does not follow from the rows")
 
 

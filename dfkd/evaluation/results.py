@@ -29,8 +29,6 @@
 """
 
 import io
-import json
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, NotRequired, get_args
@@ -48,6 +46,7 @@ from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.storage.base import Storage
+from dfkd.utils import strict_json
 from dfkd.utils.types import CHECKED, Count, Fraction, Natural, first_problem
 
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
@@ -306,17 +305,8 @@ def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
     pq.write_table(table, stream)
     # results.json comes last, because its presence says that the run is finished.
     storage.put("results.parquet", stream.getvalue())
-    storage.put("results.json", as_json(results).encode())
+    storage.put("results.json", strict_json.indented(results))
     return storage.location("results.json")
-
-
-def as_json(results: Mapping[str, Any]) -> str:
-    """Indented JSON with sorted keys and each list of numbers on one line.
-
-    The pattern cannot match inside a string, because JSON escapes newlines in strings.
-    """
-    text = json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[\n([\d,\s]+)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
 
 
 def require_finished(storage: Storage) -> None:

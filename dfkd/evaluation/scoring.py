@@ -28,7 +28,7 @@ from dfkd.distillation.student_store import (
 from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import footprint
-from dfkd.evaluation.data import Domains, Item, open_data
+from dfkd.evaluation.data import Domains, Item, as_utf8, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings
@@ -304,7 +304,7 @@ def _confusions(
             readable = []
             for item, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
-                    unreadable[item.name] = image
+                    unreadable[as_utf8(item.name)] = image
                 else:
                     readable.append((item, image))
             if readable:

@@ -327,6 +327,8 @@ def _class_labels(
 ) -> list[dict[str, Any]]:
     """Class names at the class means, moved down where two would overlap.
 
+    A name that would leave the plot is left out; its points still have tooltips.
+
     Args:
         low: the lower ends of both axes.
         high: their upper ends.
@@ -344,8 +346,12 @@ def _class_labels(
         half = 3.3 * len(name)
         x = min(max(xs[i], half), MAP_WIDTH - half)
         y = ys[i]
-        while any(abs(x - a) < half + b and abs(y - c) < LABEL_DISTANCE for a, b, c in placed):
+        while y <= MAP_HEIGHT and any(
+            abs(x - a) < half + b and abs(y - c) < LABEL_DISTANCE for a, b, c in placed
+        ):
             y += 1
+        if y > MAP_HEIGHT:
+            continue
         placed.append((x, half, y))
         rows.append(
             {

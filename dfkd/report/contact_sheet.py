@@ -15,14 +15,17 @@ Examples = list[list[Image.Image]]
 """A few images for each class."""
 
 
-def examples(version: PublishedVersion, count: int = 8) -> Examples:
-    """The first `count` images of each class of a published version, as RGB.
+def examples(
+    version: PublishedVersion, count: int = 8, class_indices: Sequence[int] | None = None
+) -> Examples:
+    """The first `count` images of some classes of a published version, by default all, as RGB.
 
     Raises:
         CorruptionError: a shard differs from what was published, or an image cannot be decoded.
     """
     return [
-        [sample.decoded(_decode) for sample in samples] for samples in version.first_samples(count)
+        [sample.decoded(_decode) for sample in samples]
+        for samples in version.first_samples(count, class_indices)
     ]
 
 
@@ -38,7 +41,8 @@ def write_contact_sheet(
     """Write `contact-sheet.png` with the version of each method; returns its location."""
     classes = next(iter(versions.values())).classes
     count = 8 if len(versions) < 3 else 5
-    blocks = {str(method): examples(version, count) for method, version in versions.items()}
+    shown = range(min(len(classes), MAX_CLASSES))
+    blocks = {str(method): examples(version, count, shown) for method, version in versions.items()}
     title = f"{name}: images made from class names alone"
     footer = ", ".join(f"{method} version {version.id}" for method, version in versions.items())
     storage.put("contact-sheet.png", contact_sheet(title, classes, blocks, footer))

@@ -155,6 +155,11 @@ class Facts:
         return [s for s in self.scored if s.summary["model"] == "student"]
 
     @property
+    def learned(self) -> str:
+        """What the students of the run learned from the teacher: `distances` or `embedding`."""
+        return next((student.target for student in self.trained_students), "distances")
+
+    @property
     def best(self) -> ScoredModel | None:
         """The student of the method with the highest mean; the first of equal ones."""
         return max(self.students, key=lambda s: s.summary["mean"], default=None)

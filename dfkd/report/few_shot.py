@@ -15,7 +15,7 @@ import altair as alt
 from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gains
 from dfkd.evaluation.results import Spread
 from dfkd.report.svg import RenderedChart, axis_style, band, data_chart, files
-from dfkd.report.tables import WIDTH
+from dfkd.report.tables import HEADS, WIDTH
 
 CELL = 10
 """Maximum width of a column in characters: `78.9 ±12.3`."""
@@ -56,14 +56,15 @@ def table(results: FewShotResults) -> str:
         _text_table(_grid(results, bands, ticks[first : first + size], names))
         for first in range(0, len(ticks), size)
     ]
-    return "\n\n".join([f"few-shot accuracy, %, {_averaged_over(names)}\n{blocks[0]}", *blocks[1:]])
+    title = f"few-shot {HEADS[results.average]}, {_averaged_over(names)}"
+    return "\n\n".join([f"{title}\n{blocks[0]}", *blocks[1:]])
 
 
 def markdown(results: FewShotResults) -> str:
     """The same table as Markdown, then one for each domain, and notes."""
     ticks, names = _ticks(results), results.data.domains
     parts = [
-        f"# Few-shot accuracy, %, of {_escape(results.architecture)}",
+        f"# Few-shot {HEADS[results.average]}, of {_escape(results.architecture)}",
         "Mean and standard deviation over seeds; 0 images is before any training. Figures of one "
         "column share their test images, those of two columns do not. The gain is what training "
         "adds to the student, with the standard deviation of that difference.",
@@ -114,7 +115,7 @@ def _grid(
     # Every curve has the largest number of shots, but only one has 0.
     curves = [curve for curve, shots in bands if shots == max(ticks)]
     grid = [[curve, *(_figure(bands.get((curve, shots))) for shots in ticks)] for curve in curves]
-    if added := gains(rows):
+    if added := gains(rows, results.average):
         grid.append([LABELS[1], *(_figure(added.get(shots), sign="+") for shots in ticks)])
     # All seeds use the same number of images, so those of one seed are counted.
     for label, trained in ((LABELS[2], True), (LABELS[3], False)):
@@ -162,8 +163,9 @@ def _escape(text: str) -> str:
 def picture(results: FewShotResults) -> RenderedChart:
     """The large plot of the mean above small ones of the domains, if there are several."""
     domains, seeds = results.data.domains, len(results.summary[0].seeds)
+    kind = HEADS[results.average].removesuffix(", %")
     title_lines = [
-        f"{results.architecture}: accuracy on the rest of a domain, %",
+        f"{results.architecture}: {kind} on the rest of a domain, %",
         _averaged_over(domains)
         + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
     ]

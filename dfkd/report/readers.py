@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
@@ -21,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.footprint import FLOAT32
-from dfkd.models.student import WEIGHTS, read_card
+from dfkd.models.student import read_card
 from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
 from dfkd.report.gallery import evenly
 from dfkd.storage import layout
@@ -40,10 +39,6 @@ MAX_PROMPTS = 420
 RESTORE = "restore them, or synthesise into another storage.root"
 COLUMNS = ("class_index", "text", "embedding")
 EXPORT_FACTS = "student/takehome.json"
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Suffixes of a student's tensors that are not parameters but statistics of batch norm."""
-NORMALISATION = ("mean", "std")
-"""Names of a student's tensors that normalise its input."""
 FORMS = (
     ("teacher's image tower", "teacher", None),
     ("student in PyTorch", "torch", None),
@@ -123,7 +118,8 @@ class TrainedStudent:
     seed: int
     architecture: str
     image_size: int
-    parameters: int
+    target: str
+    """What it learned from the teacher: `distances` or `embedding`."""
     bytes: int
     sha256: str
     curve: TrainingCurve | None
@@ -140,7 +136,7 @@ def read_student(student: Storage, name: str, method: str, seed: int, label: str
         label: name of its curve in charts.
 
     Raises:
-        CorruptionError: its card or its weights are damaged.
+        CorruptionError: its card is damaged.
     """
     card = read_card(student)
     return TrainedStudent(
@@ -149,31 +145,11 @@ def read_student(student: Storage, name: str, method: str, seed: int, label: str
         seed=seed,
         architecture=card["architecture"],
         image_size=card["image_size"],
-        parameters=_count_parameters(student),
+        target=card.get("target", "distances"),
         bytes=card["bytes"],
         sha256=card["sha256"],
         curve=_read_curve(student, method, seed, label),
     )
-
-
-def _count_parameters(student: Storage) -> int:
-    """Number of trainable values, from the header of the weights file."""
-    with tempfile.TemporaryDirectory(prefix="dfkd-weights-") as folder:
-        path = Path(folder, WEIGHTS)
-        student.get_file(WEIGHTS, path)
-        # The header has all shapes, so no tensor is loaded.
-        try:
-            with safe_open(path, "numpy") as tensors:
-                return sum(
-                    int(np.prod(tensors.get_slice(key).get_shape()))
-                    for key in tensors.keys()  # noqa: SIM118 - it is no mapping
-                    if not key.endswith(STATISTICS) and key not in NORMALISATION
-                )
-        except SafetensorError as error:
-            raise CorruptionError(
-                f"{student.location(WEIGHTS)}: {error}; delete the student's folder and distil "
-                "again"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -206,16 +182,9 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
     if not keys:
         return None
-    tables = [
-        parquet.read(version.storage.get(key), COLUMNS, version.storage.location(key), RESTORE)
-        for key in keys
-    ]
     # From several files, because contrastive prompts differ from part to part.
-    rows = evenly(
-        [(t, i) for t, table in enumerate(tables) for i in range(table.num_rows)], MAX_PROMPTS
-    )
-    sampled = [table.take([i for owner, i in rows if owner == t]) for t, table in enumerate(tables)]
-    table = pa.concat_tables(part.select(COLUMNS) for part in sampled).sort_by("class_index")
+    parts = [_sample_part(version.storage, key, MAX_PROMPTS // len(keys)) for key in keys]
+    table = pa.concat_tables(parts).sort_by("class_index")
     labels, embeddings = _arrays(version, table)
     within, across = pair_cosines(embeddings, labels)
     return PromptFacts(
@@ -229,6 +198,17 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
         vendi=vendi_score(embeddings),
         statistics=_statistics(version),
     )
+
+
+def _sample_part(storage: Storage, key: str, count: int) -> pa.Table:
+    """At most `count` evenly spaced rows of a file of prompts, which is then no longer in memory.
+
+    Raises:
+        CorruptionError: it is not Parquet, or a column is missing.
+    """
+    where = storage.location(key)
+    table = parquet.read(storage.get(key), COLUMNS, where, RESTORE, columns=COLUMNS)
+    return table.select(COLUMNS).take(evenly(range(table.num_rows), count))
 
 
 def _arrays(

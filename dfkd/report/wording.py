@@ -27,7 +27,7 @@ def headline(facts: Facts) -> Markup:
             f"The teacher alone has a {_mean(facts)} of", teacher_mean, f"over {domains_text}."
         )
     trained = next((t for t in facts.trained_students if t.method == best.label), None)
-    subject = f"{_student(trained)} that {_origin(facts)}"
+    subject = f"{_student(trained, best.parameters)} that {_origin(facts)}"
     # A share of nothing is no number, so the student's own accuracy is stated.
     if teacher is None or not teacher.summary["mean"]:
         mean = percent(best.summary["mean"])
@@ -46,13 +46,13 @@ def _sentence(before: str, figure: str, after: str) -> Markup:
     return Markup("{} <em>{}</em> {}").format(before, figure, after)
 
 
-def _student(trained: TrainedStudent | None) -> str:
+def _student(trained: TrainedStudent | None, parameters: int) -> str:
     """The subject of the headline: architecture and size of the student, if they are known."""
     if trained is None:
         return "A student"
     article = "An" if trained.architecture[:1].lower() in "aeiou" else "A"
-    millions = trained.parameters >= MILLION
-    size = f"{trained.parameters / MILLION:.1f} M" if millions else f"{trained.parameters:,}"
+    millions = parameters >= MILLION
+    size = f"{parameters / MILLION:.1f} M" if millions else f"{parameters:,}"
     return f"{article} {trained.architecture} of {size} parameters"
 
 

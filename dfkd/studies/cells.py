@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from dfkd.config.distillation import Average
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_names import student_name
@@ -47,6 +48,10 @@ class Score:
     class_mean: Fraction
     per_class: dict[str, Fraction]
 
+    def averaged(self, average: Average) -> float:
+        """The accuracy over images, or the mean over classes, as `average` says; 0-1."""
+        return self.class_mean if average == "classes" else self.accuracy
+
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
 class CellResult:
@@ -76,10 +81,9 @@ class CellResult:
     machine: dict[str, Any]
     environment: dict[str, str]
 
-    @property
-    def mean(self) -> float:
-        """Mean accuracy over domains, 0-1."""
-        return sum(score.accuracy for score in self.scores) / len(self.scores)
+    def mean(self, average: Average) -> float:
+        """Mean over domains of the accuracy that `average` selects, 0-1."""
+        return sum(score.averaged(average) for score in self.scores) / len(self.scores)
 
 
 @dataclass(frozen=True)

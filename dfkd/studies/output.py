@@ -168,7 +168,9 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     of = f" of {described.pictures.classes[0]}" if described.pictures else ""
     alone = ", of all classes" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
-    yield f"Accuracy{of} in percent{over}. Images scored{alone}: {scored}."
+    by_class = results.average == "classes" and not described.pictures
+    kind = "Mean accuracy of the classes" if by_class else "Accuracy"
+    yield f"{kind}{of} in percent{over}. Images scored{alone}: {scored}."
     yield (
         "MB: parameters of what answers an image, in float32. ms: one image on one core, measured "
         "when this table was written."
@@ -289,8 +291,7 @@ def picture_sheet(
         raise ValueError("only a gallery and a case have pictures")
     positions = [study.manifest.classes.index(name) for name in shown.classes]
     examples_of = {
-        row: [examples(version, shown.count)[position] for position in positions]
-        for row, version in versions.items()
+        row: examples(version, shown.count, positions) for row, version in versions.items()
     }
     footer = ", ".join(f"{row} version {version.id}" for row, version in versions.items())
     # A gallery has no evaluation data, so it has no real images to show beside its own.

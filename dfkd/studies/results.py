@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from dfkd.config.distillation import Model
+from dfkd.config.distillation import Average, Model
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.studies.cells import CellResult
@@ -46,7 +46,7 @@ class CellMeasurement:
     version: str
     """Fingerprint of the data set; empty for a teacher."""
     accuracy: dict[str, float]
-    """Accuracy by domain."""
+    """Accuracy by domain; with `evaluation.average: classes` the mean over the classes."""
     class_mean: dict[str, float]
     """Mean over the classes, by domain."""
     per_class: dict[str, dict[str, float]]
@@ -57,14 +57,14 @@ class CellMeasurement:
     """Share of the data set's images that the judge puts into the class they were made for."""
 
     @classmethod
-    def of(cls, cell: CellScore) -> "CellMeasurement":
-        """The measurement of a finished cell."""
+    def of(cls, cell: CellScore, average: Average) -> "CellMeasurement":
+        """The measurement of a finished cell, with the accuracy that `average` selects."""
         scores = cell.outcome.scores
         return cls(
             seed=cell.seed,
             cell=cell.folder,
             version=cell.outcome.version,
-            accuracy={score.domain: score.accuracy for score in scores},
+            accuracy={score.domain: score.averaged(average) for score in scores},
             class_mean={score.domain: score.class_mean for score in scores},
             per_class={score.domain: score.per_class for score in scores},
             agreement=cell.outcome.agreement,
@@ -221,6 +221,8 @@ class StudyResults:
     maps: tuple[Map, ...] = ()
     judge: str = ""
     """The sha256 of the judge's file; empty without one."""
+    average: Average = "images"
+    """Whether accuracies are over images, or means over the classes."""
     schema: int = field(default=1)
 
     def encode(self) -> bytes:
@@ -265,6 +267,7 @@ def collect_results(
         made=_study_origin(outcomes, study_cells.versions.values()),
         maps=tuple(maps),
         judge=next((outcome.judge for outcome in outcomes if outcome.judge), ""),
+        average=study.manifest.evaluation.average,
     )
 
 
@@ -276,15 +279,16 @@ def _scored_rows(
         (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
         (study.described.text_only, "text-only", study_cells.text_only),
     ]
+    average = study.manifest.evaluation.average
     # Blanks, because every row of a table has a cell for each axis.
     blanks = ("",) * (len(study.described.chosen_axes) - 1)
     for name, model, scored in reference_rows:
         if scored:
-            measured = tuple(map(CellMeasurement.of, scored))
+            measured = tuple(CellMeasurement.of(cell, average) for cell in scored)
             yield StudyRow.of((name, *blanks), model, measured, parameters.get(name))
     for name, cells in study_cells.students.items():
         if cells:
-            measured = tuple(map(CellMeasurement.of, cells))
+            measured = tuple(CellMeasurement.of(cell, average) for cell in cells)
             names = study.rows[name][0].names
             yield StudyRow.of(names, "student", measured, parameters.get(name))
 

@@ -28,7 +28,7 @@ from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import unknown_domain
 from dfkd.evaluation.footprint import NetworkSize
-from dfkd.pipeline.preflight import check_distillation, check_synthesis
+from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage.lease import reading
 from dfkd.storage.local import Storage, open_storage
 from dfkd.studies import cells
@@ -208,6 +208,9 @@ def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) ->
 
 def _check_jobs(cell_jobs: list[_CellJob]) -> None:
     """Refuse now what workers would only refuse after hours."""
+    for cell_job in cell_jobs:
+        if cell_job.store:
+            check_batches(cell_job.cell.manifest)
     # Each check once for all cells that share a data set or a shape, because it reads weights.
     data_sets = {cell_job.data.fingerprint: cell_job.data.manifest for cell_job in cell_jobs}
     for manifest in data_sets.values():
@@ -222,9 +225,11 @@ def _check_jobs(cell_jobs: list[_CellJob]) -> None:
 
 
 def _student_shape(manifest: Manifest) -> tuple[object, ...]:
-    """Everything that decides whether a student can be built."""
+    """Everything that decides whether a student can be built, and how large it is."""
     config = manifest.distillation
-    return config.student, config.weights, config.stem, manifest.synthesis.image_size
+    # The teacher's name too, because a student of embeddings has an output for each dimension.
+    target = config.target, manifest.teacher.model
+    return config.student, config.weights, config.stem, *target, manifest.synthesis.image_size
 
 
 @dataclass

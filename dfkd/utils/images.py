@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from dfkd.errors import one_line
 
@@ -30,18 +31,29 @@ MAX_ASPECT_RATIO = 8
 Without the cut, scaling a thin strip could fill the memory.
 """
 
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
 
 def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
     """The image with CLIP's preprocessing: uint8 [H, W, 3] with H = W = `image_size`.
 
-    The steps: rotate by the EXIF orientation, put transparency on white, resize the shorter side
-    (bicubic), crop the centre.
+    The steps: turn upright by the EXIF orientation, put transparency on white, resize the shorter
+    side (bicubic), crop the centre.
 
     Raises:
         ValueError: not an image, or a truncated or oversized one; the text says why.
     """
     with open_image(encoded) as image:
-        upright = _on_white(ImageOps.exif_transpose(image))
+        upright = _on_white(_upright(image))
     return np.asarray(_fit(upright, image_size))
 
 
@@ -58,6 +70,9 @@ def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[I
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
             yield image
+    # Pillow's text has an address in memory, so results.json would differ from run to run.
+    except UnidentifiedImageError:
+        raise ValueError("cannot identify image file") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(one_line(error)) from None
 
@@ -84,6 +99,18 @@ def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
     """N images uint8 [S, S, 3] as a student's input: float32 [N, 3, S, S] in [0, 1]."""
     stacked = np.stack(images).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned upright; as it is if its EXIF data cannot be read."""
+    image.load()  # in a PNG the EXIF data may follow the pixels
+    # Pillow fails on damaged EXIF data with errors of many kinds, and the pixels are good.
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return image
+    turn = TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:

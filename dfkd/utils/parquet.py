@@ -25,8 +25,9 @@ def read(
     select_groups: Callable[[pq.FileMetaData], Iterable[int]] = lambda file: range(
         file.num_row_groups
     ),
+    columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The table in `data`, or some of its row groups.
+    """The table in `data`, or some of its row groups and columns.
 
     Args:
         data: a Parquet file, as bytes or as a seekable stream. Only the selected row groups of a
@@ -35,6 +36,7 @@ def read(
         where: the object's location, for messages.
         remedy: how to fix a damaged object, for messages.
         select_groups: the indices of the row groups to read; by default all.
+        columns: the columns to read, in the file's order; None for all.
 
     Raises:
         CorruptionError: not Parquet, a column is missing, or the table is too large.
@@ -42,13 +44,16 @@ def read(
     try:
         source = io.BytesIO(data) if isinstance(data, bytes) else data
         with pq.ParquetFile(source, pre_buffer=True) as file:
-            missing = [name for name in needed if name not in file.schema_arrow.names]
+            schema = file.schema_arrow
+            missing = [name for name in needed if name not in schema.names]
             if missing:
                 raise ValueError(f"no column {missing[0]}")
             groups = list(select_groups(file.metadata))
             # Two checks: the metadata bound a single batch, the running sum bounds the table.
             _refuse_huge(file.metadata, groups)
-            return pa.Table.from_batches(list(_bounded(file, groups)), file.schema_arrow)
+            names = [name for name in schema.names if columns is None or name in columns]
+            kept = pa.schema([schema.field(name) for name in names])
+            return pa.Table.from_batches(list(_bounded(file, groups, names)), kept)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptionError(
             f"{where}: no readable Parquet ({one_line(error)}); {remedy}"
@@ -63,10 +68,12 @@ def _refuse_huge(metadata: pq.FileMetaData, groups: Iterable[int]) -> None:
                 raise ValueError(f"more than {MAX_VALUES} values in a column")
 
 
-def _bounded(file: pq.ParquetFile, groups: list[int]) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows; raises `ValueError` once they have more than `MAX_BYTES`."""
+def _bounded(
+    file: pq.ParquetFile, groups: list[int], columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches of some columns; raises `ValueError` once they exceed `MAX_BYTES`."""
     size = 0
-    for batch in file.iter_batches(BATCH_ROWS, row_groups=groups):
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
         size += batch.nbytes
         if size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes of values")

@@ -6,6 +6,7 @@ a different value from the same file.
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -51,3 +52,32 @@ def canonical(tree: Any) -> bytes:
     return (
         json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     ).encode()
+
+
+def indented(tree: Any) -> bytes:
+    """`tree` as `canonical` has it, but wider indented and with lists of integers on one line.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    return (_indented(tree, "\n") + "\n").encode()
+
+
+def _indented(value: Any, line_break: str) -> str:
+    """A value as JSON; `line_break` is a newline and the spaces before the value's last line."""
+    inner = line_break + "  "
+    brackets, parts = "", list[str]()
+    if isinstance(value, Mapping):
+        brackets = "{}"
+        parts = [f"{_compact(key)}: {_indented(value[key], inner)}" for key in sorted(value)]
+    # Lists of integers are encoded at once, because 1,000 classes have a million counts.
+    elif isinstance(value, list | tuple) and not all(type(each) is int for each in value):
+        brackets, parts = "[]", [_indented(each, inner) for each in value]
+    if not parts:
+        return _compact(value)
+    return brackets[0] + inner + f",{inner}".join(parts) + line_break + brackets[1]
+
+
+def _compact(value: Any) -> str:
+    """A value as JSON on one line."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

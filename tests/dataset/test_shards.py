@@ -228,6 +228,29 @@ def test_tricks_in_an_archive_are_refused(
         list(reader)
 
 
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        header("x.png", 1 << 64),
+        header("x.png", 1 << 80),
+        header("x", 1 << 63, tarfile.GNUTYPE_LONGNAME),
+        header("x", 0, tarfile.XHDTYPE) * 5000 + header("x.png", 0),
+        header("x", 0, tarfile.GNUTYPE_LONGNAME) * 5000 + header("x.png", 0),
+    ],
+    ids=["size 2**64", "size 2**80", "name of 2**63 bytes", "pax chain", "long name chain"],
+)
+def test_headers_that_no_program_writes_are_refused(headers: bytes) -> None:
+    data = headers + bytes(2 * tarfile.RECORDSIZE - len(headers) % tarfile.RECORDSIZE)
+    with pytest.raises(CorruptionError, match=r"shard x: no readable tar|has \d+ bytes, at most"):
+        list(parse_shard(data, "x"))
+
+
 def test_a_member_that_claims_to_be_huge_is_refused_unread() -> None:
     member = tarfile.TarInfo("x.png")
     member.size = MAX_MEMBER_BYTES + 1

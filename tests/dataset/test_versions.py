@@ -408,6 +408,18 @@ def test_any_flipped_bit_of_a_published_file_is_found(tmp_path: Path, name: str)
         assert name in problems[0]
 
 
+@pytest.mark.parametrize("schema", [1, 3, "2", None])
+def test_a_version_of_another_format_is_refused(tmp_path: Path, schema: object) -> None:
+    storage = fill(tmp_path).storage
+    manifest = json.loads(storage.get("manifest.json"))
+    storage.put("manifest.json", json.dumps(manifest | {"schema": schema}).encode())
+    name = manifest["fingerprint"][:16]
+    with pytest.raises(CorruptionError, match="is not the manifest that was published"):
+        open_version(home(tmp_path), name)
+    storage.put("manifest.json", json.dumps(manifest).encode())
+    assert open_version(home(tmp_path), name).id == name
+
+
 def test_verify_names_each_problem(tmp_path: Path) -> None:
     published = fill(tmp_path)
     storage = published.storage

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
@@ -143,9 +144,19 @@ def test_a_classifier_is_trained_once_and_then_found(
     class_vectors(miniature(tmp_path, styles=2), tower, 0, root)
     class_vectors(manifest, tower, 1, root)
     assert len(list(root.list("text-only/"))) == 3
-    root.put(key, b"torn")
-    with pytest.raises(CorruptionError, match="is not the classifier that was written"):
-        class_vectors(manifest, tower, 0, root)
+    flipped = bytearray(root.get(key))
+    flipped[-1] ^= 0x40  # the exponent of the last value
+    for damaged in (
+        b"torn",
+        bytes(flipped),
+        save({"vectors": first * 1.01}),
+        save({"vectors": first.index_fill(1, torch.tensor([0]), math.nan)}),
+        save({"vectors": first.double()}),
+        save({"vectors": first[1:]}),
+    ):
+        root.put(key, damaged)
+        with pytest.raises(CorruptionError, match="is not the classifier that was written"):
+            class_vectors(manifest, tower, 0, root)
 
 
 def test_a_tower_of_its_own_is_loaded_and_its_errors_name_its_keys(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -106,6 +107,32 @@ def test_classes_that_no_folder_name_could_tell_apart_are_refused(
 ) -> None:
     with pytest.raises(ManifestError, match=rule):
         open_data(Evaluation(data=str(tmp_path), aliases=aliases), classes)
+
+
+@pytest.mark.parametrize("domains", [(), ("photo",)])
+def test_two_spellings_of_a_domain_are_refused(tmp_path: Path, domains: tuple[str, ...]) -> None:
+    rule = r"evaluation\.data: domains must differ .* 'Real World', got 'real_world'"
+    write(tmp_path, "photo/dog/1.png", "Real World/dog/1.png", "real_world/dog/1.png")
+    with pytest.raises(ManifestError, match=rule):
+        open_data(Evaluation(data=str(tmp_path), domains=domains), ("dog",))
+    rows = "photo/dog/1.png,Real World,dog\nreal_world/dog/1.png,real_world,dog\n"
+    (tmp_path / "list.csv").write_text(rows)
+    with pytest.raises(ManifestError, match=rule):
+        open_data(Evaluation(data=str(tmp_path / "list.csv"), domains=domains), ("dog",))
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\x01b", b"two\nlines"])
+def test_a_domain_with_an_unprintable_name_is_refused(tmp_path: Path, name: bytes) -> None:
+    write(tmp_path, "photo/dog/1.png", f"{os.fsdecode(name)}/dog/1.png")
+    with pytest.raises(ManifestError, match="the name of a domain must be printable"):
+        open_folder(tmp_path, ("dog",))
+
+
+def test_notes_escape_names_that_are_not_utf8(tmp_path: Path) -> None:
+    write(tmp_path, "photo/dog/1.png", os.fsdecode(b"photo/caf\xe9/1.png"), "photo/th\xe9/1.png")
+    assert open_folder(tmp_path, ("dog",)).notes[1:] == (
+        r"ignored: 2 other classes (caf\udce9, thé)",
+    )
 
 
 @pytest.mark.parametrize("name", ["missing", "file.json", "s3://bucket/data"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dfkd.config.distillation import Average
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.few_shot_results import (
     KEY,
@@ -20,8 +21,8 @@ from dfkd.evaluation.few_shot_results import (
     summarise,
     write,
 )
-from dfkd.evaluation.results import as_json
 from dfkd.storage.local import open_storage
+from dfkd.utils.strict_json import indented
 
 CLASSES = ("cat", "dög")
 
@@ -44,7 +45,7 @@ ROWS = [
 ]
 
 
-def content(rows: list[FewShotRow] | None = None) -> FewShotResults:
+def content(rows: list[FewShotRow] | None = None, average: Average = "images") -> FewShotResults:
     found = sort_rows(rows or ROWS)
     return FewShotResults(
         architecture="resnet18",
@@ -52,7 +53,8 @@ def content(rows: list[FewShotRow] | None = None) -> FewShotResults:
         data=FewShotData("bundled", ("ink", "oil"), ("a note",), ("b.png: torn",)),
         curves={"untouched": "before", "student": "distilled", "scratch": "random weights"},
         rows=tuple(found),
-        summary=tuple(summarise(found)),
+        average=average,
+        summary=tuple(summarise(found, average)),
     )
 
 
@@ -82,6 +84,20 @@ def test_the_summary_is_a_mean_over_domains_and_then_over_seeds() -> None:
     assert single.std is None
 
 
+def test_summary_and_gain_are_over_classes_if_the_manifest_says_so(tmp_path: Path) -> None:
+    *_, scratch = summarise(ROWS, "classes")
+    first, second = ((1 / 10 + 3 / 30) / 2 + (5 / 10 + 3 / 30) / 2) / 2, (0.2 + 1) / 2
+    assert scratch.mean == pytest.approx((first + second) / 2)
+    gain = gains(ROWS, "classes")[2]["mean"]
+    assert gain == pytest.approx(2 / 30 / 2 / 2)  # seed 1 adds 2 of 30 images of one class of two
+    storage = open_storage(str(tmp_path))
+    write(storage, content(average="classes"))
+    assert read(storage).summary[-1] == scratch
+    storage.put(KEY, storage.get(KEY).replace(b'"average": "classes"', b'"average": "images"'))
+    with pytest.raises(CorruptionError, match="summary: does not follow"):
+        read(storage)
+
+
 def test_a_gain_is_the_mean_difference_of_each_seed_on_its_own_test_images() -> None:
     """Seed 0 adds nothing, seed 1 adds 2 of 40 in both domains."""
     assert gains(ROWS) == {2: {"mean": pytest.approx(0.025), "std": pytest.approx(0.05 / 2**0.5)}}
@@ -105,7 +121,7 @@ def test_results_that_are_not_there_are_refused(tmp_path: Path) -> None:
         read(open_storage(str(tmp_path)))
 
 
-WRITTEN: dict[str, Any] = json.loads(as_json(asdict(content())))
+WRITTEN: dict[str, Any] = json.loads(indented(asdict(content())))
 FIRST, *OTHERS = WRITTEN["rows"]
 
 

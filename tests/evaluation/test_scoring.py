@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from dfkd.config.distillation import Evaluation
 from dfkd.errors import DfkdError
 from dfkd.evaluation import scoring
 from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.scoring import Candidate, score, score_together
 from dfkd.utils.images import decode_image
+from tests.helpers import small_manifest
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = tuple(COLOURS)
@@ -120,6 +123,18 @@ def test_an_unreadable_image_is_named_and_left_out_of_every_count(
     assert [row["images"] for row in scores.rows] == [7, 5, 7, 5]
     assert scores.rows[0]["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 3]]
     assert [name.split(": ")[0] for name in scores.unreadable] == [str(gone), str(broken)]
+
+
+def test_an_unreadable_image_is_named_even_if_its_name_is_not_utf8(tmp_path: Path) -> None:
+    for name in CLASSES:
+        paint(tmp_path, "flat", name, name, 2)
+    (tmp_path / "flat" / "red" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    data = open_data(Evaluation(data=str(tmp_path)), CLASSES)
+    manifest = small_manifest.read(tmp_path, classes=list(CLASSES))
+    scored = score([candidate()], data, batch_size=4).unreadable
+    few_shot = read_domain(manifest, data, "flat", threads=1).unreadable
+    name = str(tmp_path / "flat" / "red" / r"caf\udce9.png")
+    assert [line.split(": ")[0] for line in (*scored, *few_shot)] == [name, name]
 
 
 def test_data_without_a_readable_image_is_refused(data: Domains, tmp_path: Path) -> None:

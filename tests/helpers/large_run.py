@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dfkd.config.hashing import fingerprint
+from dfkd.dataset.publication import SCHEMA_VERSION
 from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, advance, open_version
 from dfkd.dataset.shards import Receipt, Sample, sample_key, write_shard
 from dfkd.evaluation.data import Domains, Item
@@ -58,7 +59,7 @@ def large_version(home: Storage) -> PublishedVersion:
             writer.write_table(table)
     storage.put(layout.INDEX, index.getvalue())
     manifest = {
-        "schema": 1, "fingerprint": mark, "identity": IDENTITY, "classes": NAMES,
+        "schema": SCHEMA_VERSION, "fingerprint": mark, "identity": IDENTITY, "classes": NAMES,
         "label_mean": 1.0, "label_std": 0.1,
         "files": {layout.INDEX: hashlib.sha256(index.getvalue()).hexdigest()},
         "samples": CLASSES * SHARDS * EACH, "bytes": 1, "failed": 0, "quarantined": [],

@@ -56,6 +56,11 @@ def made(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def batch(size: int) -> dict[str, dict[str, int]]:
+    """Settings of a row."""
+    return {"distillation": {"batch_size": size}}
+
+
 def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return found
@@ -327,6 +332,10 @@ def test_a_study_without_any_finished_cell_has_no_table(
     [
         ({"settings": {"distillation": {"student": "resnet1"}}}, "distillation.student"),
         ({"settings": {"synthesis": {"image_size": 65}}}, "synthesis.image_size"),
+        (
+            {"axes": [{"name": "B", "values": {n: batch(n) for n in (4, 5)}}]},
+            "distillation.batch_size: must not exceed the 4 images, got 5",
+        ),
         ({"settings": {"teacher": {"weights": "absent.pt"}}}, "teacher.weights"),
         ({"judge": "absent.safetensors"}, "judge: must be a safetensors file"),
         (

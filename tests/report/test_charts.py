@@ -4,7 +4,7 @@ from markupsafe import escape
 
 from dfkd.report.charts import ModelBar, bars, curves, histogram, prompt_map, spread_out
 from dfkd.report.facts import Facts
-from dfkd.report.readers import TrainingCurve
+from dfkd.report.readers import PromptFacts, TrainingCurve
 from dfkd.report.svg import COLOURS
 
 NAME = "<b>&\"'"
@@ -51,6 +51,22 @@ def test_a_histogram_shows_shares_of_every_value() -> None:
 @pytest.mark.parametrize("values", [np.array([]), np.array([0.5])])
 def test_a_histogram_of_almost_nothing_is_drawn(values: np.ndarray) -> None:
     assert histogram("loss", [("mix", 2, values)], 0.0, 1.0).startswith("<svg")
+
+
+def test_a_map_of_many_classes_stays_a_map_and_leaves_names_out() -> None:
+    count = 150
+    points = np.random.default_rng(0).normal(size=(count, 2))
+    texts, nothing = ["a prompt"] * count, np.zeros(1)
+    prompts = PromptFacts(
+        "random", count, np.arange(count), texts, points, nothing, nothing, 1.0, {}
+    )
+    names = [f"name of class {number:03}" for number in range(count)]
+    svg = prompt_map(prompts, names)
+    *_, width, height = map(float, svg.split('viewBox="')[1].split('"')[0].split())
+    assert width < 320
+    assert height < 260
+    assert 10 < sum(f">{name}</text>" in svg for name in names) < count
+    assert all(f"{name}: a prompt</title>" in svg for name in names)
 
 
 def test_a_map_names_every_class_once(facts: Facts) -> None:

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
+from dfkd.report import contact_sheet as contact_sheet_module
 from dfkd.report.contact_sheet import contact_sheet, examples, write_contact_sheet
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import publish, write_manifest
@@ -36,6 +37,19 @@ def test_examples_read_no_more_shards_than_they_need(manifest: Manifest) -> None
         if receipt.task.endswith("00001"):
             version.storage.delete(receipt.shard)
     assert [len(images) for images in examples(version, 4)] == [4, 4, 4]
+
+
+def test_only_the_classes_that_are_shown_are_read(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, storage = publish(manifest), open_storage(manifest.storage.root)
+    all_classes = examples(version)
+    for receipt in version.shards:
+        if receipt.class_index == 1:
+            version.storage.delete(receipt.shard)
+    assert examples(version, class_indices=[2, 0]) == [all_classes[2], all_classes[0]]
+    monkeypatch.setattr(contact_sheet_module, "MAX_CLASSES", 1)
+    write_contact_sheet(storage, "tiny", {"vanilla": version})
 
 
 def test_the_sheet_shows_every_image_once_and_is_the_same_each_time(manifest: Manifest) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -6,10 +7,9 @@ import pytest
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.models.student import load_student
 from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage.local import Storage, open_storage
-from tests.helpers.finished_run import CLASSES, DOMAINS, METHODS, SEEDS
+from tests.helpers.finished_run import CLASSES, DOMAINS, METHODS, SEEDS, SIZES
 
 
 @pytest.fixture
@@ -39,11 +39,18 @@ def test_confusions_are_summed_over_domains_and_seeds(facts: Facts) -> None:
     assert vanilla.sum() == 20 * 3 * 3 * 2
 
 
-def test_parameters_are_those_that_training_changes(facts: Facts, run: Manifest) -> None:
-    trained = facts.trained_students[0]
-    folder = Path(run.storage.root, "students", trained.name)
-    student, _ = load_student(open_storage(str(folder)))
-    assert trained.parameters == sum(p.numel() for p in student.parameters()) > 0
+def test_parameters_are_those_of_results_json(facts: Facts) -> None:
+    assert [model.parameters for model in facts.scored] == [
+        SIZES[model.summary["model"]] for model in facts.scored
+    ]
+
+
+def test_what_a_student_learned_is_read_from_its_card(copy: Storage, facts: Facts) -> None:
+    for name in copy.folders("students/"):
+        card = json.loads(copy.get(f"students/{name}/student.json"))
+        card |= {"target": "embedding", "embedding_dim": 8}
+        copy.put(f"students/{name}/student.json", json.dumps(card).encode())
+    assert (facts.learned, collect(copy).learned) == ("distances", "embedding")
 
 
 def test_curves_are_read_from_the_event_files(facts: Facts) -> None:
@@ -93,7 +100,7 @@ def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None
         "data/vanilla/versions/{id}/prompts/00000.parquet",
         "data/vanilla/versions/{id}/shards/0000-00000.tar",
         "student/takehome.json",
-        "students/{student}/student.safetensors",
+        "students/{student}/student.json",
     ],
 )
 def test_a_damaged_object_is_named(copy: Storage, run: Manifest, key: str) -> None:

@@ -111,6 +111,27 @@ def test_the_same_run_gives_the_same_page_from_manifest_and_from_folder(
     assert Path(page.write(manifest, COMMAND)).read_text() == html
 
 
+def test_the_page_says_what_the_students_learned(facts: Facts) -> None:
+    trained = [
+        dataclasses.replace(student, target="embedding") for student in facts.trained_students
+    ]
+    distances, embedding = (
+        " ".join(Outline(page.render(each)).text.split())
+        for each in (facts, dataclasses.replace(facts, trained_students=trained))
+    )
+    assert "L1 between student and teacher distances" in distances
+    assert "learns the teacher's distances, not a class" in distances
+    assert "mean squared error between student and teacher embeddings" in embedding
+    assert "learns the teacher's embedding of each image, not a class" in embedding
+    assert "L1" not in embedding
+
+
+def test_the_page_has_the_parameters_of_results_json(facts: Facts) -> None:
+    text = " ".join(Outline(page.render(facts)).text.split())
+    assert "of 250,000 parameters" in text
+    assert text.count(", 250,000 parameters,") == len(facts.trained_students)
+
+
 def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
     text = Outline(page.render(facts)).text
     assert "was distilled from synthesised images alone" in " ".join(text.split())

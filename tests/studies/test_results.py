@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.studies.cells import CellResult, Score
+from dfkd.studies.output import grid
 from dfkd.studies.results import CellMeasurement, CellScore, StudyCells, StudyRow, collect_results
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import write
@@ -33,7 +34,9 @@ def outcome(date: str, **accuracy: float) -> CellResult:
 
 def cells(*values: tuple[float, float]) -> tuple[CellMeasurement, ...]:
     return tuple(
-        CellMeasurement.of(CellScore(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)))
+        CellMeasurement.of(
+            CellScore(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)), "images"
+        )
         for seed, (photo, sketch) in enumerate(values)
     )
 
@@ -84,6 +87,25 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     assert len(results.made.environments) == 2
     tree = json.loads(results.encode())
     assert (tree["schema"], tree["failed"], tree["commit"]) == (1, {"x": "why"}, "abc")
+
+
+def test_figures_are_means_over_classes_if_the_manifest_says_so(tmp_path: Path) -> None:
+    """The classes' mean of `outcome` is half of its accuracy."""
+    start = {"evaluation": {"average": "classes"}}
+    study = read(write(tmp_path, start, teacher="CLIP", compare="Baseline"))
+    teacher = CellScore(0, "cells/t", outcome("d", photo=1.0, sketch=0.5))
+    students = {
+        "Baseline": (CellScore(0, "cells/a", outcome("d", photo=0.5, sketch=0.3)),),
+        "Random_Prompt": (CellScore(0, "cells/b", outcome("d", photo=0.7, sketch=0.5)),),
+    }
+    results = collect_results(study, StudyCells(teacher, students, {}, {}), "", None)
+    assert [row.mean["mean"] for row in results.rows if row.mean] == [0.375, 0.2, 0.3]
+    assert results.rows[0].domains["photo"]["mean"] == 0.5
+    found = grid(study.described, results, {})
+    assert [round(100 * line[3]["mean"], 6) for line in found.rows] == [37.5, 20, 30]  # type: ignore[call-overload, index]
+    assert found.rows[2][4].mean == pytest.approx(0.1)  # type: ignore[union-attr]
+    assert found.notes[0].startswith("Mean accuracy of the classes in percent")
+    assert json.loads(results.encode())["average"] == "classes"
 
 
 def test_rows_are_compared_seed_by_seed() -> None:

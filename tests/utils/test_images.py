@@ -1,9 +1,10 @@
 import io
+import struct
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from dfkd.utils.images import batch, decode_image
@@ -56,6 +57,38 @@ def test_the_orientation_of_a_camera_is_applied() -> None:
     assert (turned[:, :8] == 0).all()
 
 
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(Image.fromarray(noise), exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+    np.testing.assert_array_equal(decode_image(encoded, 16), np.asarray(expected))
+
+
+def tiff(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data with entries (tag, type, count, value), which need not be valid."""
+    fields = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + fields + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (tiff((0x112, 3, 1, b"\6\0"), (0x11A, 2, 4, b"72")), True),
+        (tiff((0x112, 2, 4, b"6")), False),
+        (b"Exif\0\0no TIFF header", False),
+    ],
+    ids=["resolution is text", "orientation is text", "no TIFF header"],
+)
+def test_odd_exif_data_never_make_an_image_unreadable(exif: bytes, turned: bool) -> None:
+    image = Image.new("RGB", (16, 16), "black")
+    image.paste((255, 255, 255), (0, 0, 16, 8))
+    pixels = decode_image(encode(image, exif=exif), 16)
+    assert (pixels[:4, :4] == (0 if turned else 255)).all()
+
+
 def test_a_thin_strip_does_not_fill_the_memory() -> None:
     strip = Image.new("RGB", (1, 30_000), "red")
     assert decode_image(encode(strip), 224)[0, 0].tolist() == [255, 0, 0]
@@ -67,6 +100,11 @@ def test_a_truncated_image_is_refused() -> None:
         whole = encode(Image.fromarray(noise), kind)
         with pytest.raises(ValueError, match=r"\w"):
             decode_image(whole[: len(whole) // 2], 64)
+
+
+def test_the_reason_is_the_same_in_every_run() -> None:
+    with pytest.raises(ValueError, match=r"^cannot identify image file$"):
+        decode_image(b"no image", 64)
 
 
 def test_a_batch_is_planes_in_the_unit_range_as_torch_divides() -> None:

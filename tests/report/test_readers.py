@@ -1,0 +1,59 @@
+"""How much of a run's large objects is in memory."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dfkd.dataset import prompt_tables
+from dfkd.report.readers import COLUMNS, MAX_PROMPTS, read_prompts
+from dfkd.storage.local import open_storage
+from dfkd.utils import parquet
+
+CLASSES, IMAGES, PARTS, WIDTH = 10, 60, 4, 256
+
+
+def part() -> pa.Table:
+    """The prompts of one shard of every class, half of whose bytes no page needs."""
+    count = CLASSES * IMAGES
+    vectors = np.random.default_rng(0).normal(size=(count, WIDTH)).astype(np.float32)
+    columns = {
+        "unused": list(vectors),
+        "embedding": list(vectors),
+        "class_index": np.repeat(np.arange(CLASSES), IMAGES),
+        "text": [f"text {number}" for number in range(count)],
+    }
+    return pa.table(columns)
+
+
+def test_one_table_of_prompts_is_in_memory_at_a_time(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(str(tmp_path))
+    for number in range(PARTS):
+        storage.put(f"prompts/{number:05}.parquet", prompt_tables.encode(part()))
+    allocated, read = [], parquet.read
+
+    def measured(*arguments: Any, **options: Any) -> pa.Table:
+        allocated.append(pa.total_allocated_bytes())
+        table = read(*arguments, **options)
+        assert sorted(table.column_names) == sorted(COLUMNS)
+        return table
+
+    monkeypatch.setattr(parquet, "read", measured)
+    version: Any = SimpleNamespace(
+        storage=storage,
+        classes=tuple(map(str, range(CLASSES))),
+        manifest={"samples": PARTS * CLASSES * IMAGES},
+    )
+    prompts = read_prompts(version, "random")
+    assert prompts is not None
+    assert len(allocated) == PARTS
+    assert allocated[-1] - allocated[0] < 4 * WIDTH * MAX_PROMPTS * 1.5
+    assert len(prompts.texts) == MAX_PROMPTS
+    assert set(prompts.labels) == set(range(CLASSES))
+    np.testing.assert_array_equal(
+        prompts.labels, [int(t.split()[1]) // IMAGES for t in prompts.texts]
+    )

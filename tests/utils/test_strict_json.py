@@ -1,0 +1,38 @@
+"""Indented JSON with lists of integers on one line."""
+
+import json
+import tracemalloc
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfkd.utils.strict_json import indented
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(PLAIN)
+def test_json_without_integers_is_indented_as_usual(value: object) -> None:
+    usual = json.dumps({"x": value}, indent=2, sort_keys=True, ensure_ascii=False)
+    assert indented({"x": value}) == (usual + "\n").encode()
+
+
+def test_a_list_of_integers_is_one_line_of_json() -> None:
+    found = indented({"b": [[1, 20], (3,)], "a": {}, "c": [True], "d": [1, 0.5], "e": "[\n1]"})
+    assert found.decode().splitlines() == [
+        *("{", '  "a": {},', '  "b": [', "    [1, 20],", "    [3]", "  ],"),
+        *('  "c": [', "    true", "  ],", '  "d": [', "    1,", "    0.5", "  ],"),
+        *(r'  "e": "[\n1]"', "}"),
+    ]
+
+
+def test_json_of_many_counts_takes_little_more_memory_than_its_text() -> None:
+    confusion = [[7] * 200 for _ in range(200)]
+    tracemalloc.start()
+    text = indented({"confusion": confusion})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * len(text)
