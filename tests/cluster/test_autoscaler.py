@@ -114,15 +114,19 @@ def write(folder: Path) -> Path:
     return path
 
 
-def run(job: str, folder: Path, cluster: Autoscaled) -> int:
-    """Run a job to its end on a cluster that begins as a head alone; most nodes at once."""
+def start(job: str, folder: Path, cluster: Autoscaled) -> "subprocess.Popen[bytes]":
+    """A job on a cluster that is a head alone."""
+    assert cluster.size == 1
     address = f"{cluster.nodes[0].address}:{cluster.port}"
     environment = jobs.environment() | cluster.environment | {"RAY_ADDRESS": address}
     command = jobs.command(job, write(folder))
-    most = cluster.size
-    assert most == 1
     with (folder / f"{job}.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def run(job: str, folder: Path, cluster: Autoscaled) -> int:
+    """Run a job to its end; the most nodes at once."""
+    process, most = start(job, folder, cluster), cluster.size
     while process.poll() is None:
         most = max(most, cluster.size)
         time.sleep(0.3)
@@ -141,6 +145,17 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
         wait_until_nodes_are_gone(cluster)
         # One rank, for which the head would do if it were a machine by itself.
         assert run("distill", tmp_path, cluster) > 1
+        wait_until_nodes_are_gone(cluster)
+        killed = tmp_path / "killed"
+        killed.mkdir()
+        driver = start("synthesize", killed, cluster)
+        while cluster.size == 1:  # until the first node comes
+            assert driver.poll() is None, (killed / "synthesize.log").read_text()
+            time.sleep(0.3)
+        driver.kill()
+        driver.wait()
+        # What it waited for is no longer needed, so the nodes cost nothing more.
+        wait_until_nodes_are_gone(cluster)
     published = current(open_storage(str(tmp_path / "run")).child("data/vanilla"))
     assert published is not None
     assert len(published.shards) == 8
