@@ -371,15 +371,17 @@ def initial_batch_size(config: Synthesis, device: torch.device) -> int:
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, in GPU memory or in main memory."""
     # torch's CPU allocator and the GPU libraries raise a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in _ALLOCATION_FAILURES
-    )
+    text = str(error).lower()
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in text for words in _ALLOCATION_FAILURES)
 
 
 _ALLOCATION_FAILURES = (
+    "out of memory",
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
-    "ALLOC_FAILED",
+    "alloc_failed",
     "could not create a primitive",  # oneDNN, which gives no reason
+    "unable to find an engine",  # cuDNN, where no algorithm's workspace fits
 )
