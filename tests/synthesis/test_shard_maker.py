@@ -87,6 +87,17 @@ def test_a_batch_is_halved_however_a_library_says_that_memory_is_full(
     ]
 
 
+def test_batches_of_the_size_that_most_have_are_compiled(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    for override, size in (("batch_size=2", 2), ("batch_size=8", 3), ("batch_size=0", 3)):
+        maker = ShardMaker(read(tmp_path, f"synthesis.{override}"), teacher, generator)
+        assert maker.synthesiser is not None
+        assert maker.synthesiser.full_batch == size
+    maker._halve(3)
+    assert maker.synthesiser.full_batch == 1
+
+
 def test_another_error_halves_nothing(tmp_path: Path, teacher: Teacher, generator: VQGAN) -> None:
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):

@@ -50,6 +50,7 @@ class Variant:
         """Our loop with this many steps; compiled at its first call."""
         config = Synthesis(
             image_size=kit.sizes.image_size,
+            batch_size=self.batch,  # only full batches are compiled
             views=self.views,
             precision=self.precision,
             compile=self.mode == "compiled",
