@@ -169,6 +169,13 @@ class Manifest:
                     name,
                     "write it as {class: what the data call it}",
                 )
+        if self.distillation.texts == "styles" and not self.prompts.styles:
+            raise ManifestError(
+                "prompts.styles",
+                "must have a style with distillation.texts=styles",
+                self.prompts.styles,
+                "add styles or set distillation.texts=template",
+            )
         self._refuse_keys_without_effect()
 
     def _refuse_keys_without_effect(self) -> None:

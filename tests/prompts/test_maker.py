@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count, part_name
+from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import maker as prompts
-from dfkd.prompts.maker import SCHEMA, PromptMaker
+from dfkd.prompts.maker import SCHEMA, PromptMaker, check_prompts
 from dfkd.prompts.statistics import statistics
 from dfkd.prompts.styles import PAPER
 from tests.helpers import small_manifest
@@ -207,6 +208,23 @@ def test_statistics_by_hand() -> None:
 def test_no_dictionary_names_a_test_domain() -> None:
     assert len(PAPER) == 86
     assert not {"photo", "art painting", "cartoon", "sketch"} & set(PAPER)
+
+
+@pytest.mark.parametrize("reader", ["prompts.method=mix", "distillation.texts=styles"])
+def test_a_styled_prompt_that_would_be_cut_is_refused(
+    tmp_path: Path, teacher: Teacher, reader: str
+) -> None:
+    """Cut texts of two styles would be the same text."""
+    fitting, cut = "very " * 5 + "dark", "very " * 40 + "dark"
+    check_prompts(read(tmp_path, reader, f"prompts.styles=[music, {fitting}]"), teacher)
+    check_prompts(read(tmp_path, f"prompts.styles=[music, {cut}]"), teacher)  # nobody reads it
+    with pytest.raises(
+        ManifestError, match=f"^prompts.styles: .* at most .* got 'dog in the style of {cut}"
+    ):
+        check_prompts(read(tmp_path, reader, f"prompts.styles=[music, {cut}]"), teacher)
+    name = "dog " * 40 + "house"
+    with pytest.raises(ManifestError, match=rf"^prompts.styles: .* got '{name} in the style of music"):
+        check_prompts(read(tmp_path, reader, f"classes=[dog, {name}]"), teacher)
 
 
 def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher: Teacher) -> None:
