@@ -1,5 +1,6 @@
 """Each method gives each image the prompt that the paper's equations give it, from its own seed."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count, part_name
+from dfkd.config.synthesis import Prompts
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import maker as prompts
@@ -203,6 +207,53 @@ def test_statistics_by_hand() -> None:
     values = np.array([0.5 + root, 0.5 - root])
     assert found["vendi"] == pytest.approx(np.exp(-(values * np.log(values)).sum()))
     assert "loss_first" not in found
+
+
+EVERY_KEY = (
+    "template='{class}, {style}'",
+    "styles=[music, metal]",
+    "scale=2999.0",
+    "guard.weight=1.0",
+    "guard.attempts=0",
+    "contrastive.updates=3",
+    "contrastive.learning_rate=0.2",
+    "contrastive.batch_size=3",
+    "contrastive.bank=0",
+    "contrastive.parallel=2",
+    "contrastive.positive=substitute",
+    "contrastive.negatives=intra-class",
+)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "mix", "random", "contrastive"])
+def test_the_fingerprint_has_the_keys_that_change_prompts_and_no_others(
+    tmp_path: Path, teacher: Teacher, method: str
+) -> None:
+    """Classes so similar and words so wild that the guard acts; parts that fill a bank."""
+    base = (
+        f"prompts.method={method}",
+        "classes=[house, home, building]",
+        "prompts.scale=3000.0",
+        "prompts.guard.attempts=1",
+        "prompts.contrastive={updates: 2, batch_size: 4}",
+        "synthesis.images_per_class=24",
+    )
+
+    def outcome(*overrides: str) -> tuple[object, str]:
+        manifest = read(tmp_path, *base, *overrides)
+        maker, made = PromptMaker(manifest, teacher), []
+        for part in range(part_count(manifest)):
+            maker.remember(part, made.__getitem__)
+            made.append(maker.part(part))
+        rows = [row for table in made for row in table.to_pylist()]
+        return rows, fingerprint(identity(manifest, {}))
+
+    prompts_, name = outcome()
+    keys = {field.name for field in dataclasses.fields(Prompts)}
+    assert {key.partition("=")[0].partition(".")[0] for key in EVERY_KEY} == keys - {"method"}
+    for override in EVERY_KEY:
+        other, other_name = outcome(f"prompts.{override}")
+        assert (other != prompts_) == (other_name != name), override
 
 
 def test_no_dictionary_names_a_test_domain() -> None:
