@@ -346,3 +346,4 @@ def test_variants_share_weights_and_differ_in_what_they_say() -> None:
     assert synthesis.Variant(name, 1).usual
     assert not synthesis.Variant(name, 1, "float32").usual
     assert synthesis.Variant(name, 1, mode="compiled").usual
+    assert not synthesis.Variant(name, 1, mode="CUDA graphs").usual
