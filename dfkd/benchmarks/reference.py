@@ -4,7 +4,7 @@ The plain loops are re-implementations of published ones. They compute the same 
 nothing else; no data set is made with them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ CUTOUTS = 32
 def product(device: torch.device, precision: Precision = "float32") -> Call:
     """A call that multiplies matrices; its units are floating-point operations."""
     side, dtype = SIDE[device.type], _dtype(device, precision)
-    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    left, right = _operands(device, dtype, (side, side), (side, side))
 
     def call() -> float:
         torch.mm(left, right)
@@ -64,8 +64,8 @@ def copy(device: torch.device) -> Call:
 def convolution(device: torch.device, precision: Precision = "float32") -> Call:
     """A call that runs a 3 x 3 convolution forward; its units are floating-point operations."""
     images, dtype = CONVOLUTION_IMAGES[device.type], _dtype(device, precision)
-    maps = torch.ones(images, CHANNELS, CELLS, CELLS, dtype=dtype, device=device)
-    kernel = torch.ones(CHANNELS, CHANNELS, 3, 3, dtype=dtype, device=device)
+    shapes = (images, CHANNELS, CELLS, CELLS), (CHANNELS, CHANNELS, 3, 3)
+    maps, kernel = _operands(device, dtype, *shapes)
     if device.type == "cuda":
         maps = maps.contiguous(memory_format=torch.channels_last)
 
@@ -75,6 +75,19 @@ def convolution(device: torch.device, precision: Precision = "float32") -> Call:
         return 2.0 * images * CELLS**2 * 9 * CHANNELS**2
 
     return call
+
+
+def _operands(
+    device: torch.device, dtype: torch.dtype, *shapes: tuple[int, ...]
+) -> Iterator[Tensor]:
+    """Standard normal tensors of these shapes, the same at each call.
+
+    Constant ones would give a limit that no real work reaches: a GPU needs less power for them and
+    clocks higher.
+    """
+    draws = torch.Generator(device).manual_seed(0)
+    for shape in shapes:
+        yield torch.randn(shape, generator=draws, device=device).to(dtype)
 
 
 def _dtype(device: torch.device, precision: Precision) -> torch.dtype:

@@ -72,7 +72,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:
     """Our loop on `batch` images that share one prompt."""
-    synthesiser = Synthesiser(teacher, generator, config)
+    synthesiser = Synthesiser(teacher, generator, dataclasses.replace(config, batch_size=batch))
 
     def call() -> float:
         synthesiser(text.expand(batch, -1), range(batch))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import prompt_method
+from dfkd.config.methods import PromptMethod, prompt_method
 from dfkd.config.synthesis import keys_without_effect
 from dfkd.errors import FingerprintError
 
@@ -26,6 +26,14 @@ COMMON_SYNTHESIS_KEYS = (
 )
 """Keys of `synthesis` that methods without latents use."""
 
+PROMPT_KEYS: dict[PromptMethod, tuple[str, ...]] = {
+    "vanilla": (),
+    "mix": ("template", "styles"),
+    "random": ("template", "scale", "guard.attempts"),
+    "contrastive": ("template", "scale", "guard", "contrastive"),
+}
+"""Keys of `prompts` that each method reads, or the mappings that hold them."""
+
 REGENERATION_KEYS = ("classes", "share")
 """Keys of `regeneration` that select the tasks which are made anew."""
 
@@ -46,8 +54,8 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     plain = manifest.as_dict()
     sections = {key: plain[key] for key in SECTIONS}
     # A key that the method does not use must not change the identity, or it would force a new run.
-    if prompt_method(manifest.method):
-        _drop_unused_by_latents(sections)
+    if method := prompt_method(manifest.method):
+        _keep_used_by_latents(sections, method)
     else:
         _keep_used_by_inversion(sections, plain["inversion"])
     if base:
@@ -69,10 +77,14 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     return dict(sorted(flat.items()))
 
 
-def _drop_unused_by_latents(sections: dict[str, Any]) -> None:
-    """Drop the keys that a method with latents does not use."""
-    if sections["prompts"]["method"] != ["contrastive"]:
-        del sections["prompts"]["contrastive"]
+def _keep_used_by_latents(sections: dict[str, Any], method: PromptMethod) -> None:
+    """Keep the keys that a method with latents uses."""
+    used = ("method", *PROMPT_KEYS[method])
+    sections["prompts"] = {
+        key: value
+        for key, value in flatten(sections["prompts"]).items()
+        if key in used or key.partition(".")[0] in used
+    }
     del sections["synthesis"]["method"]
 
 

@@ -12,7 +12,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.config.bundled import CACHE
-from dfkd.config.distillation import Distillation, Evaluation, FewShot, TextOnly
+from dfkd.config.distillation import (
+    Distillation,
+    Evaluation,
+    FewShot,
+    TextOnly,
+    require_library_weights,
+)
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, way_of
 from dfkd.config.presets import PRESETS
@@ -169,6 +175,15 @@ class Manifest:
                     name,
                     "write it as {class: what the data call it}",
                 )
+        if self.distillation.texts == "styles" and not self.prompts.styles:
+            raise ManifestError(
+                "prompts.styles",
+                "must have a style with distillation.texts=styles",
+                self.prompts.styles,
+                "add styles or set distillation.texts=template",
+            )
+        student = self.distillation
+        require_library_weights("distillation.weights", student.student, student.weights)
         self._refuse_keys_without_effect()
 
     def _refuse_keys_without_effect(self) -> None:

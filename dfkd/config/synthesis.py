@@ -163,8 +163,9 @@ class Synthesis:
     """Precision of the networks. A device without bfloat16 instructions always uses float32. Labels
     and distances are float32."""
     compile: bool = False
-    """Compile the step with torch.compile, which takes minutes and makes a GPU faster, for runs of
-    hours. Images are the same up to rounding. A CPU needs a C++ compiler for it."""
+    """Compile the step of full batches with torch.compile, which takes minutes and makes a GPU
+    faster, for runs of hours; let `batch_size` divide `shard_size`. Images are the same up to
+    rounding. A CPU needs a C++ compiler for it."""
     format: Literal["png", "jpg"] = "png"
     """File format of images. `jpg` (quality 95) saves storage at a small loss."""
     batch_norm_weight: Annotated[Several[NonNegative], Field(min_length=1, max_length=2)] = (0.0,)

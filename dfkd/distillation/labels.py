@@ -8,7 +8,11 @@ from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.styles import class_text_embeddings, style_text_embeddings
+from dfkd.prompts.styles import (
+    check_styled_prompts,
+    class_text_embeddings,
+    style_text_embeddings,
+)
 
 TargetFunction = Callable[[Tensor], Tensor]
 """Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] or embeddings [B, E],
@@ -22,6 +26,7 @@ def target_function(manifest: Manifest, device: torch.device) -> TargetFunction 
     """The targets that `distillation.labels` selects; None for what the shards store.
 
     Raises:
+        ManifestError: see `target_embeddings`.
         WeightsError: the teacher's files are missing or damaged.
     """
     if manifest.distillation.labels == "stored":
@@ -39,10 +44,14 @@ def target_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
 
     With `distillation.texts: template` they are the class prompts (equation 4), with `styles` an
     ensemble: each class' mean over its class prompt and the styles of the dictionary.
+
+    Raises:
+        ManifestError: a prompt in a style is longer than the teacher's context.
     """
     plain = class_text_embeddings(manifest, teacher)
     if manifest.distillation.texts == "template":
         return plain
+    check_styled_prompts(manifest, teacher)
     styled = torch.stack(
         [style_text_embeddings(manifest, teacher, name) for name in manifest.classes]
     )

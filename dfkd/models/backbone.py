@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dfkd.config.distillation import Distillation, weights_file
+from dfkd.config.distillation import Distillation, require_library_weights, weights_file
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
@@ -26,9 +26,10 @@ def build_backbone(
     Random weights come from torch's global generator. Arguments and errors are those of
     `dfkd.models.student.build`.
     """
+    artifact = published(config, field)
     build = _timm if config.student.startswith("timm:") else _resnet
     backbone, mean, std = build(config, image_size, field)
-    if artifact := published(config, field):
+    if artifact:
         _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
     elif file := weights_file(config.weights):
         _load_backbone(backbone, file, field)
@@ -48,8 +49,9 @@ def published(config: Distillation, field: str = FIELD) -> Artifact | None:
 
     Raises:
         ManifestError: torchvision has no such architecture.
-        WeightsError: torchvision has no such weights of this architecture.
+        WeightsError: the library has no such weights of this architecture.
     """
+    require_library_weights(field, config.student, config.weights)
     if config.student.startswith("timm:") or not names_library(config.weights):
         return None
     _require_resnet(config.student)

@@ -25,6 +25,7 @@ from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import PromptBank
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.prompts.styles import (
+    check_styled_prompts,
     class_text_embeddings,
     dictionary,
     mixture,
@@ -293,11 +294,13 @@ class PromptMaker:
 
 
 def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
-    """Raise `ManifestError` if the template with some class name is too long for the teacher."""
-    if not {"random", "contrastive"} & set(map(prompt_method, manifest.methods)):
-        return
-    words = PseudoWords(teacher, manifest.prompts.template)
-    words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
+    """Raise `ManifestError` if a text of the prompts or of the labels exceeds the context."""
+    methods = set(map(prompt_method, manifest.methods))
+    if "mix" in methods or manifest.distillation.texts == "styles":
+        check_styled_prompts(manifest, teacher)
+    if {"random", "contrastive"} & methods:
+        words = PseudoWords(teacher, manifest.prompts.template)
+        words.tokens(manifest.classes, [manifest.prompts.template] * len(manifest.classes))
 
 
 def _sorted(tables: Sequence[pa.Table]) -> pa.Table:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts
+from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher, class_prompt
 
 MIX_ALPHA = 1.0
@@ -228,6 +229,24 @@ def style_text_embeddings(manifest: Manifest, teacher: Teacher, name: str) -> Te
     """Unit embeddings [S, E] of one class in every style of the dictionary."""
     styles = dictionary(manifest.prompts)
     return teacher.encode_text([styled_prompt(manifest, name, style) for style in styles])
+
+
+def check_styled_prompts(manifest: Manifest, teacher: Teacher) -> None:
+    """Raise `ManifestError` if the prompt of a class in a style is longer than the context.
+
+    The tokenizer would cut it silently, and different styles could have the same embedding.
+    """
+    limit = teacher.context_length - 2  # without the tokens for start and end
+    for name in manifest.classes:
+        for style in dictionary(manifest.prompts):
+            text = styled_prompt(manifest, name, style)
+            if (length := len(teacher.content_tokens(text))) > limit:
+                raise ManifestError(
+                    "prompts.styles",
+                    f"a class prompt in a style has at most {limit} tokens, this one {length}",
+                    text,
+                    "shorten the style, the name of the class or prompts.template",
+                )
 
 
 def styled_prompt(manifest: Manifest, name: str, style: str) -> str:

@@ -61,7 +61,7 @@ class _FinalLatents:
 
 
 class Synthesiser:
-    """Makes batches of images with fixed models, which are compiled at most once."""
+    """Makes batches of images with fixed models; compiles the step of full batches at most."""
 
     def __init__(
         self, teacher: Teacher, generator: Generator, config: Synthesis, steps: int | None = None
@@ -69,12 +69,16 @@ class Synthesiser:
         """Prepare the loop.
 
         Args:
+            config: with `compile`, batches of exactly `batch_size` images are compiled.
             steps: optimisation steps, 0 for none; by default `config.steps`.
         """
         self.teacher, self.generator, self.config = teacher, generator, config
         self.steps = config.steps if steps is None else steps
         self.distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = self._distances
         """Mean distance [B] of each latent's views to its target [B, E]."""
+        self.full_batch = config.batch_size
+        """Images of a compiled batch. All others run eagerly, because a graph is compiled for one
+        size, and each further one would take minutes."""
         if config.compile:
             self.distances = torch.compile(self._distances, dynamic=False)
 
@@ -138,7 +142,9 @@ class Synthesiser:
         rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
         for step in range(self.steps):
-            losses = self.distances(latents, targets[rows], views.draw(step))
+            full = len(rows) == self.full_batch
+            evaluate = self.distances if full else self._distances
+            losses = evaluate(latents, targets[rows], views.draw(step))
             if taps is not None:
                 # Added to every image, so the sum over the batch keeps the ratio of the two terms.
                 losses = losses + config.batch_norm_weight[0] * batch_norm_loss(taps.read)
@@ -199,8 +205,8 @@ class Synthesiser:
         # In a coupled batch their statistics would spoil all other images.
         if coupled:
             return bool(diverged.any())
-        # Otherwise they only cost time, which a smaller batch saves once half of it is gone. A
-        # compiled graph is bound to one batch size.
+        # Otherwise they only cost time, which a smaller batch saves once half of it is gone. Only a
+        # full batch is compiled.
         return not self.config.compile and 2 * int(diverged.sum()) >= len(diverged)
 
 

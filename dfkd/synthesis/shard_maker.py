@@ -131,7 +131,8 @@ class ShardMaker:
         self.inverter: Inverter | None = None
         if generator is not None:
             rate = latent_learning_rate(manifest)
-            config = dataclasses.replace(manifest.synthesis, learning_rate=rate)
+            size = min(self.batch_size, _images_of_unit(manifest))
+            config = dataclasses.replace(manifest.synthesis, learning_rate=rate, batch_size=size)
             steps = steps_per_image(manifest)
             self.synthesiser = Synthesiser(teacher, generator, config, steps)
             if generator.text is not None:
@@ -261,6 +262,8 @@ class ShardMaker:
                 f"depend on each other; lower {section}.batch_size"
             )
         self.batch_size = tried // 2
+        if self.synthesiser:
+            self.synthesiser.full_batch = self.batch_size
         # torch would keep the freed blocks, whose sizes do not suit the smaller batch.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -368,18 +371,26 @@ def initial_batch_size(config: Synthesis, device: torch.device) -> int:
     return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH_SIZE)
 
 
+def _images_of_unit(manifest: Manifest) -> int:
+    """Images of a unit of work that is not the last one; a batch cannot have more."""
+    size = min(manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
+    return size * len(manifest.classes) if has_dependent_images(manifest.method) else size
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, in GPU memory or in main memory."""
     # torch's CPU allocator and the GPU libraries raise a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in _ALLOCATION_FAILURES
-    )
+    text = str(error).lower()
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in text for words in _ALLOCATION_FAILURES)
 
 
 _ALLOCATION_FAILURES = (
+    "out of memory",
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
-    "ALLOC_FAILED",
+    "alloc_failed",
     "could not create a primitive",  # oneDNN, which gives no reason
+    "unable to find an engine",  # cuDNN, where no algorithm's workspace fits
 )

@@ -90,13 +90,20 @@ def test_the_real_architectures_are_the_published_ones() -> None:
 
 
 def test_rows_have_names_of_their_own_and_the_compiled_ones_come_last() -> None:
-    planned, _ = rows.all_rows(FULL, gpu=True)
-    names = [row.name for row in planned]
-    assert len(set(names)) == len(names)
+    for sizes in (QUICK, FULL):
+        planned, _ = rows.all_rows(sizes, gpu=True)
+        names = [row.name for row in planned]
+        assert len(set(names)) == len(names)
     compiled = [row.name for row in planned if row.seconds >= rows.COMPILATION]
     first = names.index(compiled[0])
     assert first > names.index("resnet50, bfloat16")
-    assert len(compiled) == 4
+    assert len(compiled) == 5
+    assert {row for row in names if ", batch of " in row} == {
+        *(f"ViT-B-32-quickgelu, bfloat16, batch of {size}" for size in (8, 16, 32, 64)),
+        *(f"RN50-quickgelu, bfloat16, batch of {size}" for size in (8, 32)),
+        *(f"ViT-B-32-quickgelu, compiled, batch of {size}" for size in (8, 128)),
+        "ViT-B-32-quickgelu, CUDA graphs, batch of 8",
+    }
     on_a_cpu, _ = rows.all_rows(FULL, gpu=False)
     assert not [row.name for row in on_a_cpu if "compiled" in row.name]
 
@@ -339,3 +346,4 @@ def test_variants_share_weights_and_differ_in_what_they_say() -> None:
     assert synthesis.Variant(name, 1).usual
     assert not synthesis.Variant(name, 1, "float32").usual
     assert synthesis.Variant(name, 1, mode="compiled").usual
+    assert not synthesis.Variant(name, 1, mode="CUDA graphs").usual

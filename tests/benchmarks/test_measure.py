@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkd.benchmarks import prompts, reference, synthesis
 from dfkd.benchmarks.measure import (
     HEAD,
     QUICK,
+    Call,
     Figure,
     median_ratio,
     operations,
@@ -75,6 +78,29 @@ def test_operations_are_counted_backwards_too() -> None:
 def test_limits_do_what_they_count(precision: Precision) -> None:
     for limit in (reference.product(CPU, precision), reference.convolution(CPU, precision)):
         assert operations(limit) == limit() > 0
+
+
+@pytest.mark.parametrize("limit", [reference.product, reference.convolution])
+def test_limits_are_measured_on_random_numbers(limit: Callable[[torch.device], Call]) -> None:
+    """With constant operands a GPU clocks higher than any real work lets it."""
+    seen: list[torch.Tensor] = []
+
+    class Inputs(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.extend(arg for arg in args if isinstance(arg, torch.Tensor))
+            return function(*args, **(kwargs or {}))
+
+    for _ in range(2):
+        call = limit(CPU)
+        with Inputs():
+            call()
+    for operand in seen:
+        assert abs(float(operand.std()) - 1) < 0.1
+    left, right, again, _ = seen
+    assert torch.equal(left, again)
+    assert not torch.equal(left.flatten()[:1000], right.flatten()[:1000])
 
 
 def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> None:

@@ -40,6 +40,9 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
     [
         ("prompts.methd=mix", "prompts.methd", "not a key"),
         ("prompts.metod=mix", "prompts.metod", "did you mean 'method'"),
+        ("distillation.weights=IMAGENET9K", "distillation.weights", "IMAGENET1K_V1 or"),
+        ("distillation.weights=pretrained", "distillation.weights", "IMAGENET1K_V1 or"),
+        ("distillation.student=timm:test_resnet", "distillation.weights", "(students of timm) pre"),
         ("synthesis.steps=0", "synthesis.steps", "greater than or equal to 1"),
         ("synthesis.steps=1.5", "synthesis.steps", "integer"),
         ('synthesis.steps="5"', "synthesis.steps", "integer"),
@@ -121,6 +124,14 @@ def test_a_broken_rule_is_one_line(path: Path, override: str, field: str, rule: 
     assert ", got " in message
     assert "; " in message
     assert "\n" not in message
+
+
+def test_an_ensemble_of_texts_needs_a_style(path: Path) -> None:
+    overrides = "distillation.texts=styles", "prompts.styles=[]"
+    with pytest.raises(ManifestError, match=r"^prompts.styles: must have a style with .*, got \(\)"):
+        Manifest.read(path, overrides)
+    assert Manifest.read(path, (*overrides, "prompts.styles=[one]")).prompts.styles == ("one",)
+    assert Manifest.read(path, overrides[1:]).prompts.styles == ()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.labels import target_embeddings, target_function
+from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.styles import class_text_embeddings
 from tests.helpers import small_manifest
@@ -73,3 +74,11 @@ def test_an_ensemble_is_the_mean_over_styles_and_the_class_prompt(
     assert torch.equal(
         target_embeddings(read(tmp_path), teacher), class_text_embeddings(read(tmp_path), teacher)
     )
+
+
+def test_an_ensemble_of_texts_that_would_be_cut_is_refused(tmp_path: Path) -> None:
+    manifest = read(
+        tmp_path, "distillation.texts=styles", f"prompts.styles=[{'very ' * 40 + 'dark'}]"
+    )
+    with pytest.raises(ManifestError, match=r"^prompts.styles: .* got 'cat in the style of very very"):
+        target_function(manifest, torch.device("cpu"))

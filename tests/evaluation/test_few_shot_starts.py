@@ -33,7 +33,7 @@ def test_equal_texts_of_weights_mean_equal_backbones(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_built_although_the_student_has_a_warm_up(tmp_path: Path) -> None:
-    warmed = ("distillation.weights=IMAGENET1K_V1", "distillation.warmup_epochs=150")
+    warmed = ("distillation.weights=pretrained", "distillation.warmup_epochs=150")
     scratch = few_shot_starts.initial_weights(read(tmp_path, *warmed), "scratch", 0, CPU).make()
     plain = few_shot_starts.initial_weights(read(tmp_path), "scratch", 0, CPU).make()
     assert torch.equal(scratch.head.weight, plain.head.weight)

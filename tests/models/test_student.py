@@ -1,14 +1,17 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 from torch.nn import functional as F
+from torchvision.models import get_model_weights
 
 from dfkd.config import bundled
-from dfkd.config.distillation import Distillation, weights_file
+from dfkd.config.distillation import LIBRARY_WEIGHTS, Distillation, weights_file
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import (
     CARD,
@@ -68,15 +71,42 @@ def test_unknown_students_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ({"student": "timm:resnet10t", "stem": "small"}, r"distillation\.stem"),
+        ({"student": "timm:resnet10t", "stem": "small", **RANDOM}, r"distillation\.stem"),
+        ({"weights": "IMAGENET1K_V2"}, r"distillation\.weights.*IMAGENET1K_V1"),
         ({"stem": "small", "weights": "IMAGENET1K_V1"}, r"distillation\.stem"),
         ({"weights": "IMAGENET9K"}, r"distillation\.weights.*IMAGENET1K_V1"),
         ({"weights": "/nowhere/w.safetensors"}, r"distillation\.weights.*/nowhere"),
     ],
 )
-def test_impossible_combinations_are_refused(settings: dict[str, str], field: str) -> None:
+def test_impossible_combinations_are_refused(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(ManifestError, match=field):
         build(Distillation(**settings), 4, 32, 0)
+
+
+@pytest.mark.parametrize("weights", ["IMAGENET1K_V1", "miniture"])
+def test_timm_gives_its_weights_by_one_name_only(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm itself knows no names, so any other one would silently mean the same weights."""
+    created: list[bool] = []
+    create = timm.create_model
+
+    def record(name: str, pretrained: bool, **options: Any) -> Any:
+        created.append(pretrained)
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    with pytest.raises(WeightsError, match=r"^fewshot\.library: must be none, .*or .*pretrained, got"):
+        build(Distillation(student="timm:test_resnet", weights=weights), 4, 32, 0, field="fewshot.library")
+    assert created == []
+    build(Distillation(student="timm:test_resnet", weights="pretrained"), 4, 32, 0)
+    assert created == [True]
+
+
+def test_every_name_of_torchvisions_weights_is_known() -> None:
+    names = [name for name in torchvision.models.list_models(torchvision.models) if "resne" in name]
+    found = {weight for name in names for weight in get_model_weights(name).__members__}
+    assert found == set(LIBRARY_WEIGHTS["torchvision"])
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["counted", "before-num_batches_tracked"])

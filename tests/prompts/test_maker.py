@@ -1,5 +1,6 @@
 """Each method gives each image the prompt that the paper's equations give it, from its own seed."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dfkd.config.fingerprint import identity
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count, part_name
+from dfkd.config.synthesis import Prompts
+from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import maker as prompts
-from dfkd.prompts.maker import SCHEMA, PromptMaker
+from dfkd.prompts.maker import SCHEMA, PromptMaker, check_prompts
 from dfkd.prompts.statistics import statistics
 from dfkd.prompts.styles import PAPER
 from tests.helpers import small_manifest
@@ -204,9 +209,73 @@ def test_statistics_by_hand() -> None:
     assert "loss_first" not in found
 
 
+EVERY_KEY = (
+    "template='{class}, {style}'",
+    "styles=[music, metal]",
+    "scale=2999.0",
+    "guard.weight=1.0",
+    "guard.attempts=0",
+    "contrastive.updates=3",
+    "contrastive.learning_rate=0.2",
+    "contrastive.batch_size=3",
+    "contrastive.bank=0",
+    "contrastive.parallel=2",
+    "contrastive.positive=substitute",
+    "contrastive.negatives=intra-class",
+)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "mix", "random", "contrastive"])
+def test_the_fingerprint_has_the_keys_that_change_prompts_and_no_others(
+    tmp_path: Path, teacher: Teacher, method: str
+) -> None:
+    """Classes so similar and words so wild that the guard acts; parts that fill a bank."""
+    base = (
+        f"prompts.method={method}",
+        "classes=[house, home, building]",
+        "prompts.scale=3000.0",
+        "prompts.guard.attempts=1",
+        "prompts.contrastive={updates: 2, batch_size: 4}",
+        "synthesis.images_per_class=24",
+    )
+
+    def outcome(*overrides: str) -> tuple[object, str]:
+        manifest = read(tmp_path, *base, *overrides)
+        maker, made = PromptMaker(manifest, teacher), []
+        for part in range(part_count(manifest)):
+            maker.remember(part, made.__getitem__)
+            made.append(maker.part(part))
+        rows = [row for table in made for row in table.to_pylist()]
+        return rows, fingerprint(identity(manifest, {}))
+
+    prompts_, name = outcome()
+    keys = {field.name for field in dataclasses.fields(Prompts)}
+    assert {key.partition("=")[0].partition(".")[0] for key in EVERY_KEY} == keys - {"method"}
+    for override in EVERY_KEY:
+        other, other_name = outcome(f"prompts.{override}")
+        assert (other != prompts_) == (other_name != name), override
+
+
 def test_no_dictionary_names_a_test_domain() -> None:
     assert len(PAPER) == 86
     assert not {"photo", "art painting", "cartoon", "sketch"} & set(PAPER)
+
+
+@pytest.mark.parametrize("reader", ["prompts.method=mix", "distillation.texts=styles"])
+def test_a_styled_prompt_that_would_be_cut_is_refused(
+    tmp_path: Path, teacher: Teacher, reader: str
+) -> None:
+    """Cut texts of two styles would be the same text."""
+    fitting, cut = "very " * 5 + "dark", "very " * 40 + "dark"
+    check_prompts(read(tmp_path, reader, f"prompts.styles=[music, {fitting}]"), teacher)
+    check_prompts(read(tmp_path, f"prompts.styles=[music, {cut}]"), teacher)  # nobody reads it
+    with pytest.raises(
+        ManifestError, match=f"^prompts.styles: .* at most .* got 'dog in the style of {cut}"
+    ):
+        check_prompts(read(tmp_path, reader, f"prompts.styles=[music, {cut}]"), teacher)
+    name = "dog " * 40 + "house"
+    with pytest.raises(ManifestError, match=rf"^prompts.styles: .* got '{name} in the style of music"):
+        check_prompts(read(tmp_path, reader, f"classes=[dog, {name}]"), teacher)
 
 
 def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher: Teacher) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -193,12 +193,33 @@ def test_bfloat16_makes_nearly_the_same_image() -> None:
     assert torch.allclose(one.losses, two.losses, atol=0.02)
 
 
+def test_only_full_batches_are_compiled(
+    teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each further batch size would be compiled anew, which takes minutes."""
+    compiled: list[int] = []
+
+    def compile_(function: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
+        def call(latents: Tensor, *arguments: Any) -> Tensor:
+            compiled.append(len(latents))
+            return function(latents, *arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    config = dataclasses.replace(SMALL, steps=2, batch_size=3, compile=True)
+    synthesiser, targets = Synthesiser(teacher, generator, config), teacher.encode_text(PROMPTS)
+    for size in (1, 3, 2, 4):
+        synthesiser(targets[:size], SEEDS[:size])
+    assert compiled == [3, 3]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_a_compiled_step_makes_the_same_image(teacher: Teacher, generator: VQGAN) -> None:
     """They differ by rounding only, which in so few steps is hardly a grey level."""
     targets = teacher.encode_text(PROMPTS)
-    config = dataclasses.replace(SMALL, steps=3)
+    config = dataclasses.replace(SMALL, steps=3, batch_size=len(PROMPTS))
     plain, compiled = (
         Synthesiser(teacher, generator, dataclasses.replace(config, compile=switch))
         for switch in (False, True)

@@ -63,6 +63,72 @@ def alone(task: Task) -> Unit:
     return Unit((task,), (task,))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("Unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("could not create a primitive descriptor"),
+    ],
+    ids=str,
+)
+def test_a_batch_is_halved_however_a_library_says_that_memory_is_full(
+    error: Exception, tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    notes, sizes = run_with_an_error(error, tmp_path, teacher, generator)
+    assert sizes == [2, 1, 1, 1]
+    assert notes == [
+        "memory had no room for 2 images at once; this worker makes at most 1 from here on"
+    ]
+
+
+def test_batches_of_the_size_that_most_have_are_compiled(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    for override, size in (("batch_size=2", 2), ("batch_size=8", 3), ("batch_size=0", 3)):
+        maker = ShardMaker(read(tmp_path, f"synthesis.{override}"), teacher, generator)
+        assert maker.synthesiser is not None
+        assert maker.synthesiser.full_batch == size
+    maker._halve(3)
+    assert maker.synthesiser.full_batch == 1
+
+
+def test_another_error_halves_nothing(tmp_path: Path, teacher: Teacher, generator: VQGAN) -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run_with_an_error(error, tmp_path, teacher, generator)
+
+
+def run_with_an_error(
+    error: Exception, tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> tuple[list[str], list[int]]:
+    """Make a shard whose first batch raises; returns the notes and the tried sizes of batches."""
+    manifest = read(tmp_path)
+    task = list(tasks(manifest))[0]
+    notes: list[str] = []
+    sizes: list[int] = []
+    maker = ShardMaker(manifest, teacher, generator, notes.append)
+    synthesiser = maker.synthesiser
+    assert synthesiser is not None
+
+    def make_or_fail(targets: torch.Tensor, *arguments: Any) -> Synthesised:
+        sizes.append(len(targets))
+        if len(sizes) == 1:
+            raise error
+        return synthesiser(targets, *arguments)
+
+    maker.synthesiser = make_or_fail  # type: ignore[assignment]
+    table = PromptMaker(manifest, teacher).part(task.shard_index)
+    mine = table.filter(pa.compute.equal(table["class_index"], task.class_index))
+    maker.shards(alone(task), mine, tmp_path)
+    return notes, sizes
+
+
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_samples_tell_all_about_their_image(
     tmp_path: Path, teacher: Teacher, generator: VQGAN, kind: str

@@ -114,7 +114,7 @@ def _bundled(
     kit: Kit, precision: Precision = "float32", quantise: bool = True, compile: bool = False
 ) -> Synthesiser:
     """The loop of the bundled models."""
-    config = Synthesis(image_size=SIZE, quantise=quantise, compile=compile)
+    config = Synthesis(image_size=SIZE, batch_size=BATCH, quantise=quantise, compile=compile)
     return Synthesiser(*kit.bundled(precision), config, STEPS)
 
 

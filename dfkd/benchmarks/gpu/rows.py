@@ -36,7 +36,8 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
         rows += [Row("compiled against eager", checks.check_compiled, 60)]
     rows += _pretraining()
     if gpu:
-        rows += (_compiled(first, sizes.batches[0], mode) for mode in ("CUDA graphs", "compiled"))
+        rows += [_compiled(first, sizes.batches[0], "CUDA graphs")]
+        rows += (_compiled(first, size, "compiled") for size in sizes.compiled_batches)
         rows += (_fastest(teacher) for teacher in others)
     return rows, [
         Target(

@@ -44,12 +44,14 @@ class Variant:
     @property
     def usual(self) -> bool:
         """Whether a job on a GPU runs with these settings, of which `compile` is its choice."""
-        return replace(self, mode="eager") == Variant(self.teacher, self.batch)
+        default = Variant(self.teacher, self.batch)
+        return self in (default, replace(default, mode="compiled"))
 
     def synthesiser(self, kit: Kit, steps: int = PROFILED_STEPS) -> Synthesiser:
         """Our loop with this many steps; compiled at its first call."""
         config = Synthesis(
             image_size=kit.sizes.image_size,
+            batch_size=self.batch,  # only full batches are compiled
             views=self.views,
             precision=self.precision,
             compile=self.mode == "compiled",
