@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 PATIENCE = 240.0
 """Seconds until a node that does not come up is given up: a busy machine takes long."""
@@ -60,7 +61,7 @@ class RayCluster:
     """The URL that Prometheus would scrape on the head."""
     _folder: Path = field(init=False)
 
-    def __enter__(self) -> "RayCluster":
+    def __enter__(self) -> Self:
         """Start the head; returns when it takes jobs."""
         # A short path: Ray's sockets lie below it, and their names may not be long.
         self._folder = Path(tempfile.mkdtemp(prefix="dfkd-"))
