@@ -1,7 +1,8 @@
 """What runs in the actors that build a version: they load the models, and make prompts and shards.
 
 An actor may be killed at any moment. Whatever it has finished is in storage, and another actor that
-gets the same unit of work makes the same bytes.
+gets the same unit of work makes the same images: on CPUs of one kind to the bit, on a GPU up to
+rounding, because torch's backward pass of `grid_sample` adds there in any order.
 """
 
 import tempfile

@@ -174,6 +174,13 @@ class Synthesis:
 
     def __post_init__(self) -> None:
         require_unique("synthesis.method", self.method)
+        if self.view_noise and not self.views:
+            raise ManifestError(
+                "synthesis.view_noise",
+                "must be 0 with synthesis.views=0: it is added to views",
+                self.view_noise,
+                "set it to 0 or raise synthesis.views",
+            )
         if len(self.batch_norm_weight) == 2 and 0 not in self.batch_norm_weight:
             raise ManifestError(
                 "synthesis.batch_norm_weight",

@@ -54,13 +54,13 @@ def check_pass(kit: Kit, teacher: str) -> Result:
 
 
 def check_repeat(kit: Kit) -> Result:
-    """The same batch made twice, which a machine promises to the bit."""
+    """The same batch made twice: equal to the bit on a CPU, and open on a GPU."""
     synthesiser = _bundled(kit)
     return _equal(_make(synthesiser).pixels, _make(synthesiser).pixels)
 
 
 def check_company(kit: Kit) -> Result:
-    """An image in other company, which is promised to the bit, and alone, which may round."""
+    """An image in other company, which is to be equal to the bit, and alone, which may round."""
     synthesiser = _bundled(kit)
     targets = kit.targets(synthesiser.teacher, BATCH)
     together = synthesiser(targets, range(BATCH)).pixels[1]

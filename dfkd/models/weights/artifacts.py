@@ -1,9 +1,10 @@
 """Published files that a manifest can name, and their paths in the cache.
 
-Loading a model reads the cache and never downloads. `jobs/fetch.py` fills the cache once, so that
-workers do not wait for the network or load it all at the same time. Addresses, sizes and hashes are
-from public sources, which comments name. If no source states a hash,
-`dfkd.models.weights.download` pins the hash of the first download.
+`jobs/fetch.py` fills the cache once, so that workers do not wait for the network or load it all at
+the same time. Loading a model reads these files from the cache and never downloads them. Only what
+a hub alone has (some tags of open_clip, the models of timm) is downloaded when it is loaded and the
+cache lacks it. Addresses, sizes and hashes are from public sources, which comments name. If no
+source states a hash, `dfkd.models.weights.download` pins the hash of the first download.
 """
 
 import re
