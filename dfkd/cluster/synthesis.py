@@ -142,8 +142,12 @@ def _require_space(manifest: Manifest, version: Version, carries: bool) -> None:
     if version.published:
         return
     done = version.done()
-    planned = fresh_tasks(manifest) if carries else tasks(manifest)
-    missing = sum(task.count for task in planned if task.id not in done)
+    if carries:
+        missing = sum(task.count for task in fresh_tasks(manifest) if task.id not in done)
+    else:
+        # Not task by task, because a mistake in the manifest may ask for any number of them.
+        left = task_count(manifest) - len(done)
+        missing = min(image_count(manifest), left * manifest.synthesis.shard_size)
     require_root_space(manifest.storage.root, estimated_bytes(manifest, missing))
 
 
