@@ -129,7 +129,9 @@ def test_a_broken_rule_is_one_line(path: Path, override: str, field: str, rule: 
 
 def test_an_ensemble_of_texts_needs_a_style(path: Path) -> None:
     overrides = "distillation.texts=styles", "prompts.styles=[]"
-    with pytest.raises(ManifestError, match=r"^prompts.styles: must have a style with .*, got \(\)"):
+    with pytest.raises(
+        ManifestError, match=r"^prompts.styles: must have a style with .*, got \(\)"
+    ):
         Manifest.read(path, overrides)
     assert Manifest.read(path, (*overrides, "prompts.styles=[one]")).prompts.styles == ("one",)
     assert Manifest.read(path, overrides[1:]).prompts.styles == ()

@@ -80,5 +80,7 @@ def test_an_ensemble_of_texts_that_would_be_cut_is_refused(tmp_path: Path) -> No
     manifest = read(
         tmp_path, "distillation.texts=styles", f"prompts.styles=[{'very ' * 40 + 'dark'}]"
     )
-    with pytest.raises(ManifestError, match=r"^prompts.styles: .* got 'cat in the style of very very"):
+    with pytest.raises(
+        ManifestError, match=r"^prompts.styles: .* got 'cat in the style of very very"
+    ):
         target_function(manifest, torch.device("cpu"))

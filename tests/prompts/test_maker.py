@@ -274,7 +274,9 @@ def test_a_styled_prompt_that_would_be_cut_is_refused(
     ):
         check_prompts(read(tmp_path, reader, f"prompts.styles=[music, {cut}]"), teacher)
     name = "dog " * 40 + "house"
-    with pytest.raises(ManifestError, match=rf"^prompts.styles: .* got '{name} in the style of music"):
+    with pytest.raises(
+        ManifestError, match=rf"^prompts.styles: .* got '{name} in the style of music"
+    ):
         check_prompts(read(tmp_path, reader, f"classes=[dog, {name}]"), teacher)
 
 

@@ -109,7 +109,7 @@ def run_with_an_error(
 ) -> tuple[list[str], list[int]]:
     """Make a shard whose first batch raises; returns the notes and the tried sizes of batches."""
     manifest = read(tmp_path)
-    task = list(tasks(manifest))[0]
+    task = next(iter(tasks(manifest)))
     notes: list[str] = []
     sizes: list[int] = []
     maker = ShardMaker(manifest, teacher, generator, notes.append)
