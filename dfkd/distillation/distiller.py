@@ -222,7 +222,7 @@ class Distiller:
 
         The same batch gives the same views until `advance` has done the step.
         """
-        pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
+        pixels = batch.pixels.to(self.device).float().div_(255)
         if self.config.augmentation:
             generator = torch.Generator(self.device).manual_seed(self._own_seed)
             pixels = augment(pixels, self.config.augmentation, generator)
@@ -237,7 +237,7 @@ class Distiller:
     def _targets(self, pixels: Tensor, batch: Batch) -> Tensor:
         """What the teacher says float32 [B, M or E]: of the views, or stored with the images."""
         if self.label is None:
-            return self.scale.stored(batch).to(self.device, non_blocking=True).float()
+            return self.scale.stored(batch).to(self.device).float()
         return self.label(pixels)
 
     def state(self) -> dict[str, Tensor]:

@@ -169,9 +169,6 @@ class ShardMaker:
                 with coupled images make a whole part together, so they need all its rows, even if
                 the unit writes only some of its tasks.
 
-        Returns:
-            For each task the indices of the images that diverged at every attempt.
-
         Raises:
             DfkdError: memory has no room for a batch whose images depend on each other, or a
                 chained method has diverged.

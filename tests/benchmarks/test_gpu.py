@@ -325,6 +325,19 @@ def test_a_step_is_timed_without_what_comes_before_and_after(
     assert rest == 9.0
 
 
+def test_rows_about_a_compiled_loop_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kit, made = Kit(QUICK, CPU), []
+    monkeypatch.setattr(
+        synthesis.Variant, "synthesiser", lambda variant, kit: made.append(variant) or object()
+    )
+    with pytest.raises(RuntimeError, match="no eager row of this teacher"):
+        synthesis.compiled(kit, "miniature")
+    kit.fastest = {"miniature": (9.0, 2), "other": (9.0, 2)}
+    found = [synthesis.compiled(kit, name) for name in ("miniature", "miniature", "other")]
+    assert found[0] == found[1]
+    assert made == [synthesis.Variant(n, 2, mode="compiled") for n in ("miniature", "other")]
+
+
 @pytest.mark.heavy
 def test_variants_share_weights_and_differ_in_what_they_say() -> None:
     kit = Kit(QUICK, CPU)

@@ -19,7 +19,7 @@ from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecip
 from dfkd.miniature.tokenizer import merges, write_merges
 from dfkd.miniature.training import diffusion, generator
 from dfkd.miniature.training import teacher as teacher_recipe
-from dfkd.miniature.training.teacher import Sample, positives
+from dfkd.miniature.training.teacher import Batch, Sample, positives
 from dfkd.models.teacher import Teacher
 
 WORDS = ["a", "an", "the", "in", "style", "of", "dog", "alarm", "clock", "solar", "red", "*"]
@@ -225,14 +225,23 @@ def test_training_text_path_equals_open_clip(tokenizer: SimpleTokenizer) -> None
 
 
 def test_interrupted_teacher_resumes(
-    cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
+    cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep: npt.NDArray[np.int64] = np.arange(8)
+    painted: list[int] = []
 
     def trainer() -> teacher_recipe.TeacherTrainer:
-        return teacher_recipe.TeacherTrainer(
+        made = teacher_recipe.TeacherTrainer(
             small_teacher(), cache, keep, tokenizer, WORDS, tmp_path, 0, print
         )
+        batch = made.batch
+
+        def paint(step: int) -> Batch:
+            painted.append(step)
+            return batch(step)
+
+        monkeypatch.setattr(made, "batch", paint)
+        return made
 
     steps: list[int] = []
 
@@ -246,6 +255,10 @@ def test_interrupted_teacher_resumes(
         trainer().run(stop)
     resumed = trainer()
     model = resumed.run(stop)
+    # Each run paints one batch ahead, but none after the last step.
+    assert painted == [0, 1, 2, 1, 2]
+    assert trainer().run(stop) is not None
+    assert painted == [0, 1, 2, 1, 2]
     # The step whose validation was interrupted is made again.
     assert steps == [1, 2, 2, 3]
     assert [(step, accuracy) for step, _, accuracy in resumed.curve] == [

@@ -5,7 +5,7 @@ Random weights cost as much time as trained ones, so no file is needed. The imag
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from dfkd.models import teacher_architecture
 from dfkd.models.generators.vqgan import VQGAN, Network
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
+from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.device import seeded
 from dfkd.utils.types import Precision
 
@@ -41,6 +42,8 @@ class Kit:
         fastest: images per hour and batch size of the fastest eager bfloat16 row, by the teacher's
             name.
         costs: operations and bytes of a step of one image, by teacher, precision and views.
+        compiled: loops that several rows use, each compiled by the first of them, by their
+            variants (`dfkd.benchmarks.gpu.synthesis.Variant`).
     """
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
@@ -49,6 +52,7 @@ class Kit:
         self.plain: dict[str, float] = {}
         self.fastest: dict[str, tuple[float, int]] = {}
         self.costs: dict[tuple[str, Precision, int], tuple[float, float]] = {}
+        self.compiled: dict[Hashable, Synthesiser] = {}
         # Bound to this object, so that two kits share no network.
         self._clip = cache(self._build_clip)
         self.published = cache(self._build_published)

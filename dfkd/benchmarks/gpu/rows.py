@@ -3,7 +3,7 @@
 A limit that is too short costs the last rows, of which each takes a minute or two to compile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from dfkd.benchmarks.gpu import checks, synthesis, training
@@ -32,13 +32,13 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
         rows += _short(teacher, sizes)
     rows += [_profile(first), *_prompts(first), *_students(sizes)]
     if gpu:
-        rows += _Compiled(first).rows()
+        rows += _fastest(first)
         rows += [Row("compiled against eager", checks.check_compiled, 60)]
     rows += _pretraining()
     if gpu:
         rows += [_compiled(first, sizes.batches[0], "CUDA graphs")]
         rows += (_compiled(first, size, "compiled") for size in sizes.compiled_batches)
-        rows += (_fastest(teacher) for teacher in others)
+        rows += map(_speed_of_fastest, others)
     return rows, [
         Target(
             f"{IMAGES_PER_HOUR:,.0f} images/h at {synthesis.STEPS} steps", "median", IMAGES_PER_HOUR
@@ -126,46 +126,31 @@ def _pretraining() -> Iterator[Row]:
         yield Row(f"miniature's {what}", partial(training.time_pretraining, what=what), 40)
 
 
-def _fastest(teacher: str) -> Row:
-    """Our loop, compiled at the batch size of the fastest eager row."""
+def _fastest(teacher: str) -> Iterator[Row]:
+    """First pass, speed and profile of one loop, which the first of these rows compiles."""
+    name = f"{teacher}, one pass compiled against eager"
+    yield _of_fastest(name, teacher, checks.compare_gradients)
+    yield _speed_of_fastest(teacher, 15)
+    yield _of_fastest("profile, compiled", teacher, synthesis.profile_variant, 15)
 
-    def measure(kit: Kit) -> Result:
-        return synthesis.time_variant(kit, synthesis.fastest(kit, teacher, "compiled"))
 
-    return Row(f"{teacher}, compiled, fastest batch", measure, COMPILATION)
+def _speed_of_fastest(teacher: str, seconds: float = COMPILATION) -> Row:
+    """The speed of our loop, compiled at the batch size of the fastest eager row."""
+    name = f"{teacher}, compiled, fastest batch"
+    return _of_fastest(name, teacher, synthesis.time_variant, seconds)
+
+
+def _of_fastest(
+    name: str,
+    teacher: str,
+    measure: Callable[[Kit, Variant, Synthesiser], Result],
+    seconds: float = COMPILATION,
+) -> Row:
+    """A row about the loop of `synthesis.compiled`."""
+    return Row(name, lambda kit: measure(kit, *synthesis.compiled(kit, teacher)), seconds)
 
 
 def _compiled(teacher: str, batch: int, mode: Mode) -> Row:
     """Our loop at a given batch size, compiled."""
     name = f"{teacher}, {mode}, batch of {batch}"
     return _loop(name, Variant(teacher, batch, mode=mode), COMPILATION)
-
-
-class _Compiled:
-    """Rows about one compiled loop, which the first of them compiles."""
-
-    def __init__(self, teacher: str) -> None:
-        self.teacher = teacher
-        self.loop: tuple[Variant, Synthesiser] | None = None
-
-    def rows(self) -> Iterator[Row]:
-        """Its first pass, its speed and its profile."""
-        yield Row(f"{self.teacher}, one pass compiled against eager", self._compare, COMPILATION)
-        yield Row(f"{self.teacher}, compiled, fastest batch", self._time, 15)
-        yield Row("profile, compiled", self._profile, 15)
-
-    def _compare(self, kit: Kit) -> Result:
-        variant = synthesis.fastest(kit, self.teacher, "compiled")
-        self.loop = variant, variant.synthesiser(kit)
-        return checks.compare_gradients(kit, *self.loop)
-
-    def _time(self, kit: Kit) -> Result:
-        return synthesis.time_variant(kit, *self._compiled())
-
-    def _profile(self, kit: Kit) -> Result:
-        return synthesis.profile_variant(kit, *self._compiled())
-
-    def _compiled(self) -> tuple[Variant, Synthesiser]:
-        if self.loop is None:
-            raise RuntimeError("nothing was compiled; read the error of the row before")
-        return self.loop

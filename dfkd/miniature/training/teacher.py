@@ -209,23 +209,25 @@ class TeacherTrainer(Resumable):
         if self.recipe.compile:
             tower = torch.compile(tower)
         # A thread prepares the next batch while this one trains.
-        executor = ThreadPoolExecutor(1)
-        next_batch = executor.submit(self.batch, self.step)
-        while self.step < self.recipe.steps:
-            begun = time.monotonic()
-            batch, next_batch = next_batch.result(), executor.submit(self.batch, self.step + 1)
-            loss = self._update(tower, batch)
-            self.step += 1
-            self.seconds += time.monotonic() - begun
-            if self.step % 20 == 0:
-                self.log(
-                    f"teacher step {self.step}/{self.recipe.steps} loss {loss:.3f} "
-                    f"{self.seconds / self.step:.2f} s/step"
-                )
-            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
-                accuracy = validate(self.average.eval(), self.step)
-                self.curve.append((self.step, round(loss, 4), round(accuracy, 4)))
-                self.save()
+        with ThreadPoolExecutor(1) as executor:
+            steps = range(self.step, self.recipe.steps)
+            batches = (executor.submit(self.batch, step) for step in steps)
+            following = next(batches, None)
+            while following is not None:
+                begun = time.monotonic()
+                batch, following = following.result(), next(batches, None)
+                loss = self._update(tower, batch)
+                self.step += 1
+                self.seconds += time.monotonic() - begun
+                if self.step % 20 == 0:
+                    self.log(
+                        f"teacher step {self.step}/{self.recipe.steps} loss {loss:.3f} "
+                        f"{self.seconds / self.step:.2f} s/step"
+                    )
+                if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+                    accuracy = validate(self.average.eval(), self.step)
+                    self.curve.append((self.step, round(loss, 4), round(accuracy, 4)))
+                    self.save()
         return self.average.eval()  # type: ignore[no-any-return]
 
     def _update(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> float:
