@@ -34,13 +34,8 @@ class PseudoWords:
     def __init__(self, teacher: Teacher, template: str) -> None:
         self.teacher = teacher
         self.template = template
-<<<<<<< HEAD
         # The tokens of an empty text are the start token, the end token and the padding. They
         # are on the CPU: each sentence reads them, and to read a GPU's memory is to wait for it.
-=======
-        # The tokens of an empty text are its start, its end and the padding. They lie on the CPU,
-        # because each sentence reads them, and each read of a GPU's memory waits for it.
->>>>>>> fixc
         self._frame = teacher.tokenize([""])[0].cpu()
         if int(self._frame.count_nonzero()) != 2:
             raise ManifestError(

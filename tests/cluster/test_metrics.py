@@ -58,8 +58,8 @@ def test_the_endpoint_shows_what_processes_measure(endpoint: str, tmp_path: Path
             storage.put("a", b"12345")
             storage.child("below").put("b", b"678")
             storage.get("a")
-            metrics.count_request(Request("part", attempt=2, bytes=100, seconds=0.5))
-            metrics.count_request(Request("finish", attempt=3, error="SlowDown"))
+            metrics.count_request(Request("put", attempt=2, bytes=100, seconds=0.5))
+            metrics.count_request(Request("put", attempt=3, error="SlowDown"))
 
     for measure in ALL_MEASURES:
         say(measure)
