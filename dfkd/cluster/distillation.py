@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from dfkd.cluster.capacity import (
     CAPACITY_WAIT_SECONDS,
@@ -214,6 +214,8 @@ def _gpu_name() -> str:
     probe = ray.remote(num_gpus=1, max_retries=0)(_own_device)
     try:
         return str(ray.get(probe.remote(), timeout=CAPACITY_WAIT_SECONDS))
+    except RayTaskError:
+        raise  # a defect of ours, which keeps its traceback
     except RayError:  # the probe died, or other jobs held all GPUs
         raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
 

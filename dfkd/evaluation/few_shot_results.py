@@ -35,7 +35,7 @@ from pydantic.dataclasses import dataclass
 
 from dfkd.config.distillation import Average, Start
 from dfkd.errors import CorruptionError
-from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
+from dfkd.evaluation.results import Spread, domain_means, over_seeds, selected, spread
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.types import CHECKED, Fraction, Natural, first_problem
@@ -149,7 +149,7 @@ def _by_seed(rows: Sequence[FewShotRow], average: Average) -> dict[int, dict[str
     """The accuracy that `average` selects on each domain, by seed."""
     accuracies: dict[int, dict[str, float]] = {}
     for row in rows:
-        accuracy = row.class_mean if average == "classes" else row.accuracy
+        accuracy = selected(row.accuracy, row.class_mean, average)
         accuracies.setdefault(row.seed, {})[row.domain] = accuracy
     return accuracies
 

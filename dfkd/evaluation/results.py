@@ -183,9 +183,14 @@ def sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     )
 
 
+def selected(accuracy: float, class_mean: float, average: Average) -> float:
+    """The accuracy over images, or the mean over classes, as `average` says; 0-1."""
+    return class_mean if average == "classes" else accuracy
+
+
 def accuracy_of(row: ResultRow, average: Average) -> float:
-    """A row's accuracy over images, or its mean over classes, as `average` says; 0-1."""
-    return row["class_mean"] if average == "classes" else row["accuracy"]
+    """The accuracy of a row that `average` selects, 0-1."""
+    return selected(row["accuracy"], row["class_mean"], average)
 
 
 def summarise(rows: Sequence[ResultRow], average: Average = "images") -> list[Summary]:

@@ -118,9 +118,7 @@ def evaluate(
     scored = manifest.with_classes(classes) if classes else manifest
     data = open_data(scored.evaluation, scored.classes)
     wanted = manifest.evaluation.models
-    students = list(_finished_students(manifest, version)) if "student" in wanted else []
-    for student in students if classes else ():
-        require_replaceable_classes(manifest, student.method, student.version)
+    students = list(_finished_students(manifest, version, classes)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
     candidates = _load_candidates(scored, root, students, manifest.classes)
     models = _with_cost_records(root, candidates, len(data.items))
@@ -129,15 +127,17 @@ def evaluate(
     average = manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, average)
     location = write_results(root.child(folder) if folder else root, content)
-    return Evaluated(
-        content,
-        location,
-        {student.method: student.version for student in students},
-    )
+    return Evaluated(content, location, {each.method: each.version for each in students})
 
 
-def _finished_students(manifest: Manifest, version: str) -> Iterator[StudentLocation]:
-    """Yield the location of each method's and seed's student; `ManifestError` if one is missing."""
+def _finished_students(
+    manifest: Manifest, version: str, classes: tuple[str, ...]
+) -> Iterator[StudentLocation]:
+    """Yield the location of each method's and seed's student.
+
+    Raises:
+        ManifestError: one is missing, or `classes` are given and it knows only its own.
+    """
     for method in manifest.methods:
         for seed in manifest.distillation.seeds:
             found = locate_student(manifest, method, seed, version)
@@ -148,6 +148,8 @@ def _finished_students(manifest: Manifest, version: str) -> Iterator[StudentLoca
                     list(manifest.evaluation.models),
                     "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
                 )
+            if classes:
+                require_replaceable_classes(manifest, method, found.version)
             yield found
 
 

@@ -319,6 +319,20 @@ def prompt_map(prompts: PromptFacts, classes: Sequence[str]) -> Markup:
     return _rendered(chart, f"Map of the prompts of method {prompts.method}")
 
 
+def _moved_down(
+    x: float, y: float, half: float, placed: Sequence[tuple[float, float, float]]
+) -> float:
+    """The first height from `y` on at which a label of half width `half` overlaps none in `placed`.
+
+    More than `MAP_HEIGHT` if there is none in the plot.
+    """
+    while y <= MAP_HEIGHT and any(
+        abs(x - a) < half + b and abs(y - c) < LABEL_DISTANCE for a, b, c in placed
+    ):
+        y += 1
+    return y
+
+
 def _class_labels(
     prompts: PromptFacts,
     classes: Sequence[str],
@@ -345,11 +359,7 @@ def _class_labels(
         name = classes[present[i]]
         half = 3.3 * len(name)
         x = min(max(xs[i], half), MAP_WIDTH - half)
-        y = ys[i]
-        while y <= MAP_HEIGHT and any(
-            abs(x - a) < half + b and abs(y - c) < LABEL_DISTANCE for a, b, c in placed
-        ):
-            y += 1
+        y = _moved_down(x, ys[i], half, placed)
         if y > MAP_HEIGHT:
             continue
         placed.append((x, half, y))

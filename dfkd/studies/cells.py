@@ -23,7 +23,7 @@ from dfkd.distillation.student_names import student_name
 from dfkd.distillation.text_only import classifier_name
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains
-from dfkd.evaluation.results import ZERO_SHOT, ResultRow
+from dfkd.evaluation.results import ZERO_SHOT, ResultRow, selected
 from dfkd.storage import layout
 from dfkd.storage.local import MissingObject, Storage
 from dfkd.studies.study import Cell
@@ -50,7 +50,7 @@ class Score:
 
     def averaged(self, average: Average) -> float:
         """The accuracy over images, or the mean over classes, as `average` says; 0-1."""
-        return self.class_mean if average == "classes" else self.accuracy
+        return selected(self.accuracy, self.class_mean, average)
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)

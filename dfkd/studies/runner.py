@@ -96,18 +96,15 @@ def reproduce(
         require_tsne()
     if study.described.compare:
         require_scipy()
-    judge = read_judge(
-        study.described.chosen_judge,
-        study.manifest.classes,
-        study.manifest.synthesis.image_size,
-        pick_device(),
-    )
-    root = open_storage(study.manifest.storage.root)
+    manifest, device = study.manifest, pick_device()
+    size = manifest.synthesis.image_size
+    judge = read_judge(study.described.chosen_judge, manifest.classes, size, device)
+    root = open_storage(manifest.storage.root)
     cell_jobs = list(_cell_jobs(study, root, data, judge.sha256 if judge else ""))
     # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
     if study.described.text_only:
-        load_tower(study.manifest, pick_device())
+        load_tower(manifest, device)
     with contextlib.ExitStack() as runtime:
         study_cells = _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
     if data is None or not study.described.text_only:
