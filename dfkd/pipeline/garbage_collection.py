@@ -138,17 +138,22 @@ def remove(
         for entry in removal.entries
         if entry.key in wanted or entry.key in marks
     ]
+    _delete(root, again, fence)
+    gone = [wanted[entry.key] for entry in again if entry.key in wanted]
+    return len(gone), sum(entry.size for entry in gone)
+
+
+def _delete(root: Storage, entries: Sequence[StoredObject], fence: Callable[[], object]) -> None:
+    """Delete objects, and call `fence` before the first of them and every few seconds."""
     # All manifests and cards go before the first shard, so no reader finds a version in pieces.
     checked = -FENCE_SECONDS
-    for entry in sorted(again, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
+    for entry in sorted(entries, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
         # While this process was suspended, another one may have finished the removal, and a
         # version of the same name may have begun. The wall clock goes on in a suspended machine.
         if time.time() - checked >= FENCE_SECONDS:
             fence()
             checked = time.time()
         root.delete(entry.key)
-    gone = [wanted[entry.key] for entry in again if entry.key in wanted]
-    return len(gone), sum(entry.size for entry in gone)
 
 
 def _folder(key: str) -> str:
