@@ -28,16 +28,16 @@ from dfkd.miniature.training.generator import GeneratorTrainer, Network
 from dfkd.miniature.training.teacher import TeacherTrainer
 from dfkd.models.teacher import Teacher
 
-#: The files of the models and the evaluation set, whose hashes are part of the scores.
-FILES = (
+#: The files of teacher and generator.
+MODEL_FILES = (
     "teacher.json",
     "teacher.safetensors",
     "bpe.txt.gz",
     "generator.yaml",
     "generator.safetensors",
-    "backbone.safetensors",
-    "evaluation.tar",
 )
+#: The files whose hashes are part of the scores.
+FILES = (*MODEL_FILES, "backbone.safetensors", "evaluation.tar")
 Classifier = Literal["backbone", "judge"]
 #: Models that can be trained alone.
 Single = Classifier | Literal["diffusion"]
@@ -45,17 +45,12 @@ Single = Classifier | Literal["diffusion"]
 
 @dataclass(frozen=True)
 class Models:
-    """The two models that others are made with, as exported: their half precision is their users'.
-
-    Each was trained by the trainer beside it.
-    """
+    """The two models that others are made with, as exported: in their users' half precision."""
 
     tokenizer: SimpleTokenizer
     words: list[str]
     """The words of the teacher's captions."""
-    teacher_trainer: TeacherTrainer
     teacher: nn.Module
-    generator_trainer: GeneratorTrainer
     generator: Network
 
 
@@ -73,7 +68,7 @@ def make(recipe: Recipe, command: str) -> Path:
     torch.set_num_threads(recipe.threads)
     output = Path(recipe.output)
     split = pretraining.split_drawings(recipe)
-    models = _train_models(recipe, split, output)
+    models, teacher_trainer, generator_trainer = _train_models(recipe, split, output)
     backbone = _train_classifier(recipe, split, "backbone")
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
@@ -84,11 +79,9 @@ def make(recipe: Recipe, command: str) -> Path:
         "note": recipe.note,
         "machine": scoring.machine_scores(),
         "data": scoring.data_scores(recipe, split),
-        "teacher": scoring.teacher_scores(
-            models.teacher_trainer, models.teacher, models.tokenizer, split
-        ),
+        "teacher": scoring.teacher_scores(teacher_trainer, models.teacher, models.tokenizer, split),
         "generator": scoring.generator_scores(
-            models.generator_trainer, models.generator, models.teacher, models.tokenizer, split
+            generator_trainer, models.generator, models.teacher, models.tokenizer, split
         ),
         "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
@@ -102,8 +95,8 @@ def make(recipe: Recipe, command: str) -> Path:
 def make_single(recipe: Recipe, kind: Single) -> Path:
     """Train only one model; returns the path of its weights or, of the diffusion model, its scores.
 
-    The diffusion model needs the teacher and the generator, which are trained first unless their
-    work is in the work folder.
+    The diffusion model needs the teacher and the generator. They are trained first, unless
+    ``recipe.output`` already holds those of this recipe.
 
     Raises:
         DfkdError: as `make`.
@@ -111,19 +104,45 @@ def make_single(recipe: Recipe, kind: Single) -> Path:
     torch.set_num_threads(recipe.threads)
     split, output = pretraining.split_drawings(recipe), Path(recipe.output)
     if kind == "diffusion":
-        return _make_diffusion(recipe, split, _train_models(recipe, split, output), output / kind)
+        models = _exported_models(recipe, split, output)
+        if models is None:
+            models, *_ = _train_models(recipe, split, output)
+        return _make_diffusion(recipe, split, models, output / kind)
     _train_classifier(recipe, split, kind)
     return _classifier_file(recipe, kind)
 
 
-def _train_models(recipe: Recipe, split: DataSplit, output: Path) -> Models:
-    """Train and export teacher and generator."""
+def _train_models(
+    recipe: Recipe, split: DataSplit, output: Path
+) -> tuple[Models, TeacherTrainer, GeneratorTrainer]:
+    """Train and export teacher and generator; returns their trainers, too."""
     tokenizer, words = pretraining.write_tokenizer(recipe, split, output)
     teacher_trainer = pretraining.train_teacher(recipe, split, tokenizer, words, output)
     teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
     generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
     generator = scoring.exported_generator(recipe.generator, output)
-    return Models(tokenizer, words, teacher_trainer, teacher, generator_trainer, generator)
+    return Models(tokenizer, words, teacher, generator), teacher_trainer, generator_trainer
+
+
+def _exported_models(recipe: Recipe, split: DataSplit, folder: Path) -> Models | None:
+    """Teacher and generator that an earlier run of this recipe exported, or None.
+
+    The scores beside them tell whose they are, and the hashes there that they are whole.
+    """
+    record = folder / "scores.json"
+    if not record.is_file():
+        return None
+    scores = json.loads(record.read_text("utf-8"))
+    names = [name for name in MODEL_FILES if (folder / name).is_file()]
+    exported = {name: scores["files"].get(name) for name in MODEL_FILES}
+    if scores["recipe"] != fingerprint(work_folder.identity(recipe)):
+        return None
+    if scoring.file_scores(folder, names) != exported:
+        return None
+    pretraining.log(f"teacher and generator of {folder}")
+    tokenizer, words = pretraining.read_tokenizer(recipe, split, folder)
+    teacher = scoring.exported_teacher(recipe.teacher, folder, tokenizer.vocab_size)
+    return Models(tokenizer, words, teacher, scoring.exported_generator(recipe.generator, folder))
 
 
 def _make_diffusion(recipe: Recipe, split: DataSplit, models: Models, folder: Path) -> Path:

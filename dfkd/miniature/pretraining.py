@@ -41,6 +41,8 @@ from dfkd.utils.pixels import from_bytes
 
 #: Drawings that are compared or hashed at once.
 _CHUNK = 8000
+#: File of the teacher's merges.
+_MERGES = "bpe.txt.gz"
 #: Number of classes with which the teacher is validated.
 _NOUNS = 200
 #: Folders of the caches of training and of held-out drawings: first icons, then clip art.
@@ -288,13 +290,20 @@ def write_tokenizer(
 ) -> tuple[SimpleTokenizer, list[str]]:
     """Write the teacher's configuration and merges; returns its tokenizer and its words."""
     output.mkdir(parents=True, exist_ok=True)
-    words = caption_words(split.rows, recipe.teacher.word_count)
-    path = output / "bpe.txt.gz"
-    write_merges(path, merges(words))
-    tokenizer = SimpleTokenizer(str(path), context_length=recipe.teacher.context_length)
-    config = teacher_recipe.config(recipe.teacher, tokenizer.vocab_size, path.name)
+    write_merges(output / _MERGES, merges(caption_words(split.rows, recipe.teacher.word_count)))
+    tokenizer, words = read_tokenizer(recipe, split, output)
+    config = teacher_recipe.config(recipe.teacher, tokenizer.vocab_size, _MERGES)
     (output / "teacher.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     return tokenizer, words
+
+
+def read_tokenizer(
+    recipe: Recipe, split: DataSplit, folder: Path
+) -> tuple[SimpleTokenizer, list[str]]:
+    """The tokenizer of the merges in a folder, and the words of captions."""
+    words = caption_words(split.rows, recipe.teacher.word_count)
+    length = recipe.teacher.context_length
+    return SimpleTokenizer(str(folder / _MERGES), context_length=length), words
 
 
 def train_teacher(

@@ -136,8 +136,8 @@ class DiffusionRecipe:
 
     channels: tuple[Channels, Channels] = (128, 256)
     """Channels of the UNet at the latents' size and at half of it."""
-    steps: Count = 15000
-    easy_steps: Count = 3000
+    steps: Count = 5000
+    easy_steps: Count = 1500
     """Steps in which looks, captions and names become gradually harder."""
     rising_steps: Count = 200
     """Steps in which the learning rate rises; then it falls along a cosine."""

@@ -127,8 +127,11 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     done = run_here(manifest, "--only", "diffusion")
     assert done.returncode == Exit.DONE, done.stderr
     assert done.stdout.splitlines()[-1] == f"wrote {out / 'diffusion' / 'scores.json'}"
-    assert "generator resumes at step 2" in done.stdout
+    assert f"teacher and generator of {out}" in done.stdout
     require_usable(out)
+    (out / "generator.yaml").write_text("{}")
+    done = run_here(manifest, "--only", "diffusion")
+    assert "generator resumes at step 2" in done.stdout
 
 
 def require_usable(assets: Path) -> None:
