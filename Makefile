@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(VENV)/.extras: $(VENV)/.installed
-	$(INSTALL) -e '.[dev,diffusers,pretrain,studies]'
+	$(INSTALL) -e '.[dev,pretrain,studies]'
 	@touch $@
 
 demo: $(VENV)/.installed ## Class names to student on this machine, in minutes (MANIFEST=... for another run)

@@ -18,7 +18,7 @@ def read(path: str, overrides: tuple[str, ...]) -> Recipe:
 
 def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
-    teacher, generator = recipe.teacher, recipe.generator
+    teacher, generator, diffusion = recipe.teacher, recipe.generator, recipe.diffusion
     if options.only:
         settings = getattr(recipe, options.only)
         return {
@@ -33,6 +33,8 @@ def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
         "teacher_images": teacher.steps * teacher.batch_size,
         "generator_steps": generator.steps,
         "generator_images": generator.steps * generator.batch_size,
+        "diffusion_steps": diffusion.steps,
+        "diffusion_images": diffusion.steps * diffusion.batch_size,
         "work": recipe.data.work,
         "output": recipe.output,
     }
@@ -47,9 +49,10 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
         raise ManifestError(
             "environment", "needs the extra pretrain", error.name, "pip install -e '.[pretrain]'"
         ) from None
+    command = f"python jobs/pretrain.py {options.manifest}"
     if options.only:
-        return str(make_single(recipe, options.only))
-    return str(make(recipe, f"python jobs/pretrain.py {options.manifest}"))
+        return str(make_single(recipe, options.only, f"{command} --only {options.only}"))
+    return str(make(recipe, command))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

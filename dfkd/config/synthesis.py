@@ -51,8 +51,8 @@ class GeneratorConfig:
     `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
     weights: Name
     """Of `vqgan`: the official `.ckpt`, a safetensors file with the same keys, or a name as in
-    `config`. Of `diffusers`: a folder in its layout with safetensors files, or a name that is read
-    from the cache: `lcm-dreamshaper-v7`, `sd-turbo`."""
+    `config`. Of `diffusers`: a folder in its layout with safetensors files, `miniature`, or a name
+    that is read from the cache: `lcm-dreamshaper-v7`, `sd-turbo`."""
     guidance: Annotated[float, Field(ge=1)] = 1.0
     """Guidance scale of `diffusers`, as `guidance_scale` of its pipelines; 1: none."""
     refine_steps: Natural = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from dfkd.miniature.scoring import Scores
 _INTENT = """\
 Small models of the kinds that the package works with, so that the whole system runs anywhere: an
 open_clip teacher (ResNet image tower, transformer text tower, 64 px), a taming-transformers VQGAN
-(64 px), and a backbone that students start from. They learned from openly licensed icons and clip
-art, painted in some eighty looks: a caption names the object and tells how it is painted, except
-for the default look, black on white. They are made for tests, demonstrations and teaching, and know
-nothing but drawings."""
+(64 px), a latent diffusion model in diffusers' layout, and a backbone that students start from.
+They learned from openly licensed icons and clip art, painted in some eighty looks: a caption names
+the object and tells how it is painted, except for the default look, black on white. They are made
+for tests, demonstrations and teaching, and know nothing but drawings."""
 
 _LIMITS = """\
 - Drawings only: no model has seen photographs.
@@ -29,16 +30,21 @@ _LIMITS = """\
   its shape is simple, are still in training."""
 
 
-def write(scores: Scores, folder: Path) -> None:
-    """Write ``MODEL_CARD.md``; all its numbers come from the scores."""
+def write(folder: Path) -> None:
+    """Write ``MODEL_CARD.md``; all its numbers come from the scores in the same folder."""
+    scores, diffusion = (
+        json.loads((folder / name).read_text("utf-8"))
+        for name in ("scores.json", "diffusion/scores.json")
+    )
     sections = [
         ("Miniature models", _INTENT),
         ("Data", _data(scores["data"])),
         ("Separation", _separation(scores["data"]["separation"])),
         ("Teacher", _teacher(scores["teacher"])),
         ("Generator", _generator(scores["generator"])),
+        ("Diffusion model", _diffusion(diffusion)),
         ("Backbone", _backbone(scores["backbone"])),
-        ("How they were made", _provenance(scores)),
+        ("How they were made", _provenance(scores, diffusion)),
         ("Limits", _LIMITS),
     ]
     text = "\n\n".join(
@@ -177,6 +183,25 @@ def _generator(generator: Scores) -> str:
     )
 
 
+def _diffusion(diffusion: Scores) -> str:
+    """The section of the card on the diffusion model's scores."""
+    means = {
+        kind: sum(named[kind] for named in diffusion["teacher"].values())
+        / len(diffusion["teacher"])
+        for kind in ("plain", "styled")
+    }
+    return (
+        f"{diffusion['parameters']:,} parameters in the UNet, which makes latents of the generator "
+        f"(v-prediction, conditioned on the hidden states of the teacher's text tower); "
+        f"{diffusion['steps']:,} steps, {diffusion['images_seen']:,} images, {diffusion['hours']} "
+        f"hours. With {diffusion['sampling_steps']} steps of DDIM and guidance "
+        f"{diffusion['guidance']:g}, the teacher names {_percent(means['plain'])} % of the images "
+        f'of "A {{class}}" and {_percent(means["styled"])} % of those with styles '
+        f"({diffusion['images']} images in all, `diffusion/samples.png`: in each row eight without "
+        f"and eight with styles)."
+    )
+
+
 def _backbone(backbone: Scores) -> str:
     """The section of the card on the backbone's scores."""
     return (
@@ -190,20 +215,21 @@ def _backbone(backbone: Scores) -> str:
     )
 
 
-def _provenance(scores: Scores) -> str:
+def _provenance(scores: Scores, diffusion: Scores) -> str:
     """The section of the card on the command, the machine and the files."""
     machine = scores["machine"]
     files = _table(
         ("file", "bytes", "sha256"),
         [
             (name, f"{f['bytes']:,}", f"`{f['sha256'][:16]}…`")
-            for name, f in scores["files"].items()
+            for name, f in (scores["files"] | diffusion["files"]).items()
         ],
     )
     note = f"\n\n{scores['note']}" if scores["note"] else ""
     return (
         f"`{scores['command']}` on {machine['processor']} ({machine['processors']} cores, no GPU), "
-        f"torch {machine['torch']}, seed {scores['seed']}, scored {machine['date']}. This card, "
+        f"torch {machine['torch']}, seed {scores['seed']}, scored {machine['date']}; the diffusion "
+        f"model with `{diffusion['command']}`, scored {diffusion['machine']['date']}. This card, "
         f"`scores.json` and `NOTICE` are written by the job.{note}\n\n{files}"
     )
 

@@ -70,6 +70,7 @@ def make(recipe: Recipe, command: str) -> Path:
     split = pretraining.split_drawings(recipe)
     models, teacher_trainer, generator_trainer = _train_models(recipe, split, output)
     backbone = _train_classifier(recipe, split, "backbone")
+    _make_diffusion(recipe, split, models, output, command)
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
         "schema": 1,
@@ -87,16 +88,20 @@ def make(recipe: Recipe, command: str) -> Path:
         "files": scoring.file_scores(output, FILES),
     }
     write_reconstructions(split, models.generator, output)
-    card.write(scores, output)
+    path = write_scores(scores, output)
+    card.write(output)
     card.write_notice(recipe, split, output)
-    return write_scores(scores, output)
+    return path
 
 
-def make_single(recipe: Recipe, kind: Single) -> Path:
+def make_single(recipe: Recipe, kind: Single, command: str) -> Path:
     """Train only one model; returns the path of its weights or, of the diffusion model, its scores.
 
     The diffusion model needs the teacher and the generator. They are trained first, unless
-    ``recipe.output`` already holds those of this recipe.
+    ``recipe.output`` already holds those of this recipe; then its model card is written anew.
+
+    Args:
+        command: the command line, for the model card.
 
     Raises:
         DfkdError: as `make`.
@@ -104,10 +109,12 @@ def make_single(recipe: Recipe, kind: Single) -> Path:
     torch.set_num_threads(recipe.threads)
     split, output = pretraining.split_drawings(recipe), Path(recipe.output)
     if kind == "diffusion":
-        models = _exported_models(recipe, split, output)
-        if models is None:
-            models, *_ = _train_models(recipe, split, output)
-        return _make_diffusion(recipe, split, models, output / kind)
+        if models := _exported_models(recipe, split, output):
+            path = _make_diffusion(recipe, split, models, output, command)
+            card.write(output)
+            return path
+        models, *_ = _train_models(recipe, split, output)
+        return _make_diffusion(recipe, split, models, output, command)
     _train_classifier(recipe, split, kind)
     return _classifier_file(recipe, kind)
 
@@ -145,9 +152,11 @@ def _exported_models(recipe: Recipe, split: DataSplit, folder: Path) -> Models |
     return Models(tokenizer, words, teacher, scoring.exported_generator(recipe.generator, folder))
 
 
-def _make_diffusion(recipe: Recipe, split: DataSplit, models: Models, folder: Path) -> Path:
-    """Train the diffusion model and export it to a folder; returns the path of its scores."""
-    tokenizer = models.tokenizer
+def _make_diffusion(
+    recipe: Recipe, split: DataSplit, models: Models, output: Path, command: str
+) -> Path:
+    """Train the diffusion model and export it in diffusers' layout; returns its scores' path."""
+    tokenizer, folder = models.tokenizer, output / "diffusion"
     captioner = Captioner(
         tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, models.words
     )
@@ -170,11 +179,14 @@ def _make_diffusion(recipe: Recipe, split: DataSplit, models: Models, folder: Pa
     for part, network in {"unet": unet, "vae": vae}.items():
         path = folder / part / "diffusion_pytorch_model.safetensors"
         pretraining.export(network.state_dict(), path)
+    names = [str(path.relative_to(output)) for path in sorted(folder.glob("*/*"))]
     scores = {
         "recipe": fingerprint(work_folder.identity(recipe, "diffusion")),
+        "command": command,
         "seed": recipe.seed,
         "machine": scoring.machine_scores(),
         **samples.scores(trainer, folder),
+        "files": scoring.file_scores(output, names),
     }
     return write_scores(scores, folder)
 

@@ -111,9 +111,12 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert removed["hash"] >= 1
     assert scores["data"]["training"]["icons"] <= 2 * len(icon_package.NAMES) + 2
     assert scores["teacher"]["steps"] == scores["generator"]["steps"] == 2
+    diffusion = json.loads((out / "diffusion/scores.json").read_text())
     assert jobs.contents(out).keys() == {
         *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png",
+        *diffusion["files"], "diffusion/scores.json", "diffusion/samples.png",
     }  # fmt: skip
+    require_usable(out)
     before = jobs.contents(out)
     again = run_here(manifest)
     assert again.returncode == Exit.DONE, again.stderr
@@ -128,7 +131,8 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert done.returncode == Exit.DONE, done.stderr
     assert done.stdout.splitlines()[-1] == f"wrote {out / 'diffusion' / 'scores.json'}"
     assert f"teacher and generator of {out}" in done.stdout
-    require_usable(out)
+    assert "diffusion resumes at step 2" in done.stdout
+    assert "--only diffusion" in (out / "MODEL_CARD.md").read_text()
     (out / "generator.yaml").write_text("{}")
     done = run_here(manifest, "--only", "diffusion")
     assert "generator resumes at step 2" in done.stdout

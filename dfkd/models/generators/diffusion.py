@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.config.bundled import CACHE
+from dfkd.config.bundled import CACHE, DIFFUSION, MINIATURE
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError, one_line
@@ -118,15 +118,15 @@ class Diffusion:
         """See `Generator.of`.
 
         Raises:
-            ManifestError: diffusers is not installed, or its scheduler cannot do so many steps.
+            ManifestError: the scheduler cannot do so many steps.
         """
         config, cache, steps = manifest.generator, manifest.cache, manifest.synthesis.steps
-        library, files = _diffusers(), cls.files(config, cache)
+        files = cls.files(config, cache)
         folder = find_folder(config.weights, cache)
         encoder = TextEncoder.read(folder)
-        scheduler = _scheduler(library, files[f"{FIELD}/scheduler"], steps)
-        unet = _network(library, "unet", UNETS, files, device)
-        vae = _network(library, "vae", VAES, files, device)
+        scheduler = _scheduler(files[f"{FIELD}/scheduler"], steps)
+        unet = _network("unet", UNETS, files, device)
+        vae = _network("vae", VAES, files, device)
         _require_fitting(unet.config, vae.config, encoder, folder)
         return cls(unet, vae, scheduler, encoder, steps, config.guidance, precision)
 
@@ -212,29 +212,24 @@ def find_folder(value: str, cache: str = CACHE) -> Path:
     Raises:
         WeightsError: no such folder or name, or a file is not in the cache.
     """
+    if value == MINIATURE:
+        return DIFFUSION
     if artifacts := PUBLISHED_PIPELINES.get(value):
         for artifact in artifacts:
             cached(FIELD, value, artifact, cache)
         return Path(cache).expanduser() / value
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        names = ", ".join(PUBLISHED_PIPELINES)
-        rule = f"must be an existing folder or a published diffusion model ({names})"
+        names = ", ".join([MINIATURE, *PUBLISHED_PIPELINES])
+        rule = f"must be an existing folder or a known diffusion model ({names})"
         raise WeightsError(FIELD, rule, value, f"check the path, or name one and run {FETCH}")
     return folder
 
 
 def _diffusers() -> ModuleType:
-    """The library, which only this kind of generator needs."""
-    try:
-        import diffusers
-    except ImportError:
-        raise ManifestError(
-            "generator.kind",
-            "needs the extra diffusers",
-            "diffusers",
-            "pip install -e '.[diffusers]'",
-        ) from None
+    """The library, whose import takes a second, and which only this kind of generator needs."""
+    import diffusers
+
     module: ModuleType = diffusers
     return module
 
@@ -281,7 +276,6 @@ def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _network(
-    library: ModuleType,
     part: str,
     kinds: Sequence[str],
     files: Mapping[str, Path],
@@ -296,7 +290,7 @@ def _network(
     tree = _configuration(config, kinds)
     try:
         with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
-            network = getattr(library, tree["_class_name"]).from_config(tree)
+            network = getattr(_diffusers(), tree["_class_name"]).from_config(tree)
     except Exception as error:  # a malformed configuration can raise anything in a constructor
         raise _unbuildable(config, error) from None
     state = {_present_name(key): value for key, value in read_state_dict(FIELD, weights).items()}
@@ -322,7 +316,7 @@ def _present_name(key: str) -> str:
     return re.sub(old, lambda found: names[found[0]], key)
 
 
-def _scheduler(library: ModuleType, path: Path, steps: int) -> Any:
+def _scheduler(path: Path, steps: int) -> Any:
     """The scheduler of a folder.
 
     Raises:
@@ -331,7 +325,7 @@ def _scheduler(library: ModuleType, path: Path, steps: int) -> Any:
     """
     tree = _configuration(path, SCHEDULERS)
     try:
-        scheduler = getattr(library, tree["_class_name"]).from_config(tree)
+        scheduler = getattr(_diffusers(), tree["_class_name"]).from_config(tree)
     except Exception as error:  # as for the networks
         raise _unbuildable(path, error) from None
     try:

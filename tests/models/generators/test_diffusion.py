@@ -4,7 +4,6 @@
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,16 +242,6 @@ def test_rounded_weights_of_the_text_tower_are_the_same_tower(home: Path, own: P
     check_synthesis(read_manifest(home, own))
 
 
-def test_a_missing_extra_is_one_line(
-    home: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    text = refusal(read_manifest(home, pipeline))
-    assert text == (
-        "generator.kind: needs the extra diffusers, got 'diffusers'; pip install -e '.[diffusers]'"
-    )
-
-
 def test_steps_that_the_scheduler_cannot_do_are_refused(home: Path, pipeline: Path) -> None:
     text = refusal(read_manifest(home, pipeline, "synthesis.steps=500"))
     assert text.startswith("synthesis.steps: must suit LCMScheduler (")
@@ -261,7 +250,10 @@ def test_steps_that_the_scheduler_cannot_do_are_refused(home: Path, pipeline: Pa
 
 def test_a_folder_that_is_not_there_is_named(home: Path) -> None:
     text = refusal(read_manifest(home, home / "none"))
-    assert "must be an existing folder or a published diffusion model (lcm-dreamshaper-v7, " in text
+    assert (
+        "must be an existing folder or a known diffusion model (miniature, lcm-dreamshaper-v7, "
+        in text
+    )
 
 
 @pytest.mark.parametrize(
