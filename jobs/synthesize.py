@@ -9,22 +9,24 @@ from typing import Any
 
 import dfkd
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import estimated_bytes, image_count, image_steps, task_count
+from dfkd.config.plan import estimated_bytes, image_count, image_steps, sampling_steps, task_count
 from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make; the steps count the optimisation of latents."""
+    """What a run would make; the steps are summed over all images."""
     from dfkd.pipeline.preflight import check_synthesis
 
     check_synthesis(manifest)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
+    single = [manifest.with_method(method) for method in methods]
     return {
         "methods": list(methods),
         "tasks": task_count(manifest) * len(methods),
         "images": images,
-        "optimisation_steps": sum(image_steps(manifest.with_method(each)) for each in methods),
+        "optimisation_steps": sum(map(image_steps, single)),
+        "sampling_steps": sum(map(sampling_steps, single)),
         "bytes_at_most": estimated_bytes(manifest, image_count(manifest)) * len(methods),
     }
 

@@ -160,6 +160,13 @@ def image_steps(manifest: Manifest) -> int:
     return image_count(manifest) * steps_per_image(manifest)
 
 
+def sampling_steps(manifest: Manifest) -> int:
+    """Steps of a diffusion model in a run with one method, summed over images; 0 without one."""
+    if prompt_method(manifest.method) is None or manifest.generator.kind != "diffusers":
+        return 0
+    return image_count(manifest) * manifest.synthesis.steps
+
+
 @dataclass(frozen=True)
 class PromptRow:
     """An image that needs a prompt: its class index and name, its index, and the prompt's seed."""

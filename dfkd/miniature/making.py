@@ -173,7 +173,7 @@ def _make_diffusion(
         pretraining.log,
     )
     unet = trainer.run()
-    vae = diffusion.autoencoder(recipe.generator, models.generator, 1 / trainer.deviation)
+    vae = diffusion.autoencoder(recipe.generator, models.generator, trainer.space)
     text = diffusion.text_encoder(recipe.teacher, tokenizer.vocab_size)
     diffusion.write_configurations(folder, unet, vae, text)
     for part, network in {"unet": unet, "vae": vae}.items():

@@ -136,8 +136,10 @@ class DiffusionRecipe:
 
     channels: tuple[Channels, Channels] = (128, 256)
     """Channels of the UNet at the latents' size and at half of it."""
-    steps: Count = 5000
-    easy_steps: Count = 1500
+    components: Count = 8
+    """Principal components of the latents' channels, which the model makes instead of latents."""
+    steps: Count = 3200
+    easy_steps: Count = 1000
     """Steps in which looks, captions and names become gradually harder."""
     rising_steps: Count = 200
     """Steps in which the learning rate rises; then it falls along a cosine."""

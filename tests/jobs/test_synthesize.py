@@ -169,6 +169,7 @@ def test_the_plan_and_the_resolved_manifest_are_shown_without_work(tmp_path: Pat
     manifest = write(tmp_path)
     planned = json.loads(run_here("synthesize", manifest, "--dry-run").stdout)
     assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (9, 18, 144)
+    assert planned["sampling_steps"] == 0
     assert planned["bytes_at_most"] > 18 * 64 * 64 * 3
     printed = run_here("synthesize", manifest, "--print-manifest", "--set", "seed=5").stdout
     assert yaml.safe_load(printed)["seed"] == 5

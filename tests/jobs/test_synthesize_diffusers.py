@@ -26,6 +26,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("two_cpus")
 def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
     words = ("--set", "prompts.method=random", "--set", "cluster.workers=1")
+    planned = json.loads(run_here("synthesize", home / "manifest.yaml", *words, "--dry-run").stdout)
+    assert (planned["optimisation_steps"], planned["sampling_steps"]) == (0, 20)
     found = run_here("synthesize", home / "manifest.yaml", *words)
     assert found.returncode == Exit.DONE, found.stderr
     data = home / "run/data"

@@ -19,6 +19,7 @@ from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecip
 from dfkd.miniature.tokenizer import merges, write_merges
 from dfkd.miniature.training import diffusion, generator
 from dfkd.miniature.training import teacher as teacher_recipe
+from dfkd.miniature.training.latent_space import LatentSpace
 from dfkd.miniature.training.teacher import Batch, Sample, positives
 from dfkd.models.teacher import Teacher
 
@@ -320,13 +321,31 @@ def diffusion_trainer(
 def test_a_vqgan_decodes_the_same_as_an_object_of_diffusers() -> None:
     torch.manual_seed(0)
     network = generator.Network(SMALL_VQ).eval()
-    copied = diffusion.autoencoder(SMALL_VQ, network, 2.0)
-    assert copied.config.scaling_factor == 2.0
-    latents = network.encode(torch.rand(2, 3, 64, 64) * 2 - 1)
+    latents = network.encode(torch.rand(2, 3, 64, 64) * 2 - 1).detach()
+    space = LatentSpace(8, 8)  # all components, so that nothing is lost
+    space.fit(latents)
+    copied = diffusion.autoencoder(SMALL_VQ, network, space)
+    components = space(latents)
+    assert components.square().mean() == pytest.approx(1, rel=0.02)
     codes, _ = network.quantize(latents)
-    torch.testing.assert_close(
-        copied.decode(latents).sample, network.decode(codes), rtol=1e-4, atol=1e-4
-    )
+    decoded = copied.decode(components / copied.config.scaling_factor).sample
+    torch.testing.assert_close(decoded, network.decode(codes), rtol=1e-3, atol=1e-3)
+
+
+def test_principal_components_are_those_of_the_most_variance() -> None:
+    gen = torch.Generator().manual_seed(0)
+    mixing = torch.linalg.qr(torch.randn(6, 6, generator=gen))[0]
+    values = torch.randn(4, 6, 8, 8, generator=gen) * torch.tensor([3.0, 2, 1, 0, 0, 0])[
+        :, None, None
+    ]  # fmt: skip
+    latents = torch.einsum("bchw,cd->bdhw", values, mixing) + 5
+    space = LatentSpace(6, 3)
+    space.fit(latents)
+    components = space(latents)
+    assert components.square().mean() == pytest.approx(1, rel=0.02)
+    assert (components.std((0, 2, 3)).diff() < 0).all()
+    back = torch.einsum("bkhw,ck->bchw", components * space.scale, space.axes)
+    torch.testing.assert_close(back + space.mean[:, None, None], latents, rtol=1e-4, atol=1e-3)
 
 
 def test_a_diffusion_model_learns_and_resumes_to_the_same_weights(

@@ -1,6 +1,6 @@
 """Training of the miniature's latent diffusion model, with the classes of diffusers.
 
-    x_0  = E(image) / s                                      latents of the miniature's VQGAN
+    x_0  = principal components of E(image)                  E: encoder of the miniature's VQGAN
     x_t  = a_t x_0 + b_t noise,  a_t^2 + b_t^2 = 1           t of 1,000 times
     loss = |UNet(x_t, t, states) - (a_t noise - b_t x_0)|^2  (Salimans and Ho, 2022: "v")
 
@@ -32,6 +32,7 @@ from dfkd.miniature.looks.look import LookSampler
 from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecipe
 from dfkd.miniature.training.common import Resumable, cosine, rise
 from dfkd.miniature.training.generator import Network
+from dfkd.miniature.training.latent_space import LatentSpace
 from dfkd.miniature.work_folder import Log, Stateful
 from dfkd.models.generators.diffusion import ENCODING
 from dfkd.models.teacher import Teacher
@@ -44,6 +45,8 @@ _OWN_NAME = 0.7
 #: Share of captions that are left empty, from which classifier-free guidance learns what an image
 #: without a text is.
 _EMPTY = 0.1
+#: Batches by whose latents the principal components are found.
+_SPACE_BATCHES = 4
 #: The learning rate ends at this share of its maximum.
 _LAST_RATE = 0.05
 #: taming-transformers' names of an autoencoder's parts, and diffusers'.
@@ -69,8 +72,8 @@ def unet(recipe: DiffusionRecipe, vq: GeneratorRecipe, text_width: int) -> Any:
     down = len(vq.channel_multipliers) - 1
     return UNet2DConditionModel(
         sample_size=64 >> down,
-        in_channels=vq.latent_channels,
-        out_channels=vq.latent_channels,
+        in_channels=recipe.components,
+        out_channels=recipe.components,
         block_out_channels=recipe.channels,
         layers_per_block=1,
         # Texts are attended to at full size and in the middle; between them it would cost more
@@ -92,13 +95,13 @@ def scheduler() -> Any:
     )
 
 
-def autoencoder(recipe: GeneratorRecipe, network: Network, scale: float) -> Any:
+def autoencoder(recipe: GeneratorRecipe, network: Network, space: LatentSpace) -> Any:
     """The decoding half of the miniature's VQGAN as an object of diffusers.
 
     diffusers' encoder cannot have the shape of a VQGAN's without residual blocks.
 
     Args:
-        scale: factor of latents before the UNet.
+        space: of the UNet; the object decodes its components instead of latents.
     """
     levels = len(recipe.channel_multipliers)
     model: Any = VQModel(
@@ -107,12 +110,13 @@ def autoencoder(recipe: GeneratorRecipe, network: Network, scale: float) -> Any:
         block_out_channels=[recipe.channels * factor for factor in recipe.channel_multipliers],
         layers_per_block=recipe.residual_blocks,
         latent_channels=recipe.latent_channels,
+        vq_embed_dim=space.axes.shape[1],
         num_vq_embeddings=recipe.codes,
         sample_size=64,
-        scaling_factor=scale,
+        scaling_factor=1 / float(space.scale),
     )
     model.encoder = model.quant_conv = None
-    official = network.official().items()
+    official = space.decoder_weights(network.official()).items()
     state = {_vq_name(key, levels): x for key, x in official if not key.startswith(ENCODING)}
     for key, expected in model.state_dict().items():
         # The attention's 1 x 1 convolutions are matrices there.
@@ -160,8 +164,10 @@ class DiffusionTrainer(Resumable):
         self.log, self.path = log, folder / "diffusion.pt"
         # Another seed than those of teacher and generator, so that it does not see their batches.
         self.batches = Batches(cache, keep, recipe.batch_size, seed + 7)
-        # Of a batch with all looks, as the first ones show black on white alone.
-        self.deviation = float(self.batch(recipe.easy_steps)[0].std())
+        # Of batches with all looks, as the first ones show black on white alone.
+        steps = range(recipe.easy_steps, recipe.easy_steps + _SPACE_BATCHES)
+        self.space = LatentSpace(vq.latent_channels, recipe.components)
+        self.space.fit(torch.cat([self.batch(step)[0] for step in steps]))
         torch.manual_seed(seed)
         self.network: Any = unet(recipe, vq, teacher.token_table.shape[1])
         self.average: Any = copy.deepcopy(self.network).requires_grad_(False)
@@ -198,7 +204,7 @@ class DiffusionTrainer(Resumable):
     def batch(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Latents float32 [B, C, 8, 8], hidden states [B, L, D], and the generator of a step.
 
-        They depend on the seed and the step alone. The latents are not scaled.
+        They depend on the seed and the step alone.
         """
         # Looks are easier to learn than objects. With all looks from the start, a trial of 1,000
         # steps knew colours and grounds, and hardly any object.
@@ -231,7 +237,7 @@ class DiffusionTrainer(Resumable):
     def _update(self) -> float:
         """One step of the optimizer and the average; returns the loss."""
         latents, states, gen = self.batch(self.step)
-        clean = latents / self.deviation
+        clean = self.space(latents)
         noise = torch.randn(clean.shape, generator=gen)
         times = torch.randint(len(self.alphas), (len(clean),), generator=gen)
         signal = self.alphas[times].sqrt().view(-1, 1, 1, 1)
@@ -255,7 +261,12 @@ class DiffusionTrainer(Resumable):
     @property
     def parts(self) -> dict[str, Stateful]:
         """See `Resumable.parts`."""
-        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+        return {
+            "space": self.space,
+            "network": self.network,
+            "average": self.average,
+            "optimizer": self.optimizer,
+        }
 
 
 def text_encoder(recipe: TeacherRecipe, vocabulary: int) -> dict[str, Any]:

@@ -349,7 +349,9 @@ def _require_fitting(unet: Any, vae: Any, encoder: TextEncoder, folder: Path) ->
         raise _foreign(
             folder, f"must have a UNet that one text tower conditions, and this one has {other[0]}"
         )
-    if not unet.in_channels == unet.out_channels == vae.latent_channels:
+    # The decoder of a VQGAN starts at its codes.
+    channels = vae.get("vq_embed_dim") or vae.latent_channels
+    if not unet.in_channels == unet.out_channels == channels:
         raise _foreign(
             folder, "must have a UNet for text to image, with as many channels as the VAE has"
         )
