@@ -6,6 +6,7 @@ from typing import Any
 
 from dfkd.dataset.published import (
     INDEX_SCHEMA,
+    PROMPTS_REMEDY,
     PublishedVersion,
     index_row,
     sha256_object,
@@ -29,11 +30,7 @@ def verify(version: PublishedVersion) -> list[str]:
         problem for receipt in version.shards for problem in _receipt_problems(version, receipt)
     ]
     problems += _prompt_problems(version)
-    damaged = [
-        key
-        for key, digest in version.files.items()
-        if sha256_object(version.storage, key) != digest
-    ]
+    damaged = version.damaged_files()
     problems += [
         f"{version.storage.location(key)}: is not what was published; "
         "run jobs/synthesize.py again, it writes the file anew"
@@ -59,10 +56,7 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
     for name, digest in digests.items():
         if sha256_object(version.storage, layout.prompts(name)) != digest:
             where = version.storage.location(layout.prompts(name))
-            yield (
-                f"{where}: is not what was published; "
-                "restore it from a copy, or give another storage.root and synthesise again"
-            )
+            yield f"{where}: is not what was published; {PROMPTS_REMEDY}"
 
 
 def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
