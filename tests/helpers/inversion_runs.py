@@ -46,7 +46,7 @@ def read(*overrides: str, root: str = "unused") -> Manifest:
 def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
     """A classifier of the two classes, and a run for images of these classes."""
     classifier = Classifier(teacher, class_text_embeddings(read(), teacher))
-    return classifier, PartRequest(torch.tensor(labels), range(len(labels)), 64)
+    return classifier, PartRequest(torch.tensor(labels), range(len(labels)))
 
 
 def course(images: int = 4, *parts: Tensor) -> RunContext:

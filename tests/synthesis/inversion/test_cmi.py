@@ -106,7 +106,7 @@ def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
     made.make(run)
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
     made.context = course(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
-    made.make(PartRequest(run.labels, (7, 8), 64, part=1, before=2))
+    made.make(PartRequest(run.labels, (7, 8), part=1, before=2))
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * cosine_factor(2 / 8))
     assert made.learner.optimizer.defaults["weight_decay"] == 1e-4
 

@@ -51,7 +51,7 @@ def test_the_loss_is_class_statistics_variation_and_norm(
     monkeypatch.setattr(deepinversion, "NORM_WEIGHT", 0.125)
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with batch_norm_taps(teacher, "test") as taps:
-        losses = _Batch(classifier, taps, run, config, None)._losses(images)
+        losses = _Batch(classifier, taps, run, 64, config, None)._losses(images)
         logits = classifier.logits(images * teacher.std + teacher.mean)
         statistics = float(batch_norm_loss(taps.read, 3.0))
     shared = 0.5 * statistics

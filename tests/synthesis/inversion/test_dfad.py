@@ -107,7 +107,7 @@ def test_images_are_taken_from_all_rounds(teacher: Teacher) -> None:
     made = game.make(run, lambda number, loss: told.append(number))
     assert told == list(range(6))
     assert sorted(made.steps.tolist()) == [2, 2, 4, 4, 6, 6]
-    second = PartRequest(run.labels, range(6, 12), 64, part=1, before=6)
+    second = PartRequest(run.labels, range(6, 12), part=1, before=6)
     assert sorted(game.make(second).steps.tolist()) == [8, 8, 10, 10, 12, 12]
     assert made.pixels.shape == (6, 64, 64, 3)
     assert not made.diverged.any()

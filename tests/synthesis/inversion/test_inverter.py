@@ -33,7 +33,7 @@ def begun(method: str, teacher: Teacher, settings: Inversion, *parts: torch.Tens
 
 def run(part: int) -> PartRequest:
     seeds = range(2 * part, 2 * part + 2)
-    return PartRequest(torch.tensor([0, 1]), seeds, 64, part=part, before=2 * part)
+    return PartRequest(torch.tensor([0, 1]), seeds, part=part, before=2 * part)
 
 
 def test_only_chained_methods_have_a_state(teacher: Teacher) -> None:
@@ -80,7 +80,7 @@ def test_a_part_that_diverges_ends_the_chain(method: str, teacher: Teacher) -> N
     settings = read(f"inversion.{method}.learning_rate=1e35").inversion
     inverter = begun(method, teacher, settings)
     with pytest.raises(DfkdError, match=rf"inversion\.{method}: diverged in part 0, on which all"):
-        inverter.make(PartRequest(torch.tensor([0, 1, 0, 1]), range(4), 64))
+        inverter.make(PartRequest(torch.tensor([0, 1, 0, 1]), range(4)))
 
 
 def test_logits_are_scaled_cosines_without_their_mean(teacher: Teacher) -> None:
@@ -111,8 +111,8 @@ def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
 
 
 def test_draws_depend_on_the_images_and_the_purpose() -> None:
-    one, two = (PartRequest(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
-    same = PartRequest(one.labels, (1, 2), 32)
+    one, two = (PartRequest(torch.tensor([0, 1]), seeds) for seeds in ([1, 2], [1, 3]))
+    same = PartRequest(one.labels, (1, 2))
     assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
     assert len({r.draws(p).initial_seed() for r in (one, two) for p in "ab"}) == 4
     part = one.select(slice(1, 2))
@@ -142,9 +142,9 @@ def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: i
     whole, starts = course(images), range(0, images, size)
     total = len(starts) + more
     found = [
-        PartRequest(
-            torch.empty(0), range(start, min(start + size, images)), 64, before=start
-        ).rounds(total, whole)
+        PartRequest(torch.empty(0), range(start, min(start + size, images)), before=start).rounds(
+            total, whole
+        )
         for start in starts
     ]
     assert [number for rounds in found for number in rounds] == list(range(total))

@@ -39,7 +39,7 @@ def test_every_image_has_one_place(classes: int, images: int, seed: int) -> None
 
 @pytest.mark.parametrize(("rounds", "snapshots"), [(10, 3), (2, 20), (7, 7), (1, 1)])
 def test_images_come_from_evenly_spread_rounds(rounds: int, snapshots: int) -> None:
-    run = PartRequest(torch.tensor([0, 1] * 5), range(10), 16)
+    run = PartRequest(torch.tensor([0, 1] * 5), range(10))
     harvest = SnapshotSampler(run, range(7, 7 + rounds), snapshots)
     for number in range(7, 7 + rounds):
         harvest.take(
@@ -56,7 +56,7 @@ def test_images_come_from_evenly_spread_rounds(rounds: int, snapshots: int) -> N
 
 
 def test_an_image_of_no_numbers_has_diverged() -> None:
-    run = PartRequest(torch.tensor([0, 1]), range(2), 64)
+    run = PartRequest(torch.tensor([0, 1]), range(2))
     harvest = SnapshotSampler(run, range(1), 1)
     harvest.take(0, lambda: torch.full((2, 3, 64, 64), torch.nan), torch.tensor(torch.nan))
     made = harvest.assigned(undecided)
