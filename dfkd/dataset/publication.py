@@ -15,12 +15,7 @@ import pyarrow.parquet as pq
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.methods import method_of
-from dfkd.dataset.published import (
-    INDEX_ROWS,
-    INDEX_SCHEMA,
-    PublishedVersion,
-    index_row,
-)
+from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, PublishedVersion, index_row
 from dfkd.dataset.shards import Receipt, read_shard
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order

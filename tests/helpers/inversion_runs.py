@@ -49,6 +49,6 @@ def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
     return classifier, PartRequest(torch.tensor(labels), range(len(labels)))
 
 
-def course(images: int = 4, *parts: Tensor) -> RunContext:
+def run_context(images: int = 4, *parts: Tensor) -> RunContext:
     """The context of a run of so many images, with the stored images of its first parts."""
     return RunContext(5, images, 64, parts.__getitem__)

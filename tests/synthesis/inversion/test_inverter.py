@@ -20,7 +20,7 @@ from dfkd.synthesis.inversion import cmi
 from dfkd.synthesis.inversion.inverter import Inverter, embedding_taps, stage_taps
 from dfkd.synthesis.request import PartRequest, even_batches, synthesised
 from dfkd.synthesis.shard_maker import METHODS
-from tests.helpers.inversion_runs import course, problem, read
+from tests.helpers.inversion_runs import problem, read, run_context
 from tests.helpers.tiny_models import RESNET, load_teacher, model_config
 
 CHAINED = ("dfad", "cmi", "pre")
@@ -28,7 +28,7 @@ CHAINED = ("dfad", "cmi", "pre")
 
 def begun(method: str, teacher: Teacher, settings: Inversion, *parts: torch.Tensor) -> Inverter:
     classifier, _ = problem(teacher, 0)
-    return METHODS[method](classifier, course(6, *parts), settings)
+    return METHODS[method](classifier, run_context(6, *parts), settings)
 
 
 def run(part: int) -> PartRequest:
@@ -52,7 +52,7 @@ def test_a_part_from_a_state_is_the_one_of_the_run_that_went_on(
     whole = begun(method, teacher, settings)
     first = whole.make(run(0)).pixels
     states = [whole.state()]
-    whole.context = course(6, first)
+    whole.context = run_context(6, first)
     second = whole.make(run(1)).pixels
     states.append(whole.state())
     assert any(not torch.equal(states[1][key], states[0][key]) for key in states[0])
@@ -139,7 +139,7 @@ def test_batches_are_few_and_even_and_hold_every_image_once(count: int, size: in
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
 def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: int) -> None:
     """A manifest must have at least as many rounds as parts."""
-    whole, starts = course(images), range(0, images, size)
+    whole, starts = run_context(images), range(0, images, size)
     total = len(starts) + more
     found = [
         PartRequest(torch.empty(0), range(start, min(start + size, images)), before=start).rounds(
