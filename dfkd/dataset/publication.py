@@ -159,9 +159,9 @@ def _describe(
 
 INTRODUCTION = """\
 {samples} images in {shards} WebDataset shards ({bytes} bytes), synthesised by dfkd from class names
-alone: no image was read to make them. Each image was optimised until a vision-language teacher
-took it for its prompt, and carries the teacher's distances (`distances.npy`, smaller is closer) and
-its embedding (`embedding.npy`).
+alone: no image was read to make them. Each image carries a vision-language teacher's distances to
+the class prompts (`distances.npy`, smaller is closer) and its embedding of the image
+(`embedding.npy`).
 """
 
 TERMS = """\

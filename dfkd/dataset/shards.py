@@ -231,10 +231,11 @@ def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | 
 
 
 def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
-    """Yield the samples of a shard whose size, sha256 and sample count match the receipt.
+    """Yield each sample of a shard with its location, once the bytes match the receipt.
 
     Raises:
-        CorruptionError: they do not match, or `write_shard` would not write such a member.
+        CorruptionError: size, sha256 or number of samples do not match, or `write_shard` would not
+            write such a member.
     """
     _verify_bytes(data, receipt)
     for sample, span in _samples_with_slices(data, receipt.shard, receipt.samples):

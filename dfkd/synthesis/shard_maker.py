@@ -368,7 +368,7 @@ def initial_batch_size(config: Synthesis, device: torch.device) -> int:
 
 
 def _images_of_unit(manifest: Manifest) -> int:
-    """Images of a unit of work that is not the last one; a batch cannot have more."""
+    """Images of a full unit of work, the most that a batch can have."""
     size = min(manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
     return size * len(manifest.classes) if has_dependent_images(manifest.method) else size
 

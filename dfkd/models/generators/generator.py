@@ -28,7 +28,7 @@ class TextInput:
     layers: int
     """Blocks of the tower, from the first on; the final layer norm follows."""
     pads_with_end: bool
-    """Whether texts are padded with the end token, else with token 0 as open_clip does."""
+    """Whether texts are padded with the end token; if not, with token 0, as open_clip does."""
 
 
 @dataclass(frozen=True)

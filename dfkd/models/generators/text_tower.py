@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The text encoder of a diffusion model, which the teacher's tower takes the place of."""
+    """The text encoder of a diffusion model, which the teacher's text tower replaces."""
 
     shape: Shape
     input: TextInput

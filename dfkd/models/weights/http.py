@@ -82,7 +82,10 @@ class PartialFile(progress.Closing):
 
 
 def is_safe(address: str, artifact: Artifact) -> bool:
-    """Whether a replaced file would be noticed: by https, a published hash, or a local address."""
+    """Whether nobody can replace the file unnoticed on its way from `address`.
+
+    It comes by https or from this machine, or its whole hash is published.
+    """
     url = urlsplit(address)
     loopback = url.hostname == "localhost" or _is_loopback(url.hostname or "")
     return url.scheme == "https" or (url.scheme == "http" and (artifact.certain or loopback))
